@@ -1,0 +1,29 @@
+"""dd3g: one picture to 3D Gaussians in one forward pass."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dd3g.cameras import Cameras
+    from dd3g.gaussians import Gaussians
+    from dd3g.pepd import Generator
+    from dd3g.picture import load_image
+    from dd3g.rasterize import rasterize
+
+__version__ = "0.1.0"
+__all__ = ["Cameras", "Gaussians", "Generator", "load_image", "rasterize"]
+
+_HOME = {
+    "Cameras": "dd3g.cameras",
+    "Gaussians": "dd3g.gaussians",
+    "Generator": "dd3g.pepd",
+    "load_image": "dd3g.picture",
+    "rasterize": "dd3g.rasterize",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: the command line answers `--help` and bad input without waiting for torch.
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'dd3g' has no attribute {name!r}")

@@ -1,0 +1,184 @@
+"""A batch of pinhole cameras, orbit rigs around the object, rays and Plücker maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FOVY = 49.1
+RADIUS = 1.5
+ELEVATION = 10.0
+NEAR, FAR = 0.5, 2.5
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """Pinhole cameras that share one image size.
+
+    The world is right-handed OpenGL (x right, y up, the object faces +z); each camera is OpenCV (x right, y down,
+    z forward). Pixel centres lie at +0.5.
+
+    Args:
+        viewmats: (..., 4, 4) world to camera.
+        Ks: (..., 3, 3) intrinsics in pixels.
+        width: image width in pixels.
+        height: image height in pixels.
+        near: nearest depth that is drawn.
+        far: farthest depth that is drawn.
+    """
+
+    viewmats: Tensor  # (..., 4, 4) world -> camera, OpenCV
+    Ks: Tensor  # (..., 3, 3) pixels
+    width: int
+    height: int
+    near: float = NEAR
+    far: float = FAR
+
+    def __post_init__(self) -> None:
+        if self.viewmats.shape[-2:] != (4, 4) or self.Ks.shape[-2:] != (3, 3):
+            raise ValueError(
+                f"viewmats must be (..., 4, 4) and Ks (..., 3, 3), got {tuple(self.viewmats.shape)} and "
+                f"{tuple(self.Ks.shape)}"
+            )
+        if self.viewmats.shape[:-2] != self.Ks.shape[:-2]:
+            raise ValueError(
+                f"viewmats and Ks must share their batch shape, got {tuple(self.viewmats.shape[:-2])} and "
+                f"{tuple(self.Ks.shape[:-2])}"
+            )
+
+    @staticmethod
+    def orbit(
+        azimuths: Sequence[float] | Tensor,
+        elevations: float | Sequence[float] | Tensor = ELEVATION,
+        size: int = 64,
+        radius: float = RADIUS,
+        fovy: float = FOVY,
+    ) -> Cameras:
+        """Cameras on a sphere that look at the origin.
+
+        Args:
+            azimuths: (V,) degrees; 0 sees the front from +z, grows towards +x.
+            elevations: degrees, one or (V,); up is positive; within (-90, 90).
+            size: square image size in pixels.
+            radius: distance to the origin, world units.
+            fovy: vertical field of view in degrees.
+
+        Returns:
+            Cameras with batch shape (V,).
+
+        Raises:
+            ValueError: when an elevation looks straight along the vertical axis, where "up" is undefined.
+        """
+        a = torch.deg2rad(torch.as_tensor(azimuths, dtype=torch.float64))  # (V,)
+        e = torch.deg2rad(torch.as_tensor(elevations, dtype=torch.float64)).expand_as(a)  # (V,)
+        if (e.abs() >= math.pi / 2 - 1e-6).any():
+            raise ValueError("elevations must lie strictly between -90 and 90 degrees")
+        position = radius * torch.stack([e.cos() * a.sin(), e.sin(), e.cos() * a.cos()], -1)  # (V, 3)
+        forward = -position / radius
+        up = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64).expand_as(forward)
+        right = torch.linalg.cross(forward, up)
+        right = right / right.norm(dim=-1, keepdim=True)
+        down = torch.linalg.cross(forward, right)
+        rotation = torch.stack([right, down, forward], -2)  # (V, 3, 3), rows are the camera's axes
+        viewmats = torch.eye(4, dtype=torch.float64).repeat(len(a), 1, 1)
+        viewmats[:, :3, :3] = rotation
+        viewmats[:, :3, 3] = -(rotation @ position[..., None])[..., 0]
+        focal = 0.5 * size / math.tan(math.radians(fovy) / 2)
+        K = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]], dtype=torch.float64)
+        return Cameras(viewmats.float(), K.float().repeat(len(a), 1, 1), size, size)
+
+    @staticmethod
+    def default_rig(size: int = 64, views: int = 4) -> Cameras:
+        """The house rig: `views` cameras at even azimuths from 0, elevation 10 degrees; view 0 is the input's."""
+        return Cameras.orbit([360.0 * v / views for v in range(views)], ELEVATION, size)
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Leading dimensions shared by every field."""
+        return self.viewmats.shape[:-2]
+
+    @property
+    def positions(self) -> Tensor:
+        """(..., 3) camera centres in the world."""
+        R, t = self.viewmats[..., :3, :3], self.viewmats[..., :3, 3:]
+        return -(R.transpose(-1, -2) @ t)[..., 0]
+
+    @property
+    def camera_to_world(self) -> Tensor:
+        """(..., 4, 4) inverse of `viewmats`, exact for rigid transforms."""
+        inverse = self.viewmats.clone()
+        inverse[..., :3, :3] = self.viewmats[..., :3, :3].transpose(-1, -2)
+        inverse[..., :3, 3] = self.positions
+        return inverse
+
+    @property
+    def azimuths(self) -> Tensor:
+        """(...) azimuth of each camera centre in radians, 0 on +z, growing towards +x."""
+        p = self.positions
+        return torch.atan2(p[..., 0], p[..., 2])
+
+    def rays(self) -> tuple[Tensor, Tensor]:
+        """Rays through the pixel centres.
+
+        Returns:
+            origins (..., 1, 1, 3) and directions (..., H, W, 3) in the world. Directions have camera depth 1, so
+            `origins + depth * directions` lies at camera-space z = depth.
+        """
+        like = {"device": self.viewmats.device, "dtype": self.viewmats.dtype}
+        y, x = torch.meshgrid(
+            torch.arange(self.height, **like) + 0.5, torch.arange(self.width, **like) + 0.5, indexing="ij"
+        )
+        K = self.Ks[..., None, None, :, :]
+        local = torch.stack(
+            [
+                (x - K[..., 0, 2]) / K[..., 0, 0],
+                (y - K[..., 1, 2]) / K[..., 1, 1],
+                torch.ones_like(x).expand(*self.batch_shape, -1, -1),
+            ],
+            -1,
+        )  # (..., H, W, 3) OpenCV camera, z = 1
+        directions = torch.einsum("...ji,...hwj->...hwi", self.viewmats[..., :3, :3], local)
+        return self.positions[..., None, None, :], directions
+
+    def plucker(self) -> Tensor:
+        """(..., 6, H, W) Plücker coordinates (moment o x d, direction d) of the unit rays through the pixels."""
+        origins, directions = self.rays()
+        d = directions / directions.norm(dim=-1, keepdim=True)
+        moment = torch.linalg.cross(origins.expand_as(d), d)
+        return torch.cat([moment, d], -1).movedim(-1, -3)
+
+    def turned(self, azimuth: float | Tensor) -> Cameras:
+        """Cameras moved around the vertical axis.
+
+        Args:
+            azimuth: radians, one or (...); each camera's azimuth grows by this much. Turning by minus the input
+                view's azimuth puts the input view at azimuth 0.
+        """
+        a = torch.as_tensor(azimuth, dtype=self.viewmats.dtype, device=self.viewmats.device)
+        a = a.expand(self.batch_shape)
+        turn = torch.zeros(*self.batch_shape, 4, 4, dtype=a.dtype, device=a.device)
+        turn[..., 0, 0] = turn[..., 2, 2] = a.cos()
+        turn[..., 0, 2] = -a.sin()
+        turn[..., 2, 0] = a.sin()
+        turn[..., 1, 1] = turn[..., 3, 3] = 1
+        return replace(self, viewmats=self.viewmats @ turn)
+
+    def resized(self, size: int) -> Cameras:
+        """The same views at another square image size in pixels."""
+        scale = torch.tensor([size / self.width, size / self.height, 1.0], dtype=self.Ks.dtype)
+        return replace(self, Ks=self.Ks * scale.to(self.Ks.device)[:, None], width=size, height=size)
+
+    def to(self, *args: Any, **kwargs: Any) -> Cameras:
+        """Same meaning as `Tensor.to`."""
+        return replace(self, viewmats=self.viewmats.to(*args, **kwargs), Ks=self.Ks.to(*args, **kwargs))
+
+    def __getitem__(self, index: Any) -> Cameras:
+        return replace(self, viewmats=self.viewmats[index], Ks=self.Ks[index])
+
+    def __len__(self) -> int:
+        return self.viewmats.shape[0]

@@ -1,0 +1,163 @@
+"""A typed container of 3D Gaussians with activated values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """3D Gaussians; all fields hold activated values, raw ones exist only in files.
+
+    Args:
+        means: (..., N, 3) centres in the world (OpenGL, y up).
+        quats: (..., N, 4) unit rotations, wxyz.
+        scales: (..., N, 3) standard deviations along the local axes, world units, > 0.
+        opacities: (..., N) in 0..1.
+        colors: (..., N, C) sRGB in 0..1 (C = 3), or any C channels for feature rendering.
+    """
+
+    means: Tensor  # (..., N, 3) world
+    quats: Tensor  # (..., N, 4) wxyz
+    scales: Tensor  # (..., N, 3) world units
+    opacities: Tensor  # (..., N) 0..1
+    colors: Tensor  # (..., N, 3) sRGB 0..1
+
+    def __post_init__(self) -> None:
+        shape = self.opacities.shape
+        for name, last in (("means", 3), ("quats", 4), ("scales", 3), ("colors", None)):
+            got = getattr(self, name).shape
+            if got[:-1] != shape or (last is not None and got[-1] != last):
+                raise ValueError(
+                    f"{name} must be {(*shape, last or 'C')} to match opacities {tuple(shape)}, got {tuple(got)}"
+                )
+
+    def transformed(
+        self, rotation: Tensor | None = None, translation: Tensor | None = None, scale: float = 1.0
+    ) -> Gaussians:
+        """Apply x -> scale * rotation @ x + translation.
+
+        Args:
+            rotation: (3, 3) proper rotation; None keeps the orientation.
+            translation: (3,) world units; None keeps the place.
+            scale: uniform factor > 0.
+        """
+        means, quats = self.means * scale, self.quats
+        if rotation is not None:
+            means = means @ rotation.to(means).T
+            quats = quaternion_multiply(matrix_to_quaternion(rotation.to(quats)), quats)
+        if translation is not None:
+            means = means + translation.to(means)
+        return Gaussians(means, quats, self.scales * scale, self.opacities, self.colors)
+
+    def pruned(self, min_opacity: float = 0.005) -> Gaussians:
+        """Keep the finite Gaussians whose opacity is at least `min_opacity`; for one object (no batch dims)."""
+        if self.opacities.dim() != 1:
+            raise ValueError(
+                f"pruned() takes one object, got batch shape {tuple(self.opacities.shape[:-1])}: index it first"
+            )
+        keep = self.opacities >= min_opacity
+        for f in fields(self):
+            keep &= getattr(self, f.name).reshape(len(keep), -1).isfinite().all(-1)
+        return self.select(keep)
+
+    def select(self, index: Any) -> Gaussians:
+        """Gaussians by index or mask along N."""
+        return Gaussians(
+            self.means[..., index, :],
+            self.quats[..., index, :],
+            self.scales[..., index, :],
+            self.opacities[..., index],
+            self.colors[..., index, :],
+        )
+
+    def save(self, path: str | Path, axes: str | None = None) -> Path:
+        """Write .ply, .spz, .splat or .glb by suffix; see `dd3g.io.splats.save`."""
+        from dd3g.io.splats import save
+
+        return save(self, path, axes=axes)
+
+    @staticmethod
+    def load(path: str | Path) -> Gaussians:
+        """Read .ply, .spz, .splat or .glb; see `dd3g.io.splats.load`."""
+        from dd3g.io.splats import load
+
+        return load(path)
+
+    @staticmethod
+    def cat(parts: list[Gaussians]) -> Gaussians:
+        """Join along N."""
+        return Gaussians(
+            *(
+                torch.cat([getattr(p, f.name) for p in parts], -1 if f.name == "opacities" else -2)
+                for f in fields(Gaussians)
+            )
+        )
+
+    def to(self, *args: Any, **kwargs: Any) -> Gaussians:
+        """Same meaning as `Tensor.to`."""
+        return Gaussians(*(getattr(self, f.name).to(*args, **kwargs) for f in fields(self)))
+
+    def detach(self) -> Gaussians:
+        """Cut from the autograd graph."""
+        return Gaussians(*(getattr(self, f.name).detach() for f in fields(self)))
+
+    def __getitem__(self, index: Any) -> Gaussians:
+        """Index the batch dimensions."""
+        if self.opacities.dim() == 1:
+            raise IndexError("these Gaussians have no batch dimension; use select() to pick along N")
+        return Gaussians(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def __len__(self) -> int:
+        """Number of Gaussians N, per batch item."""
+        return self.opacities.shape[-1]
+
+
+def quaternion_multiply(a: Tensor, b: Tensor) -> Tensor:
+    """Hamilton product of wxyz quaternions (..., 4); the rotation b is applied first."""
+    aw, ax, ay, az = a.unbind(-1)
+    bw, bx, by, bz = b.unbind(-1)
+    return torch.stack(
+        [
+            aw * bw - ax * bx - ay * by - az * bz,
+            aw * bx + ax * bw + ay * bz - az * by,
+            aw * by - ax * bz + ay * bw + az * bx,
+            aw * bz + ax * by - ay * bx + az * bw,
+        ],
+        -1,
+    )
+
+
+def quaternion_to_matrix(quats: Tensor) -> Tensor:
+    """(..., 4) wxyz, any positive length -> (..., 3, 3) rotation."""
+    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
+    return torch.stack(
+        [
+            1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+            2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+            2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+        ],
+        -1,
+    ).unflatten(-1, (3, 3))  # fmt: skip
+
+
+def matrix_to_quaternion(rotation: Tensor) -> Tensor:
+    """(3, 3) rotation -> (4,) unit wxyz with w >= 0, by the eigenvector of Bar-Itzhack's symmetric matrix."""
+    (a, b, c), (d, e, f), (g, h, i) = rotation.double().tolist()
+    K = torch.tensor(
+        [
+            [a - e - i, d + b, g + c, h - f],
+            [d + b, e - a - i, h + f, c - g],
+            [g + c, h + f, i - a - e, d - b],
+            [h - f, c - g, d - b, a + e + i],
+        ],
+        dtype=torch.float64,
+    )
+    x, y, z, w = torch.linalg.eigh(K / 3).eigenvectors[:, -1].tolist()
+    q = torch.tensor([w, x, y, z], dtype=rotation.dtype, device=rotation.device)
+    return q if w >= 0 else -q
