@@ -1,0 +1,140 @@
+"""Shards: plain webdataset tars, written atomically with the same bytes every time, read at random access."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tarfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from dd3g.errors import UserError
+
+_BLOCK = 512
+_REDO = "delete it and run the same command again"
+
+
+def write_shard(path: str | Path, samples: Iterable[dict[str, bytes | str]]) -> None:
+    """Write samples to one tar; the file appears under its name only when it is complete.
+
+    Args:
+        path: name of the tar; its folder is made when missing.
+        samples: each has "__key__" (no dots) and one entry an extension, such as "json"; extensions
+            may hold dots ("rgba.png"). The same samples give the same bytes.
+
+    Raises:
+        ValueError: for a missing, empty or dotted key, a sample without data, or a key that repeats.
+        UserError: when the folder cannot be written.
+    """
+    from webdataset import TarWriter
+
+    path = Path(path)
+    # The process id keeps two runs that were started by mistake from tearing each other's file.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    seen: set[str] = set()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as stream:
+            with TarWriter(stream, user="", group="", mode=0o644, encoder=False, mtime=0) as tar:
+                for sample in samples:
+                    key = str(sample.get("__key__", ""))
+                    if not key or "." in key or len(sample) < 2 or key in seen:
+                        raise ValueError(
+                            f"a sample needs a new key without dots and some data, got key {key!r}"
+                        )
+                    seen.add(key)
+                    data = {k: v.encode() if isinstance(v, str) else v for k, v in sample.items()}
+                    tar.write(data | {"__key__": key})
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose a folder that can be "
+            "written, then run the same command again"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+class Shards(Sequence[dict]):
+    """All samples of some shards, in the order of the sorted file names.
+
+    Only headers are read when it is made. It holds no open file, so it can be sent to worker processes.
+
+    Args:
+        source: a folder (its *.tar files) or the tars themselves.
+
+    Raises:
+        UserError: when nothing is there, or a shard is damaged.
+    """
+
+    def __init__(self, source: str | Path | Sequence[str | Path]) -> None:
+        if isinstance(source, str | Path):
+            folder = Path(source)
+            self.paths = sorted(folder.glob("*.tar")) if folder.is_dir() else [folder]
+            if not self.paths:
+                raise UserError(
+                    f"{folder} holds no shards (*.tar): write some there first, or name another folder"
+                )
+        else:
+            self.paths = sorted(Path(p) for p in source)
+            if not self.paths:
+                raise UserError("no shards were named: give a folder of *.tar files")
+        self._samples: list[tuple[int, str, dict[str, tuple[int, int]]]] = []
+        for shard, path in enumerate(self.paths):
+            for key, members in _index(path).items():
+                self._samples.append((shard, key, members))
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> dict:  # type: ignore[override]
+        """The sample {"__key__": str, extension: bytes, ...}; negative indices count from the end."""
+        shard, key, members = self._samples[index]
+        path = self.paths[shard]
+        sample: dict[str, bytes | str] = {"__key__": key}
+        try:
+            with open(path, "rb") as stream:
+                for extension, (offset, size) in members.items():
+                    stream.seek(offset)
+                    sample[extension] = data = stream.read(size)
+                    if len(data) != size:
+                        raise UserError(f"shard {path} became shorter while it was read: {_REDO}")
+        except OSError as error:
+            raise UserError(f"cannot read shard {path}: {error.strerror or error}") from error
+        return sample
+
+    def key(self, index: int) -> str:
+        """The sample's key, without reading its data."""
+        return self._samples[index][1]
+
+    def where(self, index: int) -> Path:
+        """The shard that holds the sample."""
+        return self.paths[self._samples[index][0]]
+
+
+def _index(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Key -> extension -> (offset, size) of one tar, after checking that it is whole."""
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        end = 0
+        with open(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                if not member.isfile():
+                    continue
+                key, _, extension = member.name.partition(".")
+                samples.setdefault(key, {})[extension] = (member.offset_data, member.size)
+            # tarfile takes a damaged header for the end of the archive, which is really two blocks of zeros.
+            stream.seek(end)
+            if stream.read(2 * _BLOCK) != bytes(2 * _BLOCK):
+                raise tarfile.ReadError("it does not end as a tar does")
+    except tarfile.TarError as error:
+        raise UserError(f"shard {path} is damaged ({error}): {_REDO}") from error
+    except FileNotFoundError as error:
+        raise UserError(f"shard {path} does not exist: write it first, or name another folder") from error
+    except OSError as error:
+        raise UserError(f"cannot read shard {path}: {error.strerror or error}") from error
+    return samples

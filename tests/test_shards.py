@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import pytest
+
+from dd3g.errors import UserError
+from distill.shards import Shards, write_shard
+
+
+def samples(n: int, start: int = 0) -> list[dict]:
+    return [
+        {"__key__": f"item{i:03d}", "json": '{"i": %d}' % i, "rgba.png": bytes([i]) * (700 + i), "empty": b""}
+        for i in range(start, start + n)
+    ]
+
+
+def test_round_trip_in_sorted_order(tmp_path):
+    write_shard(tmp_path / "b-00001.tar", samples(3, start=5))
+    write_shard(tmp_path / "b-00000.tar", samples(5))
+    shards = Shards(tmp_path)
+    assert [p.name for p in shards.paths] == ["b-00000.tar", "b-00001.tar"]
+    assert len(shards) == 8
+    assert [shards.key(i) for i in range(8)] == [f"item{i:03d}" for i in range(8)]
+    for i in (7, 0, 4, -1):
+        expected = samples(8)[i]
+        assert shards[i] == {**expected, "json": expected["json"].encode()}
+    assert shards.where(5).name == "b-00001.tar"
+    with pytest.raises(IndexError):
+        shards[8]
+    assert list(Shards([tmp_path / "b-00001.tar"]))[0]["__key__"] == "item005"
+    assert pickle.loads(pickle.dumps(shards))[2] == shards[2]
+
+
+def test_same_samples_give_the_same_bytes(tmp_path):
+    write_shard(tmp_path / "a.tar", samples(4))
+    time.sleep(1.1)  # a tar stores whole seconds
+    write_shard(tmp_path / "c.tar", samples(4))
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "c.tar").read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        assert {(m.mtime, m.uid, m.gid, m.uname) for m in tar} == {(0, 0, 0, "")}
+
+
+def test_webdataset_reads_it(tmp_path):
+    import webdataset
+
+    write_shard(tmp_path / "a.tar", samples(3))
+    read = list(webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False))
+    assert [r["__key__"] for r in read] == ["item000", "item001", "item002"]
+    assert read[2]["rgba.png"] == bytes([2]) * 702
+
+
+@pytest.mark.parametrize("bad", [{"json": "{}"}, {"__key__": "a.b", "x": b""}, {"__key__": "a"}])
+def test_bad_samples_leave_nothing_behind(tmp_path, bad):
+    with pytest.raises(ValueError, match="key"):
+        write_shard(tmp_path / "a.tar", [*samples(1), bad])
+    with pytest.raises(ValueError, match="key"):
+        write_shard(tmp_path / "a.tar", samples(1) * 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_and_empty(tmp_path):
+    with pytest.raises(UserError, match="holds no shards"):
+        Shards(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        Shards(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no shards were named"):
+        Shards([])
+
+
+def test_every_truncation_is_noticed(tmp_path):
+    path = tmp_path / "a.tar"
+    write_shard(path, samples(2))
+    whole = path.read_bytes()
+    content = whole.rstrip(b"\0")
+    for length in [0, 1, 511, 512, 513, 1024, 1500, 2048, 4096, len(content) // 2, len(content) // 512 * 512]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"a\.tar is damaged .*delete it and run the same command again"):
+            Shards(tmp_path)
+
+
+def test_damaged_header_in_the_middle_is_noticed(tmp_path):
+    path = tmp_path / "a.tar"
+    write_shard(path, samples(3))
+    with tarfile.open(path) as tar:
+        offset = tar.getmembers()[4].offset
+    data = bytearray(path.read_bytes())
+    data[offset : offset + 16] = b"\xff" * 16
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="delete it"):
+        Shards(tmp_path)
+    path.write_text("this is no tar")
+    with pytest.raises(UserError, match="delete it"):
+        Shards(tmp_path)
+
+
+def test_shard_cut_after_it_was_opened(tmp_path):
+    path = tmp_path / "a.tar"
+    write_shard(path, samples(3))
+    shards = Shards(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="shorter"):
+        shards[2]
+    path.unlink()
+    with pytest.raises(UserError, match="cannot read"):
+        shards[0]
+
+
+def test_kill_leaves_no_torn_shard(tmp_path):
+    script = (
+        "import sys, time\n"
+        "from distill.shards import write_shard\n"
+        "def slow():\n"
+        "    for i in range(1000):\n"
+        "        yield {'__key__': f'k{i}', 'bin': bytes(20000)}\n"
+        "        if i == 50: print('half', flush=True); time.sleep(60)\n"
+        "write_shard(sys.argv[1], slow())\n"
+    )
+    path = tmp_path / "a.tar"
+    process = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"half\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert not path.exists()
+    with pytest.raises(UserError, match="holds no shards"):
+        Shards(tmp_path)
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        write_shard(tmp_path / "file" / "a.tar", samples(1))
