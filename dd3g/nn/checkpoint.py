@@ -1,0 +1,83 @@
+"""Folders that hold a model: config.json + model.safetensors, written whole or not at all, read without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dd3g.errors import UserError
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def save_folder(
+    folder: str | Path, module: nn.Module, config: dict[str, Any], dtype: torch.dtype | None = None
+) -> Path:
+    """Write a model folder; an existing file of the same name is replaced only once the new one is complete.
+
+    Args:
+        folder: where config.json and model.safetensors go.
+        module: the model.
+        config: everything needed to build it again; JSON types.
+        dtype: stored type of floating tensors; None keeps them, float16 halves what ships.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous().clone()
+        for name, tensor in module.state_dict().items()
+    }
+    scratch = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    try:
+        save_file(state, scratch / WEIGHTS, metadata={"format": "pt"})
+        (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        for name in (WEIGHTS, CONFIG):
+            os.replace(scratch / name, folder / name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def read_config(folder: str | Path, kind: str) -> dict[str, Any]:
+    """Read config.json of a model folder and check that it describes a `kind` ("generator" or "teacher")."""
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise UserError(f"{folder}: no {CONFIG} there; a {kind} folder holds {CONFIG} and {WEIGHTS}")
+    try:
+        config = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); copy the checkpoint again") from error
+    if not isinstance(config, dict) or config.get("kind") != kind:
+        found = config.get("kind") if isinstance(config, dict) else type(config).__name__
+        raise UserError(f"{path}: describes {found!r}, not a dd3g {kind}; give a folder made by this project")
+    return config
+
+
+def load_weights(folder: str | Path, module: nn.Module) -> None:
+    """Fill `module` from model.safetensors; every tensor must be there with its shape, in any float type."""
+    path = Path(folder) / WEIGHTS
+    if not path.is_file():
+        pickles = sorted(p.name for p in Path(folder).glob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
+        hint = f" ({', '.join(pickles)} is a pickle and is never read)" if pickles else ""
+        raise UserError(f"{path}: missing{hint}; convert the weights to safetensors")
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a complete safetensors file ({error}); copy the checkpoint again") from error
+    own = module.state_dict()
+    wrong = sorted(set(own) ^ set(state)) or sorted(n for n in own if own[n].shape != state[n].shape)
+    if wrong:
+        raise UserError(
+            f"{path}: does not fit its config: {len(wrong)} tensors differ, first {wrong[0]!r}; "
+            "take config.json and model.safetensors from the same checkpoint"
+        )
+    module.load_state_dict({n: t.to(own[n].dtype) for n, t in state.items()})

@@ -1,0 +1,40 @@
+"""Embeddings of time, cameras and positions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dd3g.cameras import RADIUS, Cameras
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoidal embedding of schedule indices, cosines first.
+
+    Args:
+        t: (...) schedule index.
+        dim: even number of channels.
+        max_period: longest wavelength, in steps.
+
+    Returns:
+        (..., dim).
+    """
+    half = dim // 2
+    freqs = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device) / half)
+    angle = t[..., None].float() * freqs
+    return torch.cat([angle.cos(), angle.sin()], -1)
+
+
+def fourier(x: Tensor, bands: int) -> Tensor:
+    """(..., C) coordinates of order 1 -> (..., C * (1 + 2 * bands)): themselves, sines and cosines of octaves."""
+    angle = x[..., None] * (math.pi * 2.0 ** torch.arange(bands, device=x.device, dtype=x.dtype))
+    return torch.cat([x, angle.sin().flatten(-2), angle.cos().flatten(-2)], -1)
+
+
+def camera_code(cameras: Cameras) -> Tensor:
+    """(..., 16) camera-to-world matrix, row-major, with the radius of the house rig as the unit of length."""
+    pose = cameras.camera_to_world.clone()
+    pose[..., :3, 3] /= RADIUS
+    return pose.flatten(-2)

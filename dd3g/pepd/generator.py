@@ -1,0 +1,199 @@
+"""The generator: noise, cameras and a picture in, Gaussians out, in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd3g.cameras import Cameras
+from dd3g.errors import UserError
+from dd3g.gaussians import Gaussians
+from dd3g.nn import PictureEncoder, correspond
+from dd3g.nn.checkpoint import load_weights, read_config, save_folder
+from dd3g.pepd.pattern_extraction import CopiedTokens, PatternExtraction, type_embedding
+from dd3g.pepd.progressive_decoding import Bounds, Frame, ProgressiveDecoding
+
+SHIPPED = Path(__file__).parent.parent / "weights"
+
+
+@dataclass
+class GeneratorConfig:
+    """Shape of a generator; one code path for all sizes, and each ablation is one of these switches."""
+
+    size: int = 64  # pixels of the picture; the token grid has side size / 8
+    latent_shape: tuple[int, int, int, int] = (4, 64, 16, 16)  # the teacher's noise (V, C, h, w)
+    width: int = 256
+    depth: int = 3  # 0: phase 1 off
+    heads: int = 4
+    residual_hidden: int = 64
+    fine: int = 16
+    mid: int = 64
+    blocks: tuple[int, int, int] = (1, 1, 1)
+    order: Literal["progressive", "swapped", "one_shot"] = "progressive"
+    use_noise: bool = True
+    copy_tokens: bool = True  # tokens and Gaussians straight from the picture
+    expansion: int = 4  # Gaussians per token side of an imagined frame
+    copy_expansion: int = 8  # one Gaussian per pixel of the picture
+    head_hidden: int = 32
+    detach_taps: bool = False
+    bounds: Bounds = field(default_factory=Bounds)
+
+
+class Generator(nn.Module):
+    """PEPD: pattern extraction, then progressive decoding.
+
+    Example:
+        >>> Generator.from_pretrained("nano").generate("chair.png", seed=0).save("chair.ply")
+    """
+
+    def __init__(self, config: GeneratorConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or GeneratorConfig()
+        self.picture = PictureEncoder(c.width, c.size, c.fine, c.mid)
+        self.extraction = PatternExtraction(
+            c.latent_shape[1], c.width, c.depth, c.heads, c.residual_hidden, c.use_noise
+        )
+        self.copied = CopiedTokens(c.width) if c.copy_tokens else None
+        self.kind = type_embedding(c.width)
+        pixel = 2 * 1.5 * 0.4568 / c.size  # world size of a pixel at the object, fovy 49.1 at radius 1.5
+        spread = 8 / c.expansion  # pixels between the Gaussians of an imagined frame
+        self.decoding = ProgressiveDecoding(
+            c.width,
+            c.heads,
+            tuple(c.blocks),  # type: ignore[arg-type]
+            c.order,
+            (c.expansion, c.copy_expansion if c.copy_tokens else None),
+            (4, 4 + c.fine),
+            c.head_hidden,
+            c.detach_taps,
+            c.bounds,
+            (0.6 * spread * pixel, 0.6 * 8 / c.copy_expansion * pixel),
+        )
+
+    @property
+    def rig(self) -> Cameras:
+        """Cameras (V,) that the generator imagines from, the teacher's."""
+        return Cameras.default_rig(self.config.size, self.config.latent_shape[0])
+
+    def frames(self, noise: Tensor, cameras: Cameras, image: Tensor) -> list[Gaussians]:
+        """Like `forward`, with imagined and copied Gaussians apart: (B, V*S*S), then (B, S*S)."""
+        c = self.config
+        fine, _, coarse, pooled = self.picture(image)
+        imagined = self.extraction(noise, cameras, coarse, pooled) + self.kind[0, :, None, None]
+        side = c.size // 8 * c.expansion
+        small = resize(image, side)
+        frames = [Frame(imagined, correspond_rgba(small, cameras.azimuths), cameras)]
+        if self.copied is not None:
+            camera = cameras[:, :1]
+            tokens = self.copied(cameras[:, 0], coarse)[:, None] + self.kind[1, :, None, None]
+            frames.append(Frame(tokens, torch.cat([image, fine], 1)[:, None], camera, gated=True))
+        return self.decoding(frames)
+
+    def forward(self, noise: Tensor, cameras: Cameras, image: Tensor) -> Gaussians:
+        """One pass.
+
+        Args:
+            noise: (B, V, C, h, w) standard normal, in the teacher's latent shape.
+            cameras: (B, V) or (V,) the teacher's cameras; view 0 is the input's, at azimuth 0.
+            image: (B, 4, S, S) straight RGBA in 0..1.
+
+        Returns:
+            (B, N) Gaussians in the world of the cameras.
+        """
+        if cameras.viewmats.dim() == 3:
+            B, V = noise.shape[:2]
+            cameras = Cameras(
+                cameras.viewmats.expand(B, V, 4, 4), cameras.Ks.expand(B, V, 3, 3), cameras.width, cameras.height
+            )
+        return Gaussians.cat(self.frames(noise, cameras, image))
+
+    @torch.inference_mode()
+    def generate(self, picture: Any, seed: int = 0) -> Gaussians:
+        """Picture to Gaussians, the whole way for one user.
+
+        Args:
+            picture: a path, a PIL image, a `Picture`, or straight RGBA (4, H, W) framed like a training picture.
+            seed: draws the noise, on the CPU: a seed means the same on every device.
+
+        Returns:
+            (N,) Gaussians on the generator's device.
+        """
+        from dd3g.picture import Picture, load_image
+
+        if isinstance(picture, Tensor):
+            rgba = picture
+        else:
+            rgba = (picture if isinstance(picture, Picture) else load_image(picture)).rgba
+        device = self.kind.device
+        image = resize(rgba[None].float(), self.config.size).to(device)
+        noise = torch.randn(1, *self.config.latent_shape, generator=torch.Generator().manual_seed(seed))
+        self.eval()
+        return self(noise.to(device), self.rig.to(device), image)[0]
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+        """Write config.json and model.safetensors; `dtype` is the stored type of the weights."""
+        return save_folder(folder, self, {"kind": "generator", **asdict(self.config)}, dtype)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path = "nano", device: str | torch.device = "cpu") -> Generator:
+        """Load a generator by the name of shipped weights, a local folder, or a hub id `owner/name`.
+
+        Raises:
+            UserError: when nothing is found under that name, or what is found is not a dd3g generator.
+        """
+        folder = find_weights(name)
+        config = read_config(folder, "generator")
+        known = {f.name for f in fields(GeneratorConfig)}
+        try:
+            bounds = Bounds(**config.pop("bounds", {}))
+            options = {k: v for k, v in config.items() if k in known}
+            model = cls(GeneratorConfig(bounds=bounds, **options))
+        except (TypeError, ValueError, KeyError, RuntimeError, ZeroDivisionError) as error:
+            raise UserError(
+                f"{folder}: config.json does not build a generator ({error}); copy the checkpoint again"
+            ) from error
+        load_weights(folder, model)
+        return model.to(device).eval()
+
+
+def shipped() -> list[str]:
+    """Names of the weights that come with the package."""
+    return sorted(p.parent.name for p in SHIPPED.glob("*/config.json") if '"generator"' in p.read_text())
+
+
+def find_weights(name: str | Path) -> Path:
+    """Folder of a shipped name, a local folder, or a hub id (downloaded as safetensors and JSON only)."""
+    if (SHIPPED / str(name) / "config.json").is_file():
+        return SHIPPED / str(name)
+    if Path(name).exists():
+        return Path(name) if Path(name).is_dir() else Path(name).parent
+    if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"]))
+        except Exception as error:  # the hub client raises a family of its own for network, rights and names
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{name}: no such folder, and the hub did not give it ({reason})") from error
+    raise UserError(f"{name}: no such weights; shipped are {', '.join(shipped())}, or give a folder or a hub id")
+
+
+def resize(rgba: Tensor, size: int) -> Tensor:
+    """Area-resize straight RGBA (B, 4, H, W) to a square; colours are averaged by their alpha."""
+    if rgba.shape[-2:] == (size, size):
+        return rgba
+    premultiplied = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
+    small = F.interpolate(premultiplied, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
+    return torch.cat([(small[:, :3] / small[:, 3:].clamp(min=1e-6)).clamp(0, 1), small[:, 3:]], 1)
+
+
+def correspond_rgba(rgba: Tensor, azimuths: Tensor) -> Tensor:
+    """Straight RGBA (B, 4, S, S) at the corresponding pixels of other views (B, V, 4, S, S), mixed by alpha."""
+    premultiplied = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
+    spread = correspond(premultiplied, azimuths)
+    return torch.cat([spread[:, :, :3] / spread[:, :, 3:].clamp(min=1e-4), spread[:, :, 3:]], 2).clamp(0, 1)

@@ -1,0 +1,82 @@
+"""Phase 1, pattern extraction: noise and cameras become tokens that imagine what the picture does not show."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd3g.cameras import Cameras
+from dd3g.nn import MultiViewTrunk, camera_code, correspond
+
+
+class PatternExtraction(nn.Module):
+    """Constant-resolution stack over the views of the rig; the picture enters each block by cross-attention.
+
+    Args:
+        latent_channels: channels of the teacher's noise.
+        width: token width.
+        depth: pairs of residual and multi-view transformer blocks; 0 leaves only the prior (an ablation).
+        heads: attention heads.
+        hidden: inner width of the residual blocks.
+        use_noise: False drops the noise, which makes the generator deterministic (an ablation).
+    """
+
+    def __init__(
+        self, latent_channels: int, width: int, depth: int, heads: int, hidden: int, use_noise: bool
+    ) -> None:
+        super().__init__()
+        self.use_noise = use_noise
+        if use_noise:
+            self.stem = nn.Sequential(
+                nn.Conv2d(latent_channels, width // 4, 3, padding=1),
+                nn.SiLU(),
+                nn.PixelUnshuffle(2),
+                nn.Conv2d(width, width, 1),
+            )
+        self.rays = nn.Conv2d(6, width, 1)
+        self.prior = nn.Conv2d(width, width, 1)
+        self.camera = nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width))
+        self.trunk = MultiViewTrunk(width, depth, heads, width, hidden)
+
+    def forward(self, noise: Tensor, cameras: Cameras, coarse: Tensor, pooled: Tensor) -> Tensor:
+        """Make the imagined tokens.
+
+        Args:
+            noise: (B, V, C, 2h, 2w) the teacher's starting noise.
+            cameras: (B, V) the teacher's cameras, relative to the input view.
+            coarse: (B, W, h, w) the picture's tokens as a map.
+            pooled: (B, W) the picture at a glance.
+
+        Returns:
+            (B, V, W, h, w).
+        """
+        B, V = noise.shape[:2]
+        h = coarse.shape[-1]
+        prior = correspond(coarse, cameras.azimuths)  # (B, V, W, h, w)
+        rays = cameras.resized(h).plucker()  # (B, V, 6, h, w)
+        x = self.prior(prior.flatten(0, 1)) + self.rays(rays.flatten(0, 1).to(prior.dtype))
+        if self.use_noise:
+            x = x + self.stem(noise.flatten(0, 1))
+        emb = self.camera(camera_code(cameras)) + pooled[:, None]
+        context = coarse.flatten(2).transpose(1, 2)
+        return self.trunk(x.unflatten(0, (B, V)), emb, context)
+
+
+class CopiedTokens(nn.Module):
+    """The second column of tokens, straight from the picture."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(width, width, 1)
+        self.rays = nn.Conv2d(6, width, 1)
+
+    def forward(self, camera: Cameras, coarse: Tensor) -> Tensor:
+        """camera (B,) of the input view, coarse (B, W, h, w) -> (B, W, h, w)."""
+        rays = camera.resized(coarse.shape[-1]).plucker()
+        return self.project(F.silu(coarse)) + self.rays(rays.to(coarse.dtype))
+
+
+def type_embedding(width: int) -> nn.Parameter:
+    """(2, W) learnt vectors that tell imagined tokens (0) from copied ones (1)."""
+    return nn.Parameter(torch.randn(2, width) * 0.02)

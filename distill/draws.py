@@ -1,0 +1,188 @@
+"""Training samples by index, from rendered objects (3D data) and from quadruples (the teacher), in one form.
+
+A sample is a dict of tensors:
+    image (4, S, S) straight RGBA of the input view; rig_viewmats (V, 4, 4), rig_Ks (V, 3, 3), relative to the input
+    view; views (V, 4, S, S) what the rig sees; depth (V, S, S), 0 where unknown; has_depth (); noise (V, C, h, w);
+    target_viewmats (T, 4, 4), target_Ks (T, 3, 3), targets (T, 4, S, S) to be matched by renders, the input first;
+    background (3,) to composite renders and targets on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dd3g.cameras import Cameras
+from dd3g.errors import UserError
+from distill.loop import generator_for
+from distill.renders import RenderedObjects
+
+MIRROR = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]))
+
+
+class RenderDraws:
+    """Rendered objects: every view of a quad can be the input, and the other three are its virtual views.
+
+    Args:
+        objects: renders in memory.
+        seed: of the run.
+        noise_shape: (V, C, h, w) of the teacher's latents.
+        scan_fraction: share of draws that go to scans and PBR objects, which look most like photographs.
+        shape_fraction: share of draws that go to untextured shapes with made-up textures, when there are any.
+        free_fraction: share of draws whose quad stands at a free elevation.
+        turned_fraction: share of draws whose rig is another quad of the same elevation, so that views at other
+            azimuths than 0, 90, 180, 270 are seen (the verifier needs them).
+        targets: number of target views.
+        recolour: largest change of brightness; half of the draws also permute the colour channels.
+    """
+
+    def __init__(
+        self,
+        objects: RenderedObjects,
+        seed: int,
+        noise_shape: Sequence[int],
+        scan_fraction: float = 0.4,
+        shape_fraction: float = 0.1,
+        free_fraction: float = 0.1,
+        turned_fraction: float = 0.0,
+        targets: int = 4,
+        recolour: float = 0.15,
+    ) -> None:
+        self.objects, self.seed, self.noise_shape = objects, seed, tuple(noise_shape)
+        self.free_fraction, self.turned_fraction = free_fraction, turned_fraction
+        self.targets, self.recolour = targets, recolour
+        pools: dict[str, list[int]] = {"scan": [], "shape": [], "other": []}
+        for i in range(len(objects)):
+            style = objects.meta(i)["style"]
+            pools["scan" if style in {"scan", "pbr"} else "shape" if style == "shape" else "other"].append(i)
+        shares = {"scan": scan_fraction, "shape": shape_fraction, "other": 1 - scan_fraction - shape_fraction}
+        self.pools = [(shares[k], v) for k, v in pools.items() if v]
+        if not self.pools:
+            raise UserError("no rendered objects to train on; make some with tools/render_objects.py")
+
+    def draw(self, index: int) -> dict[str, Tensor]:
+        """Sample `index`."""
+        g = generator_for(self.seed, index)
+        weights = torch.tensor([share for share, _ in self.pools])
+        pool = self.pools[int(torch.multinomial(weights, 1, generator=g))][1]
+        item = self.objects[pool[pick(len(pool), g)]]
+        quads = item.meta["quads"]
+        level = item.meta["elevation"]
+        level_quads = [q for q in quads if abs(level[q[0]] - level[quads[0][0]]) < 0.5]
+        free_quads = [q for q in quads if q not in level_quads]
+        free = bool(free_quads) and chance(self.free_fraction, g)
+        quad = (free_quads if free else level_quads)[pick(len(free_quads if free else level_quads), g)]
+        first = pick(4, g)
+        rig = quad[first:] + quad[:first]
+        turned = not free and chance(self.turned_fraction, g)
+        others = [v for v in range(len(level)) if v != rig[0]]
+        order = torch.randperm(len(others), generator=g)[: self.targets - 1].tolist()
+        picked = [rig[0]] + [others[i] for i in order]
+        shown = level_quads[pick(len(level_quads), g)] if turned else rig
+
+        azimuth = -torch.deg2rad(torch.tensor(item.meta["azimuth"][rig[0]]))
+        cameras = item.cameras.turned(azimuth)
+        image, views, targets = item.rgba[rig[0]], item.rgba[shown], item.rgba[picked]
+        depth = item.depth[shown].float()
+        rig_cameras, target_cameras = cameras[shown], cameras[picked]
+        if chance(0.5, g):
+            image, views, targets, depth = (x.flip(-1) for x in (image, views, targets, depth))
+            rig_cameras, target_cameras = mirrored(rig_cameras), mirrored(target_cameras)
+            if not turned:  # azimuth 90 and 270 have changed places
+                swap = [0, 3, 2, 1]
+                views, depth, rig_cameras = views[swap], depth[swap], rig_cameras[swap]
+        tint = recolouring(self.recolour, g)
+        return {
+            "image": tint(image.float() / 255),
+            "rig_viewmats": rig_cameras.viewmats,
+            "rig_Ks": rig_cameras.Ks,
+            "views": tint(views.float() / 255),
+            "depth": depth,
+            "has_depth": torch.tensor(1.0),
+            "noise": torch.randn(self.noise_shape, generator=g),
+            "target_viewmats": target_cameras.viewmats,
+            "target_Ks": target_cameras.Ks,
+            "targets": tint(targets.float() / 255),
+            "background": background(g),
+            "uniform": torch.rand(4, generator=g),
+        }
+
+
+class QuadrupleDraws:
+    """Quadruples: the teacher's noise, cameras, picture and answer, exactly as it gave them."""
+
+    def __init__(self, quadruples: Sequence[Any], seed: int, targets: int = 4) -> None:
+        self.quadruples, self.seed, self.targets = quadruples, seed, targets
+        if not len(quadruples):
+            raise UserError("no quadruples to train on; make some with python -m distill.simulate")
+
+    def draw(self, index: int) -> dict[str, Tensor]:
+        """Sample `index`."""
+        g = generator_for(self.seed, index)
+        q = self.quadruples[pick(len(self.quadruples), g)]
+        views = q.outputs
+        # The input view's own pixels are known exactly: they replace the teacher's copy of them.
+        targets = torch.cat([q.input[None], views[1:]])[: self.targets]
+        return {
+            "image": q.input,
+            "rig_viewmats": q.cameras.viewmats,
+            "rig_Ks": q.cameras.Ks,
+            "views": targets,
+            "depth": torch.zeros(len(views), *q.input.shape[-2:]),
+            "has_depth": torch.tensor(0.0),
+            "noise": q.noise.float(),
+            "target_viewmats": q.cameras.viewmats[: self.targets],
+            "target_Ks": q.cameras.Ks[: self.targets],
+            "targets": targets,
+            "background": background(g),
+            "uniform": torch.rand(4, generator=g),
+        }
+
+
+class MixedDraws:
+    """Renders first, quadruples later: from sample `start` on, a share of the draws are quadruples."""
+
+    def __init__(self, renders: RenderDraws, quadruples: QuadrupleDraws, start: int, share: float, seed: int) -> None:
+        self.renders, self.quadruples, self.start, self.share, self.seed = renders, quadruples, start, share, seed
+
+    def draw(self, index: int) -> dict[str, Tensor]:
+        """Sample `index`."""
+        late = index >= self.start and chance(self.share, generator_for(self.seed + 1, index))
+        return (self.quadruples if late else self.renders).draw(index)
+
+
+def pick(n: int, g: torch.Generator) -> int:
+    """One of 0 ... n-1."""
+    return int(torch.randint(n, (1,), generator=g))
+
+
+def chance(p: float, g: torch.Generator) -> bool:
+    """True with probability p."""
+    return float(torch.rand(1, generator=g)) < p
+
+
+def background(g: torch.Generator) -> Tensor:
+    """White half of the time, any colour otherwise: on white alone, holes in a bright object cost nothing."""
+    colour = torch.rand(3, generator=g)
+    return torch.ones(3) if chance(0.5, g) else colour
+
+
+def mirrored(cameras: Cameras) -> Cameras:
+    """Cameras of the mirror world (x -> -x), for images flipped left to right and a centred principal point."""
+    return Cameras(MIRROR @ cameras.viewmats @ MIRROR, cameras.Ks, cameras.width, cameras.height)
+
+
+def recolouring(strength: float, g: torch.Generator) -> Any:
+    """A random change of brightness and, half of the time, of the channels' order, the same for all views."""
+    gain = 1 + strength * (2 * torch.rand(3, 1, 1, generator=g) - 1)
+    gain = gain.mean().expand(3, 1, 1) * 0.7 + gain * 0.3
+    order = torch.randperm(3, generator=g) if chance(0.5, g) else torch.arange(3)
+
+    def apply(rgba: Tensor) -> Tensor:
+        rgb = (rgba[..., order, :, :] * gain).clamp(0, 1)
+        return torch.cat([rgb, rgba[..., 3:, :, :]], -3)
+
+    return apply

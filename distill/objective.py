@@ -1,0 +1,263 @@
+"""What the generator is trained on: explicit supervision by views, implicit verification by the teacher."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd3g.cameras import Cameras
+from dd3g.gaussians import Gaussians
+from dd3g.pepd import GeneratorConfig
+from dd3g.rasterize import rasterize
+
+
+@dataclass
+class ObjectiveConfig:
+    """Weights of the terms; 0 leaves a term out."""
+
+    bootstrap: float = 0.15  # first share of the steps: masks, depth and colour per Gaussian, no renders
+    direct_floor: float = 0.1  # what the per-Gaussian terms fall to by mid-training, and keep
+    color: float = 8.0  # squared error of renders
+    color_l1: float = 1.0
+    alpha: float = 2.0  # squared error of rendered alpha
+    hole_weight: float = 2.0  # a hole inside the mask costs this many times a leak outside
+    structure: float = 0.5  # L1 of image gradients at three scales
+    perceptual: float = 0.0  # VGG16 features; needs `python -m dd3g.models fetch hed_vgg16`
+    input_weight: float = 2.0  # of the input view, relative to the other targets
+    direct_alpha: float = 0.5
+    direct_depth: float = 4.0
+    direct_color: float = 1.0
+    implicit: float = 0.0  # lambda of the verification
+    implicit_form: Literal["score", "literal", "x0"] = "x0"
+    implicit_every: int = 1  # verify at every n-th step only
+    ramp: Literal["sigmoid", "constant"] = "sigmoid"
+    ramp_center: float = 0.3  # share of the steps at which the sigmoid stands at one half
+    ramp_width: float = 0.05
+
+
+class Objective:
+    """Joint objective: explicit supervision + sigmoid((k - k0) / tau) * lambda * implicit verification.
+
+    Args:
+        config: weights.
+        generator: shape of the generator; tells which Gaussian belongs to which pixel of which frame.
+        total_steps: of the run, for the schedules.
+        verifier: needed when `config.implicit` is not 0.
+        perceptual: distance of images (N, 3, H, W) -> (N,), needed when `config.perceptual` is not 0.
+    """
+
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        generator: GeneratorConfig,
+        total_steps: int,
+        verifier: Verifier | None = None,
+        perceptual: nn.Module | None = None,
+    ) -> None:
+        self.config, self.generator, self.total = config, generator, total_steps
+        self.verifier, self.perceptual = verifier, perceptual
+
+    def __call__(
+        self, model: nn.Module, batch: dict[str, Tensor], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Batch as in `distill.draws` -> (loss, terms)."""
+        c, size = self.config, batch["image"].shape[-1]
+        rig = Cameras(batch["rig_viewmats"], batch["rig_Ks"], size, size)
+        gaussians = model(batch["noise"], rig, batch["image"])
+        progress = step / self.total
+        terms: dict[str, Tensor] = {}
+
+        boot = c.bootstrap
+        fade = 1.0 if progress < boot else max(c.direct_floor, 1 - (progress - boot) / max(1e-6, 0.5 - boot))
+        for name, value in direct_terms(gaussians, batch, rig, self.generator).items():
+            terms[name] = fade * getattr(c, name) * value
+        if progress >= boot:
+            with torch.autocast(gaussians.means.device.type, enabled=False):
+                targets = Cameras(batch["target_viewmats"], batch["target_Ks"], size, size)
+                render = rasterize(gaussians, targets, background=0.0)
+                terms |= self.explicit(render.rgb, render.alpha, batch["targets"], batch["background"])
+            if c.implicit and self.verifier is not None and step % c.implicit_every == 0:
+                azimuth = 2 * math.pi * batch["uniform"][:, 2]
+                value = self.verifier(gaussians, batch["image"], azimuth, batch["uniform"][:, 3], step)
+                terms["implicit"] = self.ramp(step) * c.implicit * value
+        loss = torch.stack([t.float() for t in terms.values()]).sum()
+        return loss, {k: v.detach() for k, v in terms.items()}
+
+    def explicit(
+        self, premultiplied: Tensor, alpha: Tensor, target: Tensor, background: Tensor
+    ) -> dict[str, Tensor]:
+        """Renders against target views.
+
+        Args:
+            premultiplied: (B, T, 3, H, W) rendered over black.
+            alpha: (B, T, 1, H, W) rendered.
+            target: (B, T, 4, H, W) straight RGBA; view 0 is the input.
+            background: (B, 3) colour that both are composited on.
+        """
+        c = self.config
+        bg = background[:, None, :, None, None]
+        mask = target[:, :, 3:]
+        shown = premultiplied + (1 - alpha) * bg
+        wanted = target[:, :, :3] * mask + (1 - mask) * bg
+        weight = torch.ones(target.shape[1], device=target.device)
+        weight[0] = c.input_weight
+        weight = weight / weight.sum()  # (T,)
+
+        def mean(x: Tensor) -> Tensor:
+            return (x.flatten(2).mean(-1) * weight).sum(1).mean()
+
+        error = shown - wanted
+        terms = {
+            "color": c.color * mean(error.square()),
+            "color_l1": c.color_l1 * mean(error.abs()),
+            "alpha": c.alpha * mean((alpha - mask).square() * (1 + (c.hole_weight - 1) * mask)),
+        }
+        if c.structure:
+            terms["structure"] = c.structure * sum(
+                mean(g) for g in gradient_differences(torch.cat([error, alpha - mask], 2))
+            )
+        if c.perceptual and self.perceptual is not None:
+            distance = self.perceptual(shown.flatten(0, 1), wanted.flatten(0, 1)).reshape(mask.shape[:2])
+            terms["perceptual"] = c.perceptual * (distance * weight).sum(1).mean()
+        return terms
+
+    def ramp(self, step: int) -> float:
+        """Weight of the verification at this step, 0..1."""
+        c = self.config
+        if c.ramp == "constant":
+            return 1.0
+        return 1 / (1 + math.exp(-(step / self.total - c.ramp_center) / c.ramp_width))
+
+
+def gradient_differences(error: Tensor, scales: int = 3) -> list[Tensor]:
+    """|horizontal| and |vertical| finite differences of (B, T, C, H, W) at octave scales.
+
+    The difference of gradients is the gradient of the difference, so one error image serves for both pictures.
+    """
+    B, T = error.shape[:2]
+    found = []
+    for _ in range(scales):
+        found += [error.diff(dim=-1).abs(), error.diff(dim=-2).abs()]
+        error = F.avg_pool2d(error.flatten(0, 1), 2).unflatten(0, (B, T))
+    return found
+
+
+def direct_terms(
+    gaussians: Gaussians, batch: dict[str, Tensor], rig: Cameras, config: GeneratorConfig
+) -> dict[str, Tensor]:
+    """Each Gaussian against the pixel that it was decoded for: opacity, depth and colour, without rendering.
+
+    Rendering losses alone go wrong from scratch: Gaussians that start in the wrong place only learn to vanish.
+
+    Returns:
+        "direct_alpha" (binary cross-entropy), "direct_depth" (L1, world units, where depth is known) and
+        "direct_color" (L1 inside the mask).
+    """
+    V = config.latent_shape[0]
+    side = config.size // 8 * config.expansion
+    count = V * side * side
+    kinds = [(slice(0, count), slice(0, V), side)]
+    if config.copy_tokens:
+        # The picture's own alpha gates the copied Gaussians already, so only their depth is left to learn.
+        kinds.append((slice(count, None), slice(0, 1), config.size // 8 * config.copy_expansion))
+    alpha_terms, depth_terms, color_terms = [], [], []
+    for k, (span, views, s) in enumerate(kinds):
+        means = gaussians.means[:, span].unflatten(1, (-1, s * s))  # (B, V', s*s, 3)
+        viewmats = rig.viewmats[:, views]
+        z = (means @ viewmats[..., 2, :3, None])[..., 0] + viewmats[..., 2, 3, None]  # (B, V', s*s)
+        target, depth = batch["views"][:, views], batch["depth"][:, views]
+        if k == 1:
+            target = batch["image"][:, None]
+        small, mask = _pooled(target, s)  # (B, V', 3, s*s), (B, V', s*s)
+        known = (depth > 0).float()
+        ratio = depth.shape[-1] // s
+        share = F.avg_pool2d(known, ratio).flatten(-2)
+        wanted = F.avg_pool2d(depth, ratio).flatten(-2) / share.clamp(min=1e-6)
+        valid = (share > 0.5).float() * batch["has_depth"][:, None, None]
+        depth_terms.append(((z - wanted).abs() * valid).flatten(1).sum(1) / (valid.flatten(1).sum(1) + 1))
+        colors = gaussians.colors[:, span].unflatten(1, (-1, s * s)).transpose(-1, -2)
+        error = ((colors - small).abs().mean(2) * mask).flatten(1).sum(1)
+        color_terms.append(error / (mask.flatten(1).sum(1) + 1))
+        if k == 0:
+            opacity = gaussians.opacities[:, span].unflatten(1, (-1, s * s)).clamp(1e-4, 1 - 1e-4)
+            with torch.autocast(opacity.device.type, enabled=False):
+                alpha_terms.append(F.binary_cross_entropy(opacity.float(), mask))
+    return {
+        "direct_alpha": torch.stack(alpha_terms).mean(),
+        "direct_depth": torch.stack([d.mean() for d in depth_terms]).mean(),
+        "direct_color": torch.stack([c.mean() for c in color_terms]).mean(),
+    }
+
+
+def _pooled(rgba: Tensor, s: int) -> tuple[Tensor, Tensor]:
+    ratio = rgba.shape[-1] // s
+    alpha = rgba[:, :, 3:]
+    pooled = F.avg_pool2d(torch.cat([rgba[:, :, :3] * alpha, alpha], 2).flatten(0, 1), ratio)
+    pooled = pooled.unflatten(0, rgba.shape[:2]).flatten(-2)
+    return pooled[:, :, :3] / pooled[:, :, 3:].clamp(min=1e-4), pooled[:, :, 3]
+
+
+class Verifier:
+    """Implicit verification: the frozen teacher looks at renders from around the object and predicts their noise.
+
+    Views that the quadruples do not hold are checked this way. Renders that are turned away from the input get the
+    matching cameras, and the picture keeps its all-zero one.
+
+    Args:
+        teacher: a frozen multi-view diffusion model whose cameras are free.
+        form: "literal" squares the error of the predicted noise and differentiates through the network; "score"
+            takes that error itself as the gradient of the latents, which saves the Jacobian; "x0" pulls the latents
+            to the teacher's denoised ones, the same direction with a weight that stays bounded.
+        seed: of the noise.
+    """
+
+    def __init__(self, teacher: Any, form: Literal["score", "literal", "x0"], seed: int) -> None:
+        self.teacher, self.form, self.seed = teacher, form, seed
+        for parameter in teacher.parameters():
+            parameter.requires_grad_(False)
+
+    def __call__(
+        self, gaussians: Gaussians, image: Tensor, azimuth: Tensor, level: Tensor, step: int
+    ) -> Tensor:
+        """Verify one batch.
+
+        Args:
+            gaussians: (B, N).
+            image: (B, 4, S, S) straight RGBA of the input view.
+            azimuth: (B,) radians by which the rig is turned.
+            level: (B,) uniform in 0..1, mapped to noise levels of 2 % to 98 % of the schedule.
+            step: of the run; makes the noise reproducible.
+        """
+        rig, schedule = self.teacher.rig.to(image.device), self.teacher.schedule
+        B, V = len(image), len(rig)
+        cameras = Cameras(rig.viewmats.repeat(B, 1, 1), rig.Ks.repeat(B, 1, 1), rig.width, rig.height)
+        cameras = cameras.turned(azimuth.repeat_interleave(V))
+        viewmats, Ks = cameras.viewmats.unflatten(0, (B, V)), cameras.Ks.unflatten(0, (B, V))
+        cameras = Cameras(viewmats, Ks, rig.width, rig.height)
+        with torch.autocast(image.device.type, enabled=False):
+            render = rasterize(gaussians, cameras, background=0.0)
+        straight = torch.cat([render.rgb / render.alpha.clamp(min=1e-3), render.alpha], 2)
+        z = self.teacher.codec.encode(straight)  # (B, V, C, h, w)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        eps = torch.randn(z.shape, generator=generator).to(z)
+        t = ((0.02 + 0.96 * level) * schedule.steps).long().clamp(0, schedule.steps - 1)
+        condition = self.teacher.condition(image, cameras)
+
+        def predicted_x0(latents: Tensor) -> Tensor:
+            return self.teacher(schedule.add_noise(latents, eps, t), t, condition).float()
+
+        alpha, sigma = schedule.alpha_sigma(t, z)
+        if self.form == "literal":
+            # eps_hat - eps = alpha / sigma * (z - x0_hat); the weight sigma^2 keeps low noise levels finite.
+            return (alpha * (z - predicted_x0(z))).square().mean()
+        with torch.no_grad():
+            x0 = predicted_x0(z)
+        if self.form == "score":
+            gradient = sigma**2 * (alpha / sigma) * (z.detach() - x0)
+            return (z * gradient).mean() - (z.detach() * gradient).mean()
+        return (z - x0).square().mean()

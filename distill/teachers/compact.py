@@ -1,0 +1,200 @@
+"""The compact teacher: ImageDream's shape at the size of a laptop, in pixels.
+
+Four views are denoised together with the clean input as a fifth frame whose camera is all zeros. Each block attends
+jointly over the tokens of all frames and to the picture's tokens. Space-to-depth stands in for a VAE.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd3g.cameras import Cameras
+from dd3g.diffusion import Schedule
+from dd3g.errors import UserError
+from dd3g.nn import MultiViewTrunk, PictureEncoder, camera_code, correspond, timestep_embedding
+from dd3g.nn.checkpoint import load_weights, read_config, save_folder
+
+
+@dataclass
+class CompactConfig:
+    """Shape of a compact teacher."""
+
+    size: int = 64  # pixels; the token grid has side size / 8
+    views: int = 4
+    width: int = 256
+    depth: int = 5
+    heads: int = 4
+    residual_hidden: int = 64
+    fine: int = 16
+    mid: int = 96
+    guidance_scale: float = 1.5  # pixels saturate early under classifier-free guidance
+    steps: int = 10
+
+
+@dataclass
+class CompactCondition:
+    """What the denoiser knows of the picture; `image` is None for the unconditional branch."""
+
+    image: Tensor  # (B, 4, S, S) straight RGBA
+    cameras: Cameras  # (B, V) relative to the input view
+
+    def null(self) -> CompactCondition:
+        """The unconditional form: an empty picture, the same cameras."""
+        return CompactCondition(torch.zeros_like(self.image), self.cameras)
+
+
+class SpaceToDepth:
+    """Codec: RGBA pixels <-> (64, S/4, S/4) latents; colour over white and alpha, both mapped to -1..1."""
+
+    def encode(self, rgba: Tensor) -> Tensor:
+        """Straight RGBA (..., 4, S, S) -> (..., 64, S/4, S/4)."""
+        alpha = rgba[..., 3:, :, :]
+        over_white = rgba[..., :3, :, :] * alpha + 1 - alpha
+        return F.pixel_unshuffle(2 * torch.cat([over_white, alpha], -3) - 1, 4)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """(..., 64, S/4, S/4) -> straight RGBA (..., 4, S, S) in 0..1."""
+        x = ((F.pixel_shuffle(latent, 4) + 1) / 2).clamp(0, 1)
+        over_white, alpha = x[..., :3, :, :], x[..., 3:, :, :]
+        rgb = ((over_white - (1 - alpha)) / alpha.clamp(min=1e-3)).clamp(0, 1)
+        return torch.cat([rgb, alpha], -3)
+
+
+class CompactTeacher(nn.Module):
+    """Multi-view pixel diffusion, x0-prediction, cosine schedule; implements `distill.teachers.Teacher`."""
+
+    prediction = "x0"
+    background = 1.0
+    front_view = 0
+
+    def __init__(self, config: CompactConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or CompactConfig()
+        self.codec = SpaceToDepth()
+        self.schedule = Schedule.from_config(
+            {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000, "prediction_type": "sample",
+             "timestep_spacing": "trailing"}
+        )
+        self.picture = PictureEncoder(c.width, c.size, c.fine, c.mid)
+        self.stem = nn.Conv2d(64, c.mid, 3, padding=1)
+        self.prior = nn.Conv2d(c.mid, c.mid, 1)
+        self.down = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * c.mid, c.width, 1))
+        self.coarse_prior = nn.Conv2d(c.width, c.width, 1)
+        self.time = nn.Sequential(nn.Linear(c.width, c.width), nn.SiLU(), nn.Linear(c.width, c.width))
+        self.camera = nn.Sequential(nn.Linear(16, c.width), nn.SiLU(), nn.Linear(c.width, c.width))
+        self.trunk = MultiViewTrunk(c.width, c.depth, c.heads, c.width, c.residual_hidden)
+        self.up = nn.Sequential(nn.Conv2d(c.width, 4 * c.mid, 1), nn.PixelShuffle(2))
+        self.out = nn.Sequential(
+            nn.Conv2d(3 * c.mid, c.mid, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(c.mid, c.mid, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(c.mid, 64, 3, padding=1),
+        )
+        nn.init.zeros_(self.out[-1].weight)
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: CompactCondition) -> Tensor:
+        """One network call.
+
+        Args:
+            x_t: (B, V, 64, S/4, S/4) noisy latents.
+            t: (B,) schedule index.
+            condition: the picture and the cameras of the views.
+
+        Returns:
+            (B, V, 64, S/4, S/4) predicted x0.
+        """
+        B, V = x_t.shape[:2]
+        _, mid, coarse, pooled = self.picture(condition.image)
+        azimuths = condition.cameras.azimuths.expand(B, V)
+        clean = self.codec.encode(condition.image)[:, None]  # (B, 1, 64, s, s)
+        frames = torch.cat([x_t, clean], 1)  # (B, V+1, ...)
+        F_ = V + 1
+        prior = torch.cat([correspond(mid, azimuths), mid[:, None]], 1)  # (B, V+1, m, s, s)
+        coarse_prior = torch.cat([correspond(coarse, azimuths), coarse[:, None]], 1)
+
+        stem = self.stem(frames.flatten(0, 1)) + self.prior(prior.flatten(0, 1))  # (B*F, m, s, s)
+        x = self.down(F.silu(stem)) + self.coarse_prior(coarse_prior.flatten(0, 1))
+        code = camera_code(condition.cameras).expand(B, V, 16)
+        code = torch.cat([code, torch.zeros_like(code[:, :1])], 1)  # the clean frame has no camera
+        emb = self.camera(code) + (self.time(timestep_embedding(t, self.config.width)) + pooled)[:, None]
+        context = coarse.flatten(2).transpose(1, 2)  # (B, L, W)
+        x = self.trunk(x.unflatten(0, (B, F_)), emb, context)[:, :V]
+
+        stem = stem.unflatten(0, (B, F_))[:, :V].flatten(0, 1)
+        x = torch.cat([self.up(x.flatten(0, 1)), stem, prior[:, :V].flatten(0, 1)], 1)
+        return self.out(x).unflatten(0, (B, V))
+
+    @property
+    def rig(self) -> Cameras:
+        """Four views at azimuths 0, 90, 180, 270 from the input, elevation 10 degrees."""
+        return Cameras.default_rig(self.config.size, self.config.views)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(V, C, h, w) of the noise."""
+        return (self.config.views, 64, self.config.size // 4, self.config.size // 4)
+
+    @property
+    def default_steps(self) -> int:
+        """DDIM steps that the card's figures were measured with."""
+        return self.config.steps
+
+    @property
+    def default_guidance(self) -> float:
+        """Classifier-free guidance scale that the card's figures were measured with."""
+        return self.config.guidance_scale
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of configuration and weights; quadruples carry it."""
+        digest = hashlib.sha256(repr(sorted(asdict(self.config).items())).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+        """Write config.json and model.safetensors; `dtype` is the stored type of the weights."""
+        return save_folder(folder, self, {"kind": "teacher", "teacher": "compact", **asdict(self.config)}, dtype)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> CompactTeacher:
+        """Load a folder written by `save_pretrained`.
+
+        Raises:
+            UserError: when the folder does not hold a compact teacher.
+        """
+        config = read_config(folder, "teacher")
+        known = {f.name for f in fields(CompactConfig)}
+        try:
+            teacher = cls(CompactConfig(**{k: v for k, v in config.items() if k in known}))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{folder}: config.json does not build a teacher ({error})") from error
+        load_weights(folder, teacher)
+        return teacher.eval()
+
+    def condition(self, rgba: Tensor, cameras: Cameras | None = None) -> CompactCondition:
+        """Straight RGBA (B, 4, S, S) -> condition; `cameras` (B, V) replaces the rig, relative to the input view."""
+        cameras = self.rig.to(rgba.device) if cameras is None else cameras
+        if cameras.viewmats.dim() == 3:
+            cameras = cameras[None]
+        return CompactCondition(rgba, cameras)
+
+    def denoiser(self, condition: CompactCondition, guidance_scale: float | None = None) -> Any:
+        """The network as a `Denoiser` with classifier-free guidance at `guidance_scale` (1 switches it off)."""
+        from dd3g.diffusion import ClassifierFree
+
+        scale = self.default_guidance if guidance_scale is None else guidance_scale
+        return self if scale == 1 else ClassifierFree(self, condition.null(), scale)
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
+        t = torch.as_tensor(t, device=x_t.device).expand(x_t.shape[0])
+        return super().__call__(x_t, t, condition)

@@ -1,0 +1,119 @@
+"""Train the compact teacher on rendered objects.
+
+accelerate launch distill/train_teacher.py --config configs/teacher/nano.yaml
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dd3g.cameras import Cameras
+from dd3g.errors import UserError
+from distill.config import LoopConfig, parse
+from distill.draws import RenderDraws
+from distill.loop import fit
+from distill.renders import RenderedObjects
+from distill.sheet import save_sheet
+from distill.teachers.compact import CompactCondition, CompactConfig, CompactTeacher
+
+
+@dataclass
+class TeacherConfig(LoopConfig):
+    """Everything that a teacher run needs."""
+
+    output_dir: str = "runs/teacher"
+    renders: list[str] = field(default_factory=lambda: ["runs/renders/train"])
+    validation_renders: str = ""  # rendered objects for the sheet; never trained on
+    scan_fraction: float = 0.4
+    shape_fraction: float = 0.1
+    turned_fraction: float = 0.15
+    condition_dropout: float = 0.1
+    teacher: CompactConfig = field(default_factory=CompactConfig)
+
+
+class TeacherLoss:
+    """Denoising loss in x0, weighted by 1 / max(sigma, 0.3)^2.
+
+    Args:
+        teacher: gives codec and schedule.
+        dropout: share of samples whose picture is taken away, for classifier-free guidance.
+    """
+
+    def __init__(self, teacher: CompactTeacher, dropout: float) -> None:
+        self.codec, self.schedule, self.dropout = teacher.codec, teacher.schedule, dropout
+
+    def __call__(
+        self, model: nn.Module, batch: dict[str, Tensor], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """batch as in `distill.draws` -> (loss, terms)."""
+        x0 = self.codec.encode(batch["views"])  # (B, V, 64, s, s)
+        t = (batch["uniform"][:, 0] * 1000).long()  # (B,)
+        x_t = self.schedule.add_noise(x0, batch["noise"], t)
+        keep = (batch["uniform"][:, 1] >= self.dropout).float()[:, None, None, None]
+        size = batch["image"].shape[-1]
+        cameras = Cameras(batch["rig_viewmats"], batch["rig_Ks"], size, size)
+        predicted = model(x_t, t, CompactCondition(batch["image"] * keep, cameras)).float()
+        sigma2 = (1 - self.schedule.ab(t)).clamp(min=0.09).to(x0)  # (B,)
+        error = (predicted - x0).square().mean((-1, -2, -3))  # (B, V)
+        loss = (error / sigma2[:, None]).mean()
+        terms = {"front": error[:, 0].mean(), "sides": error[:, 1::2].mean(), "back": error[:, 2].mean()}
+        return loss, {k: v.detach() for k, v in terms.items()}
+
+
+def teacher_sheet(samples: list[dict[str, Tensor]]) -> Any:
+    """A function that draws input, truth and DDIM samples of fixed items into a picture."""
+    from distill.simulate import simulate
+
+    def sheet(teacher: nn.Module, path: Path) -> None:
+        assert isinstance(teacher, CompactTeacher)
+        image = torch.stack([s["image"] for s in samples])
+        noise = torch.stack([s["noise"] for s in samples])
+        drawn = simulate(teacher, image, noise, teacher.default_steps, teacher.default_guidance).outputs
+        truth = torch.stack([s["views"] for s in samples])
+        rows = [torch.cat([image[:, None], truth, drawn], 1)]
+        save_sheet(torch.cat(rows), path)
+
+    return sheet
+
+
+def run(config: TeacherConfig) -> Path:
+    """Train; returns the folder of the averaged teacher."""
+    torch.manual_seed(config.seed)
+    teacher = CompactTeacher(config.teacher)
+    draws = RenderDraws(
+        RenderedObjects(config.renders, cache=True),
+        config.seed,
+        teacher.latent_shape,
+        scan_fraction=config.scan_fraction,
+        shape_fraction=config.shape_fraction,
+        turned_fraction=config.turned_fraction,
+        targets=1,
+    )
+    sheet = None
+    if config.validation_renders:
+        held = RenderDraws(
+            RenderedObjects([config.validation_renders]), 0, teacher.latent_shape, free_fraction=0, recolour=0
+        )
+        sheet = teacher_sheet([held.draw(i) for i in range(8)])
+    loss = TeacherLoss(teacher, config.condition_dropout)
+    return fit(teacher, loss, draws, config, lambda m, p: m.save_pretrained(p), sheet)  # type: ignore[operator]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; exit code 2 with one line when something is wrong."""
+    try:
+        print(f"teacher written to {run(parse(sys.argv[1:] if argv is None else argv, TeacherConfig))}")
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
