@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ class RenderedObjects(Sequence[RenderedObject]):
             raise UserError(
                 f"there are no rendered objects in {', '.join(map(str, sources)) or 'an empty list'}"
             )
-        self._cache: list[tuple[Tensor, Tensor, dict]] = []
+        self._cache: list[RenderedObject] = []
         if cached:
             self._fill()
 
@@ -78,19 +79,22 @@ class RenderedObjects(Sequence[RenderedObject]):
 
     def __getitem__(self, index: int) -> RenderedObject:  # type: ignore[override]
         """Object by index; negative ones count from the end."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} rendered objects")
-        index %= len(self)
-        rgba, depth, meta = self._cache[index] if self._cache else self._decode(index)
-        V = len(rgba)
-        size = meta["size"]
-        cameras = Cameras(torch.tensor(meta["viewmats"]), torch.tensor(meta["K"]).repeat(V, 1, 1), size, size)
-        return RenderedObject(rgba, depth.float(), cameras, meta)
+        if self._cache:
+            item = self._cache[index]
+            return replace(item, depth=item.depth.float())
+        return self._decode(index)
+
+    def meta(self, index: int) -> dict:
+        """The object's `meta` without its pictures."""
+        if self._cache:
+            return self._cache[index].meta
+        shards, local = self._place(index)
+        return self._described(shards, local, shards.read(local, "json"))[1]
 
     @property
     def cached_megabytes(self) -> float:
         """Memory that the cached pictures take; 0 when not cached."""
-        return sum(r.nbytes + d.nbytes for r, d, _ in self._cache) / 1e6
+        return sum(c.rgba.nbytes + c.depth.nbytes for c in self._cache) / 1e6
 
     def _fill(self) -> None:
         from rich.console import Console
@@ -99,26 +103,45 @@ class RenderedObjects(Sequence[RenderedObject]):
         console = Console(stderr=True)
         cache = []
         for i in track(range(len(self)), "decode renders", console=console, transient=True):
-            rgba, depth, meta = self._decode(i)
-            cache.append((rgba, depth.half(), meta))
+            item = self._decode(i)
+            cache.append(replace(item, depth=item.depth.half()))
         self._cache = cache
 
-    def _decode(self, index: int) -> tuple[Tensor, Tensor, dict]:
-        part = next(k for k, end in enumerate(self._ends) if index < end)
-        shards = self._parts[part]
-        local = index - (self._ends[part - 1] if part else 0)
+    def _place(self, index: int) -> tuple[Shards, int]:
+        """The shards that hold an object, and its index there."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} rendered objects")
+        index %= len(self)
+        part = bisect_right(self._ends, index)
+        return self._parts[part], index - (self._ends[part - 1] if part else 0)
+
+    def _decode(self, index: int) -> RenderedObject:
+        shards, local = self._place(index)
         sample = shards[local]
+        cameras, meta = self._described(shards, local, sample)
+        try:
+            rgba = torch.from_numpy(_views(sample["rgba.png"], len(cameras)))  # (V, H, W, 4)
+            depth = torch.from_numpy(
+                _views(sample["depth.png"], len(cameras)).astype(np.float32) / DEPTH_UNIT
+            )
+        except (KeyError, ValueError, OSError, SyntaxError) as error:
+            raise self._damaged(shards, local, error) from error
+        return RenderedObject(rgba.movedim(-1, 1).contiguous(), depth, cameras, meta)
+
+    def _described(self, shards: Shards, local: int, sample: dict) -> tuple[Cameras, dict]:
+        """Cameras and meta from a sample's json."""
         try:
             meta = json.loads(sample["json"])
-            V = len(meta["viewmats"])
-            rgba = _views(sample["rgba.png"], V)  # (V, H, W, 4)
-            depth = _views(sample["depth.png"], V).astype(np.float32) / DEPTH_UNIT  # (V, H, W)
-            return torch.from_numpy(rgba).movedim(-1, 1).contiguous(), torch.from_numpy(depth), meta
-        except (KeyError, ValueError, OSError) as error:
-            raise UserError(
-                f"{sample['__key__']} in shard {shards.where(local)} is no rendered object or damaged "
-                f"({error}): delete the shard and render it again with the same command"
-            ) from error
+            viewmats, K, size = torch.tensor(meta.pop("viewmats")), torch.tensor(meta.pop("K")), meta["size"]
+            return Cameras(viewmats, K.repeat(len(viewmats), 1, 1), size, size), meta
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise self._damaged(shards, local, error) from error
+
+    def _damaged(self, shards: Shards, local: int, error: Exception) -> UserError:
+        return UserError(
+            f"{shards.key(local)} in shard {shards.where(local)} is no rendered object or damaged ({error}): "
+            "delete the shard and render it again with the same command"
+        )
 
 
 def _views(png: bytes, views: int) -> NDArray:

@@ -92,7 +92,13 @@ class Shards(Sequence[dict]):
 
     def __getitem__(self, index: int) -> dict:  # type: ignore[override]
         """The sample {"__key__": str, extension: bytes, ...}; negative indices count from the end."""
+        return self.read(index)
+
+    def read(self, index: int, *extensions: str) -> dict:
+        """Like indexing, but reads only these extensions (all, when none is named)."""
         shard, key, members = self._samples[index]
+        if extensions:
+            members = {e: members[e] for e in extensions if e in members}
         path = self.paths[shard]
         sample: dict[str, bytes | str] = {"__key__": key}
         try:
