@@ -1,0 +1,48 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dd3g.errors import UserError
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well, else vanishes.
+
+    Args:
+        path: the file to write; missing folders are made.
+
+    Yields:
+        The temporary path, with the same suffix, to be written by the block.
+
+    Raises:
+        UserError: when the folder can't be written to or the disk is full.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.stem[:60]}.{os.getpid()}-{os.urandom(4).hex()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(_explain(error, path)) from error
+
+
+def _explain(error: OSError, path: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"cannot write {path}: the disk is full; free some space or choose another folder"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"cannot write {path}: no permission in {path.parent}; choose a folder you can write to"
+    if error.errno == errno.EISDIR:
+        return f"cannot write {path}: it is a folder; give the name of a file"
+    return f"cannot write {path}: {error.strerror or error}; choose another folder or name"

@@ -1,0 +1,103 @@
+"""The quantised formats: .splat (32 bytes a Gaussian) and .spz (about 16 bytes, compressed)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from dd3g.gaussians import Gaussians
+from dd3g.io.ply import from_raw, to_raw
+
+_SPLAT = np.dtype([("position", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("rotation", "u1", 4)])
+
+
+def encode_splat(gaussians: Gaussians) -> bytes:
+    """The .splat layout of antimatter15/splat: linear scales, 8-bit RGBA, 8-bit wxyz quaternion, no header.
+
+    Rows run from the most to the least important (volume times opacity): a viewer that streams the file shows
+    the object early.
+    """
+    rgba = np.concatenate([gaussians.colors.numpy(), gaussians.opacities.numpy()[:, None]], -1)
+    rows = np.empty(len(gaussians), _SPLAT)
+    rows["position"] = gaussians.means.numpy()
+    rows["scale"] = gaussians.scales.numpy()
+    rows["rgba"] = np.clip(np.rint(rgba * 255), 0, 255)
+    rows["rotation"] = np.clip(np.rint(gaussians.quats.numpy() * 128 + 128), 0, 255)
+    importance = gaussians.scales.numpy().prod(-1) * gaussians.opacities.numpy()
+    return rows[np.argsort(-importance, kind="stable")].tobytes()
+
+
+def decode_splat(data: bytes) -> Gaussians:
+    """Read .splat rows.
+
+    Raises:
+        ValueError: when the length is not a whole number of rows or a value is not finite.
+    """
+    if not data or len(data) % _SPLAT.itemsize:
+        raise ValueError(f"its length of {len(data)} bytes is not a multiple of {_SPLAT.itemsize}")
+    rows = np.frombuffer(data, _SPLAT)
+    # There is no magic number: text or a picture of the right length would otherwise pass as Gaussians.
+    if not (
+        np.isfinite(rows["position"]).all()
+        and np.isfinite(rows["scale"]).all()
+        and (rows["scale"] >= 0).all()
+    ):
+        raise ValueError("its positions or scales are not finite numbers, so these are no .splat rows")
+    rgba = torch.from_numpy(rows["rgba"].astype(np.float32) / 255)
+    return Gaussians(
+        means=torch.from_numpy(rows["position"].copy()),
+        quats=torch.from_numpy((rows["rotation"].astype(np.float32) - 128) / 128),
+        scales=torch.from_numpy(rows["scale"].copy()),
+        opacities=rgba[:, 3].clone(),
+        colors=rgba[:, :3].clone(),
+    )
+
+
+def encode_spz(gaussians: Gaussians) -> bytes:
+    """Niantic's .spz version 3 (gzip), which all readers know; positions to 1.2e-4, log scales to 1/16."""
+    gsply = _gsply()
+    raw = to_raw(gaussians)
+    data = gsply.GSData.from_arrays(
+        means=raw[:, 0:3],
+        scales=raw[:, 7:10],
+        quats=raw[:, 10:14],
+        opacities=raw[:, 6],
+        sh0=raw[:, 3:6],
+        shN=None,
+    )
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "gaussians.spz"
+        gsply.write_spz(path, data, version=3)
+        content = bytearray(path.read_bytes())
+    content[4:8] = bytes(4)  # the gzip header's clock: the same Gaussians must give the same file
+    return bytes(content)
+
+
+def decode_spz(data: bytes) -> Gaussians:
+    """Read .spz versions 1 to 4; spherical harmonics above degree 0 are left out.
+
+    Raises:
+        ValueError: when the data is not such a file, or ends too early.
+    """
+    gsply = _gsply()
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "gaussians.spz"
+        try:
+            path.write_bytes(data)
+            read = gsply.read_spz(path)
+        except Exception as error:  # gzip, zstd and struct each bring their own errors for foreign bytes
+            raise ValueError(str(error).replace(f": {path}", "")) from error
+    columns = (read.means, read.sh0, read.opacities.reshape(-1, 1), read.scales, read.quats)
+    return from_raw(np.concatenate(columns, -1))
+
+
+def _gsply() -> Any:
+    import gsply
+
+    # Its compiled core where the wheel brings one: the numba path compiles for seconds on first use.
+    gsply.use_backend("auto")
+    return gsply

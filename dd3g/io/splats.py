@@ -1,0 +1,176 @@
+"""Gaussians to and from files: .ply, .splat, .spz and .glb."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import torch
+
+from dd3g.errors import UserError
+from dd3g.gaussians import Gaussians, quaternion_multiply
+from dd3g.io import glb, packed, ply
+from dd3g.io.atomic import replacing
+
+FORMATS = ("ply", "splat", "spz", "glb")
+
+# From our world (x right, y up, the object faces +z) to file axes: axis i of the file is sign[i] * our axis
+# order[i]; then the quaternion of the same turn. Written out, because a computed turn differs in the last bit
+# between machines, and so would the files.
+_TURNS: dict[str, tuple[list[int], list[float], list[float]]] = {
+    "opencv": ([0, 1, 2], [1, -1, -1], [0, 1, 0, 0]),  # x right, y down, z forward (RDF)
+    "opengl": ([0, 1, 2], [1, 1, 1], [1, 0, 0, 0]),  # x right, y up, z back (RUB)
+    "zup": ([0, 2, 1], [1, -1, 1], [0.5**0.5, 0.5**0.5, 0, 0]),  # x right, y away, z up (Blender)
+}
+AXES = tuple(_TURNS)
+
+
+def save(
+    gaussians: Gaussians,
+    path: str | Path,
+    axes: str | None = None,
+    format: str | None = None,
+    min_opacity: float = 0.005,
+) -> Path:
+    """Write one object's Gaussians to a file that appears whole or not at all.
+
+    Args:
+        gaussians: one object (no batch dimensions), three colour channels, any device.
+        path: the file; its suffix names the format unless `format` does.
+        axes: as in `encode`.
+        format: one of `FORMATS`; None goes by the suffix.
+        min_opacity: Gaussians below it are left out; so are rows that are not finite.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: on an unknown format or axes, nothing to write, or a place that can't be written to.
+    """
+    path = Path(path)
+    format = format or _format_of(path)
+    _check(format, axes)
+    with replacing(path) as partial:
+        partial.write_bytes(encode(gaussians, format, axes, min_opacity))
+    return path
+
+
+def load(path: str | Path, axes: str | None = None) -> Gaussians:
+    """Read a file of any of the `FORMATS` into our world.
+
+    Args:
+        path: the file; its suffix names the format.
+        axes: as in `decode`.
+
+    Returns:
+        Float32 Gaussians (N,) on the CPU. View-dependent colour is left out.
+
+    Raises:
+        UserError: when the file can't be read or is not what its suffix says.
+    """
+    path = Path(path)
+    format = _format_of(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        return decode(data, format, axes)
+    except ValueError as error:
+        raise UserError(f"{path} is not a .{format} file that can be read: {error}") from error
+
+
+def encode(gaussians: Gaussians, format: str, axes: str | None = None, min_opacity: float = 0.005) -> bytes:
+    """The bytes of a file; the same Gaussians give the same bytes.
+
+    Args:
+        gaussians: one object (no batch dimensions), three colour channels, any device.
+        format: one of `FORMATS`.
+        axes: one of `AXES`, for .ply (told in a comment) and .splat; None is "opencv", as viewers expect.
+            .spz (RUB) and .glb (y up) have one orientation by their standards and always keep it.
+        min_opacity: Gaussians below it are left out; so are rows that are not finite.
+
+    Raises:
+        UserError: on an unknown format or axes, or when no Gaussian is left.
+    """
+    _check(format, axes)
+    kept = gaussians.detach().to("cpu", torch.float32).pruned(min_opacity)
+    if len(kept) == 0:
+        raise UserError(
+            f"nothing to write: none of the {len(gaussians)} Gaussians is finite and has an opacity of "
+            f"{min_opacity} or more; try another picture, or min_opacity=0"
+        )
+    kept = _unit(kept)
+    if format == "spz":
+        return packed.encode_spz(kept)
+    if format == "glb":
+        return glb.encode(kept)
+    axes = axes or "opencv"
+    turned = _turn(kept, axes)
+    return ply.encode(turned, axes) if format == "ply" else packed.encode_splat(turned)
+
+
+def decode(data: bytes, format: str, axes: str | None = None) -> Gaussians:
+    """Gaussians from the bytes of a file.
+
+    Args:
+        data: the whole file.
+        format: one of `FORMATS`.
+        axes: one of `AXES`, the orientation of a .ply or .splat; None believes our comment in a .ply, and is
+            "opencv" without one.
+
+    Returns:
+        Float32 Gaussians (N,) on the CPU; rows that are not finite are left out.
+
+    Raises:
+        ValueError: when the bytes are not of that format; the message is a clause that says why.
+        UserError: on an unknown format or axes.
+    """
+    _check(format, axes)
+    told = "opengl" if format in ("spz", "glb") else axes
+    try:
+        if format == "ply":
+            gaussians, comment = ply.decode(data)
+            told = axes or (comment if comment in AXES else None)
+        else:
+            readers = {"splat": packed.decode_splat, "spz": packed.decode_spz, "glb": glb.decode}
+            gaussians = readers[format](data)
+    except (LookupError, TypeError, AttributeError, struct.error) as error:
+        raise ValueError(f"its header is broken ({error})") from error
+    return _unit(_turn(gaussians, told or "opencv", back=True)).pruned(0)
+
+
+def _turn(gaussians: Gaussians, axes: str, back: bool = False) -> Gaussians:
+    """Our world to file axes, or `back`."""
+    order, sign, quat = _TURNS[axes]
+    if back:
+        order = [order.index(i) for i in range(3)]
+        sign = [sign[i] for i in order]
+        quat = [quat[0], -quat[1], -quat[2], -quat[3]]
+    turn = torch.tensor(quat, dtype=torch.float32).expand_as(gaussians.quats)
+    return Gaussians(
+        gaussians.means[:, order] * torch.tensor(sign, dtype=torch.float32),
+        quaternion_multiply(turn, gaussians.quats),
+        gaussians.scales,
+        gaussians.opacities,
+        gaussians.colors,
+    )
+
+
+def _unit(gaussians: Gaussians) -> Gaussians:
+    """Quaternions at length 1; those without a direction become the identity."""
+    length = gaussians.quats.norm(dim=-1, keepdim=True)
+    identity = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    quats = torch.where(length > 1e-12, gaussians.quats / length, identity)
+    return Gaussians(gaussians.means, quats, gaussians.scales, gaussians.opacities, gaussians.colors)
+
+
+def _format_of(path: Path) -> str:
+    return path.suffix.lower().removeprefix(".")
+
+
+def _check(format: str, axes: str | None) -> None:
+    if format not in FORMATS:
+        raise UserError(f"unknown splat format {format!r}; use one of {', '.join(FORMATS)}")
+    if axes is not None and axes not in AXES:
+        raise UserError(f"unknown axes {axes!r}; use one of {', '.join(AXES)}")
