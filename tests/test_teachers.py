@@ -55,9 +55,9 @@ def test_the_condition_is_consistent_with_the_picture():
     for k in range(2):
         a, b = views[:, k, teacher.front_view, 3] > 0.5, rgba[:, 3] > 0.5
         iou = (a & b).sum((1, 2)) / (a | b).sum((1, 2))
-        assert (iou > 0.8).all()
+        assert (iou > 0.85).all()
     side = (views[:, :, 1, 3] > 0.5).sum((-1, -2))
-    assert (side[:, 0] < 0.7 * side[:, 1]).all()  # the modes differ in what the picture does not show
+    assert (side[:, 0] < 0.85 * side[:, 1]).all()  # the modes differ in what the picture does not show
     given = teacher.condition(rgba, teacher.rig).means
     each = Cameras(teacher.rig.viewmats.repeat(2, 1, 1, 1), teacher.rig.Ks.repeat(2, 1, 1, 1), 64, 64)
     assert torch.equal(given, condition.means)
@@ -103,7 +103,7 @@ def test_finite_ddim_and_its_limit_for_one_mode():
         got = sample(teacher, teacher.schedule, x, plan, condition).x
         errors.append((got - exact).abs().max().item())
     # A first-order solver: five times the steps, a fifth of the error.
-    assert errors[1] < 0.3 * errors[0] and errors[2] < 0.3 * errors[1] and errors[2] < 0.02
+    assert errors[1] < 0.5 * errors[0] and errors[2] < 0.3 * errors[1] and errors[2] < 0.02
     assert torch.allclose(teacher.solve(exact, condition, -1, 999), x, atol=1e-4)
     back = invert(teacher, teacher.schedule, exact, teacher.schedule.plan(1000, "trailing"), condition)
     assert (back - x).abs().mean() < 0.05

@@ -8,14 +8,14 @@ exactly at every noise level, and for a single mode so is the end of the probabi
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dd3g.cameras import RADIUS, Cameras
+from dd3g.cameras import ELEVATION, RADIUS, Cameras
 from dd3g.diffusion import ClassifierFree, Denoiser, Schedule
 from dd3g.errors import UserError
 from dd3g.nn.checkpoint import read_config
@@ -45,7 +45,7 @@ class AnalyticCondition:
         return AnalyticCondition(self.blank, self.blank)
 
 
-class AnalyticTeacher:
+class AnalyticTeacher(nn.Module):
     """Gaussian mixture around views of ellipsoids, eps-prediction; implements `distill.teachers.Teacher`."""
 
     prediction = "eps"
@@ -53,6 +53,7 @@ class AnalyticTeacher:
     front_view = 0
 
     def __init__(self, config: AnalyticConfig | None = None) -> None:
+        super().__init__()
         self.config = c = config or AnalyticConfig()
         if c.size < 4 or c.size % 4 or c.modes < 1 or c.spread <= 0:
             raise ValueError(f"size must be a multiple of 4, modes >= 1 and spread > 0, got {c}")
@@ -82,16 +83,18 @@ class AnalyticTeacher:
         except (TypeError, ValueError) as error:
             raise UserError(f"{folder}/config.json does not build an analytic teacher: {error}") from error
 
-    def to(self, device: Any) -> AnalyticTeacher:
-        """Nothing to move: it works where its inputs are."""
-        return self
-
     def condition(self, rgba: Tensor, cameras: Cameras | None = None) -> AnalyticCondition:
         """Straight RGBA (B, 4, S, S) -> the ellipsoids that it may show, seen by the cameras."""
         cameras = (self.rig if cameras is None else cameras).to(rgba.device)
         width, height, colour = measure(rgba)
-        depth = width[:, None] * torch.linspace(0.6, 1.4, 2 * self.config.modes + 1).to(rgba)[1::2]  # (B, K)
-        axes = torch.stack([width[:, None].expand_as(depth), height[:, None].expand_as(depth), depth], -1)
+        deepness = torch.linspace(0.6, 1.4, 2 * self.config.modes + 1).to(rgba)[1::2]  # (K,) depth by width
+        # The silhouette lies where rays from the camera touch, nearer than the centre.
+        x = RADIUS * width[:, None] / (1 + (width[:, None] * deepness).square()).sqrt()  # (B, K)
+        z = x * deepness
+        shadow = height[:, None].square() * (RADIUS**2 - z.square()).clamp(min=0)
+        tilt = math.radians(ELEVATION)
+        y = ((shadow - (z * math.sin(tilt)).square()) / math.cos(tilt) ** 2).maximum(0.1 * shadow).sqrt()
+        axes = torch.stack([x, y, z], -1).clamp(min=1e-3)
         means = self.codec.encode(draw_ellipsoids(axes, colour[:, None].expand_as(axes), cameras))
         blank = torch.zeros_like(rgba)[:, None, None].expand(
             *means.shape[:1], 1, means.shape[2], *rgba.shape[1:]
@@ -101,9 +104,9 @@ class AnalyticTeacher:
     def denoiser(self, condition: AnalyticCondition, guidance_scale: float | None = None) -> Denoiser:
         """The exact posterior mean as a `Denoiser`."""
         scale = self.default_guidance if guidance_scale is None else guidance_scale
-        return self if scale == 1 else ClassifierFree(self, condition.null(), scale)  # type: ignore[return-value, arg-type]
+        return self if scale == 1 else ClassifierFree(self, condition.null(), scale)
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: AnalyticCondition) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: AnalyticCondition) -> Tensor:
         """Exact eps = sigma / v (x_t - alpha E[mu | x_t]), where v = alpha^2 s^2 + sigma^2.
 
         Args:
@@ -132,7 +135,7 @@ class AnalyticTeacher:
 
 
 def measure(rgba: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Half-width (B,), half-height (B,) in world units and mean colour (B, 3) of pictures (B, 4, S, S)."""
+    """Half-width (B,) and half-height (B,) at depth 1, and mean colour (B, 3) of pictures (B, 4, S, S)."""
     alpha = rgba[:, 3].double()  # (B, S, S)
     total = alpha.sum((1, 2)).clamp(min=1e-6)
     place = torch.arange(rgba.shape[-1], device=rgba.device, dtype=torch.float64)
@@ -142,7 +145,7 @@ def measure(rgba: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean = (row * place).sum(1) / total
         variance = (row * (place - mean[:, None]).square()).sum(1) / total
         # A uniform ellipse has a variance of a quarter of its squared half-axis.
-        half.append((2 * variance.sqrt() * RADIUS / focal).clamp(min=1e-3).to(rgba))
+        half.append((2 * variance.sqrt() / focal).to(rgba))
     colour = (rgba[:, :3] * rgba[:, 3:]).sum((2, 3)) / total[:, None].to(rgba)
     return half[0], half[1], colour
 

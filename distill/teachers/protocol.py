@@ -30,8 +30,8 @@ class Condition(Protocol):
 class Teacher(Protocol):
     """A multi-view diffusion model with a deterministic ODE.
 
-    The same noise, cameras and picture must always give the same views: a codec takes the mode of its
-    posterior, a condition draws nothing.
+    An `nn.Module`. The same noise, cameras and picture must always give the same views: a codec takes the mode of
+    its posterior, a condition draws nothing.
     """
 
     @property
