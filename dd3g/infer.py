@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -164,10 +163,10 @@ def _write_one(gaussians: Gaussians, folder: Path, name: str, request: Request) 
     for file in files:
         save(gaussians, folder / file, axes=request.axes)
     if request.turntable:
-        from dd3g.io.turntable import save_turntable
+        from dd3g.io.turntable import render_turntable, save_turntable
 
-        files.append(f"{name}.turntable.{'mp4' if find_spec('imageio_ffmpeg') else 'gif'}")
-        save_turntable(gaussians, folder / files[-1])
+        movie = save_turntable(render_turntable(gaussians), folder / f"{name}.turntable.mp4")
+        files.append(movie.name)  # an animation where there is no video encoder
     if request.viewer:
         from dd3g.io.viewer import save_viewer
 

@@ -1,0 +1,39 @@
+# Everything runs in .venv, made on first use; nothing outside this folder is touched but the model cache.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e
+DEMO ?= assets/lamp.png
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.demo  ## one picture -> out/: splat files, turntable, viewer page
+	@$(BIN)/python -m dd3g.models fetch u2netp || echo "going on without it: the demo picture has alpha"
+	$(BIN)/python -m dd3g.infer $(DEMO) -o out --format ply,glb --turntable --viewer
+
+test: $(VENV)/.dev  ## the test suite
+	@$(BIN)/python -m dd3g.models fetch u2netp || echo "going on without it: tests that need it are skipped"
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove the environment and the results of `make demo`
+	rm -rf $(VENV) out
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) '.[video]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, found $$(python3 --version 2>&1);" \
+		"install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "error: $(PYTHON) cannot make an environment;" \
+		"install its venv package (on Debian and Ubuntu: python3-venv)" >&2; exit 1; }
