@@ -76,6 +76,7 @@ def fit(
     started = time.monotonic()
     output = Path(config.output_dir)
     accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),  # lets torchrun start several CPU processes
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
         log_with=None if config.report_to == "none" else config.report_to,

@@ -51,7 +51,7 @@ def training_draws(config: DistillConfig) -> Draws:
     renders = quadruples = None
     if config.renders:
         renders = RenderDraws(
-            RenderedObjects(config.renders, cache=True),
+            RenderedObjects(config.renders, cached=True),
             config.seed,
             shape,
             scan_fraction=config.scan_fraction,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
+from dd3g.diffusion import sample
 from dd3g.errors import UserError
 from distill.config import LoopConfig, parse
 from distill.draws import RenderDraws
@@ -68,16 +69,17 @@ class TeacherLoss:
 
 def teacher_sheet(samples: list[dict[str, Tensor]]) -> Any:
     """A function that draws input, truth and DDIM samples of fixed items into a picture."""
-    from distill.simulate import simulate
 
     def sheet(teacher: nn.Module, path: Path) -> None:
         assert isinstance(teacher, CompactTeacher)
-        image = torch.stack([s["image"] for s in samples])
-        noise = torch.stack([s["noise"] for s in samples])
-        drawn = simulate(teacher, image, noise, teacher.default_steps, teacher.default_guidance).outputs
-        truth = torch.stack([s["views"] for s in samples])
-        rows = [torch.cat([image[:, None], truth, drawn], 1)]
-        save_sheet(torch.cat(rows), path)
+        device = next(teacher.parameters()).device
+        image = torch.stack([s["image"] for s in samples]).to(device)
+        noise = torch.stack([s["noise"] for s in samples]).to(device)
+        condition = teacher.condition(image)
+        plan = teacher.schedule.plan(teacher.default_steps)
+        drawn = sample(teacher.denoiser(condition), teacher.schedule, noise, plan, condition, clip=1.0)
+        truth = torch.stack([s["views"] for s in samples]).to(device)
+        save_sheet(torch.cat([image[:, None], truth, teacher.codec.decode(drawn.x0)], 1), path)
 
     return sheet
 
@@ -87,7 +89,7 @@ def run(config: TeacherConfig) -> Path:
     torch.manual_seed(config.seed)
     teacher = CompactTeacher(config.teacher)
     draws = RenderDraws(
-        RenderedObjects(config.renders, cache=True),
+        RenderedObjects(config.renders, cached=True),
         config.seed,
         teacher.latent_shape,
         scan_fraction=config.scan_fraction,

@@ -2,7 +2,7 @@
 
 from dd3g.nn.blocks import MultiViewTransformer, ResidualBlock
 from dd3g.nn.embeddings import camera_code, fourier, timestep_embedding
-from dd3g.nn.trunk import MultiViewTrunk, PictureEncoder, correspond
+from dd3g.nn.trunk import MultiViewTrunk, PictureEncoder, correspond, correspond_rgba
 
 __all__ = [
     "MultiViewTransformer",
@@ -11,6 +11,7 @@ __all__ = [
     "ResidualBlock",
     "camera_code",
     "correspond",
+    "correspond_rgba",
     "fourier",
     "timestep_embedding",
 ]

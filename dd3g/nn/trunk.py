@@ -30,6 +30,13 @@ def correspond(features: Tensor, azimuths: Tensor) -> Tensor:
     return (front * f + back * f.flip(-1) + side * f.mean(-1, keepdim=True)) / (front + back + side)
 
 
+def correspond_rgba(rgba: Tensor, azimuths: Tensor) -> Tensor:
+    """Straight RGBA (B, 4, S, S) at the corresponding pixels of other views (B, V, 4, S, S), mixed by alpha."""
+    premultiplied = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
+    spread = correspond(premultiplied, azimuths)
+    return torch.cat([spread[:, :, :3] / spread[:, :, 3:].clamp(min=1e-4), spread[:, :, 3:]], 2).clamp(0, 1)
+
+
 class PictureEncoder(nn.Module):
     """RGBA picture -> maps at three scales, light enough to train from scratch on a laptop.
 

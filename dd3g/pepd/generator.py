@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
-from dd3g.nn import PictureEncoder, correspond
+from dd3g.nn import PictureEncoder, correspond_rgba
 from dd3g.nn.checkpoint import load_weights, read_config, save_folder
 from dd3g.pepd.pattern_extraction import CopiedTokens, PatternExtraction, type_embedding
 from dd3g.pepd.progressive_decoding import Bounds, Frame, ProgressiveDecoding
@@ -190,10 +190,3 @@ def resize(rgba: Tensor, size: int) -> Tensor:
     premultiplied = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
     small = F.interpolate(premultiplied, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
     return torch.cat([(small[:, :3] / small[:, 3:].clamp(min=1e-6)).clamp(0, 1), small[:, 3:]], 1)
-
-
-def correspond_rgba(rgba: Tensor, azimuths: Tensor) -> Tensor:
-    """Straight RGBA (B, 4, S, S) at the corresponding pixels of other views (B, V, 4, S, S), mixed by alpha."""
-    premultiplied = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
-    spread = correspond(premultiplied, azimuths)
-    return torch.cat([spread[:, :, :3] / spread[:, :, 3:].clamp(min=1e-4), spread[:, :, 3:]], 2).clamp(0, 1)

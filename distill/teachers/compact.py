@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dd3g.cameras import Cameras
 from dd3g.diffusion import Schedule
 from dd3g.errors import UserError
-from dd3g.nn import MultiViewTrunk, PictureEncoder, camera_code, correspond, timestep_embedding
+from dd3g.nn import MultiViewTrunk, PictureEncoder, camera_code, correspond, correspond_rgba, timestep_embedding
 from dd3g.nn.checkpoint import load_weights, read_config, save_folder
 
 
@@ -83,7 +83,7 @@ class CompactTeacher(nn.Module):
              "timestep_spacing": "trailing"}
         )
         self.picture = PictureEncoder(c.width, c.size, c.fine, c.mid)
-        self.stem = nn.Conv2d(64, c.mid, 3, padding=1)
+        self.stem = nn.Conv2d(64 + 112, c.mid, 3, padding=1)
         self.prior = nn.Conv2d(c.mid, c.mid, 1)
         self.down = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * c.mid, c.width, 1))
         self.coarse_prior = nn.Conv2d(c.width, c.width, 1)
@@ -92,13 +92,14 @@ class CompactTeacher(nn.Module):
         self.trunk = MultiViewTrunk(c.width, c.depth, c.heads, c.width, c.residual_hidden)
         self.up = nn.Sequential(nn.Conv2d(c.width, 4 * c.mid, 1), nn.PixelShuffle(2))
         self.out = nn.Sequential(
-            nn.Conv2d(3 * c.mid, c.mid, 3, padding=1),
+            nn.Conv2d(3 * c.mid + 112, c.mid, 3, padding=1),
             nn.SiLU(),
             nn.Conv2d(c.mid, c.mid, 3, padding=1),
             nn.SiLU(),
             nn.Conv2d(c.mid, 64, 3, padding=1),
         )
         nn.init.zeros_(self.out[-1].weight)
+        nn.init.zeros_(self.out[-1].bias)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: CompactCondition) -> Tensor:
         """One network call.
@@ -114,23 +115,27 @@ class CompactTeacher(nn.Module):
         B, V = x_t.shape[:2]
         _, mid, coarse, pooled = self.picture(condition.image)
         azimuths = condition.cameras.azimuths.expand(B, V)
-        clean = self.codec.encode(condition.image)[:, None]  # (B, 1, 64, s, s)
-        frames = torch.cat([x_t, clean], 1)  # (B, V+1, ...)
-        F_ = V + 1
+        # What the picture says of each view: its pixels copied, mirrored or averaged along rows. The last frame is
+        # the picture itself. The network predicts what differs from it.
+        image = condition.image[:, None]
+        spread = torch.cat([correspond_rgba(condition.image, azimuths), image], 1)  # (B, V+1, 4, S, S)
+        prior_x0 = self.codec.encode(spread)  # (B, V+1, 64, s, s)
+        pixels = torch.cat([prior_x0, F.pixel_unshuffle(spread[:, :, :3], 4)], 2)  # (B, V+1, 112, s, s)
         prior = torch.cat([correspond(mid, azimuths), mid[:, None]], 1)  # (B, V+1, m, s, s)
         coarse_prior = torch.cat([correspond(coarse, azimuths), coarse[:, None]], 1)
 
-        stem = self.stem(frames.flatten(0, 1)) + self.prior(prior.flatten(0, 1))  # (B*F, m, s, s)
+        frames = torch.cat([torch.cat([x_t, prior_x0[:, V:]], 1), pixels], 2).flatten(0, 1)
+        stem = self.stem(frames) + self.prior(prior.flatten(0, 1))  # (B*(V+1), m, s, s)
         x = self.down(F.silu(stem)) + self.coarse_prior(coarse_prior.flatten(0, 1))
         code = camera_code(condition.cameras).expand(B, V, 16)
         code = torch.cat([code, torch.zeros_like(code[:, :1])], 1)  # the clean frame has no camera
         emb = self.camera(code) + (self.time(timestep_embedding(t, self.config.width)) + pooled)[:, None]
         context = coarse.flatten(2).transpose(1, 2)  # (B, L, W)
-        x = self.trunk(x.unflatten(0, (B, F_)), emb, context)[:, :V]
+        x = self.trunk(x.unflatten(0, (B, V + 1)), emb, context)
 
-        stem = stem.unflatten(0, (B, F_))[:, :V].flatten(0, 1)
-        x = torch.cat([self.up(x.flatten(0, 1)), stem, prior[:, :V].flatten(0, 1)], 1)
-        return self.out(x).unflatten(0, (B, V))
+        skip = torch.cat([stem.unflatten(0, (B, V + 1)), prior, pixels], 2)[:, :V].flatten(0, 1)
+        x = torch.cat([self.up(x[:, :V].flatten(0, 1)), skip], 1)
+        return prior_x0[:, :V] + self.out(x).unflatten(0, (B, V))
 
     @property
     def rig(self) -> Cameras:
