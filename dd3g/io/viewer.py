@@ -1,0 +1,43 @@
+"""One HTML page that shows the object anywhere: no network, no installation."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from html import escape
+from pathlib import Path
+
+from dd3g.gaussians import Gaussians
+from dd3g.io.atomic import replacing
+from dd3g.io.splats import encode
+
+
+def save_viewer(gaussians: Gaussians, path: str | Path, title: str | None = None) -> Path:
+    """Write a self-contained page with the Gaussians inside: drag, zoom, spin, and download of the .ply.
+
+    The page draws with WebGL 2, or on a plain canvas where there is none. It opens at the front view of the
+    default rig; an address may end in `#azimuth=90&elevation=20&distance=2&spin=0&background=dark&draw=2d`.
+
+    Args:
+        gaussians: one object (no batch dimensions), any device.
+        path: the .html file.
+        title: shown on the page; None takes the file's name.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: when no Gaussian is visible, or the place can't be written to.
+    """
+    path = Path(path)
+    values = {
+        "title": escape(path.stem if title is None else title),
+        "name": escape(f"{path.stem}.ply"),
+        "splats": b64encode(encode(gaussians, "ply")).decode("ascii"),
+    }
+    template = Path(__file__).with_name("viewer.html").read_text("utf-8")
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+    with replacing(path) as partial:
+        # File names may hold bytes that are no text; they become question marks.
+        partial.write_bytes(page.encode("utf-8", "replace"))
+    return path
