@@ -63,7 +63,8 @@ class Gaussians:
             )
         keep = self.opacities >= min_opacity
         for f in fields(self):
-            keep &= getattr(self, f.name).reshape(len(keep), -1).isfinite().all(-1)
+            finite = getattr(self, f.name).isfinite()
+            keep &= finite if finite.dim() == 1 else finite.all(-1)
         return self.select(keep)
 
     def select(self, index: Any) -> Gaussians:
