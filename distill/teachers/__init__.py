@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from dd3g.errors import UserError
 from dd3g.nn.checkpoint import read_config
@@ -43,6 +44,6 @@ def load(name: str | Path, device: str = "cpu") -> Teacher:
     return _class(kind).from_pretrained(folder).to(device)
 
 
-def _class(kind: str) -> type:
+def _class(kind: str) -> Any:
     module, name = CLASSES[kind].split(":")
     return getattr(import_module(module), name)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dd3g.cameras import ELEVATION, RADIUS, Cameras
-from dd3g.diffusion import ClassifierFree, Denoiser, Schedule
+from dd3g.diffusion import ClassifierFree, Denoiser, Prediction, Schedule
 from dd3g.errors import UserError
 from dd3g.nn.checkpoint import read_config
 from distill.teachers.compact import SpaceToDepth
@@ -48,7 +48,7 @@ class AnalyticCondition:
 class AnalyticTeacher(nn.Module):
     """Gaussian mixture around views of ellipsoids, eps-prediction; implements `distill.teachers.Teacher`."""
 
-    prediction = "eps"
+    prediction: Prediction = "eps"
     background = 1.0
     front_view = 0
 
@@ -65,6 +65,7 @@ class AnalyticTeacher(nn.Module):
                 "beta_start": 0.00085,
                 "beta_end": 0.012,
                 "steps_offset": 1,
+                "timestep_spacing": "trailing",
                 "set_alpha_to_one": False,
             }
         )

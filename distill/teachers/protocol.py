@@ -30,8 +30,8 @@ class Condition(Protocol):
 class Teacher(Protocol):
     """A multi-view diffusion model with a deterministic ODE.
 
-    An `nn.Module`. The same noise, cameras and picture must always give the same views: a codec takes the mode of
-    its posterior, a condition draws nothing.
+    An `nn.Module`. The same noise, cameras and picture must always give the same views: a codec takes the
+    mode of its posterior, a condition draws nothing.
     """
 
     @property
@@ -48,7 +48,7 @@ class Teacher(Protocol):
 
     @property
     def schedule(self) -> Schedule:
-        """Its noise levels."""
+        """Its noise levels; `timestep_spacing` of its config decides which ones sampling visits."""
 
     @property
     def front_view(self) -> int:

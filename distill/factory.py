@@ -1,0 +1,214 @@
+"""The quadruple factory: what goes into which shard, made by any number of processes, killed at any time."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dd3g.errors import UserError
+from distill.inputs import Inputs, fingerprint, seed_of
+from distill.quadruples import Quadruple, encode, noise_of
+from distill.shards import write_shard
+from distill.simulate import simulate
+from distill.teachers import Teacher
+
+SETTINGS = "simulate.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What goes into which shard; every shard is a pure function of this and its number.
+
+    Shards come in passes over the pictures, one pass a seed, so that a run that is cut short has seen many
+    pictures and more seeds can be added later.
+    """
+
+    teacher: Teacher
+    inputs: Inputs
+    output: Path
+    steps: int
+    guidance_scale: float
+    seeds: int
+    per_shard: int
+    batch_size: int
+    seed: int
+    limit: int | None
+    device: torch.device
+
+    @property
+    def order(self) -> list[int]:
+        """Indices of the inputs in the order of a pass; shuffled: the first shards are a fair sample."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randperm(len(self.inputs), generator=generator).tolist()[: self.limit]
+
+    @property
+    def shards(self) -> list[tuple[Path, int, list[int]]]:
+        """Each shard's file, its pass and its inputs."""
+        order = self.order
+        parts = [order[i : i + self.per_shard] for i in range(0, len(order), self.per_shard)]
+        return [
+            (self.output / f"quadruples-{k:02d}-{s:05d}.tar", k, part)
+            for k in range(self.seeds)
+            for s, part in enumerate(parts)
+        ]
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for all shards of a folder."""
+        return {
+            "teacher": self.teacher.fingerprint,
+            "inputs": fingerprint(self.inputs),
+            "pictures": len(self.order),
+            "steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "seed": self.seed,
+            "per_shard": self.per_shard,
+        }
+
+    def samples(self, number: int, indices: list[int], failed: dict[str, str]) -> list[dict[str, Any]]:
+        """Quadruples of pass `number` as samples; inputs that cannot be used go to `failed`."""
+        pictures = []
+        for i in indices:
+            try:
+                pictures.append(
+                    (i, *self.inputs.picture(i, seed_of(self.seed, number), self.teacher.rig.width))
+                )
+            except UserError as error:
+                failed[str(i)] = str(error)
+        samples = []
+        for start in range(0, len(pictures), self.batch_size):
+            batch = pictures[start : start + self.batch_size]
+            seeds = [seed_of(self.seed, i, number) for i, _, _ in batch]
+            noise = torch.stack([noise_of(self.teacher.latent_shape, s) for s in seeds])
+            rgba = torch.stack([picture for _, picture, _ in batch])
+            made = simulate(
+                self.teacher, rgba.to(self.device), noise.to(self.device), self.steps, self.guidance_scale
+            )
+            for b, (i, picture, about) in enumerate(batch):
+                meta = about | {
+                    "sample": number,
+                    "seed": seeds[b],
+                    "teacher": self.settings["teacher"],
+                    "steps": self.steps,
+                    "guidance_scale": self.guidance_scale,
+                }
+                one = Quadruple(noise[b], made.cameras, picture, made.outputs[b], meta)
+                samples.append(encode(one, f"{i:07d}_{number:02d}"))
+        return samples
+
+
+def run(job: Job, state: Any, max_minutes: float = 0.0, show: bool = True) -> dict[str, Any]:
+    """Make the shards that are not there yet; this process makes every P-th of them.
+
+    Args:
+        job: what to make.
+        state: accelerate's `PartialState`.
+        max_minutes: start no shard after this long; 0 never stops.
+        show: draw a progress bar.
+
+    Returns:
+        {"output", "shards", "present", "written", "quadruples", "failed", "complete"}, over all processes.
+    """
+    deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
+    with state.main_process_first():
+        check_settings(job.output, job.settings, write=state.is_main_process)
+    shards = job.shards
+    present = sum(path.exists() for path, _, _ in shards)
+    state.wait_for_everyone()  # all have counted before the first new shard appears
+    written = quadruples = 0
+    failed: dict[str, str] = {}
+    mine = shards[state.process_index :: state.num_processes]
+    with _Progress(show and state.is_main_process, len(mine)) as bar:
+        for path, number, indices in mine:
+            if not path.exists():
+                if time.monotonic() > deadline:
+                    break
+                samples = job.samples(number, indices, failed)
+                write_shard(path, samples)
+                written, quadruples = written + 1, quadruples + len(samples)
+            bar.advance(path.name)
+    reports = [(written, quadruples, failed)]
+    if state.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        reports = gather_object(reports)
+    written, quadruples = sum(r[0] for r in reports), sum(r[1] for r in reports)
+    return {
+        "output": str(job.output),
+        "shards": len(shards),
+        "present": present,
+        "written": written,
+        "quadruples": quadruples,
+        "failed": sorted({message for r in reports for message in r[2].values()}),
+        "complete": present + written == len(shards),
+    }
+
+
+def check_settings(output: Path, settings: dict[str, Any], write: bool) -> None:
+    """Refuse to mix two settings in one folder.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    path = output / SETTINGS
+    try:
+        old = json.loads(path.read_text()) if path.exists() else None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error}): delete {output} or give another --output") from error
+    if old is None and any(output.glob("*.tar")):
+        raise UserError(f"{output} holds shards but no {SETTINGS}: give an empty folder as --output")
+    if old is not None:
+        wrong = [k for k in settings if old.get(k) != settings[k]]
+        if wrong:
+            changes = ", ".join(f"{k} {old.get(k)} (now {settings[k]})" for k in wrong)
+            raise UserError(
+                f"{output} was made with other settings: {changes}; repeat those, or give another --output"
+            )
+    elif write:
+        temporary = path.with_name(f".{SETTINGS}.{os.getpid()}.tmp")
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(settings, indent=2) + "\n")
+            os.replace(temporary, path)
+        except OSError as error:
+            raise UserError(f"cannot write to {output} ({error.strerror}): give another --output") from error
+
+
+class _Progress:
+    """A bar on a terminal, a line every minute elsewhere."""
+
+    def __init__(self, show: bool, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self.lines = show and not console.is_terminal
+        self.total, self.done, self.said = total, 0, time.monotonic()
+        columns = (TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(
+            *columns, console=console, transient=True, disable=not (show and console.is_terminal)
+        )
+        self.task = self.bar.add_task("", total=total)
+
+    def __enter__(self) -> _Progress:
+        self.bar.start()
+        return self
+
+    def advance(self, name: str) -> None:
+        self.done += 1
+        self.bar.advance(self.task)
+        if self.lines and time.monotonic() - self.said > 60:
+            self.said = time.monotonic()
+            print(f"{self.done} of {self.total} shards, last {name}", file=sys.stderr, flush=True)
+
+    def __exit__(self, *exc: Any) -> None:
+        self.bar.stop()

@@ -1,0 +1,160 @@
+"""Noise-camera-input-output quadruples: what a teacher was given and what it answered, in shards.
+
+A sample holds noise.npy (float16, exactly what the teacher started from), input.png (RGBA), outputs.png (the
+views side by side, RGBA or RGB, straight alpha) and json: cameras, source, seed, teacher, steps, guidance.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dd3g.cameras import Cameras
+from dd3g.errors import UserError
+from distill.shards import Shards
+
+
+@dataclass(frozen=True)
+class Quadruple:
+    """N, C, II, OI of one object, or of a batch B.
+
+    Args:
+        noise: (V, C, h, w) or (B, V, C, h, w) float32.
+        cameras: (V,) relative to the input view, shared by a batch.
+        input: (4, S, S) or (B, 4, S, S) straight RGBA in 0..1.
+        outputs: (V, 4, S, S) or (B, V, 4, S, S) straight RGBA in 0..1; RGB from a teacher without alpha.
+        meta: source, sample, seed, teacher, steps, guidance_scale, in a file also the key.
+    """
+
+    noise: Tensor
+    cameras: Cameras
+    input: Tensor
+    outputs: Tensor
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def noise_of(shape: Sequence[int], seed: int) -> Tensor:
+    """Noise (V, C, h, w) by seed: float32 values that float16 holds exactly, drawn on the CPU."""
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)).half().float()
+
+
+def encode(quadruple: Quadruple, key: str) -> dict[str, bytes | str]:
+    """One object as a sample for `distill.shards.write_shard`; pictures are rounded to eight bits."""
+    cameras = quadruple.cameras
+    description = quadruple.meta | {
+        "width": cameras.width,
+        "height": cameras.height,
+        "viewmats": cameras.viewmats.tolist(),
+        "Ks": cameras.Ks.tolist(),
+    }
+    array = io.BytesIO()
+    np.save(array, quadruple.noise.cpu().half().numpy(), allow_pickle=False)
+    return {
+        "__key__": key,
+        "input.png": _png(quadruple.input),
+        "json": json.dumps(description),
+        "noise.npy": array.getvalue(),
+        "outputs.png": _png(torch.cat(list(quadruple.outputs), -1)),
+    }
+
+
+def decode(sample: dict[str, Any]) -> Quadruple:
+    """The inverse of `encode`.
+
+    Raises:
+        ValueError, KeyError, OSError: when the sample is no quadruple or damaged.
+    """
+    meta = json.loads(sample["json"]) | {"key": sample["__key__"]}
+    viewmats, Ks = torch.tensor(meta.pop("viewmats")), torch.tensor(meta.pop("Ks"))
+    cameras = Cameras(viewmats, Ks, meta.pop("width"), meta.pop("height"))
+    noise = np.load(io.BytesIO(sample["noise.npy"]), allow_pickle=False)
+    views = _picture(sample["outputs.png"]).unflatten(-1, (len(cameras), cameras.width)).movedim(-2, 0)
+    return Quadruple(
+        torch.from_numpy(noise).float(), cameras, _picture(sample["input.png"]), views.contiguous(), meta
+    )
+
+
+class Quadruples(Sequence[Quadruple]):
+    """Quadruples of one or more folders, at random access.
+
+    Args:
+        source: a folder of shards, or a list of folders or shards.
+        cache: decode everything now; pictures are kept as bytes and noise as float16, about 0.2 MB an item at
+            64 pixels. Without it an item costs reading and two small PNGs.
+
+    Raises:
+        UserError: no shards, or a damaged one.
+    """
+
+    def __init__(self, source: str | Path | Sequence[str | Path], cache: bool = False) -> None:
+        sources = [source] if isinstance(source, str | Path) else list(source)
+        if not sources:
+            raise UserError("no quadruples were named: give a folder written by python -m distill.simulate")
+        self._parts = [Shards(s) for s in sources]
+        self._ends = np.cumsum([len(p) for p in self._parts]).tolist()
+        self._cache: list[Quadruple] = []
+        if cache:
+            self._cache = [_packed(self._decode(i)) for i in range(len(self))]
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Quadruple:  # type: ignore[override]
+        """One object, float32; negative indices count from the end."""
+        if self._cache:
+            q = self._cache[index]
+            return replace(q, noise=q.noise.float(), input=q.input / 255, outputs=q.outputs / 255)
+        return self._decode(index)
+
+    def key(self, index: int) -> str:
+        """The sample's key, without reading its data."""
+        shards, local = self._place(index)
+        return shards.key(local)
+
+    def _place(self, index: int) -> tuple[Shards, int]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} quadruples")
+        index %= len(self)
+        part = bisect_right(self._ends, index)
+        return self._parts[part], index - (self._ends[part - 1] if part else 0)
+
+    def _decode(self, index: int) -> Quadruple:
+        shards, local = self._place(index)
+        try:
+            return decode(shards[local])
+        except (KeyError, ValueError, TypeError, RuntimeError, OSError, SyntaxError) as error:
+            raise UserError(
+                f"{shards.key(local)} in shard {shards.where(local)} is no quadruple or damaged ({error}): "
+                "delete the shard and run distill.simulate again with the same command"
+            ) from error
+
+
+def _packed(q: Quadruple) -> Quadruple:
+    return replace(q, noise=q.noise.half(), input=_bytes(q.input), outputs=_bytes(q.outputs))
+
+
+def _bytes(picture: Tensor) -> Tensor:
+    return (picture.detach().clamp(0, 1) * 255).round().byte().cpu()
+
+
+def _png(picture: Tensor) -> bytes:
+    """(4 or 3, H, W) -> PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(_bytes(picture).movedim(0, -1).contiguous().numpy()).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def _picture(png: bytes) -> Tensor:
+    """PNG -> (4 or 3, H, W) float32 in 0..1."""
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        return torch.from_numpy(np.array(image)).movedim(-1, 0) / 255

@@ -1,0 +1,233 @@
+"""Simulate a teacher's ODE: pictures in, noise-camera-input-output quadruples out.
+
+python -m distill.simulate INPUTS --teacher PATH --output DIR
+python -m distill.simulate verify DIR --teacher PATH
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from dd3g.diffusion import sample
+from dd3g.errors import UserError
+from distill.quadruples import Quadruple, Quadruples, noise_of
+from distill.teachers import Teacher, load
+
+TOLERANCE = 0.01  # mean difference that other hardware may make to a view; a step more or less makes more
+
+
+@torch.no_grad()
+def simulate(
+    teacher: Teacher,
+    rgba: Tensor,
+    noise: Tensor,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+) -> Quadruple:
+    """Solve the teacher's probability-flow ODE with DDIM (eta 0) for a batch.
+
+    Args:
+        teacher: a multi-view diffusion model.
+        rgba: (B, 4, S, S) straight RGBA of the rig's size, on the teacher's device.
+        noise: (B, V, C, h, w) start, on the teacher's device.
+        steps: DDIM steps; None takes the teacher's.
+        guidance_scale: classifier-free guidance; None takes the teacher's, 1 is none.
+
+    Returns:
+        The batch of quadruples; outputs (B, V, 4, S, S).
+    """
+    steps = teacher.default_steps if steps is None else steps
+    scale = teacher.default_guidance if guidance_scale is None else guidance_scale
+    condition = teacher.condition(rgba)
+    plan = teacher.schedule.plan(steps)
+    latents = sample(teacher.denoiser(condition, scale), teacher.schedule, noise, plan, condition).x
+    return Quadruple(noise, teacher.rig, rgba, teacher.codec.decode(latents))
+
+
+def verify(output: str | Path, teacher: Teacher, samples: int = 8, device: str = "cpu") -> dict[str, Any]:
+    """Recompute some quadruples and compare; every shard's index is read, so a torn one is noticed.
+
+    Returns:
+        {"quadruples", "checked", "teacher", "noise", "mean_difference", "max_difference", "agrees"}.
+        `teacher` and `noise` say whether fingerprint and seeds match. Differences are of views over white and
+        of alpha, in 0..1, the mean that of the worst item.
+
+    Raises:
+        UserError: when a shard is damaged or a key appears twice.
+    """
+    quadruples = Quadruples(output)
+    twice = [k for k, n in Counter(quadruples.key(i) for i in range(len(quadruples))).items() if n > 1]
+    if twice:
+        raise UserError(
+            f"{output}: {len(twice)} quadruples appear twice, first {twice[0]}: make the set again"
+        )
+    count = min(samples, len(quadruples))
+    chosen = [i * len(quadruples) // count for i in range(count)]
+    same_teacher = same_noise = True
+    means, worst = [0.0], 0.0
+    for i in chosen:
+        q = quadruples[i]
+        same_teacher &= q.meta["teacher"] == teacher.fingerprint
+        if q.noise.shape != tuple(teacher.latent_shape) or q.input.shape[-1] != teacher.rig.width:
+            raise UserError(
+                f"{output}: noise {tuple(q.noise.shape)} and pictures of {q.input.shape[-1]} pixels are "
+                f"another teacher's; this one has {tuple(teacher.latent_shape)} and {teacher.rig.width}"
+            )
+        same_noise &= torch.equal(q.noise, noise_of(teacher.latent_shape, q.meta["seed"]))
+        again = simulate(
+            teacher,
+            q.input[None].to(device),
+            q.noise[None].to(device),
+            q.meta["steps"],
+            q.meta["guidance_scale"],
+        )
+        difference = (_over_white(again.outputs[0].cpu()) - _over_white(q.outputs)).abs()
+        means.append(difference.mean().item())
+        worst = max(worst, difference.max().item())
+    return {
+        "quadruples": len(quadruples),
+        "checked": len(chosen),
+        "teacher": same_teacher,
+        "noise": same_noise,
+        "mean_difference": max(means),
+        "max_difference": worst,
+        "agrees": same_teacher and same_noise and max(means) <= TOLERANCE,
+    }
+
+
+def _over_white(views: Tensor) -> Tensor:
+    if views.shape[-3] == 3:
+        return views
+    alpha = views[..., 3:, :, :]
+    return torch.cat([views[..., :3, :, :] * alpha + 1 - alpha, alpha], -3)
+
+
+def _partial_state(device: str) -> tuple[Any, torch.device]:
+    """This process among those that accelerate launched, and its device."""
+    from accelerate import PartialState
+
+    try:
+        wanted = None if device == "auto" else torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {device!r}: give auto, cpu, cuda, cuda:1 or mps") from error
+    if wanted is not None and wanted.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("torch finds no CUDA device on this machine: give --device cpu, or leave it out")
+    state = PartialState(cpu=wanted is not None and wanted.type == "cpu")
+    return state, wanted or state.device
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Which = Annotated[str, typer.Option(help="A teacher's folder, a shipped name, or 'analytic'.")]
+
+
+def simulate_command(
+    inputs: Annotated[Path, typer.Argument(help="Pictures with alpha, shards of them, or rendered objects.")],
+    teacher: Which,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the shards.")],
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="DDIM steps; default: the teacher's.")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance; default: the teacher's, 1 is none.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Noises for each picture.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the order, the views and the noises.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    per_shard: Annotated[int, typer.Option(min=1, help="Quadruples in one shard.")] = 64,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only this many of the pictures.")] = None,
+    max_minutes: Annotated[float, typer.Option(help="Start no shard after this long; 0: no limit.")] = 0.0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make noise-camera-input-output quadruples; stop it at any time and start it again to go on.
+
+    `verify DIR --teacher PATH` recomputes some of a finished set. Under `accelerate launch` processes share
+    the work. Exit code 1: some pictures could not be used.
+    """
+    from distill.factory import Job, run
+    from distill.inputs import open_inputs
+
+    start = time.monotonic()
+    state, place = _partial_state(device)
+    model = load(teacher).to(place)
+    job = Job(
+        model,
+        open_inputs(inputs),
+        output,
+        model.default_steps if steps is None else steps,
+        model.default_guidance if guidance_scale is None else guidance_scale,
+        seeds,
+        per_shard,
+        batch_size,
+        seed,
+        limit,
+        place,
+    )
+    report = run(job, state, max_minutes, show=not as_json)
+    report["seconds"] = round(time.monotonic() - start, 1)
+    if state.is_main_process:
+        for message in report["failed"]:
+            print(f"error: {message}", file=sys.stderr)
+        left = report["shards"] - report["present"] - report["written"]
+        print(
+            json.dumps(report)
+            if as_json
+            else f"wrote {report['quadruples']} quadruples in {report['written']} shards to {output}, "
+            f"{report['present']} were there, {left} to go ({report['seconds']} s)"
+        )
+    if report["failed"]:
+        raise typer.Exit(1)
+
+
+def verify_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of quadruple shards.")],
+    teacher: Which,
+    samples: Annotated[int, typer.Option(min=1, help="Quadruples to recompute.")] = 8,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Recompute some quadruples and say whether the teacher still gives them; exit code 1 if not."""
+    _, place = _partial_state(device)
+    report = verify(folder, load(teacher).to(place), samples, str(place))
+    if as_json:
+        print(json.dumps(report))
+    else:
+        print(
+            f"{'agree' if report['agrees'] else 'DIFFER'}: {report['checked']} of {report['quadruples']} "
+            f"recomputed, mean difference {report['mean_difference']:.5f}, "
+            f"largest {report['max_difference']:.5f}; "
+            f"teacher {'the same' if report['teacher'] else 'ANOTHER'}, "
+            f"noise {'follows' if report['noise'] else 'DOES NOT FOLLOW'} from the seeds"
+        )
+    if not report["agrees"]:
+        raise typer.Exit(1)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code, 2 with one line when something is wrong."""
+    words = sys.argv[1:] if argv is None else argv
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    checking = words[:1] == ["verify"]
+    app.command(no_args_is_help=True)(verify_command if checking else simulate_command)
+    try:
+        app(words[checking:], prog_name="python -m distill.simulate" + " verify" * checking)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
