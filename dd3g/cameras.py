@@ -105,8 +105,8 @@ class Cameras:
     @property
     def positions(self) -> Tensor:
         """(..., 3) camera centres in the world."""
-        R, t = self.viewmats[..., :3, :3], self.viewmats[..., :3, 3:]
-        return -(R.transpose(-1, -2) @ t)[..., 0]
+        # Sums instead of matrix products here and in `rays`: those are rounded to bfloat16 under autocast.
+        return -(self.viewmats[..., :3, :3] * self.viewmats[..., :3, 3:]).sum(-2)
 
     @property
     def camera_to_world(self) -> Tensor:
@@ -142,7 +142,8 @@ class Cameras:
             ],
             -1,
         )  # (..., H, W, 3) OpenCV camera, z = 1
-        directions = torch.einsum("...ji,...hwj->...hwi", self.viewmats[..., :3, :3], local)
+        right, down, forward = self.viewmats[..., None, None, :3, :3].unbind(-2)  # (..., 1, 1, 3)
+        directions = local[..., :1] * right + local[..., 1:2] * down + forward
         return self.positions[..., None, None, :], directions
 
     def plucker(self) -> Tensor:
