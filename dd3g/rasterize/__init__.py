@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from dataclasses import fields, replace
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
@@ -38,32 +40,32 @@ def rasterize(
 ) -> Render:
     """Draw Gaussians by EWA splatting and front-to-back blending (Kerbl et al. 2023, eq. 2-5).
 
-    Gradients reach every field of the Gaussians and the background; on the CPU also `cameras.viewmats` and
-    `cameras.Ks`, by a slower projection. Both engines follow gsplat 1.5: alpha is at most 0.999, anything under
-    1/255 is skipped, and a pixel is finished before its transmittance would fall to 1e-4.
+    Gradients reach every field of the Gaussians, the background, and the cameras where they ask for one. Both
+    engines follow gsplat 1.5: alpha is at most 0.999, less than 1/255 is skipped, and a pixel is finished
+    before its transmittance would fall to 1e-4.
 
     Args:
-        gaussians: batch (...,), N each; `colors` may have any number of channels C. float64 is computed in double
-            precision on the CPU, all else in float32.
+        gaussians: batch (...,), N each, opacities in 0..1; `colors` may have any number of channels C.
+            float64 stays float64 on the CPU, all else is drawn in float32.
         cameras: batch (V,), shared by all objects, or (..., V).
         background: one value, (C,), or anything that broadcasts to (..., V, C, H, W).
         backend: "cpu", "cuda", or "auto" for the device that the Gaussians are on.
-        antialiased: scale opacity by what the 0.3 px screen-space dilation adds in area (Yu et al. 2024, eq. 9).
+        antialiased: lower each opacity by the area that the 0.3 px dilation adds (Yu et al. 2024, eq. 9).
 
     Returns:
         Render with batch (..., V).
 
     Raises:
-        ValueError: batches that do not match, tensors on different devices, an unknown backend, or a near plane
-            that is not in front of the camera.
+        ValueError: batches that do not match, tensors on different devices, an unknown backend, or a near
+            plane that is not in front of the camera.
         RuntimeError: backend "cuda" without a CUDA device.
     """
     batch = gaussians.opacities.shape[:-1]
     views = cameras.batch_shape
     if len(views) == 0 or (len(views) > 1 and views[:-1] != batch):
         raise ValueError(
-            f"cameras must have batch shape (V,) or {(*batch, 'V')} to match the Gaussians' batch {tuple(batch)}, "
-            f"got {tuple(views)}"
+            f"cameras must have batch shape (V,) or {(*batch, 'V')} to match the Gaussians' batch "
+            f"{tuple(batch)}, got {tuple(views)}"
         )
     if not 0 < cameras.near < cameras.far:
         raise ValueError(f"cameras need 0 < near < far, got near {cameras.near} and far {cameras.far}")
@@ -88,23 +90,16 @@ def rasterize(
         from dd3g.rasterize.cpu import draw
     double = backend == "cpu" and gaussians.means.dtype == torch.float64
     dtype = torch.float64 if double else torch.float32
-    flat = Gaussians(
-        *(
-            getattr(gaussians, name).to(dtype).reshape(-1, *getattr(gaussians, name).shape[len(batch) :])
-            for name in ("means", "quats", "scales", "opacities", "colors")
-        )
-    )  # (B, N, ...)
-    rigs = Cameras(
-        cameras.viewmats.to(dtype).expand(*batch, views[-1], 4, 4).reshape(-1, views[-1], 4, 4),
-        cameras.Ks.to(dtype).expand(*batch, views[-1], 3, 3).reshape(-1, views[-1], 3, 3),
-        cameras.width,
-        cameras.height,
-        cameras.near,
-        cameras.far,
+    B, V = math.prod(batch), views[-1]
+    fields_ = (getattr(gaussians, f.name).to(dtype) for f in fields(Gaussians))
+    flat = Gaussians(*(x.reshape(B, *x.shape[len(batch) :]) for x in fields_))  # (B, N, ...)
+    rigs = replace(
+        cameras,
+        viewmats=cameras.viewmats.to(dtype).expand(*batch, V, 4, 4).reshape(B, V, 4, 4),
+        Ks=cameras.Ks.to(dtype).expand(*batch, V, 3, 3).reshape(B, V, 3, 3),
     )  # (B, V)
     image, alpha = draw(flat, rigs, antialiased)  # (B, V, C + 1, H, W), (B, V, 1, H, W)
-    image = image.unflatten(0, batch) if batch else image[0]
-    alpha = alpha.unflatten(0, batch) if batch else alpha[0]
+    image, alpha = (x.reshape(*batch, *x.shape[1:]) for x in (image, alpha))
     colors, depth = image.split([image.shape[-3] - 1, 1], dim=-3)
     behind = torch.as_tensor(background, dtype=dtype, device=device)
     if behind.dim() == 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dd3g.cameras import Cameras
@@ -19,17 +18,24 @@ def draw(gaussians: Gaussians, cameras: Cameras, antialiased: bool) -> tuple[Ten
 
     Returns:
         (B, V, C + 1, H, W) colours and depth over black, and (B, V, 1, H, W) alpha.
+
+    Raises:
+        RuntimeError: gsplat has no compiled kernels and no compiler to make them.
     """
     from gsplat import rasterization
+    from gsplat.cuda._backend import _C
 
-    B, V = cameras.batch_shape
-    if 0 in (B, V, len(gaussians)):
-        channels = gaussians.colors.shape[-1] + 1
-        empty = sum(t.sum() for t in (gaussians.means, gaussians.colors, gaussians.opacities))
-        shape = (B, V, channels, cameras.height, cameras.width)
-        return torch.zeros(shape, device=gaussians.means.device) + empty, empty + torch.zeros(
-            (B, V, 1, cameras.height, cameras.width), device=gaussians.means.device
+    if _C is None:
+        raise RuntimeError(
+            "gsplat found no CUDA toolkit (nvcc) to build its kernels with: install one, or draw on the CPU "
+            "after moving Gaussians and cameras with .to('cpu')"
         )
+    B, V = cameras.batch_shape
+    if 0 in (B, V, len(gaussians)):  # gsplat cannot launch over nothing
+        nothing = gaussians.means.sum() * 0
+        frame = (cameras.height, cameras.width)
+        channels = gaussians.colors.shape[-1] + 1
+        return nothing.expand(B, V, channels, *frame), nothing.expand(B, V, 1, *frame)
     image, alpha, _ = rasterization(
         gaussians.means,
         gaussians.quats,

@@ -25,8 +25,8 @@ class Projection(NamedTuple):
         conics: (B, V, N, 3) inverse covariance, its xx, xy and yy entries in 1/px^2.
         depths: (B, V, N) camera z.
         opacities: (B, V, N) after the antialiasing compensation.
-        extents: (B, V, N, 2) half width and height in pixels of the box outside which alpha < 1/255; both are 0
-            where the Gaussian is not drawn. gsplat's `radii` are these rounded up. Carries no gradient.
+        extents: (B, V, N, 2) half width and height in pixels of the box outside which alpha < 1/255; both are
+            0 where the Gaussian is not drawn. gsplat's `radii` are these rounded up. Carries no gradient.
     """
 
     means2d: Tensor  # (B, V, N, 2) pixels
