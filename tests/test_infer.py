@@ -111,12 +111,10 @@ def test_axes(here, stub, axes):
     assert infer.AXES == splats.AXES
 
 
-def test_turntable_and_viewer(here, stub, monkeypatch):
-    viewer = pytest.importorskip("dd3g.io.viewer")
-    monkeypatch.setattr(viewer, "save_viewer", lambda gaussians, path, title: Path(path).write_text(title))
+def test_turntable_and_viewer(here, stub):
     run(picture("chair.png"), "--turntable", "--viewer", "--format", "ply")
     assert written()[:3] == ["chair.html", "chair.matte.png", "chair.ply"]
-    assert Path("out/chair.html").read_text() == "chair"
+    assert "<title>chair" in Path("out/chair.html").read_text()
     (movie,) = set(written()) - {"chair.html", "chair.matte.png", "chair.ply"}
     assert movie.startswith("chair.turntable.") and Path("out", movie).stat().st_size > 1000
 
@@ -211,11 +209,11 @@ def test_a_bug_is_not_hidden(here, stub, monkeypatch):
 
 
 def test_same_stems_do_not_overwrite_each_other(here, stub):
-    for name in ("in/a.png", "in/A.bmp", "in/b.png", "other/a.png"):
+    for name in ("in/a.png", "in/A.bmp", "in/b.png", "other/A.png"):
         picture(name)
     run("in", "other", "in/a.png")
     assert written() == sorted(
-        f"{stem}{suffix}" for stem in ("A_bmp", "a_png", "a_png-2", "b") for suffix in (".ply", ".matte.png")
+        f"{stem}{suffix}" for stem in ("A_bmp", "a_png", "A_png-2", "b") for suffix in (".ply", ".matte.png")
     )
 
 

@@ -306,8 +306,9 @@ def test_warning_when_nearly_empty():
     assert "only 3.1 %" in warning
 
 
-def test_warning_when_the_border_is_touched():
-    (warning,) = load_image(disc(96, 64, (10, 30), 16)).warnings
+@pytest.mark.parametrize("centre", [(10, 30), (90, 30), (40, 10), (40, 60)])
+def test_warning_when_the_border_is_touched(centre):
+    (warning,) = load_image(disc(96, 64, centre, 16)).warnings
     assert "touches the border" in warning
 
 
