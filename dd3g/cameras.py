@@ -20,8 +20,8 @@ NEAR, FAR = 0.5, 2.5
 class Cameras:
     """Pinhole cameras that share one image size.
 
-    The world is right-handed OpenGL (x right, y up, the object faces +z); each camera is OpenCV (x right, y down,
-    z forward). Pixel centres lie at +0.5.
+    The world is right-handed OpenGL (x right, y up, the object faces +z); each camera is OpenCV (x right,
+    y down, z forward). Pixel centres lie at +0.5.
 
     Args:
         viewmats: (..., 4, 4) world to camera.
@@ -94,7 +94,7 @@ class Cameras:
 
     @staticmethod
     def default_rig(size: int = 64, views: int = 4) -> Cameras:
-        """The house rig: `views` cameras at even azimuths from 0, elevation 10 degrees; view 0 is the input's."""
+        """The house rig: `views` cameras at even azimuths, elevation 10 degrees; view 0 is the input's."""
         return Cameras.orbit([360.0 * v / views for v in range(views)], ELEVATION, size)
 
     @property
@@ -126,13 +126,11 @@ class Cameras:
         """Rays through the pixel centres.
 
         Returns:
-            origins (..., 1, 1, 3) and directions (..., H, W, 3) in the world. Directions have camera depth 1, so
-            `origins + depth * directions` lies at camera-space z = depth.
+            origins (..., 1, 1, 3) and directions (..., H, W, 3) in the world. Directions have camera depth 1,
+            so `origins + depth * directions` lies at camera-space z = depth.
         """
-        like = {"device": self.viewmats.device, "dtype": self.viewmats.dtype}
-        y, x = torch.meshgrid(
-            torch.arange(self.height, **like) + 0.5, torch.arange(self.width, **like) + 0.5, indexing="ij"
-        )
+        rows, columns = (torch.arange(n).to(self.viewmats) + 0.5 for n in (self.height, self.width))
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
         K = self.Ks[..., None, None, :, :]
         local = torch.stack(
             [
@@ -147,7 +145,7 @@ class Cameras:
         return self.positions[..., None, None, :], directions
 
     def plucker(self) -> Tensor:
-        """(..., 6, H, W) Plücker coordinates (moment o x d, direction d) of the unit rays through the pixels."""
+        """Plücker coordinates (..., 6, H, W), moment o x d and direction d, of the pixels' unit rays."""
         origins, directions = self.rays()
         d = directions / directions.norm(dim=-1, keepdim=True)
         moment = torch.linalg.cross(origins.expand_as(d), d)
@@ -157,8 +155,8 @@ class Cameras:
         """Cameras moved around the vertical axis.
 
         Args:
-            azimuth: radians, one or (...); each camera's azimuth grows by this much. Turning by minus the input
-                view's azimuth puts the input view at azimuth 0.
+            azimuth: radians, one or (...); each camera's azimuth grows by this much. Turning by minus the
+                input view's azimuth puts the input view at azimuth 0.
         """
         a = torch.as_tensor(azimuth, dtype=self.viewmats.dtype, device=self.viewmats.device)
         a = a.expand(self.batch_shape)

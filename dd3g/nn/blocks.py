@@ -23,10 +23,10 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.GroupNorm(8, hidden)
         self.conv2 = nn.Conv2d(hidden, channels, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        nn.init.zeros_(self.conv2.get_parameter("bias"))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x (N, C, h, w) and emb (N, E) -> (N, C, h, w)."""
+        """Map x (N, C, h, w) and emb (N, E) -> (N, C, h, w)."""
         scale, shift = self.film(F.silu(emb))[..., None, None].chunk(2, 1)
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.norm2(h) * (1 + scale) + shift
@@ -44,7 +44,7 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x (B, L, D), context (B, M, Dc) -> (B, L, D)."""
+        """Tokens x (B, L, D), context (B, M, Dc) -> (B, L, D)."""
         q = self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         kv = self.to_kv(x if context is None else context)
         k, v = (a.unflatten(-1, (self.heads, -1)).transpose(1, 2) for a in kv.chunk(2, -1))
@@ -55,14 +55,16 @@ class FeedForward(nn.Sequential):
     """Linear, GELU, Linear."""
 
     def __init__(self, dim: int, factor: int = 4) -> None:
-        super().__init__(nn.Linear(dim, factor * dim), nn.GELU(approximate="tanh"), nn.Linear(factor * dim, dim))
+        super().__init__(
+            nn.Linear(dim, factor * dim), nn.GELU(approximate="tanh"), nn.Linear(factor * dim, dim)
+        )
 
 
 class MultiViewTransformer(nn.Module):
     """Joint self-attention over the tokens of all views, cross-attention to the picture, feed-forward.
 
-    The inner order of MVDream's SpatialTransformer3D, pre-norm and residual. Per-view constants of the camera and
-    the time enter through the residual blocks between these blocks.
+    The inner order of MVDream's SpatialTransformer3D, pre-norm and residual. Per-view constants of the camera
+    and the time enter through the residual blocks between these blocks.
 
     Args:
         dim: token width.
@@ -82,7 +84,7 @@ class MultiViewTransformer(nn.Module):
         self.ff = FeedForward(dim)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x (B, V*L, D), context (B, M, Dc) -> (B, V*L, D)."""
+        """Tokens x (B, V*L, D), context (B, M, Dc) -> (B, V*L, D)."""
         x = x + self.attn1(self.norm1(x))
         if self.attn2 is not None:
             x = x + self.attn2(self.norm2(x), context)

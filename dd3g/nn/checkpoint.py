@@ -1,4 +1,4 @@
-"""Folders that hold a model: config.json + model.safetensors, written whole or not at all, read without pickle."""
+"""Model folders: config.json + model.safetensors, written whole or not at all, read without pickle."""
 
 from __future__ import annotations
 
@@ -66,13 +66,17 @@ def load_weights(folder: str | Path, module: nn.Module) -> None:
     """Fill `module` from model.safetensors; every tensor must be there with its shape, in any float type."""
     path = Path(folder) / WEIGHTS
     if not path.is_file():
-        pickles = sorted(p.name for p in Path(folder).glob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
+        pickles = sorted(
+            p.name for p in Path(folder).glob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}
+        )
         hint = f" ({', '.join(pickles)} is a pickle and is never read)" if pickles else ""
         raise UserError(f"{path}: missing{hint}; convert the weights to safetensors")
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a complete safetensors file ({error}); copy the checkpoint again") from error
+        raise UserError(
+            f"{path}: not a complete safetensors file ({error}); copy the checkpoint again"
+        ) from error
     own = module.state_dict()
     wrong = sorted(set(own) ^ set(state)) or sorted(n for n in own if own[n].shape != state[n].shape)
     if wrong:

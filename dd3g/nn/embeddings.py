@@ -28,7 +28,7 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
 
 
 def fourier(x: Tensor, bands: int) -> Tensor:
-    """(..., C) coordinates of order 1 -> (..., C * (1 + 2 * bands)): themselves, sines and cosines of octaves."""
+    """Coordinates (..., C) of order 1 -> (..., C * (1 + 2 * bands)): themselves, sines, cosines by octave."""
     angle = x[..., None] * (math.pi * 2.0 ** torch.arange(bands, device=x.device, dtype=x.dtype))
     return torch.cat([x, angle.sin().flatten(-2), angle.cos().flatten(-2)], -1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd3g.nn.blocks import MultiViewTransformer, ResidualBlock
@@ -12,9 +11,9 @@ from dd3g.nn.blocks import MultiViewTransformer, ResidualBlock
 def correspond(features: Tensor, azimuths: Tensor) -> Tensor:
     """Spread the picture's map to other views of an orbit by what usually corresponds.
 
-    Views that face the same way as the input get the map itself, views from behind get it mirrored, and views from
-    the side get each row's mean: at one elevation a point stays near its image row, and nothing more is known of
-    its column. Angles between blend the three with cos and |sin| of the azimuth.
+    Views that face the same way as the input get the map itself, views from behind get it mirrored, and views
+    from the side get each row's mean: at one elevation a point stays near its image row, and nothing more is
+    known of its column. Angles between blend the three with cos and |sin| of the azimuth.
 
     Args:
         features: (B, C, h, w) map of the input picture.
@@ -31,7 +30,7 @@ def correspond(features: Tensor, azimuths: Tensor) -> Tensor:
 
 
 def correspond_rgba(rgba: Tensor, azimuths: Tensor) -> Tensor:
-    """Straight RGBA (B, 4, S, S) at the corresponding pixels of other views (B, V, 4, S, S), mixed by alpha."""
+    """`correspond` for straight RGBA (B, 4, S, S) -> (B, V, 4, S, S); colours are mixed by their alpha."""
     premultiplied = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
     spread = correspond(premultiplied, azimuths)
     return torch.cat([spread[:, :, :3] / spread[:, :, 3:].clamp(min=1e-4), spread[:, :, 3:]], 2).clamp(0, 1)
@@ -65,7 +64,11 @@ class PictureEncoder(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(width, width, width // 2) for _ in range(depth))
 
     def forward(self, rgba: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """RGBA (B, 4, S, S), straight, 0..1 -> fine (B, f, S, S), mid (B, m, S/4, S/4), coarse (B, W, S/8, S/8), pooled (B, W)."""
+        """Look at straight RGBA (B, 4, S, S) in 0..1.
+
+        Returns:
+            fine (B, f, S, S), mid (B, m, S/4, S/4), coarse (B, W, S/8, S/8) and pooled (B, W).
+        """
         x = torch.cat([(2 * rgba[:, :3] - 1) * rgba[:, 3:], 2 * rgba[:, 3:] - 1], 1)
         fine = self.fine(x)
         mid = self.stem(fine)
@@ -95,7 +98,7 @@ class MultiViewTrunk(nn.Module):
         )
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        """x (B, V, W, h, w), emb (B, V, W), context (B, M, Dc) -> (B, V, W, h, w)."""
+        """Maps x (B, V, W, h, w), emb (B, V, W), context (B, M, Dc) -> (B, V, W, h, w)."""
         B, V, W, h, w = x.shape
         for residual, transformer in zip(self.residual, self.transformer, strict=True):
             x = residual(x.flatten(0, 1), emb.flatten(0, 1))  # (B*V, W, h, w)
@@ -103,4 +106,3 @@ class MultiViewTrunk(nn.Module):
             tokens = transformer(tokens, context)
             x = tokens.reshape(B, V, h, w, W).permute(0, 1, 4, 2, 3)
         return x
-

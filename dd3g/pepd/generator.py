@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd3g.cameras import Cameras
+from dd3g.cameras import FOVY, RADIUS, Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.nn import PictureEncoder, correspond_rgba
@@ -41,7 +42,35 @@ class GeneratorConfig:
     copy_expansion: int = 8  # one Gaussian per pixel of the picture
     head_hidden: int = 32
     detach_taps: bool = False
+    pt_mode: Literal["plain", "knn"] = (
+        "plain"  # knn: blocks behind the position tap see the nearest tokens only
+    )
+    neighbours: int = 16  # of a token, for pt_mode knn
     bounds: Bounds = field(default_factory=Bounds)
+
+    def __post_init__(self) -> None:
+        if self.size < 8 or self.size % 8:
+            raise ValueError(f"generator: size {self.size} must be a multiple of 8")
+        if self.noise_ratio not in (1, 2) or self.latent_shape[3] != self.latent_shape[2]:
+            sides = " or ".join(str(self.size // 8 * r) for r in (1, 2))
+            raise ValueError(
+                f"generator: latent_shape {tuple(self.latent_shape)} must be (views, channels, side, side), "
+                f"with side {sides} for size {self.size}"
+            )
+        if self.width % 8 or self.width % self.heads:
+            raise ValueError(
+                f"generator: width {self.width} must be a multiple of 8 and of heads {self.heads}"
+            )
+        if not {self.expansion, self.copy_expansion} <= {2, 4, 8}:
+            raise ValueError(
+                f"generator: expansion {self.expansion} and copy_expansion {self.copy_expansion} must be "
+                "2, 4 or 8"
+            )
+
+    @property
+    def noise_ratio(self) -> float:
+        """Side of the noise by that of the token grid: 1 for latents at size / 8, 2 at size / 4."""
+        return self.latent_shape[2] / (self.size // 8)
 
 
 class Generator(nn.Module):
@@ -56,11 +85,17 @@ class Generator(nn.Module):
         self.config = c = config or GeneratorConfig()
         self.picture = PictureEncoder(c.width, c.size, c.fine, c.mid)
         self.extraction = PatternExtraction(
-            c.latent_shape[1], c.width, c.depth, c.heads, c.residual_hidden, c.use_noise
+            c.latent_shape[1],
+            int(c.noise_ratio),
+            c.width,
+            c.depth,
+            c.heads,
+            c.residual_hidden,
+            c.use_noise,
         )
         self.copied = CopiedTokens(c.width) if c.copy_tokens else None
         self.kind = type_embedding(c.width)
-        pixel = 2 * 1.5 * 0.4568 / c.size  # world size of a pixel at the object, fovy 49.1 at radius 1.5
+        pixel = 2 * RADIUS * math.tan(math.radians(FOVY) / 2) / c.size  # world size of a pixel at the object
         spread = 8 / c.expansion  # pixels between the Gaussians of an imagined frame
         self.decoding = ProgressiveDecoding(
             c.width,
@@ -73,6 +108,7 @@ class Generator(nn.Module):
             c.detach_taps,
             c.bounds,
             (0.6 * spread * pixel, 0.6 * 8 / c.copy_expansion * pixel),
+            c.neighbours if c.pt_mode == "knn" else 0,
         )
 
     @property
@@ -85,13 +121,14 @@ class Generator(nn.Module):
         c = self.config
         fine, _, coarse, pooled = self.picture(image)
         imagined = self.extraction(noise, cameras, coarse, pooled) + self.kind[0, :, None, None]
-        side = c.size // 8 * c.expansion
-        small = resize(image, side)
+        small = resize(image, c.size // 8 * c.expansion)
         frames = [Frame(imagined, correspond_rgba(small, cameras.azimuths), cameras)]
         if self.copied is not None:
             camera = cameras[:, :1]
             tokens = self.copied(cameras[:, 0], coarse)[:, None] + self.kind[1, :, None, None]
-            frames.append(Frame(tokens, torch.cat([image, fine], 1)[:, None], camera, gated=True))
+            pixels = resize(image, c.size // 8 * c.copy_expansion)
+            prior = torch.cat([pixels, F.avg_pool2d(fine, 8 // c.copy_expansion)], 1)
+            frames.append(Frame(tokens, prior[:, None], camera, gated=True))
         return self.decoding(frames)
 
     def forward(self, noise: Tensor, cameras: Cameras, image: Tensor) -> Gaussians:
@@ -107,17 +144,16 @@ class Generator(nn.Module):
         """
         if cameras.viewmats.dim() == 3:
             B, V = noise.shape[:2]
-            cameras = Cameras(
-                cameras.viewmats.expand(B, V, 4, 4), cameras.Ks.expand(B, V, 3, 3), cameras.width, cameras.height
-            )
+            viewmats, Ks = cameras.viewmats.expand(B, V, 4, 4), cameras.Ks.expand(B, V, 3, 3)
+            cameras = replace(cameras, viewmats=viewmats, Ks=Ks)
         return Gaussians.cat(self.frames(noise, cameras, image))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(self, picture: Any, seed: int = 0) -> Gaussians:
         """Picture to Gaussians, the whole way for one user.
 
         Args:
-            picture: a path, a PIL image, a `Picture`, or straight RGBA (4, H, W) framed like a training picture.
+            picture: a path, a PIL image, a `Picture`, or straight RGBA (4, S, S) framed as in training.
             seed: draws the noise, on the CPU: a seed means the same on every device.
 
         Returns:
@@ -180,7 +216,9 @@ def find_weights(name: str | Path) -> Path:
         except Exception as error:  # the hub client raises a family of its own for network, rights and names
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{name}: no such folder, and the hub did not give it ({reason})") from error
-    raise UserError(f"{name}: no such weights; shipped are {', '.join(shipped())}, or give a folder or a hub id")
+    raise UserError(
+        f"{name}: no such weights; shipped are {', '.join(shipped())}, or give a folder or a hub id"
+    )
 
 
 def resize(rgba: Tensor, size: int) -> Tensor:

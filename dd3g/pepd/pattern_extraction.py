@@ -1,4 +1,4 @@
-"""Phase 1, pattern extraction: noise and cameras become tokens that imagine what the picture does not show."""
+"""Phase 1, pattern extraction: noise and cameras become tokens that imagine what the picture hides."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class PatternExtraction(nn.Module):
 
     Args:
         latent_channels: channels of the teacher's noise.
+        ratio: side of the noise by that of the token grid.
         width: token width.
         depth: pairs of residual and multi-view transformer blocks; 0 leaves only the prior (an ablation).
         heads: attention heads.
@@ -23,7 +24,14 @@ class PatternExtraction(nn.Module):
     """
 
     def __init__(
-        self, latent_channels: int, width: int, depth: int, heads: int, hidden: int, use_noise: bool
+        self,
+        latent_channels: int,
+        ratio: int,
+        width: int,
+        depth: int,
+        heads: int,
+        hidden: int,
+        use_noise: bool,
     ) -> None:
         super().__init__()
         self.use_noise = use_noise
@@ -31,19 +39,22 @@ class PatternExtraction(nn.Module):
             self.stem = nn.Sequential(
                 nn.Conv2d(latent_channels, width // 4, 3, padding=1),
                 nn.SiLU(),
-                nn.PixelUnshuffle(2),
-                nn.Conv2d(width, width, 1),
+                nn.PixelUnshuffle(ratio),
+                nn.Conv2d(width // 4 * ratio**2, width, 1),
             )
         self.rays = nn.Conv2d(6, width, 1)
         self.prior = nn.Conv2d(width, width, 1)
-        self.camera = nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width))
+        # Without blocks nothing reads the camera; a parameter without gradient stops a parallel training.
+        self.camera = (
+            nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width)) if depth else None
+        )
         self.trunk = MultiViewTrunk(width, depth, heads, width, hidden)
 
     def forward(self, noise: Tensor, cameras: Cameras, coarse: Tensor, pooled: Tensor) -> Tensor:
         """Make the imagined tokens.
 
         Args:
-            noise: (B, V, C, 2h, 2w) the teacher's starting noise.
+            noise: (B, V, C, ratio * h, ratio * w) the teacher's starting noise.
             cameras: (B, V) the teacher's cameras, relative to the input view.
             coarse: (B, W, h, w) the picture's tokens as a map.
             pooled: (B, W) the picture at a glance.
@@ -58,9 +69,12 @@ class PatternExtraction(nn.Module):
         x = self.prior(prior.flatten(0, 1)) + self.rays(rays.flatten(0, 1).to(prior.dtype))
         if self.use_noise:
             x = x + self.stem(noise.flatten(0, 1))
+        x = x.unflatten(0, (B, V))
+        if self.camera is None:
+            return x
         emb = self.camera(camera_code(cameras)) + pooled[:, None]
         context = coarse.flatten(2).transpose(1, 2)
-        return self.trunk(x.unflatten(0, (B, V)), emb, context)
+        return self.trunk(x, emb, context)
 
 
 class CopiedTokens(nn.Module):
@@ -72,7 +86,7 @@ class CopiedTokens(nn.Module):
         self.rays = nn.Conv2d(6, width, 1)
 
     def forward(self, camera: Cameras, coarse: Tensor) -> Tensor:
-        """camera (B,) of the input view, coarse (B, W, h, w) -> (B, W, h, w)."""
+        """Camera (B,) of the input view and coarse (B, W, h, w) -> (B, W, h, w)."""
         rays = camera.resized(coarse.shape[-1]).plucker()
         return self.project(F.silu(coarse)) + self.rays(rays.to(coarse.dtype))
 

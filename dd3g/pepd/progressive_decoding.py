@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
 from dd3g.nn import MultiViewTransformer, fourier
+from dd3g.pepd.point_transformer import PointTransformer, nearest
 
 CHANNELS = {"position": 4, "scale": 3, "rotation": 4, "opacity": 1, "color": 3}
 ORDERS: dict[str, list[tuple[str, ...]]] = {
@@ -32,7 +33,7 @@ class Bounds:
     depth_near: float = 0.6  # camera depth of a Gaussian's anchor, world units
     depth_far: float = 2.2
     depth_start: float = 1.3  # mean surface depth of objects in the house rig
-    offset: float = 0.08  # largest shift from the ray, world units
+    offset: float = 0.08  # largest shift from the ray along each axis, world units
     scale_min: float = 0.003
     scale_max: float = 0.065
 
@@ -42,13 +43,15 @@ class Frame:
     """Tokens of one kind of frame and what is known at each of their Gaussians."""
 
     tokens: Tensor  # (B, V, W, h, w)
-    prior: Tensor  # (B, V, P, S, S) maps at the Gaussians' resolution; first four: corresponding straight RGBA
+    prior: (
+        Tensor  # (B, V, P, S, S) maps at the Gaussians' resolution; first four: corresponding straight RGBA
+    )
     cameras: Cameras  # (B, V)
     gated: bool = False  # nothing may stand where the prior's alpha is zero
 
 
 class PixelHead(nn.Module):
-    """Tokens -> attribute channels at the Gaussians' resolution, seeing the prior maps and all earlier groups."""
+    """Tokens -> channels of one group at the Gaussians' resolution; sees prior maps and earlier groups."""
 
     def __init__(self, width: int, expansion: int, prior: int, earlier: int, out: int, hidden: int) -> None:
         super().__init__()
@@ -59,15 +62,15 @@ class PixelHead(nn.Module):
         self.mix = nn.Conv2d(lifted + prior + earlier, hidden, 3, padding=1)
         self.out = nn.Conv2d(hidden, out, 3, padding=1)
         nn.init.normal_(self.out.weight, std=1e-3)
-        nn.init.zeros_(self.out.bias)
+        nn.init.zeros_(self.out.get_parameter("bias"))
 
     def forward(self, tokens: Tensor, maps: list[Tensor]) -> Tensor:
-        """tokens (N, W, h, w), maps (N, ., S, S) -> (N, out, S, S)."""
+        """Tokens (N, W, h, w) and maps (N, ., S, S) -> (N, out, S, S)."""
         return self.out(F.silu(self.mix(torch.cat([self.lift(tokens), *maps], 1))))
 
 
 class Feedback(nn.Module):
-    """Brings what a tap decoded back to the tokens: Fourier features of the raw channels, averaged per token."""
+    """Brings what a tap decoded back to the tokens: Fourier features of raw channels, pooled per token."""
 
     def __init__(self, channels: int, width: int, expansion: int, bands: int = 2) -> None:
         super().__init__()
@@ -75,7 +78,7 @@ class Feedback(nn.Module):
         self.project = nn.Conv2d(channels * (1 + 2 * bands) * 4, width, 1)
 
     def forward(self, raw: Tensor) -> Tensor:
-        """raw (N, c, S, S) -> (N, W, h, w)."""
+        """Raw channels (N, c, S, S) -> (N, W, h, w)."""
         half = F.avg_pool2d(raw, self.expansion // 2)  # (N, c, 2h, 2w): a 2x2 layout is kept per token
         features = fourier(half.movedim(1, -1), self.bands).movedim(-1, 1)
         return self.project(F.pixel_unshuffle(features, 2))
@@ -89,12 +92,17 @@ class ProgressiveDecoding(nn.Module):
         heads: attention heads.
         blocks: blocks before each tap; summed up when everything is decoded at once.
         order: "progressive", or the ablations "swapped" and "one_shot".
-        expansions: Gaussians per token side, for imagined and for copied frames (None: no copied frame).
+        expansions: Gaussians per token side, for imagined and for copied frames (None: none are copied).
         priors: channels of the prior maps of both kinds.
         head_hidden: width of the pixel heads.
         detach_taps: stop the gradient of later groups at the earlier ones' values.
         bounds: ranges of the activations.
         scale_starts: standard deviation at which Gaussians of either kind start, world units.
+        neighbours: 0 for plain attention over all tokens; k lets the blocks behind the position tap attend to
+            the k tokens whose decoded positions are nearest.
+
+    Raises:
+        ValueError: unknown order, neighbours where no block follows the positions, a start out of bounds.
     """
 
     def __init__(
@@ -109,18 +117,26 @@ class ProgressiveDecoding(nn.Module):
         detach_taps: bool,
         bounds: Bounds,
         scale_starts: tuple[float, float],
+        neighbours: int = 0,
     ) -> None:
         super().__init__()
-        self.groups, self.detach_taps, self.bounds, self.scale_starts = (
-            ORDERS[order],
-            detach_taps,
-            bounds,
-            scale_starts,
-        )
+        if order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
+        if neighbours and order != "progressive":
+            raise ValueError(f"pt_mode 'knn' needs positions first: order 'progressive', got {order!r}")
+        self.groups, self.detach_taps, self.bounds = ORDERS[order], detach_taps, bounds
+        self.scale_starts, self.neighbours = scale_starts, neighbours
         counts = blocks if len(self.groups) == 3 else (sum(blocks),)
         kinds = [(e, p) for e, p in zip(expansions, priors, strict=True) if e is not None]
+        for start in scale_starts[: len(kinds)]:  # raises now what would be raised by the first picture
+            interval(torch.zeros(1), bounds.scale_min, bounds.scale_max, start)
+        interval(torch.zeros(1), bounds.depth_near, bounds.depth_far, bounds.depth_start)
         self.blocks = nn.ModuleList(
-            nn.ModuleList(MultiViewTransformer(width, heads) for _ in range(n)) for n in counts
+            nn.ModuleList(
+                PointTransformer(width) if neighbours and g else MultiViewTransformer(width, heads)
+                for _ in range(n)
+            )
+            for g, n in enumerate(counts)
         )
         self.heads, self.feedback = nn.ModuleList(), nn.ModuleList()
         earlier = 0
@@ -129,7 +145,8 @@ class ProgressiveDecoding(nn.Module):
             self.heads.append(
                 nn.ModuleList(PixelHead(width, e, p, earlier, out, head_hidden) for e, p in kinds)
             )
-            self.feedback.append(nn.ModuleList(Feedback(out, width, e) for e, _ in kinds))
+            if group is not self.groups[-1]:
+                self.feedback.append(nn.ModuleList(Feedback(out, width, e) for e, _ in kinds))
             earlier += out
 
     def forward(self, frames: list[Frame]) -> list[Gaussians]:
@@ -138,65 +155,99 @@ class ProgressiveDecoding(nn.Module):
         Returns:
             One (B, V * S * S) set of Gaussians per kind of frame, pixel by pixel, row-major.
         """
-        shapes = [f.tokens.shape for f in frames]  # (B, V, W, h, w)
         maps = [[f.prior.flatten(0, 1)] for f in frames]
-        x = torch.cat([f.tokens.permute(0, 1, 3, 4, 2).flatten(1, 3) for f in frames], 1)  # (B, L, W)
         raw: list[dict[str, Tensor]] = [{} for _ in frames]
+        x = to_tokens([f.tokens for f in frames])  # (B, L, W)
+        near = None
+        layers: Any = (
+            self.blocks,
+            self.heads,
+            self.feedback,
+        )  # nested module lists have no type of their own
         for g, group in enumerate(self.groups):
-            for block in self.blocks[g]:
-                x = block(x)
-            parts = x.split([V * h * w for _, V, _, h, w in shapes], 1)
-            grids = [p.reshape(B * V, h, w, W).movedim(-1, 1) for p, (B, V, W, h, w) in zip(parts, shapes, strict=True)]
-            fed = []
+            for block in layers[0][g]:
+                x = block(x) if near is None else block(x, *near)
+            grids = to_grids(x, [f.tokens for f in frames])
             for k, grid in enumerate(grids):
-                out = self.heads[g][k](grid, maps[k])  # (B*V, c, S, S)
+                out = layers[1][g][k](grid.flatten(0, 1), maps[k])  # (B*V, c, S, S)
                 raw[k].update(zip(group, out.split([CHANNELS[a] for a in group], 1), strict=True))
-                told = out.detach() if self.detach_taps else out
-                maps[k].append(told)
-                if g + 1 < len(self.groups):
-                    B, V, W, h, w = shapes[k]
-                    back = self.feedback[g][k](told)
-                    fed.append(back.unflatten(0, (B, V)).permute(0, 1, 3, 4, 2).flatten(1, 3))
-            if fed:
-                x = x + torch.cat(fed, 1)
+                maps[k].append(out.detach() if self.detach_taps else out)
+            if g + 1 < len(self.groups):
+                told = [back(m[-1]) for back, m in zip(layers[2][g], maps, strict=True)]
+                x = x + to_tokens([t.view_as(grid) for t, grid in zip(told, grids, strict=True)])
+            if self.neighbours and g == 0:
+                near = nearest(self.token_positions(raw, frames), self.neighbours)
         return [
             activate(r, f, self.bounds, start)
             for r, f, start in zip(raw, frames, self.scale_starts, strict=False)
         ]
 
+    def token_positions(self, raw: list[dict[str, Tensor]], frames: list[Frame]) -> Tensor:
+        """(B, L, 3) mean world position of each token's Gaussians."""
+        found = []
+        for r, f in zip(raw, frames, strict=True):
+            means = locate(r["position"], f, self.bounds).unflatten(1, (-1, *f.prior.shape[-2:]))
+            means = means.movedim(-1, 2)  # (B, V, 3, S, S)
+            found.append(F.avg_pool2d(means.flatten(0, 1), f.prior.shape[-1] // f.tokens.shape[-1]))
+            found[-1] = found[-1].unflatten(0, means.shape[:2])
+        positions = to_tokens(found)
+        return positions.detach() if self.detach_taps else positions
+
+
+def to_tokens(grids: list[Tensor]) -> Tensor:
+    """Grids (B, V, C, h, w) of several kinds -> one sequence (B, L, C), view by view, row-major."""
+    return torch.cat([g.permute(0, 1, 3, 4, 2).flatten(1, 3) for g in grids], 1)
+
+
+def to_grids(x: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """The inverse of `to_tokens`, with the views and sides of `like`."""
+    sizes = [(g.shape[1], *g.shape[3:]) for g in like]  # (V, h, w)
+    parts = x.split([math.prod(s) for s in sizes], 1)
+    return [p.unflatten(1, s).movedim(-1, 2) for p, s in zip(parts, sizes, strict=True)]
+
+
+def locate(raw: Tensor, frame: Frame, bounds: Bounds) -> Tensor:
+    """Raw channels (B*V, 4, S, S) -> means (B, V*S*S, 3) world: on the rays of the pixels, plus an offset."""
+    position = _per_gaussian(raw, frame)
+    depth = interval(position[..., :1], bounds.depth_near, bounds.depth_far, bounds.depth_start)
+    origins, directions = frame.cameras.resized(
+        frame.prior.shape[-1]
+    ).rays()  # (B, V, 1, 1, 3), (B, V, S, S, 3)
+    anchors = origins.expand_as(directions).flatten(1, 3) + depth * directions.flatten(1, 3)
+    return anchors + bounds.offset * position[..., 1:].tanh()
+
 
 def activate(raw: dict[str, Tensor], frame: Frame, bounds: Bounds, scale_start: float) -> Gaussians:
     """Raw channels (B*V, c, S, S) -> Gaussians (B, V*S*S), anchored on the rays of the frame's pixels.
 
-    Zero channels mean: depth `depth_start`, on the ray, round at `scale_start`, the prior's opacity and colour.
+    Zero means: depth `depth_start`, on the ray, round at `scale_start`, the prior's opacity and colour.
     """
-    B, V = frame.tokens.shape[:2]
-    b = bounds
-
-    def per_gaussian(x: Tensor) -> Tensor:
-        return x.float().unflatten(0, (B, V)).permute(0, 1, 3, 4, 2).flatten(1, 3)  # (B, V*S*S, c)
-
-    size = frame.prior.shape[-1]
-    origins, directions = frame.cameras.resized(size).rays()  # (B, V, 1, 1, 3), (B, V, S, S, 3)
-    position = per_gaussian(raw["position"])
-    depth = interval(position[..., :1], b.depth_near, b.depth_far, b.depth_start)
-    means = origins.expand_as(directions).flatten(1, 3) + depth * directions.flatten(1, 3)
-    means = means + b.offset * position[..., 1:].tanh()
-
-    scales = interval(per_gaussian(raw["scale"]), b.scale_min, b.scale_max, scale_start)
+    means = locate(raw["position"], frame, bounds)
+    scales = interval(_per_gaussian(raw["scale"], frame), bounds.scale_min, bounds.scale_max, scale_start)
     identity = torch.tensor([1.0, 0.0, 0.0, 0.0], device=means.device)
-    quats = F.normalize(per_gaussian(raw["rotation"]) + identity, dim=-1)
+    quats = F.normalize(_per_gaussian(raw["rotation"], frame) + identity, dim=-1)
 
-    prior = per_gaussian(frame.prior[:, :, :4].flatten(0, 1))
+    prior = _per_gaussian(frame.prior[:, :, :4].flatten(0, 1), frame)
     rgb, alpha = prior[..., :3].clamp(0.02, 0.98), prior[..., 3]
-    opacities = (per_gaussian(raw["opacity"])[..., 0] + 6 * alpha - 3).sigmoid()
+    opacities = (_per_gaussian(raw["opacity"], frame)[..., 0] + 6 * alpha - 3).sigmoid()
     if frame.gated:
         opacities = opacities * alpha
-    colors = (per_gaussian(raw["color"]) + rgb.logit()).sigmoid()
+    colors = (_per_gaussian(raw["color"], frame) + rgb.logit()).sigmoid()
     return Gaussians(means, quats, scales, opacities, colors)
 
 
+def _per_gaussian(x: Tensor, frame: Frame) -> Tensor:
+    """(B*V, c, S, S) -> (B, V*S*S, c) float32."""
+    return to_tokens([x.float().unflatten(0, frame.tokens.shape[:2])])
+
+
 def interval(x: Tensor, low: float, high: float, start: float) -> Tensor:
-    """Sigmoid into (low, high) that gives `start` at zero."""
+    """Sigmoid into (low, high) that gives `start` at zero.
+
+    Raises:
+        ValueError: when `start` does not lie strictly between `low` and `high`.
+    """
     share = (start - low) / (high - low)
+    if not 0 < share < 1:
+        raise ValueError(f"the start {start:.4g} must lie between the bounds {low:.4g} and {high:.4g}")
     return low + (high - low) * (x + math.log(share / (1 - share))).sigmoid()
