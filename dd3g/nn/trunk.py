@@ -30,10 +30,16 @@ def correspond(features: Tensor, azimuths: Tensor) -> Tensor:
 
 
 def correspond_rgba(rgba: Tensor, azimuths: Tensor) -> Tensor:
-    """`correspond` for straight RGBA (B, 4, S, S) -> (B, V, 4, S, S); colours are mixed by their alpha."""
+    """Straight RGBA (B, 4, S, S) at the corresponding pixels of other views (B, V, 4, S, S), mixed by alpha.
+
+    Where nothing corresponds, the colour is the picture's mean colour.
+    """
     premultiplied = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
-    spread = correspond(premultiplied, azimuths)
-    return torch.cat([spread[:, :, :3] / spread[:, :, 3:].clamp(min=1e-4), spread[:, :, 3:]], 2).clamp(0, 1)
+    color, alpha = correspond(premultiplied, azimuths).split([3, 1], 2)
+    total = premultiplied.sum((-1, -2), keepdim=True)[:, None]  # (B, 1, 4, 1, 1)
+    faint = 0.01  # weight of the mean colour; and of grey, should the picture be empty
+    mean = (total[:, :, :3] + 0.5 * faint) / (total[:, :, 3:] + faint)
+    return torch.cat([(color + faint * mean) / (alpha + faint), alpha], 2).clamp(0, 1)
 
 
 class PictureEncoder(nn.Module):

@@ -116,7 +116,8 @@ class CompactTeacher(nn.Module):
         _, mid, coarse, pooled = self.picture(condition.image)
         azimuths = condition.cameras.azimuths.expand(B, V)
         # What the picture says of each view: its pixels copied, mirrored or averaged along rows. The last frame is
-        # the picture itself. The network predicts what differs from it.
+        # the picture itself. The network predicts the change of colour and alpha, each in logits, so that x0 is
+        # always a picture over white.
         image = condition.image[:, None]
         spread = torch.cat([correspond_rgba(condition.image, azimuths), image], 1)  # (B, V+1, 4, S, S)
         prior_x0 = self.codec.encode(spread)  # (B, V+1, 64, s, s)
@@ -135,7 +136,9 @@ class CompactTeacher(nn.Module):
 
         skip = torch.cat([stem.unflatten(0, (B, V + 1)), prior, pixels], 2)[:, :V].flatten(0, 1)
         x = torch.cat([self.up(x[:, :V].flatten(0, 1)), skip], 1)
-        return prior_x0[:, :V] + self.out(x).unflatten(0, (B, V))
+        change = F.pixel_shuffle(self.out(x), 4).unflatten(0, (B, V)).float()  # (B, V, 4, S, S)
+        rgba = (spread[:, :V].clamp(0.01, 0.99).logit() + change).sigmoid()
+        return self.codec.encode(rgba)
 
     @property
     def rig(self) -> Cameras:
