@@ -131,7 +131,10 @@ Which = Annotated[str, typer.Option(help="A teacher's folder, a shipped name, or
 
 
 def simulate_command(
-    inputs: Annotated[Path, typer.Argument(help="Pictures with alpha, shards of them, or rendered objects.")],
+    inputs: Annotated[
+        Path,
+        typer.Argument(metavar="INPUTS", help="Pictures with alpha, shards of them, or rendered objects."),
+    ],
     teacher: Which,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the shards.")],
     steps: Annotated[
@@ -190,7 +193,7 @@ def simulate_command(
 
 
 def verify_command(
-    folder: Annotated[Path, typer.Argument(help="Folder of quadruple shards.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of quadruple shards.")],
     teacher: Which,
     samples: Annotated[int, typer.Option(min=1, help="Quadruples to recompute.")] = 8,
     device: Device = "auto",
