@@ -234,7 +234,7 @@ def _explain(error: Exception, out: Path) -> str:
     if isinstance(error, OSError):
         reason = error.strerror or error
         return f"could not write to {out} ({reason}): free some space or choose another folder with -o"
-    if isinstance(error, MemoryError) or "out of memory" in str(error):
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
         return "not enough memory: close other programs, or give --device cpu"
     raise error
 
