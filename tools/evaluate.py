@@ -75,10 +75,10 @@ def named(values: list[str]) -> dict[str, str]:
     """
     result: dict[str, str] = {}
     for value in values:
-        label, _, path = value.rpartition("=") if "=" in value else (value, "", value)
+        label, _, path = value.partition("=")
         if label in result:
             raise UserError(f"two generators are called {label!r}: give each its own LABEL=PATH")
-        result[label] = path
+        result[label] = path or value
     return result
 
 
@@ -118,11 +118,17 @@ def evaluate(
     if teacher is not None:
         from distill.teachers import load
 
-        rows["teacher"] = teacher_predictor(load(teacher, device), seed, teacher_steps, guidance_scale)
-    rows |= {label: generator_predictor(model, seed) for label, model in models.items()}
+        rows["teacher"] = teacher_predictor(
+            load(teacher, device), seed, teacher_steps, guidance_scale, device
+        )
+    for label, model in models.items():
+        if label in rows:
+            raise UserError(f"{label!r} is the name of another row: give the generator its own LABEL=PATH")
+        rows[label] = generator_predictor(model, seed)
     targets, failed = load_targets(source, size, limit)
     weights = model_path("stlpips_alex")
-    perceptual = STLPIPS(weights) if weights else None
+    # Below 32 pixels nothing is left of the picture in its deepest layer.
+    perceptual = STLPIPS(weights) if weights and targets[0].image.shape[-1] >= 32 else None
 
     console = Console(stderr=True)
     scores: dict[str, list[dict[str, Any]]] = {label: [] for label in rows}
@@ -196,9 +202,11 @@ def main(
     ] = False,
 ) -> None:
     """Compare generators, a teacher and simple baselines with the true views of objects."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    cuda = torch.cuda.is_available()
+    device = ("cuda" if cuda else "cpu") if device == "auto" else device
     try:
+        if device != "cpu" and not (cuda and device.startswith("cuda")):
+            raise UserError(f"device {device!r} is not on this machine: use --device cpu")
         report = evaluate(
             source, output, named(generator or []), teacher, teacher_steps, guidance_scale, quadruples,
             size, limit, seed, device, sheet_objects,

@@ -14,6 +14,7 @@ from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from distill.renders import RenderedObject
+from tools.metrics import on_white
 
 
 @dataclass(frozen=True)
@@ -148,14 +149,15 @@ def generator_predictor(generator: Any, seed: int) -> Predictor:
     return lambda target: render(generator.generate(target.image, seed=seed), target)
 
 
-def teacher_predictor(teacher: Any, seed: int, steps: int | None, guidance_scale: float | None) -> Predictor:
-    """A teacher's views at its rig, one noise an object."""
+def teacher_predictor(
+    teacher: Any, seed: int, steps: int | None, guidance_scale: float | None, device: str = "cpu"
+) -> Predictor:
+    """A teacher's views at its rig, from one noise for all objects; None takes the teacher's settings."""
+    from dd3g.pepd.generator import resize
     from distill.quadruples import noise_of
     from distill.simulate import simulate
 
-    steps = teacher.default_steps if steps is None else steps
-    guidance_scale = teacher.default_guidance if guidance_scale is None else guidance_scale
-    noise = noise_of(teacher.latent_shape, seed)
+    noise = noise_of(teacher.latent_shape, seed)[None].to(device)
 
     def predict(target: Target) -> Prediction:
         rig = target.cameras[target.rig]
@@ -165,12 +167,12 @@ def teacher_predictor(teacher: Any, seed: int, steps: int | None, guidance_scale
                 f"the teacher's rig is not the one of {target.id} (4 views at elevation 10): its views have "
                 "no ground truth here; leave --teacher out"
             )
-        picture = F.interpolate(target.image[None], asked.height, mode="area")[0]
-        views = simulate(teacher, picture, noise, steps, guidance_scale).outputs.detach().float().cpu()
-        views = F.interpolate(views, target.image.shape[-1], mode="area")
+        picture = resize(target.image[None], asked.height).to(device)
+        views = simulate(teacher, picture, noise, steps, guidance_scale).outputs[0].float().cpu().clamp(0, 1)
+        size = target.image.shape[-1]
         if views.shape[1] == 3:
-            return Prediction(target.rig, views.clamp(0, 1), None)
-        alpha = views[:, 3:].clamp(0, 1)
-        return Prediction(target.rig, views[:, :3].clamp(0, 1) * alpha + 1 - alpha, alpha)
+            return Prediction(target.rig, F.interpolate(views, size, mode="bilinear", antialias=True), None)
+        views = resize(views, size)
+        return Prediction(target.rig, on_white(views), views[:, 3:])
 
     return predict

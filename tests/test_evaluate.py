@@ -1,0 +1,405 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from data_gen.mesh import Mesh, corner_normals
+from data_gen.mesh_render import Light, render_mesh
+from dd3g.cameras import Cameras
+from dd3g.errors import UserError
+from dd3g.gaussians import Gaussians
+from dd3g.models import model_path
+from dd3g.rasterize import rasterize
+from distill.quadruples import Quadruple, encode, noise_of
+from distill.shards import write_shard
+from tools import evaluate as tool
+from tools.metrics import azimuth_distance, bootstrap_mean, on_white, psnr, ssim_map, view_metrics
+from tools.predictors import Prediction, Target, all_white, flat_card, mean_color_blob
+from tools.report import write_csv
+from tools.scores import BANDS, compare_with_quadruples, score, summarise
+from tools.stlpips import STLPIPS
+
+ROOT = Path(__file__).parents[1]
+AZIMUTHS = [0, 90, 180, 270, 20, 100, 110, 170, 250, 340]
+RIG, NOVEL = [0, 1, 2, 3], list(range(4, 10))
+
+
+def ellipsoid(color: tuple[float, float, float] = (0.8, 0.3, 0.2), radii=(0.4, 0.3, 0.4)) -> Mesh:
+    import trimesh
+
+    ball = trimesh.creation.icosphere(3)
+    vertices = (np.asarray(ball.vertices) * radii).astype(np.float32)
+    return plain(vertices, np.asarray(ball.faces), color)
+
+
+def plain(vertices: np.ndarray, faces: np.ndarray, color=(1.0, 1.0, 1.0)) -> Mesh:
+    vertices, faces = vertices.astype(np.float32), faces.astype(np.int32)
+    colors = np.broadcast_to(np.float32(color), (len(faces), 3, 3)).copy()
+    uvs, none = np.zeros((len(faces), 3, 2), np.float32), np.full(len(faces), -1, np.int32)
+    normals, solid = corner_normals(vertices, faces), np.zeros((0, 0, 0, 3), np.uint8)
+    return Mesh(vertices, faces, normals, uvs, colors, none, [], vertices, solid)
+
+
+def target_of(mesh: Mesh, name: str = "thing", style: str = "scan", size: int = 32, elevation=10.0) -> Target:
+    cameras = Cameras.orbit(AZIMUTHS, [elevation] * 4 + [10.0] * 6, size)
+    light = Light(1.0, np.array([[0.0, 1, 0]]), np.zeros((1, 3)))
+    rgba = torch.from_numpy(render_mesh(mesh, cameras, light)[0]).movedim(-1, 1).float() / 255
+    return Target(name, style, rgba, cameras, torch.tensor(AZIMUTHS).float(), RIG, NOVEL)
+
+
+def perfect(target: Target) -> Prediction:
+    return Prediction(list(range(len(target.rgba))), on_white(target.rgba), target.rgba[:, 3:])
+
+
+def test_psnr_values():
+    a = torch.full((2, 3, 8, 8), 0.5)
+    assert psnr(a, a + 0.1).tolist() == pytest.approx([20, 20], abs=1e-4)
+    assert psnr(a, a).tolist() == [100, 100]
+    b = a.clone()
+    b[0, :, :4] += 0.1
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[0, :, :2] = 1
+    assert psnr(a, b)[0].item() == pytest.approx(20 + 10 * math.log10(2), abs=1e-4)
+    masked = psnr(a, b, mask)
+    assert masked[0].item() == pytest.approx(20, abs=1e-4) and masked[1].isnan()
+
+
+def test_ssim_equals_scikit_image():
+    from skimage.metrics import structural_similarity
+
+    g = torch.Generator().manual_seed(0)
+    a = torch.rand(2, 3, 24, 24, generator=g)
+    b = (a + 0.2 * torch.randn(a.shape, generator=g)).clamp(0, 1)
+    scores = view_metrics(b, None, torch.cat([a, torch.ones(2, 1, 24, 24)], 1))
+    for v in range(2):
+        expected = structural_similarity(
+            a[v].numpy(), b[v].numpy(), channel_axis=0, data_range=1.0, gaussian_weights=True, sigma=1.5,
+            use_sample_covariance=False,
+        )  # fmt: skip
+        assert scores["ssim"][v].item() == pytest.approx(expected, abs=1e-4)
+    assert ssim_map(a, a).min() > 0.9999
+
+
+def test_mask_metrics_equal_loops():
+    g = torch.Generator().manual_seed(1)
+    size = 12
+    truth = torch.rand(1, 4, size, size, generator=g)
+    truth[:, 3] = 0
+    truth[0, 3, 2:10, 3:9] = 1
+    alpha = torch.rand(1, 1, size, size, generator=g)
+    rgb = torch.rand(1, 3, size, size, generator=g) * alpha + 1 - alpha
+    scores = view_metrics(rgb, alpha, truth)
+    inside, inner, outside, union, both = [], [], [], 0, 0
+    for y in range(size):
+        for x in range(size):
+            a, t = alpha[0, 0, y, x].item(), truth[0, 3, y, x].item() > 0.5
+            (inside if t else outside).append(a)
+            union += t or a > 0.5
+            both += t and a > 0.5
+            around = truth[0, 3, y - 1 : y + 2, x - 1 : x + 2]
+            if t and (around > 0.5).all():
+                inner.append(a)
+    assert len(inner) == 6 * 4
+    assert scores["iou"].item() == pytest.approx(both / union)
+    assert scores["holes"].item() == pytest.approx(np.mean(np.array(inside) < 0.5))
+    assert scores["holes_eroded"].item() == pytest.approx(np.mean(np.array(inner) < 0.5))
+    assert scores["alpha_inside"].item() == pytest.approx(np.mean(inside), abs=1e-6)
+    assert scores["leak"].item() == pytest.approx(np.mean(outside), abs=1e-6)
+    mask = truth[:, 3:] > 0.5
+    assert scores["fg_psnr"].item() == pytest.approx(psnr(rgb, on_white(truth), mask).item())
+    picked = ssim_map(rgb, on_white(truth))[mask]
+    assert scores["fg_ssim"].item() == pytest.approx(picked.mean().item(), abs=1e-5)
+
+
+def test_color_error():
+    truth = torch.zeros(1, 4, 16, 16)
+    truth[:, 0, 4:12, 4:12] = 0.6
+    truth[:, 3, 4:12, 4:12] = 1
+    alpha = torch.zeros(1, 1, 16, 16)
+    alpha[..., 2:6, 2:6] = 0.5  # elsewhere and half transparent: only the colour counts
+    rgb = torch.tensor([0.6, 0.3, 0.0])[:, None, None] * alpha + 1 - alpha
+    assert view_metrics(rgb, alpha, truth)["color_error"].item() == pytest.approx(0.1, abs=1e-5)
+    white = view_metrics(torch.ones(1, 3, 16, 16), torch.zeros(1, 1, 16, 16), truth)
+    assert white["color_error"].item() == pytest.approx((0.4 + 1 + 1) / 3, abs=1e-5)
+    without = view_metrics(rgb, None, truth)
+    assert without["iou"].isnan().all() and not without["psnr"].isnan().any()
+
+
+def test_bootstrap():
+    values = [1.0, 2.0, 4.0, math.nan, 9.0]
+    result = bootstrap_mean(values, seed=3)
+    assert result == bootstrap_mean(values, seed=3)
+    many = np.random.default_rng(0).normal(size=30)
+    assert bootstrap_mean(many, seed=3)["low"] != bootstrap_mean(many, seed=4)["low"]
+    assert result["mean"] == 4.0 and result["n"] == 4
+    rng = np.random.default_rng(3)
+    kept = np.array([1.0, 2.0, 4.0, 9.0])
+    means = sorted(kept[row].mean() for row in rng.integers(4, size=(2000, 4)))
+    assert result["low"] == pytest.approx(np.quantile(means, 0.025), abs=1e-4)
+    assert result["high"] == pytest.approx(np.quantile(means, 0.975), abs=1e-4)
+    assert bootstrap_mean([math.nan])["mean"] is None
+    assert bootstrap_mean([2.5]) == {"mean": 2.5, "low": 2.5, "high": 2.5, "n": 1}
+
+
+def test_azimuth_distance():
+    degrees = torch.tensor([0.0, 350, 180, -190, 725, 270])
+    assert azimuth_distance(degrees).tolist() == [0, 10, 180, 170, 5, 90]
+
+
+def test_perfect_and_white_rows():
+    target = target_of(ellipsoid())
+    best = score(target, perfect)
+    assert best["novel"]["psnr"] == 100 and best["novel"]["iou"] == 1 and best["novel"]["holes"] == 0
+    assert best["rig"]["sides"]["psnr"] == 100 and best["novel"]["color_error"] == pytest.approx(0, abs=1e-6)
+    white = score(target, all_white)
+    true = on_white(target.rgba[NOVEL])
+    expected = (-10 * torch.log10((true - 1).square().mean((1, 2, 3)))).mean().item()
+    assert white["novel"]["psnr"] == pytest.approx(expected, abs=1e-4)
+    assert white["novel"]["iou"] == 0 and white["novel"]["holes"] == 1 and white["novel"]["leak"] == 0
+
+
+def test_input_view_and_bands_are_kept_apart():
+    target = target_of(ellipsoid())
+
+    def wrong_at(views: list[int]):
+        def predict(t: Target) -> Prediction:
+            best = perfect(t)
+            rgb = best.rgb.clone()
+            rgb[views] = 1 - rgb[views]
+            return Prediction(best.views, rgb, best.alpha)
+
+        return predict
+
+    spoilt = score(target, wrong_at([0]))
+    assert (
+        spoilt["novel"]["psnr"] == 100
+        and spoilt["input"]["psnr"] < 10
+        and spoilt["rig"]["front"]["psnr"] < 10
+    )
+    spoilt = score(target, wrong_at([5, 6, 8]))  # 100, 110 and 250 degrees: all of the novel ones in 90-120
+    assert spoilt["input"]["psnr"] == 100
+    assert {b for b, v in spoilt["bands"].items() if v["psnr"] < 99} == {"90-120", "60-120"}
+    assert set(spoilt["bands"]) == {"0-30", "90-120", "150-180", "60-120"}
+    assert len(BANDS) == 7
+
+
+def test_flat_card_equals_a_rendered_card():
+    """The input's card as a mesh, in the colours of its four quarters, seen from everywhere."""
+    size = 48
+    cameras = Cameras.orbit(AZIMUTHS, [10.0] * 4 + [35.0] * 6, size)
+    R = cameras.viewmats[0, :3, :3].numpy()
+    corners, faces, colors = [], [], []
+    for i, color in enumerate(np.eye(4, 3) * 0.8):
+        x, y = 0.4 * (i % 2) - 0.4, 0.4 * (i // 2) - 0.4
+        for dx, dy in ((0, 0), (0.4, 0), (0.4, 0.4), (0, 0.4)):
+            corners.append((x + dx) * R[0] + (y + dy) * R[1])
+        faces += [[4 * i, 4 * i + 1, 4 * i + 2], [4 * i, 4 * i + 2, 4 * i + 3]]
+        colors += [color] * 2
+    mesh = plain(np.array(corners), np.array(faces))
+    mesh.colors = np.repeat(np.float32(colors)[:, None], 3, 1)
+    light = Light(1.0, np.array([[0.0, 1, 0]]), np.zeros((1, 3)))
+    rgba = torch.from_numpy(render_mesh(mesh, cameras, light)[0]).movedim(-1, 1).float() / 255
+    target = Target("card", "x", rgba, cameras, torch.tensor(AZIMUTHS).float(), RIG, NOVEL)
+    scores = view_metrics(*(lambda p: (p.rgb, p.alpha))(flat_card(target)), rgba)
+    assert scores["psnr"].min() > 22 and scores["psnr"][0] > 28
+    broad = [0, 2, 4, 7, 9]
+    assert scores["psnr"][broad].min() > 25 and scores["iou"][broad].min() > 0.93
+    side = flat_card(target).alpha[1]
+    assert side.mean() < 0.05 < flat_card(target).alpha[0].mean()
+
+
+def test_blob_has_the_size_and_colour_of_a_ball():
+    target = target_of(ellipsoid(radii=(0.4, 0.4, 0.4)))
+    result = score(target, mean_color_blob)
+    assert result["novel"]["iou"] > 0.8 and result["input"]["iou"] > 0.8
+    assert result["novel"]["color_error"] < 0.02
+    moved = ellipsoid(radii=(0.2, 0.2, 0.2))
+    moved.vertices = moved.vertices + np.float32([0.3, 0.2, 0])
+    assert score(target_of(moved), mean_color_blob)["input"]["iou"] > 0.7
+
+
+def test_summary_groups_by_style_and_counts():
+    targets = [target_of(ellipsoid(), "a", "scan"), target_of(ellipsoid((0.1, 0.2, 0.9)), "b", "pbr")]
+    scores = [score(t, all_white) for t in targets]
+    report = summarise(scores, seed=0)
+    assert report["objects"] == 2 and set(report["by_style"]) == {"scan", "pbr"}
+    mean = (scores[0]["novel"]["psnr"] + scores[1]["novel"]["psnr"]) / 2
+    assert report["novel"]["psnr"]["mean"] == pytest.approx(mean, abs=1e-4)
+    assert report["by_style"]["pbr"]["psnr"]["mean"] == pytest.approx(scores[1]["novel"]["psnr"], abs=1e-4)
+    only_rig = summarise([score(targets[0], lambda t: Prediction(RIG, on_white(t.rgba[RIG]), None))], 0)
+    assert only_rig["novel"] == {} and only_rig["rig"]["back"]["psnr"]["mean"] == 100
+    assert only_rig["rig"]["back"]["iou"]["mean"] is None
+
+
+class Stub(nn.Module):
+    """A generator that answers with one ball; the noise decides how large it is."""
+
+    def __init__(self, radius: float = 0.3) -> None:
+        super().__init__()
+        self.radius = nn.Parameter(torch.tensor(radius))
+
+    def forward(self, noise: Tensor, cameras: Cameras, image: Tensor) -> Gaussians:
+        B = len(noise)
+        scale = self.radius * (4 * noise.mean((1, 2, 3, 4))).exp()[:, None, None].expand(B, 1, 3)
+        color = image[:, :3].sum((2, 3)) / image[:, 3:].sum((2, 3))
+        quats = torch.tensor([1.0, 0, 0, 0]).expand(B, 1, 4)
+        return Gaussians(torch.zeros(B, 1, 3), quats, scale, torch.full((B, 1), 0.99), color[:, None])
+
+    def generate(self, picture: Tensor, seed: int = 0) -> Gaussians:
+        return self(torch.zeros(1, 4, 4, 2, 2), Cameras.default_rig(32), picture[None])[0]
+
+
+def write_renders(folder: Path, count: int = 3) -> None:
+    """Shards as tools/render_objects.py makes them, of cubes."""
+    import trimesh
+
+    from data_gen.objects import Options
+    from tools.render_objects import render_folder
+
+    meshes = folder.parent / "meshes"
+    meshes.mkdir()
+    for i in range(count):
+        trimesh.creation.box((1, 1 + i, 1)).export(meshes / f"box{i}.glb")
+    render_folder(meshes, folder, Options(size=32, supersample=2, eval=True))
+
+
+def test_evaluate_writes_everything(tmp_path, monkeypatch):
+    import dd3g.pepd
+
+    write_renders(tmp_path / "renders")
+    made = {"good": Stub(0.25), "none": Stub(0.01)}
+    monkeypatch.setattr(dd3g.pepd.Generator, "from_pretrained", lambda name, device="cpu": made[name])
+    shape = (4, 4, 2, 2)
+    rig = Cameras.default_rig(32)
+    samples = []
+    for i in range(3):
+        image = target_of(ellipsoid((0.2, 0.2 + 0.2 * i, 0.7))).image
+        noise = noise_of(shape, i)
+        with torch.no_grad():
+            drawn = rasterize(made["good"](noise[None], rig, image[None])[0], rig, background=0.0)
+        views = torch.cat([drawn.rgb / drawn.alpha.clamp(min=1e-6), drawn.alpha], 1).clamp(0, 1)
+        samples.append(encode(Quadruple(noise, rig, image, views), f"q{i}"))
+    write_shard(tmp_path / "quadruples" / "q-00000.tar", samples)
+
+    arguments = dict(
+        generators={"mine": "good", "tiny": "none"}, teacher="analytic", quadruples=tmp_path / "quadruples"
+    )
+    report = tool.evaluate(tmp_path / "renders", tmp_path / "out", sheet_objects=2, **arguments)
+    rows = report["rows"]
+    assert list(rows) == ["all white", "flat card", "mean-colour blob", "teacher", "mine", "tiny"]
+    assert rows["teacher"]["novel"] == {} and rows["teacher"]["rig"]["sides"]["psnr"]["mean"] > 5
+    assert rows["mine"]["novel"]["iou"]["mean"] > 0.35 > 0.05 > rows["tiny"]["novel"]["iou"]["mean"]
+    assert rows["mine"]["novel"]["psnr"]["mean"] > rows["all white"]["novel"]["psnr"]["mean"] + 1
+    gain = rows["mine"]["psnr_over_flat_card"]["mean"]
+    difference = rows["mine"]["novel"]["psnr"]["mean"] - rows["flat card"]["novel"]["psnr"]["mean"]
+    assert gain == pytest.approx(difference, abs=1e-3)
+    same = report["against_teacher"]["mine"]
+    for view in ("front", "sides", "back"):
+        assert same["same_noise"][view]["mean"] > 45 > 40 > same["other_noise"][view]["mean"]
+    assert report["against_teacher"]["tiny"]["same_noise"]["front"]["mean"] < 20
+    assert report["data"]["objects"] == 3 and report["commit"] and report["versions"]["torch"]
+
+    stored = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert stored == json.loads(json.dumps(report))
+    with open(tmp_path / "out" / "objects.csv", newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert len(lines) == 6 * 3 and {r["id"] for r in lines} == {"box0", "box1", "box2"}
+    mine = [float(r["psnr"]) for r in lines if r["row"] == "mine"]
+    assert np.mean(mine) == pytest.approx(rows["mine"]["novel"]["psnr"]["mean"], abs=1e-3)
+    from PIL import Image
+
+    assert Image.open(tmp_path / "out" / "sheet.png").size == (11 * 34 - 2, 2 * 6 * 34 - 2)
+    assert not list((tmp_path / "out").glob(".*"))
+
+    again = tool.evaluate(tmp_path / "renders", tmp_path / "again", sheet_objects=0, **arguments)
+    for label in rows:
+        a, b = dict(again["rows"][label]), dict(rows[label])
+        a.pop("seconds_per_object"), b.pop("seconds_per_object")
+        assert a == b
+    tool.print_table(report)
+    made["teacher"] = made["good"]
+    with pytest.raises(UserError, match="'teacher' is the name of another row"):
+        tool.evaluate(tmp_path / "renders", tmp_path / "x", {"teacher": "teacher"}, teacher="analytic")
+
+
+def test_missing_cells_in_the_csv(tmp_path):
+    target = target_of(ellipsoid())
+    rows = {"a": [score(target, all_white)], "b": [score(target, lambda t: Prediction([0, 1, 2, 3],
+            on_white(t.rgba[RIG]), None))]}  # fmt: skip
+    write_csv(tmp_path / "x.csv", rows)
+    lines = list(csv.DictReader(open(tmp_path / "x.csv", newline="")))
+    assert lines[1]["psnr"] == "" and float(lines[1]["back_psnr"]) == 100 and lines[1]["psnr_60_120"] == ""
+
+
+def test_quadruples_count_and_limit(tmp_path):
+    image, rig = target_of(ellipsoid()).image, Cameras.default_rig(32)
+    views = torch.ones(4, 4, 32, 32)
+    quadruples = [encode(Quadruple(noise_of((4, 4, 2, 2), i), rig, image, views), f"q{i}") for i in range(3)]
+    write_shard(tmp_path / "q-00000.tar", quadruples)
+    assert compare_with_quadruples(Stub(), tmp_path, 2, 0)["quadruples"] == 2
+    assert compare_with_quadruples(Stub(), tmp_path, 0, 0)["same_noise"]["back"]["n"] == 3
+
+
+def random_weights(path: Path) -> Path:
+    g = torch.Generator().manual_seed(0)
+    shapes = {"1.0": (64, 3, 11, 11), "2.5": (192, 64, 5, 5), "3.9": (384, 192, 3, 3),
+              "4.11": (256, 384, 3, 3), "5.13": (256, 256, 3, 3)}  # fmt: skip
+    state = {"scaling_layer.shift": torch.zeros(1, 3, 1, 1), "scaling_layer.scale": torch.ones(1, 3, 1, 1)}
+    for i, (name, shape) in enumerate(shapes.items()):
+        state[f"net.slice{name}.weight"] = torch.randn(shape, generator=g) / math.sqrt(math.prod(shape[1:]))
+        state[f"net.slice{name}.bias"] = torch.zeros(shape[0])
+        state[f"lin{i}.model.1.weight"] = torch.rand(1, shape[0], 1, 1, generator=g) / shape[0]
+    torch.save(state, path)
+    return path
+
+
+def test_stlpips_is_a_distance(tmp_path):
+    metric = STLPIPS(random_weights(tmp_path / "weights.pth"))
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 2, 3, 64, 64, generator=g)
+    assert metric(a, a).tolist() == [0, 0]
+    assert (metric(a, b) > 1e-4).all()
+    assert torch.allclose(metric(a, b), metric(b, a), atol=1e-7)
+    assert torch.equal(metric(metric.features(a), b), metric(a, b))
+    assert [f.shape[1:] for f in metric.features(a)][0] == (64, 30, 30)
+    (tmp_path / "bad.pth").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="bad.pth does not hold the ST-LPIPS weights"):
+        STLPIPS(tmp_path / "bad.pth")
+
+
+def test_stlpips_with_its_own_weights():
+    path = model_path("stlpips_alex")
+    if path is None:
+        pytest.skip("needs `python -m dd3g.models fetch stlpips_alex`")
+    metric = STLPIPS(path)
+    target = target_of(ellipsoid(), size=64)
+    picture = on_white(target.rgba[:1])
+    g = torch.Generator().manual_seed(0)
+    noise = torch.randn(picture.shape, generator=g)
+    little, much = (metric(picture, (picture + s * noise).clamp(0, 1)).item() for s in (0.02, 0.2))
+    shifted = metric(picture, picture.roll(1, -1)).item()
+    other = metric(picture, on_white(target_of(ellipsoid((0.1, 0.7, 0.2)), size=64).rgba[:1])).item()
+    assert 0 < little < much and shifted < 0.5 * other
+
+
+def test_bad_calls_are_one_clear_line(tmp_path):
+    with pytest.raises(UserError, match="two generators are called 'a'"):
+        tool.named(["a=x", "a=y"])
+    assert tool.named(["nano", "b=out/x=1"]) == {"nano": "nano", "b": "out/x=1"}
+    command = [sys.executable, "-m", "tools.evaluate", str(tmp_path / "nowhere"), "-o", str(tmp_path / "out")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    meta = {"variant": 1, "viewmats": torch.eye(4)[None].tolist(), "K": torch.eye(3).tolist(), "size": 8}
+    write_shard(tmp_path / "renders-00000.tar", [{"__key__": "x-1", "json": json.dumps(meta)}])
+    with pytest.raises(UserError, match="no plain variant"):
+        tool.load_targets(tmp_path, 64, 0)
