@@ -1,20 +1,29 @@
-"""Command lines of training scripts: a structured config, a YAML file, and `key=value` or `--key value` overrides."""
+"""Command lines of training scripts: a structured config, a YAML file, and overrides."""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from dd3g.errors import UserError
 
 T = TypeVar("T")
 ALIASES = {"resume": "resume_from_checkpoint"}
+PRECISIONS = {
+    "no": "no",
+    "fp32": "no",
+    "fp16": "fp16",
+    "bf16": "bf16",
+    "False": "no",
+}  # YAML reads no as False
 
 
 @dataclass
@@ -28,26 +37,31 @@ class LoopConfig:
     max_train_steps: int = 10_000  # optimiser steps
     max_minutes: float = 0.0  # stop with a checkpoint after this long; 0 never
     learning_rate: float = 1e-3
-    lr_scheduler: str = "warmup_stable_decay"  # or any name transformers knows: cosine, linear, constant...
+    lr_scheduler: str = "warmup_stable_decay"  # or cosine, constant
     lr_warmup_steps: int = 100
     lr_decay_steps: int = 1_000  # last steps, warmup_stable_decay only
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     adam_weight_decay: float = 0.05
     adam_epsilon: float = 1e-8
-    max_grad_norm: float = 1.0
-    mixed_precision: str = "bf16"  # no, fp16, bf16
+    max_grad_norm: float = 1.0  # 0 does not clip
+    mixed_precision: str = "bf16"  # no (or fp32), fp16, bf16
     ema_decay: float = 0.998
     checkpointing_steps: int = 500
-    checkpoints_total_limit: int = 2
+    checkpoints_total_limit: int = 2  # 0 keeps all
     resume_from_checkpoint: str = ""  # "latest" or a checkpoint folder
     validation_steps: int = 500  # a sheet of pictures this often
     report_to: str = "tensorboard"  # or none
-    dataloader_num_workers: int = 0
+    dataloader_num_workers: int = 0  # with some, samples are decoded by them instead of once at the start
 
     def __post_init__(self) -> None:
-        if self.mixed_precision == "False":  # YAML reads a bare `no` as false
-            self.mixed_precision = "no"
+        if self.mixed_precision not in PRECISIONS:
+            raise ValueError(f"mixed_precision {self.mixed_precision!r} is not one of no, fp32, fp16, bf16")
+        self.mixed_precision = PRECISIONS[self.mixed_precision]
+        positive = ("train_batch_size", "gradient_accumulation_steps", "max_train_steps")
+        for name in (*positive, "checkpointing_steps", "validation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 def parse(argv: Sequence[str], schema: type[T]) -> T:
@@ -59,7 +73,7 @@ def parse(argv: Sequence[str], schema: type[T]) -> T:
         schema: a dataclass.
 
     Raises:
-        UserError: for an unknown key, a value of the wrong type, or an unreadable file.
+        UserError: for an unknown key, a value of the wrong type or range, or an unreadable file.
     """
     files, overrides, words = [], [], list(argv)
     if "-h" in words or "--help" in words:
@@ -82,6 +96,24 @@ def parse(argv: Sequence[str], schema: type[T]) -> T:
         parts = [OmegaConf.load(f) for f in files]
         merged = OmegaConf.merge(OmegaConf.structured(schema), *parts, OmegaConf.from_dotlist(overrides))
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
-    except (OmegaConfBaseException, OSError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
         message = str(error).splitlines()[0]
         raise UserError(f"configuration: {message}; --help lists every key with its default") from error
+
+
+def launch(run: Callable[[Any], Path], schema: type, argv: Sequence[str] | None = None) -> int:
+    """Main function of a training script: exit code 0, or 2 with one line when something is wrong.
+
+    Args:
+        run: trains from a `schema` object and returns the folder it wrote.
+        schema: a dataclass.
+        argv: words after the script's name; None takes the command line's.
+    """
+    try:
+        folder = run(parse(sys.argv[1:] if argv is None else argv, schema))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if os.environ.get("RANK", "0") == "0":
+        print(f"wrote {folder}")
+    return 0

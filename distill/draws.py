@@ -1,16 +1,15 @@
 """Training samples by index, from rendered objects (3D data) and from quadruples (the teacher), in one form.
 
 A sample is a dict of tensors:
-    image (4, S, S) straight RGBA of the input view; rig_viewmats (V, 4, 4), rig_Ks (V, 3, 3), relative to the input
-    view; views (V, 4, S, S) what the rig sees; depth (V, S, S), 0 where unknown; has_depth (); noise (V, C, h, w);
-    target_viewmats (T, 4, 4), target_Ks (T, 3, 3), targets (T, 4, S, S) to be matched by renders, the input first;
-    background (3,) to composite renders and targets on.
+    image (4, S, S) straight RGBA of the input view; rig_viewmats (V, 4, 4), rig_Ks (V, 3, 3), relative to the
+    input view; views (V, 4, S, S) what the rig sees; depth (V, S, S), 0 where unknown; has_depth ();
+    noise (V, C, h, w); target_viewmats (T, 4, 4), target_Ks (T, 3, 3), targets (T, 4, S, S) to be matched by
+    renders, the input first; background (3,) to composite both on; uniform (4,) random numbers; index ().
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from distill.loop import generator_for
+from distill.quadruples import Quadruple
 from distill.renders import RenderedObjects
 
 MIRROR = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]))
@@ -33,8 +33,8 @@ class RenderDraws:
         scan_fraction: share of draws that go to scans and PBR objects, which look most like photographs.
         shape_fraction: share of draws that go to untextured shapes with made-up textures, when there are any.
         free_fraction: share of draws whose quad stands at a free elevation.
-        turned_fraction: share of draws whose rig is another quad of the same elevation, so that views at other
-            azimuths than 0, 90, 180, 270 are seen (the verifier needs them).
+        turned_fraction: share of draws whose rig is another quad of the same elevation, so that views at
+            other azimuths than 0, 90, 180, 270 are seen (the verifier needs them).
         targets: number of target views.
         recolour: largest change of brightness; half of the draws also permute the colour channels.
     """
@@ -54,14 +54,18 @@ class RenderDraws:
         self.objects, self.seed, self.noise_shape = objects, seed, tuple(noise_shape)
         self.free_fraction, self.turned_fraction = free_fraction, turned_fraction
         self.targets, self.recolour = targets, recolour
+        if not 0 <= scan_fraction + shape_fraction <= 1 or min(scan_fraction, shape_fraction) < 0:
+            raise UserError(
+                f"scan_fraction {scan_fraction} and shape_fraction {shape_fraction} must be shares of 1"
+            )
         pools: dict[str, list[int]] = {"scan": [], "shape": [], "other": []}
         for i in range(len(objects)):
             style = objects.meta(i)["style"]
             pools["scan" if style in {"scan", "pbr"} else "shape" if style == "shape" else "other"].append(i)
         shares = {"scan": scan_fraction, "shape": shape_fraction, "other": 1 - scan_fraction - shape_fraction}
-        self.pools = [(shares[k], v) for k, v in pools.items() if v]
+        self.pools = [(shares[k], v) for k, v in pools.items() if v and shares[k] > 0]
         if not self.pools:
-            raise UserError("no rendered objects to train on; make some with tools/render_objects.py")
+            raise UserError(f"none of the {len(objects)} rendered objects has a style with a share above 0")
 
     def draw(self, index: int) -> dict[str, Tensor]:
         """Sample `index`."""
@@ -74,7 +78,8 @@ class RenderDraws:
         level_quads = [q for q in quads if abs(level[q[0]] - level[quads[0][0]]) < 0.5]
         free_quads = [q for q in quads if q not in level_quads]
         free = bool(free_quads) and chance(self.free_fraction, g)
-        quad = (free_quads if free else level_quads)[pick(len(free_quads if free else level_quads), g)]
+        choice = free_quads if free else level_quads
+        quad = choice[pick(len(choice), g)]
         first = pick(4, g)
         rig = quad[first:] + quad[:first]
         turned = not free and chance(self.turned_fraction, g)
@@ -108,50 +113,87 @@ class RenderDraws:
             "targets": tint(targets.float() / 255),
             "background": background(g),
             "uniform": torch.rand(4, generator=g),
+            "index": torch.tensor(index),
         }
 
 
 class QuadrupleDraws:
-    """Quadruples: the teacher's noise, cameras, picture and answer, exactly as it gave them."""
+    """Quadruples: the teacher's noise, cameras, picture and answer, exactly as it gave them.
 
-    def __init__(self, quadruples: Sequence[Any], seed: int, targets: int = 4) -> None:
+    Args:
+        quadruples: what the teacher made.
+        seed: of the run.
+        targets: number of target views, at most those of the teacher.
+    """
+
+    def __init__(self, quadruples: Sequence[Quadruple], seed: int, targets: int = 4) -> None:
         self.quadruples, self.seed, self.targets = quadruples, seed, targets
         if not len(quadruples):
             raise UserError("no quadruples to train on; make some with python -m distill.simulate")
+        if quadruples[0].outputs.shape[1] != 4:
+            raise UserError(
+                "these quadruples have views without alpha, which training needs: use a teacher with alpha"
+            )
 
     def draw(self, index: int) -> dict[str, Tensor]:
         """Sample `index`."""
         g = generator_for(self.seed, index)
         q = self.quadruples[pick(len(self.quadruples), g)]
-        views = q.outputs
         # The input view's own pixels are known exactly: they replace the teacher's copy of them.
-        targets = torch.cat([q.input[None], views[1:]])[: self.targets]
+        views = torch.cat([q.input[None], q.outputs[1:]])
         return {
             "image": q.input,
             "rig_viewmats": q.cameras.viewmats,
             "rig_Ks": q.cameras.Ks,
-            "views": targets,
-            "depth": torch.zeros(len(views), *q.input.shape[-2:]),
+            "views": views,
+            "depth": torch.zeros(len(views), *views.shape[-2:]),
             "has_depth": torch.tensor(0.0),
-            "noise": q.noise.float(),
+            "noise": q.noise,
             "target_viewmats": q.cameras.viewmats[: self.targets],
             "target_Ks": q.cameras.Ks[: self.targets],
-            "targets": targets,
+            "targets": views[: self.targets],
             "background": background(g),
             "uniform": torch.rand(4, generator=g),
+            "index": torch.tensor(index),
         }
 
 
 class MixedDraws:
-    """Renders first, quadruples later: from sample `start` on, a share of the draws are quadruples."""
+    """Renders first, quadruples later.
 
-    def __init__(self, renders: RenderDraws, quadruples: QuadrupleDraws, start: int, share: float, seed: int) -> None:
-        self.renders, self.quadruples, self.start, self.share, self.seed = renders, quadruples, start, share, seed
+    Args:
+        renders: give the samples before `start`.
+        quadruples: give a share of the samples from then on.
+        start: index of the first sample that may be a quadruple.
+        share: of quadruples from then on, 0..1.
+        seed: of the choice.
+    """
+
+    def __init__(
+        self, renders: RenderDraws, quadruples: QuadrupleDraws, start: int, share: float, seed: int
+    ) -> None:
+        self.renders, self.quadruples = renders, quadruples
+        self.start, self.share, self.seed = start, share, seed
 
     def draw(self, index: int) -> dict[str, Tensor]:
         """Sample `index`."""
         late = index >= self.start and chance(self.share, generator_for(self.seed + 1, index))
         return (self.quadruples if late else self.renders).draw(index)
+
+
+def check_fit(draws: RenderDraws | QuadrupleDraws, size: int, noise_shape: Sequence[int]) -> None:
+    """Say it now when data and model were made for different sizes.
+
+    Raises:
+        UserError: when pictures or noise of a sample have another shape.
+    """
+    sample = draws.draw(0)
+    found = (sample["image"].shape[-1], tuple(sample["noise"].shape))
+    if found != (size, tuple(noise_shape)):
+        raise UserError(
+            f"the data has pictures of {found[0]} pixels and noise {found[1]}, the model takes {size} and "
+            f"{tuple(noise_shape)}: make the data again at that size, or change the model's configuration"
+        )
 
 
 def pick(n: int, g: torch.Generator) -> int:
@@ -171,12 +213,20 @@ def background(g: torch.Generator) -> Tensor:
 
 
 def mirrored(cameras: Cameras) -> Cameras:
-    """Cameras of the mirror world (x -> -x), for images flipped left to right and a centred principal point."""
+    """Cameras of the mirror world (x -> -x), for flipped images with a centred principal point."""
     return Cameras(MIRROR @ cameras.viewmats @ MIRROR, cameras.Ks, cameras.width, cameras.height)
 
 
-def recolouring(strength: float, g: torch.Generator) -> Any:
-    """A random change of brightness and, half of the time, of the channels' order, the same for all views."""
+def recolouring(strength: float, g: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """A random change of brightness and, half of the time, of the channels' order.
+
+    Args:
+        strength: largest relative change.
+        g: source of the choice, made once, so that all views of an object change alike.
+
+    Returns:
+        A function of straight RGBA (..., 4, H, W).
+    """
     gain = 1 + strength * (2 * torch.rand(3, 1, 1, generator=g) - 1)
     gain = gain.mean().expand(3, 1, 1) * 0.7 + gain * 0.3
     order = torch.randperm(3, generator=g) if chance(0.5, g) else torch.arange(3)

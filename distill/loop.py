@@ -1,15 +1,13 @@
 """One training loop for teacher and generator: accelerate, EMA, checkpoints, exact resume.
 
-Every sample is a pure function of (seed, index), and step k uses the indices k*B ... k*B + B - 1 of the global batch.
-So a run that was killed continues bit for bit, and several processes see what one would have seen.
+Every sample is a pure function of (seed, index), and step k takes samples k*B ... k*B + B - 1, where B is the
+global batch. So a run that was killed continues bit for bit, and several processes see what one would see.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +21,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dd3g.errors import UserError
+from distill.checkpoints import checkpoints, resume, save_checkpoint
 from distill.config import LoopConfig
+
+MIN_LOSS_SCALE = 1e-4  # fp16: below this nothing but overflows happens
 
 
 class Draws(Protocol):
@@ -61,7 +62,8 @@ def fit(
 
     Args:
         model: trained in place; its exponential moving average is what `save` and `sheet` see.
-        loss: (model, batch, step) -> (scalar to minimise, terms to log, already detached).
+        loss: (model, batch, step) -> (scalar to minimise, terms to log, already detached). Only the model
+            runs in mixed precision; what is computed from its outputs stays in float32.
         draws: the samples.
         config: how to run.
         save: writes the averaged model into a folder.
@@ -71,18 +73,12 @@ def fit(
         The folder of the averaged model, `output_dir/model`.
 
     Raises:
-        UserError: when the loss is not finite, or the checkpoint to resume from is missing.
+        UserError: when loss or gradient are not finite (weights, average and checkpoints are then still those
+            of the step before), the checkpoint to resume from is missing or broken, or the disk is full.
     """
     started = time.monotonic()
     output = Path(config.output_dir)
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),  # lets torchrun start several CPU processes
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        mixed_precision=config.mixed_precision,
-        log_with=None if config.report_to == "none" else config.report_to,
-        project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
-    )
-    output.mkdir(parents=True, exist_ok=True)
+    accelerator = _accelerator(config, output)
     raw = model
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -92,50 +88,60 @@ def fit(
         eps=config.adam_epsilon,
     )
     model, optimizer = accelerator.prepare(model, optimizer)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer, lr_factor(config)
-    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lr_factor(config))
     ema = EMAModel(
-        raw.parameters(), decay=config.ema_decay, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4
+        raw.parameters(),
+        decay=config.ema_decay,
+        use_ema_warmup=True,
+        inv_gamma=1.0,
+        power=3 / 4,
+        foreach=torch.cuda.is_available(),
     )
-    ema.to(accelerator.device)
     accelerator.register_for_checkpointing(scheduler, ema)
+    step = resume(accelerator, output, config.resume_from_checkpoint)
+    ema.to(accelerator.device)
     if config.report_to != "none":
         accelerator.init_trackers("dd3g")
 
-    step = _resume(accelerator, config)
+    def publish() -> None:
+        if accelerator.is_main_process:
+            ema.store(raw.parameters())
+            ema.copy_to(raw.parameters())
+            save(raw, output / "model")
+            if sheet is not None:
+                raw.eval()
+                with torch.no_grad():
+                    sheet(raw, output / f"sheet-{step:06d}.png")
+                raw.train()
+            ema.restore(raw.parameters())
+        accelerator.wait_for_everyone()
+
     metrics = _Metrics(output / "metrics.jsonl", step) if accelerator.is_main_process else None
     batches = _batches(accelerator, draws, config, step)
     deadline = started + 60 * config.max_minutes if config.max_minutes else math.inf
-    with _progress(accelerator, step, config.max_train_steps) as advance:
+    if step >= config.max_train_steps:
+        publish()
+    with _Progress(accelerator, step, config.max_train_steps) as advance:
         model.train()
         while step < config.max_train_steps:
             terms: dict[str, Tensor] = {}
             for _ in range(config.gradient_accumulation_steps):
-                batch = next(batches)
-                with accelerator.accumulate(model), accelerator.autocast():
-                    value, parts = loss(model, batch, step)
+                with accelerator.accumulate(model):
+                    value, parts = loss(model, next(batches), step)
                     accelerator.backward(value)
-                    if accelerator.sync_gradients and config.max_grad_norm:
-                        parts["grad_norm"] = accelerator.clip_grad_norm_(
-                            model.parameters(), config.max_grad_norm
-                        )
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
                 for name, part in {"loss": value.detach(), **parts}.items():
-                    share = 1 if name == "grad_norm" else config.gradient_accumulation_steps
-                    terms[name] = terms.get(name, 0) + torch.as_tensor(part).float() / share
-            scheduler.step()
-            ema.step(raw.parameters())
+                    share = part.float() / config.gradient_accumulation_steps
+                    terms[name] = terms[name] + share if name in terms else share
+            numbers = _means(accelerator, terms)
+            norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
+            numbers["grad_norm"] = float(norm)
+            _check_finite(accelerator, numbers, step + 1, output)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if not accelerator.optimizer_step_was_skipped:  # fp16 leaves a step out after an overflow
+                scheduler.step()
+                ema.step(raw.parameters())
             step += 1
-            names = sorted(terms)
-            values = accelerator.reduce(torch.stack([terms[n].to(accelerator.device) for n in names]), "mean")
-            numbers = dict(zip(names, values.tolist(), strict=True))
-            if not math.isfinite(numbers["loss"]):
-                raise UserError(
-                    f"the loss is {numbers['loss']} at step {step}; the last good checkpoint in {output} is "
-                    "untouched: resume from it with a lower learning_rate or mixed_precision=no"
-                )
             numbers["lr"] = scheduler.get_last_lr()[0]
             if metrics is not None:
                 metrics.write(step, numbers)
@@ -145,19 +151,11 @@ def fit(
 
             over = _any(accelerator, time.monotonic() > deadline)
             last = over or step == config.max_train_steps
+            # The model goes first: a run that is killed between the two and resumed writes both again.
+            if last or step % config.validation_steps == 0:
+                publish()
             if last or step % config.checkpointing_steps == 0:
-                _checkpoint(accelerator, output, step, config.checkpoints_total_limit)
-            if accelerator.is_main_process and (last or step % config.validation_steps == 0):
-                ema.store(raw.parameters())
-                ema.copy_to(raw.parameters())
-                save(raw, output / "model")
-                if sheet is not None:
-                    raw.eval()
-                    with torch.no_grad():
-                        sheet(raw, output / f"sheet-{step:06d}.png")
-                    raw.train()
-                ema.restore(raw.parameters())
-            accelerator.wait_for_everyone()
+                save_checkpoint(accelerator, output, step, config.checkpoints_total_limit)
             if over:
                 break
     accelerator.end_training()
@@ -167,9 +165,13 @@ def fit(
 def lr_factor(config: LoopConfig) -> Callable[[int], float]:
     """Learning-rate factor by optimiser step: linear warm-up, then constant, cosine, or a linear tail."""
     warmup, total, tail = config.lr_warmup_steps, config.max_train_steps, config.lr_decay_steps
+
+    def cosine(k: int) -> float:
+        return 0.5 + 0.5 * math.cos(math.pi * min(1.0, max(0, k - warmup) / max(1, total - warmup)))
+
     shapes: dict[str, Callable[[int], float]] = {
         "constant": lambda k: 1.0,
-        "cosine": lambda k: 0.5 + 0.5 * math.cos(math.pi * min(1.0, (k - warmup) / max(1, total - warmup))),
+        "cosine": cosine,
         "warmup_stable_decay": lambda k: min(1.0, max(0.0, (total - k) / max(1, tail))),
     }
     if config.lr_scheduler not in shapes:
@@ -178,15 +180,35 @@ def lr_factor(config: LoopConfig) -> Callable[[int], float]:
     return lambda k: shape(k) * min(1.0, (k + 1) / max(1, warmup))
 
 
+def _accelerator(config: LoopConfig, output: Path) -> Accelerator:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write output_dir {output}: {error.strerror}; choose another folder"
+        ) from error
+    try:
+        return Accelerator(
+            cpu=not torch.cuda.is_available(),  # lets torchrun start several CPU processes
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            mixed_precision=config.mixed_precision,
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
+        )
+    except ValueError as error:
+        raise UserError(
+            f"mixed_precision {config.mixed_precision!r}, report_to {config.report_to!r}: {error} On a CPU "
+            "take bf16 or no"
+        ) from error
+
+
 def _batches(
     accelerator: Accelerator, draws: Draws, config: LoopConfig, step: int
 ) -> Iterator[dict[str, Tensor]]:
     size, world = config.train_batch_size, accelerator.num_processes
     rank, micro = accelerator.process_index, step * config.gradient_accumulation_steps
     total = config.max_train_steps * config.gradient_accumulation_steps
-    indices = [
-        range((k * world + rank) * size, (k * world + rank + 1) * size) for k in range(micro, total)
-    ]
+    indices = [range((k * world + rank) * size, (k * world + rank + 1) * size) for k in range(micro, total)]
     workers = config.dataloader_num_workers
     loader = DataLoader(
         _Indexed(draws),
@@ -194,8 +216,36 @@ def _batches(
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
     )
-    for batch in loader:
-        yield {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+    try:
+        for batch in loader:
+            yield {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+    except UserError as error:
+        # From a worker it comes with the worker's traceback in front.
+        raise UserError(str(error).rsplit("dd3g.errors.UserError: ")[-1].strip()) from error
+
+
+def _means(accelerator: Accelerator, terms: dict[str, Tensor]) -> dict[str, float]:
+    """Mean over processes, with one transfer for all terms."""
+    names = sorted(terms)
+    values = accelerator.reduce(torch.stack([terms[n].to(accelerator.device) for n in names]), "mean")
+    return dict(zip(names, values.tolist(), strict=True))
+
+
+def _check_finite(accelerator: Accelerator, numbers: dict[str, float], step: int, output: Path) -> None:
+    """Stop before anything is touched; the numbers are the same on all processes, so all stop."""
+    scaler = accelerator.scaler  # present with fp16, where single overflows are expected and skipped
+    if scaler is not None and math.isfinite(numbers["loss"]):
+        broken = "the gradient overflows at every loss scale" if scaler.get_scale() < MIN_LOSS_SCALE else ""
+    else:
+        wrong = [f"the {n} is {numbers[n]}" for n in ("loss", "grad_norm") if not math.isfinite(numbers[n])]
+        broken = wrong[0] if wrong else ""
+    if broken:
+        kept = checkpoints(output)
+        raise UserError(
+            f"{broken} at step {step}; nothing of this step was kept, "
+            + (f"the last good checkpoint is {kept[-1]}: resume from it " if kept else "start again ")
+            + "with a lower learning_rate or mixed_precision=no"
+        )
 
 
 def _any(accelerator: Accelerator, flag: bool) -> bool:
@@ -203,47 +253,6 @@ def _any(accelerator: Accelerator, flag: bool) -> bool:
     if accelerator.num_processes == 1:
         return flag
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
-
-
-def checkpoints(output: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    found = [p for p in output.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
-
-
-def _checkpoint(accelerator: Accelerator, output: Path, step: int, limit: int) -> None:
-    scratch = output / "checkpoint-saving"
-    if accelerator.is_main_process:
-        shutil.rmtree(scratch, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(scratch))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        final = output / f"checkpoint-{step}"
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(scratch, final)
-        for old in checkpoints(output)[:-limit] if limit else []:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def _resume(accelerator: Accelerator, config: LoopConfig) -> int:
-    wanted = config.resume_from_checkpoint
-    if not wanted:
-        return 0
-    if wanted == "latest":
-        found = checkpoints(Path(config.output_dir))
-        if not found:
-            accelerator.print(f"no checkpoint in {config.output_dir} yet: starting from step 0")
-            return 0
-        path = found[-1]
-    else:
-        path = Path(wanted)
-    if not path.is_dir() or not path.name.removeprefix("checkpoint-").isdigit():
-        raise UserError(f"{path}: not a checkpoint folder; give 'latest' or a folder named checkpoint-STEP")
-    accelerator.load_state(str(path))
-    accelerator.print(f"resumed from {path}")
-    return int(path.name.removeprefix("checkpoint-"))
 
 
 class _Metrics:
@@ -265,7 +274,7 @@ class _Metrics:
         self.file.write(json.dumps({"step": step, **numbers}) + "\n")
 
 
-class _progress:
+class _Progress:
     """A progress bar on the main process; a line every 100 steps where no terminal is attached."""
 
     def __init__(self, accelerator: Accelerator, step: int, total: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
+from dd3g.diffusion import convert
 from dd3g.gaussians import Gaussians
 from dd3g.pepd import GeneratorConfig
 from dd3g.rasterize import rasterize
+from distill.loop import generator_for
 
 
 @dataclass
@@ -34,6 +36,7 @@ class ObjectiveConfig:
     direct_color: float = 1.0
     implicit: float = 0.0  # lambda of the verification
     implicit_form: Literal["score", "literal", "x0"] = "x0"
+    implicit_guidance: float = 1.0  # classifier-free guidance of the verifier; 1 is none
     implicit_every: int = 1  # verify at every n-th step only
     ramp: Literal["sigmoid", "constant"] = "sigmoid"
     ramp_center: float = 0.3  # share of the steps at which the sigmoid stands at one half
@@ -65,7 +68,16 @@ class Objective:
     def __call__(
         self, model: nn.Module, batch: dict[str, Tensor], step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Batch as in `distill.draws` -> (loss, terms)."""
+        """The model's Gaussians for a batch of `distill.draws`, and what is wrong with them.
+
+        Args:
+            model: (noise, cameras, image) -> Gaussians; float32 geometry needs no autocast around this call.
+            batch: collated samples.
+            step: of the run, for the schedules.
+
+        Returns:
+            The scalar to minimise and its terms, weighted and detached; they add up to it.
+        """
         c, size = self.config, batch["image"].shape[-1]
         rig = Cameras(batch["rig_viewmats"], batch["rig_Ks"], size, size)
         gaussians = model(batch["noise"], rig, batch["image"])
@@ -77,15 +89,18 @@ class Objective:
         for name, value in direct_terms(gaussians, batch, rig, self.generator).items():
             terms[name] = fade * getattr(c, name) * value
         if progress >= boot:
-            with torch.autocast(gaussians.means.device.type, enabled=False):
-                targets = Cameras(batch["target_viewmats"], batch["target_Ks"], size, size)
-                render = rasterize(gaussians, targets, background=0.0)
-                terms |= self.explicit(render.rgb, render.alpha, batch["targets"], batch["background"])
+            targets = Cameras(batch["target_viewmats"], batch["target_Ks"], size, size)
+            render = rasterize(gaussians, targets, background=0.0)
+            terms |= self.explicit(render.rgb, render.alpha, batch["targets"], batch["background"])
             if c.implicit and self.verifier is not None and step % c.implicit_every == 0:
                 azimuth = 2 * math.pi * batch["uniform"][:, 2]
-                value = self.verifier(gaussians, batch["image"], azimuth, batch["uniform"][:, 3], step)
+                value = self.verifier(
+                    gaussians, batch["image"], azimuth, batch["uniform"][:, 3], batch["index"]
+                )
                 terms["implicit"] = self.ramp(step) * c.implicit * value
-        loss = torch.stack([t.float() for t in terms.values()]).sum()
+        loss = torch.stack(list(terms.values())).sum()
+        # Parallel training waits for a gradient of every parameter; the bootstrap does not look at shapes.
+        loss = loss + 0.0 * (gaussians.scales.sum() + gaussians.quats.sum())
         return loss, {k: v.detach() for k, v in terms.items()}
 
     def explicit(
@@ -118,12 +133,13 @@ class Objective:
             "alpha": c.alpha * mean((alpha - mask).square() * (1 + (c.hole_weight - 1) * mask)),
         }
         if c.structure:
-            terms["structure"] = c.structure * sum(
-                mean(g) for g in gradient_differences(torch.cat([error, alpha - mask], 2))
-            )
+            found = gradient_differences(torch.cat([error, alpha - mask], 2))
+            terms["structure"] = c.structure * torch.stack([mean(g) for g in found]).sum()
         if c.perceptual and self.perceptual is not None:
-            distance = self.perceptual(shown.flatten(0, 1), wanted.flatten(0, 1)).reshape(mask.shape[:2])
-            terms["perceptual"] = c.perceptual * (distance * weight).sum(1).mean()
+            distance = self.perceptual.to(shown.device)(shown.flatten(0, 1), wanted.flatten(0, 1))
+            terms["perceptual"] = (
+                c.perceptual * (distance.unflatten(0, mask.shape[:2]) * weight).sum(1).mean()
+            )
         return terms
 
     def ramp(self, step: int) -> float:
@@ -137,7 +153,7 @@ class Objective:
 def gradient_differences(error: Tensor, scales: int = 3) -> list[Tensor]:
     """|horizontal| and |vertical| finite differences of (B, T, C, H, W) at octave scales.
 
-    The difference of gradients is the gradient of the difference, so one error image serves for both pictures.
+    The difference of gradients is the gradient of the difference, so one error image serves for both.
     """
     B, T = error.shape[:2]
     found = []
@@ -152,7 +168,7 @@ def direct_terms(
 ) -> dict[str, Tensor]:
     """Each Gaussian against the pixel that it was decoded for: opacity, depth and colour, without rendering.
 
-    Rendering losses alone go wrong from scratch: Gaussians that start in the wrong place only learn to vanish.
+    Rendering losses alone go wrong from scratch: Gaussians that start in the wrong place learn to vanish.
 
     Returns:
         "direct_alpha" (binary cross-entropy), "direct_depth" (L1, world units, where depth is known) and
@@ -169,7 +185,7 @@ def direct_terms(
     for k, (span, views, s) in enumerate(kinds):
         means = gaussians.means[:, span].unflatten(1, (-1, s * s))  # (B, V', s*s, 3)
         viewmats = rig.viewmats[:, views]
-        z = (means @ viewmats[..., 2, :3, None])[..., 0] + viewmats[..., 2, 3, None]  # (B, V', s*s)
+        z = (means * viewmats[..., None, 2, :3]).sum(-1) + viewmats[..., None, 2, 3]  # (B, V', s*s)
         target, depth = batch["views"][:, views], batch["depth"][:, views]
         if k == 1:
             target = batch["image"][:, None]
@@ -185,8 +201,7 @@ def direct_terms(
         color_terms.append(error / (mask.flatten(1).sum(1) + 1))
         if k == 0:
             opacity = gaussians.opacities[:, span].unflatten(1, (-1, s * s)).clamp(1e-4, 1 - 1e-4)
-            with torch.autocast(opacity.device.type, enabled=False):
-                alpha_terms.append(F.binary_cross_entropy(opacity.float(), mask))
+            alpha_terms.append(F.binary_cross_entropy(opacity, mask))
     return {
         "direct_alpha": torch.stack(alpha_terms).mean(),
         "direct_depth": torch.stack([d.mean() for d in depth_terms]).mean(),
@@ -203,26 +218,35 @@ def _pooled(rgba: Tensor, s: int) -> tuple[Tensor, Tensor]:
 
 
 class Verifier:
-    """Implicit verification: the frozen teacher looks at renders from around the object and predicts their noise.
+    """Implicit verification: the frozen teacher predicts the noise on renders from around the object.
 
-    Views that the quadruples do not hold are checked this way. Renders that are turned away from the input get the
-    matching cameras, and the picture keeps its all-zero one.
+    Views that the quadruples do not hold are checked this way. Renders that are turned away from the input
+    get the matching cameras, and the picture keeps its all-zero one. With z the latents of the renders and
+    z_t = alpha z + sigma eps, the teacher's error is eps_hat - eps = alpha / sigma (z - x0_hat).
 
     Args:
         teacher: a frozen multi-view diffusion model whose cameras are free.
-        form: "literal" squares the error of the predicted noise and differentiates through the network; "score"
-            takes that error itself as the gradient of the latents, which saves the Jacobian; "x0" pulls the latents
-            to the teacher's denoised ones, the same direction with a weight that stays bounded.
+        form: "literal" minimises w |eps_hat - eps|^2 with w = sigma^2, through the network; "score" takes
+            w (eps_hat - eps) as the gradient of z, which saves the network's Jacobian; "x0" pulls z to the
+            denoised latents, |z - x0_hat|^2: the direction of "score" with a weight that stays bounded.
         seed: of the noise.
+        guidance_scale: classifier-free guidance of the teacher.
+        precision: what the teacher computes in; None is float32.
     """
 
-    def __init__(self, teacher: Any, form: Literal["score", "literal", "x0"], seed: int) -> None:
-        self.teacher, self.form, self.seed = teacher, form, seed
-        for parameter in teacher.parameters():
-            parameter.requires_grad_(False)
+    def __init__(
+        self,
+        teacher: Any,
+        form: Literal["score", "literal", "x0"],
+        seed: int,
+        guidance_scale: float = 1.0,
+        precision: torch.dtype | None = None,
+    ) -> None:
+        self.teacher, self.form, self.seed = teacher.requires_grad_(False), form, seed
+        self.guidance_scale, self.precision = guidance_scale, precision
 
     def __call__(
-        self, gaussians: Gaussians, image: Tensor, azimuth: Tensor, level: Tensor, step: int
+        self, gaussians: Gaussians, image: Tensor, azimuth: Tensor, level: Tensor, index: Tensor
     ) -> Tensor:
         """Verify one batch.
 
@@ -231,33 +255,39 @@ class Verifier:
             image: (B, 4, S, S) straight RGBA of the input view.
             azimuth: (B,) radians by which the rig is turned.
             level: (B,) uniform in 0..1, mapped to noise levels of 2 % to 98 % of the schedule.
-            step: of the run; makes the noise reproducible.
-        """
-        rig, schedule = self.teacher.rig.to(image.device), self.teacher.schedule
-        B, V = len(image), len(rig)
-        cameras = Cameras(rig.viewmats.repeat(B, 1, 1), rig.Ks.repeat(B, 1, 1), rig.width, rig.height)
-        cameras = cameras.turned(azimuth.repeat_interleave(V))
-        viewmats, Ks = cameras.viewmats.unflatten(0, (B, V)), cameras.Ks.unflatten(0, (B, V))
-        cameras = Cameras(viewmats, Ks, rig.width, rig.height)
-        with torch.autocast(image.device.type, enabled=False):
-            render = rasterize(gaussians, cameras, background=0.0)
-        straight = torch.cat([render.rgb / render.alpha.clamp(min=1e-3), render.alpha], 2)
-        z = self.teacher.codec.encode(straight)  # (B, V, C, h, w)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        eps = torch.randn(z.shape, generator=generator).to(z)
-        t = ((0.02 + 0.96 * level) * schedule.steps).long().clamp(0, schedule.steps - 1)
-        condition = self.teacher.condition(image, cameras)
+            index: (B,) of the samples; decides their noise.
 
-        def predicted_x0(latents: Tensor) -> Tensor:
-            return self.teacher(schedule.add_noise(latents, eps, t), t, condition).float()
+        Returns:
+            A scalar; for "score" half the mean squared gradient, so that the derivative is the gradient.
+        """
+        teacher = self.teacher.to(image.device)
+        rig, schedule = teacher.rig.to(image.device), teacher.schedule
+        shape = (len(image), len(rig))
+        rigs = replace(rig, viewmats=rig.viewmats.expand(*shape, 4, 4), Ks=rig.Ks.expand(*shape, 3, 3))
+        cameras = rigs.turned(azimuth[:, None])
+        render = rasterize(gaussians, cameras, background=0.0)
+        straight = torch.cat([render.rgb / render.alpha.clamp(min=1e-3), render.alpha], 2)
+        z = teacher.codec.encode(straight)  # (B, V, C, h, w)
+        # The samples are drawn with seed, the choice between renders and quadruples with seed + 1.
+        draws = [generator_for(self.seed + 2, int(i)) for i in index]
+        eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in draws]).to(z)
+        t = ((0.02 + 0.96 * level) * schedule.steps).long().clamp(0, schedule.steps - 1)
+        condition = teacher.condition(image, cameras)
+        denoiser = teacher.denoiser(condition, self.guidance_scale)
+
+        def denoised(latents: Tensor) -> Tensor:
+            x_t = schedule.add_noise(latents, eps, t)
+            with torch.autocast(x_t.device.type, self.precision, enabled=self.precision is not None):
+                output = denoiser(x_t, t, condition)
+            return convert(schedule, output.float(), x_t, t, denoiser.prediction, "x0")
 
         alpha, sigma = schedule.alpha_sigma(t, z)
         if self.form == "literal":
-            # eps_hat - eps = alpha / sigma * (z - x0_hat); the weight sigma^2 keeps low noise levels finite.
-            return (alpha * (z - predicted_x0(z))).square().mean()
+            return (alpha * (z - denoised(z))).square().mean()
         with torch.no_grad():
-            x0 = predicted_x0(z)
+            x0 = denoised(z)
+            # w (eps_hat - eps) for w = sigma^2; the target below turns a gradient into a loss that has it.
+            gradient = sigma * alpha * (z - x0)
         if self.form == "score":
-            gradient = sigma**2 * (alpha / sigma) * (z.detach() - x0)
-            return (z * gradient).mean() - (z.detach() * gradient).mean()
+            return 0.5 * (z - (z - gradient).detach()).square().mean()
         return (z - x0).square().mean()

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dd3g.io.atomic import replacing
+
 
 def save_sheet(tiles: Tensor, path: str | Path, gap: int = 2) -> Path:
     """Write straight RGBA or RGB tiles (R, C, 3 or 4, H, W) in 0..1 as one PNG, rows of columns."""
@@ -23,6 +25,6 @@ def save_sheet(tiles: Tensor, path: str | Path, gap: int = 2) -> Path:
             canvas[:, y : y + H, x : x + W] = tiles[r, c]
     pixels = (canvas.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    with replacing(path) as partial:
+        Image.fromarray(pixels).save(partial)
     return path

@@ -5,6 +5,7 @@ accelerate launch distill/train.py --config configs/distill/nano.yaml
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
+from dd3g.nn.checkpoint import load_weights
 from dd3g.pepd import Generator, GeneratorConfig
+from dd3g.pepd.generator import find_weights
 from dd3g.rasterize import rasterize
-from distill.config import LoopConfig, parse
-from distill.draws import MixedDraws, QuadrupleDraws, RenderDraws
+from distill.config import LoopConfig, launch
+from distill.draws import MixedDraws, QuadrupleDraws, RenderDraws, check_fit
 from distill.loop import Draws, fit
 from distill.objective import Objective, ObjectiveConfig, Verifier
 from distill.quadruples import Quadruples
@@ -47,21 +50,26 @@ class DistillConfig(LoopConfig):
 
 def training_draws(config: DistillConfig) -> Draws:
     """The samples that the configuration asks for."""
-    shape = config.generator.latent_shape
+    shape, size = config.generator.latent_shape, config.generator.size
     renders = quadruples = None
     if config.renders:
         renders = RenderDraws(
-            RenderedObjects(config.renders, cached=True),
+            RenderedObjects(config.renders, cached=config.dataloader_num_workers == 0),
             config.seed,
             shape,
             scan_fraction=config.scan_fraction,
             shape_fraction=config.shape_fraction,
         )
+        check_fit(renders, size, shape)
     if config.quadruples:
-        quadruples = QuadrupleDraws(Quadruples(config.quadruples, cache=True), config.seed)
+        quadruples = QuadrupleDraws(
+            Quadruples(config.quadruples, cache=config.dataloader_num_workers == 0), config.seed
+        )
+        check_fit(quadruples, size, shape)
     if renders and quadruples:
-        samples = config.max_train_steps * config.gradient_accumulation_steps * config.train_batch_size
-        start = int(config.quadruples_start * samples)
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        batch = config.train_batch_size * config.gradient_accumulation_steps * processes
+        start = int(config.quadruples_start * config.max_train_steps * batch)
         return MixedDraws(renders, quadruples, start, config.quadruples_share, config.seed)
     draws = renders or quadruples
     if draws is None:
@@ -70,20 +78,18 @@ def training_draws(config: DistillConfig) -> Draws:
 
 
 def generator_sheet(samples: list[dict[str, Tensor]]) -> Callable[[nn.Module, Path], Any]:
-    """A function that draws input, truth and renders of fixed items into a picture."""
+    """A function that draws fixed items into a picture: truth, renders at the rig, oblique renders."""
 
     def sheet(model: nn.Module, path: Path) -> None:
-        batch = {k: torch.stack([s[k] for s in samples]) for k in samples[0]}
         device = next(model.parameters()).device
-        batch = {k: v.to(device) for k, v in batch.items()}
+        batch = {k: torch.stack([s[k] for s in samples]).to(device) for k in samples[0]}
         size = batch["image"].shape[-1]
         rig = Cameras(batch["rig_viewmats"], batch["rig_Ks"], size, size)
         oblique = Cameras.orbit([45.0, 135.0, 315.0], 25.0, size).to(device)
-        render = rasterize(model(batch["noise"], rig, batch["image"]), rig, background=1.0)
-        extra = rasterize(model(batch["noise"], rig, batch["image"]), oblique, background=1.0)
-        truth = batch["views"]
-        truth = truth[:, :, :3] * truth[:, :, 3:] + 1 - truth[:, :, 3:]
-        save_sheet(torch.cat([truth, render.rgb, extra.rgb], 1), path)
+        gaussians = model(batch["noise"], rig, batch["image"])
+        shown = [rasterize(gaussians, cameras).rgb for cameras in (rig, oblique)]
+        alpha = batch["views"][:, :, 3:]
+        save_sheet(torch.cat([batch["views"][:, :, :3] * alpha + 1 - alpha, *shown], 1), path)
 
     return sheet
 
@@ -91,41 +97,55 @@ def generator_sheet(samples: list[dict[str, Tensor]]) -> Callable[[nn.Module, Pa
 def run(config: DistillConfig) -> Path:
     """Train; returns the folder of the averaged generator."""
     torch.manual_seed(config.seed)
-    generator = Generator(config.generator)
+    try:
+        generator = Generator(config.generator)
+    except ValueError as error:
+        raise UserError(f"configuration: {error}") from error
     if config.init_from:
-        generator.load_state_dict(Generator.from_pretrained(config.init_from).state_dict())
-    draws = training_draws(config)
-    verifier = perceptual = None
-    if config.objective.implicit:
+        load_weights(find_weights(config.init_from), generator)
+    sheet = None
+    if config.validation_renders:
+        held = RenderDraws(
+            RenderedObjects([config.validation_renders]),
+            0,
+            config.generator.latent_shape,
+            free_fraction=0,
+            recolour=0,
+        )
+        sheet = generator_sheet([held.draw(i) for i in range(8)])
+    objective = Objective(config.objective, config.generator, config.max_train_steps, *judges(config))
+    return fit(
+        generator,
+        objective,
+        training_draws(config),
+        config,
+        lambda model, folder: model.save_pretrained(folder),  # type: ignore[operator]
+        sheet,
+    )
+
+
+def judges(config: DistillConfig) -> tuple[Verifier | None, nn.Module | None]:
+    """The verifier and the perceptual distance, where their weights are not 0."""
+    c, verifier, perceptual = config.objective, None, None
+    if c.implicit:
         if not config.pretrained_teacher_model:
-            raise UserError("objective.implicit needs pretrained_teacher_model=FOLDER, the teacher that verifies")
+            raise UserError("objective.implicit needs a verifier: set pretrained_teacher_model=FOLDER")
         from distill.teachers import load
 
-        verifier = Verifier(load(config.pretrained_teacher_model), config.objective.implicit_form, config.seed)
-    if config.objective.perceptual:
+        precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)
+        verifier = Verifier(
+            load(config.pretrained_teacher_model),
+            c.implicit_form,
+            config.seed,
+            c.implicit_guidance,
+            precision,
+        )
+    if c.perceptual:
         from distill.perceptual import VggDistance
 
         perceptual = VggDistance()
-    objective = Objective(
-        config.objective, config.generator, config.max_train_steps, verifier, perceptual
-    )
-    sheet = None
-    if config.validation_renders:
-        shape = config.generator.latent_shape
-        held = RenderDraws(RenderedObjects([config.validation_renders]), 0, shape, free_fraction=0, recolour=0)
-        sheet = generator_sheet([held.draw(i) for i in range(8)])
-    return fit(generator, objective, draws, config, lambda m, p: m.save_pretrained(p), sheet)  # type: ignore[operator]
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line; exit code 2 with one line when something is wrong."""
-    try:
-        print(f"generator written to {run(parse(sys.argv[1:] if argv is None else argv, DistillConfig))}")
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return verifier, perceptual
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(launch(run, DistillConfig))

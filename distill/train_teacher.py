@@ -6,6 +6,7 @@ accelerate launch distill/train_teacher.py --config configs/teacher/nano.yaml
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from dd3g.cameras import Cameras
 from dd3g.diffusion import sample
 from dd3g.errors import UserError
-from distill.config import LoopConfig, parse
-from distill.draws import RenderDraws
+from distill.config import LoopConfig, launch
+from distill.draws import RenderDraws, check_fit
 from distill.loop import fit
 from distill.renders import RenderedObjects
 from distill.sheet import save_sheet
@@ -52,9 +53,9 @@ class TeacherLoss:
     def __call__(
         self, model: nn.Module, batch: dict[str, Tensor], step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """batch as in `distill.draws` -> (loss, terms)."""
+        """Batch as in `distill.draws` -> (loss, terms)."""
         x0 = self.codec.encode(batch["views"])  # (B, V, 64, s, s)
-        t = (batch["uniform"][:, 0] * 1000).long()  # (B,)
+        t = (batch["uniform"][:, 0] * self.schedule.steps).long()  # (B,)
         x_t = self.schedule.add_noise(x0, batch["noise"], t)
         keep = (batch["uniform"][:, 1] >= self.dropout).float()[:, None, None, None]
         size = batch["image"].shape[-1]
@@ -67,18 +68,18 @@ class TeacherLoss:
         return loss, {k: v.detach() for k, v in terms.items()}
 
 
-def teacher_sheet(samples: list[dict[str, Tensor]]) -> Any:
+def teacher_sheet(samples: list[dict[str, Tensor]]) -> Callable[[nn.Module, Path], Any]:
     """A function that draws input, truth and DDIM samples of fixed items into a picture."""
 
     def sheet(teacher: nn.Module, path: Path) -> None:
         assert isinstance(teacher, CompactTeacher)
         device = next(teacher.parameters()).device
-        image = torch.stack([s["image"] for s in samples]).to(device)
-        noise = torch.stack([s["noise"] for s in samples]).to(device)
+        image, noise, truth = (
+            torch.stack([s[k] for s in samples]).to(device) for k in ("image", "noise", "views")
+        )
         condition = teacher.condition(image)
         plan = teacher.schedule.plan(teacher.default_steps)
         drawn = sample(teacher.denoiser(condition), teacher.schedule, noise, plan, condition, clip=1.0)
-        truth = torch.stack([s["views"] for s in samples]).to(device)
         save_sheet(torch.cat([image[:, None], truth, teacher.codec.decode(drawn.x0)], 1), path)
 
     return sheet
@@ -87,9 +88,12 @@ def teacher_sheet(samples: list[dict[str, Tensor]]) -> Any:
 def run(config: TeacherConfig) -> Path:
     """Train; returns the folder of the averaged teacher."""
     torch.manual_seed(config.seed)
-    teacher = CompactTeacher(config.teacher)
+    try:
+        teacher = CompactTeacher(config.teacher)
+    except ValueError as error:
+        raise UserError(f"configuration: {error}") from error
     draws = RenderDraws(
-        RenderedObjects(config.renders, cached=True),
+        RenderedObjects(config.renders, cached=config.dataloader_num_workers == 0),
         config.seed,
         teacher.latent_shape,
         scan_fraction=config.scan_fraction,
@@ -97,25 +101,22 @@ def run(config: TeacherConfig) -> Path:
         turned_fraction=config.turned_fraction,
         targets=1,
     )
+    check_fit(draws, teacher.config.size, teacher.latent_shape)
     sheet = None
     if config.validation_renders:
         held = RenderDraws(
             RenderedObjects([config.validation_renders]), 0, teacher.latent_shape, free_fraction=0, recolour=0
         )
         sheet = teacher_sheet([held.draw(i) for i in range(8)])
-    loss = TeacherLoss(teacher, config.condition_dropout)
-    return fit(teacher, loss, draws, config, lambda m, p: m.save_pretrained(p), sheet)  # type: ignore[operator]
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line; exit code 2 with one line when something is wrong."""
-    try:
-        print(f"teacher written to {run(parse(sys.argv[1:] if argv is None else argv, TeacherConfig))}")
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return fit(
+        teacher,
+        TeacherLoss(teacher, config.condition_dropout),
+        draws,
+        config,
+        lambda model, folder: model.save_pretrained(folder),  # type: ignore[operator]
+        sheet,
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(launch(run, TeacherConfig))

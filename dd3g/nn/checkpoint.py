@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dd3g.errors import UserError
+from dd3g.io.atomic import replacing
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -29,21 +27,21 @@ def save_folder(
         module: the model.
         config: everything needed to build it again; JSON types.
         dtype: stored type of floating tensors; None keeps them, float16 halves what ships.
+
+    Raises:
+        UserError: when the folder cannot be written or the disk is full; what was there before stays.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = {
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous().clone()
         for name, tensor in module.state_dict().items()
     }
-    scratch = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
-        save_file(state, scratch / WEIGHTS, metadata={"format": "pt"})
-        (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        for name in (WEIGHTS, CONFIG):
-            os.replace(scratch / name, folder / name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with replacing(folder / WEIGHTS) as weights, replacing(folder / CONFIG) as text:
+            save_file(state, weights, metadata={"format": "pt"})
+            text.write_text(json.dumps(config, indent=2) + "\n")
+    except SafetensorError as error:
+        raise UserError(f"cannot write {folder / WEIGHTS}: {error}; free some space") from error
     return folder
 
 
@@ -54,7 +52,7 @@ def read_config(folder: str | Path, kind: str) -> dict[str, Any]:
         raise UserError(f"{folder}: no {CONFIG} there; a {kind} folder holds {CONFIG} and {WEIGHTS}")
     try:
         config = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); copy the checkpoint again") from error
     if not isinstance(config, dict) or config.get("kind") != kind:
         found = config.get("kind") if isinstance(config, dict) else type(config).__name__

@@ -1,7 +1,7 @@
 """The compact teacher: ImageDream's shape at the size of a laptop, in pixels.
 
-Four views are denoised together with the clean input as a fifth frame whose camera is all zeros. Each block attends
-jointly over the tokens of all frames and to the picture's tokens. Space-to-depth stands in for a VAE.
+Four views are denoised together with the clean input as a fifth frame whose camera is all zeros. Each block
+attends jointly over the tokens of all frames and to the picture's tokens. Space-to-depth stands in for a VAE.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from dd3g.cameras import Cameras
 from dd3g.diffusion import Schedule
 from dd3g.errors import UserError
-from dd3g.nn import MultiViewTrunk, PictureEncoder, camera_code, correspond, correspond_rgba, timestep_embedding
+from dd3g.nn import (
+    MultiViewTrunk,
+    PictureEncoder,
+    camera_code,
+    correspond,
+    correspond_rgba,
+    timestep_embedding,
+)
 from dd3g.nn.checkpoint import load_weights, read_config, save_folder
 
 
@@ -37,10 +44,16 @@ class CompactConfig:
     guidance_scale: float = 1.5  # pixels saturate early under classifier-free guidance
     steps: int = 10
 
+    def __post_init__(self) -> None:
+        if self.size < 8 or self.size % 8:
+            raise ValueError(f"teacher: size {self.size} must be a multiple of 8")
+        if self.width % 8 or self.width % self.heads:
+            raise ValueError(f"teacher: width {self.width} must be a multiple of 8 and of heads {self.heads}")
+
 
 @dataclass
 class CompactCondition:
-    """What the denoiser knows of the picture; `image` is None for the unconditional branch."""
+    """What the denoiser knows of the picture; an empty one stands for the unconditional branch."""
 
     image: Tensor  # (B, 4, S, S) straight RGBA
     cameras: Cameras  # (B, V) relative to the input view
@@ -78,10 +91,15 @@ class CompactTeacher(nn.Module):
         super().__init__()
         self.config = c = config or CompactConfig()
         self.codec = SpaceToDepth()
-        self.schedule = Schedule.from_config(
-            {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000, "prediction_type": "sample",
-             "timestep_spacing": "trailing"}
-        )
+        with torch.device("cpu"):  # a table of numbers, even where the weights are only shapes
+            self.schedule = Schedule.from_config(
+                {
+                    "beta_schedule": "squaredcos_cap_v2",
+                    "num_train_timesteps": 1000,
+                    "prediction_type": "sample",
+                    "timestep_spacing": "trailing",
+                }
+            )
         self.picture = PictureEncoder(c.width, c.size, c.fine, c.mid)
         self.stem = nn.Conv2d(64 + 112, c.mid, 3, padding=1)
         self.prior = nn.Conv2d(c.mid, c.mid, 1)
@@ -115,9 +133,9 @@ class CompactTeacher(nn.Module):
         B, V = x_t.shape[:2]
         _, mid, coarse, pooled = self.picture(condition.image)
         azimuths = condition.cameras.azimuths.expand(B, V)
-        # What the picture says of each view: its pixels copied, mirrored or averaged along rows. The last frame is
-        # the picture itself. The network predicts the change of colour and alpha, each in logits, so that x0 is
-        # always a picture over white.
+        # What the picture says of each view: its pixels copied, mirrored or averaged along rows. The last
+        # frame is the picture itself. The network predicts the change of colour and alpha, each in logits, so
+        # that x0 is always a picture over white.
         image = condition.image[:, None]
         spread = torch.cat([correspond_rgba(condition.image, azimuths), image], 1)  # (B, V+1, 4, S, S)
         prior_x0 = self.codec.encode(spread)  # (B, V+1, 64, s, s)
@@ -171,7 +189,8 @@ class CompactTeacher(nn.Module):
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write config.json and model.safetensors; `dtype` is the stored type of the weights."""
-        return save_folder(folder, self, {"kind": "teacher", "teacher": "compact", **asdict(self.config)}, dtype)
+        config = {"kind": "teacher", "teacher": "compact", **asdict(self.config)}
+        return save_folder(folder, self, config, dtype)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> CompactTeacher:
@@ -190,19 +209,25 @@ class CompactTeacher(nn.Module):
         return teacher.eval()
 
     def condition(self, rgba: Tensor, cameras: Cameras | None = None) -> CompactCondition:
-        """Straight RGBA (B, 4, S, S) -> condition; `cameras` (B, V) replaces the rig, relative to the input view."""
+        """Straight RGBA (B, 4, S, S) -> condition.
+
+        Args:
+            rgba: the input pictures.
+            cameras: (V,) or (B, V), relative to the input view, in place of the rig.
+        """
         cameras = self.rig.to(rgba.device) if cameras is None else cameras
         if cameras.viewmats.dim() == 3:
             cameras = cameras[None]
         return CompactCondition(rgba, cameras)
 
     def denoiser(self, condition: CompactCondition, guidance_scale: float | None = None) -> Any:
-        """The network as a `Denoiser` with classifier-free guidance at `guidance_scale` (1 switches it off)."""
+        """The network as a `Denoiser` with classifier-free guidance at `guidance_scale`; 1 is none."""
         from dd3g.diffusion import ClassifierFree
 
         scale = self.default_guidance if guidance_scale is None else guidance_scale
         return self if scale == 1 else ClassifierFree(self, condition.null(), scale)
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
+        """Like `forward`; `t` may also be one level for all."""
         t = torch.as_tensor(t, device=x_t.device).expand(x_t.shape[0])
         return super().__call__(x_t, t, condition)
