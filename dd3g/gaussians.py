@@ -34,7 +34,8 @@ class Gaussians:
             got = getattr(self, name).shape
             if got[:-1] != shape or (last is not None and got[-1] != last):
                 raise ValueError(
-                    f"{name} must be {(*shape, last or 'C')} to match opacities {tuple(shape)}, got {tuple(got)}"
+                    f"{name} must be {(*shape, last or 'C')} to match opacities {tuple(shape)}, "
+                    f"got {tuple(got)}"
                 )
 
     def transformed(
@@ -56,10 +57,10 @@ class Gaussians:
         return Gaussians(means, quats, self.scales * scale, self.opacities, self.colors)
 
     def pruned(self, min_opacity: float = 0.005) -> Gaussians:
-        """Keep the finite Gaussians whose opacity is at least `min_opacity`; for one object (no batch dims)."""
+        """Keep the finite Gaussians with an opacity of at least `min_opacity`; for one object (no batch)."""
         if self.opacities.dim() != 1:
             raise ValueError(
-                f"pruned() takes one object, got batch shape {tuple(self.opacities.shape[:-1])}: index it first"
+                f"pruned() takes one object, got batch {tuple(self.opacities.shape[:-1])}: index it first"
             )
         keep = self.opacities >= min_opacity
         for f in fields(self):

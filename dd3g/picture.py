@@ -292,6 +292,11 @@ def _rembg_session(model: str) -> Any:
         return new_session(model)
     except UserError:
         raise
+    except ImportError as e:
+        raise UserError(
+            f"the matting model {model!r} needs the extra 'matte': pip install 'dd3g[matte]', or leave the option "
+            "out to use u2netp"
+        ) from e
     except Exception as e:
         raise UserError(
             f"the matting model {model!r} could not be loaded ({e}): leave it out to use u2netp, or give a "
