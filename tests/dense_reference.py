@@ -1,4 +1,4 @@
-"""Gaussian splatting without tiles, sorting tricks or culling: every pixel against every Gaussian, in torch."""
+"""Gaussian splatting without tiles or culling: every pixel against every Gaussian, in torch."""
 
 import torch
 from torch import Tensor
@@ -22,11 +22,12 @@ def dense_render(g: Gaussians, viewmat: Tensor, K: Tensor, cameras: Cameras, ant
     J[:, 0, 0], J[:, 0, 2], J[:, 1, 1], J[:, 1, 2] = fx / z, -fx * ux / z, fy / z, -fy * uy / z
     R = quaternion_to_matrix(g.quats)
     A = J @ viewmat[:3, :3]
-    cov = A @ R @ torch.diag_embed(g.scales**2) @ R.mT @ A.mT  # (N, 2, 2)
-    blurred = cov + 0.3 * torch.eye(2, dtype=z.dtype)
+    F = A @ R @ torch.diag_embed(g.scales)  # (N, 2, 3)
+    blurred = F @ F.mT + 0.3 * torch.eye(2, dtype=z.dtype)
     opacities = g.opacities
     if antialiased:
-        opacities = opacities * (torch.det(cov).clamp(min=0) / torch.det(blurred) + 1e-12).sqrt()
+        area2 = torch.linalg.cross(F[:, 0], F[:, 1]).square().sum(-1)  # det(F F^T) without cancellation
+        opacities = opacities * (area2 / torch.det(blurred) + 1e-12).sqrt()
     v, u = torch.meshgrid(torch.arange(H) + 0.5, torch.arange(W) + 0.5, indexing="ij")
     d = torch.stack([u, v], -1).reshape(-1, 1, 2) - torch.stack([fx * x / z + cx, fy * y / z + cy], -1)
     sigma = 0.5 * torch.einsum("pni,nij,pnj->pn", d, torch.linalg.inv(blurred), d)  # (H W, N)

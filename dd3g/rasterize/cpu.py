@@ -14,7 +14,6 @@ from dd3g.rasterize.cpu_binning import bin_splats, gather
 from dd3g.rasterize.cpu_blending import blend, blend_backward
 from dd3g.rasterize.cpu_projection import project_fused
 from dd3g.rasterize.projection import project
-from dd3g.rasterize.threads import turn
 
 
 def draw(gaussians: Gaussians, cameras: Cameras, antialiased: bool) -> tuple[Tensor, Tensor]:
@@ -73,9 +72,8 @@ class Blend(torch.autograd.Function):
             t.detach().contiguous().numpy().reshape(B * V, N, *t.shape[3:])
             for t in (means2d, conics, depths, opacities, extents)
         ]
-        with turn:
-            bins = bin_splats(projected, colors.detach().contiguous().numpy(), width, height)
-            image, left = blend(bins, C + 1, width, height)
+        bins = bin_splats(projected, colors.detach().contiguous().numpy(), width, height)
+        image, left = blend(bins, C + 1, width, height)
         shown = torch.from_numpy(image.reshape(B, V, C + 1, height, width))
         ctx.save_for_backward(shown)
         ctx.bins, ctx.left = bins, left
@@ -87,15 +85,14 @@ class Blend(torch.autograd.Function):
         """Gradients of means2d, conics, depths, opacities and colors."""
         B, V = v_image.shape[:2]
         image = ctx.saved_tensors[0].numpy().reshape(B * V, *v_image.shape[2:])
-        with turn:
-            v_isects = blend_backward(
-                ctx.bins,
-                image,
-                ctx.left,
-                v_image.contiguous().numpy().reshape(image.shape),
-                v_alpha.contiguous().numpy().reshape(ctx.left.shape),
-            )
-            grads = gather(ctx.bins, v_isects, B, image.shape[1] - 1)
+        v_isects = blend_backward(
+            ctx.bins,
+            image,
+            ctx.left,
+            v_image.contiguous().numpy().reshape(image.shape),
+            v_alpha.contiguous().numpy().reshape(ctx.left.shape),
+        )
+        grads = gather(ctx.bins, v_isects, B, image.shape[1] - 1)
         means2d, conics, depths, opacities = (
             torch.from_numpy(v.reshape(B, V, *v.shape[1:])) for v in grads[:4]
         )

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit, prange
 
+from dd3g.rasterize.numba_setup import turn
+
 TILE = 16
 HEAD = 7  # columns of a splat before its features: x, y, conic xx, xy, yy, opacity, half height
 CHUNK = 256  # Gaussians that one task gathers
@@ -52,7 +54,8 @@ def bin_splats(projected: list[np.ndarray], colors: np.ndarray, width: int, heig
     means2d, conics, depths, opacities, extents = projected
     images, N = depths.shape
     visible, touched = np.zeros(images + 1, np.int64), np.zeros(images + 1, np.int64)
-    _count(means2d, extents, width, height, visible, touched)
+    with turn:
+        _count(means2d, extents, width, height, visible, touched)
     visible, touched = visible.cumsum(), touched.cumsum()
     K = -(-(colors.shape[-1] + 1) // 4) * 4
     bins = Bins(
@@ -64,10 +67,11 @@ def bin_splats(projected: list[np.ndarray], colors: np.ndarray, width: int, heig
     )
     # Positive floats sort like the integers that share their bits.
     keys = depths.view(np.uint32 if depths.dtype == np.float32 else np.uint64)
-    _fill(
-        means2d, conics, depths, keys, opacities, extents, colors, width, height, visible, touched,
-        bins.splats, bins.rank, bins.rows, bins.isects, bins.tiles,
-    )  # fmt: skip
+    with turn:
+        _fill(
+            means2d, conics, depths, keys, opacities, extents, colors, width, height, visible, touched,
+            bins.splats, bins.rank, bins.rows, bins.isects, bins.tiles,
+        )  # fmt: skip
     return bins
 
 
@@ -86,7 +90,8 @@ def gather(bins: Bins, v_isects: np.ndarray, batch: int, channels: int) -> tuple
     images, N = bins.rank.shape
     shapes = ((images, N, 2), (images, N, 3), (images, N), (images, N), (batch, N, channels))
     means2d, conics, depths, opacities, colors = (np.zeros(s, v_isects.dtype) for s in shapes)
-    _gather(v_isects, bins.rank, bins.rows, means2d, conics, depths, opacities, colors)
+    with turn:
+        _gather(v_isects, bins.rank, bins.rows, means2d, conics, depths, opacities, colors)
     return means2d, conics, depths, opacities, colors
 
 

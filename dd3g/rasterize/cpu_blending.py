@@ -17,6 +17,7 @@ from numba import njit, prange
 from numba.extending import overload
 
 from dd3g.rasterize.cpu_binning import HEAD, TILE, Bins
+from dd3g.rasterize.numba_setup import turn
 from dd3g.rasterize.projection import MIN_ALPHA
 
 MAX_ALPHA = 0.999
@@ -46,7 +47,8 @@ def blend(bins: Bins, channels: int, width: int, height: int) -> tuple[np.ndarra
     images = len(bins.rank)
     image = np.zeros((images, channels, height, width), bins.splats.dtype)
     left = np.ones((images, height, width), bins.splats.dtype)
-    _blend(bins.splats, bins.isects, bins.tiles, image, left)
+    with turn:
+        _blend(bins.splats, bins.isects, bins.tiles, image, left)
     return image, left
 
 
@@ -66,7 +68,8 @@ def blend_backward(
         (L, HEAD + K) gradients of `bins.splats`, one row for each tile that a splat touches.
     """
     v_isects = np.zeros((len(bins.isects), bins.splats.shape[1]), image.dtype)
-    _blend_backward(bins.splats, bins.isects, bins.tiles, image, left, v_image, v_alpha, v_isects)
+    with turn:
+        _blend_backward(bins.splats, bins.isects, bins.tiles, image, left, v_image, v_alpha, v_isects)
     return v_isects
 
 

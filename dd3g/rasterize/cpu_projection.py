@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
+from dd3g.rasterize.numba_setup import turn
 from dd3g.rasterize.projection import COMPENSATION_EPS, EPS2D, J_MARGIN, MAX_EXTENT, MIN_ALPHA, Projection
-from dd3g.rasterize.threads import turn
 
 CHUNK = 256  # Gaussians that one task projects into all views
 
@@ -125,6 +125,17 @@ def _to_pixels(ux: Any, uy: Any, z: Any, K: Any, W: Any, S: Any, M: Any, P: Any)
         P[1, k] = M[1, 0] * S[0, k] + M[1, 1] * S[1, k] + M[1, 2] * S[2, k]
 
 
+@njit(cache=True, nogil=True, error_model="numpy")
+def _determinants(P: Any, xx: Any, yy: Any) -> tuple[Any, Any]:
+    """Determinant of P P^T before and after the dilation, as a cross product to avoid cancellation."""
+    eps2d = P.dtype.type(EPS2D)
+    x = P[0, 1] * P[1, 2] - P[0, 2] * P[1, 1]
+    y = P[0, 2] * P[1, 0] - P[0, 0] * P[1, 2]
+    z = P[0, 0] * P[1, 1] - P[0, 1] * P[1, 0]
+    sharp = x * x + y * y + z * z
+    return sharp, sharp + eps2d * (xx + yy) + eps2d * eps2d
+
+
 @njit(cache=True, nogil=True, parallel=True, error_model="numpy")
 def _project(
     means: Any, quats: Any, scales: Any, opacities: Any,
@@ -158,14 +169,13 @@ def _project(
                 xx = P[0, 0] * P[0, 0] + P[0, 1] * P[0, 1] + P[0, 2] * P[0, 2]
                 xy = P[0, 0] * P[1, 0] + P[0, 1] * P[1, 1] + P[0, 2] * P[1, 2]
                 yy = P[1, 0] * P[1, 0] + P[1, 1] * P[1, 1] + P[1, 2] * P[1, 2]
-                sharp = xx * yy - xy * xy
-                xx, yy = xx + eps2d, yy + eps2d
-                det = xx * yy - xy * xy
-                if not (det > zero and det < real(np.inf)):
+                sharp, det = _determinants(P, xx, yy)
+                if not det < real(np.inf):
                     continue
+                xx, yy = xx + eps2d, yy + eps2d
                 opacity = opacities[b, n]
                 if antialiased:
-                    opacity *= math.sqrt(max(sharp / det, zero) + real(COMPENSATION_EPS))
+                    opacity *= math.sqrt(sharp / det + real(COMPENSATION_EPS))
                 if not opacity >= real(MIN_ALPHA):
                     continue
                 px, py = K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]
@@ -190,7 +200,7 @@ def _covariance_backward(
     xy = P[0, 0] * P[1, 0] + P[0, 1] * P[1, 1] + P[0, 2] * P[1, 2]
     yy = P[1, 0] * P[1, 0] + P[1, 1] * P[1, 1] + P[1, 2] * P[1, 2]
     wide, tall = xx + eps2d, yy + eps2d
-    det = wide * tall - xy * xy
+    sharp, det = _determinants(P, xx, yy)
     a, b, c = tall / det, -xy / det, wide / det
     # d(X^-1) = -X^-1 dX X^-1, written out for symmetric 2x2.
     h = half * vb
@@ -199,16 +209,13 @@ def _covariance_backward(
     v_xy = -two * (a * (b * va + c * h) + b * (b * h + c * vc))
     v_opacity = v_shown
     if antialiased:
-        sharp = xx * yy - xy * xy
-        ratio = sharp / det
-        factor = math.sqrt(max(ratio, real(0)) + real(COMPENSATION_EPS))
+        factor = math.sqrt(sharp / det + real(COMPENSATION_EPS))
         v_opacity = v_shown * factor
-        if ratio > 0:
-            v_sharp = v_shown * opacity * half / (factor * det)
-            v_det = -v_sharp * ratio
-            v_xx += v_sharp * yy + v_det * tall
-            v_yy += v_sharp * xx + v_det * wide
-            v_xy -= two * xy * (v_sharp + v_det)
+        v_sharp = v_shown * opacity * half / (factor * det)
+        v_det = -v_sharp * sharp / det
+        v_xx += v_sharp * yy + v_det * tall
+        v_yy += v_sharp * xx + v_det * wide
+        v_xy -= two * xy * (v_sharp + v_det)
     return v_xx, v_xy, v_yy, v_opacity
 
 

@@ -45,7 +45,7 @@ def project(gaussians: Gaussians, cameras: Cameras, antialiased: bool = False) -
         antialiased: scale opacity by sqrt(det / det_dilated).
 
     Returns:
-        Projection, differentiable in Gaussians and cameras. Culled entries hold finite values of no meaning.
+        Projection, differentiable in Gaussians and cameras. Culled entries mean nothing.
     """
     viewmats, Ks = cameras.viewmats, cameras.Ks
     W, t = viewmats[..., None, :3, :3], viewmats[..., None, :3, 3]  # (B, V, 1, 3, 3), (B, V, 1, 3)
@@ -68,14 +68,14 @@ def project(gaussians: Gaussians, cameras: Cameras, antialiased: bool = False) -
     cov = P @ P.transpose(-1, -2)  # (B, V, N, 2, 2) px^2
 
     xx, xy, yy = cov[..., 0, 0], cov[..., 0, 1], cov[..., 1, 1]
-    sharp = xx * yy - xy * xy
+    # As a cross product: xx * yy - xy * xy would cancel for a splat seen edge-on.
+    sharp = torch.linalg.cross(P[..., 0, :], P[..., 1, :]).square().sum(-1)  # det of cov
+    det = sharp + EPS2D * (xx + yy) + EPS2D**2  # after the dilation
     xx, yy = xx + EPS2D, yy + EPS2D
-    det = xx * yy - xy * xy
-    visible = visible & (det > 0)
-    det = torch.where(visible, det, 1.0)
+    visible = visible & det.isfinite()
     opacities = gaussians.opacities[:, None].expand_as(depths)
     if antialiased:
-        opacities = opacities * torch.sqrt(torch.clamp(sharp / det, min=0) + COMPENSATION_EPS)
+        opacities = opacities * torch.sqrt(sharp / det + COMPENSATION_EPS)
     means2d = torch.stack([fx * x / z + cx, fy * y / z + cy], -1)
     conics = torch.stack([yy, -xy, xx], -1) / det[..., None]
 

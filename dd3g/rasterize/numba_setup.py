@@ -1,17 +1,31 @@
-"""Which thread pool numba uses, settled before the first parallel kernel runs."""
+"""Numba's thread pool and cache, settled before the first kernel is declared."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import tempfile
 import threading
 from typing import Any
 
 import numba
 
 _config: Any = numba.config
+
 # OpenMP may be entered from several Python threads at once; numba's own pool aborts the process then.
 if _config.THREADING_LAYER == "default" and importlib.util.find_spec("numba.np.ufunc.omppool"):
     _config.THREADING_LAYER = "omp"
 turn: Any = contextlib.nullcontext() if _config.THREADING_LAYER in ("omp", "tbb") else threading.Lock()
-"""Hold this around every kernel."""
+"""Hold this around every parallel kernel."""
+
+
+def _probe() -> None:
+    pass
+
+
+try:
+    numba.njit(cache=True)(_probe)
+except RuntimeError:
+    # Neither this folder nor the user's cache folder can be written: compile anew in every process.
+    _folder = tempfile.TemporaryDirectory(prefix="dd3g-numba-")
+    _config.CACHE_DIR = _folder.name
