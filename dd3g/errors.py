@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """Something the user can put right: the message names the wrong value, what would be right, and the next step."""
+    """What the user can put right: the message names the wrong value, a right one, and the next step."""

@@ -36,6 +36,7 @@ class Bounds:
     offset: float = 0.08  # largest shift from the ray along each axis, world units
     scale_min: float = 0.003
     scale_max: float = 0.065
+    smoothing: float = 0.0  # deviation of a 3D filter on every Gaussian, about half a training pixel
 
 
 @dataclass
@@ -224,6 +225,9 @@ def activate(raw: dict[str, Tensor], frame: Frame, bounds: Bounds, scale_start: 
     """
     means = locate(raw["position"], frame, bounds)
     scales = interval(_per_gaussian(raw["scale"], frame), bounds.scale_min, bounds.scale_max, scale_start)
+    # Renders at the training size are dilated by half a pixel, which hides gaps that larger pictures show: a 3D
+    # smoothing filter closes them (Mip-Splatting, Yu et al. 2024, section 5.1).
+    scales = (scales.square() + bounds.smoothing**2).sqrt()
     identity = torch.tensor([1.0, 0.0, 0.0, 0.0], device=means.device)
     quats = F.normalize(_per_gaussian(raw["rotation"], frame) + identity, dim=-1)
 
