@@ -225,8 +225,8 @@ def activate(raw: dict[str, Tensor], frame: Frame, bounds: Bounds, scale_start: 
     """
     means = locate(raw["position"], frame, bounds)
     scales = interval(_per_gaussian(raw["scale"], frame), bounds.scale_min, bounds.scale_max, scale_start)
-    # Renders at the training size are dilated by half a pixel, which hides gaps that larger pictures show: a 3D
-    # smoothing filter closes them (Mip-Splatting, Yu et al. 2024, section 5.1).
+    # Renders at the training size are dilated by half a pixel, which hides gaps that larger pictures show:
+    # a 3D smoothing filter closes them (Mip-Splatting, Yu et al. 2024, section 5.1).
     scales = (scales.square() + bounds.smoothing**2).sqrt()
     identity = torch.tensor([1.0, 0.0, 0.0, 0.0], device=means.device)
     quats = F.normalize(_per_gaussian(raw["rotation"], frame) + identity, dim=-1)
