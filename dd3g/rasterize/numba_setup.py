@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 import numba
+import torch
 
 _config: Any = numba.config
 
@@ -29,3 +30,9 @@ except RuntimeError:
     # Neither this folder nor the user's cache folder can be written: compile anew in every process.
     _folder = tempfile.TemporaryDirectory(prefix="dd3g-numba-")
     _config.CACHE_DIR = _folder.name
+
+# Starting numba's pool sets OpenMP's number of threads, which is torch's too: its sums would round differently
+# from the first render on, and a training that is resumed would not repeat one that was not stopped.
+_threads = torch.get_num_threads()
+numba.get_num_threads()  # starts the pool
+torch.set_num_threads(_threads)
