@@ -7,7 +7,8 @@ PROGRAM = """
 import torch
 torch.set_num_threads(1)
 from dd3g import Cameras, Gaussians, rasterize
-one = Gaussians(torch.zeros(1, 3), torch.tensor([[1.0, 0, 0, 0]]), torch.ones(1, 3), torch.ones(1), torch.ones(1, 3))
+rotation = torch.tensor([[1.0, 0, 0, 0]])
+one = Gaussians(torch.zeros(1, 3), rotation, torch.ones(1, 3), torch.ones(1), torch.ones(1, 3))
 rasterize(one, Cameras.orbit([0.0], size=16))
 print(torch.get_num_threads())
 """

@@ -31,7 +31,7 @@ except RuntimeError:
     _folder = tempfile.TemporaryDirectory(prefix="dd3g-numba-")
     _config.CACHE_DIR = _folder.name
 
-# Starting numba's pool sets OpenMP's number of threads, which is torch's too: its sums would round differently
+# Starting numba's pool sets OpenMP's number of threads, which is torch's too: its sums would round otherwise
 # from the first render on, and a training that is resumed would not repeat one that was not stopped.
 _threads = torch.get_num_threads()
 numba.get_num_threads()  # starts the pool
