@@ -97,7 +97,8 @@ def parse(argv: Sequence[str], schema: type[T]) -> T:
         merged = OmegaConf.merge(OmegaConf.structured(schema), *parts, OmegaConf.from_dotlist(overrides))
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
-        message = str(error).splitlines()[0]
+        key = getattr(error, "full_key", None)  # of OmegaConf's errors
+        message = f"{key}: {error}".splitlines()[0] if key else str(error).splitlines()[0]
         raise UserError(f"configuration: {message}; --help lists every key with its default") from error
 
 

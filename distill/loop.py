@@ -6,6 +6,7 @@ global batch. So a run that was killed continues bit for bit, and several proces
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -16,11 +17,11 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dd3g.errors import UserError
+from distill.average import Average
 from distill.checkpoints import checkpoints, resume, save_checkpoint
 from distill.config import LoopConfig
 
@@ -61,7 +62,7 @@ def fit(
     """Train until `max_train_steps` or `max_minutes`.
 
     Args:
-        model: trained in place; its exponential moving average is what `save` and `sheet` see.
+        model: trained in place; `save` and `sheet` see a copy that holds the exponential moving average.
         loss: (model, batch, step) -> (scalar to minimise, terms to log, already detached). Only the model
             runs in mixed precision; what is computed from its outputs stays in float32.
         draws: the samples.
@@ -79,7 +80,7 @@ def fit(
     started = time.monotonic()
     output = Path(config.output_dir)
     accelerator = _accelerator(config, output)
-    raw = model
+    shown = copy.deepcopy(model).requires_grad_(False).eval()  # the averaged model
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.learning_rate,
@@ -89,31 +90,19 @@ def fit(
     )
     model, optimizer = accelerator.prepare(model, optimizer)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lr_factor(config))
-    ema = EMAModel(
-        raw.parameters(),
-        decay=config.ema_decay,
-        use_ema_warmup=True,
-        inv_gamma=1.0,
-        power=3 / 4,
-        foreach=torch.cuda.is_available(),
-    )
-    accelerator.register_for_checkpointing(scheduler, ema)
+    average = Average(model.parameters(), config.ema_decay)
+    accelerator.register_for_checkpointing(scheduler, average)
     step = resume(accelerator, output, config.resume_from_checkpoint)
-    ema.to(accelerator.device)
     if config.report_to != "none":
         accelerator.init_trackers("dd3g")
 
     def publish() -> None:
+        average.copy_to(shown.parameters())
         if accelerator.is_main_process:
-            ema.store(raw.parameters())
-            ema.copy_to(raw.parameters())
-            save(raw, output / "model")
+            save(shown, output / "model")
             if sheet is not None:
-                raw.eval()
                 with torch.no_grad():
-                    sheet(raw, output / f"sheet-{step:06d}.png")
-                raw.train()
-            ema.restore(raw.parameters())
+                    sheet(shown.to(accelerator.device), output / f"sheet-{step:06d}.png")
         accelerator.wait_for_everyone()
 
     metrics = _Metrics(output / "metrics.jsonl", step) if accelerator.is_main_process else None
@@ -140,7 +129,7 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             if not accelerator.optimizer_step_was_skipped:  # fp16 leaves a step out after an overflow
                 scheduler.step()
-                ema.step(raw.parameters())
+                average.step()
             step += 1
             numbers["lr"] = scheduler.get_last_lr()[0]
             if metrics is not None:
@@ -181,6 +170,8 @@ def lr_factor(config: LoopConfig) -> Callable[[int], float]:
 
 
 def _accelerator(config: LoopConfig, output: Path) -> Accelerator:
+    if config.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("mixed_precision 'fp16' needs a CUDA device and there is none: take bf16 or no")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -197,8 +188,8 @@ def _accelerator(config: LoopConfig, output: Path) -> Accelerator:
         )
     except ValueError as error:
         raise UserError(
-            f"mixed_precision {config.mixed_precision!r}, report_to {config.report_to!r}: {error} On a CPU "
-            "take bf16 or no"
+            f"mixed_precision {config.mixed_precision!r} or report_to {config.report_to!r} does not work "
+            f"here: {error}"
         ) from error
 
 
@@ -215,6 +206,7 @@ def _batches(
         batch_sampler=indices,  # type: ignore[arg-type]
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
+        pin_memory=accelerator.device.type == "cuda",
     )
     try:
         for batch in loader:

@@ -102,7 +102,8 @@ class RenderedObjects(Sequence[RenderedObject]):
 
         console = Console(stderr=True)
         cache = []
-        for i in track(range(len(self)), "decode renders", console=console, transient=True):
+        quiet = not console.is_terminal
+        for i in track(range(len(self)), "decode renders", console=console, transient=True, disable=quiet):
             item = self._decode(i)
             cache.append(replace(item, depth=item.depth.half()))
         self._cache = cache

@@ -46,7 +46,8 @@ class PointTransformer(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.theta = nn.Sequential(nn.Linear(3, hidden), nn.GELU(), nn.Linear(hidden, dim))
-        self.gamma = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        # No bias at the end: softmax over the neighbours would not see it.
+        self.gamma = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim, bias=False))
         self.to_out = nn.Linear(dim, dim)
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
