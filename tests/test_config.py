@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dd3g.pepd import Generator
+from distill.config import launch, parse
+from distill.train import DistillConfig, run
+from distill.train_teacher import TeacherConfig
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_parse(tmp_path):
+    (tmp_path / "a.yaml").write_text("seed: 3\ngenerator:\n  width: 64\nrenders: [a, b]\n")
+    line = [
+        "--config",
+        str(tmp_path / "a.yaml"),
+        "--max-minutes",
+        "2.5",
+        "--resume=latest",
+        "generator.depth=2",
+        "seed=4",
+    ]
+    config = parse(line, DistillConfig)
+    assert (config.seed, config.max_minutes, config.resume_from_checkpoint) == (4, 2.5, "latest")
+    assert (config.generator.width, config.generator.depth, config.renders) == (64, 2, ["a", "b"])
+    assert parse(["--resume_from_checkpoint", "latest"], DistillConfig).resume_from_checkpoint == "latest"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["stray"], "'stray': expected --key value or key=value"),
+        (["--seed"], "'--seed': expected"),
+        (["sed=3"], "sed"),
+        (["seed=x"], "seed"),
+        (["mixed_precision=int8"], "int8"),
+        (["train_batch_size=0"], "train_batch_size must be at least 1"),
+        (["objective.implicit_form=sds"], "sds"),
+        (["generator.width=30"], "width 30"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)  # fmt: skip
+def test_wrong_command_lines(line, message, capsys):
+    assert launch(run, DistillConfig, line) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "just text"])
+def test_wrong_yaml(tmp_path, text, capsys):
+    (tmp_path / "a.yaml").write_text(text)
+    assert launch(run, DistillConfig, ["--config", str(tmp_path / "a.yaml")]) == 2
+    assert capsys.readouterr().err.startswith("error: configuration: ")
+
+
+def test_help_lists_every_key(capsys):
+    with pytest.raises(SystemExit) as stop:
+        launch(run, DistillConfig, ["--help"])
+    assert stop.value.code == 0 and "resume_from_checkpoint" in capsys.readouterr().out
+
+
+SIZES = [("teacher", n) for n in ("nano", "small", "base")] + [
+    ("distill", n) for n in ("nano", "small", "base")
+]
+
+
+@pytest.mark.parametrize(("command", "name"), SIZES)
+def test_shipped_configurations_build(command, name):
+    from distill.teachers.compact import CompactTeacher
+
+    line = ["--config", str(ROOT / "configs" / command / f"{name}.yaml")]
+    with torch.device("meta"):
+        if command == "teacher":
+            model = CompactTeacher(parse(line, TeacherConfig).teacher)
+        else:
+            model = Generator(parse(line, DistillConfig).generator)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    low, high = {"nano": (3, 12), "small": (25, 90), "base": (90, 400)}[name]
+    assert low < millions < high
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_accelerate_reads_its_configurations(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    kinds = {"cpu": "NO", "gpu1": "NO", "gpu8": "MULTI_GPU", "multi_node": "MULTI_GPU", "fsdp": "FSDP"}
+    assert str(config.distributed_type).split(".")[-1] == kinds[path.stem]

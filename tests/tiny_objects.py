@@ -1,0 +1,73 @@
+"""Small training data made on the spot: ray-traced ellipsoids in the formats of renders and quadruples."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import torch
+from PIL import Image
+
+from dd3g.cameras import Cameras
+from distill.quadruples import Quadruple, encode, noise_of
+from distill.renders import DEPTH_UNIT
+from distill.shards import write_shard
+
+QUADS = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]  # two level ones, one at a free elevation
+AZIMUTHS = [a + q for a in (0.0, 30.0, 50.0) for q in (0.0, 90.0, 180.0, 270.0)] + [77.0, 200.0]
+ELEVATIONS = [10.0] * 8 + [30.0] * 4 + [-5.0, 25.0]
+
+
+def ellipsoid(cameras, axes, colour):
+    """Straight RGBA (V, 4, S, S) and depth (V, S, S), sharp; the colour depends on the surface normal."""
+    origins, directions = cameras.rays()
+    o, d = origins / axes, directions / axes
+    a, b, c = (d * d).sum(-1), (o * d).sum(-1), (o * o).sum(-1) - 1
+    root = (b * b - a * c).clamp(min=0)
+    depth = (-b - root.sqrt()) / a
+    hit = (root > 0).float()
+    normal = o + depth[..., None] * d  # on the unit sphere
+    rgb = (0.6 * colour + 0.2 * (1 + normal)).clamp(0, 1).movedim(-1, 1)
+    return torch.cat([rgb, hit[:, None]], 1) * hit[:, None], depth * hit
+
+
+def _png(array):
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def write_renders(folder, count=3, size=32, styles=("scan", "game")):
+    """One shard of rendered ellipsoids; returns its folder."""
+    cameras = Cameras.orbit(AZIMUTHS, ELEVATIONS, size)
+    samples = []
+    for i in range(count):
+        g = torch.Generator().manual_seed(i)
+        axes, colour = 0.25 + 0.3 * torch.rand(3, generator=g), torch.rand(3, generator=g)
+        rgba, depth = ellipsoid(cameras, axes, colour)
+        sheet = torch.cat(list((rgba * 255).round().byte()), -1).movedim(0, -1).contiguous().numpy()
+        deep = torch.cat(list((depth * DEPTH_UNIT).round().int()), -1).numpy().astype("uint16")
+        meta = {
+            "id": f"object{i}", "style": styles[i % len(styles)], "source": "test", "licence": "none",
+            "cluster": i, "variant": 0, "size": size, "viewmats": cameras.viewmats.tolist(),
+            "K": cameras.Ks[0].tolist(), "azimuth": AZIMUTHS, "elevation": ELEVATIONS, "quads": QUADS,
+            "novel": [12, 13], "light": {}, "texture": "plain",
+        }  # fmt: skip
+        png = {"rgba.png": _png(sheet), "depth.png": _png(deep)}
+        samples.append({"__key__": f"object{i}", "json": json.dumps(meta), **png})
+    write_shard(folder / "renders-00000.tar", samples)
+    return folder
+
+
+def write_quadruples(folder, count=3, size=32):
+    """One shard of quadruples whose answers are ellipsoids; returns its folder."""
+    rig = Cameras.default_rig(size)
+    samples = []
+    for i in range(count):
+        g = torch.Generator().manual_seed(100 + i)
+        rgba, _ = ellipsoid(rig, 0.25 + 0.3 * torch.rand(3, generator=g), torch.rand(3, generator=g))
+        noise = noise_of((4, 64, size // 4, size // 4), i)
+        meta = {"source": f"q{i}", "seed": i, "teacher": "test", "steps": 10, "guidance_scale": 1.0}
+        samples.append(encode(Quadruple(noise, rig, rgba[0], rgba, meta), f"q{i}"))
+    write_shard(folder / "quadruples-00000.tar", samples)
+    return folder
