@@ -24,6 +24,7 @@ from dd3g.errors import UserError
 from distill.average import Average
 from distill.checkpoints import checkpoints, resume, save_checkpoint
 from distill.config import LoopConfig
+from distill.learning_rate import LearningRate
 
 MIN_LOSS_SCALE = 1e-4  # fp16: below this nothing but overflows happens
 
@@ -89,9 +90,9 @@ def fit(
         eps=config.adam_epsilon,
     )
     model, optimizer = accelerator.prepare(model, optimizer)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lr_factor(config))
+    rate = LearningRate(optimizer, config)
     average = Average(model.parameters(), config.ema_decay)
-    accelerator.register_for_checkpointing(scheduler, average)
+    accelerator.register_for_checkpointing(rate, average)
     step = resume(accelerator, output, config.resume_from_checkpoint)
     if config.report_to != "none":
         accelerator.init_trackers("dd3g")
@@ -128,10 +129,10 @@ def fit(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if not accelerator.optimizer_step_was_skipped:  # fp16 leaves a step out after an overflow
-                scheduler.step()
+                rate.step()
                 average.step()
             step += 1
-            numbers["lr"] = scheduler.get_last_lr()[0]
+            numbers["lr"] = rate.value
             if metrics is not None:
                 metrics.write(step, numbers)
             if config.report_to != "none":
@@ -149,24 +150,6 @@ def fit(
                 break
     accelerator.end_training()
     return output / "model"
-
-
-def lr_factor(config: LoopConfig) -> Callable[[int], float]:
-    """Learning-rate factor by optimiser step: linear warm-up, then constant, cosine, or a linear tail."""
-    warmup, total, tail = config.lr_warmup_steps, config.max_train_steps, config.lr_decay_steps
-
-    def cosine(k: int) -> float:
-        return 0.5 + 0.5 * math.cos(math.pi * min(1.0, max(0, k - warmup) / max(1, total - warmup)))
-
-    shapes: dict[str, Callable[[int], float]] = {
-        "constant": lambda k: 1.0,
-        "cosine": cosine,
-        "warmup_stable_decay": lambda k: min(1.0, max(0.0, (total - k) / max(1, tail))),
-    }
-    if config.lr_scheduler not in shapes:
-        raise UserError(f"lr_scheduler {config.lr_scheduler!r} is not one of {', '.join(shapes)}")
-    shape = shapes[config.lr_scheduler]
-    return lambda k: shape(k) * min(1.0, (k + 1) / max(1, warmup))
 
 
 def _accelerator(config: LoopConfig, output: Path) -> Accelerator:

@@ -201,7 +201,8 @@ def direct_terms(
         color_terms.append(error / (mask.flatten(1).sum(1) + 1))
         if k == 0:
             opacity = gaussians.opacities[:, span].unflatten(1, (-1, s * s)).clamp(1e-4, 1 - 1e-4)
-            alpha_terms.append(F.binary_cross_entropy(opacity, mask))
+            # torch's own function stops the program at NaN, on CUDA for good; the loop wants to see it.
+            alpha_terms.append(((mask - 1) * (-opacity).log1p() - mask * opacity.log()).mean())
     return {
         "direct_alpha": torch.stack(alpha_terms).mean(),
         "direct_depth": torch.stack([d.mean() for d in depth_terms]).mean(),

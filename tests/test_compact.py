@@ -9,6 +9,7 @@ from torch import nn
 from dd3g.cameras import Cameras
 from dd3g.diffusion import ClassifierFree, sample
 from dd3g.errors import UserError
+from dd3g.nn import camera_code
 from distill.teachers import load
 from distill.teachers.compact import CompactConfig, CompactTeacher, SpaceToDepth
 from distill.train_teacher import TeacherLoss
@@ -119,6 +120,16 @@ def test_views_and_picture_are_seen_by_all_views():
         assert (
             (made(noise, 500, made.condition(image, turned)) - before).abs().amax((0, 2, 3, 4)) > 1e-4
         ).all()
+
+
+def test_only_the_clean_frame_has_no_camera():
+    made, (noise, image) = teacher(), inputs()
+    codes = []
+    made.camera.register_forward_pre_hook(lambda module, arguments: codes.append(arguments[0]))
+    with torch.no_grad():
+        made(noise, 500, made.condition(image))
+    assert codes[0].shape == (2, 5, 16) and (codes[0][:, 4] == 0).all()
+    assert torch.equal(codes[0][1, :4], camera_code(made.rig))
 
 
 def test_samples_are_deterministic_and_independent_of_the_batch():

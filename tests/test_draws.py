@@ -119,6 +119,19 @@ def test_pictures_belong_to_their_cameras(objects):
     assert 0 < sum(flips) < 8
 
 
+def test_every_view_of_a_quad_serves_as_input(objects):
+    draws = RenderDraws(objects, 0, (1, 1, 1, 1), recolour=0, free_fraction=0.2)
+    seen = set()
+    for i in range(120):
+        image = draws.draw(i)["image"].sort(0).values
+        for o in range(len(objects)):
+            views = (objects[o].rgba.float() / 255).sort(1).values
+            for v in range(len(views)):
+                if torch.equal(views[v], image) or torch.equal(views[v].flip(-1), image):
+                    seen.add(v)
+    assert seen == set(range(12))
+
+
 def test_mirrored_cameras_see_the_mirrored_world():
     cameras = Cameras.orbit([20, 130], [10, -30], 16)
     point = torch.tensor([0.2, 0.3, -0.1, 1.0])

@@ -15,7 +15,8 @@ from training_runs import files, fresh, metrics
 from dd3g.errors import UserError
 from distill import checkpoints, loop
 from distill.config import LoopConfig, parse
-from distill.loop import fit, lr_factor
+from distill.learning_rate import lr_factor
+from distill.loop import fit
 
 
 @pytest.fixture(autouse=True)
@@ -119,12 +120,21 @@ def test_accumulated_batches_equal_large_ones(tmp_path, accumulation):
 
 
 def test_resuming_with_another_accumulation_still_steps_once(tmp_path):
-    fit_line(tmp_path, max_train_steps=3, gradient_accumulation_steps=2)
-    before = torch.load(tmp_path / "model/line.pt", weights_only=True)
-    model, _ = fit_line(tmp_path, gradient_accumulation_steps=3, resume_from_checkpoint="latest")
-    assert [m["step"] for m in metrics(tmp_path)] == list(range(1, 9))
-    assert not torch.equal(model.layer.weight, before["layer.weight"])
-    assert [m["loss"] for m in metrics(tmp_path)][-1] < metrics(tmp_path)[2]["loss"]
+    before, _ = fit_line(tmp_path, max_train_steps=4, gradient_accumulation_steps=2)  # 8 = 2 modulo 3
+    model, _ = fit_line(
+        tmp_path, max_train_steps=5, gradient_accumulation_steps=3, resume_from_checkpoint="latest"
+    )
+    assert [m["step"] for m in metrics(tmp_path)] == list(range(1, 6))
+    assert not torch.equal(model.layer.weight, before.layer.weight)
+
+
+def test_resuming_with_another_learning_rate_follows_it_at_once(tmp_path):
+    before, _ = fit_line(tmp_path, max_train_steps=4)
+    assert metrics(tmp_path)[-1]["lr"] == 0
+    resume = {"max_train_steps": 6, "lr_decay_steps": 1, "resume_from_checkpoint": "latest"}
+    model, _ = fit_line(tmp_path, learning_rate=0.02, **resume)
+    assert [m["lr"] for m in metrics(tmp_path)[4:]] == [0.02, 0]
+    assert (model.layer.weight - before.layer.weight).abs().max() > 0.01
 
 
 def test_checkpoints_are_pruned_and_resumed(tmp_path):

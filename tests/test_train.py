@@ -111,6 +111,14 @@ def test_corrupt_shards(data, tmp_path, capsys, which, kind):
     assert error.startswith("error: ") and error.count("\n") == 1 and "delete" in error and ".tar" in error
 
 
+def test_an_exploding_run(data, tmp_path, capsys):
+    assert distil(data[0], tmp_path, checkpointing_steps=1, learning_rate=1e30, lr_warmup_steps=0) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the ") and error.count("\n") == 1 and "checkpoint-1: resume" in error
+    kept = load_file(tmp_path / "checkpoint-1/model.safetensors")
+    assert len(metrics(tmp_path)) == 1 and all(t.isfinite().all() for t in kept.values())
+
+
 def test_nothing_to_train_on(tmp_path, capsys):
     line = [w for w in words("x", tmp_path) if not w.startswith("renders")]
     for more, message in (
