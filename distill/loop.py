@@ -126,13 +126,13 @@ def fit(
             norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
             numbers["grad_norm"] = float(norm)
             _check_finite(accelerator, numbers, step + 1, output)
+            numbers["lr"] = rate.value
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if not accelerator.optimizer_step_was_skipped:  # fp16 leaves a step out after an overflow
                 rate.step()
                 average.step()
             step += 1
-            numbers["lr"] = rate.value
             if metrics is not None:
                 metrics.write(step, numbers)
             if config.report_to != "none":
