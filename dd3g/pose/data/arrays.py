@@ -1,0 +1,114 @@
+"""Arrays from strangers' files: npz and pickles in which no code can run, with the missing key named."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from dd3g.errors import UserError
+
+# What pickled numpy arrays are made of, by old and new numpy; nothing here calls what a file brings along.
+_ALLOWED = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    *((module, name) for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+      for name in ("_reconstruct", "scalar")),
+    *((module, "_frombuffer") for module in ("numpy.core.numeric", "numpy._core.numeric")),
+    ("_codecs", "encode"),
+}  # fmt: skip
+
+
+class _NumpyOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise UserError(f"it asks for {module}.{name}, which is code and not numbers; it was not run")
+        return super().find_class(module, name)
+
+
+def safe_unpickle(data: bytes, path: str | Path) -> Any:
+    """Python containers, numbers, strings and numpy arrays out of a pickle; anything else is refused.
+
+    Args:
+        data: the pickle; Python 2's are read as latin-1.
+        path: for the message.
+
+    Raises:
+        UserError: code in it, or damaged.
+    """
+    try:
+        return _NumpyOnly(io.BytesIO(data), encoding="latin1").load()
+    except UserError as error:
+        raise UserError(f"{path} is refused: {error}") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise UserError(f"{path} is not a readable pickle ({error}); get the file anew") from error
+
+
+def read_pickle(path: str | Path) -> Any:
+    """`safe_unpickle` of a file."""
+    return safe_unpickle(_read(path), path)
+
+
+def read_npz(path: str | Path, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Arrays of an npz; object arrays hold what `safe_unpickle` lets through.
+
+    Args:
+        path: the file.
+        names: arrays that must be there; None reads all.
+
+    Raises:
+        UserError: no such file, damaged, code in it, or an array missing.
+    """
+    data = _read(path)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            there = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            wanted = list(there) if names is None else list(names)
+            missing = [name for name in wanted if name not in there]
+            if missing:
+                raise UserError(
+                    f"{path} has no {', '.join(map(repr, missing))}; it has {', '.join(there) or 'nothing'}"
+                )
+            return {name: _array(archive.read(there[name]), path) for name in wanted}
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise UserError(f"{path} is not a whole npz file ({error}); get the file anew") from error
+
+
+def _array(data: bytes, path: str | Path) -> Any:
+    stream = io.BytesIO(data)
+    version = npy.read_magic(stream)
+    _, _, dtype = (
+        npy.read_array_header_1_0(stream) if version == (1, 0) else npy.read_array_header_2_0(stream)
+    )
+    if not dtype.hasobject:
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    return safe_unpickle(data[stream.tell() :], path)
+
+
+def _read(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; check the name") from error
+
+
+def need(table: Any, keys: Iterable[Any], where: str) -> list[Any]:
+    """The values of these keys, in order.
+
+    Raises:
+        UserError: `table` is no dict, or a key is missing; says which and what is there.
+    """
+    if not isinstance(table, dict):
+        raise UserError(f"{where} must be a table of named values, it is {type(table).__name__}")
+    keys = list(keys)
+    missing = [key for key in keys if key not in table]
+    if missing:
+        there = ", ".join(map(repr, list(table)[:12])) or "nothing"
+        raise UserError(f"{where} has no {', '.join(map(repr, missing))}; it has {there}")
+    return [table[key] for key in keys]

@@ -1,0 +1,142 @@
+"""Projection, alignment, root translation in closed form, and rotations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def project(points: Tensor, K: Tensor) -> Tensor:
+    """Pinhole projection.
+
+    Args:
+        points: (..., J, 3) metres, OpenCV camera frame; depths below 1 cm count as 1 cm.
+        K: (..., 3, 3) pixels; batch shape that broadcasts with the points' without J.
+
+    Returns:
+        (..., J, 2) pixels.
+    """
+    z = points[..., 2:].clamp(min=1e-2)
+    focal = torch.stack([K[..., 0, 0], K[..., 1, 1]], -1)[..., None, :]
+    skew = K[..., 0, 1, None, None] * torch.tensor([1.0, 0.0]).to(points)
+    scaled = points[..., :2] / z
+    return scaled * focal + scaled[..., 1:] * skew + K[..., None, :2, 2]
+
+
+def unproject(keypoints: Tensor, K: Tensor) -> Tensor:
+    """Pixels (..., J, 2) with K (..., 3, 3) -> (..., J, 2), x / z and y / z of their rays."""
+    y = (keypoints[..., 1] - K[..., 1, 2, None]) / K[..., 1, 1, None]
+    x = (keypoints[..., 0] - K[..., 0, 2, None] - y * K[..., 0, 1, None]) / K[..., 0, 0, None]
+    return torch.stack([x, y], -1)
+
+
+def procrustes(a: Tensor, b: Tensor) -> Tensor:
+    """Move a onto b by the similarity of least squares, never a reflection (Umeyama 1991, eq. 34-42).
+
+    Args:
+        a: (..., J, 3) points to move.
+        b: (..., J, 3) target.
+
+    Returns:
+        (..., J, 3) aligned a. Where all points of a coincide they land on b's mean.
+    """
+    mean_a, mean_b = a.mean(-2, keepdim=True), b.mean(-2, keepdim=True)
+    x, y = a - mean_a, b - mean_b
+    u, s, vh = torch.linalg.svd(x.transpose(-1, -2) @ y)
+    sign = torch.ones_like(s)
+    # A product of determinants tells a reflection also where the covariance is singular.
+    sign[..., -1] = torch.where(torch.linalg.det(u @ vh) < 0, -1.0, 1.0)
+    rotation = (u * sign[..., None, :]) @ vh  # acts on rows: x @ rotation
+    scale = (s * sign).sum(-1) / x.square().sum((-1, -2)).clamp(min=1e-12)
+    return scale[..., None, None] * (x @ rotation) + mean_b
+
+
+def solve_translation(pose: Tensor, keypoints: Tensor, confidence: Tensor, K: Tensor) -> Tensor:
+    """Root translation that brings a pose closest to the rays of its keypoints, in closed form (ZeDO).
+
+    With rays (u, v, 1) every joint gives two rows, [-1 0 u] T = X - Z u and [0 -1 v] T = Y - Z v, weighted by
+    confidence squared. A solution behind the camera is mirrored. Without any confidence the answer is 4 m
+    in front of the camera. Gradients reach pose and keypoints.
+
+    Args:
+        pose: (..., J, 3) metres, root-relative, camera frame.
+        keypoints: (..., J, 2) pixels; may be anything finite where the confidence is 0.
+        confidence: (..., J) >= 0.
+        K: (..., 3, 3) pixels.
+
+    Returns:
+        (..., 3) metres.
+    """
+    # Small people in large pictures make the normal equations too ill-conditioned for float32.
+    x, rays, w = pose.double(), unproject(keypoints.double(), K.double()), confidence.double().square()
+    u, v = rays.unbind(-1)  # (..., J)
+    right = x[..., :2] - x[..., 2:] * rays  # (..., J, 2) equals -T_xy + rays T_z
+    n, wu, wv = w.sum(-1), (w * u).sum(-1), (w * v).sum(-1)
+    zero = torch.zeros_like(n)
+    A = torch.stack(
+        [
+            torch.stack([n, zero, -wu], -1),
+            torch.stack([zero, n, -wv], -1),
+            torch.stack([-wu, -wv, (w * (u.square() + v.square())).sum(-1)], -1),
+        ],
+        -2,
+    )  # (..., 3, 3)
+    moments = (w[..., None] * right).sum(-2)
+    b = torch.cat([-moments, (w[..., None] * rays * right).sum((-1, -2))[..., None]], -1)  # (..., 3)
+    # So little that it shows only where nothing else is known.
+    ridge = 1e-12
+    A = A + ridge * torch.eye(3, dtype=A.dtype, device=A.device)
+    b = b + ridge * torch.tensor([0.0, 0.0, 4.0], dtype=b.dtype, device=b.device)
+    T = torch.linalg.solve(A, b[..., None])[..., 0]
+    return torch.where(T[..., 2:] < 0, -T, T).to(pose)
+
+
+def rotation_6d_to_matrix(x: Tensor) -> Tensor:
+    """(..., 6), the first two columns -> (..., 3, 3) by Gram-Schmidt (Zhou et al. 2019, eq. 15)."""
+    a1, a2 = x[..., :3], x[..., 3:]
+    b1 = torch.nn.functional.normalize(a1, dim=-1)
+    b2 = torch.nn.functional.normalize(a2 - (b1 * a2).sum(-1, keepdim=True) * b1, dim=-1)
+    return torch.stack([b1, b2, torch.linalg.cross(b1, b2)], -1)
+
+
+def matrix_to_rotation_6d(R: Tensor) -> Tensor:
+    """(..., 3, 3) -> (..., 6): first column, then second column."""
+    return torch.cat([R[..., 0], R[..., 1]], -1)
+
+
+def axis_angle_to_matrix(v: Tensor) -> Tensor:
+    """(..., 3) axis times radians -> (..., 3, 3), Rodrigues; smooth through zero."""
+    square = v.square().sum(-1)[..., None, None]
+    # sin(a) / a and (1 - cos(a)) / a^2 through sinc, which has a gradient at zero; the root has none there.
+    angle = torch.where(square > 0, square, 1e-30).sqrt()
+    a = torch.sinc(angle / torch.pi)
+    b = 0.5 * torch.sinc(angle / (2 * torch.pi)).square()
+    zero = torch.zeros_like(v[..., 0])
+    x, y, z = v.unbind(-1)
+    W = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+    return torch.eye(3, dtype=v.dtype, device=v.device) + a * W + b * (W @ W)
+
+
+def matrix_to_axis_angle(R: Tensor) -> Tensor:
+    """(..., 3, 3) -> (..., 3) axis times radians in 0..pi, by way of the quaternion."""
+    m = R.flatten(-2).unbind(-1)
+    # Four ways to the same quaternion; the one with the largest divisor is exact.
+    w = 1 + m[0] + m[4] + m[8]
+    x = 1 + m[0] - m[4] - m[8]
+    y = 1 - m[0] + m[4] - m[8]
+    z = 1 - m[0] - m[4] + m[8]
+    ways = torch.stack(
+        [
+            torch.stack([w, m[7] - m[5], m[2] - m[6], m[3] - m[1]], -1),
+            torch.stack([m[7] - m[5], x, m[3] + m[1], m[2] + m[6]], -1),
+            torch.stack([m[2] - m[6], m[3] + m[1], y, m[7] + m[5]], -1),
+            torch.stack([m[3] - m[1], m[2] + m[6], m[7] + m[5], z], -1),
+        ],
+        -2,
+    )  # (..., 4, 4)
+    index = torch.stack([w, x, y, z], -1).argmax(-1)[..., None, None].expand(*w.shape, 1, 4)
+    q = torch.nn.functional.normalize(ways.gather(-2, index)[..., 0, :], dim=-1)
+    q = torch.where(q[..., :1] < 0, -q, q)
+    length = q[..., 1:].norm(dim=-1, keepdim=True)
+    angle = 2 * torch.atan2(length, q[..., :1])
+    return q[..., 1:] * torch.where(length > 1e-12, angle / length.clamp(min=1e-12), 2.0)

@@ -1,0 +1,92 @@
+"""Several answers for one person, and the ways to make one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Hypotheses:
+    """m poses for each of B people.
+
+    Args:
+        poses: (B, m, 17, 3) metres, H36M-17, OpenCV camera frame, root-relative.
+        energy: (B, m), lower is better; comparable within a person only.
+        translation: (B, m, 3) metres, the root in the camera frame, where it is known.
+    """
+
+    poses: Tensor  # (B, m, 17, 3) metres
+    energy: Tensor  # (B, m)
+    translation: Tensor | None = None  # (B, m, 3) metres
+
+    def __post_init__(self) -> None:
+        if self.poses.dim() != 4 or self.poses.shape[-1] != 3:
+            raise ValueError(f"poses must be (B, m, J, 3), got {tuple(self.poses.shape)}")
+        for name, value, shape in (
+            ("energy", self.energy, self.poses.shape[:2]),
+            ("translation", self.translation, (*self.poses.shape[:2], 3)),
+        ):
+            if value is not None and value.shape != torch.Size(shape):
+                raise ValueError(f"{name} must be {tuple(shape)}, got {tuple(value.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.poses)
+
+    def __getitem__(self, index: Any) -> Hypotheses:
+        """Some of the people: a slice, a list or a mask."""
+        translation = None if self.translation is None else self.translation[index]
+        return Hypotheses(self.poses[index], self.energy[index], translation)
+
+    def first(self, m: int) -> Hypotheses:
+        """The first m hypotheses of everyone, as if no more had been drawn."""
+        translation = None if self.translation is None else self.translation[:, :m]
+        return Hypotheses(self.poses[:, :m], self.energy[:, :m], translation)
+
+    def to(self, *args: Any, **kwargs: Any) -> Hypotheses:
+        """Same meaning as `Tensor.to`."""
+        translation = None if self.translation is None else self.translation.to(*args, **kwargs)
+        return replace(
+            self,
+            poses=self.poses.to(*args, **kwargs),
+            energy=self.energy.to(*args, **kwargs),
+            translation=translation,
+        )
+
+    def mean(self) -> Tensor:
+        """(B, 17, 3) mean pose."""
+        return self.poses.mean(1)
+
+    def medoid(self) -> Tensor:
+        """(B, 17, 3) the hypothesis that is nearest to all others, by mean distance of joints."""
+        total = self.poses.new_zeros(self.poses.shape[:2])
+        for joint in self.poses.unbind(2):  # one joint at a time: (B, m, m) instead of (B, m, m, 17)
+            total += torch.cdist(joint, joint, compute_mode="donot_use_mm_for_euclid_dist").sum(-1)
+        return self._chosen(total.argmin(-1))
+
+    def best(self) -> Tensor:
+        """(B, 17, 3) the hypothesis of lowest energy."""
+        return self._chosen(self.energy.argmin(-1))
+
+    def recommended(self) -> tuple[Tensor, Tensor]:
+        """The one answer to give, and how wrong it may be.
+
+        The answer is the mean pose: its error is never above the mean error of the hypotheses, since
+        distances are convex. The expected error supposes that the truth is one more draw: it is the mean
+        distance of the hypotheses from their mean times sqrt((m + 1) / (m - 1)), since the mean was fitted to
+        them and not to the truth.
+
+        Returns:
+            poses (B, 17, 3) metres and expected error (B,) metres, mean over joints; NaN for one hypothesis.
+        """
+        m = self.poses.shape[1]
+        mean = self.mean()
+        spread = (self.poses - mean[:, None]).norm(dim=-1).mean((1, 2))
+        factor = ((m + 1) / (m - 1)) ** 0.5 if m > 1 else float("nan")
+        return mean, spread * factor
+
+    def _chosen(self, index: Tensor) -> Tensor:
+        return self.poses[torch.arange(len(self.poses), device=index.device), index]
