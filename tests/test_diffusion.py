@@ -388,3 +388,24 @@ def test_a_sample_does_not_depend_on_its_batch():
     for b in range(3):
         alone = sample(net, schedule, x[b : b + 1], descent(900, 100), objective=Pull(1.0)).x
         assert torch.allclose(together[b : b + 1], alone, atol=1e-12)
+
+
+def test_a_side_optimiser_steps_with_every_guided_move_after_the_sample():
+    schedule, net, start = Schedule.from_config(COSINE), Net(), normal(2, 6)
+    offset = torch.full((2, 6), 3.0, dtype=torch.float64, requires_grad=True)
+    side = torch.optim.SGD([offset], lr=0.25)
+    seen = []
+
+    def energy(x0):
+        seen.append((x0.detach().clone(), offset.detach().clone()))
+        return (x0 - offset).square().sum(1)
+
+    plan = descent(50, 10)
+    steps = sample(net, schedule, start, plan, objective=energy, side=side, record=lambda s: s).trace
+    assert len(seen) == len(plan)
+    for (x0, before), (_, after) in zip(seen[:-1], seen[1:], strict=True):
+        assert torch.allclose(after, before + 0.5 * (x0 - before), atol=1e-12)
+    # The sample follows the offset as it was before the step.
+    x0, before = seen[0]
+    ab = schedule.ab(50)
+    assert torch.allclose(steps[0].x0, x0 - (1 - ab) / ab * 2 * (x0 - before), atol=1e-12)

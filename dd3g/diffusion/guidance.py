@@ -53,6 +53,7 @@ def guide(
     t: int,
     objective: Objective,
     mode: Mode = "detached",
+    side: torch.optim.Optimizer | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Denoise and follow the objective: eps' = eps + sigma_t dE/dx_t (Dhariwal & Nichol 2021, algorithm 2).
 
@@ -66,6 +67,8 @@ def guide(
         t: their level.
         objective: energy of x0.
         mode: "detached" or "through".
+        side: optimiser of what else the objective depends on, e.g. a camera; it takes one step on the summed
+            energy, after the sample's gradient was taken.
 
     Returns:
         eps (B, ...) and x0 (B, ...) after guidance, and the energies (B,) before it.
@@ -80,7 +83,12 @@ def guide(
         if mode == "detached":
             x0 = x0.detach().requires_grad_()
         energy = objective(x0)
-        (gradient,) = torch.autograd.grad(energy.sum(), x_t if mode == "through" else x0)
+        beside = [] if side is None else [v for group in side.param_groups for v in group["params"]]
+        gradient, *rest = torch.autograd.grad(energy.sum(), [x_t if mode == "through" else x0, *beside])
+    if side is not None:
+        for variable, slope in zip(beside, rest, strict=True):
+            variable.grad = slope
+        side.step()
     if mode == "detached":
         gradient = gradient / alpha
     eps, x0 = eps.detach() + sigma * gradient, x0.detach() - sigma**2 / alpha * gradient
