@@ -119,7 +119,8 @@ def test_translation_has_gradients():
 
 def test_rotations_round_trip():
     v = random(200, 3)
-    v = v / v.norm(dim=-1, keepdim=True) * torch.linspace(0, math.pi - 1e-6, 200, dtype=torch.float64)[:, None]
+    angles = torch.linspace(0, math.pi - 1e-6, 200, dtype=torch.float64)
+    v = v / v.norm(dim=-1, keepdim=True) * angles[:, None]
     R = axis_angle_to_matrix(v)
     torch.testing.assert_close(R, torch.linalg.matrix_exp(cross_matrix(v)))
     torch.testing.assert_close(matrix_to_axis_angle(R), v, atol=1e-7, rtol=0)

@@ -122,7 +122,8 @@ def test_a_steady_camera_sees_the_clip_move():
     m = motion()
     v = synthesise(m, torch.arange(6), 0, steady=True, mirror=False)
     for rows in (slice(0, 3), slice(3, 6)):
-        assert (v.K[rows] == v.K[rows][0]).all() and (v.world_to_camera[rows] == v.world_to_camera[rows][0]).all()
+        assert (v.K[rows] == v.K[rows][0]).all()
+        assert (v.world_to_camera[rows] == v.world_to_camera[rows][0]).all()
         moved = (v.root[rows] - v.root[rows][0]) @ v.world_to_camera[rows][0]
         torch.testing.assert_close(moved, m.root[rows] - m.root[rows][0], atol=1e-5, rtol=0)
     assert not torch.equal(v.K[0], v.K[3]) and (v.root[:, 2] > 2).all()
