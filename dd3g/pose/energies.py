@@ -1,0 +1,256 @@
+"""What is known about a pose, as energies that guide the prior: heatmaps, keypoints, joints, bones.
+
+Each is a negative log likelihood of poses (N, 17, 3) in metres. The N = B m poses are m hypotheses of each
+of B people, people first, and what is known has one row a person, so nothing is copied for the hypotheses.
+While a pose is still uncertain by `spread` metres, the likelihood of what is known about it is wider:
+`at(spread)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from dd3g.diffusion import Energy
+from dd3g.pose.geometry import project, solve_translation
+from dd3g.pose.skeletons import H36M_17
+
+
+@dataclass(frozen=True)
+class Evidence(Energy):
+    """Base of the energies here.
+
+    Args:
+        spread: metres by which each joint may still be wrong, one or (N,).
+    """
+
+    spread: Tensor | float = 0.0
+
+    def at(self, spread: Tensor | float) -> Self:
+        """The same for poses that are uncertain by `spread` metres."""
+        return replace(self, spread=spread)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reprojection(Evidence):
+    """Base of energies in the picture: where joints land, how uncertain that is, and the root's translation.
+
+    Args:
+        confidence: (B, 17) weight of each joint; 0 where it was not seen.
+        K: (B, 3, 3) or (3, 3) pixels.
+        translation: (B, 3) or (N, 3) metres where the root is known; None solves for it at each call.
+        floor: likelihood of a place that the detector denies, relative to its best; bounds the pull of a
+            wrong joint.
+    """
+
+    confidence: Tensor  # (B, 17)
+    K: Tensor  # (B, 3, 3) pixels
+    translation: Tensor | None = None  # (B, 3) or (N, 3) metres
+    floor: float = 1e-3
+
+    @property
+    def keypoints_for_root(self) -> Tensor:
+        """(B, 17, 2) pixels from which the translation follows."""
+        raise NotImplementedError
+
+    def placed(self, translation: Tensor) -> Self:
+        """The same with a known translation, (B, 3) or (N, 3) metres."""
+        return replace(self, translation=translation)
+
+    def solve(self, poses: Tensor) -> Tensor:
+        """Translation (N, 3) in metres: the given one, or the closest fit of each pose to the rays."""
+        m = len(poses) // len(self.confidence)
+        if self.translation is not None:
+            return self.translation.repeat_interleave(len(poses) // len(self.translation), 0)
+        shaped = poses.detach().unflatten(0, (-1, m))
+        known = [x[:, None].expand(-1, m, -1, -1) for x in (self.keypoints_for_root, self._cameras())]
+        confidence = self.confidence[:, None].expand(-1, m, -1)
+        return solve_translation(shaped, known[0], confidence, known[1]).flatten(0, 1)
+
+    def _cameras(self) -> Tensor:
+        return self.K.expand(len(self.confidence), 3, 3)
+
+    def _pixels(self, poses: Tensor) -> tuple[Tensor, Tensor]:
+        """Places (B, m, 17, 2) and the variance (B, m, 1) in pixels^2 that `spread` gives them."""
+        B = len(self.confidence)
+        # The translation is where the energy is least, or nearly so: its own derivative does not matter.
+        translation = self.solve(poses)
+        K = self._cameras()[:, None]
+        points = project((poses + translation[:, None]).unflatten(0, (B, -1)), K)
+        scale = K[..., 0, 0] / translation[:, 2].clamp(min=0.1).unflatten(0, (B, -1))  # pixels per metre
+        spread = torch.as_tensor(self.spread).to(poses).expand(len(poses)).unflatten(0, (B, -1))
+        return points, (scale * spread).square()[..., None]
+
+    def _energy(self, log_likelihood: Tensor) -> Tensor:
+        """(B, m, 17) relative log likelihoods -> (N,)."""
+        floor = torch.tensor(self.floor).log().to(log_likelihood)
+        return -(self.confidence[:, None] * torch.logaddexp(log_likelihood, floor)).sum(-1).flatten()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keypoint2D(Reprojection):
+    """Keypoints with Gaussian noise, each of which may be an outlier: -sum c log(exp(-r^2 / 2 s^2) + floor).
+
+    Args:
+        keypoints: (B, 17, 2) pixels; anything finite where the confidence is 0.
+        sigma: detector noise in pixels, one or (B,).
+    """
+
+    keypoints: Tensor  # (B, 17, 2) pixels
+    sigma: Tensor | float = 5.0
+
+    @property
+    def keypoints_for_root(self) -> Tensor:
+        """The keypoints."""
+        return self.keypoints
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """Poses (N, 17, 3) in metres -> (N,)."""
+        points, variance = self._pixels(x0)
+        sigma = torch.as_tensor(self.sigma).to(x0).reshape(-1, 1, 1)
+        square = (points - self.keypoints[:, None]).square().sum(-1)
+        return self._energy(-square / (2 * (sigma.square() + variance)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatmapNLL(Reprojection):
+    """Heatmaps of any shape: -sum c log(H * G(place) + floor), H summing to 1 and G a Gaussian of height 1.
+
+    The blurred map is not built: its value at a place is a sum of Gaussians over the cells, which is exact,
+    smooth and also has a gradient outside of the map.
+
+    Args:
+        heatmaps: (B, 17, h, w) >= 0, of any sum.
+        boxes: (B, 4) left, top, right, bottom of the maps in pixels.
+        sigma: blur in cells that is left when the pose is certain; below 0.5 the gaps between cells show.
+    """
+
+    heatmaps: Tensor  # (B, 17, h, w)
+    boxes: Tensor  # (B, 4) pixels
+    sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        total = self.heatmaps.clamp(min=0).sum((-1, -2), keepdim=True)
+        object.__setattr__(self, "heatmaps", self.heatmaps.clamp(min=0) / total.clamp(min=1e-12))
+        # An empty map says nothing about its joint.
+        object.__setattr__(self, "confidence", self.confidence * (total[..., 0, 0] > 0))
+
+    @property
+    def keypoints_for_root(self) -> Tensor:
+        """Mean places under the squared maps, which keeps to the peaks."""
+        weight = self.heatmaps.square()
+        weight = weight / weight.sum((-1, -2), keepdim=True).clamp(min=1e-20)
+        columns, rows = (torch.arange(n).to(weight) + 0.5 for n in (weight.shape[-1], weight.shape[-2]))
+        cells = torch.stack([(weight.sum(-2) * columns).sum(-1), (weight.sum(-1) * rows).sum(-1)], -1)
+        return cells * self._cell[:, None] + self.boxes[:, None, :2]
+
+    @property
+    def _cell(self) -> Tensor:
+        """(B, 2) pixels a cell."""
+        size = torch.tensor(self.heatmaps.shape[:-3:-1]).to(self.boxes)  # w, h
+        return (self.boxes[:, 2:] - self.boxes[:, :2]) / size
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """Poses (N, 17, 3) in metres -> (N,)."""
+        points, variance = self._pixels(x0)
+        cell = self._cell[:, None, None]  # (B, 1, 1, 2)
+        places = (points - self.boxes[:, None, None, :2]) / cell  # (B, m, 17, 2) cells
+        variance = variance[..., None] / cell.square() + self.sigma**2  # (B, m, 1, 2)
+        weights = []
+        for axis, count in ((0, self.heatmaps.shape[-1]), (1, self.heatmaps.shape[-2])):
+            away = places[..., axis, None] - (torch.arange(count).to(places) + 0.5)  # (B, m, 17, count)
+            weights.append(torch.exp(-away.square() / (2 * variance[..., axis, None])).transpose(1, 2))
+        columns, rows = weights  # (B, 17, m, w), (B, 17, m, h)
+        likelihood = ((rows @ self.heatmaps) * columns).sum(-1).transpose(1, 2)  # (B, m, 17)
+        return self._energy(likelihood.clamp(min=1e-30).log())
+
+
+def heatmaps_from_keypoints(keypoints: Tensor, boxes: Tensor, size: int = 64, sigma: float = 1.5) -> Tensor:
+    """Gaussian heatmaps where a detector gives keypoints only.
+
+    Args:
+        keypoints: (B, J, 2) pixels.
+        boxes: (B, 4) left, top, right, bottom in pixels.
+        size: cells a side.
+        sigma: of the Gaussians, in cells.
+
+    Returns:
+        (B, J, size, size), peaks up to 1.
+    """
+    cells = (keypoints - boxes[:, None, :2]) / (boxes[:, None, 2:] - boxes[:, None, :2]) * size
+    away = cells[..., None] - (torch.arange(size).to(cells) + 0.5)  # (B, J, 2, size)
+    columns, rows = torch.exp(-away.square() / (2 * sigma**2)).unbind(-2)
+    return rows[..., :, None] * columns[..., None, :]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known3D(Evidence):
+    """Some joints known in 3D: |M (x0 - y)|^2 / 2 s^2, up to a shift where the root is not among them.
+
+    Args:
+        points: (B, 17, 3) metres; anything finite where unknown.
+        mask: (B, 17) 1 where known, 0 where not.
+        sigma: metres.
+    """
+
+    points: Tensor  # (B, 17, 3) metres
+    mask: Tensor  # (B, 17)
+    sigma: float = 0.005
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """Poses (N, 17, 3) in metres -> (N,)."""
+        mask = self.mask.to(x0)[:, None, :, None]  # (B, 1, 17, 1)
+        away = mask * (x0.unflatten(0, (len(self.points), -1)) - self.points[:, None])  # (B, m, 17, 3)
+        shift = away.sum(-2, keepdim=True) / mask.sum(-2, keepdim=True).clamp(min=1)
+        away = torch.where(mask[:, :, :1] > 0, away, away - mask * shift)
+        return away.square().sum((-1, -2)).flatten() / (2 * _variance(self, x0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoneLength(Evidence):
+    """A person whose bones were measured: sum (|b| - l)^2 / 2 s^2.
+
+    Args:
+        lengths: (B, 16) metres in the order of `H36M_17.bones`; NaN where not known.
+        sigma: metres.
+    """
+
+    lengths: Tensor  # (B, 16) metres
+    sigma: float = 0.01
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """Poses (N, 17, 3) in metres -> (N,)."""
+        away = bone_lengths(x0).unflatten(0, (len(self.lengths), -1)) - self.lengths[:, None]
+        return away.nan_to_num(nan=0.0).square().sum(-1).flatten() / (2 * _variance(self, x0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smooth(Evidence):
+    """Consecutive frames of one person as the B people: sum |x_{i+1} - x_i|^2 / 2 s^2, shared by both.
+
+    Args:
+        frames: B.
+        sigma: metres that a joint usually moves from frame to frame.
+    """
+
+    frames: int
+    sigma: float = 0.02
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """Poses (N, 17, 3) in metres -> (N,)."""
+        step = x0.unflatten(0, (self.frames, -1)).diff(dim=0).square().sum((-1, -2)) / 2  # (B - 1, m)
+        shared = torch.nn.functional.pad(step, (0, 0, 1, 0)) + torch.nn.functional.pad(step, (0, 0, 0, 1))
+        return shared.flatten() / (2 * _variance(self, x0))
+
+
+def bone_lengths(poses: Tensor) -> Tensor:
+    """Poses (..., 17, 3) -> lengths (..., 16) in the order of `H36M_17.bones`."""
+    parents, children = zip(*H36M_17.bones, strict=True)
+    return (poses[..., list(children), :] - poses[..., list(parents), :]).norm(dim=-1)
+
+
+def _variance(evidence: Known3D | BoneLength | Smooth, x0: Tensor) -> Tensor:
+    return evidence.sigma**2 + torch.as_tensor(evidence.spread).to(x0).square()

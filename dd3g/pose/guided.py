@@ -1,0 +1,192 @@
+"""Poses from an unconditional prior and what is known about them: a picture, joints, bones, or nothing.
+
+Flexible geometric guidance (Snelgar et al. 2026, arXiv 2602.03126) in the form of a Gaussian posterior: at
+level t the truth lies about `prior.spread[t]` from the predicted pose, so the likelihood is widened by as
+much and the prediction moves by covariance times gradient, which for a Gaussian likelihood is the exact
+conditional mean (pseudoinverse guidance, Song et al. 2023). No step size is left to tune.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dd3g.diffusion import Plan, Step, sample
+from dd3g.diffusion.guidance import Mode
+from dd3g.pose.energies import Evidence, HeatmapNLL, Keypoint2D, Known3D, Reprojection
+from dd3g.pose.hypotheses import Hypotheses
+from dd3g.pose.prior import JOINTS, Prior
+
+
+def levels(steps: int, total: int = 1000, power: float = 2.0) -> Plan:
+    """A plan from the noisiest level to the clean end, denser towards the end, where a pose is decided.
+
+    Args:
+        steps: moves, 1 .. total; some fewer where levels would repeat.
+        total: of the training schedule.
+        power: 1 is even; with 2 half of the moves lie in the lowest quarter.
+    """
+    if not 1 <= steps <= total:
+        raise ValueError(f"steps must lie in 1..{total}, got {steps}")
+    t = [round((1 - i / steps) ** power * (total - 1)) for i in range(steps)]
+    t = sorted(set(t), reverse=True)
+    return list(zip(t, [*t[1:], -1], strict=True))
+
+
+def draw(
+    prior: Prior,
+    people: int,
+    m: int,
+    evidence: Sequence[Evidence] = (),
+    *,
+    steps: int = 100,
+    rho: float = 1.0,
+    mode: Mode = "detached",
+    eta: float = 1.0,
+    seed: int = 0,
+    record: Callable[[Step], Any] | None = None,
+) -> Hypotheses:
+    """Sample m poses of each person, guided by evidence; without any, or with rho 0, from the prior alone.
+
+    Args:
+        prior: the denoiser.
+        people: B; the evidence has a row for each.
+        m: hypotheses a person, all in one batch.
+        evidence: energies that add up.
+        steps: network calls.
+        rho: factor of the guidance; 1 follows the derivation above.
+        mode: "detached" takes the pose's covariance at level t as isotropic; "through" takes it from the
+            network's derivative, at three times the cost.
+        eta: 0 is DDIM, 1 is DDPM, whose fresh noise lets a pose recover from early guesses.
+        seed: of the noise.
+        record: called with every `Step`, for figures and tests.
+
+    Returns:
+        The poses with the energy of the evidence, not widened, and the root's translation where a picture
+        gave it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    like = prior.mean
+    x = torch.randn(people * m, JOINTS - 1, 3, generator=generator).to(like)
+    average = prior.decode(torch.zeros(people, JOINTS - 1, 3).to(like))
+    plan = levels(steps, prior.schedule.steps)
+    x0 = x
+    for step, (t, u) in enumerate(plan):
+        objective = None
+        if evidence:
+            spread = float(prior.spread[t])
+            weight = rho
+            if mode == "detached":
+                alpha, sigma = prior.schedule.alpha_sigma(t, x)
+                weight *= float((spread * prior.scale * alpha / sigma) ** 2)
+            terms = [e.at(spread) for e in evidence]
+            if step < len(plan) / 5:
+                # Early predictions say little about depth; the average pose's size says more.
+                terms = [e.placed(e.solve(average)) if isinstance(e, Reprojection) else e for e in terms]
+            objective = _Guidance(prior, terms, weight)
+        moved = sample(
+            prior, prior.schedule, x, [(t, u)], None, objective,
+            mode=mode, eta=eta, generator=generator, record=record,
+        )  # fmt: skip
+        x, x0 = moved.x, moved.x0
+    return _hypotheses(prior.decode(x0), people, evidence)
+
+
+class _Guidance:
+    """The evidence as an objective on the prior's states."""
+
+    def __init__(self, prior: Prior, terms: Sequence[Evidence], weight: float) -> None:
+        self.prior, self.terms, self.weight = prior, terms, weight
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        poses = self.prior.decode(x0)
+        return self.weight * torch.stack([term(poses) for term in self.terms]).sum(0)
+
+
+def _hypotheses(poses: Tensor, people: int, evidence: Sequence[Evidence]) -> Hypotheses:
+    energy = torch.zeros(len(poses)).to(poses)
+    translation = None
+    for term in evidence:
+        energy = energy + term(poses)
+        if translation is None and isinstance(term, Reprojection):
+            translation = term.solve(poses).unflatten(0, (people, -1))
+    return Hypotheses(poses.unflatten(0, (people, -1)), energy.unflatten(0, (people, -1)), translation)
+
+
+def generate(prior: Prior, n: int, *, seed: int = 0, **options: Any) -> Tensor:
+    """Poses (n, 17, 3) in metres from the prior alone; options as for `draw`."""
+    return draw(prior, 1, n, seed=seed, **options).poses[0]
+
+
+def lift(
+    prior: Prior,
+    keypoints: Tensor,
+    confidence: Tensor,
+    K: Tensor,
+    m: int = 20,
+    *,
+    sigma: Tensor | float = 5.0,
+    heatmaps: Tensor | None = None,
+    boxes: Tensor | None = None,
+    translation: Tensor | None = None,
+    others: Sequence[Evidence] = (),
+    **options: Any,
+) -> Hypotheses:
+    """3D poses from a detector's output.
+
+    Args:
+        prior: the denoiser.
+        keypoints: (B, 17, 2) pixels of the full picture.
+        confidence: (B, 17), 0 where not seen.
+        K: (B, 3, 3) or (3, 3) pixels.
+        m: hypotheses a person.
+        sigma: noise of the keypoints in pixels, one or (B,).
+        heatmaps: (B, 17, h, w) to use instead of the keypoints.
+        boxes: (B, 4) left, top, right, bottom of the heatmaps in pixels.
+        translation: (B, 3) metres where the root is known.
+        others: further evidence, e.g. `BoneLength`, `Smooth`.
+        **options: of `draw`.
+
+    Raises:
+        ValueError: heatmaps without boxes.
+    """
+    seen: Reprojection
+    if heatmaps is None:
+        seen = Keypoint2D(
+            keypoints=keypoints, confidence=confidence, K=K, translation=translation, sigma=sigma
+        )
+    elif boxes is None:
+        raise ValueError("heatmaps need boxes (B, 4), where they lie in the picture")
+    else:
+        seen = HeatmapNLL(heatmaps=heatmaps, boxes=boxes, confidence=confidence, K=K, translation=translation)
+    return draw(prior, len(keypoints), m, [seen, *others], **options)
+
+
+def complete(
+    prior: Prior, joints: Tensor, known: Tensor, m: int = 20, *, K: Tensor | None = None, **options: Any
+) -> Hypotheses:
+    """Whole poses from any subset of joints, in 3D or in a picture.
+
+    Args:
+        prior: the denoiser.
+        joints: (B, 17, 3) metres in the camera frame, shifted at will; or (B, 17, 2) pixels.
+        known: (B, 17) 1 where a joint is known, 0 where not.
+        m: hypotheses a person.
+        K: (B, 3, 3) or (3, 3) pixels, for joints in pixels.
+        **options: of `draw`, and for pixels of `lift`.
+
+    Raises:
+        ValueError: pixels without K, or joints that are neither.
+    """
+    if joints.shape[-1] == 2 and K is not None:
+        return lift(prior, joints, known.to(joints), K, m, **options)
+    if joints.shape[-1] != 3:
+        raise ValueError(
+            f"joints must be (B, 17, 3) metres, or (B, 17, 2) pixels with K, got {tuple(joints.shape)}"
+        )
+    # Root-relative, as poses are; a masked-out root must not bring its own number in.
+    root = torch.where(known[:, :1, None] > 0, joints[:, :1], 0.0)
+    return draw(prior, len(joints), m, [Known3D(points=joints - root, mask=known)], **options)
