@@ -1,0 +1,72 @@
+"""Train the networks of the pose methods: `python -m dd3g.pose.train prior --motion cmu_mocap_30fps.npz`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dd3g.errors import UserError
+
+
+class Network(StrEnum):
+    """What can be trained; each in `dd3g.pose.NAME` as `train_NAME`."""
+
+    prior = "prior"
+    lifter = "lifter"
+    difficulty = "difficulty"
+    recovery = "recovery"
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(help=__doc__)
+def main(
+    network: Annotated[Network, typer.Argument(help="Poses alone; 2D to 3D; its errors; body rotations.")],
+    motion: Annotated[Path, typer.Option(help="cmu_mocap_30fps.npz, of which the train clips are used.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the run. [default: runs/pose-NETWORK]")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="End after these, all sessions together.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="[default: the network's own]")] = None,
+    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    lifter: Annotated[
+        Path | None, typer.Option(help="difficulty: folder of the frozen lifter. [default: the shipped one]")
+    ] = None,
+    graph: Annotated[bool, typer.Option("--graph", help="difficulty: the larger published network.")] = False,
+) -> None:
+    """Train one network; kill it at any time and go on with `--resume`."""
+    from dd3g.pose.data.motion import load_cmu
+
+    folder = output or Path("runs") / f"pose-{network}"
+    options: dict[str, Any] = {"minutes": minutes, "seed": seed, "resume": resume}
+    if steps is not None:
+        options["steps"] = steps
+    try:
+        if minutes is not None and not minutes > 0:
+            raise UserError(f"--minutes must be positive, got {minutes:g}")
+        if network == Network.difficulty:
+            options |= _difficulty(lifter, graph)
+        train = getattr(import_module(f"dd3g.pose.{network}"), f"train_{network}")
+        train(load_cmu(motion, "train"), folder, **options)
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    typer.echo(f"trained: {folder}")
+
+
+def _difficulty(lifter: Path | None, graph: bool) -> dict[str, Any]:
+    from dd3g.pose.difficulty import DifficultyConfig
+    from dd3g.pose.lifter import WEIGHTS, GraphLifter
+
+    frozen = GraphLifter.from_pretrained(lifter or WEIGHTS / "pose-lifter")
+    return {"lifter": frozen, "config": DifficultyConfig("graph" if graph else "mlp")}
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,39 @@
+import torch
+from small_motion import small_archive
+from typer.testing import CliRunner
+
+from dd3g.pose import restoration
+from dd3g.pose.difficulty import Difficulty, DifficultyConfig
+from dd3g.pose.lifter import GraphLifter
+from dd3g.pose.train import app
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_lifter_then_difficulty_then_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr(restoration, "best_alpha", lambda *_, fixed: 0.01 if fixed else 0.02)
+    motion = small_archive(tmp_path / "motion.npz")
+    result = run("lifter", "--motion", motion, "-o", tmp_path / "lifter", "--steps", 2)
+    assert result.exit_code == 0, result.output
+    assert GraphLifter.from_pretrained(tmp_path / "lifter")(torch.zeros(1, 17, 2)).shape == (1, 17, 3)
+    options = ["--motion", motion, "--lifter", tmp_path / "lifter", "-o", tmp_path / "difficulty"]
+    assert run("difficulty", *options, "--steps", 2).exit_code == 0
+    again = run("difficulty", *options, "--steps", 2)
+    assert again.exit_code == 2 and "--resume" in again.stderr and again.stderr.count("\n") == 1
+    assert run("difficulty", *options, "--steps", 3, "--resume").exit_code == 0
+    assert Difficulty.from_pretrained(tmp_path / "difficulty").config == DifficultyConfig("mlp", 0.02, 0.01)
+
+
+def test_bad_input_is_one_clear_line(tmp_path):
+    motion = small_archive(tmp_path / "motion.npz")
+    for arguments, word in (
+        (["lifter", "--motion", tmp_path / "none.npz"], "none.npz"),
+        (["lifter", "--motion", motion, "--minutes", -1], "minutes"),
+        (["difficulty", "--motion", motion, "--lifter", tmp_path / "nowhere"], "nowhere"),
+    ):
+        result = run(*arguments, "-o", tmp_path / "run")
+        assert result.exit_code == 2 and result.stderr.startswith("error: ") and word in result.stderr
+        assert result.stderr.count("\n") == 1
+    assert run("tree", "--motion", motion).exit_code == 2
