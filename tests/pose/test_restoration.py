@@ -59,13 +59,14 @@ class Spy:
         return self.function(keypoints)
 
 
-def test_noise_follows_the_difficulty_in_half_pictures():
+def test_noise_follows_the_difficulty_in_half_pictures(monkeypatch):
     v, spy, m = views(1, occluded=0.0), Spy(), 4000
+    monkeypatch.setattr(restoration, "ROWS", m)
     s = torch.ones(17)
     s[1], s[2], s[16] = 0.4, 2.5, 4.0
     restored(v, spy, Known(s), size=800, m=m, alpha=0.01)
-    noise = (spy.seen[0][0] - spy.seen[0][0][:1]).reshape(2, 1, m, 17, 2)[:, 0]
-    noise[1] = spy.seen[0][0][m:] - spy.seen[0][0][m : m + 1]
+    copies = spy.seen[0][0].unflatten(0, (2, m))
+    noise = copies - copies[:, :1]
     pixels = noise * v.K[0, 0, 0] / FOCAL
     expected = 0.01 * 400 * s.clamp(min=1)
     assert (noise[:, 0] == 0).all()
