@@ -163,7 +163,7 @@ def to_h36m(points: Tensor, confidence: Tensor | None, layout: str) -> tuple[Ten
         )
     weights = _weights(layout).to(points)  # (17, J)
     used = weights != 0
-    seen = torch.where(used, confidence[..., None, :], confidence.new_ones(()))  # (..., 17, J)
+    seen = torch.where(used, confidence[..., None, :], torch.inf)  # (..., 17, J)
     lowest = seen.amin(-1)  # (..., 17)
     # A missing point may be NaN, which a weight of zero would not silence.
     points = torch.where(confidence[..., None] > 0, points, points.new_zeros(()))

@@ -14,19 +14,20 @@ from numpy.lib import format as npy
 
 from dd3g.errors import UserError
 
-# What pickled numpy arrays are made of, by old and new numpy; nothing here calls what a file brings along.
+# What pickled numpy arrays are made of; numpy 1 called its inner package "core".
 _ALLOWED = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
-    *((module, name) for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-      for name in ("_reconstruct", "scalar")),
-    *((module, "_frombuffer") for module in ("numpy.core.numeric", "numpy._core.numeric")),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
     ("_codecs", "encode"),
-}  # fmt: skip
+}
 
 
 class _NumpyOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy.core.", "numpy._core.")
         if (module, name) not in _ALLOWED:
             raise UserError(f"it asks for {module}.{name}, which is code and not numbers; it was not run")
         return super().find_class(module, name)
@@ -56,7 +57,7 @@ def read_pickle(path: str | Path) -> Any:
 
 
 def read_npz(path: str | Path, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """Arrays of an npz; object arrays hold what `safe_unpickle` lets through.
+    """Arrays of an npz; objects in it come out as they went in, if `safe_unpickle` lets them through.
 
     Args:
         path: the file.
@@ -88,7 +89,8 @@ def _array(data: bytes, path: str | Path) -> Any:
     )
     if not dtype.hasobject:
         return np.load(io.BytesIO(data), allow_pickle=False)
-    return safe_unpickle(data[stream.tell() :], path)
+    found = safe_unpickle(data[stream.tell() :], path)
+    return found.item() if isinstance(found, np.ndarray) and found.shape == () else found
 
 
 def _read(path: str | Path) -> bytes:
@@ -96,6 +98,27 @@ def _read(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; check the name") from error
+
+
+def array(value: Any, shape: tuple[int | None, ...], where: str) -> np.ndarray:
+    """A value as float32 array.
+
+    Args:
+        value: array or nested lists.
+        shape: what it must have, None for any length.
+        where: for the message.
+
+    Raises:
+        UserError: not numbers, or another shape.
+    """
+    try:
+        found = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where} must be an array of numbers: {error}") from error
+    if found.ndim != len(shape) or any(b not in (None, a) for a, b in zip(found.shape, shape, strict=True)):
+        wanted = ", ".join("N" if n is None else str(n) for n in shape)
+        raise UserError(f"{where} must have the shape ({wanted}), it has {found.shape}")
+    return found
 
 
 def need(table: Any, keys: Iterable[Any], where: str) -> list[Any]:

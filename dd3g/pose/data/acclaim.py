@@ -1,0 +1,157 @@
+"""Motion capture in ASF/AMC pairs, as the CMU database gives them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dd3g.errors import UserError
+from dd3g.pose.data.bvh import house_joints
+from dd3g.pose.data.motion import Motion
+from dd3g.pose.geometry import axis_angle_to_matrix
+
+# A bone is called after what lies along it; its end is this joint.
+_ENDS = {
+    "root": "hip", "lhipjoint": "l_hip", "lfemur": "l_knee", "ltibia": "l_ankle", "rhipjoint": "r_hip",
+    "rfemur": "r_knee", "rtibia": "r_ankle", "lowerback": "lowerback", "upperback": "chest", "thorax": "neck",
+    "upperneck": "head", "head": "head end", "lclavicle": "l_shoulder", "lhumerus": "l_elbow",
+    "lradius": "l_wrist", "rclavicle": "r_shoulder", "rhumerus": "r_elbow", "rradius": "r_wrist",
+}  # fmt: skip
+
+
+@dataclass
+class _Bone:
+    parent: str
+    offset: Tensor  # (3,) from start to end, in the file's units
+    axis: Tensor  # (3, 3) frame in which the bone turns
+    dof: list[str]
+
+
+def read_amc(skeleton: str | Path, motion: str | Path, fps: float = 120.0) -> Motion:
+    """A skeleton and one take as one clip. Lengths follow CMU: a unit is 1 / `length` inches.
+
+    Args:
+        skeleton: the .asf file.
+        motion: the .amc file.
+        fps: frames a second, which the files do not say; CMU's are 120, a few 60.
+
+    Raises:
+        UserError: either is no such file, cut off, or they do not belong together.
+    """
+    bones, length, degrees = _parse_asf(Path(skeleton))
+    frames = _parse_amc(Path(motion), bones)
+    to_radians = torch.pi / 180 if degrees else 1.0
+    ends: dict[str, Tensor] = {}
+    turns: dict[str, Tensor] = {}
+    for name, bone in bones.items():  # parents come first
+        values = frames[name]  # (T, dof)
+        R = torch.eye(3, dtype=torch.float64).expand(len(values), 3, 3)
+        shift = torch.zeros(len(values), 3, dtype=torch.float64)
+        for column, kind in enumerate(bone.dof):
+            unit = torch.eye(3, dtype=torch.float64)["xyz".index(kind[1])]
+            if kind[0] == "t":
+                shift = shift + values[:, column, None] * unit
+            else:
+                # Fixed axes: what comes later in the list turns what came before.
+                R = axis_angle_to_matrix(to_radians * values[:, column, None] * unit) @ R
+        R = bone.axis @ R @ bone.axis.T
+        if name == "root":
+            turns[name], ends[name] = R, shift
+        else:
+            turns[name] = turns[bone.parent] @ R
+            ends[name] = ends[bone.parent] + turns[name] @ bone.offset
+    metres = 0.0254 / length
+    names = [name for name in _ENDS if name in ends]
+    points = metres * torch.stack([ends[name] for name in names], 1)
+    joints, root = house_joints([_ENDS[name] for name in names], points, str(skeleton))
+    clip = torch.zeros(len(joints), dtype=torch.int64)
+    return Motion(joints, root, clip, [Path(motion).stem], [Path(skeleton).stem], fps=fps)
+
+
+def _parse_asf(path: Path) -> tuple[dict[str, _Bone], float, bool]:
+    """Bones in an order in which parents come first, length unit, and whether angles are degrees."""
+    text = re.sub(r"#.*", "", _text(path))
+    sections = dict(re.findall(r"^:(\w+)(.*?)(?=^:|\Z)", text, re.M | re.S))
+    for name in ("units", "root", "bonedata", "hierarchy"):
+        if name not in sections:
+            raise UserError(f"{path} has no section :{name}; it is no whole ASF file")
+    try:
+        unit = re.search(r"length\s+(\S+)", sections["units"])
+        length = float(unit[1]) if unit else 1.0
+        degrees = "rad" not in sections["units"]
+        order = re.search(r"order\s+(.+)", sections["root"])
+        dof = order[1].lower().split() if order else "tx ty tz rx ry rz".split()
+        eye = torch.eye(3, dtype=torch.float64)
+        bones = {"root": _Bone("", torch.zeros(3, dtype=torch.float64), eye, dof)}
+        for block in re.findall(r"begin(.*?)^\s*end\s*$", sections["bonedata"], re.S | re.M):
+            found = dict(re.findall(r"^\s*(name|direction|length|axis|dof)\s+(.+)$", block, re.M))
+            x, y, z, convention = found["axis"].split()
+            axis = eye
+            for letter in convention.lower():
+                angle = float({"x": x, "y": y, "z": z}[letter]) * (torch.pi / 180 if degrees else 1.0)
+                axis = axis_angle_to_matrix(angle * eye["xyz".index(letter)]) @ axis
+            direction = torch.tensor([float(v) for v in found["direction"].split()], dtype=torch.float64)
+            bones[found["name"].strip()] = _Bone(
+                "", direction * float(found["length"]), axis, found.get("dof", "").lower().split()
+            )
+        inside = re.search(r"begin(.*?)^\s*end\s*$", sections["hierarchy"], re.S | re.M)
+        ordered = {"root": bones["root"]}
+        for line in (inside[1] if inside else "").splitlines():
+            parent, *children = line.split() or [""]
+            for child in children:
+                bones[child].parent = parent
+                ordered[child] = bones[child]
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} is no ASF file that can be read: {error!r}") from error
+    seen: set[str] = set()
+    for name, bone in ordered.items():
+        if bone.parent and bone.parent not in seen:
+            raise UserError(f"{path}: {name} comes before its parent {bone.parent!r} in the hierarchy")
+        seen.add(name)
+    return ordered, length, degrees
+
+
+def _parse_amc(path: Path, bones: dict[str, _Bone]) -> dict[str, Tensor]:
+    """(T, dof) values of every bone; those that never move have none."""
+    rows: dict[str, list[list[float]]] = {name: [] for name in bones}
+    frames = 0
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        words = line.split()
+        if not words or words[0][0] in "#:":
+            continue
+        if len(words) == 1 and words[0].isdigit():
+            frames += 1
+            continue
+        name = words[0]
+        if name not in bones:
+            raise UserError(
+                f"{path}, line {number}: the skeleton has no bone {name!r}; is it another person's?"
+            )
+        if len(words) - 1 != len(bones[name].dof):
+            raise UserError(
+                f"{path}, line {number}: {name} needs {len(bones[name].dof)} values; it is cut off"
+            )
+        try:
+            rows[name].append([float(v) for v in words[1:]])
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}") from error
+    for name, bone in bones.items():
+        if bone.dof and len(rows[name]) != frames:
+            raise UserError(f"{path}: {name} has {len(rows[name])} rows for {frames} frames; it is cut off")
+    if not frames:
+        raise UserError(f"{path} holds no frames")
+    return {
+        name: torch.tensor(values, dtype=torch.float64) if values else torch.zeros(frames, 0).double()
+        for name, values in rows.items()
+    }
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; check the name") from error

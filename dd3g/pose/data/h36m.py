@@ -1,0 +1,132 @@
+"""Human3.6M in the two npz files that lifters train on (those of VideoPose3D)."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dd3g.errors import UserError
+from dd3g.pose.data.arrays import array, need, read_npz
+from dd3g.pose.data.recording import Recording, intrinsics, record
+
+TRAIN = ("S1", "S5", "S6", "S7", "S8")
+TEST = ("S9", "S11")
+KEPT = (0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 15, 17, 18, 19, 25, 26, 27)
+"""The 17 of the 32 recorded joints."""
+CAMERAS = Path(__file__).with_name("h36m_cameras.json")
+# Takes whose video is broken; those who report many hypotheses leave them out (Wehrbein et al. 2021).
+_BROKEN = {("S11", "Directions", "54138969"), ("S5", "Waiting 1", "55011271")}
+
+
+def load_h36m(
+    poses: str | Path,
+    keypoints: str | Path,
+    subjects: tuple[str, ...] = TEST,
+    stride: int = 1,
+    skip_broken: bool = False,
+    undistort: bool = True,
+    cameras: str | Path = CAMERAS,
+) -> list[Recording]:
+    """Every take by every camera.
+
+    Args:
+        poses: data_3d_h36m.npz, positions_3d[subject][action] (T, 32, 3) metres in the world.
+        keypoints: data_2d_h36m_*.npz, positions_2d[subject][action] = one (T', 17, 2) a camera, T' >= T.
+        subjects: which people.
+        stride: every stride-th frame; 64 is the subset of most work on many hypotheses.
+        skip_broken: leave out the two takes with broken videos, as that work does.
+        undistort: move keypoints to where a pinhole camera would see them.
+        cameras: calibration.
+
+    Returns:
+        Recordings; `action` is the published name without the number of the take.
+
+    Raises:
+        UserError: a file, subject, action, camera or array is missing or has a wrong shape.
+    """
+    (world,) = read_npz(poses, ["positions_3d"]).values()
+    found = read_npz(keypoints, ["positions_2d", "metadata"])
+    (joints,) = need(found["metadata"], ["num_joints"], f"{keypoints}, metadata")
+    if joints != 17:
+        raise UserError(f"{keypoints} has {joints} joints, not the 17 of Human3.6M: use a file made for it")
+    lenses, stations = _calibration(cameras)
+    result = []
+    for subject, takes, flat, placed in zip(
+        subjects,
+        need(world, subjects, f"{poses}, positions_3d"),
+        need(found["positions_2d"], subjects, f"{keypoints}, positions_2d"),
+        need(stations, subjects, f"{cameras}, extrinsics"),
+        strict=True,
+    ):
+        for action, take in takes.items():
+            where = f"{poses}, {subject}, {action}"
+            points = torch.from_numpy(array(take, (None, 32, 3), where))[:, list(KEPT)]
+            (views,) = need(flat, [action], f"{keypoints}, {subject}")
+            if len(views) != len(lenses):
+                raise UserError(
+                    f"{keypoints}, {subject}, {action} has {len(views)} cameras, calibrated are {len(lenses)}"
+                )
+            for lens, station, view in zip(lenses, placed, views, strict=True):
+                if skip_broken and (subject, action, lens["id"]) in _BROKEN:
+                    continue
+                seen = torch.from_numpy(array(view, (None, 17, 2), f"{keypoints}, {subject}, {action}"))
+                if len(seen) < len(points):
+                    raise UserError(
+                        f"{keypoints}, {subject}, {action} has {len(seen)} frames for {len(points)} poses"
+                    )
+                seen = seen[: len(points)]
+                K = intrinsics(*lens["focal_length"], *lens["center"])
+                if undistort:
+                    seen = _undistorted(seen, K, lens)
+                recording = record(
+                    _to_camera(points, station), seen, K, (lens["res_w"], lens["res_h"]),
+                    subject, re.sub(r" \d+$", "", action), lens["id"],
+                )  # fmt: skip
+                result.append(recording[::stride])
+    return result
+
+
+def _calibration(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    try:
+        found = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the cameras {path}: {error}") from error
+    lenses, stations = need(found, ["intrinsics", "extrinsics"], str(path))
+    for lens in lenses:
+        need(
+            lens,
+            ["id", "center", "focal_length", "radial_distortion", "tangential_distortion", "res_w", "res_h"],
+            f"{path}, intrinsics",
+        )
+    return lenses, stations
+
+
+def _to_camera(points: Tensor, station: dict[str, Any]) -> Tensor:
+    """World (..., 3) metres -> camera: conj(q) (X - t) q."""
+    w, *v = torch.tensor(station["orientation"], dtype=torch.float64).unbind()
+    u = -torch.stack(v)
+    x = points.double() - torch.tensor(station["translation"], dtype=torch.float64) / 1000
+    u = u.expand_as(x)
+    t = 2 * torch.linalg.cross(u, x)
+    return (x + w * t + torch.linalg.cross(u, t)).float()
+
+
+def _undistorted(pixels: Tensor, K: Tensor, lens: dict[str, Any]) -> Tensor:
+    """Invert Human3.6M's model of three radial and two tangential coefficients by fixed-point steps."""
+    focal, centre = torch.stack([K[0, 0], K[1, 1]]), K[:2, 2]
+    seen = (pixels - centre) / focal
+    x = seen
+    radial = np.asarray(lens["radial_distortion"])
+    tangential = torch.tensor(lens["tangential_distortion"])
+    for _ in range(8):
+        r2 = x.square().sum(-1, keepdim=True)
+        factor = 1 + radial[0] * r2 + radial[1] * r2**2 + radial[2] * r2**3
+        factor = factor + 2 * (x * tangential.flip(0)).sum(-1, keepdim=True)
+        x = (seen - r2 * tangential.flip(0)) / factor
+    return x * focal + centre

@@ -1,0 +1,155 @@
+"""MPI-INF-3DHP: the test set's own annot_data.mat, and the npz files that video lifters train on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dd3g.errors import UserError
+from dd3g.pose.data.arrays import array, need, read_npz
+from dd3g.pose.data.recording import Recording, fit_intrinsics, intrinsics, record
+
+TO_H36M = (14, 8, 9, 10, 11, 12, 13, 15, 1, 16, 0, 5, 6, 7, 2, 3, 4)
+"""H36M-17 out of the 17 "relevant" joints: head top, neck, arms, legs, pelvis, spine, head."""
+PCK_JOINTS = (10, 8, 14, 15, 16, 11, 12, 13, 1, 2, 3, 4, 5, 6)
+"""The official 14, all but pelvis, spine and head, in H36M-17."""
+SCENES = {
+    "TS1": "green screen", "TS2": "green screen", "TS3": "studio", "TS4": "studio",
+    "TS5": "outdoor", "TS6": "outdoor",
+}  # fmt: skip
+# fx, fy, cx, cy of the test cameras.
+_K = {
+    "TS1": (1500.00, 1500.65, 1017.38, 1043.06),
+    "TS2": (1503.75, 1501.30, 1015.23, 1038.68),
+    "TS3": (1500.0, 1500.7, 1017.4, 1043.0),
+    "TS4": (1500.0, 1500.7, 1017.4, 1043.0),
+    "TS5": (1683.6, 1672.3, 939.9, 560.2),
+    "TS6": (1683.6, 1672.3, 939.9, 560.2),
+}
+_ROOT = 14
+
+
+def _size(sequence: str) -> tuple[int, int]:
+    return (1920, 1080) if sequence in ("TS5", "TS6") else (2048, 2048)
+
+
+def load_3dhp_test(folder: str | Path, universal: bool = False) -> list[Recording]:
+    """The test sequences TS1 .. TS6 as published, their valid frames only.
+
+    Args:
+        folder: holds TS1/annot_data.mat and so on, or some of them.
+        universal: `univ_annot3`, all people scaled to one height, instead of `annot3`.
+
+    Raises:
+        UserError: no sequence there, no h5py, a file damaged or without one of its arrays.
+    """
+    paths = [p for name in SCENES if (p := Path(folder) / name / "annot_data.mat").exists()]
+    if not paths:
+        raise UserError(
+            f"{folder} holds no TS1/annot_data.mat to TS6/annot_data.mat: name the test set's folder"
+        )
+    result = []
+    for path in paths:
+        key = "univ_annot3" if universal else "annot3"
+        found = _read_mat(path, ["annot2", key, "valid_frame", "activity_annotation"])
+        valid = found["valid_frame"].reshape(-1) > 0
+        n = len(valid)
+        name = path.parent.name
+        points = array(found[key], (n, 1, 17, 3), f"{path}, {key}")[valid, 0]
+        pixels = array(found["annot2"], (n, 1, 17, 2), f"{path}, annot2")[valid, 0]
+        activity = found["activity_annotation"].reshape(-1)[valid]
+        whole = _recording(points, pixels, intrinsics(*_K[name]), name, name, "0", np.flatnonzero(valid))
+        for a in sorted(set(activity.tolist())):
+            rows = torch.from_numpy(np.flatnonzero(activity == a))
+            result.append(replace(whole[rows], action=f"activity {int(a)}"))
+    return result
+
+
+def load_3dhp_npz(path: str | Path) -> list[Recording]:
+    """data_train_3dhp.npz or data_test_3dhp.npz (P-STMO), or the `_ori` variant (D3DP).
+
+    Joints are in millimetres; all but the pelvis are relative to it where the file says so by being small.
+    Intrinsics of training cameras, which the file lacks, are fitted to its own 2D and 3D points.
+
+    Raises:
+        UserError: an array missing or of a wrong shape, or no depth in it to fit a camera to.
+    """
+    (data,) = read_npz(path, ["data"]).values()
+    if not isinstance(data, dict) or not data:
+        raise UserError(f"{path}, data must be a table of sequences")
+    result = []
+    for name, value in data.items():
+        where = f"{path}, {name}"
+        if isinstance(name, str) and name.startswith("TS"):
+            if name not in SCENES:
+                raise UserError(f"{where} is not one of {', '.join(SCENES)}")
+            joints, pixels, valid = need(value, ["data_3d", "data_2d", "valid"], where)
+            kept = np.asarray(valid).reshape(-1) > 0
+            points, flat = _checked(joints, pixels, where)
+            if len(kept) != len(points):
+                raise UserError(f"{where}: valid has {len(kept)} entries for {len(points)} frames")
+            K = intrinsics(*_K[name])
+            result.append(_recording(points[kept], flat[kept], K, name, name, "0", np.flatnonzero(kept)))
+            continue
+        # A training sequence is a list whose first item maps cameras to arrays.
+        cameras = value[0] if isinstance(value, (list, tuple, np.ndarray)) and len(value) else value
+        if not isinstance(cameras, dict):
+            raise UserError(f"{where} must hold a table of cameras, it holds {type(cameras).__name__}")
+        subject, _, action = str(name).partition(" ")
+        for camera, arrays in cameras.items():
+            joints, pixels = need(arrays, ["data_3d", "data_2d"], f"{where}, camera {camera}")
+            points, flat = _checked(joints, pixels, f"{where}, camera {camera}")
+            if np.median(points[:, _ROOT, 2]) < 500:
+                raise UserError(
+                    f"{where}, camera {camera}: the pelvis has no depth, so no camera can be fitted"
+                )
+            K = fit_intrinsics(torch.from_numpy(points), torch.from_numpy(flat))
+            result.append(_recording(points, flat, K, subject, action, str(camera), np.arange(len(points))))
+    return result
+
+
+def _checked(joints: Any, pixels: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Absolute joints (T, 17, 3) mm and pixels (T, 17, 2)."""
+    points = array(joints, (None, 17, 3), f"{where}, data_3d").copy()
+    flat = array(pixels, (len(points), 17, 2), f"{where}, data_2d")
+    others = [j for j in range(17) if j != _ROOT]
+    # Relative joints lie around zero while the pelvis stands metres in front of the camera.
+    if len(points) and np.abs(np.median(points[:, others, 2])) < 0.5 * np.median(points[:, _ROOT, 2]):
+        points[:, others] += points[:, _ROOT : _ROOT + 1]
+    return points, flat
+
+
+def _recording(
+    points: np.ndarray,
+    pixels: np.ndarray,
+    K: Tensor,
+    subject: str,
+    action: str,
+    camera: str,
+    frames: np.ndarray,
+) -> Recording:
+    order = list(TO_H36M)
+    return record(
+        torch.from_numpy(points[:, order]) / 1000, torch.from_numpy(pixels[:, order]), K, _size(subject),
+        subject, action, camera, frames=torch.from_numpy(frames),
+    )  # fmt: skip
+
+
+def _read_mat(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError("reading annot_data.mat needs h5py: pip install 'dd3g[pose]'") from error
+    try:
+        with h5py.File(path, "r") as file:
+            missing = [name for name in names if name not in file]
+            if missing:
+                raise UserError(f"{path} has no {', '.join(missing)}; it has {', '.join(file)}")
+            return {name: file[name][()] for name in names}
+    except OSError as error:
+        raise UserError(f"{path} is not a MATLAB 7.3 file ({error}); get the file anew") from error

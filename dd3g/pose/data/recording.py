@@ -1,0 +1,106 @@
+"""One camera's view of one take, the form that every data set is brought into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Recording:
+    """T frames of one person in one camera.
+
+    Args:
+        pose: (T, 17, 3) metres, H36M-17, camera frame, root-relative.
+        root: (T, 3) metres, camera frame.
+        keypoints: (T, 17, 2) pixels.
+        confidence: (T, 17); ones where the file has none.
+        K: (3, 3) pixels.
+        size: width and height in pixels.
+        subject: who.
+        action: what.
+        camera: its name.
+        frames: (T,) numbers in the original file.
+        rotations: (T, 24, 3) axis-angle on the SMPL tree, root rotation in the camera frame, where known.
+    """
+
+    pose: Tensor  # (T, 17, 3) metres
+    root: Tensor  # (T, 3) metres
+    keypoints: Tensor  # (T, 17, 2) pixels
+    confidence: Tensor  # (T, 17)
+    K: Tensor  # (3, 3) pixels
+    size: tuple[int, int]
+    subject: str
+    action: str
+    camera: str
+    frames: Tensor  # (T,) int64
+    rotations: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.pose)
+
+    def __getitem__(self, rows: slice | Tensor) -> Recording:
+        """Some of the frames."""
+        return Recording(
+            self.pose[rows],
+            self.root[rows],
+            self.keypoints[rows],
+            self.confidence[rows],
+            self.K,
+            self.size,
+            self.subject,
+            self.action,
+            self.camera,
+            self.frames[rows],
+            None if self.rotations is None else self.rotations[rows],
+        )
+
+
+def record(
+    points: Tensor,
+    keypoints: Tensor,
+    K: Tensor,
+    size: tuple[int, int],
+    subject: str,
+    action: str,
+    camera: str,
+    confidence: Tensor | None = None,
+    rotations: Tensor | None = None,
+    frames: Tensor | None = None,
+) -> Recording:
+    """A recording from joints (T, 17, 3) in the camera frame, not yet root-relative; the rest as there."""
+    root = points[:, :1]
+    return Recording(
+        points - root,
+        root[:, 0],
+        keypoints,
+        torch.ones(keypoints.shape[:2]) if confidence is None else confidence,
+        K,
+        size,
+        subject,
+        action,
+        camera,
+        torch.arange(len(points)) if frames is None else frames,
+        rotations,
+    )
+
+
+def intrinsics(fx: float, fy: float, cx: float, cy: float) -> Tensor:
+    """(3, 3) from focal lengths and principal point in pixels."""
+    return torch.tensor([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
+
+
+def fit_intrinsics(points: Tensor, keypoints: Tensor) -> Tensor:
+    """K (3, 3) by least squares from points (..., 3) in the camera frame and their pixels (..., 2)."""
+    points, keypoints = points.reshape(-1, 3).double(), keypoints.reshape(-1, 2).double()
+    rows = points[:, :2] / points[:, 2:]
+    solved = [
+        torch.linalg.lstsq(
+            torch.stack([rows[:, i], torch.ones(len(rows)).double()], -1), keypoints[:, i : i + 1]
+        )
+        for i in (0, 1)
+    ]
+    (fx, cx), (fy, cy) = (s.solution[:, 0].tolist() for s in solved)
+    return intrinsics(fx, fy, cx, cy)
