@@ -18,13 +18,15 @@ from dd3g.diffusion import Energy
 from dd3g.pose.geometry import project, solve_translation
 from dd3g.pose.skeletons import H36M_17
 
+JOINTS = len(H36M_17)
+
 
 @dataclass(frozen=True)
 class Evidence(Energy):
     """Base of the energies here.
 
     Args:
-        spread: metres by which each joint may still be wrong, one or (N,).
+        spread: metres by which each coordinate of a joint may still be wrong, one or (17,).
     """
 
     spread: Tensor | float = 0.0
@@ -74,15 +76,15 @@ class Reprojection(Evidence):
         return self.K.expand(len(self.confidence), 3, 3)
 
     def _pixels(self, poses: Tensor) -> tuple[Tensor, Tensor]:
-        """Places (B, m, 17, 2) and the variance (B, m, 1) in pixels^2 that `spread` gives them."""
+        """Places (B, m, 17, 2) and the variance (B, m, 17) in pixels^2 that `spread` gives them."""
         B = len(self.confidence)
         # The translation is where the energy is least, or nearly so: its own derivative does not matter.
         translation = self.solve(poses)
         K = self._cameras()[:, None]
         points = project((poses + translation[:, None]).unflatten(0, (B, -1)), K)
         scale = K[..., 0, 0] / translation[:, 2].clamp(min=0.1).unflatten(0, (B, -1))  # pixels per metre
-        spread = torch.as_tensor(self.spread).to(poses).expand(len(poses)).unflatten(0, (B, -1))
-        return points, (scale * spread).square()[..., None]
+        spread = torch.as_tensor(self.spread).to(poses).expand(JOINTS)
+        return points, (scale[..., None] * spread).square()
 
     def _energy(self, log_likelihood: Tensor) -> Tensor:
         """(B, m, 17) relative log likelihoods -> (N,)."""
@@ -158,7 +160,7 @@ class HeatmapNLL(Reprojection):
         points, variance = self._pixels(x0)
         cell = self._cell[:, None, None]  # (B, 1, 1, 2)
         places = (points - self.boxes[:, None, None, :2]) / cell  # (B, m, 17, 2) cells
-        variance = variance[..., None] / cell.square() + self.sigma**2  # (B, m, 1, 2)
+        variance = variance[..., None] / cell.square() + self.sigma**2  # (B, m, 17, 2)
         weights = []
         for axis, count in ((0, self.heatmaps.shape[-1]), (1, self.heatmaps.shape[-2])):
             away = places[..., axis, None] - (torch.arange(count).to(places) + 0.5)  # (B, m, 17, count)
@@ -166,6 +168,22 @@ class HeatmapNLL(Reprojection):
         columns, rows = weights  # (B, 17, m, w), (B, 17, m, h)
         likelihood = ((rows @ self.heatmaps) * columns).sum(-1).transpose(1, 2)  # (B, m, 17)
         return self._energy(likelihood.clamp(min=1e-30).log())
+
+
+def keypoint_noise(keypoints: Tensor, confidence: Tensor) -> Tensor:
+    """Detector noise where nothing better is known: 1 % of the longer side of the person in the picture.
+
+    Args:
+        keypoints: (B, J, 2) pixels.
+        confidence: (B, J), 0 where not seen.
+
+    Returns:
+        (B,) pixels, at least 1.
+    """
+    seen = confidence[..., None] > 0
+    low = torch.where(seen, keypoints, torch.inf).amin(1)
+    high = torch.where(seen, keypoints, -torch.inf).amax(1)
+    return (0.01 * (high - low).amax(-1)).clamp(min=1.0)
 
 
 def heatmaps_from_keypoints(keypoints: Tensor, boxes: Tensor, size: int = 64, sigma: float = 1.5) -> Tensor:
@@ -206,7 +224,7 @@ class Known3D(Evidence):
         away = mask * (x0.unflatten(0, (len(self.points), -1)) - self.points[:, None])  # (B, m, 17, 3)
         shift = away.sum(-2, keepdim=True) / mask.sum(-2, keepdim=True).clamp(min=1)
         away = torch.where(mask[:, :, :1] > 0, away, away - mask * shift)
-        return away.square().sum((-1, -2)).flatten() / (2 * _variance(self, x0))
+        return (away.square().sum(-1) / (2 * _variance(self, x0))).sum(-1).flatten()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +242,9 @@ class BoneLength(Evidence):
     def __call__(self, x0: Tensor) -> Tensor:
         """Poses (N, 17, 3) in metres -> (N,)."""
         away = bone_lengths(x0).unflatten(0, (len(self.lengths), -1)) - self.lengths[:, None]
-        return away.nan_to_num(nan=0.0).square().sum(-1).flatten() / (2 * _variance(self, x0))
+        # The farther end of a bone is the less certain one.
+        variance = _variance(self, x0)[1:]
+        return (away.nan_to_num(nan=0.0).square() / (2 * variance)).sum(-1).flatten()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,9 +261,10 @@ class Smooth(Evidence):
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Poses (N, 17, 3) in metres -> (N,)."""
-        step = x0.unflatten(0, (self.frames, -1)).diff(dim=0).square().sum((-1, -2)) / 2  # (B - 1, m)
+        step = x0.unflatten(0, (self.frames, -1)).diff(dim=0).square().sum(-1)  # (B - 1, m, 17)
+        step = (step / (2 * _variance(self, x0))).sum(-1) / 2  # (B - 1, m)
         shared = torch.nn.functional.pad(step, (0, 0, 1, 0)) + torch.nn.functional.pad(step, (0, 0, 0, 1))
-        return shared.flatten() / (2 * _variance(self, x0))
+        return shared.flatten()
 
 
 def bone_lengths(poses: Tensor) -> Tensor:
@@ -253,4 +274,5 @@ def bone_lengths(poses: Tensor) -> Tensor:
 
 
 def _variance(evidence: Known3D | BoneLength | Smooth, x0: Tensor) -> Tensor:
-    return evidence.sigma**2 + torch.as_tensor(evidence.spread).to(x0).square()
+    """(17,) metres^2 a coordinate."""
+    return evidence.sigma**2 + torch.as_tensor(evidence.spread).to(x0).expand(JOINTS).square()

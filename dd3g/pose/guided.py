@@ -1,7 +1,7 @@
 """Poses from an unconditional prior and what is known about them: a picture, joints, bones, or nothing.
 
 Flexible geometric guidance (Snelgar et al. 2026, arXiv 2602.03126) in the form of a Gaussian posterior: at
-level t the truth lies about `prior.spread[t]` from the predicted pose, so the likelihood is widened by as
+level t each joint lies about `prior.spread[t]` from its prediction, so the likelihood is widened by as
 much and the prediction moves by covariance times gradient, which for a Gaussian likelihood is the exact
 conditional mean (pseudoinverse guidance, Song et al. 2023). No step size is left to tune.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dd3g.diffusion import Plan, Step, sample
 from dd3g.diffusion.guidance import Mode
-from dd3g.pose.energies import Evidence, HeatmapNLL, Keypoint2D, Known3D, Reprojection
+from dd3g.pose.energies import Evidence, HeatmapNLL, Keypoint2D, Known3D, Reprojection, keypoint_noise
 from dd3g.pose.hypotheses import Hypotheses
 from dd3g.pose.prior import JOINTS, Prior
 
@@ -77,16 +77,17 @@ def draw(
     for step, (t, u) in enumerate(plan):
         objective = None
         if evidence:
-            spread = float(prior.spread[t])
-            weight = rho
+            spread = prior.spread[t]  # (16,) metres
+            gain = torch.tensor(rho).to(x)
             if mode == "detached":
+                # `guide` moves x0 by -(sigma / alpha)^2 times the gradient; this makes it the covariance.
                 alpha, sigma = prior.schedule.alpha_sigma(t, x)
-                weight *= float((spread * prior.scale * alpha / sigma) ** 2)
-            terms = [e.at(spread) for e in evidence]
+                gain = gain * (spread * prior.scale * alpha / sigma).square()[:, None]
+            terms = [e.at(torch.nn.functional.pad(spread, (1, 0))) for e in evidence]
             if step < len(plan) / 5:
                 # Early predictions say little about depth; the average pose's size says more.
                 terms = [e.placed(e.solve(average)) if isinstance(e, Reprojection) else e for e in terms]
-            objective = _Guidance(prior, terms, weight)
+            objective = _Guidance(prior, terms, gain)
         moved = sample(
             prior, prior.schedule, x, [(t, u)], None, objective,
             mode=mode, eta=eta, generator=generator, record=record,
@@ -96,14 +97,15 @@ def draw(
 
 
 class _Guidance:
-    """The evidence as an objective on the prior's states."""
+    """The evidence as an objective on the prior's states, with the gradient times `gain`, () or (16, 1)."""
 
-    def __init__(self, prior: Prior, terms: Sequence[Evidence], weight: float) -> None:
-        self.prior, self.terms, self.weight = prior, terms, weight
+    def __init__(self, prior: Prior, terms: Sequence[Evidence], gain: Tensor) -> None:
+        self.prior, self.terms, self.gain = prior, terms, gain
 
     def __call__(self, x0: Tensor) -> Tensor:
-        poses = self.prior.decode(x0)
-        return self.weight * torch.stack([term(poses) for term in self.terms]).sum(0)
+        held = x0.detach()
+        poses = self.prior.decode(held + self.gain * (x0 - held))
+        return torch.stack([term(poses) for term in self.terms]).sum(0)
 
 
 def _hypotheses(poses: Tensor, people: int, evidence: Sequence[Evidence]) -> Hypotheses:
@@ -128,7 +130,7 @@ def lift(
     K: Tensor,
     m: int = 20,
     *,
-    sigma: Tensor | float = 5.0,
+    sigma: Tensor | float | None = None,
     heatmaps: Tensor | None = None,
     boxes: Tensor | None = None,
     translation: Tensor | None = None,
@@ -143,7 +145,7 @@ def lift(
         confidence: (B, 17), 0 where not seen.
         K: (B, 3, 3) or (3, 3) pixels.
         m: hypotheses a person.
-        sigma: noise of the keypoints in pixels, one or (B,).
+        sigma: noise of the keypoints in pixels, one or (B,); None estimates it by `keypoint_noise`.
         heatmaps: (B, 17, h, w) to use instead of the keypoints.
         boxes: (B, 4) left, top, right, bottom of the heatmaps in pixels.
         translation: (B, 3) metres where the root is known.
@@ -155,6 +157,7 @@ def lift(
     """
     seen: Reprojection
     if heatmaps is None:
+        sigma = keypoint_noise(keypoints, confidence) if sigma is None else sigma
         seen = Keypoint2D(
             keypoints=keypoints, confidence=confidence, K=K, translation=translation, sigma=sigma
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dd3g.pose.data.motion import Motion
 
 JOINTS = len(H36M_17)
+SHIPPED = Path(__file__).parents[1] / "weights" / "pose-prior"
 SCHEDULE = {
     "num_train_timesteps": 1000,
     "beta_schedule": "squaredcos_cap_v2",
@@ -38,9 +39,12 @@ class PriorConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.width, self.blocks, self.time_width, self.groups) < 1 or self.width % self.groups:
+        # A group of one channel would be normalised to zero.
+        if min(self.blocks, self.time_width, self.groups) < 1 or self.width not in range(
+            2 * self.groups, 2**20, self.groups
+        ):
             raise ValueError(
-                f"prior: width {self.width} must be a multiple of groups {self.groups}, all sizes positive"
+                f"prior: width {self.width} must be 2 or more times groups {self.groups}, all sizes positive"
             )
 
 
@@ -59,7 +63,7 @@ class Prior(nn.Module):
     prediction: Prediction = "v"
     mean: Tensor  # (16, 3) metres
     scale: Tensor  # () 1 / metres
-    spread: Tensor  # (T,) metres
+    spread: Tensor  # (T, 16) metres
 
     def __init__(self, config: PriorConfig | None = None) -> None:
         super().__init__()
@@ -67,10 +71,9 @@ class Prior(nn.Module):
         self.schedule = Schedule.from_config(SCHEDULE)
         self.register_buffer("mean", torch.zeros(JOINTS - 1, 3))
         self.register_buffer("scale", torch.tensor(4.0))
-        # Root mean square error per coordinate of the predicted x0 at each level: how far the truth may lie.
-        self.register_buffer(
-            "spread", torch.from_numpy((1 - self.schedule.alpha_bar[:-1].numpy()) ** 0.5 / 4).float()
-        )
+        # Root mean square error per coordinate of each joint of the predicted x0: how far the truth may lie.
+        sigma = (1 - self.schedule.alpha_bar[:-1]).sqrt().float()
+        self.register_buffer("spread", (sigma / self.scale)[:, None].repeat(1, JOINTS - 1))
         self.time = nn.Sequential(nn.Linear(128, config.time_width), nn.SiLU())
         self.enter = nn.Linear(3 * (JOINTS - 1), config.width)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.blocks))
@@ -100,8 +103,8 @@ class Prior(nn.Module):
         return save_folder(folder, self, {"kind": "pose-prior", **asdict(self.config)}, dtype)
 
     @staticmethod
-    def from_pretrained(folder: str | Path) -> Prior:
-        """Read a folder that `save_pretrained` wrote.
+    def from_pretrained(folder: str | Path = SHIPPED) -> Prior:
+        """Read a folder that `save_pretrained` wrote; the shipped one by default.
 
         Raises:
             UserError: when it is missing, broken or of another kind.
@@ -163,13 +166,16 @@ def denoising_loss(prior: Prior, poses: Tensor, generator: torch.Generator) -> T
 
 @torch.no_grad()
 def measure_spread(prior: Prior, poses: Tensor, generator: torch.Generator, every: int = 20) -> Tensor:
-    """Root mean square error per coordinate of the predicted x0 at each level, metres (T,), interpolated.
+    """Root mean square error per coordinate of the predicted x0 at each level and joint, interpolated.
 
     Args:
         prior: the network.
         poses: (B, 17, 3) metres, of the data that the prior describes.
         generator: source of noise.
         every: levels between two measurements.
+
+    Returns:
+        (T, 16) metres.
     """
     x0, steps = prior.encode(poses), prior.schedule.steps
     measured = []
@@ -178,13 +184,12 @@ def measure_spread(prior: Prior, poses: Tensor, generator: torch.Generator, ever
         t = torch.full((len(x0),), level)
         x_t = prior.schedule.add_noise(x0, torch.randn(x0.shape, generator=generator).to(x0), t)
         predicted = convert(prior.schedule, prior(x_t, t.to(x_t.device)), x_t, t, "v", "x0")
-        measured.append((predicted - x0).square().mean().sqrt() / prior.scale)
-    table = torch.stack(measured)
-    position = torch.arange(steps).clamp(max=steps - 1) / every
-    low = position.long().clamp(max=len(levels) - 2)
+        measured.append((predicted - x0).square().mean((0, 2)).sqrt() / prior.scale)
+    table = torch.stack(measured)  # (levels, 16)
+    low = (torch.arange(steps) // every).clamp(max=len(levels) - 2)
     left, right = torch.tensor(levels)[low], torch.tensor(levels)[low + 1]
     share = (torch.arange(steps) - left) / (right - left)
-    return torch.lerp(table[low], table[low + 1], share.to(table))
+    return torch.lerp(table[low], table[low + 1], share.to(table)[:, None])
 
 
 def train_prior(
@@ -217,6 +222,8 @@ def train_prior(
     """
     from dd3g.pose.synthesis import synthesise
     from dd3g.pose.training import fit, generator_for
+
+    motion = replace(motion, rotations=None)  # turning them with the camera would cost time
 
     def poses(count: int, generator: torch.Generator) -> Tensor:
         return synthesise(motion, torch.randint(2**40, (count,), generator=generator), seed).pose

@@ -11,6 +11,7 @@ from dd3g.pose.energies import (
     Smooth,
     bone_lengths,
     heatmaps_from_keypoints,
+    keypoint_noise,
 )
 from dd3g.pose.geometry import project
 from dd3g.pose.skeletons import H36M_17
@@ -34,15 +35,15 @@ CONFIDENCE = torch.linspace(0.0, 1.0, 17).expand(B, 17)
 
 
 def test_keypoint_energy_equals_a_loop():
-    spread, sigma = torch.tensor([0.0, 0.01, 0.02, 0.03, 0.0, 0.05]), torch.tensor([4.0, 6.0])
+    spread, sigma = torch.linspace(0.0, 0.04, 17), torch.tensor([4.0, 6.0])
     keypoints, poses = _keypoints(), _poses()
     energy = Keypoint2D(keypoints=keypoints, confidence=CONFIDENCE, K=K, sigma=sigma, translation=ROOT).at(
         spread
     )(poses)
     for n in range(B * M):
         b, total = n // M, 0.0
-        width = sigma[b] ** 2 + (900 * spread[n] / ROOT[b, 2]) ** 2
         for j in range(17):
+            width = sigma[b] ** 2 + (900 * spread[j] / ROOT[b, 2]) ** 2
             x, y, z = (poses[n, j] + ROOT[b]).tolist()
             dx, dy = 900 * x / z + 480 - keypoints[b, j, 0], 950 * y / z + 520 - keypoints[b, j, 1]
             total -= CONFIDENCE[b, j] * math.log(math.exp(-(dx**2 + dy**2) / (2 * width)) + 1e-3)
@@ -115,6 +116,14 @@ def test_heatmap_energy_equals_a_loop_over_cells():
                 )
         total -= math.log(value + 1e-3)
     assert float(energy(pose)) == pytest.approx(total, rel=1e-4)
+
+
+def test_keypoint_noise_follows_the_size_of_what_was_seen():
+    keypoints = torch.zeros(2, 17, 2)
+    keypoints[0, 3], keypoints[0, 4] = torch.tensor([100.0, 50.0]), torch.tensor([300.0, 650.0])
+    confidence = torch.zeros(2, 17)
+    confidence[0, [3, 4]] = 0.5
+    assert keypoint_noise(keypoints, confidence).tolist() == pytest.approx([6.0, 1.0])
 
 
 def test_known_joints_count_alone_and_any_shift_is_free_without_the_root():

@@ -33,7 +33,7 @@ def test_placing_finds_turn_and_distance():
 
 
 def test_levels_have_the_noise_of_the_sub_vp_equation():
-    schedule = Prior(PriorConfig(width=32)).schedule
+    schedule = Prior(PriorConfig(width=64)).schedule
     # std / alpha at time 0.1 is 0.1095
     level = _level(schedule, 0.1)
     ab = float(schedule.alpha_bar[level])
