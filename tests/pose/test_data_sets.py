@@ -119,9 +119,8 @@ def h36m(tmp_path):
             points = (RNG.normal(size=(5, 32, 3)) * 0.3 + [0, 0, 1]).astype(np.float32)
             world[subject][action] = points
             flat[subject][action] = [
-                np.array(
-                    [[distort(by_hand(p, station), lens) for p in f[list(KEPT)]] for f in [*points, points[0]]],
-                    dtype=np.float32,
+                np.float32(
+                    [[distort(by_hand(p, station), lens) for p in f[list(KEPT)]] for f in [*points, points[0]]]
                 )
                 for lens, station in zip(cameras["intrinsics"], cameras["extrinsics"][subject], strict=True)
             ]  # fmt: skip
