@@ -107,6 +107,16 @@ def find_people(picture: Image.Image, tiles: bool = True) -> list[Person]:
     return [_enlarged(p, shrink, picture.size) for p in people]
 
 
+def load() -> None:
+    """Load both networks now.
+
+    Raises:
+        UserError: when they or their runtime are missing.
+    """
+    for name in ("pose_detection", "pose_landmark_full"):
+        _network(name)
+
+
 def anchors() -> np.ndarray:
     """(2254, 2) anchor centres in 0..1: 2 in each cell of 8 px, 2 in each of 16 px, 6 in each of 32 px."""
     centres = []

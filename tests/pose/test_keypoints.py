@@ -139,7 +139,7 @@ def bad_files(folder):
         (npz("names.npz", kpts=good), "h36m-17", "no array 'keypoints' in it, only kpts"),
         (npz("nobody.npz", keypoints=good[:0]), "h36m-17", "no person in it"),
         (npz("focal.npz", keypoints=good, K=-np.eye(3)), "h36m-17", "focal lengths in K must be positive"),
-        (npz("maps.npz", keypoints=good, heatmaps=one[:, :16], boxes=one[0, :1, 0]), "h36m-17", "heatmaps must"),
+        (npz("maps.npz", keypoints=good, heatmaps=one[:, :16], boxes=one[0, :1, 0]), "h36m-17", "h, w"),
         (npz("boxes.npz", keypoints=good, heatmaps=one), "h36m-17", "need 'boxes'"),
         ("cut.npz", "h36m-17", "damaged or cut short"),
         ("bomb.npz", "h36m-17", "pickled objects, which are never read"),

@@ -1,0 +1,24 @@
+"""Human pose: 3D hypotheses for the people in a picture, from keypoints of any detector, or from nothing.
+
+from dd3g.pose import estimate
+for person in estimate("photo.jpg", method="guided", m=20):
+    person.pose, person.expected_error  # (17, 3) metres in the camera frame, metres
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dd3g.pose.estimation import PersonHypotheses, complete, estimate, generate
+    from dd3g.pose.hypotheses import Hypotheses
+
+__all__ = ["Hypotheses", "PersonHypotheses", "complete", "estimate", "generate"]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: torch alone takes longer to import than most commands need to say what is wrong.
+    if name not in __all__:
+        raise AttributeError(f"module 'dd3g.pose' has no attribute {name!r}")
+    from importlib import import_module
+
+    module = "dd3g.pose.hypotheses" if name == "Hypotheses" else "dd3g.pose.estimation"
+    return getattr(import_module(module), name)
