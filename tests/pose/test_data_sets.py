@@ -118,10 +118,9 @@ def h36m(tmp_path):
         for action in ("Directions", "Directions 1", "Eating"):
             points = (RNG.normal(size=(5, 32, 3)) * 0.3 + [0, 0, 1]).astype(np.float32)
             world[subject][action] = points
+            longer = [*points, points[0]]
             flat[subject][action] = [
-                np.float32(
-                    [[distort(by_hand(p, station), lens) for p in f[list(KEPT)]] for f in [*points, points[0]]]
-                )
+                np.float32([[distort(by_hand(p, station), lens) for p in frame[list(KEPT)]] for frame in longer])
                 for lens, station in zip(cameras["intrinsics"], cameras["extrinsics"][subject], strict=True)
             ]  # fmt: skip
     sides = [[4, 5, 6, 11, 12, 13], [1, 2, 3, 14, 15, 16]]
