@@ -1,6 +1,7 @@
 """Turntables: the right side at the right time, files that other programs open."""
 
 import builtins
+import resource
 import subprocess
 
 import numpy as np
@@ -79,6 +80,30 @@ def test_mp4_decodes_to_the_same_pictures(images, tmp_path):
     frames = [np.frombuffer(frame, np.uint8).reshape(48, 48, 3) for frame in reader]
     assert len(frames) == 12
     assert np.abs(frames[3][:47, :47].astype(int) - images[3, :47, :47]).mean() < 4
+
+
+def test_a_full_disk_leaves_no_torn_mp4(images, tmp_path):
+    pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg is not installed")
+    path = save_turntable(images, tmp_path / "turn.mp4")
+    whole = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, limits[1]))  # ffmpeg inherits it
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*turn\.mp4: .+; choose another folder"):
+            save_turntable(images, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == whole
+
+
+def test_what_ffmpeg_says_last_is_passed_on(images, tmp_path, monkeypatch):
+    ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg is not installed")
+    stub = tmp_path / "ffmpeg"
+    stub.write_text("#!/bin/sh\ncat >/dev/null\necho first >&2\necho no such codec >&2\nexit 1\n")
+    stub.chmod(0o755)
+    monkeypatch.setattr(ffmpeg, "get_ffmpeg_exe", lambda: str(stub))
+    with pytest.raises(UserError, match=r"turn\.mp4: no such codec;"):
+        save_turntable(images, tmp_path / "turn.mp4")
 
 
 def test_without_ffmpeg_an_mp4_becomes_a_webp(images, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def save_turntable(images: np.ndarray, path: str | Path, fps: float = 24) -> Pat
         The file that was written; its suffix tells whether an .mp4 became a .webp.
 
     Raises:
-        UserError: on another suffix, or a place that can't be written to.
+        UserError: on another suffix, a place that can't be written to, or a video that ffmpeg can't finish.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -96,16 +97,20 @@ def _ffmpeg_is_here() -> bool:
 
 
 def _write_mp4(images: np.ndarray, path: Path, fps: float) -> None:
-    from imageio_ffmpeg import write_frames
+    from imageio_ffmpeg import get_ffmpeg_exe
 
     _, height, width, _ = images.shape
     # H.264 halves the colour resolution, so both sides must be even.
     images = np.pad(images, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    size = (images.shape[2], images.shape[1])
-    writer = write_frames(
-        str(path), size, fps=fps, quality=None, macro_block_size=1, output_params=["-crf", "18"]
+    size = f"{images.shape[2]}x{images.shape[1]}"
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-"]
+    video = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "18"]
+    # Run here and not through imageio_ffmpeg's writer, which takes a failed ffmpeg for a finished one.
+    done = subprocess.run(
+        [get_ffmpeg_exe(), "-y", "-v", "error", *source, *video, str(path)],
+        input=images.tobytes(),
+        capture_output=True,
     )
-    writer.send(None)
-    for image in images:
-        writer.send(image.tobytes())
-    writer.close()
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise OSError(said[-1] if said else f"ffmpeg ended with code {done.returncode}")
