@@ -32,7 +32,7 @@ def restore(
     keypoints: Tensor,
     confidence: Tensor,
     K: Tensor,
-    size: float,
+    size: float | Tensor,
     m: int = 20,
     alpha: float | None = None,
     generator: torch.Generator | int = 0,
@@ -50,7 +50,7 @@ def restore(
         keypoints: (B, 17, 2) pixels.
         confidence: (B, 17) in 0..1; where it is 0 the keypoint is not looked at.
         K: (B, 3, 3) pixels.
-        size: pixels of the longer side of the picture, or of the crop that the detector saw.
+        size: pixels of the longer side of the picture, or of the crop that the detector saw; one or (B,).
         m: number of hypotheses.
         alpha: noise of an easy joint, in half `size`; None takes what was best on the training views.
         generator: source of the noise, on the CPU, or its seed.
@@ -71,8 +71,9 @@ def restore(
     B = len(keypoints)
     keypoints = torch.where((confidence > 0)[..., None], keypoints, 0.0)
     x, trust = _completed(lifter, keypoints, confidence, K)
+    sides = torch.as_tensor(size).to(x).expand(B)
     # One unit of noise, half the picture, as the normalised camera sees it.
-    unit = FOCAL * size / 2 / torch.stack([K[:, 0, 0], K[:, 1, 1]], -1)[:, None, None]  # (B, 1, 1, 2)
+    unit = FOCAL * sides[:, None] / 2 / K.diagonal(dim1=-2, dim2=-1)[:, :2]  # (B, 2)
     noisy = []  # twice (B * m, 17, 2)
     for points, known in ((x, confidence), (flip(x), confidence[:, H36M_17.mirrored])):
         s = torch.ones_like(known)
@@ -80,14 +81,17 @@ def restore(
             s = difficulty(shown(points, known)).clamp(min=1)
         noise = torch.randn(B, m, 17, 2, generator=generator).to(x)
         noise[:, 0] = 0
-        noisy.append((points[:, None] + alpha * unit * s[:, None, :, None] * noise).flatten(0, 1))
+        noisy.append(
+            (points[:, None] + alpha * unit[:, None, None] * s[:, None, :, None] * noise).flatten(0, 1)
+        )
     rows = [part.split(ROWS) for part in (noisy[0], trust.repeat_interleave(m, 0), noisy[1])]
     poses = torch.cat([lift(lifter, *row) for row in zip(*rows, strict=True)]).unflatten(0, (B, m))
     keypoints, confidence, K = keypoints[:, None], confidence[:, None].expand(-1, m, -1), K[:, None]
     translation = solve_translation(poses, keypoints.expand(-1, m, -1, -1), confidence, K)
-    distance = (project(poses + translation[:, :, None], K) - keypoints) / (0.005 * size)
+    distance = (project(poses + translation[:, :, None], K) - keypoints).norm(dim=-1)  # (B, m, 17) pixels
     weight = confidence.square()
-    energy = (weight * distance.square().sum(-1)).sum(-1) / weight.sum(-1).clamp(min=1e-6)
+    energy = (weight * distance.square()).sum(-1) / weight.sum(-1).clamp(min=1e-6)
+    energy = energy / (0.005 * sides[:, None]).square()
     return Hypotheses(poses, energy, translation)
 
 
