@@ -130,7 +130,10 @@ def read_rgba(source: str | Path | Image.Image | np.ndarray, name: str = "the pi
     except UserError:
         raise
     except Exception as e:
-        # Pillow's decoders raise nearly every type there is on damaged files.
+        # Pillow's decoders raise nearly every type there is on damaged files; only the system's own errors
+        # have a number.
+        if isinstance(e, OSError) and e.errno is not None:
+            raise UserError(f"{name} cannot be read ({e.strerror}): check the path") from e
         raise UserError(f"{name} is damaged or cut short ({e}): copy or download the picture again") from e
 
 
@@ -216,8 +219,11 @@ def _to_rgba(image: Image.Image, name: str) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         # Pillow clips instead of scaling when it turns 16-bit grey into 8-bit.
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
-        image = Image.fromarray(grey.astype(np.uint8))
+        deep = np.clip(np.asarray(image).astype(np.int64), 0, 65535)  # (H, W)
+        clear = image.info.get("transparency")  # a grey level
+        image = Image.fromarray((deep >> 8).astype(np.uint8))
+        if clear is not None:
+            image.putalpha(Image.fromarray(np.where(deep == clear, 0, 255).astype(np.uint8)))
     rgba = image.convert("RGBA")
     top = np.asarray(rgba.getchannel("A")).max()
     if top < SOLID:
@@ -261,7 +267,7 @@ def _frame(image: Image.Image, size: int, name: str) -> Image.Image:
 
 def _predict_matte(image: Image.Image, model: str) -> Image.Image:
     """(W, H) mask of mode L for an RGB picture."""
-    if model != "auto":
+    if model not in ("auto", "u2netp"):
         return _rembg_session(model).predict(image)[0].convert("L")
     session = _u2netp_session()
     small = np.asarray(image.resize((320, 320), Image.Resampling.LANCZOS), np.float32)

@@ -3,6 +3,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -228,6 +229,14 @@ def test_single_transparent_colour(tmp_path):
     assert out[0, 0, 3] == 0 and out[5, 5, 3] == 255
 
 
+def test_a_transparent_grey_of_16_bits(tmp_path):
+    grey = np.full((16, 16), 40000, np.uint16)
+    grey[4:12, 4:12] = 40001  # the same once it has 8 bits
+    out = opened(tmp_path, Image.fromarray(grey), ".png", transparency=40000)
+    assert (out[4:12, 4:12] == (156, 156, 156, 255)).all()
+    assert (out[..., 3] == np.where(grey == 40000, 0, 255)).all()
+
+
 def test_gif_gives_its_first_frame(tmp_path):
     frames = [Image.new("RGB", (20, 20), c) for c in ("red", "blue")]
     frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
@@ -323,6 +332,23 @@ def test_missing_matting_model_names_the_command(monkeypatch, tmp_path):
     dd3g.picture._u2netp_session.cache_clear()
     with pytest.raises(UserError, match="python -m dd3g.models fetch u2netp"):
         load_image(np.full((64, 64, 3), 255, np.uint8))
+
+
+@pytest.mark.parametrize("name", ["auto", "u2netp"])
+def test_u2netp_is_run_without_rembg_whichever_way_it_is_named(monkeypatch, name):
+    class Session:
+        def get_inputs(self):
+            return [SimpleNamespace(name="input")]
+
+        def run(self, _, inputs):
+            return [inputs["input"][:, :1]]
+
+    monkeypatch.setattr(dd3g.picture, "_u2netp_session", Session)
+    monkeypatch.setattr(dd3g.picture, "_rembg_session", lambda model: pytest.fail("rembg was asked"))
+    shape = disc()
+    rgb = np.where(shape[..., 3:] > 0, np.uint8(255), np.uint8(0)).repeat(3, -1)
+    cutout, _ = dd3g.picture.cut_out(read_rgba(rgb), name, "x")
+    assert (np.asarray(cutout)[..., 3] >= 128).mean() == pytest.approx((shape[..., 3] > 0).mean(), abs=0.02)
 
 
 @pytest.mark.skipif(models.model_path("u2netp") is None, reason="u2netp is not fetched")
@@ -445,6 +471,17 @@ def test_unreadable(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image, "open", refuse)
     fails(path, "may not be read")
+
+
+def test_the_system_names_its_own_errors(tmp_path, monkeypatch):
+    fails(tmp_path / (300 * "x"), r"cannot be read \(File name too long\): check the path")
+    path = bad(tmp_path, b"x")
+
+    def refuse(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    fails(path, r"cannot be read \(Input/output error\)")
 
 
 @pytest.mark.parametrize("array", [np.zeros((8, 8, 5), np.uint8), np.zeros((8, 8, 3)), np.zeros(8, np.uint8)])
