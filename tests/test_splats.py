@@ -17,8 +17,8 @@ from dd3g.gaussians import Gaussians, quaternion_to_matrix
 from dd3g.io import splats
 
 GOLDEN = Path(__file__).parent / "golden"
-DATA = Path(os.environ.get("DD3G_DATA", Path(__file__).parents[2] / "shared" / "data"))
-FOREIGN = sorted((DATA / "splats").glob("*.splat"))
+DATA = os.environ.get("DD3G_DATA")
+FOREIGN = sorted(Path(DATA, "splats").glob("*.splat")) if DATA else []
 
 
 def example() -> Gaussians:
@@ -304,6 +304,33 @@ def test_glb_with_moved_nodes_or_log_scales_is_refused(tmp_path):
     struct.pack_into("<f", draft, 28 + size + view["byteOffset"], -4.6)
     path.write_bytes(draft)
     with pytest.raises(UserError, match="drafts"):
+        splats.load(path)
+
+
+def glb(text: bytes) -> bytes:
+    """The golden file's values below another description."""
+    golden = (GOLDEN / "gaussians.glb").read_bytes()
+    content = golden[20 + struct.unpack_from("<I", golden, 12)[0] :]
+    text += b" " * (-len(text) % 4)
+    head = struct.pack("<4sIII4s", b"glTF", 2, 20 + len(text) + len(content), len(text), b"JSON")
+    return head + text + content
+
+
+def test_glb_made_to_exhaust_the_reader(tmp_path):
+    path = tmp_path / "x.glb"
+    path.write_bytes(glb(b'{"a":' + 100_000 * b"["))
+    with pytest.raises(
+        UserError, match=r"not a \.glb file that can be read: its header is broken \(maximum rec"
+    ):
+        splats.load(path)
+    golden = (GOLDEN / "gaussians.glb").read_bytes()
+    document = json.loads(golden[20 : 20 + struct.unpack_from("<I", golden, 12)[0]])
+    path.write_bytes(glb(json.dumps(document).encode()))
+    assert len(splats.load(path)) == 3
+    for accessor, view in zip(document["accessors"], document["bufferViews"], strict=True):
+        accessor["count"], view["byteStride"] = 10**15, 0
+    path.write_bytes(glb(json.dumps(document).encode()))
+    with pytest.raises(UserError, match="its byteStride 0 is less than one value"):
         splats.load(path)
 
 

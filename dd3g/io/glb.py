@@ -112,6 +112,8 @@ def _read(document: dict[str, Any], content: memoryview, index: int) -> np.ndarr
     count, width = accessor["count"], _WIDTHS[accessor["type"]]
     start = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
     stride = view.get("byteStride", width * dtype.itemsize)
+    if stride < width * dtype.itemsize:  # many values in few bytes would fill the memory
+        raise ValueError(f"its byteStride {stride} is less than one value")
     if start < 0 or count < 1 or len(content) < start + (count - 1) * stride + width * dtype.itemsize:
         raise ValueError("it ends too early: an accessor reaches past the end of the file")
     values = np.ndarray((count, width), dtype, content, start, (stride, dtype.itemsize)).astype(np.float32)

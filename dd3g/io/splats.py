@@ -13,6 +13,7 @@ from dd3g.io import glb, packed, ply
 from dd3g.io.atomic import replacing
 
 FORMATS = ("ply", "splat", "spz", "glb")
+MIN_OPACITY = 0.005  # Gaussians below it are not written
 
 # From our world (x right, y up, the object faces +z) to file axes: axis i of the file is sign[i] * our axis
 # order[i]; then the quaternion of the same turn. Written out, because a computed turn differs in the last bit
@@ -30,7 +31,7 @@ def save(
     path: str | Path,
     axes: str | None = None,
     format: str | None = None,
-    min_opacity: float = 0.005,
+    min_opacity: float = MIN_OPACITY,
 ) -> Path:
     """Write one object's Gaussians to a file that appears whole or not at all.
 
@@ -80,7 +81,9 @@ def load(path: str | Path, axes: str | None = None) -> Gaussians:
         raise UserError(f"{path} is not a .{format} file that can be read: {error}") from error
 
 
-def encode(gaussians: Gaussians, format: str, axes: str | None = None, min_opacity: float = 0.005) -> bytes:
+def encode(
+    gaussians: Gaussians, format: str, axes: str | None = None, min_opacity: float = MIN_OPACITY
+) -> bytes:
     """The bytes of a file; the same Gaussians give the same bytes.
 
     Args:
@@ -135,8 +138,9 @@ def decode(data: bytes, format: str, axes: str | None = None) -> Gaussians:
         else:
             readers = {"splat": packed.decode_splat, "spz": packed.decode_spz, "glb": glb.decode}
             gaussians = readers[format](data)
-    except (LookupError, TypeError, AttributeError, struct.error) as error:
-        raise ValueError(f"its header is broken ({error})") from error
+    except (LookupError, TypeError, AttributeError, struct.error, RecursionError, MemoryError) as error:
+        reason = error if str(error) else type(error).__name__
+        raise ValueError(f"its header is broken ({reason})") from error
     return _unit(_turn(gaussians, told or "opencv", back=True)).pruned(0)
 
 
