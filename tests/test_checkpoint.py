@@ -53,8 +53,8 @@ def test_views_of_one_storage_can_be_saved(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", '{"kind": "teacher"}', "{}", "\udcff"],
-    ids=["empty", "cut", "list", "null", "teacher", "nothing", "bytes"],
+    ["", "{", "[]", "null", '{"kind": "teacher"}', "{}", "\udcff", 100_000 * "["],
+    ids=["empty", "cut", "list", "null", "teacher", "nothing", "bytes", "deep"],
 )
 def test_a_config_of_something_else(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))

@@ -48,11 +48,15 @@ def save_folder(
 def read_config(folder: str | Path, kind: str) -> dict[str, Any]:
     """Read config.json of a model folder and check that it describes a `kind` ("generator" or "teacher")."""
     path = Path(folder) / CONFIG
-    if not path.is_file():
-        raise UserError(f"{folder}: no {CONFIG} there; a {kind} folder holds {CONFIG} and {WEIGHTS}")
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder}: no {CONFIG} there; a {kind} folder holds {CONFIG} and {WEIGHTS}"
+        ) from error
+    except OSError as error:
+        raise UserError(_unreadable(path, error)) from error
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); copy the checkpoint again") from error
     if not isinstance(config, dict) or config.get("kind") != kind:
         found = config.get("kind") if isinstance(config, dict) else type(config).__name__
@@ -63,12 +67,16 @@ def read_config(folder: str | Path, kind: str) -> dict[str, Any]:
 def load_weights(folder: str | Path, module: nn.Module) -> None:
     """Fill `module` from model.safetensors; every tensor must be there with its shape, in any float type."""
     path = Path(folder) / WEIGHTS
-    if not path.is_file():
+    try:
+        path.open("rb").close()  # says what is wrong; to safetensors every file it can't open is missing
+    except FileNotFoundError as error:
         pickles = sorted(
             p.name for p in Path(folder).glob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}
         )
         hint = f" ({', '.join(pickles)} is a pickle and is never read)" if pickles else ""
-        raise UserError(f"{path}: missing{hint}; convert the weights to safetensors")
+        raise UserError(f"{path}: missing{hint}; convert the weights to safetensors") from error
+    except OSError as error:
+        raise UserError(_unreadable(path, error)) from error
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -83,3 +91,7 @@ def load_weights(folder: str | Path, module: nn.Module) -> None:
             "take config.json and model.safetensors from the same checkpoint"
         )
     module.load_state_dict({n: t.to(own[n].dtype) for n, t in state.items()})
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    return f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions"

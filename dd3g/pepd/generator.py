@@ -15,7 +15,7 @@ from dd3g.cameras import FOVY, RADIUS, Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.nn import PictureEncoder, correspond_rgba
-from dd3g.nn.checkpoint import load_weights, read_config, save_folder
+from dd3g.nn.checkpoint import CONFIG, WEIGHTS, load_weights, read_config, save_folder
 from dd3g.pepd.pattern_extraction import CopiedTokens, PatternExtraction, type_embedding
 from dd3g.pepd.progressive_decoding import Bounds, Frame, ProgressiveDecoding
 
@@ -57,7 +57,7 @@ class GeneratorConfig:
                 f"generator: latent_shape {tuple(self.latent_shape)} must be (views, channels, side, side), "
                 f"with side {sides} for size {self.size}"
             )
-        if self.width % 8 or self.width % self.heads:
+        if self.heads < 1 or self.width % 8 or self.width % self.heads:
             raise ValueError(
                 f"generator: width {self.width} must be a multiple of 8 and of heads {self.heads}"
             )
@@ -184,12 +184,17 @@ class Generator(nn.Module):
         """
         folder = find_weights(name)
         config = read_config(folder, "generator")
-        known = {f.name for f in fields(GeneratorConfig)}
+        unknown = sorted(set(config) - {"kind"} - {f.name for f in fields(GeneratorConfig)})
+        if unknown:
+            raise UserError(
+                f"{folder}: config.json has options that this version does not know ({', '.join(unknown)}); "
+                "use the version of dd3g that wrote it"
+            )
         try:
-            bounds = Bounds(**config.pop("bounds", {}))
-            options = {k: v for k, v in config.items() if k in known}
+            options = {k: v for k, v in config.items() if k != "kind"}
+            bounds = Bounds(**options.pop("bounds", {}))
             model = cls(GeneratorConfig(bounds=bounds, **options))
-        except (TypeError, ValueError, KeyError, RuntimeError, ZeroDivisionError) as error:
+        except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
             raise UserError(
                 f"{folder}: config.json does not build a generator ({error}); copy the checkpoint again"
             ) from error
@@ -204,10 +209,23 @@ def shipped() -> list[str]:
 
 def find_weights(name: str | Path) -> Path:
     """Folder of a shipped name, a local folder, or a hub id (downloaded as safetensors and JSON only)."""
-    if (SHIPPED / str(name) / "config.json").is_file():
-        return SHIPPED / str(name)
-    if Path(name).exists():
-        return Path(name) if Path(name).is_dir() else Path(name).parent
+    path = Path(name)
+    try:
+        if (SHIPPED / name / CONFIG).is_file():
+            return SHIPPED / name
+        if path.is_dir():
+            return path
+        if path.exists():
+            if path.name in (CONFIG, WEIGHTS):
+                return path.parent
+            raise UserError(
+                f"{name}: weights are a folder with {CONFIG} and {WEIGHTS}; other files, pickles above all, "
+                "are never read: give such a folder"
+            )
+    except OSError as error:
+        raise UserError(
+            f"{name}: cannot be read ({error.strerror or error}); check the path and its permissions"
+        ) from error
     if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
         from huggingface_hub import snapshot_download
 
