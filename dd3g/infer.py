@@ -6,91 +6,61 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from dd3g.errors import UserError
+from dd3g.results import AXES, FORMATS, Request, check_writable, explain, write_results
 
-if TYPE_CHECKING:
-    from dd3g.gaussians import Gaussians
-    from dd3g.pepd import Generator
-    from dd3g.picture import Picture
-
-FORMATS = ("ply", "spz", "splat", "glb")
-AXES = ("opencv", "opengl", "zup")
 DEFAULT_WEIGHTS = "nano"
 # What this command puts beside its results is not taken for a picture when the same folder is given again.
 OWN_PICTURES = (".matte", ".turntable")
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to write for each picture, checked.
-
-    Args:
-        out: output folder.
-        formats: some of `FORMATS`.
-        axes: one of `AXES`, or None for each format's own convention.
-        turntable: also write an orbit video.
-        viewer: also write a self-contained HTML page.
-        seed: seed of the first sample; sample k uses seed + k.
-        samples: objects made from one picture, >= 1.
-        matte: as in `dd3g.picture.load_image`.
-    """
-
-    out: Path
-    formats: tuple[str, ...]
-    axes: str | None
-    turntable: bool
-    viewer: bool
-    seed: int
-    samples: int
-    matte: str
-
-    def __post_init__(self) -> None:
-        unknown = [f for f in self.formats if f not in FORMATS]
-        if unknown or not self.formats:
-            raise UserError(f"unknown format {', '.join(unknown)!r}: give one or more of {','.join(FORMATS)}")
-        if self.axes not in (None, *AXES):
-            raise UserError(f"unknown axes {self.axes!r}: choose from {', '.join(AXES)}")
-        if self.samples < 1:
-            raise UserError(f"--samples {self.samples} makes nothing: give 1 or more")
-
-
-def find_pictures(inputs: list[Path]) -> list[Path]:
+def find_pictures(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
     """The pictures named on the command line; a folder stands for the pictures in it, sorted by name.
 
+    Returns:
+        The pictures, and `{"picture", "error"}` of each of several inputs that is of no use.
+
     Raises:
-        UserError: when a folder holds no picture.
+        UserError: when the only input is a folder that holds no picture or may not be read.
     """
+    pictures: list[Path] = []
+    failed = []
+    for path in inputs:
+        try:
+            # Unlike Path.is_dir, which raises where a folder on the way may not be searched.
+            pictures += _listed(path) if os.path.isdir(path) else [path]
+        except UserError as e:
+            if len(inputs) == 1:
+                raise
+            failed.append({"picture": str(path), "error": str(e)})
+    return list(dict.fromkeys(pictures)), failed
+
+
+def _listed(folder: Path) -> list[Path]:
     from dd3g.picture import SUFFIXES
 
-    pictures: list[Path] = []
-    for path in inputs:
-        if not path.is_dir():
-            pictures.append(path)
-            continue
-        try:
-            found = sorted(
-                p
-                for p in path.iterdir()
-                if p.suffix.lower() in SUFFIXES
-                and not p.name.startswith(".")
-                and Path(p.stem).suffix not in OWN_PICTURES
-            )
-        except PermissionError as e:
-            raise UserError(f"the folder {path} may not be read: check its permissions") from e
-        if not found:
-            raise UserError(f"the folder {path} holds no pictures ({' '.join(SUFFIXES)})")
-        pictures += found
-    return list(dict.fromkeys(pictures))
+    try:
+        found = sorted(
+            p
+            for p in folder.iterdir()
+            if p.suffix.lower() in SUFFIXES
+            and not p.name.startswith(".")
+            and Path(p.stem).suffix not in OWN_PICTURES
+        )
+    except OSError as e:
+        reason = e.strerror or e
+        raise UserError(f"the folder {folder} may not be read ({reason}): check its permissions") from e
+    if not found:
+        raise UserError(f"the folder {folder} holds no pictures ({' '.join(SUFFIXES)})")
+    return found
 
 
 def output_stems(pictures: list[Path]) -> list[str]:
@@ -106,75 +76,6 @@ def output_stems(pictures: list[Path]) -> list[str]:
     return stems
 
 
-def load_generator(weights: str, device: str) -> Generator:
-    """The generator on its device.
-
-    Args:
-        weights: a shipped name, a folder or a hub id.
-        device: "auto" (CUDA when there is one, else the CPU), or any torch device.
-
-    Raises:
-        UserError: unknown or missing device, or weights that cannot be loaded.
-    """
-    import torch
-
-    from dd3g.pepd import Generator
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as e:
-        raise UserError(f"unknown device {device!r}: give auto, cpu, cuda, cuda:1 or mps") from e
-    backend = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(kind)
-    if backend is not None and not backend.is_available():
-        raise UserError(f"torch finds no {kind} device on this machine: give --device cpu, or leave it out")
-    return Generator.from_pretrained(weights, device=device)
-
-
-def write_results(generator: Generator, picture: Picture, stem: str, request: Request) -> dict[str, Any]:
-    """Generate and write everything for one picture; the files appear together, each whole.
-
-    Returns:
-        `{"matte": path, "samples": [{"seed", "gaussians", "files"}]}` as --json prints it.
-    """
-    samples = []
-    with tempfile.TemporaryDirectory(dir=request.out, prefix=".dd3g-") as temporary:
-        folder = Path(temporary)
-        try:
-            picture.save(folder / f"{stem}.matte.png")
-            for k in range(request.samples):
-                name = stem if request.samples == 1 else f"{stem}-{k}"
-                gaussians = generator.generate(picture, seed=request.seed + k)
-                files = _write_one(gaussians, folder, name, request)
-                samples.append({"seed": request.seed + k, "gaussians": len(gaussians), "files": files})
-        except UserError as e:
-            raise UserError(str(e).replace(temporary, str(request.out))) from e
-        for path in sorted(folder.iterdir()):
-            path.replace(request.out / path.name)
-    return {"matte": str(request.out / f"{stem}.matte.png"), "samples": samples}
-
-
-def _write_one(gaussians: Gaussians, folder: Path, name: str, request: Request) -> list[str]:
-    """Write one object into `folder`; returns the paths that its files will have in the output folder."""
-    from dd3g.io.splats import save
-
-    files = [f"{name}.{suffix}" for suffix in request.formats]
-    for file in files:
-        save(gaussians, folder / file, axes=request.axes)
-    if request.turntable:
-        from dd3g.io.turntable import render_turntable, save_turntable
-
-        movie = save_turntable(render_turntable(gaussians), folder / f"{name}.turntable.mp4")
-        files.append(movie.name)  # an animation where there is no video encoder
-    if request.viewer:
-        from dd3g.io.viewer import save_viewer
-
-        files.append(f"{name}.html")
-        save_viewer(gaussians, folder / files[-1], title=name)
-    return [str(request.out / file) for file in files]
-
-
 def run(inputs: list[Path], request: Request, weights: str, device: str, progress: Any) -> dict[str, Any]:
     """Convert every picture; a failing one is reported and the others still come out.
 
@@ -182,14 +83,14 @@ def run(inputs: list[Path], request: Request, weights: str, device: str, progres
         `{"pictures": [...], "failed": [{"picture", "error"}]}`.
 
     Raises:
-        UserError: what stops the whole run: no pictures, an output folder that cannot be written, weights
-            that cannot be loaded.
+        UserError: what stops the whole run: no pictures, a device that does not work, weights that cannot be
+            loaded, an output folder that cannot be written.
     """
     from dd3g.picture import load_image
 
-    pictures = find_pictures(inputs)
+    pictures, failed = find_pictures(inputs)
     task = progress.add_task("", total=len(pictures))
-    report: dict[str, Any] = {"pictures": [], "failed": []}
+    report: dict[str, Any] = {"pictures": [], "failed": failed}
     generator = None
     for path, stem in zip(pictures, output_stems(pictures), strict=True):
         start = time.perf_counter()
@@ -201,12 +102,15 @@ def run(inputs: list[Path], request: Request, weights: str, device: str, progres
             progress.advance(task)
             continue
         if generator is None:
-            generator = load_generator(weights, device)
-            _check_writable(request.out)
+            from dd3g.device import find_device
+            from dd3g.pepd import Generator
+
+            generator = Generator.from_pretrained(weights, device=str(find_device(device)))
+            check_writable(request.out)
         try:
             result = write_results(generator, picture, stem, request)
         except (UserError, OSError, MemoryError, RuntimeError) as e:
-            report["failed"].append({"picture": str(path), "error": _explain(e, request.out)})
+            report["failed"].append({"picture": str(path), "error": explain(e, request.out)})
         else:
             seconds = round(time.perf_counter() - start, 3)
             report["pictures"].append(
@@ -214,29 +118,6 @@ def run(inputs: list[Path], request: Request, weights: str, device: str, progres
             )
         progress.advance(task)
     return report
-
-
-def _check_writable(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as e:
-        raise UserError(
-            f"cannot write to the output folder {out} ({e.strerror or e}): choose another with -o"
-        ) from e
-
-
-def _explain(error: Exception, out: Path) -> str:
-    """The sentence for the user; anything that is not theirs to put right is raised again."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError):
-        reason = error.strerror or error
-        return f"could not write to {out} ({reason}): free some space or choose another folder with -o"
-    if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
-        return "not enough memory: close other programs, or give --device cpu"
-    raise error
 
 
 @contextlib.contextmanager
@@ -304,7 +185,7 @@ def infer(
     Exit code 0: everything was written; 1: some of several pictures failed; 2: bad input, nothing written.
     """
     start = time.perf_counter()
-    several = len(pictures) > 1 or pictures[0].is_dir()
+    several = len(pictures) > 1 or os.path.isdir(pictures[0])
     report: dict[str, Any] = {"pictures": [], "failed": []}
     code = 0
     try:

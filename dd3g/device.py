@@ -1,0 +1,34 @@
+"""The device that a command was asked to run on."""
+
+from __future__ import annotations
+
+import torch
+
+from dd3g.errors import UserError
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name, after it has answered.
+
+    Args:
+        name: auto (CUDA when there is one, else the CPU), cpu, cuda, cuda:1 or mps.
+
+    Raises:
+        UserError: for another name, or a device that is not there or does not work.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    known = {"cpu": torch.cpu, "cuda": torch.cuda, "mps": torch.backends.mps}
+    try:
+        device = torch.device(name)
+        backend = known[device.type]
+    except (RuntimeError, KeyError) as e:
+        raise UserError(f"unknown device {name!r}: give auto, cpu, cuda, cuda:1 or mps") from e
+    advice = "give --device cpu, or leave it out"
+    if not backend.is_available():
+        raise UserError(f"torch finds no {device.type} device on this machine: {advice}")
+    try:
+        torch.zeros(1, device=device)
+    except RuntimeError as e:
+        raise UserError(f"the device {name!r} does not work ({str(e).splitlines()[0]}): {advice}") from e
+    return device

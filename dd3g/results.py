@@ -1,0 +1,141 @@
+"""What the `dd3g` command writes for one picture: splat files, turntable, viewer page, and the matte."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dd3g.errors import UserError
+
+if TYPE_CHECKING:
+    from dd3g.gaussians import Gaussians
+    from dd3g.pepd import Generator
+    from dd3g.picture import Picture
+
+FORMATS = ("ply", "spz", "splat", "glb")
+AXES = ("opencv", "opengl", "zup")
+SEEDS = 2**64  # torch knows no more
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to write for each picture, checked.
+
+    Args:
+        out: output folder.
+        formats: some of `FORMATS`.
+        axes: one of `AXES`, or None for each format's own convention.
+        turntable: also write an orbit video.
+        viewer: also write a self-contained HTML page.
+        seed: seed of the first sample; sample k uses seed + k, below `SEEDS`.
+        samples: objects made from one picture, >= 1.
+        matte: as in `dd3g.picture.load_image`.
+    """
+
+    out: Path
+    formats: tuple[str, ...]
+    axes: str | None
+    turntable: bool
+    viewer: bool
+    seed: int
+    samples: int
+    matte: str
+
+    def __post_init__(self) -> None:
+        unknown = [f for f in self.formats if f not in FORMATS]
+        if unknown or not self.formats:
+            raise UserError(f"unknown format {', '.join(unknown)!r}: give one or more of {','.join(FORMATS)}")
+        if self.axes not in (None, *AXES):
+            raise UserError(f"unknown axes {self.axes!r}: choose from {', '.join(AXES)}")
+        if self.samples < 1:
+            raise UserError(f"--samples {self.samples} makes nothing: give 1 or more")
+        highest = SEEDS - self.samples
+        if not 0 <= self.seed <= highest:
+            raise UserError(f"--seed {self.seed} is out of range: give 0 to {highest}")
+
+
+def write_results(generator: Generator, picture: Picture, stem: str, request: Request) -> dict[str, Any]:
+    """Generate and write everything for one picture; the files appear together, each whole.
+
+    Returns:
+        `{"matte": path, "samples": [{"seed", "gaussians", "files"}]}` as --json prints it; `gaussians` is how
+        many the splat files hold.
+
+    Raises:
+        UserError: when the generator made nothing visible, or the files cannot be written.
+    """
+    from dd3g.io.splats import MIN_OPACITY
+
+    samples = []
+    with tempfile.TemporaryDirectory(dir=request.out, prefix=".dd3g-") as temporary:
+        folder = Path(temporary)
+        try:
+            picture.save(folder / f"{stem}.matte.png")
+            for k in range(request.samples):
+                name = stem if request.samples == 1 else f"{stem}-{k}"
+                # On the CPU from here on: turntables on CUDA would need a compiler, mps has no rasteriser.
+                gaussians = generator.generate(picture, seed=request.seed + k).to("cpu")
+                files = _write_one(gaussians, folder, name, request)
+                count = len(gaussians.pruned(MIN_OPACITY))
+                samples.append({"seed": request.seed + k, "gaussians": count, "files": files})
+        except UserError as e:
+            raise UserError(str(e).replace(temporary, str(request.out))) from e
+        moves = [(path, request.out / path.name) for path in sorted(folder.iterdir())]
+        for _, target in moves:
+            if target.is_dir():
+                raise UserError(
+                    f"cannot write {target}: it is a folder; move it away, or choose another folder with -o"
+                )
+        for path, target in moves:
+            path.replace(target)
+    return {"matte": str(request.out / f"{stem}.matte.png"), "samples": samples}
+
+
+def _write_one(gaussians: Gaussians, folder: Path, name: str, request: Request) -> list[str]:
+    """Write one object into `folder`; returns the paths that its files will have in the output folder."""
+    from dd3g.io.splats import save
+
+    files = [f"{name}.{suffix}" for suffix in request.formats]
+    for file in files:
+        save(gaussians, folder / file, axes=request.axes)
+    if request.turntable:
+        from dd3g.io.turntable import render_turntable, save_turntable
+
+        movie = save_turntable(render_turntable(gaussians), folder / f"{name}.turntable.mp4")
+        files.append(movie.name)  # an animation where there is no video encoder
+    if request.viewer:
+        from dd3g.io.viewer import save_viewer
+
+        files.append(f"{name}.html")
+        save_viewer(gaussians, folder / files[-1], title=name)
+    return [str(request.out / file) for file in files]
+
+
+def check_writable(out: Path) -> None:
+    """Make the output folder, and a file in it.
+
+    Raises:
+        UserError: when that is refused.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as e:
+        raise UserError(
+            f"cannot write to the output folder {out} ({e.strerror or e}): choose another with -o"
+        ) from e
+
+
+def explain(error: Exception, out: Path) -> str:
+    """The sentence for the user; anything that is not theirs to put right is raised again."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        reason = error.strerror or error
+        return f"could not write to {out} ({reason}): free some space or choose another folder with -o"
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
+        return "not enough memory: close other programs, or give --device cpu"
+    raise error
