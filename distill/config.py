@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -58,10 +59,18 @@ class LoopConfig:
         if self.mixed_precision not in PRECISIONS:
             raise ValueError(f"mixed_precision {self.mixed_precision!r} is not one of no, fp32, fp16, bf16")
         self.mixed_precision = PRECISIONS[self.mixed_precision]
-        positive = ("train_batch_size", "gradient_accumulation_steps", "max_train_steps")
-        for name in (*positive, "checkpointing_steps", "validation_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        ones = ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps")
+        zeros = ("max_minutes", "learning_rate", "lr_warmup_steps", "lr_decay_steps", "adam_weight_decay")
+        zeros += ("adam_epsilon", "max_grad_norm", "checkpoints_total_limit", "dataloader_num_workers")
+        lowest = dict.fromkeys((*ones, "validation_steps"), 1) | dict.fromkeys(zeros, 0)
+        for name, low in lowest.items():
+            if not low <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay <= 1:
+            raise ValueError(f"ema_decay must be between 0 and 1, got {self.ema_decay}")
 
 
 def parse(argv: Sequence[str], schema: type[T]) -> T:
@@ -96,7 +105,7 @@ def parse(argv: Sequence[str], schema: type[T]) -> T:
         parts = [OmegaConf.load(f) for f in files]
         merged = OmegaConf.merge(OmegaConf.structured(schema), *parts, OmegaConf.from_dotlist(overrides))
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, ArithmeticError) as error:
         key = getattr(error, "full_key", None)  # of OmegaConf's errors
         message = f"{key}: {error}".splitlines()[0] if key else str(error).splitlines()[0]
         raise UserError(f"configuration: {message}; --help lists every key with its default") from error

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dd3g.errors import UserError
+from dd3g.io.atomic import replacing
 from distill.average import Average
 from distill.checkpoints import checkpoints, resume, save_checkpoint
 from distill.config import LoopConfig
@@ -162,7 +163,7 @@ def _accelerator(config: LoopConfig, output: Path) -> Accelerator:
             f"cannot write output_dir {output}: {error.strerror}; choose another folder"
         ) from error
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),  # lets torchrun start several CPU processes
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             mixed_precision=config.mixed_precision,
@@ -174,6 +175,12 @@ def _accelerator(config: LoopConfig, output: Path) -> Accelerator:
             f"mixed_precision {config.mixed_precision!r} or report_to {config.report_to!r} does not work "
             f"here: {error}"
         ) from error
+    if config.report_to != "none" and not accelerator.log_with:  # accelerate leaves it out without a word
+        raise UserError(
+            f"report_to {config.report_to!r} needs a package that is not installed: install it, or take "
+            "report_to=tensorboard or none"
+        )
+    return accelerator
 
 
 def _batches(
@@ -242,7 +249,8 @@ class _Metrics:
                         kept.append(line + "\n")
                 except (json.JSONDecodeError, KeyError):
                     break  # a line torn by a kill is the last one
-        path.write_text("".join(kept))
+        with replacing(path) as partial:
+            partial.write_text("".join(kept))
         self.file = path.open("a", buffering=1)
 
     def write(self, step: int, numbers: dict[str, float]) -> None:

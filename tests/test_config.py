@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
+from dd3g.errors import UserError
 from dd3g.pepd import Generator
 from distill.config import launch, parse
 from distill.train import DistillConfig, run
@@ -41,6 +43,15 @@ def test_parse(tmp_path):
         (["train_batch_size=0"], "train_batch_size must be at least 1"),
         (["objective.implicit_form=sds"], "sds"),
         (["generator.width=30"], "width 30"),
+        (["generator.heads=0"], "heads 0"),
+        (["generator.heads=-4"], "heads -4"),
+        (["learning_rate=-1"], "learning_rate must be at least 0, got -1"),
+        (["learning_rate=.nan"], "learning_rate must be at least 0, got nan"),
+        (["checkpoints_total_limit=-1"], "checkpoints_total_limit must be at least 0"),
+        (["adam_beta1=2"], "adam_beta1 must be at least 0 and below 1, got 2"),
+        (["adam_beta2=1"], "adam_beta2 must be"),
+        (["ema_decay=2"], "ema_decay must be between 0 and 1, got 2"),
+        (["max_minutes=-1"], "max_minutes must be at least 0"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )  # fmt: skip
@@ -48,6 +59,18 @@ def test_wrong_command_lines(line, message, capsys):
     assert launch(run, DistillConfig, line) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_a_configuration_that_divides_by_zero():
+    @dataclass
+    class Shape:
+        heads: int = 1
+
+        def __post_init__(self):
+            assert 8 % self.heads == 0
+
+    with pytest.raises(UserError, match="configuration: integer modulo by zero"):
+        parse(["heads=0"], Shape)
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "just text"])

@@ -6,6 +6,7 @@ import os
 import pickle
 from pathlib import Path
 
+import accelerate.tracking
 import pytest
 import torch
 from torch import nn
@@ -277,6 +278,32 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
         fit_line(tmp_path, resume_from_checkpoint="latest")
     assert files(tmp_path / "checkpoint-3") == before
     assert [p.name for p in tmp_path.glob("checkpoint*")] == ["checkpoint-3"]
+
+
+def test_a_full_disk_keeps_the_metrics(tmp_path, monkeypatch):
+    fit_line(tmp_path, max_train_steps=3)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    write = Path.write_text
+
+    def full(self, text):
+        write(self, text[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(UserError, match=r"metrics\.jsonl: the disk is full"):
+            fit_line(tmp_path, resume_from_checkpoint="latest")
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    fit_line(tmp_path, resume_from_checkpoint="latest")
+    assert [m["step"] for m in metrics(tmp_path)] == list(range(1, 9))
+
+
+def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(accelerate.tracking, "is_wandb_available", lambda: False)
+    with pytest.raises(UserError, match="report_to 'wandb' needs a package that is not installed"):
+        fit_line(tmp_path, report_to="wandb")
+    with pytest.raises(UserError, match="report_to 'paper' does not work here"):
+        fit_line(tmp_path, report_to="paper")
 
 
 def test_an_output_folder_that_cannot_be_made(tmp_path):
