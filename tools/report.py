@@ -62,8 +62,7 @@ def write_sheet(path: Path, targets: list[Target], rows: dict[str, Predictor], c
     width = max(len(row) for row in tiles)
     blank = torch.ones_like(tiles[0][0])
     stack = torch.stack([torch.stack(row + [blank] * (width - len(row))) for row in tiles])
-    with replacing(path) as part:
-        save_sheet(stack, part)
+    save_sheet(stack, path)
 
 
 def _label(text: str, size: int) -> Tensor:
