@@ -120,7 +120,7 @@ def h36m(tmp_path):
             world[subject][action] = points
             longer = [*points, points[0]]
             flat[subject][action] = [
-                np.float32([[distort(by_hand(p, station), lens) for p in frame[list(KEPT)]] for frame in longer])
+                np.float32([[distort(by_hand(p, station), lens) for p in f[list(KEPT)]] for f in longer])
                 for lens, station in zip(cameras["intrinsics"], cameras["extrinsics"][subject], strict=True)
             ]  # fmt: skip
     sides = [[4, 5, 6, 11, 12, 13], [1, 2, 3, 14, 15, 16]]

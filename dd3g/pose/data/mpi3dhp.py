@@ -144,7 +144,7 @@ def _read_mat(path: Path, names: list[str]) -> dict[str, np.ndarray]:
     try:
         import h5py
     except ImportError as error:
-        raise UserError("reading annot_data.mat needs h5py: pip install 'dd3g[pose]'") from error
+        raise UserError("reading annot_data.mat needs h5py: pip install h5py") from error
     try:
         with h5py.File(path, "r") as file:
             missing = [name for name in names if name not in file]

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dd3g.errors import UserError
+from dd3g.pose import metrics
+from dd3g.pose.data.h36m import CAMERAS
+from dd3g.pose.difficulty import Difficulty
+from dd3g.pose.hypotheses import Hypotheses
+from dd3g.pose.lifter import GraphLifter, LifterConfig
+from dd3g.pose.prior import Prior, PriorConfig
+from dd3g.pose.recovery import RecoveryPlan
+from dd3g.pose.rotation_denoiser import RotationConfig, RotationDenoiser
+from tools import evaluate_pose as tool
+from tools import pose_recovery
+from tools.pose_people import People, load_people
+from tools.pose_rows import ROWS, run_row, score, summarise
+
+REST = np.array(
+    [[0, 0, 0], [-0.1, 0, 0], [-0.1, -0.4, 0], [-0.1, -0.8, 0], [0.1, 0, 0], [0.1, -0.4, 0], [0.1, -0.8, 0],
+     [0, 0.25, 0], [0, 0.5, 0], [0, 0.6, 0.1], [0, 0.75, 0],
+     [0.2, 0.48, 0], [0.5, 0.48, 0], [0.75, 0.48, 0], [-0.2, 0.48, 0], [-0.5, 0.48, 0], [-0.75, 0.48, 0]]
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Untrained networks: what they say is wrong, but the whole way runs."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    Prior(PriorConfig(width=64, blocks=1, time_width=16, groups=8)).save_pretrained(folder / "pose-prior")
+    GraphLifter(LifterConfig(width=8, blocks=1)).save_pretrained(folder / "pose-lifter")
+    Difficulty().save_pretrained(folder / "pose-difficulty")
+    denoiser = RotationDenoiser(RotationConfig(condition=8, hidden=16, blocks=1))
+    denoiser.save_pretrained(folder / "pose-recovery")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    path = tmp_path_factory.mktemp("motion") / "cmu.npz"
+    rng = np.random.default_rng(0)
+    joints = REST + 0.03 * rng.normal(size=(100, 17, 3))
+    joints[:, 0] = 0
+    np.savez(
+        path,
+        joints_rel=joints.astype(np.float16),
+        root=0.01 * rng.normal(size=(100, 3)).astype(np.float32),
+        rot24=(0.1 * rng.normal(size=(100, 24, 3))).astype(np.float16),
+        clip_start=np.array([0, 30, 66]),
+        clip_len=np.array([30, 36, 34]),
+        subject=np.array(["1", "5", "49"]),
+        action=np.array(["walk", "dance - pirouette", "walk"]),
+        rot_valid=np.array([True, True, True]),
+        split=np.array(["train", "test", "test"]),
+        fps=np.float32(30),
+    )
+    return path
+
+
+def test_every_row_of_cmu(tmp_path, weights, archive, monkeypatch):
+    short = RecoveryPlan(4, 2, 1)
+    for name in ("FAST", "PUBLISHED", "PUBLISHED_VIEWS", "VIDEO"):
+        monkeypatch.setattr(pose_recovery, name, short)
+    monkeypatch.setattr(pose_recovery, "fit_body", partial(pose_recovery.fit_body, camera_steps=1, steps=2))
+    monkeypatch.setattr(pose_recovery, "FRAMES", 8)
+    output = tmp_path / "pose.json"
+    options = [x for name in ROWS for x in ("--method", name)]
+    result = CliRunner().invoke(
+        _app(),
+        ["cmu", str(archive), "-o", str(output), *options, "--m", "1", "--m", "4", "--m", "2",
+         "--limit", "6", "--chunk", "4", "--weights", str(weights), "--steps", "3",
+         "--zedo-iterations", "4", "--bodies", "8"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = json.loads(output.read_text())
+    assert report["protocol"]["people"] == 6 and "5 px" in report["protocol"]["subset"]
+    assert "5 px" in result.output and "MISSED" in result.output
+    assert list(report["rows"]) == list(ROWS)
+    assert list(report["rows"]["lifter"]["m"]) == ["1"] and "calibration" not in report["rows"]["lifter"]
+    for name in ("restoration", "ZeDO", "guided", "recovery"):
+        row = report["rows"][name]
+        assert list(row["m"]) == ["1", "2", "4"] and row["seconds_a_person"] > 0
+        best = [block["best_pa"] for block in row["m"].values()]
+        assert best[0] >= best[1] >= best[2]
+        block = row["m"]["4"]
+        assert block["recommended"] <= block["average"] + 1e-6
+        assert block["joint_best"] <= block["best"] <= block["average"]
+        assert set(block["by_group"]["best"]) == {"dance", "walk"}
+        mean = sum(block["by_group"]["best"].values()) / 2
+        assert block["mean_of_groups"]["best"] == pytest.approx(mean)
+        assert 0 <= row["calibration"]["error"] <= 1
+    # The first restored hypothesis is the lifter's own answer.
+    assert report["rows"]["restoration"]["m"]["1"]["best"] == pytest.approx(
+        report["rows"]["lifter"]["m"]["1"]["best"], rel=1e-5
+    )
+    assert report["claims"]["restoration not above the lifter, m = 1"]["holds"]
+    recovery = report["recovery"]
+    assert recovery["single"]["start"]["mpjpe"] > 20 and recovery["views"]["views"] == 4
+    assert recovery["video"]["start"]["acceleration"] > recovery["video"]["start"]["mpjpe"] > 20
+
+
+def _app():
+    import typer
+
+    app = typer.Typer()
+    app.command()(tool.main)
+    return app
+
+
+def test_the_same_command_gives_the_same_numbers(weights, archive):
+    runs = [
+        tool.evaluate("cmu", archive, ["guided", "restoration"], (1, 3), weights=weights, limit=5, steps=2)
+        for _ in range(2)
+    ]
+    for name in ("guided", "restoration"):
+        assert runs[0]["rows"][name]["m"] == runs[1]["rows"][name]["m"]
+
+
+def test_scores_are_those_of_the_metrics():
+    g = torch.Generator().manual_seed(0)
+    truth = torch.tensor(REST, dtype=torch.float32).expand(3, 17, 3)
+    poses = truth[:, None] + 0.05 * torch.randn(3, 4, 17, 3, generator=g)
+    K = torch.tensor([[1000.0, 0, 500], [0, 1000, 500], [0, 0, 1]]).expand(3, 3, 3)
+    people = People(
+        truth, torch.rand(3, 17, 2, generator=g) * 1000, torch.ones(3, 17), K, (1000, 1000), list("aab")
+    )
+    h = Hypotheses(poses, torch.rand(3, 4, generator=g), torch.tensor([0.0, 0, 4]).expand(3, 4, 3))
+    found = score(h, people, [1, 4])
+    torch.testing.assert_close(found["4/best"], metrics.best_of_m(poses, truth))
+    torch.testing.assert_close(found["4/best_pa"], metrics.best_of_m(poses, truth, align=True))
+    torch.testing.assert_close(found["1/best"], metrics.mpjpe(poses[:, 0], truth))
+    torch.testing.assert_close(found["4/recommended"], metrics.mpjpe(poses.mean(1), truth))
+    torch.testing.assert_close(found["4/lowest"], metrics.mpjpe(h.best(), truth))
+    assert found["1/expected"].isnan().all()
+    ticks: list[int] = []
+    row = run_row(lambda p, m, seed: h[: len(p)], [people], [4], 0, 2, ticks.append)
+    assert ticks == [2, 1] and row.groups == ["a", "a", "b"]
+    table = summarise(row, [4])["m"]["4"]["by_group"]["best"]
+    first = metrics.mpjpe(h.poses[:2], truth[:2, None]).amin(1)
+    assert table["a"] == pytest.approx(float(first.mean()))
+    broken = Hypotheses(h.poses * math.nan, h.energy)
+    with pytest.raises(UserError, match="not finite"):
+        run_row(lambda p, m, seed: broken[: len(p)], [people], [4], 0, 2, ticks.append)
+
+
+def test_h36m_people(tmp_path):
+    rng = np.random.default_rng(0)
+    stations = json.loads(CAMERAS.read_text())["extrinsics"]
+    world = {s: {a: rng.normal(size=(130, 32, 3)).astype(np.float32) * 0.2 for a in ("Eating", "Eating 1")}
+             for s in ("S9", "S11")}  # fmt: skip
+    flat = {s: {a: [np.zeros((130, 17, 2), np.float32)] * len(stations[s]) for a in takes}
+            for s, takes in world.items()}  # fmt: skip
+    np.savez(tmp_path / "data_3d_h36m.npz", positions_3d=np.array(world, dtype=object))
+    np.savez(tmp_path / "data_2d_h36m_gt.npz", positions_2d=np.array(flat, dtype=object),
+             metadata=np.array({"num_joints": 17}))  # fmt: skip
+    people = load_people("h36m", tmp_path, "every64", "gt")
+    assert {p.size: len(p) for p in people} == {(1000, 1002): 24, (1000, 1000): 24}  # frames 0, 64, 128
+    assert set(people[0].groups) == {"Eating"}
+    assert sum(map(len, load_people("h36m", tmp_path, "standard", "gt", limit=100))) == 100
+    with pytest.raises(UserError, match="data_2d_h36m_cpn"):
+        load_people("h36m", tmp_path, "standard", "cpn_ft_h36m_dbb")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["coco", "x"], "unknown data set 'coco': use one of cmu, h36m, 3dhp, 3dpw"),
+        (["cmu", "x", "--protocol", "every64"], "cmu has no protocol 'every64'"),
+        (["cmu", "x", "--method", "magic"], "unknown method 'magic'"),
+        (["h36m", "x", "--bodies", "3"], "perturbed bodies need true rotations"),
+        (["cmu", "x", "--m", "0"], "must be positive"),
+    ],
+)
+def test_bad_requests_end_in_one_line(arguments, message):
+    result = CliRunner().invoke(_app(), arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_missing_weights_and_files_are_told(tmp_path, weights, archive):
+    with pytest.raises(UserError, match="pose-prior"):
+        tool.evaluate("cmu", archive, ["guided"], weights=tmp_path)
+    with pytest.raises(UserError, match="cannot read"):
+        tool.evaluate("cmu", Path("no.npz"), ["guided"], weights=weights)
