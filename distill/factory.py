@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from dd3g.errors import UserError
+from dd3g.io.atomic import replacing
 from distill.inputs import Inputs, fingerprint, seed_of
 from distill.quadruples import Quadruple, encode, noise_of
 from distill.shards import write_shard
@@ -22,6 +22,7 @@ from distill.simulate import simulate
 from distill.teachers import Teacher
 
 SETTINGS = "simulate.json"
+FAILED = ".failed.json"  # beside a shard: which of its pictures could not be used
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,7 @@ class Job:
         order = self.order
         parts = [order[i : i + self.per_shard] for i in range(0, len(order), self.per_shard)]
         return [
-            (self.output / f"quadruples-{k:02d}-{s:05d}.tar", k, part)
-            for k in range(self.seeds)
-            for s, part in enumerate(parts)
+            (self.output / _name(k, s), k, part) for k in range(self.seeds) for s, part in enumerate(parts)
         ]
 
     @cached_property
@@ -116,11 +115,12 @@ def run(job: Job, state: Any, max_minutes: float = 0.0, show: bool = True) -> di
         show: draw a progress bar.
 
     Returns:
-        {"output", "shards", "present", "written", "quadruples", "failed", "complete"}, over all processes.
+        {"output", "shards", "present", "written", "quadruples", "failed", "complete"}, over all processes;
+        `failed` tells what was wrong with each picture that could not be used, in this run or an earlier one.
     """
     deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
     with state.main_process_first():
-        check_settings(job.output, job.settings, write=state.is_main_process)
+        check_settings(job.output, job.settings, job.seeds, write=state.is_main_process)
     shards = job.shards
     present = sum(path.exists() for path, _, _ in shards)
     state.wait_for_everyone()  # all have counted before the first new shard appears
@@ -131,10 +131,15 @@ def run(job: Job, state: Any, max_minutes: float = 0.0, show: bool = True) -> di
         for path, number, indices in mine:
             if not path.exists():
                 if time.monotonic() > deadline:
-                    break
-                samples = job.samples(number, indices, failed)
+                    continue
+                lost: dict[str, str] = {}
+                samples = job.samples(number, indices, lost)
+                if lost:  # written first: a shard that is there is never made again
+                    with replacing(path.with_suffix(FAILED)) as partial:
+                        partial.write_text(json.dumps(lost, indent=2) + "\n")
                 write_shard(path, samples)
                 written, quadruples = written + 1, quadruples + len(samples)
+            failed |= _failed(path)
             bar.advance(path.name)
     reports = [(written, quadruples, failed)]
     if state.num_processes > 1:
@@ -153,34 +158,63 @@ def run(job: Job, state: Any, max_minutes: float = 0.0, show: bool = True) -> di
     }
 
 
-def check_settings(output: Path, settings: dict[str, Any], write: bool) -> None:
+def check_settings(output: Path, settings: dict[str, Any], seeds: int, write: bool) -> None:
     """Refuse to mix two settings in one folder.
+
+    Args:
+        output: the folder.
+        settings: of this run; those of the first run are kept in the folder.
+        seeds: passes that this run asks for; the most that were ever asked for are kept beside the settings.
+        write: keep them; only one process may.
 
     Raises:
         UserError: naming what differs.
     """
-    path = output / SETTINGS
-    try:
-        old = json.loads(path.read_text()) if path.exists() else None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error}): delete {output} or give another --output") from error
-    if old is None and any(output.glob("*.tar")):
+    old = _read_json(output / SETTINGS)
+    if not old and any(output.glob("*.tar")):
         raise UserError(f"{output} holds shards but no {SETTINGS}: give an empty folder as --output")
-    if old is not None:
-        wrong = [k for k in settings if old.get(k) != settings[k]]
-        if wrong:
-            changes = ", ".join(f"{k} {old.get(k)} (now {settings[k]})" for k in wrong)
-            raise UserError(
-                f"{output} was made with other settings: {changes}; repeat those, or give another --output"
-            )
-    elif write:
-        temporary = path.with_name(f".{SETTINGS}.{os.getpid()}.tmp")
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(settings, indent=2) + "\n")
-            os.replace(temporary, path)
-        except OSError as error:
-            raise UserError(f"cannot write to {output} ({error.strerror}): give another --output") from error
+    wrong = [k for k in settings if old and old.get(k) != settings[k]]
+    if wrong:
+        changes = ", ".join(f"{k} {old.get(k)} (now {settings[k]})" for k in wrong)
+        raise UserError(
+            f"{output} was made with other settings: {changes}; repeat those, or give another --output"
+        )
+    if write and old.get("seeds", 0) < seeds:
+        with replacing(output / SETTINGS) as partial:
+            partial.write_text(json.dumps(settings | {"seeds": seeds}, indent=2) + "\n")
+
+
+def missing_shards(output: Path) -> list[str]:
+    """Names of the shards that a folder should hold, by its settings, and does not."""
+    settings = _read_json(output / SETTINGS)
+    try:
+        parts = math.ceil(settings.get("pictures", 0) / settings.get("per_shard", 1))
+        names = [_name(k, s) for k in range(settings.get("seeds", 0)) for s in range(parts)]
+    except (TypeError, ArithmeticError) as error:
+        raise UserError(f"{output / SETTINGS} was not written by distill.simulate ({error})") from error
+    return [name for name in names if not (output / name).exists()]
+
+
+def _name(number: int, part: int) -> str:
+    return f"quadruples-{number:02d}-{part:05d}.tar"
+
+
+def _failed(shard: Path) -> dict[str, str]:
+    """Index of a picture that could not be used -> why."""
+    return _read_json(shard.with_suffix(FAILED))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """An object of a file; empty where there is none."""
+    try:
+        found = json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read {path} ({error}): delete {path.parent} or give another --output"
+        ) from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} does not hold a JSON object: delete {path.parent} or give another --output")
+    return found
 
 
 class _Progress:

@@ -17,6 +17,7 @@ import torch
 import typer
 from torch import Tensor
 
+from dd3g.device import find_device
 from dd3g.diffusion import sample
 from dd3g.errors import UserError
 from distill.quadruples import Quadruple, Quadruples, noise_of
@@ -57,13 +58,16 @@ def verify(output: str | Path, teacher: Teacher, samples: int = 8, device: str =
     """Recompute some quadruples and compare; every shard's index is read, so a torn one is noticed.
 
     Returns:
-        {"quadruples", "checked", "teacher", "noise", "mean_difference", "max_difference", "agrees"}.
+        {"quadruples", "missing", "checked", "teacher", "noise", "mean_difference", "max_difference",
+        "agrees"}. `missing` names the shards of the set that are not there.
         `teacher` and `noise` say whether fingerprint and seeds match. Differences are of views over white and
         of alpha, in 0..1, the mean that of the worst item.
 
     Raises:
-        UserError: when a shard is damaged or a key appears twice.
+        UserError: when a shard is damaged or not of distill.simulate, or a key appears twice.
     """
+    from distill.factory import missing_shards
+
     quadruples = Quadruples(output)
     twice = [k for k, n in Counter(quadruples.key(i) for i in range(len(quadruples))).items() if n > 1]
     if twice:
@@ -76,6 +80,12 @@ def verify(output: str | Path, teacher: Teacher, samples: int = 8, device: str =
     means, worst = [0.0], 0.0
     for i in chosen:
         q = quadruples[i]
+        lacking = [name for name in ("teacher", "seed", "steps", "guidance_scale") if name not in q.meta]
+        if lacking:
+            raise UserError(
+                f"{output}: {quadruples.key(i)} does not tell its {', '.join(lacking)}: give a set that "
+                "distill.simulate made"
+            )
         same_teacher &= q.meta["teacher"] == teacher.fingerprint
         if q.noise.shape != tuple(teacher.latent_shape) or q.input.shape[-1] != teacher.rig.width:
             raise UserError(
@@ -95,6 +105,7 @@ def verify(output: str | Path, teacher: Teacher, samples: int = 8, device: str =
         worst = max(worst, difference.max().item())
     return {
         "quadruples": len(quadruples),
+        "missing": missing_shards(Path(output)),
         "checked": len(chosen),
         "teacher": same_teacher,
         "noise": same_noise,
@@ -115,12 +126,7 @@ def _partial_state(device: str) -> tuple[Any, torch.device]:
     """This process among those that accelerate launched, and its device."""
     from accelerate import PartialState
 
-    try:
-        wanted = None if device == "auto" else torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"unknown device {device!r}: give auto, cpu, cuda, cuda:1 or mps") from error
-    if wanted is not None and wanted.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("torch finds no CUDA device on this machine: give --device cpu, or leave it out")
+    wanted = None if device == "auto" else find_device(device)
     state = PartialState(cpu=wanted is not None and wanted.type == "cpu")
     return state, wanted or state.device
 
@@ -199,7 +205,10 @@ def verify_command(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Recompute some quadruples and say whether the teacher still gives them; exit code 1 if not."""
+    """Recompute some quadruples and say whether the teacher still gives them.
+
+    Exit code 1: it does not, or shards are missing.
+    """
     _, place = _partial_state(device)
     report = verify(folder, load(teacher).to(place), samples, str(place))
     if as_json:
@@ -212,7 +221,13 @@ def verify_command(
             f"teacher {'the same' if report['teacher'] else 'ANOTHER'}, "
             f"noise {'follows' if report['noise'] else 'DOES NOT FOLLOW'} from the seeds"
         )
-    if not report["agrees"]:
+    if report["missing"]:
+        print(
+            f"error: {len(report['missing'])} shards of {folder} are missing, first {report['missing'][0]}: "
+            "make them with the command that started the set",
+            file=sys.stderr,
+        )
+    if report["missing"] or not report["agrees"]:
         raise typer.Exit(1)
 
 

@@ -162,7 +162,8 @@ def test_a_set_from_pictures(pictures, teacher, tmp_path, capsys):
     # One more pass only adds shards.
     assert main(command(pictures, teacher, out, "--seeds", "3", "--per-shard", "4", "--batch-size", "1")) == 0
     after = digests(out)
-    assert len(after) == 7 and before.items() <= after.items()
+    assert len(after) == 7 and {n for n in before if before[n] != after[n]} == {"simulate.json"}
+    assert json.loads((out / "simulate.json").read_text())["seeds"] == 3
 
 
 def test_other_settings_are_refused(pictures, teacher, tmp_path, capsys):
@@ -196,6 +197,10 @@ def test_bad_pictures_are_reported_and_the_others_come_out(pictures, teacher, tm
     printed = capsys.readouterr()
     assert "a-torn.png" in printed.err and "b-opaque.png has no transparent pixel" in printed.err
     assert len(Quadruples(tmp_path / "set")) == 6
+    # They are not forgotten once the shard is there.
+    assert main(command(pictures, teacher, tmp_path / "set", "--seeds", "1", "--json")) == 1
+    again = capsys.readouterr()
+    assert again.err == printed.err and len(json.loads(again.out)["failed"]) == 2
 
 
 @pytest.mark.parametrize("case", ["empty", "missing", "teacher", "file", "device", "foreign"])
@@ -230,7 +235,7 @@ def test_verify_says_whether_teacher_and_shards_agree(pictures, teacher, tmp_pat
     assert report["agrees"] and report["checked"] == 4 and report["quadruples"] == 6
     assert report["max_difference"] < 0.01
     model = load(teacher)
-    assert verify(out, model, 100)["checked"] == 6
+    assert verify(out, model, 100)["checked"] == 6 and report["missing"] == []
 
     other = json.loads((teacher / "config.json").read_text()) | {"spread": 0.3}
     (teacher / "config.json").write_text(json.dumps(other))
@@ -260,6 +265,30 @@ def test_verify_says_whether_teacher_and_shards_agree(pictures, teacher, tmp_pat
     path.write_bytes(path.read_bytes()[:5000])
     assert main([*check, str(teacher)]) == 2
     assert "damaged" in capsys.readouterr().err
+
+
+def test_verify_misses_shards(pictures, teacher, tmp_path, capsys):
+    out = tmp_path / "set"
+    assert main(command(pictures, teacher, out, "--seeds", "2", "--per-shard", "4")) == 0
+    assert main(command(pictures, teacher, out, "--seeds", "1", "--per-shard", "4")) == 0  # asks for less
+    (out / "quadruples-01-00000.tar").unlink()
+    capsys.readouterr()
+    assert verify(out, load(teacher))["missing"] == ["quadruples-01-00000.tar"]
+    assert main(["verify", str(out), "--device", "cpu", "--teacher", str(teacher)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.startswith("agree: ")
+    assert printed.err.startswith("error: 1 shards of ") and "quadruples-01-00000.tar" in printed.err
+
+
+def test_verify_of_a_foreign_set(teacher, tmp_path, capsys):
+    views = torch.zeros(4, 4, 16, 16)
+    foreign = Quadruple(
+        noise_of((4, 64, 4, 4), 0), Cameras.default_rig(16), views[0], views, {"guidance_scale": 1.0}
+    )
+    write_shard(tmp_path / "set" / "a.tar", [encode(foreign, "a")])
+    assert main(["verify", str(tmp_path / "set"), "--device", "cpu", "--teacher", str(teacher)]) == 2
+    error = capsys.readouterr().err
+    assert "a does not tell its teacher, seed, steps" in error and error.count("\n") == 1
 
 
 def test_damaged_quadruple_names_its_shard(tmp_path):
