@@ -16,6 +16,7 @@ import torch
 import trimesh
 from PIL import Image
 
+import tools.render_objects
 from data_gen.mesh import Mesh, corner_normals, load_mesh, normalised
 from data_gen.mesh_render import Light, render_mesh
 from data_gen.objects import Item, Options, find_items, render_item, view_plan
@@ -276,6 +277,16 @@ def test_resume_makes_the_same_set(tmp_path):
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").glob("*.tar")} == before
     with pytest.raises(UserError, match="seed 0 -> 1"):
         render_folder(folder, tmp_path / "out", replace(SMALL, seed=1))
+    # One more mesh would move items from shard to shard.
+    write_cube(folder / "cube.00.glb")
+    with pytest.raises(UserError, match=r"objects 6 items \w+ -> 8 items"):
+        render_folder(folder, tmp_path / "out", SMALL)
+    (folder / "cube.00.glb").rename(folder / "things.glb")
+    (folder / "cube.2" / "model.glb").unlink()
+    with pytest.raises(UserError, match=r"objects 6 items \w+ -> 6 items"):
+        render_folder(folder, tmp_path / "out", SMALL)
+    write_cube(folder / "cube.2" / "model.glb", 3)
+    (folder / "things.glb").unlink()
     path = tmp_path / "out" / "renders-00002.tar"
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(UserError, match="renders-00002.tar is damaged .*delete it"):
@@ -288,6 +299,16 @@ def test_two_processes_make_the_same_bytes(tmp_path):
     render_folder(folder, tmp_path / "two", SMALL, processes=2)
     for path in (tmp_path / "one").glob("*.tar"):
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_ends_in_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(tools.render_objects, "_start_worker", killed)
+    with pytest.raises(UserError, match="was killed, perhaps for lack of memory: run the same command again"):
+        render_folder(make_folder(tmp_path), tmp_path / "out", SMALL, processes=2)
 
 
 def test_seed_and_variant_change_the_picture_but_not_the_plain_one(tmp_path):
@@ -372,8 +393,13 @@ def test_kill_and_resume(tmp_path):
 
 
 def test_real_scan():
-    data = Path(os.environ.get("DD3G_DATA", ROOT.parent / "shared" / "data"))
-    path = data / "objects" / "dev-eval" / "gso_crayola_crayons_24_count" / "model.glb"
+    path = (
+        Path(os.environ.get("DD3G_DATA", ""))
+        / "objects"
+        / "dev-eval"
+        / "gso_crayola_crayons_24_count"
+        / "model.glb"
+    )
     if not path.is_file():
         pytest.skip("needs the objects: set DD3G_DATA to the data folder")
     mesh = load_mesh(path)

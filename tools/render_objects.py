@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -59,13 +61,16 @@ def render_folder(
         summary: objects, items, views, shards written and kept, megabytes, seconds, failed {key: reason}.
 
     Raises:
-        UserError: no meshes, other options than the folder was started with, a damaged shard, a full disk.
+        UserError: no meshes, other options or objects than the folder was started with, a damaged shard, a
+            full disk, a process that was killed.
     """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
     items = find_items(folder, options, styles or [], limit)
-    _check_same_options(output, {**asdict(options), "styles": styles or [], "limit": limit})
+    keys = hashlib.sha256("\n".join(item.key for item in items).encode()).hexdigest()[:16]
+    stored = {"styles": styles or [], "limit": limit, "objects": f"{len(items)} items {keys}"}
+    _check_same_options(output, asdict(options) | stored)
     count = -(-len(items) // options.per_shard)
     paths = [output / f"renders-{k:05d}.tar" for k in range(count)]
     tasks = [
@@ -115,8 +120,14 @@ def _map_shards(
         yield from map(render_shard, tasks)
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(tasks)), spawn, _start_worker) as pool:
-        yield from pool.map(render_shard, tasks)
+    try:
+        with ProcessPoolExecutor(min(processes, len(tasks)), spawn, _start_worker) as pool:
+            yield from pool.map(render_shard, tasks)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that was drawing was killed, perhaps for lack of memory: run the same command again, "
+            "with fewer --processes; finished shards are kept"
+        ) from error
 
 
 def _check_same_options(output: Path, options: dict) -> None:
