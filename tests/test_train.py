@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -111,6 +112,17 @@ def test_corrupt_shards(data, tmp_path, capsys, which, kind):
     assert error.startswith("error: ") and error.count("\n") == 1 and "delete" in error and ".tar" in error
 
 
+def test_a_shard_that_a_worker_finds_corrupt(data, tmp_path, capsys):
+    """With workers nothing is decoded at the start; the run stops when the bad sample's turn comes."""
+    bad = damaged(data[0], tmp_path / "bad", "pixels")
+    options = {"dataloader_num_workers": 1, "max_train_steps": 20, "objective.bootstrap": 1}
+    assert distil(bad, tmp_path / "out", **options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "object2 in shard" in error and "delete the shard" in error
+    assert 0 < len(metrics(tmp_path / "out")) < 20
+
+
 def test_an_exploding_run(data, tmp_path, capsys):
     assert distil(data[0], tmp_path, checkpointing_steps=1, learning_rate=1e30, lr_warmup_steps=0) == 2
     error = capsys.readouterr().err
@@ -171,7 +183,8 @@ def test_killed_and_resumed_equals_uninterrupted(data, tmp_path):
         if record.exists() and record.read_bytes().count(b"\n") >= target:
             break
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
+        os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert record.exists(), "the run did not start"
     assert distil(data[0], tmp_path / "cut", resume_from_checkpoint="latest", **options) == 0
