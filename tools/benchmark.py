@@ -73,7 +73,7 @@ def infer(
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each part.")] = 15,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Parts of the way from a picture to a splat file; on CUDA also bfloat16 passes, with and without graph."""
+    """Parts of the way from a picture to a splat file; on CUDA also bfloat16 passes, one of them a graph."""
     from tools.benchmark_infer import time_cuda, time_parts
 
     try:
