@@ -156,7 +156,8 @@ def uniform(seed: int, stream: int, keys: Tensor, count: int) -> Tensor:
     """
     start = _mix(_mix(torch.tensor(seed) + 0x632BE5AB * stream) ^ keys)  # (B,)
     bits = _mix(start[:, None] + _GOLDEN * torch.arange(1, count + 1))
-    return (((bits >> 40) & 0xFFFFFF).float() + 0.5) / 2**24
+    # 23 bits and a half are what float32 holds exactly: with 24 the largest would round to 1.
+    return (((bits >> 41) & 0x7FFFFF).float() + 0.5) / 2**23
 
 
 def normal(seed: int, stream: int, keys: Tensor, count: int) -> Tensor:

@@ -1,23 +1,18 @@
 from __future__ import annotations
 
 import torch
+from small_motion import STANDING
 
+from dd3g.pose import synthesis
 from dd3g.pose.data.motion import Motion
 from dd3g.pose.geometry import axis_angle_to_matrix, project
 from dd3g.pose.skeletons import H36M_17, flip
 from dd3g.pose.synthesis import Views, detect, normal, synthesise, uniform
 
-# A standing person, arms out, facing +z.
-REST = torch.tensor(
-    [[0, 0, 0], [-0.1, 0, 0], [-0.1, -0.4, 0], [-0.1, -0.8, 0], [0.1, 0, 0], [0.1, -0.4, 0], [0.1, -0.8, 0],
-     [0, 0.25, 0], [0, 0.5, 0], [0, 0.6, 0.1], [0, 0.75, 0],
-     [0.2, 0.48, 0], [0.5, 0.48, 0], [0.75, 0.48, 0], [-0.2, 0.48, 0], [-0.5, 0.48, 0], [-0.75, 0.48, 0]]
-)  # fmt: skip
-
 
 def motion(frames=6):
     g = torch.Generator().manual_seed(0)
-    joints = REST + 0.02 * torch.randn(frames, 17, 3, generator=g)
+    joints = STANDING + 0.02 * torch.randn(frames, 17, 3, generator=g)
     joints[:, 0] = 0
     root = torch.randn(frames, 3, generator=g)
     return Motion(
@@ -142,3 +137,10 @@ def test_detector_noise_is_as_stated():
     assert (confidence == 0).all() and (outside == 0).all()
     exact, confidence = detect(points, (500, 500), 0, torch.arange(4000), sigma=0, occluded=0)
     assert torch.equal(exact, points) and (confidence >= 0.6).all()
+
+
+def test_no_draw_is_0_or_1(monkeypatch):
+    for bits in (0, -1):
+        monkeypatch.setattr(synthesis, "_mix", lambda x, bits=bits: torch.full_like(x, bits))
+        u = uniform(0, 1, torch.arange(3), 4)
+        assert (u > 0).all() and (u < 1).all() and normal(0, 1, torch.arange(3), 4).isfinite().all()
