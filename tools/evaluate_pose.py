@@ -152,7 +152,7 @@ def print_report(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
-    console.width = max(console.width, 150)  # a cut table says nothing; a log has room
+    console.width = max(console.width, 190)  # a cut table says nothing; a log has room
     protocol = report["protocol"]
     console.print(f"{protocol['dataset']} ({protocol['name']}): {protocol['subset']}.", highlight=False)
     console.print(f"{protocol['people']} people; {protocol['convention']}.", highlight=False)

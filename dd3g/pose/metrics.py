@@ -183,7 +183,9 @@ def calibration(poses: Tensor, truth: Tensor, bins: int = 20) -> tuple[Tensor, T
         q: (bins,).
         frequency: (bins, J) over the B poses; above q means that the hypotheses are too sure.
     """
-    median = poses.quantile(0.5, dim=1)  # the mean of the middle two where m is even
+    # Not `quantile`, which refuses large inputs; the mean of the middle two where m is even.
+    ordered, m = poses.sort(1).values, poses.shape[1]
+    median = (ordered[:, (m - 1) // 2] + ordered[:, m // 2]) / 2
     spread = (poses - median[:, None]).norm(dim=-1)  # (B, m, J)
     off = (truth - median).norm(dim=-1)  # (B, J)
     p = (spread > off[:, None]).to(poses).mean(1)  # (B, J)

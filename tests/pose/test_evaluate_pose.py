@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_motion import STANDING
 from typer.testing import CliRunner
 
 from dd3g.errors import UserError
@@ -23,12 +24,6 @@ from tools import evaluate_pose as tool
 from tools import pose_recovery
 from tools.pose_people import People, load_people
 from tools.pose_rows import ROWS, run_row, score, summarise
-
-REST = np.array(
-    [[0, 0, 0], [-0.1, 0, 0], [-0.1, -0.4, 0], [-0.1, -0.8, 0], [0.1, 0, 0], [0.1, -0.4, 0], [0.1, -0.8, 0],
-     [0, 0.25, 0], [0, 0.5, 0], [0, 0.6, 0.1], [0, 0.75, 0],
-     [0.2, 0.48, 0], [0.5, 0.48, 0], [0.75, 0.48, 0], [-0.2, 0.48, 0], [-0.5, 0.48, 0], [-0.75, 0.48, 0]]
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +43,7 @@ def weights(tmp_path_factory):
 def archive(tmp_path_factory):
     path = tmp_path_factory.mktemp("motion") / "cmu.npz"
     rng = np.random.default_rng(0)
-    joints = REST + 0.03 * rng.normal(size=(100, 17, 3))
+    joints = STANDING.numpy() + 0.03 * rng.normal(size=(100, 17, 3))
     joints[:, 0] = 0
     np.savez(
         path,
@@ -127,7 +122,7 @@ def test_the_same_command_gives_the_same_numbers(weights, archive):
 
 def test_scores_are_those_of_the_metrics():
     g = torch.Generator().manual_seed(0)
-    truth = torch.tensor(REST, dtype=torch.float32).expand(3, 17, 3)
+    truth = STANDING.expand(3, 17, 3)
     poses = truth[:, None] + 0.05 * torch.randn(3, 4, 17, 3, generator=g)
     K = torch.tensor([[1000.0, 0, 500], [0, 1000, 500], [0, 0, 1]]).expand(3, 3, 3)
     people = People(

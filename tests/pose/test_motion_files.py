@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from dd3g.errors import UserError
+from dd3g.pose.body import default_body
 from dd3g.pose.data.acclaim import read_amc
 from dd3g.pose.data.bvh import parse_bvh, positions, read_bvh
 from dd3g.pose.data.motion import load_cmu
+from dd3g.pose.export import save_bvh
+from dd3g.pose.geometry import axis_angle_to_matrix
 
 DATA = Path(os.environ.get("DD3G_DATA", Path(__file__).parents[3] / "shared" / "data"))
 ARCHIVE = DATA / "motion" / "cmu_mocap_30fps.npz"
@@ -242,6 +245,21 @@ def test_other_exporters_names(tmp_path, old, new):
     plain = read_bvh(bvh(tmp_path / "a.bvh", frame))
     other = read_bvh(bvh(tmp_path / "b.bvh", frame, BVH.replace(old + "\n", new + "\n")))
     torch.testing.assert_close(plain.joints, other.joints)
+
+
+def test_our_own_bvh_comes_back(tmp_path):
+    rest = default_body().pose(torch.eye(3).expand(1, 24, 3, 3))[0][0]
+    v = 0.3 * torch.randn(3, 24, 3, generator=torch.Generator().manual_seed(0))
+    rotations, roots = axis_angle_to_matrix(v), torch.tensor([[0.0, 0.1, 4.0]] * 3)
+    save_bvh(rest, rotations, roots, tmp_path / "person.bvh", fps=25)
+    motion = read_bvh(tmp_path / "person.bvh")
+    down = torch.tensor([1.0, -1.0, -1.0])  # the file is y up, the camera y down
+    body = default_body().points(rotations, layout="smpl-24") * down
+    limbs = {1: 2, 2: 5, 3: 8, 4: 1, 5: 4, 6: 7, 11: 16, 12: 18, 13: 20, 14: 17, 15: 19, 16: 21}
+    torch.testing.assert_close(
+        motion.joints[:, list(limbs)], body[:, list(limbs.values())], atol=2e-4, rtol=0
+    )
+    assert motion.fps == pytest.approx(25)
 
 
 def test_bad_bvh_is_told(tmp_path):

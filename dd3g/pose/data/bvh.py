@@ -123,10 +123,10 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "head": ("head", "skull"),
     "hip": ("upleg", "thigh", "upperleg", "hip"),
     "knee": ("leg", "shin", "calf", "lowerleg", "knee"),
-    "ankle": ("foot", "ankle"),
+    "ankle": ("ankle", "foot"),
     "shoulder": ("arm", "shldr", "upperarm", "shoulder"),
     "elbow": ("forearm", "lowerarm", "elbow"),
-    "wrist": ("hand", "wrist"),
+    "wrist": ("wrist", "hand"),
 }
 _LIMBS = ("hip", "knee", "ankle", "shoulder", "elbow", "wrist")
 _SPINE = ("spine", "abdomen", "lowerback", "chest", "waist")
