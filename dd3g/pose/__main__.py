@@ -75,26 +75,40 @@ class Request:
             raise UserError(f"--keypoints {self.keypoints} does not exist: check the path")
 
 
-def find_inputs(inputs: list[Path]) -> list[Path]:
-    """What the command line names; a folder stands for its pictures and videos, or its keypoint files."""
+def find_inputs(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
+    """What the command line names; a folder stands for its pictures and videos, or its keypoint files.
+
+    Returns:
+        The files, and `{"input", "error"}` of each of several inputs that is of no use.
+
+    Raises:
+        UserError: when the only input is a folder that holds nothing to look at or may not be read.
+    """
     found: list[Path] = []
+    failed = []
     for path in inputs:
-        if not path.is_dir():
-            found.append(path)
-            continue
         try:
-            files = sorted(
-                p for p in path.iterdir() if not p.name.startswith(".") and Path(p.stem).suffix != OWN
-            )
-        except PermissionError as e:
-            raise UserError(f"the folder {path} may not be read: check its permissions") from e
-        seen = [p for p in files if p.suffix.lower() in PICTURES + VIDEOS]
-        seen = seen or [p for p in files if p.suffix.lower() in KEYPOINTS]
-        if not seen:
-            kinds = " ".join(PICTURES + VIDEOS + KEYPOINTS)
-            raise UserError(f"the folder {path} holds no pictures, videos or keypoints ({kinds})")
-        found += seen
-    return list(dict.fromkeys(found))
+            # Unlike Path.is_dir, which raises where a folder on the way may not be searched.
+            found += _listed(path) if os.path.isdir(path) else [path]
+        except UserError as e:
+            if len(inputs) == 1:
+                raise
+            failed.append({"input": str(path), "error": str(e)})
+    return list(dict.fromkeys(found)), failed
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        files = sorted(p for p in folder.iterdir() if p.name[0] != "." and Path(p.stem).suffix != OWN)
+    except OSError as e:
+        reason = e.strerror or e
+        raise UserError(f"the folder {folder} may not be read ({reason}): check its permissions") from e
+    seen = [p for p in files if p.suffix.lower() in PICTURES + VIDEOS]
+    seen = seen or [p for p in files if p.suffix.lower() in KEYPOINTS]
+    if not seen:
+        kinds = " ".join(PICTURES + VIDEOS + KEYPOINTS)
+        raise UserError(f"the folder {folder} holds no pictures, videos or keypoints ({kinds})")
+    return seen
 
 
 def output_stems(inputs: list[Path]) -> list[str]:
@@ -120,12 +134,12 @@ def run(inputs: list[Path], request: Request, progress: Any) -> dict[str, Any]:
         UserError: what stops the whole run: no input, an output folder that cannot be written, weights that
             are missing.
     """
-    paths = find_inputs(inputs)
+    paths, failed = find_inputs(inputs)
     if request.keypoints is not None and request.keypoints.is_file() and len(paths) > 1:
         raise UserError("--keypoints FILE is for one picture: give a folder of files named like the pictures")
     _prepare(paths, request)
     task = progress.add_task("", total=len(paths))
-    report: dict[str, Any] = {"inputs": [], "failed": []}
+    report: dict[str, Any] = {"inputs": [], "failed": failed}
     for path, stem in zip(paths, output_stems(paths), strict=True):
         start = time.perf_counter()
         progress.update(task, description=path.name)
@@ -318,7 +332,7 @@ def pose(
     NAME.pose.glb. Exit code 0: everything was written; 1: some of several inputs failed; 2: bad input.
     """
     start = time.perf_counter()
-    several = len(inputs) > 1 or inputs[0].is_dir()
+    several = len(inputs) > 1 or os.path.isdir(inputs[0])
     report: dict[str, Any] = {"inputs": [], "failed": []}
     code = 0
     try:

@@ -16,6 +16,7 @@ from torch import Tensor
 from dd3g.errors import UserError
 from dd3g.pose import guided
 from dd3g.pose.body import default_body
+from dd3g.pose.body_energies import BodyKeypoints, SmoothRotations
 from dd3g.pose.detection import Detection, detect, load
 from dd3g.pose.difficulty import Difficulty
 from dd3g.pose.energies import Smooth
@@ -24,7 +25,7 @@ from dd3g.pose.hypotheses import Hypotheses
 from dd3g.pose.keypoints import Keypoints
 from dd3g.pose.lifter import GraphLifter
 from dd3g.pose.prior import Prior
-from dd3g.pose.recovery import BodyKeypoints, RecoveryPlan, SmoothRotations, recover, recover_people
+from dd3g.pose.recovery import RecoveryPlan, recover, recover_people
 from dd3g.pose.restoration import restore
 from dd3g.pose.rotation_denoiser import RotationDenoiser, keypoint_condition
 

@@ -181,11 +181,15 @@ def _overlay(path: Path, people: list[list[Any]], folder: Path, stem: str, every
     if path.suffix.lower() == ".gif":
         name = f"{stem}.pose.gif"
         small = [image.reduce(2) for image in drawn]
-        small[0].save(folder / name, save_all=True, append_images=small[1:], duration=1000 / fps, loop=0)
+        small[0].save(
+            folder / name, save_all=True, append_images=small[1:], duration=round(1000 / fps), loop=0
+        )
         return name
+    from imageio.v2 import get_writer  # the one that takes frames one by one
+
     name = f"{stem}.pose.mp4"
-    with _imageio(path).imopen(folder / name, "w", plugin="FFMPEG") as file:
-        # The codec wants even sides.
-        even = (np.asarray(i)[: i.height // 2 * 2, : i.width // 2 * 2] for i in drawn)
-        file.write(np.stack(list(even)), fps=fps, macro_block_size=2)
+    with get_writer(folder / name, format="FFMPEG", fps=fps, macro_block_size=2) as file:
+        for image in drawn:
+            # The codec wants even sides.
+            file.append_data(np.asarray(image)[: image.height // 2 * 2, : image.width // 2 * 2])
     return name

@@ -1,0 +1,34 @@
+"""People without a picture: a standing pose, a camera, and what a detector would say about them."""
+
+import torch
+
+from dd3g.pose.detection import Detection
+from dd3g.pose.estimation import PersonHypotheses
+from dd3g.pose.geometry import project
+from dd3g.pose.hypotheses import Hypotheses
+
+# Camera frame, y down, facing the camera: their left is on the picture's right.
+STANDING = torch.tensor(
+    [
+        [0, 0, 0], [-0.13, 0, 0], [-0.14, 0.42, 0], [-0.14, 0.84, 0.02], [0.13, 0, 0], [0.14, 0.42, 0],
+        [0.14, 0.84, 0.02], [0, -0.24, 0], [0, -0.5, 0], [0, -0.6, -0.05], [0, -0.72, 0], [0.16, -0.45, 0],
+        [0.3, -0.2, 0], [0.4, 0.02, -0.1], [-0.16, -0.45, 0], [-0.3, -0.2, 0], [-0.4, 0.02, -0.1],
+    ]
+)  # fmt: skip
+SIZE = (640, 480)
+K = torch.tensor([[800.0, 0, 320], [0, 800, 240], [0, 0, 1]])
+
+
+def detection(x: float = 0.0, z: float = 4.0) -> Detection:
+    points = project(STANDING + torch.tensor([x, 0, z]), K)
+    low, high = points.amin(0), points.amax(0)
+    middle, side = (low + high) / 2, 1.5 * (high - low).amax()
+    square = torch.cat([middle - side / 2, middle + side / 2])
+    return Detection(points, torch.ones(17), square, SIZE, K, "flag", 0.9)
+
+
+def person(x: float = 0.0, m: int = 8, spread: float = 0.05, **body) -> PersonHypotheses:
+    noise = spread * torch.randn(1, m, 17, 3, generator=torch.Generator().manual_seed(3))
+    noise[:, :, 0] = 0
+    hypotheses = Hypotheses(STANDING + noise, torch.arange(m).float()[None])
+    return PersonHypotheses(detection(x), "guided", hypotheses, **body)
