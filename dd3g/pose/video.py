@@ -188,8 +188,9 @@ def _overlay(path: Path, people: list[list[Any]], folder: Path, stem: str, every
     from imageio.v2 import get_writer  # the one that takes frames one by one
 
     name = f"{stem}.pose.mp4"
-    with get_writer(folder / name, format="FFMPEG", fps=fps, macro_block_size=2) as file:
+    writer: Any = get_writer(folder / name, format="FFMPEG", fps=fps, macro_block_size=2)
+    with writer:
         for image in drawn:
             # The codec wants even sides.
-            file.append_data(np.asarray(image)[: image.height // 2 * 2, : image.width // 2 * 2])
+            writer.append_data(np.asarray(image)[: image.height // 2 * 2, : image.width // 2 * 2])
     return name
