@@ -8,6 +8,7 @@ While a pose is still uncertain by `spread` metres, the likelihood of what is kn
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -41,17 +42,16 @@ class Reprojection(Evidence):
     """Base of energies in the picture: where joints land, how uncertain that is, and the root's translation.
 
     Args:
-        confidence: (B, 17) weight of each joint; 0 where it was not seen.
+        confidence: (B, 17) of each joint in 0..1; 0 where it was not seen.
         K: (B, 3, 3) or (3, 3) pixels.
         translation: (B, 3) or (N, 3) metres where the root is known; None solves for it at each call.
-        floor: likelihood of a place that the detector denies, relative to its best; bounds the pull of a
-            wrong joint.
+        outlier: standard deviations from which on a joint counts as wrong and pulls ever less.
     """
 
     confidence: Tensor  # (B, 17)
     K: Tensor  # (B, 3, 3) pixels
     translation: Tensor | None = None  # (B, 3) or (N, 3) metres
-    floor: float = 1e-3
+    outlier: float = 20.0
 
     @property
     def keypoints_for_root(self) -> Tensor:
@@ -86,15 +86,19 @@ class Reprojection(Evidence):
         spread = torch.as_tensor(self.spread).to(poses).expand(JOINTS)
         return points, (scale[..., None] * spread).square()
 
-    def _energy(self, log_likelihood: Tensor) -> Tensor:
-        """(B, m, 17) relative log likelihoods -> (N,)."""
-        floor = torch.tensor(self.floor).log().to(log_likelihood)
-        return -(self.confidence[:, None] * torch.logaddexp(log_likelihood, floor)).sum(-1).flatten()
+    def _robust(self, away: Tensor, variance: Tensor) -> Tensor:
+        """Log likelihood (B, m, 17) of residuals (B, m, 17, 2), by Geman and McClure."""
+        square = (away.square() / variance).sum(-1)
+        return -square / (2 + 2 * square / self.outlier**2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Keypoint2D(Reprojection):
-    """Keypoints with Gaussian noise, each of which may be an outlier: -sum c log(exp(-r^2 / 2 s^2) + floor).
+    """Keypoints with Gaussian noise, each of which may be an outlier: sum q / (2 + 2 q / k^2).
+
+    q is the squared residual over the variance, k is `outlier` (Geman & McClure 1987). Confidence c stands
+    for a standard deviation of sigma / c, which at the end is a weight of c^2, and no less pull while all
+    is uncertain.
 
     Args:
         keypoints: (B, 17, 2) pixels; anything finite where the confidence is 0.
@@ -113,14 +117,17 @@ class Keypoint2D(Reprojection):
         """Poses (N, 17, 3) in metres -> (N,)."""
         points, variance = self._pixels(x0)
         sigma = torch.as_tensor(self.sigma).to(x0).reshape(-1, 1, 1)
-        square = (points - self.keypoints[:, None]).square().sum(-1)
-        return self._energy(-square / (2 * (sigma.square() + variance)))
+        confidence = self.confidence[:, None]
+        variance = (sigma / confidence.clamp(min=1e-6)).square() + variance
+        fit = self._robust(points - self.keypoints[:, None], variance[..., None])
+        return -((confidence > 0) * fit).sum(-1).flatten()
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeatmapNLL(Reprojection):
-    """Heatmaps of any shape: -sum c log(H * G(place) + floor), H summing to 1 and G a Gaussian of height 1.
+    """Heatmaps of any shape: -sum c log(H * G + floor) where joints land, H summing to 1, G of height 1.
 
+    Beyond the reach of G the floor falls with the distance to the peak, so that a lost joint finds back.
     The blurred map is not built: its value at a place is a sum of Gaussians over the cells, which is exact,
     smooth and also has a gradient outside of the map.
 
@@ -128,11 +135,13 @@ class HeatmapNLL(Reprojection):
         heatmaps: (B, 17, h, w) >= 0, of any sum.
         boxes: (B, 4) left, top, right, bottom of the maps in pixels.
         sigma: blur in cells that is left when the pose is certain; below 0.5 the gaps between cells show.
+        floor: likelihood of a place that the detector denies, next to its best.
     """
 
     heatmaps: Tensor  # (B, 17, h, w)
     boxes: Tensor  # (B, 4) pixels
     sigma: float = 1.0
+    floor: float = 1e-3
 
     def __post_init__(self) -> None:
         total = self.heatmaps.clamp(min=0).sum((-1, -2), keepdim=True)
@@ -167,7 +176,10 @@ class HeatmapNLL(Reprojection):
             weights.append(torch.exp(-away.square() / (2 * variance[..., axis, None])).transpose(1, 2))
         columns, rows = weights  # (B, 17, m, w), (B, 17, m, h)
         likelihood = ((rows @ self.heatmaps) * columns).sum(-1).transpose(1, 2)  # (B, m, 17)
-        return self._energy(likelihood.clamp(min=1e-30).log())
+        peaks = (self.keypoints_for_root - self.boxes[:, None, :2]) / self._cell[:, None]  # (B, 17, 2)
+        floor = math.log(self.floor) + self._robust(places - peaks[:, None], variance)
+        fit = torch.logaddexp(likelihood.clamp(min=1e-30).log(), floor)
+        return -(self.confidence[:, None] * fit).sum(-1).flatten()
 
 
 def keypoint_noise(keypoints: Tensor, confidence: Tensor) -> Tensor:

@@ -58,8 +58,8 @@ def draw(
         evidence: energies that add up.
         steps: network calls.
         rho: factor of the guidance; 1 follows the derivation above.
-        mode: "detached" takes the pose's covariance at level t as isotropic; "through" takes it from the
-            network's derivative, at three times the cost.
+        mode: "detached" takes joints as independent, each with its variance at level t; "through" takes the
+            covariance from the network's derivative, at three times the cost.
         eta: 0 is DDIM, 1 is DDPM, whose fresh noise lets a pose recover from early guesses.
         seed: of the noise.
         record: called with every `Step`, for figures and tests.
@@ -69,17 +69,18 @@ def draw(
         gave it.
     """
     generator = torch.Generator().manual_seed(seed)
-    like = prior.mean
-    x = torch.randn(people * m, JOINTS - 1, 3, generator=generator).to(like)
-    average = prior.decode(torch.zeros(people, JOINTS - 1, 3).to(like))
+    x = torch.randn(people * m, JOINTS - 1, 3, generator=generator).to(prior.mean)
+    average = prior.decode(torch.zeros_like(x[:people]))
     plan = levels(steps, prior.schedule.steps)
-    x0 = x
+    x0, way = x, mode
     for step, (t, u) in enumerate(plan):
         objective = None
         if evidence:
             spread = prior.spread[t]  # (16,) metres
             gain = torch.tensor(rho).to(x)
-            if mode == "detached":
+            # The network's derivative is alpha times a covariance; a tiny alpha would amplify its error.
+            way = mode if t < 0.8 * prior.schedule.steps else "detached"
+            if way == "detached":
                 # `guide` moves x0 by -(sigma / alpha)^2 times the gradient; this makes it the covariance.
                 alpha, sigma = prior.schedule.alpha_sigma(t, x)
                 gain = gain * (spread * prior.scale * alpha / sigma).square()[:, None]
@@ -90,7 +91,7 @@ def draw(
             objective = _Guidance(prior, terms, gain)
         moved = sample(
             prior, prior.schedule, x, [(t, u)], None, objective,
-            mode=mode, eta=eta, generator=generator, record=record,
+            mode=way, eta=eta, generator=generator, record=record,
         )  # fmt: skip
         x, x0 = moved.x, moved.x0
     return _hypotheses(prior.decode(x0), people, evidence)

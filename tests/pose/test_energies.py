@@ -43,28 +43,31 @@ def test_keypoint_energy_equals_a_loop():
     for n in range(B * M):
         b, total = n // M, 0.0
         for j in range(17):
-            width = sigma[b] ** 2 + (900 * spread[j] / ROOT[b, 2]) ** 2
+            if j == 0:
+                continue  # not seen
+            width = (sigma[b] / CONFIDENCE[b, j]) ** 2 + (900 * spread[j] / ROOT[b, 2]) ** 2
             x, y, z = (poses[n, j] + ROOT[b]).tolist()
             dx, dy = 900 * x / z + 480 - keypoints[b, j, 0], 950 * y / z + 520 - keypoints[b, j, 1]
-            total -= CONFIDENCE[b, j] * math.log(math.exp(-(dx**2 + dy**2) / (2 * width)) + 1e-3)
+            q = (dx**2 + dy**2) / width
+            total += q / (2 + 2 * q / 400)
         assert float(energy[n]) == pytest.approx(float(total), rel=1e-4)
 
 
-def test_an_outlier_pulls_less_than_a_near_miss_and_floor_zero_is_least_squares():
+def test_an_outlier_pulls_less_than_a_near_miss_and_without_a_limit_it_is_least_squares():
     pose = _poses(1).requires_grad_()
     truth = project(pose.detach() + ROOT[:1], K)
     pulls = {}
-    for away in (10.0, 100.0):
+    for away in (10.0, 1000.0):
         keypoints = truth.clone()
         keypoints[0, 5, 0] += away
-        for floor in (1e-3, 0.0):
+        for outlier in (20.0, 1e6):
             energy = Keypoint2D(
-                keypoints=keypoints, confidence=torch.ones(1, 17), K=K, translation=ROOT[:1], floor=floor
+                keypoints=keypoints, confidence=torch.ones(1, 17), K=K, translation=ROOT[:1], outlier=outlier
             )
             (gradient,) = torch.autograd.grad(energy(pose).sum(), pose)
-            pulls[away, floor] = float(gradient[0, 5].norm())
-    assert pulls[100.0, 1e-3] < 1e-6 < pulls[10.0, 1e-3]
-    assert pulls[100.0, 0.0] == pytest.approx(10 * pulls[10.0, 0.0], rel=1e-4)
+            pulls[away, outlier] = float(gradient[0, 5].norm())
+    assert pulls[1000.0, 20.0] < 0.02 * pulls[10.0, 20.0]
+    assert pulls[1000.0, 1e6] == pytest.approx(100 * pulls[10.0, 1e6], rel=1e-4)
 
 
 def test_translation_is_solved_per_pose_or_taken_as_given():
@@ -83,7 +86,7 @@ def test_heatmaps_of_keypoints_act_like_keypoints():
     keypoints = project(_poses()[::M].mul(0.3) + ROOT[:, None], K)
     cell = (boxes[:, 2] - boxes[:, 0]) / 64
     maps = 7 * heatmaps_from_keypoints(keypoints, boxes, 64, 1.5)
-    shared = {"confidence": CONFIDENCE, "K": K, "translation": ROOT}
+    shared = {"confidence": torch.ones(B, 17), "K": K, "translation": ROOT}
     spread = 0.3  # so wide that floors do not matter
     heat = HeatmapNLL(heatmaps=maps, boxes=boxes, **shared).at(spread)
     points = Keypoint2D(keypoints=keypoints, sigma=cell * math.sqrt(1.5**2 + 1), **shared).at(spread)
@@ -114,7 +117,11 @@ def test_heatmap_energy_equals_a_loop_over_cells():
                 value += float(maps[0, j, row, column] / maps[0, j].sum()) * math.exp(
                     -(dx**2 + dy**2) / (2 * 0.64)
                 )
-        total -= math.log(value + 1e-3)
+        weight = maps[0, j].square() / maps[0, j].square().sum()
+        dx = (x - 300) / 50 - float((weight.sum(0) * (torch.arange(7) + 0.5)).sum())
+        dy = (y - 350) / 70 - float((weight.sum(1) * (torch.arange(5) + 0.5)).sum())
+        q = (dx**2 + dy**2) / 0.64
+        total -= math.log(value + 1e-3 * math.exp(-q / (2 + 2 * q / 400)))
     assert float(energy(pose)) == pytest.approx(total, rel=1e-4)
 
 
