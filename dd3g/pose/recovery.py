@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dd3g.diffusion import Denoiser, Energy, Step, descent, refine, sample
 from dd3g.pose.body import PosedBody, default_body
-from dd3g.pose.body_energies import BodyKeypoints, matrices, state
+from dd3g.pose.body_energies import Balanced, BodyKeypoints, curvatures, matrices, state
 from dd3g.pose.hypotheses import Hypotheses
 from dd3g.pose.rotation_denoiser import STATE, Condition, RotationDenoiser, keypoint_condition, schedule
 from dd3g.pose.rotation_denoiser import train_recovery as train_recovery
@@ -20,27 +20,32 @@ WEIGHT = 0.003  # of the reprojection energy
 
 @dataclass(frozen=True)
 class RecoveryPlan:
-    """How to walk: away from a start that is far off, if told, then rounds of inversion and descent.
+    """How to walk: rounds of inversion and guided descent, the first of them from states made likelier.
 
     Args:
         tau: level that inversion climbs to.
         step: levels a move.
         rounds: of inversion and guided descent; one costs 2 tau / step network calls.
-        restart: level at which noise hides the start's errors; the mean of what the network makes of
-            `draws` such noises replaces the start. None keeps the start, as published.
+        restarts: levels, one for each of the first rounds. Inversion and descent alone return what they are
+            given, errors of the start that keypoints cannot see included. Before such a round, the mean of
+            what the network makes of the state under `draws` noises of that level replaces it. None are
+            published.
         draws: noises of a restart.
         tolerance: a person whose energy changes by less than this share stays as it is; 0 never stops.
         camera: "solved" puts the root where the present pose fits the keypoints best, in closed form;
             "adam" follows the gradient from the first translation, as published; "given" holds it.
+        rate: share of its distance to the keypoints, to first order, that each joint alone goes in a round
+            (see `Balanced`); None follows the plain gradient times a weight, as published.
     """
 
     tau: int = 50
     step: int = 2
     rounds: int = 10
-    restart: int | None = None
-    draws: int = 8
+    restarts: tuple[int, ...] = ()
+    draws: int = 4
     tolerance: float = 1e-5
     camera: str = "solved"
+    rate: float | None = 1.0
 
     def __post_init__(self) -> None:
         if self.camera not in ("solved", "adam", "given"):
@@ -48,10 +53,10 @@ class RecoveryPlan:
         descent(self.tau, self.step)  # says what is wrong with them
 
 
-PUBLISHED = RecoveryPlan(camera="adam")
-PUBLISHED_VIDEO = RecoveryPlan(camera="adam", tolerance=0)
-PUBLISHED_VIEWS = RecoveryPlan(100, 10, 2, tolerance=0)
-FAST = RecoveryPlan(50, 5, 4, restart=400)
+PUBLISHED = RecoveryPlan(camera="adam", rate=None)
+PUBLISHED_VIDEO = RecoveryPlan(camera="adam", tolerance=0, rate=None)
+PUBLISHED_VIEWS = RecoveryPlan(100, 10, 2, tolerance=0, rate=None)
+FAST = RecoveryPlan(50, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -121,9 +126,10 @@ def recover(
         plan: how to walk; `PUBLISHED` is the paper's.
         together: `MultiView` or `SmoothRotations` over the batch.
         translation: (B, 3) metres of the pelvis at the start; None solves for it.
-        weight: of the reprojection energy; 0 with `together` is the published multi-view setting.
+        weight: of the reprojection energy, for plans without a rate; 0 leaves keypoints out, which with
+            `together` is the published multi-view setting.
         gate: keep the start where the reprojection energy did not fall.
-        generator: of the noise of a restart.
+        generator: of the noise of restarts.
 
     Returns:
         The bodies. Where no keypoint has any confidence, and nothing comes from `together`, the start stays.
@@ -142,14 +148,28 @@ def recover(
         evidence = replace(evidence, translation=moving)
         side = torch.optim.Adam([moving], 1e-2) if plan.camera == "adam" and weight else None
     objective: Energy = weight * evidence if weight else _Nothing()
+    if plan.rate is not None and weight:
+        depth = judge.solve(judge.points(x))[:, 2]
+        # A descent from level tau moves a sample by sigma_tau^2 / 2 times the gradient.
+        way = (1 - float(schedule().ab(plan.tau))) / 2
+        objective = Balanced(evidence, curvatures(judge, depth), plan.rate / way)
     objective = objective if together is None else objective + together
-    if plan.restart is not None:
-        x = _restart(denoiser, x, condition, plan, generator)
     watch = _Watch(len(x), plan.tolerance, evidence.translation)
     moves = descent(plan.tau, plan.step)
-    for _ in range(plan.rounds):
+    for turn in range(plan.rounds):
+        settling = turn >= len(plan.restarts)
+        if not settling:
+            x = _restart(denoiser, x, condition, plan.restarts[turn], plan.draws, generator)
         ended = refine(
-            denoiser, schedule(), x, moves, condition, objective, rounds=1, side=side, record=watch
+            denoiser,
+            schedule(),
+            x,
+            moves,
+            condition,
+            objective,
+            rounds=1,
+            side=side,
+            record=watch if settling else None,
         )
         x, last = ended.x, ended.x0
         if watch.done.all():
@@ -180,7 +200,7 @@ def recover_people(
     layout: str = "h36m-17",
     m: int = 1,
     seed: int = 0,
-    plan: RecoveryPlan | None = None,
+    plan: RecoveryPlan = FAST,
     denoiser: RotationDenoiser | None = None,
     body: PosedBody | None = None,
     betas: Tensor | None = None,
@@ -195,7 +215,7 @@ def recover_people(
         layout: of the keypoints: "h36m-17", "coco-17" or "openpose-25".
         m: hypotheses a person; they follow each other in the answer.
         seed: of the noise.
-        plan: None takes `FAST`, without its restart where m > 1, which would make hypotheses alike.
+        plan: how to walk; one with restarts makes hypotheses alike.
         denoiser: the shipped one by default.
         body: the shipped one by default.
         betas: (B, 10) shapes; None is the mean.
@@ -204,7 +224,6 @@ def recover_people(
         B * m bodies, people first; `.hypotheses(m)` folds them.
     """
     denoiser, body = denoiser or RotationDenoiser.from_pretrained(), body or default_body()
-    plan = plan or (FAST if m == 1 else replace(FAST, restart=None))
     points, trust = to_h36m(keypoints, confidence, layout)
     K = K.expand(len(keypoints), 3, 3)
     betas = keypoints.new_zeros(len(keypoints), 10) if betas is None else betas
@@ -220,15 +239,20 @@ def recover_people(
 
 
 def _restart(
-    denoiser: Denoiser, x: Tensor, condition: Condition, plan: RecoveryPlan, generator: torch.Generator | None
+    denoiser: Denoiser,
+    x: Tensor,
+    condition: Condition,
+    level: int,
+    draws: int,
+    generator: torch.Generator | None,
 ) -> Tensor:
     """The mean clean state that the network sees behind `draws` noisy copies of x."""
-    level, total = plan.restart or 0, torch.zeros_like(x)
-    for _ in range(plan.draws):
+    total = torch.zeros_like(x)
+    for _ in range(draws):
         noise = torch.randn(x.shape, generator=generator)
         noisy = schedule().add_noise(x, noise, level)
         total += sample(denoiser, schedule(), noisy, [(level, 0)], condition).x0
-    return state(matrices(total / plan.draws))
+    return state(matrices(total / draws))
 
 
 class _Nothing(Energy):
