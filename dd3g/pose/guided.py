@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dd3g.diffusion import Plan, Step, sample
+from dd3g.diffusion import Plan, Schedule, Step, sample
 from dd3g.diffusion.guidance import Mode
 from dd3g.pose.energies import Evidence, HeatmapNLL, Keypoint2D, Known3D, Reprojection, keypoint_noise
 from dd3g.pose.hypotheses import Hypotheses
@@ -43,6 +43,7 @@ def draw(
     evidence: Sequence[Evidence] = (),
     *,
     steps: int = 100,
+    repeats: int = 1,
     rho: float = 1.0,
     mode: Mode = "detached",
     eta: float = 1.0,
@@ -56,7 +57,9 @@ def draw(
         people: B; the evidence has a row for each.
         m: hypotheses a person, all in one batch.
         evidence: energies that add up.
-        steps: network calls.
+        steps: levels.
+        repeats: network calls a level; between them the pose is noised again from the next level (RePaint,
+            Lugmayr et al. 2022), so that depth has time to agree with the picture.
         rho: factor of the guidance; 1 follows the derivation above.
         mode: "detached" takes joints as independent, each with its variance at level t; "through" takes the
             covariance from the network's derivative, at three times the cost.
@@ -89,12 +92,22 @@ def draw(
                 # Early predictions say little about depth; the average pose's size says more.
                 terms = [e.placed(e.solve(average)) if isinstance(e, Reprojection) else e for e in terms]
             objective = _Guidance(prior, terms, gain)
-        moved = sample(
-            prior, prior.schedule, x, [(t, u)], None, objective,
-            mode=way, eta=eta, generator=generator, record=record,
-        )  # fmt: skip
-        x, x0 = moved.x, moved.x0
+        for repeat in range(repeats):
+            if repeat:
+                x = _noised_again(prior.schedule, x, u, t, generator)
+            moved = sample(
+                prior, prior.schedule, x, [(t, u)], None, objective,
+                mode=way, eta=eta, generator=generator, record=record,
+            )  # fmt: skip
+            x, x0 = moved.x, moved.x0
     return _hypotheses(prior.decode(x0), people, evidence)
+
+
+def _noised_again(schedule: Schedule, x_u: Tensor, u: int, t: int, generator: torch.Generator) -> Tensor:
+    """Forward process from level u up to t."""
+    kept = (schedule.ab(t) / schedule.ab(u)).to(x_u)
+    noise = torch.randn(x_u.shape, generator=generator).to(x_u)
+    return kept.sqrt() * x_u + (1 - kept).sqrt() * noise
 
 
 class _Guidance:

@@ -82,6 +82,19 @@ def test_samples_follow_the_exact_posterior_of_a_gaussian(gaussian, mode):
     assert torch.allclose(drawn[:, others].std(0), torch.tensor(width), rtol=0.08)
 
 
+def test_repeats_cost_calls_and_keep_the_posterior(gaussian):
+    points, mask = torch.zeros(1, 17, 3), torch.zeros(1, 17)
+    mask[0, [0, 5]] = 1
+    calls = []
+    drawn = draw(
+        gaussian, 1, 1000, [Known3D(points=points, mask=mask, sigma=0.25)],
+        steps=30, repeats=3, record=lambda step: calls.append((step.t, step.u)),
+    ).poses[0]  # fmt: skip
+    assert calls == [move for move in levels(30) for _ in range(3)]
+    assert torch.allclose(drawn[:, 5].mean(0), gaussian.mean[4] / 2, atol=0.03)
+    assert torch.allclose(drawn[:, 5].std(0), torch.full((3,), 0.25 * 0.5**0.5), rtol=0.15)
+
+
 @pytest.mark.parametrize("mode", ["detached", "through"])
 def test_hypotheses_agree_in_the_picture_and_differ_in_depth(gaussian, mode):
     truth, keypoints = _seen(gaussian)
