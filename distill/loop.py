@@ -175,7 +175,7 @@ def _accelerator(config: LoopConfig, output: Path) -> Accelerator:
             f"mixed_precision {config.mixed_precision!r} or report_to {config.report_to!r} does not work "
             f"here: {error}"
         ) from error
-    if config.report_to != "none" and not accelerator.log_with:  # accelerate leaves it out without a word
+    if config.report_to != "none" and not accelerator.log_with:  # accelerate only warns
         raise UserError(
             f"report_to {config.report_to!r} needs a package that is not installed: install it, or take "
             "report_to=tensorboard or none"
