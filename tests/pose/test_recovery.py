@@ -211,7 +211,7 @@ def test_guidance_by_keypoints_is_the_closed_form_shift():
 def test_inversion_then_sampling_returns_the_rotations():
     rotations, _, condition = people(3)
     x, plan = state(rotations), descent(50, 2)
-    model = Counted(width=1.0)
+    model = Counted(x + 0.2)
     noisy = invert(model, schedule(), x, plan, condition)
     assert (noisy - x).abs().max() > 1e-3
     assert (sample(model, schedule(), noisy, plan, condition).x - x).abs().max() < 1e-3
