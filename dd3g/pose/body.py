@@ -29,6 +29,9 @@ class PosedBody(Protocol):
         "coco-17".
         """
 
+    def __hash__(self) -> int:
+        """By identity, as modules hash: what follows from a body alone is computed once."""
+
 
 class Body(nn.Module):
     """24 joints by forward kinematics, 10 shape directions, and points that hang on the joints.
