@@ -149,17 +149,19 @@ def quaternion_to_matrix(quats: Tensor) -> Tensor:
 
 
 def matrix_to_quaternion(rotation: Tensor) -> Tensor:
-    """(3, 3) rotation -> (4,) unit wxyz with w >= 0, by the eigenvector of Bar-Itzhack's symmetric matrix."""
-    (a, b, c), (d, e, f), (g, h, i) = rotation.double().tolist()
-    K = torch.tensor(
+    """(..., 3, 3) rotation -> (..., 4) unit wxyz with w >= 0."""
+    (a, b, c), (d, e, f), (g, h, i) = (row.unbind(-1) for row in rotation.unbind(-2))
+    one = torch.ones_like(a)
+    products = torch.stack(
         [
-            [a - e - i, d + b, g + c, h - f],
-            [d + b, e - a - i, h + f, c - g],
-            [g + c, h + f, i - a - e, d - b],
-            [h - f, c - g, d - b, a + e + i],
+            one + a + e + i, h - f, c - g, d - b,
+            h - f, one + a - e - i, d + b, c + g,
+            c - g, d + b, one - a + e - i, h + f,
+            d - b, c + g, h + f, one - a - e + i,
         ],
-        dtype=torch.float64,
-    )
-    x, y, z, w = torch.linalg.eigh(K / 3).eigenvectors[:, -1].tolist()
-    q = torch.tensor([w, x, y, z], dtype=rotation.dtype, device=rotation.device)
-    return q if w >= 0 else -q
+        -1,
+    ).unflatten(-1, (4, 4))  # fmt: skip
+    # That is 4 q q^T; the row with the largest diagonal is the safest multiple of q.
+    largest = products.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
+    q = torch.nn.functional.normalize(products.take_along_dim(largest, -2)[..., 0, :], dim=-1)
+    return torch.where(q[..., :1] < 0, -q, q)

@@ -123,7 +123,7 @@ class QuadrupleDraws:
     Args:
         quadruples: what the teacher made.
         seed: of the run.
-        targets: number of target views, at most those of the teacher.
+        targets: number of target views; the teacher's are taken again where it has fewer.
     """
 
     def __init__(self, quadruples: Sequence[Quadruple], seed: int, targets: int = 4) -> None:
@@ -141,6 +141,7 @@ class QuadrupleDraws:
         q = self.quadruples[pick(len(self.quadruples), g)]
         # The input view's own pixels are known exactly: they replace the teacher's copy of them.
         views = torch.cat([q.input[None], q.outputs[1:]])
+        picked = torch.arange(self.targets) % len(views)
         return {
             "image": q.input,
             "rig_viewmats": q.cameras.viewmats,
@@ -149,9 +150,9 @@ class QuadrupleDraws:
             "depth": torch.zeros(len(views), *views.shape[-2:]),
             "has_depth": torch.tensor(0.0),
             "noise": q.noise,
-            "target_viewmats": q.cameras.viewmats[: self.targets],
-            "target_Ks": q.cameras.Ks[: self.targets],
-            "targets": views[: self.targets],
+            "target_viewmats": q.cameras.viewmats[picked],
+            "target_Ks": q.cameras.Ks[picked],
+            "targets": views[picked],
             "background": background(g),
             "uniform": torch.rand(4, generator=g),
             "index": torch.tensor(index),

@@ -30,6 +30,7 @@ class ObjectiveConfig:
     hole_weight: float = 2.0  # a hole inside the mask costs this many times a leak outside
     structure: float = 0.5  # L1 of image gradients at three scales
     perceptual: float = 0.0  # VGG16 features; needs `python -m dd3g.models fetch hed_vgg16`
+    antialiased: bool = True  # else Gaussians shrink below a pixel, where the dilation hides them
     input_weight: float = 2.0  # of the input view, relative to the other targets
     direct_alpha: float = 0.5
     direct_depth: float = 4.0
@@ -90,7 +91,7 @@ class Objective:
             terms[name] = fade * getattr(c, name) * value
         if progress >= boot:
             targets = Cameras(batch["target_viewmats"], batch["target_Ks"], size, size)
-            render = rasterize(gaussians, targets, background=0.0)
+            render = rasterize(gaussians, targets, background=0.0, antialiased=c.antialiased)
             terms |= self.explicit(render.rgb, render.alpha, batch["targets"], batch["background"])
             if c.implicit and self.verifier is not None and step % c.implicit_every == 0:
                 azimuth = 2 * math.pi * batch["uniform"][:, 2]
@@ -266,7 +267,7 @@ class Verifier:
         shape = (len(image), len(rig))
         rigs = replace(rig, viewmats=rig.viewmats.expand(*shape, 4, 4), Ks=rig.Ks.expand(*shape, 3, 3))
         cameras = rigs.turned(azimuth[:, None])
-        render = rasterize(gaussians, cameras, background=0.0)
+        render = rasterize(gaussians, cameras, background=0.0, antialiased=True)
         straight = torch.cat([render.rgb / render.alpha.clamp(min=1e-3), render.alpha], 2)
         z = teacher.codec.encode(straight)  # (B, V, C, h, w)
         # The samples are drawn with seed, the choice between renders and quadruples with seed + 1.

@@ -41,6 +41,7 @@ class DistillConfig(LoopConfig):
     quadruples_share: float = 0.5  # with both: share of quadruples from then on
     scan_fraction: float = 0.4
     shape_fraction: float = 0.1
+    targets: int = 4  # views a sample is compared in, the input among them
     validation_renders: str = ""  # rendered objects for the sheet; never trained on
     pretrained_teacher_model: str = ""  # verifier; needed when objective.implicit is not 0
     init_from: str = ""  # start from the weights of this generator
@@ -59,11 +60,14 @@ def training_draws(config: DistillConfig) -> Draws:
             shape,
             scan_fraction=config.scan_fraction,
             shape_fraction=config.shape_fraction,
+            targets=config.targets,
         )
         check_fit(renders, size, shape)
     if config.quadruples:
         quadruples = QuadrupleDraws(
-            Quadruples(config.quadruples, cache=config.dataloader_num_workers == 0), config.seed
+            Quadruples(config.quadruples, cache=config.dataloader_num_workers == 0),
+            config.seed,
+            targets=config.targets,
         )
         check_fit(quadruples, size, shape)
     if renders and quadruples:
@@ -87,7 +91,7 @@ def generator_sheet(samples: list[dict[str, Tensor]]) -> Callable[[nn.Module, Pa
         rig = Cameras(batch["rig_viewmats"], batch["rig_Ks"], size, size)
         oblique = Cameras.orbit([45.0, 135.0, 315.0], 25.0, size).to(device)
         gaussians = model(batch["noise"], rig, batch["image"])
-        shown = [rasterize(gaussians, cameras).rgb for cameras in (rig, oblique)]
+        shown = [rasterize(gaussians, cameras, antialiased=True).rgb for cameras in (rig, oblique)]
         alpha = batch["views"][:, :, 3:]
         save_sheet(torch.cat([batch["views"][:, :, :3] * alpha + 1 - alpha, *shown], 1), path)
 
@@ -130,11 +134,19 @@ def judges(config: DistillConfig) -> tuple[Verifier | None, nn.Module | None]:
     if c.implicit:
         if not config.pretrained_teacher_model:
             raise UserError("objective.implicit needs a verifier: set pretrained_teacher_model=FOLDER")
+        if c.implicit_every < 1:
+            raise UserError(f"objective.implicit_every must be at least 1, got {c.implicit_every}")
         from distill.teachers import load
 
+        teacher, size = load(config.pretrained_teacher_model), config.generator.size
+        if teacher.rig.width != size:
+            raise UserError(
+                f"pretrained_teacher_model {config.pretrained_teacher_model} sees pictures of "
+                f"{teacher.rig.width} pixels, the generator of {size}: give a verifier of that size"
+            )
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)
         verifier = Verifier(
-            load(config.pretrained_teacher_model),
+            teacher,
             c.implicit_form,
             config.seed,
             c.implicit_guidance,

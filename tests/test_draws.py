@@ -202,8 +202,11 @@ def test_quadruples_come_as_the_teacher_gave_them(quadruples):
     assert len(seen) == 3
 
 
-def test_renders_and_quadruples_collate(objects, quadruples):
-    a, b = RenderDraws(objects, 0, NOISE).draw(0), QuadrupleDraws(quadruples, 0).draw(0)
+@pytest.mark.parametrize("targets", [2, 4, 6])  # the last is more than the teacher has views
+def test_renders_and_quadruples_collate(objects, quadruples, targets):
+    a = RenderDraws(objects, 0, NOISE, targets=targets).draw(0)
+    b = QuadrupleDraws(quadruples, 0, targets=targets).draw(0)
+    assert len(a["targets"]) == targets and torch.equal(b["targets"][4:], b["targets"][: max(0, targets - 4)])
     assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
 
 

@@ -182,11 +182,13 @@ def test_bootstrap_then_images_with_lasting_direct_terms(batch, model):
         assert loss.requires_grad and not any(t.requires_grad for t in terms.values())
 
 
-def test_images_are_rendered_at_the_targets(batch, model):
-    objective = Objective(ObjectiveConfig(bootstrap=0.0), TINY, 100)
+@pytest.mark.parametrize("antialiased", [True, False])
+def test_images_are_rendered_at_the_targets(batch, model, antialiased):
+    objective = Objective(ObjectiveConfig(bootstrap=0.0, antialiased=antialiased), TINY, 100)
     _, terms = objective(model, batch, 0)
     targets = Cameras(batch["target_viewmats"], batch["target_Ks"], SIZE, SIZE)
-    render = rasterize(model(batch["noise"], rig_of(batch), batch["image"]), targets, background=0.0)
+    gaussians = model(batch["noise"], rig_of(batch), batch["image"])
+    render = rasterize(gaussians, targets, background=0.0, antialiased=antialiased)
     wanted = objective.explicit(render.rgb, render.alpha, batch["targets"], batch["background"])
     assert all(torch.allclose(terms[k], wanted[k], rtol=1e-4) for k in wanted)
 
@@ -260,7 +262,8 @@ def latents_of(teacher, gaussians, azimuth):
     parts = []
     for b in range(2):
         cameras = Cameras.orbit([90.0 * v + math.degrees(float(azimuth[b])) for v in range(4)], 10.0, 8)
-        render = rasterize(gaussians[b], cameras, background=1.0)  # over white, as the codec wants it
+        # Over white, as the codec wants it.
+        render = rasterize(gaussians[b], cameras, background=1.0, antialiased=True)
         parts.append(F.pixel_unshuffle(2 * torch.cat([render.rgb, render.alpha], 1) - 1, 4))
     return torch.stack(parts)
 

@@ -8,7 +8,7 @@ import torch
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
-from dd3g.gaussians import Gaussians
+from dd3g.gaussians import Gaussians, quaternion_to_matrix
 from dd3g.nn import correspond_rgba
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.pepd.generator import resize
@@ -134,8 +134,10 @@ def test_zero_channels_mean_the_prior():
     frame = Frame(torch.zeros(2, 4, 16, 4, 4), prior, cameras)
     raw = {name: torch.zeros(8, n, 8, 8) for name, n in CHANNELS.items()}
     g = activate(raw, frame, Bounds(), 0.02)
-    assert torch.allclose(g.scales, torch.full_like(g.scales, 0.02), atol=1e-7)
-    assert torch.equal(g.quats, torch.tensor([1.0, 0, 0, 0]).expand_as(g.quats))
+    assert torch.allclose(g.scales, torch.tensor([0.02, 0.02, 0.05]).expand_as(g.scales), atol=1e-7)
+    for v in range(4):  # the long axis is the one that the camera looks along
+        R = quaternion_to_matrix(g.quats[0].unflatten(0, (4, -1))[v])
+        assert torch.allclose(R, cameras.viewmats[0, v, :3, :3].T.expand_as(R), atol=1e-6)
     v, y, x = 2, 5, 3
     n = (v * 8 + y) * 8 + x
     origins, directions = cameras.resized(8).rays()
@@ -145,6 +147,10 @@ def test_zero_channels_mean_the_prior():
     assert g.opacities[1, n].item() == pytest.approx(1 / (1 + math.exp(3 - 6 * pixel[3])), abs=1e-5)
     gated = activate(raw, replace(frame, gated=True), Bounds(), 0.02)
     assert torch.allclose(gated.opacities, g.opacities * prior[:, :, 3].flatten(1), atol=1e-6)
+    raw["position"][:, 3] = 100.0  # as far as it goes along the third axis of the camera: away from it
+    away = activate(raw, frame, Bounds(), 0.02).means - g.means
+    forward = cameras.viewmats[:, :, None, 2, :3].expand(2, 4, 64, 3).flatten(1, 2)
+    assert torch.allclose(away, 0.08 * forward, atol=1e-6)
 
 
 def test_untrained_copies_show_the_picture_at_their_pixels():

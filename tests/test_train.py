@@ -138,6 +138,10 @@ def test_nothing_to_train_on(tmp_path, capsys):
         (["renders=[]"], "set quadruples"),
         ([f"renders=[{tmp_path}/none]"], "none"),
         (["objective.implicit=1"], "pretrained_teacher_model"),
+        (
+            ["objective.implicit=1", "objective.implicit_every=0", "pretrained_teacher_model=analytic"],
+            "implicit_every must be at least 1, got 0",
+        ),
         (["init_from=nowhere"], "nowhere"),
     ):
         fresh()
@@ -148,6 +152,14 @@ def test_nothing_to_train_on(tmp_path, capsys):
 def test_data_of_another_size(data, tmp_path, capsys):
     assert distil(data[0], tmp_path, **{"generator.size": 64, "generator.latent_shape": "[4,64,16,16]"}) == 2
     assert "pictures of 32 pixels" in capsys.readouterr().err
+
+
+def test_a_verifier_of_another_size(tmp_path, capsys):
+    """It is refused before any data is read."""
+    shape = {"generator.size": 64, "generator.latent_shape": "[4,64,16,16]"}
+    verifier = {"objective.implicit": 0.1, "pretrained_teacher_model": "analytic"}
+    assert distil("nowhere", tmp_path, **shape, **verifier) == 2
+    assert "analytic sees pictures of 32 pixels, the generator of 64" in capsys.readouterr().err
 
 
 def test_several_processes_count_samples_together(data, monkeypatch, tmp_path):

@@ -30,7 +30,7 @@ from tools.scores import compare_with_quadruples, score, summarise
 
 PROTOCOL = {
     "novel": "free views only, the input view is never among them; mean over views, then over objects",
-    "psnr": "dB of RGB over white, per view",
+    "psnr": "dB of RGB over white, per view; Gaussians are drawn antialiased, as their low-pass asks for",
     "foreground": "fg_psnr and fg_ssim over pixels whose true alpha exceeds 0.5",
     "ssim": "Gaussian window 11 x 11, sigma 1.5, full picture over white without the window's margin",
     "iou": "of alpha > 0.5",

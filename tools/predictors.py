@@ -140,7 +140,7 @@ def render(gaussians: Gaussians, target: Target) -> Prediction:
     from dd3g.rasterize import rasterize
 
     cameras = target.cameras.to(gaussians.means.device)
-    drawn = rasterize(gaussians, cameras, background=1.0)
+    drawn = rasterize(gaussians, cameras, background=1.0, antialiased=True)
     return Prediction(list(range(len(cameras))), drawn.rgb.clamp(0, 1).cpu(), drawn.alpha.clamp(0, 1).cpu())
 
 

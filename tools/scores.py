@@ -107,7 +107,7 @@ def compare_with_quadruples(generator: Any, folder: Path, limit: int, seed: int)
         for name, noise in zip(kinds, (q.noise, other), strict=True):
             with torch.inference_mode():
                 gaussians = generator(noise[None].to(device), cameras, q.input[None].to(device))[0]
-                rgb = rasterize(gaussians, cameras, background=1.0).rgb.clamp(0, 1).cpu()
+                rgb = rasterize(gaussians, cameras, background=1.0, antialiased=True).rgb.clamp(0, 1).cpu()
             values = psnr(rgb, truth)
             for view, ks in RIG.items():
                 results[name][view].append(float(values[ks].mean()))

@@ -41,7 +41,8 @@ def render_turntable(
     cameras = Cameras.orbit([360.0 * i / frames for i in range(frames)], elevation, size)
     cameras = cameras.to(gaussians.means.device)
     # A few views at a time, because a rasteriser that draws them together also holds them together.
-    views = [rasterize(gaussians, cameras[i : i + 8], background).rgb for i in range(0, frames, 8)]
+    parts = [cameras[i : i + 8] for i in range(0, frames, 8)]
+    views = [rasterize(gaussians, part, background, antialiased=True).rgb for part in parts]
     pixels = torch.cat(views).clamp(0, 1).mul(255).round().to(torch.uint8)
     return pixels.movedim(1, -1).cpu().numpy()
 

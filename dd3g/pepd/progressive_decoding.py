@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
-from dd3g.gaussians import Gaussians
+from dd3g.gaussians import Gaussians, matrix_to_quaternion, quaternion_multiply
 from dd3g.nn import MultiViewTransformer, fourier
 from dd3g.pepd.point_transformer import PointTransformer, nearest
 
@@ -35,7 +35,8 @@ class Bounds:
     depth_start: float = 1.3  # mean surface depth of objects in the house rig
     offset: float = 0.08  # largest shift from the ray along each axis, world units
     scale_min: float = 0.003
-    scale_max: float = 0.065
+    scale_max: float = 0.1
+    stretch: float = 2.5  # length along the ray by width at the start: depth is what is least known
     smoothing: float = 0.0  # deviation of a 3D filter on every Gaussian, about half a training pixel
 
 
@@ -49,6 +50,11 @@ class Frame:
     )
     cameras: Cameras  # (B, V)
     gated: bool = False  # nothing may stand where the prior's alpha is zero
+
+    @property
+    def axes(self) -> Tensor:
+        """(B, V, 3, 3) axes of the cameras in the world, as columns."""
+        return self.cameras.viewmats[..., :3, :3].mT
 
 
 class PixelHead(nn.Module):
@@ -215,21 +221,34 @@ def locate(raw: Tensor, frame: Frame, bounds: Bounds) -> Tensor:
         frame.prior.shape[-1]
     ).rays()  # (B, V, 1, 1, 3), (B, V, S, S, 3)
     anchors = origins.expand_as(directions).flatten(1, 3) + depth * directions.flatten(1, 3)
-    return anchors + bounds.offset * position[..., 1:].tanh()
+    shift = position[..., 1:].tanh().unflatten(1, (len(frame.axes[0]), -1))  # (B, V, S*S, 3) camera axes
+    return anchors + bounds.offset * (shift @ frame.axes.mT).flatten(1, 2)
 
 
 def activate(raw: dict[str, Tensor], frame: Frame, bounds: Bounds, scale_start: float) -> Gaussians:
     """Raw channels (B*V, c, S, S) -> Gaussians (B, V*S*S), anchored on the rays of the frame's pixels.
 
-    Zero means: depth `depth_start`, on the ray, round at `scale_start`, the prior's opacity and colour.
+    Offsets, rotations and scales are along the axes of the frame's camera, so that one head means the same in
+    every frame. Zero means: depth `depth_start`, on the ray, `scale_start` wide and `stretch` times as long,
+    the prior's opacity and colour.
     """
     means = locate(raw["position"], frame, bounds)
-    scales = interval(_per_gaussian(raw["scale"], frame), bounds.scale_min, bounds.scale_max, scale_start)
+    length = min(bounds.stretch * scale_start, 0.8 * bounds.scale_max)
+    starts = [scale_start, scale_start, length]
+    scales = torch.cat(
+        [
+            interval(x, bounds.scale_min, bounds.scale_max, start)
+            for x, start in zip(_per_gaussian(raw["scale"], frame).split(1, -1), starts, strict=True)
+        ],
+        -1,
+    )
     # Renders at the training size are dilated by half a pixel, which hides gaps that larger pictures show:
     # a 3D smoothing filter closes them (Mip-Splatting, Yu et al. 2024, section 5.1).
     scales = (scales.square() + bounds.smoothing**2).sqrt()
     identity = torch.tensor([1.0, 0.0, 0.0, 0.0], device=means.device)
-    quats = F.normalize(_per_gaussian(raw["rotation"], frame) + identity, dim=-1)
+    local = F.normalize(_per_gaussian(raw["rotation"], frame) + identity, dim=-1)
+    axes = matrix_to_quaternion(frame.axes)[:, :, None]  # (B, V, 1, 4)
+    quats = quaternion_multiply(axes, local.unflatten(1, (axes.shape[1], -1))).flatten(1, 2)
 
     prior = _per_gaussian(frame.prior[:, :, :4].flatten(0, 1), frame)
     rgb, alpha = prior[..., :3].clamp(0.02, 0.98), prior[..., 3]
