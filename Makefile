@@ -13,7 +13,7 @@ demo: $(VENV)/.demo  ## one picture -> out/: splat files, turntable, viewer page
 	$(BIN)/python -m dd3g.infer $(DEMO) -o out --format ply,glb --turntable --viewer
 
 test: $(VENV)/.dev  ## the test suite
-	@$(BIN)/python -m dd3g.models fetch u2netp || echo "going on without it: tests that need it are skipped"
+	@$(BIN)/python -m dd3g.models fetch u2netp pose_detection pose_landmark_full || echo "going on without it: tests that need it are skipped"
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev  ## style and types

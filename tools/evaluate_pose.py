@@ -29,8 +29,8 @@ def evaluate(
     seed: int = 0,
     chunk: int = 16,
     bodies: int = 0,
-    steps: int = 100,
-    zedo_iterations: int = 1000,
+    steps: int = 30,
+    zedo_iterations: int = 200,
 ) -> dict[str, Any]:
     """Run every row.
 
@@ -236,8 +236,8 @@ def main(
     ] = 0,
     seed: Annotated[int, typer.Option(help="Of cameras, detector and hypotheses.")] = 0,
     chunk: Annotated[int, typer.Option(min=1, help="People a batch.")] = 16,
-    steps: Annotated[int, typer.Option(min=1, help="Network calls of guided sampling.")] = 100,
-    zedo_iterations: Annotated[int, typer.Option(min=1, help="Of ZeDO's main loop.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Network calls of guided sampling.")] = 30,
+    zedo_iterations: Annotated[int, typer.Option(min=1, help="Of ZeDO's main loop.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON instead of tables.")] = False,
 ) -> None:
     """Compare the pose methods on a data set, by the protocols of the literature."""

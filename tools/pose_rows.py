@@ -28,13 +28,14 @@ class Limits:
 
     Args:
         steps: network calls of guided sampling.
-        zedo_iterations: of its main loop; its placing takes half as many.
+        zedo_iterations: of its main loop; its placing takes as many, at least 200. Some runs diverge
+            with 1,000.
         zedo_m: most hypotheses of ZeDO.
         recovery_m: most hypotheses of recovery.
     """
 
-    steps: int = 100
-    zedo_iterations: int = 1000
+    steps: int = 30
+    zedo_iterations: int = 200
     zedo_m: int = 50
     recovery_m: int = 10
 
@@ -86,7 +87,7 @@ def make_rows(names: Sequence[str], weights: Path | None, limits: Limits) -> dic
         n = limits.zedo_iterations
         rows["ZeDO"] = (
             lambda p, m, seed: zedo(
-                prior, p.keypoints, p.confidence, p.K, m, iterations=n, fit_iterations=n // 2, seed=seed
+                prior, p.keypoints, p.confidence, p.K, m, iterations=n, fit_iterations=max(n, 200), seed=seed
             ),
             limits.zedo_m,
         )

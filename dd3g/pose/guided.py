@@ -149,6 +149,9 @@ def lift(
     boxes: Tensor | None = None,
     translation: Tensor | None = None,
     others: Sequence[Evidence] = (),
+    steps: int = 30,
+    repeats: int = 4,
+    rho: float = 2.0,
     **options: Any,
 ) -> Hypotheses:
     """3D poses from a detector's output.
@@ -164,6 +167,9 @@ def lift(
         boxes: (B, 4) left, top, right, bottom of the heatmaps in pixels.
         translation: (B, 3) metres where the root is known.
         others: further evidence, e.g. `BoneLength`, `Smooth`.
+        steps: see `draw`; like the next two chosen on training clips, by the best of 20 hypotheses.
+        repeats: see `draw`; depth needs them, or it is settled before the picture coordinates are.
+        rho: see `draw`; more than 1 makes up for a prior that is too sure of itself.
         **options: of `draw`.
 
     Raises:
@@ -179,7 +185,7 @@ def lift(
         raise ValueError("heatmaps need boxes (B, 4), where they lie in the picture")
     else:
         seen = HeatmapNLL(heatmaps=heatmaps, boxes=boxes, confidence=confidence, K=K, translation=translation)
-    return draw(prior, len(keypoints), m, [seen, *others], **options)
+    return draw(prior, len(keypoints), m, [seen, *others], steps=steps, repeats=repeats, rho=rho, **options)
 
 
 def complete(

@@ -1,11 +1,16 @@
+from functools import partial
+
 import pytest
 import torch
 
 from dd3g.diffusion import sample
+from dd3g.pose import guided
 from dd3g.pose.energies import Known3D, bone_lengths
 from dd3g.pose.geometry import project
-from dd3g.pose.guided import complete, draw, generate, levels, lift
+from dd3g.pose.guided import complete, draw, generate, levels
 from dd3g.pose.prior import Prior, PriorConfig
+
+lift = partial(guided.lift, steps=100, repeats=1, rho=1.0)  # the posterior as derived
 
 K = torch.tensor([[1000.0, 0, 500], [0, 1000.0, 500], [0, 0, 1]])
 ROOT = torch.tensor([[0.1, -0.2, 4.0], [0.3, 0.1, 5.0]])

@@ -53,7 +53,7 @@ def test_samples_look_like_bodies(prior):
             float(((known >= low) & (known <= high)).float().mean()),
         )
     sides = bone_lengths(poses)[:, [0, 1, 2, 10, 11, 12]] - bone_lengths(poses)[:, [3, 4, 5, 13, 14, 15]]
-    assert sides.abs().mean() < 0.02  # left and right alike
+    assert sides.abs().mean() < 0.025  # left and right alike
     assert (poses[:, 9, 1] < poses[:, [3, 6], 1].mean(1)).float().mean() > 0.9  # mostly heads up
 
 
