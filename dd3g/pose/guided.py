@@ -151,7 +151,7 @@ def lift(
     others: Sequence[Evidence] = (),
     steps: int = 30,
     repeats: int = 4,
-    rho: float = 2.0,
+    rho: float = 3.0,
     **options: Any,
 ) -> Hypotheses:
     """3D poses from a detector's output.
