@@ -113,22 +113,6 @@ def _write_one(gaussians: Gaussians, folder: Path, name: str, request: Request) 
     return [str(request.out / file) for file in files]
 
 
-def check_writable(out: Path) -> None:
-    """Make the output folder, and a file in it.
-
-    Raises:
-        UserError: when that is refused.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as e:
-        raise UserError(
-            f"cannot write to the output folder {out} ({e.strerror or e}): choose another with -o"
-        ) from e
-
-
 def explain(error: Exception, out: Path) -> str:
     """The sentence for the user; anything that is not theirs to put right is raised again."""
     if isinstance(error, UserError):

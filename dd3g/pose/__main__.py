@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dd3g.command import Report, check_writable, conclude, gather, output_stems
 from dd3g.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,52 +72,18 @@ class Request:
 
 
 def find_inputs(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
-    """What the command line names; a folder stands for its pictures and videos, or its keypoint files.
+    """What the command line names, and what is of no use; see `dd3g.command.gather`.
 
-    Returns:
-        The files, and `{"input", "error"}` of each of several inputs that is of no use.
-
-    Raises:
-        UserError: when the only input is a folder that holds nothing to look at or may not be read.
+    A folder stands for its pictures and videos, or where there are none for its keypoint files.
     """
-    found: list[Path] = []
-    failed = []
-    for path in inputs:
-        try:
-            # Unlike Path.is_dir, which raises where a folder on the way may not be searched.
-            found += _listed(path) if os.path.isdir(path) else [path]
-        except UserError as e:
-            if len(inputs) == 1:
-                raise
-            failed.append({"input": str(path), "error": str(e)})
-    return list(dict.fromkeys(found)), failed
 
+    def useful(files: list[Path]) -> list[Path]:
+        files = [p for p in files if Path(p.stem).suffix != OWN]
+        seen = [p for p in files if p.suffix.lower() in PICTURES + VIDEOS]
+        return seen or [p for p in files if p.suffix.lower() in KEYPOINTS]
 
-def _listed(folder: Path) -> list[Path]:
-    try:
-        files = sorted(p for p in folder.iterdir() if p.name[0] != "." and Path(p.stem).suffix != OWN)
-    except OSError as e:
-        reason = e.strerror or e
-        raise UserError(f"the folder {folder} may not be read ({reason}): check its permissions") from e
-    seen = [p for p in files if p.suffix.lower() in PICTURES + VIDEOS]
-    seen = seen or [p for p in files if p.suffix.lower() in KEYPOINTS]
-    if not seen:
-        kinds = " ".join(PICTURES + VIDEOS + KEYPOINTS)
-        raise UserError(f"the folder {folder} holds no pictures, videos or keypoints ({kinds})")
-    return seen
-
-
-def output_stems(inputs: list[Path]) -> list[str]:
-    """One name for each input's results, none used twice: `a.png` and `a.jpg` give `a_png` and `a_jpg`."""
-    shared = Counter(p.stem.casefold() for p in inputs)
-    stems: list[str] = []
-    for p in inputs:
-        base = p.stem if shared[p.stem.casefold()] == 1 else p.name.replace(".", "_")
-        stem, n = base, 2
-        while stem.casefold() in {s.casefold() for s in stems}:
-            stem, n = f"{base}-{n}", n + 1
-        stems.append(stem)
-    return stems
+    kinds = " ".join(PICTURES + VIDEOS + KEYPOINTS)
+    return gather(inputs, "input", useful, f"pictures, videos or keypoints ({kinds})")
 
 
 def run(inputs: list[Path], request: Request, progress: Any) -> dict[str, Any]:
@@ -165,14 +127,7 @@ def _prepare(paths: list[Path], request: Request) -> None:
     estimation.load_method(request.method)
     if request.keypoints is None and any(p.suffix.lower() not in KEYPOINTS for p in paths):
         detector.load()
-    try:
-        request.out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=request.out):
-            pass
-    except OSError as e:
-        raise UserError(
-            f"cannot write to the output folder {request.out} ({e.strerror or e}): choose another with -o"
-        ) from e
+    check_writable(request.out)
 
 
 def _estimate(path: Path, folder: Path, stem: str, request: Request) -> dict[str, Any]:
@@ -269,31 +224,12 @@ def _explain(error: Exception, out: Path) -> str:
     raise error
 
 
-@contextlib.contextmanager
-def _progress(enabled: bool) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-
-    console = Console(stderr=True)
-    text = TextColumn("{task.description}", markup=False)
-    columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn())
-    enabled = enabled and console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=not enabled) as progress:
-        yield progress
-
-
-def _say(text: str, err: bool = False) -> None:
-    # File names may hold bytes that are no text, and messages from libraries may hold line breaks.
-    typer.echo(" ".join(text.encode("utf-8", "replace").decode().split("\n")), err=err)
-
-
-def _last_line(report: dict[str, Any], out: Path) -> str:
+def _last_line(report: Report, out: Path) -> str:
     files = [f for r in report["inputs"] for f in r["files"]]
     people = sum(r["people"] for r in report["inputs"])
     what = ", ".join(files) if len(files) <= 8 else f"{len(files)} files to {out}{os.sep}"
-    failed = f", {len(report['failed'])} failed" if report["failed"] else ""
     persons = "1 person" if people == 1 else f"{people} people"
-    return f"{persons}: wrote {what or 'nothing'} in {report['seconds']:.1f} s{failed}"
+    return f"{persons}: wrote {what or 'nothing'}"
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -331,35 +267,13 @@ def pose(
     Writes NAME.pose.json and a figure NAME.pose.png for each picture; with recovery also NAME.pose.bvh and
     NAME.pose.glb. Exit code 0: everything was written; 1: some of several inputs failed; 2: bad input.
     """
-    start = time.perf_counter()
-    several = len(inputs) > 1 or os.path.isdir(inputs[0])
-    report: dict[str, Any] = {"inputs": [], "failed": []}
-    code = 0
-    try:
+
+    def work(progress: Any) -> Report:
         request = Request(out, method.value, hypotheses, viewer, seed, keypoints, layout, focal, every)
-        # Libraries that print would break the JSON.
-        with contextlib.redirect_stdout(sys.stderr), _progress(enabled=not as_json) as progress:
-            report = run(inputs, request, progress)
-        if report["failed"]:
-            code = 1 if several else 2
-    except UserError as e:
-        report["error"] = str(e)
-        code = 2
-    report["seconds"] = round(time.perf_counter() - start, 3)
-    for result in report["inputs"]:
-        for warning in result["warnings"] if not as_json else ():
-            _say(f"warning: {warning}", err=True)
-    for failure in report["failed"]:
-        name, message = failure["input"], failure["error"]
-        _say(f"error: {message}" if name in message else f"error: {name}: {message}", err=True)
-    if "error" in report:
-        _say(f"error: {report['error']}", err=True)
-    if as_json:
-        typer.echo(json.dumps(report))
-    elif code != 2:
-        _say(_last_line(report, out))
-    if code:
-        raise typer.Exit(code)
+        return run(inputs, request, progress)
+
+    several = len(inputs) > 1 or os.path.isdir(inputs[0])
+    conclude(work, "input", several, as_json, lambda report: _last_line(report, out))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,153 @@
+"""What the commands over many files share: their inputs, names of results, progress, and how a run ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from dd3g.errors import UserError
+
+Report = dict[str, Any]  # a list of results, "failed", "seconds", and "error" for what stopped the run
+
+
+def gather(
+    inputs: list[Path], kind: str, choose: Callable[[list[Path]], list[Path]], none: str
+) -> tuple[list[Path], list[dict[str, str]]]:
+    """The files named on the command line; a folder stands for what is of use in it, sorted by name.
+
+    Args:
+        inputs: files and folders.
+        kind: what an input is called in the report.
+        choose: of a folder's files, those of use.
+        none: what a folder without any does not hold.
+
+    Returns:
+        The files, and `{kind, "error"}` of each of several inputs that is of no use.
+
+    Raises:
+        UserError: when the only input is a folder that holds nothing of use or may not be read.
+    """
+    found: list[Path] = []
+    failed = []
+    for path in inputs:
+        try:
+            # Unlike Path.is_dir, which raises where a folder on the way may not be searched.
+            found += _listed(path, choose, none) if os.path.isdir(path) else [path]
+        except UserError as e:
+            if len(inputs) == 1:
+                raise
+            failed.append({kind: str(path), "error": str(e)})
+    return list(dict.fromkeys(found)), failed
+
+
+def _listed(folder: Path, choose: Callable[[list[Path]], list[Path]], none: str) -> list[Path]:
+    try:
+        files = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError as e:
+        reason = e.strerror or e
+        raise UserError(f"the folder {folder} may not be read ({reason}): check its permissions") from e
+    if not (chosen := choose(files)):
+        raise UserError(f"the folder {folder} holds no {none}")
+    return chosen
+
+
+def output_stems(inputs: list[Path]) -> list[str]:
+    """One name for each input's results, none used twice: `a.png` and `a.jpg` give `a_png` and `a_jpg`."""
+    shared = Counter(p.stem.casefold() for p in inputs)
+    stems: dict[str, str] = {}  # by what they are on a disk that knows no case
+    for p in inputs:
+        base = p.stem if shared[p.stem.casefold()] == 1 else p.name.replace(".", "_")
+        stem, n = base, 2
+        while stem.casefold() in stems:
+            stem, n = f"{base}-{n}", n + 1
+        stems[stem.casefold()] = stem
+    return list(stems.values())
+
+
+def check_writable(out: Path) -> None:
+    """Make the output folder, and a file in it.
+
+    Raises:
+        UserError: when that is refused.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as e:
+        raise UserError(
+            f"cannot write to the output folder {out} ({e.strerror or e}): choose another with -o"
+        ) from e
+
+
+def conclude(
+    work: Callable[[Any], Report], kind: str, several: bool, as_json: bool, last_line: Callable[[Report], str]
+) -> None:
+    """Run a command's work under a progress bar, print its report, and exit.
+
+    Args:
+        work: progress bar -> report, whose list of results is called `kind` with an s.
+        kind: what an input is called in the report.
+        several: whether one failure leaves others that may succeed.
+        as_json: print the report alone.
+        last_line: what was written, for people.
+
+    Raises:
+        typer.Exit: 1 when some of several inputs failed, 2 when the input was bad.
+    """
+    start = time.perf_counter()
+    report: Report = {f"{kind}s": [], "failed": []}
+    code = 0
+    try:
+        # Libraries that print would break the JSON.
+        with contextlib.redirect_stdout(sys.stderr), _progress(enabled=not as_json) as progress:
+            report = work(progress)
+        if report["failed"]:
+            code = 1 if several else 2
+    except UserError as e:
+        report["error"] = str(e)
+        code = 2
+    report["seconds"] = round(time.perf_counter() - start, 3)
+    for result in report[f"{kind}s"]:
+        for warning in result["warnings"] if not as_json else ():
+            _say(f"warning: {warning}", err=True)
+    for failure in report["failed"]:
+        name, message = failure[kind], failure["error"]
+        _say(f"error: {message}" if name in message else f"error: {name}: {message}", err=True)
+    if "error" in report:
+        _say(f"error: {report['error']}", err=True)
+    if as_json:
+        typer.echo(json.dumps(report))
+    elif code != 2:
+        failed = f", {len(report['failed'])} failed" if report["failed"] else ""
+        _say(f"{last_line(report)} in {report['seconds']:.1f} s{failed}")
+    if code:
+        raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _progress(enabled: bool) -> Iterator[Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+    console = Console(stderr=True)
+    text = TextColumn("{task.description}", markup=False)
+    columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn())
+    enabled = enabled and console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not enabled) as progress:
+        yield progress
+
+
+def _say(text: str, err: bool = False) -> None:
+    # File names may hold bytes that are no text, and messages from libraries may hold line breaks.
+    typer.echo(" ".join(text.encode("utf-8", "replace").decode().split("\n")), err=err)
