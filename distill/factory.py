@@ -15,9 +15,9 @@ import torch
 
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
+from dd3g.io.shards import write_shard
 from distill.inputs import Inputs, fingerprint, seed_of
 from distill.quadruples import Quadruple, encode, noise_of
-from distill.shards import write_shard
 from distill.simulate import simulate
 from distill.teachers import Teacher
 

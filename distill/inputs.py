@@ -14,9 +14,9 @@ from torch import Tensor
 
 from dd3g.cameras import ELEVATION
 from dd3g.errors import UserError
+from dd3g.io.shards import Shards
 from dd3g.picture import load_image, read_rgba, resize_rgba
 from distill.renders import RenderedObjects
-from distill.shards import Shards
 
 SUFFIXES = (".png", ".webp")
 

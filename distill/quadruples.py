@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
-from distill.shards import Shards
+from dd3g.io.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def noise_of(shape: Sequence[int], seed: int) -> Tensor:
 
 
 def encode(quadruple: Quadruple, key: str) -> dict[str, bytes | str]:
-    """One object as a sample for `distill.shards.write_shard`; pictures are rounded to eight bits."""
+    """One object as a sample for `dd3g.io.shards.write_shard`; pictures are rounded to eight bits."""
     cameras = quadruple.cameras
     description = quadruple.meta | {
         "width": cameras.width,

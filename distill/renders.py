@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
-from distill.shards import Shards
+from dd3g.io.shards import Shards
 
 DEPTH_UNIT = 16384  # depth.png holds camera z times this, 0 = background
 

@@ -17,10 +17,10 @@ from data_gen.mesh_render import Light, render_mesh
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
+from dd3g.io.shards import write_shard
 from dd3g.models import model_path
 from dd3g.rasterize import rasterize
 from distill.quadruples import Quadruple, encode, noise_of
-from distill.shards import write_shard
 from tools import evaluate as tool
 from tools.metrics import azimuth_distance, bootstrap_mean, on_white, psnr, ssim_map, view_metrics
 from tools.predictors import Prediction, Target, all_white, flat_card, mean_color_blob

@@ -22,8 +22,8 @@ from data_gen.mesh_render import Light, render_mesh
 from data_gen.objects import Item, Options, find_items, render_item, view_plan
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
+from dd3g.io.shards import Shards, write_shard
 from distill.renders import RenderedObjects
-from distill.shards import Shards, write_shard
 from tools.render_objects import render_folder
 
 ROOT = Path(__file__).parents[1]

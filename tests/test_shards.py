@@ -11,7 +11,7 @@ import time
 import pytest
 
 from dd3g.errors import UserError
-from distill.shards import Shards, write_shard
+from dd3g.io.shards import Shards, write_shard
 
 
 def samples(n: int, start: int = 0) -> list[dict]:
@@ -115,7 +115,7 @@ def test_shard_cut_after_it_was_opened(tmp_path):
 def test_kill_leaves_no_torn_shard(tmp_path):
     script = (
         "import sys, time\n"
-        "from distill.shards import write_shard\n"
+        "from dd3g.io.shards import write_shard\n"
         "def slow():\n"
         "    for i in range(1000):\n"
         "        yield {'__key__': f'k{i}', 'bin': bytes(20000)}\n"

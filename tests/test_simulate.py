@@ -18,9 +18,9 @@ from PIL import Image
 from dd3g.cameras import Cameras
 from dd3g.diffusion import sample
 from dd3g.errors import UserError
+from dd3g.io.shards import Shards, write_shard
 from distill.inputs import open_inputs, seed_of
 from distill.quadruples import Quadruple, Quadruples, decode, encode, noise_of
-from distill.shards import Shards, write_shard
 from distill.simulate import main, simulate, verify
 from distill.teachers import load
 from distill.teachers.analytic import draw_ellipsoids

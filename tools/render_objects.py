@@ -20,7 +20,7 @@ import typer
 
 from data_gen.objects import Item, Options, find_items, render_item
 from dd3g.errors import UserError
-from distill.shards import Shards, write_shard
+from dd3g.io.shards import Shards, write_shard
 
 
 def render_shard(task: tuple[Path, list[Item], Options]) -> tuple[int, list[tuple[str, str]]]:
