@@ -20,6 +20,12 @@ from dd3g.pepd.pattern_extraction import CopiedTokens, PatternExtraction, type_e
 from dd3g.pepd.progressive_decoding import Bounds, Frame, ProgressiveDecoding
 
 SHIPPED = Path(__file__).parent.parent / "weights"
+CARD = """---
+library_name: dd3g
+pipeline_tag: image-to-3d
+---
+One picture to 3D Gaussians in one pass: `dd3g.Generator.from_pretrained("{repo}").generate("picture.png")`.
+"""
 
 
 @dataclass
@@ -175,6 +181,34 @@ class Generator(nn.Module):
         """Write config.json and model.safetensors; `dtype` is the stored type of the weights."""
         return save_folder(folder, self, {"kind": "generator", **asdict(self.config)}, dtype)
 
+    def push_to_hub(self, repo: str, token: str | None = None, private: bool | None = None) -> str:
+        """Upload config, float16 weights and a card to the hub, where `from_pretrained(repo)` finds them.
+
+        Args:
+            repo: `owner/name`; made when missing.
+            token: of the hub; None takes the one that `hf auth login` stored.
+            private: for a new repository; None is the owner's default.
+
+        Returns:
+            Address of the upload.
+
+        Raises:
+            UserError: when the hub refuses or cannot be reached.
+        """
+        from tempfile import TemporaryDirectory
+
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, torch.float16)
+            Path(folder, "README.md").write_text(CARD.format(repo=repo))
+            try:
+                api.create_repo(repo, private=private, exist_ok=True)
+                return str(api.upload_folder(repo_id=repo, folder_path=folder))
+            except Exception as error:  # as in `find_weights`
+                raise UserError(f"{repo}: the hub did not take the weights ({_first_line(error)})") from error
+
     @classmethod
     def from_pretrained(cls, name: str | Path = "nano", device: str | torch.device = "cpu") -> Generator:
         """Load a generator by the name of shipped weights, a local folder, or a hub id `owner/name`.
@@ -232,11 +266,15 @@ def find_weights(name: str | Path) -> Path:
         try:
             return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"]))
         except Exception as error:  # the hub client raises a family of its own for network, rights and names
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = _first_line(error)
             raise UserError(f"{name}: no such folder, and the hub did not give it ({reason})") from error
     raise UserError(
         f"{name}: no such weights; shipped are {', '.join(shipped())}, or give a folder or a hub id"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def resize(rgba: Tensor, size: int) -> Tensor:
