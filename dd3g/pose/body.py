@@ -1,4 +1,7 @@
-"""Bodies that turn joint rotations into points: our own of 24 joints, and adapters for SMPL and Anny."""
+"""Bodies that turn joint rotations into points: our own of 24 joints, and an adapter for SMPL.
+
+That for Anny is in `dd3g.pose.anny_body`.
+"""
 
 from __future__ import annotations
 
@@ -76,18 +79,10 @@ class Body(nn.Module):
     def points(self, rotations: Tensor, betas: Tensor | None = None, layout: str = "h36m-17") -> Tensor:
         """Points (B, J, 3) in metres relative to the pelvis; see `PosedBody`."""
         joints, turned = self.pose(rotations, betas)
-        if layout == "smpl-24":
-            return joints
         rest = _shaped(self.joints, self.joint_directions, betas)
         arms = _shaped(self.marks, self.mark_directions, betas) - rest[..., self.mark_joints, :]
         marks = joints[:, self.mark_joints] + (turned[:, self.mark_joints] * arms[..., None, :]).sum(-1)
-        if layout == "openpose-25":
-            return marks[:, :25]
-        if layout == "coco-17":
-            return marks[:, COCO_IN_OPENPOSE]
-        if layout == "h36m-17":
-            return torch.cat([joints[:, _H36M_JOINTS[:9]], marks[:, 25:], joints[:, _H36M_JOINTS[9:]]], 1)
-        raise _unknown(layout)
+        return in_layout(joints, marks, layout)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write config.json and model.safetensors."""
@@ -108,6 +103,23 @@ _H36M_JOINTS = [
     for name in "pelvis r_hip r_knee r_ankle l_hip l_knee l_ankle spine2 neck "
     "l_shoulder l_elbow l_wrist r_shoulder r_elbow r_wrist".split()
 ]
+
+
+def in_layout(joints: Tensor, marks: Tensor, layout: str) -> Tensor:
+    """Joints (B, 24, 3) and marks (B, 27, 3), as `Body` has them, as points (B, J, 3) of a layout.
+
+    Raises:
+        UserError: a layout that bodies do not have.
+    """
+    if layout == "smpl-24":
+        return joints
+    if layout == "openpose-25":
+        return marks[:, :25]
+    if layout == "coco-17":
+        return marks[:, COCO_IN_OPENPOSE]
+    if layout == "h36m-17":
+        return torch.cat([joints[:, _H36M_JOINTS[:9]], marks[:, 25:], joints[:, _H36M_JOINTS[9:]]], 1)
+    raise _unknown(layout)
 
 
 @lru_cache(1)
@@ -144,7 +156,7 @@ class SmplBody:
         try:
             import smplx
         except ImportError as error:
-            raise UserError("SMPL bodies need the smplx package: pip install 'dd3g[pose]'") from error
+            raise UserError("SMPL bodies need the smplx package: pip install 'dd3g[body]'") from error
         if not Path(path).exists():
             raise UserError(f"{path}: no SMPL model there; get one from its makers, who license it")
         self.model: Any = smplx.create(str(path), model_type="smpl", gender=gender, num_betas=SHAPES)
