@@ -1,23 +1,11 @@
-"""Command lines of training scripts: a structured config, a YAML file, and overrides."""
+"""How a training runs: the part of its configuration that every training script shares."""
 
 from __future__ import annotations
 
 import math
-import os
-import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import ClassVar
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from dd3g.errors import UserError
-
-T = TypeVar("T")
-ALIASES = {"resume": "resume_from_checkpoint"}
 PRECISIONS = {
     "no": "no",
     "fp32": "no",
@@ -30,6 +18,8 @@ PRECISIONS = {
 @dataclass
 class LoopConfig:
     """How a training runs; the names are those of the diffusers examples where one exists."""
+
+    aliases: ClassVar[dict[str, str]] = {"resume": "resume_from_checkpoint"}
 
     output_dir: str = "runs/train"
     seed: int = 0
@@ -71,59 +61,3 @@ class LoopConfig:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         if not 0 <= self.ema_decay <= 1:
             raise ValueError(f"ema_decay must be between 0 and 1, got {self.ema_decay}")
-
-
-def parse(argv: Sequence[str], schema: type[T]) -> T:
-    """Build `schema` from its defaults, `--config FILE` and overrides, later ones winning.
-
-    Args:
-        argv: words after the script's name: `--config file.yaml`, `key=value`, `--key value`, `--key=value`;
-            dots reach into sections, dashes count as underscores.
-        schema: a dataclass.
-
-    Raises:
-        UserError: for an unknown key, a value of the wrong type or range, or an unreadable file.
-    """
-    files, overrides, words = [], [], list(argv)
-    if "-h" in words or "--help" in words:
-        print(f"usage: {Path(sys.argv[0]).name} [--config FILE] [--key value | key=value]...\n")
-        print(OmegaConf.to_yaml(OmegaConf.structured(schema)))
-        raise SystemExit(0)
-    while words:
-        word = words.pop(0)
-        key, equals, value = word.removeprefix("--").partition("=")
-        if not equals:
-            if not word.startswith("--") or not words:
-                raise UserError(f"{word!r}: expected --key value or key=value")
-            value = words.pop(0)
-        key = key.replace("-", "_")
-        if key == "config":
-            files.append(value)
-        else:
-            overrides.append(f"{ALIASES.get(key, key)}={value}")
-    try:
-        parts = [OmegaConf.load(f) for f in files]
-        merged = OmegaConf.merge(OmegaConf.structured(schema), *parts, OmegaConf.from_dotlist(overrides))
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, ArithmeticError) as error:
-        key = getattr(error, "full_key", None)  # of OmegaConf's errors
-        message = f"{key}: {error}".splitlines()[0] if key else str(error).splitlines()[0]
-        raise UserError(f"configuration: {message}; --help lists every key with its default") from error
-
-
-def launch(run: Callable[[Any], Path], schema: type, argv: Sequence[str] | None = None) -> int:
-    """Main function of a training script: exit code 0, or 2 with one line when something is wrong.
-
-    Args:
-        run: trains from a `schema` object and returns the folder it wrote.
-        schema: a dataclass.
-        argv: words after the script's name; None takes the command line's.
-    """
-    try:
-        folder = run(parse(sys.argv[1:] if argv is None else argv, schema))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if os.environ.get("RANK", "0") == "0":
-        print(f"wrote {folder}")
-    return 0

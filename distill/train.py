@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
+from dd3g.configuration import launch
 from dd3g.errors import UserError
 from dd3g.nn.checkpoint import load_weights
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.pepd.generator import find_weights
 from dd3g.rasterize import rasterize
-from distill.config import LoopConfig, launch
+from distill.config import LoopConfig
 from distill.draws import MixedDraws, QuadrupleDraws, RenderDraws, check_fit
 from distill.loop import Draws, fit
 from distill.objective import Objective, ObjectiveConfig, Verifier

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
+from dd3g.configuration import launch
 from dd3g.diffusion import sample
 from dd3g.errors import UserError
-from distill.config import LoopConfig, launch
+from distill.config import LoopConfig
 from distill.draws import RenderDraws, check_fit
 from distill.loop import fit
 from distill.renders import RenderedObjects

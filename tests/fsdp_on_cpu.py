@@ -27,7 +27,7 @@ def main() -> int:
     # accelerate offers FSDP to GPUs only, though torch runs it anywhere.
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
-    from distill.config import launch
+    from dd3g.configuration import launch
     from distill.train import DistillConfig, run
 
     return launch(run, DistillConfig)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dd3g.configuration import launch, parse
 from dd3g.errors import UserError
 from dd3g.pepd import Generator
-from distill.config import launch, parse
 from distill.train import DistillConfig, run
 from distill.train_teacher import TeacherConfig
 

@@ -13,9 +13,10 @@ from torch import nn
 from torch._utils import ExceptionWrapper
 from training_runs import files, fresh, metrics
 
+from dd3g.configuration import parse
 from dd3g.errors import UserError
 from distill import checkpoints, loop
-from distill.config import LoopConfig, parse
+from distill.config import LoopConfig
 from distill.learning_rate import lr_factor
 from distill.loop import fit
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from tiny_objects import write_quadruples, write_renders
 from training_runs import files, fresh, metrics
 
+from dd3g.configuration import launch, parse
 from dd3g.pepd import Generator
-from distill.config import launch, parse
 from distill.train import DistillConfig, run, training_draws
 from distill.train_teacher import TeacherConfig
 from distill.train_teacher import run as run_teacher
