@@ -98,6 +98,40 @@ def infer(
     print(", ".join(f"{k} {v}" for k, v in machine.items()))
 
 
+@app.command()
+def pose(
+    photo: Annotated[Path | None, typer.Argument(help="With people; else one is made up.")] = None,
+    hypotheses: Annotated[int, typer.Option(min=1, help="3D hypotheses a person.")] = 20,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each part.")] = 5,
+    check: Annotated[bool, typer.Option(help="Exit with 1 if a part is slower than it should be.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Detector and pose methods for one person, networks loaded."""
+    from tools.benchmark_pose import FLOORS, time_pose
+
+    try:
+        parts = time_pose(photo, hypotheses, repeats)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    machine = describe_machine()
+    if as_json:
+        print(json.dumps({"machine": machine, "pose": parts, "hypotheses": hypotheses}))
+    else:
+        table = Table(title=f"pose, one person, {hypotheses} hypotheses, median ms")
+        for column in ("part", "ms", "at most"):
+            table.add_column(column, justify="left" if column == "part" else "right")
+        for part, seconds in parts.items():
+            floor = f"{1e3 * FLOORS[part]:.0f}" if part in FLOORS else ""
+            table.add_row(part, "not timed" if seconds is None else f"{1e3 * seconds:.1f}", floor)
+        Console().print(table)
+        print(", ".join(f"{k} {v}" for k, v in machine.items()))
+    slow = [part for part, floor in FLOORS.items() if (parts[part] or 0) > floor]
+    if check and slow:
+        print(f"error: too slow: {', '.join(slow)}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
 def interleaved(runs: dict[str, Callable[[], list[float]]], repeats: int) -> dict[str, list[float]]:
     """Median of each timing, taken in turns so that a disturbance of the machine meets every contestant.
 
