@@ -1,0 +1,41 @@
+"""The picture factory's command line: `python -m data_gen COMMAND`, each command in its own module."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from dd3g.errors import UserError
+
+COMMANDS = {
+    "prompts": "write prompts, one JSON object a line",
+    "synthesize": "prompts to shards of RGBA pictures; killed and started again, it goes on",
+    "collect": "pictures that exist already to the same shards",
+    "verify": "check every picture, count and checksum of a set",
+    "merge": "several sets to one",
+    "stats": "a page about a set: counts, histograms, pictures, throughput",
+    "train_tiny": "train the small picture model for machines without a hub",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code, 2 with one line when something is wrong."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: python -m data_gen COMMAND ...; COMMAND --help tells more\n")
+        print("\n".join(f"  {name:<12}{what}" for name, what in COMMANDS.items()))
+        return 0 if words else 2
+    command = words[0].replace("-", "_")
+    if command not in COMMANDS:
+        print(f"error: no command {words[0]!r}: choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        # Only here: `prompts` and a wrong word must not wait for torch.
+        return import_module(f"data_gen.{command}").main(words[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
