@@ -137,6 +137,20 @@ def test_search_in_banded_tables_agrees_with_brute_force(monkeypatch):
     assert np.array_equal(near_duplicates(hashes, 5), brute_force(hashes, 5))
 
 
+@pytest.mark.parametrize("near", [0, 1, 4, 9])
+def test_no_pair_at_exactly_the_distance_is_missed(near):
+    rng = np.random.default_rng(near)
+    first = rng.integers(0, 2**64, 3000, dtype=np.uint64)
+    flips = np.argsort(rng.random((3000, 64)), 1)[:, :near].astype(np.uint64)
+    second = first ^ (np.uint64(1) << flips).sum(1, dtype=np.uint64)
+    found = near_duplicates(np.concatenate([first, second]), near)
+    assert np.array_equal(found[3000:], np.arange(3000))
+    further = second ^ (np.uint64(1) << np.argsort(rng.random((3000, 64)), 1)[:, 0].astype(np.uint64))
+    apart = np.bitwise_count(further ^ first) > near
+    found = near_duplicates(np.concatenate([first, further]), near)
+    assert np.array_equal(found[3000:] < 0, apart)
+
+
 def test_a_duplicate_of_a_duplicate_is_kept_when_it_is_far_from_the_kept_one():
     hashes = np.array([0b0, 0b11, 0b1111, 0b11], np.uint64)
     assert near_duplicates(hashes, 2).tolist() == [-1, 0, -1, 0]
