@@ -23,7 +23,7 @@ def evaluate(
     methods: list[str],
     counts: tuple[int, ...] = COUNTS,
     protocol: str | None = None,
-    keypoints: str = "cpn_ft_h36m_dbb",
+    keypoints: str | None = None,
     weights: Path | None = None,
     limit: int = 0,
     seed: int = 0,
@@ -40,7 +40,7 @@ def evaluate(
         methods: of `tools.pose_rows.ROWS`.
         counts: numbers of hypotheses; each row draws the most it may and is cut for the others.
         protocol: of the data set; None its first.
-        keypoints: which data_2d_h36m_*.npz.
+        keypoints: whose, see `tools.pose_people.detector`.
         weights: folder of networks; None: the shipped ones.
         limit: at most so many people, evenly spread; 0: all.
         seed: of cameras, detector and hypotheses.
@@ -56,7 +56,7 @@ def evaluate(
     from rich.progress import Progress
 
     from dd3g.pose.data.motion import load_cmu
-    from tools.pose_people import describe, load_people
+    from tools.pose_people import describe, detector, load_people
     from tools.pose_rows import Limits, make_rows, run_row, summarise
     from tools.report import provenance
 
@@ -67,6 +67,7 @@ def evaluate(
     if bodies and dataset != "cmu":
         raise UserError(f"perturbed bodies need true rotations, which {dataset} has not: leave out --bodies")
     protocol, sentence = describe(dataset, protocol)
+    keypoints = detector(dataset, protocol, keypoints)
     rows = make_rows(methods, weights, Limits(steps, zedo_iterations))
     people = load_people(dataset, source, protocol, keypoints, limit, seed)
     total = sum(map(len, people))
@@ -76,7 +77,7 @@ def evaluate(
         "protocol": {
             "dataset": dataset, "name": protocol, "subset": sentence, "convention": ACROSS, "seed": seed,
             "people": total, "limit": limit, "source": str(source),
-            "keypoints": keypoints if dataset == "h36m" else None,
+            "keypoints": keypoints,
             "guided_steps": steps, "zedo_iterations": zedo_iterations, "chunk": chunk,
             "weights": str(weights) if weights else "shipped",
         },
@@ -162,8 +163,8 @@ def print_report(report: dict[str, Any]) -> None:
 
     shown = {"best": "best", "best_pa": "best PA", "joint_best": "J-best", "jpma": "JPMA", "mean": "mean",
              "mean_pa": "mean PA", "lowest": "lowest E", "recommended": "advised", "expected": "expected",
-             "pck": "PCK", "auc": "AUC", "pck_best": "best PCK", "cps": "CPS", "symmetry": "symm.",
-             "diversity": "spread"}  # fmt: skip
+             "pck": "PCK", "auc": "AUC", "pck_best": "best PCK", "pck17": "PCK17", "cps": "CPS",
+             "symmetry": "symm.", "diversity": "spread"}  # fmt: skip
     table = Table(title="Mean over people (errors in mm; PCK at 150 mm and AUC in % of the advised pose)")
     for column in ("", "m", *shown.values(), "s/person"):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
@@ -226,9 +227,9 @@ def main(
     ] = None,
     m: Annotated[list[int] | None, typer.Option(help="Numbers of hypotheses; may be repeated.")] = None,
     protocol: Annotated[str | None, typer.Option(help="Subset and convention; default: the first.")] = None,
-    keypoints: Annotated[str, typer.Option(help="Human3.6M: NAME of data_2d_h36m_NAME.npz.")] = (
-        "cpn_ft_h36m_dbb"
-    ),
+    keypoints: Annotated[
+        str | None, typer.Option(help="NAME of data_2d_h36m_NAME.npz and the like; default: as published.")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="Folder of networks; default: the shipped.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="At most so many people, evenly spread; 0: all.")] = 0,
     bodies: Annotated[

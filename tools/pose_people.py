@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
-from dd3g.pose.data.h36m import load_h36m
+from dd3g.pose.data.h36m import load_h36m, read_frame_list
+from dd3g.pose.data.h36m_items import load_h36m_items
 from dd3g.pose.data.motion import Motion, load_cmu
-from dd3g.pose.data.mpi3dhp import load_3dhp_npz, load_3dhp_test
+from dd3g.pose.data.mpi3dhp import load_3dhp_npz, load_3dhp_pair, load_3dhp_test
 from dd3g.pose.data.recording import Recording
 from dd3g.pose.data.threedpw import load_3dpw
+from dd3g.pose.geometry import unproject
 from dd3g.pose.synthesis import synthesise
 
+_HARD = "framelist_h36m_hard_subset.txt"
 _HP3D = "root-aligned; PCK and AUC over the official 14 joints"
+_ITEMS = (
+    "Human3.6M, every 640th pose of h36m_test.pkl (GFPose, ZeDO), mean of the 15 actions' means, errors "
+    "relative to the root"
+)
 PROTOCOLS = {
     "cmu": {
         "noisy": "CMU archive, split test without clips of unknown people, a random camera each; keypoints "
@@ -27,18 +34,29 @@ PROTOCOLS = {
     },
     "h36m": {
         "standard": "Human3.6M S9 and S11, all cameras and frames, mean of the 15 actions' means",
-        "every64": "Human3.6M S9 and S11, every 64th frame, without S11 Directions by camera 54138969 "
-        "(Wandt, Wehrbein), mean of the 15 actions' means",
+        "every64": "Human3.6M S9 and S11, every 4th frame from the 4th on without S11 Directions by camera "
+        "54138969, of these all in a row every 16th (Wehrbein, Wandt); mean of the 15 actions' means",
+        "hard": "Human3.6M S9 and S11, the frames of framelist_h36m_hard_subset.txt, H36MA (Wehrbein, "
+        "Wandt), but of S11 Directions, which data_3d_h36m.npz lacks; published is the mean over people",
+        "every640": f"{_ITEMS}, nothing known of depth",
+        "every640-depth": f"{_ITEMS}, guided sampling knows the root's true depth, as GFPose does",
     },
     "3dhp": {
         "annot3": f"MPI-INF-3DHP test set, valid frames, annot3 in millimetres, {_HP3D}",
         "universal": f"MPI-INF-3DHP test set, valid frames, univ_annot3, {_HP3D}",
+        "prpose": "MPI-INF-3DHP test set as in data_3d_3dhp.npz, TS1 to TS6 pooled; PRPose's figure is "
+        "PCK17, PCK at 150 mm of the best hypothesis over all 17 joints with the root, which is always right",
     },
     "3dpw": {
         "smpl24": "3DPW, frames with a valid camera, its own OpenPose keypoints; truth is jointPositions as "
         "H36M-17, not the 14 joints regressed from meshes: not comparable with published tables",
     },
 }
+
+
+# The detector of a protocol where none is named: the one that its authors report.
+_KEYPOINTS = {"standard": "cpn_ft_h36m_dbb", "every64": "cpn_ft_h36m_dbb", "hard": "cpn_ft_h36m_dbb",
+              "every640": "sh_dt_ft", "every640-depth": "sh_dt_ft", "prpose": "hrnet_coco"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,7 @@ class People:
     K: Tensor  # (B, 3, 3) pixels
     size: tuple[int, int]
     groups: list[str]  # B actions or sequences
+    root: Tensor | None = None  # (B, 3) metres, where methods may know it
 
     def __len__(self) -> int:
         return len(self.pose)
@@ -63,6 +82,7 @@ class People:
             self.K[rows],
             self.size,
             self.groups[rows],
+            None if self.root is None else self.root[rows],
         )
 
 
@@ -81,11 +101,25 @@ def describe(dataset: str, protocol: str | None) -> tuple[str, str]:
     return protocol, known[protocol]
 
 
+def detector(dataset: str, protocol: str, keypoints: str | None) -> str | None:
+    """Whose keypoints are used: NAME of data_2d_h36m_NAME.npz and the like; None where there is no choice.
+
+    Raises:
+        UserError: `keypoints` where there is no choice, or that the protocol does not have.
+    """
+    default = _KEYPOINTS.get(protocol)
+    if keypoints is not None and default is None:
+        raise UserError(f"{dataset} {protocol} has its own keypoints: leave out --keypoints")
+    if default == "sh_dt_ft" and keypoints not in (None, default, "gt"):
+        raise UserError(f"{dataset} {protocol} has keypoints sh_dt_ft and gt, not {keypoints!r}")
+    return keypoints or default
+
+
 def load_people(
     dataset: str,
     source: Path,
     protocol: str,
-    keypoints: str = "cpn_ft_h36m_dbb",
+    keypoints: str | None = None,
     limit: int = 0,
     seed: int = 0,
 ) -> list[People]:
@@ -95,7 +129,7 @@ def load_people(
         dataset: "cmu", "h36m", "3dhp" or "3dpw".
         source: the archive, or the folder with the files as published.
         protocol: as `describe` gave it.
-        keypoints: which data_2d_h36m_*.npz.
+        keypoints: as `detector` gave it.
         limit: at most so many people, evenly spread; 0: all.
         seed: of virtual cameras.
 
@@ -105,22 +139,28 @@ def load_people(
     if dataset == "cmu":
         return [virtual_people(load_cmu(source, "test"), protocol, limit, seed)]
     if dataset == "h36m":
-        stride = 64 if protocol == "every64" else 1
+        if protocol.startswith("every640"):
+            seen = None if keypoints == "gt" else source / f"h36m_{keypoints}.pkl"
+            items = load_h36m_items(source / "h36m_test.pkl", seen)
+            return _merged(items, "action", limit, depth=protocol == "every640-depth")
+        listed = read_frame_list(source / _HARD) if protocol == "hard" else None
+        first, stride, every = (3, 4, 16) if protocol == "every64" else (0, 1, 1)
+        files = source / "data_3d_h36m.npz", source / f"data_2d_h36m_{keypoints}.npz"
         recordings = load_h36m(
-            source / "data_3d_h36m.npz", source / f"data_2d_h36m_{keypoints}.npz", stride=stride,
-            skip_broken=stride > 1,
-        )  # fmt: skip
-    elif dataset == "3dhp":
-        if source.suffix == ".npz" and protocol == "universal":
-            raise UserError(f"{source} has no univ_annot3: name the folder of TS1 to TS6")
-        recordings = (
-            load_3dhp_npz(source)
-            if source.suffix == ".npz"
-            else load_3dhp_test(source, universal=protocol == "universal")
+            *files, stride=stride, first=first, listed=listed, skip_broken=protocol != "standard"
         )
+        return _merged(recordings, "action", limit, every)
+    if dataset == "3dpw":
+        return _merged(load_3dpw(source), "action", limit)
+    if protocol == "prpose":
+        recordings = load_3dhp_pair(source / "data_3d_3dhp.npz", source / f"data_2d_3dhp_{keypoints}.npz")
+    elif source.suffix != ".npz":
+        recordings = load_3dhp_test(source, universal=protocol == "universal")
+    elif protocol == "universal":
+        raise UserError(f"{source} has no univ_annot3: name the folder of TS1 to TS6")
     else:
-        recordings = load_3dpw(source)
-    return _merged(recordings, "subject" if dataset == "3dhp" else "action", limit)
+        recordings = load_3dhp_npz(source)
+    return _merged(recordings, "subject", limit)
 
 
 def virtual_people(motion: Motion, protocol: str, limit: int, seed: int) -> People:
@@ -133,12 +173,15 @@ def virtual_people(motion: Motion, protocol: str, limit: int, seed: int) -> Peop
     return People(views.pose, views.keypoints, views.confidence, views.K, views.size, groups)
 
 
-def _merged(recordings: Sequence[Recording], group: str, limit: int) -> list[People]:
-    total = sum(map(len, recordings))
-    if not total:
+def _merged(
+    recordings: Sequence[Recording], group: str, limit: int, every: int = 1, depth: bool = False
+) -> list[People]:
+    """Every n-th frame of all recordings in a row, of these at most `limit`; with `depth` it may be known."""
+    chosen = torch.arange(0, sum(map(len, recordings)), every)
+    if not len(chosen):
         raise UserError("there is no frame to evaluate")
-    count = min(limit or total, total)
-    chosen = (torch.arange(count) * total) // count  # over all recordings one after the other
+    count = min(limit or len(chosen), len(chosen))
+    chosen = chosen[(torch.arange(count) * len(chosen)) // count]
     sizes: dict[tuple[int, int], list[tuple[Recording, Tensor]]] = {}
     before = 0
     for recording in recordings:
@@ -148,10 +191,15 @@ def _merged(recordings: Sequence[Recording], group: str, limit: int) -> list[Peo
             sizes.setdefault(recording.size, []).append((recording, rows))
     result = []
     for size, parts in sizes.items():
-        pose, keypoints, confidence = (
-            torch.cat([getattr(r, f)[rows] for r, rows in parts]) for f in ("pose", "keypoints", "confidence")
+        pose, keypoints, confidence, root = (
+            torch.cat([getattr(r, f)[rows] for r, rows in parts])
+            for f in ("pose", "keypoints", "confidence", "root")
         )
         K = torch.cat([r.K.expand(len(rows), 3, 3) for r, rows in parts])
         groups = [getattr(r, group) for r, rows in parts for _ in rows]
-        result.append(People(pose, keypoints, confidence, K, size, groups))
+        people = People(pose, keypoints, confidence, K, size, groups)
+        if depth:
+            ray = unproject(keypoints[:, :1], K)[:, 0]  # (B, 2)
+            people = replace(people, root=torch.cat([ray, torch.ones(len(ray), 1)], 1) * root[:, 2:])
+        result.append(people)
     return result

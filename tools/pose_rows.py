@@ -93,7 +93,7 @@ def make_rows(names: Sequence[str], weights: Path | None, limits: Limits) -> dic
         )
         rows["guided"] = (
             lambda p, m, seed: lift(
-                prior, p.keypoints, p.confidence, p.K, m, steps=limits.steps, seed=seed
+                prior, p.keypoints, p.confidence, p.K, m, translation=p.root, steps=limits.steps, seed=seed
             ),
             10**6,
         )  # fmt: skip
@@ -117,7 +117,8 @@ def score(h: Hypotheses, people: People, counts: Sequence[int]) -> dict[str, Ten
     best and best_pa: P-Best by protocols 1 and 2. joint_best: J-Best. jpma: J-Agg. mean, medoid and lowest:
     the mean pose (P-Agg), the medoid, the lowest energy. recommended: the answer to give; average: mean error
     of the hypotheses; expected: what `recommended` says of its own error. pck, auc: of the recommended,
-    14 joints; pck_best and cps of the best. symmetry, diversity and apd of all.
+    14 joints; pck_best and cps of the best; pck17: the best over all 17 joints. symmetry, diversity and
+    apd of all.
     """
     truth = people.pose
     result: dict[str, Tensor] = {}
@@ -150,6 +151,7 @@ def score(h: Hypotheses, people: People, counts: Sequence[int]) -> dict[str, Ten
             "pck": metrics.pck(recommended, truth, joints=PCK_JOINTS),
             "auc": metrics.auc(recommended, truth, PCK_JOINTS),
             "pck_best": metrics.mh_pck(part.poses, truth),
+            "pck17": metrics.pck(part.poses, truth[:, None]).amax(1),
             "cps": metrics.cps(part.poses, truth),
             "symmetry": metrics.symmetry_error(part.poses).mean(1),
             "diversity": metrics.diversity(part.poses),

@@ -13,8 +13,9 @@ import torch
 
 from dd3g.errors import UserError
 from dd3g.pose.data.arrays import read_npz, read_pickle
-from dd3g.pose.data.h36m import CAMERAS, KEPT, load_h36m
-from dd3g.pose.data.mpi3dhp import TO_H36M, load_3dhp_npz, load_3dhp_test
+from dd3g.pose.data.h36m import CAMERAS, KEPT, load_h36m, read_frame_list
+from dd3g.pose.data.h36m_items import load_h36m_items
+from dd3g.pose.data.mpi3dhp import TO_H36M, load_3dhp_npz, load_3dhp_pair, load_3dhp_test
 from dd3g.pose.data.recording import fit_intrinsics, intrinsics
 from dd3g.pose.data.scorehmr import (
     full_frame_translation,
@@ -158,9 +159,86 @@ def test_h36m(h36m):
 def test_h36m_subsets(h36m):
     paths = h36m[0] / "data_3d_h36m.npz", h36m[0] / "data_2d_h36m_gt.npz"
     assert [r.frames.tolist() for r in load_h36m(*paths, stride=2)][0] == [0, 2, 4]
+    assert [r.frames.tolist() for r in load_h36m(*paths, stride=2, first=1)][0] == [1, 3]
     kept = load_h36m(*paths, subjects=("S11",), skip_broken=True)
     assert len(kept) == 11  # without Directions by the first camera
     assert sum(r.camera == "54138969" and r.action == "Directions" for r in kept) == 1
+
+
+def test_h36m_listed_frames(h36m, tmp_path):
+    paths = h36m[0] / "data_3d_h36m.npz", h36m[0] / "data_2d_h36m_gt.npz"
+    text = tmp_path / "framelist_h36m_hard_subset.txt"
+    lines = (
+        "/S9/Directions 1.58860488/2.jpg\n/S9/Directions 1.58860488/5.jpg\n/S11/WalkingDog.55011271/4.jpg\n"
+    )
+    text.write_text(lines + "/S11/Eating.54138969/1.jpg\n")
+    listed = read_frame_list(text)
+    assert listed[("S11", "WalkDog", "55011271")] == [3]
+    found = load_h36m(*paths, listed=listed)  # these files have no dog
+    assert [(r.subject, r.action, r.camera, r.frames.tolist()) for r in found] == [
+        ("S9", "Directions", "58860488", [1, 4]),
+        ("S11", "Eating", "54138969", [0]),
+    ]
+    whole = load_h36m(*paths, subjects=("S9",))
+    assert torch.equal(found[0].pose, whole[4 + 2].pose[[1, 4]])
+    text.write_text("/S9/Directions.54138969/6.jpg\n")
+    with pytest.raises(UserError, match="frame 5 of S9, Directions by 54138969, which has 5"):
+        load_h36m(*paths, listed=read_frame_list(text))
+    text.write_text("\n/S9/Directions.54138969/1.jpg\nS9 Directions 3\n")
+    with pytest.raises(UserError, match="subset.txt, line 3: 'S9 Directions 3' is not"):
+        read_frame_list(text)
+    with pytest.raises(UserError, match="cannot read the list"):
+        read_frame_list(tmp_path / "none.txt")
+
+
+def items(n=7):
+    """GFPose's layout: a list of single poses, pixels and depth in one array."""
+    K = intrinsics(1145.0, 1143.8, 512.5, 515.5)
+    points = hp_points(n)
+    image = np.concatenate([seen(points, K), points[:, :, 2:] * 0.2], -1)
+    camera = {
+        "fx": np.float64(1145.0),
+        "fy": np.array([1143.8]),
+        "cx": 512.5,
+        "cy": 515.5,
+        "name": "54138969",
+    }
+    return [
+        {"joint_3d_image": i, "joint_3d_camera": p, "camera_param": camera, "box": np.zeros(4),
+         "root_depth": p[0, 2], "action": 2 + k % 2}
+        for k, (i, p) in enumerate(zip(image, points, strict=True))
+    ]  # fmt: skip
+
+
+def test_h36m_items(tmp_path):
+    poses, dets = tmp_path / "h36m_test.pkl", tmp_path / "h36m_sh_dt_ft.pkl"
+    found = items()
+    poses.write_bytes(pickle.dumps(found))
+    detected = RNG.normal(size=(7, 17, 3)) * 100 + 500
+    dets.write_bytes(pickle.dumps({"test": {"joint3d_image": detected}, "train": {}}))
+    first, second = load_h36m_items(poses, every=3)  # items 0, 3 and 6, actions 2, 3, 2
+    assert (first.action, first.frames.tolist()) == ("action 2", [0, 6])
+    assert (second.action, second.frames.tolist()) == ("action 3", [3])
+    expected = torch.tensor(found[6]["joint_3d_camera"]) / 1000
+    torch.testing.assert_close(first.pose[1] + first.root[1], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        project(first.pose + first.root[:, None], first.K), first.keypoints, atol=1e-2, rtol=0
+    )
+    first, _ = load_h36m_items(poses, dets, every=3)
+    np.testing.assert_allclose(first.keypoints[1], detected[6, :, :2], rtol=1e-5)
+    dets.write_bytes(pickle.dumps({"test": {"joint3d_image": detected[:5]}}))
+    with pytest.raises(UserError, match="has 5 poses, .*has 7"):
+        load_h36m_items(poses, dets)
+    dets.write_bytes(pickle.dumps({"train": {}}))
+    with pytest.raises(UserError, match="h36m_sh_dt_ft.pkl has no 'test'; it has 'train'"):
+        load_h36m_items(poses, dets)
+    del found[3]["joint_3d_camera"]
+    poses.write_bytes(pickle.dumps(found))
+    with pytest.raises(UserError, match="h36m_test.pkl, item 3 has no 'joint_3d_camera'"):
+        load_h36m_items(poses, every=3)
+    poses.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(UserError, match="must be a list of poses, it is dict"):
+        load_h36m_items(poses)
 
 
 def test_h36m_names_what_is_missing(h36m):
@@ -260,6 +338,56 @@ def test_3dhp_npz_pair(tmp_path, relative):
     np.savez(tmp_path / "data_test_3dhp.npz", data=np.array(test, dtype=object))
     with pytest.raises(UserError, match="TS6 has no 'valid'; it has 'data_3d', 'data_2d'"):
         load_3dhp_npz(tmp_path / "data_test_3dhp.npz")
+
+
+def pair(folder, poses, keypoints):
+    """PRPose's layout."""
+    np.savez(folder / "data_3d_3dhp.npz", positions_3d=np.array(poses, dtype=object))
+    np.savez(folder / "data_2d_3dhp_gt.npz", positions_2d=np.array(keypoints, dtype=object))
+    return folder / "data_3d_3dhp.npz", folder / "data_2d_3dhp_gt.npz"
+
+
+def test_3dhp_pair(tmp_path):
+    house = [hp_points(n)[:, list(TO_H36M)] / 1000 for n in (4, 5, 30, 20)]
+    lenses = [
+        intrinsics(1503.75, 1501.30, 1015.23, 1038.68),  # TS2
+        intrinsics(1683.6, 1672.3, 939.9, 560.2),  # TS6
+        intrinsics(1497.7, 1497.1, 1024.7, 1052.0),
+        intrinsics(1494.2, 1494.0, 1030.0, 1050.1),
+    ]
+    flat = [seen(p, K) for p, K in zip(house, lenses, strict=True)]
+    longer = np.concatenate([flat[1], flat[1][:1]])
+    poses = {"TS2": {"Seq1": [house[0]]}, "TS6": {"Seq1": [house[1]]}, "S1": {"Seq2": house[2:]}}
+    keypoints = {"TS2": {"Seq1": [flat[0]]}, "TS6": {"Seq1": [longer]}, "S1": {"Seq2": flat[2:]}}
+    paths = pair(tmp_path, poses, keypoints)
+    first, second = load_3dhp_pair(*paths, subjects=("TS2", "TS6"))
+    assert (first.subject, first.action, first.camera, first.size) == ("TS2", "Seq1", "0", (2048, 2048))
+    assert len(second) == 5 and second.size == (1920, 1080) and torch.equal(second.K, lenses[1])
+    torch.testing.assert_close(first.pose + first.root[:, None], torch.from_numpy(house[0]))
+    assert (first.pose[:, 0] == 0).all()
+    np.testing.assert_array_equal(second.keypoints, flat[1])
+    cameras = load_3dhp_pair(*paths, subjects=("S1",))
+    assert [r.camera for r in cameras] == ["0", "1"]
+    torch.testing.assert_close(cameras[1].K, lenses[3], atol=0.1, rtol=0)
+
+    with pytest.raises(UserError, match="data_3d_3dhp.npz, positions_3d has no 'TS1'"):
+        load_3dhp_pair(*paths)
+    with pytest.raises(UserError, match="data_2d_3dhp_gt.npz, TS2 has no 'Seq1'; it has 'Seq9'"):
+        load_3dhp_pair(*pair(tmp_path, poses, keypoints | {"TS2": {"Seq9": [flat[0]]}}), subjects=("TS2",))
+    with pytest.raises(UserError, match="TS2, Seq1, camera 0 has 3 frames for 4 poses"):
+        load_3dhp_pair(
+            *pair(tmp_path, poses, keypoints | {"TS2": {"Seq1": [flat[0][:3]]}}), subjects=("TS2",)
+        )
+    with pytest.raises(UserError, match="S1, Seq2 has 1 cameras for 2 of poses"):
+        load_3dhp_pair(*pair(tmp_path, poses, keypoints | {"S1": {"Seq2": flat[2:3]}}), subjects=("S1",))
+    with pytest.raises(UserError, match=r"TS2, Seq1, camera 0 must have the shape \(N, 17, 3\)"):
+        load_3dhp_pair(*pair(tmp_path, {"TS2": {"Seq1": [house[0][:, :16]]}}, keypoints), subjects=("TS2",))
+    relative = {"S1": {"Seq2": [p - p[:, :1] for p in house[2:]]}}
+    with pytest.raises(UserError, match="S1, Seq2, camera 0: the pelvis has no depth"):
+        load_3dhp_pair(*pair(tmp_path, relative, keypoints), subjects=("S1",))
+    np.savez(paths[1], data=1)
+    with pytest.raises(UserError, match="data_2d_3dhp_gt.npz has no 'positions_2d'; it has data"):
+        load_3dhp_pair(*paths, subjects=("TS2",))
 
 
 def test_intrinsics_are_found_again():

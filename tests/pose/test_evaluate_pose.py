@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from dd3g.errors import UserError
 from dd3g.pose import metrics
-from dd3g.pose.data.h36m import CAMERAS
+from dd3g.pose.data.h36m import CAMERAS, load_h36m
 from dd3g.pose.difficulty import Difficulty
 from dd3g.pose.hypotheses import Hypotheses
 from dd3g.pose.lifter import GraphLifter, LifterConfig
@@ -158,11 +159,60 @@ def test_h36m_people(tmp_path):
     np.savez(tmp_path / "data_2d_h36m_gt.npz", positions_2d=np.array(flat, dtype=object),
              metadata=np.array({"num_joints": 17}))  # fmt: skip
     people = load_people("h36m", tmp_path, "every64", "gt")
-    assert {p.size: len(p) for p in people} == {(1000, 1002): 24, (1000, 1000): 24}  # frames 0, 64, 128
-    assert set(people[0].groups) == {"Eating"}
+    # Frames 3, 7, .., 127 of 4 takes by 4 cameras are 512; two of each size of picture.
+    assert {p.size: len(p) for p in people} == {(1000, 1002): 16, (1000, 1000): 16}
+    assert set(people[0].groups) == {"Eating"} and people[0].root is None
+    every = load_h36m(tmp_path / "data_3d_h36m.npz", tmp_path / "data_2d_h36m_gt.npz")
+    assert torch.equal(people[0].pose[:2], every[0].pose[[3, 67]])
+    (tmp_path / "framelist_h36m_hard_subset.txt").write_text(
+        "/S9/Eating 1.54138969/64.jpg\n/S11/Directions.55011271/64.jpg\n"
+    )
+    (hard,) = load_people("h36m", tmp_path, "hard", "gt")
+    assert torch.equal(hard.pose, every[4].pose[63:64])
     assert sum(map(len, load_people("h36m", tmp_path, "standard", "gt", limit=100))) == 100
     with pytest.raises(UserError, match="data_2d_h36m_cpn"):
         load_people("h36m", tmp_path, "standard", "cpn_ft_h36m_dbb")
+
+
+def test_single_poses_of_h36m(tmp_path, weights, capsys):
+    rng = np.random.default_rng(0)
+    camera = {"fx": 1145.0, "fy": 1143.8, "cx": 512.5, "cy": 515.5}
+    found = []
+    for k in range(1281):
+        points = (STANDING.numpy() + 0.02 * rng.normal(size=(17, 3)) + [0, 0, 5]) * 1000
+        pixels = points[:, :2] / points[:, 2:] * [1145.0, 1143.8] + [512.5, 515.5]
+        image = np.concatenate([pixels, points[:, 2:]], 1)
+        found.append({"joint_3d_image": image, "joint_3d_camera": points, "camera_param": camera,
+                      "action": 2 + k % 3})  # fmt: skip
+    (tmp_path / "h36m_test.pkl").write_bytes(pickle.dumps(found))
+    (people,) = load_people("h36m", tmp_path, "every640-depth", "gt")
+    assert len(people) == 3 and people.groups == ["action 2", "action 3", "action 4"]  # items 0, 640, 1280
+    truth = torch.tensor(np.stack([found[i]["joint_3d_camera"][0] for i in (0, 640, 1280)])).float() / 1000
+    torch.testing.assert_close(people.root, truth, atol=1e-4, rtol=0)
+    assert load_people("h36m", tmp_path, "every640", "gt")[0].root is None
+    report = tool.evaluate("h36m", tmp_path, ["guided"], (1, 2), "every640-depth", "gt", weights, steps=2)
+    assert report["protocol"]["people"] == 3 and report["protocol"]["keypoints"] == "gt"
+    with pytest.raises(UserError, match="h36m_sh_dt_ft.pkl"):
+        tool.evaluate("h36m", tmp_path, ["lifter"], (1,), "every640", weights=weights)
+
+
+def test_prpose_counts_all_joints(tmp_path, weights):
+    poses = {f"TS{i}": {"Seq1": [STANDING.numpy()[None].repeat(i, 0) + [0, 0, 4]]} for i in range(1, 7)}
+    flat = {s: {"Seq1": [400 * p["Seq1"][0][..., :2] + 900]} for s, p in poses.items()}
+    np.savez(tmp_path / "data_3d_3dhp.npz", positions_3d=np.array(poses, dtype=object))
+    np.savez(tmp_path / "data_2d_3dhp_hrnet_coco.npz", positions_2d=np.array(flat, dtype=object))
+    people = load_people("3dhp", tmp_path, "prpose", "hrnet_coco")
+    assert [(p.size, len(p)) for p in people] == [((2048, 2048), 10), ((1920, 1080), 11)]
+    assert people[0].groups == ["TS1"] + ["TS2"] * 2 + ["TS3"] * 3 + ["TS4"] * 4
+    report = tool.evaluate("3dhp", tmp_path, ["lifter"], (1,), "prpose", weights=weights)
+    assert report["protocol"]["keypoints"] == "hrnet_coco"
+    # One hypothesis a metre off in 4 of 17 joints, another in 8: the best one counts, its root included.
+    truth = people[0].pose[:2]
+    h = truth[:, None].repeat(1, 2, 1, 1)
+    h[:, 0, [2, 7, 9, 16]] += 1
+    h[:, 1, 8:16] += 1
+    found = score(Hypotheses(h, torch.zeros(2, 2)), people[0][:2], [1, 2])
+    assert found["2/pck17"].tolist() == pytest.approx([100 * 13 / 17] * 2)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +223,8 @@ def test_h36m_people(tmp_path):
         (["cmu", "x", "--method", "magic"], "unknown method 'magic'"),
         (["h36m", "x", "--bodies", "3"], "perturbed bodies need true rotations"),
         (["cmu", "x", "--m", "0"], "must be positive"),
+        (["cmu", "x", "--keypoints", "gt"], "cmu noisy has its own keypoints: leave out --keypoints"),
+        (["h36m", "x", "--protocol", "every640", "--keypoints", "hr"], "has keypoints sh_dt_ft and gt"),
     ],
 )
 def test_bad_requests_end_in_one_line(arguments, message):

@@ -19,6 +19,8 @@ TRAIN = ("S1", "S5", "S6", "S7", "S8")
 TEST = ("S9", "S11")
 KEPT = (0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 15, 17, 18, 19, 25, 26, 27)
 """The 17 of the 32 recorded joints."""
+Take = tuple[str, str, str]
+"""Subject, action with the number of the take, and camera."""
 CAMERAS = Path(__file__).with_name("h36m_cameras.json")
 # Takes whose video is broken; those who report many hypotheses leave them out (Wehrbein et al. 2021).
 _BROKEN = {("S11", "Directions", "54138969"), ("S5", "Waiting 1", "55011271")}
@@ -29,6 +31,8 @@ def load_h36m(
     keypoints: str | Path,
     subjects: tuple[str, ...] = TEST,
     stride: int = 1,
+    first: int = 0,
+    listed: dict[Take, list[int]] | None = None,
     skip_broken: bool = False,
     undistort: bool = True,
     cameras: str | Path = CAMERAS,
@@ -39,7 +43,9 @@ def load_h36m(
         poses: data_3d_h36m.npz, positions_3d[subject][action] (T, 32, 3) metres in the world.
         keypoints: data_2d_h36m_*.npz, positions_2d[subject][action] = one (T', 17, 2) a camera, T' >= T.
         subjects: which people.
-        stride: every stride-th frame; 64 is the subset of most work on many hypotheses.
+        stride: every stride-th frame.
+        first: the frame to start with.
+        listed: frames to keep of each take that is named, as `read_frame_list` gives them; no others.
         skip_broken: leave out the two takes with broken videos, as that work does.
         undistort: move keypoints to where a pinhole camera would see them.
         cameras: calibration.
@@ -88,7 +94,45 @@ def load_h36m(
                     _to_camera(points, station), seen, K, (lens["res_w"], lens["res_h"]),
                     subject, re.sub(r" \d+$", "", action), lens["id"],
                 )  # fmt: skip
-                result.append(recording[::stride])
+                if listed is None:
+                    result.append(recording[first::stride])
+                    continue
+                rows = torch.tensor(listed.get((subject, action, lens["id"]), []), dtype=torch.int64)
+                if len(rows) and rows.max() >= len(points):
+                    raise UserError(
+                        f"the list names frame {int(rows.max())} of {subject}, {action} by {lens['id']}, "
+                        f"which has {len(points)}: give the list that belongs to these files"
+                    )
+                result.append(recording[rows])
+    return [recording for recording in result if len(recording)]
+
+
+def read_frame_list(path: str | Path) -> dict[Take, list[int]]:
+    """A list of frames with one /SUBJECT/TAKE.CAMERA/NUMBER.jpg a line, numbers from 1.
+
+    So is framelist_h36m_hard_subset.txt written, the frames of H36MA (Wehrbein et al. 2021).
+
+    Returns:
+        Frames from 0 on of each (subject, take, camera); takes by the names of data_3d_h36m.npz.
+
+    Raises:
+        UserError: no such file, or a line of another form.
+    """
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the list of frames {path}: {error}") from error
+    result: dict[Take, list[int]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        found = re.fullmatch(r"/(S\d+)/([^/]+)\.(\d{8})/(\d+)\.jpg", line.strip())
+        if found is None or int(found[4]) < 1:
+            raise UserError(f"{path}, line {number}: {line.strip()!r} is not /S9/TAKE.CAMERA/NUMBER.jpg")
+        take = found[2].replace("TakingPhoto", "Photo").replace("WalkingDog", "WalkDog")
+        result.setdefault((found[1], take, found[3]), []).append(int(found[4]) - 1)
+    if not result:
+        raise UserError(f"{path} lists no frame")
     return result
 
 

@@ -113,6 +113,56 @@ def load_3dhp_npz(path: str | Path) -> list[Recording]:
     return result
 
 
+def load_3dhp_pair(
+    poses: str | Path, keypoints: str | Path, subjects: tuple[str, ...] = tuple(SCENES)
+) -> list[Recording]:
+    """data_3d_3dhp.npz with a data_2d_3dhp_*.npz, the pair that PRPose tests on; every sequence and camera.
+
+    Joints are in metres, in the camera frame and already in H36M-17's order. Intrinsics of training cameras
+    are fitted to the two files.
+
+    Args:
+        poses: positions_3d[subject][sequence] = one (T, 17, 3) a camera.
+        keypoints: positions_2d[subject][sequence] = one (T', 17, 2) a camera, T' >= T.
+        subjects: TS1 .. TS6 or S1 .. S8.
+
+    Raises:
+        UserError: a file, subject, sequence, camera or array is missing or has a wrong shape.
+    """
+    (world,) = read_npz(poses, ["positions_3d"]).values()
+    (flat,) = read_npz(keypoints, ["positions_2d"]).values()
+    result = []
+    for subject, takes, seen in zip(
+        subjects,
+        need(world, subjects, f"{poses}, positions_3d"),
+        need(flat, subjects, f"{keypoints}, positions_2d"),
+        strict=True,
+    ):
+        where = f"{keypoints}, {subject}"
+        if not isinstance(takes, dict):
+            raise UserError(f"{poses}, {subject} must be a table of sequences")
+        for take, views, pixels in zip(takes, takes.values(), need(seen, takes, where), strict=True):
+            if len(views) != len(pixels):
+                raise UserError(f"{where}, {take} has {len(pixels)} cameras for {len(views)} of poses")
+            for camera, (view, kept) in enumerate(zip(views, pixels, strict=True)):
+                place = f"{subject}, {take}, camera {camera}"
+                points = torch.from_numpy(array(view, (None, 17, 3), f"{poses}, {place}"))
+                points_2d = torch.from_numpy(array(kept, (None, 17, 2), f"{keypoints}, {place}"))
+                if len(points_2d) < len(points):
+                    raise UserError(
+                        f"{keypoints}, {place} has {len(points_2d)} frames for {len(points)} poses"
+                    )
+                points_2d = points_2d[: len(points)]
+                if subject in _K:
+                    K = intrinsics(*_K[subject])
+                elif len(points) and points[:, 0, 2].median() > 0.5:
+                    K = fit_intrinsics(points, points_2d)
+                else:
+                    raise UserError(f"{poses}, {place}: the pelvis has no depth, so no camera can be fitted")
+                result.append(record(points, points_2d, K, _size(subject), subject, str(take), str(camera)))
+    return result
+
+
 def _checked(joints: Any, pixels: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Absolute joints (T, 17, 3) mm and pixels (T, 17, 2)."""
     points = array(joints, (None, 17, 3), f"{where}, data_3d").copy()
