@@ -1,0 +1,146 @@
+"""Pipelines of diffusers' own classes in sizes that draw in milliseconds, with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,."
+_WORDS = ["<|startoftext|>", "<|endoftext|>", *_LETTERS, *(letter + "</w>" for letter in _LETTERS)]
+
+
+def clip_tokenizer() -> transformers.CLIPTokenizer:
+    vocabulary = {word: i for i, word in enumerate(_WORDS)}
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
+
+
+def t5_tokenizer() -> transformers.T5Tokenizer:
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *_LETTERS]
+    scores = [(piece, -float(i)) for i, piece in enumerate(pieces)]
+    return transformers.T5Tokenizer(vocab=scores, extra_ids=0, model_max_length=24)
+
+
+def _clip(projection: int | None = None):
+    config = transformers.CLIPTextConfig(
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        hidden_size=32,
+        intermediate_size=37,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        vocab_size=len(_WORDS),
+        projection_dim=projection or 32,
+    )
+    kind = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
+    return kind(config).eval()
+
+
+def _vae():
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+
+
+def _noise_levels(kind=diffusers.DDIMScheduler):
+    keys = {"clip_sample": False} if kind is diffusers.DDIMScheduler else {}
+    return kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, **keys)
+
+
+def stable_diffusion(folder: Path) -> Path:
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=_clip(),
+        tokenizer=clip_tokenizer(),
+        unet=unet,
+        scheduler=_noise_levels(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return _save(pipeline, folder, "license: creativeml-openrail-m")
+
+
+def stable_diffusion_xl(folder: Path) -> Path:
+    torch.manual_seed(1)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=64,
+        attention_head_dim=2,
+        norm_num_groups=4,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 32,
+        use_linear_projection=True,
+    )
+    pipeline = diffusers.StableDiffusionXLPipeline(
+        vae=_vae(),
+        text_encoder=_clip(),
+        text_encoder_2=_clip(projection=32),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        unet=unet,
+        scheduler=_noise_levels(diffusers.EulerDiscreteScheduler),
+    )
+    return _save(pipeline, folder, "license: other\nlicense_name: sai-nc-community")
+
+
+def pixart_sigma(folder: Path) -> Path:
+    torch.manual_seed(2)
+    transformer = diffusers.PixArtTransformer2DModel(
+        sample_size=16,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        caption_channels=32,
+        in_channels=4,
+        cross_attention_dim=24,
+        out_channels=8,
+        attention_bias=True,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+    )
+    text = transformers.T5Config(
+        vocab_size=64, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4, pad_token_id=0, eos_token_id=1
+    )
+    pipeline = diffusers.PixArtSigmaPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=transformers.T5EncoderModel(text).eval(),
+        vae=_vae(),
+        transformer=transformer,
+        scheduler=diffusers.DPMSolverMultistepScheduler(),
+    )
+    return _save(pipeline, folder, "license: openrail++")
+
+
+def _save(pipeline: diffusers.DiffusionPipeline, folder: Path, front_matter: str) -> Path:
+    pipeline.save_pretrained(folder)
+    (folder / "README.md").write_text(f"---\n{front_matter}\ntags:\n- text-to-image\n---\n# A tiny model\n")
+    return folder
