@@ -16,7 +16,7 @@ from dd3g.pose.body_energies import BodyKeypoints, MultiView, SmoothRotations
 from dd3g.pose.data.motion import Motion
 from dd3g.pose.fitting import PosePrior, fit_body
 from dd3g.pose.geometry import axis_angle_to_matrix
-from dd3g.pose.recovery import FAST, PUBLISHED, PUBLISHED_VIEWS, Recovery, RecoveryPlan, recover
+from dd3g.pose.recovery import FAST, PUBLISHED, PUBLISHED_VIEWS, VIDEO, Recovery, recover
 from dd3g.pose.rotation_denoiser import Condition, RotationDenoiser, keypoint_condition, posed
 from dd3g.pose.synthesis import Views, normal, synthesise
 
@@ -26,7 +26,6 @@ CONVENTION = (
     "methods; every joint's rotation, the root's too, turned about a random axis by normal noise of 20 "
     "degrees (root mean square angle); errors over H36M-17 after the pelvis, in mm"
 )
-VIDEO = RecoveryPlan(50, 5, 4, tolerance=0)
 VIEWS = 4
 FRAMES = 32
 

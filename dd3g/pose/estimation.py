@@ -25,7 +25,7 @@ from dd3g.pose.hypotheses import Hypotheses
 from dd3g.pose.keypoints import Keypoints
 from dd3g.pose.lifter import GraphLifter
 from dd3g.pose.prior import Prior
-from dd3g.pose.recovery import RecoveryPlan, recover, recover_people
+from dd3g.pose.recovery import VIDEO, recover, recover_people
 from dd3g.pose.restoration import restore
 from dd3g.pose.rotation_denoiser import RotationDenoiser, keypoint_condition
 
@@ -209,9 +209,9 @@ def _recovered(
     if video and len(people) > 1:
         evidence = BodyKeypoints(default_body(), result.betas, points, confidence, K, 1000.0)
         condition = keypoint_condition(points, confidence, K)
-        plan, together = RecoveryPlan(50, 5, 4, tolerance=0), SmoothRotations(len(people))
+        together = SmoothRotations(len(people))
         result = recover(
-            denoiser(), result.rotations, evidence, condition, plan, together=together, gate=False
+            denoiser(), result.rotations, evidence, condition, VIDEO, together=together, gate=False
         )
     hypotheses = result.hypotheses(m)
     rotations, betas = (x.unflatten(0, (-1, m)) for x in (result.rotations, result.betas))
