@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,7 +14,15 @@ from torch import nn
 
 from dd3g.errors import UserError
 from dd3g.nn import checkpoint
-from dd3g.nn.checkpoint import load_weights, read_config, save_folder
+from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
+from dd3g.pepd.generator import SHIPPED, Generator
+from dd3g.pose.body import Body
+from dd3g.pose.difficulty import Difficulty
+from dd3g.pose.lifter import GraphLifter
+from dd3g.pose.prior import Prior
+from dd3g.pose.rotation_denoiser import RotationDenoiser
+from distill.teachers.analytic import AnalyticTeacher
+from distill.teachers.compact import CompactTeacher
 
 CONFIG = {"kind": "generator", "width": 3}
 
@@ -65,6 +74,57 @@ def test_a_config_of_something_else(tmp_path, text):
 def test_a_missing_config(tmp_path):
     with pytest.raises(UserError, match="a generator folder holds config.json and model.safetensors"):
         read_config(tmp_path, "generator")
+
+
+@dataclass
+class Options:
+    width: int = 3
+
+    def __post_init__(self):
+        if self.width < 1:
+            raise ValueError(f"width {self.width} must be positive")
+
+
+def test_a_config_becomes_a_model(tmp_path):
+    made = build(tmp_path, CONFIG, Options, lambda options: nn.Linear(options.width, 2))
+    assert made.in_features == 3
+    with pytest.raises(UserError, match=r"options that this version does not know \(depth, hidden\)"):
+        build(tmp_path, CONFIG | {"hidden": 3, "depth": 1}, Options, lambda options: nn.Linear(3, 2))
+    for value in (0, "wide", None):
+        with pytest.raises(UserError, match="does not build a generator .*copy the checkpoint again"):
+            build(tmp_path, {"kind": "generator", "width": value}, Options, lambda options: None)
+    with pytest.raises(UserError, match="does not build a generator"):
+        build(tmp_path, CONFIG, Options, lambda options: nn.Linear(-options.width, 2))
+
+
+LOADERS = {
+    "nano": Generator, "nano-teacher": CompactTeacher, "analytic": AnalyticTeacher, "pose-prior": Prior,
+    "pose-lifter": GraphLifter, "pose-difficulty": Difficulty, "pose-recovery": RotationDenoiser,
+    "pose-body": Body,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_no_loader_passes_over_an_option(tmp_path, name):
+    config = {"kind": "teacher", "teacher": "analytic"}
+    if name != "analytic":
+        config = json.loads((SHIPPED / name / "config.json").read_text())
+    for stray in ("hidden_size", "condition_king"):
+        (tmp_path / "config.json").write_text(json.dumps(config | {stray: 1}))
+        with pytest.raises(UserError, match=rf"does not know \({stray}\)"):
+            LOADERS[name].from_pretrained(tmp_path)
+
+
+def test_options_within_options(tmp_path):
+    config = json.loads((SHIPPED / "nano" / "config.json").read_text())
+    for bounds, message in (
+        ({"offset": 0.1, "nearest": 1}, r"does not know \(nearest\)"),
+        ([0.6, 2.2], "where options must be"),
+        ({"depth_near": "close"}, "does not build"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"bounds": bounds}))
+        with pytest.raises(UserError, match=message):
+            Generator.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +17,8 @@ from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+Config = TypeVar("Config")
+Model = TypeVar("Model")
 
 
 def save_folder(
@@ -62,6 +66,48 @@ def read_config(folder: str | Path, kind: str) -> dict[str, Any]:
         found = config.get("kind") if isinstance(config, dict) else type(config).__name__
         raise UserError(f"{path}: describes {found!r}, not a dd3g {kind}; give a folder made by this project")
     return config
+
+
+def build(
+    folder: str | Path,
+    config: dict[str, Any],
+    config_class: Callable[..., Config],
+    model_class: Callable[[Config], Model],
+) -> Model:
+    """Make the model that config.json describes; its weights are still to be loaded.
+
+    Args:
+        folder: for messages.
+        config: as `read_config` gave it; all but "kind" are options.
+        config_class: a dataclass.
+        model_class: makes the model from it.
+
+    Raises:
+        UserError: an option that `config_class` does not have, or values of which no model can be made.
+    """
+    check_options(folder, config, (f.name for f in fields(config_class)))  # type: ignore[arg-type]
+    try:
+        return model_class(config_class(**{k: v for k, v in config.items() if k != "kind"}))
+    except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
+        raise UserError(
+            f"{folder}: {CONFIG} does not build a {config.get('kind', 'model')} ({error}); "
+            "copy the checkpoint again"
+        ) from error
+
+
+def check_options(folder: str | Path, config: Any, known: Iterable[str]) -> None:
+    """Refuse a config that is no table, or has options other than "kind" and `known`.
+
+    An option that is passed over would make another model than the one that was saved.
+    """
+    if not isinstance(config, dict):
+        raise UserError(f"{folder}: {CONFIG} has {config!r} where options must be; copy the checkpoint again")
+    unknown = sorted(set(config) - {"kind", *known})
+    if unknown:
+        raise UserError(
+            f"{folder}: {CONFIG} has options that this version does not know ({', '.join(unknown)}); "
+            "use the version of dd3g that wrote it"
+        )
 
 
 def load_weights(folder: str | Path, module: nn.Module) -> None:

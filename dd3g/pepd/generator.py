@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from dd3g.cameras import FOVY, RADIUS, Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.nn import PictureEncoder, correspond_rgba
-from dd3g.nn.checkpoint import CONFIG, WEIGHTS, load_weights, read_config, save_folder
+from dd3g.nn.checkpoint import CONFIG, WEIGHTS, build, load_weights, read_config, save_folder
 from dd3g.pepd.pattern_extraction import CopiedTokens, PatternExtraction, type_embedding
 from dd3g.pepd.progressive_decoding import Bounds, Frame, ProgressiveDecoding
 
@@ -218,20 +218,8 @@ class Generator(nn.Module):
         """
         folder = find_weights(name)
         config = read_config(folder, "generator")
-        unknown = sorted(set(config) - {"kind"} - {f.name for f in fields(GeneratorConfig)})
-        if unknown:
-            raise UserError(
-                f"{folder}: config.json has options that this version does not know ({', '.join(unknown)}); "
-                "use the version of dd3g that wrote it"
-            )
-        try:
-            options = {k: v for k, v in config.items() if k != "kind"}
-            bounds = Bounds(**options.pop("bounds", {}))
-            model = cls(GeneratorConfig(bounds=bounds, **options))
-        except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
-            raise UserError(
-                f"{folder}: config.json does not build a generator ({error}); copy the checkpoint again"
-            ) from error
+        config["bounds"] = build(folder, config.get("bounds", {}), Bounds, lambda bounds: bounds)
+        model = build(folder, config, GeneratorConfig, cls)
         load_weights(folder, model)
         return model.to(device).eval()
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dd3g.errors import UserError
-from dd3g.nn.checkpoint import load_weights, read_config, save_folder
+from dd3g.nn.checkpoint import check_options, load_weights, read_config, save_folder
 from dd3g.pose.skeletons import SMPL_24, skeleton, to_h36m
 
 SHAPES = 10
@@ -91,7 +91,7 @@ class Body(nn.Module):
     @staticmethod
     def from_pretrained(folder: str | Path) -> Body:
         """Read a folder that `save_pretrained` wrote."""
-        read_config(folder, "pose-body")
+        check_options(folder, read_config(folder, "pose-body"), ())
         body = Body()
         load_weights(folder, body)
         return body

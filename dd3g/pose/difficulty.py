@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dd3g.errors import UserError
-from dd3g.nn.checkpoint import load_weights, read_config, save_folder
+from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
 from dd3g.pose.lifter import JOINTS, WEIGHTS, GraphNetwork, Lifter, lift, normalise
 
 if TYPE_CHECKING:
@@ -67,14 +66,7 @@ class Difficulty(nn.Module):
         Raises:
             UserError: when it is missing, broken or of another kind.
         """
-        config = read_config(folder, "pose-difficulty")
-        known = {f.name for f in fields(DifficultyConfig)}
-        try:
-            network = Difficulty(DifficultyConfig(**{k: v for k, v in config.items() if k in known}))
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{folder}: config.json does not build this network ({error}); copy the checkpoint again"
-            ) from error
+        network = build(folder, read_config(folder, "pose-difficulty"), DifficultyConfig, Difficulty)
         load_weights(folder, network)
         return network.eval()
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from dd3g.errors import UserError
-from dd3g.nn.checkpoint import load_weights, read_config, save_folder
+from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
 from dd3g.pose.geometry import unproject
 from dd3g.pose.skeletons import H36M_17, flip
 
@@ -205,14 +204,7 @@ class GraphLifter(nn.Module):
         Raises:
             UserError: when it is missing, broken or of another kind.
         """
-        config = read_config(folder, "pose-lifter")
-        known = {f.name for f in fields(LifterConfig)}
-        try:
-            lifter = GraphLifter(LifterConfig(**{k: v for k, v in config.items() if k in known}))
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{folder}: config.json does not build a lifter ({error}); copy the checkpoint again"
-            ) from error
+        lifter = build(folder, read_config(folder, "pose-lifter"), LifterConfig, GraphLifter)
         load_weights(folder, lifter)
         return lifter.eval()
 

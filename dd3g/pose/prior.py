@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dd3g.diffusion import Prediction, Schedule, convert
-from dd3g.errors import UserError
-from dd3g.nn.checkpoint import load_weights, read_config, save_folder
+from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
 from dd3g.pose.skeletons import H36M_17
 
 if TYPE_CHECKING:
@@ -109,14 +108,7 @@ class Prior(nn.Module):
         Raises:
             UserError: when it is missing, broken or of another kind.
         """
-        config = read_config(folder, "pose-prior")
-        known = {f.name for f in fields(PriorConfig)}
-        try:
-            prior = Prior(PriorConfig(**{k: v for k, v in config.items() if k in known}))
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{folder}: no usable prior config ({error}); copy the checkpoint again"
-            ) from error
+        prior = build(folder, read_config(folder, "pose-prior"), PriorConfig, Prior)
         load_weights(folder, prior)
         return prior.eval()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dd3g.diffusion import Prediction, Schedule
 from dd3g.errors import UserError
-from dd3g.nn.checkpoint import load_weights, read_config, save_folder
+from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
 from dd3g.pose.geometry import axis_angle_to_matrix, matrix_to_rotation_6d, unproject
 from dd3g.pose.skeletons import H36M_17
 
@@ -113,11 +113,8 @@ class RotationDenoiser(nn.Module):
             UserError: when it is missing or holds something else.
         """
         config = read_config(folder, "pose-recovery")
-        config["kind"] = config.pop("condition_kind", "keypoints")
-        unknown = set(config) - {f.name for f in fields(RotationConfig)}
-        if unknown:
-            raise UserError(f"{folder}: unknown settings {', '.join(sorted(unknown))}; update dd3g")
-        model = RotationDenoiser(RotationConfig(**config))
+        kind = config.pop("condition_kind", "keypoints")
+        model = build(folder, config, RotationConfig, lambda c: RotationDenoiser(replace(c, kind=kind)))
         load_weights(folder, model)
         return model.eval()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from dd3g.cameras import ELEVATION, RADIUS, Cameras
 from dd3g.diffusion import ClassifierFree, Denoiser, Prediction, Schedule
-from dd3g.errors import UserError
-from dd3g.nn.checkpoint import read_config
+from dd3g.nn.checkpoint import build, read_config
 from distill.teachers.compact import SpaceToDepth
 
 
@@ -78,11 +77,8 @@ class AnalyticTeacher(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> AnalyticTeacher:
         """Read a folder with a config.json; it has no weights."""
         config = read_config(folder, "teacher")
-        known = {f.name for f in fields(AnalyticConfig)}
-        try:
-            return cls(AnalyticConfig(**{k: v for k, v in config.items() if k in known}))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{folder}/config.json does not build an analytic teacher: {error}") from error
+        config.pop("teacher", None)
+        return build(folder, config, AnalyticConfig, cls)
 
     def condition(self, rgba: Tensor, cameras: Cameras | None = None) -> AnalyticCondition:
         """Straight RGBA (B, 4, S, S) -> the ellipsoids that it may show, seen by the cameras."""

@@ -7,7 +7,7 @@ attends jointly over the tokens of all frames and to the picture's tokens. Space
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
 from dd3g.diffusion import Schedule
-from dd3g.errors import UserError
 from dd3g.nn import (
     MultiViewTrunk,
     PictureEncoder,
@@ -26,7 +25,7 @@ from dd3g.nn import (
     correspond_rgba,
     timestep_embedding,
 )
-from dd3g.nn.checkpoint import load_weights, read_config, save_folder
+from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
 
 
 @dataclass
@@ -200,11 +199,8 @@ class CompactTeacher(nn.Module):
             UserError: when the folder does not hold a compact teacher.
         """
         config = read_config(folder, "teacher")
-        known = {f.name for f in fields(CompactConfig)}
-        try:
-            teacher = cls(CompactConfig(**{k: v for k, v in config.items() if k in known}))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{folder}: config.json does not build a teacher ({error})") from error
+        config.pop("teacher", None)
+        teacher = build(folder, config, CompactConfig, cls)
         load_weights(folder, teacher)
         return teacher.eval()
 

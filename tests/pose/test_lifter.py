@@ -118,7 +118,7 @@ def test_folder_round_trip(tmp_path):
         GraphLifter.from_pretrained(tmp_path)(x, confidence), model(x, confidence), atol=5e-3
     )
     (tmp_path / "config.json").write_text(json.dumps({"kind": "pose-lifter", "width": 0}))
-    with pytest.raises(UserError, match="does not build a lifter"):
+    with pytest.raises(UserError, match="does not build a pose-lifter"):
         GraphLifter.from_pretrained(tmp_path)
     with pytest.raises(UserError, match="no config.json"):
         GraphLifter.from_pretrained(tmp_path / "nowhere")

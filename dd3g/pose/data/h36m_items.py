@@ -44,19 +44,19 @@ def load_h36m_items(
         camera, action, image, points = need(
             items[i], ["camera_param", "action", "joint_3d_image", "joint_3d_camera"], where
         )
-        lens = need(camera, ["fx", "fy", "cx", "cy"], f"{where}, camera_param")
-        lens = array([float(np.squeeze(x)) for x in lens], (4,), f"{where}, camera_param").tolist()
+        numbers = need(camera, ["fx", "fy", "cx", "cy"], f"{where}, camera_param")
+        lens = array([np.squeeze(x) for x in numbers], (4,), f"{where}, camera_param").tolist()
         seen = array(image, (17, 3), f"{where}, joint_3d_image")[:, :2]
         if detected is not None:
             seen = detected[i]
         points = array(points, (17, 3), f"{where}, joint_3d_camera") / 1000
         groups.setdefault((int(action), tuple(lens)), []).append((i, points, seen))
     result = []
-    for (action, lens), rows in groups.items():
+    for (number, intrinsic), rows in groups.items():
         frames, points, seen = (np.stack(column) for column in zip(*rows, strict=True))
         recording = record(
-            torch.from_numpy(points), torch.from_numpy(seen), intrinsics(*lens), SIZE, "test",
-            f"action {action}", f"{lens[0]:.0f}", frames=torch.from_numpy(frames),
+            torch.from_numpy(points), torch.from_numpy(seen), intrinsics(*intrinsic), SIZE, "test",
+            f"action {number}", f"{intrinsic[0]:.0f}", frames=torch.from_numpy(frames),
         )  # fmt: skip
         result.append(recording)
     return result
