@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
-from dd3g.models import require_model
+from dd3g.matting import predict_matte
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -155,7 +154,7 @@ def cut_out(image: Image.Image, matte: str, name: str, size: int = SIZE) -> tupl
     if matte == "none":
         return image, []
     if not has_alpha:
-        image.putalpha(_predict_matte(image.convert("RGB"), matte))
+        image.putalpha(predict_matte(image.convert("RGB"), matte))
     alpha = np.asarray(image.getchannel("A"))  # (H, W)
     solid = alpha >= 128
     notes = []
@@ -249,15 +248,27 @@ def _letterbox(image: Image.Image, size: int) -> Image.Image:
     )
 
 
-def _frame(image: Image.Image, size: int, name: str) -> Image.Image:
-    box = image.getchannel("A").point(lambda a: 255 * (a >= SOLID)).getbbox()
+def object_frame(alpha: Image.Image) -> tuple[float, float, float] | None:
+    """The square around an object that the generator wants to see.
+
+    Args:
+        alpha: matte, mode L.
+
+    Returns:
+        (left, top, side) in pixels, where the longest side of the object's bounding box is 80 % of the square
+        and both share their centre; the square may reach outside the picture. None for an empty matte.
+    """
+    box = alpha.point(lambda a: 255 * (a >= SOLID)).getbbox()
     if box is None:
-        raise UserError(
-            f"the matte of {name} is empty: no object was found; give a picture with alpha, or --no-matte"
-        )
+        return None
     left, top, right, bottom = box
     side = max(right - left, bottom - top) / FILL
-    x, y = (left + right - side) / 2, (top + bottom - side) / 2
+    return (left + right - side) / 2, (top + bottom - side) / 2, side
+
+
+def cut_frame(image: Image.Image, frame: tuple[float, float, float], size: int) -> Image.Image:
+    """Resample the square `frame` (left, top, side) of a picture to size x size; outside it is zero."""
+    x, y, side = frame
     # Whole pixels around the frame first (transparent outside the picture), then the exact frame inside.
     ox, oy = int(np.floor(x)), int(np.floor(y))
     canvas = image.crop((ox, oy, int(np.ceil(x + side)), int(np.ceil(y + side))))
@@ -265,46 +276,10 @@ def _frame(image: Image.Image, size: int, name: str) -> Image.Image:
     return canvas.resize((size, size), Image.Resampling.BICUBIC, box=exact)
 
 
-def _predict_matte(image: Image.Image, model: str) -> Image.Image:
-    """(W, H) mask of mode L for an RGB picture."""
-    if model not in ("auto", "u2netp"):
-        return _rembg_session(model).predict(image)[0].convert("L")
-    session = _u2netp_session()
-    small = np.asarray(image.resize((320, 320), Image.Resampling.LANCZOS), np.float32)
-    small = (small / max(small.max(), 1) - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
-    batch = small.transpose(2, 0, 1)[None].astype(np.float32)  # (1, 3, 320, 320)
-    saliency = session.run(None, {session.get_inputs()[0].name: batch})[0][0, 0]  # (320, 320)
-    low, high = saliency.min(), saliency.max()
-    mask = (saliency - low) / max(high - low, 1e-6)
-    return Image.fromarray((mask * 255).astype(np.uint8)).resize(image.size, Image.Resampling.LANCZOS)
-
-
-@lru_cache(maxsize=1)
-def _u2netp_session() -> Any:
-    # Run here and not through rembg, whose import compiles matting kernels for about a minute on first use.
-    from onnxruntime import InferenceSession
-
-    return InferenceSession(require_model("u2netp"), providers=["CPUExecutionProvider"])
-
-
-@lru_cache(maxsize=1)
-def _rembg_session(model: str) -> Any:
-    try:
-        from rembg import new_session
-        from rembg.sessions import sessions_names_downloadable as names  # the rest send pictures to a service
-
-        if model not in names:
-            raise UserError(f"no matting model is called {model!r}: choose from {', '.join(names)}")
-        return new_session(model)
-    except UserError:
-        raise
-    except ImportError as e:
+def _frame(image: Image.Image, size: int, name: str) -> Image.Image:
+    frame = object_frame(image.getchannel("A"))
+    if frame is None:
         raise UserError(
-            f"the matting model {model!r} needs the extra 'matte': pip install 'dd3g[matte]', or leave it "
-            "out to use u2netp"
-        ) from e
-    except Exception as e:
-        raise UserError(
-            f"the matting model {model!r} could not be loaded ({e}): leave it out to use u2netp, or give a "
-            "picture with a transparent background"
-        ) from e
+            f"the matte of {name} is empty: no object was found; give a picture with alpha, or --no-matte"
+        )
+    return cut_frame(image, frame, size)

@@ -54,10 +54,10 @@ def test_pictures_that_show_nothing(here, stub):
 
 
 def test_picture_that_needs_a_matte_that_is_not_there(here, stub, monkeypatch):
-    import dd3g.picture
+    import dd3g.matting
 
     monkeypatch.setenv("DD3G_CACHE", str(here / "nothing"))
-    dd3g.picture._u2netp_session.cache_clear()
+    dd3g.matting._u2netp_session.cache_clear()
     Image.new("RGB", (40, 40), "red").save("photo.png")
     fails("photo.png", match="python -m dd3g.models fetch u2netp")
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import dd3g.matting
 import dd3g.picture
 from dd3g import models
 from dd3g.errors import UserError
@@ -44,7 +45,7 @@ def matte_of_left_half(monkeypatch):
         mask[:, : image.width // 2] = 255
         return Image.fromarray(mask)
 
-    monkeypatch.setattr(dd3g.picture, "_predict_matte", predict)
+    monkeypatch.setattr(dd3g.picture, "predict_matte", predict)
 
 
 @pytest.mark.parametrize("size", [64, 256])
@@ -286,7 +287,7 @@ def test_extreme_aspect_ratio():
 
 
 def test_alpha_is_used_without_any_matting_model(monkeypatch):
-    monkeypatch.setattr(dd3g.picture, "_predict_matte", lambda *_: pytest.fail("a matte was asked for"))
+    monkeypatch.setattr(dd3g.picture, "predict_matte", lambda *_: pytest.fail("a matte was asked for"))
     rgba = np.full((32, 32, 4), 255, np.uint8)
     rgba[0, 0, 3] = 254  # one pixel below 255 is enough
     load_image(rgba)
@@ -299,7 +300,7 @@ def test_opaque_alpha_channel_is_matted(matte_of_left_half):
 
 
 def test_no_matte_takes_the_whole_picture(monkeypatch):
-    monkeypatch.setattr(dd3g.picture, "_predict_matte", lambda *_: pytest.fail("a matte was asked for"))
+    monkeypatch.setattr(dd3g.picture, "predict_matte", lambda *_: pytest.fail("a matte was asked for"))
     picture = load_image(np.full((40, 80, 3), 77, np.uint8), size=100, matte="none")
     assert extent(picture.rgba[3]) == (10, 90, 30, 70)
     assert torch.equal(picture.rgba[:, 50, 50], torch.tensor([77, 77, 77, 255]) / 255)
@@ -322,14 +323,14 @@ def test_warning_when_the_border_is_touched(centre):
 
 
 def test_empty_matte_is_an_error(monkeypatch):
-    monkeypatch.setattr(dd3g.picture, "_predict_matte", lambda image, model: Image.new("L", image.size))
+    monkeypatch.setattr(dd3g.picture, "predict_matte", lambda image, model: Image.new("L", image.size))
     with pytest.raises(UserError, match="no object was found"):
         load_image(np.full((64, 64, 3), 255, np.uint8))
 
 
 def test_missing_matting_model_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setenv("DD3G_CACHE", str(tmp_path))
-    dd3g.picture._u2netp_session.cache_clear()
+    dd3g.matting._u2netp_session.cache_clear()
     with pytest.raises(UserError, match="python -m dd3g.models fetch u2netp"):
         load_image(np.full((64, 64, 3), 255, np.uint8))
 
@@ -343,8 +344,8 @@ def test_u2netp_is_run_without_rembg_whichever_way_it_is_named(monkeypatch, name
         def run(self, _, inputs):
             return [inputs["input"][:, :1]]
 
-    monkeypatch.setattr(dd3g.picture, "_u2netp_session", Session)
-    monkeypatch.setattr(dd3g.picture, "_rembg_session", lambda model: pytest.fail("rembg was asked"))
+    monkeypatch.setattr(dd3g.matting, "_u2netp_session", lambda *_: Session())
+    monkeypatch.setattr(dd3g.matting, "_rembg_session", lambda *_: pytest.fail("rembg was asked"))
     shape = disc()
     rgb = np.where(shape[..., 3:] > 0, np.uint8(255), np.uint8(0)).repeat(3, -1)
     cutout, _ = dd3g.picture.cut_out(read_rgba(rgb), name, "x")
@@ -353,7 +354,7 @@ def test_u2netp_is_run_without_rembg_whichever_way_it_is_named(monkeypatch, name
 
 @pytest.mark.skipif(models.model_path("u2netp") is None, reason="u2netp is not fetched")
 def test_u2netp_finds_a_disc():
-    dd3g.picture._u2netp_session.cache_clear()
+    dd3g.matting._u2netp_session.cache_clear()
     shape = disc(300, 200, (150, 90), 60)
     rgb = np.where(shape[..., 3:] > 0, shape[..., :3], np.uint8(235))
     cutout, warnings = dd3g.picture.cut_out(read_rgba(rgb), "auto", "x")

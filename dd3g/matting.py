@@ -1,0 +1,77 @@
+"""What is the object? Mattes by u2netp, or by any model of rembg."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dd3g.errors import UserError
+from dd3g.models import require_model
+
+
+def predict_matte(image: Image.Image, model: str, threads: int = 0) -> Image.Image:
+    """Ask a matting model what the object is; on CUDA where onnxruntime has it.
+
+    Args:
+        image: RGB.
+        model: "auto" or "u2netp", or another model that rembg has.
+        threads: of the CPU for one picture; 0 takes all. Of u2netp only.
+
+    Returns:
+        Matte of the same size, mode L.
+
+    Raises:
+        UserError: when the model is unknown or not on this machine.
+    """
+    if model not in ("auto", "u2netp"):
+        return _rembg_session(model).predict(image)[0].convert("L")
+    session = _u2netp_session(threads)
+    small = np.asarray(image.resize((320, 320), Image.Resampling.LANCZOS), np.float32)
+    small = (small / max(small.max(), 1) - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    batch = small.transpose(2, 0, 1)[None].astype(np.float32)  # (1, 3, 320, 320)
+    saliency = session.run(None, {session.get_inputs()[0].name: batch})[0][0, 0]  # (320, 320)
+    low, high = saliency.min(), saliency.max()
+    mask = (saliency - low) / max(high - low, 1e-6)
+    return Image.fromarray((mask * 255).astype(np.uint8)).resize(image.size, Image.Resampling.LANCZOS)
+
+
+def _providers() -> list[str]:
+    from onnxruntime import get_available_providers
+
+    return [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in get_available_providers()]
+
+
+@lru_cache(maxsize=1)
+def _u2netp_session(threads: int = 0) -> Any:
+    # Run here and not through rembg, whose import compiles matting kernels for about a minute on first use.
+    from onnxruntime import InferenceSession, SessionOptions
+
+    options = SessionOptions()
+    options.intra_op_num_threads = threads
+    return InferenceSession(require_model("u2netp"), options, providers=_providers())
+
+
+@lru_cache(maxsize=1)
+def _rembg_session(model: str) -> Any:
+    try:
+        from rembg import new_session
+        from rembg.sessions import sessions_names_downloadable as names  # the rest send pictures to a service
+
+        if model not in names:
+            raise UserError(f"no matting model is called {model!r}: choose from {', '.join(names)}")
+        return new_session(model, providers=_providers())
+    except UserError:
+        raise
+    except ImportError as e:
+        raise UserError(
+            f"the matting model {model!r} needs the extra 'matte': pip install 'dd3g[matte]', or leave it "
+            "out to use u2netp"
+        ) from e
+    except Exception as e:
+        raise UserError(
+            f"the matting model {model!r} could not be loaded ({e}): leave it out to use u2netp, or give a "
+            "picture with a transparent background"
+        ) from e
