@@ -70,7 +70,7 @@ def make_rows(names: Sequence[str], weights: Path | None, limits: Limits) -> dic
 
         def restored(difficulty: Difficulty | None, **options: Any) -> Row:
             return lambda p, m, seed: restore(
-                lifter, difficulty, p.keypoints, p.confidence, p.K, max(p.size), m, generator=seed, **options
+                lifter, difficulty, p.keypoints, p.confidence, p.K, p.size[0], m, generator=seed, **options
             )
 
         rows["lifter"] = restored(None, alpha=0.0), 1

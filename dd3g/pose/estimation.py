@@ -170,10 +170,11 @@ def lift(
             seed=seed,
         )
     else:
-        # Noise is a share of what the detector saw, so people of different sizes go one by one.
+        # One by one, with the same noise: what is said of a person depends on nobody else in the picture,
+        # and a hypothesis goes on from frame to frame.
         each = [
-            restore(lifter(), difficulty(), p[None], c[None], k[None], float(s), m, generator=seed)
-            for p, c, k, s in zip(points, confidence, K, sides, strict=True)
+            restore(lifter(), difficulty(), x[None], c[None], k[None], p.size[0], m, generator=seed)
+            for p, x, c, k in zip(people, points, confidence, K, strict=True)
         ]
         assert all(h.translation is not None for h in each)
         hypotheses = Hypotheses(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ALPHA = 0.005  # what the paper takes on Human3.6M
 ALPHAS = (0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08)
 GUESSED = 0.2  # confidence in a missing keypoint that was put where the lifted pose has it
+SMALL = 4.0  # people in Human3.6M and MPI-INF-3DHP are larger than a quarter of the width
 ROWS = 1024  # keypoint sets in one call of the lifter: bounds the memory, and is faster than more
 
 
@@ -32,7 +33,7 @@ def restore(
     keypoints: Tensor,
     confidence: Tensor,
     K: Tensor,
-    size: float | Tensor,
+    width: float | Tensor,
     m: int = 20,
     alpha: float | None = None,
     generator: torch.Generator | int = 0,
@@ -50,15 +51,17 @@ def restore(
         keypoints: (B, 17, 2) pixels.
         confidence: (B, 17) in 0..1; where it is 0 the keypoint is not looked at.
         K: (B, 3, 3) pixels.
-        size: pixels of the longer side of the picture, or of the crop that the detector saw; one or (B,).
+        width: of the whole picture in pixels, one or (B,). It is the published unit of noise, in pictures
+            that a person fills; where one is less than a `SMALL`th as large, `SMALL` times as much as the
+            keypoints extend stands in for it, as if the picture were cropped.
         m: number of hypotheses.
-        alpha: noise of an easy joint, in half `size`; None takes what was best on the training views.
+        alpha: noise of an easy joint, in half widths; None takes what was best on the training views.
         generator: source of the noise, on the CPU, or its seed.
         fixed: the baseline: s = 1 and, by default, the alpha that was best for that.
 
     Returns:
         Hypotheses; the energy is the mean squared distance of the projection to the keypoints, weighted by
-        squared confidence, in units of half a percent of `size`; the translation is that of
+        squared confidence, in units of half a percent of the width; the translation is that of
         `solve_translation`.
     """
     if alpha is None:
@@ -71,9 +74,9 @@ def restore(
     B = len(keypoints)
     keypoints = torch.where((confidence > 0)[..., None], keypoints, 0.0)
     x, trust = _completed(lifter, keypoints, confidence, K)
-    sides = torch.as_tensor(size).to(x).expand(B)
+    width = torch.minimum(torch.as_tensor(width).to(x).expand(B), SMALL * _extent(keypoints, confidence))
     # One unit of noise, half the picture, as the normalised camera sees it.
-    unit = FOCAL * sides[:, None] / 2 / K.diagonal(dim1=-2, dim2=-1)[:, :2]  # (B, 2)
+    unit = FOCAL * width[:, None] / 2 / K.diagonal(dim1=-2, dim2=-1)[:, :2]  # (B, 2)
     noisy = []  # twice (B * m, 17, 2)
     for points, known in ((x, confidence), (flip(x), confidence[:, H36M_17.mirrored])):
         s = torch.ones_like(known)
@@ -91,7 +94,7 @@ def restore(
     distance = (project(poses + translation[:, :, None], K) - keypoints).norm(dim=-1)  # (B, m, 17) pixels
     weight = confidence.square()
     energy = (weight * distance.square()).sum(-1) / weight.sum(-1).clamp(min=1e-6)
-    energy = energy / (0.005 * sides[:, None]).square()
+    energy = energy / (0.005 * width[:, None]).square()
     return Hypotheses(poses, energy, translation)
 
 
@@ -104,6 +107,14 @@ def _completed(lifter: Lifter, keypoints: Tensor, confidence: Tensor, K: Tensor)
     root = solve_translation(pose, keypoints, confidence, K)
     guess = normalise(project(pose + root[:, None], K), K)
     return torch.where(missing[..., None], guess, x), confidence.masked_fill(missing, GUESSED)
+
+
+def _extent(keypoints: Tensor, confidence: Tensor) -> Tensor:
+    """(B,) the longer side in pixels of the box around what is seen, at least 1."""
+    seen = (confidence > 0)[..., None]
+    low = torch.where(seen, keypoints, torch.inf).amin(1)
+    high = torch.where(seen, keypoints, -torch.inf).amax(1)
+    return (high - low).amax(-1).clamp(min=1)
 
 
 def best_alpha(
@@ -126,7 +137,7 @@ def best_alpha(
             views.keypoints,
             views.confidence,
             views.K,
-            max(views.size),
+            views.size[0],
             m,
             alpha,
             fixed=fixed,

@@ -1,15 +1,18 @@
+import made_up_people
 import pytest
 import torch
 from small_motion import small_motion
 from torch import nn
 
-from dd3g.pose import restoration
+from dd3g.pose import difficulty, estimation, restoration
 from dd3g.pose.difficulty import DifficultyConfig
 from dd3g.pose.geometry import procrustes, project
 from dd3g.pose.lifter import FOCAL, GraphLifter, LifterConfig, Plain, lift, normalise
 from dd3g.pose.restoration import ALPHAS, GUESSED, best_alpha, restore
 from dd3g.pose.skeletons import flip
 from dd3g.pose.synthesis import synthesise
+from tools.pose_people import People
+from tools.pose_rows import Limits, make_rows
 
 
 class Known(nn.Module):
@@ -33,8 +36,8 @@ def lifter():
     return GraphLifter(LifterConfig(width=16, blocks=1)).eval()
 
 
-def restored(v, f, difficulty=None, size=1000, **options):
-    return restore(f, difficulty, v.keypoints, v.confidence, v.K, size, **options)
+def restored(v, f, difficulty=None, width=1000, **options):
+    return restore(f, difficulty, v.keypoints, v.confidence, v.K, width, **options)
 
 
 def test_without_noise_all_hypotheses_are_the_lifters_answer():
@@ -64,7 +67,7 @@ def test_noise_follows_the_difficulty_in_half_pictures(monkeypatch):
     monkeypatch.setattr(restoration, "ROWS", m)
     s = torch.ones(17)
     s[1], s[2], s[16] = 0.4, 2.5, 4.0
-    restored(v, spy, Known(s), size=800, m=m, alpha=0.01)
+    restored(v, spy, Known(s), width=800, m=m, alpha=0.01)
     copies = spy.seen[0][0].unflatten(0, (2, m))
     noise = copies - copies[:, :1]
     pixels = noise * v.K[0, 0, 0] / FOCAL
@@ -131,16 +134,51 @@ def test_energy_is_the_weighted_squared_distance():
             assert float(h.energy[b, k]) == pytest.approx(total / weight, rel=1e-3)
 
 
-def test_each_person_may_have_a_size():
+def test_each_person_may_have_a_width():
     v, noise, energy = views(2), [], []
-    for size in (1000, torch.tensor([500.0, 1000.0])):
+    for width in (1000, torch.tensor([500.0, 1000.0])):
         spy = Spy()
-        energy.append(restored(v, spy, Known(2.0), size=size, m=4).energy)
+        energy.append(restored(v, spy, Known(2.0), width=width, m=4).energy)
         copies = spy.seen[-1][0].unflatten(0, (2, 2, 4))
         noise.append(copies - copies[:, :, :1])
     ratio = torch.tensor([0.5, 1.0])
     assert torch.allclose(noise[1], noise[0] * ratio[:, None, None, None], atol=1e-5)
     assert torch.allclose(energy[1], energy[0] / ratio[:, None] ** 2, rtol=1e-4)
+
+
+def test_noise_for_small_people_goes_by_what_they_extend():
+    v, noise = views(2, occluded=0.0), []
+    low, high = v.keypoints.amin(1), v.keypoints.amax(1)
+    extent = (high - low).amax(1)
+    for width in (4 * extent, 5000.0):
+        spy = Spy()
+        restored(v, spy, Known(2.0), width=width, m=4)
+        noise.append(spy.seen[-1][0] - v.keypoints.mean())
+    assert torch.allclose(noise[0], noise[1], atol=1e-4)
+    v.keypoints[:, 3], v.confidence[:, 3] = 9e4, 0  # not seen, so not counted
+    low, high = v.keypoints[:, [j for j in range(17) if j != 3]].aminmax(dim=1)
+    energies = [
+        restored(v, lifter(), m=2, alpha=0.0, width=w).energy for w in (4 * (high - low).amax(1), 1e6)
+    ]
+    assert torch.allclose(*energies)
+
+
+def test_the_command_and_the_evaluation_draw_the_same(monkeypatch):
+    known = Known(2.0)
+    person = made_up_people.detection(0.3, 3.0)
+    monkeypatch.setattr(estimation, "lifter", lifter)
+    monkeypatch.setattr(estimation, "difficulty", lambda: known)
+    monkeypatch.setattr(GraphLifter, "from_pretrained", lambda folder: lifter())
+    monkeypatch.setattr(difficulty.Difficulty, "from_pretrained", lambda folder: known)
+    row, _ = make_rows(["restoration"], None, Limits())["restoration"]
+    truth = made_up_people.STANDING[None]
+    people = People(
+        truth, person.keypoints[None], person.confidence[None], person.K[None], person.size, ["a"]
+    )
+    (found,) = estimation.lift([person], "restoration", 6, seed=3)
+    expected = row(people, 6, 3)
+    assert torch.equal(found.hypotheses.poses, expected.poses)
+    assert torch.equal(found.hypotheses.energy, expected.energy) and expected.poses.std(1).max() > 0
 
 
 def test_a_seed_means_the_same_however_the_work_is_cut(monkeypatch):
