@@ -1,0 +1,321 @@
+"""Train the small picture model on rendered objects.
+
+accelerate launch -m data_gen.train_tiny --config configs/data_gen/tiny_train.yaml
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from data_gen.captions import STYLES, id_words, picture_words, read_manifest
+from data_gen.tiny import TinyDenoiser, TinyRgbaPipeline, encode, scheduler
+from dd3g.configuration import launch
+from dd3g.diffusion import Schedule
+from dd3g.errors import UserError
+from dd3g.io.atomic import replacing
+from dd3g.io.shards import Shards
+from dd3g.pose.training import fit
+
+SHOWN = (
+    "a red apple", "a green pine tree", "a brown wooden chair", "a blue fish", "a grey rock", "a yellow car",
+    "a white house", "a sword", "a purple potion bottle", "a bookshelf", "a cactus", "an orange pumpkin",
+)  # fmt: skip
+CARD = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+A small text-to-RGBA model of {size} x {size} pixels, trained on {count} views of rendered objects. It knows
+the colours and the kinds of things in them, and little else. Load it with
+`data_gen.tiny.TinyRgbaPipeline.from_pretrained`.
+"""
+
+
+@dataclass
+class TinyShape:
+    """Shape of the network; see `TinyDenoiser`."""
+
+    size: int = 64
+    width: int = 256
+    depth: int = 5
+    heads: int = 4
+    hidden: int = 64
+    mid: int = 96
+    buckets: int = 8192
+    word_width: int = 128
+
+
+@dataclass
+class TinyTrainConfig:
+    """Everything that a run needs; names as in the other trainings of this project."""
+
+    aliases: ClassVar[dict[str, str]] = {"resume": "resume_from_checkpoint"}
+
+    output_dir: str = "runs/tiny"
+    renders: list[str] = field(default_factory=lambda: ["runs/renders/train"])
+    manifest: str = ""  # csv with id, name, category: better words than the ids alone
+    views: int = 8  # of each rendered object, kept in memory: 16 kB each at 64 pixels
+    seed: int = 0
+    train_batch_size: int = 16
+    max_train_steps: int = 5_000
+    max_minutes: float = 0.0  # of all sessions together; the learning rate falls with them; 0 is no limit
+    learning_rate: float = 1e-3
+    lr_warmup_steps: int = 100
+    adam_weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    mixed_precision: str = "bf16"  # or no
+    ema_decay: float = 0.998
+    checkpointing_steps: int = 500
+    resume_from_checkpoint: str = ""  # "latest" goes on from the run in output_dir
+    condition_dropout: float = 0.1  # share of pictures without any words, for classifier-free guidance
+    word_dropout: float = 0.25  # share of words left out
+    recolour: float = 0.3  # share of pictures whose colour channels change places
+    model: TinyShape = field(default_factory=TinyShape)
+
+    def __post_init__(self) -> None:
+        # YAML reads no as False.
+        self.mixed_precision = {"False": "no", "fp32": "no"}.get(self.mixed_precision, self.mixed_precision)
+        if self.mixed_precision not in ("no", "bf16"):
+            raise ValueError(f"mixed_precision {self.mixed_precision!r} is not one of no, bf16")
+        if self.resume_from_checkpoint not in ("", "latest"):
+            raise ValueError(
+                f"resume_from_checkpoint {self.resume_from_checkpoint!r} must be latest or empty"
+            )
+        for name in ("views", "train_batch_size", "max_train_steps", "checkpointing_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("condition_dropout", "word_dropout", "recolour", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        for name in ("max_minutes", "learning_rate", "lr_warmup_steps", "adam_weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+
+
+class CaptionedViews:
+    """Views of rendered objects with words for each, drawn at random.
+
+    Args:
+        renders: folders of shards as tools/render_objects.py writes them.
+        manifest: csv of names and categories; "" takes the words of the ids.
+        views: level views of each object to keep in memory.
+        size: their side in pixels.
+        recolour: share of draws whose colour channels change places.
+        word_dropout: share of words left out.
+        condition_dropout: share of draws without any words.
+
+    Raises:
+        UserError: no renders, damaged ones, or ones of another size.
+    """
+
+    def __init__(
+        self,
+        renders: Sequence[str | Path],
+        manifest: str,
+        views: int,
+        size: int,
+        recolour: float,
+        word_dropout: float,
+        condition_dropout: float,
+    ) -> None:
+        self.recolour, self.word_dropout, self.condition_dropout = recolour, word_dropout, condition_dropout
+        named = read_manifest(manifest) if manifest else {}
+        self.pictures: list[NDArray[np.uint8]] = []  # (V, S, S, 4) each
+        self.elevations: list[list[float]] = []
+        self.words: list[list[str]] = []
+        for shards in map(Shards, renders):
+            for i in range(len(shards)):
+                rgba, meta = _views(shards, i, views)
+                if rgba.shape[1:] != (size, size, 4):
+                    raise UserError(
+                        f"{shards.where(i)} has views of {rgba.shape[1]} pixels, the model draws {size}: "
+                        "render the objects again at that size, or set model.size"
+                    )
+                self.pictures.append(rgba)
+                self.elevations.append(meta["elevation"])
+                self.words.append(
+                    (named.get(meta["id"]) or id_words(meta["id"])) + STYLES.get(meta["style"], "").split()
+                )
+        if not self.pictures:
+            raise UserError("there are no rendered objects to learn from: name some folders in renders")
+
+    def draw(self, count: int, g: torch.Generator) -> tuple[Tensor, list[str]]:
+        """Straight RGBA (count, 4, S, S) in 0..1, and a text for each."""
+        rng = np.random.default_rng(int(torch.randint(1 << 62, (), generator=g)))
+        pictures, texts = [], []
+        for i in rng.integers(len(self.pictures), size=count):
+            view = rng.integers(len(self.pictures[i]))
+            rgba = self.pictures[i][view]
+            if rng.random() < 0.5:
+                rgba = rgba[:, ::-1]
+            gain = np.append(rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3), 1)
+            order = [*rng.permutation(3), 3] if rng.random() < self.recolour else [0, 1, 2, 3]
+            rgba = (rgba[..., order] * gain).clip(0, 255).astype(np.uint8)
+            words = self.words[i] + picture_words(rgba, self.elevations[i][view])
+            kept = [w for w in words if rng.random() >= self.word_dropout]
+            texts.append("" if rng.random() < self.condition_dropout else " ".join(kept))
+            pictures.append(torch.from_numpy(rgba).permute(2, 0, 1))
+        return torch.stack(pictures).float() / 255, texts
+
+
+def _views(shards: Shards, index: int, count: int) -> tuple[NDArray[np.uint8], dict]:
+    """The first views of one rendered object, (V, S, S, 4), and its meta."""
+    from PIL import Image
+
+    try:
+        item = shards.read(index, "rgba.png", "json")
+        meta = json.loads(item["json"])
+        sheet = np.asarray(Image.open(io.BytesIO(item["rgba.png"])).convert("RGBA"))
+        views = np.split(sheet, len(meta["elevation"]), axis=1)[:count]
+        return np.stack(views), {"id": meta["id"], "style": meta["style"], "elevation": meta["elevation"]}
+    except (KeyError, ValueError, OSError, SyntaxError) as error:
+        raise UserError(
+            f"{shards.key(index)} in shard {shards.where(index)} is no rendered object or damaged ({error}): "
+            "delete the shard and render it again with the same command"
+        ) from error
+
+
+def lexicon() -> dict[str, str]:
+    """Word -> group: that of the noun itself, else that of most of the two or more nouns that end in it."""
+    from data_gen.grammar import own_grammar
+
+    groups: dict[str, Counter[str]] = {}
+    for group, listed in own_grammar().nouns.items():
+        for noun in listed:
+            words = re.findall(r"[a-z]+", noun.lower().split(" of ")[0])
+            groups.setdefault(words[-1], Counter())[group] += 1 if len(words) > 1 else 100
+    leading = {word: counts.most_common(1)[0] for word, counts in sorted(groups.items())}
+    return {word: group for word, (group, n) in leading.items() if n > max(1, groups[word].total() / 2)}
+
+
+class TinyLoss:
+    """Denoising loss in x0, weighted by 1 / max(sigma, 0.3)^2.
+
+    Args:
+        views: what to learn from.
+        batch_size: pictures a step.
+        device: of the model.
+        mixed: whether the model runs in bfloat16.
+    """
+
+    def __init__(self, views: CaptionedViews, batch_size: int, device: torch.device, mixed: bool) -> None:
+        self.views, self.batch_size, self.device, self.mixed = views, batch_size, device, mixed
+        self.schedule = Schedule.from_config(dict(scheduler().config))
+
+    def __call__(self, model: nn.Module, step: int, g: torch.Generator) -> Tensor:
+        """Mean loss of a batch that `g` decides."""
+        assert isinstance(model, TinyDenoiser)
+        rgba, texts = self.views.draw(self.batch_size, g)
+        x0 = encode(rgba.to(self.device))
+        # One level from each of B equal parts of the schedule: the loss varies less from batch to batch.
+        spread = (torch.arange(len(x0)) + torch.rand(len(x0), generator=g)) / len(x0)
+        t = (spread * self.schedule.steps).long().to(self.device)  # (B,)
+        x_t = self.schedule.add_noise(x0, torch.randn(x0.shape, generator=g).to(x0), t)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+            predicted = model(x_t, t, model.condition(texts))
+        sigma2 = (1 - self.schedule.ab(t)).clamp(min=0.09).to(x0)  # (B,)
+        return ((predicted.float() - x0).square().mean((-1, -2, -3)) / sigma2).mean()
+
+
+def draw_sheet(model: TinyDenoiser, path: Path, mixed: bool) -> None:
+    """Draw the texts in `SHOWN` over white and grey, side by side, into one picture."""
+    from PIL import Image
+
+    pipeline = TinyRgbaPipeline(model, scheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    sources = [torch.Generator().manual_seed(i) for i in range(len(SHOWN))]
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed):
+        rgba = pipeline(list(SHOWN), num_inference_steps=10, generator=sources, output_type="np").images
+    rows = [over + rgba[..., 3:] * (rgba[..., :3] - over) for over in (1.0, 0.5)]
+    sheet = np.concatenate([np.concatenate(list(row), 1) for row in rows])
+    with replacing(path) as partial:
+        Image.fromarray((sheet * 255).round().astype(np.uint8)).save(partial)
+
+
+def save(model: TinyDenoiser, folder: Path, count: int) -> Path:
+    """Write the model as a diffusers pipeline with half-precision weights and a card."""
+    half = TinyDenoiser.from_config(model.config)
+    half.load_state_dict(model.state_dict())
+    TinyRgbaPipeline(half.half(), scheduler()).save_pretrained(folder)
+    (folder / "README.md").write_text(CARD.format(size=model.config.size, count=count))
+    return folder
+
+
+def run(config: TinyTrainConfig) -> Path:
+    """Train; returns the folder of the averaged model, a diffusers pipeline."""
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if state.num_processes > 1:
+        raise UserError(
+            f"this model is too small to share: launch it with --num_processes 1, not {state.num_processes}"
+        )
+    torch.manual_seed(config.seed)
+    try:
+        model = TinyDenoiser(**asdict(config.model), lexicon=lexicon()).to(state.device)
+    except ValueError as error:
+        raise UserError(f"configuration: {error}") from error
+    views = CaptionedViews(
+        config.renders,
+        config.manifest,
+        config.views,
+        config.model.size,
+        config.recolour,
+        config.word_dropout,
+        config.condition_dropout,
+    )
+    output, mixed = Path(config.output_dir), config.mixed_precision == "bf16"
+    count = sum(len(p) for p in views.pictures)
+    loss = TinyLoss(views, config.train_batch_size, state.device, mixed)
+
+    @torch.no_grad()
+    def evaluate(average: TinyDenoiser) -> dict[str, float]:
+        save(average, output / "model", count)
+        draw_sheet(average, output / "sheet.png", mixed)
+        fixed = [loss(average, 0, torch.Generator().manual_seed(i)) for i in range(4)]
+        return {"average_loss": float(torch.stack(fixed).mean())}
+
+    options: dict[str, Any] = {
+        "minutes": config.max_minutes or None,
+        "checkpoint_every": config.checkpointing_steps,
+    }
+    average = fit(
+        model,
+        loss,
+        output,
+        config.max_train_steps,
+        learning_rate=config.learning_rate,
+        warmup=config.lr_warmup_steps,
+        ema=config.ema_decay,
+        weight_decay=config.adam_weight_decay,
+        clip=config.max_grad_norm or math.inf,
+        log_every=min(50, config.checkpointing_steps),
+        evaluate=evaluate,
+        seed=config.seed,
+        resume=bool(config.resume_from_checkpoint),
+        **options,
+    )
+    return save(average, output / "model", count)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `train_tiny`."""
+    return launch(run, TinyTrainConfig, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
