@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import io
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_objects import write_renders
 from training_runs import files, metrics
@@ -28,6 +31,7 @@ from data_gen.tiny import (
 from data_gen.train_tiny import CaptionedViews, TinyTrainConfig, lexicon
 from dd3g.configuration import parse
 from dd3g.errors import UserError
+from dd3g.io.shards import Shards
 
 SMALL = {
     "size": 32,
@@ -327,3 +331,28 @@ def test_one_process_only(renders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("accelerate.PartialState", lambda cpu: SimpleNamespace(num_processes=2))
     assert train_tiny.main(options(renders, tmp_path)) == 2
     assert "--num_processes 1, not 2" in capsys.readouterr().err
+
+
+def test_synthesize_draws_with_it(tmp_path, capsys):
+    from data_gen.synthesize import main
+
+    # An alpha network that never saw a picture: what it draws is dust, so nothing may be filtered.
+    made = pipeline()
+    made.save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("a red chair\na blue fish\na grey rock\n")
+    lowest = ["min_coverage", "min_main", "min_aspect", "min_fill", "min_thickness", "min_sharpness"]
+    words = [f"filters.{k}=0" for k in [*lowest, "min_contrast"]] + ["filters.duplicate_distance=-1"]
+    words += [f"filters.{k}=1" for k in ("max_coverage", "max_border", "max_soft")]
+    words += ["filters.max_colourfulness=1000", "matte.size=32", "model.steps=2", "model.guidance=2"]
+    words += ["model.licence=Apache-2.0", f"model.path={tmp_path / 'model'}", "device=cpu", "batch_size=2"]
+    words += [f"prompts={tmp_path / 'prompts.txt'}", f"output={tmp_path / 'set'}"]
+    config = Path(train_tiny.__file__).parents[1] / "configs" / "data_gen" / "tiny.yaml"
+    assert main(["--json", "--config", str(config), *words]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["pictures"] == report["asked"] == 3
+    shards = Shards(tmp_path / "set")
+    for sample in map(shards.__getitem__, range(3)):
+        record = json.loads(sample["json"])
+        assert record["model"] == "model" and record["licence"] == "Apache-2.0" and record["size"] == 32
+        picture = Image.open(io.BytesIO(sample["png"]))
+        assert picture.mode == "RGBA" and picture.size == (32, 32)
