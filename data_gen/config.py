@@ -1,0 +1,121 @@
+"""The configuration of `synthesize`, and the options that a set keeps as long as it is worked on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from data_gen.filters import FilterConfig
+
+from data_gen.mattes import MatteConfig
+from data_gen.pictures import ModelConfig
+from data_gen.storage import Storage
+from dd3g.errors import UserError
+
+OPTIONS = "options.json"
+# Where and how fast the work is done; these may change while a set is made.
+FREE = {
+    "output",
+    "prompts",
+    "device",
+    "matte.workers",
+    "model.attention",
+    "model.offload",
+    "model.vae_tiling",
+    "model.vae_slicing",
+}
+
+
+@dataclass
+class SynthesizeConfig:
+    """From prompts to shards of RGBA pictures."""
+
+    aliases: ClassVar[dict[str, str]] = {"size": "matte.size"}
+
+    prompts: str = ""  # file that `python -m data_gen prompts` wrote, or a list of one's own
+    output: str = ""  # folder or URL of a bucket prefix
+    seed: int = 0
+    shard_size: int = 1000  # prompts a shard
+    batch_size: int = 8  # pictures drawn at once
+    attempts: int = 4  # tries a prompt
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto gives each process its own GPU
+    model: ModelConfig = field(default_factory=ModelConfig)
+    matte: MatteConfig = field(default_factory=MatteConfig)
+    filters: FilterConfig = field(default_factory=FilterConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("shard_size", "batch_size", "attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.shard_size > 100_000:
+            raise ValueError(f"shard_size must be at most 100000, got {self.shard_size}")
+        if self.attempts > 100:
+            raise ValueError(f"attempts must be at most 100, got {self.attempts}")
+
+    def options(self) -> dict[str, Any]:
+        """What decides the pictures, flat: `{"seed": 0, "model.path": …}`."""
+        flat: dict[str, Any] = {}
+        for key, value in asdict(self).items():
+            nested = value.items() if isinstance(value, dict) else [("", value)]
+            flat |= {f"{key}.{k}" if k else key: v for k, v in nested}
+        return {k: v for k, v in flat.items() if k not in FREE}
+
+
+def fingerprint(options: Mapping[str, Any]) -> str:
+    """Hash of options; every sidecar repeats it."""
+    return hashlib.sha256(json.dumps(dict(options), sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def check_options(storage: Storage, options: Mapping[str, Any], write: bool) -> None:
+    """Store the options of a set, or compare with those that it was started with.
+
+    Args:
+        storage: of the set.
+        options: flat and JSON-able.
+        write: store them when there are none; only one process may.
+
+    Raises:
+        UserError: naming the first option that differs.
+    """
+    if not storage.exists(OPTIONS):
+        if write and any(name.startswith("pictures-") for name in storage.names()):
+            raise UserError(f"{storage} holds pictures but no {OPTIONS}: give another output")
+        if write:
+            storage.write(OPTIONS, json.dumps(dict(options), indent=2, default=str) + "\n")
+        return
+    before = read_options(storage)
+    now = json.loads(json.dumps(dict(options), default=str))
+    for key in (*now, *(k for k in before if k not in now)):
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"{storage} was started with other options: {key} was {_shown(before, key)}, now "
+                f"{_shown(now, key)}; use those, give another output, or delete {storage}"
+            )
+
+
+def read_options(storage: Storage) -> dict[str, Any]:
+    """The options of a set.
+
+    Raises:
+        UserError: when there are none, or they are damaged.
+    """
+    if not storage.exists(OPTIONS):
+        raise UserError(
+            f"{storage} is not a set of pictures, it has no {OPTIONS}: give the output of synthesize"
+        )
+    try:
+        found = json.loads(storage.read(OPTIONS))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no JSON object")
+        return found
+    except ValueError as error:
+        raise UserError(
+            f"{storage}/{OPTIONS} is damaged ({error}): delete it and run the same command again"
+        ) from error
+
+
+def _shown(options: Mapping[str, Any], key: str) -> str:
+    return json.dumps(options[key], ensure_ascii=False) if key in options else "not set"

@@ -1,0 +1,149 @@
+"""Parts: batches of a shard that are through, each committed as one small tar with its verdicts."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from data_gen.duplicates import perceptual_hash
+from data_gen.filters import NO_OBJECT, judge, measure
+from data_gen.job import Draw, Job, Workshop
+from data_gen.sidecar import shard_name
+from dd3g.errors import UserError
+from dd3g.io.shards import Shards
+
+if TYPE_CHECKING:
+    from data_gen.mattes import Matted
+
+JOURNAL = "_journal"  # key of a part's verdicts; ids of prompts hold no underscore
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A batch after matte and filters.
+
+    Args:
+        verdicts: one a try: id, attempt, seed, reason ("": accepted), scores, hash.
+        samples: png and json of those that were accepted.
+    """
+
+    verdicts: list[dict[str, Any]]
+    samples: list[dict[str, bytes | str]]
+
+
+def finish(
+    job: Job, workshop: Workshop, batch: list[Draw], reasons: list[str], mattes: list[Matted | None]
+) -> Finished:
+    """Judge a batch and encode what passes.
+
+    Args:
+        job: the set.
+        workshop: what made the pictures.
+        batch: the tries.
+        reasons: why there is no picture, one a try; "" where there is one.
+        mattes: of the pictures that there are.
+    """
+    matted = iter(mattes)
+    verdicts, samples = [], []
+    for draw, reason in zip(batch, reasons, strict=True):
+        verdict: dict[str, Any] = {"id": draw.prompt.id, "attempt": draw.attempt, "seed": draw.seed}
+        verdict |= {"reason": reason, "scores": {}, "hash": ""}
+        found = None if reason else next(matted)
+        if found is not None:
+            scores = measure(found)
+            verdict |= {"reason": judge(scores, job.filters), "scores": scores}
+            verdict["hash"] = f"{perceptual_hash(found.rgba):016x}"
+            if not verdict["reason"]:
+                samples.append(_sample(draw, verdict, found, workshop))
+        elif not reason:
+            verdict["reason"] = NO_OBJECT
+        verdicts.append(verdict)
+    return Finished(verdicts, samples)
+
+
+def _sample(
+    draw: Draw, verdict: dict[str, Any], matted: Matted, workshop: Workshop
+) -> dict[str, bytes | str]:
+    p = draw.prompt
+    record = {"id": p.id, "prompt": p.text, "group": p.group, "noun": p.noun, "style": p.style}
+    record |= {"seed": draw.seed, "attempt": draw.attempt} | dict(workshop.about) | workshop.more(draw)
+    record |= {"scores": verdict["scores"], "hash": verdict["hash"]}
+    file = io.BytesIO()
+    Image.fromarray(matted.rgba).save(file, format="PNG")
+    return {"__key__": p.id, "png": file.getvalue(), "json": json.dumps(record)}
+
+
+class Parts:
+    """The parts of one shard.
+
+    Args:
+        job: the set.
+        shard: number of the shard.
+    """
+
+    def __init__(self, job: Job, shard: int) -> None:
+        self.job, self.storage = job, job.storage
+        self.folder = f"parts/{shard_name(shard)}"
+
+    def name(self, round: int, number: int) -> str:
+        """Of a part of a round of settling."""
+        return f"{self.folder}/{round:02d}-{number:05d}.tar"
+
+    def commit(
+        self, round: int, number: int, finished: Finished, seconds: dict[str, float]
+    ) -> dict[str, Any]:
+        """Write a part; returns its journal."""
+        journal = {"options": self.job.fingerprint, "verdicts": finished.verdicts, "seconds": seconds}
+        record: dict[str, bytes | str] = {"__key__": JOURNAL, "json": json.dumps(journal)}
+        self.storage.write_shard(self.name(round, number), [*finished.samples, record])
+        return journal
+
+    def journals(self, round: int) -> list[dict[str, Any]]:
+        """Journals of the parts of this round that are there, in order, up to the first that is not.
+
+        Raises:
+            UserError: when one is damaged or was made with other options.
+        """
+        present = {f"{self.folder}/{name}" for name in self.storage.names(self.folder)}
+        found: list[dict[str, Any]] = []
+        while (name := self.name(round, len(found))) in present:
+            with self.storage.reading(name) as [path]:
+                shards = Shards(path)
+                try:
+                    [last] = [i for i in range(len(shards)) if shards.key(i) == JOURNAL]
+                    found.append(json.loads(shards[last]["json"]))
+                    made_with = found[-1]["options"]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise self.unusable(f"{name} holds no verdicts") from error
+            if made_with != self.job.fingerprint:
+                raise self.unusable("they were made with other options")
+        return found
+
+    def check(self, batch: list[Draw], journal: dict[str, Any]) -> None:
+        """Refuse a journal of other tries.
+
+        Raises:
+            UserError: when it is not of this batch.
+        """
+        if [(d.prompt.id, d.attempt) for d in batch] != [
+            (v["id"], v["attempt"]) for v in journal["verdicts"]
+        ]:
+            raise self.unusable("they are of other prompts")
+
+    def unusable(self, why: str) -> UserError:
+        """The error that says so."""
+        return UserError(
+            f"the parts in {self.storage}/{self.folder} cannot be used, {why}: delete that folder and "
+            "run the same command again"
+        )
+
+    def clean(self, round: int) -> None:
+        """Delete parts up to this round of settling, and what a killed run left half-written."""
+        names = self.storage.names(self.folder)
+        old = [n for n in names if n[:2].isdecimal() and int(n.partition("-")[0]) <= round]
+        self.storage.delete(*(f"{self.folder}/{n}" for n in old))
+        self.storage.sweep(self.folder)
