@@ -75,7 +75,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} needs code that does not come with diffusers: {what}; such code is never run"
         )
-    if any(library == "transformers" for library, _ in parts.values()) and not _installed("transformers"):
+    if any(library == "transformers" for library, _ in parts.values()) and not installed("transformers"):
         raise UserError(
             f"{folder} needs transformers for its text encoder: get the extra 'data' by "
             "pip install 'dd3g[data]'"
@@ -90,11 +90,11 @@ def pipeline_class(name: str) -> type:
     Raises:
         UserError: when diffusers has none of that name, or it does not make pictures from texts alone.
     """
+    if name in OWN:
+        return getattr(importlib.import_module(OWN[name]), name)
     import diffusers
     from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as TEXT_TO_IMAGE
 
-    if name in OWN:
-        return getattr(importlib.import_module(OWN[name]), name)
     cls = getattr(diffusers, name, None)
     if not inspect.isclass(cls) or not issubclass(cls, diffusers.DiffusionPipeline):
         raise UserError(
@@ -186,6 +186,11 @@ def read_licence(folder: Path) -> str:
     return ", ".join(licence) if isinstance(licence, list) else str(licence)
 
 
+def installed(package: str) -> bool:
+    """Whether a package can be imported; it is not."""
+    return importlib.util.find_spec(package) is not None
+
+
 def _fetch(config: ModelConfig) -> Path:
     from diffusers import DiffusionPipeline
     from huggingface_hub import errors, hf_hub_download
@@ -240,10 +245,6 @@ def _known(library: str, kind: Any) -> bool:
 
 def _is_picture(parameter: str) -> bool:
     return "image" in parameter and not re.match(r"num_images|(negative_)?ip_adapter", parameter)
-
-
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 def _what_else(folder: Path) -> str:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
 from data_gen.pictures import ModelConfig
-from data_gen.pipeline_folders import check_weights, find_folder, pipeline_class, read_index, read_licence
+from data_gen.pipeline_folders import (
+    check_weights,
+    find_folder,
+    installed,
+    pipeline_class,
+    read_index,
+    read_licence,
+)
 from dd3g.errors import UserError
 
 # Keys of ModelConfig -> arguments of the pipelines' call.
@@ -31,18 +41,14 @@ class DiffusersModel:
 
     Args:
         pipeline: any of diffusers' text-to-image pipelines, on its device.
-        config: how it draws.
+        arguments: of its call, beside prompts and generators; the negative prompt as one string.
         name: for records.
         licence: for records.
-
-    Raises:
-        UserError: when a key of `config` means nothing to this pipeline.
     """
 
-    def __init__(self, pipeline: Any, config: ModelConfig, name: str, licence: str) -> None:
-        self.pipeline, self.name, self.licence = pipeline, name, licence
+    def __init__(self, pipeline: Any, arguments: dict[str, Any], name: str, licence: str) -> None:
+        self.pipeline, self.arguments, self.name, self.licence = pipeline, arguments, name, licence
         self.has_alpha = bool(getattr(pipeline, "has_alpha", False))
-        self.arguments = call_arguments(pipeline, config)
 
     @torch.no_grad()
     def draw(self, texts: list[str], seeds: list[int]) -> list[Image.Image]:
@@ -88,7 +94,11 @@ def load_pipeline(config: ModelConfig, device: torch.device) -> DiffusersModel:
     leave_out = () if config.safety_checker else ("safety_checker",)
     check_weights(folder, index, config.variant, leave_out)
     cls = pipeline_class(index["_class_name"])
+    # All that can be refused is refused before gigabytes are read.
+    arguments = call_arguments(cls, config)
     keys: dict[str, Any] = {"variant": config.variant} if config.variant else {}
+    if config.scheduler or config.scheduler_options:
+        keys["scheduler"] = make_scheduler(folder, index, config)
     if leave_out and leave_out[0] in inspect.signature(cls.__init__).parameters:
         keys |= {"safety_checker": None, "requires_safety_checker": False}
     try:
@@ -97,11 +107,9 @@ def load_pipeline(config: ModelConfig, device: torch.device) -> DiffusersModel:
     except Exception as e:  # each part's loader has errors of its own
         missing = f": pip install {e.name}" if isinstance(e, ImportError) and e.name else ""
         raise UserError(f"{folder} cannot be loaded as {cls.__name__} ({_first_line(e)}){missing}") from e
-    set_scheduler(pipeline, config)
-    model = DiffusersModel(pipeline, config, name, config.licence or read_licence(folder))
     _set_memory(pipeline, config, device)
     pipeline.set_progress_bar_config(disable=True)
-    return model
+    return DiffusersModel(pipeline, arguments, name, config.licence or read_licence(folder))
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -125,7 +133,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def call_arguments(pipeline: Any, config: ModelConfig) -> dict[str, Any]:
+def call_arguments(pipeline: type, config: ModelConfig) -> dict[str, Any]:
     """What the pipeline's call is given beside prompts and generators.
 
     A key at its default is left out, so the pipeline's own default holds. A key that is set must have an
@@ -134,8 +142,8 @@ def call_arguments(pipeline: Any, config: ModelConfig) -> dict[str, Any]:
     Raises:
         UserError: naming the key.
     """
-    kind = type(pipeline).__name__
-    accepted = inspect.signature(type(pipeline).__call__).parameters
+    kind = pipeline.__name__
+    accepted = inspect.signature(pipeline.__call__).parameters
     default = ModelConfig()
     chosen = {
         a: getattr(config, k) for k, a in ARGUMENTS.items() if getattr(config, k) != getattr(default, k)
@@ -164,30 +172,29 @@ def call_arguments(pipeline: Any, config: ModelConfig) -> dict[str, Any]:
     return chosen
 
 
-def set_scheduler(pipeline: Any, config: ModelConfig) -> None:
-    """Replace the pipeline's scheduler, or override keys of its config.
+def make_scheduler(folder: Path, index: dict[str, Any], config: ModelConfig) -> Any:
+    """The scheduler that `config` wants, on the noise levels that the pipeline's own is configured for.
 
     Raises:
         UserError: for a class that diffusers lacks, that does not suit the pipeline, or an unknown key.
     """
     import diffusers
 
-    if not (config.scheduler or config.scheduler_options):
-        return
-    now = type(pipeline.scheduler).__name__
+    if "scheduler" not in index:
+        raise UserError(f"{folder} has no scheduler to replace: leave out model.scheduler and its options")
+    now = index["scheduler"][1]
     name = config.scheduler or now
     if name in _BATCH_NOISE:
         raise UserError(f"with {name} a picture depends on its batch: take DPMSolverMultistepScheduler")
     cls = getattr(diffusers, name, None)
     if not inspect.isclass(cls) or "Scheduler" not in name:
-        same = sorted(c.__name__ for c in getattr(pipeline.scheduler, "compatibles", []))
+        same = getattr(diffusers.schedulers, now)._compatibles
         raise UserError(
-            f"diffusers has no scheduler {name!r}; for this model it has {', '.join(same) or now}"
+            f"diffusers has no scheduler {name!r}; for this model: {', '.join(sorted(same)) or now}"
         )
     # A flow model's noise levels mean nothing to the other schedulers, but some can be told.
-    if name.startswith("FlowMatch") != now.startswith("FlowMatch") and not (
-        now.startswith("FlowMatch") and config.scheduler_options.get("use_flow_sigmas")
-    ):
+    told = now.startswith("FlowMatch") and config.scheduler_options.get("use_flow_sigmas")
+    if name.startswith("FlowMatch") != now.startswith("FlowMatch") and not told:
         raise UserError(f"the scheduler {name} does not suit this model, which comes with {now}")
     unknown = sorted(set(config.scheduler_options) - set(inspect.signature(cls.__init__).parameters))
     if unknown:
@@ -195,8 +202,10 @@ def set_scheduler(pipeline: Any, config: ModelConfig) -> None:
             f"{name} takes no {', '.join(unknown)}: leave out model.scheduler_options.{unknown[0]}"
         )
     try:
-        pipeline.scheduler = cls.from_config(pipeline.scheduler.config, **config.scheduler_options)
-    except (ImportError, ValueError, NotImplementedError) as e:
+        with _quiet():
+            levels = cls.load_config(str(folder), subfolder="scheduler")
+            return cls.from_config(levels, **config.scheduler_options)
+    except (OSError, ImportError, ValueError, NotImplementedError) as e:
         raise UserError(f"the scheduler {name} cannot be made: {_first_line(e)}") from e
 
 
@@ -231,12 +240,10 @@ def _set_memory(pipeline: Any, config: ModelConfig, device: torch.device) -> Non
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def _quiet() -> Iterator[None]:
     """Without the bars and notes of the loaders, which every rank would print."""
-    from diffusers.utils import logging as diffusers_log
-    from transformers.utils import logging as transformers_log
-
-    logs = (diffusers_log, transformers_log)
+    packages = [package for package in ("diffusers", "transformers") if installed(package)]
+    logs = [importlib.import_module(f"{package}.utils.logging") for package in packages]
     levels = [log.get_verbosity() for log in logs]
     for log in logs:
         log.set_verbosity_error()

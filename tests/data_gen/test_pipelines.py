@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import diffusers
@@ -12,6 +13,7 @@ import pytest
 import tiny_pipelines
 import torch
 from huggingface_hub import errors
+from omegaconf import OmegaConf
 
 from data_gen import pipelines
 from data_gen.pictures import ModelConfig, load_model
@@ -20,14 +22,15 @@ from dd3g.errors import UserError
 
 CPU = torch.device("cpu")
 TEXTS = ["a red fox", "a blue chair, wooden", "x"]
+SHORT = {"max_sequence_length": 24}
 PIXART = {"use_resolution_binning": False, "clean_caption": False}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("pipelines")
-    kinds = (tiny_pipelines.stable_diffusion, tiny_pipelines.stable_diffusion_xl, tiny_pipelines.pixart_sigma)
-    return {kind.__name__: kind(root / kind.__name__) for kind in kinds}
+    kinds = ("stable_diffusion", "stable_diffusion_xl", "pixart_sigma", "stable_diffusion_3", "flux")
+    return {kind: getattr(tiny_pipelines, kind)(root / kind) for kind in kinds}
 
 
 @pytest.fixture
@@ -66,6 +69,8 @@ def edit(folder, change):
         ("stable_diffusion", "creativeml-openrail-m", {}),
         ("stable_diffusion_xl", "sai-nc-community", {}),
         ("pixart_sigma", "openrail++", {"call_options": PIXART}),
+        ("stable_diffusion_3", "stabilityai-ai-community", {"call_options": SHORT}),
+        ("flux", "apache-2.0", {"call_options": SHORT, "guidance": 0.0, "height": 32, "width": 32}),
     ],
 )
 def test_a_picture_is_the_same_alone_and_in_a_batch(folders, kind, licence, keys):
@@ -73,9 +78,9 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(folders, kind, licence, keys
     assert (model.name, model.licence, model.has_alpha) == (kind, licence, False)
     batch = model.draw(TEXTS, [1, 2, 3])
     assert [(p.mode, p.size) for p in batch] == [("RGB", (32, 32))] * 3
-    for text, seed, picture in zip(TEXTS, (1, 2, 3), batch, strict=True):
-        alone = load(folders[kind], **keys).draw([text], [seed])[0]
-        assert np.abs(pixels(alone) - pixels(picture)).max() <= 2
+    for again in (model, load(folders[kind], **keys)):
+        alone = again.draw(TEXTS[1:2], [2])[0]
+        assert np.abs(pixels(alone) - pixels(batch[1])).max() <= 2
     assert np.abs(pixels(batch[0]) - pixels(batch[1])).mean() > 5
 
 
@@ -168,6 +173,8 @@ def test_half_precision_on_the_cpu(folders):
         ("stable_diffusion", {"scheduler": "UNet2DModel"}, "no scheduler 'UNet2DModel'"),
         ("stable_diffusion", {"scheduler": "DPMSolverSDEScheduler"}, "depends on its batch"),
         ("stable_diffusion", {"scheduler": "FlowMatchEulerDiscreteScheduler"}, "does not suit this model"),
+        ("flux", {"scheduler": "DDIMScheduler"}, "does not suit this model"),
+        ("flux", {"negative_prompt": "blue", "guidance": 3.5}, "no effect at true_cfg_scale 1"),
         ("stable_diffusion", {"scheduler_options": {"karras": True}}, "DDIMScheduler takes no karras"),
         ("stable_diffusion", {"offload": "model"}, "needs a GPU"),
         ("stable_diffusion", {"dtype": "float16"}, "needs a GPU"),
@@ -187,12 +194,21 @@ class Distilled:
 
 def test_a_negative_prompt_needs_true_guidance_where_there_are_two_kinds():
     with pytest.raises(UserError, match="no effect at true_cfg_scale 1.*model.call_options.true_cfg_scale"):
-        pipelines.call_arguments(Distilled(), ModelConfig(negative_prompt="blue", guidance=3.5))
+        pipelines.call_arguments(Distilled, ModelConfig(negative_prompt="blue", guidance=3.5))
     options = {"true_cfg_scale": 4.0}
     config = ModelConfig(negative_prompt="blue", call_options=options)
-    assert pipelines.call_arguments(Distilled(), config) == {"negative_prompt": "blue", "true_cfg_scale": 4.0}
+    assert pipelines.call_arguments(Distilled, config) == {"negative_prompt": "blue", "true_cfg_scale": 4.0}
     with pytest.raises(UserError, match="takes no num_inference_steps: leave out model.steps"):
-        pipelines.call_arguments(Distilled(), ModelConfig(steps=4))
+        pipelines.call_arguments(Distilled, ModelConfig(steps=4))
+
+
+def test_keys_are_refused_before_weights_are_read(folders, monkeypatch):
+    def read(*_, **__):
+        pytest.fail("weights were read")
+
+    monkeypatch.setattr(diffusers.StableDiffusionPipeline, "from_pretrained", read)
+    fails(folders["stable_diffusion"], "takes no sharpness", call_options={"sharpness": 2})
+    fails(folders["stable_diffusion"], "no scheduler 'X'", scheduler="X")
 
 
 def test_what_the_pipeline_refuses_is_said(folders):
@@ -397,3 +413,32 @@ def test_a_model_of_the_hub_is_named_with_its_commit(copy, monkeypatch, tmp_path
     with pytest.raises(UserError, match="no text-to-image pipeline"):
         find_folder(config)
     assert [name for _, name, *_ in asked] == [INDEX]  # no gigabytes for a model that will not do
+
+
+# --- the shipped configs -----------------------------------------------------------------------------------
+
+SHIPPED = {
+    "sd15": diffusers.StableDiffusionPipeline,
+    "sd21": diffusers.StableDiffusionPipeline,
+    "sdxl": diffusers.StableDiffusionXLPipeline,
+    "sdxl_turbo": diffusers.StableDiffusionXLPipeline,
+    "pixart": diffusers.PixArtSigmaPipeline,
+    "sd3": diffusers.StableDiffusion3Pipeline,
+    "flux": diffusers.FluxPipeline,
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_suit_the_pipelines_they_are_for(name, tmp_path):
+    file = Path(__file__).parents[2] / "configs" / "data_gen" / f"{name}.yaml"
+    config = ModelConfig(**OmegaConf.to_container(OmegaConf.load(file).model))
+    arguments = pipelines.call_arguments(pipeline_class(SHIPPED[name].__name__), config)
+    assert arguments["num_inference_steps"] == config.steps > 0
+    assert arguments["height"] == arguments["width"] >= 512
+    assert ("negative_prompt" in arguments) == (config.guidance > 1)
+    if config.scheduler:
+        index = {"scheduler": ["diffusers", "DDIMScheduler"]}
+        diffusers.DDIMScheduler(beta_schedule="scaled_linear").save_pretrained(tmp_path / "scheduler")
+        scheduler = pipelines.make_scheduler(tmp_path, index, config)
+        assert type(scheduler).__name__ == config.scheduler
+        assert scheduler.config.beta_schedule == "scaled_linear"

@@ -39,7 +39,14 @@ def _clip(projection: int | None = None):
     return kind(config).eval()
 
 
-def _vae():
+def _t5():
+    config = transformers.T5Config(
+        vocab_size=64, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4, pad_token_id=0, eos_token_id=1
+    )
+    return transformers.T5EncoderModel(config).eval()
+
+
+def _vae(**keys):
     return diffusers.AutoencoderKL(
         block_out_channels=(8, 16),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -47,6 +54,7 @@ def _vae():
         latent_channels=4,
         norm_num_groups=4,
         sample_size=32,
+        **keys,
     )
 
 
@@ -127,17 +135,67 @@ def pixart_sigma(folder: Path) -> Path:
         norm_elementwise_affine=False,
         norm_eps=1e-6,
     )
-    text = transformers.T5Config(
-        vocab_size=64, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4, pad_token_id=0, eos_token_id=1
-    )
     pipeline = diffusers.PixArtSigmaPipeline(
         tokenizer=t5_tokenizer(),
-        text_encoder=transformers.T5EncoderModel(text).eval(),
+        text_encoder=_t5(),
         vae=_vae(),
         transformer=transformer,
         scheduler=diffusers.DPMSolverMultistepScheduler(),
     )
     return _save(pipeline, folder, "license: openrail++")
+
+
+def stable_diffusion_3(folder: Path) -> Path:
+    torch.manual_seed(3)
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=32,
+        caption_projection_dim=32,
+        pooled_projection_dim=64,
+    )
+    pipeline = diffusers.StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5),
+        text_encoder=_clip(projection=32),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=_clip(projection=32),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=_t5(),
+        tokenizer_3=t5_tokenizer(),
+    )
+    return _save(pipeline, folder, "license: other\nlicense_name: stabilityai-ai-community")
+
+
+def flux(folder: Path) -> Path:
+    torch.manual_seed(4)
+    transformer = diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=[4, 4, 8],
+    )
+    pipeline = diffusers.FluxPipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0),
+        vae=_vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5),
+        text_encoder=_clip(),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=_t5(),
+        tokenizer_2=t5_tokenizer(),
+    )
+    return _save(pipeline, folder, "license: apache-2.0")
 
 
 def _save(pipeline: diffusers.DiffusionPipeline, folder: Path, front_matter: str) -> Path:
