@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from data_gen.filters import FilterConfig
-
 from data_gen.mattes import MatteConfig
 from data_gen.pictures import ModelConfig
+from data_gen.sidecar import Sidecar, finished_shards
 from data_gen.storage import Storage
 from dd3g.errors import UserError
 
@@ -81,8 +81,10 @@ def check_options(storage: Storage, options: Mapping[str, Any], write: bool) -> 
         UserError: naming the first option that differs.
     """
     if not storage.exists(OPTIONS):
-        if write and any(name.startswith("pictures-") for name in storage.names()):
-            raise UserError(f"{storage} holds pictures but no {OPTIONS}: give another output")
+        # Ranks with no way to talk may have finished shards before rank 0 begins.
+        shards = finished_shards(storage)
+        if shards and Sidecar.read(storage, shards[0]).options != fingerprint(options):
+            raise UserError(f"{storage} holds pictures made with other options: give another output")
         if write:
             storage.write(OPTIONS, json.dumps(dict(options), indent=2, default=str) + "\n")
         return

@@ -1,0 +1,135 @@
+"""Makes a set with any number of processes and machines; killed and started again, it goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from data_gen.config import check_options
+from data_gen.index import write_index
+from data_gen.job import PROMPTS, Job, Workshop
+from data_gen.line import Line
+from data_gen.progress import Progress
+from data_gen.prompt_lists import write_prompts
+from data_gen.ranks import Ranks
+from data_gen.settle import plan
+from data_gen.sidecar import Sidecar, finished_shards, shard_name
+from dd3g.errors import UserError
+
+AGAIN = "start the same command again when they are done"
+
+
+def run(job: Job, ranks: Ranks, progress: Progress) -> dict[str, Any]:
+    """Make what this rank owns of a set, then settle duplicates together with the others.
+
+    Rank r of R owns every R-th shard from r on. Nothing is ever written by two ranks: rank 0 alone writes
+    what is about the whole set. Ranks of one launch wait for each other; a rank of a launch of its own that
+    finds the others' shards unfinished says so in its report.
+
+    Args:
+        job: the set.
+        ranks: which process this is.
+        progress: is told how far it is.
+
+    Returns:
+        {"output", "complete", "drawn" (pictures of the shards that this rank finished in this run), "seconds",
+        "waiting" (a sentence when others are not done)} and, when the set is complete, what `write_index`
+        returns.
+
+    Raises:
+        UserError: when the place cannot be written, was started with other options, or holds damaged files.
+    """
+    start = time.perf_counter()
+    _prepare(job, ranks)
+    mine = list(range(ranks.rank, job.shards, ranks.world))
+    with ExitStack() as stack, progress:
+        workshop = _opened_once(job, stack)
+        drawn = _make(job, mine, workshop, progress)
+        ranks.wait()
+        waiting, redrawn = _settle(job, mine, workshop, ranks, progress)
+    report: dict[str, Any] = {"output": str(job.storage), "complete": not waiting, "drawn": drawn + redrawn}
+    if not waiting and ranks.rank == 0:
+        report |= write_index(job.storage)
+        job.storage.sweep("parts")
+        job.storage.sweep("")
+    ranks.wait()
+    return report | {"waiting": waiting, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def _prepare(job: Job, ranks: Ranks) -> None:
+    if not job.prompts:
+        raise UserError("there are no prompts: give a file that holds some")
+    ids = set()
+    for prompt in job.prompts:
+        if prompt.id in ids:
+            raise UserError(f"the prompt {prompt.id} ({prompt.text[:60]!r}) is there twice: drop one of them")
+        ids.add(prompt.id)
+    job.storage.check_writable(f".rank-{ranks.rank}.tmp")
+    if ranks.rank == 0:
+        check_options(job.storage, job.options, write=True)
+        if not job.storage.exists(PROMPTS):
+            with TemporaryDirectory(prefix="dd3g-") as scratch:
+                write_prompts(Path(scratch) / PROMPTS, job.prompts)
+                job.storage.write(PROMPTS, (Path(scratch) / PROMPTS).read_bytes())
+    ranks.wait()
+    check_options(job.storage, job.options, write=False)
+
+
+def _opened_once(job: Job, stack: ExitStack) -> Callable[[], Workshop]:
+    """Gives the workshop; the model is loaded only when there is something to draw."""
+    found: list[Workshop] = []
+
+    def workshop() -> Workshop:
+        if not found:
+            found.append(stack.enter_context(job.workshop()))
+        return found[0]
+
+    return workshop
+
+
+def _make(job: Job, mine: list[int], workshop: Callable[[], Workshop], progress: Progress) -> int:
+    finished = set(finished_shards(job.storage))
+    left = set(job.storage.names("parts"))
+    before = sum(len(job.owned(s)) for s in mine if s in finished)
+    progress.phase("pictures", sum(len(job.owned(s)) for s in mine), before)
+    drawn = 0
+    for shard in mine:
+        line = Line(job, shard, workshop, progress.advance)
+        if shard not in finished:
+            drawn += line.make().count
+        elif (
+            shard_name(shard) in left
+        ):  # killed before the parts were gone, or while duplicates were replaced
+            line.clean(Sidecar.read(job.storage, shard).round)
+    return drawn
+
+
+def _settle(
+    job: Job, mine: list[int], workshop: Callable[[], Workshop], ranks: Ranks, progress: Progress
+) -> tuple[str, int]:
+    """Replace duplicates until there are none; returns why that must wait for others, and new pictures."""
+    drawn = 0
+    while True:
+        now = plan(job)
+        if now.unfinished:
+            return f"{_shards(now.unfinished)} of other ranks to be made: {AGAIN}", drawn
+        if not now.losers:
+            return "", drawn
+        due = [shard for shard in mine if shard in now.losers]
+        progress.phase(f"duplicates, round {now.round}", sum(len(now.losers[s]) for s in due))
+        for shard in due:
+            line = Line(job, shard, workshop, progress.advance)
+            sidecar = line.replace(now.losers[shard], now.round)
+            drawn += sum(r["round"] == now.round for r in sidecar.records)
+        ranks.wait()
+        if not due and not ranks.together:
+            return f"{_shards(list(now.losers))} of other ranks to be rid of duplicates: {AGAIN}", drawn
+
+
+def _shards(numbers: list[int]) -> str:
+    first = shard_name(min(numbers))
+    return f"{len(numbers)} shards (first {first})" if len(numbers) > 1 else f"one shard ({first})"

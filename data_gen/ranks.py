@@ -1,0 +1,65 @@
+"""Which of several processes this one is, and how they wait for each other."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+from dd3g.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that make one set.
+
+    Args:
+        rank: 0 … world - 1.
+        world: number of processes on all machines.
+        local: number of this process on its machine.
+        together: whether one launch started them all, so that they can wait for each other.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+    together: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise UserError(f"rank {self.rank} of {self.world}: ranks count from 0 to world - 1")
+
+    @classmethod
+    def find(cls, rank: int | None = None, world: int | None = None) -> Ranks:
+        """What accelerate or torchrun put into the environment, unless both numbers are given.
+
+        Raises:
+            UserError: for one number without the other, or a rank outside the world.
+        """
+        if (rank is None) != (world is None):
+            raise UserError("--rank and --world belong together: give both, or use accelerate launch")
+        if rank is not None and world is not None:
+            return cls(rank, world, together=world == 1)
+        e = os.environ
+        return cls(int(e.get("RANK", 0)), int(e.get("WORLD_SIZE", 1)), int(e.get("LOCAL_RANK", 0)))
+
+    def wait(self) -> None:
+        """Return when every process of the launch has come here; at once when there is no other."""
+        if self.world == 1 or not self.together:
+            return
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            # Not the GPUs' backend, which gives up after minutes: the slowest rank may need days more.
+            dist.init_process_group("gloo", timeout=timedelta(days=60))
+        dist.barrier()
+
+    def leave(self) -> None:
+        """Tell the others that this process is done with them."""
+        import sys
+
+        if "torch.distributed" in sys.modules:
+            import torch.distributed as dist
+
+            if dist.is_available() and dist.is_initialized():
+                dist.destroy_process_group()

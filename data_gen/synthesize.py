@@ -1,0 +1,156 @@
+"""Prompts to shards of RGBA pictures.
+
+accelerate launch -m data_gen synthesize --config configs/data_gen/sdxl_turbo.yaml prompts=P.jsonl output=SET
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from data_gen.config import SynthesizeConfig
+from data_gen.factory import run
+from data_gen.index import missing_sentence
+from data_gen.job import Draw, Job, Workshop
+from data_gen.progress import Progress
+from data_gen.ranks import Ranks
+from data_gen.storage import Storage
+from dd3g.configuration import parse
+from dd3g.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from data_gen.prompt_lists import Prompt
+
+USAGE = "python -m data_gen synthesize [--json] [--rank R --world N]"
+
+
+def synthesize(
+    config: SynthesizeConfig, ranks: Ranks | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Make a set of pictures, or what is not there of it yet.
+
+    Args:
+        config: the set.
+        ranks: which process this is; None: the only one.
+        progress: is told how far it is; None: nobody is.
+
+    Returns:
+        The report of `data_gen.factory.run`.
+
+    Raises:
+        UserError: for unusable prompts, model, place or options.
+    """
+    ranks = ranks or Ranks()
+    for name in ("prompts", "output"):
+        if not getattr(config, name):
+            raise UserError(f"{name} is not set: give {name}=…, or set it in the --config file")
+    prompts = _prompts(config.prompts, quiet=ranks.rank > 0)
+
+    @contextmanager
+    def workshop() -> Iterator[Workshop]:
+        from data_gen.mattes import MattePool
+        from data_gen.pictures import load_model
+
+        model = load_model(config.model, _device(config.device, ranks))
+
+        def draw(batch: list[Draw]) -> Sequence[Image.Image]:
+            return model.draw([d.prompt.text for d in batch], [d.seed for d in batch])
+
+        matte = "own alpha" if model.has_alpha else config.matte.model
+        about = {"model": model.name, "licence": model.licence, "matte": matte, "size": config.matte.size}
+        with MattePool(config.matte) as pool:
+            if not model.has_alpha:
+                pool.warm()
+            yield Workshop(draw, pool.submit, about)
+
+    job = Job(
+        Storage(config.output),
+        prompts,
+        {"prompts": prompts_fingerprint(prompts)} | config.options(),
+        workshop,
+        config.filters,
+        config.seed,
+        config.shard_size,
+        config.batch_size,
+        config.attempts,
+    )
+    return run(job, ranks, progress or Progress(show=False))
+
+
+def prompts_fingerprint(prompts: Sequence[Prompt]) -> str:
+    """Number and hash of prompts; any other text, id or order gives another."""
+    sha = hashlib.sha256()
+    for prompt in prompts:
+        sha.update(f"{prompt.id} {prompt.text}\n".encode())
+    return f"{len(prompts)} prompts {sha.hexdigest()[:16]}"
+
+
+def _prompts(path: str, quiet: bool) -> list[Prompt]:
+    from data_gen.prompt_lists import prompts_from, read_prompts
+
+    if path.endswith(".jsonl"):
+        return read_prompts(path)
+
+    def skipped(line: int, why: str) -> None:
+        if not quiet:
+            print(f"warning: {path}, line {line} is left out: it {why}", file=sys.stderr)
+
+    return prompts_from(path, skipped)
+
+
+def _device(name: str, ranks: Ranks) -> torch.device:
+    from dd3g.device import find_device
+
+    device = find_device(name)
+    if name in ("auto", "cuda") and device.type == "cuda":
+        import torch
+
+        device = torch.device("cuda", ranks.local % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    return device
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code, 2 with one line when something is wrong."""
+    words = sys.argv[1:] if argv is None else argv
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    own.add_argument("--json", action="store_true", dest="as_json")
+    own.add_argument("--rank", type=int)
+    own.add_argument("--world", type=int)
+    try:
+        mine, rest = own.parse_known_args(words)
+        config = parse(rest, SynthesizeConfig, USAGE)
+        ranks = Ranks.find(mine.rank, mine.world)
+        try:
+            report = synthesize(config, ranks, Progress(ranks.rank == 0 and not mine.as_json))
+        finally:
+            ranks.leave()
+    except argparse.ArgumentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if mine.as_json and ranks.rank == 0 or mine.as_json and not ranks.together:
+        print(json.dumps(report))
+    elif ranks.rank == 0 or not ranks.together:
+        print(_sentence(report))
+    return 0
+
+
+def _sentence(report: dict[str, Any]) -> str:
+    if report["waiting"]:
+        return f"{report['drawn']} pictures more in {report['output']}; it waits for {report['waiting']}"
+    if "pictures" not in report:
+        return f"the set in {report['output']} is complete; rank 0 writes its index"
+    found = f"{report['pictures']} of {report['asked']} pictures in {report['shards']} shards in "
+    missing = missing_sentence(report["missing"])
+    return f"{found}{report['output']} ({report['seconds']} s){'; ' + missing if missing else ''}"
