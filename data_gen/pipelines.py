@@ -36,6 +36,23 @@ _OURS = {"prompt", "generator", "output_type", "return_dict", "num_images_per_pr
 _BATCH_NOISE = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bars and notes of the libraries, which every rank would print for every batch."""
+    packages = [package for package in ("diffusers", "transformers") if installed(package)]
+    logs = [importlib.import_module(f"{package}.utils.logging") for package in packages]
+    levels = [log.get_verbosity() for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.set_verbosity(level)
+            log.enable_progress_bar()
+
+
 class DiffusersModel:
     """A loaded pipeline as a `PictureModel`.
 
@@ -50,6 +67,7 @@ class DiffusersModel:
         self.pipeline, self.arguments, self.name, self.licence = pipeline, arguments, name, licence
         self.has_alpha = bool(getattr(pipeline, "has_alpha", False))
 
+    @_quiet()
     @torch.no_grad()
     def draw(self, texts: list[str], seeds: list[int]) -> list[Image.Image]:
         """Pictures as `PictureModel.draw`; the same in any batch but for rounding (1-2 grey levels).
@@ -82,6 +100,7 @@ class DiffusersModel:
         return [p if p.mode == mode else p.convert(mode) for p in pictures]
 
 
+@_quiet()
 def load_pipeline(config: ModelConfig, device: torch.device) -> DiffusersModel:
     """Load the pipeline that `config` names; as `data_gen.pictures.load_model`."""
     dtype = choose_dtype(config.dtype, device)
@@ -102,8 +121,7 @@ def load_pipeline(config: ModelConfig, device: torch.device) -> DiffusersModel:
     if leave_out and leave_out[0] in inspect.signature(cls.__init__).parameters:
         keys |= {"safety_checker": None, "requires_safety_checker": False}
     try:
-        with _quiet():
-            pipeline = cls.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **keys)
+        pipeline = cls.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **keys)
     except Exception as e:  # each part's loader has errors of its own
         missing = f": pip install {e.name}" if isinstance(e, ImportError) and e.name else ""
         raise UserError(f"{folder} cannot be loaded as {cls.__name__} ({_first_line(e)}){missing}") from e
@@ -202,9 +220,8 @@ def make_scheduler(folder: Path, index: dict[str, Any], config: ModelConfig) -> 
             f"{name} takes no {', '.join(unknown)}: leave out model.scheduler_options.{unknown[0]}"
         )
     try:
-        with _quiet():
-            levels = cls.load_config(str(folder), subfolder="scheduler")
-            return cls.from_config(levels, **config.scheduler_options)
+        levels = cls.load_config(str(folder), subfolder="scheduler")
+        return cls.from_config(levels, **config.scheduler_options)
     except (OSError, ImportError, ValueError, NotImplementedError) as e:
         raise UserError(f"the scheduler {name} cannot be made: {_first_line(e)}") from e
 
@@ -237,23 +254,6 @@ def _set_memory(pipeline: Any, config: ModelConfig, device: torch.device) -> Non
         raise UserError(
             f"the model does not fit on {device}: set model.offload=model, or dtype=bfloat16"
         ) from e
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the bars and notes of the loaders, which every rank would print."""
-    packages = [package for package in ("diffusers", "transformers") if installed(package)]
-    logs = [importlib.import_module(f"{package}.utils.logging") for package in packages]
-    levels = [log.get_verbosity() for log in logs]
-    for log in logs:
-        log.set_verbosity_error()
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.set_verbosity(level)
-            log.enable_progress_bar()
 
 
 def _first_line(error: BaseException) -> str:

@@ -99,6 +99,14 @@ def test_random_steps_take_each_pictures_own_noise(folders):
     assert np.abs(pixels(model.draw(TEXTS[1:2], [2])[0]) - pixels(batch[1])).max() <= 2
 
 
+def test_any_text_is_drawn_without_a_word(folders, capfd, caplog):
+    model = load(folders["stable_diffusion"])
+    capfd.readouterr()
+    pictures = model.draw(["", "fox " * 2500, "été, 狐, \n\x00"], [1, 2, 3])
+    assert [p.size for p in pictures] == [(32, 32)] * 3
+    assert capfd.readouterr() == ("", "") and not caplog.records
+
+
 def test_an_empty_batch_gives_no_pictures(folders):
     assert load(folders["stable_diffusion"]).draw([], []) == []
 
