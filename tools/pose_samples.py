@@ -1,0 +1,223 @@
+"""How human are samples of the pose prior, and a sheet of 64: `python -m tools.pose_samples motion.npz`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from dd3g.errors import UserError
+from dd3g.io.atomic import replacing
+from dd3g.pose import metrics
+from dd3g.pose.skeletons import H36M_17
+
+# Joint, where its limb starts and ends, and the way it bends when the limb hangs: 1 forward, -1 backward.
+HINGES = {
+    "left knee": ("l_knee", "l_hip", "l_ankle", -1),
+    "right knee": ("r_knee", "r_hip", "r_ankle", -1),
+    "left elbow": ("l_elbow", "l_shoulder", "l_wrist", 1),
+    "right elbow": ("r_elbow", "r_shoulder", "r_wrist", 1),
+}
+BENT = 20.0  # degrees of bend from which on its direction says something
+RAISED = 120.0  # degrees from hanging, beyond which it says nothing: the limb may have come up either way
+TAIL = 0.001  # share of the training data that lies beyond a limit, on either side
+VIEWS = 20_000
+SHEET = 64
+CONVENTION = (
+    "Limits are the 0.1 and 99.9 percentiles of training views (random cameras and bone lengths). Bones: "
+    "share of bone lengths within. Violations: share of knees and elbows whose bend, or its direction, is "
+    "beyond; those of training data are counted on other views than the limits were taken from."
+)
+
+
+def hinge_bends(poses: Tensor) -> tuple[Tensor, Tensor]:
+    """How far and which way knees and elbows bend.
+
+    The direction is that in which the lower limb leaves the line of the upper one, in a frame of the hips or
+    shoulders that is turned the shortest way from a hanging limb to the one at hand. A knee that bends
+    straight back, or an elbow straight forward, has 0; inward is positive, 180 is the wrong way.
+
+    Args:
+        poses: (..., 17, 3) metres.
+
+    Returns:
+        bends (..., 4) in 0..180 degrees, 0 is straight, and directions (..., 4) in -180..180 degrees, NaN
+        where they say nothing; in the order of `HINGES`.
+    """
+    bends, directions = [], []
+    for joint, start, end, way in HINGES.values():
+        sides = [H36M_17.joints.index(side + start[2:]) for side in ("l_", "r_")]
+        left = _unit(poses[..., sides[0], :] - poses[..., sides[1], :])
+        spine = poses[..., H36M_17.joints.index("thorax"), :] - poses[..., 0, :]
+        down = -_unit(spine - _dot(spine, left) * left)
+        forward = torch.linalg.cross(down, left)
+        a, b, c = (poses[..., H36M_17.joints.index(name), :] for name in (start, joint, end))
+        upper, lower = _unit(b - a), _unit(c - b)
+        inward = -left if joint.startswith("l_") else left
+        straight, medial = (_carried(x, down, upper) for x in (way * forward, inward))
+        bend = torch.rad2deg(_dot(upper, lower)[..., 0].clamp(-1, 1).acos())
+        raised = torch.rad2deg(_dot(down, upper)[..., 0].clamp(-1, 1).acos())
+        direction = torch.rad2deg(torch.atan2(_dot(lower, medial), _dot(lower, straight))[..., 0])
+        bends.append(bend)
+        directions.append(direction.masked_fill((bend < BENT) | (raised > RAISED), torch.nan))
+    return torch.stack(bends, -1), torch.stack(directions, -1)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(-1, keepdim=True)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
+def _carried(x: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """Vectors turned by the smallest rotation from one unit vector to another."""
+    axis = torch.linalg.cross(source, target)
+    once = torch.linalg.cross(axis, x)
+    return x + once + torch.linalg.cross(axis, once) / (1 + _dot(source, target)).clamp(min=1e-6)
+
+
+def compare(samples: Tensor, views: Tensor, others: Tensor) -> dict[str, Any]:
+    """Bone lengths and joint limits of samples (n, 17, 3), training views that set the limits, and others.
+
+    Returns:
+        Shares in 0..1 by name, see `CONVENTION`.
+    """
+    names = [H36M_17.joints[child] for _, child in H36M_17.bones]
+    low, high = _limits(metrics.bone_lengths(views))
+    result: dict[str, Any] = {}
+    for who, poses in (("samples", samples), ("training", others)):
+        lengths = metrics.bone_lengths(poses)
+        inside = ((lengths >= low) & (lengths <= high)).float()
+        result[who] = {
+            "bones_inside": float(inside.mean()),
+            "bones_inside_by_bone": dict(zip(names, inside.mean(0).tolist(), strict=True)),
+            "asymmetry_mm": float(metrics.symmetry_error(poses).mean()),
+            "upright": float((poses[:, 10, 1] < poses[:, 0, 1]).float().mean()),
+        }
+    limits = [_limits(values) for values in hinge_bends(views)]
+    for who, poses in (("samples", samples), ("training", others)):
+        # NaN is never beyond a limit.
+        beyond = [
+            (values < low) | (values > high)
+            for values, (low, high) in zip(hinge_bends(poses), limits, strict=True)
+        ]
+        either = (beyond[0] | beyond[1]).float()
+        result[who] |= {
+            "violations": float(either.mean()),
+            "violations_by_joint": dict(zip(HINGES, either.mean(0).tolist(), strict=True)),
+            "violations_of_bend": float(beyond[0].float().mean()),
+            "violations_of_direction": float(beyond[1].float().mean()),
+        }
+    result["limits"] = {
+        f"{kind}, degrees": {
+            name: [round(x, 1) for x in pair]
+            for name, pair in zip(HINGES, torch.stack(limit, -1).tolist(), strict=True)
+        }
+        for kind, limit in zip(("bend", "direction"), limits, strict=True)
+    }
+    result["claims"] = {
+        "bone lengths of samples within the training range": {
+            "value": result["samples"]["bones_inside"],
+            "bound": 0.95,
+            "holds": result["samples"]["bones_inside"] >= 0.95,
+        },
+        "joint-limit violations no more than in training data": {
+            "value": result["samples"]["violations"],
+            "bound": result["training"]["violations"],
+            "holds": result["samples"]["violations"] <= result["training"]["violations"],
+        },
+    }
+    return result
+
+
+def _limits(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Percentiles (K,) of values (N, K), NaN left out."""
+    low, high = values.nanquantile(torch.tensor([TAIL, 1 - TAIL]).to(values), dim=0).unbind(0)
+    return low, high
+
+
+def draw_sheet(poses: Tensor, path: Path, side: int = 200) -> None:
+    """A PNG of up to 64 poses (n, 17, 3) as their camera sees them, 2.3 m a cell."""
+    from PIL import Image, ImageDraw
+
+    from dd3g.pose.figures import bone_colors
+
+    columns = 8
+    poses = poses[:SHEET]
+    rows = -(-len(poses) // columns)
+    image = Image.new("RGB", (2 * columns * side, 2 * rows * side), "white")  # twice as large, then reduced
+    draw = ImageDraw.Draw(image)
+    for i, pose in enumerate(poses):
+        middle = torch.tensor([i % columns + 0.5, i // columns + 0.5]) * 2 * side
+        # In the middle of its cell, wherever its root is.
+        flat = pose[:, :2] - (pose[:, :2].amin(0) + pose[:, :2].amax(0)) / 2
+        points = [tuple(p) for p in (flat * 2 * side / 2.3 + middle).tolist()]
+        for (a, b), color in zip(H36M_17.bones, bone_colors(), strict=True):
+            draw.line([points[a], points[b]], color, 6)
+    with replacing(path) as part:
+        image.reduce(2).save(part, format="PNG")
+
+
+def main(
+    motion: Annotated[Path, typer.Argument(help="The motion archive that the prior was trained on.")],
+    n: Annotated[int, typer.Option("-n", "--samples", min=1, help="Samples to draw.")] = 2000,
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON to write.")] = Path(
+        "out/pose-samples.json"
+    ),
+    sheet: Annotated[Path, typer.Option(help="PNG of 64 samples to write.")] = Path("out/pose-samples.png"),
+    weights: Annotated[Path | None, typer.Option(help="Folder of a prior; default: the shipped.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Network calls.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+) -> None:
+    """Draw poses from the prior and compare bone lengths and joint limits with its training data."""
+    from dd3g.pose.data.motion import load_cmu
+    from dd3g.pose.guided import generate
+    from dd3g.pose.prior import SHIPPED, Prior
+    from dd3g.pose.synthesis import synthesise
+    from tools.report import provenance
+
+    try:
+        prior = Prior.from_pretrained(weights or SHIPPED)
+        frames = replace(load_cmu(motion, "train"), rotations=None)
+        indices = (torch.arange(VIEWS) * len(frames)) // VIEWS
+        views, others = (synthesise(frames, indices, view_seed).pose for view_seed in (1, 2))
+        samples = generate(prior, n, seed=seed, steps=steps)
+        report = {
+            **provenance("cpu"),
+            "command": shlex.join(["python", "-m", "tools.pose_samples", *sys.argv[1:]]),
+            "convention": CONVENTION, "n": n, "steps": steps, "seed": seed, "views": VIEWS,
+            "source": str(motion), "weights": str(weights) if weights else "shipped", "sheet": str(sheet),
+            **compare(samples, views, others),
+        }  # fmt: skip
+        draw_sheet(samples, sheet)
+        with replacing(output) as part:
+            part.write_text(json.dumps(report, indent=1, allow_nan=False))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    print(CONVENTION)
+    for who in ("samples", "training"):
+        found = report[who]
+        print(
+            f"{who}: bones within {100 * found['bones_inside']:.1f} %, violations "
+            f"{100 * found['violations']:.2f} % (bend {100 * found['violations_of_bend']:.2f}, direction "
+            f"{100 * found['violations_of_direction']:.2f}), asymmetry {found['asymmetry_mm']:.1f} mm, head "
+            f"above hips {100 * found['upright']:.1f} %"
+        )
+    for text, claim in report["claims"].items():
+        verdict = "holds " if claim["holds"] else "MISSED"
+        print(f"{verdict} {text}: {100 * claim['value']:.2f} % against {100 * claim['bound']:.2f} %")
+    print(f"wrote {output}, {sheet}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
