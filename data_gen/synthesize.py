@@ -24,7 +24,6 @@ from dd3g.configuration import parse
 from dd3g.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
     from data_gen.prompt_lists import Prompt
@@ -59,7 +58,7 @@ def synthesize(
         from data_gen.mattes import MattePool
         from data_gen.pictures import load_model
 
-        model = load_model(config.model, _device(config.device, ranks))
+        model = load_model(config.model, ranks.device(config.device))
 
         def draw(batch: list[Draw]) -> Sequence[Image.Image]:
             return model.draw([d.prompt.text for d in batch], [d.seed for d in batch])
@@ -81,6 +80,7 @@ def synthesize(
         config.shard_size,
         config.batch_size,
         config.attempts,
+        config.device,
     )
     return run(job, ranks, progress or Progress(show=False))
 
@@ -106,18 +106,6 @@ def _prompts(path: str, quiet: bool) -> list[Prompt]:
     return prompts_from(path, skipped)
 
 
-def _device(name: str, ranks: Ranks) -> torch.device:
-    from dd3g.device import find_device
-
-    device = find_device(name)
-    if name in ("auto", "cuda") and device.type == "cuda":
-        import torch
-
-        device = torch.device("cuda", ranks.local % torch.cuda.device_count())
-        torch.cuda.set_device(device)
-    return device
-
-
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 with one line when something is wrong."""
     words = sys.argv[1:] if argv is None else argv
@@ -133,20 +121,18 @@ def main(argv: list[str] | None = None) -> int:
             report = synthesize(config, ranks, Progress(ranks.rank == 0 and not mine.as_json))
         finally:
             ranks.leave()
-    except argparse.ArgumentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except UserError as error:
+    except (argparse.ArgumentError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if mine.as_json and ranks.rank == 0 or mine.as_json and not ranks.together:
         print(json.dumps(report))
     elif ranks.rank == 0 or not ranks.together:
-        print(_sentence(report))
+        print(sentence(report))
     return 0
 
 
-def _sentence(report: dict[str, Any]) -> str:
+def sentence(report: dict[str, Any]) -> str:
+    """What a run of `data_gen.factory.run` came to, for people."""
     if report["waiting"]:
         return f"{report['drawn']} pictures more in {report['output']}; it waits for {report['waiting']}"
     if "pictures" not in report:

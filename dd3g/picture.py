@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,11 +93,13 @@ def load_image(
     return Picture(pixels * (pixels[3:] > 0), tuple(notes))
 
 
-def read_rgba(source: str | Path | Image.Image | np.ndarray, name: str = "the picture") -> Image.Image:
+def read_rgba(
+    source: str | Path | bytes | Image.Image | np.ndarray, name: str = "the picture"
+) -> Image.Image:
     """Decode a picture to upright 8-bit RGBA at its full size.
 
     Args:
-        source: a file, a PIL picture or a uint8 array (H, W), (H, W, 1..4).
+        source: a file, the bytes of one, a PIL picture or a uint8 array (H, W), (H, W, 1..4).
         name: how messages call it.
 
     Raises:
@@ -106,13 +109,13 @@ def read_rgba(source: str | Path | Image.Image | np.ndarray, name: str = "the pi
         source = _from_array(source, name)
     if isinstance(source, Image.Image):
         return _to_rgba(source, name)
-    path = Path(source)
     try:
-        if not path.stat().st_size:
+        file = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
+        if not (file.getbuffer().nbytes if isinstance(file, io.BytesIO) else file.stat().st_size):
             raise UserError(f"{name} is empty (0 bytes): copy or download the picture again")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 return _to_rgba(image, name)
     except FileNotFoundError as e:
         raise UserError(f"{name} does not exist: check the path") from e

@@ -146,7 +146,9 @@ def encoded(image: Image.Image, format: str, **options) -> io.BytesIO:
 def opened(tmp_path, image, suffix, **options) -> np.ndarray:
     path = tmp_path / f"x{suffix}"
     image.save(path, **options)
-    return np.asarray(read_rgba(path))
+    pixels = np.asarray(read_rgba(path))
+    assert (np.asarray(read_rgba(path.read_bytes())) == pixels).all()
+    return pixels
 
 
 def test_every_mode_and_format_gives_the_same_colours(tmp_path):
