@@ -112,7 +112,7 @@ def load_pipeline(config: ModelConfig, device: torch.device) -> DiffusersModel:
     index = read_index(folder)
     leave_out = () if config.safety_checker else ("safety_checker",)
     check_weights(folder, index, config.variant, leave_out)
-    cls = pipeline_class(index["_class_name"])
+    cls: Any = pipeline_class(index["_class_name"])
     # All that can be refused is refused before gigabytes are read.
     arguments = call_arguments(cls, config)
     keys: dict[str, Any] = {"variant": config.variant} if config.variant else {}
@@ -204,12 +204,13 @@ def make_scheduler(folder: Path, index: dict[str, Any], config: ModelConfig) -> 
     name = config.scheduler or now
     if name in _BATCH_NOISE:
         raise UserError(f"with {name} a picture depends on its batch: take DPMSolverMultistepScheduler")
-    cls = getattr(diffusers, name, None)
-    if not inspect.isclass(cls) or "Scheduler" not in name:
+    found = getattr(diffusers, name, None)
+    if not inspect.isclass(found) or "Scheduler" not in name:
         same = getattr(diffusers.schedulers, now)._compatibles
         raise UserError(
             f"diffusers has no scheduler {name!r}; for this model: {', '.join(sorted(same)) or now}"
         )
+    cls: Any = found
     # A flow model's noise levels mean nothing to the other schedulers, but some can be told.
     told = now.startswith("FlowMatch") and config.scheduler_options.get("use_flow_sigmas")
     if name.startswith("FlowMatch") != now.startswith("FlowMatch") and not told:

@@ -159,6 +159,15 @@ def test_half_precision_on_the_cpu(folders):
     assert model.draw(["a fox"], [1])[0].size == (32, 32)
 
 
+def test_the_safety_checker_can_be_left_out_with_its_weights(tmp_path):
+    folder = tiny_pipelines.stable_diffusion(tmp_path / "checked", checked=True)
+    flagged = load(folder).draw(["a fox"], [1])[0]
+    assert not pixels(flagged).any()
+    shutil.rmtree(folder / "safety_checker")
+    fails(folder, "lacks the folder safety_checker")
+    assert pixels(load(folder, safety_checker=False).draw(["a fox"], [1])[0]).std() > 5
+
+
 # --- keys that mean nothing --------------------------------------------------------------------------------
 
 

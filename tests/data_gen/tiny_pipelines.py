@@ -7,6 +7,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,."
 _WORDS = ["<|startoftext|>", "<|endoftext|>", *_LETTERS, *(letter + "</w>" for letter in _LETTERS)]
@@ -63,7 +64,18 @@ def _noise_levels(kind=diffusers.DDIMScheduler):
     return kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, **keys)
 
 
-def stable_diffusion(folder: Path) -> Path:
+def _safety_checker():
+    keys = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4, "num_hidden_layers": 1}
+    config = transformers.CLIPConfig(
+        text_config=keys, vision_config={"image_size": 30, "patch_size": 6} | keys, projection_dim=32
+    )
+    checker = StableDiffusionSafetyChecker(config).eval()
+    # A cosine is above -1: whatever is drawn is flagged.
+    checker.concept_embeds_weights.data.fill_(-2.0)
+    return checker
+
+
+def stable_diffusion(folder: Path, checked: bool = False) -> Path:
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(
         sample_size=16,
@@ -81,9 +93,9 @@ def stable_diffusion(folder: Path) -> Path:
         tokenizer=clip_tokenizer(),
         unet=unet,
         scheduler=_noise_levels(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        safety_checker=_safety_checker() if checked else None,
+        feature_extractor=transformers.CLIPImageProcessor(size=30, crop_size=30) if checked else None,
+        requires_safety_checker=checked,
     )
     return _save(pipeline, folder, "license: creativeml-openrail-m")
 
