@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,7 +37,7 @@ def run(job: Job, ranks: Ranks, progress: Progress) -> dict[str, Any]:
         progress: is told how far it is.
 
     Returns:
-        {"output", "complete", "drawn" (pictures of the shards that this rank finished in this run), "seconds",
+        {"output", "complete", "drawn" (pictures of shards that this rank finished in this run), "seconds",
         "waiting" (a sentence when others are not done)} and, when the set is complete, what `write_index`
         returns.
 
@@ -47,7 +48,7 @@ def run(job: Job, ranks: Ranks, progress: Progress) -> dict[str, Any]:
     _prepare(job, ranks)
     mine = list(range(ranks.rank, job.shards, ranks.world))
     with ExitStack() as stack, progress:
-        workshop = _opened_once(job, stack)
+        workshop = _opened_once(job, ranks, stack)
         drawn = _make(job, mine, workshop, progress)
         ranks.wait()
         waiting, redrawn = _settle(job, mine, workshop, ranks, progress)
@@ -79,13 +80,19 @@ def _prepare(job: Job, ranks: Ranks) -> None:
     check_options(job.storage, job.options, write=False)
 
 
-def _opened_once(job: Job, stack: ExitStack) -> Callable[[], Workshop]:
+def _opened_once(job: Job, ranks: Ranks, stack: ExitStack) -> Callable[[], Workshop]:
     """Gives the workshop; the model is loaded only when there is something to draw."""
     found: list[Workshop] = []
 
     def workshop() -> Workshop:
         if not found:
-            found.append(stack.enter_context(job.workshop()))
+            opened = stack.enter_context(job.workshop())
+            f = job.filters
+            if f.clip or f.aesthetic or f.safety:
+                from data_gen.learned_scores import load_learned_scores
+
+                opened = replace(opened, scores=load_learned_scores(f, ranks.device(job.device)))
+            found.append(opened)
         return found[0]
 
     return workshop

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from data_gen.filters import FilterConfig
-
 from data_gen.config import fingerprint
+from data_gen.filters import FilterConfig
 from data_gen.storage import Storage
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL import Image
 
     from data_gen.mattes import Matted
@@ -56,6 +57,8 @@ class Workshop:
         about: goes into every record: model, licence, matte, size.
         more: of a try, what else goes into its record; wins over `about`.
         ahead: batches that may be in work behind the one that is drawn.
+        scores: of cut-outs, (S, S, 4) uint8 each, and their prompts, more than `data_gen.filters.measure`
+            gives; asked only about those that pass so far.
     """
 
     draw: Callable[[list[Draw]], Sequence[Image.Image | str]]
@@ -63,6 +66,7 @@ class Workshop:
     about: Mapping[str, Any]
     more: Callable[[Draw], dict[str, Any]] = lambda draw: {}
     ahead: int = 2
+    scores: Callable[[list[NDArray[np.uint8]], list[str]], list[dict[str, float]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,14 @@ class Job:
     Args:
         storage: where the set lies.
         prompts: all of them; shard s owns prompts[s * shard_size : (s + 1) * shard_size].
-        options: what must be the same whenever the set is worked on, flat and JSON-able.
+        options: what must be the same whenever the set is worked on, flat and JSON-able; with "shard_size".
         workshop: opens the picture model and the mattes.
         filters: thresholds.
         seed: of the run.
         shard_size: prompts a shard.
         batch_size: pictures drawn at once.
         attempts: tries a prompt.
+        device: where learned filters run, as `dd3g.device.find_device` takes it.
     """
 
     storage: Storage
@@ -90,6 +95,7 @@ class Job:
     shard_size: int = 1000
     batch_size: int = 8
     attempts: int = 4
+    device: str = "auto"
 
     @property
     def shards(self) -> int:

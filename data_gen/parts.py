@@ -47,21 +47,27 @@ def finish(
         reasons: why there is no picture, one a try; "" where there is one.
         mattes: of the pictures that there are.
     """
-    matted = iter(mattes)
+    found = iter(mattes)
+    matted = [None if reason else next(found) for reason in reasons]
+    scores = [{} if m is None else measure(m) for m in matted]
+    reasons = [
+        reason or (NO_OBJECT if m is None else judge(s, job.filters))
+        for reason, m, s in zip(reasons, matted, scores, strict=True)
+    ]
+    passing = [i for i, reason in enumerate(reasons) if not reason]
+    if workshop.scores and passing:
+        pictures = [m.rgba for i in passing if (m := matted[i]) is not None]
+        learned = workshop.scores(pictures, [batch[i].prompt.text for i in passing])
+        for i, more in zip(passing, learned, strict=True):
+            scores[i] |= more
+            reasons[i] = judge(scores[i], job.filters)
     verdicts, samples = [], []
-    for draw, reason in zip(batch, reasons, strict=True):
-        verdict: dict[str, Any] = {"id": draw.prompt.id, "attempt": draw.attempt, "seed": draw.seed}
-        verdict |= {"reason": reason, "scores": {}, "hash": ""}
-        found = None if reason else next(matted)
-        if found is not None:
-            scores = measure(found)
-            verdict |= {"reason": judge(scores, job.filters), "scores": scores}
-            verdict["hash"] = f"{perceptual_hash(found.rgba):016x}"
-            if not verdict["reason"]:
-                samples.append(_sample(draw, verdict, found, workshop))
-        elif not reason:
-            verdict["reason"] = NO_OBJECT
+    for draw, reason, cut, told in zip(batch, reasons, matted, scores, strict=True):
+        verdict = {"id": draw.prompt.id, "attempt": draw.attempt, "seed": draw.seed, "reason": reason}
+        verdict |= {"scores": told, "hash": "" if cut is None else f"{perceptual_hash(cut.rgba):016x}"}
         verdicts.append(verdict)
+        if cut is not None and not reason:
+            samples.append(_sample(draw, verdict, cut, workshop))
     return Finished(verdicts, samples)
 
 

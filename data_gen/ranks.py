@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from dd3g.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,22 @@ class Ranks:
             return cls(rank, world, together=world == 1)
         e = os.environ
         return cls(int(e.get("RANK", 0)), int(e.get("WORLD_SIZE", 1)), int(e.get("LOCAL_RANK", 0)))
+
+    def device(self, name: str) -> torch.device:
+        """Where this process computes; with "auto" and "cuda", those of one machine share its GPUs evenly.
+
+        Raises:
+            UserError: when there is no such device.
+        """
+        import torch
+
+        from dd3g.device import find_device
+
+        device = find_device(name)
+        if device.type == "cuda" and name in ("auto", "cuda"):
+            device = torch.device("cuda", self.local % torch.cuda.device_count())
+            torch.cuda.set_device(device)
+        return device
 
     def wait(self) -> None:
         """Return when every process of the launch has come here; at once when there is no other."""

@@ -69,11 +69,11 @@ class Log:
 
 
 def job(folder, count=20, workshop=None, **more):
-    options = {"count": count, "filters.duplicate_distance": more.pop("distance", 0)}
-    filters = FilterConfig(duplicate_distance=options["filters.duplicate_distance"])
-    default = {"shard_size": 8, "batch_size": 3, "attempts": 3, "filters": filters}
+    filters = FilterConfig(duplicate_distance=more.pop("distance", 0))
+    settings = {"seed": 0, "shard_size": 8, "batch_size": 3, "attempts": 3} | more
+    options = {"count": count, "filters.duplicate_distance": filters.duplicate_distance} | settings
     workshop = workshop or Log()
-    return Job(Storage(folder), prompts(count), options, workshop.open, **(default | more))
+    return Job(Storage(folder), prompts(count), options, workshop.open, filters, **settings)
 
 
 def verdicts(monkeypatch):

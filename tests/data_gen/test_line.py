@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 from made_up_line import SIDE, Log, contents, job, matted, picture, prompts, verdicts
@@ -157,7 +158,7 @@ def test_killed_at_every_commit_it_goes_on_to_the_same_bytes(tmp_path, after):
     """Each run is killed just before or after its third file appears; nothing committed is drawn again."""
     log = Log()
     make(job(tmp_path / "whole", 12, log, shard_size=12), log)
-    replace, runs, drawn = os.replace, 0, []
+    rename, runs, drawn = os.replace, 0, []
 
     def work():
         calls = []
@@ -166,7 +167,7 @@ def test_killed_at_every_commit_it_goes_on_to_the_same_bytes(tmp_path, after):
             calls.append(target)
             if len(calls) == 3 and not after:
                 os.kill(os.getpid(), signal.SIGKILL)
-            replace(source, target)
+            rename(source, target)
             if len(calls) == 3 and after:
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -228,7 +229,7 @@ def test_killed_while_losers_are_replaced(tmp_path, call, after):
     _, ids, _ = replaced(tmp_path / "whole", log, (0, 1, 2, 3))
     with log.open() as workshop:
         Line(job(tmp_path / "killed", 12, log, shard_size=12), 0, lambda: workshop).make()
-    replace = os.replace
+    rename = os.replace
 
     def work(deadly=True):
         calls = []
@@ -237,7 +238,7 @@ def test_killed_while_losers_are_replaced(tmp_path, call, after):
             calls.append(target)
             if deadly and len(calls) == call and not after:
                 os.kill(os.getpid(), signal.SIGKILL)
-            replace(source, target)
+            rename(source, target)
             if deadly and len(calls) == call:
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -289,3 +290,28 @@ def test_a_model_that_loses_a_picture_is_not_believed(tmp_path):
     workshop = Workshop(lambda batch: [], matted, about)
     with pytest.raises(RuntimeError, match="asked for 3 pictures, got 0"):
         Line(job(tmp_path, 8), 0, lambda: workshop).make()
+
+
+def test_learned_scores_judge_what_passes_so_far(tmp_path, monkeypatch):
+    import data_gen.parts
+
+    judged = data_gen.parts.judge
+    monkeypatch.setattr(
+        data_gen.parts, "judge", lambda s, c: judged(s, c) or ("clip" if s.get("clip", 1) < 0.5 else "")
+    )
+    asked = []
+
+    def scores(pictures, texts):
+        asked.extend(texts)
+        assert all(p.shape == (SIDE, SIDE, 4) for p in pictures) and len(pictures) == len(texts)
+        return [{"clip": 0.1 if t.endswith("0") else 0.9} for t in texts]
+
+    log = Log()
+    with log.open() as workshop:
+        sidecar = Line(
+            job(tmp_path, 20, log, shard_size=20), 0, lambda: replace(workshop, scores=scores)
+        ).make()
+    assert all(r["scores"]["clip"] == 0.9 for r in sidecar.records)
+    assert len(asked) == sidecar.count + sidecar.rejected["clip"] and sidecar.rejected["clip"] > 0
+    first = [r for r in sidecar.rejections if r["reason"] == "too blue"]
+    assert first and not any("clip" in r["scores"] for r in first)

@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from made_up_line import Log, contents, job, prompts, verdicts
+from PIL import Image
+
+from data_gen import merge as merging
+from data_gen import verify as verifying
+from data_gen.factory import run
+from data_gen.merge import merge
+from data_gen.progress import Progress
+from data_gen.ranks import Ranks
+from data_gen.sidecar import Sidecar
+from data_gen.storage import Storage
+from data_gen.verify import verify
+from dd3g.errors import UserError
+from dd3g.io.shards import Shards, write_shard
+
+
+@pytest.fixture(autouse=True)
+def filters(monkeypatch):
+    verdicts(monkeypatch)
+
+
+def make(folder, count=20, distance=4, **more):
+    run(job(folder, count, Log(), distance=distance, **more), Ranks(), Progress(show=False))
+    return Storage(folder)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make(tmp_path / "set")
+    return tmp_path / "set"
+
+
+def rewrite(folder, change, shard=0):
+    """Change the samples of a shard and let its sidecar believe the new checksum."""
+    tar = folder / f"pictures-{shard:05d}.tar"
+    samples = change([dict(s) for s in Shards(tar)])
+    write_shard(tar, samples)
+    sidecar = Sidecar.read(Storage(folder), shard)
+    import hashlib
+
+    sidecar.bytes, sidecar.sha256 = tar.stat().st_size, hashlib.sha256(tar.read_bytes()).hexdigest()
+    sidecar.write(Storage(folder))
+    return samples
+
+
+def png(rgba):
+    file = io.BytesIO()
+    Image.fromarray(rgba).save(file, format="PNG")
+    return file.getvalue()
+
+
+def problems(folder):
+    return verify(Storage(folder), threads=2)["problems"]
+
+
+def test_a_good_set(folder, capsys):
+    report = verify(Storage(folder), threads=2)
+    index = json.loads((folder / "index.json").read_text())
+    assert report == {
+        "output": str(folder),
+        "shards": 3,
+        "pictures": index["pictures"],
+        "missing": 20 - index["pictures"],
+        "problems": [],
+        "ok": True,
+    }
+    assert verifying.main([str(folder)]) == 0
+    assert capsys.readouterr().out.startswith(f"good: {index['pictures']} pictures in 3 shards, ")
+
+
+def test_a_bucket(monkeypatch):
+    storage = make("memory://bucket/verify")
+    assert verify(storage)["ok"]
+    tar = storage.read("pictures-00001.tar")
+    storage.write("pictures-00001.tar", tar[:-700])
+    assert any("pictures-00001.tar has another checksum" in p for p in verify(storage)["problems"])
+
+
+def test_flipped_bytes(folder, capsys):
+    tar = folder / "pictures-00001.tar"
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 255
+    tar.write_bytes(data)
+    assert verifying.main([str(folder), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert not report["ok"]
+    assert "pictures-00001.tar has another checksum than its .json: delete both" in report["problems"][0]
+    assert "cannot be decoded" in report["problems"][1]
+
+
+def test_a_torn_shard(folder):
+    tar = folder / "pictures-00000.tar"
+    tar.write_bytes(tar.read_bytes()[:-2000])
+    assert any("pictures-00000.tar is torn or damaged: delete it" in p for p in problems(folder))
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".json"])
+def test_a_missing_file(folder, suffix):
+    (folder / f"pictures-00001{suffix}").unlink()
+    assert f"pictures-00001{suffix} is not there: run the command that makes the set again" in problems(
+        folder
+    )
+
+
+def test_what_does_not_belong(folder):
+    (folder / "pictures-00007.tar").write_bytes((folder / "pictures-00000.tar").read_bytes())
+    assert "pictures-00007.tar does not belong to the set: move it away" in problems(folder)
+
+
+def test_an_unfinished_shard(folder):
+    Storage(folder).write("parts/pictures-00001/00-00000.tar", b"")
+    assert "parts/pictures-00001 is of a shard that is being made" in problems(folder)[0]
+
+
+def changed(**more):
+    def change(samples):
+        samples[0] |= more
+        return samples
+
+    return change
+
+
+def record_changed(**more):
+    def change(samples):
+        samples[0]["json"] = json.dumps(json.loads(samples[0]["json"]) | more)
+        return samples
+
+    return change
+
+
+OPAQUE = np.full((16, 16, 4), 255, np.uint8)
+OTHER = np.pad(np.arange(14 * 14 * 4, dtype=np.uint8).reshape(14, 14, 4) | 128, ((1, 1), (1, 1), (0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (changed(png=b"no picture"), "cannot be decoded"),
+        (changed(png=png(OPAQUE)), "has no valid matte: its alpha lies between 255 and 255"),
+        (changed(png=png(OPAQUE * 0)), "has no valid matte: its alpha lies between 0 and 0"),
+        (changed(png=png(OPAQUE[..., :3])), "is RGB of 16x16 pixels, not RGBA of 16x16"),
+        (changed(png=png(OTHER[:8])), "is RGBA of 16x8 pixels, not RGBA of 16x16"),
+        (changed(png=png(OTHER)), "has a hash that is not the picture's"),
+        (changed(json="{"), "cannot be decoded"),
+        (record_changed(seed=1), "has another seed than the shard's .json tells"),
+        (record_changed(id="0"), "has another id than the shard's .json tells"),
+        (lambda samples: samples[1:], "pictures-00000.tar holds other pictures than its .json tells"),
+        (lambda samples: samples[::-1], "pictures-00000.tar holds other pictures than its .json tells"),
+    ],
+)
+def test_a_picture_that_is_not_right(folder, change, problem):
+    rewrite(folder, change)
+    found = problems(folder)
+    assert problem in found[0] and len(found) == 2 and found[1].startswith("index.json does not tell of this")
+
+
+def edit(folder, change, shard=0):
+    path = folder / f"pictures-{shard:05d}.json"
+    sidecar = json.loads(path.read_text())
+    change(sidecar)
+    path.write_text(json.dumps(sidecar))
+
+
+def test_an_id_that_is_there_twice(folder):
+    for suffix in (".tar", ".json"):
+        data = (folder / f"pictures-00000{suffix}").read_bytes()
+        (folder / f"pictures-00001{suffix}").write_bytes(data)
+    edit(folder, lambda s: s.update(shard=1), 1)
+    found = problems(folder)
+    first = Shards(folder / "pictures-00000.tar").key(0)
+    assert f"{first} is there 2 times" in found
+    assert any("prompts have neither picture nor reason" in p for p in found)
+    assert any(f"nearly repeats {first}" in p for p in found)
+
+
+def test_counts_that_are_wrong(folder):
+    edit(folder, lambda s: s.update(count=99))
+    assert "pictures-00000.json is damaged (it tells of shard 0 with 99 pictures)" in "\n".join(
+        problems(folder)
+    )
+
+
+def test_a_stranger_and_a_contradiction(folder):
+    one = Shards(folder / "pictures-00001.tar").key(0)
+    edit(folder, lambda s: s["missing"].update({"f" * 16: "blur", one: "blur"}))
+    found = problems(folder)
+    assert "ffffffffffffffff is no prompt of the set" in found and f"{one} is both there and missing" in found
+
+
+def test_other_options(folder):
+    edit(folder, lambda s: s.update(options="0"))
+    assert "pictures-00000.tar was made with other options than the set" in problems(folder)
+
+
+def test_write_index(folder, capsys):
+    before = contents(folder)
+    (folder / "index.json").write_text("{}")
+    (folder / "README.md").unlink()
+    assert verifying.main([str(folder)]) == 1
+    assert "write it with verify --write-index" in capsys.readouterr().err
+    assert verifying.main([str(folder), "--write-index"]) == 0
+    assert contents(folder) == before
+
+
+def test_what_is_no_set(tmp_path, capsys):
+    assert verifying.main([str(tmp_path)]) == 2
+    assert "is not a set of pictures, it has no options.json" in capsys.readouterr().err
+
+
+def test_merge(tmp_path, capsys):
+    """Sets of prompts 0-19 and 0-39: what both have comes from the first, or from the one that has it."""
+    a, b = make(tmp_path / "a"), make(tmp_path / "b", 40, seed=1)
+    out = tmp_path / "out"
+    assert merging.main([str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(out), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    ids_a, ids_b = ({s["__key__"] for s in Shards(f)} for f in (tmp_path / "a", tmp_path / "b"))
+    ids = [s["__key__"] for s in Shards(out)]
+    assert set(report["collisions"]) == ids_a & ids_b and report["collisions"]
+    assert ids_b - ids_a and set(ids) == (ids_a | ids_b) - set(report["duplicates"])
+    assert len(ids) == len(set(ids)) == report["pictures"]
+    assert report["asked"] == 40 == len((out / "prompts.jsonl").read_text().splitlines())
+    pictures = {s["__key__"]: s["png"] for f in (tmp_path / "b", tmp_path / "a") for s in Shards(f)}
+    assert all(s["png"] == pictures[s["__key__"]] for s in Shards(out))
+    for k in range(3):  # nothing was left out of the first set: its shards are the same bytes
+        name = f"pictures-{k:05d}.tar"
+        assert (out / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
+    index = json.loads((out / "index.json").read_text())
+    assert set(index["missing_ids"]) == {p.id for p in prompts(40)} - set(ids)
+    assert verify(Storage(out))["problems"] == []
+    before = contents(out)
+    merge([a, b], Storage(out), 4)
+    assert contents(out) == before
+    assert merging.main([str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(out)]) == 0
+    assert "is in more than one set: kept that of the first" in capsys.readouterr().err
+
+
+def test_near_duplicates_of_other_sets_are_left_out(tmp_path):
+    """The same pictures under other ids."""
+    first = make(tmp_path / "a")
+
+    def copied(text, seed):
+        return twins[text.removeprefix("again ")]
+
+    shards = Shards(tmp_path / "a")
+    texts = [json.loads(s["json"])["prompt"] for s in shards]
+    twins = {t: Image.open(io.BytesIO(s["png"])) for t, s in zip(texts, shards, strict=True)}
+    from data_gen.prompt_lists import Prompt, prompt_id
+
+    log = Log(picture=copied)
+    one = job(tmp_path / "b", 3, log, distance=4)
+    again = [Prompt(prompt_id(f"again {t}"), f"again {t}") for t in texts]
+    run(type(one)(**{**vars(one), "prompts": again}), Ranks(), Progress(show=False))
+    report = merge([first, Storage(tmp_path / "b")], Storage(tmp_path / "out"), 4)
+    assert set(report["duplicates"]) == {p.id for p in again} and report["collisions"] == []
+    assert report["missing"]["duplicate"] == len(again) and verify(Storage(tmp_path / "out"))["ok"]
+    kept = merge([first, Storage(tmp_path / "b")], Storage(tmp_path / "all"), -1)
+    assert kept["duplicates"] == [] and kept["pictures"] == 2 * len(again)
+    assert verify(Storage(tmp_path / "all"))["ok"]
+
+
+def test_a_killed_merge_goes_on(tmp_path):
+    a, b = make(tmp_path / "a"), make(tmp_path / "b", 30, seed=1)
+    merge([a, b], Storage(tmp_path / "whole"), 4)
+    for call in (1, 4, 7):
+        child = os.fork()
+        if not child:
+            calls, replace = [], os.replace
+
+            def counting(source, target):
+                calls.append(target)
+                if len(calls) == call:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                replace(source, target)
+
+            os.replace = counting
+            merge([a, b], Storage(tmp_path / "killed"), 4)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    merge([a, b], Storage(tmp_path / "killed"), 4)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_wrong_merges(tmp_path):
+    a = make(tmp_path / "a")
+    with pytest.raises(UserError, match="a is one of the sets to merge"):
+        merge([a], a, 4)
+    b = make(tmp_path / "b", 30, seed=1)
+    merge([a], Storage(tmp_path / "out"), 4)
+    with pytest.raises(UserError, match="out was started with other options: sets was "):
+        merge([a, b], Storage(tmp_path / "out"), 4)
+    b.delete("index.json")
+    with pytest.raises(UserError, match="b is not complete, it has no index.json"):
+        merge([a, b], Storage(tmp_path / "other"), 4)
+    b.write("index.json", "[]")
+    with pytest.raises(UserError, match="index.json is damaged .*verify --write-index"):
+        merge([a, b], Storage(tmp_path / "other"), 4)
