@@ -123,10 +123,10 @@ def pipeline_class(name: str) -> type:
     return cls
 
 
-def check_weights(
+def check_parts(
     folder: Path, index: dict[str, Any], variant: str = "", leave_out: tuple[str, ...] = ()
 ) -> None:
-    """See that every model of the pipeline has its safetensors.
+    """See that every part of the pipeline is there, and its weights as safetensors.
 
     Args:
         folder: of the pipeline.
@@ -135,7 +135,7 @@ def check_weights(
         leave_out: components that will not be loaded.
 
     Raises:
-        UserError: naming the component without weights, and what to do.
+        UserError: naming what is missing, and what to do.
     """
     for part in (k for k, v in index.items() if _is_part(v) and k not in leave_out):
         here = folder / part
@@ -143,6 +143,9 @@ def check_weights(
             raise UserError(
                 f"{folder} lacks the folder {part} that its {INDEX} names: copy or download it again"
             )
+        converted = not (here / "spiece.model").exists() or (here / "tokenizer.json").exists()
+        if not converted and not installed("sentencepiece"):
+            raise UserError(f"{here} needs sentencepiece to be read: pip install sentencepiece protobuf")
         if not (here / "config.json").exists():  # tokenizers, schedulers
             continue
         files = sorted(here.glob("*.safetensors"))

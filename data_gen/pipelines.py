@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_gen.pictures import ModelConfig
 from data_gen.pipeline_folders import (
-    check_weights,
+    check_parts,
     find_folder,
     installed,
     pipeline_class,
@@ -111,7 +111,7 @@ def load_pipeline(config: ModelConfig, device: torch.device) -> DiffusersModel:
     folder, name = find_folder(config)
     index = read_index(folder)
     leave_out = () if config.safety_checker else ("safety_checker",)
-    check_weights(folder, index, config.variant, leave_out)
+    check_parts(folder, index, config.variant, leave_out)
     cls: Any = pipeline_class(index["_class_name"])
     # All that can be refused is refused before gigabytes are read.
     arguments = call_arguments(cls, config)

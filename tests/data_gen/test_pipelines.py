@@ -355,6 +355,13 @@ def test_without_transformers(copy, monkeypatch):
     fails(copy, r"pip install 'dd3g\[data\]'")
 
 
+def test_without_sentencepiece(folders, monkeypatch, tmp_path):
+    folder = shutil.copytree(folders["pixart_sigma"], tmp_path / "copy")
+    (folder / "tokenizer" / "tokenizer.json").rename(folder / "tokenizer" / "spiece.model")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    fails(folder, "tokenizer needs sentencepiece to be read: pip install sentencepiece protobuf")
+
+
 # --- licence -----------------------------------------------------------------------------------------------
 
 
