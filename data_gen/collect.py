@@ -48,6 +48,7 @@ class CollectConfig:
     limit: int = 0  # use only the first pictures; 0: all
     shard_size: int = 1000  # pictures a shard, before the filters
     batch_size: int = 8  # pictures opened at once
+    device: str = "auto"  # of learned filters: auto, cpu, cuda, cuda:1, mps
     matte: MatteConfig = field(default_factory=MatteConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)
 
@@ -103,6 +104,7 @@ def collect(
         shard_size=config.shard_size,
         batch_size=config.batch_size,
         attempts=1,
+        device=config.device,
     )
     report = run(job, ranks, progress)
     return report | {"unreadable": _unreadable(storage, items)}

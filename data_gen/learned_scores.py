@@ -64,7 +64,7 @@ class LearnedScores:
 
         Args:
             pictures: each (S, S, 4) uint8, straight alpha.
-            texts: the prompts.
+            texts: the prompts; a picture without one has no clip score.
 
         Returns:
             One dictionary a picture, to be merged with those of `data_gen.filters.measure`.
@@ -84,7 +84,10 @@ class LearnedScores:
             seen = _over_white(pictures, side).to(self.device)
             found["unsafe"] = self.checker.forward_onnx(seen, torch.zeros(len(seen)))[1].float()
         columns = {name: values.float().cpu().tolist() for name, values in found.items()}
-        return [{k: round(v[i], 4) for k, v in columns.items()} for i in range(len(pictures))]
+        return [
+            {k: round(v[i], 4) for k, v in columns.items() if text or k != "clip"}
+            for i, text in enumerate(texts)
+        ]
 
 
 class _Clip:

@@ -71,6 +71,8 @@ def test_clip_score_is_the_cosine_of_the_librarys_features(clip, pictures):
     assert np.allclose([s["clip"] for s in scores], expected, atol=2e-3)
     assert expected.std() > 0.01
     assert load_learned_scores(FilterConfig(clip=str(clip)))([], []) == []
+    wordless = load_learned_scores(FilterConfig(clip=str(clip)))(pictures, [TEXTS[0], "", TEXTS[2]])
+    assert wordless == [scores[0], {}, scores[2]]
 
 
 def test_heads_score_the_normalised_features(clip, pictures, tmp_path):
