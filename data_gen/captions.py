@@ -34,6 +34,11 @@ HUES = (
 )  # fmt: skip
 COLORS = ("black", "white", "grey", "brown", *dict.fromkeys(name for _, name in HUES))
 SHADES = {"blue": ("navy", "sky"), "green": ("dark", "mint"), "yellow": ("golden", "cream")}  # dark, light
+# What `picture_words` can say beside colours.
+LOOKS = (
+    "navy", "sky", "dark", "mint", "golden", "cream", "bright", "vivid", "pale", "colourful", "multicoloured",
+    "tall", "wide", "flat", "thin", "above", "below",
+)  # fmt: skip
 _NOISE = frozenset(
     "transformed bits pack aws robomaker residential retail lvl level lod mat props base".split()
 )

@@ -22,7 +22,7 @@ from dd3g.diffusion import ClassifierFree, Schedule, sample
 from dd3g.nn import MultiViewTransformer, ResidualBlock, timestep_embedding
 
 WORDS, PARTS = 20, 20  # words read of a text; of each: itself, its group, and runs of its letters
-WORD_GAIN = 4.0  # most words are seen a few dozen times only: their vectors must move in large steps
+HAZE = 0.02  # alpha that is as good as none, or as good as all: a sigmoid never quite says so
 EMPTY = frozenset(
     "a an the this that these those of on in at with without and or to for from by as its it is are one two "
     "single isolated photo picture image view whole full body object light soft even warm studio".split()
@@ -128,7 +128,7 @@ class TinyDenoiser(ModelMixin, ConfigMixin):
                 f"size {size}, width {width} and mid {mid} must be multiples of 8, width also of heads "
                 f"{heads}, and buckets {buckets} at least 2"
             )
-        # Zeros: a word that was never trained says nothing.
+        # Zeros: a word that `learn` was not told of says nothing.
         self.words = nn.Parameter(torch.zeros(buckets, word_width))
         self.text = nn.Sequential(nn.Linear(word_width, width), nn.SiLU(), nn.Linear(width, width))
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
@@ -158,11 +158,11 @@ class TinyDenoiser(ModelMixin, ConfigMixin):
         parts = F.embedding(condition, self.words)  # (B, WORDS, PARTS, E)
         runs = (condition[..., 2:] > 0).sum(-1, keepdim=True).clamp(min=1)  # (B, WORDS, 1)
         words = parts[:, :, 0] + parts[:, :, 1] + parts[:, :, 2:].sum(2) / runs  # (B, WORDS, E)
-        emb = self.text(WORD_GAIN * words.sum(1))
+        emb = self.text(words.sum(1))
         emb = emb + self.time(timestep_embedding(t, self.config.width).to(emb.dtype))  # (B, W)
 
         stem = self.stem(F.pixel_unshuffle(x_t.to(self.dtype), 4))  # (B, m, S/4, S/4)
-        x = self.down(stem) + self.place  # (B, W, S/8, S/8)
+        x = self.down(stem) + self.place + emb[..., None, None]  # (B, W, S/8, S/8)
         for residual, transformer in zip(self.residual, self.transformer, strict=True):
             x = residual(x, emb)
             x = transformer(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[-2:])
@@ -173,6 +173,13 @@ class TinyDenoiser(ModelMixin, ConfigMixin):
     def condition(self, texts: list[str]) -> Tensor:
         """Texts -> (B, WORDS, PARTS) codes on the model's device."""
         return encode_texts(texts, self.config.buckets, self.config.lexicon).to(self.device)
+
+    @torch.no_grad()
+    def learn(self, texts: list[str]) -> None:
+        """Give the words of these texts random vectors, from which training starts; all others stay zero."""
+        rows = self.condition(texts).unique()
+        rows = rows[rows > 0]
+        self.words[rows] = 0.25 * torch.randn(len(rows), self.words.shape[1]).to(self.words)
 
 
 def scheduler() -> DDIMScheduler:
@@ -256,6 +263,7 @@ class TinyRgbaPipeline(DiffusionPipeline):
         if shape != (size, size):  # before the colour is divided by alpha, or edges would take up grey
             x = F.interpolate(x, shape, mode="bicubic", antialias=True).clamp(-1, 1)
         rgba = decode(x).cpu()
+        rgba[:, 3] = ((rgba[:, 3] - HAZE) / (1 - 2 * HAZE)).clamp(0, 1)
         images: Any = rgba
         if output_type != "pt":
             images = rgba.permute(0, 2, 3, 1).numpy()

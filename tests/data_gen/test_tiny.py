@@ -118,6 +118,21 @@ def test_size_of_the_shipped_shape():
     assert 5e6 < count < 8e6 and 2 * count < 30e6  # bytes in half precision
 
 
+def test_words_that_were_never_learnt_say_nothing():
+    made = TinyDenoiser(**(SMALL | {"buckets": 4096}))
+    assert not made.words.any()
+    made.learn(["red chair", "fish"])
+    rows = made.condition(["red chair fish"]).unique()
+    assert rows[0] == 0 and not made.words[0].any()
+    assert made.words[rows[1:]].any(1).all() and made.words.any(1).sum() == len(rows) - 1
+    made.out[-1].weight.data.normal_()
+    x, t = torch.randn(1, 4, 32, 32), torch.tensor([500])
+    red, unknown, chair = (
+        made(x, t, made.condition([text])) for text in ("red", "zygomorphous red", "red chair")
+    )
+    assert torch.equal(red, unknown) and not torch.allclose(red, chair, atol=1e-5)
+
+
 def test_shapes_and_conditioning():
     made = denoiser()
     x = torch.randn(3, 4, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -168,6 +183,9 @@ def test_results_in_other_forms_and_sizes():
         made("fish", generator=[g(0), g(1)])
     with pytest.raises(ValueError, match="2 negative prompts for 1 prompts"):
         made("fish", negative_prompt=["a", "b"])
+    for alpha, shown in ((0.015, 0.0), (0.5, 0.5), (0.985, 1.0)):
+        made.denoiser.forward = lambda x, t, c, a=alpha: encode(torch.full((1, 4, 32, 32), a))
+        assert torch.allclose(draw(made, "fish", [0])[0, 3], torch.tensor(shown), atol=1e-6)
     made.scheduler = DPMSolverMultistepScheduler.from_config(made.scheduler.config)
     with pytest.raises(ValueError, match="by DDIM, not by DPMSolver"):
         made("fish")
