@@ -18,6 +18,7 @@ import typer
 from data_gen.grammar import Choices, Grammar, Scene, own_grammar
 from data_gen.prompt_lists import Prompt, normalise, prompt_id, prompts_from, read_prompts, write_prompts
 from dd3g.errors import UserError
+from dd3g.results import check_writable
 
 __all__ = ["Prompt", "capacity", "make_prompts", "normalise", "prompt_id", "prompts_from"]
 __all__ += ["read_prompts", "write_prompts"]
@@ -190,6 +191,10 @@ def prompts_command(
     The same seed gives the same prompts, and the first n of a longer list are those of a shorter one.
     """
     start = time.perf_counter()
+    # Before any work: a language model may be at it for hours.
+    if output.is_dir():
+        raise UserError(f"cannot write {output}: it is a folder; give the name of a file")
+    check_writable(output.parent)
     journal = output.with_name(output.name + ".rewriting")
     skipped: list[tuple[int, str]] = []
     if source is None:

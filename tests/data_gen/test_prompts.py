@@ -240,6 +240,7 @@ def test_command(tmp_path, capsys):
         (["--from", str(tmp_path / "list.txt"), "--count", "4"], "gives 3 prompts"),
         (["--from", str(tmp_path)], "cannot read"),
         (["-o", str(tmp_path)], "it is a folder"),
+        (["-o", str(out / "p.jsonl")], "cannot write to the output folder"),
     ):
         assert main(["prompts", "-o", str(out), *words]) == 2
         assert (err := capsys.readouterr().err).startswith("error: ") and why in err and err.count("\n") == 1
