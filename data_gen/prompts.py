@@ -17,8 +17,8 @@ import typer
 
 from data_gen.grammar import Choices, Grammar, Scene, own_grammar
 from data_gen.prompt_lists import Prompt, normalise, prompt_id, prompts_from, read_prompts, write_prompts
+from dd3g.command import check_writable
 from dd3g.errors import UserError
-from dd3g.results import check_writable
 
 __all__ = ["Prompt", "capacity", "make_prompts", "normalise", "prompt_id", "prompts_from"]
 __all__ += ["read_prompts", "write_prompts"]
