@@ -1,0 +1,73 @@
+"""What a set will cost, from figures given and from a set that was made."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from tools import plan_data
+from tools.plan_data import Measured, plan
+
+
+@pytest.fixture
+def command():
+    import typer
+
+    app = typer.Typer()
+    app.command()(plan_data.main)
+    return lambda *words: CliRunner().invoke(app, [str(w) for w in words])
+
+
+def test_figures_by_hand():
+    found = plan(Measured(seconds=1.5, bytes=100_000, acceptance=0.75), 120_000, 8)
+    assert found.tries == 160_000 and found.shards == 120
+    assert found.gpu_hours == pytest.approx(160_000 * 1.5 / 3600)
+    assert found.wall_hours == pytest.approx(found.gpu_hours / 8)
+    assert found.gigabytes == pytest.approx(12.0)
+
+
+def test_the_last_shards_leave_gpus_idle():
+    found = plan(Measured(1.0, 1.0, 1.0), 10_000, 8)
+    assert found.wall_hours == pytest.approx(2 * 1000 / 3600)  # ten shards: two go through in a row
+    assert plan(Measured(1.0, 1.0, 1.0), 500, 64).wall_hours == pytest.approx(500 / 3600)
+
+
+def test_command_from_given_figures(command):
+    given = ("--seconds-per-picture", 2, "--bytes-per-picture", 5e4, "--acceptance", 0.5)
+    report = json.loads(command(*given, "--json").stdout)
+    assert report["measured"]["seconds"] == 2 and report["measured"]["acceptance"] == 0.5
+    assert [(p["pictures"], p["gpus"]) for p in report["plans"]] == [
+        (n, g) for n in (120_000, 10_000_000) for g in (1, 8, 64)
+    ]
+    assert report["plans"][0]["gpu_hours"] == pytest.approx(120_000 * 2 * 2 / 3600)
+    assert report["plans"][3]["gigabytes"] == pytest.approx(500)
+    table = command(*given, "--pictures", 1000, "--gpus", 4).stdout
+    assert "gpu_hours" in table and "1 000" in table
+
+
+def test_command_from_a_set(command, tmp_path):
+    from test_stats import unfinished_set
+
+    unfinished_set(tmp_path / "set")
+    report = json.loads(command(tmp_path / "set", "--pictures", 1000, "--gpus", 1, "--json").stdout)
+    figures = plan_data.read_figures(plan_data.Storage(tmp_path / "set"))
+    seconds = figures.seconds["wall"] / figures.tries
+    kept = figures.pictures + figures.in_work
+    assert report["measured"]["seconds"] == pytest.approx(seconds)
+    assert report["plans"][0]["gpu_hours"] == pytest.approx(1000 * figures.tries / kept * seconds / 3600)
+    assert report["plans"][0]["gigabytes"] == pytest.approx(figures.bytes / figures.pictures / 1e6)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "give either a set"),
+        (("nowhere", "--seconds-per-picture", 1), "give either a set"),
+        (("nowhere",), "is not a set of pictures"),
+        (("--seconds-per-picture", 1, "--acceptance", 0), "acceptance must be above 0"),
+        (("--seconds-per-picture", -1), "seconds a picture must be above 0"),
+    ],
+)
+def test_unusable_figures_end_in_one_line(command, words, message):
+    result = command(*words)
+    assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1

@@ -1,0 +1,165 @@
+"""What a set of pictures will cost: GPU hours, disk and wall time, from a batch that was measured.
+
+    python -m data_gen synthesize --config configs/data_gen/sdxl_turbo.yaml prompts=P.jsonl output=TRIAL
+    python tools/plan_data.py TRIAL
+    python tools/plan_data.py --seconds-per-picture 0.8 --bytes-per-picture 90e3 --acceptance 0.7
+
+A trial of a few hundred prompts is enough. `tools/rehearse_data.py` runs the whole line at full size without
+a picture model.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import typer
+
+from data_gen.filters import DUPLICATE
+from data_gen.stats import read_figures
+from data_gen.storage import Storage
+from dd3g.errors import UserError
+
+SIZES = (120_000, 10_000_000)
+GPUS = (1, 8, 64)
+SHARD = 1000  # pictures
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A batch that was measured.
+
+    Args:
+        seconds: wall time of one process for one try, drawn, matted, filtered and stored.
+        bytes: of one stored picture with its record.
+        acceptance: share of tries that give a picture.
+        missing: share of prompts that end without one.
+        duplicates: share of tries that repeated another picture; grows with the set.
+    """
+
+    seconds: float
+    bytes: float
+    acceptance: float
+    missing: float = 0.0
+    duplicates: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "bytes"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"{name} a picture must be above 0, got {getattr(self, name)}")
+        if not 0 < self.acceptance <= 1:
+            raise UserError(f"acceptance must be above 0 and at most 1, got {self.acceptance}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a set costs.
+
+    Args:
+        pictures: in the set.
+        gpus: that draw at the same time, one process each.
+        tries: pictures that will be drawn.
+        gpu_hours: of all GPUs together.
+        wall_hours: from start to end; a shard is drawn by one GPU, so the last shards leave some idle.
+        gigabytes: of the finished set.
+        shards: of 1,000 pictures.
+    """
+
+    pictures: int
+    gpus: int
+    tries: int
+    gpu_hours: float
+    wall_hours: float
+    gigabytes: float
+    shards: int
+
+
+def measure(place: str) -> Measured:
+    """Figures of a set, finished or not.
+
+    Raises:
+        UserError: when no shard of it is finished.
+    """
+    figures = read_figures(Storage(place))
+    kept = figures.pictures + figures.in_work
+    if not figures.pictures or not figures.seconds["wall"]:
+        raise UserError(f"{place} has no finished shard: let one finish, or give a smaller shard_size")
+    prompts = figures.pictures + sum(figures.missing.values())
+    return Measured(
+        figures.seconds["wall"] / figures.tries,
+        figures.bytes / figures.pictures,
+        kept / figures.tries,
+        1 - figures.pictures / prompts,
+        figures.rejected[DUPLICATE] / figures.tries,
+    )
+
+
+def plan(measured: Measured, pictures: int, gpus: int) -> Plan:
+    """Extrapolate to `pictures` on `gpus`."""
+    tries = pictures / measured.acceptance
+    shards = -(-pictures // SHARD)
+    per_shard = tries / shards * measured.seconds / 3600  # hours
+    return Plan(
+        pictures,
+        gpus,
+        round(tries),
+        shards * per_shard,
+        -(-shards // gpus) * per_shard,
+        pictures * measured.bytes / 1e9,
+        shards,
+    )
+
+
+def main(
+    trial: Annotated[str, typer.Argument(metavar="[SET]", help="A set that was made for a trial.")] = "",
+    seconds: Annotated[
+        float, typer.Option("--seconds-per-picture", help="Of one GPU for one try, instead of a trial.")
+    ] = 0.0,
+    size: Annotated[float, typer.Option("--bytes-per-picture", help="Stored, with its record.")] = 80e3,
+    acceptance: Annotated[float, typer.Option(help="Share of tries that pass the filters.")] = 0.7,
+    pictures: Annotated[list[int], typer.Option(min=1, help="In the set; may be repeated.")] = list(SIZES),
+    gpus: Annotated[list[int], typer.Option(min=1, help="GPUs; may be repeated.")] = list(GPUS),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Estimate GPU hours, disk and wall time of a set of pictures from a measured batch."""
+    try:
+        if bool(trial) == bool(seconds):
+            raise UserError("give either a set that was made for a trial, or --seconds-per-picture")
+        measured = measure(trial) if trial else Measured(seconds, size, acceptance)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    plans = [plan(measured, n, g) for n in pictures for g in gpus]
+    if as_json:
+        print(json.dumps({"measured": asdict(measured), "plans": [asdict(p) for p in plans]}))
+    else:
+        _show(measured, plans)
+
+
+def _show(measured: Measured, plans: list[Plan]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    print(
+        f"measured: {measured.seconds:.3g} s a try, {measured.acceptance:.1%} of tries accepted, "
+        f"{measured.bytes / 1e3:.3g} kB a picture, {measured.missing:.2%} of prompts missing, "
+        f"{measured.duplicates:.2%} of tries near duplicates (more in a larger set)"
+    )
+    table = Table(*Plan.__dataclass_fields__, box=None)
+    for column in table.columns:
+        column.justify = "right"
+    for p in plans:
+        table.add_row(*(_number(v) for v in asdict(p).values()))
+    Console(width=110).print(table)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", " ")
+    return f"{value:,.0f}".replace(",", " ") if value >= 100 else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    typer.run(main)
