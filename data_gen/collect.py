@@ -17,7 +17,7 @@ from PIL import Image
 
 from data_gen.config import FREE
 from data_gen.factory import run
-from data_gen.filters import FilterConfig
+from data_gen.filters import UNREADABLE, FilterConfig
 from data_gen.job import Draw, Job, Workshop
 from data_gen.mattes import MatteConfig, MattePool
 from data_gen.progress import Progress
@@ -30,7 +30,6 @@ from dd3g.configuration import parse
 from dd3g.errors import UserError
 
 USAGE = "python -m data_gen collect SOURCE --output SET [--json] [--rank R --world N]"
-UNREADABLE = "unreadable"  # reason of pictures that cannot be opened
 MODEL = "collected"  # of pictures whose metadata name no model
 SHOWN = 20  # unreadable pictures that are named at the end
 

@@ -41,9 +41,11 @@ RULES = {
     "ugly": ("aesthetic", "min_aesthetic", "the aesthetic score is low"),
 }
 # What the line itself finds, beside the rules.
+UNREADABLE = "unreadable"
 NO_OBJECT = "no_object"
 DUPLICATE = "duplicate"
 REASONS = {
+    UNREADABLE: "the file cannot be opened as a picture",
     NO_OBJECT: "the matte found no object",
     **{code: text for code, (_, _, text) in RULES.items()},
     DUPLICATE: "an earlier picture of the set looks nearly the same",

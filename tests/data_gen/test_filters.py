@@ -165,7 +165,7 @@ def test_scores_that_are_not_there_are_not_judged():
 
 
 def test_every_reason_has_a_sentence():
-    assert set(RULES) | {"no_object", "duplicate"} == set(REASONS)
+    assert set(RULES) | {"unreadable", "no_object", "duplicate"} == set(REASONS)
     assert all(name in vars(FilterConfig()) for _, name, _ in RULES.values())
 
 
