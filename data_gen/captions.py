@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from dd3g.errors import UserError
 
 STYLES = {
-    "lowpoly": "low poly stylised cartoon 3d render game asset",
-    "pbr": "realistic photorealistic render",
-    "scan": "realistic photorealistic photograph",
+    "lowpoly": "low poly cartoon game asset",
+    "pbr": "realistic render",
+    "scan": "realistic photograph",
     "shape": "abstract render",
 }
 # Categories that tell a source or mislead: most of the furniture for houses is no house.

