@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dd3g.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+
+_GROUPS: list[Any] = []  # of processes that wait for each other
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,11 @@ class Ranks:
         import torch.distributed as dist
 
         if not dist.is_initialized():
+            _end_with_parent()
+            dist.init_process_group("gloo", timeout=timedelta(minutes=10))
             # Not the GPUs' backend, which gives up after minutes: the slowest rank may need days more.
-            dist.init_process_group("gloo", timeout=timedelta(days=60))
-        dist.barrier()
+            _GROUPS.append(dist.new_group(timeout=timedelta(days=60)))
+        dist.barrier(_GROUPS[-1])
 
     def leave(self) -> None:
         """Tell the others that this process is done with them."""
@@ -83,3 +90,15 @@ class Ranks:
 
             if dist.is_available() and dist.is_initialized():
                 dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """Die when the launcher is killed, or the next launch would meet this process at its shards."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
