@@ -1,0 +1,52 @@
+"""The rehearsal of the whole line, small."""
+
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from tools import rehearse_data
+from tools.rehearse_data import Step, curve, run_step, summary
+
+
+def command(*words):
+    app = typer.Typer()
+    app.command()(rehearse_data.main)
+    return CliRunner().invoke(app, [str(w) for w in words])
+
+
+def test_every_step_runs_and_is_measured(tmp_path):
+    output = tmp_path / "rehearsal"
+    result = command(output, "--count", 30, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["pictures"] + sum(report["missing"].values()) == 30 and report["verified"] is True
+    assert set(report["megabytes"]) == {"prompts", "synthesize", "verify", "stats"}
+    assert report["megabytes"]["synthesize"] > 20
+    total = report["seconds"].pop("total")
+    assert total == pytest.approx(sum(report["seconds"].values()), abs=0.2)
+    assert json.loads((output / "rehearsal.json").read_text())["pictures"] == report["pictures"]
+    assert (output / "stats.html").is_file() and (output / "set" / "index.json").is_file()
+    ET.fromstring((output / "rehearsal.svg").read_text())
+    again = command(output)
+    assert again.exit_code == 2 and "is there already" in again.stderr
+
+
+def test_curve_follows_memory_and_shards():
+    steps = [
+        Step("first", 10.0, 100.0, [(0.0, 50.0, 0), (5.0, 100.0, 1)]),
+        Step("second", 30.0, 200.0, [(0.0, 200.0, 2), (30.0, 100.0, 4)], {"pictures": 4, "bytes": 2e9}),
+    ]
+    lines = [e for e in ET.fromstring(curve(steps)) if e.tag.endswith("polyline")]
+    done, memory = ([tuple(map(float, p.split(","))) for p in e.get("points").split()] for e in lines)
+    assert [x for x, _ in memory] == sorted(x for x, _ in memory) and len(memory) == 4
+    assert memory[2][1] == min(y for _, y in memory)  # the most memory is at the top
+    assert [y for _, y in done] == sorted((y for _, y in done), reverse=True)
+    assert summary([steps[0], Step("x"), Step("verify", output={"ok": True}), steps[-1]])["verified"] is True
+
+
+def test_a_step_that_fails_is_named(tmp_path):
+    with pytest.raises(rehearse_data.UserError, match="prompts ended with exit code 3"):
+        run_step("prompts", ["-c", "raise SystemExit(3)"], tmp_path)

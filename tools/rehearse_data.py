@@ -1,0 +1,187 @@
+"""The picture factory at full size without a picture model: time of each step, memory, and their curve.
+
+    python tools/rehearse_data.py runs/rehearsal --count 120000 --processes 2
+
+A stub that draws shapes stands for the model; prompts, filters, duplicates, shards, checks and page are real.
+Writes OUTPUT/rehearsal.json and rehearsal.svg beside the set, the prompts and the page.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dd3g.errors import UserError
+from dd3g.io.atomic import replacing
+
+CONFIG = "configs/data_gen/shapes.yaml"
+INTERVAL = 0.5  # seconds between looks at the memory
+_WIDTH, _HEIGHT, _MARGIN = 900, 300, 46
+
+
+@dataclass
+class Step:
+    """One command.
+
+    Args:
+        name: of it.
+        seconds: it took.
+        megabytes: of resident memory, of all its processes together, at most.
+        curve: (seconds since the start of the step, megabytes, finished shards).
+        output: what it printed, as JSON.
+    """
+
+    name: str
+    seconds: float = 0.0
+    megabytes: float = 0.0
+    curve: list[tuple[float, float, int]] = field(default_factory=list)
+    output: dict[str, Any] = field(default_factory=dict)
+
+
+def run_step(name: str, command: list[str], folder: Path) -> Step:
+    """Run a command to its end, looking at its memory and at the shards in `folder`.
+
+    Raises:
+        UserError: when it fails.
+    """
+    import psutil
+
+    step, start = Step(name), time.perf_counter()
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
+    root = psutil.Process(process.pid)
+    while process.poll() is None:
+        megabytes = 0.0
+        try:
+            for p in (root, *root.children(recursive=True)):
+                megabytes += p.memory_info().rss / 1e6
+        except psutil.Error:  # one has just ended
+            pass
+        shards = len(list(folder.glob("pictures-*.json")))
+        step.curve.append((round(time.perf_counter() - start, 1), round(megabytes, 1), shards))
+        time.sleep(INTERVAL)
+    step.seconds = round(time.perf_counter() - start, 1)
+    step.megabytes = max(m for _, m, _ in step.curve)
+    printed = process.stdout.read() if process.stdout else ""
+    if process.returncode:
+        raise UserError(f"{name} ended with exit code {process.returncode}: see what it said above")
+    try:
+        step.output = json.loads(printed)
+    except ValueError:
+        step.output = {}
+    return step
+
+
+def rehearse(output: Path, count: int, processes: int, seed: int = 0) -> list[Step]:
+    """Run every step in a new folder.
+
+    Raises:
+        UserError: when the folder holds a set already, or a step fails.
+    """
+    if output.exists():
+        raise UserError(f"{output} is there already: delete it or give another folder")
+    prompts, folder = output / "prompts.jsonl", output / "set"
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    places = [f"prompts={prompts}", f"output={folder}", f"seed={seed}"]
+    synthesize = ["-m", "data_gen", "synthesize", "--json", "--config", CONFIG, *places]
+    commands = {
+        "prompts": [
+            "-m",
+            "data_gen",
+            "prompts",
+            f"--count={count}",
+            f"--seed={seed}",
+            f"-o{prompts}",
+            "--json",
+        ],
+        "synthesize": [*launch, *synthesize] if processes > 1 else synthesize,
+        "verify": ["-m", "data_gen", "verify", str(folder), f"--threads={processes}", "--json"],
+        "stats": ["-m", "data_gen", "stats", str(folder), f"-o{output / 'stats.html'}", "--json"],
+    }
+    return [run_step(name, command, folder) for name, command in commands.items()]
+
+
+def summary(steps: list[Step]) -> dict[str, Any]:
+    """The figures: seconds and memory by step, what came out, and how long drawing and finishing took."""
+    figures = steps[-1].output
+    return {
+        "pictures": figures.get("pictures"),
+        "missing": figures.get("missing"),
+        "rejected": figures.get("rejected"),
+        "verified": steps[2].output.get("ok"),
+        "seconds": {s.name: s.seconds for s in steps} | {"total": round(sum(s.seconds for s in steps), 1)},
+        "seconds_per_try": figures.get("seconds_per_try"),
+        "megabytes": {s.name: s.megabytes for s in steps},
+        "gigabytes_on_disk": round(figures.get("bytes", 0) / 1e9, 3),
+    }
+
+
+def curve(steps: list[Step]) -> str:
+    """An SVG of memory over time, with the finished shards as a second line and the steps named."""
+    total = sum(s.seconds for s in steps) or 1.0
+    top = max(s.megabytes for s in steps) * 1.1 or 1.0
+    shards = max((n for s in steps for *_, n in s.curve), default=0) or 1
+    width, height = _WIDTH - 2 * _MARGIN, _HEIGHT - 2 * _MARGIN
+    lines, before = [], 0.0
+
+    def path(points: list[tuple[float, float]], colour: str) -> str:
+        text = " ".join(
+            f"{_MARGIN + width * x / total:.1f},{_HEIGHT - _MARGIN - height * y:.1f}" for x, y in points
+        )
+        return f'<polyline points="{text}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+
+    memory: list[tuple[float, float]] = []
+    done: list[tuple[float, float]] = []
+    for step in steps:
+        memory += [(before + t, m / top) for t, m, _ in step.curve]
+        done += [(before + t, n / shards / 1.1) for t, _, n in step.curve]
+        x = _MARGIN + width * before / total
+        lines.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_MARGIN}" y2="{_HEIGHT - _MARGIN}" stroke="#ccc"/>'
+        )
+        # Names of short steps would lie on each other: every other one stands higher.
+        y, end = _MARGIN - 6 - 14 * (steps.index(step) % 2), "end" if before > 0.8 * total else "start"
+        lines.append(f'<text x="{x:.1f}" y="{y}" text-anchor="{end}">{step.name} {step.seconds:.0f} s</text>')
+        before += step.seconds
+    scale = (
+        f'<text x="{_MARGIN - 6}" y="{_MARGIN + 4}" text-anchor="end">{top:.0f}</text>'
+        f'<text x="{_MARGIN - 6}" y="{_HEIGHT - _MARGIN}" text-anchor="end">0</text>'
+        f'<text x="{_MARGIN}" y="{_HEIGHT - 14}">memory of all processes in MB (blue) and finished shards, '
+        f"{shards} at the top (orange), over {total:.0f} s</text>"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
+        f'font-size="12"><rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>{"".join(lines)}{scale}'
+        f"{path(done, '#e08a3c')}{path(memory, '#3a6ea5')}</svg>\n"
+    )
+
+
+def main(
+    output: Annotated[Path, typer.Argument(help="A new folder.")],
+    count: Annotated[int, typer.Option(min=1, help="Pictures.")] = 120_000,
+    processes: Annotated[int, typer.Option(min=1, help="That make pictures at the same time.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of prompts and pictures.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Make a set of shapes with every step of the factory, and report time and memory."""
+    try:
+        steps = rehearse(output, count, processes, seed)
+        report = {"count": count, "processes": processes} | summary(steps)
+        with replacing(output / "rehearsal.json") as part:
+            part.write_text(json.dumps(report, indent=1) + "\n")
+        with replacing(output / "rehearsal.svg") as part:
+            part.write_text(curve(steps))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    print(json.dumps(report) if as_json else json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)
