@@ -140,6 +140,18 @@ def test_a_set_that_has_just_begun_has_a_page_too(folder, tmp_path, capsys):
     assert "No shard is finished yet" in page.read_text()
 
 
+def test_a_bucket_prefix_gives_the_same_figures_but_for_work_in_parts(folder, request):
+    bucket = Storage(f"memory://{request.node.name}/set")
+    for path in (p for p in folder.iterdir() if p.is_file()):
+        bucket.write(path.name, path.read_bytes())
+    found, local = report(read_figures(bucket)), report(read_figures(Storage(folder)))
+    for name in ("asked", "pictures", "missing", "bytes", "groups", "made"):
+        assert found[name] == local[name], name
+    assert found["in_work"] == 0 and found["bytes_free"] is None
+    shown = {s.record["id"]: s.png for s in sample_pictures(Storage(folder), 8)}
+    assert {s.record["id"]: s.png for s in sample_pictures(bucket, 8)} == shown
+
+
 def test_a_torn_part_is_passed_over(folder, tmp_path):
     part = folder / "parts" / "pictures-00002" / "00-00001.tar"
     part.write_bytes(b"torn")
