@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dd3g.diffusion import Energy
-from dd3g.pose.geometry import project, solve_translation
+from dd3g.pose.geometry import project, solve_translation, translation_by_size
 from dd3g.pose.skeletons import H36M_17
 
 JOINTS = len(H36M_17)
@@ -46,12 +46,16 @@ class Reprojection(Evidence):
         K: (B, 3, 3) or (3, 3) pixels.
         translation: (B, 3) or (N, 3) metres where the root is known; None solves for it at each call.
         outlier: standard deviations from which on a joint counts as wrong and pulls ever less.
+        reach: (17, 17) metres^2; where given, sizes tell the depth, see `translation_by_size`.
+        slack: see there.
     """
 
     confidence: Tensor  # (B, 17)
     K: Tensor  # (B, 3, 3) pixels
     translation: Tensor | None = None  # (B, 3) or (N, 3) metres
     outlier: float = 20.0
+    reach: Tensor | None = None  # (17, 17) metres^2
+    slack: float = 1.2
 
     @property
     def keypoints_for_root(self) -> Tensor:
@@ -62,15 +66,23 @@ class Reprojection(Evidence):
         """The same with a known translation, (B, 3) or (N, 3) metres."""
         return replace(self, translation=translation)
 
+    def expecting(self, reach: Tensor, slack: float = 1.2) -> Self:
+        """The same for poses that are still vague, of people who extend as `reach` says."""
+        return replace(self, reach=reach, slack=slack)
+
     def solve(self, poses: Tensor) -> Tensor:
-        """Translation (N, 3) in metres: the given one, or the closest fit of each pose to the rays."""
+        """Translation (N, 3) in metres: the given one, one by size, or the closest fit to the rays."""
         m = len(poses) // len(self.confidence)
         if self.translation is not None:
             return self.translation.repeat_interleave(len(poses) // len(self.translation), 0)
         shaped = poses.detach().unflatten(0, (-1, m))
         known = [x[:, None].expand(-1, m, -1, -1) for x in (self.keypoints_for_root, self._cameras())]
         confidence = self.confidence[:, None].expand(-1, m, -1)
-        return solve_translation(shaped, known[0], confidence, known[1]).flatten(0, 1)
+        if self.reach is not None:
+            T = translation_by_size(shaped, known[0], confidence, known[1], self.reach, self.slack)
+        else:
+            T = solve_translation(shaped, known[0], confidence, known[1])
+        return T.flatten(0, 1)
 
     def _cameras(self) -> Tensor:
         return self.K.expand(len(self.confidence), 3, 3)

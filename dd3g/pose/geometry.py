@@ -91,6 +91,45 @@ def solve_translation(pose: Tensor, keypoints: Tensor, confidence: Tensor, K: Te
     return torch.where(T[..., 2:] < 0, -T, T).to(pose)
 
 
+def translation_by_size(
+    pose: Tensor, keypoints: Tensor, confidence: Tensor, K: Tensor, reach: Tensor, slack: float
+) -> Tensor:
+    """Root translation at which a pose is as large in the picture as its keypoints, in closed form.
+
+    Least squares place a pose that does not match its keypoints too near, and the nearer the less it does:
+    what does not correlate counts as noise. Sizes do not care. What is known of people bounds the depth.
+
+    Args:
+        pose: (..., J, 3) metres, root-relative, camera frame.
+        keypoints: (..., J, 2) pixels; may be anything finite where the confidence is 0.
+        confidence: (..., J) >= 0.
+        K: (..., 3, 3) pixels.
+        reach: (J, J) mean squared distance of two joints of people as the picture shows it, metres^2.
+        slack: the depth is at most this factor away from where people of that reach would be; >= 1.
+
+    Returns:
+        (..., 3) metres; that of `solve_translation` where less than two joints were seen.
+    """
+    rays, w = unproject(keypoints, K), confidence.square()  # (..., J, 2), (..., J)
+    rays = torch.where(confidence[..., None] > 0, rays, 0.0)
+    w = w / w.sum(-1, keepdim=True).clamp(min=1e-12)
+
+    def mean(x: Tensor) -> Tensor:
+        return (w[..., None] * x).sum(-2, keepdim=True)
+
+    def spread(x: Tensor) -> Tensor:
+        return mean((x - mean(x)).square()).sum((-1, -2))
+
+    seen = spread(rays)  # (...)
+    known = seen.clamp(min=1e-12)
+    usual = ((w[..., None, :] @ reach.to(w) @ w[..., None])[..., 0, 0] / (2 * known)).sqrt()
+    depth = (spread(pose[..., :2]) / known).sqrt() - mean(pose[..., 2:])[..., 0, 0]
+    depth = depth.clamp(min=usual / slack, max=usual * slack)[..., None]  # (..., 1)
+    across = mean(rays * (pose[..., 2:] + depth[..., None]) - pose[..., :2])[..., 0, :]
+    fit = solve_translation(pose, keypoints, confidence, K)
+    return torch.where((seen > 1e-8)[..., None], torch.cat([across, depth], -1), fit)
+
+
 def rotation_6d_to_matrix(x: Tensor) -> Tensor:
     """(..., 6), the first two columns -> (..., 3, 3) by Gram-Schmidt (Zhou et al. 2019, eq. 15)."""
     a1, a2 = x[..., :3], x[..., 3:]

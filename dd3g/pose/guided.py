@@ -74,6 +74,7 @@ def draw(
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(people * m, JOINTS - 1, 3, generator=generator).to(prior.mean)
     average = prior.decode(torch.zeros_like(x[:people]))
+    reach = _reach(prior) if any(isinstance(e, Reprojection) for e in evidence) else None
     plan = levels(steps, prior.schedule.steps)
     x0, way = x, mode
     for step, (t, u) in enumerate(plan):
@@ -87,10 +88,8 @@ def draw(
                 # `guide` moves x0 by -(sigma / alpha)^2 times the gradient; this makes it the covariance.
                 alpha, sigma = prior.schedule.alpha_sigma(t, x)
                 gain = gain * (spread * prior.scale * alpha / sigma).square()[:, None]
-            terms = [e.at(torch.nn.functional.pad(spread, (1, 0))) for e in evidence]
-            if step < len(plan) / 5:
-                # Early predictions say little about depth; the average pose's size says more.
-                terms = [e.placed(e.solve(average)) if isinstance(e, Reprojection) else e for e in terms]
+            terms = [_prepared(e, average, reach, early=step < len(plan) / 5) for e in evidence]
+            terms = [e.at(torch.nn.functional.pad(spread, (1, 0))) for e in terms]
             objective = _Guidance(prior, terms, gain)
         for repeat in range(repeats):
             if repeat:
@@ -101,6 +100,20 @@ def draw(
             )  # fmt: skip
             x, x0 = moved.x, moved.x0
     return _hypotheses(prior.decode(x0), people, evidence)
+
+
+def _reach(prior: Prior) -> Tensor:
+    """(17, 17) mean squared distances in metres^2, across the picture, of joints of the prior's people."""
+    places = generate(prior, 256, steps=30)[..., :2]
+    return (places[:, :, None] - places[:, None]).square().sum(-1).mean(0)
+
+
+def _prepared(e: Evidence, average: Tensor, reach: Tensor | None, early: bool) -> Evidence:
+    """The evidence as it places poses that are not certain yet."""
+    if not isinstance(e, Reprojection) or reach is None:
+        return e
+    # Early predictions say nothing of depth: what people extend says all.
+    return e.placed(e.expecting(reach, slack=1.0).solve(average)) if early else e.expecting(reach)
 
 
 def _noised_again(schedule: Schedule, x_u: Tensor, u: int, t: int, generator: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ from dd3g.pose.geometry import (
     project,
     rotation_6d_to_matrix,
     solve_translation,
+    translation_by_size,
     unproject,
 )
 
@@ -115,6 +116,62 @@ def test_translation_has_gradients():
         lambda p, k: solve_translation(p, k, ones, K.double()),
         (pose.requires_grad_(), keypoints.requires_grad_()),
     )
+
+
+def by_size(pose, keypoints, confidence, K, reach, slack):
+    """One person, joint by joint."""
+    seen = [j for j in range(len(pose)) if confidence[j] > 0]
+    w = {j: float(confidence[j]) ** 2 for j in seen}
+    total = sum(w.values())
+    rays = {j: torch.linalg.solve(K, torch.cat([keypoints[j], torch.ones(1).to(K)]))[:2] for j in seen}
+
+    def spread(points):
+        middle = sum(w[j] * points[j] for j in seen) / total
+        return sum(w[j] * float((points[j] - middle).square().sum()) for j in seen) / total
+
+    usual = sum(w[i] * w[j] * float(reach[i, j]) for i in seen for j in seen) / total**2 / 2
+    usual = math.sqrt(usual / spread(rays))
+    depth = math.sqrt(spread({j: pose[j, :2] for j in seen}) / spread(rays))
+    depth -= sum(w[j] * float(pose[j, 2]) for j in seen) / total
+    depth = min(max(depth, usual / slack), usual * slack)
+    across = sum(w[j] * (rays[j] * (pose[j, 2] + depth) - pose[j, :2]) for j in seen) / total
+    return torch.tensor([*across.tolist(), depth])
+
+
+def test_translation_by_size():
+    pose = 0.4 * random(6, 17, 3)
+    pose[:, 0] = 0
+    T = torch.tensor([0.3, -0.4, 4.0], dtype=torch.float64)
+    keypoints = project(pose + T, K.double()) + 20 * random(6, 17, 2, seed=1)
+    confidence = random(6, 17, seed=2).abs()
+    confidence[confidence < 0.3] = 0
+    keypoints[confidence == 0] = torch.nan
+    reach = (pose[:, :, None, :2] - pose[:, None, :, :2]).square().sum(-1).mean(0)
+    for slack in (1.0, 1.1, 50.0):
+        found = translation_by_size(pose, keypoints, confidence, K.double(), reach, slack)
+        for b in range(6):
+            expected = by_size(pose[b], keypoints[b], confidence[b], K.double(), reach, slack)
+            torch.testing.assert_close(found[b].float(), expected.float(), atol=1e-4, rtol=1e-4)
+    # A flat person is where it was, whatever else people are like within reason.
+    flat = pose * torch.tensor([1.0, 1.0, 0.0])
+    found = translation_by_size(
+        flat, project(flat + T, K.double()), torch.ones(6, 17), K.double(), reach, 2.0
+    )
+    torch.testing.assert_close(found, T.expand(6, 3), atol=1e-4, rtol=0)
+    # A pose that is not the one in the picture is not drawn near for that.
+    other = pose.roll(1, 0)
+    ones = torch.ones(6, 17)
+    by_fit = solve_translation(other, project(pose + T, K.double()), ones, K.double())
+    found = translation_by_size(other, project(pose + T, K.double()), ones, K.double(), reach, 9.0)
+    assert by_fit[:, 2].abs().max() < 2 and found[:, 2].min() > 2.5
+
+
+def test_one_joint_has_no_size():
+    pose, reach = 0.4 * random(2, 17, 3), torch.ones(17, 17)
+    keypoints, confidence = 500 + 100 * random(2, 17, 2), torch.zeros(2, 17)
+    confidence[1, 5] = 1
+    found = translation_by_size(pose, keypoints, confidence, K.double(), reach, 1.2)
+    torch.testing.assert_close(found, solve_translation(pose, keypoints, confidence, K.double()))
 
 
 def test_rotations_round_trip():

@@ -66,6 +66,9 @@ def test_unseen_people_are_lifted_and_more_hypotheses_help(prior):
     error = error.norm(dim=-1).mean(-1)  # (B, m)
     best = [float(error[:, :m].amin(1).mean()) for m in (1, 5, 20)]
     assert best[0] > best[1] > best[2] and best[2] < 0.07
+    # Nobody is drawn small and near, not even where the first guesses were far off.
+    depth = found.translation[..., 2] / views.root[:, None, 2]
+    assert depth.min() > 0.6 and depth.median() > 0.85
     points = project(found.poses + found.translation[:, :, None], views.K[:, None])
     miss = (points - views.points[:, None]).norm(dim=-1).mean()
     assert float(miss) < 15
