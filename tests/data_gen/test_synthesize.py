@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from made_up_line import Log, contents, job, prompts, verdicts
 
+from data_gen.__main__ import main as commands
 from data_gen.config import SynthesizeConfig
 from data_gen.duplicates import near_duplicates
 from data_gen.factory import run
@@ -148,6 +149,36 @@ def test_a_bucket_holds_the_same_set(filters, tmp_path, reference):
     assert contents(tmp_path / "set") == contents(reference[0])
 
 
+def test_a_bucket_that_fails_now_and_then(filters, tmp_path, reference, monkeypatch):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    put, calls = type(memory).put_file, []
+
+    def failing(self, *args, **more):
+        calls.append(args)
+        if len(calls) % 9 == 0:
+            raise ConnectionError("the network is away")
+        return put(self, *args, **more)
+
+    monkeypatch.setattr(type(memory), "put_file", failing)
+    failures = 0
+    while True:
+        try:
+            made("memory://bucket/shaky")
+            break
+        except UserError as error:
+            assert "cannot write memory://bucket/shaky/p" in str(error) and "the network is away" in str(
+                error
+            )
+            failures += 1
+    assert 3 < failures < 20
+    for path in memory.find("/bucket/shaky"):
+        (tmp_path / Path(path).name).write_bytes(memory.cat_file(path))
+    assert contents(tmp_path) == contents(reference[0])
+
+
 def test_a_shard_that_was_deleted_is_made_again(filters, tmp_path, reference):
     made(tmp_path)
     for suffix in (".tar", ".json"):
@@ -232,6 +263,19 @@ def test_ranks():
     with pytest.raises(UserError, match="rank 2 of 2"):
         Ranks.find(2, 2)
     assert Ranks.find(1, 4) == Ranks(1, 4, 0, together=False) and Ranks.find(0, 1).together
+
+
+def test_commands_are_found_by_name(capsys):
+    assert commands([]) == 2 and commands(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("prompts", "synthesize", "collect", "verify", "merge", "stats"))
+    assert commands(["paint"]) == 2
+    assert capsys.readouterr().err.startswith("error: no command 'paint': choose from prompts, synthesize")
+    with pytest.raises(SystemExit) as stop:
+        commands(["synthesize", "--help"])
+    assert stop.value.code == 0 and "shard_size: 1000" in capsys.readouterr().out
+    assert commands(["verify", "nowhere"]) == 2
+    assert "nowhere is not a set of pictures" in capsys.readouterr().err
 
 
 def command(folder, *more):
