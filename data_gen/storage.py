@@ -214,7 +214,8 @@ class Storage:
         except UserError:
             raise
         except FileNotFoundError as error:
-            raise UserError(f"cannot {verb} {self.where}/{name}: it is not there") from error
+            why = "its folder cannot be made; choose another place" if verb == "write" else "it is not there"
+            raise UserError(f"cannot {verb} {self.where}/{name}: {why}") from error
         except OSError as error:
             raise UserError(f"cannot {verb} {self.where}/{name}: {_reason(error)}") from error
         except Exception as error:

@@ -96,7 +96,7 @@ def test_unwritable_places(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="a part of the path is a file"):
         Storage(tmp_path / "file" / "set").check_writable(".rank-0")
-    with pytest.raises(UserError, match="cannot write /proc/set/.rank-0"):
+    with pytest.raises(UserError, match="cannot write /proc/set/.rank-0: its folder cannot be made"):
         Storage("/proc/set").check_writable(".rank-0")
 
 
