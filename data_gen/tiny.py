@@ -1,4 +1,4 @@
-"""A small text-to-RGBA diffusion model for machines without a hub: no tokenizer, no VAE, 14 MB.
+"""A small text-to-RGBA diffusion model for machines without a hub: no tokenizer, no VAE, 15 MB.
 
 A text is a bag of hashed words. The network denoises the picture itself, in patches of 4 x 4 pixels with
 attention between patches of 8 x 8, and is wrapped as a diffusers pipeline like any other.
@@ -245,7 +245,7 @@ class TinyRgbaPipeline(DiffusionPipeline):
             raise ValueError(f"this model is drawn by DDIM, not by {type(self.scheduler).__name__}")
         device, size = self._execution_device, self.denoiser.config.size
         sources = generator if isinstance(generator, list) else [generator] * len(texts)
-        noise = torch.stack(
+        noise = torch.stack(  # on the CPU, unless a generator lives elsewhere
             [
                 torch.randn(4, size, size, generator=g, device=g.device if g else "cpu").to(device)
                 for g in sources
