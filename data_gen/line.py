@@ -173,9 +173,9 @@ class Line:
         records: list[dict[str, Any]] = []
         made: list[dict[str, Any]] = []
         with storage.reading(*sources) as paths:
-            shards = Shards(paths) if paths else None
+            shards: Any = Shards(paths) if paths else ()
             at: dict[str, int] = {}
-            for i in range(len(shards) if shards else 0):
+            for i in range(len(shards)):
                 # A tar whose sidecar was not written any more holds the parts' pictures too.
                 if (key := shards.key(i)) in (accepted if shards.where(i).name != sidecar.tar else kept):
                     at[key] = i

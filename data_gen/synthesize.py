@@ -124,10 +124,8 @@ def main(argv: list[str] | None = None) -> int:
     except (argparse.ArgumentError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if mine.as_json and ranks.rank == 0 or mine.as_json and not ranks.together:
-        print(json.dumps(report))
-    elif ranks.rank == 0 or not ranks.together:
-        print(sentence(report))
+    if ranks.rank == 0 or not ranks.together:
+        print(json.dumps(report) if mine.as_json else sentence(report))
     return 0
 
 
