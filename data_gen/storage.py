@@ -77,13 +77,6 @@ class Storage:
             self._fs.invalidate_cache(self._path(name))
             return bool(self._fs.exists(self._path(name)))
 
-    def size(self, name: str) -> int:
-        """Bytes of a file."""
-        with self._explained("read", name):
-            if self.folder is not None:
-                return (self.folder / name).stat().st_size
-            return int(self._fs.size(self._path(name)))
-
     def read(self, name: str) -> bytes:
         """A whole file.
 
