@@ -286,7 +286,10 @@ class Smooth(Evidence):
     def __call__(self, x0: Tensor) -> Tensor:
         """Poses (N, 17, 3) in metres -> (N,)."""
         step = x0.unflatten(0, (self.frames, -1)).diff(dim=0).square().sum(-1)  # (B - 1, m, 17)
-        step = (step / (2 * _variance(self, x0))).sum(-1) / 2  # (B - 1, m)
+        # All frames move at once, each drawn by two others that are as vague as it is: with their variance
+        # alone they would overshoot.
+        variance = self.sigma**2 + 4 * torch.as_tensor(self.spread).to(x0).expand(JOINTS).square()
+        step = (step / (2 * variance)).sum(-1) / 2  # (B - 1, m)
         shared = torch.nn.functional.pad(step, (0, 0, 1, 0)) + torch.nn.functional.pad(step, (0, 0, 0, 1))
         return shared.flatten()
 
@@ -297,6 +300,6 @@ def bone_lengths(poses: Tensor) -> Tensor:
     return (poses[..., list(children), :] - poses[..., list(parents), :]).norm(dim=-1)
 
 
-def _variance(evidence: Known3D | BoneLength | Smooth, x0: Tensor) -> Tensor:
+def _variance(evidence: Known3D | BoneLength, x0: Tensor) -> Tensor:
     """(17,) metres^2 a coordinate."""
     return evidence.sigma**2 + torch.as_tensor(evidence.spread).to(x0).expand(JOINTS).square()

@@ -60,7 +60,7 @@ def draw(
         steps: levels.
         repeats: network calls a level; between them the pose is noised again from the next level (RePaint,
             Lugmayr et al. 2022), so that depth has time to agree with the picture.
-        rho: factor of the guidance; 1 follows the derivation above.
+        rho: factor of the picture's guidance; 1 follows the derivation above. That of other evidence stays 1.
         mode: "detached" takes joints as independent, each with its variance at level t; "through" takes the
             covariance from the network's derivative, at three times the cost.
         eta: 0 is DDIM, 1 is DDPM, whose fresh noise lets a pose recover from early guesses.
@@ -81,7 +81,7 @@ def draw(
         objective = None
         if evidence:
             spread = prior.spread[t]  # (16,) metres
-            gain = torch.tensor(rho).to(x)
+            gain = torch.tensor(1.0).to(x)
             # The network's derivative is alpha times a covariance; a tiny alpha would amplify its error.
             way = mode if t < 0.8 * prior.schedule.steps else "detached"
             if way == "detached":
@@ -90,7 +90,7 @@ def draw(
                 gain = gain * (spread * prior.scale * alpha / sigma).square()[:, None]
             terms = [_prepared(e, average, reach, early=step < len(plan) / 5) for e in evidence]
             terms = [e.at(torch.nn.functional.pad(spread, (1, 0))) for e in terms]
-            objective = _Guidance(prior, terms, gain)
+            objective = _Guidance(prior, terms, rho, gain)
         for repeat in range(repeats):
             if repeat:
                 x = _noised_again(prior.schedule, x, u, t, generator)
@@ -126,13 +126,14 @@ def _noised_again(schedule: Schedule, x_u: Tensor, u: int, t: int, generator: to
 class _Guidance:
     """The evidence as an objective on the prior's states, with the gradient times `gain`, () or (16, 1)."""
 
-    def __init__(self, prior: Prior, terms: Sequence[Evidence], gain: Tensor) -> None:
-        self.prior, self.terms, self.gain = prior, terms, gain
+    def __init__(self, prior: Prior, terms: Sequence[Evidence], rho: float, gain: Tensor) -> None:
+        self.prior, self.gain = prior, gain
+        self.terms = [(term, rho if isinstance(term, Reprojection) else 1.0) for term in terms]
 
     def __call__(self, x0: Tensor) -> Tensor:
         held = x0.detach()
         poses = self.prior.decode(held + self.gain * (x0 - held))
-        return torch.stack([term(poses) for term in self.terms]).sum(0)
+        return torch.stack([weight * term(poses) for term, weight in self.terms]).sum(0)
 
 
 def _hypotheses(poses: Tensor, people: int, evidence: Sequence[Evidence]) -> Hypotheses:

@@ -176,6 +176,15 @@ def test_smoothness_couples_frames_of_one_hypothesis():
     assert float(Smooth(frames=4)(poses[:1].repeat(4, 1, 1, 1).flatten(0, 1)).abs().max()) == 0
 
 
+def test_frames_that_move_at_once_do_not_overshoot():
+    # Frames to and fro by turns are what a step of covariance times gradient overshoots most.
+    zigzag = torch.tensor([1.0, -1.0]).repeat(4)[:, None, None].expand(8, 17, 3).clone().requires_grad_()
+    energy = Smooth(frames=8, sigma=0.01).at(0.3)(zigzag)
+    (gradient,) = torch.autograd.grad(energy.sum(), zigzag)
+    moved = zigzag - 0.3**2 * gradient
+    assert moved.abs().max() <= 0.6 and moved[2:6].abs().max() < 0.05
+
+
 def test_weights_and_sums_compose():
     points, mask, poses = _poses(B, seed=5), torch.ones(B, 17), _poses()
     a, b = Known3D(points=points, mask=mask, sigma=1.0), BoneLength(lengths=torch.full((B, 16), 0.3))
