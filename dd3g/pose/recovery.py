@@ -42,7 +42,7 @@ class RecoveryPlan:
     step: int = 2
     rounds: int = 10
     restarts: tuple[int, ...] = ()
-    draws: int = 4
+    draws: int = 8
     tolerance: float = 1e-5
     camera: str = "solved"
     rate: float | None = 1.0
