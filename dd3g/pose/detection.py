@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from dd3g.errors import UserError
 from dd3g.picture import read_rgba
-from dd3g.pose.detector import Person, find_people
+from dd3g.pose.detector import Person, Region, find_people
 from dd3g.pose.energies import heatmaps_from_keypoints
 from dd3g.pose.keypoints import MIN_JOINTS, Keypoints, intrinsics
 from dd3g.pose.skeletons import BLAZEPOSE_33, H36M_17, to_h36m
@@ -34,6 +35,7 @@ class Detection:
         score: how sure the detector is of the person.
         heatmaps: (17, h, w) over `boxes`.
         box: (4,) left, top, right, bottom of the heatmaps in px.
+        region: where BlazePose looks for them in the next frame of a video.
     """
 
     keypoints: Tensor  # (17, 2)
@@ -45,6 +47,7 @@ class Detection:
     score: float
     heatmaps: Tensor | None = None  # (17, h, w)
     box: Tensor | None = None  # (4,)
+    region: Region | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -70,6 +73,7 @@ def detect(
     keypoints: Keypoints | None = None,
     focal: float | None = None,
     tiles: bool = True,
+    before: Sequence[Detection] = (),
 ) -> list[Detection]:
     """The people of a picture in 2D, by BlazePose, or from a file's keypoints.
 
@@ -78,6 +82,7 @@ def detect(
         keypoints: of another detector.
         focal: px.
         tiles: look for small people too.
+        before: the people of the frame before, for BlazePose to follow.
 
     Raises:
         UserError: neither picture nor keypoints, or a picture's size that nobody told.
@@ -86,7 +91,8 @@ def detect(
         if picture is None:
             raise UserError("nothing to look at: give a picture or keypoints")
         K, source = intrinsics(picture.size, focal, picture)
-        found = (_from_blazepose(person, K, source) for person in find_people(picture, tiles))
+        regions = [person.region for person in before if person.region is not None]
+        found = (_from_blazepose(person, K, source) for person in find_people(picture, tiles, regions))
         return [person for person in found if person is not None]
     size = picture.size if picture is not None else keypoints.size
     if size is None:
@@ -130,4 +136,6 @@ def _from_blazepose(person: Person, K: Tensor, source: str) -> Detection | None:
     for joint, name in enumerate(H36M_17.joints):
         if name in BLAZEPOSE_33.joints:
             heatmaps[joint] = torch.from_numpy(person.heatmaps[BLAZEPOSE_33.joints.index(name)])
-    return Detection(points, seen, square, person.size, K, source, person.score, heatmaps, square)
+    return Detection(
+        points, seen, square, person.size, K, source, person.score, heatmaps, square, person.region
+    )

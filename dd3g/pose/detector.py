@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -38,6 +39,7 @@ class Person:
         square: (4,) left, top, right, bottom of the heatmaps in px.
         score: how sure the networks are that this is a person, 0..1.
         size: (width, height) of the picture in px.
+        region: where to look for them in the next frame of a video.
     """
 
     keypoints: np.ndarray  # (33, 2)
@@ -46,6 +48,7 @@ class Person:
     square: np.ndarray  # (4,)
     score: float
     size: tuple[int, int]
+    region: Region | None = None
 
     @property
     def box(self) -> np.ndarray:
@@ -73,6 +76,10 @@ class Region:
         d = tip - centre
         return Region(centre, 2.5 * float(np.hypot(*d)), float(np.arctan2(d[0], -d[1])))
 
+    def scaled(self, factor: float) -> Region:
+        """The same in a picture that is `factor` times as large."""
+        return Region(self.centre * factor, self.side * factor, self.angle)
+
     def matrix(self, cells: int) -> np.ndarray:
         """(2, 3) affine map from cells of the square (0..cells) to px of the picture."""
         c, s = np.cos(self.angle), np.sin(self.angle)
@@ -80,13 +87,15 @@ class Region:
         return np.concatenate([turn, (self.centre - turn @ [cells / 2, cells / 2])[:, None]], 1)
 
 
-def find_people(picture: Image.Image, tiles: bool = True) -> list[Person]:
+def find_people(picture: Image.Image, tiles: bool = True, before: Sequence[Region] = ()) -> list[Person]:
     """Every person that the networks find, largest first.
 
     Args:
         picture: RGB, upright.
         tiles: also look through overlapping windows, which finds people of about a fifth of the picture's
             height; without, of half its height.
+        before: where people of the frame before are looked for first; the detector, which needs a face,
+            may miss them now.
 
     Raises:
         UserError: when the networks or their runtime are missing.
@@ -96,7 +105,8 @@ def find_people(picture: Image.Image, tiles: bool = True) -> list[Person]:
     shrink = max(1, -(-max(picture.size) // WORKING_SIDE))
     small = picture.reduce(shrink)
     people: list[Person] = []
-    for region, score in _regions(small, tiles):
+    followed = [(region.scaled(1 / shrink), 1.0) for region in before]
+    for region, score in followed + _regions(small, tiles):
         person = _landmarks(small, region, score)
         if person is None or any(overlap(person.box, other.box) > SAME_PERSON for other in people):
             continue
@@ -218,6 +228,7 @@ def _landmarks(picture: Image.Image, region: Region, score: float) -> Person | N
         square,
         score * float(flag[0, 0]),
         picture.size,
+        region,
     )
 
 
@@ -251,7 +262,8 @@ def _upright(heatmaps: np.ndarray, region: Region) -> tuple[np.ndarray, np.ndarr
 
 def _enlarged(person: Person, factor: int, size: tuple[int, int]) -> Person:
     keypoints, square = person.keypoints * factor, person.square * factor
-    return replace(person, keypoints=keypoints, square=square, size=size)
+    region = None if person.region is None else person.region.scaled(factor)
+    return replace(person, keypoints=keypoints, square=square, size=size, region=region)
 
 
 def _run(name: str, pixels: np.ndarray) -> list[np.ndarray]:

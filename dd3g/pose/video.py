@@ -36,9 +36,9 @@ def estimate_video(path: Path, folder: Path, stem: str, request: Request) -> dic
     """
     if request.keypoints is not None:
         raise UserError(f"{path}: --keypoints is for pictures; leave it out to look at the video")
-    found = []
+    found: list[list[Detection]] = []
     for _, frame in frames(path, request.every):
-        people = detect(frame, None, request.focal, tiles=False)
+        people = detect(frame, None, request.focal, tiles=False, before=found[-1] if found else ())
         people = people or detect(frame, None, request.focal)
         # Heatmaps of a long video would not fit into memory.
         found.append([replace(p, heatmaps=None, box=None) for p in people])

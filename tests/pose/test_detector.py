@@ -112,6 +112,23 @@ def test_enlarged_picture_gives_enlarged_keypoints():
     assert np.median(np.abs(big[0].keypoints / 2 - small[0].keypoints)) < 6
 
 
+def test_a_person_whose_head_leaves_the_picture_is_followed():
+    picture = photo("pifpaf_soccer.jpg")
+    frames = [picture.crop((0, top, 1200, top + 600)) for top in (0, 40, 80, 120, 150)]
+    people = find_people(frames[0], tiles=False)
+    assert len(people) == 2
+    for frame in frames[1:]:
+        people = find_people(frame, tiles=False, before=[p.region for p in people])
+    assert len(people) == 2 > len(find_people(frames[-1], tiles=False))
+    lost = people[1].keypoints[BLAZEPOSE_33.joints.index("l_ankle")]
+    np.testing.assert_allclose(lost, (397, 540 - 150), atol=25)
+    # What is followed into a picture without anybody is let go, and sizes do not matter.
+    assert find_people(Image.new("RGB", (1200, 600), "green"), False, [p.region for p in people]) == []
+    large = frames[-1].resize((3000, 1500), Image.Resampling.BICUBIC)
+    again = find_people(large, False, [p.region.scaled(2.5) for p in people])
+    assert np.median(np.abs(again[1].keypoints / 2.5 - people[1].keypoints)) < 6
+
+
 @pytest.mark.parametrize("name", ["skimage_chelsea.jpg", "skimage_coffee.jpg", "skimage_rocket.jpg"])
 def test_no_person_in_pictures_without(name):
     assert find_people(photo(name)) == []

@@ -55,7 +55,7 @@ def small_networks(monkeypatch, one_thread):
         monkeypatch.setattr(estimation, name, lambda network=network.eval(): network)
     monkeypatch.setattr(detector, "load", lambda: None)
 
-    def find(picture, tiles=True):
+    def find(picture, tiles=True, before=()):
         # Grey pictures show nobody; the red channel says how many people, the green one where.
         red, green, blue = np.asarray(picture)[0, 0].tolist()
         return (
