@@ -28,7 +28,7 @@ from dd3g.diffusion import Schedule
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import Shards
-from dd3g.pose.training import fit
+from dd3g.training import fit
 
 SHOWN = (
     "a red apple", "a green pine tree", "a brown wooden chair", "a blue fish", "a grey rock", "a yellow car",

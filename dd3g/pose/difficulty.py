@@ -146,7 +146,7 @@ def train_difficulty(
     """
     from dd3g.pose.restoration import best_alpha
     from dd3g.pose.synthesis import synthesise
-    from dd3g.pose.training import fit, generator_for
+    from dd3g.training import fit, generator_for
 
     motion = replace(motion, rotations=None)
 

@@ -238,7 +238,7 @@ def train_lifter(
         The lifter with averaged weights.
     """
     from dd3g.pose.synthesis import synthesise
-    from dd3g.pose.training import fit
+    from dd3g.training import fit
 
     motion = replace(motion, rotations=None)  # turning them with the camera would cost time
 

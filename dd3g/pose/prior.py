@@ -213,7 +213,7 @@ def train_prior(
         The prior with averaged weights.
     """
     from dd3g.pose.synthesis import synthesise
-    from dd3g.pose.training import fit, generator_for
+    from dd3g.training import fit, generator_for
 
     motion = replace(motion, rotations=None)  # turning them with the camera would cost time
 

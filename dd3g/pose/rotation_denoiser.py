@@ -230,7 +230,7 @@ def train_recovery(
         UserError: motion without rotations.
     """
     from dd3g.pose.body import default_body
-    from dd3g.pose.training import fit
+    from dd3g.training import fit
 
     config = config or RotationConfig()
     if motion.rotations is None or motion.rotations_valid is None or not motion.rotations_valid.any():

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from dd3g import training
 from dd3g.errors import UserError
-from dd3g.pose import training
-from dd3g.pose.training import fit, generator_for
+from dd3g.training import fit, generator_for
 
 
 def network():

@@ -1,4 +1,4 @@
-"""The one small training loop for the vector networks of this room, with exact resume.
+"""The one small training loop for networks that learn on one device, with exact resume.
 
 Step k draws its batch and its dropout from a generator that belongs to (seed, k), so a run that was killed
 and resumed ends with the same bits as one that was not.
