@@ -177,10 +177,11 @@ def lift(
             for p, x, c, k in zip(people, points, confidence, K, strict=True)
         ]
         assert all(h.translation is not None for h in each)
-        hypotheses = Hypotheses(
-            torch.cat([h.poses for h in each]),
-            torch.cat([h.energy for h in each]),
-            torch.cat([h.translation for h in each if h.translation is not None]),
+        hypotheses = replace(
+            each[0],
+            poses=torch.cat([h.poses for h in each]),
+            energy=torch.cat([h.energy for h in each]),
+            translation=torch.cat([h.translation for h in each if h.translation is not None]),
         )
         if video:
             hypotheses = replace(hypotheses, poses=_smoothed(hypotheses.poses))

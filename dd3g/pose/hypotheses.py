@@ -17,11 +17,13 @@ class Hypotheses:
         poses: (B, m, 17, 3) metres, H36M-17, OpenCV camera frame, root-relative.
         energy: (B, m), lower is better; comparable within a person only.
         translation: (B, m, 3) metres, the root in the camera frame, where it is known.
+        doubt: metres by which the method is wrong beyond what its hypotheses show.
     """
 
     poses: Tensor  # (B, m, 17, 3) metres
     energy: Tensor  # (B, m)
     translation: Tensor | None = None  # (B, m, 3) metres
+    doubt: float = 0.0  # metres
 
     def __post_init__(self) -> None:
         if self.poses.dim() != 4 or self.poses.shape[-1] != 3:
@@ -39,12 +41,12 @@ class Hypotheses:
     def __getitem__(self, index: Any) -> Hypotheses:
         """Some of the people: a slice, a list or a mask."""
         translation = None if self.translation is None else self.translation[index]
-        return Hypotheses(self.poses[index], self.energy[index], translation)
+        return replace(self, poses=self.poses[index], energy=self.energy[index], translation=translation)
 
     def first(self, m: int) -> Hypotheses:
         """The first m hypotheses of everyone, as if no more had been drawn."""
         translation = None if self.translation is None else self.translation[:, :m]
-        return Hypotheses(self.poses[:, :m], self.energy[:, :m], translation)
+        return replace(self, poses=self.poses[:, :m], energy=self.energy[:, :m], translation=translation)
 
     def to(self, *args: Any, **kwargs: Any) -> Hypotheses:
         """Same meaning as `Tensor.to`."""
@@ -75,9 +77,9 @@ class Hypotheses:
         """The one answer to give, and how wrong it may be.
 
         The answer is the mean pose: its error is never above the mean error of the hypotheses, since
-        distances are convex. The expected error supposes that the truth is one more draw: it is the mean
-        distance of the hypotheses from their mean times sqrt((m + 1) / (m - 1)), since the mean was fitted to
-        them and not to the truth.
+        distances are convex. Were the truth one more draw, its error would be the mean distance of the
+        hypotheses from their mean times sqrt((m + 1) / (m - 1)), since the mean was fitted to them and not to
+        the truth. The expected error is the root of the sum of the squares of that and of `doubt`.
 
         Returns:
             poses (B, 17, 3) metres and expected error (B,) metres, mean over joints; NaN for one hypothesis.
@@ -86,7 +88,7 @@ class Hypotheses:
         mean = self.mean()
         spread = (self.poses - mean[:, None]).norm(dim=-1).mean((1, 2))
         factor = ((m + 1) / (m - 1)) ** 0.5 if m > 1 else float("nan")
-        return mean, spread * factor
+        return mean, (spread * factor).square().add(self.doubt**2).sqrt()
 
     def _chosen(self, index: Tensor) -> Tensor:
         return self.poses[torch.arange(len(self.poses), device=index.device), index]

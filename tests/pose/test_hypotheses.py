@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -37,6 +39,19 @@ def test_expected_error_is_right_when_the_truth_is_one_more_draw(m):
     pose, expected = Hypotheses(draws[:, 1:], torch.zeros(4000, m)).recommended()
     error = (pose - draws[:, 0]).norm(dim=-1).mean()
     assert abs(expected.mean() / error - 1) < 0.01
+
+
+def test_doubt_adds_to_the_expected_error_and_follows_people():
+    h = hypotheses()
+    spread = h.recommended()[1]
+    doubtful = replace(h, doubt=0.3)
+    for found, wanted in (
+        (doubtful, spread),
+        (doubtful[1:], spread[1:]),
+        (doubtful.to(torch.float64), spread),
+    ):
+        assert torch.allclose(found.recommended()[1].float(), (wanted**2 + 0.09).sqrt())
+    assert doubtful.first(3).doubt == 0.3
 
 
 def test_one_hypothesis_does_not_know_its_error():
