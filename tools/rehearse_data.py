@@ -9,8 +9,10 @@ Writes OUTPUT/rehearsal.json and rehearsal.svg beside the set, the prompts and t
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,7 @@ import typer
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 
+ROOT = Path(__file__).resolve().parents[1]  # of the repository
 CONFIG = "configs/data_gen/shapes.yaml"
 INTERVAL = 0.5  # seconds between looks at the memory
 _WIDTH, _HEIGHT, _MARGIN = 900, 300, 46
@@ -48,42 +51,49 @@ class Step:
 def run_step(name: str, command: list[str], folder: Path) -> Step:
     """Run a command to its end, looking at its memory and at the shards in `folder`.
 
+    What it says on stderr is passed on when it has ended.
+
     Raises:
         UserError: when it fails.
     """
     import psutil
 
     step, start = Step(name), time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
-    root = psutil.Process(process.pid)
-    while process.poll() is None:
-        megabytes = 0.0
+    # Files, because a pipe that nobody reads fills up and blocks the command.
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as said:
+        with subprocess.Popen([sys.executable, *command], stdout=printed, stderr=said, cwd=ROOT) as process:
+            root = psutil.Process(process.pid)
+            while process.poll() is None:
+                megabytes = 0.0
+                try:
+                    for p in (root, *root.children(recursive=True)):
+                        megabytes += p.memory_info().rss / 1e6
+                except psutil.Error:  # one has just ended
+                    pass
+                shards = len(list(folder.glob("pictures-*.json")))
+                step.curve.append((round(time.perf_counter() - start, 1), round(megabytes, 1), shards))
+                time.sleep(INTERVAL)
+        step.seconds = round(time.perf_counter() - start, 1)
+        step.megabytes = max((m for _, m, _ in step.curve), default=0.0)
+        printed.seek(0)
+        said.seek(0)
+        sys.stderr.write(said.read())
+        if process.returncode:
+            raise UserError(f"{name} ended with exit code {process.returncode}: see what it said above")
         try:
-            for p in (root, *root.children(recursive=True)):
-                megabytes += p.memory_info().rss / 1e6
-        except psutil.Error:  # one has just ended
-            pass
-        shards = len(list(folder.glob("pictures-*.json")))
-        step.curve.append((round(time.perf_counter() - start, 1), round(megabytes, 1), shards))
-        time.sleep(INTERVAL)
-    step.seconds = round(time.perf_counter() - start, 1)
-    step.megabytes = max(m for _, m, _ in step.curve)
-    printed = process.stdout.read() if process.stdout else ""
-    if process.returncode:
-        raise UserError(f"{name} ended with exit code {process.returncode}: see what it said above")
-    try:
-        step.output = json.loads(printed)
-    except ValueError:
-        step.output = {}
+            step.output = json.loads(printed.read())
+        except ValueError:
+            step.output = {}
     return step
 
 
 def rehearse(output: Path, count: int, processes: int, seed: int = 0) -> list[Step]:
-    """Run every step in a new folder.
+    """Run every step in a new folder, which goes again when a step fails before any shard is finished.
 
     Raises:
-        UserError: when the folder holds a set already, or a step fails.
+        UserError: when the folder is there already, or a step fails.
     """
+    output = output.absolute()
     if output.exists():
         raise UserError(f"{output} is there already: delete it or give another folder")
     prompts, folder = output / "prompts.jsonl", output / "set"
@@ -104,7 +114,14 @@ def rehearse(output: Path, count: int, processes: int, seed: int = 0) -> list[St
         "verify": ["-m", "data_gen", "verify", str(folder), f"--threads={processes}", "--json"],
         "stats": ["-m", "data_gen", "stats", str(folder), f"-o{output / 'stats.html'}", "--json"],
     }
-    return [run_step(name, command, folder) for name, command in commands.items()]
+    try:
+        return [run_step(name, command, folder) for name, command in commands.items()]
+    except BaseException:
+        if any(folder.glob("pictures-*.json")):  # worth a look
+            print(f"{output} is kept: delete it before the next rehearsal", file=sys.stderr)
+        else:
+            shutil.rmtree(output, ignore_errors=True)
+        raise
 
 
 def summary(steps: list[Step]) -> dict[str, Any]:

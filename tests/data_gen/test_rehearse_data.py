@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 import typer
@@ -17,8 +18,9 @@ def command(*words):
     return CliRunner().invoke(app, [str(w) for w in words])
 
 
-def test_every_step_runs_and_is_measured(tmp_path):
-    output = tmp_path / "rehearsal"
+def test_every_step_runs_and_is_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # from any folder, to a relative one
+    output = Path("rehearsal")
     result = command(output, "--count", 30, "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
@@ -47,6 +49,28 @@ def test_curve_follows_memory_and_shards():
     assert summary([steps[0], Step("x"), Step("verify", output={"ok": True}), steps[-1]])["verified"] is True
 
 
-def test_a_step_that_fails_is_named(tmp_path):
+def test_a_step_that_fails_is_named_and_heard(tmp_path, capsys):
+    words = "import sys; print('no room', file=sys.stderr); raise SystemExit(3)"
     with pytest.raises(rehearse_data.UserError, match="prompts ended with exit code 3"):
-        run_step("prompts", ["-c", "raise SystemExit(3)"], tmp_path)
+        run_step("prompts", ["-c", words], tmp_path)
+    assert capsys.readouterr().err == "no room\n"
+
+
+def test_a_step_may_print_much(tmp_path):
+    step = run_step("prompts", ["-c", "print('[' + '1, ' * 300_000 + '1]')"], tmp_path)
+    assert len(step.output) == 300_001
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_failure_leaves_no_folder_but_one_with_pictures(tmp_path, monkeypatch, finished):
+    def fail(name, command, folder):
+        if name == "synthesize":
+            raise rehearse_data.UserError("no room")
+        folder.mkdir(parents=True)
+        if finished:
+            (folder / "pictures-00000.json").touch()
+
+    monkeypatch.setattr(rehearse_data, "run_step", fail)
+    result = command(tmp_path / "rehearsal")
+    assert result.exit_code == 2 and "no room" in result.stderr
+    assert (tmp_path / "rehearsal").exists() == finished == ("is kept" in result.stderr)
