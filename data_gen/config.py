@@ -21,6 +21,7 @@ FREE = {
     "output",
     "prompts",
     "device",
+    "batch_size",
     "matte.workers",
     "model.attention",
     "model.offload",
@@ -75,11 +76,14 @@ def check_options(storage: Storage, options: Mapping[str, Any], write: bool) -> 
     Args:
         storage: of the set.
         options: flat and JSON-able.
-        write: store them when there are none; only one process may.
+        write: store them when no picture has been made with others; only one process may.
 
     Raises:
         UserError: naming the first option that differs.
     """
+    if write and not started(storage):  # what failed before its first picture binds nobody
+        storage.write(OPTIONS, json.dumps(dict(options), indent=2, default=str) + "\n")
+        return
     if not storage.exists(OPTIONS):
         # Ranks with no way to talk may have finished shards before rank 0 begins.
         shards = finished_shards(storage)
@@ -96,6 +100,11 @@ def check_options(storage: Storage, options: Mapping[str, Any], write: bool) -> 
                 f"{storage} was started with other options: {key} was {_shown(before, key)}, now "
                 f"{_shown(now, key)}; use those, give another output, or delete {storage}"
             )
+
+
+def started(storage: Storage) -> bool:
+    """Whether some of a set's pictures have been made."""
+    return bool(finished_shards(storage) or storage.names("parts"))
 
 
 def read_options(storage: Storage) -> dict[str, Any]:

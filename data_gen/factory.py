@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from data_gen.config import check_options
+from data_gen.config import check_options, started
 from data_gen.index import write_index
 from data_gen.job import PROMPTS, Job, Workshop
 from data_gen.line import Line
@@ -72,7 +72,7 @@ def _prepare(job: Job, ranks: Ranks) -> None:
     job.storage.check_writable(f".rank-{ranks.rank}.tmp")
     if ranks.rank == 0:
         check_options(job.storage, job.options, write=True)
-        if not job.storage.exists(PROMPTS):
+        if not started(job.storage) or not job.storage.exists(PROMPTS):
             with TemporaryDirectory(prefix="dd3g-") as scratch:
                 write_prompts(Path(scratch) / PROMPTS, job.prompts)
                 job.storage.write(PROMPTS, (Path(scratch) / PROMPTS).read_bytes())
@@ -122,6 +122,7 @@ def _settle(
     drawn = 0
     while True:
         now = plan(job)
+        ranks.wait()  # until all have planned: what one replaces must not change another's plan
         if now.unfinished:
             return f"{_shards(now.unfinished)} of other ranks to be made: {AGAIN}", drawn
         if not now.losers:

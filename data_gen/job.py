@@ -81,7 +81,7 @@ class Job:
         filters: thresholds.
         seed: of the run.
         shard_size: prompts a shard.
-        batch_size: pictures drawn at once.
+        batch_size: pictures drawn at once; decides nothing about them.
         attempts: tries a prompt.
         device: where learned filters run, as `dd3g.device.find_device` takes it.
     """

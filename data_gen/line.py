@@ -1,9 +1,10 @@
 """The line of one shard: draw, matte, filter, commit; killed at any moment, it goes on to the same bytes.
 
 Every prompt is tried until a picture passes or no attempt is left. Tries come in waves: all prompts of the
-shard in order, then those that were rejected, and so on. A wave is cut into batches, and a batch that is
-through is committed as one small tar, a part. What comes next is a function of the parts alone, so a line
-that starts again after kill -9 loses what was in flight, draws exactly that again, and nothing else.
+shard in order, then those that were rejected, and so on. A wave is cut into batches, whose size may change
+from run to run, and a batch that is through is committed as one small tar, a part. What comes next is a
+function of the parts alone, so a line that starts again after kill -9 loses what was in flight, draws exactly
+that again, and nothing else.
 """
 
 from __future__ import annotations
@@ -89,12 +90,19 @@ class Line:
         accepted: dict[str, str] = {}  # id -> name of the part that holds it
         number = 0
         while wave := self._wave(tries):
+            done: list[dict[str, Any]] = []
+            at = 0  # of the first try in the wave that is not through
+            for journal in journals[number:]:
+                if at == len(wave):
+                    break
+                # Its batch may have had another size.
+                size = max(1, len(journal["verdicts"]))
+                self.parts.check(wave[at : at + size], journal)
+                done.append(journal)
+                at += size
             size = self.job.batch_size
-            batches = [wave[i : i + size] for i in range(0, len(wave), size)]
-            done = journals[number : number + len(batches)]
-            for batch, journal in zip(batches, done, strict=False):
-                self.parts.check(batch, journal)
-            rest = self._produce(batches[len(done) :], round, number + len(done))
+            batches = [wave[i : i + size] for i in range(at, len(wave), size)]
+            rest = self._produce(batches, round, number + len(done))
             for journal in chain(done, rest):
                 for verdict in journal["verdicts"]:
                     if verdict["reason"]:

@@ -122,7 +122,7 @@ class Parts:
                 try:
                     [last] = [i for i in range(len(shards)) if shards.key(i) == JOURNAL]
                     found.append(json.loads(shards[last]["json"]))
-                    made_with = found[-1]["options"]
+                    made_with, _ = found[-1]["options"], len(found[-1]["verdicts"])
                 except (ValueError, KeyError, TypeError) as error:
                     raise self.unusable(f"{name} holds no verdicts") from error
             if made_with != self.job.fingerprint:

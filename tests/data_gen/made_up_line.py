@@ -72,6 +72,7 @@ def job(folder, count=20, workshop=None, **more):
     filters = FilterConfig(duplicate_distance=more.pop("distance", 0))
     settings = {"seed": 0, "shard_size": 8, "batch_size": 3, "attempts": 3} | more
     options = {"count": count, "filters.duplicate_distance": filters.duplicate_distance} | settings
+    del options["batch_size"]
     workshop = workshop or Log()
     return Job(Storage(folder), prompts(count), options, workshop.open, filters, **settings)
 

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +254,49 @@ def test_a_damaged_sidecar_is_named(filters, tmp_path):
         made(tmp_path)
 
 
+@dataclass(frozen=True)
+class Threads(Ranks):
+    """Ranks of one launch as threads of this process."""
+
+    barrier: threading.Barrier | None = None
+
+    def wait(self):
+        self.barrier.wait(timeout=10)
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_a_rank_that_plans_late_meets_the_others(filters, tmp_path, reference, monkeypatch, slow):
+    """It finds what the others have replaced already, and would skip a round of waiting."""
+    barrier, plans, late = threading.Barrier(2), {0: [], 1: []}, threading.local()
+
+    def planned(one):
+        time.sleep(0.2 if late.rank == slow else 0)
+        plans[late.rank].append(plan(one))
+        return plans[late.rank][-1]
+
+    monkeypatch.setattr("data_gen.factory.plan", planned)
+
+    def work(rank):
+        late.rank = rank
+        return run(job(tmp_path, 40, distance=DISTANCE), Threads(rank, 2, barrier=barrier), quiet())
+
+    with ThreadPoolExecutor(2) as pool:
+        reports = list(pool.map(work, range(2)))
+    assert plans[0] == plans[1] and len(plans[0]) > 2
+    assert all(report["complete"] for report in reports)
+    assert contents(tmp_path) == contents(reference[0])
+
+
+def test_what_failed_before_the_first_picture_binds_nobody(shapes, tmp_path, capsys):
+    folder = tmp_path / "set"
+    (tmp_path / "other.txt").write_text("another thing")
+    typo = ["model.path=shaped", f"prompts={tmp_path / 'other.txt'}"]
+    assert main(command(folder, *typo)) == 2
+    assert "shaped" in capsys.readouterr().err and list(folder.glob("options.json"))
+    assert main(command(folder)) == 0
+    assert contents(folder) == contents(shapes)
+
+
 def test_plan_waits_for_all_shards(filters, tmp_path):
     one = job(tmp_path, 40)
     assert plan(one).unfinished == [0, 1, 2, 3, 4]
@@ -333,7 +378,7 @@ def test_what_must_be_set(tmp_path):
 
 def test_where_and_how_fast_may_change(shapes, capsys):
     before = contents(shapes)
-    assert main(command(shapes, "device=auto", "matte.workers=2", "model.offload=model")) == 0
+    assert main(command(shapes, "device=auto", "batch_size=7", "matte.workers=2", "model.offload=model")) == 0
     assert contents(shapes) == before
 
 
