@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from data_gen.mattes import Matted
 
 SIDE = 128  # pixels a side at which form, colour and sharpness are measured
-SOLID = 128  # alpha of 255 from which a pixel belongs to the object
+OBJECT = 128  # alpha of 255 from which a pixel belongs to the object
 _CLEAR, _OPAQUE = 26, 230  # alpha of 255 between which a pixel is neither background nor object
 _INSIDE = 250  # alpha of 255 from which a colour is free of the background's
 _BLUR = 5  # pixels
 _FLAT = 1.0  # mean squared step of luminance from pixel to pixel below which sharpness cannot be judged
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 
+UNSAFE = "unsafe"
 # Reason code -> (score, threshold, what is wrong); judged in this order. A score below its min_ threshold or
 # above its max_ threshold rejects.
 RULES = {
@@ -36,9 +37,17 @@ RULES = {
     "contrast": ("contrast", "min_contrast", "the object has hardly any light and shade"),
     "grey": ("colourfulness", "min_colourfulness", "the object has hardly any colour"),
     "garish": ("colourfulness", "max_colourfulness", "the colours are overdone"),
-    "unsafe": ("unsafe", "max_unsafe", "the safety checker objects"),
+    UNSAFE: ("unsafe", "max_unsafe", "the safety checker objects"),
     "clip": ("clip", "min_clip", "the picture does not show what the prompt says"),
     "ugly": ("aesthetic", "min_aesthetic", "the aesthetic score is low"),
+}
+# Thresholds that may lie elsewhere than in 0..1.
+RANGES = {
+    "min_contrast": (0.0, 127.5),
+    "min_colourfulness": (0.0, math.inf),
+    "max_colourfulness": (0.0, math.inf),
+    "min_clip": (-1.0, 1.0),
+    "min_aesthetic": (-math.inf, math.inf),
 }
 # What the line itself finds, beside the rules.
 UNREADABLE = "unreadable"
@@ -81,8 +90,16 @@ class FilterConfig:
 
     def __post_init__(self) -> None:
         for _, name, _ in RULES.values():
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be a number, got {getattr(self, name)}")
+            value, (low, high) = getattr(self, name), RANGES.get(name, (0.0, 1.0))
+            if not math.isfinite(value):
+                raise ValueError(f"{name} must be a number, got {value}")
+            if not low <= value <= high:
+                limits = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low:g}"
+                raise ValueError(f"{name} must be {limits}, got {value:g}")
+        for name in ("coverage", "colourfulness"):
+            low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+            if low > high:
+                raise ValueError(f"min_{name} {low:g} is above max_{name} {high:g}: no picture could pass")
         if not -1 <= self.duplicate_distance <= 62:
             raise ValueError(f"duplicate_distance must be from -1 to 62, got {self.duplicate_distance}")
         if not self.clip and (self.aesthetic or self.safety.endswith(".safetensors")):
@@ -108,7 +125,7 @@ def measure(matted: Matted) -> dict[str, float]:
     `coverage` and `border` are of the picture as drawn, `soft` of the framed matte, the others of the framed
     picture at 128 pixels. Their ranges stand in `FilterConfig`.
     """
-    solid = matted.alpha >= SOLID  # (H, W)
+    solid = matted.alpha >= OBJECT  # (H, W)
     edge = np.concatenate([solid[0], solid[-1], solid[1:-1, 0], solid[1:-1, -1]])
     alpha = matted.rgba[..., 3]
     present = alpha >= _CLEAR
@@ -135,7 +152,7 @@ def _form(alpha: NDArray[np.uint8]) -> dict[str, float]:
     """Scores of an object's outline, (S, S)."""
     from scipy.ndimage import distance_transform_cdt, label
 
-    mask = alpha >= SOLID
+    mask = alpha >= OBJECT
     if not mask.any():
         return {"main": 0.0, "aspect": 0.0, "fill": 0.0, "thickness": 0.0}
     # Down to faint pixels: thin parts, such as a chair's legs, are faint at this size.

@@ -173,6 +173,12 @@ def test_every_reason_has_a_sentence():
     ("options", "words"),
     [
         ({"max_soft": float("nan")}, "max_soft must be a number"),
+        ({"min_main": 90}, "min_main must be from 0 to 1, got 90"),
+        ({"max_unsafe": -0.1}, "max_unsafe must be from 0 to 1, got -0.1"),
+        ({"min_contrast": 200}, "min_contrast must be from 0 to 127.5, got 200"),
+        ({"max_colourfulness": -1}, "max_colourfulness must be at least 0, got -1"),
+        ({"min_clip": 25}, "min_clip must be from -1 to 1, got 25"),
+        ({"min_coverage": 0.9}, "min_coverage 0.9 is above max_coverage 0.85"),
         ({"duplicate_distance": 63}, "duplicate_distance must be from -1 to 62, got 63"),
         ({"aesthetic": "head.safetensors"}, "set clip as well"),
         ({"safety": "head.safetensors"}, "set clip as well"),
