@@ -44,7 +44,7 @@ class Shapes:
         """Read `height` (or `width`) and, in `call_options`, `faulty` and `repeated`.
 
         Raises:
-            UserError: for a key that means nothing here.
+            UserError: for a key that means nothing here, and a share that is none.
         """
         default = ModelConfig()
         known = {"path", "height", "width", "call_options", "dtype"}
@@ -56,6 +56,9 @@ class Shapes:
             raise UserError(f"the model {SHAPES} does not take {', '.join(other)}: leave it out")
         if config.height and config.width and config.height != config.width:
             raise UserError(f"the model {SHAPES} draws squares, not {config.width}x{config.height}")
+        for key, value in config.call_options.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise UserError(f"model.call_options.{key} must be a share from 0 to 1, got {value!r}")
         return cls(config.height or config.width or SIDE, **config.call_options)
 
     def draw(self, texts: list[str], seeds: list[int]) -> list[Image.Image]:

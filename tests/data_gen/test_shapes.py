@@ -72,6 +72,8 @@ def test_side_and_shares_are_keys_of_the_config():
         ({"scheduler": "DDIMScheduler"}, "does not take scheduler"),
         ({"call_options": {"sharpness": 1}}, "does not take call_options.sharpness"),
         ({"height": 64, "width": 32}, "squares, not 32x64"),
+        ({"call_options": {"faulty": "abc"}}, "call_options.faulty must be a share from 0 to 1, got 'abc'"),
+        ({"call_options": {"repeated": 2}}, "call_options.repeated must be a share from 0 to 1, got 2"),
     ],
 )
 def test_keys_without_meaning_are_refused(keys, message):
