@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, linear, normalize
 
 from data_gen.filters import FilterConfig
-from dd3g.errors import UserError
+from dd3g.errors import UserError, first_line
 
 WEIGHTS = ".safetensors"
 # Of the pictures CLIP was trained on, as channels of 0..1.
@@ -104,7 +104,7 @@ class _Clip:
                 raise ValueError("it knows no words")
         except Exception as error:  # of any type, from files of any kind
             raise UserError(
-                f"clip {folder}: its tokenizer cannot be read ({_first_line(error)}): copy vocab.json and "
+                f"clip {folder}: its tokenizer cannot be read ({first_line(error)}): copy vocab.json and "
                 "merges.txt, or tokenizer.json, beside the weights"
             ) from error
 
@@ -155,7 +155,7 @@ def _load(kind: Any, folder: str, key: str, what: str) -> Any:
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # the loaders raise nearly every type on damaged files
-        raise UserError(f"{key} {folder} cannot be loaded ({_first_line(error)}): give {what}") from error
+        raise UserError(f"{key} {folder} cannot be loaded ({first_line(error)}): give {what}") from error
     # Otherwise parts of another kind of model would go on with random weights.
     if lacking := sorted(info["missing_keys"]) + [str(k) for k in info.get("mismatched_keys", [])]:
         raise UserError(f"{key} {folder} is not {what}: its weights lack {lacking[0]}")
@@ -178,7 +178,7 @@ def _head(path: str, clip: _Clip | None, device: torch.device) -> list[tuple[Ten
     try:
         weights = load_file(path)
     except Exception as error:  # safetensors has its own type
-        raise UserError(f"{path} cannot be read ({_first_line(error)}): copy it again") from error
+        raise UserError(f"{path} cannot be read ({first_line(error)}): copy it again") from error
     names = sorted((k for k in weights if k.endswith("weight")), key=_numbers)
     layers = [(weights[k].float(), weights.get(k.removesuffix("weight") + "bias")) for k in names]
     shapes = [tuple(w.shape) for w, _ in layers]
@@ -200,7 +200,3 @@ def _apply(layers: list[tuple[Tensor, Tensor | None]], features: Tensor) -> Tens
 
 def _numbers(name: str) -> list[int]:
     return [int(n) for n in re.findall(r"\d+", name)]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from PIL import Image
 
@@ -28,15 +30,16 @@ class PictureModel(Protocol):
     licence: str
     has_alpha: bool
 
-    def draw(self, texts: list[str], seeds: list[int]) -> list[Image.Image]:
-        """One picture a text.
+    def draw(self, texts: list[str], seeds: list[int]) -> Sequence[Image.Image | str]:
+        """One picture a text, or why there is none.
 
         Args:
             texts: prompts.
             seeds: one a text; a picture is a function of its text and seed, whatever else is in the batch.
 
         Returns:
-            RGB pictures, or RGBA with straight alpha when `has_alpha`.
+            RGB pictures, or RGBA with straight alpha when `has_alpha`; in place of a picture that must not
+            be kept, one of the codes in `data_gen.filters.REASONS`, such as "unsafe".
         """
         ...
 
@@ -62,7 +65,7 @@ class ModelConfig:
     offload: str = "none"  # "model" or "sequential": weights wait in the CPU's memory, slower, far less VRAM
     vae_tiling: bool = False  # decode large pictures in tiles
     vae_slicing: bool = False  # decode a batch one by one
-    safety_checker: bool = True  # of the pipelines that have one; it turns what it flags black
+    safety_checker: bool = True  # of the pipelines that have one; what it flags is rejected as unsafe
 
     def __post_init__(self) -> None:
         for name, choices in (("dtype", DTYPES), ("attention", ATTENTIONS), ("offload", OFFLOADS)):

@@ -6,6 +6,7 @@ transformers (or be ours), and weights must be safetensors.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.pictures import ModelConfig
-from dd3g.errors import UserError
+from dd3g.errors import UserError, first_line
 
 INDEX = "model_index.json"
 CARD = "README.md"
 # Pipelines of this package, which diffusers does not export, by class name.
 OWN = {"TinyRgbaPipeline": "data_gen.tiny"}
+_PIECES, _PIECE = 1024, 4096  # of a large file of weights, and bytes, that its fingerprint reads
 _NEEDED = ("prompt", "generator", "output_type", "height", "width")
 _VIDEO = ("num_frames", "frames", "video", "video_length")
 _NAME = re.compile(r"[\w-]+(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors")
@@ -31,7 +33,8 @@ def find_folder(config: ModelConfig) -> tuple[Path, str]:
     """The local folder of the pipeline, fetched from the hub when `config.path` is no folder.
 
     Returns:
-        The folder, and the name for records: the folder's, or the hub id with the commit.
+        The folder, and the name for records: the hub id with the commit, or the pipeline's class, the
+        folder's name and the fingerprint of what it holds.
 
     Raises:
         UserError: when there is no such folder or repository, the hub does not answer, or it is no
@@ -39,8 +42,8 @@ def find_folder(config: ModelConfig) -> tuple[Path, str]:
     """
     path = Path(config.path).expanduser()
     if path.is_dir():
-        read_index(path)
-        return path, path.resolve().name
+        kind = read_index(path)["_class_name"]
+        return path, f"{kind}/{path.resolve().name}@{folder_fingerprint(path)}"
     if path.exists():
         raise UserError(
             f"{path} is a file, not a pipeline's folder: load it once with diffusers' from_single_file and "
@@ -82,6 +85,30 @@ def read_index(folder: Path) -> dict[str, Any]:
         )
     pipeline_class(name)
     return index
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Hash of a pipeline's folder, 8 hex digits, whatever its place: another one for retrained weights.
+
+    Configs count whole; of each file of weights its size and 4 MiB spread over it, so that even the largest
+    take milliseconds.
+    """
+    sha = hashlib.sha256()
+    parts = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    files = [folder / INDEX, *(f for part in parts for f in sorted((folder / part).iterdir()))]
+    for file in files:
+        if file.suffix not in (".json", ".safetensors") or not file.is_file():
+            continue
+        size = file.stat().st_size
+        sha.update(f"{file.relative_to(folder).as_posix()} {size}\n".encode())
+        with open(file, "rb") as stream:
+            if file.suffix == ".json" or size <= _PIECES * _PIECE:
+                sha.update(stream.read())
+                continue
+            for i in range(_PIECES):
+                stream.seek(i * (size - _PIECE) // (_PIECES - 1))
+                sha.update(stream.read(_PIECE))
+    return sha.hexdigest()[:8]
 
 
 def pipeline_class(name: str) -> type:
@@ -224,10 +251,9 @@ def _fetch(config: ModelConfig) -> Path:
     except Exception as e:  # the hub's client raises what its transport raises
         if isinstance(e, OSError) and e.errno is not None:  # disk full, no permission
             raise UserError(f"{config.path} could not be stored in the hub's cache: {e.strerror}") from e
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise UserError(
-            f"{config.path} could not be had from the hub ({reason}): {advice} and the network, or give the "
-            "folder of a pipeline on this machine"
+            f"{config.path} could not be had from the hub ({first_line(e)}): {advice} and the network, or give "
+            "the folder of a pipeline on this machine"
         ) from e
 
 

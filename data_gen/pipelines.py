@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from data_gen.filters import UNSAFE
 from data_gen.pictures import ModelConfig
 from data_gen.pipeline_folders import (
     check_parts,
@@ -21,7 +22,7 @@ from data_gen.pipeline_folders import (
     read_index,
     read_licence,
 )
-from dd3g.errors import UserError
+from dd3g.errors import UserError, first_line
 
 # Keys of ModelConfig -> arguments of the pipelines' call.
 ARGUMENTS = {
@@ -69,8 +70,10 @@ class DiffusersModel:
 
     @_quiet()
     @torch.no_grad()
-    def draw(self, texts: list[str], seeds: list[int]) -> list[Image.Image]:
-        """Pictures as `PictureModel.draw`; the same in any batch but for rounding (1-2 grey levels).
+    def draw(self, texts: list[str], seeds: list[int]) -> list[Image.Image | str]:
+        """As `PictureModel.draw`; the same in any batch but for rounding (1-2 grey levels).
+
+        What the pipeline's own safety checker flags, and turns black, is given as the reason "unsafe".
 
         Raises:
             UserError: when the pipeline refuses its arguments or the device runs out of memory.
@@ -90,14 +93,15 @@ class DiffusersModel:
                 "set model.vae_slicing=true or model.offload=model"
             ) from e
         except (ValueError, TypeError, AssertionError) as e:
-            raise UserError(f"{self.name} does not draw with these options: {_first_line(e)}") from e
+            raise UserError(f"{self.name} does not draw with these options: {first_line(e)}") from e
         pictures = list(getattr(result, "images", ()))
         if len(pictures) != len(texts) or not all(isinstance(p, Image.Image) for p in pictures):
             raise UserError(
                 f"{self.name} gave no pictures: {type(self.pipeline).__name__} is of another task"
             )
         mode = "RGBA" if self.has_alpha else "RGB"
-        return [p if p.mode == mode else p.convert(mode) for p in pictures]
+        flags = getattr(result, "nsfw_content_detected", None) or [False] * len(pictures)
+        return [UNSAFE if flag else p.convert(mode) for p, flag in zip(pictures, flags, strict=True)]
 
 
 @_quiet()
@@ -124,7 +128,7 @@ def load_pipeline(config: ModelConfig, device: torch.device) -> DiffusersModel:
         pipeline = cls.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **keys)
     except Exception as e:  # each part's loader has errors of its own
         missing = f": pip install {e.name}" if isinstance(e, ImportError) and e.name else ""
-        raise UserError(f"{folder} cannot be loaded as {cls.__name__} ({_first_line(e)}){missing}") from e
+        raise UserError(f"{folder} cannot be loaded as {cls.__name__} ({first_line(e)}){missing}") from e
     _set_memory(pipeline, config, device)
     pipeline.set_progress_bar_config(disable=True)
     return DiffusersModel(pipeline, arguments, name, config.licence or read_licence(folder))
@@ -224,7 +228,7 @@ def make_scheduler(folder: Path, index: dict[str, Any], config: ModelConfig) -> 
         levels = cls.load_config(str(folder), subfolder="scheduler")
         return cls.from_config(levels, **config.scheduler_options)
     except (OSError, ImportError, ValueError, NotImplementedError) as e:
-        raise UserError(f"the scheduler {name} cannot be made: {_first_line(e)}") from e
+        raise UserError(f"the scheduler {name} cannot be made: {first_line(e)}") from e
 
 
 def _set_memory(pipeline: Any, config: ModelConfig, device: torch.device) -> None:
@@ -241,7 +245,7 @@ def _set_memory(pipeline: Any, config: ModelConfig, device: torch.device) -> Non
             pipeline.enable_xformers_memory_efficient_attention()
     except Exception as e:
         raise UserError(
-            f"model.attention=xformers cannot be used here ({_first_line(e)}): leave it out, and PyTorch's "
+            f"model.attention=xformers cannot be used here ({first_line(e)}): leave it out, and PyTorch's "
             "own attention is used"
         ) from e
     try:
@@ -255,7 +259,3 @@ def _set_memory(pipeline: Any, config: ModelConfig, device: torch.device) -> Non
         raise UserError(
             f"the model does not fit on {device}: set model.offload=model, or dtype=bfloat16"
         ) from e
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

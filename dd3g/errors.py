@@ -3,3 +3,8 @@
 
 class UserError(Exception):
     """What the user can put right: the message names the wrong value, a right one, and the next step."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line; its kind when it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

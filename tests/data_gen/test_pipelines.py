@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,10 +15,11 @@ import tiny_pipelines
 import torch
 from huggingface_hub import errors
 from omegaconf import OmegaConf
+from PIL import Image
 
-from data_gen import pipelines
+from data_gen import pipeline_folders, pipelines
 from data_gen.pictures import ModelConfig, load_model
-from data_gen.pipeline_folders import INDEX, find_folder, pipeline_class
+from data_gen.pipeline_folders import INDEX, find_folder, folder_fingerprint, pipeline_class
 from dd3g.errors import UserError
 
 CPU = torch.device("cpu")
@@ -75,7 +77,8 @@ def edit(folder, change):
 )
 def test_a_picture_is_the_same_alone_and_in_a_batch(folders, kind, licence, keys):
     model = load(folders[kind], **keys)
-    assert (model.name, model.licence, model.has_alpha) == (kind, licence, False)
+    name = f"{type(model.pipeline).__name__}/{kind}@{folder_fingerprint(folders[kind])}"
+    assert (model.name, model.licence, model.has_alpha) == (name, licence, False)
     batch = model.draw(TEXTS, [1, 2, 3])
     assert [(p.mode, p.size) for p in batch] == [("RGB", (32, 32))] * 3
     for again in (model, load(folders[kind], **keys)):
@@ -161,11 +164,50 @@ def test_half_precision_on_the_cpu(folders):
 
 def test_the_safety_checker_can_be_left_out_with_its_weights(tmp_path):
     folder = tiny_pipelines.stable_diffusion(tmp_path / "checked", checked=True)
-    flagged = load(folder).draw(["a fox"], [1])[0]
-    assert not pixels(flagged).any()
+    assert load(folder).draw(["a fox", "x"], [1, 2]) == ["unsafe", "unsafe"]
     shutil.rmtree(folder / "safety_checker")
     fails(folder, "lacks the folder safety_checker")
     assert pixels(load(folder, safety_checker=False).draw(["a fox"], [1])[0]).std() > 5
+
+
+def test_what_the_safety_checker_flags_is_unsafe_and_the_rest_drawn(tmp_path):
+    model = load(tiny_pipelines.stable_diffusion(tmp_path / "checked", checked=True))
+    checker = model.pipeline.safety_checker
+    forward = checker.forward
+    checker.forward = lambda **keys: (forward(**keys)[0], [False, True])
+    a, b = model.draw(["a fox", "x"], [1, 2])
+    assert isinstance(a, Image.Image) and b == "unsafe"
+
+
+def test_a_retrained_or_changed_folder_has_another_name(copy, tmp_path):
+    config = ModelConfig(path=str(copy))
+    first = find_folder(config)[1]
+    assert re.fullmatch(r"StableDiffusionPipeline/copy@[0-9a-f]{8}", first)
+    (copy / "README.md").write_text("# other words")
+    moved = shutil.copytree(copy, tmp_path / "elsewhere" / "copy")
+    assert find_folder(config)[1] == find_folder(ModelConfig(path=str(moved)))[1] == first
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1  # of the same size and header
+    weights.write_bytes(data)
+    second = find_folder(config)[1]
+    levels = copy / "scheduler" / "scheduler_config.json"
+    levels.write_text(levels.read_text().replace("0.012", "0.013"))
+    assert len({first, second, find_folder(config)[1]}) == 3
+
+
+def test_large_weights_are_told_apart_by_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline_folders, "_PIECES", 4)
+    (tmp_path / "unet").mkdir()
+    (tmp_path / INDEX).write_text("{}")
+    file, found = tmp_path / "unet" / "model.safetensors", set()
+    for place in (None, 0, 33_000, 99_999):  # the last byte counts
+        data = bytearray(100_000)
+        if place is not None:
+            data[place] = 1
+        file.write_bytes(data)
+        found.add(folder_fingerprint(tmp_path))
+    assert len(found) == 4
 
 
 # --- keys that mean nothing --------------------------------------------------------------------------------
@@ -230,7 +272,9 @@ def test_keys_are_refused_before_weights_are_read(folders, monkeypatch):
 
 def test_what_the_pipeline_refuses_is_said(folders):
     model = load(folders["pixart_sigma"], call_options={"clean_caption": False})
-    with pytest.raises(UserError, match="pixart_sigma does not draw with these options: Invalid sample size"):
+    with pytest.raises(
+        UserError, match="pixart_sigma@.* does not draw with these options: Invalid sample size"
+    ):
         model.draw(["a fox"], [1])
 
 

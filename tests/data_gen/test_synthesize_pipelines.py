@@ -68,14 +68,22 @@ def test_a_set_by_a_pipeline(disc, tmp_path, capsys, kind, licence, options):
     card = (tmp_path / "set" / "README.md").read_text()
     assert licence in card
     model = load_model(ModelConfig(path=str(folder), steps=2, call_options=options), torch.device("cpu"))
+    assert model.name.startswith(type(model.pipeline).__name__)
     for i, text in enumerate(TEXTS):
         record = json.loads(shard[i]["json"])
-        assert (record["prompt"], record["model"], record["licence"]) == (text, kind, licence)
+        assert (record["prompt"], record["model"], record["licence"]) == (text, model.name, licence)
         picture = np.asarray(Image.open(io.BytesIO(shard[i]["png"])))
         assert picture.shape == (32, 32, 4)
         # Any picture can be made again from its record alone.
         again = cut_out(model.draw([text], [record["seed"]])[0], MatteConfig(size=32)).rgba
         assert np.abs(again.astype(int) - picture).max() <= 3
+
+
+def test_what_a_pipelines_own_checker_flags_is_missing_as_unsafe(disc, tmp_path, capsys):
+    folder = tiny_pipelines.stable_diffusion(tmp_path / "model", checked=True)
+    assert main(command(tmp_path, folder, "attempts=2")) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["pictures"] == 0 and report["missing"] == {"unsafe": len(TEXTS)}, report
 
 
 def test_a_model_that_will_not_do_is_one_line(disc, tmp_path, capsys):
