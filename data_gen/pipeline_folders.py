@@ -252,8 +252,8 @@ def _fetch(config: ModelConfig) -> Path:
         if isinstance(e, OSError) and e.errno is not None:  # disk full, no permission
             raise UserError(f"{config.path} could not be stored in the hub's cache: {e.strerror}") from e
         raise UserError(
-            f"{config.path} could not be had from the hub ({first_line(e)}): {advice} and the network, or give "
-            "the folder of a pipeline on this machine"
+            f"{config.path} could not be had from the hub ({first_line(e)}): {advice} and the network, or "
+            "give the folder of a pipeline on this machine"
         ) from e
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd3g.cameras import FOVY, RADIUS, Cameras
-from dd3g.errors import UserError
+from dd3g.errors import UserError, first_line
 from dd3g.gaussians import Gaussians
 from dd3g.nn import PictureEncoder, correspond_rgba
 from dd3g.nn.checkpoint import CONFIG, WEIGHTS, build, load_weights, read_config, save_folder
@@ -207,7 +207,7 @@ class Generator(nn.Module):
                 api.create_repo(repo, private=private, exist_ok=True)
                 return str(api.upload_folder(repo_id=repo, folder_path=folder))
             except Exception as error:  # as in `find_weights`
-                raise UserError(f"{repo}: the hub did not take the weights ({_first_line(error)})") from error
+                raise UserError(f"{repo}: the hub did not take the weights ({first_line(error)})") from error
 
     @classmethod
     def from_pretrained(cls, name: str | Path = "nano", device: str | torch.device = "cpu") -> Generator:
@@ -254,15 +254,11 @@ def find_weights(name: str | Path) -> Path:
         try:
             return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"]))
         except Exception as error:  # the hub client raises a family of its own for network, rights and names
-            reason = _first_line(error)
+            reason = first_line(error)
             raise UserError(f"{name}: no such folder, and the hub did not give it ({reason})") from error
     raise UserError(
         f"{name}: no such weights; shipped are {', '.join(shipped())}, or give a folder or a hub id"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def resize(rgba: Tensor, size: int) -> Tensor:
