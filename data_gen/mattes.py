@@ -1,7 +1,11 @@
-"""Drawn pictures -> RGBA pictures framed like those the generator learns from, off the drawing's path."""
+"""Drawn pictures -> RGBA pictures framed like those the generator learns from, off the drawing's path.
+
+Mattes come from the CPU, or from the GPU where onnxruntime-gpu is installed in place of onnxruntime.
+"""
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,15 +23,15 @@ class MatteConfig:
     """How objects are cut out; pictures that come with alpha need no model."""
 
     model: str = "u2netp"  # or another model of rembg, such as isnet-general-use or birefnet-general
-    workers: int = 1  # pictures cut out at a time, one CPU thread each
+    workers: int = 0  # pictures cut out at a time; 0: this process's share of the machine's CPU cores
     decontaminate: bool = True  # take the background's colour out of soft edges
     size: int = 256  # pixels a side of the result
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ValueError("matte model is empty: give u2netp or the name of a model of rembg")
-        if self.workers < 1:
-            raise ValueError(f"matte workers must be at least 1, got {self.workers}")
+        if self.workers < 0:
+            raise ValueError(f"matte workers must be at least 0, got {self.workers}")
         if not 16 <= self.size <= 4096:
             raise ValueError(f"matte size must be between 16 and 4096, got {self.size}")
 
@@ -82,6 +86,12 @@ def cut_out(image: Image.Image, config: MatteConfig) -> Matted | None:
     return Matted(rgba, np.array(matte))
 
 
+def cores_each() -> int:
+    """CPU cores for each of the processes that a launcher started on this machine, at least 1."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
 class MattePool:
     """Cuts out batches of pictures while others are drawn.
 
@@ -94,11 +104,13 @@ class MattePool:
 
     def __init__(self, config: MatteConfig) -> None:
         self.config = config
-        self._pictures = ThreadPoolExecutor(config.workers, "matte")
+        self._pictures = ThreadPoolExecutor(config.workers or cores_each(), "matte")
         self._batches = ThreadPoolExecutor(1, "matte-batch")
 
     def warm(self) -> None:
         """Load the matting model now, so that what it lacks is said before anything is drawn.
+
+        It goes to the GPU of the thread that calls this, which those of the pool would not know.
 
         Raises:
             UserError: when the model is unknown or not on this machine.

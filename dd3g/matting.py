@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
 from typing import Any
 
@@ -13,12 +14,15 @@ from dd3g.models import require_model
 
 
 def predict_matte(image: Image.Image, model: str, threads: int = 0) -> Image.Image:
-    """Ask a matting model what the object is; on CUDA where onnxruntime has it.
+    """Ask a matting model what the object is.
+
+    Where onnxruntime has CUDA (the package onnxruntime-gpu) the model runs on the GPU that torch uses in the
+    thread of the first call, or on the first one.
 
     Args:
         image: RGB.
         model: "auto" or "u2netp", or another model that rembg has.
-        threads: of the CPU for one picture; 0 takes all. Of u2netp only.
+        threads: of the CPU for one picture; 0 takes all. Of u2netp only; the others take OMP_NUM_THREADS.
 
     Returns:
         Matte of the same size, mode L.
@@ -38,10 +42,20 @@ def predict_matte(image: Image.Image, model: str, threads: int = 0) -> Image.Ima
     return Image.fromarray((mask * 255).astype(np.uint8)).resize(image.size, Image.Resampling.LANCZOS)
 
 
-def _providers() -> list[str]:
+def _providers() -> list[Any]:
     from onnxruntime import get_available_providers
 
-    return [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in get_available_providers()]
+    found: list[Any] = []
+    if "CUDAExecutionProvider" in get_available_providers():
+        gpu = _current_gpu()
+        # Plain where it can be: rembg's warning of a CUDA that does not load takes names alone.
+        found = [("CUDAExecutionProvider", {"device_id": gpu}) if gpu else "CUDAExecutionProvider"]
+    return [*found, "CPUExecutionProvider"]
+
+
+def _current_gpu() -> int:
+    torch = sys.modules.get("torch")  # onnxruntime's own default is the first GPU for every process
+    return torch.cuda.current_device() if torch and torch.cuda.is_initialized() else 0
 
 
 @lru_cache(maxsize=1)

@@ -147,6 +147,28 @@ def test_a_pool_gives_what_one_picture_after_another_gives(workers):
             assert np.array_equal(result.rgba, want.rgba) and np.array_equal(result.alpha, want.alpha)
 
 
+@pytest.mark.parametrize(("ranks", "workers"), [(None, 8), ("4", 2), ("3", 2), ("16", 1)])
+def test_processes_of_a_machine_share_its_cores(monkeypatch, ranks, workers):
+    monkeypatch.setattr(mattes.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if ranks:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    with MattePool(MatteConfig()) as pool, MattePool(MatteConfig(workers=5)) as given:
+        assert (pool._pictures._max_workers, given._pictures._max_workers) == (workers, 5)
+
+
+@pytest.mark.parametrize(
+    ("initialized", "wanted"),
+    [(True, ("CUDAExecutionProvider", {"device_id": 3})), (False, "CUDAExecutionProvider")],
+)
+def test_mattes_run_on_the_gpu_that_torch_uses(monkeypatch, initialized, wanted):
+    has = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: has)
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: initialized)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 3)
+    assert matting._providers() == [wanted, "CPUExecutionProvider"]
+
+
 def test_the_one_who_submits_does_not_wait(monkeypatch):
     go = threading.Event()
 
@@ -204,7 +226,7 @@ def test_u2netp_cuts_out_a_disc():
     assert np.array_equal(a.rgba, b.rgba)
 
 
-@pytest.mark.parametrize("keys", [{"workers": 0}, {"size": 8}, {"size": 5000}, {"model": ""}])
+@pytest.mark.parametrize("keys", [{"workers": -1}, {"size": 8}, {"size": 5000}, {"model": ""}])
 def test_bad_values_are_refused(keys):
     with pytest.raises(ValueError, match=f"matte {next(iter(keys))}"):
         MatteConfig(**keys)
