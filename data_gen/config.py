@@ -16,6 +16,8 @@ from data_gen.storage import Storage
 from dd3g.errors import UserError
 
 OPTIONS = "options.json"
+# What commands read from the options.
+_RANGES = {"shard_size": (1, 100_000), "shards": (0, 10**9), "filters.duplicate_distance": (-1, 62)}
 # Where and how fast the work is done; these may change while a set is made.
 FREE = {
     "output",
@@ -121,10 +123,14 @@ def read_options(storage: Storage) -> dict[str, Any]:
         found = json.loads(storage.read(OPTIONS))
         if not isinstance(found, dict):
             raise ValueError("it holds no JSON object")
+        for key, (least, most) in _RANGES.items():
+            value = found.get(key, least)
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(f"{key} is {json.dumps(value)}")
         return found
     except ValueError as error:
         raise UserError(
-            f"{storage}/{OPTIONS} is damaged ({error}): delete it and run the same command again"
+            f"{storage}/{OPTIONS} is damaged ({error}): delete it and run the command that made the set again"
         ) from error
 
 

@@ -6,16 +6,13 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from data_gen.config import check_options, started
 from data_gen.index import write_index
-from data_gen.job import PROMPTS, Job, Workshop
+from data_gen.job import PROMPTS, Job, Workshop, store_prompts
 from data_gen.line import Line
 from data_gen.progress import Progress
-from data_gen.prompt_lists import write_prompts
 from data_gen.ranks import Ranks
 from data_gen.settle import plan
 from data_gen.sidecar import Sidecar, finished_shards, shard_name
@@ -73,9 +70,7 @@ def _prepare(job: Job, ranks: Ranks) -> None:
     if ranks.rank == 0:
         check_options(job.storage, job.options, write=True)
         if not started(job.storage) or not job.storage.exists(PROMPTS):
-            with TemporaryDirectory(prefix="dd3g-") as scratch:
-                write_prompts(Path(scratch) / PROMPTS, job.prompts)
-                job.storage.write(PROMPTS, (Path(scratch) / PROMPTS).read_bytes())
+            store_prompts(job.storage, job.prompts)
     ranks.wait()
     check_options(job.storage, job.options, write=False)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from data_gen.config import fingerprint
 from data_gen.filters import FilterConfig
+from data_gen.prompt_lists import Prompt, read_prompts, write_prompts
 from data_gen.storage import Storage
 
 if TYPE_CHECKING:
@@ -20,10 +23,30 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from data_gen.mattes import Matted
-    from data_gen.prompt_lists import Prompt
 
 
 PROMPTS = "prompts.jsonl"  # in a set: what was asked for
+
+
+def store_prompts(storage: Storage, prompts: Iterable[Prompt]) -> None:
+    """Write the prompts of a set.
+
+    Raises:
+        UserError: when that is refused or the disk is full.
+    """
+    with TemporaryDirectory(prefix="dd3g-") as scratch:
+        write_prompts(Path(scratch) / PROMPTS, prompts)
+        storage.write(PROMPTS, (Path(scratch) / PROMPTS).read_bytes())
+
+
+def stored_prompts(storage: Storage) -> list[Prompt]:
+    """The prompts of a set.
+
+    Raises:
+        UserError: when they are missing or damaged.
+    """
+    with storage.reading(PROMPTS) as [path]:
+        return read_prompts(path, f"delete {storage}/{PROMPTS} and run the command that made the set again")
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from data_gen.config import check_options, read_options
 from data_gen.duplicates import near_duplicates
 from data_gen.filters import DUPLICATE
 from data_gen.index import INDEX, missing_sentence, write_index
-from data_gen.job import PROMPTS
+from data_gen.job import store_prompts, stored_prompts
 from data_gen.progress import Progress
+from data_gen.prompt_lists import Prompt
 from data_gen.sidecar import Sidecar, finished_shards, tally
 from data_gen.storage import Storage
 from dd3g.errors import UserError
@@ -134,11 +135,11 @@ def _choose(sources: Sequence[Storage], distance: int) -> _Choice:
 
 
 def _write_prompts(sources: Sequence[Storage], output: Storage) -> None:
-    lines: dict[str, bytes] = {}
+    prompts: dict[str, Prompt] = {}
     for source in sources:
-        for line in source.read(PROMPTS).splitlines():
-            lines.setdefault(json.loads(line)["id"], line)
-    output.write(PROMPTS, b"".join(line + b"\n" for line in lines.values()))
+        for prompt in stored_prompts(source):
+            prompts.setdefault(prompt.id, prompt)
+    store_prompts(output, prompts.values())
 
 
 def _copy(source: Storage, old: Sidecar, output: Storage, number: int, choice: _Choice) -> None:
@@ -181,7 +182,7 @@ def merge_command(
     start = time.perf_counter()
     sources = [Storage(s) for s in sets]
     if distance is None:
-        distance = int(read_options(sources[0]).get("filters.duplicate_distance", -1))
+        distance = read_options(sources[0]).get("filters.duplicate_distance", -1)
     report = merge(sources, Storage(output), distance, Progress(not as_json))
     report["seconds"] = round(time.perf_counter() - start, 1)
     if as_json:

@@ -14,6 +14,7 @@ from dd3g.io.atomic import replacing
 
 MAX_CHARACTERS = 1000  # text encoders of picture models read a few hundred
 TEXT_KEYS = ("text", "prompt", "caption")  # of a user's jsonl, the first that is there
+_ADVICE = "turn a list of your own into prompts with python -m data_gen prompts --from FILE"
 _ENDS = string.punctuation + string.whitespace
 
 
@@ -66,8 +67,12 @@ def write_prompts(path: str | Path, prompts: Iterable[Prompt]) -> None:
             stream.write(json.dumps(vars(prompt), ensure_ascii=False) + "\n")
 
 
-def read_prompts(path: str | Path) -> list[Prompt]:
+def read_prompts(path: str | Path, advice: str = _ADVICE) -> list[Prompt]:
     """Read what `write_prompts` wrote.
+
+    Args:
+        path: of the file.
+        advice: what to do with a line that is no prompt.
 
     Raises:
         UserError: when it is missing, empty, not such a file, or names an id twice.
@@ -81,10 +86,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
             if not (prompt.id and prompt.id.isascii() and prompt.id.replace("-", "").isalnum()):
                 raise ValueError(f"id {prompt.id!r} is not of letters, digits and hyphens")
         except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{path}, line {number}: no prompt ({error}); turn a list of your own into prompts with "
-                "python -m data_gen prompts --from FILE"
-            ) from error
+            raise UserError(f"{path}, line {number}: no prompt ({error}); {advice}") from error
         if (first := lines.setdefault(prompt.id, number)) != number:
             raise UserError(f"{path}, line {number}: has the id of line {first}, {prompt.id}: remove one")
         prompts.append(prompt)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from data_gen.duplicates import near_duplicates
 from data_gen.filters import DUPLICATE
 from data_gen.job import Job
-from data_gen.sidecar import Sidecar, finished_shards
+from data_gen.sidecar import Sidecar, finished_shards, shard_name
 from dd3g.errors import UserError
 
 NEVER = np.iinfo(np.int32).max
@@ -92,6 +92,12 @@ def _read(job: Job) -> _History:
             )
         rounds[shard] = sidecar.round
         at = {p.id: shard * job.shard_size + i for i, p in enumerate(job.owned(shard))}
+        told = {r["id"] for r in (*sidecar.records, *sidecar.rejections)} | set(sidecar.missing)
+        if strangers := told - set(at):
+            raise UserError(
+                f"{job.storage}/{shard_name(shard)}.json tells of {min(strangers)}, no prompt of its "
+                f"shard: delete it and {sidecar.tar}, and run the same command again"
+            )
         rows += [(at[r["id"]], int(r["hash"], 16), r["round"], int(NEVER)) for r in sidecar.records]
         rows += [(at[r["id"]], int(r["hash"], 16), r["round"], r["lost"]) for r in _duplicates(sidecar)]
     index, hashes, born, lost = zip(*rows, strict=True) if rows else ((), (), (), ())

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from data_gen.filters import DUPLICATE
 from data_gen.storage import Storage
 from dd3g.errors import UserError
 
+# What readers rely on, of each picture, each rejected try, and each of these that was a duplicate.
+_RECORD = {"id": str, "seed": int, "attempt": int, "hash": str, "scores": dict}
+_RECORD |= {"group": str, "style": str, "round": int}
+_REJECTION = {"id": str, "seed": int, "attempt": int, "reason": str, "scores": dict}
+_LOST = {"hash": str, "round": int, "lost": int}
 MADE = ("model", "licence", "matte", "size")  # keys of records whose values a sidecar counts
 
 
@@ -80,12 +87,43 @@ class Sidecar:
             sidecar = cls(**{k: v for k, v in found.items() if k not in ("tar", "rejected")})
             if sidecar.shard != number or sidecar.count != len(sidecar.records):
                 raise ValueError(f"it tells of shard {sidecar.shard} with {sidecar.count} pictures")
+            _check(sidecar)
             return sidecar
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{storage}/{name} is damaged ({error}): delete it and {shard_name(number)}.tar, and run the "
                 "command that made the set again"
             ) from error
+
+
+def _check(sidecar: Sidecar) -> None:
+    """A ValueError says what is not as `Sidecar` tells, so that readers can rely on it."""
+    empty = Sidecar(0)
+    _check_kinds(vars(sidecar), {key: type(value) for key, value in vars(empty).items()})
+    for record in sidecar.records:
+        _check_kinds(record, _RECORD)
+    for rejection in sidecar.rejections:
+        _check_kinds(rejection, _REJECTION)
+        if rejection["reason"] == DUPLICATE:
+            _check_kinds(rejection, _LOST)
+    _check_kinds(sidecar.missing, dict.fromkeys(sidecar.missing, str))
+    _check_kinds(sidecar.seconds, dict.fromkeys(sidecar.seconds, float))
+    for counts in sidecar.made.values():
+        _check_kinds(counts, dict.fromkeys(counts, int))
+
+
+def _check_kinds(found: Any, kinds: dict[str, type]) -> None:
+    if not isinstance(found, dict):
+        raise ValueError(f"{str(found)[:40]!r} is no object")
+    for key, kind in kinds.items():
+        value = found.get(key)
+        good = isinstance(value, int | float if kind is float else kind)
+        if key == "hash" and good:
+            good = re.fullmatch("[0-9a-f]{16}", value) is not None
+        if key == "scores" and good:
+            _check_kinds(value, dict.fromkeys(value, float))
+        if not good:
+            raise ValueError(f"{key} is {str(value)[:40]!r}")
 
 
 def tally(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:

@@ -24,7 +24,7 @@ from PIL import Image
 from data_gen.config import OPTIONS, fingerprint, read_options
 from data_gen.duplicates import SOLID, near_duplicates, perceptual_hash
 from data_gen.index import CARD, INDEX, summarize, write_index
-from data_gen.job import PROMPTS
+from data_gen.job import PROMPTS, stored_prompts
 from data_gen.progress import Progress
 from data_gen.sidecar import Sidecar, finished_shards, shard_name
 from data_gen.storage import Storage
@@ -114,7 +114,7 @@ _GO_ON = "run the command that makes the set again"
 
 def _doubles(ids: list[str], hashes: list[int], options: dict[str, Any]) -> list[str]:
     problems = [f"{i} is there {n} times" for i, n in Counter(ids).items() if n > 1]
-    distance = int(options.get("filters.duplicate_distance", -1))
+    distance = options.get("filters.duplicate_distance", -1)
     if distance >= 0:
         twins = near_duplicates(np.array(hashes, np.uint64), distance)
         problems += [
@@ -127,7 +127,10 @@ def _prompts(storage: Storage, ids: list[str], missing: dict[str, str]) -> list[
     """Each prompt has a picture or is known to be missing, and there is nothing else."""
     if not storage.exists(PROMPTS):
         return [f"{PROMPTS} is not there: {_GO_ON}"]
-    asked = {json.loads(line)["id"] for line in storage.read(PROMPTS).splitlines()}
+    try:
+        asked = {p.id for p in stored_prompts(storage)}
+    except UserError as error:
+        return [str(error)]
     found = set(ids)
     problems = [f"{i} is no prompt of the set" for i in sorted((found | set(missing)) - asked)]
     problems += [f"{i} is both there and missing" for i in sorted(found & set(missing))]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from data_gen import merge as merging
 from data_gen import verify as verifying
+from data_gen.__main__ import main as commands
 from data_gen.factory import run
 from data_gen.merge import merge
 from data_gen.progress import Progress
@@ -194,6 +195,64 @@ def test_a_stranger_and_a_contradiction(folder):
     edit(folder, lambda s: s["missing"].update({"f" * 16: "blur", one: "blur"}))
     found = problems(folder)
     assert "ffffffffffffffff is no prompt of the set" in found and f"{one} is both there and missing" in found
+
+
+DAMAGED = [
+    lambda s: s["records"][0].update(hash="xyz"),
+    lambda s: s["records"][0].update(hash=None),
+    lambda s: s["records"][0].pop("group"),
+    lambda s: s["records"][0].update(scores={"sharpness": "very"}),
+    lambda s: s["records"].__setitem__(0, "a"),
+    lambda s: s["rejections"][0].pop("reason"),
+    lambda s: s["rejections"][0].update(reason="duplicate"),
+    lambda s: s.update(missing=[]),
+    lambda s: s.update(missing={"a": 1}),
+    lambda s: s.update(made={"licence": []}),
+    lambda s: s.update(seconds={"draw": "long"}),
+    lambda s: s.update(bytes="many"),
+]
+
+
+@pytest.mark.parametrize("change", DAMAGED)
+def test_a_damaged_sidecar_is_one_line_everywhere(folder, change, tmp_path, capsys):
+    edit(folder, change)
+    assert any(p.startswith(f"{folder}/pictures-00000.json is damaged (") for p in problems(folder))
+    with pytest.raises(UserError, match="pictures-00000.json is damaged .*delete it and pictures-00000.tar"):
+        make(folder)
+    assert merging.main([str(folder), "-o", str(tmp_path / "out")]) == 2
+    assert commands(["stats", str(folder), "-o", str(tmp_path / "x.html")]) == 2
+    assert capsys.readouterr().err.count("pictures-00000.json is damaged (") == 2
+
+
+def test_a_sidecar_of_other_prompts(folder):
+    edit(folder, lambda s: s["records"][0].update(id="f" * 16))
+    with pytest.raises(UserError, match="pictures-00000.json tells of ffffffffffffffff, no prompt of its"):
+        make(folder)
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b'{"text": "no id"}', b'{"id": 3, "text": ""}', b"\xff"])
+def test_damaged_prompts_are_one_line_everywhere(folder, line, tmp_path, capsys):
+    with open(folder / "prompts.jsonl", "ab") as stream:
+        stream.write(line + b"\n")
+    advice = f"delete {folder}/prompts.jsonl and run the command that made the set again"
+    [problem] = [p for p in problems(folder) if "line 21: no prompt (" in p]
+    assert problem.endswith(advice)
+    assert merging.main([str(folder), "-o", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "line 21: no prompt (" in error and advice in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("shard_size", "x"), ("shard_size", 0), ("filters.duplicate_distance", 99), ("shards", None)],
+)
+def test_damaged_options_are_one_line_everywhere(folder, key, value, tmp_path, capsys):
+    path = folder / "options.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    assert verifying.main([str(folder)]) == 2
+    assert merging.main([str(folder), "-o", str(tmp_path / "out")]) == 2
+    for line in capsys.readouterr().err.splitlines():
+        assert f"options.json is damaged ({key} is {json.dumps(value)}): delete it and run" in line
 
 
 def test_other_options(folder):
