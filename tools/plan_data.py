@@ -4,7 +4,8 @@
     python tools/plan_data.py TRIAL
     python tools/plan_data.py --seconds-per-picture 0.8 --bytes-per-picture 90e3 --acceptance 0.7
 
-A trial of a few hundred prompts is enough. `tools/rehearse_data.py` runs the whole line at full size without
+A trial of a few hundred prompts is enough. What comes after the last shard, the search for near duplicates
+and the checks of ranks waiting for each other, is not in the hours. `tools/rehearse_data.py` runs the whole line at full size without
 a picture model.
 """
 
@@ -62,7 +63,8 @@ class Plan:
         gpus: that draw at the same time, one process each.
         tries: pictures that will be drawn.
         gpu_hours: of all GPUs together.
-        wall_hours: from start to end; a shard is drawn by one GPU, so the last shards leave some idle.
+        wall_hours: until the last shard stands, without settling duplicates after it; a shard is drawn by
+            one GPU, so the last shards leave some idle.
         gigabytes: of the finished set.
         shards: of 1,000 pictures.
     """
@@ -80,12 +82,18 @@ def measure(place: str) -> Measured:
     """Figures of a set, finished or not.
 
     Raises:
-        UserError: when no shard of it is finished.
+        UserError: when no shard of it is finished, or none of its pictures passed.
     """
     figures = read_figures(Storage(place))
     kept = figures.pictures + figures.in_work
-    if not figures.pictures or not figures.seconds["wall"]:
+    if not figures.shards or not figures.seconds["wall"]:
         raise UserError(f"{place} has no finished shard: let one finish, or give a smaller shard_size")
+    if not figures.pictures:
+        [(reason, count)] = figures.rejected.most_common(1) or [("", 0)]
+        raise UserError(
+            f"{place} has no picture in its finished shards: {figures.tries} tries were all rejected, {count} as "
+            f"{reason!r}; change the model or the filters and make another trial"
+        )
     prompts = figures.pictures + sum(figures.missing.values())
     return Measured(
         figures.seconds["wall"] / figures.tries,
@@ -115,19 +123,34 @@ def plan(measured: Measured, pictures: int, gpus: int) -> Plan:
 def main(
     trial: Annotated[str, typer.Argument(metavar="[SET]", help="A set that was made for a trial.")] = "",
     seconds: Annotated[
-        float, typer.Option("--seconds-per-picture", help="Of one GPU for one try, instead of a trial.")
-    ] = 0.0,
-    size: Annotated[float, typer.Option("--bytes-per-picture", help="Stored, with its record.")] = 80e3,
-    acceptance: Annotated[float, typer.Option(help="Share of tries that pass the filters.")] = 0.7,
+        float | None,
+        typer.Option("--seconds-per-picture", help="Of one GPU for one try, instead of a trial."),
+    ] = None,
+    size: Annotated[
+        float | None, typer.Option("--bytes-per-picture", help="Stored, with its record. [default: 80e3]")
+    ] = None,
+    acceptance: Annotated[
+        float | None, typer.Option(help="Share of tries that pass the filters. [default: 0.7]")
+    ] = None,
     pictures: Annotated[list[int], typer.Option(min=1, help="In the set; may be repeated.")] = list(SIZES),
     gpus: Annotated[list[int], typer.Option(min=1, help="GPUs; may be repeated.")] = list(GPUS),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Estimate GPU hours, disk and wall time of a set of pictures from a measured batch."""
     try:
-        if bool(trial) == bool(seconds):
+        given = {"--seconds-per-picture": seconds, "--bytes-per-picture": size, "--acceptance": acceptance}
+        if trial and (double := [k for k, v in given.items() if v is not None]):
+            raise UserError(f"{trial} tells what {double[0]} would: give either a set or figures")
+        if not trial and seconds is None:
             raise UserError("give either a set that was made for a trial, or --seconds-per-picture")
-        measured = measure(trial) if trial else Measured(seconds, size, acceptance)
+        if trial:
+            measured = measure(trial)
+        else:
+            measured = Measured(
+                seconds or 0.0,
+                80e3 if size is None else size,
+                0.7 if acceptance is None else acceptance,
+            )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
@@ -153,6 +176,7 @@ def _show(measured: Measured, plans: list[Plan]) -> None:
     for p in plans:
         table.add_row(*(_number(v) for v in asdict(p).values()))
     Console(width=110).print(table)
+    print("wall_hours leave out settling: the search for near duplicates when all shards stand")
 
 
 def _number(value: Any) -> str:

@@ -42,7 +42,9 @@ def test_command_from_given_figures(command):
     assert report["plans"][0]["gpu_hours"] == pytest.approx(120_000 * 2 * 2 / 3600)
     assert report["plans"][3]["gigabytes"] == pytest.approx(500)
     table = command(*given, "--pictures", 1000, "--gpus", 4).stdout
-    assert "gpu_hours" in table and "1 000" in table
+    assert "gpu_hours" in table and "1 000" in table and "leave out settling" in table
+    report = json.loads(command("--seconds-per-picture", 2, "--json").stdout)
+    assert report["measured"]["bytes"] == 80e3 and report["measured"]["acceptance"] == 0.7
 
 
 def test_command_from_a_set(command, tmp_path):
@@ -58,11 +60,25 @@ def test_command_from_a_set(command, tmp_path):
     assert report["plans"][0]["gigabytes"] == pytest.approx(figures.bytes / figures.pictures / 1e6)
 
 
+def test_a_set_whose_pictures_were_all_rejected(command, tmp_path):
+    from data_gen.synthesize import main
+
+    (tmp_path / "p.txt").write_text("a fox\na chair\n")
+    words = [f"prompts={tmp_path / 'p.txt'}", f"output={tmp_path / 'set'}", "device=cpu", "attempts=2"]
+    assert main([*words, "model.path=shapes", "matte.size=32", "filters.max_colourfulness=0"]) == 0
+    result = command(tmp_path / "set")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "no picture in its finished shards: 4 tries were all rejected, 4 as 'garish'" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ((), "give either a set"),
-        (("nowhere", "--seconds-per-picture", 1), "give either a set"),
+        (("nowhere", "--seconds-per-picture", 1), "nowhere tells what --seconds-per-picture would"),
+        (("nowhere", "--bytes-per-picture", 1), "nowhere tells what --bytes-per-picture would"),
+        (("nowhere", "--acceptance", 0.7), "nowhere tells what --acceptance would"),
+        (("--seconds-per-picture", 0), "seconds a picture must be above 0, got 0"),
         (("nowhere",), "is not a set of pictures"),
         (("--seconds-per-picture", 1, "--acceptance", 0), "acceptance must be above 0"),
         (("--seconds-per-picture", -1), "seconds a picture must be above 0"),
