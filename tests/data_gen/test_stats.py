@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -159,6 +160,21 @@ def test_a_torn_part_is_passed_over(folder, tmp_path):
         assert read_figures(Storage(folder)).in_work == 3
     finally:
         part.unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda s: s.update(missing=[]), lambda s: s["records"][0].pop("group"), lambda s: s.pop("count")],
+)
+def test_a_damaged_sidecar_is_one_line(folder, tmp_path, capsys, damage):
+    copied = shutil.copytree(folder, tmp_path / "set")
+    file = copied / "pictures-00001.json"
+    sidecar = json.loads(file.read_text())
+    damage(sidecar)
+    file.write_text(json.dumps(sidecar))
+    assert main([str(copied), "-o", str(tmp_path / "page.html")]) == 2
+    message = capsys.readouterr().err
+    assert "pictures-00001.json is damaged" in message and message.count("\n") == 1
 
 
 def test_what_is_no_set_is_refused_in_one_line(tmp_path, capsys):
