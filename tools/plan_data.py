@@ -4,9 +4,8 @@
     python tools/plan_data.py TRIAL
     python tools/plan_data.py --seconds-per-picture 0.8 --bytes-per-picture 90e3 --acceptance 0.7
 
-A trial of a few hundred prompts is enough. What comes after the last shard, the search for near duplicates
-and the checks of ranks waiting for each other, is not in the hours. `tools/rehearse_data.py` runs the whole line at full size without
-a picture model.
+A trial of a few hundred prompts is enough. The hours leave out settling: the search for near duplicates when all
+shards stand. `tools/rehearse_data.py` runs the whole line at full size without a picture model.
 """
 
 from __future__ import annotations
@@ -91,8 +90,8 @@ def measure(place: str) -> Measured:
     if not figures.pictures:
         [(reason, count)] = figures.rejected.most_common(1) or [("", 0)]
         raise UserError(
-            f"{place} has no picture in its finished shards: {figures.tries} tries were all rejected, {count} as "
-            f"{reason!r}; change the model or the filters and make another trial"
+            f"{place} has no picture in its finished shards: {figures.tries} tries were all rejected, {count} "
+            f"as {reason!r}; change the model or the filters and make another trial"
         )
     prompts = figures.pictures + sum(figures.missing.values())
     return Measured(
