@@ -248,8 +248,7 @@ def test_command(tmp_path, capsys):
 
 
 def test_fast_enough():
+    make_prompts(10)  # reads the words
     start = time.process_time()
     make_prompts(12_000)
-    assert (
-        time.process_time() - start < 3
-    )  # a tenth of what is promised in 10 s, with room for a busy machine
+    assert time.process_time() - start < 1  # of a CPU: 120,000 take less than 10
