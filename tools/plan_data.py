@@ -4,8 +4,8 @@
     python tools/plan_data.py TRIAL
     python tools/plan_data.py --seconds-per-picture 0.8 --bytes-per-picture 90e3 --acceptance 0.7
 
-A trial of a few hundred prompts is enough. The hours leave out settling: the search for near duplicates when all
-shards stand. `tools/rehearse_data.py` runs the whole line at full size without a picture model.
+A trial of a few hundred prompts is enough. The hours leave out settling, the search for near duplicates when
+all shards stand. `tools/rehearse_data.py` runs the whole line at full size without a picture model.
 """
 
 from __future__ import annotations
@@ -88,10 +88,9 @@ def measure(place: str) -> Measured:
     if not figures.shards or not figures.seconds["wall"]:
         raise UserError(f"{place} has no finished shard: let one finish, or give a smaller shard_size")
     if not figures.pictures:
-        [(reason, count)] = figures.rejected.most_common(1) or [("", 0)]
         raise UserError(
-            f"{place} has no picture in its finished shards: {figures.tries} tries were all rejected, {count} "
-            f"as {reason!r}; change the model or the filters and make another trial"
+            f"{place} has no picture in its finished shards, its tries were rejected as "
+            f"{', '.join(figures.rejected) or 'nothing'}: change the model or the filters and try again"
         )
     prompts = figures.pictures + sum(figures.missing.values())
     return Measured(
