@@ -19,7 +19,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns its exit code, 2 with one line when something is wrong."""
+    """Run one command; returns its exit code, 2 with one line when something is wrong, 130 after Ctrl-C."""
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help"):
         print("usage: python -m data_gen COMMAND ...; COMMAND --help tells more\n")
@@ -35,6 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped: run the same command again to go on", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from data_gen.ranks import Ranks
 from data_gen.sidecar import Sidecar, finished_shards
 from data_gen.sources import Item, Source, open_source
 from data_gen.storage import Storage
-from data_gen.synthesize import sentence
+from data_gen.synthesize import WAITING, sentence
 from dd3g.configuration import parse
 from dd3g.errors import UserError
 
@@ -151,7 +151,10 @@ def _unreadable(storage: Storage, items: dict[str, Item]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code: 1 when some pictures could not be opened, 2 when all is wrong."""
+    """Command line; returns the exit code.
+
+    As of `synthesize`, and 1 when some pictures could not be opened.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     own.add_argument("-o", "--output")
@@ -181,4 +184,8 @@ def main(argv: list[str] | None = None) -> int:
                 f"error: nor could {len(report['unreadable']) - SHOWN} more; --json names them",
                 file=sys.stderr,
             )
+        if report["unreadable"] and not mine.as_json:
+            print("to have these too, repair them and collect into another --output", file=sys.stderr)
+    if report["waiting"]:
+        return WAITING
     return 1 if report["unreadable"] else 0

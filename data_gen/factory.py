@@ -42,6 +42,12 @@ def run(job: Job, ranks: Ranks, progress: Progress) -> dict[str, Any]:
         UserError: when the place cannot be written, was started with other options, or holds damaged files.
     """
     start = time.perf_counter()
+    with job.storage.claimed(f"rank-{ranks.rank}"):
+        report = _run(job, ranks, progress)
+    return report | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def _run(job: Job, ranks: Ranks, progress: Progress) -> dict[str, Any]:
     _prepare(job, ranks)
     mine = list(range(ranks.rank, job.shards, ranks.world))
     with ExitStack() as stack, progress:
@@ -55,7 +61,7 @@ def run(job: Job, ranks: Ranks, progress: Progress) -> dict[str, Any]:
         job.storage.sweep("parts")
         job.storage.sweep("")
     ranks.wait()
-    return report | {"waiting": waiting, "seconds": round(time.perf_counter() - start, 1)}
+    return report | {"waiting": waiting}
 
 
 def _prepare(job: Job, ranks: Ranks) -> None:

@@ -25,7 +25,7 @@ class Ranks:
     Args:
         rank: 0 … world - 1.
         world: number of processes on all machines.
-        local: number of this process on its machine.
+        local: number of this process on its machine, or, where that is not known, its rank.
         together: whether one launch started them all, so that they can wait for each other.
     """
 
@@ -43,14 +43,24 @@ class Ranks:
         """What accelerate or torchrun put into the environment, unless both numbers are given.
 
         Raises:
-            UserError: for one number without the other, or a rank outside the world.
+            UserError: for one number without the other, a rank outside the world, or an environment that a
+                launcher would not leave.
         """
         if (rank is None) != (world is None):
             raise UserError("--rank and --world belong together: give both, or use accelerate launch")
         if rank is not None and world is not None:
-            return cls(rank, world, together=world == 1)
-        e = os.environ
-        return cls(int(e.get("RANK", 0)), int(e.get("WORLD_SIZE", 1)), int(e.get("LOCAL_RANK", 0)))
+            # Such processes may share a machine; on machines of their own with one GPU it is the same.
+            return cls(rank, world, rank, together=world == 1)
+        ranks = cls(_number("RANK", 0), _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0))
+        if ranks.world > 1:
+            for name in ("MASTER_ADDR", "MASTER_PORT"):
+                if not os.environ.get(name):
+                    raise UserError(
+                        f"WORLD_SIZE is {ranks.world} but {name} is not set: use accelerate launch or "
+                        "torchrun, or give --rank and --world"
+                    )
+            _number("MASTER_PORT", 0)
+        return ranks
 
     def device(self, name: str) -> torch.device:
         """Where this process computes; with "auto" and "cuda", those of one machine share its GPUs evenly.
@@ -90,6 +100,13 @@ class Ranks:
 
             if dist.is_available() and dist.is_initialized():
                 dist.destroy_process_group()
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise UserError(f"{name} is {text!r} in the environment: unset it, or set a number from 0 on")
+    return int(text)
 
 
 def _end_with_parent() -> None:

@@ -163,15 +163,49 @@ class Storage:
     def sweep(self, folder: str, stem: str = "") -> None:
         """Delete temporary files that a killed run left in `folder` for files whose name starts with `stem`.
 
-        The folder itself goes too when nothing is left in it.
+        Those of processes that run on this machine stay. The folder itself goes too when nothing is left in
+        it.
         """
         if self.folder is None:
             return
         with contextlib.suppress(OSError):
             for path in (self.folder / folder).glob(f".{stem}*.tmp"):
-                path.unlink()
+                if not _runs(path.name.rsplit(".", 2)[1]):
+                    path.unlink()
             if folder:
                 (self.folder / folder).rmdir()
+
+    @contextmanager
+    def claimed(self, name: str) -> Iterator[None]:
+        """Keep other processes from working under the same name, on this machine's own disks only.
+
+        Raises:
+            UserError: when another process does.
+        """
+        if self.folder is None:
+            yield
+            return
+        import fcntl
+
+        path = self.folder / f".{name}.lock"
+        with self._explained("write", path.name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = open(path, "wb")
+        with stream:  # the lock ends with the process, however that ends
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"another process works on this set, {self.where}: wait for it or stop it, then run the "
+                    "same command again"
+                ) from error
+            except OSError:  # some network file systems know no locks
+                pass
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def check_writable(self, name: str) -> None:
         """Write and delete a small file.
@@ -216,6 +250,19 @@ class Storage:
                 raise
             # Services raise what their client libraries like: no credentials, no such bucket, no network.
             raise UserError(f"cannot {verb} {self.where}/{name}: {error or type(error).__name__}") from error
+
+
+def _runs(process: str) -> bool:
+    """Whether a process of this number is alive on this machine."""
+    if not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _checksum(path: Path) -> tuple[int, str]:

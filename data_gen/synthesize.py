@@ -106,8 +106,15 @@ def _prompts(path: str, quiet: bool) -> list[Prompt]:
     return prompts_from(path, skipped)
 
 
+WAITING = 3  # exit code
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code, 2 with one line when something is wrong."""
+    """Command line; returns the exit code.
+
+    0: done; 2: something is wrong, which one line tells; 3: all is well, but other ranks are not done, and
+    the same command must be started again when they are.
+    """
     words = sys.argv[1:] if argv is None else argv
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     own.add_argument("--json", action="store_true", dest="as_json")
@@ -126,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if ranks.rank == 0 or not ranks.together:
         print(json.dumps(report) if mine.as_json else sentence(report))
-    return 0
+    return WAITING if report["waiting"] else 0
 
 
 def sentence(report: dict[str, Any]) -> str:

@@ -124,13 +124,42 @@ def test_servers_that_append_get_a_temporary_name_first(monkeypatch):
 
 def test_sweep_removes_what_a_killed_run_left(tmp_path):
     storage = Storage(tmp_path)
-    for name in (".pictures-00001.tar.77.tmp", ".pictures-00002.tar.77.tmp", "pictures-00001.tar"):
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    alive = [f".pictures-00001.tar.{p}.tmp" for p in (os.getpid(), 1)]
+    left = [f".pictures-0000{s}.tar.{child}.tmp" for s in (1, 2)]
+    for name in (*left, *alive, "pictures-00001.tar"):
         (tmp_path / name).write_text("")
     storage.sweep("", "pictures-00001")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".pictures-00002.tar.77.tmp", "pictures-00001.tar"]
+    assert {p.name for p in tmp_path.iterdir()} == {*alive, left[1], "pictures-00001.tar"}
     storage.write("parts/a/1.tar", b"")
     storage.sweep("parts/a")
     assert storage.exists("parts/a/1.tar")
     storage.delete("parts/a/1.tar")
     storage.sweep("parts/a")
     assert not storage.exists("parts/a")
+
+
+def test_a_claim_ends_with_its_process(tmp_path):
+    storage = Storage(tmp_path / "set")
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        with storage.claimed("rank-0"):
+            os.write(write, b"x")
+            signal.pause()
+    os.read(read, 1)
+    try:
+        with pytest.raises(UserError, match="another process works on this set, .*set: wait for it or stop"):
+            with storage.claimed("rank-0"):
+                pass
+        with storage.claimed("rank-1"):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    with storage.claimed("rank-0"):
+        pass
+    assert list((tmp_path / "set").iterdir()) == []

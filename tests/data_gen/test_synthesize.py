@@ -307,7 +307,38 @@ def test_ranks():
         Ranks.find(rank=1)
     with pytest.raises(UserError, match="rank 2 of 2"):
         Ranks.find(2, 2)
-    assert Ranks.find(1, 4) == Ranks(1, 4, 0, together=False) and Ranks.find(0, 1).together
+    assert Ranks.find(1, 4) == Ranks(1, 4, 1, together=False) and Ranks.find(0, 1).together
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "abc"}, "RANK is 'abc' in the environment: unset it"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is '-1' in the environment"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 but MASTER_ADDR is not set: use accelerate launch"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}, "MASTER_PORT is not set"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "x"}, "MASTER_PORT is 'x'"),
+        ({"RANK": "1"}, "rank 1 of 1"),
+    ],
+)
+def test_an_environment_of_no_launcher(shapes, monkeypatch, capsys, environment, message):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(command(shapes)) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_processes_of_their_own_share_the_gpus_of_a_machine(monkeypatch):
+    import torch
+
+    monkeypatch.setattr("dd3g.device.find_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    found = [Ranks.find(rank, 5).device("cuda") for rank in range(5)]
+    assert found == [torch.device("cuda", i) for i in (0, 1, 0, 1, 0)]
 
 
 def test_commands_are_found_by_name(capsys):
@@ -426,14 +457,51 @@ def test_two_processes_make_the_same_set(shapes, tmp_path):
     assert contents(tmp_path / "set") == contents(shapes)
 
 
-def test_the_command_killed(shapes, tmp_path):
-    """The real command, killed once it has committed something."""
+def test_waiting_for_others_has_its_own_exit_code(tmp_path, capsys):
     folder = tmp_path / "set"
-    process = start(["-m", "data_gen", "synthesize", *command(folder)])
+    assert main(command(folder, "--rank", "0", "--world", "2", "shard_size=30")) == 3
+    assert "it waits for one shard (pictures-00001) of other ranks" in capsys.readouterr().out
+    codes = [
+        main(command(folder, "--rank", str(r % 2), "--world", "2", "shard_size=30")) for r in range(1, 9)
+    ]
+    assert codes[-1] == 0
+    assert json.loads((folder / "index.json").read_text())["asked"] == 60
+
+
+def test_two_same_commands_at_once(shapes, tmp_path, capsys):
+    with Storage(tmp_path / "set").claimed("rank-0"):
+        assert main(command(tmp_path / "set")) == 2
+    error = capsys.readouterr().err
+    assert "another process works on this set" in error and error.count("\n") == 1
+    assert main(command(tmp_path / "set")) == 0
+    assert contents(tmp_path / "set") == contents(shapes)
+
+
+def committed(process, folder):
+    """Wait for the first part."""
     deadline = time.monotonic() + 100
     while not list(folder.glob("parts/*/*.tar")) and not list(folder.glob("*.tar")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def test_ctrl_c(shapes, tmp_path):
+    folder = tmp_path / "set"
+    process = start(["-m", "data_gen", "synthesize", *command(folder)])
+    committed(process, folder)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert error == "stopped: run the same command again to go on\n"
+    assert main(command(folder)) == 0
+    assert contents(folder) == contents(shapes)
+
+
+def test_the_command_killed(shapes, tmp_path):
+    """The real command, killed once it has committed something."""
+    folder = tmp_path / "set"
+    process = start(["-m", "data_gen", "synthesize", *command(folder)])
+    committed(process, folder)
     process.kill()
     process.communicate()
     assert main(command(folder)) == 0
