@@ -17,6 +17,7 @@ from training_runs import files, metrics
 from data_gen import train_tiny
 from data_gen.captions import color_shares, id_words, name_words, picture_words, read_manifest
 from data_gen.pictures import ModelConfig, load_model
+from data_gen.pipeline_folders import folder_fingerprint
 from data_gen.tiny import (
     PARTS,
     WORDS,
@@ -370,8 +371,9 @@ def test_synthesize_draws_with_it(tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["pictures"] == report["asked"] == 3
     shards = Shards(tmp_path / "set")
+    name = f"TinyRgbaPipeline/model@{folder_fingerprint(tmp_path / 'model')}"
     for sample in map(shards.__getitem__, range(3)):
         record = json.loads(sample["json"])
-        assert record["model"] == "model" and record["licence"] == "Apache-2.0" and record["size"] == 32
+        assert record["model"] == name and record["licence"] == "Apache-2.0" and record["size"] == 32
         picture = Image.open(io.BytesIO(sample["png"]))
         assert picture.mode == "RGBA" and picture.size == (32, 32)
