@@ -6,6 +6,8 @@ import json
 from collections import Counter
 from typing import Any
 
+import yaml
+
 from data_gen.config import read_options
 from data_gen.sidecar import Sidecar, finished_shards
 from data_gen.storage import Storage
@@ -66,14 +68,14 @@ def write_index(storage: Storage) -> dict[str, Any]:
 def card(index: dict[str, Any]) -> str:
     """The set's card, with the licence where the Hugging Face hub looks for it."""
     made = index["made"]
-    licences = list(made.get("licence", {})) or ["unknown"]
-    tags = "\n".join(f"- {licence}" for licence in licences)
+    counts = made.get("licence", {})
+    licences = [licence for licence, n in counts.items() if n] or list(counts) or ["unknown"]
+    front = {"license": licences[0] if len(licences) == 1 else licences, "task_categories": ["image-to-3d"]}
+    drawn = not {"source", "sets"} & set(index["options"])  # all by a model, in this set
     megabytes = sum(s["bytes"] for s in index["shards"]) / 1e6
     lines = [
         "---",
-        f"license:\n{tags}" if len(licences) > 1 else f"license: {licences[0]}",
-        "task_categories:\n- image-to-3d",
-        "---",
+        yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=10**6) + "---",
         "# Pictures of single objects",
         "",
         f"{index['pictures']} RGBA pictures with straight alpha, each of one object that fills 80 % of a "
@@ -82,16 +84,23 @@ def card(index: dict[str, Any]) -> str:
         "",
         "| | pictures |",
         "|---|---|",
-        *(f"| {key} {value} | {n} |" for key, counts in made.items() for value, n in counts.items()),
+        *(f"| {_cell(f'{key} {value}')} | {n} |" for key, of in made.items() for value, n in of.items() if n),
         "",
         "The pictures are under the terms that the licence of the model they were drawn with sets for its "
-        "output; every record names both.",
+        "output; every record names both."
+        if drawn
+        else "Every record names the licence of its picture.",
         "",
         "## Files",
         "",
         "- `pictures-00000.tar` …: `{id}.png` and `{id}.json` (prompt, seed, model, licence, scores) of "
-        "each picture. The seed is a function of the run's seed, the prompt and the attempt, so that any "
-        "picture can be made again.",
+        "each picture."
+        + (
+            " The seed is a function of the run's seed, the prompt and the attempt, so that any picture can "
+            "be made again."
+            if drawn
+            else ""
+        ),
         "- `pictures-00000.json` …: counts, checksum and verdicts of each shard.",
         "- `index.json`: the whole set; `options.json`: how it was made; `prompts.jsonl`: what was asked "
         "for.",
@@ -101,8 +110,8 @@ def card(index: dict[str, Any]) -> str:
         "",
         "## Filters",
         "",
-        f"{index['tries']} pictures were drawn for {index['asked']} prompts. Rejected tries by reason, and "
-        "prompts left without a picture by the reason of their last try:",
+        f"{index['tries']} pictures were tried for {index['asked']} that were asked for. Rejected tries by "
+        "reason, and what is missing by the reason of the last try:",
         "",
         "| reason | rejected | missing |",
         "|---|---|---|",
@@ -116,6 +125,11 @@ def card(index: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Text that does not end a cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def missing_sentence(missing: dict[str, int]) -> str:

@@ -104,6 +104,7 @@ class Line:
             batches = [wave[i : i + size] for i in range(at, len(wave), size)]
             rest = self._produce(batches, round, number + len(done))
             for journal in chain(done, rest):
+                sidecar.made = {k: {str(journal["about"].get(k, "")): 0} for k in MADE}
                 for verdict in journal["verdicts"]:
                     if verdict["reason"]:
                         tries[verdict["id"]] += 1
@@ -171,7 +172,7 @@ class Line:
         end = time.perf_counter()
         seconds = {"draw": drawing, "finish": end - start, "wall": end - self._committed}
         self._committed = end
-        return self.parts.commit(round, number, finished, seconds)
+        return self.parts.commit(round, number, finished, workshop.about, seconds)
 
     def _assemble(self, sidecar: Sidecar, accepted: dict[str, str], round: int) -> None:
         """Write the tar from the parts and what it held already, then the sidecar, in this order."""
@@ -203,7 +204,7 @@ class Line:
 
             sidecar.bytes, sidecar.sha256 = storage.write_shard(sidecar.tar, samples())
         sidecar.count, sidecar.records, sidecar.round = len(records), records, round
-        sidecar.made = tally(made)
+        sidecar.made = tally(made, sidecar.made)
         reasons = {r["id"]: r["reason"] for r in sidecar.rejections}
         sidecar.missing = {p.id: reasons[p.id] for p in owned if p.id not in at}
         sidecar.seconds = {k: int(1000 * v) / 1000 for k, v in sidecar.seconds.items()}

@@ -163,7 +163,7 @@ def _copy(source: Storage, old: Sidecar, output: Storage, number: int, choice: _
                     yield sample
 
         new.bytes, new.sha256 = output.write_shard(new.tar, samples())
-    new.made = tally(made)
+    new.made = tally(made, old.made)
     new.write(output)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,10 +101,11 @@ class Parts:
         return f"{self.folder}/{round:02d}-{number:05d}.tar"
 
     def commit(
-        self, round: int, number: int, finished: Finished, seconds: dict[str, float]
+        self, round: int, number: int, finished: Finished, about: Mapping[str, Any], seconds: dict[str, float]
     ) -> dict[str, Any]:
         """Write a part; returns its journal."""
-        journal = {"options": self.job.fingerprint, "verdicts": finished.verdicts, "seconds": seconds}
+        journal = {"options": self.job.fingerprint, "verdicts": finished.verdicts}
+        journal |= {"about": dict(about), "seconds": seconds}
         record: dict[str, bytes | str] = {"__key__": JOURNAL, "json": json.dumps(journal)}
         self.storage.write_shard(self.name(round, number), [*finished.samples, record])
         return journal
@@ -122,7 +124,7 @@ class Parts:
                 try:
                     [last] = [i for i in range(len(shards)) if shards.key(i) == JOURNAL]
                     found.append(json.loads(shards[last]["json"]))
-                    made_with, _ = found[-1]["options"], len(found[-1]["verdicts"])
+                    made_with, *_ = (found[-1][k] for k in ("options", "verdicts", "about", "seconds"))
                 except (ValueError, KeyError, TypeError) as error:
                     raise self.unusable(f"{name} holds no verdicts") from error
             if made_with != self.job.fingerprint:

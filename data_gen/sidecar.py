@@ -37,7 +37,8 @@ class Sidecar:
         sha256: of the tar.
         round: of settling, in which the tar was last written; 0: not since it was first made.
         options: fingerprint of the options it was made with.
-        made: distinct values of the records' model, licence, matte and size, with their counts.
+        made: distinct values of the records' model, licence, matte and size, with their counts; those of the
+            tries, with 0, when none gave a picture.
         records: one a picture, in the tar's order: id, seed, attempt, hash, scores, group, style, round (of
             settling, in which it came in).
         rejections: one a rejected try: id, seed, attempt, reason, scores; of duplicates also hash, round,
@@ -126,8 +127,15 @@ def _check_kinds(found: Any, kinds: dict[str, type]) -> None:
             raise ValueError(f"{key} is {str(value)[:40]!r}")
 
 
-def tally(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """`Sidecar.made` of some records."""
+def tally(records: list[dict[str, Any]], known: dict[str, Iterable[Any]]) -> dict[str, dict[str, int]]:
+    """`Sidecar.made` of some records.
+
+    Args:
+        records: of a shard.
+        known: the values that are told, with a count of 0, when there is no record.
+    """
+    if not records:
+        return {key: {str(value): 0 for value in known.get(key, ())} for key in MADE}
     counts: dict[str, Counter[str]] = {key: Counter() for key in MADE}
     for record in records:
         for key, counter in counts.items():

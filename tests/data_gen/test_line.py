@@ -136,6 +136,7 @@ def test_a_shard_without_any_picture(tmp_path):
     log = Log(picture=lambda text, seed: "unreadable")
     sidecar = make(job(tmp_path, 8, log), log)
     assert sidecar.count == 0 and len(sidecar.missing) == 8 and len(Shards(tmp_path)) == 0
+    assert sidecar.made["licence"] == {"CC0-1.0": 0} and sidecar.made["model"] == {"made up": 0}
 
 
 def in_child(work):
