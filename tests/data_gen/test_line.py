@@ -263,16 +263,18 @@ def test_parts_of_others_are_refused(tmp_path):
     log = Log()
     one = job(tmp_path, 8, log)
     part = "parts/pictures-00000/00-00000.tar"
-    journal = {"options": one.fingerprint, "verdicts": [], "seconds": {}}
+    journal = {"options": one.fingerprint, "verdicts": [], "about": {}, "seconds": {}}
     one.storage.write_shard(part, [{"__key__": "_journal", "json": json.dumps(journal)}])
     with pytest.raises(UserError, match="cannot be used, they are of other prompts: delete that folder"):
         make(one, log)
     one.storage.write_shard(part, [{"__key__": "_journal", "json": json.dumps(journal | {"options": "x"})}])
     with pytest.raises(UserError, match="made with other options"):
         make(one, log)
-    one.storage.write_shard(part, [{"__key__": "a", "json": "{}"}])
-    with pytest.raises(UserError, match="holds no verdicts"):
-        make(one, log)
+    old = {"options": one.fingerprint}
+    for damaged in ({"__key__": "a", "json": "{}"}, {"__key__": "_journal", "json": json.dumps(old)}):
+        one.storage.write_shard(part, [damaged])
+        with pytest.raises(UserError, match="holds no verdicts"):
+            make(one, log)
 
 
 def test_a_part_that_cannot_be_written_ends_the_line(tmp_path, monkeypatch):
