@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 from dd3g.errors import UserError
@@ -187,11 +187,10 @@ class Storage:
             return
         import fcntl
 
-        path = self.folder / f".{name}.lock"
-        with self._explained("write", path.name):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stream = open(path, "wb")
-        with stream:  # the lock ends with the process, however that ends
+        # Not in the set, where a killed process would leave it.
+        what = hashlib.sha256(os.fsencode(self.folder.resolve() / name)).hexdigest()[:16]
+        path = Path(gettempdir()) / f"dd3g-{os.getuid()}-{what}.lock"
+        with open(path, "wb") as stream:  # the lock ends with the process, however that ends
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -199,8 +198,6 @@ class Storage:
                     f"another process works on this set, {self.where}: wait for it or stop it, then run the "
                     "same command again"
                 ) from error
-            except OSError:  # some network file systems know no locks
-                pass
             try:
                 yield
             finally:
