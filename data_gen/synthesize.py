@@ -1,6 +1,6 @@
 """Prompts to shards of RGBA pictures.
 
-accelerate launch -m data_gen synthesize --config configs/data_gen/sdxl_turbo.yaml prompts=P.jsonl output=SET
+accelerate launch -m data_gen synthesize --config configs/data_gen/pixart.yaml prompts=P.jsonl output=SET
 """
 
 from __future__ import annotations

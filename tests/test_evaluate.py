@@ -24,7 +24,7 @@ from distill.quadruples import Quadruple, encode, noise_of
 from tools import evaluate as tool
 from tools.metrics import azimuth_distance, bootstrap_mean, on_white, psnr, ssim_map, view_metrics
 from tools.predictors import Prediction, Target, all_white, flat_card, mean_color_blob
-from tools.report import write_csv
+from tools.report import evenly, write_csv
 from tools.scores import BANDS, compare_with_quadruples, score, summarise
 from tools.stlpips import STLPIPS
 
@@ -405,3 +405,11 @@ def test_bad_calls_are_one_clear_line(tmp_path):
     write_shard(tmp_path / "renders-00000.tar", [{"__key__": "x-1", "json": json.dumps(meta)}])
     with pytest.raises(UserError, match="no plain variant"):
         tool.load_targets(tmp_path, 64, 0)
+
+
+@pytest.mark.parametrize(
+    ("there", "count", "wanted"),
+    [(2, 10, [0, 1]), (1, 10, [0]), (30, 3, [0, 14, 29]), (4, 1, [0]), (5, 5, [0, 1, 2, 3, 4])],
+)
+def test_a_sheet_shows_every_object_once(there, count, wanted):
+    assert evenly(list(range(there)), count) == wanted

@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -44,11 +45,8 @@ def write_sheet(path: Path, targets: list[Target], rows: dict[str, Predictor], c
     """Per object a row of truth and one of each predictor: the rig, then six novel views."""
     from distill.sheet import save_sheet
 
-    chosen = [
-        targets[round(i * (len(targets) - 1) / max(count - 1, 1))] for i in range(min(count, len(targets)))
-    ]
     tiles = []
-    for target in chosen:
+    for target in evenly(targets, count):
         step = max(len(target.novel) // 6, 1)
         views = target.rig + target.novel[::step][:6]
         size = target.rgba.shape[-1]
@@ -65,13 +63,20 @@ def write_sheet(path: Path, targets: list[Target], rows: dict[str, Predictor], c
     save_sheet(stack, path)
 
 
+def evenly(targets: list[Target], count: int) -> list[Target]:
+    """At most `count` of them, the first and the last among them, none twice."""
+    count = min(count, len(targets))
+    return [targets[round(i * (len(targets) - 1) / max(count - 1, 1))] for i in range(count)]
+
+
 def _label(text: str, size: int) -> Tensor:
     """(3, size, size) tile with a word on it."""
     import numpy as np
     from PIL import Image, ImageDraw
 
     tile = Image.new("RGB", (size, size), "white")
-    ImageDraw.Draw(tile).text((2, size // 2 - 5), text[: size // 6], fill="black")
+    lines = "\n".join(textwrap.wrap(text, max(size // 6, 1)))
+    ImageDraw.Draw(tile).multiline_text((2, size // 2 - 10), lines, fill="black")
     return torch.from_numpy(np.asarray(tile).copy()).movedim(-1, 0) / 255
 
 
