@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from data_gen.filters import FilterConfig
 from data_gen.mattes import MatteConfig
 from data_gen.pictures import ModelConfig
+from data_gen.pipeline_folders import folder_fingerprint
 from data_gen.sidecar import Sidecar, finished_shards
 from data_gen.storage import Storage
 from dd3g.errors import UserError
@@ -59,11 +61,16 @@ class SynthesizeConfig:
             raise ValueError(f"attempts must be at most 100, got {self.attempts}")
 
     def options(self) -> dict[str, Any]:
-        """What decides the pictures, flat: `{"seed": 0, "model.path": …}`."""
+        """What decides the pictures, flat: `{"seed": 0, "model.path": …}`.
+
+        A folder counts by what is in it: it may be moved, but not trained on while a set is made.
+        """
         flat: dict[str, Any] = {}
         for key, value in asdict(self).items():
             nested = value.items() if isinstance(value, dict) else [("", value)]
             flat |= {f"{key}.{k}" if k else key: v for k, v in nested}
+        if (folder := Path(self.model.path).expanduser()).is_dir():
+            flat["model.path"] = f"a folder with fingerprint {folder_fingerprint(folder)}"
         return {k: v for k, v in flat.items() if k not in FREE}
 
 

@@ -22,6 +22,7 @@ from data_gen.__main__ import main as commands
 from data_gen.config import SynthesizeConfig
 from data_gen.duplicates import near_duplicates
 from data_gen.factory import run
+from data_gen.pictures import ModelConfig
 from data_gen.progress import Progress
 from data_gen.ranks import Ranks
 from data_gen.settle import plan
@@ -229,6 +230,23 @@ def test_other_options_are_refused(filters, tmp_path):
         made(tmp_path, count=41)
     made(tmp_path)
     assert (tmp_path / "options.json").exists()
+
+
+def test_a_models_folder_counts_by_what_is_in_it(tmp_path):
+    folder = tmp_path / "model"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    (folder / "unet" / "x.safetensors").write_bytes(b"weights")
+
+    def options(path):
+        return SynthesizeConfig(model=ModelConfig(path=str(path))).options()
+
+    first = options(folder)
+    moved = options(folder.rename(tmp_path / "moved"))
+    assert moved == first
+    (tmp_path / "moved" / "unet" / "x.safetensors").write_bytes(b"Weights")
+    assert options(tmp_path / "moved")["model.path"] != first["model.path"]
+    assert options("owner/name")["model.path"] == "owner/name"
 
 
 def test_a_shard_made_with_other_options_is_named(filters, tmp_path):
