@@ -505,7 +505,7 @@ def committed(process, folder):
 
 def test_ctrl_c(shapes, tmp_path):
     folder = tmp_path / "set"
-    process = start(["-m", "data_gen", "synthesize", *command(folder)])
+    process = start(["-m", "data_gen", "synthesize", *command(folder, "batch_size=1")])
     committed(process, folder)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate()
