@@ -25,6 +25,7 @@ from data_gen.progress import Progress
 from data_gen.prompt_lists import Prompt
 from data_gen.sidecar import Sidecar, finished_shards, tally
 from data_gen.storage import Storage
+from dd3g.command import run_command
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
 
@@ -203,13 +204,4 @@ def merge_command(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 with one line when something is wrong."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(no_args_is_help=True)(merge_command)
-    try:
-        app(argv, prog_name="python -m data_gen merge")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+    return run_command(merge_command, argv, "python -m data_gen merge")

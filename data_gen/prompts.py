@@ -17,7 +17,7 @@ import typer
 
 from data_gen.grammar import Choices, Grammar, Scene, own_grammar
 from data_gen.prompt_lists import Prompt, normalise, prompt_id, prompts_from, read_prompts, write_prompts
-from dd3g.command import check_writable
+from dd3g.command import check_writable, run_command
 from dd3g.errors import UserError
 
 __all__ = ["Prompt", "capacity", "make_prompts", "normalise", "prompt_id", "prompts_from"]
@@ -235,13 +235,4 @@ def prompts_command(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 with one line when something is wrong."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command()(prompts_command)
-    try:
-        app(argv, prog_name="python -m data_gen prompts")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+    return run_command(prompts_command, argv, "python -m data_gen prompts", needs_words=False)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from data_gen.job import PROMPTS
 from data_gen.parts import JOURNAL
 from data_gen.sidecar import Sidecar, finished_shards, shard_name
 from data_gen.storage import Storage
+from dd3g.command import run_command
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
 
@@ -286,13 +286,4 @@ def stats_command(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 with one line when something is wrong."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(no_args_is_help=True)(stats_command)
-    try:
-        app(argv, prog_name="python -m data_gen stats")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+    return run_command(stats_command, argv, "python -m data_gen stats")

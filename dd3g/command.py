@@ -1,4 +1,4 @@
-"""What the commands over many files share: their inputs, names of results, progress, and how a run ends."""
+"""What commands share: their inputs, names of results, progress, and how a run ends."""
 
 from __future__ import annotations
 
@@ -133,6 +133,29 @@ def conclude(
         _say(f"{last_line(report)} in {report['seconds']:.1f} s{failed}")
     if code:
         raise typer.Exit(code)
+
+
+def run_command(
+    command: Callable[..., None], argv: list[str] | None, name: str, needs_words: bool = True
+) -> int:
+    """Run a function as a command line; returns its exit code, 2 with one line when something is wrong.
+
+    Args:
+        command: with typer's annotations.
+        argv: words after the command's name; None takes the process's.
+        name: that usage lines show.
+        needs_words: show the help where there are none.
+    """
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(no_args_is_help=needs_words)(command)
+    try:
+        app(argv, prog_name=name)
+    except UserError as error:
+        _say(f"error: {error}", err=True)
+        return 2
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
 
 
 @contextlib.contextmanager
