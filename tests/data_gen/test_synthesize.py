@@ -441,8 +441,13 @@ def start(words):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, *words], cwd=ROOT, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hear_interrupts,
     )  # fmt: skip
+
+
+def hear_interrupts():
+    """A shell that runs the tests in the background has its children ignore Ctrl-C, and theirs."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_a_full_disk_ends_with_one_line_and_space_lets_it_go_on(shapes, tmp_path, capsys):
