@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 from PIL import Image
@@ -25,7 +26,7 @@ from data_gen.ranks import Ranks
 from data_gen.sidecar import Sidecar, finished_shards
 from data_gen.sources import Item, Source, open_source
 from data_gen.storage import Storage
-from data_gen.synthesize import WAITING, sentence
+from data_gen.synthesize import WAITING, launched, own_options, sentence
 from dd3g.configuration import parse
 from dd3g.errors import UserError
 
@@ -156,22 +157,15 @@ def main(argv: list[str] | None = None) -> int:
     As of `synthesize`, and 1 when some pictures could not be opened.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    own = own_options()
     own.add_argument("-o", "--output")
-    own.add_argument("--json", action="store_true", dest="as_json")
-    own.add_argument("--rank", type=int)
-    own.add_argument("--world", type=int)
     try:
         # A path may hold signs that mean something in the configuration: these two stay out of it.
         given = {"source": words.pop(0)} if words and not words[0].startswith("-") else {}
         mine, rest = own.parse_known_args(words)
         given |= {"output": mine.output} if mine.output else {}
         config = replace(parse(rest, CollectConfig, USAGE), **given)
-        ranks = Ranks.find(mine.rank, mine.world)
-        try:
-            report = collect(config, ranks, Progress(ranks.rank == 0 and not mine.as_json))
-        finally:
-            ranks.leave()
+        ranks, report = launched(mine, partial(collect, config))
     except (argparse.ArgumentError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,8 +9,9 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from data_gen.config import SynthesizeConfig
@@ -116,24 +117,36 @@ def main(argv: list[str] | None = None) -> int:
     the same command must be started again when they are.
     """
     words = sys.argv[1:] if argv is None else argv
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    own.add_argument("--json", action="store_true", dest="as_json")
-    own.add_argument("--rank", type=int)
-    own.add_argument("--world", type=int)
     try:
-        mine, rest = own.parse_known_args(words)
+        mine, rest = own_options().parse_known_args(words)
         config = parse(rest, SynthesizeConfig, USAGE)
-        ranks = Ranks.find(mine.rank, mine.world)
-        try:
-            report = synthesize(config, ranks, Progress(ranks.rank == 0 and not mine.as_json))
-        finally:
-            ranks.leave()
+        ranks, report = launched(mine, partial(synthesize, config))
     except (argparse.ArgumentError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if ranks.rank == 0 or not ranks.together:
         print(json.dumps(report) if mine.as_json else sentence(report))
     return WAITING if report["waiting"] else 0
+
+
+def own_options() -> argparse.ArgumentParser:
+    """--json, --rank and --world: what is said beside the configuration."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    own.add_argument("--json", action="store_true", dest="as_json")
+    own.add_argument("--rank", type=int)
+    own.add_argument("--world", type=int)
+    return own
+
+
+def launched(
+    mine: argparse.Namespace, work: Callable[[Ranks, Progress], dict[str, Any]]
+) -> tuple[Ranks, dict[str, Any]]:
+    """Do the work as the rank that `own_options` or the launcher name; returns that and its report."""
+    ranks = Ranks.find(mine.rank, mine.world)
+    try:
+        return ranks, work(ranks, Progress(ranks.rank == 0 and not mine.as_json))
+    finally:
+        ranks.leave()
 
 
 def sentence(report: dict[str, Any]) -> str:

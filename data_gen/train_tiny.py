@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -290,10 +290,6 @@ def run(config: TinyTrainConfig) -> Path:
         fixed = [loss(average, 0, torch.Generator().manual_seed(i)) for i in range(4)]
         return {"average_loss": float(torch.stack(fixed).mean())}
 
-    options: dict[str, Any] = {
-        "minutes": config.max_minutes or None,
-        "checkpoint_every": config.checkpointing_steps,
-    }
     average = fit(
         model,
         loss,
@@ -304,11 +300,12 @@ def run(config: TinyTrainConfig) -> Path:
         ema=config.ema_decay,
         weight_decay=config.adam_weight_decay,
         clip=config.max_grad_norm or math.inf,
+        minutes=config.max_minutes or None,
+        checkpoint_every=config.checkpointing_steps,
         log_every=min(50, config.checkpointing_steps),
         evaluate=evaluate,
         seed=config.seed,
         resume=bool(config.resume_from_checkpoint),
-        **options,
     )
     return save(average, output / "model", count)
 

@@ -91,7 +91,7 @@ def fit(
         if not resume:
             raise UserError(f"{output} holds a run: give resume (--resume) to go on, or another folder")
         run.load()
-    metrics = _Metrics(output / METRICS, run.step)
+    metrics = Metrics(output / METRICS, run.step)
     started, before = time.monotonic(), run.minutes
 
     def share() -> float:
@@ -199,12 +199,12 @@ class _Run:
             ) from error
 
 
-class _Metrics:
-    """metrics.jsonl; lines after the step that a run resumes from are dropped."""
+class Metrics:
+    """metrics.jsonl: a JSON object a line; lines after the step that a run resumes from are dropped."""
 
     def __init__(self, path: Path, step: int) -> None:
-        self.path, kept = path, []
-        if step and path.exists():
+        kept = []
+        if path.exists() and step:
             for line in path.read_text().splitlines():
                 try:
                     if json.loads(line)["step"] <= step:
@@ -213,10 +213,11 @@ class _Metrics:
                     break  # a line torn by a kill is the last one
         with replacing(path) as partial:
             partial.write_text("".join(kept))
+        self.file = path.open("a", buffering=1)
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **numbers}) + "\n")
+        """Add a line."""
+        self.file.write(json.dumps({"step": step, **numbers}) + "\n")
 
 
 class _Progress:

@@ -7,7 +7,6 @@ global batch. So a run that was killed continues bit for bit, and several proces
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dd3g.errors import UserError
-from dd3g.io.atomic import replacing
+from dd3g.training import Metrics
 from distill.average import Average
 from distill.checkpoints import checkpoints, resume, save_checkpoint
 from distill.config import LoopConfig
@@ -107,7 +106,7 @@ def fit(
                     sheet(shown.to(accelerator.device), output / f"sheet-{step:06d}.png")
         accelerator.wait_for_everyone()
 
-    metrics = _Metrics(output / "metrics.jsonl", step) if accelerator.is_main_process else None
+    metrics = Metrics(output / "metrics.jsonl", step) if accelerator.is_main_process else None
     batches = _batches(accelerator, draws, config, step)
     deadline = started + 60 * config.max_minutes if config.max_minutes else math.inf
     if step >= config.max_train_steps:
@@ -235,26 +234,6 @@ def _any(accelerator: Accelerator, flag: bool) -> bool:
     if accelerator.num_processes == 1:
         return flag
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
-
-
-class _Metrics:
-    """metrics.jsonl: one line a step; lines after the step that a run resumes from are dropped."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        kept = []
-        if path.exists() and step:
-            for line in path.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line + "\n")
-                except (json.JSONDecodeError, KeyError):
-                    break  # a line torn by a kill is the last one
-        with replacing(path) as partial:
-            partial.write_text("".join(kept))
-        self.file = path.open("a", buffering=1)
-
-    def write(self, step: int, numbers: dict[str, float]) -> None:
-        self.file.write(json.dumps({"step": step, **numbers}) + "\n")
 
 
 class _Progress:

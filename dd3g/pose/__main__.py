@@ -124,8 +124,10 @@ def _prepare(paths: list[Path], request: Request) -> None:
     """Fail before the first picture where something is missing that every picture needs."""
     from dd3g.pose import detector, estimation
 
-    estimation.load_method(request.method)
-    if request.keypoints is None and any(p.suffix.lower() not in KEYPOINTS for p in paths):
+    there = [p for p in paths if os.path.exists(p)]  # seconds of loading for a mistyped name are too many
+    if there:
+        estimation.load_method(request.method)
+    if request.keypoints is None and any(p.suffix.lower() not in KEYPOINTS for p in there):
         detector.load()
     check_writable(request.out)
 

@@ -148,6 +148,13 @@ def test_one_bad_input_is_exit_code_two_and_writes_nothing(tmp_path):
         assert not out.exists() or not list(out.iterdir())
 
 
+def test_a_mistyped_name_is_answered_without_loading(tmp_path, monkeypatch):
+    monkeypatch.setattr(estimation, "load_method", lambda method: pytest.fail("loaded a network"))
+    monkeypatch.setattr(detector, "load", lambda: pytest.fail("loaded the detector"))
+    code, _, errors = run(tmp_path / "absent.png", "-o", tmp_path / "out")
+    assert code == 2 and "does not exist" in errors
+
+
 def test_an_empty_folder_fails_alone(tmp_path):
     photo(tmp_path / "a.png")
     (tmp_path / "empty").mkdir()
