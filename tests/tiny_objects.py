@@ -1,10 +1,12 @@
-"""Small training data made on the spot: ray-traced ellipsoids in the formats of renders and quadruples."""
+"""Small data made on the spot: ray-traced ellipsoids in the formats of renders and quadruples; a cube."""
 
 from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -71,3 +73,24 @@ def write_quadruples(folder, count=3, size=32):
         samples.append(encode(Quadruple(noise, rig, rgba[0], rgba, meta), f"q{i}"))
     write_shard(folder / "quadruples-00000.tar", samples)
     return folder
+
+
+CUBE = {"+z": [255, 0, 0], "+x": [0, 255, 0], "-z": [0, 0, 255], "-x": [255, 255, 0], "+y": [255, 0, 255]}
+
+
+def write_cube(path: Path, scale: float = 1.0) -> None:
+    """A cube whose five visible faces have known colours; separate vertices, vertex colours."""
+    import trimesh
+
+    box = trimesh.creation.box((scale, scale, scale))
+    vertices, colors = [], []
+    for face, normal in zip(box.faces, box.face_normals, strict=True):
+        axis = int(np.abs(normal).argmax())
+        name = ("+" if normal[axis] > 0 else "-") + "xyz"[axis]
+        vertices.append(box.vertices[face])
+        colors += [CUBE.get(name, [0, 255, 255]) + [255]] * 3
+    mesh = trimesh.Trimesh(
+        np.concatenate(vertices), np.arange(36).reshape(-1, 3), vertex_colors=colors, process=False
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mesh.export(path)

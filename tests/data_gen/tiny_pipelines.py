@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import diffusers
+import pytest
 import torch
 import transformers
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
+from data_gen.pictures import ModelConfig, load_model
+from dd3g.errors import UserError
+
+CPU = torch.device("cpu")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,."
 _WORDS = ["<|startoftext|>", "<|endoftext|>", *_LETTERS, *(letter + "</w>" for letter in _LETTERS)]
 
@@ -214,3 +219,13 @@ def _save(pipeline: diffusers.DiffusionPipeline, folder: Path, front_matter: str
     pipeline.save_pretrained(folder)
     (folder / "README.md").write_text(f"---\n{front_matter}\ntags:\n- text-to-image\n---\n# A tiny model\n")
     return folder
+
+
+def load(folder, **keys):
+    return load_model(ModelConfig(path=str(folder), **({"steps": 2} | keys)), CPU)
+
+
+def fails(folder, message, **keys):
+    with pytest.raises(UserError, match=message) as caught:
+        load(folder, **keys)
+    assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
 """People without a picture: a standing pose, a camera, and what a detector would say about them."""
 
+import numpy as np
 import torch
 
 from dd3g.pose.detection import Detection
@@ -16,6 +17,7 @@ STANDING = torch.tensor(
     ]
 )  # fmt: skip
 SIZE = (640, 480)
+RNG = np.random.default_rng(0)
 K = torch.tensor([[800.0, 0, 320], [0, 800, 240], [0, 0, 1]])
 
 
@@ -32,3 +34,13 @@ def person(x: float = 0.0, m: int = 8, spread: float = 0.05, **body) -> PersonHy
     noise[:, :, 0] = 0
     hypotheses = Hypotheses(STANDING + noise, torch.arange(m).float()[None])
     return PersonHypotheses(detection(x), "guided", hypotheses, **body)
+
+
+def hp_points(n):
+    """(n, 17, 3) mm, MPI-INF-3DHP's joint order: no person's, but in front of the camera."""
+    points = RNG.normal(size=(n, 17, 3)) * 300 + [0, 0, 4000]
+    return points.astype(np.float32)
+
+
+def seen(points, K):
+    return project(torch.from_numpy(points), K).numpy()

@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import tiny_pipelines
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pipelines")
+    kinds = ("stable_diffusion", "stable_diffusion_xl", "pixart_sigma", "stable_diffusion_3", "flux")
+    return {kind: getattr(tiny_pipelines, kind)(root / kind) for kind in kinds}
+
+
+@pytest.fixture
+def copy(folders, tmp_path):
+    """A stable diffusion folder that the test may spoil."""
+    return shutil.copytree(folders["stable_diffusion"], tmp_path / "copy")
