@@ -6,7 +6,6 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -16,128 +15,60 @@ from data_gen.sources import NAMES, Item, described, fingerprint, named_id, vali
 from dd3g.cameras import ELEVATION
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
-from dd3g.picture import SUFFIXES, read_rgba
-
-IMAGE_COLUMNS = ("image", "picture", "img", "png", "jpg")
-SHEET, DEPTH = "rgba.png", "depth.png"  # what a rendered object's sample holds
+from dd3g.io.tables import PictureTables
+from dd3g.picture import read_rgba
+from dd3g.picture_sources import SHEET, Found, hold_renders, picture_of
 
 
 class ParquetRows:
-    """Rows of parquet tables with a column of encoded pictures: bytes, or a struct that holds bytes.
+    """Rows of parquet tables; see `PictureTables`.
 
     Args:
-        root: their folder.
-        files: the tables, sorted.
+        found: the tables.
 
     Raises:
-        UserError: when pyarrow is missing, or a table cannot be read or has no such column.
+        UserError: as `PictureTables`.
     """
 
-    def __init__(self, root: Path, files: Sequence[Path]) -> None:
-        self.fingerprint = fingerprint(files, root)
-        self._columns: dict[Path, str] = {}
-        items: list[Item] = []
-        for file in files:
-            table = _parquet(file)
-            names = table.schema_arrow.names
-            self._columns[file] = _image_column(file, table)
-            wanted = [n for listed in NAMES.values() for n in listed if n in names and n not in IMAGE_COLUMNS]
-            number = 0
-            for group in range(table.num_row_groups):
-                count = table.metadata.row_group(group).num_rows
-                rows = _rows(file, group, wanted) if wanted else [{}] * count
-                for i, row in enumerate(rows):
-                    name = f"{file.relative_to(root).as_posix()} row {number}"
-                    items.append(described(named_id(name), row, name, (file, group, i)))
-                    number += 1
+    def __init__(self, found: Found) -> None:
+        self.fingerprint = fingerprint(found)
+        self._tables = PictureTables(found.root, found.files)
+        said = self._tables.described([name for names in NAMES.values() for name in names])
+        items = []
+        for i, row in enumerate(said):
+            name = self._tables.name(i)
+            items.append(described(named_id(name), row, name, i))
         self.items: Sequence[Item] = items
 
     def open(self, item: Item) -> Image.Image:
         """See `Source`."""
-        file, group, row = item.place
-        column = self._columns[file]
-        value = _pictures(file, group, column)[row][column]
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(data, bytes):
-            raise UserError(f"{item.name} holds no picture")
-        return read_rgba(data, item.name)
+        return read_rgba(self._tables.read(item.place), item.name)
 
 
-def _parquet(file: Path) -> Any:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise UserError("parquet files need the extra 'data': pip install 'dd3g[data]'") from error
-    try:
-        return ParquetFile(file)
-    except (ArrowException, OSError) as error:
-        raise UserError(f"{file} is no parquet file or is damaged ({error}): copy it again") from error
-
-
-def _image_column(file: Path, table: Any) -> str:
-    from pyarrow import types
-
-    for name in IMAGE_COLUMNS:
-        if name in table.schema_arrow.names:
-            kind = table.schema_arrow.field(name).type
-            if types.is_binary(kind) or types.is_large_binary(kind) or types.is_struct(kind):
-                return name
-    raise UserError(
-        f"{file} has the columns {', '.join(table.schema_arrow.names)}: one of {', '.join(IMAGE_COLUMNS)} "
-        "must hold encoded pictures"
-    )
-
-
-@lru_cache(maxsize=2)  # rows come in order
-def _pictures(file: Path, group: int, column: str) -> list[dict[str, Any]]:
-    return _rows(file, group, [column])
-
-
-def _rows(file: Path, group: int, columns: list[str]) -> list[dict[str, Any]]:
-    from pyarrow import ArrowException
-
-    try:
-        return _parquet(file).read_row_group(group, columns).to_pylist()
-    except (ArrowException, OSError) as error:
-        raise UserError(f"{file} is damaged in row group {group} ({error}): copy it again") from error
-
-
-def open_shards(root: Path, files: Sequence[Path], views: int) -> ShardPictures | RenderedViews:
+def open_shards(found: Found, views: int) -> ShardPictures | RenderedViews:
     """Shards of pictures or of rendered objects.
 
     Raises:
         UserError: when they are neither.
     """
-    shards = Shards(files)
-    extensions = set(shards.read(0)) if len(shards) else set()
-    if {SHEET, DEPTH} <= extensions:
-        return RenderedViews(root, shards, views)
-    if extensions & set(_PICTURES):
-        return ShardPictures(root, shards)
-    raise UserError(
-        f"{files[0]}: its samples hold {', '.join(sorted(extensions - {'__key__'})) or 'nothing'}; expected "
-        f"pictures ({', '.join(_PICTURES)}) or rendered objects ({SHEET}, {DEPTH})"
-    )
-
-
-_PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
+    shards = Shards(found.files)
+    return RenderedViews(found, shards, views) if hold_renders(shards) else ShardPictures(found, shards)
 
 
 class ShardPictures:
     """Samples of webdataset shards with a picture, and perhaps a json or txt about it.
 
     Args:
-        root: the folder of the shards.
-        shards: the shards.
+        found: the files.
+        shards: what is in them.
     """
 
-    def __init__(self, root: Path, shards: Shards) -> None:
+    def __init__(self, found: Found, shards: Shards) -> None:
         self._shards = shards
-        self.fingerprint = fingerprint(shards.paths, root)
+        self.fingerprint = fingerprint(found)
         items: dict[str, Item] = {}
         for i in range(len(shards)):
-            key, shard = shards.key(i), shards.where(i).relative_to(root).as_posix()
+            key, shard = shards.key(i), shards.where(i).relative_to(found.root).as_posix()
             name = f"{key} in {shard}"
             id = key if valid_id(key) and key not in items else named_id(name)
             items[id] = described(id, _json(shards.read(i, "json", "txt")), name, i)
@@ -145,25 +76,21 @@ class ShardPictures:
 
     def open(self, item: Item) -> Image.Image:
         """See `Source`."""
-        sample = self._shards.read(item.place, *_PICTURES)
-        data = next((sample[e] for e in _PICTURES if e in sample), None)
-        if data is None:
-            raise UserError(f"{item.name} holds no picture")
-        return read_rgba(data, item.name)
+        return read_rgba(picture_of(self._shards, item.place), item.name)
 
 
 class RenderedViews:
     """Some views of each rendered object, of those at the elevation of the generator's cameras.
 
     Args:
-        root: the folder of the shards.
-        shards: of tools/render_objects.py.
+        found: the files that tools/render_objects.py wrote.
+        shards: what is in them.
         views: how many of each object at most; which ones depends on the object only.
     """
 
-    def __init__(self, root: Path, shards: Shards, views: int) -> None:
+    def __init__(self, found: Found, shards: Shards, views: int) -> None:
         self._shards = shards
-        self.fingerprint = f"{fingerprint(shards.paths, root)}, {views} views"
+        self.fingerprint = f"{fingerprint(found)}, {views} views"
         items = []
         for i in range(len(shards)):
             key = shards.key(i)

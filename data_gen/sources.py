@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from PIL import Image
 
 from data_gen.prompt_lists import Prompt
-from dd3g.errors import UserError
-from dd3g.picture import SUFFIXES, read_rgba
+from dd3g.picture import read_rgba
+from dd3g.picture_sources import Found, find_sources
 
 METADATA = "metadata.jsonl"
 # Names under which tables and records keep what we call by the first.
@@ -82,46 +82,20 @@ def open_source(path: str | Path, views: int = 1, warn: Warn = lambda message: N
     """
     from data_gen.packed_sources import ParquetRows, open_shards
 
-    path = Path(path)
-    files = _files(path)
-    tables = [f for f in files if f.suffix == ".parquet"]
-    shards = [f for f in files if f.suffix == ".tar"]
-    root = path if path.is_dir() else path.parent
-    pictures = [f for f in files if f.suffix.lower() in SUFFIXES]
-    found = {"parquet files": tables, "shards (*.tar)": shards, "pictures": pictures}
-    if sum(map(bool, found.values())) > 1:
-        kinds = ", ".join(f"{len(v)} {k}" for k, v in found.items() if v)
-        raise UserError(f"{path} holds {kinds}: give a folder of one kind")
-    if shards:
-        return open_shards(root, shards, views)
-    if tables:
-        return ParquetRows(root, tables)
-    if pictures:
-        return PictureFiles(root, pictures, warn)
-    raise UserError(
-        f"{path} holds nothing to collect: give a folder of pictures ({', '.join(SUFFIXES)}), of *.parquet "
-        "files, or of shards (*.tar) of pictures or rendered objects"
-    )
+    found = find_sources(path)
+    if found.kind == "shards":
+        return open_shards(found, views)
+    if found.kind == "tables":
+        return ParquetRows(found)
+    return PictureFiles(found, warn)
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"{path} does not exist: check the path")
-    found = []
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [Path(folder, n) for n in sorted(names) if not n.startswith(".")]
-    return found
-
-
-def fingerprint(files: Sequence[Path], root: Path) -> str:
+def fingerprint(found: Found) -> str:
     """Number and hash of files, by their names below a folder and their sizes."""
     sha = hashlib.sha256()
-    for file in files:
-        sha.update(os.fsencode(f"{os.path.relpath(file, root)} {file.stat().st_size}\n"))
-    return f"{len(files)} files {sha.hexdigest()[:16]}"
+    for name, size in found.listing():
+        sha.update(os.fsencode(f"{name} {size}\n"))
+    return f"{len(found.files)} files {sha.hexdigest()[:16]}"
 
 
 def named_id(name: str) -> str:
@@ -165,20 +139,19 @@ class PictureFiles:
     """Picture files, described by a metadata.jsonl and by the folders they lie in.
 
     Args:
-        root: their folder; the first folder below it is a picture's group.
-        files: the pictures, sorted.
+        found: the pictures; the first folder below their root is a picture's group.
         warn: is told of lines of the metadata that cannot be used.
     """
 
-    def __init__(self, root: Path, files: Sequence[Path], warn: Warn) -> None:
-        self.fingerprint = fingerprint(files, root)
-        metadata = root / METADATA
+    def __init__(self, found: Found, warn: Warn) -> None:
+        self.fingerprint = fingerprint(found)
+        metadata = found.root / METADATA
         about = dict(_metadata(metadata, warn)) if metadata.is_file() else {}
         if about:
             self.fingerprint += f" {hashlib.sha256(metadata.read_bytes()).hexdigest()[:16]}"
         items = []
-        for file in files:
-            name = file.relative_to(root).as_posix()
+        for file in found.files:
+            name = file.relative_to(found.root).as_posix()
             group = name.partition("/")[0] if "/" in name else ""
             items.append(described(named_id(name), about.pop(name, {}), name, file, group))
         for name in about:

@@ -16,7 +16,7 @@ import torch
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import write_shard
-from distill.inputs import Inputs, fingerprint, seed_of
+from distill.inputs import Inputs, MatteError, seed_of
 from distill.quadruples import Quadruple, encode, noise_of
 from distill.simulate import simulate
 from distill.teachers import Teacher
@@ -65,7 +65,8 @@ class Job:
         """What must be the same for all shards of a folder."""
         return {
             "teacher": self.teacher.fingerprint,
-            "inputs": fingerprint(self.inputs),
+            "inputs": self.inputs.fingerprint,
+            "matte": self.inputs.matte,
             "pictures": len(self.order),
             "steps": self.steps,
             "guidance_scale": self.guidance_scale,
@@ -81,6 +82,8 @@ class Job:
                 pictures.append(
                     (i, *self.inputs.picture(i, seed_of(self.seed, number), self.teacher.rig.width))
                 )
+            except MatteError:
+                raise
             except UserError as error:
                 failed[str(i)] = str(error)
         samples = []
@@ -173,15 +176,17 @@ def check_settings(output: Path, settings: dict[str, Any], seeds: int, write: bo
     old = _read_json(output / SETTINGS)
     if not old and any(output.glob("*.tar")):
         raise UserError(f"{output} holds shards but no {SETTINGS}: give an empty folder as --output")
-    wrong = [k for k in settings if old and old.get(k) != settings[k]]
+    # Sets that were begun before a setting existed take it up.
+    wrong = [k for k in settings if k in old and old[k] != settings[k]]
     if wrong:
         changes = ", ".join(f"{k} {old.get(k)} (now {settings[k]})" for k in wrong)
         raise UserError(
             f"{output} was made with other settings: {changes}; repeat those, or give another --output"
         )
-    if write and old.get("seeds", 0) < seeds:
+    new = settings | {"seeds": max(seeds, old.get("seeds", 0))}
+    if write and new != old:
         with replacing(output / SETTINGS) as partial:
-            partial.write_text(json.dumps(settings | {"seeds": seeds}, indent=2) + "\n")
+            partial.write_text(json.dumps(new, indent=2) + "\n")
 
 
 def missing_shards(output: Path) -> list[str]:

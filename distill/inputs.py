@@ -1,32 +1,36 @@
-"""Input pictures of objects by index: a folder of pictures, shards of pictures, or rendered objects."""
+"""Input pictures of objects by index: of files, shards, parquet tables, or rendered objects."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Sequence
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dd3g.cameras import ELEVATION
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
-from dd3g.picture import load_image, read_rgba, resize_rgba
+from dd3g.io.tables import PictureTables
+from dd3g.picture import cut_out, load_image, object_frame, read_rgba, resize_rgba
+from dd3g.picture_sources import Found, find_sources, hold_renders, picture_of
 from distill.renders import RenderedObjects
 
-SUFFIXES = (".png", ".webp")
+NO_MATTE = "none"
 
 
 class Inputs(Protocol):
     """Pictures of objects, each a pure function of (index, seed)."""
 
     @property
-    def files(self) -> Sequence[Path]:
-        """What was read."""
+    def fingerprint(self) -> str:
+        """Hash of the names and sizes of the files."""
+
+    @property
+    def matte(self) -> str:
+        """The model that cuts objects out of pictures without alpha; "none" where no model does."""
 
     def __len__(self) -> int:
         """Number of objects."""
@@ -35,43 +39,32 @@ class Inputs(Protocol):
         """Straight RGBA (4, size, size) rounded to 255ths, and where it comes from.
 
         Raises:
+            MatteError: when no picture without alpha can be used.
             UserError: when this one cannot be used; the others may still be fine.
         """
 
 
-def open_inputs(source: str | Path) -> Inputs:
-    """Find out what `source` is: a picture or a folder of them, shards of pictures, or rendered objects.
+class MatteError(UserError):
+    """The matting model is unknown or not on this machine."""
+
+
+def open_inputs(source: str | Path, matte: str = "auto") -> Inputs:
+    """Find out what `source` is: pictures, parquet tables, shards of pictures, or rendered objects.
+
+    Args:
+        source: a folder, which is searched at any depth, or a file.
+        matte: for pictures without alpha: "auto" (u2netp) or another matting model; "none" refuses them.
 
     Raises:
-        UserError: when it is none of these.
+        UserError: when it is none of these, or not on this machine's disks.
     """
-    path = Path(source)
-    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
-        shards = Shards(path)
-        extensions = set(shards[0]) if len(shards) else set()
-        if "depth.png" in extensions:
-            return Renders(path, shards.paths)
-        if "png" in extensions:
-            return PictureShards(shards)
-        raise UserError(
-            f"{path}: its samples hold {', '.join(sorted(extensions - {'__key__'})) or 'nothing'}; expected "
-            "pictures (png) or rendered objects (rgba.png, depth.png)"
-        )
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != ".")
-    else:
-        files = [path] if path.is_file() else []
-    if not files:
-        raise UserError(
-            f"{path}: no pictures there; give a folder of PNG or WebP with alpha, or of shards (*.tar)"
-        )
-    return Pictures(files)
-
-
-def fingerprint(inputs: Inputs) -> str:
-    """Hash of the names and sizes of the files."""
-    listing = "\n".join(f"{p.name} {p.stat().st_size}" for p in inputs.files)
-    return hashlib.sha256(listing.encode()).hexdigest()[:16]
+    found = find_sources(source)
+    if found.kind == "tables":
+        return Pictures(found, PictureTables(found.root, found.files), matte)
+    if found.kind == "pictures":
+        return Pictures(found, _Files(found), matte)
+    shards = Shards(found.files)
+    return Renders(found) if hold_renders(shards) else Pictures(found, _Samples(shards), matte)
 
 
 def seed_of(*parts: int) -> int:
@@ -79,47 +72,97 @@ def seed_of(*parts: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 
 
-class Pictures:
-    """Picture files with alpha; the object is framed as training pictures are."""
+class Encoded(Protocol):
+    """Pictures as they lie in files."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = files
+    def __len__(self) -> int:
+        """Number of pictures."""
+
+    def name(self, index: int) -> str:
+        """What the quadruples call it."""
+
+    def where(self, index: int) -> str:
+        """What messages call it."""
+
+    def read(self, index: int) -> Path | bytes:
+        """What `dd3g.picture.read_rgba` reads."""
+
+
+class Pictures:
+    """Pictures whose object is framed as training pictures are, and cut out first where they have no alpha.
+
+    Args:
+        found: the files.
+        encoded: the pictures in them.
+        matte: as `open_inputs`.
+    """
+
+    def __init__(self, found: Found, encoded: Encoded, matte: str) -> None:
+        self.fingerprint, self.encoded = _fingerprint(found), encoded
+        self.matte = "u2netp" if matte == "auto" else matte
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def picture(self, index: int, seed: int, size: int) -> tuple[Tensor, dict[str, Any]]:
+        """See `Inputs`; the seed does not matter."""
+        name = self.encoded.where(index)
+        image = read_rgba(self.encoded.read(index), name)
+        about = {"source": self.encoded.name(index)}
+        if image.getchannel("A").getextrema()[0] == 255:
+            if self.matte == NO_MATTE:
+                raise UserError(f"{name} has no transparent pixel: cut the object out, or give --matte auto")
+            try:
+                image, _ = cut_out(image, self.matte, name, size)
+            except UserError as error:
+                raise MatteError(f"{name} has no transparent pixel, and {error}") from error
+            if object_frame(image.getchannel("A")) is None:
+                raise UserError(f"the matting model {self.matte} found no object in {name}: cut it out")
+            about["matte"] = self.matte
+        return _rounded(load_image(image, size, matte=NO_MATTE).rgba), about
+
+
+class _Files:
+    def __init__(self, found: Found) -> None:
+        self.root, self.files = found.root, found.files
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def picture(self, index: int, seed: int, size: int) -> tuple[Tensor, dict[str, Any]]:
-        """See `Inputs`; the seed does not matter."""
-        path = self.files[index]
-        return _framed(read_rgba(path, str(path)), str(path), size), {"source": path.name}
+    def name(self, index: int) -> str:
+        return self.files[index].relative_to(self.root).as_posix()
+
+    def where(self, index: int) -> str:
+        return str(self.files[index])
+
+    def read(self, index: int) -> Path:
+        return self.files[index]
 
 
-class PictureShards:
-    """Shards whose samples hold a .png with alpha."""
-
+class _Samples:
     def __init__(self, shards: Shards) -> None:
-        self.shards, self.files = shards, shards.paths
+        self.shards = shards
 
     def __len__(self) -> int:
         return len(self.shards)
 
-    def picture(self, index: int, seed: int, size: int) -> tuple[Tensor, dict[str, Any]]:
-        """See `Inputs`; the seed does not matter."""
-        key = self.shards.key(index)
-        name = f"{key} in {self.shards.where(index)}"
-        try:
-            image = Image.open(io.BytesIO(self.shards.read(index, "png")["png"]), formats=("PNG",))
-            image.load()
-        except (KeyError, OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{name} holds no readable png ({error})") from error
-        return _framed(read_rgba(image, name), name, size), {"source": key}
+    def name(self, index: int) -> str:
+        return self.shards.key(index)
+
+    def where(self, index: int) -> str:
+        return f"{self.shards.key(index)} in {self.shards.where(index)}"
+
+    def read(self, index: int) -> bytes:
+        return picture_of(self.shards, index)
 
 
 class Renders:
     """Rendered objects; the seed chooses the view among those at the rig's elevation."""
 
-    def __init__(self, source: Path, files: Sequence[Path]) -> None:
-        self.objects, self.files = RenderedObjects(source), files
+    matte = NO_MATTE
+
+    def __init__(self, found: Found) -> None:
+        self.fingerprint, self.objects = _fingerprint(found), RenderedObjects(found.files)
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -137,10 +180,9 @@ class Renders:
         return _rounded(rgba), {"source": str(item.meta["id"]), "view": view, **about}
 
 
-def _framed(image: Image.Image, name: str, size: int) -> Tensor:
-    if image.getchannel("A").getextrema()[0] == 255:
-        raise UserError(f"{name} has no transparent pixel: cut the object out first")
-    return _rounded(load_image(image, size, matte="none").rgba)
+def _fingerprint(found: Found) -> str:
+    listing = "\n".join(f"{name} {size}" for name, size in found.listing())
+    return hashlib.sha256(os.fsencode(listing)).hexdigest()[:16]
 
 
 def _rounded(rgba: Tensor) -> Tensor:

@@ -128,7 +128,10 @@ def _partial_state(device: str) -> tuple[Any, torch.device]:
 
     wanted = None if device == "auto" else find_device(device)
     state = PartialState(cpu=wanted is not None and wanted.type == "cpu")
-    return state, wanted or state.device
+    place = wanted or state.device
+    if place.type == "cuda" and place.index is not None:
+        torch.cuda.set_device(place)  # mattes follow
+    return state, place
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -138,11 +141,14 @@ Which = Annotated[str, typer.Option(help="A teacher's folder, a shipped name, or
 
 def simulate_command(
     inputs: Annotated[
-        Path,
-        typer.Argument(metavar="INPUTS", help="Pictures with alpha, shards of them, or rendered objects."),
+        str,
+        typer.Argument(
+            metavar="INPUTS",
+            help="Pictures, shards or parquet files of them, or rendered objects: a folder, or one file.",
+        ),
     ],
     teacher: Which,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the shards.")],
+    output: Annotated[str, typer.Option("-o", "--output", help="Folder for the shards.")],
     steps: Annotated[
         int | None, typer.Option(min=1, max=1000, help="DDIM steps; default: the teacher's.")
     ] = None,
@@ -154,6 +160,13 @@ def simulate_command(
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     per_shard: Annotated[int, typer.Option(min=1, help="Quadruples in one shard.")] = 64,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only this many of the pictures.")] = None,
+    matte: Annotated[
+        str,
+        typer.Option(
+            help="Background removal for pictures without alpha: auto (u2netp), or a rembg model; none: they "
+            "are reported and left out."
+        ),
+    ] = "auto",
     max_minutes: Annotated[float, typer.Option(help="Start no shard after this long; 0: no limit.")] = 0.0,
     device: Device = "auto",
     as_json: Json = False,
@@ -167,12 +180,17 @@ def simulate_command(
     from distill.inputs import open_inputs
 
     start = time.monotonic()
+    if "://" in output:
+        raise UserError(
+            f"{output} is a URL: give a folder of this machine, and copy it there when it is done"
+        )
+    pictures = open_inputs(inputs, matte)
     state, place = _partial_state(device)
     model = load(teacher).to(place)
     job = Job(
         model,
-        open_inputs(inputs),
-        output,
+        pictures,
+        Path(output),
         model.default_steps if steps is None else steps,
         model.default_guidance if guidance_scale is None else guidance_scale,
         seeds,

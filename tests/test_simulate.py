@@ -193,12 +193,14 @@ def test_other_settings_are_refused(pictures, teacher, tmp_path, capsys):
 def test_bad_pictures_are_reported_and_the_others_come_out(pictures, teacher, tmp_path, capsys):
     (pictures / "a-torn.png").write_bytes((pictures / "object.0.png").read_bytes()[:200])
     Image.new("RGB", (32, 32), (200, 0, 0)).save(pictures / "b-opaque.png")
-    assert main(command(pictures, teacher, tmp_path / "set", "--seeds", "1")) == 1
+    words = command(pictures, teacher, tmp_path / "set", "--seeds", "1", "--matte", "none")
+    assert main(words) == 1
     printed = capsys.readouterr()
     assert "a-torn.png" in printed.err and "b-opaque.png has no transparent pixel" in printed.err
+    assert "or give --matte auto" in printed.err
     assert len(Quadruples(tmp_path / "set")) == 6
     # They are not forgotten once the shard is there.
-    assert main(command(pictures, teacher, tmp_path / "set", "--seeds", "1", "--json")) == 1
+    assert main([*words, "--json"]) == 1
     again = capsys.readouterr()
     assert again.err == printed.err and len(json.loads(again.out)["failed"]) == 2
 
@@ -312,7 +314,7 @@ def test_shards_of_pictures(tmp_path):
     assert torch.equal((picture * 255).round() / 255, picture)
     Image.fromarray(rgba[2]).save(tmp_path / "c.png")
     assert torch.equal(open_inputs(tmp_path / "c.png").picture(0, 0, 16)[0], picture)
-    with pytest.raises(UserError, match="k3 in .*b.tar holds no readable png"):
+    with pytest.raises(UserError, match="k3 in .*b.tar is not a PNG"):
         inputs.picture(3, 0, 16)
 
 

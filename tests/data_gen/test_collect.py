@@ -342,9 +342,9 @@ def test_useless_sources(tmp_path, capsys):
     out = str(tmp_path / "set")
     for words, why in (
         ([str(mixed), "-o", out], "holds 1 shards (*.tar), 1 pictures: give a folder of one kind"),
-        ([str(tmp_path / "bare"), "-o", out], "holds nothing to collect"),
+        ([str(tmp_path / "bare"), "-o", out], "holds no pictures: give a folder of pictures (.png, "),
         ([str(tmp_path / "cut"), "-o", out], "is damaged"),
-        ([str(tmp_path / "file.txt"), "-o", out], "holds nothing to collect"),
+        ([str(tmp_path / "file.txt"), "-o", out], "holds no pictures: give a folder of pictures (.png, "),
         ([str(tmp_path / "nowhere"), "-o", out], "does not exist"),
         ([str(mixed)], "output is not set"),
         (["--output", out], "source is not set"),

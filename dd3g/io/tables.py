@@ -1,0 +1,128 @@
+"""Parquet tables with a column of encoded pictures, read at random access."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dd3g.errors import UserError
+
+IMAGE_COLUMNS = ("image", "picture", "img", "png", "jpg")
+
+
+class PictureTables:
+    """Rows of parquet tables with a column of encoded pictures: bytes, or a struct that holds bytes.
+
+    A table can only be read a row group at a time, so rows that are taken in order are far cheaper than rows
+    that are not.
+
+    Args:
+        root: their folder.
+        files: the tables, in order.
+
+    Raises:
+        UserError: when pyarrow is missing, or a table cannot be read or has no such column.
+    """
+
+    def __init__(self, root: Path, files: Sequence[Path]) -> None:
+        self.root, self.files = root, files
+        self._columns: list[str] = []  # of each file
+        self._groups: list[tuple[int, int, int]] = []  # file, row group in it, first row in the file
+        self._ends: list[int] = []  # rows up to the end of each group
+        self._held: tuple[int, Any] = (-1, None)  # the group that was read last, and its pictures
+        for number, file in enumerate(files):
+            table = _open(file)
+            self._columns.append(_image_column(file, table))
+            first = 0
+            for group in range(table.num_row_groups):
+                self._groups.append((number, group, first))
+                first += table.metadata.row_group(group).num_rows
+                self._ends.append(len(self) + table.metadata.row_group(group).num_rows)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def name(self, index: int) -> str:
+        """A row's file, below the root, and its number in it."""
+        file, row = self._place(index)
+        return f"{file.relative_to(self.root).as_posix()} row {row}"
+
+    def where(self, index: int) -> str:
+        """As `name`, with the file's whole path."""
+        file, row = self._place(index)
+        return f"{file} row {row}"
+
+    def read(self, index: int) -> bytes:
+        """The encoded picture of a row.
+
+        Raises:
+            UserError: when there is none, or the table is damaged.
+        """
+        at = bisect_right(self._ends, index)
+        number, group, _ = self._groups[at]
+        column = self._columns[number]
+        if self._held[0] != at:
+            self._held = at, _read(self.files[number], group, [column])[column]
+        value = self._held[1][index - (self._ends[at - 1] if at else 0)].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(data, bytes):
+            raise UserError(f"{self.where(index)} holds no picture")
+        return data
+
+    def described(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """What each row says in those of some columns that its table has and that hold no pictures.
+
+        Raises:
+            UserError: when a table is damaged.
+        """
+        for at, (number, group, _) in enumerate(self._groups):
+            file = self.files[number]
+            names = _open(file).schema_arrow.names
+            wanted = [c for c in columns if c in names and c not in IMAGE_COLUMNS]
+            if wanted:
+                yield from _read(file, group, wanted).to_pylist()
+            else:
+                yield from ({} for _ in range(self._ends[at] - (self._ends[at - 1] if at else 0)))
+
+    def _place(self, index: int) -> tuple[Path, int]:
+        """A row's file and its number in it."""
+        at = bisect_right(self._ends, index)
+        number, _, first = self._groups[at]
+        return self.files[number], first + index - (self._ends[at - 1] if at else 0)
+
+
+def _open(file: Path) -> Any:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise UserError("parquet files need the extra 'data': pip install 'dd3g[data]'") from error
+    try:
+        return ParquetFile(file)
+    except (ArrowException, OSError) as error:
+        raise UserError(f"{file} is no parquet file or is damaged ({error}): copy it again") from error
+
+
+def _image_column(file: Path, table: Any) -> str:
+    from pyarrow import types
+
+    for name in IMAGE_COLUMNS:
+        if name in table.schema_arrow.names:
+            kind = table.schema_arrow.field(name).type
+            if types.is_binary(kind) or types.is_large_binary(kind) or types.is_struct(kind):
+                return name
+    raise UserError(
+        f"{file} has the columns {', '.join(table.schema_arrow.names)}: one of {', '.join(IMAGE_COLUMNS)} "
+        "must hold encoded pictures"
+    )
+
+
+def _read(file: Path, group: int, columns: list[str]) -> Any:
+    from pyarrow import ArrowException
+
+    try:
+        return _open(file).read_row_group(group, columns)
+    except (ArrowException, OSError) as error:
+        raise UserError(f"{file} is damaged in row group {group} ({error}): copy it again") from error
