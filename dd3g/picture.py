@@ -114,6 +114,7 @@ def read_rgba(
         if not (file.getbuffer().nbytes if isinstance(file, io.BytesIO) else file.stat().st_size):
             raise UserError(f"{name} is empty (0 bytes): copy or download the picture again")
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's word on what it reads past: EXIF, text, padding
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
                 return _to_rgba(image, name)
@@ -218,7 +219,7 @@ def _to_rgba(image: Image.Image, name: str) -> Image.Image:
         raise UserError(
             f"{name} is {image.width}x{image.height} pixels, too small: give at least {MIN_SIDE} a side"
         )
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith("I"):
         # Pillow clips instead of scaling when it turns 16-bit grey into 8-bit.
         deep = np.clip(np.asarray(image).astype(np.int64), 0, 65535)  # (H, W)
@@ -231,6 +232,15 @@ def _to_rgba(image: Image.Image, name: str) -> Image.Image:
     if top < SOLID:
         raise UserError(f"{name} is fully transparent (largest alpha {top} of 255): it shows no object")
     return rgba
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()  # damaged pixels are an error
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        # Damaged EXIF is not: Pillow raises as many types on it as its decoders do.
+        return image
 
 
 def _padded(rgba: Tensor) -> Tensor:

@@ -94,6 +94,49 @@ def test_no_matte(here, stub):
     assert np.asarray(Image.open("out/square.matte.png"))[128, 128].tolist() == [255, 0, 0, 255]
 
 
+def test_any_kind_of_picture(here, stub):
+    """A red square in every way to store it, through the command."""
+    cut, solid = Image.open(picture("in/alpha.png")), Image.new("RGB", (40, 24), (200, 80, 40))
+    picture("in/least.png", side=8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    kinds: list[tuple[str, Image.Image, dict]] = [
+        ("cut.webp", cut, {"lossless": True}),
+        ("cut-palette.gif", cut, {}),
+        ("opaque.png", solid, {}),
+        ("photo.jpg", solid, {}),
+        ("progressive.jpeg", solid, {"progressive": True}),
+        ("print.jpg", solid.convert("CMYK"), {}),
+        ("frames.gif", solid, {"save_all": True, "append_images": [Image.new("RGB", (40, 24), "blue")]}),
+        ("palette.png", solid.quantize(4), {}),
+        ("grey.png", solid.convert("L"), {}),
+        ("deep.png", Image.fromarray(np.full((24, 40), 111 << 8, np.uint16)), {}),
+        ("turned.jpg", solid, {"exif": turned}),
+    ]
+    for name, image, options in kinds:
+        image.save(Path("in", name), **options)
+    result = run("in", "--no-matte")
+    assert result.stderr == "" and f"wrote {2 * 13} files for 13 pictures" in result.stdout
+    mattes = {
+        p.stem: np.asarray(Image.open(f"out/{p.stem}.matte.png")).astype(int) for p in Path("in").iterdir()
+    }
+    for name, matte in mattes.items():
+        wanted = (111, 111, 111) if name in ("grey", "deep") else (200, 80, 40)
+        assert np.abs(matte[128, 128] - (*wanted, 255)).max() <= 4, name
+    for name, wide in (("photo", 255), ("turned", 0)):
+        assert mattes[name][128, 40, 3] == wide and mattes[name][40, 128, 3] == 255 - wide
+
+
+def test_a_photo_of_8000_pixels(here, stub):
+    image = Image.new("RGB", (8000, 8000), "white")
+    image.paste((200, 80, 40), (2000, 2000, 6000, 6000))
+    image.save("photo.jpg", quality=90)
+    report = json.loads(run("photo.jpg", "--no-matte", "--json").stdout)
+    assert report["pictures"][0]["seconds"] < 30  # 1 to 2 on an idle core
+    matte = np.asarray(Image.open("out/photo.matte.png")).astype(int)
+    assert np.abs(matte[128, 128] - (200, 80, 40, 255)).max() <= 4 and matte[40, 128].min() > 250
+
+
 def test_warning_is_shown(here, stub):
     image = Image.new("RGBA", (100, 100))
     image.paste((255, 0, 0, 255), (0, 40, 20, 60))
@@ -119,6 +162,16 @@ def test_folder_goes_on_past_failures(here, stub):
     assert result.stdout.splitlines()[-1].startswith("wrote out/a.ply, out/c.ply, out/a.matte.png")
     assert result.stdout.splitlines()[-1].endswith("1 failed")
     assert len(stub.loaded) == 1
+
+
+def test_a_folder_of_failures_alone(here, stub):
+    Path("in").mkdir()
+    for name in ("a.png", "b.jpg"):
+        Path("in", name).write_text("no picture")
+    result = run("in", code=1)
+    assert [line[:19] for line in result.stderr.splitlines()] == ["error: in/a.png is ", "error: in/b.jpg is "]
+    assert result.stdout.startswith("wrote nothing in ") and result.stdout.endswith("2 failed\n")
+    assert not Path("out").exists() and stub.loaded == []
 
 
 def test_a_folder_without_pictures_does_not_stop_the_others(here, stub):

@@ -46,6 +46,14 @@ def test_damaged_pictures(here, stub):
         fails(name, match=match)
 
 
+def test_decompression_bomb(here, stub):
+    Image.new("L", (9, 9)).save("bomb.gif")
+    data = bytearray(Path("bomb.gif").read_bytes())
+    data[6:10] = b"\xff" * 4  # 65,535 pixels a side
+    Path("bomb.gif").write_bytes(data)
+    fails("bomb.gif", match="has more than 80 million pixels: scale it down first")
+
+
 def test_pictures_that_show_nothing(here, stub):
     Image.new("RGB", (1, 1)).save("dot.png")
     Image.new("RGBA", (32, 32)).save("clear.png")
@@ -133,9 +141,14 @@ def test_output_folder_is_read_only(stub, home):
 
 def test_pictures_that_may_not_be_reached(stub, home):
     good, locked = picture(home / "good.png"), picture(home / "locked" / "a.png")
+    secret = picture(home / "secret.png")
     run(good, "-o", home / "warm")
     locked.parent.chmod(0)
+    secret.chmod(0)
     with without_rights():
+        assert run(secret, "-o", home / "out", code=2).stderr == (
+            f"error: {secret} may not be read: check its permissions\n"
+        )
         alone = run(locked, "-o", home / "out", code=2)
         beside = run(locked, good, locked.parent, "-o", home / "out", code=1)
     assert alone.stderr == f"error: {locked} may not be read: check its permissions\n"
@@ -236,6 +249,7 @@ def test_broken_checkpoints(here, untrained):
     broken("foreign", lambda p: (p / config).write_text('{"kind": "something else"}'))
     text = json.loads((untrained / config).read_text())
     broken("shape", lambda p: (p / config).write_text(json.dumps(text | {"latent_shape": [4]})))
+    fails("a.png", "--weights", "nano-teacher", match="describes 'teacher', not a dd3g generator")
     broken("newer", lambda p: (p / config).write_text(json.dumps(text | {"colour": 1})))
 
 

@@ -137,6 +137,17 @@ def test_exif_rotation(tmp_path, suffix):
     assert out[4, 12, 0] > 240 and out[30, 12, 0] < 15
 
 
+@pytest.mark.parametrize("damage", ["no TIFF", "no end", "tags"])
+def test_a_damaged_exif_block_spoils_no_picture(tmp_path, damage, recwarn):
+    exif = Image.Exif()
+    exif[0x010E] = "words"
+    whole = exif.tobytes()
+    block = {"no TIFF": b"Exif\0\0by an editor", "no end": whole[:-9], "tags": whole[:14] + b"\xff" * 30}
+    for suffix in (".jpg", ".png", ".webp"):
+        assert opened(tmp_path, Image.fromarray(disc()[..., :3]), suffix, exif=block[damage]).shape[0] == 64
+    assert not recwarn.list
+
+
 def test_icc_profile_is_ignored(tmp_path):
     from PIL import ImageCms
 

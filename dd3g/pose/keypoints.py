@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,7 +200,9 @@ def intrinsics(
 def _exif_focal(picture: Image.Image, size: tuple[int, int]) -> float | None:
     """Focal length in px, or None where EXIF does not tell."""
     try:
-        tags = picture.getexif().get_ifd(0x8769)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tags = picture.getexif().get_ifd(0x8769)
         film = float(tags.get(0xA405, 0))  # FocalLengthIn35mmFilm
         if film > 0:
             return film / FILM_DIAGONAL * math.hypot(*size)
@@ -208,7 +211,7 @@ def _exif_focal(picture: Image.Image, size: tuple[int, int]) -> float | None:
         original = float(max(tags.get(0xA002, 0), tags.get(0xA003, 0)))  # px before resizing
         if length > 0 and density > 0 and original > 0:
             return length * density / unit * max(size) / original
-    except (ValueError, TypeError, ArithmeticError, AttributeError, OSError, SyntaxError):
+    except Exception:
         # Cameras and editors write all kinds of things; the default serves then.
         return None
     return None

@@ -189,6 +189,14 @@ def test_intrinsics_from_the_sensor():
     assert intrinsics(picture.size, None, picture)[1] == "default"
 
 
+@pytest.mark.parametrize("block", [b"by an editor", b"MM\0*\0\0\0\x08\0\x02\xff", b"II*\0\xff\xff\xff\xff"])
+def test_damaged_exif_tells_nothing(block, recwarn):
+    picture = Image.new("RGB", (640, 480))
+    picture.info["exif"] = b"Exif\0\0" + block
+    assert intrinsics(picture.size, None, picture)[1] == "default"
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("focal", [-5.0, 0.0, math.nan, math.inf])
 def test_impossible_focal_lengths(focal):
     with pytest.raises(UserError, match="focal length must be positive"):
