@@ -1,4 +1,4 @@
-"""Prompts become pictures, quadruples, a generator and splats: each stage takes the files of the one before."""
+"""Prompts become pictures, quadruples, a generator and splats; each stage takes the files of the last."""
 
 import io
 import json
