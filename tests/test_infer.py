@@ -169,7 +169,7 @@ def test_a_folder_of_failures_alone(here, stub):
     for name in ("a.png", "b.jpg"):
         Path("in", name).write_text("no picture")
     result = run("in", code=1)
-    assert [line[:19] for line in result.stderr.splitlines()] == ["error: in/a.png is ", "error: in/b.jpg is "]
+    assert [line.split()[1] for line in result.stderr.splitlines()] == ["in/a.png", "in/b.jpg"]
     assert result.stdout.startswith("wrote nothing in ") and result.stdout.endswith("2 failed\n")
     assert not Path("out").exists() and stub.loaded == []
 
