@@ -42,7 +42,7 @@ class SynthesizeConfig:
 
     prompts: str = ""  # file that `python -m data_gen prompts` wrote, or a list of one's own
     output: str = ""  # folder or URL of a bucket prefix
-    seed: int = 0
+    seed: int = 0  # of the run; a picture's follows from it, its prompt and the attempt
     shard_size: int = 1000  # prompts a shard
     batch_size: int = 8  # pictures drawn at once
     attempts: int = 4  # tries a prompt

@@ -69,7 +69,7 @@ class FilterConfig:
     """
 
     min_coverage: float = 0.01  # of the picture as drawn, 0..1
-    max_coverage: float = 0.85
+    max_coverage: float = 0.85  # likewise
     max_border: float = 0.005  # share of the picture's outermost pixels that show the object, 0..1
     min_main: float = 0.9  # share of the object in its largest part, 0..1
     max_soft: float = 0.2  # share of the matte that is half transparent beyond its outline, 0..1
@@ -79,7 +79,7 @@ class FilterConfig:
     min_sharpness: float = 0.3  # 0..1, about 0.3 for a Gaussian blur of 1.5 % of the frame
     min_contrast: float = 2.0  # standard deviation of luminance on the object, 0..127
     min_colourfulness: float = 0.0  # Hasler and Suesstrunk's measure, 0..about 180
-    max_colourfulness: float = 130.0
+    max_colourfulness: float = 130.0  # likewise
     duplicate_distance: int = 4  # bits of 64 in which near duplicates' hashes may differ; -1 keeps all
     clip: str = ""  # folder of a CLIP model
     min_clip: float = 0.2  # cosine of picture and prompt, -1..1

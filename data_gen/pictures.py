@@ -55,11 +55,11 @@ class ModelConfig:
     dtype: str = "auto"  # bfloat16 or else float16 on CUDA, float32 on the CPU
     scheduler: str = ""  # class name in diffusers, such as DPMSolverMultistepScheduler
     scheduler_options: dict[str, Any] = field(default_factory=dict)  # override the scheduler's config
-    steps: int = 0
+    steps: int = 0  # of the sampler
     guidance: float | None = None  # classifier-free guidance scale
-    negative_prompt: str = ""
+    negative_prompt: str = ""  # what no picture should show
     height: int = 0  # pixels, as drawn
-    width: int = 0
+    width: int = 0  # likewise
     call_options: dict[str, Any] = field(default_factory=dict)  # further arguments of the pipeline's call
     attention: str = "sdpa"  # or xformers
     offload: str = "none"  # "model" or "sequential": weights wait in the CPU's memory, slower, far less VRAM

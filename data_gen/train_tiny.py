@@ -49,14 +49,14 @@ the colours and the kinds of things in them, and little else. Load it with
 class TinyShape:
     """Shape of the network; see `TinyDenoiser`."""
 
-    size: int = 64
-    width: int = 256
-    depth: int = 5
-    heads: int = 4
-    hidden: int = 64
-    mid: int = 96
-    buckets: int = 8192
-    word_width: int = 128
+    size: int = 64  # pixels a side, a multiple of 8
+    width: int = 256  # channels of the tokens of 8 x 8 pixels
+    depth: int = 5  # pairs of residual and transformer blocks
+    heads: int = 4  # of the attention
+    hidden: int = 64  # channels inside a residual block
+    mid: int = 96  # channels of the map of 4 x 4 pixel patches
+    buckets: int = 8192  # rows of the table of hashed words
+    word_width: int = 128  # of that table
 
 
 @dataclass
@@ -65,21 +65,21 @@ class TinyTrainConfig:
 
     aliases: ClassVar[dict[str, str]] = {"resume": "resume_from_checkpoint"}
 
-    output_dir: str = "runs/tiny"
-    renders: list[str] = field(default_factory=lambda: ["runs/renders/train"])
+    output_dir: str = "runs/tiny"  # folder for checkpoints, the model and a sheet of its pictures
+    renders: list[str] = field(default_factory=lambda: ["runs/renders/train"])  # of tools/render_objects.py
     manifest: str = ""  # csv with id, name, category: better words than the ids alone
     views: int = 4  # of each rendered object, kept in memory: 16 kB each at 64 pixels
-    seed: int = 0
-    train_batch_size: int = 16
-    max_train_steps: int = 5_000
+    seed: int = 0  # of the weights, the draws and their noise
+    train_batch_size: int = 16  # pictures a step
+    max_train_steps: int = 5_000  # optimiser steps
     max_minutes: float = 0.0  # of all sessions together; the learning rate falls with them; 0 is no limit
-    learning_rate: float = 1e-3
-    lr_warmup_steps: int = 100
-    adam_weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
+    learning_rate: float = 1e-3  # at the end of the warm-up
+    lr_warmup_steps: int = 100  # first steps, over which the learning rate rises
+    adam_weight_decay: float = 0.01  # of AdamW; 0 is Adam
+    max_grad_norm: float = 1.0  # 0 does not clip
     mixed_precision: str = "bf16"  # or no
-    ema_decay: float = 0.998
-    checkpointing_steps: int = 500
+    ema_decay: float = 0.998  # of the average of the weights that is the result
+    checkpointing_steps: int = 500  # a checkpoint this often; a kill loses at most these
     resume_from_checkpoint: str = ""  # "latest" goes on from the run in output_dir
     condition_dropout: float = 0.1  # share of pictures without any words, for classifier-free guidance
     word_dropout: float = 0.25  # share of words left out

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from textwrap import dedent
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
@@ -33,7 +39,7 @@ def parse(argv: Sequence[str], schema: type[T], program: str = "") -> T:
     aliases: dict[str, str] = getattr(schema, "aliases", {})
     if "-h" in words or "--help" in words:
         print(f"usage: {program or Path(sys.argv[0]).name} [--config FILE] [--key value | key=value]...\n")
-        print(OmegaConf.to_yaml(OmegaConf.structured(schema)))
+        print(explained(schema))
         raise SystemExit(0)
     while words:
         word = words.pop(0)
@@ -55,6 +61,47 @@ def parse(argv: Sequence[str], schema: type[T], program: str = "") -> T:
         where = getattr(error, "full_key", None)  # of OmegaConf's errors
         message = f"{where}: {error}".splitlines()[0] if where else str(error).splitlines()[0]
         raise UserError(f"configuration: {message}; --help lists every key with its default") from error
+
+
+def explained(schema: type) -> str:
+    """The defaults as YAML, each key with the comment that stands behind it in the source of `schema`.
+
+    Args:
+        schema: a dataclass; a section without a comment has the first line of its own class's docstring.
+    """
+    comments = _comments(schema)
+    lines = [f"# {line}" for line in (inspect.getdoc(schema) or "").splitlines()[:1]]
+    path: list[str] = []
+    for line in OmegaConf.to_yaml(OmegaConf.structured(schema)).splitlines():
+        if key := re.match(r"( *)(\w+):", line):
+            path[len(key[1]) // 2 :] = [key[2]]
+            comment = comments.get(".".join(path))
+            line = f"{line}  # {comment}" if comment else line
+        lines.append(line)
+    for short, long in getattr(schema, "aliases", {}).items():
+        lines.append(f"# {short} stands for {long}")
+    return "\n".join(lines) + "\n"
+
+
+def _comments(schema: type) -> dict[str, str]:
+    """Key, with dots -> comment."""
+    found: dict[str, str] = {}
+    for cls in reversed([c for c in schema.__mro__ if is_dataclass(c)]):
+        with suppress(OSError):  # a Python without sources
+            source = dedent(inspect.getsource(cls))
+            lines = source.splitlines()
+            [definition] = ast.parse(source).body
+            for node in getattr(definition, "body", []):
+                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                    behind = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+                    if comment := re.search(r"  # (.+)$", behind, re.MULTILINE):
+                        found[node.target.id] = comment[1]
+    for field in fields(schema):
+        section = field.default_factory
+        if isinstance(section, type) and is_dataclass(section):
+            found.setdefault(field.name, (inspect.getdoc(section) or "").partition("\n")[0])
+            found |= {f"{field.name}.{key}": text for key, text in _comments(section).items()}
+    return found
 
 
 def launch(run: Callable[[Any], Path], schema: type, argv: Sequence[str] | None = None) -> int:

@@ -21,24 +21,24 @@ class LoopConfig:
 
     aliases: ClassVar[dict[str, str]] = {"resume": "resume_from_checkpoint"}
 
-    output_dir: str = "runs/train"
-    seed: int = 0
+    output_dir: str = "runs/train"  # folder for checkpoints, the model, and curves
+    seed: int = 0  # of the weights, the draws and their noise
     train_batch_size: int = 8  # per process and micro-step
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: int = 1  # micro-steps an optimiser step
     max_train_steps: int = 10_000  # optimiser steps
     max_minutes: float = 0.0  # stop with a checkpoint after this long; 0 never
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # at the end of the warm-up
     lr_scheduler: str = "warmup_stable_decay"  # or cosine, constant
-    lr_warmup_steps: int = 100
+    lr_warmup_steps: int = 100  # first steps, over which the learning rate rises
     lr_decay_steps: int = 1_000  # last steps, warmup_stable_decay only
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    adam_weight_decay: float = 0.05
-    adam_epsilon: float = 1e-8
+    adam_beta1: float = 0.9  # decay of the mean of the gradient
+    adam_beta2: float = 0.95  # decay of the mean of its square
+    adam_weight_decay: float = 0.05  # of AdamW; 0 is Adam
+    adam_epsilon: float = 1e-8  # added to the root of the mean square
     max_grad_norm: float = 1.0  # 0 does not clip
     mixed_precision: str = "bf16"  # no (or fp32), fp16, bf16
-    ema_decay: float = 0.998
-    checkpointing_steps: int = 500
+    ema_decay: float = 0.998  # of the average of the weights that is the result
+    checkpointing_steps: int = 500  # a checkpoint this often; a kill loses at most these
     checkpoints_total_limit: int = 2  # 0 keeps all
     resume_from_checkpoint: str = ""  # "latest" or a checkpoint folder
     validation_steps: int = 500  # a sheet of pictures this often

@@ -25,23 +25,23 @@ class ObjectiveConfig:
     bootstrap: float = 0.15  # first share of the steps: masks, depth and colour per Gaussian, no renders
     direct_floor: float = 0.1  # what the per-Gaussian terms fall to by mid-training, and keep
     color: float = 8.0  # squared error of renders
-    color_l1: float = 1.0
+    color_l1: float = 1.0  # absolute error of renders
     alpha: float = 2.0  # squared error of rendered alpha
     hole_weight: float = 2.0  # a hole inside the mask costs this many times a leak outside
     structure: float = 0.5  # L1 of image gradients at three scales
     perceptual: float = 0.0  # VGG16 features; needs `python -m dd3g.models fetch hed_vgg16`
     antialiased: bool = True  # else Gaussians shrink below a pixel, where the dilation hides them
     input_weight: float = 2.0  # of the input view, relative to the other targets
-    direct_alpha: float = 0.5
-    direct_depth: float = 4.0
-    direct_color: float = 1.0
+    direct_alpha: float = 0.5  # opacity of each Gaussian against the alpha of its pixel
+    direct_depth: float = 4.0  # its depth
+    direct_color: float = 1.0  # its colour
     implicit: float = 0.0  # lambda of the verification
-    implicit_form: Literal["score", "literal", "x0"] = "x0"
+    implicit_form: Literal["score", "literal", "x0"] = "x0"  # or score, literal; see Verifier
     implicit_guidance: float = 1.0  # classifier-free guidance of the verifier; 1 is none
     implicit_every: int = 1  # verify at every n-th step only
-    ramp: Literal["sigmoid", "constant"] = "sigmoid"
+    ramp: Literal["sigmoid", "constant"] = "sigmoid"  # of the verification over the run; or constant
     ramp_center: float = 0.3  # share of the steps at which the sigmoid stands at one half
-    ramp_width: float = 0.05
+    ramp_width: float = 0.05  # of the sigmoid, share of the steps
 
 
 class Objective:

@@ -40,8 +40,8 @@ class DistillConfig(LoopConfig):
     renders: list[str] = field(default_factory=list)  # shards made by tools/render_objects.py
     quadruples_start: float = 0.5  # with both: share of the steps before the first quadruple
     quadruples_share: float = 0.5  # with both: share of quadruples from then on
-    scan_fraction: float = 0.4
-    shape_fraction: float = 0.1
+    scan_fraction: float = 0.4  # share of renders of scans and PBR objects
+    shape_fraction: float = 0.1  # share of renders of untextured shapes with made-up textures
     targets: int = 4  # views a sample is compared in, the input among them
     validation_renders: str = ""  # rendered objects for the sheet; never trained on
     pretrained_teacher_model: str = ""  # verifier; needed when objective.implicit is not 0

@@ -31,12 +31,12 @@ class TeacherConfig(LoopConfig):
     """Everything that a teacher run needs."""
 
     output_dir: str = "runs/teacher"
-    renders: list[str] = field(default_factory=lambda: ["runs/renders/train"])
+    renders: list[str] = field(default_factory=lambda: ["runs/renders/train"])  # of tools/render_objects.py
     validation_renders: str = ""  # rendered objects for the sheet; never trained on
-    scan_fraction: float = 0.4
-    shape_fraction: float = 0.1
-    turned_fraction: float = 0.15
-    condition_dropout: float = 0.1
+    scan_fraction: float = 0.4  # share of scans and PBR objects
+    shape_fraction: float = 0.1  # share of untextured shapes with made-up textures
+    turned_fraction: float = 0.15  # share whose rig is turned from the input; the verifier needs them
+    condition_dropout: float = 0.1  # share without a picture, for classifier-free guidance
     teacher: CompactConfig = field(default_factory=CompactConfig)
 
 

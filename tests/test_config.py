@@ -1,12 +1,18 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from dd3g.configuration import launch, parse
+from data_gen.collect import CollectConfig
+from data_gen.config import SynthesizeConfig
+from data_gen.train_tiny import TinyTrainConfig
+from dd3g.configuration import explained, launch, parse
 from dd3g.errors import UserError
 from dd3g.pepd import Generator
 from distill.train import DistillConfig, run
@@ -80,10 +86,55 @@ def test_wrong_yaml(tmp_path, text, capsys):
     assert capsys.readouterr().err.startswith("error: configuration: ")
 
 
-def test_help_lists_every_key(capsys):
+@pytest.mark.parametrize(
+    "schema", [DistillConfig, TeacherConfig, SynthesizeConfig, CollectConfig, TinyTrainConfig]
+)
+def test_help_tells_of_every_key(schema, capsys):
     with pytest.raises(SystemExit) as stop:
-        launch(run, DistillConfig, ["--help"])
-    assert stop.value.code == 0 and "resume_from_checkpoint" in capsys.readouterr().out
+        launch(run, schema, ["--help"])
+    usage, empty, *listed = capsys.readouterr().out.splitlines()
+    assert stop.value.code == 0 and usage.startswith("usage: ") and not empty
+    keys = [line for line in listed if re.match(r" *\w+:", line)]
+    assert len(keys) >= len(fields(schema)) and all(re.search(r"  # .{4,}$", key) for key in keys), keys
+    # It can be saved as a --config.
+    saved = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create("\n".join(listed)))
+    assert OmegaConf.to_object(saved) == schema()
+
+
+@dataclass
+class Inner:
+    """A section. It has more."""
+
+    depth: int = 2  # layers
+    sizes: list[int] = field(default_factory=lambda: [1, 2])  # of each
+
+
+@dataclass
+class Base:
+    seed: int = 0  # of the run
+    name: str = "a"  # in the log
+
+
+@dataclass
+class Outer(Base):
+    """What it is for.
+
+    And more.
+    """
+
+    aliases: ClassVar[dict[str, str]] = {"layers": "inner.depth"}
+
+    name: str = "b"
+    depth: int = 7  # of the whole
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_help_is_made_of_the_comments():
+    assert explained(Outer) == (
+        "# What it is for.\nseed: 0  # of the run\nname: b  # in the log\ndepth: 7  # of the whole\n"
+        "inner:  # A section. It has more.\n  depth: 2  # layers\n  sizes:  # of each\n  - 1\n  - 2\n"
+        "# layers stands for inner.depth\n"
+    )
 
 
 SIZES = [("teacher", n) for n in ("nano", "small", "base")] + [

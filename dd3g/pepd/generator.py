@@ -34,20 +34,20 @@ class GeneratorConfig:
 
     size: int = 64  # pixels of the picture; the token grid has side size / 8
     latent_shape: tuple[int, int, int, int] = (4, 64, 16, 16)  # the teacher's noise (V, C, h, w)
-    width: int = 256
+    width: int = 256  # channels of a token
     depth: int = 3  # 0: phase 1 off
-    heads: int = 4
-    residual_hidden: int = 64
-    fine: int = 16
-    mid: int = 64
-    blocks: tuple[int, int, int] = (1, 1, 1)
-    order: Literal["progressive", "swapped", "one_shot"] = "progressive"
-    use_noise: bool = True
+    heads: int = 4  # of the attention
+    residual_hidden: int = 64  # channels inside a residual block
+    fine: int = 16  # channels of the picture's map at full size
+    mid: int = 64  # channels of the picture's map at size / 4
+    blocks: tuple[int, int, int] = (1, 1, 1)  # of the decoder, before each of its three taps
+    order: Literal["progressive", "swapped", "one_shot"] = "progressive"  # or the ablations swapped, one_shot
+    use_noise: bool = True  # False: the noise is not looked at (an ablation)
     copy_tokens: bool = True  # tokens and Gaussians straight from the picture
     expansion: int = 4  # Gaussians per token side of an imagined frame
     copy_expansion: int = 8  # one Gaussian per pixel of the picture
-    head_hidden: int = 32
-    detach_taps: bool = False
+    head_hidden: int = 32  # channels inside a pixel head
+    detach_taps: bool = False  # later attributes send no gradient through earlier ones
     pt_mode: Literal["plain", "knn"] = (
         "plain"  # knn: blocks behind the position tap see the nearest tokens only
     )

@@ -31,11 +31,11 @@ class Bounds:
     """Ranges of the activations; a bounded scale was worth 3 dB over an exponential one in GRM."""
 
     depth_near: float = 0.6  # camera depth of a Gaussian's anchor, world units
-    depth_far: float = 2.2
+    depth_far: float = 2.2  # likewise
     depth_start: float = 1.3  # mean surface depth of objects in the house rig
     offset: float = 0.08  # largest shift from the ray along each axis, world units
-    scale_min: float = 0.003
-    scale_max: float = 0.1
+    scale_min: float = 0.003  # standard deviation of a Gaussian, world units
+    scale_max: float = 0.1  # likewise
     stretch: float = 2.5  # length along the ray by width at the start: depth is what is least known
     smoothing: float = 0.0  # deviation of a 3D filter on every Gaussian, about half a training pixel
 

@@ -33,15 +33,15 @@ class CompactConfig:
     """Shape of a compact teacher."""
 
     size: int = 64  # pixels; the token grid has side size / 8
-    views: int = 4
-    width: int = 256
-    depth: int = 5
-    heads: int = 4
-    residual_hidden: int = 64
-    fine: int = 16
-    mid: int = 96
+    views: int = 4  # a set of the teacher's, around the object
+    width: int = 256  # channels of a token
+    depth: int = 5  # pairs of residual and multi-view transformer blocks
+    heads: int = 4  # of the attention
+    residual_hidden: int = 64  # channels inside a residual block
+    fine: int = 16  # channels of the picture's map at full size
+    mid: int = 96  # channels of the maps at size / 4
     guidance_scale: float = 1.5  # pixels saturate early under classifier-free guidance
-    steps: int = 10
+    steps: int = 10  # of the sampler, where none are named
 
     def __post_init__(self) -> None:
         if self.size < 8 or self.size % 8:
