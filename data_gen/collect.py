@@ -48,7 +48,7 @@ class CollectConfig:
     limit: int = 0  # use only the first pictures; 0: all
     shard_size: int = 1000  # pictures a shard, before the filters
     batch_size: int = 8  # pictures opened at once
-    device: str = "auto"  # of learned filters: auto, cpu, cuda, cuda:1, mps
+    device: str = "auto"  # of mattes and learned filters: auto, cpu, cuda, cuda:1, mps
     matte: MatteConfig = field(default_factory=MatteConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)
 
@@ -99,7 +99,7 @@ def collect(
         storage,
         [item.prompt for item in items.values()],
         {"source": source.fingerprint, "pictures": len(items)} | config.options(),
-        lambda: _workshop(config, source, items, progress),
+        lambda: _workshop(config, source, items, ranks, progress),
         config.filters,
         shard_size=config.shard_size,
         batch_size=config.batch_size,
@@ -112,7 +112,7 @@ def collect(
 
 @contextmanager
 def _workshop(
-    config: CollectConfig, source: Source, items: dict[str, Item], progress: Progress
+    config: CollectConfig, source: Source, items: dict[str, Item], ranks: Ranks, progress: Progress
 ) -> Iterator[Workshop]:
     opaque: set[str] = set()  # ids of pictures that need a matte
 
@@ -127,6 +127,9 @@ def _workshop(
         image = image.reduce(max(1, max(image.size) // (8 * config.matte.size)))
         if image.getchannel("A").getextrema()[0] < 255:
             return image
+        if not opaque:  # the first that needs the model, which a set with alpha can do without
+            ranks.device(config.device)
+            pool.warm()
         opaque.add(item.prompt.id)
         return image.convert("RGB")
 

@@ -65,6 +65,8 @@ class Ranks:
     def device(self, name: str) -> torch.device:
         """Where this process computes; with "auto" and "cuda", those of one machine share its GPUs evenly.
 
+        A GPU becomes the current one, so that mattes and libraries that ask for no device go there too.
+
         Raises:
             UserError: when there is no such device.
         """
@@ -72,9 +74,11 @@ class Ranks:
 
         from dd3g.device import find_device
 
+        if name in ("auto", "cuda") and torch.cuda.is_available():
+            # By its number: every process that asks for just "cuda" takes memory of the first.
+            name = f"cuda:{self.local % torch.cuda.device_count()}"
         device = find_device(name)
-        if device.type == "cuda" and name in ("auto", "cuda"):
-            device = torch.device("cuda", self.local % torch.cuda.device_count())
+        if device.type == "cuda":
             torch.cuda.set_device(device)
         return device
 

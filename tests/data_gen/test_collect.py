@@ -14,6 +14,7 @@ from data_gen.__main__ import main
 from data_gen.collect import CollectConfig, collect
 from data_gen.config import fingerprint
 from data_gen.filters import FilterConfig, judge, measure
+from data_gen.ranks import Ranks
 from data_gen.shapes import Shapes
 from data_gen.sources import named_id, open_source
 from data_gen.storage import Storage
@@ -181,6 +182,28 @@ def test_photos_keep_their_colours(tmp_path, green_screen):
     assert both.mean() > 0.1
     assert np.abs(alpha - photo)[both].mean() < 4
     assert np.abs(alpha[..., 3] - photo[..., 3]).mean() < 4
+
+
+def test_the_matting_model_is_asked_for_only_when_a_picture_needs_it(tmp_path, monkeypatch):
+    events = []
+
+    def predict(image, model, threads):
+        events.append(image.size)
+        return Image.new("L", image.size, 255)
+
+    monkeypatch.setattr(mattes, "predict_matte", predict)
+    monkeypatch.setattr(Ranks, "device", lambda self, name: events.append(name))
+    source = tmp_path / "pictures"
+    source.mkdir()
+    cut, *photos = shapes(3)
+    cut.save(source / "a.png")
+    collect(CollectConfig(str(source), str(tmp_path / "cut"), device="cuda:1"))
+    assert events == []
+    for name, image in zip("bc", photos, strict=True):
+        on_green(image).save(source / f"{name}.png")
+    collect(CollectConfig(str(source), str(tmp_path / "all"), device="cuda:1", batch_size=1))
+    # Once, on the thread that knows the GPU, before the threads that cut out.
+    assert events == ["cuda:1", (32, 32), photos[0].size, photos[1].size]
 
 
 def test_killed_and_started_again(tmp_path, monkeypatch):

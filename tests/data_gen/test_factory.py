@@ -295,8 +295,13 @@ def test_ranks():
 def test_processes_of_their_own_share_the_gpus_of_a_machine(monkeypatch):
     import torch
 
+    current = []
     monkeypatch.setattr("dd3g.device.find_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    found = [Ranks.find(rank, 5).device("cuda") for rank in range(5)]
-    assert found == [torch.device("cuda", i) for i in (0, 1, 0, 1, 0)]
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for name, numbers in (("auto", (0, 1, 0, 1, 0)), ("cuda", (0, 1, 0, 1, 0)), ("cuda:1", (1,) * 5)):
+        found = [Ranks.find(rank, 5).device(name) for rank in range(5)]
+        assert found == current == [torch.device("cuda", i) for i in numbers]
+        current.clear()
+    assert Ranks().device("cpu") == torch.device("cpu") and current == []
