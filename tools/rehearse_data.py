@@ -1,8 +1,10 @@
 """The picture factory at full size without a picture model: time of each step, memory, and their curve.
 
     python tools/rehearse_data.py runs/rehearsal --count 120000 --processes 2
+    python tools/rehearse_data.py runs/killed --count 2000 --kills 20
 
 A stub that draws shapes stands for the model; prompts, filters, duplicates, shards, checks and page are real.
+With --kills the set is then made again, killed at random moments, and compared with the first.
 Writes OUTPUT/rehearsal.json and rehearsal.svg beside the set, the prompts and the page.
 """
 
@@ -22,6 +24,7 @@ import typer
 
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
+from tools.kills import kill_and_compare
 
 ROOT = Path(__file__).resolve().parents[1]  # of the repository
 CONFIG = "configs/data_gen/shapes.yaml"
@@ -97,9 +100,6 @@ def rehearse(output: Path, count: int, processes: int, seed: int = 0) -> list[St
     if output.exists():
         raise UserError(f"{output} is there already: delete it or give another folder")
     prompts, folder = output / "prompts.jsonl", output / "set"
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    places = [f"prompts={prompts}", f"output={folder}", f"seed={seed}"]
-    synthesize = ["-m", "data_gen", "synthesize", "--json", "--config", CONFIG, *places]
     commands = {
         "prompts": [
             "-m",
@@ -110,7 +110,7 @@ def rehearse(output: Path, count: int, processes: int, seed: int = 0) -> list[St
             f"-o{prompts}",
             "--json",
         ],
-        "synthesize": [*launch, *synthesize] if processes > 1 else synthesize,
+        "synthesize": synthesis(output, "set", processes, seed),
         "verify": ["-m", "data_gen", "verify", str(folder), f"--threads={processes}", "--json"],
         "stats": ["-m", "data_gen", "stats", str(folder), f"-o{output / 'stats.html'}", "--json"],
     }
@@ -122,6 +122,14 @@ def rehearse(output: Path, count: int, processes: int, seed: int = 0) -> list[St
         else:
             shutil.rmtree(output, ignore_errors=True)
         raise
+
+
+def synthesis(output: Path, name: str, processes: int, seed: int) -> list[str]:
+    """Words after `python` that make the set OUTPUT/NAME."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    places = [f"prompts={output / 'prompts.jsonl'}", f"output={output / name}", f"seed={seed}"]
+    words = ["-m", "data_gen", "synthesize", "--json", "--config", CONFIG, *places]
+    return [*launch, *words] if processes > 1 else words
 
 
 def summary(steps: list[Step]) -> dict[str, Any]:
@@ -183,13 +191,20 @@ def main(
     output: Annotated[Path, typer.Argument(help="A new folder.")],
     count: Annotated[int, typer.Option(min=1, help="Pictures.")] = 120_000,
     processes: Annotated[int, typer.Option(min=1, help="That make pictures at the same time.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of prompts and pictures.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of prompts, pictures and moments of kills.")] = 0,
+    kills: Annotated[
+        int, typer.Option(min=0, help="Make it again, killed so often at random moments, and compare.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Make a set of shapes with every step of the factory, and report time and memory."""
     try:
         steps = rehearse(output, count, processes, seed)
         report = {"count": count, "processes": processes} | summary(steps)
+        if kills:
+            command = synthesis(output.absolute(), "killed", processes, seed)
+            sets = output / "killed", output / "set"
+            report["killed"] = kill_and_compare(command, *sets, kills, steps[1].seconds, seed)
         with replacing(output / "rehearsal.json") as part:
             part.write_text(json.dumps(report, indent=1) + "\n")
         with replacing(output / "rehearsal.svg") as part:

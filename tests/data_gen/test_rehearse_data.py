@@ -8,7 +8,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from dd3g.io.shards import write_shard
 from tools import rehearse_data
+from tools.kills import difference, look_at_batches
 from tools.rehearse_data import Step, curve, run_step, summary
 
 
@@ -21,10 +23,12 @@ def command(*words):
 def test_every_step_runs_and_is_measured(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # from any folder, to a relative one
     output = Path("rehearsal")
-    result = command(output, "--count", 30, "--json")
+    result = command(output, "--count", 30, "--kills", 2, "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report["pictures"] + sum(report["missing"].values()) == 30 and report["verified"] is True
+    assert report["killed"]["kills"] == 2 and report["killed"]["sets"] >= 1
+    assert not (output / "killed").exists()
     assert set(report["megabytes"]) == {"prompts", "synthesize", "verify", "stats"}
     assert report["megabytes"]["synthesize"] > 20
     total = report["seconds"].pop("total")
@@ -74,3 +78,41 @@ def test_a_failure_leaves_no_folder_but_one_with_pictures(tmp_path, monkeypatch,
     result = command(tmp_path / "rehearsal")
     assert result.exit_code == 2 and "no room" in result.stderr
     assert (tmp_path / "rehearsal").exists() == finished == ("is kept" in result.stderr)
+
+
+def test_what_a_kill_must_not_do_is_seen(tmp_path):
+    parts = tmp_path / "parts" / "pictures-00000"
+    for number in range(2):
+        write_shard(parts / f"00-{number:05d}.tar", [{"__key__": "a", "png": b"x"}])
+    before = look_at_batches(tmp_path, {})
+    assert len(before) == 2 and look_at_batches(tmp_path, before) == before
+    first, second = sorted(before)
+    with pytest.raises(rehearse_data.UserError, match="00-00001.tar was made twice"):
+        look_at_batches(tmp_path, before | {second: 1})
+    first.unlink()
+    with pytest.raises(rehearse_data.UserError, match="00-00000.tar was lost by a kill"):
+        look_at_batches(tmp_path, before)
+    (tmp_path / "pictures-00000.json").touch()  # it went into the shard
+    assert list(look_at_batches(tmp_path, before)) == [second]
+    second.write_bytes(second.read_bytes()[:700])
+    with pytest.raises(rehearse_data.UserError, match="00-00001.tar is damaged"):
+        look_at_batches(tmp_path, {})
+
+
+def test_sets_are_the_same_but_for_seconds(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, seconds in ((one, 1.0), (other, 2.0)):
+        folder.mkdir()
+        (folder / "pictures-00000.tar").write_bytes(b"pictures")
+        (folder / "pictures-00000.json").write_text(json.dumps({"count": 3, "seconds": seconds}))
+    assert difference(one, other) == ""
+    (other / "pictures-00000.json").write_text(json.dumps({"count": 4, "seconds": 1.0}))
+    assert difference(one, other) == "pictures-00000.json"
+    (one / "index.json").touch()
+    assert difference(one, other) == difference(other, one) == "index.json"
+    (one / "index.json").unlink()
+    (other / "pictures-00000.tar").write_bytes(b"pictured")
+    assert difference(one, other) == "pictures-00000.json"
+    (other / "pictures-00000.json").unlink()
+    (one / "pictures-00000.json").unlink()
+    assert difference(one, other) == "pictures-00000.tar"
