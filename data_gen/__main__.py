@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+from dd3g.command import print_help
 from dd3g.errors import UserError
 
 COMMANDS = {
@@ -22,8 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code, 2 with one line when something is wrong, 130 after Ctrl-C."""
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help"):
-        print("usage: python -m data_gen COMMAND ...; COMMAND --help tells more\n")
-        print("\n".join(f"  {name:<12}{what}" for name, what in COMMANDS.items()))
+        commands = "\n".join(f"  {name:<12}{what}" for name, what in COMMANDS.items())
+        print_help(f"usage: python -m data_gen COMMAND ...; COMMAND --help tells more\n\n{commands}")
         return 0 if words else 2
     command = words[0].replace("-", "_")
     if command not in COMMANDS:

@@ -158,6 +158,14 @@ def run_command(
     return 0
 
 
+def print_help(text: str) -> None:
+    """Print a page that its reader, such as `head`, may stop reading."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
+
+
 @contextlib.contextmanager
 def _progress(enabled: bool) -> Iterator[Any]:
     from rich.console import Console

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from dd3g.command import print_help
 from dd3g.errors import UserError
 
 T = TypeVar("T")
@@ -38,8 +39,8 @@ def parse(argv: Sequence[str], schema: type[T], program: str = "") -> T:
     files, overrides, words = [], [], list(argv)
     aliases: dict[str, str] = getattr(schema, "aliases", {})
     if "-h" in words or "--help" in words:
-        print(f"usage: {program or Path(sys.argv[0]).name} [--config FILE] [--key value | key=value]...\n")
-        print(explained(schema))
+        name = program or Path(sys.argv[0]).name
+        print_help(f"usage: {name} [--config FILE] [--key value | key=value]...\n\n{explained(schema)}")
         raise SystemExit(0)
     while words:
         word = words.pop(0)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import re
+import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
@@ -9,6 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from data_gen.__main__ import main as commands
 from data_gen.collect import CollectConfig
 from data_gen.config import SynthesizeConfig
 from data_gen.train_tiny import TinyTrainConfig
@@ -127,6 +130,19 @@ class Outer(Base):
     name: str = "b"
     depth: int = 7  # of the whole
     inner: Inner = field(default_factory=Inner)
+
+
+@pytest.mark.parametrize("helped", [commands, lambda words: launch(run, DistillConfig, words)])
+def test_help_is_read_by_head(helped, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe, monkeypatch.context() as patch:  # closing it flushes once more
+        patch.setattr(sys, "stdout", pipe)
+        try:
+            code = helped(["--help"])
+        except SystemExit as end:
+            code = end.code
+        assert code == 0
 
 
 def test_help_is_made_of_the_comments():
