@@ -116,7 +116,7 @@ def detect(
                 size,
                 K,
                 source,
-                1.0 if keypoints.scores is None else float(keypoints.scores.flatten()[i]),
+                1.0 if keypoints.scores is None else float(keypoints.scores[i]),
                 None if keypoints.heatmaps is None else keypoints.heatmaps[i],
                 None if keypoints.boxes is None else keypoints.boxes[i],
             )

@@ -20,6 +20,7 @@ from dd3g.pose.skeletons import skeleton, to_h36m
 
 SUFFIXES = (".json", ".npz")
 MIN_JOINTS = 4
+FARTHEST = 1e6  # px that a keypoint may lie from the picture's corner; NaN is farther
 LAYOUT_OF_COUNT = {25: "openpose-25", 33: "blazepose-33"}
 FILM_DIAGONAL = 43.27  # mm of 35 mm film, which EXIF's equivalent focal length refers to
 
@@ -122,7 +123,8 @@ def checked(
             f"{layout} has {len(skeleton(layout))} joints, got {xy.shape[1]}: name the right layout"
         )
     if confidence is not None:
-        c = _numbers(confidence, "confidence").reshape(-1, xy.shape[1]) if len(xy) else xy[..., 0]
+        c = _numbers(confidence, "confidence")
+        c = c.reshape(xy.shape[:2]) if c.numel() == xy[..., 0].numel() else c
     elif xy.shape[-1] == 3:
         c = xy[..., 2]
     else:
@@ -133,12 +135,12 @@ def checked(
         raise UserError(f"confidence must be {tuple(xy.shape[:2])} like the keypoints, got {tuple(c.shape)}")
     # COCO's flags are 0 (not labelled), 1 (hidden), 2 (visible).
     c = torch.where(torch.isnan(c), 0.0, c).clamp(0, 1)
-    broken = ((~torch.isfinite(xy)).any(-1) & (c > 0)).nonzero()
+    broken = (~(xy.abs() < FARTHEST).all(-1) & (c > 0)).nonzero()
     if len(broken):
         person, joint = broken[0].tolist()
         raise UserError(
-            f"joint {skeleton(layout).joints[joint]} of person {person} is not a number: give it confidence "
-            "0 where the detector missed it"
+            f"joint {skeleton(layout).joints[joint]} of person {person} is not a number of pixels: give it "
+            "confidence 0 where the detector missed it"
         )
     house, seen = to_h36m(xy, c, layout)
     for person, count in enumerate((seen > 0).sum(-1).tolist()):
@@ -148,13 +150,21 @@ def checked(
     maps, squares = None, None
     if heatmaps is not None:
         maps, squares = _numbers(heatmaps, "heatmaps"), _numbers(boxes, "boxes")
-        if maps.shape[:2] != (len(xy), 17) or maps.dim() != 4 or squares.shape != (len(xy), 4):
+        shapes = maps.shape[:2] == (len(xy), 17) and maps.dim() == 4 and squares.shape == (len(xy), 4)
+        if not shapes or not maps.numel():
             raise UserError(
                 f"heatmaps must be ({len(xy)}, 17, h, w) in H36M-17 order with boxes ({len(xy)}, 4), got "
                 f"{tuple(maps.shape)} and {tuple(squares.shape)}"
             )
         if not torch.isfinite(maps).all() or (maps < 0).any():
             raise UserError("heatmaps must be finite and not negative")
+        if not (squares.isfinite().all() and (squares[:, 2:] > squares[:, :2]).all()):
+            raise UserError(
+                "boxes must be left, top, right, bottom in pixels, left before right and top above bottom"
+            )
+    sure = None if scores is None else _numbers(scores, "scores").flatten()
+    if sure is not None and len(sure) != len(xy):
+        raise UserError(f"scores must be one for each of {len(xy)} people, got {len(sure)}")
     return Keypoints(
         house,
         seen,
@@ -162,7 +172,7 @@ def checked(
         None if K is None else _camera(K),
         maps,
         squares,
-        None if scores is None else _numbers(scores, "scores"),
+        sure,
     )
 
 
@@ -314,4 +324,6 @@ def _camera(values: Any) -> Tensor:
         raise UserError(f"K must be 3 x 3 numbers, got {tuple(K.shape)}")
     if K[0, 0] <= 0 or K[1, 1] <= 0:
         raise UserError(f"the focal lengths in K must be positive, got {K[0, 0]:g} and {K[1, 1]:g}")
+    if K[2].tolist() != [0, 0, 1] or K[1, 0] != 0:
+        raise UserError(f"K must be [[fx, s, cx], [0, fy, cy], [0, 0, 1]], got {K.tolist()}")
     return K

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from dd3g.errors import UserError
+from dd3g.pose.detection import load
 from dd3g.pose.keypoints import intrinsics, read_keypoints
 from dd3g.pose.skeletons import SKELETONS, to_h36m
 
@@ -91,11 +92,13 @@ def test_heatmaps_camera_and_size_come_along(tmp_path):
         K=K,
         size=(640, 480),
         heatmaps=maps,
-        boxes=np.ones((2, 4)),
+        boxes=np.array([[0, 0, 60, 80.0]] * 2),
+        scores=[0.5, 0.7],
     )
     read = read_keypoints(tmp_path / "a.npz")
     assert read.K.tolist() == K and read.size == (640, 480)
-    assert read.heatmaps.shape == (2, 17, 8, 6) and read.boxes.shape == (2, 4)
+    assert read.heatmaps.shape == (2, 17, 8, 6) and read.boxes[1].tolist() == [0, 0, 60, 80]
+    assert read.scores.tolist() == pytest.approx([0.5, 0.7])
 
 
 class Bomb:
@@ -112,7 +115,10 @@ def bad_files(folder):
     few = dark.copy()
     few[0, [1, 2, 3], 2] = 1
 
-    one = np.ones((1, 17, 1, 4))
+    far = good.copy()
+    far[0, 4, 0] = 1e30
+    one, box = np.ones((1, 17, 1, 4)), np.array([[0, 0, 9, 9.0]])
+    turned = np.array([[800, 0, 0], [0, 800, 0], [320, 240, 1.0]])
 
     def npz(name, **arrays):
         np.savez(folder / name, **arrays)
@@ -130,6 +136,13 @@ def bad_files(folder):
     person = json.dumps({"keypoints": good[0].tolist()})
     return [
         (npz("nan.npz", keypoints=nan), "h36m-17", "l_hip of person 0 is not a number"),
+        (npz("far.npz", keypoints=far), "h36m-17", "l_hip of person 0 is not a number of pixels"),
+        (npz("trust.npz", keypoints=good, confidence=good[0, :16, 2]), "h36m-17", r"\(1, 17\) like the key"),
+        (npz("scores.npz", keypoints=good, scores=[1.0, 1.0]), "h36m-17", "one for each of 1 people, got 2"),
+        (npz("turned.npz", keypoints=good, K=turned), "h36m-17", "fx, s, cx"),
+        (npz("flat.npz", keypoints=good, heatmaps=one, boxes=0 * box), "h36m-17", "left before right"),
+        (npz("boxnan.npz", keypoints=good, heatmaps=one, boxes=box * np.nan), "h36m-17", "left before right"),
+        (npz("nomaps.npz", keypoints=good, heatmaps=one[..., :0], boxes=box), "h36m-17", "h, w"),
         (npz("dark.npz", keypoints=dark), "h36m-17", "person 0 has confidence 0 everywhere"),
         (npz("few.npz", keypoints=few), "h36m-17", "only 3 of 17 joints: give at least 4"),
         (npz("count.npz", keypoints=good[:, :16]), None, "no layout has 16 joints"),
@@ -176,6 +189,18 @@ def test_intrinsics_from_each_source():
     K, source = intrinsics(picture.size, None, picture)
     assert source == "exif" and K[0, 0].item() == pytest.approx(28 / 43.27 * 800)
     assert intrinsics(picture.size, 700.0, picture)[1] == "flag"
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_intrinsics_from_a_photo_taken_upright(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by the camera
+    exif.get_ifd(0x8769)[0xA405] = 28
+    Image.new("RGB", (640, 480)).save(tmp_path / f"a{suffix}", exif=exif)
+    picture = load(tmp_path / f"a{suffix}")
+    K, source = intrinsics(picture.size, None, picture)
+    assert picture.size == (480, 640) and source == "exif"
+    assert K[0, 0].item() == pytest.approx(28 / 43.27 * 800) and K[:2, 2].tolist() == [240, 320]
 
 
 def test_intrinsics_from_the_sensor():

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from made_up_people import SIZE, STANDING, K, detection, person
 from PIL import Image
+from test_keypoints import bad_files
 from typer.testing import CliRunner
 
 from dd3g.errors import UserError
@@ -182,6 +184,34 @@ def test_keypoints_of_another_detector(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps(data))
     assert "add 'size': [width, height]" in run(tmp_path / "b.json", "-o", out)[2]
     assert "no keypoints for" in run(photo(tmp_path / "c.png"), "--keypoints", tmp_path, "-o", out)[2]
+
+
+def test_bad_keypoint_files_fail_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    bad_files(folder)
+    bad = {p.name for p in folder.iterdir()} - {"keypoints.pkl"}
+    values = torch.cat([detection().keypoints, torch.ones(17, 1)], 1)
+    legless = values.clone()
+    legless[1:7, 2] = 0  # the picture ends at the hip
+    for name, people in (
+        ("crowd-30", [values + i * torch.eye(3)[0] for i in range(30)]),
+        ("half", [legless]),
+    ):
+        entries = [{"keypoints": p.flatten().tolist()} for p in people]
+        content = {"layout": "h36m-17", "size": list(SIZE), "people": entries}
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    options = ("-o", tmp_path / "out", "--method", "restoration", "--hypotheses", 1, "--layout", "h36m-17")
+    code, text, errors = run(folder, *options, "--json")
+    report = json.loads(text)
+    assert code == 1 and [r["people"] for r in report["inputs"]] == [30, 1]
+    (warning,) = report["inputs"][1]["warnings"]
+    assert warning.endswith("not seen, so guessed: r_hip, r_knee, r_ankle, l_hip, l_knee, l_ankle")
+    assert {Path(f["input"]).name for f in report["failed"]} == bad and not list(tmp_path.rglob("RAN"))
+    assert [line[:7] for line in errors.splitlines()] == ["error: "] * len(bad)
+    written = {p.name for p in (tmp_path / "out").iterdir()}
+    assert written == {f"{n}.pose.{s}" for n in ("crowd-30", "half") for s in ("json", "png")}
 
 
 def test_animation_is_followed_over_time(tmp_path):
