@@ -213,21 +213,28 @@ def complete(
 
     Args:
         prior: the denoiser.
-        joints: (B, 17, 3) metres in the camera frame, shifted at will; or (B, 17, 2) pixels.
+        joints: (B, 17, 3) metres in the camera frame, shifted at will; or (B, 17, 2) pixels. Anything, even
+            NaN, where unknown.
         known: (B, 17) 1 where a joint is known, 0 where not.
         m: hypotheses a person.
         K: (B, 3, 3) or (3, 3) pixels, for joints in pixels.
         **options: of `draw`, and for pixels of `lift`.
 
     Raises:
-        ValueError: pixels without K, or joints that are neither.
+        ValueError: pixels without K, joints that are neither, `known` of another shape, or NaN where known.
     """
-    if joints.shape[-1] == 2 and K is not None:
-        return lift(prior, joints, known.to(joints), K, m, **options)
-    if joints.shape[-1] != 3:
+    camera = K if joints.shape[-1] == 2 else None
+    if joints.dim() != 3 or joints.shape[1] != JOINTS or (joints.shape[2] != 3 and camera is None):
         raise ValueError(
             f"joints must be (B, 17, 3) metres, or (B, 17, 2) pixels with K, got {tuple(joints.shape)}"
         )
-    # Root-relative, as poses are; a masked-out root must not bring its own number in.
-    root = torch.where(known[:, :1, None] > 0, joints[:, :1], 0.0)
-    return draw(prior, len(joints), m, [Known3D(points=joints - root, mask=known)], **options)
+    if known.shape != joints.shape[:2]:
+        raise ValueError(f"known must be {tuple(joints.shape[:2])}, got {tuple(known.shape)}")
+    joints = torch.where(known[..., None] > 0, joints, 0.0)
+    if not joints.isfinite().all():
+        raise ValueError("joints must be finite where known: mark those that are not as unknown")
+    if camera is not None:
+        return lift(prior, joints, known.to(joints), camera, m, **options)
+    # Root-relative, as poses are; an unknown root lies at zero and brings nothing of its own in.
+    points = joints - joints[:, :1]
+    return draw(prior, len(joints), m, [Known3D(points=points, mask=known)], **options)

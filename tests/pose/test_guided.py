@@ -174,9 +174,26 @@ def test_completion_keeps_what_is_known(gaussian):
         float((points - keypoints[:, None]).norm(dim=-1)[:, :][known[:, None].expand(-1, 5, -1) > 0].max())
         < 40
     )
-    with pytest.raises(ValueError, match="pixels with K"):
-        complete(gaussian, keypoints, known)
     assert bone_lengths(found).isfinite().all()
+
+
+def test_completion_does_not_look_at_what_is_unknown(gaussian):
+    truth, keypoints = _seen(gaussian)
+    known = torch.zeros(2, 17)
+    known[:, 5:12] = 1
+    for joints, camera in ((truth, None), (keypoints, K)):
+        holes = torch.where(known[..., None] > 0, joints, torch.nan)
+        whole, torn = (complete(gaussian, j, known, 2, K=camera, steps=10) for j in (joints, holes))
+        assert torch.equal(whole.poses, torn.poses) and whole.poses.isfinite().all()
+    for joints, mask, message in (
+        (keypoints, known, "pixels with K"),
+        (truth[0], known[0], "must be \\(B, 17, 3\\)"),
+        (truth[:, :16], known[:, :16], "must be \\(B, 17, 3\\)"),
+        (truth, known[:, :16], "known must be \\(2, 17\\), got \\(2, 16\\)"),
+        (torch.full_like(truth, torch.nan), known, "finite where known"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            complete(gaussian, joints, mask)
 
 
 def test_people_in_one_batch_do_not_touch_each_other(crooked):
