@@ -21,7 +21,8 @@ class Network(StrEnum):
     recovery = "recovery"
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+# Rich would take the defaults in brackets for its markup, and leave them out.
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command(help=__doc__)

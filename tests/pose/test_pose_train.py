@@ -26,6 +26,12 @@ def test_lifter_then_difficulty_then_resume(tmp_path, monkeypatch):
     assert Difficulty.from_pretrained(tmp_path / "difficulty").config == DifficultyConfig("mlp", 0.02, 0.01)
 
 
+def test_help_names_the_defaults():
+    text = " ".join(run("--help").output.split())
+    for default in ("runs/pose-NETWORK", "the network's own", "the shipped one"):
+        assert f"[default: {default}]" in text
+
+
 def test_bad_input_is_one_clear_line(tmp_path):
     motion = small_archive(tmp_path / "motion.npz")
     for arguments, word in (
