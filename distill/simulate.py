@@ -126,9 +126,9 @@ def _partial_state(device: str) -> tuple[Any, torch.device]:
     """This process among those that accelerate launched, and its device."""
     from accelerate import PartialState
 
-    wanted = None if device == "auto" else find_device(device)
-    state = PartialState(cpu=wanted is not None and wanted.type == "cpu")
-    place = wanted or state.device
+    # First, because it makes the process's own GPU the current one: "cuda" would be the first for all.
+    state = PartialState(cpu=device.startswith("cpu"))
+    place = state.device if device == "auto" else find_device(device)
     if place.type == "cuda" and place.index is not None:
         torch.cuda.set_device(place)  # mattes follow
     return state, place

@@ -21,7 +21,7 @@ from dd3g.errors import UserError
 from dd3g.io.shards import Shards, write_shard
 from distill.inputs import open_inputs, seed_of
 from distill.quadruples import Quadruple, Quadruples, decode, encode, noise_of
-from distill.simulate import main, simulate, verify
+from distill.simulate import _partial_state, main, simulate, verify
 from distill.teachers import load
 from distill.teachers.analytic import draw_ellipsoids
 
@@ -402,3 +402,23 @@ def test_two_processes_share_the_shards(pictures, teacher, tmp_path):
     (report,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert report["written"] == 6 and report["complete"] and report["quadruples"] == 12
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
+
+
+def test_each_process_asks_its_own_gpu(monkeypatch):
+    """A GPU that answers keeps memory for who asked: accelerate must have chosen it before."""
+    events = []
+
+    class State:
+        def __init__(self, cpu):
+            events.append("cpu" if cpu else "chosen")
+            self.device = torch.device("cpu" if cpu else "cuda:3")
+
+    def answer(name):
+        events.append(f"asked {name}")
+        return torch.device(name)
+
+    monkeypatch.setattr("accelerate.PartialState", State)
+    monkeypatch.setattr("distill.simulate.find_device", answer)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: events.append(f"set {device}"))
+    assert [_partial_state(name)[1].type for name in ("cuda", "cpu", "auto")] == ["cuda", "cpu", "cuda"]
+    assert events == ["chosen", "asked cuda", "cpu", "asked cpu", "chosen", "set cuda:3"]
