@@ -29,7 +29,6 @@ FREE = {
     "matte.workers",
     "model.attention",
     "model.offload",
-    "model.vae_tiling",
     "model.vae_slicing",
 }
 

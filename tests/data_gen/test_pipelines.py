@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_pipelines import fails, load
 
 from data_gen import pipelines
+from data_gen.config import SynthesizeConfig
 from data_gen.pictures import ModelConfig
 from data_gen.pipeline_folders import folder_fingerprint, pipeline_class
 from dd3g.errors import UserError
@@ -103,6 +104,43 @@ def test_keys_reach_the_call(folders):
     assert [p.size for p in seen] == [(48, 16)] * 2
     plain = load(folders["stable_diffusion_xl"], steps=3, guidance=4.0, height=16, width=48)
     assert plain.draw(["a fox"], [1])[0].tobytes() != seen[0].tobytes()
+
+
+@pytest.mark.parametrize(
+    "keys, expected",
+    [
+        ({}, ("to", "cuda:1")),
+        ({"offload": "model"}, ("enable_model_cpu_offload", "cuda:1")),
+        ({"offload": "sequential"}, ("enable_sequential_cpu_offload", "cuda:1")),
+    ],
+)
+@pytest.mark.parametrize("attention", ["sdpa", "xformers"])
+def test_memory_keys_reach_the_pipeline(folders, monkeypatch, attention, keys, expected):
+    """As a GPU would see it: what is called, and for which of several."""
+    asked = []
+
+    def record(name):
+        return lambda pipeline, place=None, device=None: asked.append((name, str(place or device)))
+
+    for name in ("to", "enable_model_cpu_offload", "enable_sequential_cpu_offload"):
+        monkeypatch.setattr(diffusers.StableDiffusionPipeline, name, record(name))
+    xformers = "enable_xformers_memory_efficient_attention"
+    monkeypatch.setattr(diffusers.StableDiffusionPipeline, xformers, record(xformers))
+    folder = str(folders["stable_diffusion"])
+    config = ModelConfig(folder, dtype="float32", attention=attention, **keys)
+    pipelines.load_pipeline(config, torch.device("cuda:1"))
+    assert asked == [(xformers, "None")] * (attention == "xformers") + [expected]
+
+
+def test_tiles_show_and_slices_do_not(folders):
+    """So a set keeps to its tiles, while slices, like other savings of memory, may change on the way."""
+    size = {"height": 96, "width": 96}
+    whole = pixels(load(folders["stable_diffusion"], **size).draw(["a fox", "x"], [1, 2])[0])
+    for key, most in (("vae_slicing", 2), ("vae_tiling", 255)):
+        model = load(folders["stable_diffusion"], **size, **{key: True})
+        difference = np.abs(pixels(model.draw(["a fox", "x"], [1, 2])[0]) - whole).max()
+        assert difference <= most
+        assert (f"model.{key}" in SynthesizeConfig().options()) == (difference > 2), key
 
 
 def test_defaults_are_left_to_the_pipeline(folders):

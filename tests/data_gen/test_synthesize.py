@@ -130,6 +130,16 @@ def test_wrong_command_lines(shapes, more, message, capsys):
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
+def test_a_shard_can_be_made_alone(shapes, tmp_path, capsys):
+    """In a folder of its own, by the rank that owns nothing else."""
+    shard = "pictures-00004"
+    assert main(command(tmp_path / "alone", "--rank", "4", "--world", "6")) == 3
+    made = contents(tmp_path / "alone")
+    assert sorted(made) == [shard + ".json", shard + ".tar"]
+    assert made == {name: contents(shapes)[name] for name in made}
+    assert "10 pictures more in " in capsys.readouterr().out
+
+
 def test_what_must_be_set(tmp_path):
     with pytest.raises(UserError, match="prompts is not set: give prompts="):
         synthesize(SynthesizeConfig())
