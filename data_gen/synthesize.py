@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from data_gen.prompt_lists import Prompt
 
+SHOWN = 20  # lines left out that are named one by one
 USAGE = "python -m data_gen synthesize [--json] [--rank R --world N]"
 
 
@@ -100,11 +101,14 @@ def _prompts(path: str, quiet: bool) -> list[Prompt]:
     if path.endswith(".jsonl"):
         return read_prompts(path)
 
-    def skipped(line: int, why: str) -> None:
-        if not quiet:
+    skipped: list[tuple[int, str]] = []
+    prompts = prompts_from(path, lambda line, why: skipped.append((line, why)))
+    if not quiet:
+        for line, why in skipped[:SHOWN]:
             print(f"warning: {path}, line {line} is left out: it {why}", file=sys.stderr)
-
-    return prompts_from(path, skipped)
+        if len(skipped) > SHOWN:
+            print(f"warning: {path}: {len(skipped) - SHOWN} more lines are left out", file=sys.stderr)
+    return prompts
 
 
 WAITING = 3  # exit code

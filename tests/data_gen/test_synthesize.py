@@ -140,6 +140,19 @@ def test_a_shard_can_be_made_alone(shapes, tmp_path, capsys):
     assert "10 pictures more in " in capsys.readouterr().out
 
 
+def test_lines_that_cannot_serve_are_left_out(tmp_path, capsys):
+    lines = [b"a red chair", b"", b"A  RED chair.", b"x" * 10_000, b"bad \xff byte", *[b"a red chair"] * 50]
+    folder = tmp_path / "set"
+    words = command(folder)
+    (tmp_path / "prompts.txt").write_bytes(b"\n".join(lines))
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("1 of 1 pictures")
+    for line, why in ((2, "is empty"), (3, "repeats line 1"), (4, "is 10000 char"), (5, "is not UTF-8")):
+        assert f"prompts.txt, line {line} is left out: it {why}" in said.err
+    assert said.err.count("\n") == 21 and said.err.endswith("prompts.txt: 34 more lines are left out\n")
+
+
 def test_what_must_be_set(tmp_path):
     with pytest.raises(UserError, match="prompts is not set: give prompts="):
         synthesize(SynthesizeConfig())
