@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import signal
@@ -79,6 +80,34 @@ def test_everything_at_once(data, tmp_path, capsys):
     assert generator.generate(torch.rand(4, 32, 32)).means.isfinite().all()
     assert distil(renders, tmp_path, **options) == 2 and "--resume latest" in capsys.readouterr().err
     assert distil(renders, tmp_path / "next", init_from=tmp_path / "model", max_train_steps=1) == 0
+
+
+ABLATIONS = {
+    "phase 1 off": {"generator.depth": 0},
+    "one-shot decoding": {"generator.order": "one_shot"},
+    "order swapped": {"generator.order": "swapped"},
+    "no copied tokens": {"generator.copy_tokens": "false"},
+    "no noise": {"generator.use_noise": "false"},
+    "explicit supervision only": {"objective.implicit": 0},
+    "literal verification": {"objective.implicit_form": "literal"},
+    "score verification": {"objective.implicit_form": "score"},
+    "constant weight": {"objective.ramp": "constant"},
+}
+
+
+def test_each_ablation_is_one_switch(data, tmp_path):
+    renders, quadruples = data
+    options = {
+        "quadruples": f"[{quadruples}]", "quadruples_start": 0, "objective.bootstrap": 0,
+        "max_train_steps": 1, "objective.implicit": 0.05, "pretrained_teacher_model": "analytic",
+    }  # fmt: skip
+    losses = []
+    for name, switch in {"whole": {}, **ABLATIONS}.items():
+        assert distil(renders, tmp_path / name, **options | switch) == 0, name
+        (line,) = metrics(tmp_path / name)
+        assert ("implicit" in line) == ("objective.implicit" not in switch), name
+        losses.append(line["loss"])
+    assert all(map(math.isfinite, losses)) and len(set(losses)) == len(losses)
 
 
 def test_the_teacher_trains(data, tmp_path):
