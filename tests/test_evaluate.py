@@ -284,6 +284,14 @@ def test_bad_calls_are_one_clear_line(tmp_path):
         tool.load_targets(tmp_path, 64, 0)
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch):
+    write_renders(tmp_path / "renders", 1)
+    monkeypatch.setattr(tool, "score", lambda *_: pytest.fail("evaluated first"))
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match="cannot write to the output folder .*taken"):
+        tool.evaluate(tmp_path / "renders", tmp_path / "taken", {})
+
+
 @pytest.mark.parametrize(
     ("there", "count", "wanted"),
     [(2, 10, [0, 1]), (1, 10, [0]), (30, 3, [0, 14, 29]), (4, 1, [0]), (5, 5, [0, 1, 2, 3, 4])],

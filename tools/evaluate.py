@@ -12,6 +12,7 @@ import torch
 import typer
 
 from data_gen.objects import Options
+from dd3g.command import check_writable
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from distill.renders import RenderedObjects
@@ -126,6 +127,7 @@ def evaluate(
             raise UserError(f"{label!r} is the name of another row: give the generator its own LABEL=PATH")
         rows[label] = generator_predictor(model, seed)
     targets, failed = load_targets(source, size, limit)
+    check_writable(output)  # not when all is computed
     weights = model_path("stlpips_alex")
     # Below 32 pixels nothing is left of the picture in its deepest layer.
     perceptual = STLPIPS(weights) if weights and targets[0].image.shape[-1] >= 32 else None

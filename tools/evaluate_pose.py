@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dd3g.command import check_writable
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 
@@ -31,6 +32,7 @@ def evaluate(
     bodies: int = 0,
     steps: int = 30,
     zedo_iterations: int = 200,
+    output: Path | None = None,
 ) -> dict[str, Any]:
     """Run every row.
 
@@ -48,9 +50,11 @@ def evaluate(
         bodies: people for the tables of recovery from perturbed starts, on CMU only; 0: no such tables.
         steps: network calls of guided sampling.
         zedo_iterations: of ZeDO.
+        output: what the caller will write; its folder is tried before anything that takes long.
 
     Raises:
-        UserError: unknown names, missing weights, files that are not as published.
+        UserError: unknown names, missing weights, files that are not as published, a folder that cannot be
+            written to.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -70,6 +74,8 @@ def evaluate(
     keypoints = detector(dataset, protocol, keypoints)
     rows = make_rows(methods, weights, Limits(steps, zedo_iterations))
     people = load_people(dataset, source, protocol, keypoints, limit, seed)
+    if output is not None:
+        check_writable(output.parent)
     total = sum(map(len, people))
     report: dict[str, Any] = {
         **provenance("cpu"),
@@ -246,7 +252,7 @@ def main(
     try:
         report = evaluate(
             dataset, source, methods, tuple(sorted(set(m or COUNTS))), protocol, keypoints, weights, limit,
-            seed, chunk, bodies, steps, zedo_iterations,
+            seed, chunk, bodies, steps, zedo_iterations, output,
         )  # fmt: skip
         with replacing(output) as part:
             part.write_text(json.dumps(report, indent=1, allow_nan=False))

@@ -238,3 +238,12 @@ def test_missing_weights_and_files_are_told(tmp_path, weights, archive):
         tool.evaluate("cmu", archive, ["guided"], weights=tmp_path)
     with pytest.raises(UserError, match="cannot read"):
         tool.evaluate("cmu", Path("no.npz"), ["guided"], weights=weights)
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, weights, archive, monkeypatch):
+    monkeypatch.setattr("tools.pose_rows.run_row", lambda *_: pytest.fail("evaluated first"))
+    (tmp_path / "taken").write_text("")
+    options = ["--weights", str(weights), "--method", "lifter", "-o", str(tmp_path / "taken" / "pose.json")]
+    result = CliRunner().invoke(_app(), ["cmu", str(archive), *options])
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: cannot write to the output folder")
