@@ -47,6 +47,8 @@ class ObjectiveConfig:
 class Objective:
     """Joint objective: explicit supervision + sigmoid((k - k0) / tau) * lambda * implicit verification.
 
+    The two parts are those of DD3G (arXiv 2504.00457); terms, weights and the ramp are ours.
+
     Args:
         config: weights.
         generator: shape of the generator; tells which Gaussian belongs to which pixel of which frame.

@@ -57,8 +57,9 @@ def guide(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Denoise and follow the objective: eps' = eps + sigma_t dE/dx_t (Dhariwal & Nichol 2021, algorithm 2).
 
-    Detached, the network is held constant, so dE/dx_t = dE/dx0 / alpha_t and x0 moves by
-    -(1 - alpha_bar) / alpha_bar dE/dx0. Through the network the whole derivative is taken.
+    ScoreHMR's eq. 10 is the same with the weight in the objective. Detached, the network is held constant, so
+    dE/dx_t = dE/dx0 / alpha_t and x0 moves by -(1 - alpha_bar) / alpha_bar dE/dx0. Through the network the
+    whole derivative is taken.
 
     Args:
         schedule: gives alpha and sigma.

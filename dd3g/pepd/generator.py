@@ -80,7 +80,7 @@ class GeneratorConfig:
 
 
 class Generator(nn.Module):
-    """PEPD: pattern extraction, then progressive decoding.
+    """PEPD: pattern extraction, then progressive decoding (DD3G, arXiv 2504.00457; its sizes are not known).
 
     Example:
         >>> Generator.from_pretrained("nano").generate("chair.png", seed=0).save("chair.ply")

@@ -121,7 +121,7 @@ def recover(
     gate: bool = True,
     generator: torch.Generator | None = None,
 ) -> Recovery:
-    """Improve body estimates by their keypoints, keeping to what the denoiser believes (section 3.3).
+    """Improve body estimates by their keypoints, as far as the denoiser believes it (ScoreHMR, section 3.3).
 
     Args:
         denoiser: of rotations, e.g. `RotationDenoiser`.
