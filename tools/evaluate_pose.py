@@ -134,7 +134,7 @@ def claims(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
             )
     bodies = report.get("recovery", {})
     if single := bodies.get("single"):
-        error = {name: row["pa_mpjpe"] for name, row in single.items()}
+        error = {name: row["pa_mpjpe"] for name, row in single.items() if isinstance(row, dict)}
         for name in ("recovery, fast", "recovery, published plan"):
             claim(f"{name}: PA error at most 70 % of the start's", error[name], 0.7 * error["start"], False)
             claim(f"{name}: PA error below fitting's", error[name], error["fitting (SMPLify-like)"])
@@ -203,11 +203,13 @@ def print_report(report: dict[str, Any]) -> None:
     if "recovery" in report:
         console.print(report["recovery"]["convention"], highlight=False)
         for title in ("single", "views", "video"):
-            rows = {k: v for k, v in report["recovery"][title].items() if isinstance(v, dict)}
+            found = report["recovery"][title]
+            rows = {k: v for k, v in found.items() if isinstance(v, dict)}
             if not rows:
                 continue
             names = list(dict.fromkeys(key for row in rows.values() for key in row))
-            table = Table(title=f"Recovery, {title}")
+            sizes = ", ".join(f"{n} {what}" for what, n in found.items() if what not in rows)
+            table = Table(title=f"Recovery, {title}: {sizes}")
             for column in ("", *names):
                 table.add_column(column, justify="left" if not column else "right")
             for name, row in rows.items():

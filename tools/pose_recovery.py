@@ -97,7 +97,7 @@ def _single(
     denoiser: RotationDenoiser, prior: PosePrior, motion: Motion, rows: Tensor, seed: int
 ) -> dict[str, Any]:
     scene = _Scene(motion, rows, seed)
-    result = {"start": _means(scene.errors(scene.start))}
+    result: dict[str, Any] = {"start": _means(scene.errors(scene.start))}
     for name, plan in (("recovery, fast", FAST), ("recovery, published plan", PUBLISHED)):
         began = time.perf_counter()
         generator = torch.Generator().manual_seed(seed)
@@ -108,7 +108,7 @@ def _single(
     found = fit_body(scene.start, scene.evidence, prior)
     seconds = (time.perf_counter() - began) / len(rows)
     result["fitting (SMPLify-like)"] = _means(scene.errors(found.rotations), seconds, found)
-    return result
+    return result | {"people": len(rows)}
 
 
 def _views(denoiser: RotationDenoiser, motion: Motion, rows: Tensor, seed: int) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _views(denoiser: RotationDenoiser, motion: Motion, rows: Tensor, seed: int) 
     for name, rotations in together.items():
         errors = [s.errors(r) for s, r in zip(scenes, rotations, strict=True)]
         result[name] = _means({k: torch.cat([e[k] for e in errors]) for k in errors[0]})
-    return result | {"views": VIEWS}
+    return result | {"people": len(rows), "views": VIEWS}
 
 
 def _video(denoiser: RotationDenoiser, motion: Motion, limit: int, seed: int) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _video(denoiser: RotationDenoiser, motion: Motion, limit: int, seed: int) ->
         denoiser, alone.rotations, scene.evidence, scene.condition, VIDEO,
         together=SmoothRotations(FRAMES), gate=False,
     )  # fmt: skip
-    result: dict[str, Any] = {"frames": FRAMES, "windows": count}
+    result: dict[str, Any] = {"windows": count, "frames": FRAMES}
     truth = scene.views.pose.unflatten(0, (-1, FRAMES))
     for name, rotations in (
         ("start", scene.start),

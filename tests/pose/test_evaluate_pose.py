@@ -100,7 +100,9 @@ def test_every_row_of_cmu(tmp_path, weights, archive, monkeypatch):
     )
     assert report["claims"]["restoration not above the lifter, m = 1"]["holds"]
     recovery = report["recovery"]
-    assert recovery["single"]["start"]["mpjpe"] > 20 and recovery["views"]["views"] == 4
+    assert recovery["single"]["start"]["mpjpe"] > 20 and recovery["single"]["people"] == 8
+    assert [recovery["views"][k] for k in ("people", "views")] == [2, 4]
+    assert "Recovery, views: 2 people, 4 views" in result.output and "1 windows, 8 frames" in result.output
     assert recovery["video"]["start"]["acceleration"] > recovery["video"]["start"]["mpjpe"] > 20
 
 
