@@ -63,7 +63,7 @@ class ModelConfig:
     call_options: dict[str, Any] = field(default_factory=dict)  # further arguments of the pipeline's call
     attention: str = "sdpa"  # or xformers
     offload: str = "none"  # "model" or "sequential": weights wait in the CPU's memory, slower, far less VRAM
-    vae_tiling: bool = False  # decode large pictures in tiles
+    vae_tiling: bool = False  # decode pictures beyond the VAE's own size in tiles, which show a little
     vae_slicing: bool = False  # decode a batch one by one
     safety_checker: bool = True  # of the pipelines that have one; what it flags is rejected as unsafe
 
