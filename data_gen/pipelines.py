@@ -257,5 +257,5 @@ def _set_memory(pipeline: Any, config: ModelConfig, device: torch.device) -> Non
             pipeline.to(device)
     except torch.OutOfMemoryError as e:
         raise UserError(
-            f"the model does not fit on {device}: set model.offload=model, or dtype=bfloat16"
+            f"the model does not fit on {device}: set model.offload=model, or model.dtype=bfloat16"
         ) from e

@@ -132,6 +132,27 @@ def test_memory_keys_reach_the_pipeline(folders, monkeypatch, attention, keys, e
     assert asked == [(xformers, "None")] * (attention == "xformers") + [expected]
 
 
+@pytest.mark.parametrize("key, task", [("vae_tiling", "enable tiling"), ("vae_slicing", "enable slicing")])
+def test_a_pipeline_without_a_vae_has_no_tiles(key, task):
+    with pytest.raises(UserError, match=f"object cannot {task}: leave out model.{key}"):
+        pipelines._set_memory(object(), ModelConfig(**{key: True}), torch.device("cpu"))
+
+
+def test_too_little_memory_is_told_with_what_saves_some(folders, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    model = load(folders["stable_diffusion"])
+    kind = diffusers.StableDiffusionPipeline
+    monkeypatch.setattr(kind, "to", full)
+    fails(
+        folders["stable_diffusion"], "does not fit on cpu: set model.offload=model, or model.dtype=bfloat16"
+    )
+    monkeypatch.setattr(kind, "__call__", full)
+    with pytest.raises(UserError, match="drawing 2 pictures at once: lower batch_size, or set model.vae_sl"):
+        model.draw(["a fox", "x"], [1, 2])
+
+
 def test_tiles_show_and_slices_do_not(folders):
     """So a set keeps to its tiles, while slices, like other savings of memory, may change on the way."""
     size = {"height": 96, "width": 96}
