@@ -150,7 +150,8 @@ class Objective:
         c = self.config
         if c.ramp == "constant":
             return 1.0
-        return 1 / (1 + math.exp(-(step / self.total - c.ramp_center) / c.ramp_width))
+        x = (step / self.total - c.ramp_center) / max(c.ramp_width, 1e-9)  # 0 switches at once
+        return 0.5 + 0.5 * math.tanh(x / 2)  # the sigmoid, but for overflow
 
 
 def gradient_differences(error: Tensor, scales: int = 3) -> list[Tensor]:

@@ -49,6 +49,12 @@ class DistillConfig(LoopConfig):
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("quadruples_start", "quadruples_share", "scan_fraction", "shape_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share: give 0 to 1, got {getattr(self, name)}")
+
 
 def training_draws(config: DistillConfig) -> Draws:
     """The samples that the configuration asks for."""

@@ -61,6 +61,8 @@ def test_parse(tmp_path):
         (["adam_beta2=1"], "adam_beta2 must be"),
         (["ema_decay=2"], "ema_decay must be between 0 and 1, got 2"),
         (["max_minutes=-1"], "max_minutes must be at least 0"),
+        (["quadruples_share=-1"], "quadruples_share is a share: give 0 to 1, got -1"),
+        (["scan_fraction=.nan"], "scan_fraction is a share"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )  # fmt: skip

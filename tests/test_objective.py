@@ -210,6 +210,8 @@ def test_ramp():
     assert objective.ramp(0) == pytest.approx(1 / (1 + math.exp(6)))
     assert objective.ramp(999) > 0.999 and objective.ramp(100) == pytest.approx(1 - objective.ramp(500))
     assert Objective(ObjectiveConfig(ramp="constant"), TINY, 1000).ramp(0) == 1
+    at_once = Objective(ObjectiveConfig(ramp_center=0.3, ramp_width=0), TINY, 1000)
+    assert [at_once.ramp(k) for k in (0, 299, 301, 999)] == [0, 0, 1, 1]
 
 
 class TinyTeacher(nn.Module):

@@ -67,6 +67,11 @@ class GeneratorConfig:
             raise ValueError(
                 f"generator: width {self.width} must be a multiple of 8 and of heads {self.heads}"
             )
+        if self.depth < 0 or min(self.blocks) < 0 or self.neighbours < 1:
+            raise ValueError(
+                f"generator: depth {self.depth} and blocks {list(self.blocks)} must be 0 or more, neighbours "
+                f"{self.neighbours} 1 or more"
+            )
         if not {self.expansion, self.copy_expansion} <= {2, 4, 8}:
             raise ValueError(
                 f"generator: expansion {self.expansion} and copy_expansion {self.copy_expansion} must be "
