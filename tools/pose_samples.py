@@ -33,7 +33,8 @@ SHEET = 64
 CONVENTION = (
     "Limits are the 0.1 and 99.9 percentiles of training views (random cameras and bone lengths). Bones: "
     "share of bone lengths within. Violations: share of knees and elbows whose bend, or its direction, is "
-    "beyond; those of training data are counted on other views than the limits were taken from."
+    "beyond; those of training data are counted on other views than the limits were taken from. Spread: "
+    "standard deviation of a coordinate, mean over joints."
 )
 
 
@@ -101,6 +102,7 @@ def compare(samples: Tensor, views: Tensor, others: Tensor) -> dict[str, Any]:
             "bones_inside": float(inside.mean()),
             "bones_inside_by_bone": dict(zip(names, inside.mean(0).tolist(), strict=True)),
             "asymmetry_mm": float(metrics.symmetry_error(poses).mean()),
+            "spread_mm": 1000 * float(poses.std(0).mean()),
             "upright": float((poses[:, 10, 1] < poses[:, 0, 1]).float().mean()),
         }
     limits = [_limits(values) for values in hinge_bends(views)]
@@ -169,13 +171,13 @@ def draw_sheet(poses: Tensor, path: Path, side: int = 200) -> None:
 
 def main(
     motion: Annotated[Path, typer.Argument(help="The motion archive that the prior was trained on.")],
-    n: Annotated[int, typer.Option("-n", "--samples", min=1, help="Samples to draw.")] = 2000,
+    n: Annotated[int, typer.Option("-n", "--samples", min=1, help="Samples to draw.")] = 10_000,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON to write.")] = Path(
         "out/pose-samples.json"
     ),
     sheet: Annotated[Path, typer.Option(help="PNG of 64 samples to write.")] = Path("out/pose-samples.png"),
     weights: Annotated[Path | None, typer.Option(help="Folder of a prior; default: the shipped.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Network calls.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Network calls.")] = 30,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
 ) -> None:
     """Draw poses from the prior and compare bone lengths and joint limits with its training data."""
@@ -210,8 +212,8 @@ def main(
         print(
             f"{who}: bones within {100 * found['bones_inside']:.1f} %, violations "
             f"{100 * found['violations']:.2f} % (bend {100 * found['violations_of_bend']:.2f}, direction "
-            f"{100 * found['violations_of_direction']:.2f}), asymmetry {found['asymmetry_mm']:.1f} mm, head "
-            f"above hips {100 * found['upright']:.1f} %"
+            f"{100 * found['violations_of_direction']:.2f}), asymmetry {found['asymmetry_mm']:.1f} mm, "
+            f"spread {found['spread_mm']:.0f} mm, head above hips {100 * found['upright']:.1f} %"
         )
     for text, claim in report["claims"].items():
         verdict = "holds " if claim["holds"] else "MISSED"

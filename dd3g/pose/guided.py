@@ -45,7 +45,7 @@ def draw(
     m: int,
     evidence: Sequence[Evidence] = (),
     *,
-    steps: int = 100,
+    steps: int = 30,
     repeats: int = 1,
     rho: float = 1.0,
     mode: Mode = "detached",
@@ -60,7 +60,7 @@ def draw(
         people: B; the evidence has a row for each.
         m: hypotheses a person, all in one batch.
         evidence: energies that add up.
-        steps: levels.
+        steps: levels; more of them give more varied and less clean poses.
         repeats: network calls a level; between them the pose is noised again from the next level (RePaint,
             Lugmayr et al. 2022), so that depth has time to agree with the picture.
         rho: factor of the picture's guidance; 1 follows the derivation above. That of other evidence stays 1.
