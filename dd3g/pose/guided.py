@@ -21,7 +21,7 @@ from dd3g.pose.energies import Evidence, HeatmapNLL, Keypoint2D, Known3D, Reproj
 from dd3g.pose.hypotheses import Hypotheses
 from dd3g.pose.prior import JOINTS, Prior
 
-DOUBT = 0.055  # metres: makes the expected error of 20 hypotheses right on average, on training clips
+DOUBT = 0.06  # metres: makes the expected error of 20 hypotheses right on average, on training clips
 
 
 def levels(steps: int, total: int = 1000, power: float = 2.0) -> Plan:
