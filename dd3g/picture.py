@@ -150,7 +150,7 @@ def cut_out(image: Image.Image, matte: str, name: str, size: int = SIZE) -> tupl
         size: side of the frame that will be made from it; far larger pictures are reduced first.
 
     Returns:
-        RGBA whose alpha is the matte, and warnings.
+        RGBA whose alpha is the matte, zero where the model found no object, and warnings.
     """
     has_alpha = np.asarray(image.getchannel("A")).min() < 255
     # Eight times the frame keeps full detail for any object above a tenth of the picture, at a bounded cost.
@@ -161,6 +161,9 @@ def cut_out(image: Image.Image, matte: str, name: str, size: int = SIZE) -> tupl
         image.putalpha(predict_matte(image.convert("RGB"), matte))
     alpha = np.asarray(image.getchannel("A"))  # (H, W)
     solid = alpha >= 128
+    if not has_alpha and not solid.any():
+        image.putalpha(0)  # what the model was nowhere sure of is no object
+        return image, []
     notes = []
     if solid.mean() < NEARLY_EMPTY:
         notes.append(
@@ -293,6 +296,7 @@ def _frame(image: Image.Image, size: int, name: str) -> Image.Image:
     frame = object_frame(image.getchannel("A"))
     if frame is None:
         raise UserError(
-            f"the matte of {name} is empty: no object was found; give a picture with alpha, or --no-matte"
+            f"no object was found in {name}: give a picture in which it stands out, or one with alpha, or "
+            "--no-matte"
         )
     return cut_frame(image, frame, size)

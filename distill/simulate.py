@@ -209,8 +209,8 @@ def simulate_command(
         print(
             json.dumps(report)
             if as_json
-            else f"wrote {report['quadruples']} quadruples in {report['written']} shards to {output}, "
-            f"{report['present']} were there, {left} to go ({report['seconds']} s)"
+            else f"wrote {report['quadruples']} quadruples in {report['written']} shards to {output}; "
+            f"{report['present']} shards were there, {left} are to go ({report['seconds']} s)"
         )
     if report["failed"]:
         raise typer.Exit(1)

@@ -156,8 +156,10 @@ def test_warning_when_the_border_is_touched(centre):
     assert "touches the border" in warning
 
 
-def test_empty_matte_is_an_error(monkeypatch):
-    monkeypatch.setattr(dd3g.picture, "predict_matte", lambda image, model: Image.new("L", image.size))
+@pytest.mark.parametrize("level", [0, 73])
+def test_matte_without_an_object_is_an_error(monkeypatch, level):
+    matte = lambda image, model: Image.new("L", image.size, level)  # noqa: E731
+    monkeypatch.setattr(dd3g.picture, "predict_matte", matte)
     with pytest.raises(UserError, match="no object was found"):
         load_image(np.full((64, 64, 3), 255, np.uint8))
 

@@ -34,7 +34,8 @@ def load(name: str | Path, device: str = "cpu") -> Teacher:
         if str(name) == "analytic":
             return _class("analytic")().to(device)
         raise UserError(
-            f"{name}: no such teacher; give 'analytic' or a folder written by distill/train_teacher.py"
+            f"{name}: no such teacher; give 'nano-teacher', which ships, 'analytic', or a folder written by "
+            "distill/train_teacher.py"
         )
     kind = read_config(folder, "teacher").get("teacher")
     if kind not in CLASSES:
