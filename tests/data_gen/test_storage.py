@@ -19,12 +19,8 @@ def storage(request, tmp_path):
         "folder": str(tmp_path / "set"),
         "file": f"file://{tmp_path}/set",
         "dir": f"dir::file://{tmp_path}/set",
-        "memory": "memory://bucket/set",
+        "memory": f"memory://{tmp_path.name}/set",  # one store serves the whole process
     }
-    if request.param == "memory":
-        import fsspec
-
-        fsspec.filesystem("memory").store.clear()
     return Storage(urls[request.param])
 
 
