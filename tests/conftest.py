@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -30,3 +32,13 @@ def here(tmp_path, monkeypatch):
     """The present folder is an empty one."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """A folder with a small and quick teacher."""
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    config = {"kind": "teacher", "teacher": "analytic", "size": 16, "modes": 2, "steps": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

@@ -70,15 +70,6 @@ def green_screen(monkeypatch):
     return asked
 
 
-@pytest.fixture
-def teacher(tmp_path):
-    folder = tmp_path / "teacher"
-    folder.mkdir()
-    config = {"kind": "teacher", "teacher": "analytic", "size": 16, "modes": 2, "steps": 4}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 def command(inputs, teacher, output, *more):
     words = [str(inputs), "--teacher", str(teacher), "--output", str(output), "--device", "cpu"]
     return [*words, "--seeds", "1", *more]

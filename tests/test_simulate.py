@@ -55,16 +55,6 @@ def pictures(tmp_path):
     return folder
 
 
-@pytest.fixture
-def teacher(tmp_path):
-    """A folder with a small and quick teacher."""
-    folder = tmp_path / "teacher"
-    folder.mkdir()
-    config = {"kind": "teacher", "teacher": "analytic", "size": 16, "modes": 2, "steps": 4}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 def command(inputs, teacher, output, *more):
     return [str(inputs), "--teacher", str(teacher), "--output", str(output), "--device", "cpu", *more]
 
