@@ -17,6 +17,8 @@ from dd3g.pepd import GeneratorConfig
 from dd3g.rasterize import rasterize
 from distill.loop import generator_for
 
+COVERED = 0.65  # alpha from which a pixel inside the mask is no hole, with some room above one half
+
 
 @dataclass
 class ObjectiveConfig:
@@ -28,6 +30,7 @@ class ObjectiveConfig:
     color_l1: float = 1.0  # absolute error of renders
     alpha: float = 2.0  # squared error of rendered alpha
     hole_weight: float = 2.0  # a hole inside the mask costs this many times a leak outside
+    cover: float = 0.0  # squared lack of alpha below 0.65 inside the mask: closes holes, hardly swells edges
     structure: float = 0.5  # L1 of image gradients at three scales
     perceptual: float = 0.0  # VGG16 features; needs `python -m dd3g.models fetch hed_vgg16`
     antialiased: bool = True  # else Gaussians shrink below a pixel, where the dilation hides them
@@ -135,6 +138,9 @@ class Objective:
             "color_l1": c.color_l1 * mean(error.abs()),
             "alpha": c.alpha * mean((alpha - mask).square() * (1 + (c.hole_weight - 1) * mask)),
         }
+        if c.cover:
+            lack = (mask.clamp(max=COVERED) - alpha).clamp(min=0)
+            terms["cover"] = c.cover * mean(lack.square())
         if c.structure:
             found = gradient_differences(torch.cat([error, alpha - mask], 2))
             terms["structure"] = c.structure * torch.stack([mean(g) for g in found]).sum()

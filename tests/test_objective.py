@@ -62,11 +62,11 @@ def explicit_inputs(seed=0):
 
 def test_explicit_terms_by_brute_force():
     config = ObjectiveConfig(
-        color=3.0, color_l1=2.0, alpha=5.0, hole_weight=4.0, structure=0.7, input_weight=2.5
+        color=3.0, color_l1=2.0, alpha=5.0, hole_weight=4.0, cover=9.0, structure=0.7, input_weight=2.5
     )
     rgb, alpha, target, background = explicit_inputs()
     found = Objective(config, TINY, 10).explicit(rgb, alpha, target, background)
-    wanted = dict.fromkeys(("color", "color_l1", "alpha", "structure"), 0.0)
+    wanted = dict.fromkeys(("color", "color_l1", "alpha", "cover", "structure"), 0.0)
     for b in range(2):
         for v in range(3):
             weight = (2.5 if v == 0 else 1.0) / 4.5 / 2
@@ -76,6 +76,8 @@ def test_explicit_terms_by_brute_force():
             wanted["color_l1"] += weight * 2 * float(error.abs().mean())
             hole = torch.where(mask > 0, 1 + 3 * mask, torch.ones(()))
             wanted["alpha"] += weight * 5 * float(((a - mask) ** 2 * hole).mean())
+            lack = torch.where(a < mask, torch.minimum(mask, torch.tensor(0.65)) - a, 0.0)
+            wanted["cover"] += weight * 9 * float((lack * (lack > 0)).square().mean())
             both = torch.cat([error, (a - mask)[None]])
             for scale in (1, 2, 4):
                 small = F.avg_pool2d(both, scale)
@@ -100,7 +102,7 @@ def test_perceptual_term_weighs_views_like_the_others():
 def test_a_perfect_render_costs_nothing():
     target = explicit_inputs()[2]
     mask = target[:, :, 3:]
-    terms = Objective(ObjectiveConfig(), TINY, 10).explicit(
+    terms = Objective(ObjectiveConfig(cover=1.0), TINY, 10).explicit(
         target[:, :, :3] * mask, mask, target, torch.rand(2, 3)
     )
     assert all(float(t) == pytest.approx(0, abs=1e-9) for t in terms.values())
@@ -322,8 +324,8 @@ def test_verification_noise_belongs_to_the_sample():
         )
         for i in range(2)
     ]
-    assert float(both) == pytest.approx(float(sum(single)) / 2, rel=1e-5)
-    assert float(verifier(gaussians, image, azimuth, level, index + 1)) != float(both)
+    assert both.item() == pytest.approx(sum(x.item() for x in single) / 2, rel=1e-5)
+    assert verifier(gaussians, image, azimuth, level, index + 1).item() != both.item()
 
 
 def test_verification_enters_with_weight_ramp_and_rhythm(batch, model):

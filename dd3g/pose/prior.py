@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dd3g.diffusion import Prediction, Schedule, convert
+from dd3g.errors import UserError
 from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
 from dd3g.pose.skeletons import H36M_17
 
@@ -156,6 +157,27 @@ def denoising_loss(prior: Prior, poses: Tensor, generator: torch.Generator) -> T
     return nn.functional.mse_loss(prior(x_t, t.to(x_t.device)), v)
 
 
+def deepened(prior: Prior, config: PriorConfig | None) -> Prior:
+    """The same function as a deeper network: blocks beyond those of `prior` add nothing until trained.
+
+    Raises:
+        UserError: when `config` has fewer blocks, or differs in anything but blocks and dropout.
+    """
+    config = config or prior.config
+    if (
+        config.blocks < prior.config.blocks
+        or replace(config, blocks=prior.config.blocks, dropout=prior.config.dropout) != prior.config
+    ):
+        raise UserError(f"a prior of {prior.config} cannot become {config}: only blocks can be added")
+    deep = Prior(config)
+    deep.load_state_dict(prior.state_dict(), strict=False)
+    for block in deep.blocks[prior.config.blocks :]:
+        assert isinstance(block, _Block)
+        for parameter in block.norm[1].parameters():
+            nn.init.zeros_(parameter)
+    return deep
+
+
 @torch.no_grad()
 def measure_spread(prior: Prior, poses: Tensor, generator: torch.Generator, every: int = 20) -> Tensor:
     """Root mean square error per coordinate of the predicted x0 at each level and joint, interpolated.
@@ -193,6 +215,7 @@ def train_prior(
     minutes: float | None = None,
     learning_rate: float = 1e-3,
     config: PriorConfig | None = None,
+    init_from: str | Path | None = None,
     seed: int = 0,
     resume: bool = False,
 ) -> Prior:
@@ -206,11 +229,15 @@ def train_prior(
         minutes: ends it earlier, see `fit`.
         learning_rate: the highest.
         config: shape of the network.
+        init_from: folder of a prior of the same width to begin with, see `deepened`.
         seed: of all draws.
         resume: go on from the checkpoint in `output`.
 
     Returns:
         The prior with averaged weights.
+
+    Raises:
+        UserError: when `init_from` is no prior, or of another shape; and see `fit`.
     """
     from dd3g.pose.synthesis import synthesise
     from dd3g.training import fit, generator_for
@@ -221,18 +248,22 @@ def train_prior(
         return synthesise(motion, torch.randint(2**40, (count,), generator=generator), seed).pose
 
     torch.manual_seed(seed)
-    prior = Prior(config)
-    known = poses(16_384, generator_for(seed, -1))[:, 1:]
-    prior.mean.copy_(known.mean(0))
-    prior.scale.copy_(1 / (known - prior.mean).square().mean().sqrt())
+    if init_from is not None:
+        prior = deepened(Prior.from_pretrained(init_from), config)
+    else:
+        prior = Prior(config)
+        known = poses(16_384, generator_for(seed, -1))[:, 1:]
+        prior.mean.copy_(known.mean(0))
+        prior.scale.copy_(1 / (known - prior.mean).square().mean().sqrt())
 
     def loss(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
         assert isinstance(model, Prior)
         return denoising_loss(model, poses(batch, generator), generator)
 
     prior = fit(
-        prior, loss, output, steps, learning_rate=learning_rate, minutes=minutes, seed=seed, resume=resume
-    )
+        prior, loss, output, steps, learning_rate=learning_rate, ema=0.9995, minutes=minutes, seed=seed,
+        resume=resume,
+    )  # fmt: skip
     generator = generator_for(seed, -2)
     prior.spread.copy_(measure_spread(prior, poses(4096, generator), generator))
     prior.save_pretrained(output)

@@ -211,6 +211,7 @@ def train_recovery(
     steps: int = 40_000,
     batch: int = 512,
     minutes: float | None = None,
+    learning_rate: float = 1e-3,
     seed: int = 0,
     resume: bool = False,
 ) -> RotationDenoiser:
@@ -223,6 +224,7 @@ def train_recovery(
         steps: length of the run.
         batch: people a step.
         minutes: ends the run early.
+        learning_rate: the highest.
         seed: of all draws.
         resume: go on from the last checkpoint.
 
@@ -251,7 +253,7 @@ def train_recovery(
     torch.manual_seed(seed)
     model = fit(
         RotationDenoiser(config), loss, output, steps, minutes=minutes, seed=seed, resume=resume,
-        learning_rate=1e-3, warmup=500, ema=0.999,
+        learning_rate=learning_rate, warmup=500, ema=0.999,
     )  # fmt: skip
     model.save_pretrained(output)
     return model

@@ -34,8 +34,17 @@ def main(
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="End after these, all sessions together.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="[default: the network's own]")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="The highest. [default: the network's own]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    blocks: Annotated[
+        int | None, typer.Option(min=1, help="prior: its depth. [default: 2, or as --init-from]")
+    ] = None,
+    init_from: Annotated[
+        Path | None, typer.Option(help="prior: folder of a prior of at most as many blocks to begin with.")
+    ] = None,
     lifter: Annotated[
         Path | None, typer.Option(help="difficulty: folder of the frozen lifter. [default: the shipped one]")
     ] = None,
@@ -46,11 +55,14 @@ def main(
 
     folder = output or Path("runs") / f"pose-{network}"
     options: dict[str, Any] = {"minutes": minutes, "seed": seed, "resume": resume}
-    if steps is not None:
-        options["steps"] = steps
+    options |= {k: v for k, v in {"steps": steps, "learning_rate": learning_rate}.items() if v is not None}
     try:
+        if learning_rate is not None and not learning_rate > 0:
+            raise UserError(f"--learning-rate must be positive, got {learning_rate:g}")
         if minutes is not None and not minutes > 0:
             raise UserError(f"--minutes must be positive, got {minutes:g}")
+        if network == Network.prior:
+            options |= _prior(blocks, init_from)
         if network == Network.difficulty:
             options |= _difficulty(lifter, graph)
         train = getattr(import_module(f"dd3g.pose.{network}"), f"train_{network}")
@@ -59,6 +71,12 @@ def main(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
     typer.echo(f"trained: {folder}")
+
+
+def _prior(blocks: int | None, init_from: Path | None) -> dict[str, Any]:
+    from dd3g.pose.prior import PriorConfig
+
+    return {"init_from": init_from, "config": None if blocks is None else PriorConfig(blocks=blocks)}
 
 
 def _difficulty(lifter: Path | None, graph: bool) -> dict[str, Any]:

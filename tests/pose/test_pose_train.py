@@ -5,6 +5,7 @@ from typer.testing import CliRunner
 from dd3g.pose import restoration
 from dd3g.pose.difficulty import Difficulty, DifficultyConfig
 from dd3g.pose.lifter import GraphLifter
+from dd3g.pose.prior import Prior
 from dd3g.pose.train import app
 
 
@@ -15,7 +16,9 @@ def run(*arguments):
 def test_lifter_then_difficulty_then_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(restoration, "best_alpha", lambda *_, fixed: 0.01 if fixed else 0.02)
     motion = small_archive(tmp_path / "motion.npz")
-    result = run("lifter", "--motion", motion, "-o", tmp_path / "lifter", "--steps", 2)
+    result = run(
+        "lifter", "--motion", motion, "-o", tmp_path / "lifter", "--steps", 2, "--learning-rate", 1e-3
+    )
     assert result.exit_code == 0, result.output
     assert GraphLifter.from_pretrained(tmp_path / "lifter")(torch.zeros(1, 17, 2)).shape == (1, 17, 3)
     options = ["--motion", motion, "--lifter", tmp_path / "lifter", "-o", tmp_path / "difficulty"]
@@ -24,6 +27,16 @@ def test_lifter_then_difficulty_then_resume(tmp_path, monkeypatch):
     assert again.exit_code == 2 and "--resume" in again.stderr and again.stderr.count("\n") == 1
     assert run("difficulty", *options, "--steps", 3, "--resume").exit_code == 0
     assert Difficulty.from_pretrained(tmp_path / "difficulty").config == DifficultyConfig("mlp", 0.02, 0.01)
+
+
+def test_a_prior_grows_from_a_shallower_one(tmp_path):
+    motion = small_archive(tmp_path / "motion.npz")
+    shallow, deep = tmp_path / "shallow", tmp_path / "deep"
+    assert run("prior", "--motion", motion, "-o", shallow, "--steps", 1, "--blocks", 1).exit_code == 0
+    grown = ["prior", "--motion", motion, "-o", deep, "--steps", 1, "--blocks", 2, "--init-from", shallow]
+    assert run(*grown).exit_code == 0
+    prior = Prior.from_pretrained(deep)
+    assert len(prior.blocks) == 2 and torch.allclose(prior.mean, Prior.from_pretrained(shallow).mean)
 
 
 def test_help_names_the_defaults():
@@ -37,6 +50,7 @@ def test_bad_input_is_one_clear_line(tmp_path):
     for arguments, word in (
         (["lifter", "--motion", tmp_path / "none.npz"], "none.npz"),
         (["lifter", "--motion", motion, "--minutes", -1], "minutes"),
+        (["recovery", "--motion", motion, "--learning-rate", 0], "learning-rate"),
         (["difficulty", "--motion", motion, "--lifter", tmp_path / "nowhere"], "nowhere"),
     ):
         result = run(*arguments, "-o", tmp_path / "run")

@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dd3g.errors import UserError
 from dd3g.pose.data.motion import Motion
-from dd3g.pose.prior import Prior, PriorConfig, denoising_loss, measure_spread, train_prior
+from dd3g.pose.prior import Prior, PriorConfig, deepened, denoising_loss, measure_spread, train_prior
 
 SMALL = PriorConfig(width=64, time_width=32, blocks=1)
 
@@ -54,6 +55,23 @@ def test_training_learns_resumes_and_saves(tmp_path):
         assert torch.allclose(a, b, atol=1e-3, rtol=1e-3)
     assert not loaded.training
     assert (prior.spread > 0).all() and (prior.spread[0] < prior.spread[-1]).all()
+
+
+def test_a_deeper_prior_begins_as_the_same_function_and_trains(tmp_path):
+    torch.manual_seed(0)
+    shallow = Prior(SMALL).eval()
+    torch.nn.init.normal_(shallow.leave.weight)
+    shallow.mean.copy_(torch.randn(16, 3))
+    deep = deepened(shallow, replace(SMALL, blocks=3))
+    x, t = torch.randn(3, 16, 3), torch.tensor([0, 500, 999])
+    assert torch.equal(deep(x, t), shallow(x, t)) and torch.equal(deep.mean, shallow.mean)
+    deep(x, t).square().sum().backward()
+    assert all(block.norm[1].weight.grad.abs().max() > 0 for block in deep.blocks[1:])
+    for other in (replace(SMALL, width=128), replace(SMALL, groups=16)):
+        with pytest.raises(UserError, match="only blocks can be added"):
+            deepened(shallow, other)
+    with pytest.raises(UserError, match="only blocks can be added"):
+        deepened(deep, SMALL)
 
 
 def test_levels_in_one_batch_are_independent_of_each_other():
