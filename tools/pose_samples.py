@@ -28,13 +28,14 @@ HINGES = {
 BENT = 20.0  # degrees of bend from which on its direction says something
 RAISED = 120.0  # degrees from hanging, beyond which it says nothing: the limb may have come up either way
 TAIL = 0.001  # share of the training data that lies beyond a limit, on either side
-VIEWS = 20_000
+VIEWS = 50_000
+CHUNK = 2500
 SHEET = 64
 CONVENTION = (
     "Limits are the 0.1 and 99.9 percentiles of training views (random cameras and bone lengths). Bones: "
     "share of bone lengths within. Violations: share of knees and elbows whose bend, or its direction, is "
     "beyond; those of training data are counted on other views than the limits were taken from. Spread: "
-    "standard deviation of a coordinate, mean over joints."
+    "standard deviation of a coordinate, mean over joints. +- is one standard error."
 )
 
 
@@ -115,6 +116,7 @@ def compare(samples: Tensor, views: Tensor, others: Tensor) -> dict[str, Any]:
         either = (beyond[0] | beyond[1]).float()
         result[who] |= {
             "violations": float(either.mean()),
+            "violations_error": float(either.mean(1).std()) / len(poses) ** 0.5,
             "violations_by_joint": dict(zip(HINGES, either.mean(0).tolist(), strict=True)),
             "violations_of_bend": float(beyond[0].float().mean()),
             "violations_of_direction": float(beyond[1].float().mean()),
@@ -171,7 +173,7 @@ def draw_sheet(poses: Tensor, path: Path, side: int = 200) -> None:
 
 def main(
     motion: Annotated[Path, typer.Argument(help="The motion archive that the prior was trained on.")],
-    n: Annotated[int, typer.Option("-n", "--samples", min=1, help="Samples to draw.")] = 10_000,
+    n: Annotated[int, typer.Option("-n", "--samples", min=1, help="Samples to draw.")] = 50_000,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON to write.")] = Path(
         "out/pose-samples.json"
     ),
@@ -181,6 +183,9 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
 ) -> None:
     """Draw poses from the prior and compare bone lengths and joint limits with its training data."""
+    from rich.console import Console
+    from rich.progress import track
+
     from dd3g.pose.data.motion import load_cmu
     from dd3g.pose.guided import generate
     from dd3g.pose.prior import SHIPPED, Prior
@@ -192,7 +197,14 @@ def main(
         frames = replace(load_cmu(motion, "train"), rotations=None)
         indices = (torch.arange(VIEWS) * len(frames)) // VIEWS
         views, others = (synthesise(frames, indices, view_seed).pose for view_seed in (1, 2))
-        samples = generate(prior, n, seed=seed, steps=steps)
+        samples = torch.cat(
+            [
+                generate(prior, min(CHUNK, n - start), seed=seed * n + start, steps=steps)
+                for start in track(
+                    range(0, n, CHUNK), "samples", console=Console(stderr=True), transient=True
+                )
+            ]
+        )
         report = {
             **provenance("cpu"),
             "command": shlex.join(["python", "-m", "tools.pose_samples", *sys.argv[1:]]),
@@ -211,13 +223,14 @@ def main(
         found = report[who]
         print(
             f"{who}: bones within {100 * found['bones_inside']:.1f} %, violations "
-            f"{100 * found['violations']:.2f} % (bend {100 * found['violations_of_bend']:.2f}, direction "
+            f"{100 * found['violations']:.3f} +- {100 * found['violations_error']:.3f} % (bend "
+            f"{100 * found['violations_of_bend']:.2f}, direction "
             f"{100 * found['violations_of_direction']:.2f}), asymmetry {found['asymmetry_mm']:.1f} mm, "
             f"spread {found['spread_mm']:.0f} mm, head above hips {100 * found['upright']:.1f} %"
         )
     for text, claim in report["claims"].items():
         verdict = "holds " if claim["holds"] else "MISSED"
-        print(f"{verdict} {text}: {100 * claim['value']:.2f} % against {100 * claim['bound']:.2f} %")
+        print(f"{verdict} {text}: {100 * claim['value']:.3f} % against {100 * claim['bound']:.3f} %")
     print(f"wrote {output}, {sheet}")
 
 

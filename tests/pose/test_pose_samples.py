@@ -128,12 +128,23 @@ def test_shares_within_limits():
     wrong[:, 3] = wrong[:, 2] + shin @ R.T
     found = compare(wrong, views, views[2000:])
     assert found["samples"]["violations_by_joint"]["right knee"] == 1.0
+    half = compare(
+        torch.cat(
+            [HANGING.expand(1000, 17, 3), turned("r_knee", (-1.0, 0, 0), 50, ["r_ankle"]).expand(1000, 17, 3)]
+        ),
+        HANGING.expand(2000, 17, 3),
+        HANGING.expand(2000, 17, 3),
+    )
+    # One joint of four in half of the poses: each pose counts 0 or 1/4.
+    assert half["samples"]["violations"] == 0.125
+    assert half["samples"]["violations_error"] == pytest.approx(0.125 / 2000**0.5, rel=1e-3)
     assert not found["claims"]["joint-limit violations no more than in training data"]["holds"]
     assert found["training"] == same["training"]
 
 
 def test_the_command(tmp_path, archive, weights, monkeypatch):  # noqa: F811
     monkeypatch.setattr(tool, "VIEWS", 200)
+    monkeypatch.setattr(tool, "CHUNK", 40)
     app = typer.Typer()
     app.command()(tool.main)
     output, sheet = tmp_path / "a" / "samples.json", tmp_path / "a" / "sheet.png"
