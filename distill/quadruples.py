@@ -72,7 +72,7 @@ def decode(sample: dict[str, Any]) -> Quadruple:
     """The inverse of `encode`.
 
     Raises:
-        ValueError, KeyError, OSError: when the sample is no quadruple or damaged.
+        Exception: of nearly every type, when the sample is no quadruple or damaged.
     """
     meta = json.loads(sample["json"]) | {"key": sample["__key__"]}
     viewmats, Ks = torch.tensor(meta.pop("viewmats")), torch.tensor(meta.pop("Ks"))
@@ -130,9 +130,10 @@ class Quadruples(Sequence[Quadruple]):
 
     def _decode(self, index: int) -> Quadruple:
         shards, local = self._place(index)
+        sample = shards[local]
         try:
-            return decode(shards[local])
-        except (KeyError, ValueError, TypeError, RuntimeError, OSError, SyntaxError) as error:
+            return decode(sample)
+        except Exception as error:  # of json, numpy and Pillow, which raise nearly every type there is
             raise UserError(
                 f"{shards.key(local)} in shard {shards.where(local)} is no quadruple or damaged ({error}): "
                 "delete the shard and run distill.simulate again with the same command"

@@ -125,7 +125,7 @@ class RenderedObjects(Sequence[RenderedObject]):
             depth = torch.from_numpy(
                 _views(sample["depth.png"], len(cameras)).astype(np.float32) / DEPTH_UNIT
             )
-        except (KeyError, ValueError, OSError, SyntaxError) as error:
+        except Exception as error:  # Pillow raises nearly every type there is on damaged pictures
             raise self._damaged(shards, local, error) from error
         return RenderedObject(rgba.movedim(-1, 1).contiguous(), depth, cameras, meta)
 
@@ -149,5 +149,7 @@ def _views(png: bytes, views: int) -> NDArray:
     """PNG sheet -> (V, H, W[, 4]), a copy."""
     from PIL import Image
 
-    sheet = np.asarray(Image.open(io.BytesIO(png)))
+    # No other format: Pillow would start other programs for some.
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        sheet = np.asarray(image)
     return np.stack(np.split(sheet, views, axis=1))

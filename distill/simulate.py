@@ -7,6 +7,7 @@ python -m distill.simulate verify DIR --teacher PATH
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -167,7 +168,9 @@ def simulate_command(
             "are reported and left out."
         ),
     ] = "auto",
-    max_minutes: Annotated[float, typer.Option(help="Start no shard after this long; 0: no limit.")] = 0.0,
+    max_minutes: Annotated[
+        float, typer.Option(min=0, help="Start no shard after this long; 0: no limit.")
+    ] = 0.0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -184,6 +187,8 @@ def simulate_command(
         raise UserError(
             f"{output} is a URL: give a folder of this machine, and copy it there when it is done"
         )
+    if guidance_scale is not None and not math.isfinite(guidance_scale):
+        raise UserError(f"--guidance-scale {guidance_scale} is no strength: give a number, 1 is none")
     pictures = open_inputs(inputs, matte)
     state, place = _partial_state(device)
     model = load(teacher).to(place)

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_objects import write_quadruples, write_renders
 
 from dd3g.cameras import Cameras
 from dd3g.diffusion import sample
@@ -21,6 +23,7 @@ from dd3g.errors import UserError
 from dd3g.io.shards import Shards, write_shard
 from distill.inputs import open_inputs, seed_of
 from distill.quadruples import Quadruple, Quadruples, decode, encode, noise_of
+from distill.renders import RenderedObjects
 from distill.simulate import _partial_state, main, simulate, verify
 from distill.teachers import load
 from distill.teachers.analytic import draw_ellipsoids
@@ -195,7 +198,7 @@ def test_bad_pictures_are_reported_and_the_others_come_out(pictures, teacher, tm
     assert again.err == printed.err and len(json.loads(again.out)["failed"]) == 2
 
 
-@pytest.mark.parametrize("case", ["empty", "missing", "teacher", "file", "device", "foreign"])
+@pytest.mark.parametrize("case", ["empty", "missing", "teacher", "file", "device", "guidance", "foreign"])
 def test_bad_requests_end_in_one_line(case, pictures, teacher, tmp_path, capsys):
     inputs, out, more = pictures, tmp_path / "set", []
     if case == "empty":
@@ -209,6 +212,8 @@ def test_bad_requests_end_in_one_line(case, pictures, teacher, tmp_path, capsys)
         out.write_text("in the way")
     elif case == "device":
         more = ["--device", "abacus"]
+    elif case == "guidance":
+        more = ["--guidance-scale", "nan"]
     else:
         inputs = tmp_path / "foreign"
         write_shard(inputs / "a.tar", [{"__key__": "a", "txt": "hello"}])
@@ -240,16 +245,15 @@ def test_verify_says_whether_teacher_and_shards_agree(pictures, teacher, tmp_pat
     (path,) = Shards(out).paths
     samples = list(Shards(out))
     quadruple = decode(samples[0])
-    forged = Quadruple(
-        noise_of(model.latent_shape, 99),
-        quadruple.cameras,
-        quadruple.input,
-        quadruple.outputs,
-        quadruple.meta,
-    )
+    forged = replace(quadruple, noise=noise_of(model.latent_shape, 99))
     write_shard(path, [encode(forged, samples[0]["__key__"]), *samples[1:]])
     report = verify(out, model, 6)
     assert not report["noise"] and not report["agrees"] and report["teacher"]
+    forged = replace(quadruple, outputs=quadruple.outputs.flip(0))
+    write_shard(path, [encode(forged, samples[0]["__key__"]), *samples[1:]])
+    report = verify(out, model, 6)
+    assert report["teacher"] and report["noise"] and report["mean_difference"] > 0.01
+    assert not report["agrees"]
 
     write_shard(path.with_name("quadruples-00-00001.tar"), samples[:1])
     with pytest.raises(UserError, match="twice"):
@@ -289,6 +293,42 @@ def test_damaged_quadruple_names_its_shard(tmp_path):
         Quadruples(tmp_path)[0]
     with pytest.raises(UserError, match="python -m distill.simulate"):
         Quadruples([])
+
+
+HUGE = io.BytesIO()
+np.lib.format.write_array_header_1_0(HUGE, {"shape": (10**15,), "fortran_order": False, "descr": "<f2"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("noise.npy", b""),
+        ("noise.npy", b"PK\3\4 a zip"),
+        ("noise.npy", HUGE.getvalue()),
+        ("json", b"[" * 100_000),
+        ("outputs.png", b"\x89PNG\r\n\x1a\n"),
+    ],
+)
+def test_damaged_quadruples_never_raise_anything_else(tmp_path, name, content):
+    write_quadruples(tmp_path, count=1)
+    (sample,) = Shards(tmp_path)
+    write_shard(tmp_path / "quadruples-00000.tar", [sample | {name: content}])
+    with pytest.raises(UserError, match=r"q0 in shard .* is no quadruple or damaged \(.*delete the shard"):
+        Quadruples(tmp_path)[0]
+
+
+@pytest.mark.parametrize("kind", ["empty", "GIF", "bomb"])
+def test_damaged_renders_never_raise_anything_else(tmp_path, monkeypatch, kind):
+    write_renders(tmp_path, count=1)
+    (sample,) = Shards(tmp_path)
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(sample["rgba.png"])).save(stream, format="GIF")  # Pillow reads it, shards have PNG
+    content = {"empty": b"", "GIF": stream.getvalue(), "bomb": sample["rgba.png"]}[kind]
+    write_shard(tmp_path / "renders-00000.tar", [sample | {"rgba.png": content}])
+    if kind == "bomb":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match="object0 in shard .* is no rendered object or damaged .*delete the"):
+        RenderedObjects(tmp_path)[0]
 
 
 def test_shards_of_pictures(tmp_path):
