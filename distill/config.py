@@ -59,5 +59,7 @@ class LoopConfig:
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed must be below 2^63, got {self.seed}")
         if not 0 <= self.ema_decay <= 1:
             raise ValueError(f"ema_decay must be between 0 and 1, got {self.ema_decay}")

@@ -35,7 +35,7 @@ class RenderDraws:
         free_fraction: share of draws whose quad stands at a free elevation.
         turned_fraction: share of draws whose rig is another quad of the same elevation, so that views at
             other azimuths than 0, 90, 180, 270 are seen (the verifier needs them).
-        targets: number of target views.
+        targets: number of target views, >= 1; they are taken again where an object has fewer.
         recolour: largest change of brightness; half of the draws also permute the colour channels.
     """
 
@@ -86,6 +86,7 @@ class RenderDraws:
         others = [v for v in range(len(level)) if v != rig[0]]
         order = torch.randperm(len(others), generator=g)[: self.targets - 1].tolist()
         picked = [rig[0]] + [others[i] for i in order]
+        picked = [picked[i % len(picked)] for i in range(self.targets)]
         shown = level_quads[pick(len(level_quads), g)] if turned else rig
 
         azimuth = -torch.deg2rad(torch.tensor(item.meta["azimuth"][rig[0]]))
@@ -182,18 +183,21 @@ class MixedDraws:
         return (self.quadruples if late else self.renders).draw(index)
 
 
-def check_fit(draws: RenderDraws | QuadrupleDraws, size: int, noise_shape: Sequence[int]) -> None:
-    """Say it now when data and model were made for different sizes.
+def check_fit(
+    draws: RenderDraws | QuadrupleDraws, size: int, noise_shape: Sequence[int], name: str = "the data"
+) -> None:
+    """Say it now when data and model were made for different sizes; messages call the data `name`.
 
     Raises:
-        UserError: when pictures or noise of a sample have another shape.
+        UserError: when pictures, their number or noise of a sample are others.
     """
     sample = draws.draw(0)
-    found = (sample["image"].shape[-1], tuple(sample["noise"].shape))
-    if found != (size, tuple(noise_shape)):
+    found = (len(sample["views"]), sample["image"].shape[-1], tuple(sample["noise"].shape))
+    if found != (noise_shape[0], size, tuple(noise_shape)):
         raise UserError(
-            f"the data has pictures of {found[0]} pixels and noise {found[1]}, the model takes {size} and "
-            f"{tuple(noise_shape)}: make the data again at that size, or change the model's configuration"
+            f"{name} has {found[0]} pictures of {found[1]} pixels and noise {found[2]}, the model takes "
+            f"{noise_shape[0]} of {size} and {tuple(noise_shape)}: make the data again at that size, or "
+            "change the model's configuration"
         )
 
 

@@ -54,6 +54,8 @@ class DistillConfig(LoopConfig):
         for name in ("quadruples_start", "quadruples_share", "scan_fraction", "shape_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share: give 0 to 1, got {getattr(self, name)}")
+        if self.targets < 1:
+            raise ValueError(f"targets must be at least 1, got {self.targets}")
 
 
 def training_draws(config: DistillConfig) -> Draws:
@@ -123,6 +125,7 @@ def run(config: DistillConfig) -> Path:
             free_fraction=0,
             recolour=0,
         )
+        check_fit(held, config.generator.size, config.generator.latent_shape, "validation_renders")
         sheet = generator_sheet([held.draw(i) for i in range(8)])
     objective = Objective(config.objective, config.generator, config.max_train_steps, *judges(config))
     return fit(

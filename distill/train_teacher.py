@@ -39,6 +39,12 @@ class TeacherConfig(LoopConfig):
     condition_dropout: float = 0.1  # share without a picture, for classifier-free guidance
     teacher: CompactConfig = field(default_factory=CompactConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("scan_fraction", "shape_fraction", "turned_fraction", "condition_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share: give 0 to 1, got {getattr(self, name)}")
+
 
 class TeacherLoss:
     """Denoising loss in x0, weighted by 1 / max(sigma, 0.3)^2.
@@ -108,6 +114,7 @@ def run(config: TeacherConfig) -> Path:
         held = RenderDraws(
             RenderedObjects([config.validation_renders]), 0, teacher.latent_shape, free_fraction=0, recolour=0
         )
+        check_fit(held, teacher.config.size, teacher.latent_shape, "validation_renders")
         sheet = teacher_sheet([held.draw(i) for i in range(8)])
     return fit(
         teacher,

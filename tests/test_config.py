@@ -20,6 +20,7 @@ from dd3g.errors import UserError
 from dd3g.pepd import Generator
 from distill.train import DistillConfig, run
 from distill.train_teacher import TeacherConfig
+from distill.train_teacher import run as run_teacher
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,11 +64,29 @@ def test_parse(tmp_path):
         (["max_minutes=-1"], "max_minutes must be at least 0"),
         (["quadruples_share=-1"], "quadruples_share is a share: give 0 to 1, got -1"),
         (["scan_fraction=.nan"], "scan_fraction is a share"),
+        (["targets=0"], "targets must be at least 1, got 0"),
+        ([f"seed={10**20}"], f"seed must be below 2^63, got {10**20}"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )  # fmt: skip
 def test_wrong_command_lines(line, message, capsys):
     assert launch(run, DistillConfig, line) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("condition_dropout=2", "condition_dropout is a share: give 0 to 1, got 2"),
+        ("turned_fraction=.nan", "turned_fraction is a share"),
+        ("teacher.heads=-2", "heads -2"),
+        ("teacher.depth=-1", "depth -1"),
+        ("teacher.steps=0", "steps 0"),
+    ],
+)
+def test_wrong_values_for_the_teacher(line, message, capsys):
+    assert launch(run_teacher, TeacherConfig, [line]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 

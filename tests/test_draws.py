@@ -202,7 +202,7 @@ def test_quadruples_come_as_the_teacher_gave_them(quadruples):
     assert len(seen) == 3
 
 
-@pytest.mark.parametrize("targets", [2, 4, 6])  # the last is more than the teacher has views
+@pytest.mark.parametrize("targets", [2, 4, 6, 20])  # the teacher has 4 views, a rendered object 14
 def test_renders_and_quadruples_collate(objects, quadruples, targets):
     a = RenderDraws(objects, 0, NOISE, targets=targets).draw(0)
     b = QuadrupleDraws(quadruples, 0, targets=targets).draw(0)
@@ -229,8 +229,11 @@ def test_backgrounds_are_white_half_of_the_time():
 def test_data_of_another_size_is_refused(objects):
     draws = RenderDraws(objects, 0, NOISE)
     check_fit(draws, SIZE, list(NOISE))
-    with pytest.raises(UserError, match="pictures of 32 pixels .* the model takes 64"):
+    with pytest.raises(UserError, match="4 pictures of 32 pixels .* the model takes 4 of 64"):
         check_fit(draws, 64, NOISE)
+    three = (3, *NOISE[1:])
+    with pytest.raises(UserError, match="4 pictures of 32 pixels .* the model takes 3 of 32"):
+        check_fit(RenderDraws(objects, 0, three), SIZE, three)
 
 
 def test_the_tiny_objects_have_what_renders_have(objects):

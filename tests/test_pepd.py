@@ -284,8 +284,11 @@ def test_pretrained_round_trip(tmp_path):
     [
         ({"size": 30}, "size 30 must be a multiple of 8"),
         ({"latent_shape": (4, 8, 9, 9)}, "with side 4 or 8 for size 32"),
+        ({"latent_shape": (4, 0, 8, 8)}, "with side 4 or 8 for size 32"),
         ({"width": 30}, "width 30"),
         ({"heads": 5}, "heads 5"),
+        ({"width": 0}, "width 0 must be 1 or more"),
+        ({"fine": 0}, "fine 0 must be 1 or more"),
         ({"expansion": 3}, "expansion 3"),
         ({"depth": -1}, "depth -1"),
         ({"blocks": (1, -1, 1)}, "must be 0 or more"),

@@ -183,6 +183,17 @@ def test_data_of_another_size(data, tmp_path, capsys):
     assert "pictures of 32 pixels" in capsys.readouterr().err
 
 
+def test_pictures_for_the_sheet_of_another_size(data, tmp_path, capsys):
+    """They are refused before the first step, not when the first sheet is due."""
+    large = write_renders(tmp_path / "large", count=1, size=64)
+    assert distil(data[0], tmp_path / "out", validation_renders=large) == 2
+    assert "validation_renders has 4 pictures of 64 pixels" in capsys.readouterr().err
+    line = words(data[0], tmp_path / "out", "teacher", TEACHER, validation_renders=large)
+    assert launch(run_teacher, TeacherConfig, line) == 2
+    assert "validation_renders has 4 pictures" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_verifier_of_another_size(tmp_path, capsys):
     """It is refused before any data is read."""
     shape = {"generator.size": 64, "generator.latent_shape": "[4,64,16,16]"}

@@ -57,7 +57,8 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         if self.size < 8 or self.size % 8:
             raise ValueError(f"generator: size {self.size} must be a multiple of 8")
-        if self.noise_ratio not in (1, 2) or self.latent_shape[3] != self.latent_shape[2]:
+        square = min(self.latent_shape) > 0 and self.latent_shape[3] == self.latent_shape[2]
+        if self.noise_ratio not in (1, 2) or not square:
             sides = " or ".join(str(self.size // 8 * r) for r in (1, 2))
             raise ValueError(
                 f"generator: latent_shape {tuple(self.latent_shape)} must be (views, channels, side, side), "
@@ -72,6 +73,9 @@ class GeneratorConfig:
                 f"generator: depth {self.depth} and blocks {list(self.blocks)} must be 0 or more, neighbours "
                 f"{self.neighbours} 1 or more"
             )
+        for name in ("width", "residual_hidden", "fine", "mid", "head_hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"generator: {name} {getattr(self, name)} must be 1 or more")
         if not {self.expansion, self.copy_expansion} <= {2, 4, 8}:
             raise ValueError(
                 f"generator: expansion {self.expansion} and copy_expansion {self.copy_expansion} must be "

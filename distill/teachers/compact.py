@@ -46,8 +46,12 @@ class CompactConfig:
     def __post_init__(self) -> None:
         if self.size < 8 or self.size % 8:
             raise ValueError(f"teacher: size {self.size} must be a multiple of 8")
-        if self.width % 8 or self.width % self.heads:
+        if self.heads < 1 or self.width % 8 or self.width % self.heads:
             raise ValueError(f"teacher: width {self.width} must be a multiple of 8 and of heads {self.heads}")
+        lowest = dict.fromkeys(("width", "residual_hidden", "fine", "mid", "steps"), 1) | {"depth": 0}
+        for name, low in lowest.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"teacher: {name} {getattr(self, name)} must be {low} or more")
 
 
 @dataclass
