@@ -142,6 +142,8 @@ def render_item(item: Item, options: Options) -> dict[str, bytes | str]:
     plan = view_plan(options, rng, plain)
     cameras = Cameras.orbit(plan["azimuth"], plan["elevation"], options.size)
     rgba, depth = render_mesh(mesh, cameras, light, colors, options.supersample)
+    if not rgba.any():
+        raise ValueError("nothing of it is seen: its triangles have no area")
     meta = {
         "id": item.id,
         **dict(item.meta),

@@ -94,7 +94,7 @@ def infer(
     viewer: Annotated[
         bool, typer.Option("--viewer", help="Also write an HTML page that shows the object.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Same picture, same seed: same file.")] = 0,
+    seed: Annotated[int, typer.Option(help="Same picture, same seed: same file.")] = 0,
     samples: Annotated[int, typer.Option(help="Objects for each picture, with seeds SEED, SEED+1, ….")] = 1,
     weights: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = DEFAULT_WEIGHTS,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",

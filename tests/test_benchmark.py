@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from infer_command import ROOT
 from typer.testing import CliRunner
 
 from tools import benchmark, benchmark_pose
@@ -36,6 +37,16 @@ def test_a_missing_photo_is_named(tmp_path):
     if benchmark_pose.model_path("pose_detection") is None:
         pytest.skip("the detector's model has not been fetched")
     assert result.exit_code == 2 and "none.jpg does not exist" in result.output
+
+
+def test_what_infer_lacks_is_named(tmp_path):
+    lamp, none = str(ROOT / "assets/lamp.png"), str(tmp_path / "none.png")
+    for words, message in (
+        ([none], "none.png does not exist"),
+        ([lamp, "--weights", "nope"], "no such weights"),
+    ):
+        result = CliRunner().invoke(benchmark.app, ["infer", *words])
+        assert result.exit_code == 2 and message in result.output
 
 
 def test_engines_are_raced():

@@ -77,6 +77,7 @@ def test_picture_that_needs_a_matte_that_is_not_there(here, stub, monkeypatch):
         (("--format", ""), "unknown format"),
         (("--axes", "left"), "unknown axes 'left': choose from opencv, opengl, zup"),
         (("--samples", "0"), "--samples 0 makes nothing"),
+        (("--seed", "-1"), "--seed -1 is out of range: give 0 to "),
         (("--device", "tpu9"), "unknown device 'tpu9'"),
         (("--device", "meta"), "unknown device 'meta': give auto, cpu, cuda, cuda:1 or mps"),
     ],

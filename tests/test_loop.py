@@ -147,9 +147,10 @@ def test_checkpoints_are_pruned_and_resumed(tmp_path):
     assert [p.name for p in checkpoints.checkpoints(tmp_path / "cut")] == ["checkpoint-3", "checkpoint-5"]
     (tmp_path / "cut/metrics.jsonl").open("a").write('{"step": 6, "loss"')  # torn by a kill
     (tmp_path / "cut/checkpoint-saving").mkdir()
-    again, _ = fit_line(tmp_path / "cut", lr_scheduler="constant", resume_from_checkpoint="latest")
-    straight, _ = fit_line(tmp_path / "straight", lr_scheduler="constant")
+    again, averaged = fit_line(tmp_path / "cut", lr_scheduler="constant", resume_from_checkpoint="latest")
+    straight, wanted = fit_line(tmp_path / "straight", lr_scheduler="constant")
     assert torch.equal(again.layer.weight, straight.layer.weight)
+    assert all(torch.equal(averaged[-1][n], average) for n, average in wanted[-1].items())
     assert (
         files(tmp_path / "cut")[Path("metrics.jsonl")] == files(tmp_path / "straight")[Path("metrics.jsonl")]
     )

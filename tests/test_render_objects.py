@@ -180,18 +180,19 @@ def test_corrupt_mesh_is_reported_and_skipped(tmp_path):
     folder = make_folder(tmp_path)
     (folder / "broken.glb").write_bytes(b"glTF, or so it says")
     (folder / "empty.obj").write_text("v 0 0 0\n")
+    (folder / "line.obj").write_text("v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n")
     np.savez(folder / "far.npz", V=np.zeros((3, 3), np.int16), F=np.array([[0, 1, 9]]))
     flags = [*SMALL_FLAGS, "--variants", "1", "--output", tmp_path / "out"]
     first = run(folder, *flags)
     assert first.returncode == 1, first.stderr
-    assert "3 failed" in first.stdout and "Traceback" not in first.stderr
-    for name in ("broken-0", "empty-0", "far-0"):
+    assert "4 failed" in first.stdout and "Traceback" not in first.stderr
+    for name in ("broken-0", "empty-0", "far-0", "line-0"):
         assert f"skipped {name}: " in first.stderr
     shards = Shards(tmp_path / "out")
     assert [shards.key(i) for i in range(len(shards))] == ["cube_0-0", "cube_1-0", "cube_2-0"]
     again = run(folder, *flags, "--json")
     assert again.returncode == 1
-    assert set(json.loads(again.stdout)["failed"]) == {"broken-0", "empty-0", "far-0"}
+    assert set(json.loads(again.stdout)["failed"]) == {"broken-0", "empty-0", "far-0", "line-0"}
 
 
 def test_bad_folders_are_one_clear_line(tmp_path):

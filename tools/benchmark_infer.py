@@ -36,6 +36,8 @@ def time_parts(picture: Path, weights: str, device: str, repeats: int) -> dict[s
     from PIL import Image
 
     parts: dict[str, Any] = {}
+    rgba = load_image(picture).rgba
+    generator = Generator.from_pretrained(weights, device=device)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "dd3g.infer", str(picture), "-o", folder, "--weights", weights]
         start = time.perf_counter()
@@ -45,8 +47,6 @@ def time_parts(picture: Path, weights: str, device: str, repeats: int) -> dict[s
         parts["read"] = median(lambda: load_image(picture), repeats)
         opaque = Image.open(picture).convert("RGB")
         parts["matte"] = median(lambda: load_image(opaque), repeats) if model_path("u2netp") else None
-        generator = Generator.from_pretrained(weights, device=device)
-        rgba = load_image(picture).rgba
         parts["encode + generate, float32, eager"] = median(
             lambda: _settled(generator.generate(rgba), device), repeats
         )
