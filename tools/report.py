@@ -91,23 +91,24 @@ def provenance(device: str) -> dict[str, Any]:
         except (OSError, subprocess.CalledProcessError):
             return None
 
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line
-        ]
-        cpu = names[0] if names else cpu
     gpu = torch.cuda.get_device_name() if device.startswith("cuda") else None
     return {
         "command": shlex.join(["python", "-m", "tools.evaluate", *sys.argv[1:]]),
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
         "date": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
-        "machine": {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu, "system": platform.platform()},
+        "machine": {"cpu": processor(), "cores": os.cpu_count(), "gpu": gpu, "system": platform.platform()},
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "numpy", "numba", "torchmetrics")},
     }
+
+
+def processor() -> str:
+    """The name of this machine's CPU, or its kind where the system tells no name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def print_table(report: dict[str, Any]) -> None:

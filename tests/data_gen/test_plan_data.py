@@ -3,19 +3,14 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
+from dd3g.command import run_command
 from tools import plan_data
 from tools.plan_data import Measured, plan
 
 
-@pytest.fixture
-def command():
-    import typer
-
-    app = typer.Typer()
-    app.command()(plan_data.main)
-    return lambda *words: CliRunner().invoke(app, [str(w) for w in words])
+def command(*words):
+    return run_command(plan_data.main, [str(w) for w in words], "plan_data", needs_words=False)
 
 
 def test_figures_by_hand():
@@ -32,26 +27,30 @@ def test_the_last_shards_leave_gpus_idle():
     assert plan(Measured(1.0, 1.0, 1.0), 500, 64).wall_hours == pytest.approx(500 / 3600)
 
 
-def test_command_from_given_figures(command):
+def test_command_from_given_figures(capsys):
     given = ("--seconds-per-picture", 2, "--bytes-per-picture", 5e4, "--acceptance", 0.5)
-    report = json.loads(command(*given, "--json").stdout)
+    assert command(*given, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
     assert report["measured"]["seconds"] == 2 and report["measured"]["acceptance"] == 0.5
     assert [(p["pictures"], p["gpus"]) for p in report["plans"]] == [
         (n, g) for n in (120_000, 10_000_000) for g in (1, 8, 64)
     ]
     assert report["plans"][0]["gpu_hours"] == pytest.approx(120_000 * 2 * 2 / 3600)
     assert report["plans"][3]["gigabytes"] == pytest.approx(500)
-    table = command(*given, "--pictures", 1000, "--gpus", 4).stdout
+    assert command(*given, "--pictures", 1000, "--gpus", 4) == 0
+    table = capsys.readouterr().out
     assert "gpu_hours" in table and "1 000" in table and "leave out settling" in table
-    report = json.loads(command("--seconds-per-picture", 2, "--json").stdout)
+    assert command("--seconds-per-picture", 2, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
     assert report["measured"]["bytes"] == 80e3 and report["measured"]["acceptance"] == 0.7
 
 
-def test_command_from_a_set(command, tmp_path):
+def test_command_from_a_set(tmp_path, capsys):
     from test_stats import unfinished_set
 
     unfinished_set(tmp_path / "set")
-    report = json.loads(command(tmp_path / "set", "--pictures", 1000, "--gpus", 1, "--json").stdout)
+    assert command(tmp_path / "set", "--pictures", 1000, "--gpus", 1, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
     figures = plan_data.read_figures(plan_data.Storage(tmp_path / "set"))
     seconds = figures.seconds["wall"] / figures.tries
     kept = figures.pictures + figures.in_work
@@ -60,15 +59,17 @@ def test_command_from_a_set(command, tmp_path):
     assert report["plans"][0]["gigabytes"] == pytest.approx(figures.bytes / figures.pictures / 1e6)
 
 
-def test_a_set_whose_pictures_were_all_rejected(command, tmp_path):
+def test_a_set_whose_pictures_were_all_rejected(tmp_path, capsys):
     from data_gen.synthesize import main
 
     (tmp_path / "p.txt").write_text("a fox\na chair\n")
     words = [f"prompts={tmp_path / 'p.txt'}", f"output={tmp_path / 'set'}", "device=cpu", "attempts=2"]
     assert main([*words, "model.path=shapes", "matte.size=32", "filters.max_colourfulness=0"]) == 0
-    result = command(tmp_path / "set")
-    assert result.exit_code == 2 and result.stderr.count("\n") == 1
-    assert "no picture in its finished shards, its tries were rejected as garish: change" in result.stderr
+    capsys.readouterr()
+    assert command(tmp_path / "set") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "no picture in its finished shards, its tries were rejected as garish: change" in said
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,12 @@ def test_a_set_whose_pictures_were_all_rejected(command, tmp_path):
         (("--seconds-per-picture", -1), "seconds a picture must be above 0"),
     ],
 )
-def test_unusable_figures_end_in_one_line(command, words, message):
-    result = command(*words)
-    assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1
+def test_unusable_figures_end_in_one_line(words, message, capsys):
+    assert command(*words) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_the_help_tells_the_defaults(capsys):
+    assert command("--help") == 0
+    assert "[default: 80e3]" in capsys.readouterr().out

@@ -5,9 +5,8 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
+from dd3g.command import run_command
 from dd3g.io.shards import write_shard
 from tools import rehearse_data
 from tools.kills import difference, look_at_batches
@@ -15,17 +14,14 @@ from tools.rehearse_data import Step, curve, run_step, summary
 
 
 def command(*words):
-    app = typer.Typer()
-    app.command()(rehearse_data.main)
-    return CliRunner().invoke(app, [str(w) for w in words])
+    return run_command(rehearse_data.main, [str(w) for w in words], "rehearse_data")
 
 
-def test_every_step_runs_and_is_measured(tmp_path, monkeypatch):
+def test_every_step_runs_and_is_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # from any folder, to a relative one
     output = Path("rehearsal")
-    result = command(output, "--count", 30, "--kills", 2, "--json")
-    assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout)
+    assert command(output, "--count", 30, "--kills", 2, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
     assert report["pictures"] + sum(report["missing"].values()) == 30 and report["verified"] is True
     assert report["killed"]["kills"] == 2 and report["killed"]["sets"] >= 1
     assert not (output / "killed").exists()
@@ -36,8 +32,7 @@ def test_every_step_runs_and_is_measured(tmp_path, monkeypatch):
     assert json.loads((output / "rehearsal.json").read_text())["pictures"] == report["pictures"]
     assert (output / "stats.html").is_file() and (output / "set" / "index.json").is_file()
     ET.fromstring((output / "rehearsal.svg").read_text())
-    again = command(output)
-    assert again.exit_code == 2 and "is there already" in again.stderr
+    assert command(output) == 2 and "is there already" in capsys.readouterr().err
 
 
 def test_curve_follows_memory_and_shards():
@@ -66,7 +61,7 @@ def test_a_step_may_print_much(tmp_path):
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_a_failure_leaves_no_folder_but_one_with_pictures(tmp_path, monkeypatch, finished):
+def test_a_failure_leaves_no_folder_but_one_with_pictures(tmp_path, monkeypatch, capsys, finished):
     def fail(name, command, folder):
         if name == "synthesize":
             raise rehearse_data.UserError("no room")
@@ -75,9 +70,10 @@ def test_a_failure_leaves_no_folder_but_one_with_pictures(tmp_path, monkeypatch,
             (folder / "pictures-00000.json").touch()
 
     monkeypatch.setattr(rehearse_data, "run_step", fail)
-    result = command(tmp_path / "rehearsal")
-    assert result.exit_code == 2 and "no room" in result.stderr
-    assert (tmp_path / "rehearsal").exists() == finished == ("is kept" in result.stderr)
+    assert command(tmp_path / "rehearsal") == 2
+    said = capsys.readouterr().err
+    assert "no room" in said
+    assert (tmp_path / "rehearsal").exists() == finished == ("is kept" in said)
 
 
 def test_what_a_kill_must_not_do_is_seen(tmp_path):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from small_motion import STANDING
-from typer.testing import CliRunner
 
+from dd3g.command import run_command
 from dd3g.errors import UserError
 from dd3g.pose import metrics
 from dd3g.pose.data.h36m import CAMERAS, load_h36m
@@ -62,7 +62,7 @@ def archive(tmp_path_factory):
     return path
 
 
-def test_every_row_of_cmu(tmp_path, weights, archive, monkeypatch):
+def test_every_row_of_cmu(tmp_path, weights, archive, monkeypatch, capsys):
     short = RecoveryPlan(4, 2, 1)
     for name in ("FAST", "PUBLISHED", "PUBLISHED_VIEWS", "VIDEO"):
         monkeypatch.setattr(pose_recovery, name, short)
@@ -70,16 +70,15 @@ def test_every_row_of_cmu(tmp_path, weights, archive, monkeypatch):
     monkeypatch.setattr(pose_recovery, "FRAMES", 8)
     output = tmp_path / "pose.json"
     options = [x for name in ROWS for x in ("--method", name)]
-    result = CliRunner().invoke(
-        _app(),
-        ["cmu", str(archive), "-o", str(output), *options, "--m", "1", "--m", "4", "--m", "2",
-         "--limit", "6", "--chunk", "4", "--weights", str(weights), "--steps", "3",
-         "--zedo-iterations", "4", "--bodies", "8"],
+    code = _command(
+        "cmu", archive, "-o", output, *options, "--m", 1, "--m", 4, "--m", 2, "--limit", 6, "--chunk", 4,
+        "--weights", weights, "--steps", 3, "--zedo-iterations", 4, "--bodies", 8,
     )  # fmt: skip
-    assert result.exit_code == 0, result.output
+    printed = capsys.readouterr().out
+    assert code == 0
     report = json.loads(output.read_text())
     assert report["protocol"]["people"] == 6 and "5 px" in report["protocol"]["subset"]
-    assert "5 px" in result.output and "MISSED" in result.output
+    assert "5 px" in printed and "MISSED" in printed
     assert list(report["rows"]) == list(ROWS)
     assert list(report["rows"]["lifter"]["m"]) == ["1"] and "calibration" not in report["rows"]["lifter"]
     for name in ("restoration", "ZeDO", "guided", "recovery"):
@@ -102,16 +101,12 @@ def test_every_row_of_cmu(tmp_path, weights, archive, monkeypatch):
     recovery = report["recovery"]
     assert recovery["single"]["start"]["mpjpe"] > 20 and recovery["single"]["people"] == 8
     assert [recovery["views"][k] for k in ("people", "views")] == [2, 4]
-    assert "Recovery, views: 2 people, 4 views" in result.output and "1 windows, 8 frames" in result.output
+    assert "Recovery, views: 2 people, 4 views" in printed and "1 windows, 8 frames" in printed
     assert recovery["video"]["start"]["acceleration"] > recovery["video"]["start"]["mpjpe"] > 20
 
 
-def _app():
-    import typer
-
-    app = typer.Typer()
-    app.command()(tool.main)
-    return app
+def _command(*words):
+    return run_command(tool.main, list(map(str, words)), "evaluate_pose")
 
 
 def test_the_same_command_gives_the_same_numbers(weights, archive):
@@ -229,10 +224,10 @@ def test_prpose_counts_all_joints(tmp_path, weights):
         (["h36m", "x", "--protocol", "every640", "--keypoints", "hr"], "has keypoints sh_dt_ft and gt"),
     ],
 )
-def test_bad_requests_end_in_one_line(arguments, message):
-    result = CliRunner().invoke(_app(), arguments)
-    assert result.exit_code == 2
-    assert result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1
+def test_bad_requests_end_in_one_line(arguments, message, capsys):
+    assert _command(*arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and message in said and said.count("\n") == 1
 
 
 def test_missing_weights_and_files_are_told(tmp_path, weights, archive):
@@ -242,10 +237,9 @@ def test_missing_weights_and_files_are_told(tmp_path, weights, archive):
         tool.evaluate("cmu", Path("no.npz"), ["guided"], weights=weights)
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, weights, archive, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, archive, monkeypatch, capsys):
     monkeypatch.setattr("tools.pose_rows.run_row", lambda *_: pytest.fail("evaluated first"))
     (tmp_path / "taken").write_text("")
-    options = ["--weights", str(weights), "--method", "lifter", "-o", str(tmp_path / "taken" / "pose.json")]
-    result = CliRunner().invoke(_app(), ["cmu", str(archive), *options])
-    assert result.exit_code == 2 and result.stderr.count("\n") == 1
-    assert result.stderr.startswith("error: cannot write to the output folder")
+    assert _command("cmu", archive, "--method", "lifter", "-o", tmp_path / "taken" / "pose.json") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: cannot write to the output folder") and said.count("\n") == 1
