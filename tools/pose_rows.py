@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dd3g.errors import UserError
 from dd3g.pose import metrics
-from dd3g.pose.data.mpi3dhp import PCK_JOINTS
 from dd3g.pose.geometry import solve_translation
 from dd3g.pose.hypotheses import Hypotheses
 from tools.pose_people import People
@@ -148,8 +147,8 @@ def score(h: Hypotheses, people: People, counts: Sequence[int]) -> dict[str, Ten
             "recommended": metrics.mpjpe(recommended, truth),
             "recommended_pa": metrics.pa_mpjpe(recommended, truth),
             "expected": 1000 * expected,
-            "pck": metrics.pck(recommended, truth, joints=PCK_JOINTS),
-            "auc": metrics.auc(recommended, truth, PCK_JOINTS),
+            "pck": metrics.pck(recommended, truth, joints=metrics.PCK_JOINTS),
+            "auc": metrics.auc(recommended, truth, metrics.PCK_JOINTS),
             "pck_best": metrics.mh_pck(part.poses, truth),
             "pck17": metrics.pck(part.poses, truth[:, None]).amax(1),
             "cps": metrics.cps(part.poses, truth),

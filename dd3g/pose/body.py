@@ -18,7 +18,7 @@ from dd3g.pose.skeletons import SMPL_24, skeleton, to_h36m
 
 SHAPES = 10
 SHIPPED = Path(__file__).parents[1] / "weights" / "pose-body"
-# COCO-17 joints as slots of OpenPose-25, and BlazePose's joints that COCO-17 has too.
+# COCO-17 joints as slots of OpenPose-25.
 COCO_IN_OPENPOSE = [0, 16, 15, 18, 17, 5, 2, 6, 3, 7, 4, 12, 9, 13, 10, 14, 11]
 
 

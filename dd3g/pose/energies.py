@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from dd3g.diffusion import Energy
-from dd3g.pose.geometry import project, solve_translation, translation_by_size
-from dd3g.pose.skeletons import H36M_17
+from dd3g.pose.geometry import extent, project, solve_translation, translation_by_size
+from dd3g.pose.skeletons import H36M_17, bone_lengths
 
 JOINTS = len(H36M_17)
 
@@ -204,10 +204,7 @@ def keypoint_noise(keypoints: Tensor, confidence: Tensor) -> Tensor:
     Returns:
         (B,) pixels, at least 1.
     """
-    seen = confidence[..., None] > 0
-    low = torch.where(seen, keypoints, torch.inf).amin(1)
-    high = torch.where(seen, keypoints, -torch.inf).amax(1)
-    return (0.01 * (high - low).amax(-1)).clamp(min=1.0)
+    return (0.01 * extent(keypoints, confidence)).clamp(min=1.0)
 
 
 def heatmaps_from_keypoints(keypoints: Tensor, boxes: Tensor, size: int = 64, sigma: float = 1.5) -> Tensor:
@@ -292,12 +289,6 @@ class Smooth(Evidence):
         step = (step / (2 * variance)).sum(-1) / 2  # (B - 1, m)
         shared = torch.nn.functional.pad(step, (0, 0, 1, 0)) + torch.nn.functional.pad(step, (0, 0, 0, 1))
         return shared.flatten()
-
-
-def bone_lengths(poses: Tensor) -> Tensor:
-    """Poses (..., 17, 3) -> lengths (..., 16) in the order of `H36M_17.bones`."""
-    parents, children = zip(*H36M_17.bones, strict=True)
-    return (poses[..., list(children), :] - poses[..., list(parents), :]).norm(dim=-1)
 
 
 def _variance(evidence: Known3D | BoneLength, x0: Tensor) -> Tensor:

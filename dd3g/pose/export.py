@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dd3g.gaussians import matrix_to_quaternion
 from dd3g.io.atomic import replacing
 from dd3g.pose.estimation import PersonHypotheses
 from dd3g.pose.figures import bone_colors
@@ -202,7 +203,7 @@ def save_glb(rest: Tensor, rotations: Tensor, roots: Tensor, path: str | Path, f
         fps: frames a second.
     """
     turned, places = _y_up(rotations, roots)
-    quaternions = _quaternions(turned)  # (T, 24, 4) xyzw
+    quaternions = matrix_to_quaternion(turned)[..., [1, 2, 3, 0]]  # (T, 24, 4) xyzw
     buffer = _Buffer()
     mesh = _bone_mesh(buffer)
     nodes: list[dict[str, Any]] = []
@@ -316,13 +317,6 @@ def _zxy(R: Tensor) -> Tensor:
     z = torch.atan2(-R[..., 0, 1], R[..., 1, 1])
     y = torch.atan2(-R[..., 2, 0], R[..., 2, 2])
     return torch.stack([z, x, y], -1)
-
-
-def _quaternions(R: Tensor) -> Tensor:
-    """(..., 3, 3) -> (..., 4) x, y, z, w."""
-    v = matrix_to_axis_angle(R)
-    angle = v.norm(dim=-1, keepdim=True)
-    return torch.cat([v * torch.sinc(angle / (2 * math.pi)) / 2, torch.cos(angle / 2)], -1)
 
 
 def _from_y(direction: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dd3g.gaussians import matrix_to_quaternion
+
 
 def project(points: Tensor, K: Tensor) -> Tensor:
     """Pinhole projection.
@@ -28,6 +30,14 @@ def unproject(keypoints: Tensor, K: Tensor) -> Tensor:
     y = (keypoints[..., 1] - K[..., 1, 2, None]) / K[..., 1, 1, None]
     x = (keypoints[..., 0] - K[..., 0, 2, None] - y * K[..., 0, 1, None]) / K[..., 0, 0, None]
     return torch.stack([x, y], -1)
+
+
+def extent(keypoints: Tensor, confidence: Tensor) -> Tensor:
+    """(B,) the longer side in pixels, at least 1, of the box around what is seen of (B, J, 2), (B, J)."""
+    seen = confidence[..., None] > 0
+    low = torch.where(seen, keypoints, torch.inf).amin(1)
+    high = torch.where(seen, keypoints, -torch.inf).amax(1)
+    return (high - low).amax(-1).clamp(min=1)
 
 
 def procrustes(a: Tensor, b: Tensor) -> Tensor:
@@ -158,24 +168,7 @@ def axis_angle_to_matrix(v: Tensor) -> Tensor:
 
 def matrix_to_axis_angle(R: Tensor) -> Tensor:
     """(..., 3, 3) -> (..., 3) axis times radians in 0..pi, by way of the quaternion."""
-    m = R.flatten(-2).unbind(-1)
-    # Four ways to the same quaternion; the one with the largest divisor is exact.
-    w = 1 + m[0] + m[4] + m[8]
-    x = 1 + m[0] - m[4] - m[8]
-    y = 1 - m[0] + m[4] - m[8]
-    z = 1 - m[0] - m[4] + m[8]
-    ways = torch.stack(
-        [
-            torch.stack([w, m[7] - m[5], m[2] - m[6], m[3] - m[1]], -1),
-            torch.stack([m[7] - m[5], x, m[3] + m[1], m[2] + m[6]], -1),
-            torch.stack([m[2] - m[6], m[3] + m[1], y, m[7] + m[5]], -1),
-            torch.stack([m[3] - m[1], m[2] + m[6], m[7] + m[5], z], -1),
-        ],
-        -2,
-    )  # (..., 4, 4)
-    index = torch.stack([w, x, y, z], -1).argmax(-1)[..., None, None].expand(*w.shape, 1, 4)
-    q = torch.nn.functional.normalize(ways.gather(-2, index)[..., 0, :], dim=-1)
-    q = torch.where(q[..., :1] < 0, -q, q)
+    q = matrix_to_quaternion(R)
     length = q[..., 1:].norm(dim=-1, keepdim=True)
     angle = 2 * torch.atan2(length, q[..., :1])
     return q[..., 1:] * torch.where(length > 1e-12, angle / length.clamp(min=1e-12), 2.0)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from dd3g.pose.geometry import procrustes, project
-from dd3g.pose.skeletons import H36M_17
+from dd3g.pose.skeletons import H36M_17, bone_lengths
 
 PCK_MM = 150.0
 PCK_JOINTS = (1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 13, 14, 15, 16)
-"""The 14 joints of H36M-17 that PCK of hypotheses counts: no root, spine or nose."""
+"""The 14 joints of H36M-17 that MPI-INF-3DHP counts: no root, spine or nose."""
 CPS_JOINTS = tuple(j for j in range(17) if j != 7)
 # Left bones whose length must equal their mirror image's: hip, thigh, shin, shoulder, upper arm, forearm.
 _LEFT = tuple(H36M_17.left)
@@ -118,12 +118,6 @@ def cps(poses: Tensor, truth: Tensor) -> Tensor:
     errors = joint_errors(aligned(poses, truth[:, None]), truth[:, None])
     worst = errors[..., list(CPS_JOINTS)].amax(-1).amin(1)  # (B,)
     return (300 - worst.floor()).clamp(min=0, max=300)
-
-
-def bone_lengths(poses: Tensor) -> Tensor:
-    """Lengths in metres of the 16 bones, in the children's order: (..., 17, 3) -> (..., 16)."""
-    parents, children = zip(*H36M_17.bones, strict=True)
-    return (poses[..., list(children), :] - poses[..., list(parents), :]).norm(dim=-1)
 
 
 def _asymmetry(poses: Tensor) -> Tensor:

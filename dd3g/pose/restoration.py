@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dd3g.pose.difficulty import Difficulty, shown
-from dd3g.pose.geometry import procrustes, project, solve_translation
+from dd3g.pose.geometry import extent, procrustes, project, solve_translation
 from dd3g.pose.hypotheses import Hypotheses
 from dd3g.pose.lifter import FOCAL, Lifter, lift, normalise
 from dd3g.pose.skeletons import H36M_17, flip
@@ -75,7 +75,7 @@ def restore(
     B = len(keypoints)
     keypoints = torch.where((confidence > 0)[..., None], keypoints, 0.0)
     x, trust = _completed(lifter, keypoints, confidence, K)
-    width = torch.minimum(torch.as_tensor(width).to(x).expand(B), SMALL * _extent(keypoints, confidence))
+    width = torch.minimum(torch.as_tensor(width).to(x).expand(B), SMALL * extent(keypoints, confidence))
     # One unit of noise, half the picture, as the normalised camera sees it.
     unit = FOCAL * width[:, None] / 2 / K.diagonal(dim1=-2, dim2=-1)[:, :2]  # (B, 2)
     noisy = []  # twice (B * m, 17, 2)
@@ -108,14 +108,6 @@ def _completed(lifter: Lifter, keypoints: Tensor, confidence: Tensor, K: Tensor)
     root = solve_translation(pose, keypoints, confidence, K)
     guess = normalise(project(pose + root[:, None], K), K)
     return torch.where(missing[..., None], guess, x), confidence.masked_fill(missing, GUESSED)
-
-
-def _extent(keypoints: Tensor, confidence: Tensor) -> Tensor:
-    """(B,) the longer side in pixels of the box around what is seen, at least 1."""
-    seen = (confidence > 0)[..., None]
-    low = torch.where(seen, keypoints, torch.inf).amin(1)
-    high = torch.where(seen, keypoints, -torch.inf).amax(1)
-    return (high - low).amax(-1).clamp(min=1)
 
 
 def best_alpha(

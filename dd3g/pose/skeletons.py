@@ -170,6 +170,12 @@ def to_h36m(points: Tensor, confidence: Tensor | None, layout: str) -> tuple[Ten
     return torch.where(lowest[..., None] > 0, weights @ points, points.new_zeros(())), lowest
 
 
+def bone_lengths(poses: Tensor) -> Tensor:
+    """Poses (..., 17, 3) -> lengths (..., 16) in the order of `H36M_17.bones`."""
+    parents, children = zip(*H36M_17.bones, strict=True)
+    return (poses[..., list(children), :] - poses[..., list(parents), :]).norm(dim=-1)
+
+
 def flip(points: Tensor, width: float | Tensor | None = None, layout: str = "h36m-17") -> Tensor:
     """Mirror left and right.
 

@@ -16,8 +16,6 @@ from dd3g.pose.data.recording import Recording, fit_intrinsics, intrinsics, reco
 
 TO_H36M = (14, 8, 9, 10, 11, 12, 13, 15, 1, 16, 0, 5, 6, 7, 2, 3, 4)
 """H36M-17 out of the 17 "relevant" joints: head top, neck, arms, legs, pelvis, spine, head."""
-PCK_JOINTS = (10, 8, 14, 15, 16, 11, 12, 13, 1, 2, 3, 4, 5, 6)
-"""The official 14, all but pelvis, spine and head, in H36M-17."""
 SCENES = {
     "TS1": "green screen", "TS2": "green screen", "TS3": "studio", "TS4": "studio",
     "TS5": "outdoor", "TS6": "outdoor",
