@@ -42,8 +42,8 @@ PROTOCOLS = {
         "every640-depth": f"{_ITEMS}, guided sampling knows the root's true depth, as GFPose does",
     },
     "3dhp": {
-        "annot3": f"MPI-INF-3DHP test set, valid frames, annot3 in millimetres, {_HP3D}",
-        "universal": f"MPI-INF-3DHP test set, valid frames, univ_annot3, {_HP3D}",
+        "annot3": f"MPI-INF-3DHP test set, valid frames, annot3 in millimetres, exact keypoints, {_HP3D}",
+        "universal": f"MPI-INF-3DHP test set, valid frames, univ_annot3, exact keypoints, {_HP3D}",
         "prpose": "MPI-INF-3DHP test set as in data_3d_3dhp.npz, TS1 to TS6 pooled; PRPose's figure is "
         "PCK17, PCK at 150 mm of the best hypothesis over all 17 joints with the root, which is always right",
     },

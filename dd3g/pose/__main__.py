@@ -268,6 +268,11 @@ def pose(
 
     Writes NAME.pose.json and a figure NAME.pose.png for each picture; with recovery also NAME.pose.bvh and
     NAME.pose.glb. Exit code 0: everything was written; 1: some of several inputs failed; 2: bad input.
+
+    Keypoints in JSON are as OpenPose writes them, COCO's annotations or results, or {"layout", "size": [w,
+    h], "K": 3x3, "people": [{"keypoints": [[x, y], ...], "confidence": [...]}]}, of which only the people are
+    needed. In npz they are "keypoints" (people, joints, 2 or 3) with "confidence", "layout", "size" and "K"
+    beside them, or "heatmaps" (people, 17, h, w) over "boxes" (people, 4).
     """
 
     def work(progress: Any) -> Report:

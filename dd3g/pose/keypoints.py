@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ MIN_JOINTS = 4
 FARTHEST = 1e6  # px that a keypoint may lie from the picture's corner; NaN is farther
 LAYOUT_OF_COUNT = {25: "openpose-25", 33: "blazepose-33"}
 FILM_DIAGONAL = 43.27  # mm of 35 mm film, which EXIF's equivalent focal length refers to
+LENSES = 0.1, 50.0  # picture diagonals: what EXIF says beyond the focal lengths of cameras is not believed
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def checked(
         raise UserError(f"keypoints must be (people, joints, 2 or 3), got {tuple(xy.shape)}")
     if not len(xy):
         raise UserError("no person in it: nothing to estimate")
-    layout = layout or _layout_of(xy.shape[1])
+    layout = str(layout) if layout else _layout_of(xy.shape[1])
     if xy.shape[1] != len(skeleton(layout)):
         raise UserError(
             f"{layout} has {len(skeleton(layout))} joints, got {xy.shape[1]}: name the right layout"
@@ -199,6 +201,8 @@ def intrinsics(
     source = "flag"
     if focal is None:
         focal = _exif_focal(picture, size) if picture is not None else None
+        if focal is not None and not LENSES[0] <= focal / math.hypot(width, height) <= LENSES[1]:
+            focal = None
         source = "exif"
     if focal is None:
         focal, source = math.hypot(width, height), "default"
@@ -250,7 +254,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
         if "allow_pickle" in str(e):
             raise UserError(f"{path}: holds pickled objects, which are never read: save plain arrays") from e
         raise UserError(f"{path}: damaged or cut short ({e}): save or copy it again") from e
-    except (zipfile.BadZipFile, EOFError, OSError, KeyError) as e:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, RuntimeError) as e:
         raise UserError(f"{path}: damaged or cut short ({e}): save or copy it again") from e
     if "heatmaps" in content and "boxes" not in content:
         raise UserError(f"{path}: 'heatmaps' need 'boxes' (P, 4), where they lie in the picture")
@@ -263,7 +267,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text("utf-8"))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: not JSON, or cut short ({e}): save or copy it again") from e
     content: dict[str, Any] = {}
     if isinstance(data, dict) and "annotations" in data:
@@ -273,21 +277,24 @@ def _read_json(path: Path) -> dict[str, Any]:
         people = data.get("people")
     else:
         people = data
-        if isinstance(data, list) and any(isinstance(p, dict) and "image_id" in p for p in data):
-            content["layout"] = "coco-17"
-            if len({p.get("image_id") for p in data if isinstance(p, dict)}) > 1:
-                raise UserError(f"{path}: holds several pictures: save one file a picture")
-    if isinstance(people, list) and people and not isinstance(people[0], dict):
-        content["points"] = people
-        return content
     if not isinstance(people, list):
         raise UserError(f"{path}: no list of people in it: see `python -m dd3g.pose --help` for the formats")
+    pictures = {str(p["image_id"]) for p in people if isinstance(p, dict) and "image_id" in p}
+    if len(pictures) > 1:
+        raise UserError(f"{path}: holds several pictures: save one file a picture")
+    if pictures and people is data:
+        content["layout"] = "coco-17"
+    if people and not isinstance(people[0], dict):
+        content["points"] = people
+        return content
     if not people:
         raise UserError(f"{path}: no person in it: nothing to estimate")
-    points = [p.get("pose_keypoints_2d", p.get("keypoints")) if isinstance(p, dict) else None for p in people]
-    if any(p is None for p in points):
-        raise UserError(f"{path}: person {points.index(None)} has no 'keypoints'")
-    content["points"] = [_triples(p) for p in points]
+    content["points"] = []
+    for i, p in enumerate(people):
+        values = p.get("pose_keypoints_2d", p.get("keypoints")) if isinstance(p, dict) else None
+        if not isinstance(values, list):
+            raise UserError(f"{path}: person {i} has no list of 'keypoints'")
+        content["points"].append(_triples(values))
     if len({len(p) for p in content["points"]}) > 1:
         raise UserError(f"{path}: its people have different numbers of joints")
     if all("confidence" in p for p in people):
@@ -295,9 +302,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _triples(values: Any) -> Any:
+def _triples(values: list[Any]) -> list[Any]:
     """A flat list [x, y, c, ...] as rows."""
-    if isinstance(values, list) and values and not isinstance(values[0], list):
+    if values and not isinstance(values[0], list):
         return [values[i : i + 3] for i in range(0, len(values), 3)]
     return values
 
@@ -314,14 +321,14 @@ def _numbers(values: Any, name: str) -> Tensor:
 def _size(values: Any) -> tuple[int, int]:
     size = _numbers(values, "size").flatten().tolist()
     if len(size) != 2 or not all(math.isfinite(s) and s >= 1 for s in size):
-        raise UserError(f"size must be [width, height] in pixels, got {values}")
+        raise UserError(f"size must be [width, height] in pixels, got {size}")
     return round(size[0]), round(size[1])
 
 
 def _camera(values: Any) -> Tensor:
     K = _numbers(values, "K")
     if K.shape != (3, 3) or not torch.isfinite(K).all():
-        raise UserError(f"K must be 3 x 3 numbers, got {tuple(K.shape)}")
+        raise UserError(f"K must be 3 x 3 finite numbers, got {K.tolist()}")
     if K[0, 0] <= 0 or K[1, 1] <= 0:
         raise UserError(f"the focal lengths in K must be positive, got {K[0, 0]:g} and {K[1, 1]:g}")
     if K[2].tolist() != [0, 0, 1] or K[1, 0] != 0:

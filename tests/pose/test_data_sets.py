@@ -76,6 +76,12 @@ def test_damaged_files_are_told(tmp_path):
     (tmp_path / "half.npz").write_bytes(stream.getvalue()[:200])
     with pytest.raises(UserError, match="not a whole npz"):
         read_npz(tmp_path / "half.npz")
+    np.savez_compressed(tmp_path / "rotten.npz", data=RNG.normal(size=500))
+    content = bytearray((tmp_path / "rotten.npz").read_bytes())
+    content[200:260] = bytes(60)
+    (tmp_path / "rotten.npz").write_bytes(content)
+    with pytest.raises(UserError, match="not a whole npz"):
+        read_npz(tmp_path / "rotten.npz", ["data"])
     (tmp_path / "half.pkl").write_bytes(pickle.dumps({"a": np.arange(100)})[:90])
     with pytest.raises(UserError, match="not a readable pickle"):
         read_pickle(tmp_path / "half.pkl")

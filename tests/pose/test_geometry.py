@@ -109,6 +109,14 @@ def test_translation_without_any_confidence_is_in_front():
     torch.testing.assert_close(T, torch.tensor([[0.0, 0.0, 4.0]]).expand(2, 3))
 
 
+def test_a_translation_behind_the_camera_is_mirrored():
+    pose, T = 0.4 * random(6, 17, 3), random(6, 3, seed=1) * 0.5 - torch.tensor([0.0, 0.0, 5.0])
+    pixels = (pose + T[:, None]) @ K.double().T
+    ones = torch.ones(6, 17, dtype=torch.float64)
+    found = solve_translation(pose, pixels[..., :2] / pixels[..., 2:], ones, K.double())
+    torch.testing.assert_close(found, -T, atol=1e-8, rtol=0)
+
+
 def test_translation_has_gradients():
     pose, keypoints = 0.4 * random(1, 4, 3), 500 + 80 * random(1, 4, 2, seed=1)
     ones = torch.ones(1, 4, dtype=torch.float64)

@@ -87,6 +87,12 @@ def test_samples_follow_the_exact_posterior_of_a_gaussian(gaussian, mode):
     assert torch.allclose(drawn[:, others].std(0), torch.tensor(width), rtol=0.08)
 
 
+def test_rho_is_for_pictures_alone(gaussian):
+    known = Known3D(points=torch.ones(1, 17, 3), mask=torch.ones(1, 17), sigma=0.2)
+    weak, strong = (draw(gaussian, 1, 3, [known], steps=10, rho=rho).poses for rho in (1.0, 3.0))
+    assert torch.equal(weak, strong)
+
+
 def test_repeats_cost_calls_and_keep_the_posterior(gaussian):
     points, mask = torch.zeros(1, 17, 3), torch.zeros(1, 17)
     mask[0, [0, 5]] = 1

@@ -130,10 +130,15 @@ def bad_files(folder):
 
     npz("whole.npz", keypoints=good)
     (folder / "cut.npz").write_bytes((folder / "whole.npz").read_bytes()[:200])
+    np.savez_compressed(folder / "rotten.npz", keypoints=good.repeat(30, 0))
+    content = bytearray((folder / "rotten.npz").read_bytes())
+    content[200:260] = bytes(60)
+    (folder / "rotten.npz").write_bytes(content)
     (folder / "bomb.npz").write_bytes(b"")
     np.savez(folder / "bomb.npz", keypoints=np.array([Bomb()], dtype=object))
     (folder / "raw.npz").write_bytes(pickle.dumps(Bomb()))
     person = json.dumps({"keypoints": good[0].tolist()})
+    pair = [{"image_id": i, "keypoints": good[0].ravel().tolist()} for i in (7, 8)]
     return [
         (npz("nan.npz", keypoints=nan), "h36m-17", "l_hip of person 0 is not a number"),
         (npz("far.npz", keypoints=far), "h36m-17", "l_hip of person 0 is not a number of pixels"),
@@ -155,12 +160,18 @@ def bad_files(folder):
         (npz("maps.npz", keypoints=good, heatmaps=one[:, :16], boxes=one[0, :1, 0]), "h36m-17", "h, w"),
         (npz("boxes.npz", keypoints=good, heatmaps=one), "h36m-17", "need 'boxes'"),
         ("cut.npz", "h36m-17", "damaged or cut short"),
+        ("rotten.npz", "h36m-17", "damaged or cut short"),
         ("bomb.npz", "h36m-17", "pickled objects, which are never read"),
         ("raw.npz", "h36m-17", "pickled|damaged"),
         (text("cut.json", '{"people": [{"keyp'), None, "not JSON, or cut short"),
         (text("none.json", '{"people": []}'), None, "no person in it"),
         (text("number.json", "3"), None, "no list of people"),
-        (text("empty.json", '{"people": [{"id": 3}]}'), None, "person 0 has no 'keypoints'"),
+        (text("empty.json", '{"people": [{"id": 3}]}'), None, "person 0 has no list of 'keypoints'"),
+        (text("five.json", '{"people": [{"keypoints": 5}]}'), None, "person 0 has no list of 'keypoints'"),
+        (text("deep.json", "[" * 100_000), None, "not JSON, or cut short"),
+        (text("two.json", json.dumps({"annotations": pair})), None, "holds several pictures"),
+        (text("two-results.json", json.dumps(pair)), None, "holds several pictures"),
+        (text("list.json", f'{{"layout": ["coco-17"], "people": [{person}]}}'), None, "unknown joint layout"),
         (text("ragged.json", f'{{"people": [{person}, {{"keypoints": [1,2,1]}}]}}'), None, "different"),
         (text("text.json", '{"people": [{"keypoints": ["a", "b", "c"]}]}'), None, "regular array of numbers"),
         (text("size.json", f'{{"size": [0, 5], "people": [{person}]}}'), "h36m-17", "width, height"),
@@ -189,6 +200,13 @@ def test_intrinsics_from_each_source():
     K, source = intrinsics(picture.size, None, picture)
     assert source == "exif" and K[0, 0].item() == pytest.approx(28 / 43.27 * 800)
     assert intrinsics(picture.size, 700.0, picture)[1] == "flag"
+
+
+@pytest.mark.parametrize(("film", "source"), [(1, "default"), (5, "exif"), (999, "exif"), (65535, "default")])
+def test_lenses_that_nobody_makes_are_not_believed(film, source):
+    picture = Image.new("RGB", (640, 480))
+    picture.getexif().get_ifd(0x8769)[0xA405] = film
+    assert intrinsics(picture.size, None, picture)[1] == source
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])

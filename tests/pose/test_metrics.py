@@ -104,6 +104,8 @@ def test_jpma(hypotheses):
 
 def test_cps(hypotheses, truth):
     expected = []
+    hypotheses = truth[:, None] + 0.4 * (hypotheses - truth[:, None])
+    hypotheses[:, :, 7] += 0.1  # the spine does not count
     for i in range(B):
         each = [errors(procrustes(hypotheses[i, k], truth[i]), truth[i]) for k in range(M)]
         total = sum(any(all(e[j] < t for j in range(17) if j != 7) for e in each) for t in range(1, 301))

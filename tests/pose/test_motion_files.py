@@ -272,6 +272,11 @@ def test_bad_bvh_is_told(tmp_path):
     path.write_text("solid cube")
     with pytest.raises(UserError, match="no BVH file"):
         read_bvh(path)
+    for old, new in (("Xrotation", "Wrotation"), ("Frame Time: ", "Frame Time: -")):
+        assert old in bvh(path, [0.0] * COLUMNS).read_text()
+        path.write_text(path.read_text().replace(old, new, 1))
+        with pytest.raises(UserError, match="no whole BVH.*(channel 'wrotation'|frame time -)"):
+            read_bvh(path)
     path = bvh(path, [0.0] * COLUMNS, BVH.replace("LeftHand", "LeftPaw"))
     with pytest.raises(UserError, match="no joint for 'l_wrist'.*LeftPaw"):
         read_bvh(path)

@@ -166,6 +166,12 @@ def test_an_empty_folder_fails_alone(tmp_path):
     assert run(tmp_path / "empty", "-o", tmp_path / "out")[0] == 2
 
 
+def test_help_tells_the_formats_of_keypoints():
+    text = " ".join(run("--help")[1].split())
+    for words in ("OpenPose", "COCO", '"people": [{"keypoints": [[x, y], ...]', '"boxes" (people, 4)'):
+        assert words in text, text
+
+
 def test_keypoints_of_another_detector(tmp_path):
     photo(tmp_path / "a.png")
     values = torch.cat([detection().keypoints, torch.ones(17, 1)], 1)

@@ -291,6 +291,19 @@ def test_the_gate_keeps_a_start_that_cannot_be_bettered():
     assert (open_gate.energy > open_gate.start_energy).all() and not open_gate.kept.any()
 
 
+def test_the_gate_compares_bodies_and_not_cameras():
+    rotations, evidence, condition = people(8)
+    start = rotations @ axis_angle_to_matrix(0.15 * normal(8, 24, 3, seed=9))
+    # Without guidance a body changes little, for better or worse; its camera stands where nobody is.
+    plan = RecoveryPlan(4, 2, 1, tolerance=0, camera="given", rate=None)
+    options = {"translation": torch.tensor([0.5, 0.0, 4.0]).expand(8, 3), "weight": 0.0}
+    found = recover(network(), start, evidence, condition, plan, **options)
+    free = recover(network(), start, evidence, condition, plan, gate=False, **options)
+    worse = evidence(state(free.rotations)) >= evidence(state(start))
+    assert 0 < worse.sum() < 8 and torch.equal(found.kept, worse)
+    assert (found.energy <= found.start_energy).all()
+
+
 def test_without_any_confidence_the_start_stays():
     rotations, evidence, condition = people(2)
     evidence = replace(evidence, confidence=torch.zeros(2, 17))
@@ -337,6 +350,10 @@ def test_imagined_starts_make_19_calls():
     found = imagine(model, Condition(torch.zeros(5, 1)), 5, torch.Generator().manual_seed(0))
     assert model.calls == 19
     assert (found - torch.eye(3)).abs().mean() < 0.1
+    believed = state(torch.eye(3).expand(1, 24, 3, 3)).clone()
+    believed[:, :3] = torch.tensor([3.0, 1.0, 0.0])  # predictions are clipped to -1 .. 1
+    found = imagine(Counted(believed, width=0.01), Condition(torch.zeros(1, 1)), 1)
+    assert torch.allclose(found[0, 0, :, 0], torch.tensor([1.0, 1.0, 0.0]) / 2**0.5, atol=0.01)
 
 
 def test_fitting_follows_the_keypoints():
@@ -363,7 +380,7 @@ def test_posed_motion_wears_the_body():
     assert torch.equal(frames.joints, expected) and len(frames) == 2
 
 
-def test_training_resumes_and_its_folder_loads(tmp_path):
+def test_training_again_gives_the_same_network_and_its_folder_loads(tmp_path):
     config = RotationConfig(condition=8, hidden=16, blocks=1)
     whole = train_recovery(turned_motion(8), tmp_path / "a", config=config, steps=6, batch=4)
     train_recovery(turned_motion(8), tmp_path / "b", config=config, steps=6, batch=4)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dd3g.pose.geometry import axis_angle_to_matrix, project
+from dd3g.pose.geometry import axis_angle_to_matrix, project, solve_translation
 from dd3g.pose.prior import Prior, PriorConfig
 from dd3g.pose.zedo import _level, foot, place, zedo
 
@@ -39,6 +39,20 @@ def test_levels_have_the_noise_of_the_sub_vp_equation():
     ab = float(schedule.alpha_bar[level])
     assert math.sqrt((1 - ab) / ab) == pytest.approx(0.1095, rel=0.02)
     assert _level(schedule, 0.01) == 0
+
+
+def test_the_root_is_held_for_a_fifth_of_the_way_and_then_solved_for(monkeypatch):
+    found = []
+
+    def solve(*arguments):
+        found.append(solve_translation(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr("dd3g.pose.zedo.solve_translation", solve)
+    prior = Prior(PriorConfig(width=64, time_width=16, blocks=1)).eval()
+    keypoints = project(_pose() + ROOT[:, None], K)
+    zedo(prior, keypoints, torch.ones(1, 17), K, 2, iterations=10, fit_iterations=1)
+    assert len(found) == 8 and found[0].shape == (2, 3)
 
 
 def test_joints_end_on_their_rays_and_hypotheses_keep_their_own_depth():

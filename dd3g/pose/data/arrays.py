@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def read_npz(path: str | Path, names: Iterable[str] | None = None) -> dict[str, 
                     f"{path} has no {', '.join(map(repr, missing))}; it has {', '.join(there) or 'nothing'}"
                 )
             return {name: _array(archive.read(there[name]), path) for name in wanted}
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError) as error:
         raise UserError(f"{path} is not a whole npz file ({error}); get the file anew") from error
 
 

@@ -70,7 +70,11 @@ def parse_bvh(path: str | Path) -> Tree:
                 at += 4
             elif word == "CHANNELS":
                 count = int(words[at + 1])
-                tree.channels[stack[-1]] = words[at + 2 : at + 2 + count]
+                kinds = [word.lower() for word in words[at + 2 : at + 2 + count]]
+                for kind in kinds:
+                    if kind[0] not in "xyz" or kind[1:] not in ("position", "rotation"):
+                        raise ValueError(f"channel {kind!r}")
+                tree.channels[stack[-1]] = kinds
                 at += 2 + count
             elif word == "}":
                 stack.pop()
@@ -78,6 +82,8 @@ def parse_bvh(path: str | Path) -> Tree:
             else:
                 raise UserError(f"{path} is no BVH file that can be read: unexpected {word!r}")
         frames, tree.frame_time = int(words[at + 2]), float(words[at + 5])
+        if not tree.frame_time > 0:
+            raise ValueError(f"frame time {tree.frame_time:g}")
         values = np.array(words[at + 6 :], dtype=np.float64)
         width = sum(map(len, tree.channels))
         if len(values) != frames * width:
@@ -100,8 +106,8 @@ def positions(tree: Tree) -> Tensor:
         for channel in channels:
             value = tree.values[:, column]
             column += 1
-            axis = "XYZ".index(channel[0].upper())
-            if channel.lower().endswith("position"):
+            axis = "xyz".index(channel[0])
+            if channel[1:] == "position":
                 p[:, axis] = value
             else:
                 unit = torch.eye(3, dtype=torch.float64)[axis]
