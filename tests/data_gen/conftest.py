@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import tiny_pipelines
+from made_up_line import verdicts
 
 
 @pytest.fixture(scope="session")
@@ -11,6 +12,11 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("pipelines")
     kinds = ("stable_diffusion", "stable_diffusion_xl", "pixart_sigma", "stable_diffusion_3", "flux")
     return {kind: getattr(tiny_pipelines, kind)(root / kind) for kind in kinds}
+
+
+@pytest.fixture
+def filters(monkeypatch):
+    verdicts(monkeypatch)
 
 
 @pytest.fixture

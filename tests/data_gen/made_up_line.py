@@ -11,9 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from data_gen.factory import run
 from data_gen.filters import FilterConfig
 from data_gen.job import Job, Workshop
+from data_gen.progress import Progress
 from data_gen.prompt_lists import Prompt, prompt_id
+from data_gen.ranks import Ranks
 from data_gen.storage import Storage
 
 SIDE = 16
@@ -83,6 +86,11 @@ def verdicts(monkeypatch):
 
     monkeypatch.setattr(data_gen.parts, "measure", lambda m: {"red": m.rgba[..., 0].mean()})
     monkeypatch.setattr(data_gen.parts, "judge", lambda s, config: "" if s["red"] >= 97 else "too blue")
+
+
+def made_set(folder, count=20, distance=4, **more):
+    run(job(folder, count, distance=distance, **more), Ranks(), Progress(show=False))
+    return Storage(folder)
 
 
 def contents(folder):

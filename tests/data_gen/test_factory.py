@@ -28,11 +28,6 @@ DISTANCE = 18  # so wide that many of the made-up pictures are near duplicates
 SET = ["options.json", "prompts.jsonl", "index.json", "README.md"]
 
 
-@pytest.fixture
-def filters(monkeypatch):
-    verdicts(monkeypatch)
-
-
 def quiet():
     return Progress(show=False)
 

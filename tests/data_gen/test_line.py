@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
-from made_up_line import SIDE, Log, contents, job, matted, picture, prompts, verdicts
+from made_up_line import SIDE, Log, contents, job, matted, picture, prompts
 from PIL import Image
 
 from data_gen.job import Workshop, seed_of
@@ -16,10 +16,7 @@ from data_gen.sidecar import Sidecar
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
 
-
-@pytest.fixture(autouse=True)
-def filters(monkeypatch):
-    verdicts(monkeypatch)
+pytestmark = pytest.mark.usefixtures("filters")
 
 
 def make(one, log, shard=0):

@@ -1,42 +1,28 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
-from made_up_line import Log, contents, job, prompts, verdicts
+from made_up_line import contents, made_set
 from PIL import Image
 
-from data_gen import merge as merging
 from data_gen import verify as verifying
 from data_gen.__main__ import main as commands
-from data_gen.factory import run
-from data_gen.merge import merge
-from data_gen.progress import Progress
-from data_gen.ranks import Ranks
 from data_gen.sidecar import Sidecar
 from data_gen.storage import Storage
 from data_gen.verify import verify
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards, write_shard
 
-
-@pytest.fixture(autouse=True)
-def filters(monkeypatch):
-    verdicts(monkeypatch)
-
-
-def make(folder, count=20, distance=4, **more):
-    run(job(folder, count, Log(), distance=distance, **more), Ranks(), Progress(show=False))
-    return Storage(folder)
+pytestmark = pytest.mark.usefixtures("filters")
 
 
 @pytest.fixture
 def folder(tmp_path):
-    make(tmp_path / "set")
+    made_set(tmp_path / "set")
     return tmp_path / "set"
 
 
@@ -46,8 +32,6 @@ def rewrite(folder, change, shard=0):
     samples = change([dict(s) for s in Shards(tar)])
     write_shard(tar, samples)
     sidecar = Sidecar.read(Storage(folder), shard)
-    import hashlib
-
     sidecar.bytes, sidecar.sha256 = tar.stat().st_size, hashlib.sha256(tar.read_bytes()).hexdigest()
     sidecar.write(Storage(folder))
     return samples
@@ -79,7 +63,7 @@ def test_a_good_set(folder, capsys):
 
 
 def test_a_bucket(monkeypatch):
-    storage = make("memory://bucket/verify")
+    storage = made_set("memory://bucket/verify")
     assert verify(storage)["ok"]
     tar = storage.read("pictures-00001.tar")
     storage.write("pictures-00001.tar", tar[:-700])
@@ -218,8 +202,8 @@ def test_a_damaged_sidecar_is_one_line_everywhere(folder, change, tmp_path, caps
     edit(folder, change)
     assert any(p.startswith(f"{folder}/pictures-00000.json is damaged (") for p in problems(folder))
     with pytest.raises(UserError, match="pictures-00000.json is damaged .*delete it and pictures-00000.tar"):
-        make(folder)
-    assert merging.main([str(folder), "-o", str(tmp_path / "out")]) == 2
+        made_set(folder)
+    assert commands(["merge", str(folder), "-o", str(tmp_path / "out")]) == 2
     assert commands(["stats", str(folder), "-o", str(tmp_path / "x.html")]) == 2
     assert capsys.readouterr().err.count("pictures-00000.json is damaged (") == 2
 
@@ -227,7 +211,7 @@ def test_a_damaged_sidecar_is_one_line_everywhere(folder, change, tmp_path, caps
 def test_a_sidecar_of_other_prompts(folder):
     edit(folder, lambda s: s["records"][0].update(id="f" * 16))
     with pytest.raises(UserError, match="pictures-00000.json tells of ffffffffffffffff, no prompt of its"):
-        make(folder)
+        made_set(folder)
 
 
 @pytest.mark.parametrize("line", [b"{", b"[]", b'{"text": "no id"}', b'{"id": 3, "text": ""}', b"\xff"])
@@ -237,7 +221,7 @@ def test_damaged_prompts_are_one_line_everywhere(folder, line, tmp_path, capsys)
     advice = f"delete {folder}/prompts.jsonl and run the command that made the set again"
     [problem] = [p for p in problems(folder) if "line 21: no prompt (" in p]
     assert problem.endswith(advice)
-    assert merging.main([str(folder), "-o", str(tmp_path / "out")]) == 2
+    assert commands(["merge", str(folder), "-o", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert "line 21: no prompt (" in error and advice in error and error.count("\n") == 1
 
@@ -250,7 +234,7 @@ def test_damaged_options_are_one_line_everywhere(folder, key, value, tmp_path, c
     path = folder / "options.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     assert verifying.main([str(folder)]) == 2
-    assert merging.main([str(folder), "-o", str(tmp_path / "out")]) == 2
+    assert commands(["merge", str(folder), "-o", str(tmp_path / "out")]) == 2
     for line in capsys.readouterr().err.splitlines():
         assert f"options.json is damaged ({key} is {json.dumps(value)}): delete it and run" in line
 
@@ -273,92 +257,3 @@ def test_write_index(folder, capsys):
 def test_what_is_no_set(tmp_path, capsys):
     assert verifying.main([str(tmp_path)]) == 2
     assert "is not a set of pictures, it has no options.json" in capsys.readouterr().err
-
-
-def test_merge(tmp_path, capsys):
-    """Sets of prompts 0-19 and 0-39: what both have comes from the first, or from the one that has it."""
-    a, b = make(tmp_path / "a"), make(tmp_path / "b", 40, seed=1)
-    out = tmp_path / "out"
-    assert merging.main([str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(out), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    ids_a, ids_b = ({s["__key__"] for s in Shards(f)} for f in (tmp_path / "a", tmp_path / "b"))
-    ids = [s["__key__"] for s in Shards(out)]
-    assert set(report["collisions"]) == ids_a & ids_b and report["collisions"]
-    assert ids_b - ids_a and set(ids) == (ids_a | ids_b) - set(report["duplicates"])
-    assert len(ids) == len(set(ids)) == report["pictures"]
-    assert report["asked"] == 40 == len((out / "prompts.jsonl").read_text().splitlines())
-    pictures = {s["__key__"]: s["png"] for f in (tmp_path / "b", tmp_path / "a") for s in Shards(f)}
-    assert all(s["png"] == pictures[s["__key__"]] for s in Shards(out))
-    for k in range(3):  # nothing was left out of the first set: its shards are the same bytes
-        name = f"pictures-{k:05d}.tar"
-        assert (out / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
-    index = json.loads((out / "index.json").read_text())
-    assert set(index["missing_ids"]) == {p.id for p in prompts(40)} - set(ids)
-    assert verify(Storage(out))["problems"] == []
-    before = contents(out)
-    merge([a, b], Storage(out), 4)
-    assert contents(out) == before
-    assert merging.main([str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(out)]) == 0
-    assert "is in more than one set: kept that of the first" in capsys.readouterr().err
-
-
-def test_near_duplicates_of_other_sets_are_left_out(tmp_path):
-    """The same pictures under other ids."""
-    first = make(tmp_path / "a")
-
-    def copied(text, seed):
-        return twins[text.removeprefix("again ")]
-
-    shards = Shards(tmp_path / "a")
-    texts = [json.loads(s["json"])["prompt"] for s in shards]
-    twins = {t: Image.open(io.BytesIO(s["png"])) for t, s in zip(texts, shards, strict=True)}
-    from data_gen.prompt_lists import Prompt, prompt_id
-
-    log = Log(picture=copied)
-    one = job(tmp_path / "b", 3, log, distance=4)
-    again = [Prompt(prompt_id(f"again {t}"), f"again {t}") for t in texts]
-    run(type(one)(**{**vars(one), "prompts": again}), Ranks(), Progress(show=False))
-    report = merge([first, Storage(tmp_path / "b")], Storage(tmp_path / "out"), 4)
-    assert set(report["duplicates"]) == {p.id for p in again} and report["collisions"] == []
-    assert report["missing"]["duplicate"] == len(again) and verify(Storage(tmp_path / "out"))["ok"]
-    kept = merge([first, Storage(tmp_path / "b")], Storage(tmp_path / "all"), -1)
-    assert kept["duplicates"] == [] and kept["pictures"] == 2 * len(again)
-    assert verify(Storage(tmp_path / "all"))["ok"]
-
-
-def test_a_killed_merge_goes_on(tmp_path):
-    a, b = make(tmp_path / "a"), make(tmp_path / "b", 30, seed=1)
-    merge([a, b], Storage(tmp_path / "whole"), 4)
-    for call in (1, 4, 7):
-        child = os.fork()
-        if not child:
-            calls, replace = [], os.replace
-
-            def counting(source, target):
-                calls.append(target)
-                if len(calls) == call:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                replace(source, target)
-
-            os.replace = counting
-            merge([a, b], Storage(tmp_path / "killed"), 4)
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    merge([a, b], Storage(tmp_path / "killed"), 4)
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-
-
-def test_wrong_merges(tmp_path):
-    a = make(tmp_path / "a")
-    with pytest.raises(UserError, match="a is one of the sets to merge"):
-        merge([a], a, 4)
-    b = make(tmp_path / "b", 30, seed=1)
-    merge([a], Storage(tmp_path / "out"), 4)
-    with pytest.raises(UserError, match="out was started with other options: sets was "):
-        merge([a, b], Storage(tmp_path / "out"), 4)
-    b.delete("index.json")
-    with pytest.raises(UserError, match="b is not complete, it has no index.json"):
-        merge([a, b], Storage(tmp_path / "other"), 4)
-    b.write("index.json", "[]")
-    with pytest.raises(UserError, match="index.json is damaged .*verify --write-index"):
-        merge([a, b], Storage(tmp_path / "other"), 4)
