@@ -162,7 +162,8 @@ def print_report(report: dict[str, Any]) -> None:
     console.width = max(console.width, 190)  # a cut table says nothing; a log has room
     protocol = report["protocol"]
     console.print(f"{protocol['dataset']} ({protocol['name']}): {protocol['subset']}.", highlight=False)
-    console.print(f"{protocol['people']} people; {protocol['convention']}.", highlight=False)
+    seen = f", keypoints {protocol['keypoints']}" if protocol["keypoints"] else ""
+    console.print(f"{protocol['people']} people{seen}; {protocol['convention']}.", highlight=False)
 
     def cell(value: float | None, digits: int = 1) -> str:
         return "-" if value is None else f"{value:.{digits}f}"

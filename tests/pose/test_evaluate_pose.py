@@ -189,6 +189,8 @@ def test_single_poses_of_h36m(tmp_path, weights, capsys):
     assert load_people("h36m", tmp_path, "every640", "gt")[0].root is None
     report = tool.evaluate("h36m", tmp_path, ["guided"], (1, 2), "every640-depth", "gt", weights, steps=2)
     assert report["protocol"]["people"] == 3 and report["protocol"]["keypoints"] == "gt"
+    tool.print_report(report)
+    assert "3 people, keypoints gt; errors in mm" in capsys.readouterr().out
     with pytest.raises(UserError, match="h36m_sh_dt_ft.pkl"):
         tool.evaluate("h36m", tmp_path, ["lifter"], (1,), "every640", weights=weights)
 

@@ -20,7 +20,16 @@ from dd3g.pose.body_energies import (
 )
 from dd3g.pose.fitting import PosePrior, fit_body
 from dd3g.pose.geometry import axis_angle_to_matrix, project
-from dd3g.pose.recovery import PUBLISHED, PUBLISHED_VIEWS, RecoveryPlan, imagine, recover, recover_people
+from dd3g.pose.recovery import (
+    PUBLISHED,
+    PUBLISHED_VIDEO,
+    PUBLISHED_VIEWS,
+    WEIGHT,
+    RecoveryPlan,
+    imagine,
+    recover,
+    recover_people,
+)
 from dd3g.pose.rotation_denoiser import (
     KEYPOINT_FEATURES,
     STATE,
@@ -218,6 +227,16 @@ def test_inversion_then_sampling_returns_the_rotations():
     # Random weights turn faster with the level than trained ones.
     noisy = invert(network(), schedule(), x, plan, condition)
     assert (sample(network(), schedule(), noisy, plan, condition).x - x).abs().mean() < 1e-3
+
+
+def test_the_published_plans_are_as_published():
+    still = [p for p in (PUBLISHED, PUBLISHED_VIDEO, PUBLISHED_VIEWS) if p.restarts == () and p.rate is None]
+    assert [(p.tau, p.step, p.rounds, p.tolerance) for p in still] == [
+        (50, 2, 10, 1e-5),
+        (50, 2, 10, 0),
+        (100, 10, 2, 0),
+    ]
+    assert PUBLISHED.camera == PUBLISHED_VIDEO.camera == "adam" and WEIGHT == 0.003
 
 
 @pytest.mark.parametrize("plan,calls", [(PUBLISHED, 500), (PUBLISHED_VIEWS, 40)])
