@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -97,17 +96,15 @@ class Quadruples(Sequence[Quadruple]):
     """
 
     def __init__(self, source: str | Path | Sequence[str | Path], cache: bool = False) -> None:
-        sources = [source] if isinstance(source, str | Path) else list(source)
-        if not sources:
+        if not source:
             raise UserError("no quadruples were named: give a folder written by python -m distill.simulate")
-        self._parts = [Shards(s) for s in sources]
-        self._ends = np.cumsum([len(p) for p in self._parts]).tolist()
+        self._shards = Shards(source)
         self._cache: list[Quadruple] = []
         if cache:
             self._cache = [_packed(self._decode(i)) for i in range(len(self))]
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return len(self._shards)
 
     def __getitem__(self, index: int) -> Quadruple:  # type: ignore[override]
         """One object, float32; negative indices count from the end."""
@@ -118,25 +115,16 @@ class Quadruples(Sequence[Quadruple]):
 
     def key(self, index: int) -> str:
         """The sample's key, without reading its data."""
-        shards, local = self._place(index)
-        return shards.key(local)
-
-    def _place(self, index: int) -> tuple[Shards, int]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} quadruples")
-        index %= len(self)
-        part = bisect_right(self._ends, index)
-        return self._parts[part], index - (self._ends[part - 1] if part else 0)
+        return self._shards.key(index)
 
     def _decode(self, index: int) -> Quadruple:
-        shards, local = self._place(index)
-        sample = shards[local]
+        sample = self._shards[index]
         try:
             return decode(sample)
         except Exception as error:  # of json, numpy and Pillow, which raise nearly every type there is
             raise UserError(
-                f"{shards.key(local)} in shard {shards.where(local)} is no quadruple or damaged ({error}): "
-                "delete the shard and run distill.simulate again with the same command"
+                f"{self.key(index)} in shard {self._shards.where(index)} is no quadruple or damaged "
+                f"({error}): delete the shard and run distill.simulate again with the same command"
             ) from error
 
 

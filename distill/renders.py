@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,19 +62,15 @@ class RenderedObjects(Sequence[RenderedObject]):
     """
 
     def __init__(self, source: str | Path | Sequence[str | Path], cached: bool = False) -> None:
-        sources = [source] if isinstance(source, str | Path) else list(source)
-        self._parts = [Shards(s) for s in sources]
-        self._ends = np.cumsum([len(p) for p in self._parts]).tolist()
-        if not sources or not self._ends[-1]:
-            raise UserError(
-                f"there are no rendered objects in {', '.join(map(str, sources)) or 'an empty list'}"
-            )
+        self._shards = Shards(source)
+        if not self._shards:
+            raise UserError(f"there are no rendered objects in {', '.join(map(str, self._shards.paths))}")
         self._cache: list[RenderedObject] = []
         if cached:
             self._fill()
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return len(self._shards)
 
     def __getitem__(self, index: int) -> RenderedObject:  # type: ignore[override]
         """Object by index; negative ones count from the end."""
@@ -88,13 +83,7 @@ class RenderedObjects(Sequence[RenderedObject]):
         """The object's `meta` without its pictures."""
         if self._cache:
             return self._cache[index].meta
-        shards, local = self._place(index)
-        return self._described(shards, local, shards.read(local, "json"))[1]
-
-    @property
-    def cached_megabytes(self) -> float:
-        """Memory that the cached pictures take; 0 when not cached."""
-        return sum(c.rgba.nbytes + c.depth.nbytes for c in self._cache) / 1e6
+        return self._described(index, self._shards.read(index, "json"))[1]
 
     def _fill(self) -> None:
         from rich.console import Console
@@ -108,39 +97,31 @@ class RenderedObjects(Sequence[RenderedObject]):
             cache.append(replace(item, depth=item.depth.half()))
         self._cache = cache
 
-    def _place(self, index: int) -> tuple[Shards, int]:
-        """The shards that hold an object, and its index there."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} rendered objects")
-        index %= len(self)
-        part = bisect_right(self._ends, index)
-        return self._parts[part], index - (self._ends[part - 1] if part else 0)
-
     def _decode(self, index: int) -> RenderedObject:
-        shards, local = self._place(index)
-        sample = shards[local]
-        cameras, meta = self._described(shards, local, sample)
+        sample = self._shards[index]
+        cameras, meta = self._described(index, sample)
         try:
             rgba = torch.from_numpy(_views(sample["rgba.png"], len(cameras)))  # (V, H, W, 4)
             depth = torch.from_numpy(
                 _views(sample["depth.png"], len(cameras)).astype(np.float32) / DEPTH_UNIT
             )
         except Exception as error:  # Pillow raises nearly every type there is on damaged pictures
-            raise self._damaged(shards, local, error) from error
+            raise self._damaged(index, error) from error
         return RenderedObject(rgba.movedim(-1, 1).contiguous(), depth, cameras, meta)
 
-    def _described(self, shards: Shards, local: int, sample: dict) -> tuple[Cameras, dict]:
+    def _described(self, index: int, sample: dict) -> tuple[Cameras, dict]:
         """Cameras and meta from a sample's json."""
         try:
             meta = json.loads(sample["json"])
             viewmats, K, size = torch.tensor(meta.pop("viewmats")), torch.tensor(meta.pop("K")), meta["size"]
             return Cameras(viewmats, K.repeat(len(viewmats), 1, 1), size, size), meta
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise self._damaged(shards, local, error) from error
+            raise self._damaged(index, error) from error
 
-    def _damaged(self, shards: Shards, local: int, error: Exception) -> UserError:
+    def _damaged(self, index: int, error: Exception) -> UserError:
+        shards = self._shards
         return UserError(
-            f"{shards.key(local)} in shard {shards.where(local)} is no rendered object or damaged ({error}): "
+            f"{shards.key(index)} in shard {shards.where(index)} is no rendered object or damaged ({error}): "
             "delete the shard and render it again with the same command"
         )
 

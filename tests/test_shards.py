@@ -35,6 +35,10 @@ def test_round_trip_in_sorted_order(tmp_path):
     with pytest.raises(IndexError):
         shards[8]
     assert list(Shards([tmp_path / "b-00001.tar"]))[0]["__key__"] == "item005"
+    write_shard(tmp_path / "more" / "a-00000.tar", samples(2, start=8))
+    several = Shards([tmp_path, tmp_path / "more", tmp_path / "b-00000.tar"])
+    assert [several.key(i)[-1] for i in range(len(several))] == list("012345678901234")
+    assert several.where(-1).name == "b-00000.tar"
     assert pickle.loads(pickle.dumps(shards))[2] == shards[2]
 
 

@@ -59,29 +59,22 @@ def write_shard(path: str | Path, samples: Iterable[dict[str, bytes | str]]) -> 
 
 
 class Shards(Sequence[dict]):
-    """All samples of some shards, in the order of the sorted file names.
+    """All samples of some shards: folder by folder as listed, within one by the names of its files.
 
     Only headers are read when it is made. It holds no open file, so it can be sent to worker processes.
 
     Args:
-        source: a folder (its *.tar files) or the tars themselves.
+        source: a folder (its *.tar files), a tar, or a list of either.
 
     Raises:
         UserError: when nothing is there, or a shard is damaged.
     """
 
     def __init__(self, source: str | Path | Sequence[str | Path]) -> None:
-        if isinstance(source, str | Path):
-            folder = Path(source)
-            self.paths = sorted(folder.glob("*.tar")) if folder.is_dir() else [folder]
-            if not self.paths:
-                raise UserError(
-                    f"{folder} holds no shards (*.tar): write some there first, or name another folder"
-                )
-        else:
-            self.paths = sorted(Path(p) for p in source)
-            if not self.paths:
-                raise UserError("no shards were named: give a folder of *.tar files")
+        sources = [source] if isinstance(source, str | Path) else source
+        self.paths = [path for s in sources for path in _tars(Path(s))]
+        if not self.paths:
+            raise UserError("no shards were named: give a folder of *.tar files")
         self._samples: list[tuple[int, str, dict[str, tuple[int, int]]]] = []
         for shard, path in enumerate(self.paths):
             for key, members in _index(path).items():
@@ -119,6 +112,13 @@ class Shards(Sequence[dict]):
     def where(self, index: int) -> Path:
         """The shard that holds the sample."""
         return self.paths[self._samples[index][0]]
+
+
+def _tars(path: Path) -> list[Path]:
+    found = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+    if not found:
+        raise UserError(f"{path} holds no shards (*.tar): write some there first, or name another folder")
+    return found
 
 
 def _index(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
