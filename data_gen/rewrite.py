@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.prompt_lists import MAX_CHARACTERS, Prompt, prompt_id
-from dd3g.errors import UserError
+from dd3g.errors import UserError, first_line
 
 MAX_NEW_TOKENS = 64
 LONGEST = 300  # characters of a usable answer
@@ -226,10 +226,9 @@ def _load(folder: Path, device: Any) -> tuple[Any, Any]:
         if about["missing_keys"]:
             raise ValueError(f"its weights lack {sorted(about['missing_keys'])[0]}")
     except Exception as error:  # transformers raises what its parts raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{folder} cannot be used as a language model ({reason}): give a folder of a causal model of "
-            "transformers, with its tokenizer and weights in safetensors"
+            f"{folder} cannot be used as a language model ({first_line(error)}): give a folder of a causal "
+            "model of transformers, with its tokenizer and weights in safetensors"
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dd3g.errors import UserError
+from dd3g.errors import UserError, first_line
 
 
 def find_device(name: str) -> torch.device:
@@ -30,5 +30,5 @@ def find_device(name: str) -> torch.device:
     try:
         torch.zeros(1, device=device)
     except RuntimeError as e:
-        raise UserError(f"the device {name!r} does not work ({str(e).splitlines()[0]}): {advice}") from e
+        raise UserError(f"the device {name!r} does not work ({first_line(e)}): {advice}") from e
     return device

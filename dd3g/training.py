@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dd3g.errors import UserError
+from dd3g.errors import UserError, first_line
 from dd3g.io.atomic import replacing
 
 Loss = Callable[[nn.Module, int, torch.Generator], Tensor]
@@ -195,7 +195,7 @@ class _Run:
             self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(
-                f"{self.path}: belongs to another model ({str(error).splitlines()[0]}); give another folder"
+                f"{self.path}: belongs to another model ({first_line(error)}); give another folder"
             ) from error
 
 

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from dd3g.errors import UserError
+from dd3g.errors import UserError, first_line
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -38,7 +38,7 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, limit: in
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise UserError(
-            f"cannot write a checkpoint into {output} at step {step} ({str(error).splitlines()[0]}); free "
+            f"cannot write a checkpoint into {output} at step {step} ({first_line(error)}); free "
             "some space and resume from the last one with --resume latest"
         ) from error
     accelerator.wait_for_everyone()
@@ -86,9 +86,8 @@ def _load(accelerator: Accelerator, path: Path) -> None:
             torch.load(state, map_location="cpu", weights_only=True)
         accelerator.load_state(str(path))
     except Exception as error:  # a torn file and a foreign one raise a dozen kinds between them
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{path}: broken, or of another model or setting ({reason}); delete this folder and resume from "
-            "the one before it"
+            f"{path}: broken, or of another model or setting ({first_line(error)}); delete this folder and "
+            "resume from the one before it"
         ) from error
     accelerator.step = 0  # checkpoints lie between optimiser steps, whatever the accumulation was

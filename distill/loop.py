@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dd3g.errors import UserError
 from dd3g.training import Metrics
+from dd3g.training import generator_for as generator_for
 from distill.average import Average
 from distill.checkpoints import checkpoints, resume, save_checkpoint
 from distill.config import LoopConfig
@@ -45,11 +46,6 @@ class _Indexed(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return self.draws.draw(index)
-
-
-def generator_for(seed: int, index: int) -> torch.Generator:
-    """The CPU generator that belongs to sample `index` of a run with this `seed`."""
-    return torch.Generator().manual_seed((seed * 0x9E3779B1 + index * 0x85EBCA77 + 0x165667B1) % (1 << 63))
 
 
 def fit(

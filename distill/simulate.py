@@ -18,6 +18,7 @@ import torch
 import typer
 from torch import Tensor
 
+from dd3g.command import run_command
 from dd3g.device import find_device
 from dd3g.diffusion import sample
 from dd3g.errors import UserError
@@ -257,17 +258,9 @@ def verify_command(
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 with one line when something is wrong."""
     words = sys.argv[1:] if argv is None else argv
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    checking = words[:1] == ["verify"]
-    app.command(no_args_is_help=True)(verify_command if checking else simulate_command)
-    try:
-        app(words[checking:], prog_name="python -m distill.simulate" + " verify" * checking)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+    if words[:1] == ["verify"]:
+        return run_command(verify_command, words[1:], "python -m distill.simulate verify")
+    return run_command(simulate_command, words, "python -m distill.simulate")
 
 
 if __name__ == "__main__":

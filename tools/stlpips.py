@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dd3g.errors import UserError
+from dd3g.errors import UserError, first_line
 
 
 class STLPIPS:
@@ -32,8 +32,8 @@ class STLPIPS:
             self.lins = [state[f"lin{i}.model.1.weight"] for i in range(5)]
         except Exception as error:  # torch.load fails in many ways on a foreign file
             raise UserError(
-                f"{path} does not hold the ST-LPIPS weights ({str(error).splitlines()[0]}): delete it and "
-                "run `python -m dd3g.models fetch stlpips_alex`"
+                f"{path} does not hold the ST-LPIPS weights ({first_line(error)}): delete it and run "
+                "`python -m dd3g.models fetch stlpips_alex`"
             ) from error
 
     @torch.inference_mode()

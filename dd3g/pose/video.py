@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from dd3g.errors import UserError
+from dd3g.errors import UserError, first_line
 from dd3g.pose import export
 from dd3g.pose.detection import Detection, detect
 from dd3g.pose.detector import overlap
@@ -154,7 +154,7 @@ def frames(path: Path, every: int = 1) -> Iterator[tuple[int, Image.Image]]:
         raise
     except Exception as e:
         # Decoders raise nearly every type there is on damaged files.
-        reason = str(e).strip().split("\n")[0] or type(e).__name__
+        reason = first_line(e)
         raise UserError(f"{path} cannot be read as a video ({reason}): save it as .mp4 and try again") from e
 
 

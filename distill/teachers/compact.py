@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
-from dd3g.diffusion import Schedule
+from dd3g.diffusion import ClassifierFree, Schedule
 from dd3g.nn import (
     MultiViewTrunk,
     PictureEncoder,
@@ -222,8 +222,6 @@ class CompactTeacher(nn.Module):
 
     def denoiser(self, condition: CompactCondition, guidance_scale: float | None = None) -> Any:
         """The network as a `Denoiser` with classifier-free guidance at `guidance_scale`; 1 is none."""
-        from dd3g.diffusion import ClassifierFree
-
         scale = self.default_guidance if guidance_scale is None else guidance_scale
         return self if scale == 1 else ClassifierFree(self, condition.null(), scale)
 
