@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def estimate_foreground(
-    image: np.ndarray, alpha: np.ndarray, inside: np.ndarray | None = None, radius: int = 0
-) -> np.ndarray:
+def estimate_foreground(image: np.ndarray, alpha: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray:
     """Solve image = alpha * F + (1 - alpha) * B for F by blur fusion.
 
     After M. Forte, Approximate Fast Foreground Colour Estimation, ICIP 2021: F and B are first weighted means
@@ -20,14 +18,13 @@ def estimate_foreground(
         image: (H, W, 3) floats in 0..1, as photographed.
         alpha: (H, W) floats in 0..1.
         inside: (H, W) floats, 0 where the image says nothing about the background; None trusts all of it.
-        radius: of the first pass, in pixels, as wide as the soft edge; 0: a sixteenth of the longer side.
 
     Returns:
         (H, W, 3) foreground colour in 0..1; of no meaning where alpha is 0 far from the object.
     """
     picture = np.moveaxis(image, -1, 0)  # (3, H, W)
     front, back = picture, picture
-    first = radius or max(2, max(alpha.shape) // 16)
+    first = max(2, max(alpha.shape) // 16)  # pixels, as wide as the soft edge
     for r in (first, max(1, first // 2), min(3, first)):
         front, back = _fuse(picture, alpha, front, back, inside, r)
     return np.moveaxis(front, 0, -1)

@@ -89,14 +89,12 @@ def normalised(vertices: NDArray[np.floating]) -> NDArray[np.float32]:
     return (centred / reach).astype(np.float32)
 
 
-def corner_normals(
-    vertices: NDArray[np.float32], faces: NDArray[np.int32], crease: float = CREASE
-) -> NDArray[np.float32]:
-    """Normals that are smooth except across edges sharper than `crease` degrees.
+def corner_normals(vertices: NDArray[np.float32], faces: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Normals that are smooth except across edges sharper than `CREASE`.
 
     Returns:
         (F, 3, 3): at each corner the area-weighted mean of the normals of those faces around the position
-        that lie within `crease` of the corner's own face. Vertices at one position count as one, so that
+        that lie within `CREASE` of the corner's own face. Vertices at one position count as one, so that
         texture seams don't show.
     """
     corners = vertices[faces].astype(np.float64)
@@ -111,7 +109,7 @@ def corner_normals(
     from data_gen.mesh_render import crease_normals
 
     return crease_normals(
-        area, unit, places, (order // 3).astype(np.int64), start, np.cos(np.radians(crease))
+        area, unit, places, (order // 3).astype(np.int64), start, np.cos(np.radians(CREASE))
     )
 
 

@@ -10,19 +10,18 @@ from torch import Tensor
 from dd3g.cameras import RADIUS, Cameras
 
 
-def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding of schedule indices, cosines first.
 
     Args:
         t: (...) schedule index.
         dim: even number of channels.
-        max_period: longest wavelength, in steps.
 
     Returns:
         (..., dim).
     """
     half = dim // 2
-    freqs = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device) / half)
+    freqs = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device) / half)
     angle = t[..., None].float() * freqs
     return torch.cat([angle.cos(), angle.sin()], -1)
 

@@ -50,10 +50,9 @@ class PictureEncoder(nn.Module):
         size: side of the picture in pixels; the coarse map has side size / 8.
         fine: channels of the full-resolution map.
         mid: channels of the map at size / 4.
-        depth: residual blocks on the coarse map.
     """
 
-    def __init__(self, width: int, size: int, fine: int = 16, mid: int = 96, depth: int = 2) -> None:
+    def __init__(self, width: int, size: int, fine: int = 16, mid: int = 96) -> None:
         super().__init__()
         self.fine = nn.Sequential(nn.Conv2d(4, fine, 3, padding=1), nn.SiLU())
         self.stem = nn.Sequential(
@@ -67,7 +66,7 @@ class PictureEncoder(nn.Module):
         self.down = nn.Sequential(nn.SiLU(), nn.PixelUnshuffle(2), nn.Conv2d(4 * mid, width, 1))
         self.place = nn.Parameter(torch.randn(1, width, size // 8, size // 8) * 0.02)
         self.pool = nn.Linear(width, width)
-        self.blocks = nn.ModuleList(ResidualBlock(width, width, width // 2) for _ in range(depth))
+        self.blocks = nn.ModuleList(ResidualBlock(width, width, width // 2) for _ in range(2))
 
     def forward(self, rgba: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Look at straight RGBA (B, 4, S, S) in 0..1.

@@ -26,12 +26,12 @@ def folder(tmp_path):
     return tmp_path / "set"
 
 
-def rewrite(folder, change, shard=0):
-    """Change the samples of a shard and let its sidecar believe the new checksum."""
-    tar = folder / f"pictures-{shard:05d}.tar"
+def rewrite(folder, change):
+    """Change the samples of the first shard and let its sidecar believe the new checksum."""
+    tar = folder / "pictures-00000.tar"
     samples = change([dict(s) for s in Shards(tar)])
     write_shard(tar, samples)
-    sidecar = Sidecar.read(Storage(folder), shard)
+    sidecar = Sidecar.read(Storage(folder), 0)
     sidecar.bytes, sidecar.sha256 = tar.stat().st_size, hashlib.sha256(tar.read_bytes()).hexdigest()
     sidecar.write(Storage(folder))
     return samples
