@@ -51,7 +51,7 @@ def open_shards(found: Found, views: int) -> ShardPictures | RenderedViews:
     Raises:
         UserError: when they are neither.
     """
-    shards = Shards(sorted(found.files))
+    shards = Shards(sorted(found.files))  # the order that indices of sets made so far count in
     return RenderedViews(found, shards, views) if hold_renders(shards) else ShardPictures(found, shards)
 
 

@@ -63,7 +63,7 @@ def open_inputs(source: str | Path, matte: str = "auto") -> Inputs:
         return Pictures(found, PictureTables(found.root, found.files), matte)
     if found.kind == "pictures":
         return Pictures(found, _Files(found), matte)
-    shards = Shards(sorted(found.files))
+    shards = Shards(sorted(found.files))  # the order that indices of sets made so far count in
     return Renders(found) if hold_renders(shards) else Pictures(found, _Samples(shards), matte)
 
 
