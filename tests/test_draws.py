@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -200,6 +201,14 @@ def test_quadruples_come_as_the_teacher_gave_them(quadruples):
         assert torch.equal(sample["rig_viewmats"], q.cameras.viewmats)
         assert sample["has_depth"] == 0 and sample["depth"].shape == (4, 32, 32)
     assert len(seen) == 3
+
+
+def test_the_pictures_own_pixels_replace_the_teachers_copy(quadruples):
+    draws = QuadrupleDraws([replace(q, outputs=1 - q.outputs) for q in quadruples], 0)
+    sample = draws.draw(0)
+    for name in ("views", "targets"):
+        assert torch.equal(sample[name][0], sample["image"])
+        assert not torch.equal(sample[name][1], sample["image"])
 
 
 @pytest.mark.parametrize("targets", [2, 4, 6, 20])  # the teacher has 4 views, a rendered object 14

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,9 @@ def test_input_view_and_bands_are_kept_apart():
     assert {b for b, v in spoilt["bands"].items() if v["psnr"] < 99} == {"90-120", "60-120"}
     assert set(spoilt["bands"]) == {"0-30", "90-120", "150-180", "60-120"}
     assert len(BANDS) == 7
+    azimuth = torch.tensor([0.0, 90, 180, 270, 0, -30, 60, 240, 180, 330])
+    edges = score(replace(target_of(ellipsoid()), azimuth=azimuth), perfect)
+    assert set(edges["bands"]) == {"0-30", "30-60", "60-90", "120-150", "150-180", "60-120"}
 
 
 def test_flat_card_equals_a_rendered_card():

@@ -111,6 +111,13 @@ def test_without_recentring_the_frame_is_padded_to_a_square():
         assert extent(alpha) == (0, 16, 16, 48)
 
 
+def test_a_small_object_in_a_large_picture_stays_sharp():
+    rgba = np.zeros((512, 512, 4), np.uint8)
+    rgba[200:264, 200:264] = (200, 80, 40, 255)
+    alpha = load_image(rgba, size=64).rgba[3]
+    assert ((alpha > 0.1) & (alpha < 0.9)).float().mean() < 0.1  # an edge is one pixel wide
+
+
 def test_extreme_aspect_ratio():
     rgba = np.full((8, 2000, 4), 255, np.uint8)
     rgba[0] = 0
