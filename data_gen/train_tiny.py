@@ -176,13 +176,13 @@ def _views(shards: Shards, index: int, count: int) -> tuple[NDArray[np.uint8], d
     """The first views of one rendered object, (V, S, S, 4), and its meta."""
     from PIL import Image
 
+    item = shards.read(index, "rgba.png", "json")
     try:
-        item = shards.read(index, "rgba.png", "json")
         meta = json.loads(item["json"])
-        sheet = np.asarray(Image.open(io.BytesIO(item["rgba.png"])).convert("RGBA"))
+        sheet = np.asarray(Image.open(io.BytesIO(item["rgba.png"]), formats=("PNG",)).convert("RGBA"))
         views = np.split(sheet, len(meta["elevation"]), axis=1)[:count]
         return np.stack(views), {"id": meta["id"], "style": meta["style"], "elevation": meta["elevation"]}
-    except (KeyError, ValueError, OSError, SyntaxError) as error:
+    except Exception as error:  # Pillow raises nearly every type there is on damaged pictures
         raise UserError(
             f"{shards.key(index)} in shard {shards.where(index)} is no rendered object or damaged ({error}): "
             "delete the shard and render it again with the same command"
