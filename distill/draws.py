@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
-from distill.loop import generator_for
+from dd3g.training import generator_for
 from distill.quadruples import Quadruple
 from distill.renders import RenderedObjects
 

@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from dd3g.errors import UserError
 from dd3g.training import Metrics
-from dd3g.training import generator_for as generator_for
 from distill.average import Average
 from distill.checkpoints import checkpoints, resume, save_checkpoint
 from distill.config import LoopConfig

@@ -15,7 +15,7 @@ from dd3g.diffusion import convert
 from dd3g.gaussians import Gaussians
 from dd3g.pepd import GeneratorConfig
 from dd3g.rasterize import rasterize
-from distill.loop import generator_for
+from dd3g.training import generator_for
 
 COVERED = 0.65  # alpha from which a pixel inside the mask is no hole, with some room above one half
 

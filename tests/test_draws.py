@@ -9,6 +9,7 @@ from tiny_objects import AZIMUTHS, ELEVATIONS, QUADS, ellipsoid, write_quadruple
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
+from dd3g.training import generator_for
 from distill.draws import (
     MixedDraws,
     QuadrupleDraws,
@@ -18,7 +19,6 @@ from distill.draws import (
     mirrored,
     recolouring,
 )
-from distill.loop import generator_for
 from distill.quadruples import Quadruples
 from distill.renders import RenderedObjects
 

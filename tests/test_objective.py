@@ -14,8 +14,8 @@ from dd3g.diffusion import Schedule
 from dd3g.gaussians import Gaussians
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.rasterize import rasterize
+from dd3g.training import generator_for
 from distill.draws import RenderDraws
-from distill.loop import generator_for
 from distill.objective import Objective, ObjectiveConfig, Verifier, direct_terms
 from distill.renders import RenderedObjects
 from distill.teachers.compact import SpaceToDepth

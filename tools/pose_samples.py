@@ -13,7 +13,7 @@ import torch
 import typer
 from torch import Tensor
 
-from dd3g.errors import UserError
+from dd3g.command import run_command
 from dd3g.io.atomic import replacing
 from dd3g.pose import metrics
 from dd3g.pose.skeletons import H36M_17
@@ -192,32 +192,26 @@ def main(
     from dd3g.pose.synthesis import synthesise
     from tools.report import provenance
 
-    try:
-        prior = Prior.from_pretrained(weights or SHIPPED)
-        frames = replace(load_cmu(motion, "train"), rotations=None)
-        indices = (torch.arange(VIEWS) * len(frames)) // VIEWS
-        views, others = (synthesise(frames, indices, view_seed).pose for view_seed in (1, 2))
-        samples = torch.cat(
-            [
-                generate(prior, min(CHUNK, n - start), seed=seed * n + start, steps=steps)
-                for start in track(
-                    range(0, n, CHUNK), "samples", console=Console(stderr=True), transient=True
-                )
-            ]
-        )
-        report = {
-            **provenance("cpu"),
-            "command": shlex.join(["python", "-m", "tools.pose_samples", *sys.argv[1:]]),
-            "convention": CONVENTION, "n": n, "steps": steps, "seed": seed, "views": VIEWS,
-            "source": str(motion), "weights": str(weights) if weights else "shipped", "sheet": str(sheet),
-            **compare(samples, views, others),
-        }  # fmt: skip
-        draw_sheet(samples, sheet)
-        with replacing(output) as part:
-            part.write_text(json.dumps(report, indent=1, allow_nan=False))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
+    prior = Prior.from_pretrained(weights or SHIPPED)
+    frames = replace(load_cmu(motion, "train"), rotations=None)
+    indices = (torch.arange(VIEWS) * len(frames)) // VIEWS
+    views, others = (synthesise(frames, indices, view_seed).pose for view_seed in (1, 2))
+    samples = torch.cat(
+        [
+            generate(prior, min(CHUNK, n - start), seed=seed * n + start, steps=steps)
+            for start in track(range(0, n, CHUNK), "samples", console=Console(stderr=True), transient=True)
+        ]
+    )
+    report = {
+        **provenance("cpu"),
+        "command": shlex.join(["python", "-m", "tools.pose_samples", *sys.argv[1:]]),
+        "convention": CONVENTION, "n": n, "steps": steps, "seed": seed, "views": VIEWS,
+        "source": str(motion), "weights": str(weights) if weights else "shipped", "sheet": str(sheet),
+        **compare(samples, views, others),
+    }  # fmt: skip
+    draw_sheet(samples, sheet)
+    with replacing(output) as part:
+        part.write_text(json.dumps(report, indent=1, allow_nan=False))
     print(CONVENTION)
     for who in ("samples", "training"):
         found = report[who]
@@ -235,4 +229,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_command(main, None, "python -m tools.pose_samples"))

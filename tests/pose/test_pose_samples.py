@@ -4,11 +4,10 @@ import math
 import numpy as np
 import pytest
 import torch
-import typer
 from small_motion import STANDING
 from test_evaluate_pose import archive, weights  # noqa: F401, fixtures
-from typer.testing import CliRunner
 
+from dd3g.command import run_command
 from dd3g.pose import metrics
 from dd3g.pose.geometry import axis_angle_to_matrix
 from dd3g.pose.skeletons import H36M_17, flip
@@ -142,23 +141,21 @@ def test_shares_within_limits():
     assert found["training"] == same["training"]
 
 
-def test_the_command(tmp_path, archive, weights, monkeypatch):  # noqa: F811
+def test_the_command(tmp_path, archive, weights, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr(tool, "VIEWS", 200)
     monkeypatch.setattr(tool, "CHUNK", 40)
-    app = typer.Typer()
-    app.command()(tool.main)
     output, sheet = tmp_path / "a" / "samples.json", tmp_path / "a" / "sheet.png"
     arguments = [str(archive), "-n", "70", "-o", str(output), "--sheet", str(sheet), "--steps", "3"]
-    result = CliRunner().invoke(app, [*arguments, "--weights", str(weights / "pose-prior")])
-    assert result.exit_code == 0, result.output
+    assert run_command(tool.main, [*arguments, "--weights", str(weights / "pose-prior")], "samples") == 0
     report = json.loads(output.read_text())
     assert report["n"] == 70 and report["views"] == 200 and 0 <= report["samples"]["violations"] <= 1
-    assert "samples: bones within" in result.output and "percentiles" in report["convention"]
+    assert "samples: bones within" in capsys.readouterr().out and "percentiles" in report["convention"]
     from PIL import Image
 
     image = np.asarray(Image.open(sheet).convert("L"))
     assert image.shape == (1600, 1600)
     cells = image.reshape(8, 200, 8, 200).transpose(0, 2, 1, 3)
     assert (cells.min((2, 3)) < 200).all()  # something in each of the 64
-    result = CliRunner().invoke(app, [*arguments, "--weights", str(tmp_path / "none")])
-    assert result.exit_code == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert run_command(tool.main, [*arguments, "--weights", str(tmp_path / "none")], "samples") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
