@@ -151,7 +151,10 @@ def _estimate(path: Path, folder: Path, stem: str, request: Request) -> dict[str
     if not people:
         raise UserError(f"no person was found in {path}: give a clearer picture, or --keypoints")
     lifted = estimation.lift(people, request.method, request.m, request.seed)
-    return write_results(lifted, picture, path, folder, stem, request)
+    result = write_results(lifted, picture, path, folder, stem, request)
+    if keypoints is not None:
+        result["warnings"] += [f"{path}: {warning}" for warning in keypoints.warnings]
+    return result
 
 
 def write_results(

@@ -85,7 +85,7 @@ def detect(
         before: the people of the frame before, for BlazePose to follow.
 
     Raises:
-        UserError: neither picture nor keypoints, or a picture's size that nobody told.
+        UserError: neither picture nor keypoints, or a picture's size that nobody told or that differs.
     """
     if keypoints is None:
         if picture is None:
@@ -97,6 +97,11 @@ def detect(
     size = picture.size if picture is not None else keypoints.size
     if size is None:
         raise UserError("the size of the picture is not known: add 'size': [width, height] to the keypoints")
+    if keypoints.size not in (None, size):
+        raise UserError(
+            f"the keypoints belong to a picture of {keypoints.size[0]} x {keypoints.size[1]} pixels, this "
+            f"one has {size[0]} x {size[1]}: give the picture that the detector saw"
+        )
     if keypoints.K is not None and focal is None:
         K, source = keypoints.K, "file"
     else:

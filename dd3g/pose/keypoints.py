@@ -39,6 +39,7 @@ class Keypoints:
         heatmaps: (P, 17, h, w) >= 0.
         boxes: (P, 4) left, top, right, bottom of the heatmaps in px.
         scores: (P,) how sure the detector is of each person.
+        warnings: sentences for the user about people that are left out, having too few joints.
     """
 
     points: Tensor  # (P, 17, 2)
@@ -48,6 +49,7 @@ class Keypoints:
     heatmaps: Tensor | None = None  # (P, 17, h, w)
     boxes: Tensor | None = None  # (P, 4)
     scores: Tensor | None = None  # (P,)
+    warnings: tuple[str, ...] = ()
 
 
 def read_keypoints(path: str | Path, layout: str | None = None) -> Keypoints:
@@ -66,7 +68,7 @@ def read_keypoints(path: str | Path, layout: str | None = None) -> Keypoints:
 
     Raises:
         UserError: unreadable, truncated or pickled content, an unknown layout, a wrong number of joints, NaN
-            at joints with confidence, or no confidence anywhere.
+            at joints with confidence, or nobody with confidence in enough joints.
     """
     path = Path(path)
     try:
@@ -145,10 +147,14 @@ def checked(
             "confidence 0 where the detector missed it"
         )
     house, seen = to_h36m(xy, c, layout)
-    for person, count in enumerate((seen > 0).sum(-1).tolist()):
-        if count < MIN_JOINTS:
-            what = "confidence 0 everywhere" if count == 0 else f"only {count} of 17 joints"
-            raise UserError(f"person {person} has {what}: give at least {MIN_JOINTS}")
+    counts = (seen > 0).sum(-1)
+    keep = counts >= MIN_JOINTS
+    few = [
+        f"person {i} has {f'only {counts[i]} of 17 joints' if counts[i] else 'confidence 0 everywhere'}"
+        for i in (~keep).nonzero()[:, 0].tolist()
+    ]
+    if not keep.any():
+        raise UserError(f"{few[0]}: give at least {MIN_JOINTS}")
     maps, squares = None, None
     if heatmaps is not None:
         maps, squares = _numbers(heatmaps, "heatmaps"), _numbers(boxes, "boxes")
@@ -168,13 +174,14 @@ def checked(
     if sure is not None and len(sure) != len(xy):
         raise UserError(f"scores must be one for each of {len(xy)} people, got {len(sure)}")
     return Keypoints(
-        house,
-        seen,
+        house[keep],
+        seen[keep],
         None if size is None else _size(size),
         None if K is None else _camera(K),
-        maps,
-        squares,
-        sure,
+        None if maps is None else maps[keep],
+        None if squares is None else squares[keep],
+        None if sure is None else sure[keep],
+        tuple(f"{person}, and is left out: {MIN_JOINTS} are needed" for person in few),
     )
 
 

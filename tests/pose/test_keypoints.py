@@ -101,6 +101,21 @@ def test_heatmaps_camera_and_size_come_along(tmp_path):
     assert read.scores.tolist() == pytest.approx([0.5, 0.7])
 
 
+def test_people_with_too_few_joints_are_left_out(tmp_path):
+    values = some(17, 3)
+    values[..., 2] = 1
+    values[0, :, 2], values[2, 2:, 2] = 0, 0
+    maps, boxes = np.ones((3, 17, 4, 4)), np.array([[i, 0, 60, 80.0] for i in range(3)])
+    np.savez(tmp_path / "a.npz", keypoints=values, heatmaps=maps, boxes=boxes, scores=[0.1, 0.2, 0.3])
+    read = read_keypoints(tmp_path / "a.npz", "h36m-17")
+    assert np.allclose(read.points, values[1:2, :, :2]) and read.confidence.shape == (1, 17)
+    assert read.scores.tolist() == pytest.approx([0.2]) and read.boxes.tolist() == boxes[1:2].tolist()
+    assert read.heatmaps.shape == (1, 17, 4, 4)
+    dark, two = read.warnings
+    assert dark.startswith("person 0 has confidence 0 everywhere, and is left out")
+    assert two.startswith("person 2 has only 2 of 17 joints")
+
+
 class Bomb:
     def __reduce__(self):
         return (exec, ("import pathlib; pathlib.Path('RAN').touch()",))

@@ -186,6 +186,14 @@ def test_keypoints_of_another_detector(tmp_path):
         (someone,) = json.loads((out / "a.pose.json").read_text())["people"]
         np.testing.assert_allclose(someone["keypoints"], values[:, :2], atol=1e-3)
         assert someone["K_source"] == "file" and someone["confidence"][13] == 0
+    data["people"].insert(0, {"keypoints": [0] * 51})
+    (tmp_path / "d.json").write_text(json.dumps(data))
+    code, _, errors = run(tmp_path / "d.json", "-o", out, "--hypotheses", 2)
+    assert code == 0 and "d.json: person 0 has confidence 0 everywhere, and is left out" in errors
+    assert len(json.loads((out / "d.pose.json").read_text())["people"]) == 1
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    code, _, errors = run(tmp_path / "a.png", "--keypoints", tmp_path, "-o", out)
+    assert code == 2 and "a picture of 640 x 480 pixels, this one has 64 x 48" in errors
     del data["size"]
     (tmp_path / "b.json").write_text(json.dumps(data))
     assert "add 'size': [width, height]" in run(tmp_path / "b.json", "-o", out)[2]
