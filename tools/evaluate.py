@@ -194,7 +194,7 @@ def main(
     ] = None,
     size: Annotated[int, typer.Option(min=16, help="Pixels a side, when meshes are rendered now.")] = 64,
     limit: Annotated[int, typer.Option(min=0, help="Only the first objects (and quadruples); 0: all.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the noise and the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise and the bootstrap.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     sheet_objects: Annotated[
         int, typer.Option(min=0, help="Objects on the picture sheet; 0: no sheet.")

@@ -165,9 +165,9 @@ def main(
         int, typer.Option(min=1, help="Variants an object; 0 is plain, the others are random.")
     ] = 2,
     scan_variants: Annotated[
-        int, typer.Option(help="Variants of scans and PBR objects; 0: as --variants.")
+        int, typer.Option(min=0, help="Variants of scans and PBR objects; 0: as --variants.")
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random choices.")] = 0,
     quads: Annotated[
         int, typer.Option(min=0, help="Sets of four views 90 degrees apart at elevation 10.")
     ] = 4,
