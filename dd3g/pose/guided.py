@@ -53,7 +53,7 @@ def draw(
     seed: int = 0,
     record: Callable[[Step], Any] | None = None,
 ) -> Hypotheses:
-    """Sample m poses of each person, guided by evidence; without any, or with rho 0, from the prior alone.
+    """Sample m poses of each person, guided by evidence; without any, from the prior alone.
 
     Args:
         prior: the denoiser.
