@@ -106,7 +106,7 @@ def _comments(schema: type) -> dict[str, str]:
 
 
 def launch(run: Callable[[Any], Path], schema: type, argv: Sequence[str] | None = None) -> int:
-    """Main function of a configured script: exit code 0, or 2 with one line when something is wrong.
+    """Main function of a configured script: exit code 0, 2 with one line when something is wrong, or 130.
 
     Args:
         run: works from a `schema` object and returns the folder it wrote.
@@ -118,6 +118,9 @@ def launch(run: Callable[[Any], Path], schema: type, argv: Sequence[str] | None 
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped: go on with resume_from_checkpoint=latest", file=sys.stderr)
+        return 130
     if os.environ.get("RANK", "0") == "0":
         print(f"wrote {folder}")
     return 0

@@ -103,6 +103,14 @@ def test_a_configuration_that_divides_by_zero():
         parse(["heads=0"], Shape)
 
 
+def test_ctrl_c_is_one_line_that_tells_how_to_go_on(capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    assert launch(interrupted, DistillConfig, []) == 130
+    assert capsys.readouterr().err == "stopped: go on with resume_from_checkpoint=latest\n"
+
+
 @pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "just text"])
 def test_wrong_yaml(tmp_path, text, capsys):
     (tmp_path / "a.yaml").write_text(text)
