@@ -19,6 +19,7 @@ from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.io.shards import write_shard
 from dd3g.models import model_path
+from dd3g.pepd import GeneratorConfig
 from dd3g.rasterize import rasterize
 from distill.quadruples import Quadruple, encode, noise_of
 from tools import evaluate as tool
@@ -151,6 +152,8 @@ def test_summary_groups_by_style_and_counts():
 class Stub(nn.Module):
     """A generator that answers with one ball; the noise decides how large it is."""
 
+    config = GeneratorConfig(size=16, latent_shape=(4, 4, 2, 2))
+
     def __init__(self, radius: float = 0.3) -> None:
         super().__init__()
         self.radius = nn.Parameter(torch.tensor(radius))
@@ -236,6 +239,12 @@ def test_evaluate_writes_everything(tmp_path, monkeypatch):
         a.pop("seconds_per_object"), b.pop("seconds_per_object")
         assert a == b
     tool.print_table(report)
+    made["other"] = Stub()
+    made["other"].config = GeneratorConfig(size=16, latent_shape=(4, 4, 4, 4))
+    with pytest.raises(UserError, match=r"noise of \(4, 4, 2, 2\), and b takes \(4, 4, 4, 4\)"):
+        tool.evaluate(
+            tmp_path / "renders", tmp_path / "x", {"b": "other"}, quadruples=tmp_path / "quadruples"
+        )
     made["teacher"] = made["good"]
     with pytest.raises(UserError, match="'teacher' is the name of another row"):
         tool.evaluate(tmp_path / "renders", tmp_path / "x", {"teacher": "teacher"}, teacher="analytic")

@@ -27,7 +27,7 @@ from tools.predictors import (
     teacher_predictor,
 )
 from tools.report import print_table, provenance, write_csv, write_sheet
-from tools.scores import compare_with_quadruples, score, summarise
+from tools.scores import check_quadruples, compare_with_quadruples, score, summarise
 
 PROTOCOL = {
     "novel": "free views only, the input view is never among them; mean over views, then over objects",
@@ -127,7 +127,10 @@ def evaluate(
             raise UserError(f"{label!r} is the name of another row: give the generator its own LABEL=PATH")
         rows[label] = generator_predictor(model, seed)
     targets, failed = load_targets(source, size, limit)
-    check_writable(output)  # not when all is computed
+    # Not when all is computed.
+    check_writable(output)
+    if quadruples is not None:
+        check_quadruples(models, quadruples)
     weights = model_path("stlpips_alex")
     # Below 32 pixels nothing is left of the picture in its deepest layer.
     perceptual = STLPIPS(weights) if weights and targets[0].image.shape[-1] >= 32 else None

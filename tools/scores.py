@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dd3g.errors import UserError
 from tools.metrics import azimuth_distance, bootstrap_mean, on_white, psnr, view_metrics
 from tools.predictors import Predictor, Target
 from tools.stlpips import STLPIPS
@@ -82,6 +83,19 @@ def summarise(scores: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
         "rig": {name: block(scores, "rig", name) for name in RIG},
         "seconds_per_object": bootstrap_mean([s["seconds"] for s in scores], seed),
     }
+
+
+def check_quadruples(generators: dict[str, Any], folder: Path) -> None:
+    """Raise UserError when a generator, by its label, takes other noise than the quadruples hold."""
+    from distill.quadruples import Quadruples
+
+    shape = tuple(Quadruples(folder)[0].noise.shape)
+    for label, generator in generators.items():
+        wanted = tuple(generator.config.latent_shape)
+        if shape != wanted:
+            raise UserError(
+                f"{folder} holds noise of {shape}, and {label} takes {wanted}: give quadruples of its teacher"
+            )
 
 
 def compare_with_quadruples(generator: Any, folder: Path, limit: int, seed: int) -> dict[str, Any]:
