@@ -119,7 +119,7 @@ def launch(run: Callable[[Any], Path], schema: type, argv: Sequence[str] | None 
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped: go on with resume_from_checkpoint=latest", file=sys.stderr)
+        print("stopped: go on with --resume latest", file=sys.stderr)
         return 130
     if os.environ.get("RANK", "0") == "0":
         print(f"wrote {folder}")

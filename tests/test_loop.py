@@ -15,6 +15,7 @@ from training_runs import files, fresh, metrics
 
 from dd3g.configuration import parse
 from dd3g.errors import UserError
+from dd3g.training import generator_for
 from distill import checkpoints, loop
 from distill.config import LoopConfig
 from distill.learning_rate import lr_factor
@@ -42,7 +43,7 @@ class Points:
         self.broken, self.error = broken, error
 
     def draw(self, index):
-        x = torch.randn(3, generator=loop.generator_for(0, index))
+        x = torch.randn(3, generator=generator_for(0, index))
         if index >= self.broken:
             if self.error is not None:
                 raise self.error
