@@ -1,8 +1,8 @@
 """What a set of pictures will cost: GPU hours, disk and wall time, from a batch that was measured.
 
     python -m data_gen synthesize --config configs/data_gen/sdxl_turbo.yaml prompts=P.jsonl output=TRIAL
-    python tools/plan_data.py TRIAL
-    python tools/plan_data.py --seconds-per-picture 0.8 --bytes-per-picture 90e3 --acceptance 0.7
+    python -m tools.plan_data TRIAL
+    python -m tools.plan_data --seconds-per-picture 0.8 --bytes-per-picture 90e3 --acceptance 0.7
 
 A trial of a few hundred prompts is enough. The hours leave out settling, the search for near duplicates when
 all shards stand. `tools/rehearse_data.py` runs the whole line at full size without a picture model.
@@ -179,4 +179,4 @@ def _number(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, None, "python tools/plan_data.py", needs_words=False))
+    sys.exit(run_command(main, None, "python -m tools.plan_data", needs_words=False))

@@ -1,7 +1,7 @@
 """The picture factory at full size without a picture model: time of each step, memory, and their curve.
 
-    python tools/rehearse_data.py runs/rehearsal --count 120000 --processes 2
-    python tools/rehearse_data.py runs/killed --count 2000 --kills 20
+    python -m tools.rehearse_data runs/rehearsal --count 120000 --processes 2
+    python -m tools.rehearse_data runs/killed --count 2000 --kills 20
 
 A stub that draws shapes stands for the model; prompts, filters, duplicates, shards, checks and page are real.
 With --kills the set is then made again, killed at random moments, and compared with the first.
@@ -206,4 +206,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, None, "python tools/rehearse_data.py"))
+    sys.exit(run_command(main, None, "python -m tools.rehearse_data"))
