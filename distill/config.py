@@ -31,6 +31,7 @@ class LoopConfig:
     lr_scheduler: str = "warmup_stable_decay"  # or cosine, constant
     lr_warmup_steps: int = 100  # first steps, over which the learning rate rises
     lr_decay_steps: int = 1_000  # last steps, warmup_stable_decay only
+    optimizer: str = "adamw"  # or muon, which moves matrices by orthogonal steps and the rest by AdamW
     adam_beta1: float = 0.9  # decay of the mean of the gradient
     adam_beta2: float = 0.95  # decay of the mean of its square
     adam_weight_decay: float = 0.05  # of AdamW; 0 is Adam
@@ -49,6 +50,8 @@ class LoopConfig:
         if self.mixed_precision not in PRECISIONS:
             raise ValueError(f"mixed_precision {self.mixed_precision!r} is not one of no, fp32, fp16, bf16")
         self.mixed_precision = PRECISIONS[self.mixed_precision]
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer {self.optimizer!r} is not one of adamw, muon")
         ones = ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps")
         zeros = ("max_minutes", "learning_rate", "lr_warmup_steps", "lr_decay_steps", "adam_weight_decay")
         zeros += ("adam_epsilon", "max_grad_norm", "checkpoints_total_limit", "dataloader_num_workers")

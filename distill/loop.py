@@ -25,6 +25,7 @@ from distill.average import Average
 from distill.checkpoints import checkpoints, resume, save_checkpoint
 from distill.config import LoopConfig
 from distill.learning_rate import LearningRate
+from distill.muon import Muon
 
 MIN_LOSS_SCALE = 1e-4  # fp16: below this nothing but overflows happens
 
@@ -77,7 +78,7 @@ def fit(
     output = Path(config.output_dir)
     accelerator = _accelerator(config, output)
     shown = copy.deepcopy(model).requires_grad_(False).eval()  # the averaged model
-    optimizer = torch.optim.AdamW(
+    optimizer = (Muon if config.optimizer == "muon" else torch.optim.AdamW)(
         model.parameters(),
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),

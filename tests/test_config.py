@@ -50,6 +50,7 @@ def test_parse(tmp_path):
         (["sed=3"], "sed"),
         (["seed=x"], "seed"),
         (["mixed_precision=int8"], "int8"),
+        (["optimizer=sgd"], "optimizer 'sgd' is not one of adamw, muon"),
         (["train_batch_size=0"], "train_batch_size must be at least 1"),
         (["objective.implicit_form=sds"], "sds"),
         (["generator.width=30"], "width 30"),

@@ -218,8 +218,10 @@ def script(*line, **options):
     )
 
 
-def test_killed_and_resumed_equals_uninterrupted(data, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_killed_and_resumed_equals_uninterrupted(data, tmp_path, optimizer):
     options = {"max_train_steps": 10, "checkpointing_steps": 3, "objective.bootstrap": 0.2}
+    options["optimizer"] = optimizer
     assert distil(data[0], tmp_path / "whole", **options) == 0
     line = [
         "distill/train.py",
@@ -264,9 +266,11 @@ def test_two_processes_follow_one(data, tmp_path):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), f"step {one['step']}"
 
 
-def test_split_parameters_follow_whole_ones(data, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_split_parameters_follow_whole_ones(data, tmp_path, optimizer):
     """FSDP with gloo: losses, gradients and the averaged model."""
     options = {"max_train_steps": 4, "checkpointing_steps": 2, "objective.bootstrap": 0.2}
+    options["optimizer"] = optimizer
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     line = words(data[0], tmp_path / "split", train_batch_size=1, **options)
     process = script(*torchrun, "tests/fsdp_on_cpu.py", *line)
@@ -277,7 +281,10 @@ def test_split_parameters_follow_whole_ones(data, tmp_path):
         assert split["loss"] == pytest.approx(whole["loss"], rel=1e-4)
         assert split["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-3)
     a, b = (load_file(tmp_path / n / "model/model.safetensors") for n in ("whole", "split"))
-    assert a.keys() == b.keys() and all(torch.allclose(a[n], b[n], atol=1e-4) for n in a)
+    # Muon turns what rounding leaves of a faint direction into a full step.
+    off = {n: (a[n] - b[n]).abs() for n in a}
+    assert a.keys() == b.keys()
+    assert all((d.max() if optimizer == "adamw" else d.mean()) < 1e-4 for d in off.values())
 
 
 def test_the_script_ends_with_code_2(tmp_path):
