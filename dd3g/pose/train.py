@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
@@ -61,6 +62,14 @@ def main(
             raise UserError(f"--learning-rate must be positive, got {learning_rate:g}")
         if minutes is not None and not minutes > 0:
             raise UserError(f"--minutes must be positive, got {minutes:g}")
+        for name, value, owner in (
+            ("--blocks", blocks, Network.prior),
+            ("--init-from", init_from, Network.prior),
+            ("--lifter", lifter, Network.difficulty),
+            ("--graph", graph, Network.difficulty),
+        ):
+            if value and network != owner:
+                raise UserError(f"{name} is for the {owner} only: leave it out to train the {network}")
         if network == Network.prior:
             options |= _prior(blocks, init_from)
         if network == Network.difficulty:
@@ -74,9 +83,12 @@ def main(
 
 
 def _prior(blocks: int | None, init_from: Path | None) -> dict[str, Any]:
-    from dd3g.pose.prior import PriorConfig
+    from dd3g.pose.prior import Prior, PriorConfig
 
-    return {"init_from": init_from, "config": None if blocks is None else PriorConfig(blocks=blocks)}
+    if blocks is None:
+        return {"init_from": init_from}
+    config = Prior.from_pretrained(init_from).config if init_from else PriorConfig()
+    return {"init_from": init_from, "config": replace(config, blocks=blocks)}
 
 
 def _difficulty(lifter: Path | None, graph: bool) -> dict[str, Any]:

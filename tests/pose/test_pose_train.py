@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 from dd3g.pose import restoration
 from dd3g.pose.difficulty import Difficulty, DifficultyConfig
 from dd3g.pose.lifter import GraphLifter
-from dd3g.pose.prior import Prior
+from dd3g.pose.prior import Prior, PriorConfig
 from dd3g.pose.train import app
 
 
@@ -32,11 +32,12 @@ def test_lifter_then_difficulty_then_resume(tmp_path, monkeypatch):
 def test_a_prior_grows_from_a_shallower_one(tmp_path):
     motion = small_archive(tmp_path / "motion.npz")
     shallow, deep = tmp_path / "shallow", tmp_path / "deep"
-    assert run("prior", "--motion", motion, "-o", shallow, "--steps", 1, "--blocks", 1).exit_code == 0
+    Prior(PriorConfig(width=64, blocks=1, time_width=16, groups=8)).save_pretrained(shallow)
     grown = ["prior", "--motion", motion, "-o", deep, "--steps", 1, "--blocks", 2, "--init-from", shallow]
     assert run(*grown).exit_code == 0
     prior = Prior.from_pretrained(deep)
-    assert len(prior.blocks) == 2 and torch.allclose(prior.mean, Prior.from_pretrained(shallow).mean)
+    assert (len(prior.blocks), prior.config.width) == (2, 64)
+    assert torch.allclose(prior.mean, Prior.from_pretrained(shallow).mean)
 
 
 def test_help_names_the_defaults():
@@ -52,6 +53,10 @@ def test_bad_input_is_one_clear_line(tmp_path):
         (["lifter", "--motion", motion, "--minutes", -1], "minutes"),
         (["recovery", "--motion", motion, "--learning-rate", 0], "learning-rate"),
         (["difficulty", "--motion", motion, "--lifter", tmp_path / "nowhere"], "nowhere"),
+        (["lifter", "--motion", motion, "--blocks", 3], "--blocks is for the prior only"),
+        (["recovery", "--motion", motion, "--init-from", tmp_path], "--init-from is for the prior only"),
+        (["prior", "--motion", motion, "--lifter", tmp_path], "--lifter is for the difficulty only"),
+        (["prior", "--motion", motion, "--graph"], "--graph is for the difficulty only"),
     ):
         result = run(*arguments, "-o", tmp_path / "run")
         assert result.exit_code == 2 and result.stderr.startswith("error: ") and word in result.stderr
