@@ -32,9 +32,9 @@ class LoopConfig:
     lr_warmup_steps: int = 100  # first steps, over which the learning rate rises
     lr_decay_steps: int = 1_000  # last steps, warmup_stable_decay only
     optimizer: str = "adamw"  # or muon, which moves matrices by orthogonal steps and the rest by AdamW
-    adam_beta1: float = 0.9  # decay of the mean of the gradient
+    adam_beta1: float = 0.9  # decay of the mean of the gradient; 0.95 for muon's matrices
     adam_beta2: float = 0.95  # decay of the mean of its square
-    adam_weight_decay: float = 0.05  # of AdamW; 0 is Adam
+    adam_weight_decay: float = 0.05  # of both optimisers; 0 is Adam
     adam_epsilon: float = 1e-8  # added to the root of the mean square
     max_grad_norm: float = 1.0  # 0 does not clip
     mixed_precision: str = "bf16"  # no (or fp32), fp16, bf16

@@ -31,11 +31,11 @@ class Muon(torch.optim.AdamW):
     def __init__(
         self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95, **options: Any
     ) -> None:
-        groups: list[dict[str, Any]] = [{"params": [], "matrices": flag} for flag in (False, True)]
+        rest: dict[str, Any] = {"params": [], "matrices": False}
+        matrices: dict[str, Any] = {"params": [], "matrices": True, "momentum": momentum}
         for parameter in parameters:
-            groups[is_matrix(parameter)]["params"].append(parameter)
-        self.momentum = momentum
-        super().__init__([g for g in groups if g["params"]], lr=lr, **options)
+            (matrices if is_matrix(parameter) else rest)["params"].append(parameter)
+        super().__init__([rest, matrices], lr=lr, **options)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -59,8 +59,8 @@ class Muon(torch.optim.AdamW):
                 if not state:  # AdamW looks for a step in the state of every parameter
                     state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p)}
                 state["step"] += 1
-                state["exp_avg"].lerp_(p.grad, 1 - self.momentum)
-                update = p.grad.lerp(state["exp_avg"], self.momentum)  # Nesterov's look ahead
+                state["exp_avg"].lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(state["exp_avg"], group["momentum"])  # Nesterov's look ahead
                 update = update.full_tensor() if isinstance(update, DTensor) else update
                 wanted.setdefault(p.shape, []).append((p, update.flatten(1)))
         for shape, pairs in wanted.items():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
@@ -67,13 +68,20 @@ def test_a_parameter_without_gradient_stays():
 
 def test_its_state_is_all_that_it_remembers():
     model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
-    first = train(Muon, model.parameters())
+    first = train(Muon, model.parameters(), momentum=0.8)
     other = copy.deepcopy(model)
     second = Muon(other.parameters(), **OPTIONS)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    for optimizer, net in ((first, model), (second, other)):
+    third, copied = copy.deepcopy((first, model))
+    for optimizer, net in ((first, model), (second, other), (third, copied)):
         for p in net.parameters():
             p.grad = torch.ones_like(p)
         optimizer.step()
-    for a, b in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(a, b)
+    for a, *others in zip(*(net.parameters() for net in (model, other, copied)), strict=True):
+        assert all(torch.equal(a, b) for b in others)
+
+
+def test_the_state_of_another_optimiser_is_refused():
+    matrix = nn.Parameter(torch.ones(32, 32))
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        Muon([matrix], **OPTIONS).load_state_dict(train(torch.optim.AdamW, [matrix]).state_dict())
