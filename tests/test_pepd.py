@@ -105,7 +105,7 @@ def test_bounds_hold(scale):
             for head in heads:
                 head.out.weight *= scale
         noise, rig, image = inputs()
-        imagined, copied = model.frames(noise, expanded(rig), image)
+        imagined, copied = model(noise, rig, image, apart=True)
     b = Bounds()
     for part, cameras in ((imagined, rig), (copied, rig[:1])):
         V = len(cameras)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -131,37 +131,49 @@ class Generator(nn.Module):
         """Cameras (V,) that the generator imagines from, the teacher's."""
         return Cameras.default_rig(self.config.size, self.config.latent_shape[0])
 
-    def frames(self, noise: Tensor, cameras: Cameras, image: Tensor) -> list[Gaussians]:
-        """Like `forward`, with imagined and copied Gaussians apart: (B, V*S*S), then (B, S*S)."""
-        c = self.config
-        fine, _, coarse, pooled = self.picture(image)
-        imagined = self.extraction(noise, cameras, coarse, pooled) + self.kind[0, :, None, None]
-        small = resize(image, c.size // 8 * c.expansion)
-        frames = [Frame(imagined, correspond_rgba(small, cameras.azimuths), cameras)]
-        if self.copied is not None:
-            camera = cameras[:, :1]
-            tokens = self.copied(cameras[:, 0], coarse)[:, None] + self.kind[1, :, None, None]
-            pixels = resize(image, c.size // 8 * c.copy_expansion)
-            prior = torch.cat([pixels, F.avg_pool2d(fine, 8 // c.copy_expansion)], 1)
-            frames.append(Frame(tokens, prior[:, None], camera, gated=True))
-        return self.decoding(frames)
+    @overload
+    def forward(
+        self, noise: Tensor, cameras: Cameras, image: Tensor, apart: Literal[False] = False
+    ) -> Gaussians: ...
 
-    def forward(self, noise: Tensor, cameras: Cameras, image: Tensor) -> Gaussians:
+    @overload
+    def forward(
+        self, noise: Tensor, cameras: Cameras, image: Tensor, apart: Literal[True]
+    ) -> list[Gaussians]: ...
+
+    def forward(
+        self, noise: Tensor, cameras: Cameras, image: Tensor, apart: bool = False
+    ) -> Gaussians | list[Gaussians]:
         """One pass.
+
+        noise, cameras, image -> imagined tokens (B, V, W, h, w) -.
+        cameras, image        -> copied tokens   (B, 1, W, h, w) --> decoding -> Gaussians (B, N)
 
         Args:
             noise: (B, V, C, h, w) standard normal, in the teacher's latent shape.
             cameras: (B, V) or (V,) the teacher's cameras; view 0 is the input's, at azimuth 0.
             image: (B, 4, S, S) straight RGBA in 0..1.
+            apart: keep imagined and copied Gaussians apart: (B, V*S*S), then (B, S*S), each pixel by pixel.
 
         Returns:
             (B, N) Gaussians in the world of the cameras.
         """
+        c = self.config
         if cameras.viewmats.dim() == 3:
             B, V = noise.shape[:2]
             viewmats, Ks = cameras.viewmats.expand(B, V, 4, 4), cameras.Ks.expand(B, V, 3, 3)
             cameras = replace(cameras, viewmats=viewmats, Ks=Ks)
-        return Gaussians.cat(self.frames(noise, cameras, image))
+        fine, _, coarse, pooled = self.picture(image)
+        imagined = self.extraction(noise, cameras, coarse, pooled) + self.kind[0, :, None, None]
+        small = resize(image, c.size // 8 * c.expansion)
+        frames = [Frame(imagined, correspond_rgba(small, cameras.azimuths), cameras)]
+        if self.copied is not None:
+            tokens = self.copied(cameras[:, 0], coarse)[:, None] + self.kind[1, :, None, None]
+            pixels = resize(image, c.size // 8 * c.copy_expansion)
+            prior = torch.cat([pixels, F.avg_pool2d(fine, 8 // c.copy_expansion)], 1)
+            frames.append(Frame(tokens, prior[:, None], cameras[:, :1], gated=True))
+        gaussians = self.decoding(frames)
+        return gaussians if apart else Gaussians.cat(gaussians)
 
     @torch.no_grad()
     def generate(self, picture: Any, seed: int = 0) -> Gaussians:

@@ -146,7 +146,7 @@ def train_difficulty(
     """
     from dd3g.pose.restoration import best_alpha
     from dd3g.pose.synthesis import synthesise
-    from dd3g.training import fit, generator_for
+    from dd3g.training import SmallNetworkConfig, fit, generator_for
 
     motion = replace(motion, rotations=None)
 
@@ -159,22 +159,13 @@ def train_difficulty(
     _, lifted, poses = labelled(4096, generator_for(seed, -1))
     mean = (lifted - poses).norm(dim=-1).mean()
 
-    def loss(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
+    def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
         keypoints, lifted, poses = labelled(batch, generator)
         return nn.functional.mse_loss(model(keypoints), relative_errors(lifted, poses, mean))
 
     torch.manual_seed(seed)
-    difficulty = fit(
-        Difficulty(config),
-        loss,
-        output,
-        steps,
-        learning_rate=learning_rate,
-        amsgrad=True,
-        minutes=minutes,
-        seed=seed,
-        resume=resume,
-    )
+    run = SmallNetworkConfig.of(output, steps, learning_rate, minutes, seed, resume, adam_amsgrad=True)
+    difficulty = fit(Difficulty(config), loss, None, run)
     generator = generator_for(seed, -2)
     views = synthesise(motion, torch.randint(2**40, (tuning,), generator=generator), seed)
     for name, fixed in (("alpha", False), ("fixed_alpha", True)):

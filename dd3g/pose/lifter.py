@@ -238,25 +238,17 @@ def train_lifter(
         The lifter with averaged weights.
     """
     from dd3g.pose.synthesis import synthesise
-    from dd3g.training import fit
+    from dd3g.training import SmallNetworkConfig, fit
 
     motion = replace(motion, rotations=None)  # turning them with the camera would cost time
 
-    def loss(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
+    def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
         views = synthesise(motion, torch.randint(2**40, (batch,), generator=generator), seed)
         poses = model(normalise(views.keypoints, views.K), views.confidence)
         return (poses - views.pose)[:, 1:].norm(dim=-1).mean()
 
     torch.manual_seed(seed)
-    lifter = fit(
-        GraphLifter(config),
-        loss,
-        output,
-        steps,
-        learning_rate=learning_rate,
-        minutes=minutes,
-        seed=seed,
-        resume=resume,
-    )
+    run = SmallNetworkConfig.of(output, steps, learning_rate, minutes, seed, resume)
+    lifter = fit(GraphLifter(config), loss, None, run)
     lifter.save_pretrained(output)
     return lifter

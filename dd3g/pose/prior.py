@@ -240,7 +240,7 @@ def train_prior(
         UserError: when `init_from` is no prior, or of another shape; and see `fit`.
     """
     from dd3g.pose.synthesis import synthesise
-    from dd3g.training import fit, generator_for
+    from dd3g.training import SmallNetworkConfig, fit, generator_for
 
     motion = replace(motion, rotations=None)  # turning them with the camera would cost time
 
@@ -256,14 +256,12 @@ def train_prior(
         prior.mean.copy_(known.mean(0))
         prior.scale.copy_(1 / (known - prior.mean).square().mean().sqrt())
 
-    def loss(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
+    def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
         assert isinstance(model, Prior)
         return denoising_loss(model, poses(batch, generator), generator)
 
-    prior = fit(
-        prior, loss, output, steps, learning_rate=learning_rate, ema=0.9995, minutes=minutes, seed=seed,
-        resume=resume,
-    )  # fmt: skip
+    run = SmallNetworkConfig.of(output, steps, learning_rate, minutes, seed, resume, ema_decay=0.9995)
+    prior = fit(prior, loss, None, run)
     generator = generator_for(seed, -2)
     prior.spread.copy_(measure_spread(prior, poses(4096, generator), generator))
     prior.save_pretrained(output)

@@ -232,7 +232,7 @@ def train_recovery(
         UserError: motion without rotations.
     """
     from dd3g.pose.body import default_body
-    from dd3g.training import fit
+    from dd3g.training import SmallNetworkConfig, fit
 
     config = config or RotationConfig()
     if motion.rotations is None or motion.rotations_valid is None or not motion.rotations_valid.any():
@@ -242,7 +242,7 @@ def train_recovery(
     rows = motion.rotations_valid.nonzero()[:, 0]
     body = default_body()
 
-    def loss(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
+    def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
         chosen = rows[torch.randint(len(rows), (batch,), generator=generator)]
         with torch.no_grad():
             x0, condition = training_batch(motion, chosen, body, generator)
@@ -251,10 +251,8 @@ def train_recovery(
         return (model(schedule().add_noise(x0, eps, t), t, condition) - eps).square().mean()
 
     torch.manual_seed(seed)
-    model = fit(
-        RotationDenoiser(config), loss, output, steps, minutes=minutes, seed=seed, resume=resume,
-        learning_rate=learning_rate, warmup=500, ema=0.999,
-    )  # fmt: skip
+    run = SmallNetworkConfig.of(output, steps, learning_rate, minutes, seed, resume, lr_warmup_steps=500)
+    model = fit(RotationDenoiser(config), loss, None, run)
     model.save_pretrained(output)
     return model
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
-from dd3g.diffusion import ClassifierFree, Schedule
+from dd3g.diffusion import ClassifierFree, Prediction, Schedule
 from dd3g.nn import (
     MultiViewTrunk,
     PictureEncoder,
@@ -86,7 +86,7 @@ class SpaceToDepth:
 class CompactTeacher(nn.Module):
     """Multi-view pixel diffusion, x0-prediction, cosine schedule; implements `distill.teachers.Teacher`."""
 
-    prediction = "x0"
+    prediction: Prediction = "x0"
     background = 1.0
     front_view = 0
 
@@ -119,8 +119,8 @@ class CompactTeacher(nn.Module):
             nn.SiLU(),
             nn.Conv2d(c.mid, 64, 3, padding=1),
         )
-        nn.init.zeros_(self.out[-1].weight)
-        nn.init.zeros_(self.out[-1].bias)
+        nn.init.zeros_(self.out[-1].get_parameter("weight"))
+        nn.init.zeros_(self.out[-1].get_parameter("bias"))
 
     def forward(self, x_t: Tensor, t: Tensor, condition: CompactCondition) -> Tensor:
         """One network call.

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -10,10 +10,11 @@ from tiny_objects import AZIMUTHS, ELEVATIONS, QUADS, ellipsoid, write_quadruple
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.training import generator_for
-from distill.draws import (
-    MixedDraws,
-    QuadrupleDraws,
-    RenderDraws,
+from distill.datasets import (
+    MixedDataset,
+    QuadrupleDataset,
+    RenderDataset,
+    Sample,
     background,
     check_fit,
     mirrored,
@@ -35,22 +36,25 @@ def quadruples(tmp_path_factory):
     return Quadruples(write_quadruples(tmp_path_factory.mktemp("quadruples")))
 
 
+def tensors(sample):
+    """Name -> tensor of every field; a camera's are its viewmats."""
+    values = {f.name: getattr(sample, f.name) for f in fields(sample)}
+    return {k: v.viewmats if isinstance(v, Cameras) else v for k, v in values.items()}
+
+
 def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    a, b = tensors(a), tensors(b)
+    return all(torch.equal(a[k], b[k]) for k in a)
 
 
-def cameras_of(sample, kind):
-    return Cameras(sample[f"{kind}_viewmats"], sample[f"{kind}_Ks"], SIZE, SIZE)
-
-
-def test_a_draw_depends_on_seed_and_index_only(objects):
-    draws, again = RenderDraws(objects, 3, NOISE), RenderDraws(objects, 3, NOISE)
-    forwards = [draws.draw(i) for i in range(6)]
+def test_a_sample_depends_on_seed_and_index_only(objects):
+    dataset, again = RenderDataset(objects, 3, NOISE), RenderDataset(objects, 3, NOISE)
+    forwards = [dataset[i] for i in range(6)]
     torch.manual_seed(99)
     for i in reversed(range(6)):
-        assert equal(again.draw(i), forwards[i])
+        assert equal(again[i], forwards[i])
     assert not equal(forwards[0], forwards[1])
-    assert not equal(RenderDraws(objects, 4, NOISE).draw(0), forwards[0])
+    assert not equal(RenderDataset(objects, 4, NOISE)[0], forwards[0])
 
 
 def test_streams_of_neighbours_differ():
@@ -59,27 +63,35 @@ def test_streams_of_neighbours_differ():
 
 
 def test_shapes(objects):
-    sample = RenderDraws(objects, 0, NOISE, targets=3).draw(0)
-    shapes = {k: tuple(v.shape) for k, v in sample.items()}
-    assert shapes == {
-        "image": (4, 32, 32), "rig_viewmats": (4, 4, 4), "rig_Ks": (4, 3, 3), "views": (4, 4, 32, 32),
-        "depth": (4, 32, 32), "has_depth": (), "noise": NOISE, "target_viewmats": (3, 4, 4),
-        "target_Ks": (3, 3, 3), "targets": (3, 4, 32, 32), "background": (3,), "uniform": (4,), "index": (),
+    sample = RenderDataset(objects, 0, NOISE, targets=3)[0]
+    assert {k: tuple(v.shape) for k, v in tensors(sample).items()} == {
+        "image": (4, 32, 32), "rig": (4, 4, 4), "views": (4, 4, 32, 32), "depth": (4, 32, 32),
+        "has_depth": (), "noise": NOISE, "target_cameras": (3, 4, 4), "targets": (3, 4, 32, 32),
+        "background": (3,), "uniform": (4,), "index": (),
     }  # fmt: skip
-    assert all(v.dtype == torch.float32 for k, v in sample.items() if k != "index")
+    assert all(v.dtype == torch.float32 for k, v in tensors(sample).items() if k != "index")
+
+
+def test_a_batch_is_its_samples(objects):
+    dataset = RenderDataset(objects, 0, NOISE)
+    batch = Sample.collate([dataset[0], dataset[1]]).to(torch.float64)
+    assert batch.rig.batch_shape == (2, 4) and batch.image.dtype == batch.rig.viewmats.dtype == torch.float64
+    for i in range(2):
+        one = {k: v[i] for k, v in tensors(batch).items()}
+        assert all(torch.equal(v.double(), one[k]) for k, v in tensors(dataset[i]).items())
 
 
 def test_the_input_is_at_azimuth_0_and_leads(objects):
-    draws = RenderDraws(objects, 0, NOISE, free_fraction=0.5)
+    dataset = RenderDataset(objects, 0, NOISE, free_fraction=0.5)
     levels = Counter()
     for i in range(40):
-        sample = draws.draw(i)
-        rig, targets = cameras_of(sample, "rig"), cameras_of(sample, "target")
+        sample = dataset[i]
+        rig, targets = sample.rig, sample.target_cameras
         wanted = torch.deg2rad(torch.tensor([0.0, 90, 180, 270]))
         turned = rig.azimuths - wanted
         assert torch.allclose(turned.cos(), torch.ones(4), atol=1e-6)
-        assert torch.equal(sample["views"][0], sample["image"])
-        assert torch.equal(sample["targets"][0], sample["image"])
+        assert torch.equal(sample.views[0], sample.image)
+        assert torch.equal(sample.targets[0], sample.image)
         assert torch.allclose(targets.viewmats[0], rig.viewmats[0], atol=1e-6)
         elevation = torch.rad2deg(torch.asin(rig.positions[:, 1] / 1.5))
         assert torch.allclose(elevation, elevation[:1].expand(4), atol=1e-2)
@@ -100,31 +112,31 @@ def seen_again(cameras, count):
 
 
 def test_pictures_belong_to_their_cameras(objects):
-    draws = RenderDraws(objects, 1, NOISE, free_fraction=0.3, turned_fraction=0.4, recolour=0)
+    dataset = RenderDataset(objects, 1, NOISE, free_fraction=0.3, turned_fraction=0.4, recolour=0)
     flips = []
     for i in range(8):
-        sample = draws.draw(i)
-        for kind, pictures in (("rig", "views"), ("target", "targets")):
-            found = sample[pictures]
+        sample = dataset[i]
+        for kind, pictures in (("rig", "views"), ("target_cameras", "targets")):
+            found = getattr(sample, pictures)
             shown = found[:, :3].sort(1).values * found[:, 3:]  # recolouring may permute the channels
             best = float("inf")
-            for rgba, depth, flip in seen_again(cameras_of(sample, kind), len(objects)):
+            for rgba, depth, flip in seen_again(getattr(sample, kind), len(objects)):
                 error = float((rgba[:, :3].sort(1).values * rgba[:, 3:] - shown).abs().mean())
                 if error < best:
                     best, deep, flipped = error, depth, flip
             assert best < 0.003
             if kind == "rig":
                 flips.append(flipped)
-                both = (deep > 0) & (sample["depth"] > 0)
-                assert both.any() and ((deep - sample["depth"]).abs() * both).max() < 0.01
+                both = (deep > 0) & (sample.depth > 0)
+                assert both.any() and ((deep - sample.depth).abs() * both).max() < 0.01
     assert 0 < sum(flips) < 8
 
 
 def test_every_view_of_a_quad_serves_as_input(objects):
-    draws = RenderDraws(objects, 0, (1, 1, 1, 1), recolour=0, free_fraction=0.2)
+    dataset = RenderDataset(objects, 0, (1, 1, 1, 1), recolour=0, free_fraction=0.2)
     seen = set()
     for i in range(120):
-        image = draws.draw(i)["image"].sort(0).values
+        image = dataset[i].image.sort(0).values
         for o in range(len(objects)):
             views = (objects[o].rgba.float() / 255).sort(1).values
             for v in range(len(views)):
@@ -146,11 +158,11 @@ def test_mirrored_cameras_see_the_mirrored_world():
 
 
 def test_turned_rigs_stand_at_other_azimuths(objects):
-    draws = RenderDraws(objects, 0, NOISE, turned_fraction=1.0)
+    dataset = RenderDataset(objects, 0, NOISE, turned_fraction=1.0)
     offsets = set()
     for i in range(40):
-        sample = draws.draw(i)
-        azimuths = torch.rad2deg(cameras_of(sample, "rig").azimuths)
+        sample = dataset[i]
+        azimuths = torch.rad2deg(sample.rig.azimuths)
         steps = (azimuths - azimuths[0]).remainder(360)
         assert {round(float(s)) % 360 for s in steps} == {0, 90, 180, 270}
         offsets.add(round(float(azimuths[0])) % 90)
@@ -179,54 +191,54 @@ def test_recolouring_leaves_alpha_and_changes_all_views_alike():
 
 
 def test_styles_are_drawn_by_their_shares(objects):
-    draws = RenderDraws(objects, 0, (1, 1, 1, 1), scan_fraction=0.8, shape_fraction=0.2, targets=1)
-    assert [(round(s, 2), p) for s, p in draws.pools] == [(0.8, [0, 2])]  # "game" has no share left
+    dataset = RenderDataset(objects, 0, (1, 1, 1, 1), scan_fraction=0.8, shape_fraction=0.2, targets=1)
+    assert [(round(s, 2), p) for s, p in dataset.pools] == [(0.8, [0, 2])]  # "game" has no share left
     with pytest.raises(UserError, match="shares of 1"):
-        RenderDraws(objects, 0, NOISE, scan_fraction=0.9, shape_fraction=0.2)
+        RenderDataset(objects, 0, NOISE, scan_fraction=0.9, shape_fraction=0.2)
     with pytest.raises(UserError, match="style with a share above 0"):
-        RenderDraws(objects, 0, NOISE, scan_fraction=0, shape_fraction=1)
+        RenderDataset(objects, 0, NOISE, scan_fraction=0, shape_fraction=1)
 
 
 def test_quadruples_come_as_the_teacher_gave_them(quadruples):
-    draws = QuadrupleDraws(quadruples, 5, targets=3)
+    dataset = QuadrupleDataset(quadruples, 5, targets=3)
     seen = set()
     for i in range(12):
-        sample = draws.draw(i)
-        matches = [q for q in quadruples if torch.equal(q.noise, sample["noise"])]
+        sample = dataset[i]
+        matches = [q for q in quadruples if torch.equal(q.noise, sample.noise)]
         assert len(matches) == 1
         q = matches[0]
         seen.add(q.meta["key"])
-        assert torch.equal(sample["image"], q.input) and torch.equal(sample["views"][0], q.input)
-        assert torch.equal(sample["views"][1:], q.outputs[1:]) and len(sample["targets"]) == 3
-        assert torch.equal(sample["rig_viewmats"], q.cameras.viewmats)
-        assert sample["has_depth"] == 0 and sample["depth"].shape == (4, 32, 32)
+        assert torch.equal(sample.image, q.input) and torch.equal(sample.views[0], q.input)
+        assert torch.equal(sample.views[1:], q.outputs[1:]) and len(sample.targets) == 3
+        assert torch.equal(sample.rig.viewmats, q.cameras.viewmats)
+        assert sample.has_depth == 0 and sample.depth.shape == (4, 32, 32)
     assert len(seen) == 3
 
 
 def test_the_pictures_own_pixels_replace_the_teachers_copy(quadruples):
-    draws = QuadrupleDraws([replace(q, outputs=1 - q.outputs) for q in quadruples], 0)
-    sample = draws.draw(0)
-    for name in ("views", "targets"):
-        assert torch.equal(sample[name][0], sample["image"])
-        assert not torch.equal(sample[name][1], sample["image"])
+    dataset = QuadrupleDataset([replace(q, outputs=1 - q.outputs) for q in quadruples], 0)
+    sample = dataset[0]
+    for pictures in (sample.views, sample.targets):
+        assert torch.equal(pictures[0], sample.image)
+        assert not torch.equal(pictures[1], sample.image)
 
 
 @pytest.mark.parametrize("targets", [2, 4, 6, 20])  # the teacher has 4 views, a rendered object 14
 def test_renders_and_quadruples_collate(objects, quadruples, targets):
-    a = RenderDraws(objects, 0, NOISE, targets=targets).draw(0)
-    b = QuadrupleDraws(quadruples, 0, targets=targets).draw(0)
-    assert len(a["targets"]) == targets and torch.equal(b["targets"][4:], b["targets"][: max(0, targets - 4)])
-    assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
+    a = RenderDataset(objects, 0, NOISE, targets=targets)[0]
+    b = QuadrupleDataset(quadruples, 0, targets=targets)[0]
+    assert len(a.targets) == targets and torch.equal(b.targets[4:], b.targets[: max(0, targets - 4)])
+    assert {k: v.shape for k, v in tensors(a).items()} == {k: v.shape for k, v in tensors(b).items()}
 
 
 def test_mixed_schedule(objects, quadruples):
-    renders, late = RenderDraws(objects, 0, NOISE), QuadrupleDraws(quadruples, 0)
-    mixed = MixedDraws(renders, late, 50, 0.5, 0)
-    kinds = [bool(mixed.draw(i)["has_depth"] == 0) for i in range(150)]
+    renders, late = RenderDataset(objects, 0, NOISE), QuadrupleDataset(quadruples, 0)
+    mixed = MixedDataset(renders, late, 50, 0.5, 0)
+    kinds = [bool(mixed[i].has_depth == 0) for i in range(150)]
     assert not any(kinds[:50]) and 30 < sum(kinds[50:]) < 70
-    assert all(MixedDraws(renders, late, 3, 1.0, 0).draw(i)["has_depth"] == 0 for i in range(3, 8))
+    assert all(MixedDataset(renders, late, 3, 1.0, 0)[i].has_depth == 0 for i in range(3, 8))
     first = kinds.index(True)
-    assert equal(mixed.draw(first), late.draw(first)) and equal(mixed.draw(2), renders.draw(2))
+    assert equal(mixed[first], late[first]) and equal(mixed[2], renders[2])
 
 
 def test_backgrounds_are_white_half_of_the_time():
@@ -236,13 +248,13 @@ def test_backgrounds_are_white_half_of_the_time():
 
 
 def test_data_of_another_size_is_refused(objects):
-    draws = RenderDraws(objects, 0, NOISE)
-    check_fit(draws, SIZE, list(NOISE))
+    dataset = RenderDataset(objects, 0, NOISE)
+    check_fit(dataset, SIZE, list(NOISE))
     with pytest.raises(UserError, match="4 pictures of 32 pixels .* the model takes 4 of 64"):
-        check_fit(draws, 64, NOISE)
+        check_fit(dataset, 64, NOISE)
     three = (3, *NOISE[1:])
     with pytest.raises(UserError, match="4 pictures of 32 pixels .* the model takes 3 of 32"):
-        check_fit(RenderDraws(objects, 0, three), SIZE, three)
+        check_fit(RenderDataset(objects, 0, three), SIZE, three)
 
 
 def test_the_tiny_objects_have_what_renders_have(objects):

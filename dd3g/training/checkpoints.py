@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from dd3g.errors import UserError, first_line
+from dd3g.training.config import LoopConfig
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -23,8 +24,8 @@ def checkpoints(output: Path) -> list[Path]:
     return sorted(found, key=_step_of)
 
 
-def save_checkpoint(accelerator: Accelerator, output: Path, step: int, limit: int) -> None:
-    """Write `output`/checkpoint-STEP, whole or not at all; then keep the last `limit` only (0 keeps all).
+def save_checkpoint(accelerator: Accelerator, output: Path, step: int, config: LoopConfig) -> None:
+    """Write `output`/checkpoint-STEP, whole or not at all; then keep the last few only.
 
     Raises:
         UserError: when the disk is full; earlier checkpoints stay.
@@ -39,18 +40,19 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, limit: in
         shutil.rmtree(scratch, ignore_errors=True)
         raise UserError(
             f"cannot write a checkpoint into {output} at step {step} ({first_line(error)}); free "
-            "some space and resume from the last one with --resume latest"
+            f"some space and resume from the last one with {config.resume_flag}"
         ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         os.rename(scratch, output / f"checkpoint-{step}")
+        limit = config.checkpoints_total_limit
         for old in checkpoints(output)[:-limit] if limit else []:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
 
 
-def resume(accelerator: Accelerator, output: Path, wanted: str) -> int:
-    """Load what `wanted` says: "latest" of `output`, a checkpoint folder, or "" for a fresh start.
+def resume(accelerator: Accelerator, output: Path, config: LoopConfig) -> int:
+    """Load what `resume_from_checkpoint` says: "latest", a checkpoint folder, or "" for a fresh start.
 
     Returns:
         The step of the checkpoint, 0 without one.
@@ -58,7 +60,11 @@ def resume(accelerator: Accelerator, output: Path, wanted: str) -> int:
     Raises:
         UserError: no such checkpoint, a broken one, or a run into a folder that holds later ones.
     """
-    step = 0
+    if (output / "checkpoint.safetensors").exists():
+        raise UserError(
+            f"{output} holds a run of an earlier version, which cannot go on: choose another folder"
+        )
+    step, wanted = 0, config.resume_from_checkpoint
     found = checkpoints(output)
     if wanted == "latest" and not found:
         accelerator.print(f"no checkpoint in {output} yet: starting from step 0")
@@ -74,7 +80,7 @@ def resume(accelerator: Accelerator, output: Path, wanted: str) -> int:
     if found and _step_of(found[-1]) > step:
         raise UserError(
             f"{output} holds {found[-1].name} of another run, which this one would mix with: go on from it "
-            "with --resume latest, choose another output_dir, or delete the folder"
+            f"with {config.resume_flag}, or choose another output folder"
         )
     return step
 
@@ -87,7 +93,7 @@ def _load(accelerator: Accelerator, path: Path) -> None:
         accelerator.load_state(str(path))
     except Exception as error:  # a torn file and a foreign one raise a dozen kinds between them
         raise UserError(
-            f"{path}: broken, or of another model or setting ({first_line(error)}); delete this folder and "
-            "resume from the one before it"
+            f"{path}: broken, or of another model or setting ({first_line(error)}); move this folder away "
+            "and resume from the one before it, or choose another output folder"
         ) from error
     accelerator.step = 0  # checkpoints lie between optimiser steps, whatever the accumulation was

@@ -1,42 +1,53 @@
-"""Training samples by index, from rendered objects (3D data) and from quadruples (the teacher), in one form.
-
-A sample is a dict of tensors:
-    image (4, S, S) straight RGBA of the input view; rig_viewmats (V, 4, 4), rig_Ks (V, 3, 3), relative to the
-    input view; views (V, 4, S, S) what the rig sees; depth (V, S, S), 0 where unknown; has_depth ();
-    noise (V, C, h, w); target_viewmats (T, 4, 4), target_Ks (T, 3, 3), targets (T, 4, S, S) to be matched by
-    renders, the input first; background (3,) to composite both on; uniform (4,) random numbers; index ().
-"""
+"""Training samples by index, in one form: of rendered objects (3D data) and of quadruples (the teacher)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
-from dd3g.training import generator_for
+from dd3g.training import Batch, generator_for
 from distill.quadruples import Quadruple
 from distill.renders import RenderedObjects
 
 MIRROR = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]))
 
 
-class RenderDraws:
+@dataclass(frozen=True)
+class Sample(Batch):
+    """One sample, or a batch of them with a leading B in every field."""
+
+    image: Tensor  # (4, S, S) straight RGBA of the input view
+    rig: Cameras  # (V,) relative to the input view
+    views: Tensor  # (V, 4, S, S) what the rig sees
+    depth: Tensor  # (V, S, S) camera z, 0 where unknown
+    has_depth: Tensor  # () 1 where depth is known at all
+    noise: Tensor  # (V, C, h, w) the teacher's
+    target_cameras: Cameras  # (T,) the input's first
+    targets: Tensor  # (T, 4, S, S) to be matched by renders
+    background: Tensor  # (3,) colour that renders and targets are composited on
+    uniform: Tensor  # (4,) random numbers in 0..1
+    index: Tensor  # () of the sample in the run
+
+
+class RenderDataset:
     """Rendered objects: every view of a quad can be the input, and the other three are its virtual views.
 
     Args:
         objects: renders in memory.
         seed: of the run.
         noise_shape: (V, C, h, w) of the teacher's latents.
-        scan_fraction: share of draws that go to scans and PBR objects, which look most like photographs.
-        shape_fraction: share of draws that go to untextured shapes with made-up textures, when there are any.
-        free_fraction: share of draws whose quad stands at a free elevation.
-        turned_fraction: share of draws whose rig is another quad of the same elevation, so that views at
+        scan_fraction: share of samples from scans and PBR objects, which look most like photographs.
+        shape_fraction: share of samples from untextured shapes with made-up textures, when there are any.
+        free_fraction: share of samples whose quad stands at a free elevation.
+        turned_fraction: share of samples whose rig is another quad of the same elevation, so that views at
             other azimuths than 0, 90, 180, 270 are seen (the verifier needs them).
         targets: number of target views, >= 1; they are taken again where an object has fewer.
-        recolour: largest change of brightness; half of the draws also permute the colour channels.
+        recolour: largest change of brightness; half of the samples also permute the colour channels.
     """
 
     def __init__(
@@ -67,7 +78,7 @@ class RenderDraws:
         if not self.pools:
             raise UserError(f"none of the {len(objects)} rendered objects has a style with a share above 0")
 
-    def draw(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> Sample:
         """Sample `index`."""
         g = generator_for(self.seed, index)
         weights = torch.tensor([share for share, _ in self.pools])
@@ -101,24 +112,22 @@ class RenderDraws:
                 swap = [0, 3, 2, 1]
                 views, depth, rig_cameras = views[swap], depth[swap], rig_cameras[swap]
         tint = recolouring(self.recolour, g)
-        return {
-            "image": tint(image.float() / 255),
-            "rig_viewmats": rig_cameras.viewmats,
-            "rig_Ks": rig_cameras.Ks,
-            "views": tint(views.float() / 255),
-            "depth": depth,
-            "has_depth": torch.tensor(1.0),
-            "noise": torch.randn(self.noise_shape, generator=g),
-            "target_viewmats": target_cameras.viewmats,
-            "target_Ks": target_cameras.Ks,
-            "targets": tint(targets.float() / 255),
-            "background": background(g),
-            "uniform": torch.rand(4, generator=g),
-            "index": torch.tensor(index),
-        }
+        return Sample(
+            image=tint(image.float() / 255),
+            rig=rig_cameras,
+            views=tint(views.float() / 255),
+            depth=depth,
+            has_depth=torch.tensor(1.0),
+            noise=torch.randn(self.noise_shape, generator=g),
+            target_cameras=target_cameras,
+            targets=tint(targets.float() / 255),
+            background=background(g),
+            uniform=torch.rand(4, generator=g),
+            index=torch.tensor(index),
+        )
 
 
-class QuadrupleDraws:
+class QuadrupleDataset:
     """Quadruples: the teacher's noise, cameras, picture and answer, exactly as it gave them.
 
     Args:
@@ -136,31 +145,29 @@ class QuadrupleDraws:
                 "these quadruples have views without alpha, which training needs: use a teacher with alpha"
             )
 
-    def draw(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> Sample:
         """Sample `index`."""
         g = generator_for(self.seed, index)
         q = self.quadruples[pick(len(self.quadruples), g)]
         # The input view's own pixels are known exactly: they replace the teacher's copy of them.
         views = torch.cat([q.input[None], q.outputs[1:]])
         picked = torch.arange(self.targets) % len(views)
-        return {
-            "image": q.input,
-            "rig_viewmats": q.cameras.viewmats,
-            "rig_Ks": q.cameras.Ks,
-            "views": views,
-            "depth": torch.zeros(len(views), *views.shape[-2:]),
-            "has_depth": torch.tensor(0.0),
-            "noise": q.noise,
-            "target_viewmats": q.cameras.viewmats[picked],
-            "target_Ks": q.cameras.Ks[picked],
-            "targets": views[picked],
-            "background": background(g),
-            "uniform": torch.rand(4, generator=g),
-            "index": torch.tensor(index),
-        }
+        return Sample(
+            image=q.input,
+            rig=q.cameras,
+            views=views,
+            depth=torch.zeros(len(views), *views.shape[-2:]),
+            has_depth=torch.tensor(0.0),
+            noise=q.noise,
+            target_cameras=q.cameras[picked],
+            targets=views[picked],
+            background=background(g),
+            uniform=torch.rand(4, generator=g),
+            index=torch.tensor(index),
+        )
 
 
-class MixedDraws:
+class MixedDataset:
     """Renders first, quadruples later.
 
     Args:
@@ -172,33 +179,46 @@ class MixedDraws:
     """
 
     def __init__(
-        self, renders: RenderDraws, quadruples: QuadrupleDraws, start: int, share: float, seed: int
+        self, renders: RenderDataset, quadruples: QuadrupleDataset, start: int, share: float, seed: int
     ) -> None:
         self.renders, self.quadruples = renders, quadruples
         self.start, self.share, self.seed = start, share, seed
 
-    def draw(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> Sample:
         """Sample `index`."""
         late = index >= self.start and chance(self.share, generator_for(self.seed + 1, index))
-        return (self.quadruples if late else self.renders).draw(index)
+        return (self.quadruples if late else self.renders)[index]
 
 
 def check_fit(
-    draws: RenderDraws | QuadrupleDraws, size: int, noise_shape: Sequence[int], name: str = "the data"
+    dataset: RenderDataset | QuadrupleDataset, size: int, noise_shape: Sequence[int], name: str = "the data"
 ) -> None:
     """Say it now when data and model were made for different sizes; messages call the data `name`.
 
     Raises:
         UserError: when pictures, their number or noise of a sample are others.
     """
-    sample = draws.draw(0)
-    found = (len(sample["views"]), sample["image"].shape[-1], tuple(sample["noise"].shape))
+    sample = dataset[0]
+    found = (len(sample.views), sample.image.shape[-1], tuple(sample.noise.shape))
     if found != (noise_shape[0], size, tuple(noise_shape)):
         raise UserError(
             f"{name} has {found[0]} pictures of {found[1]} pixels and noise {found[2]}, the model takes "
             f"{noise_shape[0]} of {size} and {tuple(noise_shape)}: make the data again at that size, or "
             "change the model's configuration"
         )
+
+
+def validation_batch(renders: str, size: int, noise_shape: Sequence[int]) -> Sample | None:
+    """Eight fixed samples of the folder `renders` for contact sheets; None where it is "".
+
+    Raises:
+        UserError: as `check_fit`.
+    """
+    if not renders:
+        return None
+    held = RenderDataset(RenderedObjects([renders]), 0, noise_shape, free_fraction=0, recolour=0)
+    check_fit(held, size, noise_shape, "validation_renders")
+    return Sample.collate([held[i] for i in range(8)])
 
 
 def pick(n: int, g: torch.Generator) -> int:

@@ -18,11 +18,11 @@ from training_runs import files, fresh, metrics
 
 from dd3g.configuration import launch, parse
 from dd3g.pepd import Generator
-from distill.train import DistillConfig, run, training_draws
+from distill.train import DistillConfig, run, training_samples
 from distill.train_teacher import TeacherConfig
 from distill.train_teacher import run as run_teacher
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GENERATOR = {
     "size": 32, "latent_shape": "[4,64,8,8]", "width": 32, "depth": 1, "heads": 2, "residual_hidden": 8,
     "fine": 8, "mid": 16, "head_hidden": 8,
@@ -207,9 +207,9 @@ def test_several_processes_count_samples_together(data, monkeypatch, tmp_path):
         data[0], tmp_path, quadruples=f"[{data[1]}]", quadruples_start=0.5, gradient_accumulation_steps=3
     )
     config = parse(line, DistillConfig)
-    assert training_draws(config).start == 2 * 3 * 4 // 2
+    assert training_samples(config).start == 2 * 3 * 4 // 2
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert training_draws(config).start == 4 * 2 * 3 * 4 // 2
+    assert training_samples(config).start == 4 * 2 * 3 * 4 // 2
 
 
 def script(*line, **options):

@@ -15,7 +15,7 @@ from dd3g.gaussians import Gaussians
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.rasterize import rasterize
 from dd3g.training import generator_for
-from distill.draws import RenderDraws
+from distill.datasets import RenderDataset, Sample
 from distill.objective import Objective, ObjectiveConfig, Verifier, direct_terms
 from distill.renders import RenderedObjects
 from distill.teachers.compact import SpaceToDepth
@@ -38,19 +38,14 @@ DIRECT = ("direct_alpha", "direct_depth", "direct_color")
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory):
     objects = RenderedObjects(write_renders(tmp_path_factory.mktemp("renders")), cached=True)
-    draws = RenderDraws(objects, 0, NOISE)
-    samples = [draws.draw(i) for i in range(2)]
-    return {k: torch.stack([s[k] for s in samples]) for k in samples[0]}
+    dataset = RenderDataset(objects, 0, NOISE)
+    return Sample.collate([dataset[i] for i in range(2)])
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
     return Generator(TINY)
-
-
-def rig_of(batch):
-    return Cameras(batch["rig_viewmats"], batch["rig_Ks"], SIZE, SIZE)
 
 
 def explicit_inputs(seed=0):
@@ -65,7 +60,7 @@ def test_explicit_terms_by_brute_force():
         color=3.0, color_l1=2.0, alpha=5.0, hole_weight=4.0, cover=9.0, structure=0.7, input_weight=2.5
     )
     rgb, alpha, target, background = explicit_inputs()
-    found = Objective(config, TINY, 10).explicit(rgb, alpha, target, background)
+    found = Objective(config, 10).explicit(rgb, alpha, target, background)
     wanted = dict.fromkeys(("color", "color_l1", "alpha", "cover", "structure"), 0.0)
     for b in range(2):
         for v in range(3):
@@ -95,14 +90,14 @@ class Squares(nn.Module):
 
 def test_perceptual_term_weighs_views_like_the_others():
     config = ObjectiveConfig(color=1.0, perceptual=1.0)
-    terms = Objective(config, TINY, 10, perceptual=Squares()).explicit(*explicit_inputs())
+    terms = Objective(config, 10, perceptual=Squares()).explicit(*explicit_inputs())
     assert float(terms["perceptual"]) == pytest.approx(float(terms["color"]), rel=1e-5)
 
 
 def test_a_perfect_render_costs_nothing():
     target = explicit_inputs()[2]
     mask = target[:, :, 3:]
-    terms = Objective(ObjectiveConfig(cover=1.0), TINY, 10).explicit(
+    terms = Objective(ObjectiveConfig(cover=1.0), 10).explicit(
         target[:, :, :3] * mask, mask, target, torch.rand(2, 3)
     )
     assert all(float(t) == pytest.approx(0, abs=1e-9) for t in terms.values())
@@ -110,8 +105,9 @@ def test_a_perfect_render_costs_nothing():
 
 def test_direct_terms_by_brute_force(batch, model):
     with torch.no_grad():
-        gaussians = model(batch["noise"], rig_of(batch), batch["image"])
-    found = direct_terms(gaussians, batch, rig_of(batch), TINY)
+        frames = model(batch.noise, batch.rig, batch.image, apart=True)
+    gaussians = Gaussians.cat(frames)
+    found = direct_terms(frames, batch)
     alpha_sum, alpha_count, depth, color = 0.0, 0, [], []
     start = 0
     for views, side, copied in ((4, 16, False), (1, 32, True)):
@@ -119,16 +115,16 @@ def test_direct_terms_by_brute_force(batch, model):
         for b in range(2):
             d_error = d_count = c_error = c_count = 0.0
             for v in range(views):
-                target = batch["image"][b] if copied else batch["views"][b, v]
+                target = batch.image[b] if copied else batch.views[b, v]
                 for y in range(side):
                     for x in range(side):
                         n = start + (v * side + y) * side + x
                         patch = target[:, y * ratio : (y + 1) * ratio, x * ratio : (x + 1) * ratio]
                         mask = float(patch[3].mean())
                         rgb = (patch[:3] * patch[3]).mean((1, 2)) / max(mask, 1e-4)
-                        z = batch["depth"][b, v, y * ratio : (y + 1) * ratio, x * ratio : (x + 1) * ratio]
+                        z = batch.depth[b, v, y * ratio : (y + 1) * ratio, x * ratio : (x + 1) * ratio]
                         if (z > 0).float().mean() > 0.5:
-                            point = batch["rig_viewmats"][b, v, 2] @ F.pad(
+                            point = batch.rig.viewmats[b, v, 2] @ F.pad(
                                 gaussians.means[b, n], (0, 1), value=1.0
                             )
                             d_error += abs(float(point - z[z > 0].mean()))
@@ -148,18 +144,18 @@ def test_direct_terms_by_brute_force(batch, model):
 
 
 def test_unknown_depth_is_not_trained(batch, model):
-    blind = batch | {"has_depth": torch.zeros(2)}
+    blind = replace(batch, has_depth=torch.zeros(2))
     with torch.no_grad():
-        gaussians = model(batch["noise"], rig_of(batch), batch["image"])
-    assert float(direct_terms(gaussians, blind, rig_of(batch), TINY)["direct_depth"]) == 0
+        frames = model(batch.noise, batch.rig, batch.image, apart=True)
+    assert float(direct_terms(frames, blind)["direct_depth"]) == 0
 
 
 def test_direct_terms_are_exact_under_autocast(batch, model):
     with torch.no_grad():
-        gaussians = model(batch["noise"], rig_of(batch), batch["image"])
-    wanted = direct_terms(gaussians, batch, rig_of(batch), TINY)
+        frames = model(batch.noise, batch.rig, batch.image, apart=True)
+    wanted = direct_terms(frames, batch)
     with torch.autocast("cpu", torch.bfloat16):
-        found = direct_terms(gaussians, batch, rig_of(batch), TINY)
+        found = direct_terms(frames, batch)
     assert torch.equal(found["direct_depth"], wanted["direct_depth"])
 
 
@@ -167,10 +163,10 @@ def test_bootstrap_then_images_with_lasting_direct_terms(batch, model):
     config = ObjectiveConfig(
         bootstrap=0.2, direct_floor=0.1, direct_alpha=0.5, direct_depth=4.0, direct_color=1.0
     )
-    objective = Objective(config, TINY, 100)
+    objective = Objective(config, 100)
     with torch.no_grad():
-        gaussians = model(batch["noise"], rig_of(batch), batch["image"])
-    bare = direct_terms(gaussians, batch, rig_of(batch), TINY)
+        frames = model(batch.noise, batch.rig, batch.image, apart=True)
+    bare = direct_terms(frames, batch)
     for step, fade in ((0, 1.0), (19, 1.0), (20, 1.0), (35, 0.5), (44, 0.2), (50, 0.1), (99, 0.1)):
         loss, terms = objective(model, batch, step)
         assert set(terms) == (
@@ -186,12 +182,11 @@ def test_bootstrap_then_images_with_lasting_direct_terms(batch, model):
 
 @pytest.mark.parametrize("antialiased", [True, False])
 def test_images_are_rendered_at_the_targets(batch, model, antialiased):
-    objective = Objective(ObjectiveConfig(bootstrap=0.0, antialiased=antialiased), TINY, 100)
+    objective = Objective(ObjectiveConfig(bootstrap=0.0, antialiased=antialiased), 100)
     _, terms = objective(model, batch, 0)
-    targets = Cameras(batch["target_viewmats"], batch["target_Ks"], SIZE, SIZE)
-    gaussians = model(batch["noise"], rig_of(batch), batch["image"])
-    render = rasterize(gaussians, targets, background=0.0, antialiased=antialiased)
-    wanted = objective.explicit(render.rgb, render.alpha, batch["targets"], batch["background"])
+    gaussians = model(batch.noise, batch.rig, batch.image)
+    render = rasterize(gaussians, batch.target_cameras, background=0.0, antialiased=antialiased)
+    wanted = objective.explicit(render.rgb, render.alpha, batch.targets, batch.background)
     assert all(torch.allclose(terms[k], wanted[k], rtol=1e-4) for k in wanted)
 
 
@@ -201,18 +196,18 @@ def test_every_parameter_has_a_gradient_at_every_step(batch, detach):
     fresh = Generator(replace(TINY, detach_taps=detach))
     for step in (0, 60):
         fresh.zero_grad(set_to_none=True)
-        Objective(ObjectiveConfig(), TINY, 100)(fresh, batch, step)[0].backward()
+        Objective(ObjectiveConfig(), 100)(fresh, batch, step)[0].backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in fresh.parameters())
 
 
 def test_ramp():
-    objective = Objective(ObjectiveConfig(ramp_center=0.3, ramp_width=0.05), TINY, 1000)
+    objective = Objective(ObjectiveConfig(ramp_center=0.3, ramp_width=0.05), 1000)
     assert objective.ramp(300) == pytest.approx(0.5)
     assert objective.ramp(350) == pytest.approx(1 / (1 + math.exp(-1)))
     assert objective.ramp(0) == pytest.approx(1 / (1 + math.exp(6)))
     assert objective.ramp(999) > 0.999 and objective.ramp(100) == pytest.approx(1 - objective.ramp(500))
-    assert Objective(ObjectiveConfig(ramp="constant"), TINY, 1000).ramp(0) == 1
-    at_once = Objective(ObjectiveConfig(ramp_center=0.3, ramp_width=0), TINY, 1000)
+    assert Objective(ObjectiveConfig(ramp="constant"), 1000).ramp(0) == 1
+    at_once = Objective(ObjectiveConfig(ramp_center=0.3, ramp_width=0), 1000)
     assert [at_once.ramp(k) for k in (0, 299, 301, 999)] == [0, 0, 1, 1]
 
 
@@ -336,12 +331,12 @@ def test_verification_enters_with_weight_ramp_and_rhythm(batch, model):
         return gaussians.means.sum() * 0 + 2.0
 
     config = ObjectiveConfig(implicit=0.1, implicit_every=3, bootstrap=0.0)
-    objective = Objective(config, TINY, 10, verifier)
+    objective = Objective(config, 10, verifier)
     for step in range(7):
         _, terms = objective(model, batch, step)
         assert ("implicit" in terms) == (step % 3 == 0)
         if step % 3 == 0:
             assert float(terms["implicit"]) == pytest.approx(0.1 * objective.ramp(step) * 2)
     azimuth, level, index = calls[0]
-    assert torch.equal(index, batch["index"]) and torch.equal(level, batch["uniform"][:, 3])
+    assert torch.equal(index, batch.index) and torch.equal(level, batch.uniform[:, 3])
     assert (azimuth >= 0).all() and (azimuth < 2 * math.pi).all()

@@ -1,4 +1,4 @@
-"""Sheets of pictures: rows of RGBA tiles on white."""
+"""Contact sheets: rows of RGBA tiles on white."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from dd3g.io.atomic import replacing
 
 
-def save_sheet(tiles: Tensor, path: str | Path, gap: int = 2) -> Path:
+def save_contact_sheet(tiles: Tensor, path: str | Path, gap: int = 2) -> Path:
     """Write straight RGBA or RGB tiles (R, C, 3 or 4, H, W) in 0..1 as one PNG, rows of columns."""
     tiles = tiles.detach().float().cpu()
     if tiles.shape[2] == 4:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,11 +73,11 @@ def test_every_parameter_is_trained():
     made = teacher().train()
     loss_of = TeacherLoss(made, 0.1)
     noise, image = inputs()
-    batch = {
-        "views": torch.rand(2, 4, 4, 32, 32), "noise": noise, "image": image,
-        "uniform": torch.tensor([[0.3, 0.5, 0, 0], [0.9, 0.01, 0, 0]]),
-        "rig_viewmats": made.rig.viewmats.expand(2, 4, 4, 4), "rig_Ks": made.rig.Ks.expand(2, 4, 3, 3),
-    }  # fmt: skip
+    uniform = torch.tensor([[0.3, 0.5, 0, 0], [0.9, 0.01, 0, 0]])
+    batch = SimpleNamespace(
+        views=torch.rand(2, 4, 4, 32, 32), noise=noise, image=image, uniform=uniform,
+        rig=Cameras.stack([made.rig, made.rig]),
+    )  # fmt: skip
     loss, terms = loss_of(made, batch, 0)
     loss.backward()
     for name, parameter in made.named_parameters():
@@ -90,10 +91,9 @@ def test_the_loss_by_brute_force():
     views = torch.rand(2, 4, 4, 32, 32)
     uniform = torch.tensor([[0.3, 0.5, 0, 0], [0.9, 0.01, 0, 0]])  # the second one loses its picture
     rig = made.rig
-    batch = {
-        "views": views, "noise": noise, "image": image, "uniform": uniform,
-        "rig_viewmats": rig.viewmats.expand(2, 4, 4, 4), "rig_Ks": rig.Ks.expand(2, 4, 3, 3),
-    }  # fmt: skip
+    batch = SimpleNamespace(
+        views=views, noise=noise, image=image, uniform=uniform, rig=Cameras.stack([rig, rig])
+    )
     with torch.no_grad():
         found = float(TeacherLoss(made, 0.1)(made, batch, 0)[0])
         wanted = 0.0

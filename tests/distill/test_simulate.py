@@ -28,7 +28,7 @@ from distill.simulate import _partial_state, main, simulate, verify
 from distill.teachers import load
 from distill.teachers.analytic import draw_ellipsoids
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
