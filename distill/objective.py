@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dd3g.diffusion import convert
 from dd3g.gaussians import Gaussians
-from dd3g.rasterize import rasterize
+from dd3g.rasterizer import rasterize
 from dd3g.training import generator_for
 from distill.datasets import Sample
 

@@ -19,7 +19,7 @@ from dd3g.errors import UserError
 from dd3g.nn.checkpoint import load_weights
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.pepd.generator import find_weights
-from dd3g.rasterize import rasterize
+from dd3g.rasterizer import rasterize
 from dd3g.training import LoopConfig, Samples, fit
 from distill.contact_sheet import save_contact_sheet
 from distill.datasets import (

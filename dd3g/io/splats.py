@@ -1,4 +1,4 @@
-"""Gaussians to and from files: .ply, .splat, .spz and .glb."""
+"""Gaussians to and from files: .ply, .splat, .spz and .glb; the methods `save` and `load` of `Gaussians`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from dd3g.errors import UserError
-from dd3g.gaussians import Gaussians, quaternion_multiply
+from dd3g.gaussians import Gaussians
 from dd3g.io import glb, packed, ply
 from dd3g.io.atomic import replacing
+from dd3g.quaternions import quaternion_multiply
 
 FORMATS = ("ply", "splat", "spz", "glb")
 MIN_OPACITY = 0.005  # Gaussians below it are not written
@@ -79,6 +80,10 @@ def load(path: str | Path, axes: str | None = None) -> Gaussians:
         return decode(data, format, axes)
     except ValueError as error:
         raise UserError(f"{path} is not a .{format} file that can be read: {error}") from error
+
+
+Gaussians.save = save
+Gaussians.load = staticmethod(load)
 
 
 def encode(

@@ -13,7 +13,7 @@ from dd3g.cameras import ELEVATION, Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.io.atomic import replacing
-from dd3g.rasterize import rasterize
+from dd3g.rasterizer import rasterize
 
 SUFFIXES = (".mp4", ".webp", ".gif")
 

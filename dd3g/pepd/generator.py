@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dd3g.cameras import FOVY, RADIUS, Cameras
 from dd3g.errors import UserError, first_line
-from dd3g.gaussians import Gaussians
+from dd3g.io.splats import Gaussians
 from dd3g.nn import PictureEncoder, correspond_rgba
 from dd3g.nn.checkpoint import CONFIG, WEIGHTS, build, load_weights, read_config, save_folder
 from dd3g.pepd.pattern_extraction import CopiedTokens, PatternExtraction, type_embedding

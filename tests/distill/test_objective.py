@@ -13,7 +13,7 @@ from dd3g.cameras import Cameras
 from dd3g.diffusion import Schedule
 from dd3g.gaussians import Gaussians
 from dd3g.pepd import Generator, GeneratorConfig
-from dd3g.rasterize import rasterize
+from dd3g.rasterizer import rasterize
 from dd3g.training import generator_for
 from distill.datasets import RenderDataset, Sample
 from distill.objective import Objective, ObjectiveConfig, Verifier, direct_terms

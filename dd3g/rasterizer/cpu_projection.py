@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
-from dd3g.rasterize.numba_setup import turn
-from dd3g.rasterize.projection import COMPENSATION_EPS, EPS2D, J_MARGIN, MAX_EXTENT, MIN_ALPHA, Projection
+from dd3g.rasterizer.numba_setup import turn
+from dd3g.rasterizer.projection import COMPENSATION_EPS, EPS2D, J_MARGIN, MAX_EXTENT, MIN_ALPHA, Projection
 
 CHUNK = 256  # Gaussians that one task projects into all views
 

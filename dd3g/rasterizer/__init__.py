@@ -1,12 +1,14 @@
-"""Differentiable Gaussian splatting behind one function: numba kernels on the CPU, gsplat on CUDA."""
+"""Differentiable Gaussian splatting behind one function: numba kernels on the CPU, gsplat on CUDA.
+
+`rasterize` takes Gaussians and cameras and gives colour, alpha and depth. Read `projection.py` first, then
+`cpu.py`; `cuda.py` hands over to gsplat.
+"""
 
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import fields, replace
-from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,9 +87,9 @@ def rasterize(
 
     # Modules load here: gsplat and numba each take seconds, and only one of them is ever needed.
     if backend == "cuda":
-        from dd3g.rasterize.cuda import draw
+        from dd3g.rasterizer.cuda import rasterize_batch
     else:
-        from dd3g.rasterize.cpu import draw
+        from dd3g.rasterizer.cpu import rasterize_batch
     double = backend == "cpu" and gaussians.means.dtype == torch.float64
     dtype = torch.float64 if double else torch.float32
     B, V = math.prod(batch), views[-1]
@@ -98,20 +100,10 @@ def rasterize(
         viewmats=cameras.viewmats.to(dtype).expand(*batch, V, 4, 4).reshape(B, V, 4, 4),
         Ks=cameras.Ks.to(dtype).expand(*batch, V, 3, 3).reshape(B, V, 3, 3),
     )  # (B, V)
-    image, alpha = draw(flat, rigs, antialiased)  # (B, V, C + 1, H, W), (B, V, 1, H, W)
+    image, alpha = rasterize_batch(flat, rigs, antialiased)  # (B, V, C + 1, H, W), (B, V, 1, H, W)
     image, alpha = (x.reshape(*batch, *x.shape[1:]) for x in (image, alpha))
     colors, depth = image.split([image.shape[-3] - 1, 1], dim=-3)
     behind = torch.as_tensor(background, dtype=dtype, device=device)
     if behind.dim() == 1:
         behind = behind[:, None, None]
     return Render(colors + (1 - alpha) * behind, alpha, depth)
-
-
-class _CallableModule(ModuleType):
-    """Lets `from dd3g import rasterize` be called although the name is this package's as well."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Render:
-        return rasterize(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _CallableModule

@@ -14,7 +14,7 @@ from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.io import splats
 from dd3g.io.viewer import save_viewer
-from dd3g.rasterize import rasterize
+from dd3g.rasterizer import rasterize
 
 SIZE = 256
 BARE = "document.querySelectorAll('header, #hint, nav').forEach((part) => part.remove())"

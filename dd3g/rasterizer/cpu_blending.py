@@ -16,9 +16,9 @@ import numpy as np
 from numba import njit, prange
 from numba.extending import overload
 
-from dd3g.rasterize.cpu_binning import HEAD, TILE, Bins
-from dd3g.rasterize.numba_setup import turn
-from dd3g.rasterize.projection import MIN_ALPHA
+from dd3g.rasterizer.cpu_binning import HEAD, TILE, Bins
+from dd3g.rasterizer.numba_setup import turn
+from dd3g.rasterizer.projection import MIN_ALPHA
 
 MAX_ALPHA = 0.999
 MIN_TRANSMITTANCE = 1e-4

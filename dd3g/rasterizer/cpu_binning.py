@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit, prange
 
-from dd3g.rasterize.numba_setup import turn
+from dd3g.rasterizer.numba_setup import turn
 
 TILE = 16
 HEAD = 7  # columns of a splat before its features: x, y, conic xx, xy, yy, opacity, half height

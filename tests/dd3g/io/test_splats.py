@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from dd3g.gaussians import Gaussians, quaternion_to_matrix
+from dd3g.gaussians import Gaussians
 from dd3g.io import splats
+from dd3g.quaternions import quaternion_to_matrix
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 DATA = os.environ.get("DD3G_DATA")
 FOREIGN = sorted(Path(DATA, "splats").glob("*.splat")) if DATA else []
 

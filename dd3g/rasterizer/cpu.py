@@ -10,13 +10,13 @@ from torch.autograd.function import once_differentiable
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
-from dd3g.rasterize.cpu_binning import bin_splats, gather
-from dd3g.rasterize.cpu_blending import blend, blend_backward
-from dd3g.rasterize.cpu_projection import project_fused
-from dd3g.rasterize.projection import project
+from dd3g.rasterizer.cpu_binning import bin_splats, gather
+from dd3g.rasterizer.cpu_blending import blend, blend_backward
+from dd3g.rasterizer.cpu_projection import project_fused
+from dd3g.rasterizer.projection import project
 
 
-def draw(gaussians: Gaussians, cameras: Cameras, antialiased: bool) -> tuple[Tensor, Tensor]:
+def rasterize_batch(gaussians: Gaussians, cameras: Cameras, antialiased: bool) -> tuple[Tensor, Tensor]:
     """Blend on the CPU.
 
     Args:
