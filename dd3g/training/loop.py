@@ -20,11 +20,12 @@ from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 
 from dd3g.errors import UserError
+from dd3g.progress import Progress
 from dd3g.training.averaging import Average
 from dd3g.training.checkpoints import checkpoints, resume, save_checkpoint
 from dd3g.training.config import LoopConfig
 from dd3g.training.data import Samples, batches, mixed_seed
-from dd3g.training.metrics import Metrics, Progress
+from dd3g.training.metrics import Metrics
 from dd3g.training.muon import Muon
 from dd3g.training.rate import LearningRate
 
@@ -72,9 +73,8 @@ def fit(
         step = resume(accelerator, output, config)
         if config.report_to != "none":
             accelerator.init_trackers("dd3g")
-        metrics = None
-        if accelerator.is_main_process:
-            metrics = Metrics(output / METRICS, step, config.logging_steps)
+        main = accelerator.is_main_process
+        metrics = Metrics(output / METRICS, step, config.logging_steps) if main else None
 
         def show() -> dict[str, float]:
             average.copy_to(average_model)
@@ -94,7 +94,7 @@ def fit(
             show()
         source = batches(accelerator, samples, config, step)
         trained.train()
-        with Progress(step, config.max_train_steps, accelerator.is_main_process) as progress:
+        with Progress("steps", config.max_train_steps, step, main, seconds=15, stderr=False) as progress:
             while not last:
                 index = step * accelerator.num_processes + accelerator.process_index
                 torch.manual_seed(mixed_seed(config.seed, index))  # of dropout
@@ -109,8 +109,9 @@ def fit(
                     rate.count += 1
                     average.step()
                 step += 1
-                if metrics is not None and (line := metrics.add(step, numbers)):
-                    progress.show(step, line["loss"])
+                if metrics is not None:
+                    metrics.add(step, numbers)
+                progress.advance(note=f"loss {numbers['loss']:.4f}")
                 if config.report_to != "none":
                     accelerator.log(numbers, step=step)
 

@@ -22,11 +22,13 @@ from dd3g.diffusion import sample
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards, write_shard
 from distill.inputs import open_inputs, seed_of
+from distill.ode import simulate
 from distill.quadruples import Quadruple, Quadruples, decode, encode, noise_of
 from distill.renders import RenderedObjects
-from distill.simulate import _partial_state, main, simulate, verify
+from distill.simulate import _partial_state, main
 from distill.teachers import load
 from distill.teachers.analytic import draw_ellipsoids
+from distill.verify import verify
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -1,10 +1,9 @@
-"""The quadruple factory: what goes into which shard, made by any number of processes, killed at any time."""
+"""Shards of quadruples: what goes into which, made by processes that may be killed at any time."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +15,10 @@ import torch
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import write_shard
+from dd3g.progress import Progress
 from distill.inputs import Inputs, MatteError, seed_of
+from distill.ode import simulate
 from distill.quadruples import Quadruple, encode, noise_of
-from distill.simulate import simulate
 from distill.teachers import Teacher
 
 SETTINGS = "simulate.json"
@@ -26,7 +26,7 @@ FAILED = ".failed.json"  # beside a shard: which of its pictures could not be us
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardSet:
     """What goes into which shard; every shard is a pure function of this and its number.
 
     Shards come in passes over the pictures, one pass a seed, so that a run that is cut short has seen many
@@ -79,9 +79,8 @@ class Job:
         pictures = []
         for i in indices:
             try:
-                pictures.append(
-                    (i, *self.inputs.picture(i, seed_of(self.seed, number), self.teacher.rig.width))
-                )
+                found = self.inputs.picture(i, seed_of(self.seed, number), self.teacher.rig.width)
+                pictures.append((i, *found))
             except MatteError:
                 raise
             except UserError as error:
@@ -108,11 +107,13 @@ class Job:
         return samples
 
 
-def run(job: Job, state: Any, max_minutes: float = 0.0, show: bool = True) -> dict[str, Any]:
+def generate_shards(
+    wanted: ShardSet, state: Any, max_minutes: float = 0.0, show: bool = True
+) -> dict[str, Any]:
     """Make the shards that are not there yet; this process makes every P-th of them.
 
     Args:
-        job: what to make.
+        wanted: what to make.
         state: accelerate's `PartialState`.
         max_minutes: start no shard after this long; 0 never stops.
         show: draw a progress bar.
@@ -123,27 +124,27 @@ def run(job: Job, state: Any, max_minutes: float = 0.0, show: bool = True) -> di
     """
     deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
     with state.main_process_first():
-        check_settings(job.output, job.settings, job.seeds, write=state.is_main_process)
-    shards = job.shards
+        check_settings(wanted.output, wanted.settings, wanted.seeds, write=state.is_main_process)
+    shards = wanted.shards
     present = sum(path.exists() for path, _, _ in shards)
     state.wait_for_everyone()  # all have counted before the first new shard appears
     written = quadruples = 0
     failed: dict[str, str] = {}
     mine = shards[state.process_index :: state.num_processes]
-    with _Progress(show and state.is_main_process, len(mine)) as bar:
+    with Progress("shards", len(mine), show=show and state.is_main_process) as progress:
         for path, number, indices in mine:
             if not path.exists():
                 if time.monotonic() > deadline:
                     continue
                 lost: dict[str, str] = {}
-                samples = job.samples(number, indices, lost)
+                samples = wanted.samples(number, indices, lost)
                 if lost:  # written first: a shard that is there is never made again
                     with replacing(path.with_suffix(FAILED)) as partial:
                         partial.write_text(json.dumps(lost, indent=2) + "\n")
                 write_shard(path, samples)
                 written, quadruples = written + 1, quadruples + len(samples)
             failed |= _failed(path)
-            bar.advance(path.name)
+            progress.advance(note=path.name)
     reports = [(written, quadruples, failed)]
     if state.num_processes > 1:
         from accelerate.utils import gather_object
@@ -151,7 +152,7 @@ def run(job: Job, state: Any, max_minutes: float = 0.0, show: bool = True) -> di
         reports = gather_object(reports)
     written, quadruples = sum(r[0] for r in reports), sum(r[1] for r in reports)
     return {
-        "output": str(job.output),
+        "output": str(wanted.output),
         "shards": len(shards),
         "present": present,
         "written": written,
@@ -220,34 +221,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} does not hold a JSON object: delete {path.parent} or give another --output")
     return found
-
-
-class _Progress:
-    """A bar on a terminal, a line every minute elsewhere."""
-
-    def __init__(self, show: bool, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        self.lines = show and not console.is_terminal
-        self.total, self.done, self.said = total, 0, time.monotonic()
-        columns = (TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(
-            *columns, console=console, transient=True, disable=not (show and console.is_terminal)
-        )
-        self.task = self.bar.add_task("", total=total)
-
-    def __enter__(self) -> _Progress:
-        self.bar.start()
-        return self
-
-    def advance(self, name: str) -> None:
-        self.done += 1
-        self.bar.advance(self.task)
-        if self.lines and time.monotonic() - self.said > 60:
-            self.said = time.monotonic()
-            print(f"{self.done} of {self.total} shards, last {name}", file=sys.stderr, flush=True)
-
-    def __exit__(self, *exc: Any) -> None:
-        self.bar.stop()
