@@ -36,7 +36,7 @@ class Teacher(Protocol):
 
     @property
     def rig(self) -> Cameras:
-        """(V,) cameras of its views in the house frame; azimuths count from the input view."""
+        """(V,) cameras of its views in the canonical frame; azimuths count from the input view."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:

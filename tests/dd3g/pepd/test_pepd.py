@@ -11,8 +11,9 @@ from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.nn import correspond_rgba
 from dd3g.pepd import Generator, GeneratorConfig
+from dd3g.pepd.config import Bounds
 from dd3g.pepd.generator import resize
-from dd3g.pepd.progressive_decoding import CHANNELS, Bounds, Frame, activate, interval, to_grids, to_tokens
+from dd3g.pepd.progressive_decoding import CHANNELS, Frame, activate, interval, to_grids, to_tokens
 from dd3g.quaternions import quaternion_to_matrix
 
 TINY = GeneratorConfig(
@@ -93,7 +94,12 @@ def test_every_switch_trains(changes):
 
 def test_the_default_names_stay():
     names = set(Generator(TINY).state_dict())
-    assert {"kind", "picture.place", "extraction.stem.0.weight", "decoding.heads.2.1.out.bias"} <= names
+    assert {
+        "type_embedding",
+        "picture.place",
+        "extraction.stem.0.weight",
+        "decoding.heads.2.1.out.bias",
+    } <= names
     assert {n.split(".")[2] for n in names if n.startswith("decoding.feedback")} == {"0", "1"}
     assert names == set(Generator(replace(TINY, latent_shape=(4, 8, 4, 4))).state_dict())
 
