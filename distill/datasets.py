@@ -74,7 +74,8 @@ class RenderDataset:
             style = objects.meta(i)["style"]
             pools["scan" if style in {"scan", "pbr"} else "shape" if style == "shape" else "other"].append(i)
         shares = {"scan": scan_fraction, "shape": shape_fraction, "other": 1 - scan_fraction - shape_fraction}
-        self.pools = [(shares[k], v) for k, v in pools.items() if v and shares[k] > 0]
+        # Tensors, because worker processes share them.
+        self.pools = [(shares[k], torch.tensor(v)) for k, v in pools.items() if v and shares[k] > 0]
         if not self.pools:
             raise UserError(f"none of the {len(objects)} rendered objects has a style with a share above 0")
 
@@ -83,7 +84,7 @@ class RenderDataset:
         g = generator_for(self.seed, index)
         weights = torch.tensor([share for share, _ in self.pools])
         pool = self.pools[int(torch.multinomial(weights, 1, generator=g))][1]
-        item = self.objects[pool[pick(len(pool), g)]]
+        item = self.objects[int(pool[pick(len(pool), g)])]
         quads = item.meta["quads"]
         level = item.meta["elevation"]
         level_quads = [q for q in quads if abs(level[q[0]] - level[quads[0][0]]) < 0.5]

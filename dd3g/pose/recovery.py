@@ -173,7 +173,7 @@ def recover(
             condition,
             objective,
             rounds=1,
-            side=side,
+            auxiliary=side,
             record=watch if settling else None,
         )
         x, last = ended.x, ended.x0

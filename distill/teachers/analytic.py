@@ -49,7 +49,6 @@ class AnalyticTeacher(nn.Module):
 
     prediction: Prediction = "eps"
     background = 1.0
-    front_view = 0
 
     def __init__(self, config: AnalyticConfig | None = None) -> None:
         super().__init__()

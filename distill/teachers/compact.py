@@ -88,7 +88,6 @@ class CompactTeacher(nn.Module):
 
     prediction: Prediction = "x0"
     background = 1.0
-    front_view = 0
 
     def __init__(self, config: CompactConfig | None = None) -> None:
         super().__init__()

@@ -51,10 +51,6 @@ class Teacher(Protocol):
         """Its noise levels; `timestep_spacing` of its config decides which ones sampling visits."""
 
     @property
-    def front_view(self) -> int:
-        """Index of the view that shows what the input picture shows."""
-
-    @property
     def background(self) -> float:
         """Grey level that its views stand on where it knows no alpha."""
 

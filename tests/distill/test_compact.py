@@ -53,7 +53,7 @@ def test_shapes_and_protocol():
     x0 = made(noise, torch.tensor([999, 10]), condition)
     assert x0.shape == noise.shape and tuple(noise.shape[1:]) == made.latent_shape
     assert torch.equal(made(noise, 10, condition)[1], x0[1])  # one level for all
-    assert len(made.rig) == 4 and made.rig.width == 32 and made.front_view == 0
+    assert len(made.rig) == 4 and made.rig.width == 32
     assert isinstance(made.denoiser(condition), ClassifierFree) and made.denoiser(condition, 1.0) is made
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import fields, replace
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -192,7 +193,9 @@ def test_recolouring_leaves_alpha_and_changes_all_views_alike():
 
 def test_styles_are_drawn_by_their_shares(objects):
     dataset = RenderDataset(objects, 0, (1, 1, 1, 1), scan_fraction=0.8, shape_fraction=0.2, targets=1)
-    assert [(round(s, 2), p) for s, p in dataset.pools] == [(0.8, [0, 2])]  # "game" has no share left
+    assert [(round(s, 2), p.tolist()) for s, p in dataset.pools] == [
+        (0.8, [0, 2])
+    ]  # "game" has no share left
     with pytest.raises(UserError, match="shares of 1"):
         RenderDataset(objects, 0, NOISE, scan_fraction=0.9, shape_fraction=0.2)
     with pytest.raises(UserError, match="style with a share above 0"):
@@ -229,6 +232,17 @@ def test_renders_and_quadruples_collate(objects, quadruples, targets):
     b = QuadrupleDataset(quadruples, 0, targets=targets)[0]
     assert len(a.targets) == targets and torch.equal(b.targets[4:], b.targets[: max(0, targets - 4)])
     assert {k: v.shape for k, v in tensors(a).items()} == {k: v.shape for k, v in tensors(b).items()}
+
+
+def test_workers_get_handles(tmp_path, quadruples, monkeypatch):
+    """What is sent to a worker does not grow with the data."""
+    renders = write_renders(tmp_path, count=40)
+    monkeypatch.setattr(RenderedObjects, "meta", lambda self, index: {"style": "scan"})
+    objects = RenderedObjects([renders] * 100)
+    mixed = MixedDataset(RenderDataset(objects, 0, NOISE), QuadrupleDataset(quadruples, 0), 2, 0.5, 0)
+    sent = ForkingPickler.dumps(mixed)
+    assert len(objects) == 4000 and len(sent) < 65536
+    assert equal(ForkingPickler.loads(sent)[1], mixed[1])
 
 
 def test_mixed_schedule(objects, quadruples):

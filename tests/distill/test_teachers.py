@@ -53,7 +53,7 @@ def test_the_condition_is_consistent_with_the_picture():
     assert condition.means.shape == (2, 2, *teacher.latent_shape)
     views = teacher.codec.decode(condition.means)  # (B, K, V, 4, S, S)
     for k in range(2):
-        a, b = views[:, k, teacher.front_view, 3] > 0.5, rgba[:, 3] > 0.5
+        a, b = views[:, k, 0, 3] > 0.5, rgba[:, 3] > 0.5
         iou = (a & b).sum((1, 2)) / (a | b).sum((1, 2))
         assert (iou > 0.85).all()
     side = (views[:, :, 1, 3] > 0.5).sum((-1, -2))

@@ -121,7 +121,7 @@ def test_a_side_optimiser_steps_with_every_guided_move_after_the_sample():
         return (x0 - offset).square().sum(1)
 
     plan = descent(50, 10)
-    steps = sample(net, schedule, start, plan, objective=energy, side=side, record=lambda s: s).trace
+    steps = sample(net, schedule, start, plan, objective=energy, auxiliary=side, record=lambda s: s).trace
     assert len(seen) == len(plan)
     for (x0, before), (_, after) in zip(seen[:-1], seen[1:], strict=True):
         assert torch.allclose(after, before + 0.5 * (x0 - before), atol=1e-12)

@@ -12,7 +12,7 @@ from PIL import Image
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.io import turntable
-from dd3g.io.turntable import render_turntable, save_turntable, save_views
+from dd3g.io.turntable import render_turntable, save_turntable
 
 
 def marks() -> Gaussians:
@@ -117,13 +117,6 @@ def test_without_ffmpeg_an_mp4_becomes_a_webp(images, tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", missing)
     path = save_turntable(images, tmp_path / "turn.mp4")
     assert path == tmp_path / "turn.webp" and list(tmp_path.iterdir()) == [path]
-
-
-def test_views_in_a_row(images, tmp_path):
-    path = save_views(images[[0, 3, 6, 9]], tmp_path / "views.png")
-    with Image.open(path) as file:
-        assert file.format == "PNG" and file.size == (4 * 48, 48)
-        np.testing.assert_array_equal(np.asarray(file)[:, 48:96], images[3])
 
 
 def test_bad_names_and_failed_writes(images, tmp_path, monkeypatch):
