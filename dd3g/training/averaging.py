@@ -31,10 +31,14 @@ class Average:
         k = self.updates
         limit = 1 - k**-0.75 if self.warmup == "power" else (1 + k) / (10 + k)
         share = 1 - min(self.decay, limit)
+        pairs = [(v, s) for v, s in zip(self.values, self.sources, strict=True) if v.is_floating_point()]
+        values, sources = ([pair[i] for pair in pairs] for i in range(2))
+        # v - share (v - s), with one call for all tensors.
+        steps = torch._foreach_sub(values, sources)
+        torch._foreach_mul_(steps, share)
+        torch._foreach_sub_(values, steps)
         for value, source in zip(self.values, self.sources, strict=True):
-            if value.is_floating_point():
-                value.sub_(share * (value - source))
-            else:
+            if not value.is_floating_point():
                 value.copy_(source)
 
     @torch.no_grad()

@@ -59,73 +59,111 @@ def fit(
             of the step before), the checkpoint to resume from is missing or broken, the folder holds another
             run, or the disk is full.
     """
-    started = time.monotonic()
-    output = Path(config.output_dir)
-    accelerator = _accelerator(config, output)
-    average_model = copy.deepcopy(model).requires_grad_(False).eval()
-    optimizer: torch.optim.Optimizer = _optimizer(model, config)
-    trained, optimizer = accelerator.prepare(model, optimizer)
-    rate = LearningRate(optimizer, config)
-    average = Average(trained, config.ema_decay, config.ema_warmup)
-    accelerator.register_for_checkpointing(rate, average)
-    cuda = [accelerator.device.index or 0] if accelerator.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        step = resume(accelerator, output, config)
-        if config.report_to != "none":
-            accelerator.init_trackers("dd3g")
-        main = accelerator.is_main_process
-        metrics = Metrics(output / METRICS, step, config.logging_steps) if main else None
-
-        def show() -> dict[str, float]:
-            average.copy_to(average_model)
-            numbers = None
-            if accelerator.is_main_process and publish is not None:
-                with torch.no_grad():
-                    numbers = publish(average_model.to(accelerator.device), step)
-            accelerator.wait_for_everyone()
-            return numbers or {}
-
-        limit = config.max_minutes or math.inf
-        # Only a rate that falls with the time counts that of earlier sessions.
-        earlier = rate.minutes if config.lr_scheduler == "timed_cosine" else 0.0
-        rate.minutes = earlier
-        last = step >= config.max_train_steps or earlier >= limit
+    run = _Run(model, config)
+    with torch.random.fork_rng(devices=run.gpus):
+        step = resume(run.accelerator, run.output, config)
+        main = run.accelerator.is_main_process
+        metrics = Metrics(run.output / METRICS, step, config.logging_steps) if main else None
+        source = batches(run.accelerator, samples, config, step)
+        last = run.starts_at(step)
         if last:
-            show()
-        source = batches(accelerator, samples, config, step)
-        trained.train()
+            run.publish(publish, step)
         with Progress("steps", config.max_train_steps, step, main, seconds=15, stderr=False) as progress:
             while not last:
-                index = step * accelerator.num_processes + accelerator.process_index
-                torch.manual_seed(mixed_seed(config.seed, index))  # of dropout
-                numbers = _means(accelerator, _gradients(accelerator, trained, loss, source, step))
-                norm = accelerator.clip_grad_norm_(trained.parameters(), config.max_grad_norm or math.inf)
-                numbers["grad_norm"] = float(norm)
-                _check_finite(accelerator, numbers, step + 1, output)
-                numbers["lr"] = rate.set()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                if not accelerator.optimizer_step_was_skipped:  # fp16 leaves a step out after an overflow
-                    rate.count += 1
-                    average.step()
+                numbers = run.advance(loss, source, step)
                 step += 1
                 if metrics is not None:
                     metrics.add(step, numbers)
                 progress.advance(note=f"loss {numbers['loss']:.4f}")
-                if config.report_to != "none":
-                    accelerator.log(numbers, step=step)
-
-                rate.minutes = earlier + _mean(accelerator, (time.monotonic() - started) / 60)
-                last = rate.minutes > limit or step == config.max_train_steps
+                last = run.ends_at(step)
                 # The model goes first: a run that is killed between the two and resumed writes both again.
                 if last or step % config.validation_steps == 0:
-                    found = show()
+                    found = run.publish(publish, step)
                     if metrics is not None and found:
                         metrics.write(step, found)
                 if last or step % config.checkpointing_steps == 0:
-                    save_checkpoint(accelerator, output, step, config)
-        accelerator.end_training()
-    return average_model
+                    save_checkpoint(run.accelerator, run.output, step, config)
+        run.accelerator.end_training()
+    return run.average_model
+
+
+class _Run:
+    """A model in training, with all that follows it from step to step."""
+
+    def __init__(self, model: nn.Module, config: LoopConfig) -> None:
+        self.started, self.earlier = time.monotonic(), 0.0
+        self.config, self.output = config, Path(config.output_dir)
+        self.accelerator = _accelerator(config, self.output)
+        self.average_model: Any = copy.deepcopy(model).requires_grad_(False).eval()
+        self.model, self.optimizer = self.accelerator.prepare(model, _optimizer(model, config))
+        self.rate = LearningRate(self.optimizer, config)
+        self.average = Average(self.model, config.ema_decay, config.ema_warmup)
+        self.accelerator.register_for_checkpointing(self.rate, self.average)
+        if config.report_to != "none":
+            self.accelerator.init_trackers("dd3g")
+
+    @property
+    def gpus(self) -> list[int]:
+        """Devices whose random numbers the run uses."""
+        device = self.accelerator.device
+        return [device.index or 0] if device.type == "cuda" else []
+
+    def starts_at(self, step: int) -> bool:
+        """Get ready to go on from `step`; returns whether nothing is left to do."""
+        self.model.train()
+        # Only a rate that falls with the time counts that of earlier sessions.
+        self.earlier = self.rate.minutes if self.config.lr_scheduler == "timed_cosine" else 0.0
+        self.rate.minutes = self.earlier
+        return step >= self.config.max_train_steps or self.earlier >= (self.config.max_minutes or math.inf)
+
+    def ends_at(self, step: int) -> bool:
+        """Whether `step` steps, or the minutes so far, are enough."""
+        minutes = (time.monotonic() - self.started) / 60
+        if self.accelerator.num_processes > 1:  # whose clocks differ: all leave at one step or none does
+            here = torch.tensor(minutes, device=self.accelerator.device)
+            minutes = float(self.accelerator.reduce(here, "mean"))
+        self.rate.minutes = self.earlier + minutes
+        return step == self.config.max_train_steps or self.rate.minutes > (
+            self.config.max_minutes or math.inf
+        )
+
+    def advance(self, loss: Loss, source: Iterator[Any], step: int) -> dict[str, float]:
+        """One optimiser step; returns its numbers, the same on all processes."""
+        accelerator, config = self.accelerator, self.config
+        index = step * accelerator.num_processes + accelerator.process_index
+        torch.manual_seed(mixed_seed(config.seed, index))  # of dropout
+        terms: dict[str, Tensor] = {}
+        for _ in range(config.gradient_accumulation_steps):
+            with accelerator.accumulate(self.model):
+                result = loss(self.model, next(source), step)
+                value, parts = result if isinstance(result, tuple) else (result, {})
+                accelerator.backward(value)
+            for name, part in {"loss": value.detach(), **parts}.items():
+                share = part.float() / config.gradient_accumulation_steps
+                terms[name] = terms[name] + share if name in terms else share
+        numbers = _means(accelerator, terms)
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or math.inf)
+        numbers["grad_norm"] = float(norm)
+        _check_finite(accelerator, numbers, step + 1, self.output)
+        numbers["lr"] = self.rate.set()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if not accelerator.optimizer_step_was_skipped:  # fp16 leaves a step out after an overflow
+            self.rate.count += 1
+            self.average.step()
+        if config.report_to != "none":
+            accelerator.log(numbers, step=step + 1)
+        return numbers
+
+    def publish(self, publish: Publish | None, step: int) -> dict[str, float]:
+        """Show the averaged model; all processes call this together."""
+        self.average.copy_to(self.average_model)
+        numbers = None
+        if self.accelerator.is_main_process and publish is not None:
+            with torch.no_grad():
+                numbers = publish(self.average_model.to(self.accelerator.device), step)
+        self.accelerator.wait_for_everyone()
+        return numbers or {}
 
 
 def _optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
@@ -174,34 +212,11 @@ def _accelerator(config: LoopConfig, output: Path) -> Accelerator:
     return accelerator
 
 
-def _gradients(
-    accelerator: Accelerator, model: nn.Module, loss: Loss, source: Iterator[Any], step: int
-) -> dict[str, Tensor]:
-    """Forward and backward passes of one optimiser step; returns the terms, averaged over micro-steps."""
-    terms: dict[str, Tensor] = {}
-    for _ in range(accelerator.gradient_accumulation_steps):
-        with accelerator.accumulate(model):
-            result = loss(model, next(source), step)
-            value, parts = result if isinstance(result, tuple) else (result, {})
-            accelerator.backward(value)
-        for name, part in {"loss": value.detach(), **parts}.items():
-            share = part.float() / accelerator.gradient_accumulation_steps
-            terms[name] = terms[name] + share if name in terms else share
-    return terms
-
-
 def _means(accelerator: Accelerator, terms: dict[str, Tensor]) -> dict[str, float]:
     """Mean over processes, with one transfer for all terms."""
     names = sorted(terms)
     values = accelerator.reduce(torch.stack([terms[n].to(accelerator.device) for n in names]), "mean")
     return dict(zip(names, values.tolist(), strict=True))
-
-
-def _mean(accelerator: Accelerator, value: float) -> float:
-    # Clocks differ between processes: all leave at the same step or none does.
-    if accelerator.num_processes == 1:
-        return value
-    return float(accelerator.reduce(torch.tensor(value, device=accelerator.device), "mean"))
 
 
 def _check_finite(accelerator: Accelerator, numbers: dict[str, float], step: int, output: Path) -> None:
