@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -61,7 +61,7 @@ class Gaussians:
             quats = quaternion_multiply(matrix_to_quaternion(rotation.to(quats)), quats)
         if translation is not None:
             means = means + translation.to(means)
-        return Gaussians(means, quats, self.scales * scale, self.opacities, self.colors)
+        return replace(self, means=means, quats=quats, scales=self.scales * scale)
 
     def pruned(self, min_opacity: float = 0.005) -> Gaussians:
         """Keep the finite Gaussians with an opacity of at least `min_opacity`; for one object (no batch)."""

@@ -215,9 +215,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text()) if path.exists() else {}
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read {path} ({error}): delete {path.parent} or give another --output"
-        ) from error
+        raise UserError(f"cannot read {path} ({error}): restore it, or give another --output") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path} does not hold a JSON object: delete {path.parent} or give another --output")
+        raise UserError(f"{path} does not hold a JSON object: restore it, or give another --output")
     return found

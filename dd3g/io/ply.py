@@ -54,7 +54,7 @@ def from_raw(raw: np.ndarray) -> Gaussians:
 
 
 def encode(gaussians: Gaussians, axes: str) -> bytes:
-    """Binary little-endian .ply; `axes` is told in a comment."""
+    """Binary little-endian .ply; a comment names the axes."""
     header = (
         f"ply\nformat binary_little_endian 1.0\n{_COMMENT}{axes}\nelement vertex {len(gaussians)}\n"
         + "".join(f"property float {name}\n" for name in FIELDS)

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
-from dd3g.rasterizer.cpu_binning import bin_splats, gather
+from dd3g.rasterizer.cpu_binning import bin_splats, sum_gradients
 from dd3g.rasterizer.cpu_blending import blend, blend_backward
 from dd3g.rasterizer.cpu_projection import project_fused
 from dd3g.rasterizer.projection import project
@@ -92,7 +92,7 @@ class Blend(torch.autograd.Function):
             v_image.contiguous().numpy().reshape(image.shape),
             v_alpha.contiguous().numpy().reshape(ctx.left.shape),
         )
-        grads = gather(ctx.bins, v_isects, B, image.shape[1] - 1)
+        grads = sum_gradients(ctx.bins, v_isects, B, image.shape[1] - 1)
         means2d, conics, depths, opacities = (
             torch.from_numpy(v.reshape(B, V, *v.shape[1:])) for v in grads[:4]
         )

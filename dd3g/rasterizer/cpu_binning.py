@@ -75,7 +75,7 @@ def bin_splats(projected: list[np.ndarray], colors: np.ndarray, width: int, heig
     return bins
 
 
-def gather(bins: Bins, v_isects: np.ndarray, batch: int, channels: int) -> tuple[np.ndarray, ...]:
+def sum_gradients(bins: Bins, v_isects: np.ndarray, batch: int, channels: int) -> tuple[np.ndarray, ...]:
     """Add up the gradient buffer.
 
     Args:
@@ -91,7 +91,7 @@ def gather(bins: Bins, v_isects: np.ndarray, batch: int, channels: int) -> tuple
     shapes = ((images, N, 2), (images, N, 3), (images, N), (images, N), (batch, N, channels))
     means2d, conics, depths, opacities, colors = (np.zeros(s, v_isects.dtype) for s in shapes)
     with turn:
-        _gather(v_isects, bins.rank, bins.rows, means2d, conics, depths, opacities, colors)
+        _sum_gradients(v_isects, bins.rank, bins.rows, means2d, conics, depths, opacities, colors)
     return means2d, conics, depths, opacities, colors
 
 
@@ -198,7 +198,7 @@ def _fill(
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def _gather(
+def _sum_gradients(
     v_isects: Any, rank: Any, rows: Any,
     v_means2d: Any, v_conics: Any, v_depths: Any, v_opacities: Any, v_colors: Any,
 ) -> None:  # fmt: skip

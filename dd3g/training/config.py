@@ -25,7 +25,7 @@ class LoopConfig:
     resume_flag: ClassVar[str] = "--resume latest"  # what messages advise
 
     output_dir: str = "runs/train"  # folder for checkpoints, the model, and curves
-    seed: int = 0  # of the weights, the draws and their noise
+    seed: int = 0  # of the weights, the samples and their noise
     train_batch_size: int = 8  # per process and micro-step
     gradient_accumulation_steps: int = 1  # micro-steps an optimiser step
     max_train_steps: int = 10_000  # optimiser steps
