@@ -104,6 +104,15 @@ def test_the_default_names_stay():
     assert names == set(Generator(replace(TINY, latent_shape=(4, 8, 4, 4))).state_dict())
 
 
+def test_older_names_are_read():
+    model = generator()
+    state = {k: torch.ones_like(v) for k, v in model.state_dict().items()}
+    state["kind"] = state.pop("type_embedding")
+    nested = torch.nn.ModuleDict({"inner": model})
+    nested.load_state_dict({f"inner.{k}": v for k, v in state.items()})
+    assert torch.equal(model.type_embedding, torch.ones(2, 32)) and "type_embedding" not in state
+
+
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_bounds_hold(scale):
     model = generator()
