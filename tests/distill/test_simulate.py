@@ -400,6 +400,7 @@ def test_time_limit_stops_between_shards(pictures, teacher, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["complete"]
 
 
+@pytest.mark.slow
 def test_killed_at_random_and_started_again_makes_the_same_set(pictures, teacher, tmp_path):
     options = ("--per-shard", "1", "--seeds", "4", "--steps", "60")
     whole, torn = tmp_path / "whole", tmp_path / "torn"
@@ -423,6 +424,7 @@ def test_killed_at_random_and_started_again_makes_the_same_set(pictures, teacher
     assert len(Quadruples(torn)) == 24
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_shards(pictures, teacher, tmp_path):
     options = ("--per-shard", "2", "--seeds", "2")
     assert main(command(pictures, teacher, tmp_path / "one", *options)) == 0

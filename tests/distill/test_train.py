@@ -141,6 +141,7 @@ def test_corrupt_shards(data, tmp_path, capsys, which, kind):
     assert error.startswith("error: ") and error.count("\n") == 1 and "delete" in error and ".tar" in error
 
 
+@pytest.mark.slow
 def test_a_shard_that_a_worker_finds_corrupt(data, tmp_path, capsys):
     """With workers nothing is decoded at the start; the run stops when the bad sample's turn comes."""
     bad = damaged(data[0], tmp_path / "bad", "pixels")
@@ -219,6 +220,7 @@ def script(*line, **options):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(data, tmp_path, optimizer):
     options = {"max_train_steps": 10, "checkpointing_steps": 3, "objective.bootstrap": 0.2}
     options["optimizer"] = optimizer
@@ -247,6 +249,7 @@ def test_killed_and_resumed_equals_uninterrupted(data, tmp_path, optimizer):
         assert whole[Path(name)] == cut[Path(name)], f"{name} differs after a kill at step {target}"
 
 
+@pytest.mark.slow
 def test_two_processes_follow_one(data, tmp_path):
     options = {
         "max_train_steps": 20, "checkpointing_steps": 20, "objective.bootstrap": 0.2,
@@ -267,6 +270,7 @@ def test_two_processes_follow_one(data, tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.slow
 def test_split_parameters_follow_whole_ones(data, tmp_path, optimizer):
     """FSDP with gloo: losses, gradients and the averaged model."""
     options = {"max_train_steps": 4, "checkpointing_steps": 2, "objective.bootstrap": 0.2}
@@ -287,6 +291,7 @@ def test_split_parameters_follow_whole_ones(data, tmp_path, optimizer):
     assert all((d.max() if optimizer == "adamw" else d.mean()) < 1e-4 for d in off.values())
 
 
+@pytest.mark.slow
 def test_the_script_ends_with_code_2(tmp_path):
     process = script(sys.executable, "distill/train.py", "renders=[]", f"output_dir={tmp_path}")
     out, error = process.communicate(timeout=600)

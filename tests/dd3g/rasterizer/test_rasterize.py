@@ -103,6 +103,7 @@ def test_equals_the_dense_reference(scene, antialiased):
     assert_close(gradients(ours, parts(g)), gradients(reference, parts(g)), 1e-10, FIELDS)
 
 
+@pytest.mark.slow
 def test_gradcheck():
     g = ball(7, size=0.15, opacity=(0.3, 0.8), channels=2, seed=3)
     cameras = rig(9, 6, (0.0, 100.0))

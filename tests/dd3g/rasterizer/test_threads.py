@@ -3,6 +3,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import torch
 torch.set_num_threads(1)
@@ -14,6 +16,7 @@ print(torch.get_num_threads())
 """
 
 
+@pytest.mark.slow
 def test_rendering_leaves_the_number_of_torch_threads():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1"]
