@@ -1,61 +1,90 @@
-"""How far a long command is: a bar on a terminal, a line of text now and then elsewhere."""
+"""How far a long command is: a bar with rate and time left on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import Self
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
 
 
 class Progress:
-    """Counts what is done.
+    """Counts what is done, in phases.
 
     Args:
-        label: what is counted.
-        total: how many there are.
-        done: how many were done before.
         show: whether to say anything.
-        seconds: between two lines of text.
-        stderr: where they go; else to standard output.
+        total: of a first phase; leave both out where `phase` follows.
+        name: of what it counts.
+        seconds: between two lines where no terminal is attached.
     """
 
-    def __init__(
-        self,
-        label: str,
-        total: int,
-        done: int = 0,
-        show: bool = True,
-        seconds: float = 60,
-        stderr: bool = True,
-    ) -> None:
+    def __init__(self, show: bool = True, total: int = 0, name: str = "", seconds: float = 60) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        console = Console(stderr=stderr)
-        columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-        self._bar = Bar(
-            *columns, TimeRemainingColumn(), console=console, disable=not (show and console.is_terminal)
-        )
-        self._task = self._bar.add_task(label, total=total, completed=done, note="")
-        self._lines = show and not console.is_terminal
-        self._label, self._total, self._done, self._before = label, total, done, done
-        self._start = self._last = time.monotonic()
-        self._seconds, self._stderr = seconds, stderr
+        console = Console(stderr=True)
+        self._lines, self._seconds = show and not console.is_terminal, seconds
+        note = TextColumn("{task.fields[note]}", markup=False)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), note)
+        hidden = not (show and console.is_terminal)
+        self._bar = Bar(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden)
+        self._task: Any = None
+        self.phase(name, total)
+
+    def phase(self, name: str, total: int, done: int = 0) -> None:
+        """Begin counting `name`, of which `done` of `total` were there before."""
+        self.name, self.total, self.done, self._before = name, total, done, done
+        self._start = self._printed = time.monotonic()
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(name, total=total, completed=done, note="")
+
+    @property
+    def rate(self) -> float:
+        """Done a second, in this phase."""
+        return (self.done - self._before) / max(time.monotonic() - self._start, 1e-9)
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """`count` more are done; `note` says something of the last one."""
-        self._done += count
-        self._bar.update(self._task, completed=self._done, note=note)
-        now = time.monotonic()
-        if self._lines and now - self._last > self._seconds:
-            self._last, rate = now, (self._done - self._before) / (now - self._start)
-            line = f"{self._label} {self._done} of {self._total}  {note}  {rate:.2f}/s"
-            print(line, file=sys.stderr if self._stderr else sys.stdout, flush=True)
+        """Count `count` more as done.
 
-    def __enter__(self) -> Self:
+        Args:
+            count: how many.
+            note: stands beside the rate, such as a loss.
+        """
+        self.done += count
+        note = f"{note}  {self.rate:.3g}/s".strip()
+        self._bar.update(self._task, completed=self.done, note=note)
+        if self._lines and time.monotonic() - self._printed > self._seconds and self.rate:
+            self._printed = time.monotonic()
+            left = timedelta(seconds=round((self.total - self.done) / self.rate))
+            self.say(f"{self.done} of {self.total} {self.name}, {note}, {left} left")
+
+    def say(self, text: str) -> None:
+        """Print one line above the bar."""
+        if self._lines:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> Progress:
         self._bar.start()
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, *exc: Any) -> None:
         self._bar.stop()
+
+
+def print_first(lines: Sequence[str], most: int, rest: str) -> None:
+    """Print lines on stderr, and beyond some of them only how many there are.
+
+    Args:
+        lines: all of them.
+        most: lines that are printed.
+        rest: line that stands for the others, with {} in place of their number.
+    """
+    for line in lines[:most]:
+        print(line, file=sys.stderr)
+    if len(lines) > most:
+        print(rest.replace("{}", str(len(lines) - most)), file=sys.stderr)

@@ -131,7 +131,7 @@ def generate_shards(
     written = quadruples = 0
     failed: dict[str, str] = {}
     mine = shards[state.process_index :: state.num_processes]
-    with Progress("shards", len(mine), show=show and state.is_main_process) as progress:
+    with Progress(show and state.is_main_process, len(mine), "shards") as progress:
         for path, number, indices in mine:
             if not path.exists():
                 if time.monotonic() > deadline:

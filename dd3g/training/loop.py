@@ -68,7 +68,8 @@ def fit(
         last = run.starts_at(step)
         if last:
             run.publish(publish, step)
-        with Progress("steps", config.max_train_steps, step, main, seconds=15, stderr=False) as progress:
+        with Progress(main) as progress:
+            progress.phase("steps", config.max_train_steps, step)
             while not last:
                 numbers = run.advance(loss, source, step)
                 step += 1
