@@ -144,6 +144,18 @@ class Cameras:
         directions = local[..., :1] * right + local[..., 1:2] * down + forward
         return self.positions[..., None, None, :], directions
 
+    def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Where world points (P, 3) appear in a flat batch of cameras (V,).
+
+        Returns:
+            places (V, P, 2), x to the right and y down, -1..1 from edge to edge, and camera depth (V, P).
+        """
+        local = points @ self.viewmats[:, :3, :3].mT + self.viewmats[:, None, :3, 3]  # (V, P, 3)
+        z = local[..., 2]
+        x = local[..., 0] / z * self.Ks[:, None, 0, 0] + self.Ks[:, None, 0, 2]
+        y = local[..., 1] / z * self.Ks[:, None, 1, 1] + self.Ks[:, None, 1, 2]
+        return torch.stack([2 * x / self.width - 1, 2 * y / self.height - 1], -1), z
+
     def plucker(self) -> Tensor:
         """Plücker coordinates (..., 6, H, W), moment o x d and direction d, of the pixels' unit rays."""
         origins, directions = self.rays()

@@ -52,6 +52,7 @@ class GeneratorConfig:
     copy_expansion: int = 8  # one Gaussian per pixel of the picture
     head_hidden: int = 32  # channels inside a pixel head
     detach_taps: bool = False  # later attributes send no gradient through earlier ones
+    surface: Literal["hull", "off"] = "hull"  # what `generate` makes of the splats: a solid body, or nothing
     pt_mode: Literal["plain", "knn"] = "plain"  # knn: blocks behind the position tap see the nearest tokens
     neighbours: int = 16  # of a token, for pt_mode knn
     bounds: Bounds = field(default_factory=Bounds)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dd3g.cameras import Cameras
+from dd3g.cameras import ELEVATION, Cameras
 from dd3g.errors import UserError, first_line
 from dd3g.io.splats import Gaussians
 from dd3g.nn import PictureEncoder, correspond_rgba
@@ -18,6 +18,7 @@ from dd3g.nn.checkpoint import CONFIG, WEIGHTS, Renamed, build, load_weights, re
 from dd3g.pepd.config import Bounds, GeneratorConfig
 from dd3g.pepd.pattern_extraction import CopiedTokens, PatternExtraction, type_embedding
 from dd3g.pepd.progressive_decoding import Frame, ProgressiveDecoding
+from dd3g.pepd.solid import refined, resize, solidify
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 CARD = """---
@@ -96,15 +97,28 @@ class Generator(Renamed):
         return gaussians if apart else Gaussians.cat(gaussians)
 
     @torch.no_grad()
-    def generate(self, picture: Any, seed: int = 0) -> Gaussians:
+    def generate(
+        self,
+        picture: Any,
+        seed: int = 0,
+        elevation: float = ELEVATION,
+        raw: bool = False,
+        refine: float = 0.0,
+    ) -> Gaussians:
         """Picture to Gaussians, the whole way for one user.
 
         Args:
             picture: a path, a PIL image, a `Picture`, or straight RGBA (4, S, S) framed as in training.
             seed: draws the noise, on the CPU: a seed means the same on every device.
+            elevation: degrees by which the picture was taken from above; training saw -10 to 40.
+            raw: keep the network's soft splats instead of a solid body of opaque discs; see `solidify`.
+            refine: seconds for which the visible discs are fitted to the picture.
 
         Returns:
             (N,) Gaussians on the generator's device.
+
+        Raises:
+            ValueError: when the elevation does not lie strictly between -90 and 90.
         """
         from dd3g.picture import Picture, load_image
 
@@ -112,11 +126,19 @@ class Generator(Renamed):
             rgba = picture
         else:
             rgba = (picture if isinstance(picture, Picture) else load_image(picture)).rgba
-        device = self.type_embedding.device
-        image = resize(rgba[None].float(), self.config.size).to(device)
+        rgba = rgba.float()
+        device, views = self.type_embedding.device, self.config.latent_shape[0]
+        image = resize(rgba[None], self.config.size).to(device)
         noise = torch.randn(1, *self.config.latent_shape, generator=torch.Generator().manual_seed(seed))
+        rig = Cameras.orbit([360.0 * v / views for v in range(views)], elevation, self.config.size)
         self.eval()
-        return self(noise.to(device), self.rig.to(device), image)[0]
+        gaussians = self(noise.to(device), rig.to(device), image)[0]
+        if raw or self.config.surface == "off":
+            return gaussians
+        solid = solidify(gaussians, rgba, rig[:1])
+        if refine > 0:
+            solid = refined(solid, rgba.cpu(), rig[:1], refine)
+        return solid.to(device)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write config.json and model.safetensors; `dtype` is the stored type of the weights."""
@@ -200,12 +222,3 @@ def find_weights(name: str | Path) -> Path:
     raise UserError(
         f"{name}: no such weights; shipped are {', '.join(shipped())}, or give a folder or a hub id"
     )
-
-
-def resize(rgba: Tensor, size: int) -> Tensor:
-    """Area-resize straight RGBA (B, 4, H, W) to a square; colours are averaged by their alpha."""
-    if rgba.shape[-2:] == (size, size):
-        return rgba
-    premultiplied = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
-    small = F.interpolate(premultiplied, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
-    return torch.cat([(small[:, :3] / small[:, 3:].clamp(min=1e-6)).clamp(0, 1), small[:, 3:]], 1)

@@ -282,7 +282,9 @@ def test_generate_is_deterministic_and_follows_the_seed(tmp_path):
         assert isinstance(again, Gaussians) and same(first, again)
         files.append(again.save(tmp_path / f"{i}.ply").read_bytes())
     assert files[0] == files[1]
-    assert not same(first, model.generate(picture, seed=5), 1e-5)
+    raw = model.generate(picture, seed=4, raw=True)
+    assert not same(raw, model.generate(picture, seed=5, raw=True), 1e-5)
+    assert not same(raw, model.generate(picture, seed=4, raw=True, elevation=30.0), 1e-5)
     first.means.requires_grad_()  # what comes out can be optimised further
     first.means.sum().backward()
 

@@ -1,0 +1,231 @@
+"""A closed body of opaque discs in place of the generator's soft splats, coloured by the picture where it shows.
+
+Soft splats hide a wrong shape from pixel losses and show it to people. `solidify` keeps what the generator knows,
+the outline and the colour from every side, and drops the rest: masks from around -> visual hull -> closed surface
+-> a disc at every point of it -> colour from the picture on the visible side, from the generator elsewhere.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dd3g.cameras import Cameras
+from dd3g.gaussians import Gaussians
+from dd3g.pepd.surface import HALF, first_hits, smoothed, surface_nets, visual_hull
+from dd3g.quaternions import matrix_to_quaternion
+from dd3g.rasterizer import rasterize
+
+VISIBLE = 0.02  # alpha from which a pixel of the picture gets a disc
+# Where masks are taken from: rings at three elevations, for outlines of legs as well as of tops.
+RING = ((10.0, 12, 0.0), (40.0, 6, 0.0), (-10.0, 4, 45.0))  # elevation, cameras, first azimuth
+
+
+@dataclass(frozen=True)
+class SolidOptions:
+    """How the surface is found and how discs lie on it; lengths in voxels unless they say otherwise."""
+
+    resolution: int = 72  # voxels a side
+    mask_size: int = 64  # pixels a side of the masks, those of the generator's training
+    blur: float = 0.8  # standard deviation of the filter on the hull
+    tangent: float = 0.5  # standard deviation of a disc along the surface
+    thickness: float = 0.2  # and across it
+    inset: float = 0.8  # discs lie this far inside, so that what they cover ends at the surface
+    opacity: float = 0.97
+    front: float = 0.45  # of the visible side's discs, one a picture pixel: standard deviation in pixels
+    lift: float = 0.004  # world units by which these lie before the others
+    stretch: float = 3.0  # longest by shortest axis of a visible disc that is seen at a slant
+    behind: float = 1.5  # depth behind the first hit up to which a point counts as visible
+    facing: float = 0.15  # least cosine to the viewing ray of a visible point
+    most_visible: int = 24_000  # discs; a picture with more pixels on the object is reduced
+    most_hidden: int = 16_000  # discs all around; a longer surface is taken at fewer voxels
+
+
+def solidify(
+    gaussians: Gaussians, picture: Tensor, camera: Cameras, options: SolidOptions | None = None
+) -> Gaussians:
+    """Opaque discs on the closed surface that the Gaussians' outlines leave, on the CPU.
+
+    Args:
+        gaussians: (N,) from the generator, in the world of `camera`.
+        picture: (4, S, S) straight RGBA; the visible side gets one disc a pixel of it.
+        camera: (1,) that took the picture, of any size.
+        options: see there.
+
+    Returns:
+        (M,) Gaussians; the given ones where their hull is empty.
+    """
+    o = options or SolidOptions()
+    gaussians, picture = gaussians.to("cpu"), picture.cpu()
+    count = int((picture[3] > VISIBLE).sum())
+    if count > o.most_visible:
+        picture = resize(picture[None], int(picture.shape[-1] * (o.most_visible / count) ** 0.5))[0]
+    camera = camera.to("cpu").resized(picture.shape[-1])
+    ring = mask_cameras(o.mask_size)
+    render = rasterize(gaussians, ring, background=0.0, antialiased=True)
+    alpha = render.alpha[:, 0]  # (V, S, S)
+    views = torch.cat([render.rgb / render.alpha.clamp(min=1e-3), render.alpha], 1).clamp(0, 1)
+    level, resolution, masks = 0.5, o.resolution, balanced(alpha)
+    while True:
+        hull = torch.minimum(
+            visual_hull(masks, ring, resolution), visual_hull(picture[3:], camera, resolution)
+        )
+        field = smoothed(hull, o.blur)
+        points, normals = surface_nets(field, level)
+        if len(points) <= o.most_hidden:
+            break
+        resolution = int(resolution * min(0.9, (o.most_hidden / len(points)) ** 0.5))
+    voxel = 2 * HALF / resolution
+    if not len(points):
+        return gaussians
+    colors = shaded(points, normals, views, ring)
+    depth = first_hits(field, level, camera, picture[3] > VISIBLE)
+    filled = spread(depth[None], depth[None] > 0)[0]
+    if (depth > 0).any():
+        uv, z = camera.project(points)  # (1, P, 2), (1, P)
+        surface = _sampled(filled[None, None], uv)[0, 0]
+        to_eye = F.normalize(camera.positions - points, dim=-1)
+        visible = (z[0] - surface < o.behind * voxel) & ((to_eye * normals).sum(-1) > o.facing)
+        shown = _sampled(spread(picture[:3], picture[3:])[None], uv)[0].T
+        colors = torch.where(visible[:, None], shown, colors)
+    body = Gaussians(
+        points - o.inset * voxel * normals,
+        matrix_to_quaternion(tangent_axes(normals)),
+        torch.tensor([o.tangent, o.tangent, o.thickness]).mul(voxel).repeat(len(points), 1),
+        torch.full((len(points),), o.opacity),
+        colors.clamp(0, 1),
+    )
+    return Gaussians.cat([body, visible_side(picture, camera, filled, o)]) if (depth > 0).any() else body
+
+
+def mask_cameras(size: int) -> Cameras:
+    """(V,) cameras all around that masks are taken with, `size` pixels a side."""
+    azimuths = [first + 360.0 * k / count for _, count, first in RING for k in range(count)]
+    elevations = [elevation for elevation, count, _ in RING for _ in range(count)]
+    return Cameras.orbit(azimuths, elevations, size)
+
+
+def balanced(alpha: Tensor) -> Tensor:
+    """Soft masks (V, S, S) bent so that the area above one half is the area that they sum to.
+
+    Haze covers much and weakly; cut at one half it would vanish, and the body with it.
+    """
+    flat = alpha.flatten(1).sort(1, descending=True).values
+    area = flat.sum(1).long().clamp(1, flat.shape[1] - 1)
+    middle = flat.gather(1, area[:, None])[:, :, None].clamp(0.25, 0.6)
+    return torch.where(alpha < middle, 0.5 * alpha / middle, 0.5 + 0.5 * (alpha - middle) / (1 - middle))
+
+
+def shaded(points: Tensor, normals: Tensor, views: Tensor, cameras: Cameras, power: float = 3.0) -> Tensor:
+    """Colours (P, 3) of points from views (V, 4, S, S), weighted by how squarely each sees them."""
+    uv, _ = cameras.project(points)
+    seen = _sampled(torch.stack([torch.cat([spread(v[:3], v[3:]), v[3:]]) for v in views]), uv)  # (V, 4, P)
+    to_eye = F.normalize(cameras.positions[:, None] - points, dim=-1)
+    facing = (to_eye * normals).sum(-1).clamp(min=0) ** power  # (V, P)
+    weight = (facing * (seen[:, 3] + 1e-3) + 1e-6)[:, None]
+    return ((seen[:, :3] * weight).sum(0) / weight.sum(0)).T
+
+
+def visible_side(picture: Tensor, camera: Cameras, depth: Tensor, o: SolidOptions) -> Gaussians:
+    """One disc a pixel with alpha, at `depth` (S, S) on its ray, in the plane that the depth's slope gives."""
+    depth = F.avg_pool2d(F.pad(depth[None], (2, 2, 2, 2), mode="replicate"), 5, 1)[0]
+    origins, directions = camera.rays()
+    eye = origins[0, 0, 0]
+    grid = eye + (depth - o.lift)[..., None] * directions[0]  # (S, S, 3)
+    keep = picture[3] > VISIBLE
+    points = grid[keep]
+    across, down = (torch.gradient(grid, dim=axis)[0][keep] for axis in (1, 0))
+    view = F.normalize(eye - points, dim=-1)
+    normals = F.normalize(torch.linalg.cross(down, across), dim=-1)
+    normals = normals * (normals * view).sum(-1, keepdim=True).sign()
+    least = 1 / o.stretch
+    slant = (normals * view).sum(-1, keepdim=True)
+    normals = F.normalize(normals + view * (1.2 * (least - slant)).clamp(min=0), dim=-1)
+    slant = (normals * view).sum(-1).clamp(min=least)
+    pixel = depth[keep] / camera.Ks[0, 0, 0]
+    # The first axis points down the slope, where a pixel covers 1 / slant as much surface.
+    steep = F.normalize(view - slant[:, None] * normals, dim=-1)
+    flat = slant > 0.999
+    axes = tangent_axes(normals)
+    axes = torch.where(
+        flat[:, None, None], axes, torch.stack([steep, torch.linalg.cross(normals, steep), normals], -1)
+    )
+    scales = torch.stack([o.front * pixel / slant, o.front * pixel, 0.25 * pixel], -1)
+    return Gaussians(
+        points, matrix_to_quaternion(axes), scales, 0.98 * picture[3][keep], picture[:3, keep].T.contiguous()
+    )
+
+
+def refined(
+    gaussians: Gaussians, picture: Tensor, camera: Cameras, seconds: float, steps: int = 100_000
+) -> Gaussians:
+    """Colours and sizes of the discs fitted to the picture by gradient descent, for this long.
+
+    Args:
+        gaussians: (N,) from `solidify`.
+        picture: (4, S, S) straight RGBA.
+        camera: (1,) that took it.
+        seconds: of the wall clock; the step under way is finished.
+        steps: at most.
+    """
+    camera = camera.resized(picture.shape[-1])
+    target = picture[:3] * picture[3:] + 1 - picture[3:]
+    colors = gaussians.colors.clamp(0.01, 0.99).logit().requires_grad_()
+    scales = gaussians.scales.log().requires_grad_()
+    optimizer = torch.optim.Adam([{"params": [colors], "lr": 0.05}, {"params": [scales], "lr": 0.01}])
+    end = time.monotonic() + seconds
+    with torch.enable_grad():
+        for _ in range(steps):
+            if time.monotonic() > end:
+                break
+            fitted = Gaussians(
+                gaussians.means, gaussians.quats, scales.exp(), gaussians.opacities, colors.sigmoid()
+            )
+            error = rasterize(fitted, camera, antialiased=True).rgb[0] - target
+            optimizer.zero_grad()
+            error.square().mean().backward()
+            optimizer.step()
+    return Gaussians(
+        gaussians.means, gaussians.quats, scales.detach().exp(), gaussians.opacities, colors.detach().sigmoid()
+    )
+
+
+def tangent_axes(normals: Tensor) -> Tensor:
+    """Rotations (P, 3, 3) whose third column is the normal (P, 3)."""
+    up = torch.tensor([0.0, 1.0, 0.0]).expand_as(normals)
+    side = torch.tensor([1.0, 0.0, 0.0]).expand_as(normals)
+    helper = torch.where(normals[:, 1:2].abs() < 0.9, up, side)
+    u = F.normalize(torch.linalg.cross(helper, normals), dim=-1)
+    return torch.stack([u, torch.linalg.cross(normals, u), normals], -1)
+
+
+def spread(values: Tensor, weight: Tensor) -> Tensor:
+    """Carry values (C, S, S) beyond where their weight (1, S, S) ends, from coarser and coarser means."""
+    weight = weight.to(values)
+    held = torch.cat([values * weight, weight])[None]
+    total = held
+    size = values.shape[-1]
+    k = 1
+    while 2**k <= size:
+        wide = F.interpolate(F.avg_pool2d(held, 2**k, ceil_mode=True), (size, size), mode="bilinear")
+        total = total + 1e-3 ** min(k, 8) * wide
+        k += 1
+    return (total[:, :-1] / total[:, -1:].clamp(min=1e-30))[0]
+
+
+def resize(rgba: Tensor, size: int) -> Tensor:
+    """Area-resize straight RGBA (B, 4, H, W) to a square; colours are averaged by their alpha."""
+    if rgba.shape[-2:] == (size, size):
+        return rgba
+    premultiplied = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
+    small = F.interpolate(premultiplied, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
+    return torch.cat([(small[:, :3] / small[:, 3:].clamp(min=1e-6)).clamp(0, 1), small[:, 3:]], 1)
+
+
+def _sampled(maps: Tensor, uv: Tensor) -> Tensor:
+    """Maps (V, C, S, S) at places (V, P, 2) in -1..1 -> (V, C, P); beyond the edge as at it."""
+    return F.grid_sample(maps, uv[:, :, None], align_corners=False, padding_mode="border")[..., 0]

@@ -1,0 +1,219 @@
+"""Hull, nets and hits against brute force, and what a solid body must be."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+
+from dd3g.cameras import Cameras
+from dd3g.gaussians import Gaussians
+from dd3g.pepd.solid import (
+    SolidOptions,
+    balanced,
+    mask_cameras,
+    refined,
+    solidify,
+    spread,
+    tangent_axes,
+    visible_side,
+)
+from dd3g.pepd.surface import HALF, first_hits, smoothed, surface_nets, visual_hull
+from dd3g.rasterizer import rasterize
+
+
+def voxels(n):
+    a = (torch.arange(n) + 0.5) / n * 2 * HALF - HALF
+    return torch.stack(torch.meshgrid(a, a, a, indexing="ij"), -1)  # (n, n, n, 3)
+
+
+def ball(n, radius=0.4, centre=(0.0, 0.0, 0.0)):
+    return (radius - (voxels(n) - torch.tensor(centre)).norm(dim=-1)) * n
+
+
+def test_hull_is_the_smallest_sampled_alpha():
+    n, cameras = 12, Cameras.orbit([0.0, 70.0, 200.0], [10.0, -20.0, 50.0], 16)
+    alpha = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.2
+    uv, _ = cameras.project(voxels(n).view(-1, 3))
+    twin = F.grid_sample(alpha[:, None], uv[:, :, None], align_corners=False)[:, 0, :, 0].amin(0)
+    found = visual_hull(alpha, cameras, n).view(-1)
+    near = twin >= 0.1  # below that the search stops early
+    torch.testing.assert_close(found[near], twin[near], atol=1e-5, rtol=0)
+    assert (found[~near] < 0.1).all()
+
+
+def test_smoothing_is_scipys():
+    field = torch.rand(9, 10, 11, generator=torch.Generator().manual_seed(1))
+    twin = ndimage.gaussian_filter(field.numpy(), 0.8, mode="nearest", radius=2)
+    np.testing.assert_allclose(smoothed(field, 0.8).numpy(), twin, atol=1e-6)
+
+
+def test_nets_lie_on_the_sphere_with_outward_normals():
+    n, centre = 40, (0.05, -0.1, 0.02)
+    points, normals = surface_nets(ball(n, 0.35, centre), 0.0)
+    away = points - torch.tensor(centre)
+    voxel = 2 * HALF / n
+    assert (away.norm(dim=-1) - 0.35).abs().max() < 0.05 * voxel
+    assert (normals * F.normalize(away, dim=-1)).sum(-1).min() > 0.999
+
+
+def test_nets_have_a_point_in_every_crossed_cell():
+    field = torch.randn(6, 6, 6, generator=torch.Generator().manual_seed(2))
+    inside = F.pad((field > 0.2).float(), (1, 1, 1, 1, 1, 1))
+    corners = F.avg_pool3d(inside[None, None], 2, 1)[0, 0]
+    points, _ = surface_nets(field, 0.2)
+    assert len(points) == int(((corners > 0) & (corners < 1)).sum())
+
+
+def test_nets_are_closed_at_the_border_of_the_cube():
+    points, _ = surface_nets(torch.ones(5, 5, 5), 0.5)
+    assert len(points) == 6**3 - 4**3
+
+
+@pytest.mark.parametrize("elevation", [0.0, 35.0])
+def test_hits_agree_with_the_sphere(elevation):
+    camera = Cameras.orbit([30.0], elevation, 24)
+    depth = first_hits(ball(64), 0.0, camera, torch.ones(24, 24, dtype=torch.bool))
+    origins, directions = camera.rays()
+    o, d = origins[0, 0, 0], directions[0]
+    a, b, c = d.square().sum(-1), (d * o).sum(-1), o.square().sum() - 0.4**2
+    root = b.square() - a * c
+    true = (-b - root.clamp(min=0).sqrt()) / a
+    clear = root > 0.05
+    assert clear.sum() > 100
+    assert (depth - true)[clear].abs().max() < 2e-3
+    assert not depth[root < -0.01].any()
+
+
+def test_rays_outside_the_mask_are_not_followed():
+    assert not first_hits(ball(16), 0.0, Cameras.orbit([0.0], 0.0, 8), torch.zeros(8, 8, dtype=torch.bool)).any()
+
+
+def test_balanced_masks_keep_their_area():
+    alpha = torch.zeros(1, 10, 10)
+    alpha[0, :5] = torch.linspace(0.3, 0.6, 50).view(5, 10)  # haze that sums to 22 pixels
+    assert int((balanced(alpha) > 0.5).sum()) == pytest.approx(int(alpha.sum()), abs=1)
+
+
+def test_spread_keeps_what_is_known_and_fills_the_rest():
+    values, weight = torch.full((1, 16, 16), 7.0), torch.zeros(1, 16, 16)
+    values[0, 3, 3], weight[0, 3, 3] = 0.25, 1.0
+    torch.testing.assert_close(spread(values, weight), torch.full((1, 16, 16), 0.25), atol=1e-4, rtol=0)
+
+
+def test_tangent_axes_are_rotations_about_the_normal():
+    normals = F.normalize(torch.randn(50, 3, generator=torch.Generator().manual_seed(3)), dim=-1)
+    axes = tangent_axes(torch.cat([normals, torch.eye(3), -torch.eye(3)]))
+    torch.testing.assert_close(axes.mT @ axes, torch.eye(3).expand_as(axes), atol=1e-5, rtol=0)
+    assert (torch.linalg.det(axes) > 0.99).all()
+    torch.testing.assert_close(axes[:50, :, 2], normals)
+
+
+def haze(radius=0.3, count=4000, color=(0.2, 0.4, 0.9)):
+    """A ball of long, half-transparent splats, as a generator leaves it."""
+    g = torch.Generator().manual_seed(4)
+    means = F.normalize(torch.randn(count, 3, generator=g), dim=-1) * radius
+    return Gaussians(
+        means,
+        F.normalize(torch.randn(count, 4, generator=g), dim=-1),
+        torch.tensor([0.01, 0.01, 0.03]).repeat(count, 1),
+        torch.full((count,), 0.5),
+        torch.tensor(color).repeat(count, 1),
+    )
+
+
+def picture_of(gaussians, camera, color=(0.9, 0.1, 0.1)):
+    alpha = (rasterize(gaussians, camera, background=0.0).alpha[0] > 0.5).float()
+    return torch.cat([torch.tensor(color)[:, None, None] * alpha, alpha])
+
+
+def test_a_ball_of_haze_becomes_an_opaque_ball():
+    camera = Cameras.orbit([0.0], 10.0, 64)
+    soft = haze()
+    solid = solidify(soft, picture_of(soft, camera), camera)
+    ring = Cameras.orbit([0.0, 90.0, 180.0, 270.0], 15.0, 64)
+    alpha, mask = rasterize(solid, ring, antialiased=True).alpha, rasterize(soft, ring).alpha > 0.5
+    inner = -F.max_pool2d(-mask[:, 0].float(), 5, 1, 2) > 0.5
+    outer = F.max_pool2d(mask[:, 0].float(), 5, 1, 2) > 0.5
+    assert alpha[:, 0][inner].min() > 0.95
+    assert alpha[:, 0][~outer].max() < 0.05
+    assert solid.means.norm(dim=-1).max() < 0.38
+
+
+def test_the_picture_colours_what_it_shows_and_the_splats_the_rest():
+    camera = Cameras.orbit([0.0], 10.0, 64)
+    soft = haze()
+    solid = solidify(soft, picture_of(soft, camera), camera)
+    front, back = rasterize(solid, Cameras.orbit([0.0, 180.0], [10.0, -10.0], 64)).rgb
+    torch.testing.assert_close(front[:, 32, 32], torch.tensor([0.9, 0.1, 0.1]), atol=0.03, rtol=0)
+    torch.testing.assert_close(back[:, 32, 32], torch.tensor([0.2, 0.4, 0.9]), atol=0.05, rtol=0)
+
+
+def test_the_visible_side_repeats_the_picture():
+    """Detail of the picture's own resolution survives, though the masks have 64 pixels."""
+    camera = Cameras.orbit([0.0], 10.0, 128)
+    soft = haze()
+    picture = picture_of(soft, camera)
+    stripes = (torch.arange(128) // 4 % 2).float()
+    picture[:3] = stripes * picture[3:]
+    shown = rasterize(solidify(soft, picture, camera), camera, antialiased=True).rgb[0]
+    inner = -F.max_pool2d(-picture[3:], 9, 1, 4)[0] > 0.5
+    assert -10 * math.log10((shown - stripes)[:, inner].square().mean()) > 13  # 6 if the stripes were lost
+
+
+def test_discs_are_never_more_than_asked_for():
+    camera = Cameras.orbit([0.0], 10.0, 128)
+    soft = haze()
+    picture = picture_of(soft, camera)
+    visible = [
+        int((solidify(soft, picture, camera, SolidOptions(most_visible=most)).opacities > 0.975).sum())
+        for most in (500, 10_000)
+    ]
+    assert 400 < visible[0] <= 500
+    assert visible[1] == int(picture[3].sum())
+
+
+def test_a_ragged_outline_costs_resolution_not_discs():
+    camera = Cameras.orbit([0.0], 10.0, 64)
+    soft = haze()
+    ragged = torch.rand(4, 64, 64, generator=torch.Generator().manual_seed(7))
+    options = SolidOptions(most_hidden=3000)
+    assert 1000 < int((solidify(soft, ragged, camera, options).opacities == options.opacity).sum()) <= 3000
+
+
+def test_nothing_to_stand_on_leaves_the_splats():
+    camera = Cameras.orbit([0.0], 10.0, 32)
+    soft = haze(count=10)
+    assert solidify(soft, torch.zeros(4, 32, 32), camera).means.equal(soft.means)
+
+
+def test_discs_on_a_plane_that_faces_the_camera_have_a_pixels_size():
+    camera = Cameras.orbit([0.0], 0.0, 32)
+    picture = torch.cat([torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(5)), torch.ones(1, 32, 32)])
+    discs = visible_side(picture, camera, torch.full((32, 32), 1.5), SolidOptions())
+    pixel = 1.5 / float(camera.Ks[0, 0, 0])
+    torch.testing.assert_close(discs.scales[:, :2], torch.full((1024, 2), 0.45 * pixel), rtol=0.2, atol=0)
+    torch.testing.assert_close(discs.means[:, 2], torch.full((1024,), 0.004), atol=1e-5, rtol=0)
+
+
+def test_refining_lowers_the_error_of_the_input_view():
+    camera = Cameras.orbit([0.0], 10.0, 32)
+    soft = haze()
+    picture = picture_of(soft, camera)
+    picture[:3] *= torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(6))
+    solid = solidify(soft, picture, camera)
+
+    def error(gaussians):
+        target = picture[:3] * picture[3:] + 1 - picture[3:]
+        return (rasterize(gaussians, camera, antialiased=True).rgb[0] - target).square().mean()
+
+    assert error(refined(solid, picture, camera, 60.0, steps=30)) < 0.5 * error(solid)
+
+
+def test_masks_are_taken_from_around_above_and_below():
+    cameras = mask_cameras(8)
+    assert len(cameras) == 22
+    assert cameras.positions[:, 1].min() < -0.2
+    assert cameras.positions[:, 1].max() > 0.9
