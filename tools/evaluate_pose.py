@@ -39,7 +39,7 @@ def evaluate(
     Args:
         dataset: "cmu", "h36m", "3dhp" or "3dpw".
         source: its file or folder.
-        methods: of `tools.pose_rows.ROWS`.
+        methods: of `tools.pose_methods.ROWS`.
         counts: numbers of hypotheses; each row draws the most it may and is cut for the others.
         protocol: of the data set; None its first.
         keypoints: whose, see `tools.pose_people.detector`.
@@ -60,8 +60,8 @@ def evaluate(
     from rich.progress import Progress
 
     from dd3g.pose.data.motion import load_cmu
+    from tools.pose_methods import Limits, make_rows, run_row, summarise
     from tools.pose_people import describe, detector, load_people
-    from tools.pose_rows import Limits, make_rows, run_row, summarise
     from tools.report import provenance
 
     if not counts or min(counts) < 1:

@@ -14,9 +14,9 @@ import typer
 from torch import Tensor
 
 from dd3g.command import run_command
-from dd3g.pose.anny_body import MARKS, AnnyBody, straighten
-from dd3g.pose.body import SHAPES, SHIPPED, Body
-from dd3g.pose.skeletons import OPENPOSE_25, SMPL_24
+from dd3g.pose.body.anny_body import MARKS, AnnyBody, straighten
+from dd3g.pose.body.bodies import SHAPES, SHIPPED, Body
+from dd3g.pose.body.skeletons import OPENPOSE_25, SMPL_24
 
 CARRIED = {
     "nose": "head", "eye": "head", "ear": "head", "neck": "spine3", "mid_hip": "pelvis", "hip": "pelvis",

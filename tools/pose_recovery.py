@@ -11,14 +11,14 @@ from torch import Tensor
 
 from dd3g.errors import UserError
 from dd3g.pose import metrics
-from dd3g.pose.body import default_body
-from dd3g.pose.body_energies import BodyKeypoints, MultiView, SmoothRotations
+from dd3g.pose.body.bodies import default_body
+from dd3g.pose.body.geometry import axis_angle_to_matrix
 from dd3g.pose.data.motion import Motion
-from dd3g.pose.fitting import PosePrior, fit_body
-from dd3g.pose.geometry import axis_angle_to_matrix
-from dd3g.pose.recovery import FAST, PUBLISHED, PUBLISHED_VIEWS, VIDEO, Recovery, recover
-from dd3g.pose.rotation_denoiser import Condition, RotationDenoiser, keypoint_condition, posed
-from dd3g.pose.synthesis import Views, normal, synthesise
+from dd3g.pose.data.synthesis import Views, normal, synthesise
+from dd3g.pose.methods.fitting import PosePrior, fit_body
+from dd3g.pose.methods.recovery import FAST, PUBLISHED, PUBLISHED_VIEWS, VIDEO, Recovery, recover
+from dd3g.pose.methods.recovery_energies import BodyKeypoints, MultiView, SmoothRotations
+from dd3g.pose.networks.rotation_denoiser import Condition, RotationDenoiser, keypoint_condition, posed
 
 DEGREES = 20.0
 CONVENTION = (
@@ -44,7 +44,7 @@ def evaluate_recovery(
     Raises:
         UserError: no frame with valid rotations, or weights that are missing.
     """
-    from dd3g.pose.lifter import WEIGHTS
+    from dd3g.pose.networks.lifter import WEIGHTS
 
     if test.rotations_valid is None or not test.rotations_valid.any():
         raise UserError("none of these clips has valid rotations: recovery cannot be evaluated on them")

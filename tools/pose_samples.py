@@ -16,7 +16,7 @@ from torch import Tensor
 from dd3g.command import run_command
 from dd3g.io.atomic import replacing
 from dd3g.pose import metrics
-from dd3g.pose.skeletons import H36M_17
+from dd3g.pose.body.skeletons import H36M_17
 
 # Joint, where its limb starts and ends, and the way it bends when the limb hangs: 1 forward, -1 backward.
 HINGES = {
@@ -153,7 +153,7 @@ def draw_sheet(poses: Tensor, path: Path, side: int = 200) -> None:
     """A PNG of up to 64 poses (n, 17, 3) as their camera sees them, 2.3 m a cell."""
     from PIL import Image, ImageDraw
 
-    from dd3g.pose.figures import bone_colors
+    from dd3g.pose.export.figures import bone_colors
 
     columns = 8
     poses = poses[:SHEET]
@@ -187,9 +187,9 @@ def main(
     from rich.progress import track
 
     from dd3g.pose.data.motion import load_cmu
-    from dd3g.pose.guided import generate
-    from dd3g.pose.prior import SHIPPED, Prior
-    from dd3g.pose.synthesis import synthesise
+    from dd3g.pose.data.synthesis import synthesise
+    from dd3g.pose.methods.guided import generate
+    from dd3g.pose.networks.prior import SHIPPED, Prior
     from tools.report import provenance
 
     prior = Prior.from_pretrained(weights or SHIPPED)

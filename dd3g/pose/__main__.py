@@ -122,7 +122,8 @@ def run(inputs: list[Path], request: Request, progress: Any) -> dict[str, Any]:
 
 def _prepare(paths: list[Path], request: Request) -> None:
     """Fail before the first picture where something is missing that every picture needs."""
-    from dd3g.pose import detector, estimation
+    from dd3g.pose import estimation
+    from dd3g.pose.detection import blazepose as detector
 
     there = [p for p in paths if os.path.exists(p)]  # seconds of loading for a mistyped name are too many
     if there:
@@ -134,7 +135,8 @@ def _prepare(paths: list[Path], request: Request) -> None:
 
 def _estimate(path: Path, folder: Path, stem: str, request: Request) -> dict[str, Any]:
     """Everything for one input, written into `folder`."""
-    from dd3g.pose import detection, estimation
+    from dd3g.pose import estimation
+    from dd3g.pose.detection import people as detection
 
     if path.suffix.lower() in VIDEOS or _is_animation(path):
         from dd3g.pose.video import estimate_video
@@ -170,8 +172,8 @@ def write_results(
     Returns:
         `{"people", "warnings", "files"}` with the files' names.
     """
-    from dd3g.pose import export
-    from dd3g.pose.figures import save_figure
+    from dd3g.pose.export import results as export
+    from dd3g.pose.export.figures import save_figure
 
     files = [f"{stem}{OWN}.json", f"{stem}{OWN}.png"]
     width, height = people[0].detection.size
@@ -189,7 +191,7 @@ def write_results(
 
 
 def _read_keypoints(path: Path, request: Request) -> Any:
-    from dd3g.pose.keypoints import read_keypoints
+    from dd3g.pose.detection.keypoints import read_keypoints
 
     return read_keypoints(path, request.layout)
 

@@ -14,20 +14,20 @@ from PIL import Image
 from torch import Tensor
 
 from dd3g.errors import UserError
-from dd3g.pose import guided
-from dd3g.pose.body import default_body
-from dd3g.pose.body_energies import BodyKeypoints, SmoothRotations
-from dd3g.pose.detection import Detection, detect, load
-from dd3g.pose.difficulty import Difficulty
-from dd3g.pose.energies import Smooth
-from dd3g.pose.geometry import solve_translation
+from dd3g.pose.body.bodies import default_body
+from dd3g.pose.body.geometry import solve_translation
+from dd3g.pose.detection.keypoints import Keypoints
+from dd3g.pose.detection.people import Detection, detect, load
 from dd3g.pose.hypotheses import Hypotheses
-from dd3g.pose.keypoints import Keypoints
-from dd3g.pose.lifter import GraphLifter
-from dd3g.pose.prior import Prior
-from dd3g.pose.recovery import VIDEO, recover, recover_people
-from dd3g.pose.restoration import restore
-from dd3g.pose.rotation_denoiser import RotationDenoiser, keypoint_condition
+from dd3g.pose.methods import guided
+from dd3g.pose.methods.guided_energies import Smooth
+from dd3g.pose.methods.recovery import VIDEO, recover, recover_people
+from dd3g.pose.methods.recovery_energies import BodyKeypoints, SmoothRotations
+from dd3g.pose.methods.restoration import restore
+from dd3g.pose.networks.difficulty import Difficulty
+from dd3g.pose.networks.lifter import GraphLifter
+from dd3g.pose.networks.prior import Prior
+from dd3g.pose.networks.rotation_denoiser import RotationDenoiser, keypoint_condition
 
 METHODS = ("guided", "restoration", "recovery")
 NOISE = 0.01  # of a detector, in sides of the square around a person
@@ -84,7 +84,7 @@ def estimate(
         picture: a file, a PIL picture or a uint8 array (H, W, 3 or 4); None with keypoints alone.
         method: one of `METHODS`.
         m: hypotheses a person.
-        keypoints: of another detector, see `dd3g.pose.keypoints.read_keypoints`; None runs BlazePose.
+        keypoints: of another detector, see `detection.keypoints.read_keypoints`; None runs BlazePose.
         focal: px; None looks at the keypoints' file, then at EXIF, then takes the picture's diagonal.
         seed: of all draws; same picture, same seed, same answer.
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dd3g.pose.geometry import procrustes, project
-from dd3g.pose.skeletons import H36M_17, bone_lengths
+from dd3g.pose.body.geometry import procrustes, project
+from dd3g.pose.body.skeletons import H36M_17, bone_lengths
 
 PCK_MM = 150.0
 PCK_JOINTS = (1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 13, 14, 15, 16)

@@ -14,7 +14,7 @@ from dd3g.errors import UserError
 
 
 class Network(StrEnum):
-    """What can be trained; each in `dd3g.pose.NAME` as `train_NAME`."""
+    """What can be trained; each by a `train_NAME`."""
 
     prior = "prior"
     lifter = "lifter"
@@ -74,7 +74,8 @@ def main(
             options |= _prior(blocks, init_from)
         if network == Network.difficulty:
             options |= _difficulty(lifter, graph)
-        train = getattr(import_module(f"dd3g.pose.{network}"), f"train_{network}")
+        module = "rotation_denoiser" if network == Network.recovery else network
+        train = getattr(import_module(f"dd3g.pose.networks.{module}"), f"train_{network}")
         train(load_cmu(motion, "train"), folder, **options)
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
@@ -83,7 +84,7 @@ def main(
 
 
 def _prior(blocks: int | None, init_from: Path | None) -> dict[str, Any]:
-    from dd3g.pose.prior import Prior, PriorConfig
+    from dd3g.pose.networks.prior import Prior, PriorConfig
 
     if blocks is None:
         return {"init_from": init_from}
@@ -92,8 +93,8 @@ def _prior(blocks: int | None, init_from: Path | None) -> dict[str, Any]:
 
 
 def _difficulty(lifter: Path | None, graph: bool) -> dict[str, Any]:
-    from dd3g.pose.difficulty import DifficultyConfig
-    from dd3g.pose.lifter import WEIGHTS, GraphLifter
+    from dd3g.pose.networks.difficulty import DifficultyConfig
+    from dd3g.pose.networks.lifter import WEIGHTS, GraphLifter
 
     frozen = GraphLifter.from_pretrained(lifter or WEIGHTS / "pose-lifter")
     return {"lifter": frozen, "config": DifficultyConfig("graph" if graph else "mlp")}

@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from dd3g.errors import UserError, first_line
-from dd3g.pose import export
-from dd3g.pose.detection import Detection, detect
-from dd3g.pose.detector import overlap
+from dd3g.pose.detection.blazepose import overlap
+from dd3g.pose.detection.people import Detection, detect
 from dd3g.pose.estimation import PersonHypotheses, lift
-from dd3g.pose.figures import draw_overlay
+from dd3g.pose.export import results as export
+from dd3g.pose.export.figures import draw_overlay
 
 if TYPE_CHECKING:
     from dd3g.pose.__main__ import Request

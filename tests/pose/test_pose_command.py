@@ -8,23 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from keypoint_files import bad_files
 from made_up_people import SIZE, STANDING, K, detection, person
 from PIL import Image
-from test_keypoints import bad_files
 from typer.testing import CliRunner
 
 from dd3g.errors import UserError
-from dd3g.pose import detection as detection_module
-from dd3g.pose import detector, estimation, video
+from dd3g.pose import estimation, video
 from dd3g.pose.__main__ import app
-from dd3g.pose.detector import Person
-from dd3g.pose.difficulty import Difficulty
-from dd3g.pose.geometry import project
-from dd3g.pose.keypoints import checked
-from dd3g.pose.lifter import GraphLifter, LifterConfig
-from dd3g.pose.prior import Prior, PriorConfig
-from dd3g.pose.rotation_denoiser import RotationConfig, RotationDenoiser
-from dd3g.pose.skeletons import BLAZEPOSE_33, H36M_17
+from dd3g.pose.body.geometry import project
+from dd3g.pose.body.skeletons import BLAZEPOSE_33, H36M_17
+from dd3g.pose.detection import blazepose as detector
+from dd3g.pose.detection import people as detection_module
+from dd3g.pose.detection.blazepose import Person
+from dd3g.pose.detection.keypoints import checked
+from dd3g.pose.networks.difficulty import Difficulty
+from dd3g.pose.networks.lifter import GraphLifter, LifterConfig
+from dd3g.pose.networks.prior import Prior, PriorConfig
+from dd3g.pose.networks.rotation_denoiser import RotationConfig, RotationDenoiser
 from dd3g.pose.video import tracks
 
 FILES = ["a.pose.json", "a.pose.png"]

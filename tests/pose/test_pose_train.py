@@ -2,10 +2,10 @@ import torch
 from small_motion import small_archive
 from typer.testing import CliRunner
 
-from dd3g.pose import restoration
-from dd3g.pose.difficulty import Difficulty, DifficultyConfig
-from dd3g.pose.lifter import GraphLifter
-from dd3g.pose.prior import Prior, PriorConfig
+from dd3g.pose.methods import restoration
+from dd3g.pose.networks.difficulty import Difficulty, DifficultyConfig
+from dd3g.pose.networks.lifter import GraphLifter
+from dd3g.pose.networks.prior import Prior, PriorConfig
 from dd3g.pose.train import app
 
 

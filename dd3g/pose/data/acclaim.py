@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
+from dd3g.pose.body.geometry import axis_angle_to_matrix
 from dd3g.pose.data.bvh import house_joints
 from dd3g.pose.data.motion import Motion
-from dd3g.pose.geometry import axis_angle_to_matrix
 
 # A bone is called after what lies along it; its end is this joint.
 _ENDS = {

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
+from dd3g.pose.body.geometry import axis_angle_to_matrix
 from dd3g.pose.data.motion import Motion
-from dd3g.pose.geometry import axis_angle_to_matrix
 
 
 @dataclass

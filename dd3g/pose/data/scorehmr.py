@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
+from dd3g.pose.body.geometry import axis_angle_to_matrix
 from dd3g.pose.data.arrays import array, need, read_npz, read_pickle
-from dd3g.pose.geometry import axis_angle_to_matrix
 
 
 @dataclass(frozen=True)

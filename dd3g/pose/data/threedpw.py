@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from dd3g.errors import UserError
+from dd3g.pose.body.geometry import axis_angle_to_matrix, matrix_to_axis_angle
+from dd3g.pose.body.skeletons import COCO_17, to_h36m
 from dd3g.pose.data.arrays import array, need, read_pickle
 from dd3g.pose.data.recording import Recording, record
-from dd3g.pose.geometry import axis_angle_to_matrix, matrix_to_axis_angle
-from dd3g.pose.skeletons import COCO_17, to_h36m
 
 # Its 2D points are OpenPose's 18: COCO's with a neck, in another order.
 _OPENPOSE_18 = (
