@@ -53,7 +53,7 @@ def make_rows(names: Sequence[str], weights: Path | None, limits: Limits) -> dic
     Raises:
         UserError: an unknown name, or weights that are missing.
     """
-    from dd3g.pose.networks.lifter import WEIGHTS
+    from dd3g.pose.networks.pretrained import WEIGHTS
 
     unknown = [name for name in names if name not in ROWS]
     if unknown:

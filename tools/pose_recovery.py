@@ -44,7 +44,7 @@ def evaluate_recovery(
     Raises:
         UserError: no frame with valid rotations, or weights that are missing.
     """
-    from dd3g.pose.networks.lifter import WEIGHTS
+    from dd3g.pose.networks.pretrained import WEIGHTS
 
     if test.rotations_valid is None or not test.rotations_valid.any():
         raise UserError("none of these clips has valid rotations: recovery cannot be evaluated on them")

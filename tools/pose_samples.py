@@ -189,10 +189,10 @@ def main(
     from dd3g.pose.data.motion import load_cmu
     from dd3g.pose.data.synthesis import synthesise
     from dd3g.pose.methods.guided import generate
-    from dd3g.pose.networks.prior import SHIPPED, Prior
+    from dd3g.pose.networks.prior import Prior
     from tools.report import provenance
 
-    prior = Prior.from_pretrained(weights or SHIPPED)
+    prior = Prior.from_pretrained(weights)
     frames = replace(load_cmu(motion, "train"), rotations=None)
     indices = (torch.arange(VIEWS) * len(frames)) // VIEWS
     views, others = (synthesise(frames, indices, view_seed).pose for view_seed in (1, 2))

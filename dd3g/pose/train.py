@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from enum import StrEnum
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ from dd3g.errors import UserError
 
 
 class Network(StrEnum):
-    """What can be trained; each by a `train_NAME`."""
+    """What can be trained, each by `dd3g.pose.training.train_NAME`."""
 
     prior = "prior"
     lifter = "lifter"
@@ -52,6 +51,7 @@ def main(
     graph: Annotated[bool, typer.Option("--graph", help="difficulty: the larger published network.")] = False,
 ) -> None:
     """Train one network; kill it at any time and go on with `--resume`."""
+    from dd3g.pose import training
     from dd3g.pose.data.motion import load_cmu
 
     folder = output or Path("runs") / f"pose-{network}"
@@ -74,8 +74,7 @@ def main(
             options |= _prior(blocks, init_from)
         if network == Network.difficulty:
             options |= _difficulty(lifter, graph)
-        module = "rotation_denoiser" if network == Network.recovery else network
-        train = getattr(import_module(f"dd3g.pose.networks.{module}"), f"train_{network}")
+        train = getattr(training, f"train_{network}")
         train(load_cmu(motion, "train"), folder, **options)
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
@@ -94,10 +93,12 @@ def _prior(blocks: int | None, init_from: Path | None) -> dict[str, Any]:
 
 def _difficulty(lifter: Path | None, graph: bool) -> dict[str, Any]:
     from dd3g.pose.networks.difficulty import DifficultyConfig
-    from dd3g.pose.networks.lifter import WEIGHTS, GraphLifter
+    from dd3g.pose.networks.lifter import GraphLifter
 
-    frozen = GraphLifter.from_pretrained(lifter or WEIGHTS / "pose-lifter")
-    return {"lifter": frozen, "config": DifficultyConfig("graph" if graph else "mlp")}
+    return {
+        "lifter": GraphLifter.from_pretrained(lifter),
+        "config": DifficultyConfig("graph" if graph else "mlp"),
+    }
 
 
 if __name__ == "__main__":

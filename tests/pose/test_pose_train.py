@@ -2,7 +2,7 @@ import torch
 from small_motion import small_archive
 from typer.testing import CliRunner
 
-from dd3g.pose.methods import restoration
+from dd3g.pose import training
 from dd3g.pose.networks.difficulty import Difficulty, DifficultyConfig
 from dd3g.pose.networks.lifter import GraphLifter
 from dd3g.pose.networks.prior import Prior, PriorConfig
@@ -14,7 +14,7 @@ def run(*arguments):
 
 
 def test_lifter_then_difficulty_then_resume(tmp_path, monkeypatch):
-    monkeypatch.setattr(restoration, "best_alpha", lambda *_, fixed: 0.01 if fixed else 0.02)
+    monkeypatch.setattr(training, "best_alpha", lambda *_, fixed=False: 0.01 if fixed else 0.02)
     motion = small_archive(tmp_path / "motion.npz")
     result = run(
         "lifter", "--motion", motion, "-o", tmp_path / "lifter", "--steps", 2, "--learning-rate", 1e-3

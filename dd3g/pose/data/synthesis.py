@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dd3g.pose.body.bodies import PosedBody
 from dd3g.pose.body.geometry import axis_angle_to_matrix, matrix_to_axis_angle, project
 from dd3g.pose.body.skeletons import H36M_17, SMPL_24
 from dd3g.pose.data.motion import Motion
@@ -104,6 +105,16 @@ def synthesise(
     points = project(pose + root[:, None], K)
     keypoints, confidence = detect(points, (size, size), seed + 101 * view, indices, sigma, occluded)
     return Views(pose, root, K, (size, size), keypoints, confidence, rotations, R)
+
+
+def posed(motion: Motion, rows: Tensor, body: PosedBody, betas: Tensor) -> Motion:
+    """Frames `rows` (B,) of a motion, whose joints become those of `body` with betas (B, 10)."""
+    assert motion.rotations is not None
+    rotations = motion.rotations[rows]
+    joints = body.points(axis_angle_to_matrix(rotations), betas)
+    valid = None if motion.rotations_valid is None else motion.rotations_valid[rows]
+    clip, actions, subjects = motion.clip[rows], motion.actions, motion.subjects
+    return Motion(joints, motion.root[rows], clip, actions, subjects, rotations, valid, motion.fps)
 
 
 def detect(

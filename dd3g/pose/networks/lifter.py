@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
 from dd3g.pose.body.geometry import unproject
 from dd3g.pose.body.skeletons import H36M_17, flip
+from dd3g.pose.networks.pretrained import PoseNetwork
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from dd3g.pose.data.motion import Motion
-
-WEIGHTS = Path(__file__).parents[2] / "weights"
 JOINTS = len(H36M_17)
 FOCAL = 2.29  # H36M's focal length in half picture widths: normalised keypoints are those of such a camera
 
@@ -166,12 +160,15 @@ class LifterConfig:
             raise ValueError(f"lifter: width {self.width} and blocks {self.blocks} must be positive")
 
 
-class GraphLifter(nn.Module):
+class GraphLifter(PoseNetwork):
     """A `Lifter` that knows how far to trust each keypoint and where in the picture the person is.
 
     Args:
         config: its shape.
     """
+
+    kind = "pose-lifter"
+    config_class = LifterConfig
 
     def __init__(self, config: LifterConfig | None = None) -> None:
         super().__init__()
@@ -192,71 +189,3 @@ class GraphLifter(nn.Module):
         whole = torch.cat([centre, scale.log()], -1).expand(-1, JOINTS, -1)
         poses = self.network(torch.cat([points / scale, c[..., None], whole], -1))
         return poses - poses[:, :1]
-
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = torch.float16) -> Path:
-        """Write config.json and model.safetensors; half precision unless told."""
-        return save_folder(folder, self, {"kind": "pose-lifter", **asdict(self.config)}, dtype)
-
-    @staticmethod
-    def from_pretrained(folder: str | Path = WEIGHTS / "pose-lifter") -> GraphLifter:
-        """Read a folder that `save_pretrained` wrote; the shipped one by default.
-
-        Raises:
-            UserError: when it is missing, broken or of another kind.
-        """
-        lifter = build(folder, read_config(folder, "pose-lifter"), LifterConfig, GraphLifter)
-        load_weights(folder, lifter)
-        return lifter.eval()
-
-
-def train_lifter(
-    motion: Motion,
-    output: str | Path,
-    *,
-    steps: int = 20_000,
-    batch: int = 256,
-    minutes: float | None = None,
-    learning_rate: float = 2e-3,
-    config: LifterConfig | None = None,
-    seed: int = 0,
-    resume: bool = False,
-) -> GraphLifter:
-    """Train on motion seen by random cameras through a detector's eyes: mean distance of joints.
-
-    Args:
-        motion: training frames.
-        output: folder for checkpoints and the result.
-        steps: length of the run.
-        batch: views a step.
-        minutes: ends it earlier, see `fit`.
-        learning_rate: the highest.
-        config: shape of the network.
-        seed: of all draws.
-        resume: go on from the checkpoint in `output`.
-
-    Returns:
-        The lifter with averaged weights.
-    """
-    from dd3g.pose.data.synthesis import synthesise
-    from dd3g.training import fit
-
-    motion = replace(motion, rotations=None)  # turning them with the camera would cost time
-
-    def loss(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
-        views = synthesise(motion, torch.randint(2**40, (batch,), generator=generator), seed)
-        poses = model(normalise(views.keypoints, views.K), views.confidence)
-        return (poses - views.pose)[:, 1:].norm(dim=-1).mean()
-
-    torch.manual_seed(seed)
-    lifter = fit(
-        GraphLifter(config),
-        loss,
-        output,
-        steps,
-        learning_rate=learning_rate,
-        minutes=minutes,
-        seed=seed,
-        resume=resume,
-    )
-    lifter.save_pretrained(output)
-    return lifter

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from dd3g.diffusion import Prediction, Schedule, convert
 from dd3g.errors import UserError
-from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
 from dd3g.pose.body.skeletons import H36M_17
-
-if TYPE_CHECKING:
-    from dd3g.pose.data.motion import Motion
+from dd3g.pose.networks.pretrained import PoseNetwork
 
 JOINTS = len(H36M_17)
-SHIPPED = Path(__file__).parents[2] / "weights" / "pose-prior"
 SCHEDULE = {
     "num_train_timesteps": 1000,
     "beta_schedule": "squaredcos_cap_v2",
@@ -48,7 +42,7 @@ class PriorConfig:
             )
 
 
-class Prior(nn.Module):
+class Prior(PoseNetwork):
     """Denoiser of poses, with the schedule and the units of its state (score network of GFPose and ZeDO).
 
     A state (B, 16, 3) holds all joints but the root, centred and scaled so that its variance is 1; one
@@ -60,6 +54,8 @@ class Prior(nn.Module):
         config: its shape.
     """
 
+    kind = "pose-prior"
+    config_class = PriorConfig
     prediction: Prediction = "v"
     mean: Tensor  # (16, 3) metres
     scale: Tensor  # () 1 / metres
@@ -97,21 +93,6 @@ class Prior(nn.Module):
         """States (..., 16, 3) -> poses (..., 17, 3) in metres, root at zero."""
         joints = states / self.scale + self.mean
         return torch.cat([torch.zeros_like(joints[..., :1, :]), joints], -2)
-
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = torch.float16) -> Path:
-        """Write config.json and model.safetensors; half precision unless told."""
-        return save_folder(folder, self, {"kind": "pose-prior", **asdict(self.config)}, dtype)
-
-    @staticmethod
-    def from_pretrained(folder: str | Path = SHIPPED) -> Prior:
-        """Read a folder that `save_pretrained` wrote; the shipped one by default.
-
-        Raises:
-            UserError: when it is missing, broken or of another kind.
-        """
-        prior = build(folder, read_config(folder, "pose-prior"), PriorConfig, Prior)
-        load_weights(folder, prior)
-        return prior.eval()
 
 
 class _Block(nn.Module):
@@ -204,67 +185,3 @@ def measure_spread(prior: Prior, poses: Tensor, generator: torch.Generator, ever
     left, right = torch.tensor(levels)[low], torch.tensor(levels)[low + 1]
     share = (torch.arange(steps) - left) / (right - left)
     return torch.lerp(table[low], table[low + 1], share.to(table)[:, None])
-
-
-def train_prior(
-    motion: Motion,
-    output: str | Path,
-    *,
-    steps: int = 40_000,
-    batch: int = 512,
-    minutes: float | None = None,
-    learning_rate: float = 1e-3,
-    config: PriorConfig | None = None,
-    init_from: str | Path | None = None,
-    seed: int = 0,
-    resume: bool = False,
-) -> Prior:
-    """Train on motion seen from random cameras with random bone lengths; all files go to `output`.
-
-    Args:
-        motion: training frames.
-        output: folder.
-        steps: length of the run.
-        batch: poses a step.
-        minutes: ends it earlier, see `fit`.
-        learning_rate: the highest.
-        config: shape of the network.
-        init_from: folder of a prior of the same width to begin with, see `deepened`.
-        seed: of all draws.
-        resume: go on from the checkpoint in `output`.
-
-    Returns:
-        The prior with averaged weights.
-
-    Raises:
-        UserError: when `init_from` is no prior, or of another shape; and see `fit`.
-    """
-    from dd3g.pose.data.synthesis import synthesise
-    from dd3g.training import fit, generator_for
-
-    motion = replace(motion, rotations=None)  # turning them with the camera would cost time
-
-    def poses(count: int, generator: torch.Generator) -> Tensor:
-        return synthesise(motion, torch.randint(2**40, (count,), generator=generator), seed).pose
-
-    torch.manual_seed(seed)
-    if init_from is not None:
-        prior = deepened(Prior.from_pretrained(init_from), config)
-    else:
-        prior = Prior(config)
-        known = poses(16_384, generator_for(seed, -1))[:, 1:]
-        prior.mean.copy_(known.mean(0))
-        prior.scale.copy_(1 / (known - prior.mean).square().mean().sqrt())
-
-    def loss(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
-        assert isinstance(model, Prior)
-        return denoising_loss(model, poses(batch, generator), generator)
-
-    prior = fit(
-        prior, loss, output, steps, learning_rate=learning_rate, ema=0.9995, minutes=minutes, seed=seed,
-        resume=resume,
-    )  # fmt: skip
-    generator = generator_for(seed, -2)
-    prior.spread.copy_(measure_spread(prior, poses(4096, generator), generator))
-    prior.save_pretrained(output)
-    return prior

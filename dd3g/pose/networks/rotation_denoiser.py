@@ -1,28 +1,21 @@
-"""The conditional denoiser of body rotations, what it is conditioned on, and its training (ScoreHMR)."""
+"""The conditional denoiser of body rotations, and what it is conditioned on (ScoreHMR)."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from dd3g.diffusion import Prediction, Schedule
-from dd3g.errors import UserError
-from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
-from dd3g.pose.body.geometry import axis_angle_to_matrix, matrix_to_rotation_6d, unproject
+from dd3g.pose.body.geometry import unproject
 from dd3g.pose.body.skeletons import H36M_17
-
-if TYPE_CHECKING:
-    from dd3g.pose.body.bodies import PosedBody
-    from dd3g.pose.data.motion import Motion
+from dd3g.pose.networks.pretrained import PoseNetwork
 
 STATE = 144  # 24 rotations by 6 numbers, the root's first
 KEYPOINT_FEATURES = 3 * len(H36M_17) + 1
-SHIPPED = Path(__file__).parents[2] / "weights" / "pose-recovery"
 
 
 @lru_cache(1)
@@ -51,19 +44,21 @@ class Condition:
 class RotationConfig:
     """Shape of a denoiser; the published one is RotationConfig("features", 3072, 1024)."""
 
-    kind: Literal["keypoints", "features"] = "keypoints"
+    condition_kind: Literal["keypoints", "features"] = "keypoints"
     condition: int = 256  # width of what the blocks see of the condition
     hidden: int = 768
     blocks: int = 3
 
     def __post_init__(self) -> None:
-        if self.kind not in ("keypoints", "features"):
-            raise ValueError(f"recovery: kind must be 'keypoints' or 'features', got {self.kind!r}")
+        if self.condition_kind not in ("keypoints", "features"):
+            raise ValueError(
+                f"recovery: condition_kind must be 'keypoints' or 'features', got {self.condition_kind!r}"
+            )
         if min(self.condition, self.hidden, self.blocks) < 1:
             raise ValueError("recovery: condition, hidden and blocks must be positive")
 
 
-class RotationDenoiser(nn.Module):
+class RotationDenoiser(PoseNetwork):
     """Predicts the noise in 24 rotations of 6 numbers each, given features of the picture.
 
     Keypoint features are those of a camera turned towards the person. The root's rotation is turned with it
@@ -74,13 +69,15 @@ class RotationDenoiser(nn.Module):
         config: its shape.
     """
 
+    kind = "pose-recovery"
+    config_class = RotationConfig
     prediction: Prediction = "eps"
 
     def __init__(self, config: RotationConfig | None = None) -> None:
         super().__init__()
         self.config = c = config or RotationConfig()
         self.encoder: nn.Module = _Standardise(c.condition)
-        if c.kind == "keypoints":
+        if c.condition_kind == "keypoints":
             self.encoder = nn.Sequential(
                 nn.Linear(KEYPOINT_FEATURES, c.hidden), nn.GELU(), nn.Linear(c.hidden, c.condition)
             )
@@ -98,25 +95,6 @@ class RotationDenoiser(nn.Module):
             h = block(h, time, c)
         back = None if condition.view is None else condition.view.transpose(1, 2)
         return _turned(self.leave(h), back)
-
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = torch.float16) -> Path:
-        """Write config.json and model.safetensors; half precision unless told."""
-        config = asdict(self.config)
-        config = {"kind": "pose-recovery", "condition_kind": config.pop("kind")} | config
-        return save_folder(folder, self, config, dtype)
-
-    @staticmethod
-    def from_pretrained(folder: str | Path = SHIPPED) -> RotationDenoiser:
-        """Read a folder that `save_pretrained` wrote; the shipped weights by default.
-
-        Raises:
-            UserError: when it is missing or holds something else.
-        """
-        config = read_config(folder, "pose-recovery")
-        kind = config.pop("condition_kind", "keypoints")
-        model = build(folder, config, RotationConfig, lambda c: RotationDenoiser(replace(c, kind=kind)))
-        load_weights(folder, model)
-        return model.eval()
 
 
 class _Standardise(nn.Module):
@@ -201,88 +179,3 @@ def look_at(direction: Tensor) -> Tensor:
     k = 1 / (1 + z)
     rows = [1 - k * x * x, -k * x * y, -x, -k * x * y, 1 - k * y * y, -y, x, y, z]
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
-
-
-def train_recovery(
-    motion: Motion,
-    output: str | Path,
-    *,
-    config: RotationConfig | None = None,
-    steps: int = 40_000,
-    batch: int = 512,
-    minutes: float | None = None,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
-    resume: bool = False,
-) -> RotationDenoiser:
-    """Train on rotations of the motion, worn by random bodies, seen by random cameras and a noisy detector.
-
-    Args:
-        motion: clips with rotations; frames whose rotations are not valid are left out.
-        output: folder of the run; the model is written there too.
-        config: shape of the network, of kind "keypoints".
-        steps: length of the run.
-        batch: people a step.
-        minutes: ends the run early.
-        learning_rate: the highest.
-        seed: of all draws.
-        resume: go on from the last checkpoint.
-
-    Raises:
-        UserError: motion without rotations.
-    """
-    from dd3g.pose.body.bodies import default_body
-    from dd3g.training import fit
-
-    config = config or RotationConfig()
-    if motion.rotations is None or motion.rotations_valid is None or not motion.rotations_valid.any():
-        raise UserError("recovery learns joint rotations, and this motion has none: train on the CMU archive")
-    if config.kind != "keypoints":
-        raise UserError("features of another network cannot be made from motion: train with keypoints")
-    rows = motion.rotations_valid.nonzero()[:, 0]
-    body = default_body()
-
-    def loss(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
-        chosen = rows[torch.randint(len(rows), (batch,), generator=generator)]
-        with torch.no_grad():
-            x0, condition = training_batch(motion, chosen, body, generator)
-        t = torch.randint(schedule().steps, (batch,), generator=generator)
-        eps = torch.randn(x0.shape, generator=generator)
-        return (model(schedule().add_noise(x0, eps, t), t, condition) - eps).square().mean()
-
-    torch.manual_seed(seed)
-    model = fit(
-        RotationDenoiser(config), loss, output, steps, minutes=minutes, seed=seed, resume=resume,
-        learning_rate=learning_rate, warmup=500, ema=0.999,
-    )  # fmt: skip
-    model.save_pretrained(output)
-    return model
-
-
-def training_batch(
-    motion: Motion, rows: Tensor, body: PosedBody, generator: torch.Generator
-) -> tuple[Tensor, Condition]:
-    """Clean states (B, 144) in the camera frame and their conditions for frames `rows` (B,)."""
-    from dd3g.pose.data.synthesis import synthesise
-
-    betas = torch.randn(len(rows), 10, generator=generator)
-    sigma, occluded = (torch.rand(2, generator=generator) * torch.tensor([8.0, 0.2])).tolist()
-    views = synthesise(
-        posed(motion, rows, body, betas), torch.arange(len(rows)), generator, bones=0.08, sigma=sigma,
-        occluded=occluded,
-    )  # fmt: skip
-    assert views.rotations is not None
-    x0 = matrix_to_rotation_6d(axis_angle_to_matrix(views.rotations)).flatten(1)
-    return x0, keypoint_condition(views.keypoints, views.confidence, views.K)
-
-
-def posed(motion: Motion, rows: Tensor, body: PosedBody, betas: Tensor) -> Motion:
-    """Frames `rows` (B,) of a motion, whose joints become those of `body` with betas (B, 10)."""
-    from dd3g.pose.data.motion import Motion as Frames
-
-    assert motion.rotations is not None
-    rotations = motion.rotations[rows]
-    joints = body.points(axis_angle_to_matrix(rotations), betas)
-    valid = None if motion.rotations_valid is None else motion.rotations_valid[rows]
-    clip, actions, subjects = motion.clip[rows], motion.actions, motion.subjects
-    return Frames(joints, motion.root[rows], clip, actions, subjects, rotations, valid, motion.fps)

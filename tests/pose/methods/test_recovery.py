@@ -11,6 +11,7 @@ from dd3g.errors import UserError
 from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.geometry import axis_angle_to_matrix, project
 from dd3g.pose.body.skeletons import SMPL_24
+from dd3g.pose.data.synthesis import posed
 from dd3g.pose.methods.fitting import PosePrior, fit_body
 from dd3g.pose.methods.recovery import (
     PUBLISHED,
@@ -39,10 +40,9 @@ from dd3g.pose.networks.rotation_denoiser import (
     RotationDenoiser,
     keypoint_condition,
     look_at,
-    posed,
     schedule,
-    train_recovery,
 )
+from dd3g.pose.training import train_recovery
 
 
 def normal(*shape, seed=0):

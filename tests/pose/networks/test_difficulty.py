@@ -10,9 +10,9 @@ from dd3g.pose.networks.difficulty import (
     DifficultyConfig,
     relative_errors,
     shown,
-    train_difficulty,
 )
 from dd3g.pose.networks.lifter import Plain
+from dd3g.pose.training import train_difficulty
 
 
 @pytest.mark.parametrize(("network", "count"), [("graph", 1_099_100), ("mlp", 12_049)])

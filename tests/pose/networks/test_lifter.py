@@ -14,8 +14,8 @@ from dd3g.pose.networks.lifter import (
     adjacency,
     lift,
     normalise,
-    train_lifter,
 )
+from dd3g.pose.training import train_lifter
 
 SMALL = LifterConfig(width=16, blocks=1)
 

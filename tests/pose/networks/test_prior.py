@@ -6,7 +6,8 @@ import torch
 
 from dd3g.errors import UserError
 from dd3g.pose.data.motion import Motion
-from dd3g.pose.networks.prior import Prior, PriorConfig, deepened, denoising_loss, measure_spread, train_prior
+from dd3g.pose.networks.prior import Prior, PriorConfig, deepened, denoising_loss, measure_spread
+from dd3g.pose.training import train_prior
 
 SMALL = PriorConfig(width=64, time_width=32, blocks=1)
 

@@ -9,12 +9,15 @@ from dd3g.pose.body.skeletons import H36M_17
 from dd3g.pose.methods.guided import generate, lift
 from dd3g.pose.methods.guided_energies import Smooth, bone_lengths
 from dd3g.pose.metrics import acceleration_error, mpjpe
-from dd3g.pose.networks.prior import SHIPPED, Prior
+from dd3g.pose.networks.pretrained import WEIGHTS
+from dd3g.pose.networks.prior import Prior
 
 DATA = Path(os.environ.get("DD3G_DATA", Path(__file__).parents[4] / "shared" / "data"))
 MOTION = DATA / "motion" / "cmu_mocap_30fps.npz"
 
-needs_weights = pytest.mark.skipif(not SHIPPED.is_dir(), reason="dd3g/weights/pose-prior is not there")
+needs_weights = pytest.mark.skipif(
+    not (WEIGHTS / "pose-prior").is_dir(), reason="dd3g/weights/pose-prior is not there"
+)
 needs_motion = pytest.mark.skipif(not MOTION.is_file(), reason=f"{MOTION} is not there")
 
 
