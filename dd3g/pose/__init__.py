@@ -8,8 +8,8 @@ for person in estimate("photo.jpg", method="guided", m=20):
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dd3g.pose.estimation import PersonHypotheses, complete, estimate, generate
-    from dd3g.pose.hypotheses import Hypotheses
+    from dd3g.pose.estimation import complete, estimate, generate
+    from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
 
 __all__ = ["Hypotheses", "PersonHypotheses", "complete", "estimate", "generate"]
 
@@ -20,5 +20,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'dd3g.pose' has no attribute {name!r}")
     from importlib import import_module
 
-    module = "dd3g.pose.hypotheses" if name == "Hypotheses" else "dd3g.pose.estimation"
+    module = "dd3g.pose.hypotheses" if name.endswith("Hypotheses") else "dd3g.pose.estimation"
     return getattr(import_module(module), name)

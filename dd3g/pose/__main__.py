@@ -5,85 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import Report, check_writable, conclude, gather, output_stems
+from dd3g.command import Report, check_writable, conclude, output_stems
 from dd3g.errors import UserError
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from dd3g.pose.estimation import PersonHypotheses
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
-KEYPOINTS = (".json", ".npz")
-OWN = ".pose"  # what this command writes is not taken for input when the same folder is given again
-
-
-class Method(StrEnum):
-    """How to get from 2D to 3D."""
-
-    guided = "guided"
-    restoration = "restoration"
-    recovery = "recovery"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to make of each input, checked.
-
-    Args:
-        out: output folder.
-        method: one of `Method`.
-        m: hypotheses a person, >= 1.
-        viewer: also write a self-contained HTML page.
-        seed: of all draws.
-        keypoints: another detector's file, or a folder of files named like the pictures.
-        layout: their joint layout; None takes the file's word.
-        focal: px; None looks into keypoint files and EXIF.
-        every: take every n-th frame of a video.
-    """
-
-    out: Path
-    method: str = "guided"
-    m: int = 20
-    viewer: bool = False
-    seed: int = 0
-    keypoints: Path | None = None
-    layout: str | None = None
-    focal: float | None = None
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        if self.m < 1:
-            raise UserError(f"--hypotheses {self.m} makes nothing: give 1 or more")
-        if self.every < 1:
-            raise UserError(f"--every {self.every} takes no frame: give 1 or more")
-        if self.focal is not None and not 0 < self.focal < float("inf"):
-            raise UserError(f"--focal {self.focal:g} is no focal length: give it in pixels, above 0")
-        if self.keypoints is not None and not self.keypoints.exists():
-            raise UserError(f"--keypoints {self.keypoints} does not exist: check the path")
-
-
-def find_inputs(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
-    """What the command line names, and what is of no use; see `dd3g.command.gather`.
-
-    A folder stands for its pictures and videos, or where there are none for its keypoint files.
-    """
-
-    def useful(files: list[Path]) -> list[Path]:
-        files = [p for p in files if Path(p.stem).suffix != OWN]
-        seen = [p for p in files if p.suffix.lower() in PICTURES + VIDEOS]
-        return seen or [p for p in files if p.suffix.lower() in KEYPOINTS]
-
-    kinds = " ".join(PICTURES + VIDEOS + KEYPOINTS)
-    return gather(inputs, "input", useful, f"pictures, videos or keypoints ({kinds})")
+from dd3g.pose.request import KEYPOINTS, Method, Request, find_inputs, is_video
 
 
 def run(inputs: list[Path], request: Request, progress: Any) -> dict[str, Any]:
@@ -122,101 +51,39 @@ def run(inputs: list[Path], request: Request, progress: Any) -> dict[str, Any]:
 
 def _prepare(paths: list[Path], request: Request) -> None:
     """Fail before the first picture where something is missing that every picture needs."""
-    from dd3g.pose import estimation
-    from dd3g.pose.detection import blazepose as detector
+    from dd3g.pose.detection import blazepose
+    from dd3g.pose.methods.registry import METHODS
 
     there = [p for p in paths if os.path.exists(p)]  # seconds of loading for a mistyped name are too many
     if there:
-        estimation.load_method(request.method)
+        METHODS[request.method].load_networks()
     if request.keypoints is None and any(p.suffix.lower() not in KEYPOINTS for p in there):
-        detector.load()
+        blazepose.load()
     check_writable(request.out)
 
 
 def _estimate(path: Path, folder: Path, stem: str, request: Request) -> dict[str, Any]:
     """Everything for one input, written into `folder`."""
-    from dd3g.pose import estimation
-    from dd3g.pose.detection import people as detection
+    from dd3g.pose.detection.keypoints import read_keypoints
+    from dd3g.pose.detection.people import detect, load
+    from dd3g.pose.estimation import lift
+    from dd3g.pose.export.results import write_picture
+    from dd3g.pose.video import estimate_video
 
-    if path.suffix.lower() in VIDEOS or _is_animation(path):
-        from dd3g.pose.video import estimate_video
-
+    if is_video(path):
         return estimate_video(path, folder, stem, request)
-    picture, keypoints = None, None
-    if path.suffix.lower() in KEYPOINTS:
-        keypoints = _read_keypoints(path, request)
-    else:
-        picture = detection.load(path)
-        if request.keypoints is not None:
-            keypoints = _read_keypoints(_beside(path, request.keypoints), request)
-    people = detection.detect(picture, keypoints, request.focal)
+    alone = path.suffix.lower() in KEYPOINTS
+    picture = None if alone else load(path)
+    file = path if alone else request.keypoints_of(path)
+    keypoints = None if file is None else read_keypoints(file, request.layout)
+    people = detect(picture, keypoints, request.focal)
     if not people:
         raise UserError(f"no person was found in {path}: give a clearer picture, or --keypoints")
-    lifted = estimation.lift(people, request.method, request.m, request.seed)
-    result = write_results(lifted, picture, path, folder, stem, request)
+    lifted = lift(people, request.method, request.m, request.seed)
+    result = write_picture(lifted, picture, path, folder, stem, request)
     if keypoints is not None:
         result["warnings"] += [f"{path}: {warning}" for warning in keypoints.warnings]
     return result
-
-
-def write_results(
-    people: list[PersonHypotheses],
-    picture: Image.Image | None,
-    path: Path,
-    folder: Path,
-    stem: str,
-    request: Request,
-) -> dict[str, Any]:
-    """JSON, figure, page and posed skeletons of one picture.
-
-    Returns:
-        `{"people", "warnings", "files"}` with the files' names.
-    """
-    from dd3g.pose.export import results as export
-    from dd3g.pose.export.figures import save_figure
-
-    files = [f"{stem}{OWN}.json", f"{stem}{OWN}.png"]
-    width, height = people[0].detection.size
-    content = {"picture": str(path), "size": [width, height], **export.head(request.method)}
-    export.save_json(content | {"people": export.as_json(people)}, folder / files[0])
-    save_figure(people, picture, folder / files[1])
-    if request.viewer:
-        files.append(f"{stem}{OWN}.html")
-        export.save_viewer([people], folder / files[-1], title=stem)
-    for number, person in enumerate(people):
-        name = stem if len(people) == 1 else f"{stem}-{number}"
-        files += export.save_bodies([person], folder, f"{name}{OWN}")
-    warnings = [f"{path}: person {i}: {w}" for i, p in enumerate(people) for w in p.detection.warnings]
-    return {"people": len(people), "warnings": warnings, "files": files}
-
-
-def _read_keypoints(path: Path, request: Request) -> Any:
-    from dd3g.pose.detection.keypoints import read_keypoints
-
-    return read_keypoints(path, request.layout)
-
-
-def _beside(picture: Path, keypoints: Path) -> Path:
-    """The keypoint file that belongs to a picture."""
-    if keypoints.is_file():
-        return keypoints
-    names = [picture.stem + ending for ending in ("_keypoints.json", *KEYPOINTS)]
-    for name in names:
-        if (keypoints / name).is_file():
-            return keypoints / name
-    raise UserError(f"no keypoints for {picture} in {keypoints}: looked for {', '.join(names)}")
-
-
-def _is_animation(path: Path) -> bool:
-    if path.suffix.lower() != ".gif":
-        return False
-    from PIL import Image
-
-    try:
-        with Image.open(path, formats=("GIF",)) as image:
-            return getattr(image, "n_frames", 1) > 1
-    except (OSError, ValueError, SyntaxError, EOFError):
-        return False  # read as a picture it gets its message
 
 
 def _explain(error: Exception, out: Path) -> str:

@@ -15,8 +15,8 @@ from dd3g.errors import UserError
 from dd3g.picture import read_rgba
 from dd3g.pose.body.skeletons import BLAZEPOSE_33, H36M_17, to_h36m
 from dd3g.pose.detection.blazepose import Person, Region, find_people
-from dd3g.pose.detection.keypoints import MIN_JOINTS, Keypoints, intrinsics
-from dd3g.pose.methods.guided_energies import heatmaps_from_keypoints
+from dd3g.pose.detection.camera import intrinsics
+from dd3g.pose.detection.keypoints import MIN_JOINTS, Keypoints
 
 MIN_CONFIDENCE = 0.3  # of BlazePose: below it a joint is rather invented than seen
 
@@ -144,3 +144,26 @@ def _from_blazepose(person: Person, K: Tensor, source: str) -> Detection | None:
     return Detection(
         points, seen, square, person.size, K, source, person.score, heatmaps, square, person.region
     )
+
+
+def heatmaps_from_keypoints(keypoints: Tensor, boxes: Tensor, size: int = 64, sigma: float = 1.5) -> Tensor:
+    """Gaussian heatmaps where a detector gives keypoints only.
+
+    Args:
+        keypoints: (B, J, 2) pixels.
+        boxes: (B, 4) left, top, right, bottom in pixels.
+        size: cells a side.
+        sigma: of the Gaussians, in cells.
+
+    Returns:
+        (B, J, size, size), peaks up to 1.
+    """
+    cells = (keypoints - boxes[:, None, :2]) / (boxes[:, None, 2:] - boxes[:, None, :2]) * size
+    away = cells[..., None] - (torch.arange(size).to(cells) + 0.5)  # (B, J, 2, size)
+    columns, rows = torch.exp(-away.square() / (2 * sigma**2)).unbind(-2)
+    return rows[..., :, None] * columns[..., None, :]
+
+
+def stacked(people: Sequence[Detection], name: str) -> Tensor:
+    """One field of everyone, (B, ...)."""
+    return torch.stack([getattr(person, name) for person in people])

@@ -12,7 +12,7 @@ from torch import Tensor
 from dd3g.io.atomic import replacing
 from dd3g.pose.body.geometry import project
 from dd3g.pose.body.skeletons import H36M_17
-from dd3g.pose.estimation import PersonHypotheses
+from dd3g.pose.hypotheses import PersonHypotheses
 
 LEFT, RIGHT, MIDDLE = (38, 110, 230), (222, 60, 52), (70, 70, 76)
 HEIGHT = 640

@@ -17,18 +17,23 @@ from torch import Tensor
 
 from dd3g.diffusion import Plan, Schedule, Step, sample
 from dd3g.diffusion.guidance import Mode
-from dd3g.pose.hypotheses import Hypotheses
+from dd3g.pose.detection.people import Detection, stacked
+from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
 from dd3g.pose.methods.guided_energies import (
     Evidence,
     HeatmapNLL,
     Keypoint2D,
     Known3D,
     Reprojection,
+    Smooth,
     keypoint_noise,
 )
 from dd3g.pose.networks.prior import JOINTS, Prior
 
-DOUBT = 0.06  # metres: makes the expected error of 20 hypotheses right on average, on training clips
+NOISE = 0.01  # of a detector, in sides of the square around a person
+CALIBRATION_ERROR = (
+    0.06  # metres: makes the expected error of 20 hypotheses right on average, on training clips
+)
 
 
 def levels(steps: int, total: int = 1000, power: float = 2.0) -> Plan:
@@ -46,7 +51,7 @@ def levels(steps: int, total: int = 1000, power: float = 2.0) -> Plan:
     return list(zip(t, [*t[1:], -1], strict=True))
 
 
-def draw(
+def sample_poses(
     prior: Prior,
     people: int,
     m: int,
@@ -157,8 +162,8 @@ def _hypotheses(poses: Tensor, people: int, evidence: Sequence[Evidence]) -> Hyp
 
 
 def generate(prior: Prior, n: int, *, seed: int = 0, **options: Any) -> Tensor:
-    """Poses (n, 17, 3) in metres from the prior alone; options as for `draw`."""
-    return draw(prior, 1, n, seed=seed, **options).poses[0]
+    """Poses (n, 17, 3) in metres from the prior alone; options as for `sample_poses`."""
+    return sample_poses(prior, 1, n, seed=seed, **options).poses[0]
 
 
 def lift(
@@ -191,10 +196,10 @@ def lift(
         boxes: (B, 4) left, top, right, bottom of the heatmaps in pixels.
         translation: (B, 3) metres where the root is known.
         others: further evidence, e.g. `BoneLength`, `Smooth`.
-        steps: see `draw`; like the next two chosen on training clips, by the best of 20 hypotheses.
-        repeats: see `draw`; depth needs them, or it is settled before the picture coordinates are.
-        rho: see `draw`; more than 1 makes up for a prior that is too sure of itself.
-        **options: of `draw`.
+        steps: see `sample_poses`; like the next two chosen on training clips, by the best of 20 hypotheses.
+        repeats: see `sample_poses`; depth needs them, or it is settled before the picture coordinates are.
+        rho: see `sample_poses`; more than 1 makes up for a prior that is too sure of itself.
+        **options: of `sample_poses`.
 
     Raises:
         ValueError: heatmaps without boxes.
@@ -209,8 +214,10 @@ def lift(
         raise ValueError("heatmaps need boxes (B, 4), where they lie in the picture")
     else:
         seen = HeatmapNLL(heatmaps=heatmaps, boxes=boxes, confidence=confidence, K=K, translation=translation)
-    found = draw(prior, len(keypoints), m, [seen, *others], steps=steps, repeats=repeats, rho=rho, **options)
-    return replace(found, doubt=DOUBT)
+    found = sample_poses(
+        prior, len(keypoints), m, [seen, *others], steps=steps, repeats=repeats, rho=rho, **options
+    )
+    return replace(found, calibration_error=CALIBRATION_ERROR)
 
 
 def complete(
@@ -225,7 +232,7 @@ def complete(
         known: (B, 17) 1 where a joint is known, 0 where not.
         m: hypotheses a person.
         K: (B, 3, 3) or (3, 3) pixels, for joints in pixels.
-        **options: of `draw`, and for pixels of `lift`.
+        **options: of `sample_poses`, and for pixels of `lift`.
 
     Raises:
         ValueError: pixels without K, joints that are neither, `known` of another shape, or NaN where known.
@@ -244,4 +251,28 @@ def complete(
         return lift(prior, joints, known.to(joints), camera, m, **options)
     # Root-relative, as poses are; an unknown root lies at zero and brings nothing of its own in.
     points = joints - joints[:, :1]
-    return draw(prior, len(joints), m, [Known3D(points=points, mask=known)], **options)
+    return sample_poses(prior, len(joints), m, [Known3D(points=points, mask=known)], **options)
+
+
+def load_networks() -> None:
+    """Load the shipped prior now; see `registry.Method`."""
+    Prior.shipped()
+
+
+def lift_people(people: Sequence[Detection], m: int, seed: int, video: bool) -> list[PersonHypotheses]:
+    """By the shipped prior, with heatmaps where everyone has them; see `registry.Method`."""
+    mapped = all(p.heatmaps is not None for p in people)
+    squares = stacked(people, "square")
+    hypotheses = lift(
+        Prior.shipped(),
+        stacked(people, "keypoints"),
+        stacked(people, "confidence"),
+        stacked(people, "K"),
+        m,
+        sigma=NOISE * (squares[:, 2] - squares[:, 0]),
+        heatmaps=stacked(people, "heatmaps") if mapped else None,
+        boxes=stacked(people, "box") if mapped else None,
+        others=[Smooth(frames=len(people))] if video and len(people) > 1 else [],
+        seed=seed,
+    )
+    return [PersonHypotheses(p, "guided", hypotheses[i : i + 1]) for i, p in enumerate(people)]

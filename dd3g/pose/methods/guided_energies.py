@@ -207,24 +207,6 @@ def keypoint_noise(keypoints: Tensor, confidence: Tensor) -> Tensor:
     return (0.01 * extent(keypoints, confidence)).clamp(min=1.0)
 
 
-def heatmaps_from_keypoints(keypoints: Tensor, boxes: Tensor, size: int = 64, sigma: float = 1.5) -> Tensor:
-    """Gaussian heatmaps where a detector gives keypoints only.
-
-    Args:
-        keypoints: (B, J, 2) pixels.
-        boxes: (B, 4) left, top, right, bottom in pixels.
-        size: cells a side.
-        sigma: of the Gaussians, in cells.
-
-    Returns:
-        (B, J, size, size), peaks up to 1.
-    """
-    cells = (keypoints - boxes[:, None, :2]) / (boxes[:, None, 2:] - boxes[:, None, :2]) * size
-    away = cells[..., None] - (torch.arange(size).to(cells) + 0.5)  # (B, J, 2, size)
-    columns, rows = torch.exp(-away.square() / (2 * sigma**2)).unbind(-2)
-    return rows[..., :, None] * columns[..., None, :]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Known3D(Evidence):
     """Some joints known in 3D: |M (x0 - y)|^2 / 2 s^2, up to a shift where the root is not among them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,8 +11,16 @@ from torch import Tensor
 from dd3g.diffusion import Denoiser, Energy, Step, descent, refine, sample
 from dd3g.pose.body.bodies import PosedBody, default_body
 from dd3g.pose.body.skeletons import to_h36m
-from dd3g.pose.hypotheses import Hypotheses
-from dd3g.pose.methods.recovery_energies import Balanced, BodyKeypoints, curvatures, matrices, state
+from dd3g.pose.detection.people import Detection, stacked
+from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
+from dd3g.pose.methods.recovery_energies import (
+    Balanced,
+    BodyKeypoints,
+    SmoothRotations,
+    curvatures,
+    matrices,
+    state,
+)
 from dd3g.pose.networks.rotation_denoiser import (
     STATE,
     Condition,
@@ -21,7 +30,10 @@ from dd3g.pose.networks.rotation_denoiser import (
 )
 
 WEIGHT = 0.003  # of the reprojection energy
-DOUBT = 0.11  # metres: makes the expected error of 20 hypotheses right on average, on training clips
+SIDE = 800.0  # px of the square around a person in the picture of 1000 px that the energies are set up for
+CALIBRATION_ERROR = (
+    0.11  # metres: makes the expected error of 20 hypotheses right on average, on training clips
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,7 @@ class Recovery:
         poses, energy, translation = (
             x.unflatten(0, fold) for x in (self.poses, self.energy, self.translation)
         )
-        return Hypotheses(poses, energy, translation, DOUBT)
+        return Hypotheses(poses, energy, translation, CALIBRATION_ERROR)
 
 
 @torch.no_grad()
@@ -233,7 +245,7 @@ def recover_people(
     Returns:
         B * m bodies, people first; `.hypotheses(m)` folds them.
     """
-    denoiser, body = denoiser or RotationDenoiser.from_pretrained(), body or default_body()
+    denoiser, body = denoiser or RotationDenoiser.shipped(), body or default_body()
     points, trust = to_h36m(keypoints, confidence, layout)
     K = K.expand(len(keypoints), 3, 3)
     betas = keypoints.new_zeros(len(keypoints), 10) if betas is None else betas
@@ -246,6 +258,38 @@ def recover_people(
         body, betas[rows], keypoints[rows], confidence[rows], K[rows], float(max(size)), layout
     )
     return recover(denoiser, start, evidence, condition, plan, generator=generator)
+
+
+def load_networks() -> None:
+    """Load the shipped denoiser and body now; see `registry.Method`."""
+    RotationDenoiser.shipped()
+    default_body()
+
+
+def lift_people(people: Sequence[Detection], m: int, seed: int, video: bool) -> list[PersonHypotheses]:
+    """By the shipped denoiser on the shipped body, the frames of a video together; see `registry.Method`."""
+    denoiser, squares = RotationDenoiser.shipped(), stacked(people, "square")
+    # The energies are in pixels of a picture of 1000: small people and large ones must mean the same there.
+    factor = (SIDE / (squares[:, 2] - squares[:, 0]))[:, None, None]
+    keypoints, confidence, K = (stacked(people, name) for name in ("keypoints", "confidence", "K"))
+    keypoints, K = keypoints * factor, torch.cat([K[:, :2] * factor, K[:, 2:]], 1)
+    if video:
+        m = 1  # hypotheses of different frames would not belong together
+    result = recover_people(keypoints, confidence, K, (1000, 1000), m=m, seed=seed, denoiser=denoiser)
+    if video and len(people) > 1:
+        evidence = BodyKeypoints(default_body(), result.betas, keypoints, confidence, K, 1000.0)
+        condition = keypoint_condition(keypoints, confidence, K)
+        smooth = SmoothRotations(len(people))
+        result = recover(denoiser, result.rotations, evidence, condition, VIDEO, together=smooth, gate=False)
+    hypotheses = result.hypotheses(m)
+    rotations, betas = (x.unflatten(0, (-1, m)) for x in (result.rotations, result.betas))
+    answers = []
+    for i, detection in enumerate(people):
+        one = hypotheses[i : i + 1]
+        # The recommended pose is a mean and no body; the body nearest to it is given with it.
+        nearest = int((one.poses[0] - one.recommended()[0][0]).norm(dim=-1).mean(-1).argmin())
+        answers.append(PersonHypotheses(detection, "recovery", one, rotations[i, nearest], betas[i, nearest]))
+    return answers
 
 
 def _restart(

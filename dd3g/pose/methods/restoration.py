@@ -5,26 +5,28 @@ PRPose (arXiv 2405.02114).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from dd3g.pose.body.geometry import extent, procrustes, project, solve_translation
 from dd3g.pose.body.skeletons import H36M_17, flip
-from dd3g.pose.hypotheses import Hypotheses
+from dd3g.pose.data.synthesis import Views
+from dd3g.pose.detection.people import Detection
+from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
 from dd3g.pose.networks.difficulty import Difficulty, shown
-from dd3g.pose.networks.lifter import FOCAL, Lifter, lift, normalise
-
-if TYPE_CHECKING:
-    from dd3g.pose.data.synthesis import Views
+from dd3g.pose.networks.lifter import FOCAL, GraphLifter, Lifter, lift, normalise
 
 ALPHA = 0.005  # what the paper takes on Human3.6M
 ALPHAS = (0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08)
 GUESSED = 0.2  # confidence in a missing keypoint that was put where the lifted pose has it
 SMALL = 4.0  # people in Human3.6M and MPI-INF-3DHP are larger than a quarter of the width
-ROWS = 1024  # keypoint sets in one call of the lifter: bounds the memory, and is faster than more
-DOUBT = 0.075  # metres: makes the expected error of 20 hypotheses right on average, on training clips
+CHUNK = 1024  # keypoint sets in one call of the lifter: bounds the memory, and is faster than more
+CALIBRATION_ERROR = (
+    0.075  # metres: makes the expected error of 20 hypotheses right on average, on training clips
+)
 
 
 @torch.no_grad()
@@ -88,15 +90,15 @@ def restore(
         noisy.append(
             (points[:, None] + alpha * unit[:, None, None] * s[:, None, :, None] * noise).flatten(0, 1)
         )
-    rows = [part.split(ROWS) for part in (noisy[0], trust.repeat_interleave(m, 0), noisy[1])]
-    poses = torch.cat([lift(lifter, *row) for row in zip(*rows, strict=True)]).unflatten(0, (B, m))
+    chunks = [x.split(CHUNK) for x in (noisy[0], trust.repeat_interleave(m, 0), noisy[1])]
+    poses = torch.cat([lift(lifter, *chunk) for chunk in zip(*chunks, strict=True)]).unflatten(0, (B, m))
     keypoints, confidence, K = keypoints[:, None], confidence[:, None].expand(-1, m, -1), K[:, None]
     translation = solve_translation(poses, keypoints.expand(-1, m, -1, -1), confidence, K)
     distance = (project(poses + translation[:, :, None], K) - keypoints).norm(dim=-1)  # (B, m, 17) pixels
     weight = confidence.square()
     energy = (weight * distance.square()).sum(-1) / weight.sum(-1).clamp(min=1e-6)
     energy = energy / (0.005 * width[:, None]).square()
-    return Hypotheses(poses, energy, translation, DOUBT)
+    return Hypotheses(poses, energy, translation, CALIBRATION_ERROR)
 
 
 def _completed(lifter: Lifter, keypoints: Tensor, confidence: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,17 +126,8 @@ def best_alpha(
     """
     best, lowest = ALPHAS[0], float("inf")
     for alpha in ALPHAS:
-        h = restore(
-            lifter,
-            difficulty,
-            views.keypoints,
-            views.confidence,
-            views.K,
-            views.size[0],
-            m,
-            alpha,
-            fixed=fixed,
-        )
+        seen = (views.keypoints, views.confidence, views.K, views.size[0])
+        h = restore(lifter, difficulty, *seen, m, alpha, fixed=fixed)
         truth = views.pose[:, None].expand_as(h.poses)
         errors = (procrustes(h.poses, truth) - truth).norm(dim=-1).mean(-1)  # (B, m) metres
         error = float(errors.amin(1).mean())
@@ -142,3 +135,32 @@ def best_alpha(
             break  # the error falls and rises once
         best, lowest = alpha, error
     return best
+
+
+def load_networks() -> None:
+    """Load the shipped lifter and its difficulty now; see `registry.Method`."""
+    GraphLifter.shipped()
+    Difficulty.shipped()
+
+
+def lift_people(people: Sequence[Detection], m: int, seed: int, video: bool) -> list[PersonHypotheses]:
+    """By the shipped networks, smoothed over the frames of a video; see `registry.Method`."""
+    lifter, difficulty = GraphLifter.shipped(), Difficulty.shipped()
+    # One by one, with the same noise: what is said of a person depends on nobody else in the picture, and a
+    # hypothesis goes on from frame to frame.
+    found = [
+        restore(lifter, difficulty, p.keypoints[None], p.confidence[None], p.K[None], p.size[0], m,
+                generator=seed) for p in people
+    ]  # fmt: skip
+    if video:
+        smooth = _smoothed(torch.cat([h.poses for h in found]))
+        found = [replace(h, poses=poses[None]) for h, poses in zip(found, smooth, strict=True)]
+    return [PersonHypotheses(p, "restoration", h) for p, h in zip(people, found, strict=True)]
+
+
+def _smoothed(poses: Tensor, sigma: float = 1.5) -> Tensor:
+    """Gaussian mean over time (T, ...); weights beyond the ends are left out."""
+    t = torch.arange(len(poses), dtype=poses.dtype)
+    weights = torch.exp(-((t[:, None] - t) ** 2) / (2 * sigma**2))
+    weights = weights / weights.sum(1, keepdim=True)
+    return (weights @ poses.flatten(1)).view_as(poses)

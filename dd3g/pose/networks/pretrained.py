@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -36,3 +37,9 @@ class PoseNetwork(nn.Module):
         network = build(folder, read_config(folder, cls.kind), cls.config_class, cls)
         load_weights(folder, network)
         return network.eval()
+
+    @classmethod
+    @cache
+    def shipped(cls) -> Self:
+        """The shipped network, read once; do not change it."""
+        return cls.from_pretrained()

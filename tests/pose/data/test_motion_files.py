@@ -15,7 +15,7 @@ from dd3g.pose.body.geometry import axis_angle_to_matrix
 from dd3g.pose.data.acclaim import read_amc
 from dd3g.pose.data.bvh import parse_bvh, positions, read_bvh
 from dd3g.pose.data.motion import load_cmu
-from dd3g.pose.export.results import save_bvh
+from dd3g.pose.export.skeletons import save_bvh
 
 DATA = Path(os.environ.get("DD3G_DATA", Path(__file__).parents[4] / "shared" / "data"))
 ARCHIVE = DATA / "motion" / "cmu_mocap_30fps.npz"

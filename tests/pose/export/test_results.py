@@ -15,7 +15,7 @@ from PIL import Image
 from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.geometry import axis_angle_to_matrix, project
 from dd3g.pose.body.skeletons import H36M_17, SMPL_24
-from dd3g.pose.export import results as export
+from dd3g.pose.export import results, skeletons, viewer
 from dd3g.pose.export.figures import LEFT, RIGHT, bone_colors, draw_overlay, draw_view, figure
 
 
@@ -30,8 +30,8 @@ def rest() -> torch.Tensor:
 
 def test_json_says_what_was_estimated(tmp_path):
     people = [person(), person(1.0, m=1)]
-    content = export.head("guided") | {"people": export.as_json(people)}
-    read = json.loads(export.save_json(content, tmp_path / "a.json").read_text())
+    content = results.head("guided") | {"people": results.as_json(people)}
+    read = json.loads(results.save_json(content, tmp_path / "a.json").read_text())
     first, second = read["people"]
     assert read["joints"] == list(H36M_17.joints) and len(first["hypotheses"]) == 8
     np.testing.assert_allclose(first["recommended"]["pose"], people[0].pose, atol=1e-6)
@@ -124,7 +124,7 @@ def end_points(text: str) -> tuple[list[str], np.ndarray]:
 
 def test_bvh_holds_the_posed_joints(tmp_path):
     R, roots = rotations(3), torch.tensor([[0.0, 0, 3], [0.1, 0, 3], [0.2, -0.1, 3]])
-    text = export.save_bvh(rest(), R, roots, tmp_path / "a.bvh", 25).read_text()
+    text = skeletons.save_bvh(rest(), R, roots, tmp_path / "a.bvh", 25).read_text()
     assert "Frames: 3" in text and "Frame Time: 0.0400000" in text
     names, placed = end_points(text)
     want = (default_body().pose(R)[0] + roots[:, None]) * torch.tensor([100.0, -100, -100])
@@ -135,7 +135,7 @@ def test_bvh_holds_the_posed_joints(tmp_path):
 
 def test_glb_holds_the_posed_joints(tmp_path):
     R, roots = rotations(2, seed=1), torch.tensor([[0.3, -0.2, 3.0], [0.0, 0, 3]])
-    path = export.save_glb(rest(), R, roots, tmp_path / "a.glb")
+    path = skeletons.save_glb(rest(), R, roots, tmp_path / "a.glb")
     scene = trimesh.load(path)
     want = (default_body().pose(R)[0][0] + roots[0]) * torch.tensor([1.0, -1, -1])
     for joint, name in enumerate(SMPL_24.joints):
@@ -147,20 +147,20 @@ def test_glb_holds_the_posed_joints(tmp_path):
     data = path.read_bytes()
     document = json.loads(data[20 : 20 + int.from_bytes(data[12:16], "little")])
     assert len(document["animations"][0]["channels"]) == 25
-    still = export.save_glb(rest(), R[:1], roots[:1], tmp_path / "b.glb").read_bytes()
+    still = skeletons.save_glb(rest(), R[:1], roots[:1], tmp_path / "b.glb").read_bytes()
     assert b"animations" not in still
 
 
 def test_bodies_are_written_where_there_are_rotations(tmp_path):
-    assert export.save_bodies([person()], tmp_path, "a") == []
+    assert skeletons.save_bodies([person()], tmp_path, "a") == []
     body = person(rotations=rotations(1)[0], betas=torch.zeros(10))
-    assert export.save_bodies([body], tmp_path, "a") == ["a.bvh", "a.glb"]
-    entry = export.as_json([body])[0]["body"]
+    assert skeletons.save_bodies([body], tmp_path, "a") == ["a.bvh", "a.glb"]
+    entry = results.as_json([body])[0]["body"]
     assert entry["joints"] == list(SMPL_24.joints) and entry["rotations"].shape == (24, 3)
 
 
 def test_page_is_whole_and_can_not_be_injected(tmp_path):
-    path = export.save_viewer([[person()]], tmp_path / "a.html", "</title><script>x</script>{{data}}")
+    path = viewer.save_viewer([[person()]], tmp_path / "a.html", "</title><script>x</script>{{data}}")
     page = path.read_text()
     assert "<title>&lt;/title&gt;&lt;script&gt;x&lt;/script&gt;{{data}}</title>" in page
     assert "default-src 'none'" in page and not re.search(r"https?://|//\w+\.\w+/", page)
@@ -179,7 +179,7 @@ def page(tmp_path_factory):
 
 
 def test_page_shows_left_and_right_and_turns(page, tmp_path):
-    file = export.save_viewer([[person(spread=0.0)]], tmp_path / "a.html")
+    file = viewer.save_viewer([[person(spread=0.0)]], tmp_path / "a.html")
     page.open(file, "#spin=0&azimuth=0&elevation=0")
     page.wait("!stale")
     page.eval("document.querySelectorAll('header, #hint, nav').forEach((part) => part.remove())")
@@ -197,7 +197,7 @@ def test_page_shows_left_and_right_and_turns(page, tmp_path):
 
 def test_page_of_a_video_plays(page, tmp_path):
     frames = [[person(x)] for x in (-0.2, 0.0, 0.2)] + [[]]
-    page.open(export.save_viewer(frames, tmp_path / "a.html", fps=20), "#spin=0")
+    page.open(viewer.save_viewer(frames, tmp_path / "a.html", fps=20), "#spin=0")
     page.wait("current > 0")
     assert page.eval("byId('count').textContent") == "1 person, 4 frames"
     page.eval("byId('play').click(), show(1)")

@@ -6,7 +6,7 @@ import torch
 from dd3g.diffusion import sample
 from dd3g.pose.body.geometry import project
 from dd3g.pose.methods import guided
-from dd3g.pose.methods.guided import complete, draw, generate, levels
+from dd3g.pose.methods.guided import complete, generate, levels, sample_poses
 from dd3g.pose.methods.guided_energies import Known3D, bone_lengths
 from dd3g.pose.networks.prior import Prior, PriorConfig
 
@@ -62,7 +62,7 @@ def test_generation_is_plain_sampling(crooked):
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_guidance_off_is_the_prior_bit_for_bit(crooked, mode, eta):
     _, keypoints = _seen(crooked)
-    free = draw(crooked, 2, 4, eta=eta, steps=20, seed=1)
+    free = sample_poses(crooked, 2, 4, eta=eta, steps=20, seed=1)
     off = lift(crooked, keypoints, torch.ones(2, 17), K, 4, rho=0.0, mode=mode, eta=eta, steps=20, seed=1)
     assert torch.equal(off.poses, free.poses)
     blind = lift(crooked, keypoints, torch.zeros(2, 17), K, 4, mode=mode, eta=eta, steps=20, seed=1)
@@ -75,7 +75,7 @@ def test_samples_follow_the_exact_posterior_of_a_gaussian(gaussian, mode):
     points, mask = torch.zeros(1, 17, 3), torch.zeros(1, 17)
     points[0, 5], mask[0, [0, 5]] = torch.tensor([0.3, -0.2, 0.5]), 1
     sigma, width = 0.2, 0.25
-    drawn = draw(
+    drawn = sample_poses(
         gaussian, 1, 4000, [Known3D(points=points, mask=mask, sigma=sigma)], mode=mode, steps=100
     ).poses[0]
     gain = width**2 / (width**2 + sigma**2)
@@ -89,7 +89,7 @@ def test_samples_follow_the_exact_posterior_of_a_gaussian(gaussian, mode):
 
 def test_rho_is_for_pictures_alone(gaussian):
     known = Known3D(points=torch.ones(1, 17, 3), mask=torch.ones(1, 17), sigma=0.2)
-    weak, strong = (draw(gaussian, 1, 3, [known], steps=10, rho=rho).poses for rho in (1.0, 3.0))
+    weak, strong = (sample_poses(gaussian, 1, 3, [known], steps=10, rho=rho).poses for rho in (1.0, 3.0))
     assert torch.equal(weak, strong)
 
 
@@ -97,7 +97,7 @@ def test_repeats_cost_calls_and_keep_the_posterior(gaussian):
     points, mask = torch.zeros(1, 17, 3), torch.zeros(1, 17)
     mask[0, [0, 5]] = 1
     calls = []
-    drawn = draw(
+    drawn = sample_poses(
         gaussian, 1, 1000, [Known3D(points=points, mask=mask, sigma=0.25)],
         steps=30, repeats=3, record=lambda step: calls.append((step.t, step.u)),
     ).poses[0]  # fmt: skip
@@ -115,7 +115,7 @@ def test_hypotheses_agree_in_the_picture_and_differ_in_depth(gaussian, mode):
     points = project(found.poses + found.translation[:, :, None], K)
     miss = (points - keypoints[:, None]).norm(dim=-1)
     assert float(miss.mean()) < 12  # of a person 250 pixels wide
-    free = draw(gaussian, 2, 12, seed=2).poses
+    free = sample_poses(gaussian, 2, 12, seed=2).poses
     before = (project(free + ROOT[:, None, None], K) - keypoints[:, None]).norm(dim=-1)
     assert float(miss.mean()) < 0.2 * float(before.mean())
     spread = found.poses.std(1)[:, 1:].mean((0, 1))
@@ -147,7 +147,7 @@ def test_an_unknown_root_is_found(gaussian):
 
 
 def test_heatmaps_serve_as_well(gaussian):
-    from dd3g.pose.methods.guided_energies import heatmaps_from_keypoints
+    from dd3g.pose.detection.people import heatmaps_from_keypoints
 
     _, keypoints = _seen(gaussian)
     low, high = keypoints.amin(1) - 40, keypoints.amax(1) + 40

@@ -5,6 +5,7 @@ import torch
 
 from dd3g.pose.body.geometry import project
 from dd3g.pose.body.skeletons import H36M_17
+from dd3g.pose.detection.people import heatmaps_from_keypoints
 from dd3g.pose.methods.guided_energies import (
     BoneLength,
     HeatmapNLL,
@@ -12,7 +13,6 @@ from dd3g.pose.methods.guided_energies import (
     Known3D,
     Smooth,
     bone_lengths,
-    heatmaps_from_keypoints,
     keypoint_noise,
 )
 

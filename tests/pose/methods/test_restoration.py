@@ -66,7 +66,7 @@ class Spy:
 
 def test_noise_follows_the_difficulty_in_half_pictures(monkeypatch):
     v, spy, m = views(1, occluded=0.0), Spy(), 4000
-    monkeypatch.setattr(restoration, "ROWS", m)
+    monkeypatch.setattr(restoration, "CHUNK", m)
     s = torch.ones(17)
     s[1], s[2], s[16] = 0.4, 2.5, 4.0
     restored(v, spy, Known(s), width=800, m=m, alpha=0.01)
@@ -168,8 +168,8 @@ def test_noise_for_small_people_goes_by_what_they_extend():
 def test_the_command_and_the_evaluation_draw_the_same(monkeypatch):
     known = Known(2.0)
     person = made_up_people.detection(0.3, 3.0)
-    monkeypatch.setattr(estimation, "lifter", lifter)
-    monkeypatch.setattr(estimation, "difficulty", lambda: known)
+    monkeypatch.setattr(GraphLifter, "shipped", lifter)
+    monkeypatch.setattr(difficulty.Difficulty, "shipped", lambda: known)
     monkeypatch.setattr(GraphLifter, "from_pretrained", lambda folder: lifter())
     monkeypatch.setattr(difficulty.Difficulty, "from_pretrained", lambda folder: known)
     row, _ = make_rows(["restoration"], None, Limits())["restoration"]
@@ -186,7 +186,7 @@ def test_the_command_and_the_evaluation_draw_the_same(monkeypatch):
 def test_a_seed_means_the_same_however_the_work_is_cut(monkeypatch):
     v = views()
     whole = restored(v, lifter(), Known(2.0), m=9, generator=4)
-    monkeypatch.setattr(restoration, "ROWS", 5)
+    monkeypatch.setattr(restoration, "CHUNK", 5)
     cut = restored(v, lifter(), Known(2.0), m=9, generator=torch.Generator().manual_seed(4))
     assert torch.allclose(whole.poses, cut.poses, atol=1e-5)
     assert not torch.allclose(
