@@ -150,11 +150,9 @@ def to_h36m(points: Tensor, confidence: Tensor | None, layout: str) -> tuple[Ten
         UserError: unknown layout, or another number of joints than it has.
     """
     count = len(skeleton(layout))
-    if points.dim() < 2 or points.shape[-2] != count:
-        raise UserError(
-            f"{layout} has {count} joints, got points of shape {tuple(points.shape)}: name the layout "
-            "that they are in"
-        )
+    shape = tuple(points.shape)
+    if len(shape) < 2 or shape[-2] != count:
+        raise UserError(f"{layout} has {count} joints, got points of shape {shape}: name the right layout")
     if confidence is None:
         confidence = points.new_ones(points.shape[:-1])
     if confidence.shape != points.shape[:-1]:
