@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dd3g.errors import UserError
 from dd3g.pose.body.geometry import axis_angle_to_matrix
+from dd3g.pose.data.arrays import read_text
 from dd3g.pose.data.motion import Motion
 
 
@@ -37,7 +38,7 @@ def read_bvh(path: str | Path, scale: float = 0.01) -> Motion:
         UserError: not a BVH file, cut off, or without a joint that H36M-17 needs.
     """
     tree = parse_bvh(path)
-    joints, root = house_joints(tree.names, scale * positions(tree), str(path))
+    joints, root = canonical_joints(tree.names, scale * positions(tree), str(path))
     clip = torch.zeros(len(joints), dtype=torch.int64)
     name = Path(path).stem
     return Motion(joints, root, clip, [name], [name], fps=1 / tree.frame_time)
@@ -45,10 +46,7 @@ def read_bvh(path: str | Path, scale: float = 0.01) -> Motion:
 
 def parse_bvh(path: str | Path) -> Tree:
     """The file as it stands; an end site is a joint called after its parent with " end"."""
-    try:
-        words = Path(path).read_text(encoding="utf-8", errors="replace").split()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; check the name") from error
+    words = read_text(path).split()
     tree, at = Tree(), 0
     stack: list[int] = []
     try:
@@ -70,11 +68,11 @@ def parse_bvh(path: str | Path) -> Tree:
                 at += 4
             elif word == "CHANNELS":
                 count = int(words[at + 1])
-                kinds = [word.lower() for word in words[at + 2 : at + 2 + count]]
-                for kind in kinds:
-                    if kind[0] not in "xyz" or kind[1:] not in ("position", "rotation"):
-                        raise ValueError(f"channel {kind!r}")
-                tree.channels[stack[-1]] = kinds
+                channels = [word.lower() for word in words[at + 2 : at + 2 + count]]
+                for channel in channels:
+                    if channel[0] not in "xyz" or channel[1:] not in ("position", "rotation"):
+                        raise ValueError(f"channel {channel!r}")
+                tree.channels[stack[-1]] = channels
                 at += 2 + count
             elif word == "}":
                 stack.pop()
@@ -149,7 +147,7 @@ def _plain(name: str) -> tuple[str, str]:
     return "", plain
 
 
-def house_joints(names: list[str], points: Tensor, where: str) -> tuple[Tensor, Tensor]:
+def canonical_joints(names: list[str], points: Tensor, where: str) -> tuple[Tensor, Tensor]:
     """H36M-17 out of named joints.
 
     The thorax lies between the shoulders, a quarter of the way to the neck; the spine is the joint nearest to

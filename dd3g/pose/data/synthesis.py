@@ -5,7 +5,7 @@ Every number is a pure function of (seed, index), so that batches can be cut in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,8 +43,7 @@ class Views:
 
     def to(self, device: str | torch.device) -> Views:
         """All tensors on another device."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {k: v.to(device) for k, v in values.items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
 
@@ -109,12 +108,9 @@ def synthesise(
 
 def posed(motion: Motion, rows: Tensor, body: PosedBody, betas: Tensor) -> Motion:
     """Frames `rows` (B,) of a motion, whose joints become those of `body` with betas (B, 10)."""
-    assert motion.rotations is not None
-    rotations = motion.rotations[rows]
-    joints = body.points(axis_angle_to_matrix(rotations), betas)
-    valid = None if motion.rotations_valid is None else motion.rotations_valid[rows]
-    clip, actions, subjects = motion.clip[rows], motion.actions, motion.subjects
-    return Motion(joints, motion.root[rows], clip, actions, subjects, rotations, valid, motion.fps)
+    frames = motion.frames(rows)
+    assert frames.rotations is not None
+    return replace(frames, joints=body.points(axis_angle_to_matrix(frames.rotations), betas))
 
 
 def detect(

@@ -134,8 +134,10 @@ def checked(
         seen[keep],
         None if size is None else _size(size),
         None if K is None else _camera(K),
-        *(None if values is None else values[keep] for values in (maps, squares, sure)),
-        warnings=tuple(f"{person}, and is left out: {MIN_JOINTS} are needed" for person in few),
+        None if maps is None else maps[keep],
+        None if squares is None else squares[keep],
+        None if sure is None else sure[keep],
+        tuple(f"{person}, and is left out: {MIN_JOINTS} are needed" for person in few),
     )
 
 
