@@ -67,7 +67,7 @@ def _estimate(path: Path, folder: Path, stem: str, request: Request) -> dict[str
     from dd3g.pose.detection.keypoints import read_keypoints
     from dd3g.pose.detection.people import detect, load
     from dd3g.pose.estimation import lift
-    from dd3g.pose.export.results import write_picture
+    from dd3g.pose.export.results import write_results
     from dd3g.pose.video import estimate_video
 
     if is_video(path):
@@ -80,7 +80,7 @@ def _estimate(path: Path, folder: Path, stem: str, request: Request) -> dict[str
     if not people:
         raise UserError(f"no person was found in {path}: give a clearer picture, or --keypoints")
     lifted = lift(people, request.method, request.m, request.seed)
-    result = write_picture(lifted, picture, path, folder, stem, request)
+    result = write_results([lifted], path, folder, stem, request, picture)
     if keypoints is not None:
         result["warnings"] += [f"{path}: {warning}" for warning in keypoints.warnings]
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,23 +44,19 @@ class Hypotheses:
 
     def __getitem__(self, index: Any) -> Hypotheses:
         """Some of the people: a slice, a list or a mask."""
-        translation = None if self.translation is None else self.translation[index]
-        return replace(self, poses=self.poses[index], energy=self.energy[index], translation=translation)
+        return self._each(lambda values: values[index])
 
     def first(self, m: int) -> Hypotheses:
         """The first m hypotheses of everyone, as if no more had been drawn."""
-        translation = None if self.translation is None else self.translation[:, :m]
-        return replace(self, poses=self.poses[:, :m], energy=self.energy[:, :m], translation=translation)
+        return self._each(lambda values: values[:, :m])
 
     def to(self, *args: Any, **kwargs: Any) -> Hypotheses:
         """Same meaning as `Tensor.to`."""
-        translation = None if self.translation is None else self.translation.to(*args, **kwargs)
-        return replace(
-            self,
-            poses=self.poses.to(*args, **kwargs),
-            energy=self.energy.to(*args, **kwargs),
-            translation=translation,
-        )
+        return self._each(lambda values: values.to(*args, **kwargs))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Hypotheses:
+        translation = None if self.translation is None else change(self.translation)
+        return replace(self, poses=change(self.poses), energy=change(self.energy), translation=translation)
 
     def mean(self) -> Tensor:
         """(B, 17, 3) mean pose."""

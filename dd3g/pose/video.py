@@ -11,7 +11,7 @@ from dd3g.errors import UserError
 from dd3g.pose.detection.frames import detect_frames, tracks
 from dd3g.pose.detection.people import Detection
 from dd3g.pose.estimation import lift
-from dd3g.pose.export.results import write_video
+from dd3g.pose.export.results import write_results
 from dd3g.pose.hypotheses import PersonHypotheses
 from dd3g.pose.request import Request
 
@@ -33,7 +33,7 @@ def estimate_video(path: Path, folder: Path, stem: str, request: Request) -> dic
     if not any(found):
         raise UserError(f"no person was found in {path}: give a clearer video")
     people = lift_tracks(found, request.method, request.m, request.seed)
-    return write_video(people, path, folder, stem, request)
+    return write_results(people, path, folder, stem, request)
 
 
 def lift_tracks(

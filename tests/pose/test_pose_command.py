@@ -23,7 +23,7 @@ from dd3g.pose.detection import people as detection_module
 from dd3g.pose.detection.blazepose import Person
 from dd3g.pose.detection.frames import frame_rate, frames, tracks
 from dd3g.pose.detection.keypoints import checked
-from dd3g.pose.export.overlay import save_overlay
+from dd3g.pose.export.figures import save_overlay
 from dd3g.pose.methods.registry import METHODS
 from dd3g.pose.networks.difficulty import Difficulty
 from dd3g.pose.networks.lifter import GraphLifter, LifterConfig

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 from dd3g.io.atomic import replacing
 from dd3g.pose.body.geometry import project
 from dd3g.pose.body.skeletons import H36M_17
+from dd3g.pose.detection.frames import frames
 from dd3g.pose.hypotheses import PersonHypotheses
 
 LEFT, RIGHT, MIDDLE = (38, 110, 230), (222, 60, 52), (70, 70, 76)
@@ -45,14 +48,12 @@ def figure(people: Sequence[PersonHypotheses], picture: Image.Image | None) -> I
     width = min(round(background.width * HEIGHT / background.height), 2 * HEIGHT)
     height = round(background.height * width / background.width)
     panel = 220
-    rows = max(1, len(people))
-    full = max(height, rows * panel)
-    sheet = Image.new("RGB", (width + 3 * panel, full), "white")
-    sheet.paste(background.resize((width, height), Image.Resampling.LANCZOS), (0, 0))
+    whole = Image.new("RGB", (width + 3 * panel, max(height, len(people) * panel)), "white")
+    whole.paste(background.resize((width, height), Image.Resampling.LANCZOS), (0, 0))
     for row, person in enumerate(people):
         for column, name in enumerate(VIEWS):
-            sheet.paste(draw_view(person, name, panel, row), (width + column * panel, row * panel))
-    return sheet
+            whole.paste(draw_view(person, name, panel, row), (width + column * panel, row * panel))
+    return whole
 
 
 def draw_overlay(people: Sequence[PersonHypotheses], picture: Image.Image | None) -> Image.Image:
@@ -88,6 +89,39 @@ def draw_overlay(people: Sequence[PersonHypotheses], picture: Image.Image | None
             stroke_fill="black",
         )
     return image
+
+
+def save_overlay(
+    path: Path, people: Sequence[Sequence[PersonHypotheses]], folder: Path, stem: str, every: int, fps: float
+) -> str:
+    """Write `stem`.mp4, or `stem`.gif for an animation.
+
+    Args:
+        path: the video.
+        people: those of every n-th frame.
+        folder: where the file goes.
+        stem: of its name.
+        every: n.
+        fps: frames a second of what is written.
+
+    Returns:
+        The file's name.
+    """
+    drawn = (draw_overlay(here, frame) for here, (_, frame) in zip(people, frames(path, every), strict=False))
+    if path.suffix.lower() == ".gif":
+        small = [image.reduce(2) for image in drawn]
+        small[0].save(
+            folder / f"{stem}.gif", save_all=True, append_images=small[1:], duration=round(1000 / fps), loop=0
+        )
+        return f"{stem}.gif"
+    from imageio.v2 import get_writer  # the one that takes frames one by one
+
+    writer: Any = get_writer(folder / f"{stem}.mp4", format="FFMPEG", fps=fps, macro_block_size=2)
+    with writer:
+        for image in drawn:
+            # The codec wants even sides.
+            writer.append_data(np.asarray(image)[: image.height // 2 * 2, : image.width // 2 * 2])
+    return f"{stem}.mp4"
 
 
 def draw_view(person: PersonHypotheses, view: str, side: int, number: int = 0) -> Image.Image:

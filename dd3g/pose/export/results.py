@@ -15,93 +15,63 @@ from dd3g.io.atomic import replacing
 from dd3g.pose.body.geometry import matrix_to_axis_angle
 from dd3g.pose.body.skeletons import H36M_17, SMPL_24
 from dd3g.pose.detection.frames import frame_rate
-from dd3g.pose.export.figures import save_figure
-from dd3g.pose.export.overlay import save_overlay
+from dd3g.pose.export.figures import save_figure, save_overlay
 from dd3g.pose.export.skeletons import save_bodies
 from dd3g.pose.export.viewer import save_viewer
 from dd3g.pose.hypotheses import PersonHypotheses
-from dd3g.pose.request import RESULT, Request
+from dd3g.pose.request import RESULT, Request, is_video
 
 FRAME = "camera: x right, y down, z forward, metres"
 
 
-def write_picture(
-    people: Sequence[PersonHypotheses],
-    picture: Image.Image | None,
+def write_results(
+    frames: Sequence[Sequence[PersonHypotheses]],
     path: Path,
     folder: Path,
     stem: str,
     request: Request,
+    picture: Image.Image | None = None,
 ) -> dict[str, Any]:
-    """The files of one picture.
+    """Write all files of a picture or a video, as `stem`.pose.json and so on.
 
     Args:
-        people: everyone in it, at least one.
-        picture: RGB; None where only keypoints were given.
+        frames: the people of every n-th frame of a video, with their tracks; or those of one picture.
         path: the input.
-        folder: where the files go, as `stem`.pose.*
-        stem: of their names.
-        request: says which.
-
-    Returns:
-        `{"people", "warnings", "files"}` with the files' names.
-    """
-    files = [f"{stem}{RESULT}.json", f"{stem}{RESULT}.png"]
-    content = {"picture": str(path), "size": list(people[0].detection.size), **head(request.method)}
-    save_json(content | {"people": as_json(people)}, folder / files[0])
-    save_figure(people, picture, folder / files[1])
-    warnings = [f"{path}: person {i}: {w}" for i, p in enumerate(people) for w in p.detection.warnings]
-    files += _page_and_bodies([people], [[p] for p in people], folder, stem, request)
-    return {"people": len(people), "warnings": warnings, "files": files}
-
-
-def write_video(
-    frames: Sequence[Sequence[PersonHypotheses]], path: Path, folder: Path, stem: str, request: Request
-) -> dict[str, Any]:
-    """The files of one video.
-
-    Args:
-        frames: the people of every n-th frame with their tracks, somebody in at least one.
-        path: the input.
-        folder: where the files go, as `stem`.pose.*
+        folder: where the files go.
         stem: of their names.
         request: says which, and n.
+        picture: RGB, the background of the figure; None where only keypoints were given.
 
     Returns:
-        `{"people", "warnings", "files"}` with the number of tracks and the files' names.
+        `{"people", "warnings", "files"}`: the number of people or tracks, and the files' names.
     """
     everyone = [person for people in frames for person in people]
-    tracks = [[p for p in everyone if p.track == t] for t in sorted({p.track or 0 for p in everyone})]
-    fps = frame_rate(path) / request.every
-    content = {"video": str(path), "fps": fps, "every": request.every}
-    content |= {"size": list(everyone[0].detection.size), **head(request.method)}
-    content["frames"] = [
-        {"index": i * request.every, "people": as_json(people, hypotheses=False)}
-        for i, people in enumerate(frames)
-    ]
-    files = [f"{stem}{RESULT}.json"]
+    name, video = stem + RESULT, is_video(path)
+    fps = frame_rate(path) / request.every if video else 0
+    content: dict[str, Any] = {"size": list(everyone[0].detection.size), **head(request.method)}
+    if video:
+        content = {"video": str(path), "fps": fps, "every": request.every, **content}
+        content["frames"] = [
+            {"index": i * request.every, "people": as_json(people, hypotheses=False)}
+            for i, people in enumerate(frames)
+        ]
+        tracks = [[p for p in everyone if p.track == t] for t in sorted({p.track or 0 for p in everyone})]
+        files = [f"{name}.json", save_overlay(path, frames, folder, name, request.every, fps)]
+    else:
+        content = {"picture": str(path), **content, "people": as_json(everyone)}
+        tracks = [[person] for person in everyone]
+        files = [f"{name}.json", f"{name}.png"]
+        save_figure(everyone, picture, folder / files[1])
     save_json(content, folder / files[0])
-    files.append(save_overlay(path, frames, folder, stem + RESULT, request.every, fps))
-    files += _page_and_bodies(frames, tracks, folder, stem, request, fps)
-    return {"people": len(tracks), "warnings": [], "files": files}
-
-
-def _page_and_bodies(
-    frames: Sequence[Sequence[PersonHypotheses]],
-    tracks: Sequence[Sequence[PersonHypotheses]],
-    folder: Path,
-    stem: str,
-    request: Request,
-    fps: float = 0,
-) -> list[str]:
-    files = []
     if request.viewer:
-        files.append(f"{stem}{RESULT}.html")
-        save_viewer(frames, folder / files[0], stem, fps)
+        files.append(f"{name}.html")
+        save_viewer(frames, folder / files[-1], stem, fps)
     for number, track in enumerate(tracks):
-        name = stem if len(tracks) == 1 else f"{stem}-{number}"
-        files += save_bodies(track, folder, name + RESULT, fps or 30.0)
-    return files
+        own = name if len(tracks) == 1 else f"{stem}-{number}{RESULT}"
+        files += save_bodies(track, folder, own, fps or 30.0)
+    seen = [] if video else enumerate(everyone)
+    warnings = [f"{path}: person {i}: {w}" for i, p in seen for w in p.detection.warnings]
+    return {"people": len(tracks), "warnings": warnings, "files": files}
 
 
 def as_json(people: Sequence[PersonHypotheses], hypotheses: bool = True) -> list[dict[str, Any]]:
