@@ -30,7 +30,8 @@ def time_pose(photo: Path | None, m: int, repeats: int) -> dict[str, float | Non
     Raises:
         UserError: a photo that cannot be read.
     """
-    person, parts = made_up(), {"BlazePose, a person": None}
+    person = made_up()
+    parts: dict[str, float | None] = {"BlazePose, a person": None}
     if photo is not None and model_path("pose_detection") and model_path("pose_landmark_full"):
         picture = load(photo)
         people = detect(picture)

@@ -1,12 +1,13 @@
-"""The methods as rows of an evaluation, and the scores of their hypotheses."""
+"""The methods as an evaluation runs them, and the scores of their hypotheses."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,15 +16,26 @@ from dd3g.errors import UserError
 from dd3g.pose import metrics
 from dd3g.pose.body.geometry import solve_translation
 from dd3g.pose.hypotheses import Hypotheses
+from dd3g.pose.methods import guided
+from dd3g.pose.methods.recovery import recover_people
+from dd3g.pose.methods.restoration import restore
+from dd3g.pose.methods.zedo import zedo
+from dd3g.pose.networks.difficulty import Difficulty
+from dd3g.pose.networks.lifter import GraphLifter
+from dd3g.pose.networks.pretrained import WEIGHTS, PoseNetwork
+from dd3g.pose.networks.prior import Prior
+from dd3g.pose.networks.rotation_denoiser import RotationDenoiser
 from tools.pose_people import People
 
-Row = Callable[[People, int, int], Hypotheses]
+Method = Callable[[People, int, int], Hypotheses]
 """People, number of hypotheses, seed -> hypotheses."""
+METHODS = ("lifter", "fixed noise", "restoration", "ZeDO", "guided", "recovery")
+Network = TypeVar("Network", bound=PoseNetwork)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What keeps a row affordable.
+    """What keeps a method affordable.
 
     Args:
         steps: network calls of guided sampling.
@@ -39,75 +51,59 @@ class Limits:
     recovery_m: int = 10
 
 
-ROWS = ("lifter", "fixed noise", "restoration", "ZeDO", "guided", "recovery")
-
-
-def make_rows(names: Sequence[str], weights: Path | None, limits: Limits) -> dict[str, tuple[Row, int]]:
-    """Rows by name with the most hypotheses that each draws; networks are loaded once.
+def make_methods(names: Sequence[str], weights: Path | None, limits: Limits) -> dict[str, tuple[Method, int]]:
+    """Methods by name with the most hypotheses that each draws; networks are loaded once.
 
     Args:
-        names: of `ROWS`.
+        names: of `METHODS`.
         weights: folder with pose-prior, pose-lifter, pose-difficulty, pose-recovery; None: the shipped ones.
         limits: see there.
 
     Raises:
         UserError: an unknown name, or weights that are missing.
     """
-    from dd3g.pose.networks.pretrained import WEIGHTS
-
-    unknown = [name for name in names if name not in ROWS]
+    unknown = [name for name in names if name not in METHODS]
     if unknown:
-        raise UserError(f"unknown method {unknown[0]!r}: use one of {', '.join(ROWS)}")
-    folder = weights or WEIGHTS
-    rows: dict[str, tuple[Row, int]] = {}
-    if {"lifter", "fixed noise", "restoration"} & set(names):
-        from dd3g.pose.methods.restoration import restore
-        from dd3g.pose.networks.difficulty import Difficulty
-        from dd3g.pose.networks.lifter import GraphLifter
+        raise UserError(f"unknown method {unknown[0]!r}: use one of {', '.join(METHODS)}")
 
-        lifter = GraphLifter.from_pretrained(folder / "pose-lifter")
+    @cache
+    def load(network: type[Network]) -> Network:
+        return network.from_pretrained((weights or WEIGHTS) / network.kind)
 
-        def restored(difficulty: Difficulty | None, **options: Any) -> Row:
-            return lambda p, m, seed: restore(
-                lifter, difficulty, p.keypoints, p.confidence, p.K, p.size[0], m, generator=seed, **options
-            )
-
-        rows["lifter"] = restored(None, alpha=0.0), 1
-        if {"fixed noise", "restoration"} & set(names):
-            difficulty = Difficulty.from_pretrained(folder / "pose-difficulty")
-            rows["fixed noise"] = restored(difficulty, fixed=True), 10**6
-            rows["restoration"] = restored(difficulty), 10**6
-    if {"ZeDO", "guided"} & set(names):
-        from dd3g.pose.methods.guided import lift
-        from dd3g.pose.methods.zedo import zedo
-        from dd3g.pose.networks.prior import Prior
-
-        prior = Prior.from_pretrained(folder / "pose-prior")
-        n = limits.zedo_iterations
-        rows["ZeDO"] = (
-            lambda p, m, seed: zedo(
-                prior, p.keypoints, p.confidence, p.K, m, iterations=n, fit_iterations=max(n, 200), seed=seed
-            ),
-            limits.zedo_m,
+    def restored(difficulty: Difficulty | None, **options: Any) -> Method:
+        lifter = load(GraphLifter)
+        return lambda p, m, seed: restore(
+            lifter, difficulty, p.keypoints, p.confidence, p.K, p.size[0], m, generator=seed, **options
         )
-        rows["guided"] = (
-            lambda p, m, seed: lift(
-                prior, p.keypoints, p.confidence, p.K, m, translation=p.root, steps=limits.steps, seed=seed
-            ),
-            10**6,
-        )  # fmt: skip
-    if "recovery" in names:
-        from dd3g.pose.methods.recovery import recover_people
-        from dd3g.pose.networks.rotation_denoiser import RotationDenoiser
 
-        denoiser = RotationDenoiser.from_pretrained(folder / "pose-recovery")
-        rows["recovery"] = (
-            lambda p, m, seed: recover_people(
-                p.keypoints, p.confidence, p.K, p.size, m=m, seed=seed, denoiser=denoiser
-            ).hypotheses(m),
-            limits.recovery_m,
+    def optimised() -> Method:
+        prior, n = load(Prior), limits.zedo_iterations
+        return lambda p, m, seed: zedo(
+            prior, p.keypoints, p.confidence, p.K, m, iterations=n, fit_iterations=max(n, 200), seed=seed
         )
-    return {name: rows[name] for name in names}
+
+    def sampled() -> Method:
+        prior, n = load(Prior), limits.steps
+        return lambda p, m, seed: guided.lift(
+            prior, p.keypoints, p.confidence, p.K, m, translation=p.root, steps=n, seed=seed
+        )
+
+    def recovered() -> Method:
+        denoiser = load(RotationDenoiser)
+        return lambda p, m, seed: recover_people(
+            p.keypoints, p.confidence, p.K, p.size, m=m, seed=seed, denoiser=denoiser
+        ).hypotheses(m)
+
+    make: dict[str, Callable[[], Method]] = {
+        "lifter": lambda: restored(None, alpha=0.0),
+        "fixed noise": lambda: restored(load(Difficulty), fixed=True),
+        "restoration": lambda: restored(load(Difficulty)),
+        "ZeDO": optimised,
+        "guided": sampled,
+        "recovery": recovered,
+    }
+    most = {"lifter": 1, "ZeDO": limits.zedo_m, "recovery": limits.recovery_m}
+    return {name: (make[name](), most.get(name, 10**6)) for name in names}
 
 
 def score(h: Hypotheses, people: People, counts: Sequence[int]) -> dict[str, Tensor]:
@@ -162,43 +158,46 @@ def score(h: Hypotheses, people: People, counts: Sequence[int]) -> dict[str, Ten
 
 @dataclass
 class Scores:
-    """What one row collected."""
+    """What one method collected."""
 
-    values: dict[str, list[Tensor]]
-    poses: list[Tensor]  # some hypotheses, for the calibration
-    truth: list[Tensor]
-    groups: list[str]
+    values: dict[str, list[Tensor]] = field(default_factory=dict)
+    poses: list[Tensor] = field(default_factory=list)  # some hypotheses, for the calibration
+    truth: list[Tensor] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
 CALIBRATED = 2000  # people whose hypotheses are kept
 CALIBRATION_M = 50
+BY_GROUP = ("best", "best_pa", "recommended", "recommended_pa", "pck", "auc")
 
 
-def run_row(row: Row, people: Sequence[People], counts: Sequence[int], seed: int, chunk: int,
-            tick: Callable[[int], None]) -> Scores:  # fmt: skip
+def run_method(
+    method: Method,
+    people: Sequence[People],
+    counts: Sequence[int],
+    seed: int,
+    chunk: int,
+    tick: Callable[[int], None],
+) -> Scores:
     """Draw and score everyone, `chunk` people at a time; the answer depends on seed and chunk only."""
-    found = Scores({}, [], [], [])
+    found = Scores()
     done = 0
-    for batch in people:
-        for start in range(0, len(batch), chunk):
-            part = batch[start : start + chunk]
-            began = time.perf_counter()
-            with torch.no_grad():
-                h = row(part, max(counts), seed + done)
-            found.seconds += time.perf_counter() - began
-            if not h.poses.isfinite().all():
-                raise UserError(
-                    "a hypothesis is not finite: the weights are damaged, train or copy them anew"
-                )
-            for name, value in score(h, part, counts).items():
-                found.values.setdefault(name, []).append(value)
-            if done < CALIBRATED:
-                found.poses.append(h.poses[:, :CALIBRATION_M].clone())
-                found.truth.append(part.pose)
-            found.groups += part.groups
-            done += len(part)
-            tick(len(part))
+    for part in (batch[i : i + chunk] for batch in people for i in range(0, len(batch), chunk)):
+        began = time.perf_counter()
+        with torch.no_grad():
+            h = method(part, max(counts), seed + done)
+        found.seconds += time.perf_counter() - began
+        if not h.poses.isfinite().all():
+            raise UserError("a hypothesis is not finite: the weights are damaged, train or copy them anew")
+        for name, value in score(h, part, counts).items():
+            found.values.setdefault(name, []).append(value)
+        if done < CALIBRATED:
+            found.poses.append(h.poses[:, :CALIBRATION_M].clone())
+            found.truth.append(part.pose)
+        found.groups += part.groups
+        done += len(part)
+        tick(len(part))
     return found
 
 
@@ -207,15 +206,14 @@ def summarise(found: Scores, counts: Sequence[int]) -> dict[str, Any]:
     values = {name: torch.cat(parts) for name, parts in found.values.items()}
     result: dict[str, Any] = {"seconds_a_person": found.seconds / len(found.groups), "m": {}}
     for m in counts:
-        names = [n.split("/")[1] for n in values if n.startswith(f"{m}/")]
-        by_group = {n: metrics.by_group(values[f"{m}/{n}"], found.groups) for n in ("best", "best_pa",
-                    "recommended", "recommended_pa", "pck", "auc")}  # fmt: skip
-        block: dict[str, Any] = {n: _number(values[f"{m}/{n}"].double().mean()) for n in names}
-        block["mean_of_groups"] = {n: sum(g.values()) / len(g) for n, g in by_group.items()}
+        own = {n.removeprefix(f"{m}/"): v for n, v in values.items() if n.startswith(f"{m}/")}
+        by_group = {name: metrics.by_group(own[name], found.groups) for name in BY_GROUP}
+        block: dict[str, Any] = {name: _number(value.double().mean()) for name, value in own.items()}
+        block["mean_of_groups"] = {name: sum(g.values()) / len(g) for name, g in by_group.items()}
         block["by_group"] = by_group
         if m > 1:
-            own, said = values[f"{m}/recommended"], values[f"{m}/expected"]
-            block["expected_correlation"] = _number(torch.corrcoef(torch.stack([own, said]))[0, 1])
+            pair = torch.stack([own["recommended"], own["expected"]])
+            block["expected_correlation"] = _number(torch.corrcoef(pair)[0, 1])
         result["m"][str(m)] = block
     poses = torch.cat(found.poses)
     if poses.shape[1] > 1:

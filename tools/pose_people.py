@@ -75,15 +75,15 @@ class People:
         return len(self.pose)
 
     def __getitem__(self, rows: slice) -> People:
-        return People(
-            self.pose[rows],
-            self.keypoints[rows],
-            self.confidence[rows],
-            self.K[rows],
-            self.size,
-            self.groups[rows],
-            None if self.root is None else self.root[rows],
-        )
+        names = ("pose", "keypoints", "confidence", "K", "groups", "root")
+        fields = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return replace(self, **{name: value[rows] for name, value in fields.items()})
+
+
+def spread(count: int, limit: int) -> Tensor:
+    """At most `limit` of `count` indices, evenly spread; 0: all."""
+    chosen = min(limit or count, count)
+    return (torch.arange(chosen) * count) // max(chosen, 1)
 
 
 def describe(dataset: str, protocol: str | None) -> tuple[str, str]:
@@ -165,8 +165,7 @@ def load_people(
 
 def virtual_people(motion: Motion, protocol: str, limit: int, seed: int) -> People:
     """Frames of a motion, evenly spread, each seen by a random camera."""
-    count = min(limit or len(motion), len(motion))
-    indices = (torch.arange(count) * len(motion)) // count
+    indices = spread(len(motion), limit)
     sigma, occluded = (0.0, 0.0) if protocol == "clean" else (5.0, 0.1)
     views = synthesise(motion, indices, seed, bones=0.0, mirror=False, sigma=sigma, occluded=occluded)
     groups = [motion.actions[c].split(" - ")[0].split(",")[0] for c in motion.clip[indices].tolist()]
@@ -180,8 +179,7 @@ def _merged(
     chosen = torch.arange(0, sum(map(len, recordings)), every)
     if not len(chosen):
         raise UserError("there is no frame to evaluate")
-    count = min(limit or len(chosen), len(chosen))
-    chosen = chosen[(torch.arange(count) * len(chosen)) // count]
+    chosen = chosen[spread(len(chosen), limit)]
     sizes: dict[tuple[int, int], list[tuple[Recording, Tensor]]] = {}
     before = 0
     for recording in recordings:

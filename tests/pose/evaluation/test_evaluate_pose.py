@@ -19,7 +19,7 @@ from dd3g.pose.hypotheses import Hypotheses
 from dd3g.pose.methods.recovery import RecoveryPlan
 from tools import evaluate_pose as tool
 from tools import pose_recovery
-from tools.pose_methods import ROWS, run_row, score, summarise
+from tools.pose_methods import METHODS, run_method, score, summarise
 from tools.pose_people import People, load_people
 
 
@@ -30,7 +30,7 @@ def test_every_row_of_cmu(tmp_path, weights, archive, monkeypatch, capsys):
     monkeypatch.setattr(pose_recovery, "fit_body", partial(pose_recovery.fit_body, camera_steps=1, steps=2))
     monkeypatch.setattr(pose_recovery, "FRAMES", 8)
     output = tmp_path / "pose.json"
-    options = [x for name in ROWS for x in ("--method", name)]
+    options = [x for name in METHODS for x in ("--method", name)]
     code = _command(
         "cmu", archive, "-o", output, *options, "--m", 1, "--m", 4, "--m", 2, "--limit", 6, "--chunk", 4,
         "--weights", weights, "--steps", 3, "--zedo-iterations", 4, "--bodies", 8,
@@ -40,10 +40,12 @@ def test_every_row_of_cmu(tmp_path, weights, archive, monkeypatch, capsys):
     report = json.loads(output.read_text())
     assert report["protocol"]["people"] == 6 and "5 px" in report["protocol"]["subset"]
     assert "5 px" in printed and "MISSED" in printed
-    assert list(report["rows"]) == list(ROWS)
-    assert list(report["rows"]["lifter"]["m"]) == ["1"] and "calibration" not in report["rows"]["lifter"]
+    assert list(report["results"]) == list(METHODS)
+    assert (
+        list(report["results"]["lifter"]["m"]) == ["1"] and "calibration" not in report["results"]["lifter"]
+    )
     for name in ("restoration", "ZeDO", "guided", "recovery"):
-        row = report["rows"][name]
+        row = report["results"][name]
         assert list(row["m"]) == ["1", "2", "4"] and row["seconds_a_person"] > 0
         best = [block["best_pa"] for block in row["m"].values()]
         assert best[0] >= best[1] >= best[2]
@@ -55,8 +57,8 @@ def test_every_row_of_cmu(tmp_path, weights, archive, monkeypatch, capsys):
         assert block["mean_of_groups"]["best"] == pytest.approx(mean)
         assert 0 <= row["calibration"]["error"] <= 1
     # The first restored hypothesis is the lifter's own answer.
-    assert report["rows"]["restoration"]["m"]["1"]["best"] == pytest.approx(
-        report["rows"]["lifter"]["m"]["1"]["best"], rel=1e-5
+    assert report["results"]["restoration"]["m"]["1"]["best"] == pytest.approx(
+        report["results"]["lifter"]["m"]["1"]["best"], rel=1e-5
     )
     assert report["claims"]["restoration not above the lifter, m = 1"]["holds"]
     recovery = report["recovery"]
@@ -76,7 +78,7 @@ def test_the_same_command_gives_the_same_numbers(weights, archive):
         for _ in range(2)
     ]
     for name in ("guided", "restoration"):
-        assert runs[0]["rows"][name]["m"] == runs[1]["rows"][name]["m"]
+        assert runs[0]["results"][name]["m"] == runs[1]["results"][name]["m"]
 
 
 def test_scores_are_those_of_the_metrics():
@@ -96,14 +98,14 @@ def test_scores_are_those_of_the_metrics():
     torch.testing.assert_close(found["4/lowest"], metrics.mpjpe(h.best(), truth))
     assert found["1/expected"].isnan().all()
     ticks: list[int] = []
-    row = run_row(lambda p, m, seed: h[: len(p)], [people], [4], 0, 2, ticks.append)
+    row = run_method(lambda p, m, seed: h[: len(p)], [people], [4], 0, 2, ticks.append)
     assert ticks == [2, 1] and row.groups == ["a", "a", "b"]
     table = summarise(row, [4])["m"]["4"]["by_group"]["best"]
     first = metrics.mpjpe(h.poses[:2], truth[:2, None]).amin(1)
     assert table["a"] == pytest.approx(float(first.mean()))
     broken = Hypotheses(h.poses * math.nan, h.energy)
     with pytest.raises(UserError, match="not finite"):
-        run_row(lambda p, m, seed: broken[: len(p)], [people], [4], 0, 2, ticks.append)
+        run_method(lambda p, m, seed: broken[: len(p)], [people], [4], 0, 2, ticks.append)
 
 
 def test_h36m_people(tmp_path):
@@ -201,7 +203,7 @@ def test_missing_weights_and_files_are_told(tmp_path, weights, archive):
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, archive, monkeypatch, capsys):
-    monkeypatch.setattr("tools.pose_methods.run_row", lambda *_: pytest.fail("evaluated first"))
+    monkeypatch.setattr("tools.pose_methods.run_method", lambda *_: pytest.fail("evaluated first"))
     (tmp_path / "taken").write_text("")
     assert _command("cmu", archive, "--method", "lifter", "-o", tmp_path / "taken" / "pose.json") == 2
     said = capsys.readouterr().err
