@@ -1,8 +1,9 @@
 """How the networks of the pose methods learn: from motion capture seen by virtual cameras, without pictures.
 
-What the functions here share: `motion` are the training frames; checkpoints and the result go to the folder
-`output`; `steps` of `batch` draws each; `learning_rate` is the highest; `seed` is that of all draws; `run`
-holds `minutes` and `resume` for `dd3g.training.fit`. They return the network with averaged weights.
+The functions share their arguments: `motion` has the training frames; `output` is the folder for checkpoints
+and the result; `config` is the shape of the network; the run has `steps` of `batch` samples each;
+`learning_rate` is the highest; `seed` is that of all random numbers; `run` holds `minutes` and `resume` for
+`dd3g.training.fit`. They return the network with averaged weights, which `output` holds too.
 """
 
 from __future__ import annotations
@@ -47,16 +48,7 @@ def train_prior(
 ) -> Prior:
     """Train on poses seen from random cameras with random bone lengths.
 
-    Args:
-        motion: see above, like what is not named here.
-        output: folder.
-        config: shape of the network.
-        init_from: folder of a prior of the same width to begin with, see `deepened`.
-        steps: length of the run.
-        batch: poses a step.
-        learning_rate: the highest.
-        seed: of all draws.
-        **run: of `fit`.
+    `init_from` is the folder of a prior of the same width to begin with, see `deepened`.
 
     Raises:
         UserError: when `init_from` is no prior, or of another shape; and see `fit`.
@@ -95,18 +87,7 @@ def train_lifter(
     seed: int = 0,
     **run: Any,
 ) -> GraphLifter:
-    """Train on people seen by random cameras through a detector's eyes: mean distance of joints.
-
-    Args:
-        motion: see above, like what is not named here.
-        output: folder.
-        config: shape of the network.
-        steps: length of the run.
-        batch: views a step.
-        learning_rate: the highest.
-        seed: of all draws.
-        **run: of `fit`.
-    """
+    """Train on people seen by random cameras through a detector's eyes: mean distance of joints."""
 
     def loss(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
         views = _views(motion, batch, seed, generator)
@@ -134,19 +115,7 @@ def train_difficulty(
 ) -> Difficulty:
     """Learn the error of a frozen lifter from views as it was trained on, by least squares.
 
-    At the end the strength of the noise is chosen on such views, too.
-
-    Args:
-        motion: see above, like what is not named here.
-        output: folder.
-        lifter: the frozen lifter.
-        config: which network.
-        steps: length of the run.
-        batch: views a step.
-        learning_rate: the highest.
-        tuning: views on which alpha is chosen.
-        seed: of all draws.
-        **run: of `fit`.
+    At the end the strength of the noise, alpha, is chosen on `tuning` such views.
     """
 
     @torch.no_grad()
@@ -186,15 +155,7 @@ def train_recovery(
 ) -> RotationDenoiser:
     """Train on rotations of the motion, worn by random bodies, seen by random cameras and a noisy detector.
 
-    Args:
-        motion: clips with rotations; frames whose rotations are not valid are left out.
-        output: folder; see above, like for what is not named here.
-        config: shape of the network, conditioned on "keypoints".
-        steps: length of the run.
-        batch: people a step.
-        learning_rate: the highest.
-        seed: of all draws.
-        **run: of `fit`.
+    Frames whose rotations are not valid are left out.
 
     Raises:
         UserError: motion without rotations, or a network that is conditioned on features.

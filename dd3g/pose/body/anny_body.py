@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,16 +23,13 @@ BONES = {
 _TOGETHER = {"finger": "hand", "metacarpal": "hand", "toe": "foot"}
 # Where the bone from one joint to the next points in the rest pose; everything beyond goes along.
 _STRAIGHT = [
-    *[
-        (f"{s}_{a}", f"{s}_{b}", (0.0, -1.0, 0.0))
-        for s in "lr"
-        for a, b in (("hip", "knee"), ("knee", "ankle"))
-    ],
-    *[
-        (f"{s}_{a}", f"{s}_{b}", (x, 0.0, 0.0))
-        for s, x in (("l", 1.0), ("r", -1.0))
-        for a, b in (("shoulder", "elbow"), ("elbow", "wrist"), ("wrist", "hand"))
-    ],
+    (f"{side}_{start}", f"{side}_{end}", direction)
+    for names, directions in (
+        (("hip", "knee", "ankle"), {"l": (0.0, -1.0, 0.0), "r": (0.0, -1.0, 0.0)}),
+        (("shoulder", "elbow", "wrist", "hand"), {"l": (1.0, 0.0, 0.0), "r": (-1.0, 0.0, 0.0)}),
+    )
+    for side, direction in directions.items()
+    for start, end in pairwise(names)
 ]
 # Anny has z up and faces -y; ours has y up and faces +z.
 _UPRIGHT = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
@@ -122,7 +120,7 @@ def straighten(joints: Tensor) -> tuple[Tensor, Tensor]:
     for start, end, direction in _STRAIGHT:
         a, b = SMPL_24.joints.index(start), SMPL_24.joints.index(end)
         turn = _turn(joints[:, b] - joints[:, a], torch.tensor(direction).to(joints))[:, None]
-        below = torch.tensor([a in _line(j) for j in range(24)], device=joints.device)
+        below = torch.tensor(SMPL_24.branch(a), device=joints.device)
         pivot = joints[:, a : a + 1]
         swung = pivot + ((joints - pivot)[..., None, :] * turn).sum(-1)
         joints = torch.where(below[:, None], swung, joints)
@@ -148,14 +146,6 @@ def _mover(label: str, heads: list[int], bone: int, parent: int, movers: list[in
         if label.startswith(prefix):
             return SMPL_24.joints.index(f"{label[-1].lower()}_{joint}")
     return movers[parent]
-
-
-def _line(joint: int) -> list[int]:
-    """A joint and its ancestors."""
-    line = [joint]
-    while (joint := SMPL_24.parents[joint]) >= 0:
-        line.append(joint)
-    return line
 
 
 def _turn(source: Tensor, target: Tensor) -> Tensor:

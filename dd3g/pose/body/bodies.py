@@ -119,7 +119,8 @@ def in_layout(joints: Tensor, marks: Tensor, layout: str) -> Tensor:
         return marks[:, COCO_IN_OPENPOSE]
     if layout == "h36m-17":
         return torch.cat([joints[:, _H36M_JOINTS[:9]], marks[:, 25:], joints[:, _H36M_JOINTS[9:]]], 1)
-    raise _unknown(layout)
+    skeleton(layout)  # says so itself where there is no such layout
+    raise UserError(f"this body has no {layout} points: use h36m-17, smpl-24, openpose-25 or coco-17")
 
 
 @lru_cache(1)
@@ -131,11 +132,6 @@ def default_body() -> Body:
 def _shaped(mean: Tensor, directions: Tensor, betas: Tensor | None) -> Tensor:
     """(J, 3), or (B, J, 3) with betas (B, 10)."""
     return mean if betas is None else mean + (betas @ directions.flatten(1)).unflatten(-1, (-1, 3))
-
-
-def _unknown(layout: str) -> UserError:
-    skeleton(layout)  # says so itself where there is no such layout
-    return UserError(f"this body has no {layout} points: use h36m-17, smpl-24, openpose-25 or coco-17")
 
 
 class SmplBody:
@@ -167,11 +163,6 @@ class SmplBody:
             body_pose=rotations[:, 1:], global_orient=rotations[:, :1], betas=betas, pose2rot=False
         )
         points = posed.joints - posed.joints[:, :1]
-        if layout == "smpl-24":
-            return points[:, :24]
-        if layout == "h36m-17":
+        if layout == "h36m-17":  # smplx has no nose and head of H36M's
             return to_h36m(points[:, :24], None, "smpl-24")[0]
-        if layout in ("openpose-25", "coco-17"):
-            points = points[:, self._OPENPOSE]
-            return points if layout == "openpose-25" else points[:, COCO_IN_OPENPOSE]
-        raise _unknown(layout)
+        return in_layout(points[:, :24], points[:, self._OPENPOSE], layout)

@@ -1,4 +1,4 @@
-"""Joint layouts of detectors and data sets, and the way from each to the house order, H36M-17."""
+"""Joint layouts of detectors and data sets, and the way from each to the canonical one, H36M-17."""
 
 from __future__ import annotations
 
@@ -49,6 +49,13 @@ class Skeleton:
         for a, b in zip(self.left, self.right, strict=True):
             order[a], order[b] = b, a
         return order
+
+    def branch(self, joint: int) -> list[bool]:
+        """Whether each joint is this one or hangs on it, in a layout where parents come first."""
+        found: list[bool] = []
+        for i, parent in enumerate(self.parents):
+            found.append(i == joint or (parent >= 0 and found[parent]))
+        return found
 
 
 def _skeleton(name: str, joints: str, parents: list[int]) -> Skeleton:
@@ -125,7 +132,7 @@ def skeleton(layout: str) -> Skeleton:
 
 
 def _weights(layout: str) -> Tensor:
-    """(17, J) house joints as sums of a layout's points."""
+    """(17, J) joints of H36M-17 as sums of a layout's points."""
     source = skeleton(layout)
     weights = torch.zeros(len(H36M_17), len(source))
     for row, joint in enumerate(H36M_17.joints):

@@ -54,9 +54,9 @@ def load_h36m_items(
         groups.setdefault((int(action), tuple(lens)), []).append((i, points, seen))
     result = []
     for (number, intrinsic), rows in groups.items():
-        frames, points_3d, seen = (list(column) for column in zip(*rows, strict=True))
+        frames, poses_3d, pixels = (list(column) for column in zip(*rows, strict=True))
         recording = record(
-            torch.stack(points_3d), torch.stack(seen), intrinsics(*intrinsic), SIZE, "test",
+            torch.stack(poses_3d), torch.stack(pixels), intrinsics(*intrinsic), SIZE, "test",
             f"action {number}", f"{intrinsic[0]:.0f}", frames=torch.tensor(frames),
         )  # fmt: skip
         result.append(recording)

@@ -101,7 +101,8 @@ def load_3dhp_npz(path: str | Path) -> list[Recording]:
         subject, _, action = str(name).partition(" ")
         for camera, arrays in cameras.items():
             place = f"{where}, camera {camera}"
-            points, flat = _absolute(*need(arrays, ["data_3d", "data_2d"], place), place)
+            joints, pixels = need(arrays, ["data_3d", "data_2d"], place)
+            points, flat = _absolute(joints, pixels, place)
             K = _fitted(points / 1000, flat, _ROOT, place)
             frames = torch.arange(len(points))
             result.append(_recording(points, flat, K, subject, action, str(camera), frames))

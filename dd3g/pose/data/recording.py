@@ -49,32 +49,15 @@ class Recording:
 
 
 def record(
-    points: Tensor,
-    keypoints: Tensor,
-    K: Tensor,
-    size: tuple[int, int],
-    subject: str,
-    action: str,
-    camera: str,
-    confidence: Tensor | None = None,
+    points: Tensor, keypoints: Tensor, K: Tensor, size: tuple[int, int], subject: str, action: str,
+    camera: str, *, confidence: Tensor | None = None, frames: Tensor | None = None,
     rotations: Tensor | None = None,
-    frames: Tensor | None = None,
-) -> Recording:
+) -> Recording:  # fmt: skip
     """A recording from joints (T, 17, 3) in the camera frame, not yet root-relative; the rest as there."""
-    root = points[:, :1]
-    return Recording(
-        points - root,
-        root[:, 0],
-        keypoints,
-        torch.ones(keypoints.shape[:2]) if confidence is None else confidence,
-        K,
-        size,
-        subject,
-        action,
-        camera,
-        torch.arange(len(points)) if frames is None else frames,
-        rotations,
-    )
+    pose, root = points - points[:, :1], points[:, 0]
+    confidence = torch.ones(keypoints.shape[:2]) if confidence is None else confidence
+    frames = torch.arange(len(points)) if frames is None else frames
+    return Recording(pose, root, keypoints, confidence, K, size, subject, action, camera, frames, rotations)
 
 
 def intrinsics(fx: float, fy: float, cx: float, cy: float) -> Tensor:

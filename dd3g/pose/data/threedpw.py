@@ -61,18 +61,20 @@ def _load(path: Path) -> list[Recording]:
         keypoints, confidence = to_h36m(detected[:, :2].transpose(1, 2), detected[:, 2], "coco-17")
         rotations = tensor(pose, (n, 72), f"{where}, poses").reshape(n, 24, 3)
         facing = matrix_to_axis_angle(R @ axis_angle_to_matrix(rotations[:, 0]))
+        # The principal point is the middle of the picture.
+        size = round(2 * float(K[0, 2])), round(2 * float(K[1, 2]))
+        sequence = str(table["sequence"])
         whole = record(
             points,
             keypoints,
             K,
-            # The principal point is the middle of the picture.
-            (round(2 * float(K[0, 2])), round(2 * float(K[1, 2]))),
-            f"{table['sequence']}-{p}",
-            str(table["sequence"]),
+            size,
+            f"{sequence}-{p}",
+            sequence,
             "0",
-            confidence,
-            torch.cat([facing[:, None], rotations[:, 1:]], 1),
-            torch.from_numpy(np.asarray(table["img_frame_ids"]).astype(np.int64).reshape(n)),
+            confidence=confidence,
+            rotations=torch.cat([facing[:, None], rotations[:, 1:]], 1),
+            frames=torch.from_numpy(np.asarray(table["img_frame_ids"]).astype(np.int64).reshape(n)),
         )
         result.append(whole[keep])
     return result

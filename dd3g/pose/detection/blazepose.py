@@ -236,10 +236,13 @@ def _crop(picture: Image.Image, region: Region, cells: int) -> np.ndarray:
     """(1, cells, cells, 3) float32 in 0..255, black outside the picture."""
     # Bilinear lookups alone would skip pixels of a large square.
     coarse = max(1, int(region.side / cells))
-    matrix = region.matrix(cells) / coarse
+    return _transformed(picture.reduce(coarse), region.matrix(cells) / coarse, cells)[None]
+
+
+def _transformed(image: Image.Image, matrix: np.ndarray, cells: int) -> np.ndarray:
+    """(cells, cells, ...) float32 by an affine map (2, 3) from cells to pixels, bilinear."""
     method, kernel = Image.Transform.AFFINE, Image.Resampling.BILINEAR
-    crop = picture.reduce(coarse).transform((cells, cells), method, tuple(matrix.ravel()), kernel)
-    return np.asarray(crop, np.float32)[None]
+    return np.asarray(image.transform((cells, cells), method, tuple(matrix.ravel()), kernel), np.float32)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
@@ -253,9 +256,7 @@ def _upright(heatmaps: np.ndarray, region: Region) -> tuple[np.ndarray, np.ndarr
     into = np.linalg.inv(np.vstack([region.matrix(n), [0, 0, 1]]))
     matrix = (into @ np.vstack([Region(region.centre, 2 * half, 0.0).matrix(n), [0, 0, 1]]))[:2]
     matrix[:, 2] += 0.5  # the network puts cell i at i, Pillow at i + 0.5
-    method, kernel = Image.Transform.AFFINE, Image.Resampling.BILINEAR
-    images = [Image.fromarray(h.astype(np.float32)) for h in heatmaps]
-    turned = [np.asarray(h.transform((n, n), method, tuple(matrix.ravel()), kernel)) for h in images]
+    turned = [_transformed(Image.fromarray(h.astype(np.float32)), matrix, n) for h in heatmaps]
     square = np.concatenate([region.centre - half, region.centre + half])
     return np.stack(turned), square.astype(np.float32)
 

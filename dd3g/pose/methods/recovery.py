@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -46,9 +48,9 @@ class RecoveryPlan:
         rounds: of inversion and guided descent; one costs 2 tau / step network calls.
         restarts: levels, one for each of the first rounds; none are published. Inversion and descent alone
             return what they are given, errors of the start that keypoints cannot see included. Before such a
-            round, the mean of what the network makes of the state under `draws` noises of that level replaces
-            it: a level whose noise is about as large as those errors takes them for noise.
-        draws: noises of a restart.
+            round, the mean of what the network makes of the state under `samples` noises of that level
+            replaces it: a level whose noise is about as large as those errors takes them for noise.
+        samples: noises of a restart.
         tolerance: a person whose energy changes by less than this share stays as it is; 0 never stops.
         camera: "solved" puts the root where the present pose fits the keypoints best, in closed form;
             "adam" follows the gradient from the first translation, as published; "given" holds it.
@@ -60,7 +62,7 @@ class RecoveryPlan:
     step: int = 2
     rounds: int = 10
     restarts: tuple[int, ...] = ()
-    draws: int = 8
+    samples: int = 8
     tolerance: float = 1e-5
     camera: str = "solved"
     rate: float | None = 1.0
@@ -160,7 +162,7 @@ def recover(
     # The best a camera can do for the start, so that the gate compares bodies and not cameras.
     judge = replace(evidence, translation=None)
     start_energy = judge(x)
-    side = None
+    auxiliary = None
     if plan.camera == "solved":
         evidence = judge
     else:
@@ -168,20 +170,22 @@ def recover(
             translation = evidence.solve(evidence.points(x))
         moving = translation.detach().clone().requires_grad_(plan.camera == "adam")
         evidence = replace(evidence, translation=moving)
-        side = torch.optim.Adam([moving], 1e-2) if plan.camera == "adam" and weight else None
-    objective: Energy = weight * evidence if weight else _Nothing()
+        auxiliary = torch.optim.Adam([moving], 1e-2) if plan.camera == "adam" and weight else None
+    terms: list[Energy] = [] if together is None else [together]
     if plan.rate is not None and weight:
         depth = judge.solve(judge.points(x))[:, 2]
         # A descent from level tau moves a sample by sigma_tau^2 / 2 times the gradient.
         way = (1 - float(schedule().ab(plan.tau))) / 2
-        objective = Balanced(evidence, curvatures(judge, depth), plan.rate / way)
-    objective = objective if together is None else objective + together
-    watch = _Watch(len(x), plan.tolerance, evidence.translation)
+        terms.insert(0, Balanced(evidence, curvatures(judge, depth), plan.rate / way))
+    elif weight:
+        terms.insert(0, weight * evidence)
+    objective = reduce(add, terms) if terms else 0 * evidence
+    watch = _Watch(len(x), plan.tolerance, x[:, :3] if evidence.translation is None else evidence.translation)
     moves = descent(plan.tau, plan.step)
     for turn in range(plan.rounds):
         settling = turn >= len(plan.restarts)
         if not settling:
-            x = _restart(denoiser, x, condition, plan.restarts[turn], plan.draws, generator)
+            x = _restart(denoiser, x, condition, plan.restarts[turn], plan.samples, generator)
         ended = refine(
             denoiser,
             schedule(),
@@ -190,7 +194,7 @@ def recover(
             condition,
             objective,
             rounds=1,
-            side=side,
+            side=auxiliary,
             record=watch if settling else None,
         )
         x, last = ended.x, ended.x0
@@ -297,21 +301,16 @@ def _restart(
     x: Tensor,
     condition: Condition,
     level: int,
-    draws: int,
+    samples: int,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """The mean clean state that the network sees behind `draws` noisy copies of x."""
+    """The mean clean state that the network sees behind `samples` noisy copies of x."""
     total = torch.zeros_like(x)
-    for _ in range(draws):
+    for _ in range(samples):
         noise = torch.randn(x.shape, generator=generator)
         noisy = schedule().add_noise(x, noise, level)
         total += sample(denoiser, schedule(), noisy, [(level, 0)], condition).x0
-    return state(matrices(total / draws))
-
-
-class _Nothing(Energy):
-    def __call__(self, x0: Tensor) -> Tensor:
-        return 0 * x0.sum(1)
+    return state(matrices(total / samples))
 
 
 @dataclass
@@ -320,14 +319,14 @@ class _Watch:
 
     count: int
     tolerance: float
-    moving: Tensor | None
+    moving: Tensor  # (B, 3) the translation, where an optimiser moves it
     done: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.done = torch.zeros(self.count, dtype=torch.bool)
         self.energy: Tensor | None = None
         self.x0 = torch.zeros(self.count, STATE)
-        self.rested = None if self.moving is None else self.moving.detach().clone()
+        self.rested = self.moving.detach().clone()
 
     def __call__(self, step: Step) -> None:
         assert step.energy is not None
@@ -336,11 +335,9 @@ class _Watch:
             rest = change < self.tolerance * torch.stack([self.energy, step.energy]).amax(0).clamp(min=1)
             fresh = rest & ~self.done
             self.x0[fresh] = step.x0[fresh]
-            if self.rested is not None and self.moving is not None:
-                self.rested[fresh] = self.moving.detach()[fresh]
+            self.rested[fresh] = self.moving.detach()[fresh]
             self.done |= fresh
         self.energy = step.energy
 
     def translation(self) -> Tensor:
-        assert self.rested is not None and self.moving is not None
         return torch.where(self.done[:, None], self.rested, self.moving.detach())

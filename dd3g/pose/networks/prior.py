@@ -79,7 +79,7 @@ class Prior(PoseNetwork):
 
     def forward(self, x_t: Tensor, t: Tensor, condition: None = None) -> Tensor:
         """Noisy states (B, 16, 3) at levels t (B,) -> v (B, 16, 3); there is no condition."""
-        time = self.time(_sinusoid(t, 128))
+        time = self.time(sinusoid(t, 128))
         h = self.enter(x_t.flatten(1))
         for block in self.blocks:
             h = block(h, time)
@@ -113,8 +113,8 @@ class _Block(nn.Module):
         return skip + h
 
 
-def _sinusoid(t: Tensor, width: int) -> Tensor:
-    """(B,) -> (B, width), sines then cosines."""
+def sinusoid(t: Tensor, width: int) -> Tensor:
+    """Levels (B,) -> their embedding (B, width), sines then cosines."""
     frequencies = torch.exp(-math.log(1e4) / (width // 2 - 1) * torch.arange(width // 2, device=t.device))
     angles = t[:, None].float() * frequencies
     return torch.cat([angles.sin(), angles.cos()], -1)

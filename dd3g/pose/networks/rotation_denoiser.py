@@ -13,6 +13,7 @@ from dd3g.diffusion import Prediction, Schedule
 from dd3g.pose.body.geometry import unproject
 from dd3g.pose.body.skeletons import H36M_17
 from dd3g.pose.networks.pretrained import PoseNetwork
+from dd3g.pose.networks.prior import sinusoid
 
 STATE = 144  # 24 rotations by 6 numbers, the root's first
 KEYPOINT_FEATURES = 3 * len(H36M_17) + 1
@@ -89,7 +90,7 @@ class RotationDenoiser(PoseNetwork):
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Noisy rotations (B, 144) at levels t (B,) -> their noise (B, 144)."""
         c = self.encoder(condition.features)
-        time = self.time(_sinusoid(t).to(x_t))
+        time = self.time(sinusoid(t, STATE).to(x_t))
         h = self.enter(_turned(x_t, condition.view))
         for block in self.blocks:
             h = block(h, time, c)
@@ -129,14 +130,6 @@ class _Block(nn.Module):
         scale, shift = self.modulation(nn.functional.silu(time)).chunk(2, -1)
         h = h * (scale + 1) + shift
         return h + self.mix(torch.cat([h, c], -1))
-
-
-def _sinusoid(t: Tensor) -> Tensor:
-    """(B,) levels -> (B, 144), sines then cosines."""
-    half = STATE // 2
-    frequency = torch.exp(-torch.arange(half, device=t.device) * (torch.log(torch.tensor(1e4)) / (half - 1)))
-    angle = t[:, None] * frequency
-    return torch.cat([angle.sin(), angle.cos()], -1)
 
 
 def _turned(x: Tensor, view: Tensor | None) -> Tensor:
