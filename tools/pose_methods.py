@@ -33,31 +33,24 @@ METHODS = ("lifter", "fixed noise", "restoration", "ZeDO", "guided", "recovery")
 Network = TypeVar("Network", bound=PoseNetwork)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What keeps a method affordable.
-
-    Args:
-        steps: network calls of guided sampling.
-        zedo_iterations: of its main loop; its placing takes as many, at least 200. Some runs diverge
-            with 1,000.
-        zedo_m: most hypotheses of ZeDO.
-        recovery_m: most hypotheses of recovery.
-    """
-
-    steps: int = 30
-    zedo_iterations: int = 200
-    zedo_m: int = 50
-    recovery_m: int = 10
+MOST = {
+    "lifter": 1,
+    "ZeDO": 50,
+    "recovery": 10,
+}  # hypotheses that a method can afford, where there is a limit
 
 
-def make_methods(names: Sequence[str], weights: Path | None, limits: Limits) -> dict[str, tuple[Method, int]]:
+def make_methods(
+    names: Sequence[str], weights: Path | None = None, steps: int = 30, zedo_iterations: int = 200
+) -> dict[str, tuple[Method, int]]:
     """Methods by name with the most hypotheses that each draws; networks are loaded once.
 
     Args:
         names: of `METHODS`.
         weights: folder with pose-prior, pose-lifter, pose-difficulty, pose-recovery; None: the shipped ones.
-        limits: see there.
+        steps: network calls of guided sampling.
+        zedo_iterations: of its main loop; its placing takes as many, at least 200. Some runs diverge
+            with 1,000.
 
     Raises:
         UserError: an unknown name, or weights that are missing.
@@ -77,15 +70,15 @@ def make_methods(names: Sequence[str], weights: Path | None, limits: Limits) -> 
         )
 
     def optimised() -> Method:
-        prior, n = load(Prior), limits.zedo_iterations
+        prior, n = load(Prior), zedo_iterations
         return lambda p, m, seed: zedo(
             prior, p.keypoints, p.confidence, p.K, m, iterations=n, fit_iterations=max(n, 200), seed=seed
         )
 
     def sampled() -> Method:
-        prior, n = load(Prior), limits.steps
+        prior = load(Prior)
         return lambda p, m, seed: guided.lift(
-            prior, p.keypoints, p.confidence, p.K, m, translation=p.root, steps=n, seed=seed
+            prior, p.keypoints, p.confidence, p.K, m, translation=p.root, steps=steps, seed=seed
         )
 
     def recovered() -> Method:
@@ -102,8 +95,7 @@ def make_methods(names: Sequence[str], weights: Path | None, limits: Limits) -> 
         "guided": sampled,
         "recovery": recovered,
     }
-    most = {"lifter": 1, "ZeDO": limits.zedo_m, "recovery": limits.recovery_m}
-    return {name: (make[name](), most.get(name, 10**6)) for name in names}
+    return {name: (make[name](), MOST.get(name, 10**6)) for name in names}
 
 
 def score(h: Hypotheses, people: People, counts: Sequence[int]) -> dict[str, Tensor]:
@@ -111,7 +103,7 @@ def score(h: Hypotheses, people: People, counts: Sequence[int]) -> dict[str, Ten
 
     best and best_pa: P-Best by protocols 1 and 2. joint_best: J-Best. jpma: J-Agg. mean, medoid and lowest:
     the mean pose (P-Agg), the medoid, the lowest energy. recommended: the answer to give; average: mean error
-    of the hypotheses; expected: what `recommended` says of its own error. pck, auc: of the recommended,
+    of the hypotheses; expected: the error that `recommended` expects. pck, auc: of the recommended,
     14 joints; pck_best and cps of the best; pck17: the best over all 17 joints. symmetry, diversity and
     apd of all.
     """

@@ -25,8 +25,8 @@ HINGES = {
     "left elbow": ("l_elbow", "l_shoulder", "l_wrist", 1),
     "right elbow": ("r_elbow", "r_shoulder", "r_wrist", 1),
 }
-BENT = 20.0  # degrees of bend from which on its direction says something
-RAISED = 120.0  # degrees from hanging, beyond which it says nothing: the limb may have come up either way
+BENT = 20.0  # degrees of bend from which on its direction is meaningful
+RAISED = 120.0  # degrees from hanging, beyond which it is not: the limb may have come up either way
 TAIL = 0.001  # share of the training data that lies beyond a limit, on either side
 VIEWS = 50_000
 CHUNK = 2500
@@ -51,7 +51,7 @@ def hinge_bends(poses: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         bends (..., 4) in 0..180 degrees, 0 is straight, and directions (..., 4) in -180..180 degrees, NaN
-        where they say nothing; in the order of `HINGES`.
+        where they are not meaningful; in the order of `HINGES`.
     """
     bends, directions = [], []
     for joint, start, end, way in HINGES.values():

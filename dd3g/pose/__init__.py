@@ -15,7 +15,7 @@ __all__ = ["Hypotheses", "PersonHypotheses", "complete", "estimate", "generate"]
 
 
 def __getattr__(name: str) -> Any:
-    # On demand: torch alone takes longer to import than most commands need to say what is wrong.
+    # On demand: torch alone takes longer to import than most commands need to report an error.
     if name not in __all__:
         raise AttributeError(f"module 'dd3g.pose' has no attribute {name!r}")
     from importlib import import_module

@@ -99,4 +99,4 @@ def is_video(path: Path) -> bool:
         with Image.open(path, formats=("GIF",)) as image:
             return getattr(image, "n_frames", 1) > 1
     except (OSError, ValueError, SyntaxError, EOFError):
-        return False  # reading it as a picture says what is wrong with it
+        return False  # reading it as a picture gives the error

@@ -37,7 +37,7 @@ def main(
     learning_rate: Annotated[
         float | None, typer.Option(help="The highest. [default: the network's own]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     blocks: Annotated[
         int | None, typer.Option(min=1, help="prior: its depth. [default: 2, or as --init-from]")

@@ -119,7 +119,7 @@ def in_layout(joints: Tensor, marks: Tensor, layout: str) -> Tensor:
         return marks[:, COCO_IN_OPENPOSE]
     if layout == "h36m-17":
         return torch.cat([joints[:, _H36M_JOINTS[:9]], marks[:, 25:], joints[:, _H36M_JOINTS[9:]]], 1)
-    skeleton(layout)  # says so itself where there is no such layout
+    skeleton(layout)  # raises where there is no such layout
     raise UserError(f"this body has no {layout} points: use h36m-17, smpl-24, openpose-25 or coco-17")
 
 

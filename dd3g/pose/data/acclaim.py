@@ -38,7 +38,7 @@ def read_amc(skeleton: str | Path, motion: str | Path, fps: float = 120.0) -> Mo
     Args:
         skeleton: the .asf file.
         motion: the .amc file.
-        fps: frames a second, which the files do not say; CMU's are 120, a few 60.
+        fps: frames a second, which the files do not hold; CMU's are 120, a few 60.
 
     Raises:
         UserError: either is no such file, cut off, or they do not belong together.

@@ -149,7 +149,7 @@ def need(table: Any, keys: Iterable[Any], where: str) -> list[Any]:
     """The values of these keys, in order.
 
     Raises:
-        UserError: `table` is no dict, or a key is missing; says which and what is there.
+        UserError: `table` is no dict, or a key is missing; the message names it and those that are there.
     """
     if not isinstance(table, dict):
         raise UserError(f"{where} must be a table of named values, it is {type(table).__name__}")

@@ -32,7 +32,7 @@ def read_bvh(path: str | Path, scale: float = 0.01) -> Motion:
 
     Args:
         path: the file; y up.
-        scale: metres a unit; BVH does not say, most files are in centimetres.
+        scale: metres a unit; BVH does not define it, most files are in centimetres.
 
     Raises:
         UserError: not a BVH file, cut off, or without a joint that H36M-17 needs.
@@ -163,7 +163,7 @@ def canonical_joints(names: list[str], points: Tensor, where: str) -> tuple[Tens
         joints (T, 17, 3) float32 relative to the root, and root (T, 3) float32.
 
     Raises:
-        UserError: a joint is not found; says which and what is there.
+        UserError: a joint is missing; the message names it and those that are there.
     """
     known = {_plain(name): points[:, i] for i, name in reversed(list(enumerate(names)))}
 

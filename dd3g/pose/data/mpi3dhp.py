@@ -69,7 +69,7 @@ def load_3dhp_test(folder: str | Path, universal: bool = False) -> list[Recordin
 def load_3dhp_npz(path: str | Path) -> list[Recording]:
     """data_train_3dhp.npz or data_test_3dhp.npz (P-STMO), or the `_ori` variant (D3DP).
 
-    Joints are in millimetres; all but the pelvis are relative to it where the file says so by being small.
+    Joints are in millimetres; all but the pelvis are relative to it where they are small.
     Intrinsics of training cameras, which the file lacks, are fitted to its own 2D and 3D points.
 
     Raises:

@@ -35,7 +35,7 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a regressor said of N people, and the features that condition the denoiser."""
+    """What a regressor predicted for N people, and the features that condition the denoiser."""
 
     rotations: Tensor  # (N, 24, 3, 3)
     betas: Tensor  # (N, 10)

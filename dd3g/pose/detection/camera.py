@@ -12,7 +12,7 @@ from torch import Tensor
 from dd3g.errors import UserError
 
 FILM_DIAGONAL = 43.27  # mm of 35 mm film, which EXIF's equivalent focal length refers to
-LENSES = 0.1, 50.0  # picture diagonals: what EXIF says beyond the focal lengths of cameras is not believed
+LENSES = 0.1, 50.0  # picture diagonals: focal lengths in EXIF beyond those of cameras are ignored
 
 
 def intrinsics(

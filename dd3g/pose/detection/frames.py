@@ -15,7 +15,7 @@ from dd3g.pose.detection.blazepose import overlap
 from dd3g.pose.detection.people import Detection, detect
 
 SAME_TRACK = 0.3  # overlap of boxes in consecutive frames
-FPS = 25.0  # where a file does not say
+FPS = 25.0  # where a file has no frame rate
 
 
 def detect_frames(path: Path, every: int, focal: float | None) -> list[list[Detection]]:

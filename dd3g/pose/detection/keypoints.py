@@ -25,13 +25,13 @@ BESIDE = ("confidence", "layout", "size", "K", "heatmaps", "boxes", "scores")  #
 
 @dataclass(frozen=True)
 class Keypoints:
-    """What a detector said about the people in one picture.
+    """The output of a detector for the people in one picture.
 
     Args:
         points: (P, 17, 2) px of the full picture, H36M-17; 0 where the confidence is 0.
         confidence: (P, 17) in 0..1.
-        size: (width, height) of the picture in px; None when the file does not say.
-        K: (3, 3) px; None when the file does not say.
+        size: (width, height) of the picture in px; None when it is not in the file.
+        K: (3, 3) px; None when it is not in the file.
         heatmaps: (P, 17, h, w) >= 0.
         boxes: (P, 4) left, top, right, bottom of the heatmaps in px.
         scores: (P,) how sure the detector is of each person.

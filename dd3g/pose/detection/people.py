@@ -85,7 +85,7 @@ def detect(
         before: the people of the frame before, for BlazePose to follow.
 
     Raises:
-        UserError: neither picture nor keypoints, or a picture's size that nobody told or that differs.
+        UserError: neither picture nor keypoints, or a picture's size that is unknown or differs.
     """
     if keypoints is None:
         if picture is None:

@@ -39,7 +39,7 @@ def write_results(
         path: the input.
         folder: where the files go.
         stem: of their names.
-        request: says which, and n.
+        request: what to write, and n.
         picture: RGB, the background of the figure; None where only keypoints were given.
 
     Returns:

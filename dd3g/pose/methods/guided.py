@@ -127,7 +127,7 @@ def _prepared(e: Evidence, average: Tensor, reach: Tensor | None, early: bool) -
     """The evidence as it places poses that are not certain yet."""
     if not isinstance(e, Reprojection) or reach is None:
         return e
-    # Early predictions say nothing of depth: what people extend says all.
+    # Early predictions do not tell the depth; how far people extend does.
     return e.placed(e.expecting(reach, slack=1.0).solve(average)) if early else e.expecting(reach)
 
 

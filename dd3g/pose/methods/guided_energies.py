@@ -67,7 +67,7 @@ class Reprojection(Evidence):
         return replace(self, translation=translation)
 
     def expecting(self, reach: Tensor, slack: float = 1.2) -> Self:
-        """The same for poses that are still vague, of people who extend as `reach` says."""
+        """The same for poses that are still vague, of people who extend as far as `reach`."""
         return replace(self, reach=reach, slack=slack)
 
     def solve(self, poses: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ class HeatmapNLL(Reprojection):
     def __post_init__(self) -> None:
         total = self.heatmaps.clamp(min=0).sum((-1, -2), keepdim=True)
         object.__setattr__(self, "heatmaps", self.heatmaps.clamp(min=0) / total.clamp(min=1e-12))
-        # An empty map says nothing about its joint.
+        # An empty map carries no information about its joint.
         object.__setattr__(self, "confidence", self.confidence * (total[..., 0, 0] > 0))
 
     @property

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dd3g.diffusion import Denoiser, Energy, Step, descent, refine, sample
-from dd3g.pose.body.bodies import PosedBody, default_body
+from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.skeletons import to_h36m
 from dd3g.pose.detection.people import Detection, stacked
 from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
@@ -32,6 +32,7 @@ from dd3g.pose.networks.rotation_denoiser import (
 )
 
 WEIGHT = 0.003  # of the reprojection energy
+SAMPLES = 8  # noises of a restart
 SIDE = 800.0  # px of the square around a person in the picture of 1000 px that the energies are set up for
 CALIBRATION_ERROR = (
     0.11  # metres: makes the expected error of 20 hypotheses right on average, on training clips
@@ -40,7 +41,7 @@ CALIBRATION_ERROR = (
 
 @dataclass(frozen=True)
 class RecoveryPlan:
-    """How to walk: rounds of inversion and guided descent, the first of them from states made likelier.
+    """How to refine: rounds of inversion and guided descent, the first of them from states made likelier.
 
     Args:
         tau: level that inversion climbs to.
@@ -48,9 +49,8 @@ class RecoveryPlan:
         rounds: of inversion and guided descent; one costs 2 tau / step network calls.
         restarts: levels, one for each of the first rounds; none are published. Inversion and descent alone
             return what they are given, errors of the start that keypoints cannot see included. Before such a
-            round, the mean of what the network makes of the state under `samples` noises of that level
+            round, the mean of what the network makes of the state under `SAMPLES` noises of that level
             replaces it: a level whose noise is about as large as those errors takes them for noise.
-        samples: noises of a restart.
         tolerance: a person whose energy changes by less than this share stays as it is; 0 never stops.
         camera: "solved" puts the root where the present pose fits the keypoints best, in closed form;
             "adam" follows the gradient from the first translation, as published; "given" holds it.
@@ -62,7 +62,6 @@ class RecoveryPlan:
     step: int = 2
     rounds: int = 10
     restarts: tuple[int, ...] = ()
-    samples: int = 8
     tolerance: float = 1e-5
     camera: str = "solved"
     rate: float | None = 1.0
@@ -70,7 +69,7 @@ class RecoveryPlan:
     def __post_init__(self) -> None:
         if self.camera not in ("solved", "adam", "given"):
             raise ValueError(f"camera must be 'solved', 'adam' or 'given', got {self.camera!r}")
-        descent(self.tau, self.step)  # says what is wrong with them
+        descent(self.tau, self.step)  # raises where they do not fit
 
 
 PUBLISHED = RecoveryPlan(camera="adam", rate=None)
@@ -147,7 +146,7 @@ def recover(
         start: (B, 24, 3, 3) the estimates, the root's rotation in the camera frame.
         evidence: keypoints and cameras; its translation is set here.
         condition: of the denoiser, B rows.
-        plan: how to walk; `PUBLISHED` is the paper's.
+        plan: how to refine; `PUBLISHED` is the paper's.
         together: `MultiView` or `SmoothRotations` over the batch.
         translation: (B, 3) metres of the pelvis at the start; None solves for it.
         weight: of the reprojection energy, for plans without a rate; 0 leaves keypoints out, which with
@@ -160,11 +159,11 @@ def recover(
     """
     x = state(start)
     # The best a camera can do for the start, so that the gate compares bodies and not cameras.
-    judge = replace(evidence, translation=None)
-    start_energy = judge(x)
+    reprojection = replace(evidence, translation=None)
+    start_energy = reprojection(x)
     auxiliary = None
     if plan.camera == "solved":
-        evidence = judge
+        evidence = reprojection
     else:
         if translation is None:
             translation = evidence.solve(evidence.points(x))
@@ -173,19 +172,19 @@ def recover(
         auxiliary = torch.optim.Adam([moving], 1e-2) if plan.camera == "adam" and weight else None
     terms: list[Energy] = [] if together is None else [together]
     if plan.rate is not None and weight:
-        depth = judge.solve(judge.points(x))[:, 2]
+        depth = reprojection.solve(reprojection.points(x))[:, 2]
         # A descent from level tau moves a sample by sigma_tau^2 / 2 times the gradient.
         way = (1 - float(schedule().ab(plan.tau))) / 2
-        terms.insert(0, Balanced(evidence, curvatures(judge, depth), plan.rate / way))
+        terms.insert(0, Balanced(evidence, curvatures(reprojection, depth), plan.rate / way))
     elif weight:
         terms.insert(0, weight * evidence)
     objective = reduce(add, terms) if terms else 0 * evidence
     watch = _Watch(len(x), plan.tolerance, x[:, :3] if evidence.translation is None else evidence.translation)
     moves = descent(plan.tau, plan.step)
-    for turn in range(plan.rounds):
-        settling = turn >= len(plan.restarts)
-        if not settling:
-            x = _restart(denoiser, x, condition, plan.restarts[turn], plan.samples, generator)
+    for number in range(plan.rounds):
+        restarted = number < len(plan.restarts)
+        if restarted:
+            x = _restart(denoiser, x, condition, plan.restarts[number], generator)
         ended = refine(
             denoiser,
             schedule(),
@@ -195,16 +194,16 @@ def recover(
             objective,
             rounds=1,
             side=auxiliary,
-            record=watch if settling else None,
+            record=None if restarted else watch,
         )
         x, last = ended.x, ended.x0
         if watch.done.all():
             break
     last = torch.where(watch.done[:, None], watch.x0, last)
-    energy = judge(last)
+    energy = reprojection(last)
     kept = (energy >= start_energy) & gate
     last = torch.where(kept[:, None], state(start), last)
-    solved = judge.solve(judge.points(last))
+    solved = reprojection.solve(reprojection.points(last))
     moved = watch.translation() if evidence.translation is not None else solved
     return Recovery(
         matrices(last),
@@ -228,10 +227,8 @@ def recover_people(
     seed: int = 0,
     plan: RecoveryPlan = IMAGINED,
     denoiser: RotationDenoiser | None = None,
-    body: PosedBody | None = None,
-    betas: Tensor | None = None,
 ) -> Recovery:
-    """Bodies from keypoints alone: the denoiser imagines a start for each, then `recover`.
+    """Bodies of mean shape from keypoints alone: the denoiser imagines a start for each, then `recover`.
 
     Args:
         keypoints: (B, J, 2) pixels.
@@ -241,26 +238,22 @@ def recover_people(
         layout: of the keypoints: "h36m-17", "coco-17" or "openpose-25".
         m: hypotheses a person; they follow each other in the answer.
         seed: of the noise.
-        plan: how to walk.
+        plan: how to refine.
         denoiser: the shipped one by default.
-        body: the shipped one by default.
-        betas: (B, 10) shapes; None is the mean.
 
     Returns:
         B * m bodies, people first; `.hypotheses(m)` folds them.
     """
-    denoiser, body = denoiser or RotationDenoiser.shipped(), body or default_body()
+    denoiser = denoiser or RotationDenoiser.shipped()
     points, trust = to_h36m(keypoints, confidence, layout)
     K = K.expand(len(keypoints), 3, 3)
-    betas = keypoints.new_zeros(len(keypoints), 10) if betas is None else betas
     keypoints = torch.where(confidence[..., None] > 0, keypoints, 0.0)
     rows = torch.arange(len(keypoints)).repeat_interleave(m)
     generator = torch.Generator().manual_seed(seed)
     condition = keypoint_condition(points[rows], trust[rows], K[rows])
     start = imagine(denoiser, condition, len(rows), generator)
-    evidence = BodyKeypoints(
-        body, betas[rows], keypoints[rows], confidence[rows], K[rows], float(max(size)), layout
-    )
+    betas, side = keypoints.new_zeros(len(rows), 10), float(max(size))
+    evidence = BodyKeypoints(default_body(), betas, keypoints[rows], confidence[rows], K[rows], side, layout)
     return recover(denoiser, start, evidence, condition, plan, generator=generator)
 
 
@@ -301,16 +294,15 @@ def _restart(
     x: Tensor,
     condition: Condition,
     level: int,
-    samples: int,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """The mean clean state that the network sees behind `samples` noisy copies of x."""
+    """The mean clean state that the network sees behind `SAMPLES` noisy copies of x."""
     total = torch.zeros_like(x)
-    for _ in range(samples):
+    for _ in range(SAMPLES):
         noise = torch.randn(x.shape, generator=generator)
         noisy = schedule().add_noise(x, noise, level)
         total += sample(denoiser, schedule(), noisy, [(level, 0)], condition).x0
-    return state(matrices(total / samples))
+    return state(matrices(total / SAMPLES))
 
 
 @dataclass

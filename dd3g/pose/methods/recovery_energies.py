@@ -13,6 +13,10 @@ from dd3g.diffusion import Energy
 from dd3g.pose.body.bodies import PosedBody
 from dd3g.pose.body.geometry import matrix_to_rotation_6d, project, rotation_6d_to_matrix, solve_translation
 
+SCALE = 100.0  # s, px beyond which a residual pulls less and less (Geman & McClure)
+MULTI_VIEW = 450.0  # weights as published, .005 * 300^2 and 30
+SMOOTH = 30.0
+
 
 @dataclass(frozen=True, eq=False)
 class BodyKeypoints(Energy):
@@ -27,7 +31,6 @@ class BodyKeypoints(Energy):
         size: longer side of the picture in pixels.
         layout: of the keypoints.
         translation: (B, 3) metres of the pelvis; None solves for it at each call.
-        scale: s in pixels, beyond which a residual pulls less and less (Geman & McClure).
     """
 
     body: PosedBody
@@ -38,7 +41,6 @@ class BodyKeypoints(Energy):
     size: float
     layout: str = "h36m-17"
     translation: Tensor | None = None  # (B, 3) metres
-    scale: float = 100.0
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Rotations (B, 144) -> (B,)."""
@@ -46,7 +48,7 @@ class BodyKeypoints(Energy):
         # Where the root is solved for, the energy is least there or nearly so: its own slope does not matter.
         T = self.solve(points.detach()) if self.translation is None else self.translation
         square = (project(points + T[:, None], self.K) - self.keypoints).square()  # (B, J, 2)
-        robust = self.scale**2 * square / (self.scale**2 + square)
+        robust = SCALE**2 * square / (SCALE**2 + square)
         return (1000 / self.size) ** 2 * (self.confidence.square()[..., None] * robust).sum((1, 2))
 
     def points(self, x0: Tensor) -> Tensor:
@@ -126,16 +128,14 @@ class MultiView(Energy):
 
     Args:
         views: that follow each other in the batch, for each person.
-        weight: w; the published .005 * 300^2.
     """
 
     views: int
-    weight: float = 450.0
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Rotations (B * views, 144) -> each view's share (B * views,)."""
         body = x0[:, 6:].unflatten(0, (-1, self.views))  # (B, V, 138)
-        return self.weight * (body - body.mean(1, keepdim=True)).square().sum(-1).flatten()
+        return MULTI_VIEW * (body - body.mean(1, keepdim=True)).square().sum(-1).flatten()
 
 
 @dataclass(frozen=True)
@@ -144,16 +144,14 @@ class SmoothRotations(Energy):
 
     Args:
         frames: length of each clip; clips follow each other in the batch.
-        weight: w; the published 30.
     """
 
     frames: int
-    weight: float = 30.0
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Rotations (clips * frames, 144) -> (clips * frames,); a step counts for its later frame."""
         step = x0.unflatten(0, (-1, self.frames)).diff(dim=1).square().sum(-1)
-        return self.weight * torch.nn.functional.pad(step, (1, 0)).flatten()
+        return SMOOTH * torch.nn.functional.pad(step, (1, 0)).flatten()
 
 
 def matrices(x: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def load_networks() -> None:
 def lift_people(people: Sequence[Detection], m: int, seed: int, video: bool) -> list[PersonHypotheses]:
     """By the shipped networks, smoothed over the frames of a video; see `registry.Method`."""
     lifter, difficulty = GraphLifter.shipped(), Difficulty.shipped()
-    # One by one, with the same noise: what is said of a person depends on nobody else in the picture, and a
+    # One by one, with the same noise: a person's answer depends on nobody else in the picture, and a
     # hypothesis goes on from frame to frame.
     found = [
         restore(lifter, difficulty, p.keypoints[None], p.confidence[None], p.K[None], p.size[0], m,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dd3g.pose.networks.lifter import JOINTS, GraphNetwork
 from dd3g.pose.networks.pretrained import PoseNetwork
 
-TRUSTED = 0.5  # confidence from which on a keypoint is where it is said to be
+TRUSTED = 0.5  # confidence from which on the place of a keypoint counts
 AWAY = -2.0  # where the network finds all other keypoints: outside of any picture
 
 

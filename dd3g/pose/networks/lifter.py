@@ -54,7 +54,7 @@ def normalise(keypoints: Tensor, K: Tensor) -> Tensor:
 
 
 def lift(lifter: Lifter, keypoints: Tensor, confidence: Tensor, mirrored: Tensor | None = None) -> Tensor:
-    """The mean of what a lifter says about keypoints and about their mirror image.
+    """The mean of a lifter's answers to keypoints and to their mirror image.
 
     Args:
         lifter: the network.

@@ -13,7 +13,7 @@ from dd3g.pose.methods.restoration import ALPHAS, GUESSED, best_alpha, restore
 from dd3g.pose.networks import difficulty
 from dd3g.pose.networks.difficulty import DifficultyConfig
 from dd3g.pose.networks.lifter import FOCAL, GraphLifter, LifterConfig, Plain, lift, normalise
-from tools.pose_methods import Limits, make_methods
+from tools.pose_methods import make_methods
 from tools.pose_people import People
 
 
@@ -172,7 +172,7 @@ def test_the_command_and_the_evaluation_draw_the_same(monkeypatch):
     monkeypatch.setattr(difficulty.Difficulty, "shipped", lambda: known)
     monkeypatch.setattr(GraphLifter, "from_pretrained", lambda folder: lifter())
     monkeypatch.setattr(difficulty.Difficulty, "from_pretrained", lambda folder: known)
-    row, _ = make_methods(["restoration"], None, Limits())["restoration"]
+    row, _ = make_methods(["restoration"])["restoration"]
     truth = made_up_people.STANDING[None]
     people = People(
         truth, person.keypoints[None], person.confidence[None], person.K[None], person.size, ["a"]
