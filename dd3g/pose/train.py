@@ -53,15 +53,17 @@ def main(
     """Train one network; kill it at any time and go on with `--resume`."""
     from dd3g.pose import training
     from dd3g.pose.data.motion import load_cmu
+    from dd3g.pose.networks.difficulty import DifficultyConfig
+    from dd3g.pose.networks.lifter import GraphLifter
+    from dd3g.pose.networks.prior import Prior, PriorConfig
 
     folder = output or Path("runs") / f"pose-{network}"
     options: dict[str, Any] = {"minutes": minutes, "seed": seed, "resume": resume}
     options |= {k: v for k, v in {"steps": steps, "learning_rate": learning_rate}.items() if v is not None}
     try:
-        if learning_rate is not None and not learning_rate > 0:
-            raise UserError(f"--learning-rate must be positive, got {learning_rate:g}")
-        if minutes is not None and not minutes > 0:
-            raise UserError(f"--minutes must be positive, got {minutes:g}")
+        for name, number in (("--learning-rate", learning_rate), ("--minutes", minutes)):
+            if number is not None and not number > 0:
+                raise UserError(f"{name} must be positive, got {number:g}")
         for name, value, owner in (
             ("--blocks", blocks, Network.prior),
             ("--init-from", init_from, Network.prior),
@@ -71,34 +73,18 @@ def main(
             if value and network != owner:
                 raise UserError(f"{name} is for the {owner} only: leave it out to train the {network}")
         if network == Network.prior:
-            options |= _prior(blocks, init_from)
+            options["init_from"] = init_from
+            if blocks is not None:
+                config = Prior.from_pretrained(init_from).config if init_from else PriorConfig()
+                options["config"] = replace(config, blocks=blocks)
         if network == Network.difficulty:
-            options |= _difficulty(lifter, graph)
-        train = getattr(training, f"train_{network}")
-        train(load_cmu(motion, "train"), folder, **options)
+            options["lifter"] = GraphLifter.from_pretrained(lifter)
+            options["config"] = DifficultyConfig("graph" if graph else "mlp")
+        getattr(training, f"train_{network}")(load_cmu(motion, "train"), folder, **options)
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
     typer.echo(f"trained: {folder}")
-
-
-def _prior(blocks: int | None, init_from: Path | None) -> dict[str, Any]:
-    from dd3g.pose.networks.prior import Prior, PriorConfig
-
-    if blocks is None:
-        return {"init_from": init_from}
-    config = Prior.from_pretrained(init_from).config if init_from else PriorConfig()
-    return {"init_from": init_from, "config": replace(config, blocks=blocks)}
-
-
-def _difficulty(lifter: Path | None, graph: bool) -> dict[str, Any]:
-    from dd3g.pose.networks.difficulty import DifficultyConfig
-    from dd3g.pose.networks.lifter import GraphLifter
-
-    return {
-        "lifter": GraphLifter.from_pretrained(lifter),
-        "config": DifficultyConfig("graph" if graph else "mlp"),
-    }
 
 
 if __name__ == "__main__":

@@ -50,6 +50,10 @@ class Skeleton:
             order[a], order[b] = b, a
         return order
 
+    def children(self, joint: int) -> list[int]:
+        """The joints that hang directly on one."""
+        return [child for child, parent in enumerate(self.parents) if parent == joint]
+
     def branch(self, joint: int) -> list[bool]:
         """Whether each joint is this one or hangs on it, in a layout where parents come first."""
         found: list[bool] = []

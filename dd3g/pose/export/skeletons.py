@@ -49,30 +49,21 @@ def save_bvh(rest: Tensor, rotations: Tensor, roots: Tensor, path: str | Path, f
         path: the .bvh file.
         fps: frames a second.
     """
-    children: dict[int, list[int]] = {j: [] for j in range(24)}
-    for child, parent in enumerate(SMPL_24.parents):
-        if parent >= 0:
-            children[parent].append(child)
     order: list[int] = []
     lines = ["HIERARCHY"]
 
     def write(joint: int, depth: int) -> None:
         order.append(joint)
-        pad = "\t" * depth
-        parent = SMPL_24.parents[joint]
-        offset = rest[joint] - (rest[parent] if parent >= 0 else rest[joint])
-        lines.append(f"{pad}{'ROOT' if parent < 0 else 'JOINT'} {SMPL_24.joints[joint]}")
-        lines.append(f"{pad}{{")
-        lines.append(f"{pad}\tOFFSET {_row(100 * offset)}")
+        pad, parent, children = "\t" * depth, SMPL_24.parents[joint], SMPL_24.children(joint)
+        offset = 100 * (rest[joint] - rest[max(parent, 0)])
         places = "6 Xposition Yposition Zposition" if parent < 0 else "3"
+        lines.append(f"{pad}{'ROOT' if parent < 0 else 'JOINT'} {SMPL_24.joints[joint]}\n{pad}{{")
+        lines.append(f"{pad}\tOFFSET {_row(offset)}")
         lines.append(f"{pad}\tCHANNELS {places} Zrotation Xrotation Yrotation")
-        for child in children[joint]:
+        for child in children:
             write(child, depth + 1)
-        if not children[joint]:
-            tip = 0.5 * offset
-            lines.extend(
-                [f"{pad}\tEnd Site", f"{pad}\t{{", f"{pad}\t\tOFFSET {_row(100 * tip)}", f"{pad}\t}}"]
-            )
+        if not children:
+            lines.append(f"{pad}\tEnd Site\n{pad}\t{{\n{pad}\t\tOFFSET {_row(0.5 * offset)}\n{pad}\t}}")
         lines.append(f"{pad}}}")
 
     write(0, 0)
@@ -100,33 +91,26 @@ def save_glb(rest: Tensor, rotations: Tensor, roots: Tensor, path: str | Path, f
     buffer = _Buffer()
     mesh = _bone_mesh(buffer)
     nodes: list[dict[str, Any]] = []
+    bones: list[
+        dict[str, Any]
+    ] = []  # one for each joint but the root; their nodes follow on those of the joints
     for joint, parent in enumerate(SMPL_24.parents):
         offset = places[0] if parent < 0 else rest[joint] - rest[parent]
-        nodes.append(
-            {
-                "name": SMPL_24.joints[joint],
-                "translation": offset.tolist(),
-                "rotation": quaternions[0, joint].tolist(),
-                "children": [c for c, p in enumerate(SMPL_24.parents) if p == joint],
-            }
-        )
-    for child, parent in enumerate(SMPL_24.parents):
+        node = {"name": SMPL_24.joints[joint], "translation": offset.tolist()}
+        node["rotation"] = quaternions[0, joint].tolist()
+        if children := SMPL_24.children(joint):
+            node["children"] = children + [23 + child for child in children]
+        nodes.append(node)
         if parent >= 0:
-            bone = rest[child] - rest[parent]
-            length = float(bone.norm())
-            nodes[parent]["children"].append(len(nodes))
+            length = float(offset.norm())
             width = min(0.12 * length + 0.012, 0.05)
-            nodes.append(
-                {"mesh": 0, "rotation": _from_y(bone / length).tolist(), "scale": [width, length, width]}
-            )
-    for node in nodes:
-        if not node.get("children", True):
-            del node["children"]
+            turn = _from_y(offset / length).tolist()
+            bones.append({"mesh": 0, "rotation": turn, "scale": [width, length, width]})
     document: dict[str, Any] = {
         "asset": {"version": "2.0", "generator": "dd3g"},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
-        "nodes": nodes,
+        "nodes": nodes + bones,
         "meshes": [mesh],
         "materials": [
             {"pbrMetallicRoughness": {"baseColorFactor": [0.72, 0.55, 0.45, 1], "metallicFactor": 0}}
