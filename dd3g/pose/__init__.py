@@ -3,6 +3,15 @@
 from dd3g.pose import estimate
 for person in estimate("photo.jpg", method="guided", m=20):
     person.pose, person.expected_error  # (17, 3) metres in the camera frame, metres
+
+A picture or a video comes in, files go out; `estimation.py`, read first, is that way for one picture:
+
+photo, video or keypoints -> detection/people.py -> methods/registry.py -> export/results.py -> NAME.pose.*
+motion capture -> data/motion.py -> data/synthesis.py -> training.py -> networks/ -> methods/
+
+`methods` has a file for each paper, `networks` what they use, `body` the joints and rotations under all of
+them, `metrics.py` the errors; `__main__.py`, `request.py` and `video.py` are the command, `train.py` that of
+training.
 """
 
 from typing import TYPE_CHECKING, Any

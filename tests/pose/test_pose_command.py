@@ -104,6 +104,7 @@ def test_every_method_writes_what_it_says(tmp_path, method):
     np.testing.assert_allclose(someone["recommended"]["pose"], mean, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_same_seed_same_file(tmp_path):
     photo(tmp_path / "a.png")
     texts = []

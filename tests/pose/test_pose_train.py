@@ -1,3 +1,4 @@
+import pytest
 import torch
 from small_motion import small_archive
 from typer.testing import CliRunner
@@ -13,6 +14,7 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
+@pytest.mark.slow
 def test_lifter_then_difficulty_then_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "best_alpha", lambda *_, fixed=False: 0.01 if fixed else 0.02)
     motion = small_archive(tmp_path / "motion.npz")

@@ -23,7 +23,8 @@ from tools.pose_methods import METHODS, run_method, score, summarise
 from tools.pose_people import People, load_people
 
 
-def test_every_row_of_cmu(tmp_path, weights, archive, monkeypatch, capsys):
+@pytest.mark.slow
+def test_every_method_on_cmu(tmp_path, weights, archive, monkeypatch, capsys):
     short = RecoveryPlan(4, 2, 1)
     for name in ("FAST", "PUBLISHED", "PUBLISHED_VIEWS", "VIDEO"):
         monkeypatch.setattr(pose_recovery, name, short)

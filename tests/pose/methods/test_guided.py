@@ -71,6 +71,7 @@ def test_guidance_off_is_the_prior_bit_for_bit(crooked, mode, eta):
 
 
 @pytest.mark.parametrize("mode", ["detached", "through"])
+@pytest.mark.slow
 def test_samples_follow_the_exact_posterior_of_a_gaussian(gaussian, mode):
     points, mask = torch.zeros(1, 17, 3), torch.zeros(1, 17)
     points[0, 5], mask[0, [0, 5]] = torch.tensor([0.3, -0.2, 0.5]), 1

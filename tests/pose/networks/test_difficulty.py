@@ -63,6 +63,7 @@ def test_keypoints_that_are_not_trusted_lie_far_away():
     assert (hidden[0, 3:5] == -2).all() and torch.equal(hidden[0, 5:], x[0, 5:])
 
 
+@pytest.mark.slow
 def test_training_finds_the_hard_joints(tmp_path):
     def function(x):  # a lifter that knows nothing: the far joints are those where it errs most
         return torch.zeros(len(x), 17, 3)

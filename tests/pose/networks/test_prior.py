@@ -44,6 +44,7 @@ def test_untrained_it_is_the_exact_denoiser_of_a_gaussian():
     assert torch.allclose(spread, prior.spread, atol=0.01)
 
 
+@pytest.mark.slow
 def test_training_learns_resumes_and_saves(tmp_path):
     motion = _motion()
     options = {"steps": 60, "batch": 64, "config": SMALL, "learning_rate": 3e-3}

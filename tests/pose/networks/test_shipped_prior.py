@@ -44,6 +44,7 @@ def _bends(poses: torch.Tensor) -> torch.Tensor:
 
 @needs_weights
 @needs_motion
+@pytest.mark.slow
 def test_samples_look_like_bodies(prior):
     poses, train = generate(prior, 400, seed=1), _views("train", 20_000).pose
     for measure in (bone_lengths, _bends):
@@ -63,6 +64,7 @@ def test_samples_look_like_bodies(prior):
 
 @needs_weights
 @needs_motion
+@pytest.mark.slow
 def test_unseen_people_are_lifted_and_more_hypotheses_help(prior):
     views = _views("test", 24)
     found = lift(prior, views.keypoints, views.confidence, views.K, 20, sigma=5.0)
@@ -81,6 +83,7 @@ def test_unseen_people_are_lifted_and_more_hypotheses_help(prior):
 
 @needs_weights
 @needs_motion
+@pytest.mark.slow
 def test_frames_of_a_video_hold_together(prior):
     from dd3g.pose.data.motion import load_cmu
     from dd3g.pose.data.synthesis import synthesise
