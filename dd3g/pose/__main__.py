@@ -115,7 +115,7 @@ def pose(
         list[Path],
         typer.Argument(metavar="PHOTO|FOLDER|VIDEO|KEYPOINTS…", help="Pictures, videos, or .json/.npz."),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")] = Path("out"),
+    out: Annotated[Path, typer.Option("-o", "--output", "--out", help="Output folder.")] = Path("out"),
     method: Annotated[
         Method, typer.Option(help="Prior with guidance; lifter with noise; body refined by diffusion.")
     ] = Method.guided,

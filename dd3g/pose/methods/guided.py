@@ -31,9 +31,8 @@ from dd3g.pose.methods.guided_energies import (
 from dd3g.pose.networks.prior import JOINTS, Prior
 
 NOISE = 0.01  # of a detector, in sides of the square around a person
-CALIBRATION_ERROR = (
-    0.06  # metres: makes the expected error of 20 hypotheses right on average, on training clips
-)
+# Metres; makes the expected error of 20 hypotheses right on average, on training clips.
+CALIBRATION_ERROR = 0.06
 
 
 def levels(steps: int, total: int = 1000, power: float = 2.0) -> Plan:

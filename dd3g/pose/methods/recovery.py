@@ -34,9 +34,8 @@ from dd3g.pose.networks.rotation_denoiser import (
 WEIGHT = 0.003  # of the reprojection energy
 SAMPLES = 8  # noises of a restart
 SIDE = 800.0  # px of the square around a person in the picture of 1000 px that the energies are set up for
-CALIBRATION_ERROR = (
-    0.11  # metres: makes the expected error of 20 hypotheses right on average, on training clips
-)
+# Metres; makes the expected error of 20 hypotheses right on average, on training clips.
+CALIBRATION_ERROR = 0.11
 
 
 @dataclass(frozen=True)
@@ -170,16 +169,18 @@ def recover(
         moving = translation.detach().clone().requires_grad_(plan.camera == "adam")
         evidence = replace(evidence, translation=moving)
         auxiliary = torch.optim.Adam([moving], 1e-2) if plan.camera == "adam" and weight else None
-    terms: list[Energy] = [] if together is None else [together]
-    if plan.rate is not None and weight:
+    terms: list[Energy] = []
+    if weight and plan.rate is None:
+        terms.append(weight * evidence)
+    elif weight and plan.rate is not None:
         depth = reprojection.solve(reprojection.points(x))[:, 2]
         # A descent from level tau moves a sample by sigma_tau^2 / 2 times the gradient.
         way = (1 - float(schedule().ab(plan.tau))) / 2
-        terms.insert(0, Balanced(evidence, curvatures(reprojection, depth), plan.rate / way))
-    elif weight:
-        terms.insert(0, weight * evidence)
+        terms.append(Balanced(evidence, curvatures(reprojection, depth), plan.rate / way))
+    if together is not None:
+        terms.append(together)
     objective = reduce(add, terms) if terms else 0 * evidence
-    watch = _Watch(len(x), plan.tolerance, x[:, :3] if evidence.translation is None else evidence.translation)
+    watch = _Watch(len(x), plan.tolerance, evidence.translation)
     moves = descent(plan.tau, plan.step)
     for number in range(plan.rounds):
         restarted = number < len(plan.restarts)
@@ -203,8 +204,9 @@ def recover(
     energy = reprojection(last)
     kept = (energy >= start_energy) & gate
     last = torch.where(kept[:, None], state(start), last)
-    solved = reprojection.solve(reprojection.points(last))
-    moved = watch.translation() if evidence.translation is not None else solved
+    solved = moved = reprojection.solve(reprojection.points(last))
+    if evidence.translation is not None:
+        moved = torch.where(watch.done[:, None], watch.rested, evidence.translation.detach())
     return Recovery(
         matrices(last),
         evidence.betas,
@@ -311,14 +313,14 @@ class _Watch:
 
     count: int
     tolerance: float
-    moving: Tensor  # (B, 3) the translation, where an optimiser moves it
+    moving: Tensor | None  # (B, 3) the translation, unless it is solved for
     done: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.done = torch.zeros(self.count, dtype=torch.bool)
         self.energy: Tensor | None = None
         self.x0 = torch.zeros(self.count, STATE)
-        self.rested = self.moving.detach().clone()
+        self.rested = torch.zeros(self.count, 3)
 
     def __call__(self, step: Step) -> None:
         assert step.energy is not None
@@ -327,9 +329,7 @@ class _Watch:
             rest = change < self.tolerance * torch.stack([self.energy, step.energy]).amax(0).clamp(min=1)
             fresh = rest & ~self.done
             self.x0[fresh] = step.x0[fresh]
-            self.rested[fresh] = self.moving.detach()[fresh]
+            if self.moving is not None:
+                self.rested[fresh] = self.moving.detach()[fresh]
             self.done |= fresh
         self.energy = step.energy
-
-    def translation(self) -> Tensor:
-        return torch.where(self.done[:, None], self.rested, self.moving.detach())
