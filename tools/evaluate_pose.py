@@ -8,13 +8,16 @@ import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dd3g.command import check_writable, run_command
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 COUNTS = (1, 5, 10, 50, 200)
 ACROSS = "errors in mm, root-relative; best: lowest error of m hypotheses, PA: after Procrustes alignment"
@@ -141,62 +144,76 @@ SHOWN = {"best": "best", "best_pa": "best PA", "joint_best": "J-best", "jpma": "
 def print_report(report: dict[str, Any]) -> None:
     """The protocol and the means as tables."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(highlight=False)
     console.width = max(console.width, 190)  # a cut table is useless; a log has room
-
-    def table(title: str, columns: Iterable[str]) -> Table:
-        made = Table(title=title)
-        for column in ("", *columns):
-            made.add_column(column, justify="right" if column else "left", no_wrap=True)
-        return made
-
-    def cell(value: float | None, digits: int = 1) -> str:
-        return "-" if value is None else f"{value:.{digits}f}"
-
     protocol, results = report["protocol"], report["results"]
-    console.print(f"{protocol['dataset']} ({protocol['name']}): {protocol['subset']}.")
     seen = f", keypoints {protocol['keypoints']}" if protocol["keypoints"] else ""
+    console.print(f"{protocol['dataset']} ({protocol['name']}): {protocol['subset']}.")
     console.print(f"{protocol['people']} people{seen}; {protocol['convention']}.")
-    title = "Mean over people (errors in mm; PCK at 150 mm and AUC in % of the advised pose)"
-    means = table(title, ("m", *SHOWN.values(), "s/person"))
-    for name, found in results.items():
-        *_, last = found["m"]
-        for m, block in found["m"].items():
-            seconds = cell(found["seconds_a_person"], 3) if m == last else ""
-            means.add_row(name, m, *(cell(block[key]) for key in SHOWN), seconds, end_section=m == last)
-    console.print(means)
+    console.print(_means(results))
     for name, found in results.items():
         if c := found.get("calibration"):
             console.print(f"{name}: calibration error {c['error']:.3f} (m {c['m']}, {c['people']} people)")
     for m in dict.fromkeys(m for found in results.values() for m in found["m"]):
-        blocks = {name: found["m"][m] for name, found in results.items() if m in found["m"]}
-        groups = table(f"By action or sequence, m = {m}: best error, in brackets after alignment", blocks)
-        for group in next(iter(blocks.values()))["by_group"]["best"]:
-            pairs = [[b["by_group"][key][group] for key in ("best", "best_pa")] for b in blocks.values()]
-            groups.add_row(group, *(f"{a:.1f} ({b:.1f})" for a, b in pairs))
-        groups.add_section()
-        pairs = [[b["mean_of_groups"][key] for key in ("best", "best_pa")] for b in blocks.values()]
-        groups.add_row("mean of these", *(f"{a:.1f} ({b:.1f})" for a, b in pairs))
-        console.print(groups)
-    bodies: dict[str, Any] = report.get("recovery", {})
-    if bodies:
-        console.print(bodies["convention"])
-    for part in ("single", "views", "video") if bodies else ():
-        rows = {k: v for k, v in bodies[part].items() if isinstance(v, dict)}
-        names = list(dict.fromkeys(key for row in rows.values() for key in row))
-        sizes = ", ".join(f"{n} {what}" for what, n in bodies[part].items() if what not in rows)
-        recovery = table(f"Recovery, {part}: {sizes}", names)
-        for name, row in rows.items():
-            recovery.add_row(name, *(cell(row.get(key), 2) for key in names))
-        if rows:
-            console.print(recovery)
+        console.print(_by_group(m, {name: f["m"][m] for name, f in results.items() if m in f["m"]}))
+    if "recovery" in report:
+        console.print(report["recovery"]["convention"])
+        for part in ("single", "views", "video"):
+            if report["recovery"][part]:
+                console.print(_recovery(part, report["recovery"][part]))
     for text, found in report["claims"].items():
         values = found["value"] if isinstance(found["value"], list) else [found["value"]]
         against = f" against {found['bound']:.2f}" if "bound" in found else ""
         numbers = " ".join(f"{value:.2f}" for value in values)
         console.print(f"{'holds ' if found['holds'] else 'MISSED'} {text}: {numbers}{against}")
+
+
+def _means(results: dict[str, Any]) -> Table:
+    title = "Mean over people (errors in mm; PCK at 150 mm and AUC in % of the advised pose)"
+    table = _table(title, ("m", *SHOWN.values(), "s/person"))
+    for name, found in results.items():
+        *_, last = found["m"]
+        for m, block in found["m"].items():
+            seconds = _cell(found["seconds_a_person"], 3) if m == last else ""
+            table.add_row(name, m, *(_cell(block[key]) for key in SHOWN), seconds, end_section=m == last)
+    return table
+
+
+def _by_group(m: str, blocks: dict[str, Any]) -> Table:
+    table = _table(f"By action or sequence, m = {m}: best error, in brackets after alignment", blocks)
+
+    def add(name: str, errors: list[dict[str, float]]) -> None:
+        table.add_row(name, *(f"{e['best']:.1f} ({e['best_pa']:.1f})" for e in errors))
+
+    for group in next(iter(blocks.values()))["by_group"]["best"]:
+        add(group, [{key: b["by_group"][key][group] for key in ("best", "best_pa")} for b in blocks.values()])
+    table.add_section()
+    add("mean of these", [b["mean_of_groups"] for b in blocks.values()])
+    return table
+
+
+def _recovery(part: str, found: dict[str, Any]) -> Table:
+    errors = {name: value for name, value in found.items() if isinstance(value, dict)}
+    columns = list(dict.fromkeys(column for row in errors.values() for column in row))
+    sizes = ", ".join(f"{n} {what}" for what, n in found.items() if what not in errors)
+    table = _table(f"Recovery, {part}: {sizes}", columns)
+    for name, row in errors.items():
+        table.add_row(name, *(_cell(row.get(column), 2) for column in columns))
+    return table
+
+
+def _table(title: str, columns: Iterable[str]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title)
+    for column in ("", *columns):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    return table
+
+
+def _cell(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def main(
