@@ -180,24 +180,22 @@ def _merged(
     if not len(chosen):
         raise UserError("there is no frame to evaluate")
     chosen = chosen[spread(len(chosen), limit)]
-    sizes: dict[tuple[int, int], list[tuple[Recording, Tensor]]] = {}
+    sizes: dict[tuple[int, int], list[Recording]] = {}
     before = 0
     for recording in recordings:
-        rows = chosen[(chosen >= before) & (chosen < before + len(recording))] - before
+        kept = recording[chosen[(chosen >= before) & (chosen < before + len(recording))] - before]
         before += len(recording)
-        if len(rows):
-            sizes.setdefault(recording.size, []).append((recording, rows))
+        if len(kept):
+            sizes.setdefault(recording.size, []).append(kept)
     result = []
     for size, parts in sizes.items():
         pose, keypoints, confidence, root = (
-            torch.cat([getattr(r, f)[rows] for r, rows in parts])
-            for f in ("pose", "keypoints", "confidence", "root")
+            torch.cat([getattr(r, name) for r in parts])
+            for name in ("pose", "keypoints", "confidence", "root")
         )
-        K = torch.cat([r.K.expand(len(rows), 3, 3) for r, rows in parts])
-        groups = [getattr(r, group) for r, rows in parts for _ in rows]
-        people = People(pose, keypoints, confidence, K, size, groups)
-        if depth:
-            ray = unproject(keypoints[:, :1], K)[:, 0]  # (B, 2)
-            people = replace(people, root=torch.cat([ray, torch.ones(len(ray), 1)], 1) * root[:, 2:])
-        result.append(people)
+        K = torch.cat([r.K.expand(len(r), 3, 3) for r in parts])
+        groups = [getattr(r, group) for r in parts for _ in r.frames]
+        rays = torch.cat([unproject(keypoints[:, :1], K)[:, 0], torch.ones(len(K), 1)], 1)
+        known = rays * root[:, 2:] if depth else None
+        result.append(People(pose, keypoints, confidence, K, size, groups, known))
     return result

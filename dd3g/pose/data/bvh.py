@@ -14,6 +14,8 @@ from dd3g.pose.body.geometry import axis_angle_to_matrix
 from dd3g.pose.data.arrays import read_text
 from dd3g.pose.data.motion import Motion
 
+_CHANNELS = {axis + what for axis in "xyz" for what in ("position", "rotation")}
+
 
 @dataclass
 class Tree:
@@ -69,9 +71,8 @@ def parse_bvh(path: str | Path) -> Tree:
             elif word == "CHANNELS":
                 count = int(words[at + 1])
                 channels = [word.lower() for word in words[at + 2 : at + 2 + count]]
-                for channel in channels:
-                    if channel[0] not in "xyz" or channel[1:] not in ("position", "rotation"):
-                        raise ValueError(f"channel {channel!r}")
+                if unknown := set(channels) - _CHANNELS:
+                    raise ValueError(f"channel {unknown.pop()!r}")
                 tree.channels[stack[-1]] = channels
                 at += 2 + count
             elif word == "}":

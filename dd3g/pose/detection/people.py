@@ -106,27 +106,17 @@ def detect(
         K, source = keypoints.K, "file"
     else:
         K, source = intrinsics(size, focal, picture)
-    people = []
-    for i, (points, confidence) in enumerate(zip(keypoints.points, keypoints.confidence, strict=True)):
-        seen = points[confidence > 0]
-        middle, side = (
-            (seen.amin(0) + seen.amax(0)) / 2,
-            1.5 * (seen.amax(0) - seen.amin(0)).amax().clamp(min=1),
-        )
-        people.append(
-            Detection(
-                points,
-                confidence,
-                torch.cat([middle - side / 2, middle + side / 2]),
-                size,
-                K,
-                source,
-                1.0 if keypoints.scores is None else float(keypoints.scores[i]),
-                None if keypoints.heatmaps is None else keypoints.heatmaps[i],
-                None if keypoints.boxes is None else keypoints.boxes[i],
-            )
-        )
-    return people
+    return [_from_file(keypoints, i, size, K, source) for i in range(len(keypoints.points))]
+
+
+def _from_file(keypoints: Keypoints, i: int, size: tuple[int, int], K: Tensor, source: str) -> Detection:
+    points, confidence = keypoints.points[i], keypoints.confidence[i]
+    low, high = points[confidence > 0].aminmax(dim=0)
+    middle, side = (low + high) / 2, 1.5 * (high - low).amax().clamp(min=1)
+    square = torch.cat([middle - side / 2, middle + side / 2])
+    score = 1.0 if keypoints.scores is None else float(keypoints.scores[i])
+    heatmaps, box = (None if x is None else x[i] for x in (keypoints.heatmaps, keypoints.boxes))
+    return Detection(points, confidence, square, size, K, source, score, heatmaps, box)
 
 
 def _from_blazepose(person: Person, K: Tensor, source: str) -> Detection | None:
