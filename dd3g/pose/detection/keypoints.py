@@ -195,8 +195,9 @@ def _parse_npz(path: Path) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as arrays:
             if "keypoints" not in arrays:
                 raise UserError(f"no array 'keypoints' in it, only {', '.join(arrays) or 'nothing'}")
-            content = {name: arrays[name] for name in BESIDE if name in arrays}
-            return {"points": arrays["keypoints"], **content}
+            content: dict[str, Any] = {name: arrays[name] for name in BESIDE if name in arrays}
+            layout = {"layout": str(content["layout"])} if "layout" in content else {}
+            return {"points": arrays["keypoints"], **content, **layout}
     except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as e:
         if "allow_pickle" in str(e):
             raise UserError("holds pickled objects, which are never read: save plain arrays") from e

@@ -1,7 +1,7 @@
 """The three published methods from 2D to 3D, and the baselines that they are measured against.
 
-In go keypoints (B, 17, 2) in pixels, their confidence and the camera; out come
-`Hypotheses`, m poses a person.
+In go keypoints (B, 17, 2) in pixels, their confidences and the cameras; out come `Hypotheses`, m poses a
+person. `registry.py` lists the three for the command and for `dd3g.pose.estimate`.
 
 | file | method | paper |
 |---|---|---|
