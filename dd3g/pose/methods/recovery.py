@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dd3g.diffusion import Denoiser, Energy, Step, descent, refine, sample
-from dd3g.pose.body.bodies import default_body
+from dd3g.pose.body.bodies import PosedBody, default_body
 from dd3g.pose.body.skeletons import to_h36m
 from dd3g.pose.detection.people import Detection, stacked
 from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
@@ -229,8 +229,10 @@ def recover_people(
     seed: int = 0,
     plan: RecoveryPlan = IMAGINED,
     denoiser: RotationDenoiser | None = None,
+    body: PosedBody | None = None,
+    betas: Tensor | None = None,
 ) -> Recovery:
-    """Bodies of mean shape from keypoints alone: the denoiser imagines a start for each, then `recover`.
+    """Bodies from keypoints alone: the denoiser imagines a start for each, then `recover`.
 
     Args:
         keypoints: (B, J, 2) pixels.
@@ -242,6 +244,8 @@ def recover_people(
         seed: of the noise.
         plan: how to refine.
         denoiser: the shipped one by default.
+        body: the shipped one by default.
+        betas: (B, 10) shapes; None is the mean.
 
     Returns:
         B * m bodies, people first; `.hypotheses(m)` folds them.
@@ -254,8 +258,9 @@ def recover_people(
     generator = torch.Generator().manual_seed(seed)
     condition = keypoint_condition(points[rows], trust[rows], K[rows])
     start = imagine(denoiser, condition, len(rows), generator)
-    betas, side = keypoints.new_zeros(len(rows), 10), float(max(size))
-    evidence = BodyKeypoints(default_body(), betas, keypoints[rows], confidence[rows], K[rows], side, layout)
+    body, betas = body or default_body(), keypoints.new_zeros(len(rows), 10) if betas is None else betas[rows]
+    side = float(max(size))
+    evidence = BodyKeypoints(body, betas, keypoints[rows], confidence[rows], K[rows], side, layout)
     return recover(denoiser, start, evidence, condition, plan, generator=generator)
 
 
