@@ -16,16 +16,16 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from data_gen.config import FREE
-from data_gen.factory import run
-from data_gen.filters import UNREADABLE, FilterConfig
-from data_gen.job import Draw, Job, Workshop
-from data_gen.mattes import MatteConfig, MattePool
+from data_gen.filters.mattes import MatteConfig, MattePool
+from data_gen.filters.rules import UNREADABLE, FilterConfig
 from data_gen.progress import Progress
-from data_gen.ranks import Ranks
-from data_gen.sidecar import Sidecar, finished_shards
-from data_gen.sources import Item, Source, open_source
-from data_gen.storage import Storage
+from data_gen.shards.dataset import DatasetSpec, DrawRequest, PictureBackend
+from data_gen.shards.generate import run
+from data_gen.shards.manifest import ShardManifest, finished_shards
+from data_gen.shards.options import FREE
+from data_gen.shards.process_group import ProcessGroup
+from data_gen.shards.storage import Storage
+from data_gen.sources.pictures import Item, Source, open_source
 from data_gen.synthesize import WAITING, launched, own_options, sentence
 from dd3g.configuration import parse
 from dd3g.errors import UserError
@@ -68,7 +68,7 @@ class CollectConfig:
 
 
 def collect(
-    config: CollectConfig, ranks: Ranks | None = None, progress: Progress | None = None
+    config: CollectConfig, ranks: ProcessGroup | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Collect pictures into a set, or what is not there of it yet.
 
@@ -80,13 +80,13 @@ def collect(
         progress: is told how far it is; None: nobody is.
 
     Returns:
-        The report of `data_gen.factory.run`, with "unreadable": the names of the pictures that could not be
+        The report of `data_gen.shards.generate.run`, with "unreadable": the names of the pictures that could not be
         opened, in this run or before.
 
     Raises:
         UserError: for an unusable source, place or options.
     """
-    ranks, progress = ranks or Ranks(), progress or Progress(show=False)
+    ranks, progress = ranks or ProcessGroup(), progress or Progress(show=False)
     for name in ("source", "output"):
         if not getattr(config, name):
             raise UserError(f"{name} is not set: {USAGE}")
@@ -95,7 +95,7 @@ def collect(
     )
     items = {item.prompt.id: item for item in source.items[: config.limit or None]}
     storage = Storage(config.output)
-    job = Job(
+    job = DatasetSpec(
         storage,
         [item.prompt for item in items.values()],
         {"source": source.fingerprint, "pictures": len(items)} | config.options(),
@@ -112,11 +112,11 @@ def collect(
 
 @contextmanager
 def _workshop(
-    config: CollectConfig, source: Source, items: dict[str, Item], ranks: Ranks, progress: Progress
-) -> Iterator[Workshop]:
+    config: CollectConfig, source: Source, items: dict[str, Item], ranks: ProcessGroup, progress: Progress
+) -> Iterator[PictureBackend]:
     opaque: set[str] = set()  # ids of pictures that need a matte
 
-    def opened(draw: Draw) -> Image.Image | str:
+    def opened(draw: DrawRequest) -> Image.Image | str:
         item = items[draw.prompt.id]
         try:
             image = source.open(item)
@@ -133,23 +133,23 @@ def _workshop(
         opaque.add(item.prompt.id)
         return image.convert("RGB")
 
-    def draw(batch: list[Draw]) -> Sequence[Image.Image | str]:
+    def draw(batch: list[DrawRequest]) -> Sequence[Image.Image | str]:
         return [opened(d) for d in batch]
 
-    def more(draw: Draw) -> dict[str, Any]:
+    def more(draw: DrawRequest) -> dict[str, Any]:
         matte = config.matte.model if draw.prompt.id in opaque else "own alpha"
         return dict(items[draw.prompt.id].about) | {"matte": matte}
 
     about = {"model": MODEL, "licence": config.licence, "size": config.matte.size}
     with MattePool(config.matte) as pool:
-        yield Workshop(draw, pool.submit, about, more)
+        yield PictureBackend(draw, pool.submit, about, more)
 
 
 def _unreadable(storage: Storage, items: dict[str, Item]) -> list[str]:
     return [
         items[id].name
         for number in finished_shards(storage)
-        for id, reason in Sidecar.read(storage, number).missing.items()
+        for id, reason in ShardManifest.read(storage, number).missing.items()
         if reason == UNREADABLE and id in items
     ]
 

@@ -14,27 +14,27 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from data_gen.config import SynthesizeConfig
-from data_gen.factory import run
-from data_gen.index import missing_sentence
-from data_gen.job import Draw, Job, Workshop
 from data_gen.progress import Progress
-from data_gen.ranks import Ranks
-from data_gen.storage import Storage
+from data_gen.shards.dataset import DatasetSpec, DrawRequest, PictureBackend
+from data_gen.shards.generate import run
+from data_gen.shards.index import missing_sentence
+from data_gen.shards.options import SynthesizeConfig
+from data_gen.shards.process_group import ProcessGroup
+from data_gen.shards.storage import Storage
 from dd3g.configuration import parse
 from dd3g.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from data_gen.prompt_lists import Prompt
+    from data_gen.prompts.lists import Prompt
 
 SHOWN = 20  # lines left out that are named one by one
 USAGE = "python -m data_gen synthesize [--json] [--rank R --world N]"
 
 
 def synthesize(
-    config: SynthesizeConfig, ranks: Ranks | None = None, progress: Progress | None = None
+    config: SynthesizeConfig, ranks: ProcessGroup | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Make a set of pictures, or what is not there of it yet.
 
@@ -44,25 +44,25 @@ def synthesize(
         progress: is told how far it is; None: nobody is.
 
     Returns:
-        The report of `data_gen.factory.run`.
+        The report of `data_gen.shards.generate.run`.
 
     Raises:
         UserError: for unusable prompts, model, place or options.
     """
-    ranks = ranks or Ranks()
+    ranks = ranks or ProcessGroup()
     for name in ("prompts", "output"):
         if not getattr(config, name):
             raise UserError(f"{name} is not set: give {name}=…, or set it in the --config file")
     prompts = _prompts(config.prompts, quiet=ranks.rank > 0)
 
     @contextmanager
-    def workshop() -> Iterator[Workshop]:
-        from data_gen.mattes import MattePool
-        from data_gen.pictures import load_model
+    def workshop() -> Iterator[PictureBackend]:
+        from data_gen.filters.mattes import MattePool
+        from data_gen.picture_models.loading import load_model
 
         model = load_model(config.model, ranks.device(config.device))
 
-        def draw(batch: list[Draw]) -> Sequence[Image.Image]:
+        def draw(batch: list[DrawRequest]) -> Sequence[Image.Image]:
             return model.draw([d.prompt.text for d in batch], [d.seed for d in batch])
 
         matte = "own alpha" if model.has_alpha else config.matte.model
@@ -70,9 +70,9 @@ def synthesize(
         with MattePool(config.matte) as pool:
             if not model.has_alpha:
                 pool.warm()
-            yield Workshop(draw, pool.submit, about)
+            yield PictureBackend(draw, pool.submit, about)
 
-    job = Job(
+    job = DatasetSpec(
         Storage(config.output),
         prompts,
         {"prompts": prompts_fingerprint(prompts)} | config.options(),
@@ -96,7 +96,7 @@ def prompts_fingerprint(prompts: Sequence[Prompt]) -> str:
 
 
 def _prompts(path: str, quiet: bool) -> list[Prompt]:
-    from data_gen.prompt_lists import prompts_from, read_prompts
+    from data_gen.prompts.lists import prompts_from, read_prompts
 
     if path.endswith(".jsonl"):
         return read_prompts(path)
@@ -143,10 +143,10 @@ def own_options() -> argparse.ArgumentParser:
 
 
 def launched(
-    mine: argparse.Namespace, work: Callable[[Ranks, Progress], dict[str, Any]]
-) -> tuple[Ranks, dict[str, Any]]:
+    mine: argparse.Namespace, work: Callable[[ProcessGroup, Progress], dict[str, Any]]
+) -> tuple[ProcessGroup, dict[str, Any]]:
     """Do the work as the rank that `own_options` or the launcher name; returns that and its report."""
-    ranks = Ranks.find(mine.rank, mine.world)
+    ranks = ProcessGroup.find(mine.rank, mine.world)
     try:
         return ranks, work(ranks, Progress(ranks.rank == 0 and not mine.as_json))
     finally:
@@ -154,7 +154,7 @@ def launched(
 
 
 def sentence(report: dict[str, Any]) -> str:
-    """What a run of `data_gen.factory.run` came to, for people."""
+    """What a run of `data_gen.shards.generate.run` came to, for people."""
     if report["waiting"]:
         return f"{report['drawn']} pictures more in {report['output']}; it waits for {report['waiting']}"
     if "pictures" not in report:

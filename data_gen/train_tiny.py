@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from data_gen.captions import COLORS, LOOKS, STYLES, id_words, picture_words, read_manifest
-from data_gen.tiny import TinyDenoiser, TinyRgbaPipeline, encode, scheduler
+from data_gen.meshes.captions import COLORS, LOOKS, STYLES, id_words, picture_words, read_manifest
+from data_gen.picture_models.tiny import TinyDenoiser, TinyRgbaPipeline, encode, scheduler
 from dd3g.configuration import launch
 from dd3g.diffusion import Schedule
 from dd3g.errors import UserError
@@ -41,7 +41,7 @@ pipeline_tag: text-to-image
 ---
 A small text-to-RGBA model of {size} x {size} pixels, trained on {count} views of rendered objects. It knows
 the colours and the kinds of things in them, and little else. Load it with
-`data_gen.tiny.TinyRgbaPipeline.from_pretrained`.
+`data_gen.picture_models.tiny.TinyRgbaPipeline.from_pretrained`.
 """
 
 
@@ -191,7 +191,7 @@ def _views(shards: Shards, index: int, count: int) -> tuple[NDArray[np.uint8], d
 
 def lexicon() -> dict[str, str]:
     """Word -> group: that of the noun itself, else that of most of the two or more nouns that end in it."""
-    from data_gen.grammar import own_grammar
+    from data_gen.prompts.grammar import own_grammar
 
     groups: dict[str, Counter[str]] = {}
     for group, listed in own_grammar().nouns.items():

@@ -17,9 +17,9 @@ from typing import Annotated, Any
 
 import typer
 
-from data_gen.filters import DUPLICATE
-from data_gen.stats import read_figures
-from data_gen.storage import Storage
+from data_gen.filters.rules import DUPLICATE
+from data_gen.reports.figures import read_figures
+from data_gen.shards.storage import Storage
 from dd3g.command import run_command
 from dd3g.errors import UserError
 

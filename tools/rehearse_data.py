@@ -25,7 +25,7 @@ import typer
 from dd3g.command import run_command
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
-from tools.kills import kill_and_compare
+from tools.fault_injection import kill_and_compare
 
 ROOT = Path(__file__).resolve().parents[1]  # of the repository
 CONFIG = "configs/data_gen/shapes.yaml"

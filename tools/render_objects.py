@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from data_gen.objects import Item, Options, find_items, render_item
+from data_gen.meshes.objects import Item, Options, find_items, render_item
 from dd3g.command import run_command
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing

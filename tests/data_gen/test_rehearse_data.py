@@ -9,7 +9,7 @@ import pytest
 from dd3g.command import run_command
 from dd3g.io.shards import write_shard
 from tools import rehearse_data
-from tools.kills import difference, look_at_batches
+from tools.fault_injection import difference, look_at_batches
 from tools.rehearse_data import Step, curve, run_step, summary
 
 

@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-from made_up_line import contents
+from stand_ins.made_up_dataset import contents
 
 from data_gen.__main__ import main as commands
-from data_gen.config import SynthesizeConfig
-from data_gen.pictures import ModelConfig
-from data_gen.storage import Storage
+from data_gen.picture_models.protocol import ModelConfig
+from data_gen.shards.options import SynthesizeConfig
+from data_gen.shards.storage import Storage
 from data_gen.synthesize import main, synthesize
 from dd3g.errors import UserError
 

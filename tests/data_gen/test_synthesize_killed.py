@@ -13,12 +13,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from made_up_line import contents
+from stand_ins.made_up_dataset import contents
 
-from data_gen.sidecar import Sidecar, finished_shards
-from data_gen.storage import Storage
+from data_gen.reports.verify import verify
+from data_gen.shards.manifest import ShardManifest, finished_shards
+from data_gen.shards.storage import Storage
 from data_gen.synthesize import main
-from data_gen.verify import verify
 from dd3g.io.shards import Shards
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def tries(folder):
     storage, found = Storage(folder), []
     finished = finished_shards(storage)
     for shard in finished:
-        sidecar = Sidecar.read(storage, shard)
+        sidecar = ShardManifest.read(storage, shard)
         found += [(r["id"], r["attempt"]) for r in (*sidecar.records, *sidecar.rejections)]
     for path in folder.glob("parts/*/*.tar"):
         if int(path.parent.name.removeprefix("pictures-")) not in finished:
@@ -103,7 +103,7 @@ def test_killed_at_three_random_moments(whole, tmp_path):
 
 
 def test_one_of_two_ranks_killed(whole, tmp_path):
-    """Ranks of their own, side by side; one is killed and started again while the other works on."""
+    """ProcessGroup of their own, side by side; one is killed and started again while the other works on."""
     rng, folder = random.Random(1), tmp_path / "set"
     ranks = [start(folder, "--rank", str(r), "--world", "2") for r in range(2)]
     assert kill_later(ranks[1], folder, rng.uniform(0, 0.1))

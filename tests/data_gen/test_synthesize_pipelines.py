@@ -7,13 +7,14 @@ import json
 
 import numpy as np
 import pytest
-import tiny_pipelines
 import torch
 from PIL import Image, ImageDraw
+from stand_ins import tiny_pipelines
 
-from data_gen import mattes
-from data_gen.mattes import MatteConfig, cut_out
-from data_gen.pictures import ModelConfig, load_model
+from data_gen.filters import mattes
+from data_gen.filters.mattes import MatteConfig, cut_out
+from data_gen.picture_models.loading import load_model
+from data_gen.picture_models.protocol import ModelConfig
 from data_gen.synthesize import main
 from dd3g.io.shards import Shards
 

@@ -1,0 +1,135 @@
+"""A set of pictures to be made: its prompts, its options, and what draws and mattes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from data_gen.filters.rules import FilterConfig
+from data_gen.prompts.lists import Prompt, read_prompts, write_prompts
+from data_gen.shards.options import fingerprint
+from data_gen.shards.storage import Storage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from data_gen.filters.mattes import Matted
+
+
+PROMPTS = "prompts.jsonl"  # in a set: what was asked for
+
+
+def store_prompts(storage: Storage, prompts: Iterable[Prompt]) -> None:
+    """Write the prompts of a set.
+
+    Raises:
+        UserError: when that is refused or the disk is full.
+    """
+    with TemporaryDirectory(prefix="dd3g-") as scratch:
+        write_prompts(Path(scratch) / PROMPTS, prompts)
+        storage.write(PROMPTS, (Path(scratch) / PROMPTS).read_bytes())
+
+
+def stored_prompts(storage: Storage) -> list[Prompt]:
+    """The prompts of a set.
+
+    Raises:
+        UserError: when they are missing or damaged.
+    """
+    with storage.reading(PROMPTS) as [path]:
+        return read_prompts(path, f"delete {storage}/{PROMPTS} and run the command that made the set again")
+
+
+@dataclass(frozen=True)
+class DrawRequest:
+    """One try at one prompt; its seed depends on the run, the prompt and the attempt only."""
+
+    prompt: Prompt
+    attempt: int
+    seed: int
+
+
+def seed_of(seed: int, prompt: str, attempt: int) -> int:
+    """Seed of a picture, 48 bits.
+
+    Args:
+        seed: of the run.
+        prompt: id of the prompt.
+        attempt: 0, 1, …
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}:{prompt}:{attempt}".encode()).digest()[:6], "big")
+
+
+@dataclass(frozen=True)
+class PictureBackend:
+    """What makes pictures; opened only by a process that has some to make.
+
+    Args:
+        draw: a batch of tries -> for each a picture (RGB, or RGBA with straight alpha), or the reason why
+            there is none.
+        matte: pictures -> their mattes, None where no object was found; returns at once.
+        about: goes into every record: model, licence, matte, size.
+        more: of a try, what else goes into its record; wins over `about`.
+        ahead: batches that may be in work behind the one that is drawn.
+        scores: of cut-outs, (S, S, 4) uint8 each, and their prompts, more than `data_gen.filters.rules.measure`
+            gives; asked only about those that pass so far.
+    """
+
+    draw: Callable[[list[DrawRequest]], Sequence[Image.Image | str]]
+    matte: Callable[[list[Image.Image]], Future[list[Matted | None]]]
+    about: Mapping[str, Any]
+    more: Callable[[DrawRequest], dict[str, Any]] = lambda draw: {}
+    ahead: int = 2
+    scores: Callable[[list[NDArray[np.uint8]], list[str]], list[dict[str, float]]] | None = None
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A set to be made; every shard is a pure function of this and its number.
+
+    Args:
+        storage: where the set lies.
+        prompts: all of them; shard s owns prompts[s * shard_size : (s + 1) * shard_size].
+        options: what must be the same whenever the set is worked on, flat and JSON-able; with "shard_size".
+        workshop: opens the picture model and the mattes.
+        filters: thresholds.
+        seed: of the run.
+        shard_size: prompts a shard.
+        batch_size: pictures drawn at once; decides nothing about them.
+        attempts: tries a prompt.
+        device: where learned filters run, as `dd3g.device.find_device` takes it.
+    """
+
+    storage: Storage
+    prompts: Sequence[Prompt]
+    options: Mapping[str, Any]
+    workshop: Callable[[], AbstractContextManager[PictureBackend]]
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    seed: int = 0
+    shard_size: int = 1000
+    batch_size: int = 8
+    attempts: int = 4
+    device: str = "auto"
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-len(self.prompts) // self.shard_size)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the options; every sidecar repeats it."""
+        return fingerprint(self.options)
+
+    def owned(self, shard: int) -> Sequence[Prompt]:
+        """The prompts of one shard."""
+        return self.prompts[shard * self.shard_size : (shard + 1) * self.shard_size]

@@ -1,0 +1,7 @@
+"""Pictures that exist already, ready to be collected into a dataset.
+
+In: a folder or file of pictures, parquet tables, webdataset shards, or rendered objects. Out: `Item`s in
+a fixed order, each with an id, what is known about it, and a way to open it.
+
+Read `pictures.py` first.
+"""
