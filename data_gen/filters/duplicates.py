@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-SOLID = 26  # alpha of 255 from which a pixel counts for the object's box
+from dd3g.picture import SOLID
+
 _GRID = 32  # samples a side that the transform sees
 _FREQUENCIES = 8
 _LUMINANCE_BITS = 48
@@ -131,17 +132,17 @@ class _Search:
         self.hashes, self.distance = hashes, distance
         self.masks = _masks(distance, len(hashes))
         self.twins = np.full(len(hashes), -1, np.int64)
-        self._settle(np.arange(len(hashes)))
+        self._decide(np.arange(len(hashes)))
 
-    def _settle(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _decide(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
         """Decide the items, in order, among each other; returns those kept."""
         if len(items) > _LEAF and self._candidates(items) > _CANDIDATES:
             # Many alike: those near a kept one of the first half need no comparison among each other.
             half = len(items) // 2
-            kept = self._settle(items[:half])
+            kept = self._decide(items[:half])
             self._drop_near(kept, items[half:])
             rest = items[half:][self.twins[items[half:]] < 0]
-            return np.concatenate([kept, self._settle(rest)])
+            return np.concatenate([kept, self._decide(rest)])
         earlier, later = self._near_pairs(items)
         for a, b in zip(earlier.tolist(), later.tolist(), strict=True):
             if self.twins[b] < 0 and self.twins[a] < 0:

@@ -215,8 +215,8 @@ def prompts_command(
         "skipped": [{"line": number, "reason": why} for number, why in skipped],
     }
     if rewrite is not None:
-        from data_gen.progress import Progress
         from data_gen.prompts.rewriter import Rewriter, rewrite_prompts
+        from dd3g.progress import Progress
 
         rewriter = Rewriter(rewrite, seed, batch_size, device)
         with Progress(show=not as_json) as progress:

@@ -56,15 +56,19 @@ def prompt_id(text: str) -> str:
     return hashlib.sha256(normalise(text).encode()).hexdigest()[:16]
 
 
+def to_jsonl(prompts: Iterable[Prompt]) -> str:
+    """Prompts as the text of a file, one JSON object a line."""
+    return "".join(json.dumps(vars(prompt), ensure_ascii=False) + "\n" for prompt in prompts)
+
+
 def write_prompts(path: str | Path, prompts: Iterable[Prompt]) -> None:
     """Write one JSON object a line; the file appears when it is complete.
 
     Raises:
         UserError: when that is refused or the disk is full.
     """
-    with replacing(path) as partial, open(partial, "w", encoding="utf-8") as stream:
-        for prompt in prompts:
-            stream.write(json.dumps(vars(prompt), ensure_ascii=False) + "\n")
+    with replacing(path) as partial:
+        partial.write_text(to_jsonl(prompts), encoding="utf-8")
 
 
 def read_prompts(path: str | Path, advice: str = _ADVICE) -> list[Prompt]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_gen.shards.chunks import JOURNAL
+from data_gen.shards.chunks import read_journal
 from data_gen.shards.dataset import PROMPTS
-from data_gen.shards.manifest import ShardManifest, finished_shards, shard_name
+from data_gen.shards.manifest import CHUNKS, ShardManifest, finished_shards, shard_name
 from data_gen.shards.options import read_options
 from data_gen.shards.storage import Storage
 from dd3g.errors import UserError
@@ -42,11 +42,11 @@ class Figures:
         asked: prompts, all shards together.
         shards: that are finished.
         pictures: in finished shards.
-        in_work: pictures in parts of shards that are not finished; counted only on this machine's disks.
+        in_work: pictures in chunks of shards that are not finished; counted only on this machine's disks.
         bytes: of the finished tars.
         missing: reason -> prompts of finished shards without a picture.
         rejected: reason -> tries.
-        tries: pictures drawn, for finished shards and for parts.
+        tries: pictures drawn, for finished shards and for chunks.
         groups: name -> counts.
         made: model, licence, matte, size -> value -> pictures.
         accepted: score -> (N,) float32 of the pictures.
@@ -93,7 +93,7 @@ class Figures:
 
     @property
     def bytes_left(self) -> float | None:
-        """Of disk at the size so far; parts that are there are still to become tars."""
+        """Of disk at the size so far; chunks that are there are still to become tars."""
         if not self.pictures:
             return None
         share = self.pictures / (self.pictures + sum(self.missing.values()))
@@ -101,10 +101,10 @@ class Figures:
 
 
 def read_figures(storage: Storage) -> Figures:
-    """Read sidecars, journals of parts, and the prompts' groups; no pictures.
+    """Read manifests, journals of chunks, and the prompts' groups; no pictures.
 
     Raises:
-        UserError: when it is no set, or a sidecar is damaged.
+        UserError: when it is no set, or a manifest is damaged.
     """
     figures = Figures(str(storage), options=read_options(storage))
     accepted: dict[str, list[NDArray[np.float32]]] = {}
@@ -113,12 +113,12 @@ def read_figures(storage: Storage) -> Figures:
     missing: set[str] = set()
     finished = finished_shards(storage)
     for number in finished:
-        sidecar = ShardManifest.read(storage, number)
-        _add_shard(figures, sidecar)
-        _add_scores(accepted, sidecar.records)
-        _add_scores(refused, sidecar.rejections)
-        tries.update(r["id"] for r in sidecar.rejections)
-        missing |= sidecar.missing.keys()
+        manifest = ShardManifest.read(storage, number)
+        _add_shard(figures, manifest)
+        _add_scores(accepted, manifest.records)
+        _add_scores(refused, manifest.rejections)
+        tries.update(r["id"] for r in manifest.rejections)
+        missing |= manifest.missing.keys()
     for journal in _journals(storage, {shard_name(n) for n in finished}):
         verdicts = journal["verdicts"]
         passed = [v for v in verdicts if not v["reason"]]
@@ -137,23 +137,23 @@ def read_figures(storage: Storage) -> Figures:
     return figures
 
 
-def _add_shard(figures: Figures, sidecar: ShardManifest) -> None:
-    tries = sidecar.count + len(sidecar.rejections)
+def _add_shard(figures: Figures, manifest: ShardManifest) -> None:
+    tries = manifest.count + len(manifest.rejections)
     figures.shards += 1
-    figures.pictures += sidecar.count
-    figures.bytes += sidecar.bytes
+    figures.pictures += manifest.count
+    figures.bytes += manifest.bytes
     figures.tries += tries
-    figures.missing.update(sidecar.missing.values())
-    figures.rejected.update(sidecar.rejected)
-    figures.seconds.update(sidecar.seconds)
-    for key, counts in sidecar.made.items():
+    figures.missing.update(manifest.missing.values())
+    figures.rejected.update(manifest.rejected)
+    figures.seconds.update(manifest.seconds)
+    for key, counts in manifest.made.items():
         figures.made.setdefault(key, Counter()).update(counts)
-    for record in sidecar.records:
+    for record in manifest.records:
         group = figures.groups.setdefault(record["group"], Group())
         group.pictures += 1
         group.tries += 1
-    if tries and sidecar.seconds.get("wall"):
-        figures.speed.append((sidecar.shard, sidecar.seconds["wall"] / tries))
+    if tries and manifest.seconds.get("wall"):
+        figures.speed.append((manifest.shard, manifest.seconds["wall"] / tries))
 
 
 def _add_scores(into: dict[str, list[NDArray[np.float32]]], records: Sequence[dict[str, Any]]) -> None:
@@ -162,18 +162,18 @@ def _add_scores(into: dict[str, list[NDArray[np.float32]]], records: Sequence[di
         into.setdefault(name, []).append(np.array(values, np.float32))
 
 
-def _journals(storage: Storage, finished: set[str]) -> Iterable[dict[str, Any]]:
-    """Of the parts of shards that are not finished; a part that vanishes meanwhile is passed over."""
+def _journals(storage: Storage, finished: set[str]) -> Iterator[dict[str, Any]]:
+    """Of the chunks of shards that are not finished; a chunk that vanishes meanwhile is passed over."""
     if storage.folder is None:
         return
-    for shard in storage.names("parts"):
-        for name in storage.names(f"parts/{shard}") if shard not in finished else ():
+    for shard in set(storage.names(CHUNKS)) - finished:
+        for name in storage.names(f"{CHUNKS}/{shard}"):
             try:
-                part = Shards(storage.folder / "parts" / shard / name)
-                [last] = [i for i in range(len(part)) if part.key(i) == JOURNAL]
-                yield json.loads(part[last]["json"])
-            except (UserError, ValueError, KeyError):
+                journal = read_journal(Shards(storage.folder / CHUNKS / shard / name))
+            except UserError:
                 continue
+            if journal:
+                yield journal
 
 
 def _add_prompts(figures: Figures, storage: Storage, tries: Counter[str], missing: set[str]) -> None:

@@ -21,16 +21,17 @@ import numpy as np
 import typer
 from PIL import Image
 
-from data_gen.filters.duplicates import SOLID, near_duplicates, perceptual_hash
-from data_gen.progress import Progress
+from data_gen.filters.duplicates import near_duplicates, perceptual_hash
 from data_gen.shards.dataset import PROMPTS, stored_prompts
 from data_gen.shards.index import CARD, INDEX, summarize, write_index
-from data_gen.shards.manifest import ShardManifest, finished_shards, shard_name
-from data_gen.shards.options import OPTIONS, fingerprint, read_options
+from data_gen.shards.manifest import CHUNKS, ShardManifest, finished_shards, shard_name
+from data_gen.shards.options import OPTIONS, options_fingerprint, read_options
 from data_gen.shards.storage import Storage
 from dd3g.command import run_command
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
+from dd3g.picture import SOLID
+from dd3g.progress import Progress
 
 SHOWN = 20  # problems that are printed
 
@@ -56,25 +57,25 @@ def verify(
     options = read_options(storage)
     names = storage.names()
     problems = list(_strays(storage, names, options))
-    sidecars, ids, hashes = [], [], []
+    finished, ids, hashes = [], [], []
     missing: dict[str, str] = {}
     for number in finished_shards(storage):
         try:
-            sidecar = ShardManifest.read(storage, number)
+            manifest = ShardManifest.read(storage, number)
         except UserError as error:
             problems.append(str(error))
             continue
-        sidecars.append(number)
-        ids += [r["id"] for r in sidecar.records]
-        hashes += [int(r["hash"], 16) for r in sidecar.records]
-        missing |= sidecar.missing
-        if "sets" not in options and sidecar.options != fingerprint(options):
-            problems.append(f"{sidecar.tar} was made with other options than the set")
+        finished.append(number)
+        ids += [r["id"] for r in manifest.records]
+        hashes += [int(r["hash"], 16) for r in manifest.records]
+        missing |= manifest.missing
+        if "sets" not in options and manifest.options != options_fingerprint(options):
+            problems.append(f"{manifest.tar} was made with other options than the set")
     problems += _doubles(ids, hashes, options)
     problems += _prompts(storage, ids, missing)
     with progress, ThreadPoolExecutor(threads) as pool:
         progress.phase("pictures", len(ids))
-        for count, found in pool.map(lambda number: _look_at(storage, number), sidecars):
+        for count, found in pool.map(lambda number: _look_at(storage, number), finished):
             progress.advance(count)
             problems += found
     if write and not problems:
@@ -83,7 +84,7 @@ def verify(
         problems += _index(storage)
     return {
         "output": str(storage),
-        "shards": len(sidecars),
+        "shards": len(finished),
         "pictures": len(ids),
         "missing": len(missing),
         "problems": problems,
@@ -105,9 +106,9 @@ def _strays(storage: Storage, names: list[str], options: dict[str, Any]) -> Iter
     for name in names:
         if name.startswith("pictures-") and name.rpartition(".")[0] not in known:
             yield f"{name} does not belong to the set: move it away"
-    for name in storage.names("parts"):
-        if storage.names(f"parts/{name}"):  # some file systems keep empty folders
-            yield f"parts/{name} is of a shard that is being made: {_GO_ON}"
+    for name in storage.names(CHUNKS):
+        if storage.names(f"{CHUNKS}/{name}"):  # some file systems keep empty folders
+            yield f"{CHUNKS}/{name} is of a shard that is being made: {_GO_ON}"
 
 
 _GO_ON = "run the command that makes the set again"
@@ -144,15 +145,15 @@ def _prompts(storage: Storage, ids: list[str], missing: dict[str, str]) -> list[
 def _look_at(storage: Storage, number: int) -> tuple[int, list[str]]:
     """Pictures looked at, and what is wrong with a shard."""
     try:
-        sidecar = ShardManifest.read(storage, number)
-        with storage.reading(sidecar.tar) as [path]:
-            return sidecar.count, list(_shard_problems(path, sidecar))
+        manifest = ShardManifest.read(storage, number)
+        with storage.reading(manifest.tar) as [path]:
+            return manifest.count, list(_shard_problems(path, manifest))
     except UserError as error:
         return 0, [str(error)]
 
 
-def _shard_problems(path: Path, sidecar: ShardManifest) -> Iterator[str]:
-    tar = sidecar.tar
+def _shard_problems(path: Path, manifest: ShardManifest) -> Iterator[str]:
+    tar = manifest.tar
     try:
         with open(path, "rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -160,17 +161,17 @@ def _shard_problems(path: Path, sidecar: ShardManifest) -> Iterator[str]:
     except OSError as error:
         yield f"{tar} cannot be read ({error.strerror or error}): delete it and its .json, then {_GO_ON}"
         return
-    if size != sidecar.bytes or sha256 != sidecar.sha256:
+    if size != manifest.bytes or sha256 != manifest.sha256:
         yield f"{tar} has another checksum than its .json: delete both, then {_GO_ON}"
     try:
         shards = Shards(path)
     except UserError:
         yield f"{tar} is torn or damaged: delete it and its .json, then {_GO_ON}"
         return
-    if [shards.key(i) for i in range(len(shards))] != [r["id"] for r in sidecar.records]:
+    if [shards.key(i) for i in range(len(shards))] != [r["id"] for r in manifest.records]:
         yield f"{tar} holds other pictures than its .json tells: delete both, then {_GO_ON}"
         return
-    for i, record in enumerate(sidecar.records):
+    for i, record in enumerate(manifest.records):
         if problem := _sample_problem(shards[i], record):
             yield f"{record['id']} in {tar} {problem}"
 

@@ -1,20 +1,18 @@
-"""A set of pictures to be made: its prompts, its options, and what draws and mattes."""
+"""What a dataset is made from: its prompts, its options, and the backend that draws and mattes."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from data_gen.filters.rules import FilterConfig
-from data_gen.prompts.lists import Prompt, read_prompts, write_prompts
-from data_gen.shards.options import fingerprint
+from data_gen.prompts.lists import Prompt, read_prompts
+from data_gen.shards.options import options_fingerprint
 from data_gen.shards.storage import Storage
 
 if TYPE_CHECKING:
@@ -24,23 +22,11 @@ if TYPE_CHECKING:
 
     from data_gen.filters.mattes import Matted
 
-
-PROMPTS = "prompts.jsonl"  # in a set: what was asked for
-
-
-def store_prompts(storage: Storage, prompts: Iterable[Prompt]) -> None:
-    """Write the prompts of a set.
-
-    Raises:
-        UserError: when that is refused or the disk is full.
-    """
-    with TemporaryDirectory(prefix="dd3g-") as scratch:
-        write_prompts(Path(scratch) / PROMPTS, prompts)
-        storage.write(PROMPTS, (Path(scratch) / PROMPTS).read_bytes())
+PROMPTS = "prompts.jsonl"  # in a dataset: what was asked for
 
 
 def stored_prompts(storage: Storage) -> list[Prompt]:
-    """The prompts of a set.
+    """The prompts of a dataset.
 
     Raises:
         UserError: when they are missing or damaged.
@@ -80,27 +66,28 @@ class PictureBackend:
         about: goes into every record: model, licence, matte, size.
         more: of a try, what else goes into its record; wins over `about`.
         ahead: batches that may be in work behind the one that is drawn.
-        scores: of cut-outs, (S, S, 4) uint8 each, and their prompts, more than `data_gen.filters.rules.measure`
-            gives; asked only about those that pass so far.
+        scores: of cut-outs, (S, S, 4) uint8 each, and their prompts, more than `data_gen.filters.rules`
+            measures; asked only about those that pass so far.
     """
 
     draw: Callable[[list[DrawRequest]], Sequence[Image.Image | str]]
     matte: Callable[[list[Image.Image]], Future[list[Matted | None]]]
     about: Mapping[str, Any]
-    more: Callable[[DrawRequest], dict[str, Any]] = lambda draw: {}
+    more: Callable[[DrawRequest], dict[str, Any]] = lambda request: {}
     ahead: int = 2
     scores: Callable[[list[NDArray[np.uint8]], list[str]], list[dict[str, float]]] | None = None
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A set to be made; every shard is a pure function of this and its number.
+    """A dataset to be made; every shard is a pure function of this and its number.
 
     Args:
-        storage: where the set lies.
+        storage: where it lies.
         prompts: all of them; shard s owns prompts[s * shard_size : (s + 1) * shard_size].
-        options: what must be the same whenever the set is worked on, flat and JSON-able; with "shard_size".
-        workshop: opens the picture model and the mattes.
+        options: what must be the same whenever the dataset is worked on, flat and JSON-able; with
+            "shard_size".
+        backend: opens the picture model and the mattes.
         filters: thresholds.
         seed: of the run.
         shard_size: prompts a shard.
@@ -112,7 +99,7 @@ class DatasetSpec:
     storage: Storage
     prompts: Sequence[Prompt]
     options: Mapping[str, Any]
-    workshop: Callable[[], AbstractContextManager[PictureBackend]]
+    backend: Callable[[], AbstractContextManager[PictureBackend]]
     filters: FilterConfig = field(default_factory=FilterConfig)
     seed: int = 0
     shard_size: int = 1000
@@ -127,8 +114,8 @@ class DatasetSpec:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the options; every sidecar repeats it."""
-        return fingerprint(self.options)
+        """Hash of the options; every manifest repeats it."""
+        return options_fingerprint(self.options)
 
     def owned(self, shard: int) -> Sequence[Prompt]:
         """The prompts of one shard."""

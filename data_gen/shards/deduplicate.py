@@ -1,12 +1,11 @@
-"""Near duplicates over a whole set: which pictures must be drawn again, agreed on without talking.
+"""Near duplicates over a whole dataset: which pictures must be drawn again, agreed on without talking.
 
-Sidecars keep what was replaced and when. So every process can tell, whatever the others have done since, what
-the set looked like after each round, and comes to the same plan.
+Manifests keep what was replaced and when. So every process can tell, whatever the others have done since,
+what the dataset looked like after each round, and comes to the same plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,10 @@ from data_gen.shards.dataset import DatasetSpec
 from data_gen.shards.manifest import ShardManifest, finished_shards, shard_name
 from dd3g.errors import UserError
 
-NEVER = np.iinfo(np.int32).max
+# A picture that is or was in the dataset: the round in which it came in, its prompt's index, its hash, and
+# the round in which it was found to repeat another.
+_PICTURE = np.dtype([("born", np.int32), ("index", np.int64), ("hash", np.uint64), ("lost", np.int32)])
+_NEVER = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Plan:
     """What is to be done next.
 
     Args:
-        round: of settling, from 1.
+        round: of deduplication, from 1.
         losers: shard -> ids of pictures to replace; only shards that have not done so.
         unfinished: shards that have not been made yet; nothing can be planned before.
     """
@@ -36,79 +38,50 @@ class Plan:
     unfinished: list[int]
 
 
-@dataclass(frozen=True)
-class _History:
-    """Every picture that was ever part of the set, in the order of the prompts."""
-
-    index: NDArray[np.int64]  # (N,) of the prompt
-    hash: NDArray[np.uint64]  # (N,)
-    born: NDArray[np.int32]  # (N,) round in which it came in
-    lost: NDArray[np.int32]  # (N,) round in which it was found to repeat another
-    rounds: dict[int, int]  # shard -> round in which its tar was last written
-
-
-def plan(job: DatasetSpec) -> Plan:
-    """Find out from the sidecars what settling has to do next.
+def plan(spec: DatasetSpec) -> Plan:
+    """Find out from the manifests what deduplication has to do next.
 
     In each round, those that were there before stay, and of new ones the earliest prompt.
 
     Raises:
-        UserError: when a sidecar is damaged or of a set with other options.
+        UserError: when a manifest is damaged or of a dataset with other options.
     """
-    present = set(finished_shards(job.storage))
-    if unfinished := [s for s in range(job.shards) if s not in present]:
+    if unfinished := sorted(set(range(spec.shards)) - set(finished_shards(spec.storage))):
         return Plan(0, {}, unfinished)
-    history = _read(job)
-    if job.filters.duplicate_distance < 0:
+    manifests = [ShardManifest.read(spec.storage, shard) for shard in range(spec.shards)]
+    pictures = np.concatenate([_history(spec, manifest) for manifest in manifests])
+    if spec.filters.duplicate_distance < 0:
         return Plan(1, {}, [])
-    for round in range(1, job.attempts + 1):
-        lost = _losers(history, round, job.filters.duplicate_distance)
-        by_shard: dict[int, set[str]] = {}
-        for i in lost.tolist():
-            by_shard.setdefault(i // job.shard_size, set()).add(job.prompts[i].id)
-        pending = {s: ids for s, ids in by_shard.items() if history.rounds[s] < round}
-        if pending or not by_shard:
+    for round in range(1, spec.attempts + 1):
+        alive = pictures[(pictures["born"] < round) & (pictures["lost"] >= round)]
+        alive.sort(order=("born", "index"))
+        twins = near_duplicates(alive["hash"], spec.filters.duplicate_distance)
+        losers: dict[int, set[str]] = {}
+        for i in np.sort(alive["index"][twins >= 0]).tolist():
+            losers.setdefault(i // spec.shard_size, set()).add(spec.prompts[i].id)
+        pending = {shard: ids for shard, ids in losers.items() if manifests[shard].round < round}
+        if pending or not losers:
             return Plan(round, pending, [])
-    return Plan(job.attempts + 1, {}, [])
+    return Plan(spec.attempts + 1, {}, [])
 
 
-def _losers(history: _History, round: int, distance: int) -> NDArray[np.int64]:
-    """Prompts whose picture, as the set was before this round, repeats that of another."""
-    alive = np.flatnonzero((history.born < round) & (history.lost >= round))
-    order = alive[np.lexsort((history.index[alive], history.born[alive]))]
-    twins = near_duplicates(history.hash[order], distance)
-    return np.sort(history.index[order[twins >= 0]])
-
-
-def _read(job: DatasetSpec) -> _History:
-    rows: list[tuple[int, int, int, int]] = []
-    rounds = {}
-    for shard in range(job.shards):
-        sidecar = ShardManifest.read(job.storage, shard)
-        if sidecar.options != job.fingerprint:
-            raise UserError(
-                f"{job.storage}/{sidecar.tar} was made with other options than this set: delete it and its "
-                ".json, and run the same command again"
-            )
-        rounds[shard] = sidecar.round
-        at = {p.id: shard * job.shard_size + i for i, p in enumerate(job.owned(shard))}
-        told = {r["id"] for r in (*sidecar.records, *sidecar.rejections)} | set(sidecar.missing)
-        if strangers := told - set(at):
-            raise UserError(
-                f"{job.storage}/{shard_name(shard)}.json tells of {min(strangers)}, no prompt of its "
-                f"shard: delete it and {sidecar.tar}, and run the same command again"
-            )
-        rows += [(at[r["id"]], int(r["hash"], 16), r["round"], int(NEVER)) for r in sidecar.records]
-        rows += [(at[r["id"]], int(r["hash"], 16), r["round"], r["lost"]) for r in _duplicates(sidecar)]
-    index, hashes, born, lost = zip(*rows, strict=True) if rows else ((), (), (), ())
-    return _History(
-        np.array(index, np.int64),
-        np.array(hashes, np.uint64),
-        np.array(born, np.int32),
-        np.array(lost, np.int32),
-        rounds,
+def _history(spec: DatasetSpec, manifest: ShardManifest) -> NDArray:
+    """Every picture that was ever part of a shard, (N,) of `_PICTURE`."""
+    name = shard_name(manifest.shard)
+    if manifest.options != spec.fingerprint:
+        raise UserError(
+            f"{spec.storage}/{name}.tar was made with other options than this set: delete it and its .json, "
+            "and run the same command again"
+        )
+    owned = spec.owned(manifest.shard)
+    at = {p.id: i for i, p in enumerate(owned, manifest.shard * spec.shard_size)}
+    known = {r["id"] for r in (*manifest.records, *manifest.rejections)} | set(manifest.missing)
+    if strangers := known - set(at):
+        raise UserError(
+            f"{spec.storage}/{name}.json tells of {min(strangers)}, no prompt of its shard: delete it and "
+            f"{name}.tar, and run the same command again"
+        )
+    pictures = manifest.records + [r for r in manifest.rejections if r["reason"] == DUPLICATE]
+    return np.array(
+        [(r["round"], at[r["id"]], int(r["hash"], 16), r.get("lost", _NEVER)) for r in pictures], _PICTURE
     )
-
-
-def _duplicates(sidecar: ShardManifest) -> Iterable[dict]:
-    return (r for r in sidecar.rejections if r["reason"] == DUPLICATE)

@@ -1,4 +1,4 @@
-"""Makes a set with any number of processes and machines; killed and started again, it goes on."""
+"""Generates a dataset with any number of processes and machines; killed and started again, it resumes."""
 
 from __future__ import annotations
 
@@ -6,142 +6,132 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
-from data_gen.progress import Progress
-from data_gen.shards.dataset import PROMPTS, DatasetSpec, PictureBackend, store_prompts
+from data_gen.prompts.lists import to_jsonl
+from data_gen.shards.dataset import PROMPTS, DatasetSpec, PictureBackend
 from data_gen.shards.deduplicate import plan
 from data_gen.shards.index import write_index
-from data_gen.shards.manifest import ShardManifest, finished_shards, shard_name
+from data_gen.shards.manifest import CHUNKS, ShardManifest, finished_shards, shard_name
 from data_gen.shards.options import check_options, started
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.shard_worker import ShardWorker
 from dd3g.errors import UserError
+from dd3g.progress import Progress
 
 AGAIN = "start the same command again when they are done"
 
 
-def run(job: DatasetSpec, ranks: ProcessGroup, progress: Progress) -> dict[str, Any]:
-    """Make what this rank owns of a set, then settle duplicates together with the others.
+def generate_shards(spec: DatasetSpec, group: ProcessGroup, progress: Progress) -> dict[str, Any]:
+    """Make the shards that this rank owns, then replace near duplicates together with the others.
 
     Rank r of R owns every R-th shard from r on. Nothing is ever written by two ranks: rank 0 alone writes
-    what is about the whole set. Processes of one launch wait for each other; a rank of a launch of its own that
-    finds the others' shards unfinished says so in its report.
+    what is about the whole dataset. Ranks of one launch wait for each other; a rank of a launch of its own
+    that finds the others' shards unfinished says so in its report.
 
     Args:
-        job: the set.
-        ranks: which process this is.
+        spec: the dataset.
+        group: which process this is.
         progress: is told how far it is.
 
     Returns:
         {"output", "complete", "drawn" (pictures of shards that this rank finished in this run), "seconds",
-        "waiting" (a sentence when others are not done)} and, when the set is complete, what `write_index`
+        "waiting" (a sentence when others are not done)} and, when the dataset is complete, what `write_index`
         returns.
 
     Raises:
         UserError: when the place cannot be written, was started with other options, or holds damaged files.
     """
-    start = time.perf_counter()
-    with job.storage.claimed(f"rank-{ranks.rank}"):
-        report = _run(job, ranks, progress)
-    return report | {"seconds": round(time.perf_counter() - start, 1)}
+    start, storage = time.perf_counter(), spec.storage
+    with storage.claimed(f"rank-{group.rank}"):
+        _prepare(spec, group)
+        mine = range(group.rank, spec.shards, group.world)
+        with ExitStack() as stack, progress:
+
+            @cache  # the model is loaded once, and only when there is something to draw
+            def backend() -> PictureBackend:
+                return _with_learned_scores(spec, group, stack.enter_context(spec.backend()))
+
+            def worker(shard: int) -> ShardWorker:
+                return ShardWorker(spec, shard, backend, progress.advance)
+
+            drawn = _make(spec, mine, worker, progress)
+            group.wait()
+            waiting, redrawn = _deduplicate(spec, mine, worker, group, progress)
+        report: dict[str, Any] = {"output": str(storage), "complete": not waiting, "drawn": drawn + redrawn}
+        if not waiting and group.rank == 0:
+            report |= write_index(storage)
+            storage.sweep(CHUNKS)
+            storage.sweep("")
+        group.wait()
+    return report | {"waiting": waiting, "seconds": round(time.perf_counter() - start, 1)}
 
 
-def _run(job: DatasetSpec, ranks: ProcessGroup, progress: Progress) -> dict[str, Any]:
-    _prepare(job, ranks)
-    mine = list(range(ranks.rank, job.shards, ranks.world))
-    with ExitStack() as stack, progress:
-        workshop = _opened_once(job, ranks, stack)
-        drawn = _make(job, mine, workshop, progress)
-        ranks.wait()
-        waiting, redrawn = _settle(job, mine, workshop, ranks, progress)
-    report: dict[str, Any] = {"output": str(job.storage), "complete": not waiting, "drawn": drawn + redrawn}
-    if not waiting and ranks.rank == 0:
-        report |= write_index(job.storage)
-        job.storage.sweep("parts")
-        job.storage.sweep("")
-    ranks.wait()
-    return report | {"waiting": waiting}
-
-
-def _prepare(job: DatasetSpec, ranks: ProcessGroup) -> None:
-    if not job.prompts:
+def _prepare(spec: DatasetSpec, group: ProcessGroup) -> None:
+    if not spec.prompts:
         raise UserError("there are no prompts: give a file that holds some")
     ids = set()
-    for prompt in job.prompts:
+    for prompt in spec.prompts:
         if prompt.id in ids:
             raise UserError(f"the prompt {prompt.id} ({prompt.text[:60]!r}) is there twice: drop one of them")
         ids.add(prompt.id)
-    job.storage.check_writable(f".rank-{ranks.rank}.tmp")
-    if ranks.rank == 0:
-        check_options(job.storage, job.options, write=True)
-        if not started(job.storage) or not job.storage.exists(PROMPTS):
-            store_prompts(job.storage, job.prompts)
-    ranks.wait()
-    check_options(job.storage, job.options, write=False)
+    spec.storage.check_writable(f".rank-{group.rank}.tmp")
+    if group.rank == 0:
+        check_options(spec.storage, spec.options, write=True)
+        if not started(spec.storage) or not spec.storage.exists(PROMPTS):
+            spec.storage.write(PROMPTS, to_jsonl(spec.prompts))
+    group.wait()
+    check_options(spec.storage, spec.options, write=False)
 
 
-def _opened_once(job: DatasetSpec, ranks: ProcessGroup, stack: ExitStack) -> Callable[[], PictureBackend]:
-    """Gives the workshop; the model is loaded only when there is something to draw."""
-    found: list[PictureBackend] = []
+def _with_learned_scores(spec: DatasetSpec, group: ProcessGroup, backend: PictureBackend) -> PictureBackend:
+    filters = spec.filters
+    if not (filters.clip or filters.aesthetic or filters.safety):
+        return backend
+    from data_gen.filters.learned_scores import load_learned_scores
 
-    def workshop() -> PictureBackend:
-        if not found:
-            opened = stack.enter_context(job.workshop())
-            f = job.filters
-            if f.clip or f.aesthetic or f.safety:
-                from data_gen.filters.learned_scores import load_learned_scores
-
-                opened = replace(opened, scores=load_learned_scores(f, ranks.device(job.device)))
-            found.append(opened)
-        return found[0]
-
-    return workshop
+    return replace(backend, scores=load_learned_scores(filters, group.device(spec.device)))
 
 
-def _make(
-    job: DatasetSpec, mine: list[int], workshop: Callable[[], PictureBackend], progress: Progress
-) -> int:
-    finished = set(finished_shards(job.storage))
-    left = set(job.storage.names("parts"))
-    before = sum(len(job.owned(s)) for s in mine if s in finished)
-    progress.phase("pictures", sum(len(job.owned(s)) for s in mine), before)
+def _make(spec: DatasetSpec, mine: range, worker: Callable[[int], ShardWorker], progress: Progress) -> int:
+    """Make what is not there of this rank's shards; returns the number of new pictures."""
+    finished = set(finished_shards(spec.storage))
+    begun = set(spec.storage.names(CHUNKS))
+    sizes = {shard: len(spec.owned(shard)) for shard in mine}
+    progress.phase("pictures", sum(sizes.values()), sum(n for shard, n in sizes.items() if shard in finished))
     drawn = 0
     for shard in mine:
-        line = ShardWorker(job, shard, workshop, progress.advance)
         if shard not in finished:
-            drawn += line.make().count
-        elif (
-            shard_name(shard) in left
-        ):  # killed before the parts were gone, or while duplicates were replaced
-            line.clean(ShardManifest.read(job.storage, shard).round)
+            drawn += worker(shard).make().count
+        elif shard_name(shard) in begun:  # killed before its chunks were gone, or during deduplication
+            worker(shard).clean(ShardManifest.read(spec.storage, shard).round)
     return drawn
 
 
-def _settle(
-    job: DatasetSpec,
-    mine: list[int],
-    workshop: Callable[[], PictureBackend],
-    ranks: ProcessGroup,
+def _deduplicate(
+    spec: DatasetSpec,
+    mine: range,
+    worker: Callable[[int], ShardWorker],
+    group: ProcessGroup,
     progress: Progress,
 ) -> tuple[str, int]:
     """Replace duplicates until there are none; returns why that must wait for others, and new pictures."""
     drawn = 0
     while True:
-        now = plan(job)
-        ranks.wait()  # until all have planned: what one replaces must not change another's plan
+        now = plan(spec)
+        group.wait()  # until all have planned: what one replaces must not change another's plan
         if now.unfinished:
             return f"{_shards(now.unfinished)} of other ranks to be made: {AGAIN}", drawn
         if not now.losers:
             return "", drawn
         due = [shard for shard in mine if shard in now.losers]
-        progress.phase(f"duplicates, round {now.round}", sum(len(now.losers[s]) for s in due))
+        progress.phase(f"duplicates, round {now.round}", sum(len(now.losers[shard]) for shard in due))
         for shard in due:
-            line = ShardWorker(job, shard, workshop, progress.advance)
-            sidecar = line.replace(now.losers[shard], now.round)
-            drawn += sum(r["round"] == now.round for r in sidecar.records)
-        ranks.wait()
-        if not due and not ranks.together:
+            manifest = worker(shard).replace(now.losers[shard], now.round)
+            drawn += sum(record["round"] == now.round for record in manifest.records)
+        group.wait()
+        if not due and not group.together:
             return f"{_shards(list(now.losers))} of other ranks to be rid of duplicates: {AGAIN}", drawn
 
 

@@ -1,4 +1,4 @@
-"""What stands beside a shard of pictures: counts, checksum, verdicts, and everything settling needs."""
+"""The manifest beside a shard: counts, checksum, verdicts, and everything deduplication needs."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ from data_gen.filters.rules import DUPLICATE
 from data_gen.shards.storage import Storage
 from dd3g.errors import UserError
 
+CHUNKS = "parts"  # in a dataset: the folder of the chunks of unfinished shards
+MADE = ("model", "licence", "matte", "size")  # keys of records whose values a manifest counts
 # What readers rely on, of each picture, each rejected try, and each of these that was a duplicate.
 _RECORD = {"id": str, "seed": int, "attempt": int, "hash": str, "scores": dict}
 _RECORD |= {"group": str, "style": str, "round": int}
 _REJECTION = {"id": str, "seed": int, "attempt": int, "reason": str, "scores": dict}
 _LOST = {"hash": str, "round": int, "lost": int}
-MADE = ("model", "licence", "matte", "size")  # keys of records whose values a sidecar counts
 
 
 def shard_name(number: int) -> str:
-    """`pictures-00012`: the tar and the sidecar of shard 12 without their suffix."""
+    """`pictures-00012`: the tar and the manifest of shard 12 without their suffix."""
     return f"pictures-{number:05d}"
 
 
 @dataclass
 class ShardManifest:
-    """One shard in figures; a set's pictures need not be opened to count, settle or describe it.
+    """One shard in figures, so that a dataset is counted, deduplicated and described without its pictures.
 
     Args:
         shard: number of the shard.
         count: pictures in the tar.
         bytes: size of the tar.
         sha256: of the tar.
-        round: of settling, in which the tar was last written; 0: not since it was first made.
+        round: of deduplication, in which the tar was last written; 0: not since it was first made.
         options: fingerprint of the options it was made with.
         made: distinct values of the records' model, licence, matte and size, with their counts; those of the
             tries, with 0, when none gave a picture.
-        records: one a picture, in the tar's order: id, seed, attempt, hash, scores, group, style, round (of
-            settling, in which it came in).
+        records: one a picture, in the tar's order: id, seed, attempt, hash, scores, group, style, and round
+            (of deduplication, in which it came in).
         rejections: one a rejected try: id, seed, attempt, reason, scores; of duplicates also hash, round,
             and lost, the round in which they were found to be one.
         missing: id of a prompt without picture -> why its last try was rejected.
@@ -65,6 +66,11 @@ class ShardManifest:
         return shard_name(self.shard) + ".tar"
 
     @property
+    def tries(self) -> int:
+        """Pictures drawn; a duplicate was a try that had passed the filters."""
+        return self.count + len(self.rejections)
+
+    @property
     def rejected(self) -> dict[str, int]:
         """How often each reason rejected a try."""
         return dict(sorted(Counter(r["reason"] for r in self.rejections).items()))
@@ -76,55 +82,54 @@ class ShardManifest:
 
     @classmethod
     def read(cls, storage: Storage, number: int) -> ShardManifest:
-        """The sidecar of a finished shard.
+        """The manifest of a finished shard.
 
         Raises:
             UserError: when it is missing or damaged.
         """
-        name = shard_name(number) + ".json"
-        data = storage.read(name)
+        name = shard_name(number)
+        data = storage.read(f"{name}.json")
         try:
             found = json.loads(data)
-            sidecar = cls(**{k: v for k, v in found.items() if k not in ("tar", "rejected")})
-            if sidecar.shard != number or sidecar.count != len(sidecar.records):
-                raise ValueError(f"it tells of shard {sidecar.shard} with {sidecar.count} pictures")
-            _check(sidecar)
-            return sidecar
+            manifest = cls(**{k: v for k, v in found.items() if k not in ("tar", "rejected")})
+            if manifest.shard != number or manifest.count != len(manifest.records):
+                raise ValueError(f"it tells of shard {manifest.shard} with {manifest.count} pictures")
+            manifest._check()
+            return manifest
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{storage}/{name} is damaged ({error}): delete it and {shard_name(number)}.tar, and run the "
+                f"{storage}/{name}.json is damaged ({error}): delete it and {name}.tar, and run the "
                 "command that made the set again"
             ) from error
 
+    def _check(self) -> None:
+        """Raise a ValueError for what is not as the class tells, so that readers can rely on it."""
+        _check_types(vars(self), {key: type(value) for key, value in vars(ShardManifest(0)).items()})
+        for record in self.records:
+            _check_types(record, _RECORD)
+        for rejection in self.rejections:
+            _check_types(rejection, _REJECTION)
+            if rejection["reason"] == DUPLICATE:
+                _check_types(rejection, _LOST)
+        for values, kind in (
+            (self.missing, str),
+            (self.seconds, float),
+            *((c, int) for c in self.made.values()),
+        ):
+            _check_types(values, kind)
 
-def _check(sidecar: ShardManifest) -> None:
-    """A ValueError says what is not as `ShardManifest` tells, so that readers can rely on it."""
-    empty = ShardManifest(0)
-    _check_kinds(vars(sidecar), {key: type(value) for key, value in vars(empty).items()})
-    for record in sidecar.records:
-        _check_kinds(record, _RECORD)
-    for rejection in sidecar.rejections:
-        _check_kinds(rejection, _REJECTION)
-        if rejection["reason"] == DUPLICATE:
-            _check_kinds(rejection, _LOST)
-    _check_kinds(sidecar.missing, dict.fromkeys(sidecar.missing, str))
-    _check_kinds(sidecar.seconds, dict.fromkeys(sidecar.seconds, float))
-    for counts in sidecar.made.values():
-        _check_kinds(counts, dict.fromkeys(counts, int))
 
-
-def _check_kinds(found: Any, kinds: dict[str, type]) -> None:
+def _check_types(found: Any, types: dict[str, type] | type) -> None:
+    """Raise a ValueError unless `found` is a dictionary with values of these types, or all of one."""
     if not isinstance(found, dict):
         raise ValueError(f"{str(found)[:40]!r} is no object")
-    for key, kind in kinds.items():
+    for key, kind in (types if isinstance(types, dict) else dict.fromkeys(found, types)).items():
         value = found.get(key)
         good = isinstance(value, int | float if kind is float else kind)
-        if key == "hash" and good:
-            good = re.fullmatch("[0-9a-f]{16}", value) is not None
-        if key == "scores" and good:
-            _check_kinds(value, dict.fromkeys(value, float))
-        if not good:
+        if not good or key == "hash" and not re.fullmatch("[0-9a-f]{16}", value):
             raise ValueError(f"{key} is {str(value)[:40]!r}")
+        if key == "scores":
+            _check_types(value, float)
 
 
 def tally(records: list[dict[str, Any]], known: dict[str, Iterable[Any]]) -> dict[str, dict[str, int]]:
@@ -136,16 +141,19 @@ def tally(records: list[dict[str, Any]], known: dict[str, Iterable[Any]]) -> dic
     """
     if not records:
         return {key: {str(value): 0 for value in known.get(key, ())} for key in MADE}
-    counts: dict[str, Counter[str]] = {key: Counter() for key in MADE}
-    for record in records:
-        for key, counter in counts.items():
-            counter[str(record.get(key, ""))] += 1
-    return {key: dict(sorted(counter.items())) for key, counter in counts.items()}
+    return {key: dict(sorted(Counter(str(r.get(key, "")) for r in records).items())) for key in MADE}
 
 
 def finished_shards(storage: Storage) -> list[int]:
-    """Numbers of the shards whose sidecar is there, in order."""
-    stems = (
-        n.removeprefix("pictures-").removesuffix(".json") for n in storage.names() if n.endswith(".json")
-    )
-    return sorted(int(stem) for stem in stems if stem.isdecimal())
+    """Numbers of the shards whose manifest is there, in order."""
+    names = (re.fullmatch(r"pictures-(\d+)\.json", name) for name in storage.names())
+    return sorted(int(name[1]) for name in names if name)
+
+
+def read_manifests(storage: Storage) -> list[ShardManifest]:
+    """The manifests of all finished shards, in order.
+
+    Raises:
+        UserError: when one is damaged.
+    """
+    return [ShardManifest.read(storage, number) for number in finished_shards(storage)]

@@ -1,16 +1,15 @@
-"""Several sets to one.
+"""Several datasets to one.
 
 python -m data_gen merge SET SET … --output SET
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,50 +17,33 @@ import typer
 
 from data_gen.filters.duplicates import near_duplicates
 from data_gen.filters.rules import DUPLICATE
-from data_gen.progress import Progress
-from data_gen.prompts.lists import Prompt
-from data_gen.shards.dataset import store_prompts, stored_prompts
+from data_gen.prompts.lists import Prompt, to_jsonl
+from data_gen.shards.chunks import Sample
+from data_gen.shards.dataset import PROMPTS, stored_prompts
 from data_gen.shards.index import INDEX, missing_sentence, write_index
-from data_gen.shards.manifest import ShardManifest, finished_shards, tally
+from data_gen.shards.manifest import ShardManifest, finished_shards, read_manifests, tally
 from data_gen.shards.options import check_options, read_options
 from data_gen.shards.storage import Storage
 from dd3g.command import run_command
 from dd3g.errors import UserError
+from dd3g.fingerprint import fingerprint
 from dd3g.io.shards import Shards
+from dd3g.progress import Progress
 
 SHOWN = 10  # colliding ids that are printed
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """What the merged set takes.
-
-    Args:
-        shards: (source, its shard), in the order of the merged set.
-        kept: ids of pictures -> shard of the merged set that takes them.
-        missing: ids without a picture -> shard of the merged set that tells so, and the reason.
-        colliding: ids with a picture in more than one source.
-        duplicates: ids of pictures that nearly repeat one of an earlier source.
-    """
-
-    shards: list[tuple[int, int]]
-    kept: dict[str, int]
-    missing: dict[str, tuple[int, str]]
-    colliding: list[str]
-    duplicates: list[str]
 
 
 def merge(
     sources: Sequence[Storage], output: Storage, distance: int, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Copy sets into a new one; killed and started again, it goes on.
+    """Copy datasets into a new one; killed and started again, it resumes.
 
-    Where several sets have a picture of one id, and where pictures of several sets are near duplicates, that
+    Where several datasets have a picture of one id, and where pictures of several are near duplicates, that
     of the first stays.
 
     Args:
-        sources: complete sets.
-        output: of the merged set.
+        sources: complete datasets.
+        output: of the merged one.
         distance: differing bits of the perceptual hash up to which two pictures are near duplicates; below 0
             they are not looked for.
         progress: is told how many pictures are copied.
@@ -76,92 +58,82 @@ def merge(
     if str(output) in map(str, sources):
         raise UserError(f"{output} is one of the sets to merge: give another --output")
     checksums = [_checksums(source) for source in sources]
-    choice = _choose(sources, distance)
-    options = {"sets": checksums, "shards": len(choice.shards), "filters.duplicate_distance": distance}
+    shards = [(source, manifest) for source in sources for manifest in read_manifests(source)]
+    merged, collisions, duplicates = _choose([manifest for _, manifest in shards], distance)
+    options = {"sets": checksums, "shards": len(shards), "filters.duplicate_distance": distance}
     check_options(output, options, write=True)
-    _write_prompts(sources, output)
+    prompts: dict[str, Prompt] = {}
+    for source in sources:
+        prompts = {p.id: p for p in stored_prompts(source)} | prompts
+    output.write(PROMPTS, to_jsonl(prompts.values()))
     present = set(finished_shards(output))
     with progress:
-        progress.phase("pictures", len(choice.kept))
-        for number, (source, shard) in enumerate(choice.shards):
-            old = ShardManifest.read(sources[source], shard)
-            if number not in present:
-                _copy(sources[source], old, output, number, choice)
-            progress.advance(sum(choice.kept.get(r["id"]) == number for r in old.records))
+        progress.phase("pictures", sum(manifest.count for manifest in merged))
+        for (source, old), new in zip(shards, merged, strict=True):
+            if new.shard not in present:
+                _copy(source, old, output, new)
+            progress.advance(new.count)
     output.sweep("")
-    report = {"output": str(output), "collisions": choice.colliding, "duplicates": choice.duplicates}
+    report = {"output": str(output), "collisions": collisions, "duplicates": duplicates}
     return report | write_index(output)
 
 
 def _checksums(source: Storage) -> str:
-    """What identifies a set: a hash of the checksums of its shards."""
+    """What identifies a dataset: a hash of the checksums of its shards."""
     read_options(source)
     if not source.exists(INDEX):
         raise UserError(f"{source} is not complete, it has no {INDEX}: run the command that makes it again")
     try:
-        shards = json.loads(source.read(INDEX))["shards"]
-        return hashlib.sha256("\n".join(s["sha256"] for s in shards).encode()).hexdigest()[:16]
+        return fingerprint("\n".join(s["sha256"] for s in json.loads(source.read(INDEX))["shards"]))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{source}/{INDEX} is damaged ({error}): write it with python -m data_gen verify --write-index"
         ) from error
 
 
-def _choose(sources: Sequence[Storage], distance: int) -> _Choice:
-    shards: list[tuple[int, int]] = []
-    kept: dict[str, int] = {}  # first id -> shard of the merged set
-    hashes: list[int] = []
-    missing: dict[str, tuple[int, str]] = {}
-    colliding: dict[str, None] = {}
-    for number, source in enumerate(sources):
-        for shard in finished_shards(source):
-            shards.append((number, shard))
-            sidecar = ShardManifest.read(source, shard)
-            for record in sidecar.records:
-                if record["id"] in kept:
-                    colliding[record["id"]] = None
-                else:
-                    kept[record["id"]] = len(shards) - 1
-                    hashes.append(int(record["hash"], 16))
-            for id, reason in sidecar.missing.items():
-                missing.setdefault(id, (len(shards) - 1, reason))
-    duplicates: dict[str, int] = {}  # id -> shard of the merged set
+def _choose(
+    manifests: list[ShardManifest], distance: int
+) -> tuple[list[ShardManifest], list[str], list[str]]:
+    """Manifests of the merged shards, ids with a picture in several sources, and ids of near duplicates."""
+    first: dict[str, tuple[int, int]] = {}  # id -> shard of the merged dataset that takes it, hash
+    missing: dict[str, tuple[int, str]] = {}  # id -> the shard that tells so, and the reason
+    collisions: dict[str, None] = {}
+    for number, manifest in enumerate(manifests):
+        for record in manifest.records:
+            if first.setdefault(record["id"], (number, int(record["hash"], 16)))[0] != number:
+                collisions[record["id"]] = None
+        for id, reason in manifest.missing.items():
+            missing.setdefault(id, (number, reason))
+    duplicates: list[str] = []
     if distance >= 0:
-        twins = near_duplicates(np.array(hashes, np.uint64), distance)
-        ids = list(kept)
-        duplicates = {ids[i]: kept.pop(ids[i]) for i in np.flatnonzero(twins >= 0).tolist()}
-    missing = {id: at for id, at in missing.items() if id not in kept and id not in duplicates}
-    missing |= {id: (shard, DUPLICATE) for id, shard in duplicates.items()}
-    return _Choice(shards, kept, missing, list(colliding), list(duplicates))
+        twins = near_duplicates(np.array([h for _, h in first.values()], np.uint64), distance)
+        duplicates = [id for id, twin in zip(first, twins.tolist(), strict=True) if twin >= 0]
+    missing = {id: at for id, at in missing.items() if id not in first}
+    missing |= {id: (first.pop(id)[0], DUPLICATE) for id in duplicates}
+    merged = []
+    for number, old in enumerate(manifests):
+        records = [r for r in old.records if first.get(r["id"], (-1,))[0] == number]
+        ids = (*old.missing, *(r["id"] for r in old.records))
+        lost = {id: missing[id][1] for id in ids if id in missing and missing[id][0] == number}
+        merged.append(replace(old, shard=number, count=len(records), records=records, missing=lost))
+    return merged, list(collisions), duplicates
 
 
-def _write_prompts(sources: Sequence[Storage], output: Storage) -> None:
-    prompts: dict[str, Prompt] = {}
-    for source in sources:
-        for prompt in stored_prompts(source):
-            prompts.setdefault(prompt.id, prompt)
-    store_prompts(output, prompts.values())
-
-
-def _copy(source: Storage, old: ShardManifest, output: Storage, number: int, choice: _Choice) -> None:
-    """Write shard `number` of the merged set: what it takes of a shard of a source."""
-    records = [r for r in old.records if choice.kept.get(r["id"]) == number]
-    new = replace(old, shard=number, count=len(records), records=records)
-    mine = [i for i in (*old.missing, *(r["id"] for r in old.records)) if i in choice.missing]
-    new.missing = {i: choice.missing[i][1] for i in mine if choice.missing[i][0] == number}
+def _copy(source: Storage, old: ShardManifest, output: Storage, new: ShardManifest) -> None:
+    """Write a shard of the merged dataset: what it takes of a shard of a source."""
     made: list[dict[str, Any]] = []
-    wanted = {r["id"] for r in records}
+    wanted = {record["id"] for record in new.records}
     with source.reading(old.tar) as [path]:
         shards = Shards(path)
-        if lacking := wanted - {shards.key(i) for i in range(len(shards))}:
+        at = {shards.key(i): i for i in range(len(shards)) if shards.key(i) in wanted}
+        if lacking := wanted - set(at):
             raise UserError(f"{source}/{old.tar} lacks {min(lacking)}: python -m data_gen verify tells more")
 
-        def samples() -> Iterator[dict[str, bytes | str]]:
-            for i in range(len(shards)):
-                if shards.key(i) in wanted:
-                    sample = shards[i]
-                    made.append(json.loads(sample["json"]))
-                    yield sample
+        def samples() -> Iterator[Sample]:
+            for i in at.values():
+                sample = shards[i]
+                made.append(json.loads(sample["json"]))
+                yield sample
 
         new.bytes, new.sha256 = output.write_shard(new.tar, samples())
     new.made = tally(made, old.made)

@@ -1,122 +1,76 @@
-"""The configuration of `synthesize`, and the options that a set keeps as long as it is worked on."""
+"""The options of a dataset, which must not change as long as it is worked on."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import asdict
+from typing import Any
 
-from data_gen.filters.mattes import MatteConfig
-from data_gen.filters.rules import FilterConfig
-from data_gen.picture_models.pipeline_folders import folder_fingerprint
-from data_gen.picture_models.protocol import ModelConfig
-from data_gen.shards.manifest import ShardManifest, finished_shards
+from data_gen.shards.manifest import CHUNKS, ShardManifest, finished_shards
 from data_gen.shards.storage import Storage
 from dd3g.errors import UserError
+from dd3g.fingerprint import fingerprint
 
 OPTIONS = "options.json"
 # What commands read from the options.
 _RANGES = {"shard_size": (1, 100_000), "shards": (0, 10**9), "filters.duplicate_distance": (-1, 62)}
-# Where and how fast the work is done; these may change while a set is made.
+# Where and how fast the work is done may change; what is drawn from counts by its content, not by its place.
 FREE = {
-    "output",
-    "prompts",
-    "device",
-    "batch_size",
-    "matte.workers",
-    "model.attention",
-    "model.offload",
-    "model.vae_slicing",
-}
+    "output", "prompts", "source", "views", "limit", "device", "batch_size", "matte.workers",
+    "model.attention", "model.offload", "model.vae_slicing",
+}  # fmt: skip
 
 
-@dataclass
-class SynthesizeConfig:
-    """From prompts to shards of RGBA pictures."""
-
-    aliases: ClassVar[dict[str, str]] = {"size": "matte.size"}
-
-    prompts: str = ""  # file that `python -m data_gen prompts` wrote, or a list of one's own
-    output: str = ""  # folder or URL of a bucket prefix
-    seed: int = 0  # of the run; a picture's follows from it, its prompt and the attempt
-    shard_size: int = 1000  # prompts a shard
-    batch_size: int = 8  # pictures drawn at once
-    attempts: int = 4  # tries a prompt
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto gives each process its own GPU
-    model: ModelConfig = field(default_factory=ModelConfig)
-    matte: MatteConfig = field(default_factory=MatteConfig)
-    filters: FilterConfig = field(default_factory=FilterConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("shard_size", "batch_size", "attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.shard_size > 100_000:
-            raise ValueError(f"shard_size must be at most 100000, got {self.shard_size}")
-        if self.attempts > 100:
-            raise ValueError(f"attempts must be at most 100, got {self.attempts}")
-
-    def options(self) -> dict[str, Any]:
-        """What decides the pictures, flat: `{"seed": 0, "model.path": …}`.
-
-        A folder counts by what is in it: it may be moved, but not trained on while a set is made.
-        """
-        flat: dict[str, Any] = {}
-        for key, value in asdict(self).items():
-            nested = value.items() if isinstance(value, dict) else [("", value)]
-            flat |= {f"{key}.{k}" if k else key: v for k, v in nested}
-        if (folder := Path(self.model.path).expanduser()).is_dir():
-            flat["model.path"] = f"a folder with fingerprint {folder_fingerprint(folder)}"
-        return {k: v for k, v in flat.items() if k not in FREE}
+def flat_options(config: Any) -> dict[str, Any]:
+    """What decides the pictures in a command's configuration, flat: `{"seed": 0, "model.path": …}`."""
+    flat: dict[str, Any] = {}
+    for key, value in asdict(config).items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return {k: v for k, v in flat.items() if k not in FREE}
 
 
-def fingerprint(options: Mapping[str, Any]) -> str:
-    """Hash of options; every sidecar repeats it."""
-    return hashlib.sha256(json.dumps(dict(options), sort_keys=True, default=str).encode()).hexdigest()[:16]
+def options_fingerprint(options: Mapping[str, Any]) -> str:
+    """Hash of options; every shard's manifest repeats it."""
+    return fingerprint(json.dumps(dict(options), sort_keys=True, default=str))
 
 
 def check_options(storage: Storage, options: Mapping[str, Any], write: bool) -> None:
-    """Store the options of a set, or compare with those that it was started with.
+    """Store the options of a dataset, or compare with those that it was started with.
 
     Args:
-        storage: of the set.
+        storage: of the dataset.
         options: flat and JSON-able.
         write: store them when no picture has been made with others; only one process may.
 
     Raises:
         UserError: naming the first option that differs.
     """
-    if write and not started(storage):  # what failed before its first picture binds nobody
-        storage.write(OPTIONS, json.dumps(dict(options), indent=2, default=str) + "\n")
+    text = json.dumps(dict(options), indent=2, default=str) + "\n"
+    if storage.exists(OPTIONS) and not (write and not started(storage)):
+        before, now = read_options(storage), json.loads(text)
+        for key in now | before:
+            if before.get(key) != now.get(key):
+                raise UserError(
+                    f"{storage} was started with other options: {key} was {_shown(before, key)}, now "
+                    f"{_shown(now, key)}; use those, give another output, or delete {storage}"
+                )
         return
-    if not storage.exists(OPTIONS):
-        # ProcessGroup with no way to talk may have finished shards before rank 0 begins.
-        shards = finished_shards(storage)
-        if shards and ShardManifest.read(storage, shards[0]).options != fingerprint(options):
-            raise UserError(f"{storage} holds pictures made with other options: give another output")
-        if write:
-            storage.write(OPTIONS, json.dumps(dict(options), indent=2, default=str) + "\n")
-        return
-    before = read_options(storage)
-    now = json.loads(json.dumps(dict(options), default=str))
-    for key in (*now, *(k for k in before if k not in now)):
-        if before.get(key) != now.get(key):
-            raise UserError(
-                f"{storage} was started with other options: {key} was {_shown(before, key)}, now "
-                f"{_shown(now, key)}; use those, give another output, or delete {storage}"
-            )
+    # Ranks with no way to talk may have finished shards before rank 0 begins.
+    shards = finished_shards(storage)
+    if shards and ShardManifest.read(storage, shards[0]).options != options_fingerprint(options):
+        raise UserError(f"{storage} holds pictures made with other options: give another output")
+    if write:
+        storage.write(OPTIONS, text)
 
 
 def started(storage: Storage) -> bool:
-    """Whether some of a set's pictures have been made."""
-    return bool(finished_shards(storage) or storage.names("parts"))
+    """Whether some of a dataset's pictures have been made."""
+    return bool(finished_shards(storage) or storage.names(CHUNKS))
 
 
 def read_options(storage: Storage) -> dict[str, Any]:
-    """The options of a set.
+    """The options of a dataset.
 
     Raises:
         UserError: when there are none, or they are damaged.

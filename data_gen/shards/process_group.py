@@ -1,4 +1,4 @@
-"""Which of several processes this one is, and how they wait for each other."""
+"""The processes that make one dataset: which of them this one is, and how they wait for each other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _GROUPS: list[Any] = []  # of processes that wait for each other
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those that make one set.
+    """This process among those that make one dataset.
 
     Args:
         rank: 0 … world - 1.
@@ -51,16 +51,16 @@ class ProcessGroup:
         if rank is not None and world is not None:
             # Such processes may share a machine; on machines of their own with one GPU it is the same.
             return cls(rank, world, rank, together=world == 1)
-        ranks = cls(_number("RANK", 0), _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0))
-        if ranks.world > 1:
+        group = cls(_number("RANK", 0), _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0))
+        if group.world > 1:
             for name in ("MASTER_ADDR", "MASTER_PORT"):
                 if not os.environ.get(name):
                     raise UserError(
-                        f"WORLD_SIZE is {ranks.world} but {name} is not set: use accelerate launch or "
+                        f"WORLD_SIZE is {group.world} but {name} is not set: use accelerate launch or "
                         "torchrun, or give --rank and --world"
                     )
             _number("MASTER_PORT", 0)
-        return ranks
+        return group
 
     def device(self, name: str) -> torch.device:
         """Where this process computes; with "auto" and "cuda", those of one machine share its GPUs evenly.
@@ -97,13 +97,11 @@ class ProcessGroup:
 
     def leave(self) -> None:
         """Tell the others that this process is done with them."""
-        import sys
-
-        if "torch.distributed" in sys.modules:
+        if _GROUPS:
             import torch.distributed as dist
 
-            if dist.is_available() and dist.is_initialized():
-                dist.destroy_process_group()
+            _GROUPS.clear()
+            dist.destroy_process_group()
 
 
 def _number(name: str, default: int) -> int:

@@ -1,10 +1,10 @@
-"""The line of one shard: draw, matte, filter, commit; killed at any moment, it goes on to the same bytes.
+"""Makes one shard: draw, matte, filter, commit; killed at any moment, it resumes to the same bytes.
 
 Every prompt is tried until a picture passes or no attempt is left. Tries come in waves: all prompts of the
 shard in order, then those that were rejected, and so on. A wave is cut into batches, whose size may change
-from run to run, and a batch that is through is committed as one small tar, a part. What comes next is a
-function of the parts alone, so a line that starts again after kill -9 loses what was in flight, draws exactly
-that again, and nothing else.
+from run to run, and each judged batch is committed as one small tar, a chunk. What comes next is a function
+of the chunks alone, so a worker that starts again after kill -9 loses what was in flight, draws exactly that
+again, and nothing else.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from data_gen.filters.rules import DUPLICATE
-from data_gen.shards.chunks import Chunks, finish
+from data_gen.shards.chunks import Chunks, Sample, review
 from data_gen.shards.dataset import DatasetSpec, DrawRequest, PictureBackend, seed_of
 from data_gen.shards.manifest import MADE, ShardManifest, shard_name, tally
 from dd3g.errors import UserError
@@ -27,185 +26,194 @@ from dd3g.io.shards import Shards
 if TYPE_CHECKING:
     from data_gen.filters.mattes import Matted
 
-KEPT = ("id", "seed", "attempt", "hash", "scores", "group", "style")  # keys of records that it repeats
+KEPT = (
+    "id",
+    "seed",
+    "attempt",
+    "hash",
+    "scores",
+    "group",
+    "style",
+)  # keys of records that a manifest repeats
 
 
 class ShardWorker:
     """Makes one shard, or replaces some of its pictures.
 
     Args:
-        job: the set.
+        spec: the dataset.
         shard: number of the shard.
-        workshop: gives the open workshop, opening it when it is first asked for.
+        backend: gives the open backend, opening it when it is first asked for.
         advance: is told how many prompts more have a picture or no attempt left.
     """
 
     def __init__(
         self,
-        job: DatasetSpec,
+        spec: DatasetSpec,
         shard: int,
-        workshop: Callable[[], PictureBackend],
+        backend: Callable[[], PictureBackend],
         advance: Callable[[int], None] = lambda count: None,
     ) -> None:
-        self.job, self.shard, self.workshop, self.advance = job, shard, workshop, advance
-        self.parts = Chunks(job, shard)
+        self.spec, self.shard, self.backend, self.advance = spec, shard, backend, advance
+        self.prompts, self.chunks = spec.owned(shard), Chunks(spec, shard)
         self._committed = 0.0  # time of the last commit
 
     def make(self) -> ShardManifest:
         """Make the shard, from wherever an earlier run was killed.
 
         Returns:
-            The sidecar, which has been written.
+            The manifest, which has been written.
         """
-        fresh = ShardManifest(self.shard, options=self.job.fingerprint)
-        return self._run(fresh, {p.id: 0 for p in self.job.owned(self.shard)}, 0)
+        manifest = ShardManifest(self.shard, options=self.spec.fingerprint)
+        return self._run(manifest, {prompt.id: 0 for prompt in self.prompts}, 0)
 
     def replace(self, losers: set[str], round: int) -> ShardManifest:
         """Try losers again at their next attempt; those without one left go missing.
 
         Args:
             losers: ids of pictures that repeat an earlier one.
-            round: of settling.
+            round: of deduplication.
 
         Returns:
-            The new sidecar, which has been written.
+            The new manifest, which has been written.
         """
-        old = ShardManifest.read(self.job.storage, self.shard)
-        for record in (r for r in old.records if r["id"] in losers):
-            kept = {k: record[k] for k in ("id", "seed", "attempt", "scores", "hash", "round")}
-            old.rejections.append(kept | {"reason": DUPLICATE, "lost": round})
-        tries = {r["id"]: r["attempt"] + 1 for r in old.records if r["id"] in losers}
-        old.records = [r for r in old.records if r["id"] not in losers]
-        return self._run(old, tries, round)
+        manifest = ShardManifest.read(self.spec.storage, self.shard)
+        lost = [record for record in manifest.records if record["id"] in losers]
+        for record in lost:
+            known = {k: record[k] for k in ("id", "seed", "attempt", "scores", "hash", "round")}
+            manifest.rejections.append(known | {"reason": DUPLICATE, "lost": round})
+        manifest.records = [record for record in manifest.records if record["id"] not in losers]
+        return self._run(manifest, {record["id"]: record["attempt"] + 1 for record in lost}, round)
 
     def clean(self, round: int) -> None:
-        """Delete what the shard holds already, and what a killed run left half-written."""
-        self.parts.clean(round)
-        self.job.storage.sweep("", shard_name(self.shard) + ".")
+        """Delete chunks that the shard holds already, and what a killed run left half-written."""
+        self.chunks.clean(round)
+        self.spec.storage.sweep("", shard_name(self.shard) + ".")
 
-    def _run(self, sidecar: ShardManifest, tries: dict[str, int], round: int) -> ShardManifest:
-        """Wave after wave until every prompt in `tries` (id -> next attempt) is done; then the shard."""
+    def _run(self, manifest: ShardManifest, attempts: dict[str, int], round: int) -> ShardManifest:
+        """Wave after wave until every prompt in `attempts` (id -> the next one) is done; then the shard."""
         self.clean(round - 1)
-        journals = self.parts.journals(round)
-        accepted: dict[str, str] = {}  # id -> name of the part that holds it
+        committed = deque(self.chunks.journals(round))
         number = 0
-        while wave := self._wave(tries):
-            done: list[dict[str, Any]] = []
-            at = 0  # of the first try in the wave that is not through
-            for journal in journals[number:]:
-                if at == len(wave):
-                    break
-                # Its batch may have had another size.
-                size = max(1, len(journal["verdicts"]))
-                self.parts.check(wave[at : at + size], journal)
-                done.append(journal)
-                at += size
-            size = self.job.batch_size
-            batches = [wave[i : i + size] for i in range(at, len(wave), size)]
-            rest = self._produce(batches, round, number + len(done))
-            for journal in chain(done, rest):
-                sidecar.made = {k: {str(journal["about"].get(k, "")): 0} for k in MADE}
-                for verdict in journal["verdicts"]:
-                    if verdict["reason"]:
-                        tries[verdict["id"]] += 1
-                        sidecar.rejections.append({k: v for k, v in verdict.items() if k != "hash"})
-                    else:
-                        del tries[verdict["id"]]
-                        accepted[verdict["id"]] = self.parts.name(round, number)
-                        self.advance(1)
-                for name, seconds in journal["seconds"].items():
-                    sidecar.seconds[name] = sidecar.seconds.get(name, 0.0) + seconds
+        while wave := self._wave(attempts):
+            while wave and committed:
+                journal = committed.popleft()
+                size = max(1, len(journal["verdicts"]))  # this chunk's batch may have had another size
+                if [(d.prompt.id, d.attempt) for d in wave[:size]] != [
+                    (v["id"], v["attempt"]) for v in journal["verdicts"]
+                ]:
+                    raise self.chunks.unusable("they are of other prompts")
+                self._note(journal, manifest, attempts)
+                wave, number = wave[size:], number + 1
+            for journal in self._produce(wave, round, number):
+                self._note(journal, manifest, attempts)
                 number += 1
-        self.advance(len(tries))
-        self._assemble(sidecar, accepted, round)
+        self.advance(len(attempts))
+        failed = attempts.keys() | manifest.missing
+        self._assemble(manifest, [self.chunks.name(round, i) for i in range(number)], failed, round)
         self.clean(round)
-        return sidecar
+        return manifest
 
-    def _wave(self, tries: Mapping[str, int]) -> list[DrawRequest]:
+    def _wave(self, attempts: dict[str, int]) -> list[DrawRequest]:
         return [
-            DrawRequest(p, tries[p.id], seed_of(self.job.seed, p.id, tries[p.id]))
-            for p in self.job.owned(self.shard)
-            if tries.get(p.id, self.job.attempts) < self.job.attempts
+            DrawRequest(p, attempts[p.id], seed_of(self.spec.seed, p.id, attempts[p.id]))
+            for p in self.prompts
+            if attempts.get(p.id, self.spec.attempts) < self.spec.attempts
         ]
 
-    def _produce(self, batches: list[list[DrawRequest]], round: int, first: int) -> Iterator[dict[str, Any]]:
+    def _note(self, journal: dict[str, Any], manifest: ShardManifest, attempts: dict[str, int]) -> None:
+        """Take a chunk's verdicts into the manifest; `attempts` keeps the prompts without a picture."""
+        manifest.made = tally([], {key: [journal["about"].get(key, "")] for key in MADE})
+        for verdict in journal["verdicts"]:
+            if verdict["reason"]:
+                attempts[verdict["id"]] += 1
+                manifest.rejections.append({k: v for k, v in verdict.items() if k != "hash"})
+            else:
+                del attempts[verdict["id"]]
+                self.advance(1)
+        for name, seconds in journal["seconds"].items():
+            manifest.seconds[name] = manifest.seconds.get(name, 0.0) + seconds
+
+    def _produce(self, wave: list[DrawRequest], round: int, number: int) -> Iterator[dict[str, Any]]:
         """Journals of batch after batch; mattes and filters of earlier ones run behind the drawing."""
-        if not batches:
+        if not wave:
             return
-        workshop = self.workshop()
-        behind: deque[Future[dict[str, Any]]] = deque()
+        backend, size = self.backend(), self.spec.batch_size
+        pending: deque[Future[dict[str, Any]]] = deque()
         self._committed = time.perf_counter()
-        # One thread: parts are committed in order, so that what a kill leaves is a beginning.
+        # One thread: chunks are committed in order, so that what a kill leaves is a beginning.
         with ThreadPoolExecutor(1, "finish") as finisher:
             try:
-                for number, batch in enumerate(batches, first):
-                    start = time.perf_counter()
-                    pictures = workshop.draw(batch)
-                    drawing = time.perf_counter() - start
+                for at in range(0, len(wave), size):
+                    batch, start = wave[at : at + size], time.perf_counter()
+                    pictures = backend.draw(batch)
+                    seconds = time.perf_counter() - start
                     if len(pictures) != len(batch):
                         raise RuntimeError(f"asked for {len(batch)} pictures, got {len(pictures)}")
-                    mattes = workshop.matte([p for p in pictures if not isinstance(p, str)])
+                    mattes = backend.matte([p for p in pictures if not isinstance(p, str)])
                     reasons = [p if isinstance(p, str) else "" for p in pictures]
-                    task = (workshop, batch, reasons, mattes, round, number, drawing)
-                    behind.append(finisher.submit(self._finish, *task))
-                    while len(behind) > workshop.ahead or (behind and behind[0].done()):
-                        yield behind.popleft().result()
-                while behind:
-                    yield behind.popleft().result()
+                    name = self.chunks.name(round, number + at // size)
+                    pending.append(
+                        finisher.submit(self._finish, name, backend, batch, reasons, mattes, seconds)
+                    )
+                    while len(pending) > backend.ahead or (pending and pending[0].done()):
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
             except BaseException:
-                finisher.shutdown(wait=False, cancel_futures=True)  # a part after a gap would not be used
+                finisher.shutdown(wait=False, cancel_futures=True)  # a chunk after a gap would not be used
                 raise
 
     def _finish(
         self,
-        workshop: PictureBackend,
+        name: str,
+        backend: PictureBackend,
         batch: list[DrawRequest],
         reasons: list[str],
         mattes: Future[list[Matted | None]],
-        round: int,
-        number: int,
         drawing: float,
     ) -> dict[str, Any]:
         matted = mattes.result()
         start = time.perf_counter()
-        finished = finish(self.job, workshop, batch, reasons, matted)
+        verdicts, samples = review(self.spec, backend, batch, reasons, matted)
         end = time.perf_counter()
         seconds = {"draw": drawing, "finish": end - start, "wall": end - self._committed}
         self._committed = end
-        return self.parts.commit(round, number, finished, workshop.about, seconds)
+        journal = {"verdicts": verdicts, "about": dict(backend.about), "seconds": seconds}
+        return self.chunks.commit(name, journal, samples)
 
-    def _assemble(self, sidecar: ShardManifest, accepted: dict[str, str], round: int) -> None:
-        """Write the tar from the parts and what it held already, then the sidecar, in this order."""
-        storage, owned = self.job.storage, self.job.owned(self.shard)
-        kept = {r["id"]: r for r in sidecar.records}
-        sources = sorted(set(accepted.values())) + ([sidecar.tar] if kept else [])
-        records: list[dict[str, Any]] = []
+    def _assemble(self, manifest: ShardManifest, chunks: list[str], failed: set[str], round: int) -> None:
+        """Write the tar from the chunks and what it held already, then the manifest, in this order."""
+        storage = self.spec.storage
+        kept = {record["id"]: record for record in manifest.records}
         made: list[dict[str, Any]] = []
-        with storage.reading(*sources) as paths:
+        manifest.records = []
+        with storage.reading(*chunks, *([manifest.tar] if kept else [])) as paths:
             shards: Any = Shards(paths) if paths else ()
-            at: dict[str, int] = {}
-            for i in range(len(shards)):
-                # A tar whose sidecar was not written any more holds the parts' pictures too.
-                if (key := shards.key(i)) in (accepted if shards.where(i).name != sidecar.tar else kept):
-                    at[key] = i
-            if lost := [i for i in (*accepted, *kept) if i not in at]:
+            # A tar whose manifest was not written any more holds the chunks' pictures too.
+            at = {
+                shards.key(i): i
+                for i in range(len(shards))
+                if (shards.where(i).name != manifest.tar) != (shards.key(i) in kept)
+            }
+            if lost := [p.id for p in self.prompts if p.id not in at and p.id not in failed]:
                 raise UserError(
-                    f"{storage}/{sidecar.tar} lacks {lost[0]}, of which its sidecar tells: "
+                    f"{storage}/{manifest.tar} lacks {lost[0]}, of which its manifest tells: "
                     "delete both and run the same command again"
                 )
 
-            def samples() -> Iterator[dict[str, bytes | str]]:
-                for prompt in (p for p in owned if p.id in at):
+            def samples() -> Iterator[Sample]:
+                for prompt in (p for p in self.prompts if p.id in at):
                     sample = shards[at[prompt.id]]
                     record = json.loads(sample["json"])
-                    records.append(kept.get(prompt.id) or {k: record[k] for k in KEPT} | {"round": round})
-                    made.append({k: record.get(k, "") for k in MADE})
+                    known = {k: record[k] for k in KEPT} | {"round": round}
+                    manifest.records.append(kept.get(prompt.id) or known)
+                    made.append(record)
                     yield {k: sample[k] for k in ("__key__", "png", "json")}
 
-            sidecar.bytes, sidecar.sha256 = storage.write_shard(sidecar.tar, samples())
-        sidecar.count, sidecar.records, sidecar.round = len(records), records, round
-        sidecar.made = tally(made, sidecar.made)
-        reasons = {r["id"]: r["reason"] for r in sidecar.rejections}
-        sidecar.missing = {p.id: reasons[p.id] for p in owned if p.id not in at}
-        sidecar.seconds = {k: int(1000 * v) / 1000 for k, v in sidecar.seconds.items()}
-        sidecar.write(storage)
+            manifest.bytes, manifest.sha256 = storage.write_shard(manifest.tar, samples())
+        manifest.count, manifest.round, manifest.made = len(made), round, tally(made, manifest.made)
+        reasons = {r["id"]: r["reason"] for r in manifest.rejections}
+        manifest.missing = {p.id: reasons[p.id] for p in self.prompts if p.id not in at}
+        manifest.seconds = {k: int(1000 * v) / 1000 for k, v in manifest.seconds.items()}
+        manifest.write(storage)

@@ -1,4 +1,4 @@
-"""Where a set of pictures lies: a folder, or a prefix of a bucket that fsspec reaches."""
+"""Where a dataset lies: a folder, or a prefix of a bucket that fsspec reaches."""
 
 from __future__ import annotations
 
@@ -32,21 +32,24 @@ class Storage:
     """
 
     def __init__(self, where: str | Path) -> None:
-        self.where = str(where).rstrip("/") or "/"
-        self.folder: Path | None = None  # set when the files are this machine's own
-        if "://" not in self.where and "::" not in self.where:
-            self.folder = Path(self.where)
-            return
         from fsspec.core import url_to_fs
+        from fsspec.implementations.local import LocalFileSystem
 
+        self.where = str(where).rstrip("/") or "/"
+        local = "://" not in self.where and "::" not in self.where
+        self.folder = Path(self.where) if local else None  # set when the files are this machine's own
+        self._fs: Any = None
         try:
-            self._fs, self._root = url_to_fs(self.where)
+            if not local:
+                self._fs, self._root = url_to_fs(self.where)
+                self.folder = _own_folder(self._fs, self._root)
         except (ImportError, ValueError, OSError) as error:
             raise UserError(
                 f"cannot reach {self.where} ({error}): give a folder, or a URL whose fsspec package is "
                 "installed, such as s3fs for s3:// or gcsfs for gs://"
             ) from error
-        self.folder = _own_folder(self._fs, self._root)
+        if self.folder is not None:
+            self._fs, self._root = LocalFileSystem(), str(self.folder.absolute())
 
     def __str__(self) -> str:
         return self.where
@@ -57,23 +60,18 @@ class Storage:
         Temporary files are left out.
         """
         with self._explained("list", folder):
+            path = self._path(folder)
             try:
-                if self.folder is not None:
-                    found = [p.name for p in (self.folder / folder).iterdir()]
-                else:
-                    path = self._path(folder)
-                    self._fs.invalidate_cache(path)
-                    listed = (str(p).rstrip("/") for p in self._fs.ls(path, detail=False))
-                    found = [p.rsplit("/", 1)[-1] for p in listed if p.strip("/") != path.strip("/")]
+                self._fs.invalidate_cache(path)
+                listed = [str(p).rstrip("/") for p in self._fs.ls(path, detail=False)]
             except FileNotFoundError:
                 return []
-        return sorted({name for name in found if not name.startswith(".")})
+        found = {p.rsplit("/", 1)[-1] for p in listed if p.strip("/") != path.strip("/")}
+        return sorted(name for name in found if not name.startswith("."))
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder of this name is there."""
         with self._explained("look for", name):
-            if self.folder is not None:
-                return (self.folder / name).exists()
             self._fs.invalidate_cache(self._path(name))
             return bool(self._fs.exists(self._path(name)))
 
@@ -84,8 +82,6 @@ class Storage:
             UserError: when it cannot be read.
         """
         with self._explained("read", name):
-            if self.folder is not None:
-                return (self.folder / name).read_bytes()
             return bytes(self._fs.cat_file(self._path(name)))
 
     def write(self, name: str, data: bytes | str) -> None:
@@ -155,10 +151,7 @@ class Storage:
         """Delete files; those that are gone already don't matter."""
         for name in names:
             with self._explained("delete", name), contextlib.suppress(FileNotFoundError):
-                if self.folder is not None:
-                    (self.folder / name).unlink()
-                else:
-                    self._fs.rm_file(self._path(name))
+                self._fs.rm_file(self._path(name))
 
     def sweep(self, folder: str, stem: str = "") -> None:
         """Delete temporary files that a killed run left in `folder` for files whose name starts with `stem`.

@@ -15,9 +15,8 @@ from stand_ins.made_up_dataset import contents
 
 from data_gen.__main__ import main as commands
 from data_gen.picture_models.protocol import ModelConfig
-from data_gen.shards.options import SynthesizeConfig
 from data_gen.shards.storage import Storage
-from data_gen.synthesize import main, synthesize
+from data_gen.synthesize import SynthesizeConfig, main, synthesize
 from dd3g.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -69,8 +69,8 @@ def tries(folder):
     storage, found = Storage(folder), []
     finished = finished_shards(storage)
     for shard in finished:
-        sidecar = ShardManifest.read(storage, shard)
-        found += [(r["id"], r["attempt"]) for r in (*sidecar.records, *sidecar.rejections)]
+        manifest = ShardManifest.read(storage, shard)
+        found += [(r["id"], r["attempt"]) for r in (*manifest.records, *manifest.rejections)]
     for path in folder.glob("parts/*/*.tar"):
         if int(path.parent.name.removeprefix("pictures-")) not in finished:
             found += [(v["id"], v["attempt"]) for v in json.loads(Shards(path)[-1]["json"])["verdicts"]]
@@ -103,7 +103,7 @@ def test_killed_at_three_random_moments(whole, tmp_path):
 
 
 def test_one_of_two_ranks_killed(whole, tmp_path):
-    """ProcessGroup of their own, side by side; one is killed and started again while the other works on."""
+    """Ranks of their own, side by side; one is killed and started again while the other works on."""
     rng, folder = random.Random(1), tmp_path / "set"
     ranks = [start(folder, "--rank", str(r), "--world", "2") for r in range(2)]
     assert kill_later(ranks[1], folder, rng.uniform(0, 0.1))

@@ -1,4 +1,4 @@
-"""A line without a picture model: pictures, mattes and verdicts made from numbers alone, in no time."""
+"""A dataset without a picture model: pictures, mattes and verdicts made from numbers alone, in no time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from data_gen.filters.rules import FilterConfig
-from data_gen.progress import Progress
 from data_gen.prompts.lists import Prompt, prompt_id
 from data_gen.shards.dataset import DatasetSpec, PictureBackend
-from data_gen.shards.generate import run
+from data_gen.shards.generate import generate_shards
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
+from dd3g.progress import Progress
 
 SIDE = 16
 
@@ -50,7 +50,7 @@ def matted(images):
 
 
 class Log:
-    """The workshop, which writes down every try."""
+    """The backend, which writes down every try."""
 
     def __init__(self, path=None, picture=picture, ahead=2):
         self.path, self.picture, self.ahead = path, picture, ahead
@@ -71,13 +71,13 @@ class Log:
         yield PictureBackend(draw, matted, about, ahead=self.ahead)
 
 
-def job(folder, count=20, workshop=None, **more):
+def dataset_spec(folder, count=20, backend=None, **more):
     filters = FilterConfig(duplicate_distance=more.pop("distance", 0))
     settings = {"seed": 0, "shard_size": 8, "batch_size": 3, "attempts": 3} | more
     options = {"count": count, "filters.duplicate_distance": filters.duplicate_distance} | settings
     del options["batch_size"]
-    workshop = workshop or Log()
-    return DatasetSpec(Storage(folder), prompts(count), options, workshop.open, filters, **settings)
+    backend = backend or Log()
+    return DatasetSpec(Storage(folder), prompts(count), options, backend.open, filters, **settings)
 
 
 def verdicts(monkeypatch):
@@ -91,7 +91,9 @@ def verdicts(monkeypatch):
 
 
 def made_set(folder, count=20, distance=4, **more):
-    run(job(folder, count, distance=distance, **more), ProcessGroup(), Progress(show=False))
+    generate_shards(
+        dataset_spec(folder, count, distance=distance, **more), ProcessGroup(), Progress(show=False)
+    )
     return Storage(folder)
 
 

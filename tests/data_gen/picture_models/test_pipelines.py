@@ -15,7 +15,7 @@ from stand_ins.tiny_pipelines import fails, load
 from data_gen.picture_models import pipelines
 from data_gen.picture_models.pipeline_folders import folder_fingerprint, pipeline_class
 from data_gen.picture_models.protocol import ModelConfig
-from data_gen.shards.options import SynthesizeConfig
+from data_gen.synthesize import SynthesizeConfig
 from dd3g.errors import UserError
 
 TEXTS = ["a red fox", "a blue chair, wooden", "x"]

@@ -14,9 +14,8 @@ from data_gen.prompts.lists import Prompt, write_prompts
 from data_gen.reports.figures import read_figures, sample_pictures
 from data_gen.reports.stats import main, report
 from data_gen.shards.manifest import ShardManifest
-from data_gen.shards.options import SynthesizeConfig
 from data_gen.shards.storage import Storage
-from data_gen.synthesize import synthesize
+from data_gen.synthesize import SynthesizeConfig, synthesize
 from dd3g.errors import UserError
 
 GROUPS = ("cups <&>", "chairs", "")
@@ -58,20 +57,20 @@ def folder(tmp_path_factory):
     return place
 
 
-def test_figures_are_those_of_the_sidecars_and_parts(folder):
-    sidecars = [json.loads((folder / f"pictures-0000{n}.json").read_text()) for n in (0, 1)]
+def test_figures_are_those_of_the_manifests_and_parts(folder):
+    manifests = [json.loads((folder / f"pictures-0000{n}.json").read_text()) for n in (0, 1)]
     found = read_figures(Storage(folder))
-    pictures = sum(s["count"] for s in sidecars)
-    rejections = [r for s in sidecars for r in s["rejections"]]
-    missing = Counter(v for s in sidecars for v in s["missing"].values())
+    pictures = sum(s["count"] for s in manifests)
+    rejections = [r for s in manifests for r in s["rejections"]]
+    missing = Counter(v for s in manifests for v in s["missing"].values())
     assert pictures + sum(missing.values()) == 40 and missing and rejections
     assert (found.asked, found.shards, found.pictures, found.in_work) == (60, 2, pictures, 3)
     assert (found.done, found.left) == (43, 17)
     assert found.missing == missing
     assert found.rejected == Counter(r["reason"] for r in rejections) + Counter(blur=1)
     assert found.tries == pictures + len(rejections) + 4
-    assert found.bytes == sum((folder / s["tar"]).stat().st_size for s in sidecars)
-    wall = sum(s["seconds"]["wall"] for s in sidecars) + 4
+    assert found.bytes == sum((folder / s["tar"]).stat().st_size for s in manifests)
+    wall = sum(s["seconds"]["wall"] for s in manifests) + 4
     assert found.seconds["wall"] == pytest.approx(wall)
     assert found.hours_left(2) == pytest.approx(17 * wall / 43 / 2 / 3600)
     assert found.bytes_left == pytest.approx((17 * pictures / 40 + 3) * found.bytes / pictures)
@@ -85,10 +84,10 @@ def test_groups_add_up(folder):
     assert sum(g.pictures for g in found.groups.values()) == found.pictures
     assert sum(g.missing for g in found.groups.values()) == sum(found.missing.values())
     assert sum(g.tries for g in found.groups.values()) == found.tries - 4  # of the part
-    sidecar = json.loads((folder / "pictures-00000.json").read_text())
-    ids = [r["id"] for r in sidecar["rejections"]] + [r["id"] for r in sidecar["records"]]
-    sidecar = json.loads((folder / "pictures-00001.json").read_text())
-    ids += [r["id"] for r in sidecar["rejections"]] + [r["id"] for r in sidecar["records"]]
+    manifest = json.loads((folder / "pictures-00000.json").read_text())
+    ids = [r["id"] for r in manifest["rejections"]] + [r["id"] for r in manifest["records"]]
+    manifest = json.loads((folder / "pictures-00001.json").read_text())
+    ids += [r["id"] for r in manifest["rejections"]] + [r["id"] for r in manifest["records"]]
     assert found.groups["chairs"].tries == sum(int(i, 16) % 3 == 1 for i in ids)
 
 
@@ -167,12 +166,12 @@ def test_a_torn_part_is_passed_over(folder, tmp_path):
     "damage",
     [lambda s: s.update(missing=[]), lambda s: s["records"][0].pop("group"), lambda s: s.pop("count")],
 )
-def test_a_damaged_sidecar_is_one_line(folder, tmp_path, capsys, damage):
+def test_a_damaged_manifest_is_one_line(folder, tmp_path, capsys, damage):
     copied = shutil.copytree(folder, tmp_path / "set")
     file = copied / "pictures-00001.json"
-    sidecar = json.loads(file.read_text())
-    damage(sidecar)
-    file.write_text(json.dumps(sidecar))
+    manifest = json.loads(file.read_text())
+    damage(manifest)
+    file.write_text(json.dumps(manifest))
     assert main([str(copied), "-o", str(tmp_path / "page.html")]) == 2
     message = capsys.readouterr().err
     assert "pictures-00001.json is damaged" in message and message.count("\n") == 1

@@ -27,13 +27,13 @@ def folder(tmp_path):
 
 
 def rewrite(folder, change):
-    """Change the samples of the first shard and let its sidecar believe the new checksum."""
+    """Change the samples of the first shard and let its manifest believe the new checksum."""
     tar = folder / "pictures-00000.tar"
     samples = change([dict(s) for s in Shards(tar)])
     write_shard(tar, samples)
-    sidecar = ShardManifest.read(Storage(folder), 0)
-    sidecar.bytes, sidecar.sha256 = tar.stat().st_size, hashlib.sha256(tar.read_bytes()).hexdigest()
-    sidecar.write(Storage(folder))
+    manifest = ShardManifest.read(Storage(folder), 0)
+    manifest.bytes, manifest.sha256 = tar.stat().st_size, hashlib.sha256(tar.read_bytes()).hexdigest()
+    manifest.write(Storage(folder))
     return samples
 
 
@@ -150,9 +150,9 @@ def test_a_picture_that_is_not_right(folder, change, problem):
 
 def edit(folder, change, shard=0):
     path = folder / f"pictures-{shard:05d}.json"
-    sidecar = json.loads(path.read_text())
-    change(sidecar)
-    path.write_text(json.dumps(sidecar))
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
 
 
 def test_an_id_that_is_there_twice(folder):
@@ -198,7 +198,7 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize("change", DAMAGED)
-def test_a_damaged_sidecar_is_one_line_everywhere(folder, change, tmp_path, capsys):
+def test_a_damaged_manifest_is_one_line_everywhere(folder, change, tmp_path, capsys):
     edit(folder, change)
     assert any(p.startswith(f"{folder}/pictures-00000.json is damaged (") for p in problems(folder))
     with pytest.raises(UserError, match="pictures-00000.json is damaged .*delete it and pictures-00000.tar"):
@@ -208,7 +208,7 @@ def test_a_damaged_sidecar_is_one_line_everywhere(folder, change, tmp_path, caps
     assert capsys.readouterr().err.count("pictures-00000.json is damaged (") == 2
 
 
-def test_a_sidecar_of_other_prompts(folder):
+def test_a_manifest_of_other_prompts(folder):
     edit(folder, lambda s: s["records"][0].update(id="f" * 16))
     with pytest.raises(UserError, match="pictures-00000.json tells of ffffffffffffffff, no prompt of its"):
         made_set(folder)

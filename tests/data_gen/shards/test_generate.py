@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stand_ins.made_up_dataset import Log, contents, job, prompts, verdicts
+from stand_ins.made_up_dataset import Log, contents, dataset_spec, prompts, verdicts
 
 from data_gen.filters.duplicates import near_duplicates
-from data_gen.progress import Progress
 from data_gen.shards.deduplicate import plan
-from data_gen.shards.generate import run
+from data_gen.shards.generate import generate_shards
 from data_gen.shards.manifest import ShardManifest, finished_shards
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
+from dd3g.progress import Progress
 
 DISTANCE = 18  # so wide that many of the made-up pictures are near duplicates
 SET = ["options.json", "prompts.jsonl", "index.json", "README.md"]
@@ -35,7 +35,9 @@ def quiet():
 def made(folder, count=40, distance=DISTANCE, **more):
     """A set in which some pictures are near duplicates by chance."""
     log = Log()
-    return run(job(folder, count, log, distance=distance, **more), ProcessGroup(), quiet()), log
+    return generate_shards(
+        dataset_spec(folder, count, log, distance=distance, **more), ProcessGroup(), quiet()
+    ), log
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +110,8 @@ def test_ranks_of_their_own_make_the_same_set(filters, tmp_path, reference):
     """Three machines without a way to talk; each is started again until all is done."""
     said = []
     for turn in range(20):
-        one = job(tmp_path, 40, distance=DISTANCE)
-        report = run(one, ProcessGroup(turn % 3, 3, together=False), quiet())
+        one = dataset_spec(tmp_path, 40, distance=DISTANCE)
+        report = generate_shards(one, ProcessGroup(turn % 3, 3, together=False), quiet())
         said.append(report["waiting"])
         if turn % 3 == 0 and not report["waiting"]:
             break
@@ -121,7 +123,9 @@ def test_ranks_of_their_own_make_the_same_set(filters, tmp_path, reference):
 
 
 def test_another_number_of_ranks_goes_on_with_the_same_set(filters, tmp_path, reference):
-    run(job(tmp_path, 40, distance=DISTANCE), ProcessGroup(1, 2, together=False), quiet())
+    generate_shards(
+        dataset_spec(tmp_path, 40, distance=DISTANCE), ProcessGroup(1, 2, together=False), quiet()
+    )
     made(tmp_path)
     assert contents(tmp_path) == contents(reference[0])
 
@@ -228,13 +232,13 @@ def test_a_shard_made_with_other_options_is_named(filters, tmp_path):
 
 
 def test_prompts_must_differ(tmp_path):
-    one = job(tmp_path, 3)
+    one = dataset_spec(tmp_path, 3)
     twice = type(one)(**{**vars(one), "prompts": [*one.prompts, one.prompts[0]]})
     with pytest.raises(UserError, match="is there twice: drop one"):
-        run(twice, ProcessGroup(), quiet())
+        generate_shards(twice, ProcessGroup(), quiet())
 
 
-def test_a_damaged_sidecar_is_named(filters, tmp_path):
+def test_a_damaged_manifest_is_named(filters, tmp_path):
     made(tmp_path)
     (tmp_path / "pictures-00001.json").write_text("{")
     with pytest.raises(UserError, match="pictures-00001.json is damaged .*delete it and pictures-00001.tar"):
@@ -265,7 +269,9 @@ def test_a_rank_that_plans_late_meets_the_others(filters, tmp_path, reference, m
 
     def work(rank):
         late.rank = rank
-        return run(job(tmp_path, 40, distance=DISTANCE), Threads(rank, 2, barrier=barrier), quiet())
+        return generate_shards(
+            dataset_spec(tmp_path, 40, distance=DISTANCE), Threads(rank, 2, barrier=barrier), quiet()
+        )
 
     with ThreadPoolExecutor(2) as pool:
         reports = list(pool.map(work, range(2)))
@@ -275,7 +281,7 @@ def test_a_rank_that_plans_late_meets_the_others(filters, tmp_path, reference, m
 
 
 def test_plan_waits_for_all_shards(filters, tmp_path):
-    one = job(tmp_path, 40)
+    one = dataset_spec(tmp_path, 40)
     assert plan(one).unfinished == [0, 1, 2, 3, 4]
 
 

@@ -79,24 +79,24 @@ def test_the_tar(made):
             assert a.tobytes() == b.tobytes()
 
 
-def test_sidecar_and_records_tell_of_the_tar(made):
+def test_manifest_and_records_tell_of_the_tar(made):
     """The stored set and a new one, read by what their format means."""
     for folder in (GOLDEN, made):
         data = (folder / "pictures-00000.tar").read_bytes()
-        sidecar = json.loads((folder / "pictures-00000.json").read_text())
+        manifest = json.loads((folder / "pictures-00000.json").read_text())
         index = json.loads((folder / "index.json").read_text())
-        assert (len(data), hashlib.sha256(data).hexdigest()) == (sidecar["bytes"], sidecar["sha256"])
-        assert index["shards"][0]["sha256"] == sidecar["sha256"] and index["pictures"] == sidecar["count"]
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (manifest["bytes"], manifest["sha256"])
+        assert index["shards"][0]["sha256"] == manifest["sha256"] and index["pictures"] == manifest["count"]
         names = [m.name for m, _ in members(folder / "pictures-00000.tar")]
-        assert names == [f"{r['id']}.{e}" for r in sidecar["records"] for e in ("json", "png")]
+        assert names == [f"{r['id']}.{e}" for r in manifest["records"] for e in ("json", "png")]
         ids = [json.loads(line)["id"] for line in (folder / "prompts.jsonl").read_text().splitlines()]
         texts = (b"a red fox", b"a blue chair", b"a wooden boat")
         assert ids == [hashlib.sha256(t).hexdigest()[:16] for t in texts]
-        assert set(ids) == {r["id"] for r in sidecar["records"]} | set(sidecar["missing"])
+        assert set(ids) == {r["id"] for r in manifest["records"]} | set(manifest["missing"])
         for member, content in members(folder / "pictures-00000.tar"):
             if member.name.endswith(".json"):
                 record = json.loads(content)
                 seed = hashlib.sha256(f"7:{record['id']}:{record['attempt']}".encode()).digest()[:6]
                 assert record["seed"] == int.from_bytes(seed, "big")
-                [known] = [r for r in sidecar["records"] if r["id"] == record["id"]]
+                [known] = [r for r in manifest["records"] if r["id"] == record["id"]]
                 assert all(record[k] == known[k] for k in ("seed", "attempt", "hash", "scores"))

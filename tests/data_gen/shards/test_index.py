@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from stand_ins.made_up_dataset import Log, job
+from stand_ins.made_up_dataset import Log, dataset_spec
 
-from data_gen.progress import Progress
-from data_gen.shards.generate import run
+from data_gen.shards.generate import generate_shards
 from data_gen.shards.index import card
 from data_gen.shards.process_group import ProcessGroup
+from dd3g.progress import Progress
 
 
 def index(licences, options):
@@ -55,7 +55,7 @@ def test_what_is_only_true_of_drawn_pictures():
 
 def test_the_licence_is_known_though_no_picture_passed(tmp_path):
     log = Log(picture=lambda text, seed: "unreadable")
-    report = run(job(tmp_path, 20, log), ProcessGroup(), Progress(show=False))
+    report = generate_shards(dataset_spec(tmp_path, 20, log), ProcessGroup(), Progress(show=False))
     assert report["pictures"] == 0 and report["made"]["licence"] == {"CC0-1.0": 0}
     text = (tmp_path / "README.md").read_text()
     assert front(text)["license"] == "CC0-1.0" and "| 0 |\n\n" not in text

@@ -7,18 +7,18 @@ import signal
 
 import pytest
 from PIL import Image
-from stand_ins.made_up_dataset import Log, contents, job, made_set, prompts
+from stand_ins.made_up_dataset import Log, contents, dataset_spec, made_set, prompts
 
-from data_gen.progress import Progress
 from data_gen.prompts.lists import Prompt, prompt_id
 from data_gen.reports.verify import verify
 from data_gen.shards import merge as merging
-from data_gen.shards.generate import run
+from data_gen.shards.generate import generate_shards
 from data_gen.shards.merge import merge
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
+from dd3g.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("filters")
 
@@ -61,9 +61,9 @@ def test_near_duplicates_of_other_sets_are_left_out(tmp_path):
     texts = [json.loads(s["json"])["prompt"] for s in shards]
     twins = {t: Image.open(io.BytesIO(s["png"])) for t, s in zip(texts, shards, strict=True)}
     log = Log(picture=copied)
-    one = job(tmp_path / "b", 3, log, distance=4)
+    one = dataset_spec(tmp_path / "b", 3, log, distance=4)
     again = [Prompt(prompt_id(f"again {t}"), f"again {t}") for t in texts]
-    run(type(one)(**{**vars(one), "prompts": again}), ProcessGroup(), Progress(show=False))
+    generate_shards(type(one)(**{**vars(one), "prompts": again}), ProcessGroup(), Progress(show=False))
     report = merge([first, Storage(tmp_path / "b")], Storage(tmp_path / "out"), 4)
     assert set(report["duplicates"]) == {p.id for p in again} and report["collisions"] == []
     assert report["missing"]["duplicate"] == len(again) and verify(Storage(tmp_path / "out"))["ok"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from PIL import Image
-from stand_ins.made_up_dataset import SIDE, Log, contents, job, matted, picture, prompts
+from stand_ins.made_up_dataset import SIDE, Log, contents, dataset_spec, matted, picture, prompts
 
 from data_gen.shards.dataset import PictureBackend, seed_of
 from data_gen.shards.manifest import ShardManifest
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.usefixtures("filters")
 
 
 def make(one, log, shard=0):
-    with log.open() as workshop:
-        return ShardWorker(one, shard, lambda: workshop).make()
+    with log.open() as backend:
+        return ShardWorker(one, shard, lambda: backend).make()
 
 
 def test_seeds_depend_on_run_prompt_and_attempt_only():
@@ -32,8 +32,8 @@ def test_seeds_depend_on_run_prompt_and_attempt_only():
 def test_a_shard_against_the_plain_way(tmp_path):
     """Prompt by prompt, attempt by attempt: the accepted pictures, the rejections and the missing."""
     log = Log()
-    one = job(tmp_path, 8, log)
-    sidecar = make(one, log)
+    one = dataset_spec(tmp_path, 8, log)
+    manifest = make(one, log)
     expected, rejected, missing = {}, set(), {}
     for prompt in one.prompts:
         for attempt in range(3):
@@ -48,8 +48,8 @@ def test_a_shard_against_the_plain_way(tmp_path):
             missing[prompt.id] = reason
     missing = {i: r for i, r in missing.items() if i not in expected}
     assert expected and rejected and missing  # or this test shows nothing
-    assert {(r["id"], r["attempt"], r["reason"]) for r in sidecar.rejections} == rejected
-    assert sidecar.missing == missing and sidecar.count == len(expected)
+    assert {(r["id"], r["attempt"], r["reason"]) for r in manifest.rejections} == rejected
+    assert manifest.missing == missing and manifest.count == len(expected)
     shards = Shards(tmp_path / "pictures-00000.tar")
     assert [shards.key(i) for i in range(len(shards))] == [p.id for p in one.prompts if p.id in expected]
     for sample in shards:
@@ -61,15 +61,15 @@ def test_a_shard_against_the_plain_way(tmp_path):
         assert Image.open(tmp_path / "x.png").tobytes() == image.tobytes()
 
 
-def test_records_and_sidecar(tmp_path):
+def test_records_and_manifest(tmp_path):
     log = Log()
-    sidecar = make(job(tmp_path, 8, log), log)
+    manifest = make(dataset_spec(tmp_path, 8, log), log)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "parts",
         "pictures-00000.json",
         "pictures-00000.tar",
     ]
-    assert ShardManifest.read(job(tmp_path).storage, 0) == sidecar
+    assert ShardManifest.read(dataset_spec(tmp_path).storage, 0) == manifest
     record = json.loads(Shards(tmp_path)[0]["json"])
     assert set(record) == {
         "id", "prompt", "group", "noun", "style", "seed", "attempt", "model", "licence", "matte", "size",
@@ -77,20 +77,20 @@ def test_records_and_sidecar(tmp_path):
     }  # fmt: skip
     assert (record["model"], record["licence"], record["size"]) == ("made up", "CC0-1.0", SIDE)
     assert len(record["hash"]) == 16 and record["prompt"].startswith("a thing of number")
-    assert sidecar.made["licence"] == {"CC0-1.0": sidecar.count}
-    assert sidecar.bytes == (tmp_path / "pictures-00000.tar").stat().st_size
-    assert set(sidecar.seconds) == {"draw", "finish", "wall"}
-    assert set(sidecar.records[0]) == {"id", "seed", "attempt", "hash", "scores", "group", "style", "round"}
+    assert manifest.made["licence"] == {"CC0-1.0": manifest.count}
+    assert manifest.bytes == (tmp_path / "pictures-00000.tar").stat().st_size
+    assert set(manifest.seconds) == {"draw", "finish", "wall"}
+    assert set(manifest.records[0]) == {"id", "seed", "attempt", "hash", "scores", "group", "style", "round"}
 
 
 def test_tries_come_in_waves(tmp_path):
     log = Log()
-    sidecar = make(job(tmp_path, 8, log), log)
+    manifest = make(dataset_spec(tmp_path, 8, log), log)
     attempts = [[a for _, a in batch] for batch in log.batches]
     assert attempts[:3] == [[0, 0, 0], [0, 0, 0], [0, 0]]
     flat = [a for batch in attempts for a in batch]
     assert flat == sorted(flat) and max(flat) == 2
-    assert len(flat) == sidecar.count + len(sidecar.rejections)
+    assert len(flat) == manifest.count + len(manifest.rejections)
     order = [p.id for p in prompts(8)]
     second = [i for b in log.batches for i, a in b if a == 1]
     assert second == sorted(second, key=order.index)
@@ -116,24 +116,26 @@ def test_the_matte_of_a_batch_runs_while_the_next_is_drawn(tmp_path):
 
     about = {"model": "m", "licence": "l", "matte": "n", "size": SIDE}
     log = Log()
-    ShardWorker(job(tmp_path / "a", 8, log), 0, lambda: PictureBackend(draw, matte, about)).make()
-    again = ShardWorker(job(tmp_path / "b", 8, log), 0, lambda: PictureBackend(draw, matted, about)).make()
+    ShardWorker(dataset_spec(tmp_path / "a", 8, log), 0, lambda: PictureBackend(draw, matte, about)).make()
+    again = ShardWorker(
+        dataset_spec(tmp_path / "b", 8, log), 0, lambda: PictureBackend(draw, matted, about)
+    ).make()
     first = (tmp_path / "a/pictures-00000.tar").read_bytes()
     assert first == (tmp_path / "b/pictures-00000.tar").read_bytes() and again.count
 
 
 def test_a_picture_that_cannot_be_had_gives_its_reason(tmp_path):
     log = Log(picture=lambda text, seed: "unreadable" if text.endswith("3") else picture(text, seed))
-    sidecar = make(job(tmp_path, 8, log), log)
-    assert sidecar.missing[prompts(8)[3].id] == "unreadable"
-    assert sidecar.rejected["unreadable"] == 3
+    manifest = make(dataset_spec(tmp_path, 8, log), log)
+    assert manifest.missing[prompts(8)[3].id] == "unreadable"
+    assert manifest.rejected["unreadable"] == 3
 
 
 def test_a_shard_without_any_picture(tmp_path):
     log = Log(picture=lambda text, seed: "unreadable")
-    sidecar = make(job(tmp_path, 8, log), log)
-    assert sidecar.count == 0 and len(sidecar.missing) == 8 and len(Shards(tmp_path)) == 0
-    assert sidecar.made["licence"] == {"CC0-1.0": 0} and sidecar.made["model"] == {"made up": 0}
+    manifest = make(dataset_spec(tmp_path, 8, log), log)
+    assert manifest.count == 0 and len(manifest.missing) == 8 and len(Shards(tmp_path)) == 0
+    assert manifest.made["licence"] == {"CC0-1.0": 0} and manifest.made["model"] == {"made up": 0}
 
 
 def in_child(work):
@@ -155,7 +157,7 @@ def in_child(work):
 def test_killed_at_every_commit_it_goes_on_to_the_same_bytes(tmp_path, after):
     """Each run is killed just before or after its third file appears; nothing committed is drawn again."""
     log = Log()
-    make(job(tmp_path / "whole", 12, log, shard_size=12), log)
+    make(dataset_spec(tmp_path / "whole", 12, log, shard_size=12), log)
     rename, runs, drawn = os.replace, 0, []
 
     def work():
@@ -172,11 +174,11 @@ def test_killed_at_every_commit_it_goes_on_to_the_same_bytes(tmp_path, after):
         os.replace = deadly
         mine = Log(tmp_path / "log")
         size = 1 + runs % 5  # less memory, or more, than the run before
-        one = job(tmp_path / "killed", 12, mine, shard_size=12, batch_size=size)
-        line = ShardWorker(one, 0, lambda: None)
-        with mine.open() as workshop:
-            line.workshop = lambda: workshop
-            line.make()
+        one = dataset_spec(tmp_path / "killed", 12, mine, shard_size=12, batch_size=size)
+        worker = ShardWorker(one, 0, lambda: None)
+        with mine.open() as backend:
+            worker.backend = lambda: backend
+            worker.make()
 
     while True:
         committed = set()
@@ -197,11 +199,11 @@ def test_killed_at_every_commit_it_goes_on_to_the_same_bytes(tmp_path, after):
 
 
 def replaced(folder, log, losers):
-    one = job(folder, 12, log, shard_size=12)
+    one = dataset_spec(folder, 12, log, shard_size=12)
     before = make(one, log)
     ids = [r["id"] for r in before.records]
-    with log.open() as workshop:
-        return before, ids, ShardWorker(one, 0, lambda: workshop).replace({ids[i] for i in losers}, 1)
+    with log.open() as backend:
+        return before, ids, ShardWorker(one, 0, lambda: backend).replace({ids[i] for i in losers}, 1)
 
 
 def test_losers_are_tried_again_and_the_others_kept(tmp_path):
@@ -227,8 +229,8 @@ def test_losers_are_tried_again_and_the_others_kept(tmp_path):
 def test_killed_while_losers_are_replaced(tmp_path, call, after):
     log = Log()
     _, ids, _ = replaced(tmp_path / "whole", log, (0, 1, 2, 3))
-    with log.open() as workshop:
-        ShardWorker(job(tmp_path / "killed", 12, log, shard_size=12), 0, lambda: workshop).make()
+    with log.open() as backend:
+        ShardWorker(dataset_spec(tmp_path / "killed", 12, log, shard_size=12), 0, lambda: backend).make()
     rename = os.replace
 
     def work(deadly=True):
@@ -244,12 +246,12 @@ def test_killed_while_losers_are_replaced(tmp_path, call, after):
 
         os.replace = counting
         mine = Log()
-        with mine.open() as workshop:
-            one = job(tmp_path / "killed", 12, mine, shard_size=12)
-            line = ShardWorker(one, 0, lambda: workshop)
+        with mine.open() as backend:
+            one = dataset_spec(tmp_path / "killed", 12, mine, shard_size=12)
+            worker = ShardWorker(one, 0, lambda: backend)
             if ShardManifest.read(one.storage, 0).round < 1:
-                line.replace({ids[i] for i in (0, 1, 2, 3)}, 1)
-            line.clean(1)
+                worker.replace({ids[i] for i in (0, 1, 2, 3)}, 1)
+            worker.clean(1)
 
     assert in_child(work) == signal.SIGKILL
     assert in_child(lambda: work(deadly=False)) == 0
@@ -258,7 +260,7 @@ def test_killed_while_losers_are_replaced(tmp_path, call, after):
 
 def test_parts_of_others_are_refused(tmp_path):
     log = Log()
-    one = job(tmp_path, 8, log)
+    one = dataset_spec(tmp_path, 8, log)
     part = "parts/pictures-00000/00-00000.tar"
     journal = {"options": one.fingerprint, "verdicts": [], "about": {}, "seconds": {}}
     one.storage.write_shard(part, [{"__key__": "_journal", "json": json.dumps(journal)}])
@@ -276,7 +278,7 @@ def test_parts_of_others_are_refused(tmp_path):
 
 def test_a_part_that_cannot_be_written_ends_the_line(tmp_path, monkeypatch):
     log = Log()
-    one = job(tmp_path, 8, log)
+    one = dataset_spec(tmp_path, 8, log)
 
     def full(name, samples):
         raise UserError("the disk is full")
@@ -289,9 +291,9 @@ def test_a_part_that_cannot_be_written_ends_the_line(tmp_path, monkeypatch):
 
 def test_a_model_that_loses_a_picture_is_not_believed(tmp_path):
     about = {"model": "m", "licence": "l", "matte": "n", "size": SIDE}
-    workshop = PictureBackend(lambda batch: [], matted, about)
+    backend = PictureBackend(lambda batch: [], matted, about)
     with pytest.raises(RuntimeError, match="asked for 3 pictures, got 0"):
-        ShardWorker(job(tmp_path, 8), 0, lambda: workshop).make()
+        ShardWorker(dataset_spec(tmp_path, 8), 0, lambda: backend).make()
 
 
 def test_learned_scores_judge_what_passes_so_far(tmp_path, monkeypatch):
@@ -311,11 +313,11 @@ def test_learned_scores_judge_what_passes_so_far(tmp_path, monkeypatch):
         return [{"clip": 0.1 if t.endswith("0") else 0.9} for t in texts]
 
     log = Log()
-    with log.open() as workshop:
-        sidecar = ShardWorker(
-            job(tmp_path, 20, log, shard_size=20), 0, lambda: replace(workshop, scores=scores)
+    with log.open() as backend:
+        manifest = ShardWorker(
+            dataset_spec(tmp_path, 20, log, shard_size=20), 0, lambda: replace(backend, scores=scores)
         ).make()
-    assert all(r["scores"]["clip"] == 0.9 for r in sidecar.records)
-    assert len(asked) == sidecar.count + sidecar.rejected["clip"] and sidecar.rejected["clip"] > 0
-    first = [r for r in sidecar.rejections if r["reason"] == "too blue"]
+    assert all(r["scores"]["clip"] == 0.9 for r in manifest.records)
+    assert len(asked) == manifest.count + manifest.rejected["clip"] and manifest.rejected["clip"] > 0
+    first = [r for r in manifest.rejections if r["reason"] == "too blue"]
     assert first and not any("clip" in r["scores"] for r in first)

@@ -15,7 +15,7 @@ from data_gen.filters import mattes
 from data_gen.filters.rules import FilterConfig, judge, measure
 from data_gen.picture_models.shapes import Shapes
 from data_gen.reports.verify import verify
-from data_gen.shards.options import fingerprint
+from data_gen.shards.options import options_fingerprint
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
 from data_gen.sources.pictures import named_id, open_source
@@ -387,4 +387,4 @@ def test_useless_sources(tmp_path, capsys):
     shapes(1)[0].save(odd / "null.png")
     assert main(["collect", str(odd / "null.png"), "-o", str(odd / "out=1")]) == 0
     assert list(records(odd / "out=1")) == ["null.png"]
-    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    assert options_fingerprint({"a": 1}) != options_fingerprint({"a": 2})
