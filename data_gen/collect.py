@@ -21,7 +21,8 @@ from data_gen.shards.manifest import read_manifests
 from data_gen.shards.options import flat_options
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
-from data_gen.sources.pictures import Item, Source, open_source
+from data_gen.sources.items import Item, Source
+from data_gen.sources.pictures import open_source
 from dd3g.errors import UserError
 from dd3g.progress import Progress
 

@@ -5,7 +5,6 @@ accelerate launch -m data_gen.train_tiny --config configs/data_gen/tiny_train.ya
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
@@ -28,6 +27,7 @@ from dd3g.diffusion import Schedule
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import Shards
+from dd3g.picture_sources import SHEET, split_sheet
 from dd3g.training import fit
 
 SHOWN = (
@@ -174,14 +174,11 @@ class CaptionedViews:
 
 def _views(shards: Shards, index: int, count: int) -> tuple[NDArray[np.uint8], dict]:
     """The first views of one rendered object, (V, S, S, 4), and its meta."""
-    from PIL import Image
-
-    item = shards.read(index, "rgba.png", "json")
+    item = shards.read(index, SHEET, "json")
     try:
         meta = json.loads(item["json"])
-        sheet = np.asarray(Image.open(io.BytesIO(item["rgba.png"]), formats=("PNG",)).convert("RGBA"))
-        views = np.split(sheet, len(meta["elevation"]), axis=1)[:count]
-        return np.stack(views), {"id": meta["id"], "style": meta["style"], "elevation": meta["elevation"]}
+        views = split_sheet(item[SHEET], len(meta["elevation"]))[:count]
+        return views, {"id": meta["id"], "style": meta["style"], "elevation": meta["elevation"]}
     except Exception as error:  # Pillow raises nearly every type there is on damaged pictures
         raise UserError(
             f"{shards.key(index)} in shard {shards.where(index)} is no rendered object or damaged ({error}): "

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from dd3g.cameras import ELEVATION, Cameras
 from dd3g.errors import UserError
+from dd3g.picture_sources import DEPTH, DEPTH_UNIT, SHEET
 
 FILL = 0.55  # radius of the object's bounding sphere; at radius 1.5 and fovy 49.1 it spans 86 % of the frame
-DEPTH_UNIT = 16384  # depth.png holds camera z times this
 MESHES = (".glb", ".obj", ".npz")
 
 
@@ -164,8 +164,8 @@ def render_item(item: Item, options: Options) -> dict[str, bytes | str]:
     z = np.round(depth * DEPTH_UNIT).clip(0, 65535).astype(np.uint16)
     return {
         "__key__": item.key,
-        "rgba.png": png_sheet(rgba),
-        "depth.png": png_sheet(z),
+        SHEET: png_sheet(rgba),
+        DEPTH: png_sheet(z),
         "json": json.dumps(meta),
     }
 

@@ -1,70 +1,36 @@
-"""Pictures that exist already: what they are called, what is known about them, and how to open them."""
+"""Find pictures that exist already: files, rows of tables, samples of shards, views of rendered objects."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import random
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
-from data_gen.prompts.lists import Prompt
+from data_gen.meshes.captions import id_words
+from data_gen.sources.items import NAMES, Item, Source, describe, named_id
+from dd3g.errors import UserError
+from dd3g.fingerprint import fingerprint
+from dd3g.io.shards import Shards
+from dd3g.io.tables import PictureTables
 from dd3g.picture import read_rgba
-from dd3g.picture_sources import Found, find_sources
+from dd3g.picture_sources import (
+    SHEET,
+    EncodedPictures,
+    Found,
+    ShardPictures,
+    find_sources,
+    hold_renders,
+    level_views,
+    open_pictures,
+    open_shards,
+)
 
 METADATA = "metadata.jsonl"
-# Names under which tables and records keep what we call by the first.
-NAMES = {
-    "text": ("text", "prompt", "caption"),
-    "group": ("group", "category", "label"),
-    "noun": ("noun",),
-    "style": ("style",),
-    "licence": ("licence", "license"),
-    "model": ("model",),
-    "file": ("file_name", "file", "image"),
-}
-
-
-@dataclass(frozen=True)
-class Item:
-    """One picture that can be opened.
-
-    Args:
-        prompt: its id, and what is known about what it shows.
-        name: where it is, for people.
-        place: where it is, for the source.
-        about: goes into its record: source, and licence and model where they are known.
-    """
-
-    prompt: Prompt
-    name: str
-    place: Any
-    about: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Source(Protocol):
-    """Pictures in a fixed order.
-
-    Args:
-        items: all of them.
-        fingerprint: changes with the names and sizes of the files.
-    """
-
-    items: Sequence[Item]
-    fingerprint: str
-
-    def open(self, item: Item) -> Image.Image:
-        """The picture, upright 8-bit RGBA.
-
-        Raises:
-            UserError: when it cannot be used; the others may still be fine.
-        """
-        ...
-
 
 Warn = Callable[[str], None]
 
@@ -80,91 +46,59 @@ def open_source(path: str | Path, views: int = 1, warn: Warn = lambda message: N
     Raises:
         UserError: when it is none of these.
     """
-    from data_gen.sources.packed import ParquetRows, open_shards
-
     found = find_sources(path)
-    if found.kind == "shards":
-        return open_shards(found, views)
-    if found.kind == "tables":
-        return ParquetRows(found)
-    return PictureFiles(found, warn)
+    shards = open_shards(found) if found.kind == "shards" else None
+    if shards is not None and hold_renders(shards):
+        return RenderedViews(found, shards, views)
+    return DescribedPictures(found, open_pictures(found, shards), warn)
 
 
-def fingerprint(found: Found) -> str:
+def _files_fingerprint(found: Found) -> str:
     """Number and hash of files, by their names below a folder and their sizes."""
-    sha = hashlib.sha256()
-    for name, size in found.listing():
-        sha.update(os.fsencode(f"{name} {size}\n"))
-    return f"{len(found.files)} files {sha.hexdigest()[:16]}"
+    lines = (f"{name} {size}\n" for name, size in found.listing())
+    return f"{len(found.files)} files {fingerprint(*lines)}"
 
 
-def named_id(name: str) -> str:
-    """An id, as prompts have, from a picture's name."""
-    return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+class DescribedPictures:
+    """Encoded pictures with what lies beside them says about them; see `Source`.
 
-
-def valid_id(text: object) -> bool:
-    """Whether it can be the key of a sample."""
-    return isinstance(text, str) and text.isascii() and text.replace("-", "").isalnum() and len(text) <= 128
-
-
-def described(
-    id: str, found: Mapping[str, Any], name: str, place: Any, group: str = "", **about: Any
-) -> Item:
-    """An item with what metadata says about it.
+    Files are described by a metadata.jsonl and by the first folder below their root, their group; rows by the
+    other columns of their table; samples by their json or txt.
 
     Args:
-        id: of the picture.
-        found: metadata under any of the names in `NAMES`; what is not text is left out.
-        name: for people.
-        place: for the source.
-        group: where the metadata names none.
-        about: more for the record.
-    """
-    said = {}
-    for key, names in NAMES.items():
-        texts = [found[n] for n in names if isinstance(found.get(n), str)]
-        said[key] = " ".join(_plain(texts[0]).split()) if texts else ""
-    prompt = Prompt(id, said["text"], said["group"] or _plain(group), said["noun"], style=said["style"])
-    known = {k: said[k] for k in ("licence", "model") if said[k]}
-    return Item(prompt, name, place, {"source": _plain(name)} | known | about)
-
-
-def _plain(text: str) -> str:
-    # File names may hold bytes that are no text.
-    return text.encode("utf-8", "replace").decode()
-
-
-class PictureFiles:
-    """Picture files, described by a metadata.jsonl and by the folders they lie in.
-
-    Args:
-        found: the pictures; the first folder below their root is a picture's group.
+        found: the files.
+        encoded: the pictures in them.
         warn: is told of lines of the metadata that cannot be used.
     """
 
-    def __init__(self, found: Found, warn: Warn) -> None:
-        self.fingerprint = fingerprint(found)
-        metadata = found.root / METADATA
-        about = dict(_metadata(metadata, warn)) if metadata.is_file() else {}
-        if about:
-            self.fingerprint += f" {hashlib.sha256(metadata.read_bytes()).hexdigest()[:16]}"
-        items = []
-        for file in found.files:
-            name = file.relative_to(found.root).as_posix()
-            group = name.partition("/")[0] if "/" in name else ""
-            items.append(described(named_id(name), about.pop(name, {}), name, file, group))
-        for name in about:
-            warn(f"{metadata} describes {name}, which is not there")
-        self.items: Sequence[Item] = items
+    def __init__(self, found: Found, encoded: EncodedPictures, warn: Warn) -> None:
+        self.fingerprint, self._encoded = _files_fingerprint(found), encoded
+        if isinstance(encoded, PictureTables):
+            rows = encoded.described([name for names in NAMES.values() for name in names])
+            self.items = [self._item(i, row) for i, row in enumerate(rows)]
+        elif isinstance(encoded, ShardPictures):
+            self.items = list(_samples(found, encoded.shards).values())
+        else:
+            file = found.root / METADATA
+            about = dict(_metadata(file, warn)) if file.is_file() else {}
+            if about:
+                self.fingerprint += f" {fingerprint(file.read_bytes())}"
+            self.items = [self._item(i, about.pop(encoded.name(i), {})) for i in range(len(encoded))]
+            for name in about:
+                warn(f"{file} describes {name}, which is not there")
+
+    def _item(self, index: int, metadata: Mapping[str, Any]) -> Item:
+        name = self._encoded.name(index)
+        group = name.partition("/")[0] if "/" in name and not isinstance(self._encoded, PictureTables) else ""
+        return describe(named_id(name), metadata, name, index, group)
 
     def open(self, item: Item) -> Image.Image:
         """See `Source`."""
-        return read_rgba(item.place, str(item.place))
+        return read_rgba(self._encoded.read(item.place), self._encoded.where(item.place))
 
 
 def _metadata(path: Path, warn: Warn) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file, what is said about it) of each usable line."""
+    """(file, what is known about it) of each usable line."""
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             found = json.loads(line)
@@ -174,3 +108,70 @@ def _metadata(path: Path, warn: Warn) -> Iterator[tuple[str, dict[str, Any]]]:
             warn(f"{path}, line {number}, is no JSON object")
         except IndexError:
             warn(f"{path}, line {number}, has no {NAMES['file'][0]}")
+
+
+def _samples(found: Found, shards: Shards) -> dict[str, Item]:
+    """Items by id: the sample's key, unless it is taken or cannot be the key of a sample of ours."""
+    items: dict[str, Item] = {}
+    for i in range(len(shards)):
+        key = shards.key(i)
+        name = f"{key} in {shards.where(i).relative_to(found.root).as_posix()}"
+        valid = key.isascii() and key.replace("-", "").isalnum() and len(key) <= 128
+        id = key if valid and key not in items else named_id(name)
+        items[id] = describe(id, _json(shards.read(i, "json", "txt")), name, i)
+    return items
+
+
+class RenderedViews:
+    """Some views of each rendered object, of those at the elevation of the generator's cameras; see `Source`.
+
+    Args:
+        found: the files that tools/render_objects.py wrote.
+        shards: what is in them.
+        views: how many of each object at most; which ones depends on the object only.
+    """
+
+    def __init__(self, found: Found, shards: Shards, views: int) -> None:
+        self._shards, self.items = shards, list[Item]()
+        self.fingerprint = f"{_files_fingerprint(found)}, {views} views"
+        for i in range(len(shards)):
+            key = shards.key(i)
+            meta = _json(shards.read(i, "json"))
+            try:
+                count, elevation, azimuth = len(meta["viewmats"]), meta["elevation"], meta["azimuth"]
+                words = {"text": " ".join(id_words(meta["id"]))}
+                level = level_views(meta["quads"], elevation) or list(range(count))
+                for view in sorted(random.Random(key).sample(level, min(views, len(level)))):
+                    about = {"view": view, "azimuth": azimuth[view], "elevation": elevation[view]}
+                    about["object"] = meta["id"]
+                    name = f"{key} view {view}"
+                    self.items.append(describe(named_id(name), words | meta, name, (i, view, count), **about))
+            except (KeyError, IndexError, TypeError) as error:
+                raise UserError(
+                    f"{key} in {shards.where(i)} is no rendered object ({error!r}): render it again with "
+                    "tools/render_objects.py"
+                ) from error
+
+    def open(self, item: Item) -> Image.Image:
+        """See `Source`."""
+        index, view, count = item.place
+        sheet = _sheet(self._shards, index)
+        width = sheet.width // count
+        return read_rgba(sheet.crop((view * width, 0, (view + 1) * width, sheet.height)), item.name)
+
+
+@lru_cache(maxsize=2)  # views of one object come one after the other
+def _sheet(shards: Shards, index: int) -> Image.Image:
+    return read_rgba(
+        shards.read(index, SHEET).get(SHEET, b""), f"{shards.key(index)} in {shards.where(index)}"
+    )
+
+
+def _json(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """What a sample tells about itself; nothing when that cannot be read."""
+    try:
+        metadata = json.loads(sample.get("json", b"{}"))
+    except ValueError:
+        metadata = {}
+    metadata = metadata if isinstance(metadata, dict) else {}
+    return {"text": sample["txt"].decode("utf-8", "replace")} | metadata if "txt" in sample else metadata
