@@ -1,4 +1,4 @@
-"""The picture factory: texts, existing pictures or meshes go in, shards of training data come out.
+"""Training pictures: texts, existing pictures or meshes go in, shards of training data come out.
 
     prompts -> picture model -> matte -> filters -> shards -> report        python -m data_gen synthesize
     pictures that exist      -> matte -> filters -> shards -> report        python -m data_gen collect

@@ -63,7 +63,7 @@ def collect(
     Args:
         config: the dataset.
         group: which process this is; None: the only one.
-        progress: is told how far it is; None: nobody is.
+        progress: shows how far it is; None: nothing is shown.
 
     Returns:
         The report of `data_gen.shards.generate.generate_shards`, with "unreadable": the names of the pictures
@@ -114,7 +114,7 @@ def _backend(
             return UNREADABLE
         # As for the generator's own input: eight times the frame is enough of any picture.
         image = image.reduce(max(1, max(image.size) // (8 * config.matte.size)))
-        if image.getchannel("A").getextrema()[0] < 255:
+        if image.getchannel("A").histogram()[255] < image.width * image.height:
             return image
         if not opaque:  # the first that needs the model, which a dataset with alpha can do without
             group.device(config.device)

@@ -78,7 +78,7 @@ def synthesize(
     Args:
         config: the dataset.
         group: which process this is; None: the only one.
-        progress: is told how far it is; None: nobody is.
+        progress: shows how far it is; None: nothing is shown.
 
     Returns:
         The report of `data_gen.shards.generate.generate_shards`.

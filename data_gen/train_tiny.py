@@ -65,11 +65,11 @@ class TinyTrainConfig:
 
     aliases: ClassVar[dict[str, str]] = {"resume": "resume_from_checkpoint"}
 
-    output_dir: str = "runs/tiny"  # folder for checkpoints, the model and a sheet of its pictures
+    output_dir: str = "runs/tiny"  # folder for checkpoints, the model and a contact sheet of its pictures
     renders: list[str] = field(default_factory=lambda: ["runs/renders/train"])  # of tools/render_objects.py
     manifest: str = ""  # csv with id, name, category: better words than the ids alone
     views: int = 4  # of each rendered object, kept in memory: 16 kB each at 64 pixels
-    seed: int = 0  # of the weights, the draws and their noise
+    seed: int = 0  # of the weights, the batches and their noise
     train_batch_size: int = 16  # pictures a step
     max_train_steps: int = 5_000  # optimiser steps
     max_minutes: float = 0.0  # of all sessions together; the learning rate falls with them; 0 is no limit
@@ -114,9 +114,9 @@ class CaptionedViews:
         manifest: csv of names and categories; "" takes the words of the ids.
         views: level views of each object to keep in memory.
         size: their side in pixels.
-        recolour: share of draws whose colour channels change places.
+        recolour: share of samples whose colour channels change places.
         word_dropout: share of words left out.
-        condition_dropout: share of draws without any words.
+        condition_dropout: share of samples without any words.
 
     Raises:
         UserError: no renders, damaged ones, or ones of another size.
@@ -228,7 +228,7 @@ class TinyLoss:
         return ((predicted.float() - x0).square().mean((-1, -2, -3)) / sigma2).mean()
 
 
-def draw_sheet(model: TinyDenoiser, path: Path, mixed: bool) -> None:
+def draw_contact_sheet(model: TinyDenoiser, path: Path, mixed: bool) -> None:
     """Draw the texts in `SHOWN` over white and grey, side by side, into one picture."""
     from PIL import Image
 
@@ -237,8 +237,8 @@ def draw_sheet(model: TinyDenoiser, path: Path, mixed: bool) -> None:
     sources = [torch.Generator().manual_seed(i) for i in range(len(SHOWN))]
     with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed):
         rgba = pipeline(list(SHOWN), num_inference_steps=10, generator=sources, output_type="np").images
-    rows = [over + rgba[..., 3:] * (rgba[..., :3] - over) for over in (1.0, 0.5)]
-    sheet = np.concatenate([np.concatenate(list(row), 1) for row in rows])
+    strips = [over + rgba[..., 3:] * (rgba[..., :3] - over) for over in (1.0, 0.5)]
+    sheet = np.concatenate([np.concatenate(list(strip), 1) for strip in strips])
     with replacing(path) as partial:
         Image.fromarray((sheet * 255).round().astype(np.uint8)).save(partial)
 
@@ -248,7 +248,7 @@ def save(model: TinyDenoiser, folder: Path, count: int) -> Path:
     half = TinyDenoiser.from_config(model.config)
     half.load_state_dict(model.state_dict())
     TinyRgbaPipeline(half.half(), scheduler()).save_pretrained(folder)
-    (folder / "README.md").write_text(CARD.format(size=model.config.size, count=count))
+    (folder / "README.md").write_text(CARD.format(size=model.config["size"], count=count))
     return folder
 
 
@@ -283,7 +283,7 @@ def run(config: TinyTrainConfig) -> Path:
     @torch.no_grad()
     def evaluate(average: TinyDenoiser) -> dict[str, float]:
         save(average, output / "model", count)
-        draw_sheet(average, output / "sheet.png", mixed)
+        draw_contact_sheet(average, output / "sheet.png", mixed)
         fixed = [loss(average, 0, torch.Generator().manual_seed(i)) for i in range(4)]
         return {"average_loss": float(torch.stack(fixed).mean())}
 

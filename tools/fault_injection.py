@@ -1,4 +1,4 @@
-"""A set of pictures made under kill -9, held against one that was made undisturbed."""
+"""Fault injection: a dataset made under kill -9 must be the one that is made undisturbed."""
 
 from __future__ import annotations
 
@@ -78,13 +78,13 @@ def look_at_batches(folder: Path, before: dict[Path, int]) -> dict[Path, int]:
 def difference(one: Path, other: Path) -> str:
     """The first file that two sets do not share byte for byte, "" when there is none.
 
-    How many seconds a shard took, which its sidecar tells, may differ.
+    How many seconds a shard took, which its manifest tells, may differ.
     """
     names = {p.relative_to(f).as_posix() for f in (one, other) for p in f.rglob("*") if p.is_file()}
-    return next((n for n in sorted(names) if _told(one / n) != _told(other / n)), "")
+    return next((n for n in sorted(names) if _content(one / n) != _content(other / n)), "")
 
 
-def _told(path: Path) -> Any:
+def _content(path: Path) -> Any:
     if not path.is_file():
         return None
     if path.suffix == ".json" and path.name.startswith("pictures-"):
@@ -98,8 +98,8 @@ def _ended(command: list[str], seconds: float | None) -> bool:
 
     words, quiet = [sys.executable, *command], subprocess.DEVNULL
     with (
-        tempfile.TemporaryFile("w+") as said,
-        subprocess.Popen(words, stdout=quiet, stderr=said, cwd=ROOT) as process,
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(words, stdout=quiet, stderr=errors, cwd=ROOT) as process,
     ):
         try:
             process.wait(seconds)
@@ -112,8 +112,8 @@ def _ended(command: list[str], seconds: float | None) -> bool:
             psutil.wait_procs(family[1:], timeout=60)
             process.wait()
         if process.returncode > 0:
-            said.seek(0)
+            errors.seek(0)
             raise UserError(
-                f"after a kill it ended with exit code {process.returncode}: {said.read()[-500:]}"
+                f"after a kill it ended with exit code {process.returncode}: {errors.read()[-500:]}"
             )
         return process.returncode == 0

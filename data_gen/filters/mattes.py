@@ -50,7 +50,7 @@ class Matted:
     alpha: np.ndarray  # (H, W)
 
 
-def cut_out(image: Image.Image, config: MatteConfig) -> Matted | None:
+def matte_and_frame(image: Image.Image, config: MatteConfig) -> Matted | None:
     """Find the object, frame it, and clean its edges.
 
     Args:
@@ -108,7 +108,7 @@ class MattePool:
         self._batches = ThreadPoolExecutor(1, "matte-batch")
 
     def warm(self) -> None:
-        """Load the matting model now, so that what it lacks is said before anything is drawn.
+        """Load the matting model now, so that a missing model is reported before anything is drawn.
 
         It goes to the GPU of the thread that calls this, which those of the pool would not know.
 
@@ -121,15 +121,15 @@ class MattePool:
         """Cut out a batch in the background; batches are finished in the order they came in.
 
         Args:
-            images: as `cut_out` takes them.
+            images: as `matte_and_frame` takes them.
 
         Returns:
-            Future of one result a picture; it raises what `cut_out` raises.
+            Future of one result a picture; it raises what `matte_and_frame` raises.
         """
         return self._batches.submit(self._batch, list(images))
 
     def _batch(self, images: list[Image.Image]) -> list[Matted | None]:
-        return list(self._pictures.map(lambda image: cut_out(image, self.config), images))
+        return list(self._pictures.map(lambda image: matte_and_frame(image, self.config), images))
 
     def close(self) -> None:
         """Drop what has not begun and wait for what has."""

@@ -49,7 +49,7 @@ RANGES = {
     "min_clip": (-1.0, 1.0),
     "min_aesthetic": (-math.inf, math.inf),
 }
-# What the line itself finds, beside the rules.
+# What the shard worker itself finds, beside the rules.
 UNREADABLE = "unreadable"
 NO_OBJECT = "no_object"
 DUPLICATE = "duplicate"

@@ -87,7 +87,7 @@ def picture_words(rgba: NDArray[np.uint8], elevation: float = 10.0) -> list[str]
     solid = rgba[..., 3] > 127
     if not solid.any():
         return []
-    rgb = rgba[..., :3][solid].astype(np.float32) / 255  # (N, 3)
+    rgb = rgba[..., :3][solid].astype(np.float32) / np.float32(255)  # (N, 3)
     shares = color_shares(rgb)
     # A second colour must be there to see, and a single one must not merely be the largest of many.
     words = [name for name, share in shares.most_common(2) if share > 0.22]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +121,7 @@ def _load_scene(path: Path) -> list[_Part]:
         vertices = np.asarray(geometry.vertices) @ transform[:3, :3].T + transform[:3, 3]
         faces = np.asarray(geometry.faces)
         uvs = np.zeros((len(faces), 3, 2))
-        visual = geometry.visual
+        visual: Any = geometry.visual
         texture, factor, painted = _material(visual, linear=path.suffix.lower() in (".glb", ".gltf"))
         colors = np.broadcast_to(factor, (len(faces), 3, 3)).copy()
         if painted is not None:

@@ -215,9 +215,9 @@ def make_scheduler(folder: Path, index: dict[str, Any], config: ModelConfig) -> 
             f"diffusers has no scheduler {name!r}; for this model: {', '.join(sorted(same)) or now}"
         )
     cls: Any = found
-    # A flow model's noise levels mean nothing to the other schedulers, but some can be told.
-    told = now.startswith("FlowMatch") and config.scheduler_options.get("use_flow_sigmas")
-    if name.startswith("FlowMatch") != now.startswith("FlowMatch") and not told:
+    # A flow model's noise levels mean nothing to the other schedulers, but some can be configured for them.
+    suited = now.startswith("FlowMatch") and config.scheduler_options.get("use_flow_sigmas")
+    if name.startswith("FlowMatch") != now.startswith("FlowMatch") and not suited:
         raise UserError(f"the scheduler {name} does not suit this model, which comes with {now}")
     unknown = sorted(set(config.scheduler_options) - set(inspect.signature(cls.__init__).parameters))
     if unknown:

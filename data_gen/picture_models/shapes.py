@@ -1,8 +1,8 @@
 """A stand-in for a picture model: coloured shapes with alpha, in about a millisecond each.
 
-It lets the whole line run at full size without a diffusion model: every picture is a function of its text and
-seed, most pass the filters, and a known share is faulty or nearly repeats another so that every part of the
-line has work to do.
+It lets the whole pipeline run at full size without a diffusion model: every picture is a function of its text
+and seed, most pass the filters, and a known share is faulty or nearly repeats another, so that every step has
+work to do.
 """
 
 from __future__ import annotations

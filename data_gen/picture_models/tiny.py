@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 import zlib
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, DDIMScheduler, DiffusionPipeline, ModelMixin
-from diffusers.configuration_utils import register_to_config
-from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
 from dd3g.diffusion import ClassifierFree, Schedule, sample
@@ -34,15 +35,15 @@ BEFORE = frozenset(("on", "against", "over", "with", "before"))
 def words_of(text: str) -> list[str]:
     """The words of a text that say something, each once, in order; at most `WORDS`.
 
-    What is said of the background is left out: a white one must not make the object white.
+    What describes the background is left out: a white one must not make the object white.
     """
-    said: list[str] = []
+    kept: list[str] = []
     for clause in re.split(r"[,.;:\n]", text.lower()):
         words = re.findall(r"[a-z]+", clause)
         end = next((i for i, w in enumerate(words) if w in BACKGROUNDS), -1)
         start = max((i for i in range(end) if words[i] in BEFORE), default=0)
-        said += words[:start] + words[end + 1 :]
-    return [w for w in dict.fromkeys(said) if len(w) > 1 and w not in EMPTY][:WORDS]
+        kept += words[:start] + words[end + 1 :]
+    return [w for w in dict.fromkeys(kept) if len(w) > 1 and w not in EMPTY][:WORDS]
 
 
 def encode_texts(texts: list[str], buckets: int, lexicon: dict[str, str] | None = None) -> Tensor:
@@ -60,7 +61,7 @@ def encode_texts(texts: list[str], buckets: int, lexicon: dict[str, str] | None 
     for row, text in zip(codes, texts, strict=True):
         for slot, word in zip(row, words_of(text), strict=False):
             group = (lexicon or {}).get(word)
-            parts = (_hash(word, buckets), _hash(f"group {group}", buckets) if group else 0)
+            parts: tuple[int, ...] = (_hash(word, buckets), _hash(f"group {group}", buckets) if group else 0)
             parts += _runs(word, buckets)
             slot[: len(parts)] = torch.tensor(parts)
     return codes
@@ -92,7 +93,7 @@ def decode(x: Tensor) -> Tensor:
     return torch.cat([((color + 1) / 2).clamp(0, 1), alpha], -3)
 
 
-class TinyDenoiser(ModelMixin, ConfigMixin):
+class TinyDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """x0-prediction on encoded pictures; implements `dd3g.diffusion.Denoiser`.
 
     Args:
@@ -107,7 +108,7 @@ class TinyDenoiser(ModelMixin, ConfigMixin):
         lexicon: word -> group, see `encode_texts`.
     """
 
-    prediction = "x0"
+    prediction: Literal["x0"] = "x0"
 
     @register_to_config
     def __init__(
@@ -128,7 +129,7 @@ class TinyDenoiser(ModelMixin, ConfigMixin):
                 f"size {size}, width {width} and mid {mid} must be multiples of 8, width also of heads "
                 f"{heads}, and buckets {buckets} at least 2"
             )
-        # Zeros: a word that `learn` was not told of says nothing.
+        # Zeros: a word that `learn` never saw means nothing.
         self.words = nn.Parameter(torch.zeros(buckets, word_width))
         self.text = nn.Sequential(nn.Linear(word_width, width), nn.SiLU(), nn.Linear(width, width))
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
@@ -140,9 +141,10 @@ class TinyDenoiser(ModelMixin, ConfigMixin):
         self.up = nn.Sequential(nn.Conv2d(width, 4 * mid, 1), nn.PixelShuffle(2))
         self.join = nn.Conv2d(2 * mid, mid, 3, padding=1)
         self.fine = ResidualBlock(mid, width, mid)
-        self.out = nn.Sequential(nn.SiLU(), nn.Conv2d(mid, 64, 3, padding=1))
-        nn.init.zeros_(self.out[-1].weight)
-        nn.init.zeros_(self.out[-1].bias)
+        last = nn.Conv2d(mid, 64, 3, padding=1)
+        self.out = nn.Sequential(nn.SiLU(), last)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """One network call.
@@ -159,7 +161,7 @@ class TinyDenoiser(ModelMixin, ConfigMixin):
         runs = (condition[..., 2:] > 0).sum(-1, keepdim=True).clamp(min=1)  # (B, WORDS, 1)
         words = parts[:, :, 0] + parts[:, :, 1] + parts[:, :, 2:].sum(2) / runs  # (B, WORDS, E)
         emb = self.text(words.sum(1))
-        emb = emb + self.time(timestep_embedding(t, self.config.width).to(emb.dtype))  # (B, W)
+        emb = emb + self.time(timestep_embedding(t, self.config["width"]).to(emb.dtype))  # (B, W)
 
         stem = self.stem(F.pixel_unshuffle(x_t.to(self.dtype), 4))  # (B, m, S/4, S/4)
         x = self.down(stem) + self.place + emb[..., None, None]  # (B, W, S/8, S/8)
@@ -172,7 +174,7 @@ class TinyDenoiser(ModelMixin, ConfigMixin):
 
     def condition(self, texts: list[str]) -> Tensor:
         """Texts -> (B, WORDS, PARTS) codes on the model's device."""
-        return encode_texts(texts, self.config.buckets, self.config.lexicon).to(self.device)
+        return encode_texts(texts, self.config["buckets"], self.config["lexicon"]).to(self.device)
 
     @torch.no_grad()
     def learn(self, texts: list[str]) -> None:
@@ -197,7 +199,9 @@ class TinyRgbaPipeline(DiffusionPipeline):
         scheduler: its noise levels; sampling is DDIM with eta 0.
     """
 
-    model_cpu_offload_seq = "denoiser"
+    denoiser: TinyDenoiser
+    scheduler: DDIMScheduler
+    model_cpu_offload_seq: Any = "denoiser"
     has_alpha = True
 
     def __init__(self, denoiser: TinyDenoiser, scheduler: DDIMScheduler) -> None:
@@ -243,7 +247,7 @@ class TinyRgbaPipeline(DiffusionPipeline):
             raise ValueError(f"output_type must be pil, np or pt, got {output_type!r}")
         if not isinstance(self.scheduler, DDIMScheduler):
             raise ValueError(f"this model is drawn by DDIM, not by {type(self.scheduler).__name__}")
-        device, size = self._execution_device, self.denoiser.config.size
+        device, size = self._execution_device, self.denoiser.config["size"]
         sources = generator if isinstance(generator, list) else [generator] * len(texts)
         noise = torch.stack(  # on the CPU, unless a generator lives elsewhere
             [

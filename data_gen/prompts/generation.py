@@ -16,16 +16,13 @@ from typing import Annotated
 import typer
 
 from data_gen.prompts.grammar import Choices, Grammar, Scene, own_grammar
-from data_gen.prompts.lists import Prompt, normalise, prompt_id, prompts_from, read_prompts, write_prompts
+from data_gen.prompts.lists import Prompt, prompt_id, prompts_from, write_prompts
 from dd3g.command import check_writable, run_command
 from dd3g.errors import UserError
 
-__all__ = ["Prompt", "capacity", "make_prompts", "normalise", "prompt_id", "prompts_from"]
-__all__ += ["read_prompts", "write_prompts"]
-
 COUNT = 120_000
 SHOWN = 100  # skipped lines that are named one by one
-SAID_STATE, SAID_COLOUR = 0.75, 0.5  # shares of prompts that name one, where the noun allows it
+NAME_STATE, NAME_COLOUR = 0.75, 0.5  # shares of prompts that name one, where the noun allows it
 # First words of our nouns and adjectives whose spelling misleads: "a unicorn", "an hourglass".
 _CONSONANT = ("uni", "uku", "use", "eu", "one-")
 _VOWEL = ("hour", "heir", "honest")
@@ -48,7 +45,7 @@ def make_prompts(count: int, seed: int = 0, grammar: Grammar | None = None) -> l
     most = capacity(grammar)
     if not 1 <= count <= most:
         raise UserError(f"cannot make {count} prompts: ask for 1 to {most}")
-    prompts = []
+    prompts: list[Prompt] = []
     speakers: dict[str, _Speaker] = {}
     for group, noun in _turns(grammar, seed):
         if len(prompts) == count:
@@ -91,12 +88,12 @@ class _Speaker:
         self.choices: Choices = grammar.choices(group, noun)
         self._scenes = len(grammar.scene)
         self._rng = random.Random(f"{seed} {noun}")
-        self._said: set[int] = set()
+        self._used: set[int] = set()
 
     def next(self) -> Prompt:
         c = self.choices
         material = self._some(len(c.materials), 1 - c.plain)
-        state, colour = self._some(len(c.states), SAID_STATE), self._some(len(c.colours), SAID_COLOUR)
+        state, colour = self._some(len(c.states), NAME_STATE), self._some(len(c.colours), NAME_COLOUR)
         # What does not suit the material is left unsaid.
         colour = colour if c.allow(0, colour, material) else 0
         state = state if c.allow(state, 0, material) else 0
@@ -104,9 +101,9 @@ class _Speaker:
         index = look * self._scenes + int(self._rng.random() * self._scenes)
         total = len(c.materials) * len(c.states) * len(c.colours) * self._scenes
         # The next free one, not another draw: this ends even when few are left.
-        while index in self._said or not c.allow(*self._parts(index)[:3]):
+        while index in self._used or not c.allow(*self._parts(index)[:3]):
             index = self._after(index, total)
-        self._said.add(index)
+        self._used.add(index)
         return self._prompt(*self._parts(index))
 
     def _some(self, count: int, share: float) -> int:
@@ -229,8 +226,8 @@ def prompts_command(
         print(json.dumps(report))
         return
     kinds = f" of {report['nouns']} nouns in {report['groups']} groups" if report["nouns"] else ""
-    told = f", {report['rewritten']} of them rewritten" if rewrite is not None else ""
-    print(f"wrote {len(prompts)} prompts{kinds}{told} to {output} in {report['seconds']:.1f} s")
+    rewritten = f", {report['rewritten']} of them rewritten" if rewrite is not None else ""
+    print(f"wrote {len(prompts)} prompts{kinds}{rewritten} to {output} in {report['seconds']:.1f} s")
 
 
 def main(argv: list[str] | None = None) -> int:

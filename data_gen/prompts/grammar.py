@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-WORDS = Path(__file__).parent / "words"  # a file of nouns a group, one a line, and what may be said of them
+WORDS = Path(__file__).parent / "words"  # a file of nouns a group, one a line, and what may be named of them
 WHOLE = "whole object in view"
 
 
@@ -28,7 +28,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Choices:
-    """What may be said of one noun; index 0 of each list says nothing.
+    """What may be named of one noun; index 0 of each list says nothing.
 
     Args:
         states: adjectives of size, age, form or mood.
@@ -85,16 +85,16 @@ class Grammar:
         }
 
     def choices(self, group: str, noun: str) -> Choices:
-        """Everything that may be said of a noun of a group."""
-        kind, said = self._kinds[group], words(noun)
+        """Everything that may be named of a noun of a group."""
+        kind, named = self._kinds[group], words(noun)
         special = self._exceptions.get(group, {})
         listed = [special[word] for word in noun.lower().split() if word in special]
         materials = listed[0] if listed else _list(kind["materials"])
-        if said & self._sets["substances"]:
+        if named & self._sets["substances"]:
             materials = ()
-        colours = self.colours if kind.get("coloured", True) and not said & self._sets["tints"] else ()
-        states = ("", *(s for s in _list(kind["states"]) if not words(s) & said))
-        materials = ("", *(m for m in materials if not words(m) & said))
+        colours = self.colours if kind.get("coloured", True) and not named & self._sets["tints"] else ()
+        states = ("", *(s for s in _list(kind["states"]) if not words(s) & named))
+        materials = ("", *(m for m in materials if not words(m) & named))
         fits = tuple(self._fits(states, material) for material in materials)
         return Choices(states, ("", *colours), materials, kind["plain"], kind.get("whole", WHOLE), fits)
 
@@ -102,10 +102,10 @@ class Grammar:
     def _fits(self, states: tuple[str, ...], material: str) -> tuple[tuple[bool, ...], bool]:
         if not material:
             return (True,) * len(states), True
-        said = words(material)
-        metal = bool(said & self._sets["metals"])
+        named = words(material)
+        metal = bool(named & self._sets["metals"])
         fitting = tuple(s not in self._alone and (s != "rusty" or metal) for s in states)
-        return fitting, bool(said & self._sets["tinted"])
+        return fitting, bool(named & self._sets["tinted"])
 
 
 @lru_cache(maxsize=1)

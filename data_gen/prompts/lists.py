@@ -81,7 +81,8 @@ def read_prompts(path: str | Path, advice: str = _ADVICE) -> list[Prompt]:
     Raises:
         UserError: when it is missing, empty, not such a file, or names an id twice.
     """
-    prompts, lines = [], {}
+    prompts: list[Prompt] = []
+    lines: dict[str, int] = {}
     for number, line in _lines(path):
         try:
             prompt = Prompt(**json.loads(line))
@@ -107,15 +108,16 @@ def prompts_from(
     Args:
         source: a text file with one prompt a line; a .jsonl file with one object a line, whose text, prompt
             or caption is used; or lines of text.
-        skipped: is told the number, from 1, of each skipped line, and why.
+        skipped: is called with the number, from 1, of each skipped line, and why.
 
     Raises:
         UserError: when the file cannot be read, or no line is left.
     """
     if isinstance(source, str | Path):
-        name, lines, objects = str(source), _lines(source), Path(source).suffix.lower() == ".jsonl"
+        name, objects = str(source), Path(source).suffix.lower() == ".jsonl"
+        lines: Iterable[tuple[int, str | bytes]] = _lines(source)
     else:
-        name, lines, objects = "the list", enumerate(source, 1), False
+        name, objects, lines = "the list", False, enumerate(source, 1)
     prompts: list[Prompt] = []
     first: dict[str, int] = {}
     for number, line in lines:
@@ -156,7 +158,7 @@ def _prompt(line: str | bytes, at_start: bool, is_object: bool) -> Prompt:
         if not texts:
             raise ValueError(f"has no {', '.join(TEXT_KEYS[:-1])} or {TEXT_KEYS[-1]}")
         line, about = texts[0], {k: found[k] for k in _ABOUT if isinstance(found.get(k), str)}
-    text = " ".join(line.split())
+    text = " ".join(str(line).split())
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"is {len(text)} characters long, more than {MAX_CHARACTERS}")
     if any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in text):

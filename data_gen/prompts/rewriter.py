@@ -1,4 +1,4 @@
-"""Prompts in a language model's words: a causal model of transformers in a local folder, no service."""
+"""Prompts reworded by a language model: a causal model of transformers in a local folder, no service."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Rewriter:
         self.tokenizer, self.model = _load(self.folder, self.device)
 
     def answers(self, texts: Sequence[str]) -> list[str]:
-        """What the model says to a batch of descriptions."""
+        """What the model answers to a batch of descriptions."""
         import torch
 
         asked = [self._question(text) for text in texts]
@@ -101,7 +101,7 @@ def rewrite_prompts(
         prompts: to be rewritten.
         rewriter: answers batch by batch.
         journal: file of the answers so far; the caller deletes it when the result is safe.
-        advance: is told of each batch how many prompts it had.
+        advance: is called with how many prompts it had.
 
     Returns:
         The prompts in order, each rewritten or, where the answer is of no use or repeats another prompt, as
@@ -145,22 +145,22 @@ def usable(answer: str, prompt: Prompt) -> str:
     """The phrase in a model's answer; empty when there is none that still names the object.
 
     Args:
-        answer: what the model said, perhaps with quotes, a label, or more lines after the first.
+        answer: what the model answered, perhaps with quotes, a label, or more lines after the first.
         prompt: what it was asked to rewrite.
     """
     line = next((part for part in answer.splitlines() if part.strip()), "")
     line = re.sub(r"^\W*(rewritten|description|answer|phrase)\s*:", "", line.strip(), flags=re.IGNORECASE)
     text = " ".join(line.split()).strip(" \"'*`.\u201c\u201d")
-    said = re.findall(r"[^\W\d_]+", text.lower())
+    words = re.findall(r"[^\W\d_]+", text.lower())
     letters = sum(c.isalpha() or c in " ,-'" for c in text)
-    if len(said) < 4 or len(text) > LONGEST or not text.isprintable() or letters < 0.9 * len(text):
+    if len(words) < 4 or len(text) > LONGEST or not text.isprintable() or letters < 0.9 * len(text):
         return ""
     wanted = set(re.findall(r"[^\W\d_]+", prompt.noun.lower())) - _SMALL
     if prompt.noun:
-        return text if wanted <= set(said) else ""
+        return text if wanted <= set(words) else ""
     # A user's own prompt does not tell its noun: most of its longer words must be there.
     wanted = {w for w in re.findall(r"[^\W\d_]+", _head(prompt).lower()) if len(w) > 3}
-    return text if 2 * len(wanted & set(said)) >= len(wanted) else ""
+    return text if 2 * len(wanted & set(words)) >= len(wanted) else ""
 
 
 def _head(prompt: Prompt) -> str:
@@ -220,9 +220,8 @@ def _load(folder: Path, device: Any) -> tuple[Any, Any]:
     try:
         local = {"local_files_only": True, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **local)
-        model, about = AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, dtype="auto", output_loading_info=True, **local
-        )
+        load: Any = AutoModelForCausalLM.from_pretrained
+        model, about = load(folder, use_safetensors=True, dtype="auto", output_loading_info=True, **local)
         if about["missing_keys"]:
             raise ValueError(f"its weights lack {sorted(about['missing_keys'])[0]}")
     except Exception as error:  # transformers raises what its parts raise

@@ -1,4 +1,4 @@
-"""Check a set: every picture decodes, counts and checksums agree, no id and no picture is there twice.
+"""Check a dataset: every picture decodes, counts and checksums agree, nothing is there twice.
 
 python -m data_gen verify SET
 """
@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,98 +35,92 @@ from dd3g.picture import SOLID
 from dd3g.progress import Progress
 
 SHOWN = 20  # problems that are printed
+_GO_ON = "run the command that makes the set again"
 
 
 def verify(
     storage: Storage, threads: int = 1, write: bool = False, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Look at everything in a set.
+    """Look at everything in a dataset.
 
     Args:
-        storage: of the set.
+        storage: of the dataset.
         threads: shards looked at at once.
         write: write index.json and the card anew when all else is well.
-        progress: is told how many pictures were looked at.
+        progress: counts the pictures looked at.
 
     Returns:
         {"output", "shards", "pictures", "missing", "problems" (sentences), "ok"}.
 
     Raises:
-        UserError: when this is not a set.
+        UserError: when this is not a dataset.
     """
-    progress = progress or Progress(show=False)
-    options = read_options(storage)
-    names = storage.names()
-    problems = list(_strays(storage, names, options))
-    finished, ids, hashes = [], [], []
-    missing: dict[str, str] = {}
+    progress, options = progress or Progress(show=False), read_options(storage)
+    problems = list(_strays(storage, options))
+    shards: list[int] = []  # whose manifest is as it should be
+    pictures: list[tuple[str, int]] = []  # id and hash
+    missing: set[str] = set()
     for number in finished_shards(storage):
         try:
             manifest = ShardManifest.read(storage, number)
         except UserError as error:
             problems.append(str(error))
             continue
-        finished.append(number)
-        ids += [r["id"] for r in manifest.records]
-        hashes += [int(r["hash"], 16) for r in manifest.records]
-        missing |= manifest.missing
+        shards.append(number)
+        pictures += [(r["id"], int(r["hash"], 16)) for r in manifest.records]
+        missing |= manifest.missing.keys()
         if "sets" not in options and manifest.options != options_fingerprint(options):
             problems.append(f"{manifest.tar} was made with other options than the set")
-    problems += _doubles(ids, hashes, options)
-    problems += _prompts(storage, ids, missing)
+    problems += _doubles(pictures, options.get("filters.duplicate_distance", -1))
+    problems += _prompts(storage, {id for id, _ in pictures}, missing)
     with progress, ThreadPoolExecutor(threads) as pool:
-        progress.phase("pictures", len(ids))
-        for count, found in pool.map(lambda number: _look_at(storage, number), finished):
+        progress.phase("pictures", len(pictures))
+        for count, found in pool.map(partial(_look_at, storage), shards):
             progress.advance(count)
             problems += found
     if write and not problems:
         write_index(storage)
-    elif not problems or INDEX in names:
+    elif not problems or storage.exists(INDEX):
         problems += _index(storage)
     return {
         "output": str(storage),
-        "shards": len(finished),
-        "pictures": len(ids),
+        "shards": len(shards),
+        "pictures": len(pictures),
         "missing": len(missing),
         "problems": problems,
         "ok": not problems,
     }
 
 
-def _strays(storage: Storage, names: list[str], options: dict[str, Any]) -> Iterator[str]:
+def _strays(storage: Storage, options: dict[str, Any]) -> Iterator[str]:
     """Shards that should be there and are not, and files of unfinished ones."""
-    present = set(names)
+    names = storage.names()
     expected = options.get("shards", 0)
-    if "shard_size" in options and PROMPTS in present:
+    if "shard_size" in options and PROMPTS in names:
         expected = -(-storage.read(PROMPTS).count(b"\n") // options["shard_size"])
-    for number in range(expected):
-        for suffix in (".tar", ".json"):
-            if shard_name(number) + suffix not in present:
-                yield f"{shard_name(number)}{suffix} is not there: {_GO_ON}"
-    known = {shard_name(n) for n in range(expected)}
+    stems = [shard_name(number) for number in range(expected)]
+    known = dict.fromkeys(f"{stem}{suffix}" for stem in stems for suffix in (".tar", ".json"))
+    present = set(names)
+    yield from (f"{name} is not there: {_GO_ON}" for name in known if name not in present)
     for name in names:
-        if name.startswith("pictures-") and name.rpartition(".")[0] not in known:
+        if name.startswith("pictures-") and f"{name.rpartition('.')[0]}.tar" not in known:
             yield f"{name} does not belong to the set: move it away"
     for name in storage.names(CHUNKS):
         if storage.names(f"{CHUNKS}/{name}"):  # some file systems keep empty folders
             yield f"{CHUNKS}/{name} is of a shard that is being made: {_GO_ON}"
 
 
-_GO_ON = "run the command that makes the set again"
-
-
-def _doubles(ids: list[str], hashes: list[int], options: dict[str, Any]) -> list[str]:
+def _doubles(pictures: list[tuple[str, int]], distance: int) -> list[str]:
+    ids = [id for id, _ in pictures]
     problems = [f"{i} is there {n} times" for i, n in Counter(ids).items() if n > 1]
-    distance = options.get("filters.duplicate_distance", -1)
     if distance >= 0:
-        twins = near_duplicates(np.array(hashes, np.uint64), distance)
-        problems += [
-            f"{ids[i]} nearly repeats {ids[twins[i]]}: {_GO_ON}" for i in np.flatnonzero(twins >= 0).tolist()
-        ]
+        hashes = np.array([value for _, value in pictures], np.uint64)
+        twins = zip(ids, near_duplicates(hashes, distance).tolist(), strict=True)
+        problems += [f"{i} nearly repeats {ids[twin]}: {_GO_ON}" for i, twin in twins if twin >= 0]
     return problems
 
 
-def _prompts(storage: Storage, ids: list[str], missing: dict[str, str]) -> list[str]:
+def _prompts(storage: Storage, found: set[str], missing: set[str]) -> list[str]:
     """Each prompt has a picture or is known to be missing, and there is nothing else."""
     if not storage.exists(PROMPTS):
         return [f"{PROMPTS} is not there: {_GO_ON}"]
@@ -133,11 +128,9 @@ def _prompts(storage: Storage, ids: list[str], missing: dict[str, str]) -> list[
         asked = {p.id for p in stored_prompts(storage)}
     except UserError as error:
         return [str(error)]
-    found = set(ids)
-    problems = [f"{i} is no prompt of the set" for i in sorted((found | set(missing)) - asked)]
-    problems += [f"{i} is both there and missing" for i in sorted(found & set(missing))]
-    lost = sorted(asked - found - set(missing))
-    if lost:
+    problems = [f"{i} is no prompt of the set" for i in sorted((found | missing) - asked)]
+    problems += [f"{i} is both there and missing" for i in sorted(found & missing)]
+    if lost := sorted(asked - found - missing):
         problems.append(f"{len(lost)} prompts have neither picture nor reason, first {lost[0]}: {_GO_ON}")
     return problems
 

@@ -58,13 +58,20 @@ def review(
         for i, more in zip(passing, learned, strict=True):
             scores[i] |= more
             reasons[i] = judge(scores[i], spec.filters)
-    verdicts, samples = [], []
+    verdicts: list[dict[str, Any]] = []
+    samples: list[Sample] = []
     for request, reason, cutout, score in zip(batch, reasons, cutouts, scores, strict=True):
         p, seed, attempt = request.prompt, request.seed, request.attempt
         judged = {"scores": score, "hash": f"{perceptual_hash(cutout.rgba):016x}" if cutout else ""}
         verdicts.append({"id": p.id, "attempt": attempt, "seed": seed, "reason": reason} | judged)
         if cutout and not reason:
-            record = {"id": p.id, "prompt": p.text, "group": p.group, "noun": p.noun, "style": p.style}
+            record: dict[str, Any] = {
+                "id": p.id,
+                "prompt": p.text,
+                "group": p.group,
+                "noun": p.noun,
+                "style": p.style,
+            }
             record |= {"seed": seed, "attempt": attempt} | dict(backend.about) | backend.more(request)
             record |= judged
             file = io.BytesIO()

@@ -47,7 +47,7 @@ def run(generate: Generate, schema: type, usage: str, argv: Sequence[str] | None
         mine, rest = own.parse_known_args(words)
         if mine.output:
             given["output"] = mine.output
-        config = parse(rest, schema, usage)
+        config: Any = parse(rest, schema, usage)
         for key, value in given.items():
             setattr(config, key, value)
         group = ProcessGroup.find(mine.rank, mine.world)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from data_gen.filters.duplicates import near_duplicates
 from data_gen.filters.rules import DUPLICATE
 from data_gen.shards.dataset import DatasetSpec
-from data_gen.shards.manifest import ShardManifest, finished_shards, shard_name
+from data_gen.shards.manifest import ShardManifest, finished_shards, read_manifests, shard_name
 from dd3g.errors import UserError
 
 # A picture that is or was in the dataset: the round in which it came in, its prompt's index, its hash, and
@@ -48,8 +48,12 @@ def plan(spec: DatasetSpec) -> Plan:
     """
     if unfinished := sorted(set(range(spec.shards)) - set(finished_shards(spec.storage))):
         return Plan(0, {}, unfinished)
-    manifests = [ShardManifest.read(spec.storage, shard) for shard in range(spec.shards)]
-    pictures = np.concatenate([_history(spec, manifest) for manifest in manifests])
+    rounds, histories = [], []
+    for manifest in read_manifests(spec.storage):
+        if manifest.shard < spec.shards:
+            rounds.append(manifest.round)
+            histories.append(_history(spec, manifest))
+    pictures = np.concatenate(histories)
     if spec.filters.duplicate_distance < 0:
         return Plan(1, {}, [])
     for round in range(1, spec.attempts + 1):
@@ -59,7 +63,7 @@ def plan(spec: DatasetSpec) -> Plan:
         losers: dict[int, set[str]] = {}
         for i in np.sort(alive["index"][twins >= 0]).tolist():
             losers.setdefault(i // spec.shard_size, set()).add(spec.prompts[i].id)
-        pending = {shard: ids for shard, ids in losers.items() if manifests[shard].round < round}
+        pending = {shard: ids for shard, ids in losers.items() if rounds[shard] < round}
         if pending or not losers:
             return Plan(round, pending, [])
     return Plan(spec.attempts + 1, {}, [])

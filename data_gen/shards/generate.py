@@ -33,7 +33,7 @@ def generate_shards(spec: DatasetSpec, group: ProcessGroup, progress: Progress) 
     Args:
         spec: the dataset.
         group: which process this is.
-        progress: is told how far it is.
+        progress: shows how far it is.
 
     Returns:
         {"output", "complete", "drawn" (pictures of shards that this rank finished in this run), "seconds",

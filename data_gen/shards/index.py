@@ -69,24 +69,28 @@ def summarize(storage: Storage) -> dict[str, Any]:
     Raises:
         UserError: when a manifest or the options are damaged.
     """
-    manifests = read_manifests(storage)
-    missing = {id: reason for manifest in manifests for id, reason in manifest.missing.items()}
-    pictures = sum(manifest.count for manifest in manifests)
+    missing: dict[str, str] = {}
+    rejected: Counter[str] = Counter()
     made: dict[str, Counter[str]] = {}
-    for manifest in manifests:
+    shards: list[dict[str, Any]] = []
+    tries = 0
+    for manifest in read_manifests(storage):
+        missing |= manifest.missing
+        rejected.update(manifest.rejected)
+        tries += manifest.tries
         for key, counts in manifest.made.items():
             made.setdefault(key, Counter()).update(counts)
+        shards.append({k: getattr(manifest, k) for k in ("tar", "count", "bytes", "sha256")})
+        shards[-1]["missing"] = len(manifest.missing)
+    pictures = sum(shard["count"] for shard in shards)
     return {
         "pictures": pictures,
         "asked": pictures + len(missing),
-        "tries": sum(manifest.tries for manifest in manifests),
+        "tries": tries,
         "missing": _sorted(Counter(missing.values())),
-        "rejected": _sorted(Counter(r["reason"] for manifest in manifests for r in manifest.rejections)),
+        "rejected": _sorted(rejected),
         "made": {key: _sorted(counts) for key, counts in made.items()},
-        "shards": [
-            {k: getattr(m, k) for k in ("tar", "count", "bytes", "sha256")} | {"missing": len(m.missing)}
-            for m in manifests
-        ],
+        "shards": shards,
         "missing_ids": missing,
         "options": read_options(storage),
     }

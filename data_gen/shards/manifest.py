@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -126,13 +126,13 @@ def _check_types(found: Any, types: dict[str, type] | type) -> None:
     for key, kind in (types if isinstance(types, dict) else dict.fromkeys(found, types)).items():
         value = found.get(key)
         good = isinstance(value, int | float if kind is float else kind)
-        if not good or key == "hash" and not re.fullmatch("[0-9a-f]{16}", value):
+        if not good or key == "hash" and not re.fullmatch("[0-9a-f]{16}", str(value)):
             raise ValueError(f"{key} is {str(value)[:40]!r}")
         if key == "scores":
             _check_types(value, float)
 
 
-def tally(records: list[dict[str, Any]], known: dict[str, Iterable[Any]]) -> dict[str, dict[str, int]]:
+def tally(records: list[dict[str, Any]], known: Mapping[str, Iterable[Any]]) -> dict[str, dict[str, int]]:
     """`ShardManifest.made` of some records.
 
     Args:
@@ -150,10 +150,11 @@ def finished_shards(storage: Storage) -> list[int]:
     return sorted(int(name[1]) for name in names if name)
 
 
-def read_manifests(storage: Storage) -> list[ShardManifest]:
-    """The manifests of all finished shards, in order.
+def read_manifests(storage: Storage) -> Iterator[ShardManifest]:
+    """The manifests of all finished shards, in order; one at a time, because together they are large.
 
     Raises:
         UserError: when one is damaged.
     """
-    return [ShardManifest.read(storage, number) for number in finished_shards(storage)]
+    for number in finished_shards(storage):
+        yield ShardManifest.read(storage, number)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from data_gen.prompts.lists import Prompt, to_jsonl
 from data_gen.shards.chunks import Sample
 from data_gen.shards.dataset import PROMPTS, stored_prompts
 from data_gen.shards.index import INDEX, missing_sentence, write_index
-from data_gen.shards.manifest import ShardManifest, finished_shards, read_manifests, tally
+from data_gen.shards.manifest import ShardManifest, finished_shards, tally
 from data_gen.shards.options import check_options, read_options
 from data_gen.shards.storage import Storage
 from dd3g.command import run_command
@@ -46,7 +46,7 @@ def merge(
         output: of the merged one.
         distance: differing bits of the perceptual hash up to which two pictures are near duplicates; below 0
             they are not looked for.
-        progress: is told how many pictures are copied.
+        progress: counts the pictures copied.
 
     Returns:
         What `write_index` returns, and "output", "collisions" (ids) and "duplicates" (ids).
@@ -58,8 +58,8 @@ def merge(
     if str(output) in map(str, sources):
         raise UserError(f"{output} is one of the sets to merge: give another --output")
     checksums = [_checksums(source) for source in sources]
-    shards = [(source, manifest) for source in sources for manifest in read_manifests(source)]
-    merged, collisions, duplicates = _choose([manifest for _, manifest in shards], distance)
+    shards = [(source, number) for source in sources for number in finished_shards(source)]
+    choice = _choose((ShardManifest.read(*shard) for shard in shards), distance)
     options = {"sets": checksums, "shards": len(shards), "filters.duplicate_distance": distance}
     check_options(output, options, write=True)
     prompts: dict[str, Prompt] = {}
@@ -68,13 +68,15 @@ def merge(
     output.write(PROMPTS, to_jsonl(prompts.values()))
     present = set(finished_shards(output))
     with progress:
-        progress.phase("pictures", sum(manifest.count for manifest in merged))
-        for (source, old), new in zip(shards, merged, strict=True):
-            if new.shard not in present:
+        progress.phase("pictures", len(choice.kept))
+        for number, (source, shard) in enumerate(shards):
+            old = ShardManifest.read(source, shard)
+            new = choice.taken(old, number)
+            if number not in present:
                 _copy(source, old, output, new)
             progress.advance(new.count)
     output.sweep("")
-    report = {"output": str(output), "collisions": collisions, "duplicates": duplicates}
+    report = {"output": str(output), "collisions": choice.collisions, "duplicates": choice.duplicates}
     return report | write_index(output)
 
 
@@ -91,32 +93,52 @@ def _checksums(source: Storage) -> str:
         ) from error
 
 
-def _choose(
-    manifests: list[ShardManifest], distance: int
-) -> tuple[list[ShardManifest], list[str], list[str]]:
-    """Manifests of the merged shards, ids with a picture in several sources, and ids of near duplicates."""
-    first: dict[str, tuple[int, int]] = {}  # id -> shard of the merged dataset that takes it, hash
-    missing: dict[str, tuple[int, str]] = {}  # id -> the shard that tells so, and the reason
+@dataclass(frozen=True)
+class _Choice:
+    """What the merged dataset takes.
+
+    Args:
+        kept: id of a picture -> shard of the merged dataset that takes it.
+        missing: id without a picture -> the shard that tells so, and the reason.
+        collisions: ids with a picture in more than one source.
+        duplicates: ids of pictures that nearly repeat one of an earlier source.
+    """
+
+    kept: dict[str, int]
+    missing: dict[str, tuple[int, str]]
+    collisions: list[str]
+    duplicates: list[str]
+
+    def taken(self, old: ShardManifest, number: int) -> ShardManifest:
+        """Manifest of a merged shard, from that of the source's; without what only its tar tells."""
+        records = [r for r in old.records if self.kept.get(r["id"]) == number]
+        ids = (*old.missing, *(r["id"] for r in old.records))
+        found = {id: self.missing[id] for id in ids if id in self.missing}
+        missing = {id: reason for id, (shard, reason) in found.items() if shard == number}
+        return replace(old, shard=number, count=len(records), records=records, missing=missing)
+
+
+def _choose(manifests: Iterable[ShardManifest], distance: int) -> _Choice:
+    kept: dict[str, int] = {}
+    hashes: list[int] = []  # of those
+    missing: dict[str, tuple[int, str]] = {}
     collisions: dict[str, None] = {}
     for number, manifest in enumerate(manifests):
         for record in manifest.records:
-            if first.setdefault(record["id"], (number, int(record["hash"], 16)))[0] != number:
+            if record["id"] in kept:
                 collisions[record["id"]] = None
+            else:
+                kept[record["id"]] = number
+                hashes.append(int(record["hash"], 16))
         for id, reason in manifest.missing.items():
             missing.setdefault(id, (number, reason))
+    missing = {id: at for id, at in missing.items() if id not in kept}
     duplicates: list[str] = []
     if distance >= 0:
-        twins = near_duplicates(np.array([h for _, h in first.values()], np.uint64), distance)
-        duplicates = [id for id, twin in zip(first, twins.tolist(), strict=True) if twin >= 0]
-    missing = {id: at for id, at in missing.items() if id not in first}
-    missing |= {id: (first.pop(id)[0], DUPLICATE) for id in duplicates}
-    merged = []
-    for number, old in enumerate(manifests):
-        records = [r for r in old.records if first.get(r["id"], (-1,))[0] == number]
-        ids = (*old.missing, *(r["id"] for r in old.records))
-        lost = {id: missing[id][1] for id in ids if id in missing and missing[id][0] == number}
-        merged.append(replace(old, shard=number, count=len(records), records=records, missing=lost))
-    return merged, list(collisions), duplicates
+        twins = near_duplicates(np.array(hashes, np.uint64), distance)
+        duplicates = [id for id, twin in zip(kept, twins.tolist(), strict=True) if twin >= 0]
+    missing |= {id: (kept.pop(id), DUPLICATE) for id in duplicates}
+    return _Choice(kept, missing, list(collisions), duplicates)
 
 
 def _copy(source: Storage, old: ShardManifest, output: Storage, new: ShardManifest) -> None:

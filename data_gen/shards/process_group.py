@@ -46,20 +46,19 @@ class ProcessGroup:
             UserError: for one number without the other, a rank outside the world, or an environment that a
                 launcher would not leave.
         """
-        if (rank is None) != (world is None):
-            raise UserError("--rank and --world belong together: give both, or use accelerate launch")
         if rank is not None and world is not None:
             # Such processes may share a machine; on machines of their own with one GPU it is the same.
             return cls(rank, world, rank, together=world == 1)
+        if rank is not None or world is not None:
+            raise UserError("--rank and --world belong together: give both, or use accelerate launch")
         group = cls(_number("RANK", 0), _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0))
-        if group.world > 1:
-            for name in ("MASTER_ADDR", "MASTER_PORT"):
-                if not os.environ.get(name):
-                    raise UserError(
-                        f"WORLD_SIZE is {group.world} but {name} is not set: use accelerate launch or "
-                        "torchrun, or give --rank and --world"
-                    )
-            _number("MASTER_PORT", 0)
+        for name in ("MASTER_ADDR", "MASTER_PORT") if group.world > 1 else ():
+            if not os.environ.get(name):
+                raise UserError(
+                    f"WORLD_SIZE is {group.world} but {name} is not set: use accelerate launch or torchrun, "
+                    "or give --rank and --world"
+                )
+        _number("MASTER_PORT", 0)
         return group
 
     def device(self, name: str) -> torch.device:

@@ -44,7 +44,7 @@ class ShardWorker:
         spec: the dataset.
         shard: number of the shard.
         backend: gives the open backend, opening it when it is first asked for.
-        advance: is told how many prompts more have a picture or no attempt left.
+        advance: is called with how many prompts more have a picture or no attempt left.
     """
 
     def __init__(

@@ -41,15 +41,13 @@ class Item:
 
 
 class Source(Protocol):
-    """Pictures in a fixed order.
+    """Pictures in a fixed order."""
 
-    Args:
-        items: all of them.
-        fingerprint: changes with the names and sizes of the files.
-    """
+    fingerprint: str  # changes with the names and sizes of the files
 
-    items: Sequence[Item]
-    fingerprint: str
+    @property
+    def items(self) -> Sequence[Item]:
+        """All of them."""
 
     def open(self, item: Item) -> Image.Image:
         """The picture, upright 8-bit RGBA.
@@ -57,7 +55,6 @@ class Source(Protocol):
         Raises:
             UserError: when it cannot be used; the others may still be fine.
         """
-        ...
 
 
 def named_id(name: str) -> str:

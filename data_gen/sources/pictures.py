@@ -41,7 +41,7 @@ def open_source(path: str | Path, views: int = 1, warn: Warn = lambda message: N
     Args:
         path: a folder or a file.
         views: pictures taken of each rendered object.
-        warn: is told of metadata that cannot be used.
+        warn: is called with metadata that cannot be used.
 
     Raises:
         UserError: when it is none of these.
@@ -68,7 +68,7 @@ class DescribedPictures:
     Args:
         found: the files.
         encoded: the pictures in them.
-        warn: is told of lines of the metadata that cannot be used.
+        warn: is called with lines of the metadata that cannot be used.
     """
 
     def __init__(self, found: Found, encoded: EncodedPictures, warn: Warn) -> None:
@@ -132,7 +132,8 @@ class RenderedViews:
     """
 
     def __init__(self, found: Found, shards: Shards, views: int) -> None:
-        self._shards, self.items = shards, list[Item]()
+        self._shards = shards
+        self.items: list[Item] = []
         self.fingerprint = f"{_files_fingerprint(found)}, {views} views"
         for i in range(len(shards)):
             key = shards.key(i)

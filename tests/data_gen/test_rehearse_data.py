@@ -17,6 +17,7 @@ def command(*words):
     return run_command(rehearse_data.main, [str(w) for w in words], "rehearse_data")
 
 
+@pytest.mark.slow
 def test_every_step_runs_and_is_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # from any folder, to a relative one
     output = Path("rehearsal")

@@ -202,6 +202,7 @@ def test_a_full_disk_ends_with_one_line_and_space_lets_it_go_on(shapes, tmp_path
     assert contents(folder) == contents(shapes)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_set(shapes, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -242,6 +243,7 @@ def committed(process, folder):
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_ctrl_c(shapes, tmp_path):
     folder = tmp_path / "set"
     process = start(["-m", "data_gen", "synthesize", *command(folder, "batch_size=1")])

@@ -117,6 +117,7 @@ def test_one_of_two_ranks_killed(whole, tmp_path):
     check(folder, whole)
 
 
+@pytest.mark.slow
 def test_one_of_two_ranks_of_a_launch_killed(whole, tmp_path):
     """The other and the launcher end too, and the same launch goes on."""
     folder = tmp_path / "set"

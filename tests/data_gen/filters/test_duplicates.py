@@ -175,6 +175,7 @@ def test_120k_hashes_take_seconds():
     assert np.array_equal(found[planted], planted - 90_000)
 
 
+@pytest.mark.slow
 def test_120k_hashes_around_one_take_seconds():
     hashes = crowded(np.random.default_rng(0), 120_000, 1, 4)
     start = time.perf_counter()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from data_gen.filters.mattes import MatteConfig, Matted, cut_out
+from data_gen.filters.mattes import MatteConfig, Matted, matte_and_frame
 from data_gen.filters.rules import REASONS, RULES, FilterConfig, judge, measure
 
 SIDE = 256
@@ -17,7 +17,7 @@ def picture(mask: Image.Image, colours: tuple = ((190, 90, 60), (60, 80, 150)), 
     for x in range(0, mask.width, 2 * stripe):
         brush.rectangle((x, 0, x + stripe - 1, mask.height), fill=colours[1])
     paint.putalpha(mask)
-    found = cut_out(paint, MatteConfig(size=SIDE))
+    found = matte_and_frame(paint, MatteConfig(size=SIDE))
     assert found is not None
     return found
 
@@ -141,7 +141,7 @@ def test_border_counts_a_cut_edge_by_its_length():
 
 @pytest.mark.parametrize("size", [64, 100, 128, 200, 256, 512])
 def test_any_size_gives_similar_scores(size):
-    found = cut_out(Image.fromarray(picture(form(DISC)).rgba), MatteConfig(size=size))
+    found = matte_and_frame(Image.fromarray(picture(form(DISC)).rgba), MatteConfig(size=size))
     scores, expected = measure(found), measure(picture(form(DISC)))
     for name in ("main", "aspect", "fill", "contrast", "colourfulness"):
         assert scores[name] == pytest.approx(expected[name], rel=0.2), name
@@ -150,7 +150,7 @@ def test_any_size_gives_similar_scores(size):
 def test_a_picture_of_nothing_is_rejected_without_an_error():
     nothing = Matted(np.zeros((64, 64, 4), np.uint8), np.zeros((80, 90), np.uint8))
     assert judge(measure(nothing), FilterConfig()) == "small"
-    tiny = cut_out(Image.fromarray(picture(form(DISC)).rgba), MatteConfig(size=16))
+    tiny = matte_and_frame(Image.fromarray(picture(form(DISC)).rgba), MatteConfig(size=16))
     assert all(np.isfinite(v) for v in measure(tiny).values())
     faint = Matted(np.full((64, 64, 4), 100, np.uint8), np.full((80, 90), 100, np.uint8))
     assert all(np.isfinite(v) for v in measure(faint).values())

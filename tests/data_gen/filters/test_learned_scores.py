@@ -111,6 +111,7 @@ def refused(words: str, **options: str) -> None:
         load_learned_scores(FilterConfig(**options))
 
 
+@pytest.mark.slow
 def test_missing_and_foreign_weights_are_refused(clip, tmp_path):
     refused("is no folder with a config.json", clip=str(tmp_path / "nowhere"))
     pickled = tmp_path / "pickled"

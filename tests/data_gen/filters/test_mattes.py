@@ -8,7 +8,7 @@ from PIL import Image
 
 from data_gen.filters import mattes
 from data_gen.filters.foreground import estimate_foreground
-from data_gen.filters.mattes import MatteConfig, MattePool, cut_out
+from data_gen.filters.mattes import MatteConfig, MattePool, matte_and_frame
 from data_gen.picture_models.shapes import Shapes
 from dd3g import matting, models
 from dd3g.errors import UserError
@@ -81,7 +81,7 @@ def test_a_background_beyond_the_border_does_not_count():
 
 def test_the_object_is_framed_and_its_edge_has_its_own_colour(matte):
     alpha = matte(soft_disc(200, 30, 8, centre=(70, 110)))
-    result = cut_out(picture(over(alpha)), MatteConfig(size=128))
+    result = matte_and_frame(picture(over(alpha)), MatteConfig(size=128))
     assert result.rgba.shape == (128, 128, 4) and result.rgba.dtype == np.uint8
     assert np.array_equal(result.alpha, np.rint(255 * alpha).astype(np.uint8))
     solid = result.rgba[..., 3] >= 26
@@ -93,14 +93,14 @@ def test_the_object_is_framed_and_its_edge_has_its_own_colour(matte):
     assert half.any()
     assert np.abs(result.rgba[half][:, :3] / 255 - RED).max() < 0.08
     assert not result.rgba[result.rgba[..., 3] == 0].any()
-    contaminated = cut_out(picture(over(alpha)), MatteConfig(size=128, decontaminate=False))
+    contaminated = matte_and_frame(picture(over(alpha)), MatteConfig(size=128, decontaminate=False))
     assert np.abs(contaminated.rgba[half][:, :3] / 255 - RED).max() > 0.3
     assert np.array_equal(contaminated.rgba[..., 3], result.rgba[..., 3])
 
 
 def test_an_object_at_the_border_keeps_its_colour(matte):
     alpha = matte(soft_disc(100, 40, 6, centre=(10, 50)))
-    result = cut_out(picture(over(alpha)), MatteConfig(size=64))
+    result = matte_and_frame(picture(over(alpha)), MatteConfig(size=64))
     shown = result.rgba[..., 3] > 60
     assert np.abs(result.rgba[shown][:, :3] / 255 - RED).max() < 0.1
 
@@ -108,24 +108,24 @@ def test_an_object_at_the_border_keeps_its_colour(matte):
 def test_alpha_that_is_there_is_the_matte(monkeypatch):
     monkeypatch.setattr(mattes, "predict_matte", lambda *_, **__: pytest.fail("a matte was asked for"))
     drawn = Shapes(64, faulty=0, repeated=0).draw(["a fox"], [1])[0]
-    result = cut_out(drawn, MatteConfig(size=48))
+    result = matte_and_frame(drawn, MatteConfig(size=48))
     assert np.array_equal(result.alpha, np.asarray(drawn)[..., 3])
     wanted = (load_image(drawn, size=48).rgba * 255).round().byte().permute(1, 2, 0).numpy()
     assert np.array_equal(result.rgba, wanted)
     solid = Image.new("RGBA", (32, 32), "red")
-    assert cut_out(solid, MatteConfig(size=48)).alpha.min() == 255
+    assert matte_and_frame(solid, MatteConfig(size=48)).alpha.min() == 255
 
 
 def test_nothing_found_gives_none(matte):
     matte(np.full((40, 40), 0.05))
-    assert cut_out(Image.new("RGB", (40, 40)), MatteConfig()) is None
-    assert cut_out(Image.new("RGBA", (40, 40)), MatteConfig()) is None
+    assert matte_and_frame(Image.new("RGB", (40, 40)), MatteConfig()) is None
+    assert matte_and_frame(Image.new("RGBA", (40, 40)), MatteConfig()) is None
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK"])
 def test_other_modes_are_taken_as_rgb(matte, mode):
     alpha = matte(soft_disc(64, 20, 1))
-    result = cut_out(picture(over(alpha)).convert(mode), MatteConfig(size=32))
+    result = matte_and_frame(picture(over(alpha)).convert(mode), MatteConfig(size=32))
     assert result.rgba[16, 16, 3] == 255
 
 
@@ -139,7 +139,7 @@ def test_a_pool_gives_what_one_picture_after_another_gives(workers):
     with MattePool(config) as pool:
         futures = [pool.submit(drawn[i : i + 7]) for i in range(0, 24, 7)]
         results = [r for future in futures for r in future.result()]
-    wanted = [cut_out(image, config) for image in drawn]
+    wanted = [matte_and_frame(image, config) for image in drawn]
     assert [r is None for r in results] == [w is None for w in wanted]
     assert None in results
     for result, want in zip(results, wanted, strict=True):
@@ -175,7 +175,7 @@ def test_the_one_who_submits_does_not_wait(monkeypatch):
     def slow(image, config):
         assert go.wait(10)
 
-    monkeypatch.setattr(mattes, "cut_out", slow)
+    monkeypatch.setattr(mattes, "matte_and_frame", slow)
     with MattePool(MatteConfig()) as pool:
         future = pool.submit([Image.new("RGB", (8, 8))])
         assert not future.done()
@@ -191,7 +191,7 @@ def test_leaving_drops_what_has_not_begun(monkeypatch):
         begun.set()
         go.wait(10)
 
-    monkeypatch.setattr(mattes, "cut_out", slow)
+    monkeypatch.setattr(mattes, "matte_and_frame", slow)
     with pytest.raises(KeyboardInterrupt), MattePool(MatteConfig()) as pool:
         pool.submit([Image.new("RGB", (1, 1))])
         later = pool.submit([Image.new("RGB", (2, 2))])

@@ -45,6 +45,7 @@ def ray_trace(mesh: Mesh, cameras: Cameras, v: int, s: int) -> tuple[np.ndarray,
     return color, depth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", [1, 3])
 def test_equals_ray_tracing(s):
     mesh = soup(np.random.default_rng(3), 6)

@@ -124,6 +124,7 @@ def test_resume_makes_the_same_set(tmp_path):
         render_folder(folder, tmp_path / "out", SMALL)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_bytes(tmp_path):
     folder = make_folder(tmp_path)
     render_folder(folder, tmp_path / "one", SMALL)
@@ -136,6 +137,7 @@ def killed():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_ends_in_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setattr(tools.render_objects, "_start_worker", killed)
     with pytest.raises(UserError, match="was killed, perhaps for lack of memory: run the same command again"):
@@ -175,6 +177,7 @@ def run(*arguments: str | Path, **more) -> subprocess.CompletedProcess:
 SMALL_FLAGS = "--size 16 --supersample 2 --quads 1 --free-quads 1 --novel 2 --processes 1".split()
 
 
+@pytest.mark.slow
 def test_corrupt_mesh_is_reported_and_skipped(tmp_path):
     folder = make_folder(tmp_path)
     (folder / "broken.glb").write_bytes(b"glTF, or so it says")
@@ -194,6 +197,7 @@ def test_corrupt_mesh_is_reported_and_skipped(tmp_path):
     assert set(json.loads(again.stdout)["failed"]) == {"broken-0", "empty-0", "far-0", "line-0"}
 
 
+@pytest.mark.slow
 def test_bad_folders_are_one_clear_line(tmp_path):
     result = run(tmp_path / "nowhere", "--output", tmp_path / "out")
     assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
@@ -204,6 +208,7 @@ def test_bad_folders_are_one_clear_line(tmp_path):
     assert result.returncode == 2 and "error: cannot write in" in result.stderr
 
 
+@pytest.mark.slow
 def test_kill_and_resume(tmp_path):
     folder = make_folder(tmp_path, 12)
     flags = [*SMALL_FLAGS, "--size", "64", "--novel", "20", "--per-shard", "1"]

@@ -8,17 +8,16 @@ from collections import Counter
 import pytest
 
 from data_gen.__main__ import main
-from data_gen.prompts.generation import (
+from data_gen.prompts.generation import capacity, make_prompts
+from data_gen.prompts.grammar import WORDS, Grammar, own_grammar
+from data_gen.prompts.lists import (
     Prompt,
-    capacity,
-    make_prompts,
     normalise,
     prompt_id,
     prompts_from,
     read_prompts,
     write_prompts,
 )
-from data_gen.prompts.grammar import WORDS, Grammar, own_grammar
 from dd3g.errors import UserError
 
 

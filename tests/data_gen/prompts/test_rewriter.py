@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from data_gen.__main__ import main
-from data_gen.prompts.generation import Prompt, make_prompts, prompt_id, prompts_from, read_prompts
+from data_gen.prompts.generation import make_prompts
+from data_gen.prompts.lists import Prompt, prompt_id, prompts_from, read_prompts
 from data_gen.prompts.rewriter import TASK, Rewriter, rewrite_prompts, usable
 from dd3g.errors import UserError
 

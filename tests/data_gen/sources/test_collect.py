@@ -33,7 +33,7 @@ def shapes(count: int) -> list[Image.Image]:
     seed = 0
     while len(found) < count:
         [image] = Shapes(faulty=0, repeated=0).draw([f"a thing of number {seed}"], [seed])
-        cut = mattes.cut_out(image, mattes.MatteConfig(size=64))
+        cut = mattes.matte_and_frame(image, mattes.MatteConfig(size=64))
         if cut and not judge(measure(cut), strict):
             found.append(image)
         seed += 1
