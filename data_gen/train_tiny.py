@@ -95,51 +95,36 @@ class TinyTrainConfig:
             raise ValueError(
                 f"resume_from_checkpoint {self.resume_from_checkpoint!r} must be latest or empty"
             )
-        for name in ("views", "train_batch_size", "max_train_steps", "checkpointing_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("condition_dropout", "word_dropout", "recolour", "ema_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
-        for name in ("max_minutes", "learning_rate", "lr_warmup_steps", "adam_weight_decay", "max_grad_norm"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        counts = ("views", "train_batch_size", "max_train_steps", "checkpointing_steps")
+        shares = ("condition_dropout", "word_dropout", "recolour", "ema_decay")
+        sizes = ("max_minutes", "learning_rate", "lr_warmup_steps", "adam_weight_decay", "max_grad_norm")
+        for name in (*counts, *shares, *sizes):
+            value, least = getattr(self, name), int(name in counts)
+            if name in shares and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+            if not least <= value < math.inf:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 class CaptionedViews:
     """Views of rendered objects with words for each, drawn at random.
 
     Args:
-        renders: folders of shards as tools/render_objects.py writes them.
-        manifest: csv of names and categories; "" takes the words of the ids.
-        views: level views of each object to keep in memory.
-        size: their side in pixels.
-        recolour: share of samples whose colour channels change places.
-        word_dropout: share of words left out.
-        condition_dropout: share of samples without any words.
+        config: which renders, and how they are varied.
 
     Raises:
         UserError: no renders, damaged ones, or ones of another size.
     """
 
-    def __init__(
-        self,
-        renders: Sequence[str | Path],
-        manifest: str,
-        views: int,
-        size: int,
-        recolour: float,
-        word_dropout: float,
-        condition_dropout: float,
-    ) -> None:
-        self.recolour, self.word_dropout, self.condition_dropout = recolour, word_dropout, condition_dropout
-        named = read_manifest(manifest) if manifest else {}
+    def __init__(self, config: TinyTrainConfig) -> None:
+        self.config, size = config, config.model.size
+        named = read_manifest(config.manifest) if config.manifest else {}
         self.pictures: list[NDArray[np.uint8]] = []  # (V, S, S, 4) each
         self.elevations: list[list[float]] = []
         self.words: list[list[str]] = []
-        for shards in map(Shards, renders):
+        for shards in map(Shards, config.renders):
             for i in range(len(shards)):
-                rgba, meta = _views(shards, i, views)
+                rgba, meta = _views(shards, i, config.views)
                 if rgba.shape[1:] != (size, size, 4):
                     raise UserError(
                         f"{shards.where(i)} has views of {rgba.shape[1]} pixels, the model draws {size}: "
@@ -163,11 +148,11 @@ class CaptionedViews:
             if rng.random() < 0.5:
                 rgba = rgba[:, ::-1]
             gain = np.append(rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3), 1)
-            order = [*rng.permutation(3), 3] if rng.random() < self.recolour else [0, 1, 2, 3]
+            order = [*rng.permutation(3), 3] if rng.random() < self.config.recolour else [0, 1, 2, 3]
             rgba = (rgba[..., order] * gain).clip(0, 255).astype(np.uint8)
             words = self.words[i] + picture_words(rgba, self.elevations[i][view])
-            kept = [w for w in words if rng.random() >= self.word_dropout]
-            texts.append("" if rng.random() < self.condition_dropout else " ".join(kept))
+            kept = [w for w in words if rng.random() >= self.config.word_dropout]
+            texts.append("" if rng.random() < self.config.condition_dropout else " ".join(kept))
             pictures.append(torch.from_numpy(rgba).permute(2, 0, 1))
         return torch.stack(pictures).float() / 255, texts
 
@@ -266,15 +251,7 @@ def run(config: TinyTrainConfig) -> Path:
         model = TinyDenoiser(**asdict(config.model), lexicon=lexicon()).to(state.device)
     except ValueError as error:
         raise UserError(f"configuration: {error}") from error
-    views = CaptionedViews(
-        config.renders,
-        config.manifest,
-        config.views,
-        config.model.size,
-        config.recolour,
-        config.word_dropout,
-        config.condition_dropout,
-    )
+    views = CaptionedViews(config)
     model.learn([*COLORS, *LOOKS, *{word for words in views.words for word in words}])
     output, mixed = Path(config.output_dir), config.mixed_precision == "bf16"
     count = sum(len(p) for p in views.pictures)

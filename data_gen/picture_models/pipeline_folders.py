@@ -119,6 +119,8 @@ def pipeline_class(name: str) -> type:
         UserError: when diffusers has none of that name, or it does not make pictures from texts alone.
     """
     if name in OWN:
+        for library in _OWN_LIBRARIES:  # diffusers takes parts only from modules that are imported already
+            importlib.import_module(library)
         return getattr(importlib.import_module(OWN[name]), name)
     import diffusers
     from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as TEXT_TO_IMAGE

@@ -275,8 +275,14 @@ def options(renders, output, **keys):
     return [f"renders=[{renders}]", f"output_dir={output}", *words, *(f"{k}={v}" for k, v in keys.items())]
 
 
+def view_config(renders, size=32, **more):
+    settings = {"recolour": 0, "word_dropout": 0, "condition_dropout": 0} | more
+    model = train_tiny.TinyShape(size=size)
+    return train_tiny.TinyTrainConfig(renders=[str(renders)], views=3, model=model, **settings)
+
+
 def test_draws_are_flipped_recoloured_and_captioned(renders):
-    views = CaptionedViews([renders], "", 3, 32, recolour=0.5, word_dropout=0, condition_dropout=0)
+    views = CaptionedViews(view_config(renders, recolour=0.5))
     rgba, texts = views.draw(40, torch.Generator().manual_seed(0))
     again, same = views.draw(40, torch.Generator().manual_seed(0))
     assert rgba.shape == (40, 4, 32, 32) and torch.equal(rgba, again) and texts == same
@@ -292,10 +298,10 @@ def test_draws_are_flipped_recoloured_and_captioned(renders):
     assert torch.equal(drawn[:, 3, :, :8].mean((1, 2)), 1 - right) and 20 < right.sum() < 40
     strongest = drawn[:, :3].amax((2, 3)).argmax(1)
     assert {0, 1, 2} == set(strongest.tolist()) and (strongest == 0).sum() > 30
-    silent = CaptionedViews([renders], "", 3, 32, recolour=0, word_dropout=0, condition_dropout=1)
+    silent = CaptionedViews(view_config(renders, condition_dropout=1))
     assert set(silent.draw(5, torch.Generator())[1]) == {""}
     with pytest.raises(UserError, match="views of 32 pixels, the model draws 64"):
-        CaptionedViews([renders], "", 3, 64, 0, 0, 0)
+        CaptionedViews(view_config(renders, size=64))
 
 
 def test_training_killed_and_resumed_ends_the_same(renders, tmp_path, monkeypatch):
@@ -377,3 +383,15 @@ def test_synthesize_draws_with_it(tmp_path, capsys):
         assert record["model"] == name and record["licence"] == "Apache-2.0" and record["size"] == 32
         picture = Image.open(io.BytesIO(sample["png"]))
         assert picture.mode == "RGBA" and picture.size == (32, 32)
+
+
+def test_a_pipeline_that_names_the_module_of_before_loads(tmp_path):
+    """`data_gen.tiny` stood in model_index.json until the package was cut into rooms."""
+    pipeline().save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"
+    text = index.read_text()
+    assert "data_gen.picture_models.tiny" in text
+    index.write_text(text.replace("data_gen.picture_models.tiny", "data_gen.tiny"))
+    model = load_model(ModelConfig(path=str(tmp_path), licence="MIT", steps=1), torch.device("cpu"))
+    [picture] = model.draw(["a red apple"], [0])
+    assert picture.mode == "RGBA"
