@@ -5,7 +5,6 @@ accelerate launch -m data_gen synthesize --config configs/data_gen/pixart.yaml p
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
-from dd3g.progress import Progress
+from dd3g.progress import Progress, print_first
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -138,10 +137,8 @@ def _prompts(path: str, quiet: bool) -> list[Prompt]:
     skipped: list[tuple[int, str]] = []
     prompts = prompts_from(path, lambda line, why: skipped.append((line, why)))
     if not quiet:
-        for line, why in skipped[:SHOWN]:
-            print(f"warning: {path}, line {line} is left out: it {why}", file=sys.stderr)
-        if len(skipped) > SHOWN:
-            print(f"warning: {path}: {len(skipped) - SHOWN} more lines are left out", file=sys.stderr)
+        lines = [f"warning: {path}, line {line} is left out: it {why}" for line, why in skipped]
+        print_first(lines, SHOWN, f"warning: {path}: {{}} more lines are left out")
     return prompts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -73,3 +74,17 @@ class Progress:
 
     def __exit__(self, *exc: Any) -> None:
         self._bar.stop()
+
+
+def print_first(lines: Sequence[str], most: int, rest: str) -> None:
+    """Print lines on stderr, and beyond some of them only how many there are.
+
+    Args:
+        lines: all of them.
+        most: lines that are printed.
+        rest: line that stands for the others, with {} in place of their number.
+    """
+    for line in lines[:most]:
+        print(line, file=sys.stderr)
+    if len(lines) > most:
+        print(rest.replace("{}", str(len(lines) - most)), file=sys.stderr)

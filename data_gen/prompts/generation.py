@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from data_gen.prompts.grammar import Choices, Grammar, Scene, own_grammar
 from data_gen.prompts.lists import Prompt, prompt_id, prompts_from, write_prompts
 from dd3g.command import check_writable, run_command
 from dd3g.errors import UserError
+from dd3g.progress import Progress, print_first
 
 COUNT = 120_000
 SHOWN = 100  # skipped lines that are named one by one
@@ -200,10 +200,8 @@ def prompts_command(
         prompts = prompts_from(source, lambda number, why: skipped.append((number, why)))[:count]
         if count and len(prompts) < count:
             raise UserError(f"{source} gives {len(prompts)} prompts: ask for no more with --count")
-    for number, why in skipped[:SHOWN]:
-        print(f"skipped {source}, line {number}: {why}", file=sys.stderr)
-    if len(skipped) > SHOWN:
-        print(f"skipped {len(skipped) - SHOWN} more lines; --json names them", file=sys.stderr)
+    lines = [f"skipped {source}, line {number}: {why}" for number, why in skipped]
+    print_first(lines, SHOWN, "skipped {} more lines; --json names them")
     report = {
         "prompts": len(prompts),
         "groups": len({p.group for p in prompts if p.group}),
@@ -213,7 +211,6 @@ def prompts_command(
     }
     if rewrite is not None:
         from data_gen.prompts.rewriter import Rewriter, rewrite_prompts
-        from dd3g.progress import Progress
 
         rewriter = Rewriter(rewrite, seed, batch_size, device)
         with Progress(show=not as_json) as progress:

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ from dd3g.command import run_command
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
 from dd3g.picture import SOLID
-from dd3g.progress import Progress
+from dd3g.progress import Progress, print_first
 
 SHOWN = 20  # problems that are printed
 _GO_ON = "run the command that makes the set again"
@@ -218,10 +217,8 @@ def verify_command(
         print(json.dumps(report))
     else:
         problems = report["problems"]
-        for problem in problems[:SHOWN]:
-            print(f"error: {problem}", file=sys.stderr)
-        if len(problems) > SHOWN:
-            print(f"error: {len(problems) - SHOWN} more problems; --json lists all", file=sys.stderr)
+        lines = [f"error: {problem}" for problem in problems]
+        print_first(lines, SHOWN, "error: {} more problems; --json lists all")
         print(
             f"{'good' if report['ok'] else 'BAD'}: {report['pictures']} pictures in {report['shards']} "
             f"shards, {report['missing']} missing, {len(problems)} problems ({report['seconds']} s)"

@@ -15,7 +15,7 @@ from PIL import Image
 from data_gen.filters.duplicates import perceptual_hash
 from data_gen.filters.rules import NO_OBJECT, judge, measure
 from data_gen.shards.dataset import DatasetSpec, DrawRequest, PictureBackend
-from data_gen.shards.manifest import CHUNKS, shard_name
+from data_gen.shards.manifest import CHUNKS, Sample, shard_name
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from data_gen.filters.mattes import Matted
 
 JOURNAL = "_journal"  # its key in a chunk; ids of prompts hold no underscore
-Sample = dict[str, bytes | str]
 
 
 def review(

@@ -13,7 +13,7 @@ from data_gen.shards.index import missing_sentence
 from data_gen.shards.process_group import ProcessGroup
 from dd3g.configuration import parse
 from dd3g.errors import UserError
-from dd3g.progress import Progress
+from dd3g.progress import Progress, print_first
 
 WAITING = 3  # exit code
 SHOWN = 20  # unreadable pictures that are named at the end
@@ -62,10 +62,8 @@ def run(generate: Generate, schema: type, usage: str, argv: Sequence[str] | None
     if group.rank == 0 or not group.together:
         print(json.dumps(report) if mine.as_json else _sentence(report))
         if unreadable and not mine.as_json:
-            for name in unreadable[:SHOWN]:
-                print(f"error: could not be opened: {name}", file=sys.stderr)
-            if (more := len(unreadable) - SHOWN) > 0:
-                print(f"error: nor could {more} more; --json names them", file=sys.stderr)
+            lines = [f"error: could not be opened: {name}" for name in unreadable]
+            print_first(lines, SHOWN, "error: nor could {} more; --json names them")
             print("to have these too, repair them and collect into another --output", file=sys.stderr)
     return WAITING if report["waiting"] else 1 if unreadable else 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -71,11 +72,9 @@ def generate_shards(spec: DatasetSpec, group: ProcessGroup, progress: Progress) 
 def _prepare(spec: DatasetSpec, group: ProcessGroup) -> None:
     if not spec.prompts:
         raise UserError("there are no prompts: give a file that holds some")
-    ids = set()
-    for prompt in spec.prompts:
-        if prompt.id in ids:
-            raise UserError(f"the prompt {prompt.id} ({prompt.text[:60]!r}) is there twice: drop one of them")
-        ids.add(prompt.id)
+    counts = Counter(prompt.id for prompt in spec.prompts)
+    if twice := next((p for p in spec.prompts if counts[p.id] > 1), None):
+        raise UserError(f"the prompt {twice.id} ({twice.text[:60]!r}) is there twice: drop one of them")
     spec.storage.check_writable(f".rank-{group.rank}.tmp")
     if group.rank == 0:
         check_options(spec.storage, spec.options, write=True)

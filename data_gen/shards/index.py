@@ -1,9 +1,10 @@
-"""The whole dataset in figures, index.json, and in words, its card README.md; read from the manifests."""
+"""The whole dataset in figures, index.json, and in words, its card README.md; from the manifests."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,49 +14,6 @@ from data_gen.shards.options import read_options
 from data_gen.shards.storage import Storage
 
 INDEX, CARD = "index.json", "README.md"
-_TERMS_DRAWN = (
-    "The pictures are under the terms that the licence of the model they were drawn with sets for its "
-    "output; every record names both."
-)
-_SEEDS = (
-    " The seed is a function of the run's seed, the prompt and the attempt, so that any picture can be made "
-    "again."
-)
-_CARD = """---
-{front}---
-# Pictures of single objects
-
-{pictures} RGBA pictures with straight alpha, each of one object that fills 80 % of a square frame, in \
-{shard_count} webdataset shards ({megabytes:.1f} MB). {asked} were asked for{because}.
-
-| | pictures |
-|---|---|
-{made_rows}
-{terms}
-
-## Files
-
-- `pictures-00000.tar` …: `{{id}}.png` and `{{id}}.json` (prompt, seed, model, licence, scores) of each \
-picture.{seeds}
-- `pictures-00000.json` …: counts, checksum and verdicts of each shard.
-- `index.json`: the whole set; `options.json`: how it was made; `prompts.jsonl`: what was asked for.
-
-`python -m data_gen verify FOLDER` checks every picture; `python -m distill.simulate FOLDER` reads the set.
-
-## Filters
-
-{tries} pictures were tried for {asked} that were asked for. Rejected tries by reason, and what is missing \
-by the reason of the last try:
-
-| reason | rejected | missing |
-|---|---|---|
-{reason_rows}
-## Options
-
-```json
-{options_json}
-```
-"""
 
 
 def summarize(storage: Storage) -> dict[str, Any]:
@@ -107,36 +65,22 @@ def write_index(storage: Storage) -> dict[str, Any]:
 
 def card(index: dict[str, Any]) -> str:
     """The dataset's card, with the licence where the Hugging Face hub looks for it."""
-    made = index["made"]
-    counts = made.get("licence", {})
+    from jinja2 import Environment, StrictUndefined
+
+    counts = index["made"].get("licence", {})
     licences = [licence for licence, n in counts.items() if n] or list(counts) or ["unknown"]
     front = {"license": licences[0] if len(licences) == 1 else licences, "task_categories": ["image-to-3d"]}
-    drawn = not {"source", "sets"} & set(index["options"])  # all by a model, in this dataset
-    missing = missing_sentence(index["missing"])
-    return _CARD.format(
-        **index,
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    return environment.from_string(Path(__file__).with_name("card.md").read_text("utf-8")).render(
+        index,
         front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=10**6),
-        shard_count=len(index["shards"]),
         megabytes=sum(s["bytes"] for s in index["shards"]) / 1e6,
-        because=f"; {missing}" if missing else "",
-        made_rows="".join(
-            f"| {_cell(f'{key} {value}')} | {n} |\n"
-            for key, of in made.items()
-            for value, n in of.items()
-            if n
-        ),
-        terms=_TERMS_DRAWN if drawn else "Every record names the licence of its picture.",
-        seeds=_SEEDS if drawn else "",
-        reason_rows="".join(
-            f"| {r} | {n} | {index['missing'].get(r, 0)} |\n" for r, n in index["rejected"].items()
-        ),
+        sentence=missing_sentence(index["missing"]),
+        drawn=not {"source", "sets"} & set(index["options"]),  # all by a model, in this dataset
         options_json=json.dumps(index["options"], indent=2),
     )
-
-
-def _cell(text: str) -> str:
-    """Text that does not end a cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def missing_sentence(missing: dict[str, int]) -> str:

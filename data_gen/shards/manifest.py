@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from data_gen.filters.rules import DUPLICATE
 from data_gen.shards.storage import Storage
 from dd3g.errors import UserError
 
+Sample = dict[str, bytes | str]  # of a shard: its key, and the data of each extension
 CHUNKS = "parts"  # in a dataset: the folder of the chunks of unfinished shards
 MADE = ("model", "licence", "matte", "size")  # keys of records whose values a manifest counts
 # What readers rely on, of each picture, each rejected try, and each of these that was a duplicate.
@@ -75,6 +76,30 @@ class ShardManifest:
         """How often each reason rejected a try."""
         return dict(sorted(Counter(r["reason"] for r in self.rejections).items()))
 
+    def write_tar(self, storage: Storage, samples: Iterable[Sample]) -> list[dict[str, Any]]:
+        """Write the shard's tar, and take what it holds into count, bytes, sha256 and made.
+
+        Args:
+            storage: of the dataset.
+            samples: with a json each; taken one by one.
+
+        Returns:
+            What the json of each sample tells.
+        """
+        found: list[dict[str, Any]] = []
+
+        def noted() -> Iterator[Sample]:
+            for sample in samples:
+                found.append(json.loads(sample["json"]))
+                yield sample
+
+        self.bytes, self.sha256 = storage.write_shard(self.tar, noted())
+        self.count = len(found)
+        for key in MADE:
+            counts = Counter(str(record.get(key, "")) for record in found)
+            self.made[key] = dict(sorted(counts.items())) or dict.fromkeys(self.made.get(key, ()), 0)
+        return found
+
     def write(self, storage: Storage) -> None:
         """Put it beside the tar; from then on the shard counts as finished."""
         about = {"tar": self.tar, "rejected": self.rejected}
@@ -130,18 +155,6 @@ def _check_types(found: Any, types: dict[str, type] | type) -> None:
             raise ValueError(f"{key} is {str(value)[:40]!r}")
         if key == "scores":
             _check_types(value, float)
-
-
-def tally(records: list[dict[str, Any]], known: Mapping[str, Iterable[Any]]) -> dict[str, dict[str, int]]:
-    """`ShardManifest.made` of some records.
-
-    Args:
-        records: of a shard.
-        known: the values that are told, with a count of 0, when there is no record.
-    """
-    if not records:
-        return {key: {str(value): 0 for value in known.get(key, ())} for key in MADE}
-    return {key: dict(sorted(Counter(str(r.get(key, "")) for r in records).items())) for key in MADE}
 
 
 def finished_shards(storage: Storage) -> list[int]:

@@ -6,9 +6,8 @@ python -m data_gen merge SET SET … --output SET
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -18,17 +17,16 @@ import typer
 from data_gen.filters.duplicates import near_duplicates
 from data_gen.filters.rules import DUPLICATE
 from data_gen.prompts.lists import Prompt, to_jsonl
-from data_gen.shards.chunks import Sample
 from data_gen.shards.dataset import PROMPTS, stored_prompts
 from data_gen.shards.index import INDEX, missing_sentence, write_index
-from data_gen.shards.manifest import ShardManifest, finished_shards, tally
+from data_gen.shards.manifest import ShardManifest, finished_shards
 from data_gen.shards.options import check_options, read_options
 from data_gen.shards.storage import Storage
 from dd3g.command import run_command
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.io.shards import Shards
-from dd3g.progress import Progress
+from dd3g.progress import Progress, print_first
 
 SHOWN = 10  # colliding ids that are printed
 
@@ -115,7 +113,8 @@ class _Choice:
         ids = (*old.missing, *(r["id"] for r in old.records))
         found = {id: self.missing[id] for id in ids if id in self.missing}
         missing = {id: reason for id, (shard, reason) in found.items() if shard == number}
-        return replace(old, shard=number, count=len(records), records=records, missing=missing)
+        made = dict(old.made)
+        return replace(old, shard=number, count=len(records), records=records, missing=missing, made=made)
 
 
 def _choose(manifests: Iterable[ShardManifest], distance: int) -> _Choice:
@@ -143,22 +142,13 @@ def _choose(manifests: Iterable[ShardManifest], distance: int) -> _Choice:
 
 def _copy(source: Storage, old: ShardManifest, output: Storage, new: ShardManifest) -> None:
     """Write a shard of the merged dataset: what it takes of a shard of a source."""
-    made: list[dict[str, Any]] = []
     wanted = {record["id"] for record in new.records}
     with source.reading(old.tar) as [path]:
         shards = Shards(path)
         at = {shards.key(i): i for i in range(len(shards)) if shards.key(i) in wanted}
         if lacking := wanted - set(at):
             raise UserError(f"{source}/{old.tar} lacks {min(lacking)}: python -m data_gen verify tells more")
-
-        def samples() -> Iterator[Sample]:
-            for i in at.values():
-                sample = shards[i]
-                made.append(json.loads(sample["json"]))
-                yield sample
-
-        new.bytes, new.sha256 = output.write_shard(new.tar, samples())
-    new.made = tally(made, old.made)
+        new.write_tar(output, (shards[i] for i in at.values()))
     new.write(output)
 
 
@@ -184,10 +174,8 @@ def merge_command(
         print(json.dumps(report))
         return
     collisions = report["collisions"]
-    for id in collisions[:SHOWN]:
-        print(f"warning: {id} is in more than one set: kept that of the first", file=sys.stderr)
-    if len(collisions) > SHOWN:
-        print(f"warning: {len(collisions) - SHOWN} ids more are; --json lists all", file=sys.stderr)
+    lines = [f"warning: {id} is in more than one set: kept that of the first" for id in collisions]
+    print_first(lines, SHOWN, "warning: {} ids more are; --json lists all")
     missing = missing_sentence(report["missing"])
     print(
         f"{report['pictures']} of {report['asked']} pictures in {report['shards']} shards in {output}; "

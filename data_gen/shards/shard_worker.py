@@ -9,7 +9,6 @@ again, and nothing else.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,9 +16,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from data_gen.filters.rules import DUPLICATE
-from data_gen.shards.chunks import Chunks, Sample, review
+from data_gen.shards.chunks import Chunks, review
 from data_gen.shards.dataset import DatasetSpec, DrawRequest, PictureBackend, seed_of
-from data_gen.shards.manifest import MADE, ShardManifest, shard_name, tally
+from data_gen.shards.manifest import MADE, ShardManifest, shard_name
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
 
@@ -123,7 +122,7 @@ class ShardWorker:
 
     def _note(self, journal: dict[str, Any], manifest: ShardManifest, attempts: dict[str, int]) -> None:
         """Take a chunk's verdicts into the manifest; `attempts` keeps the prompts without a picture."""
-        manifest.made = tally([], {key: [journal["about"].get(key, "")] for key in MADE})
+        manifest.made = {key: {str(journal["about"].get(key, "")): 0} for key in MADE}
         for verdict in journal["verdicts"]:
             if verdict["reason"]:
                 attempts[verdict["id"]] += 1
@@ -186,8 +185,6 @@ class ShardWorker:
         """Write the tar from the chunks and what it held already, then the manifest, in this order."""
         storage = self.spec.storage
         kept = {record["id"]: record for record in manifest.records}
-        made: list[dict[str, Any]] = []
-        manifest.records = []
         with storage.reading(*chunks, *([manifest.tar] if kept else [])) as paths:
             shards: Any = Shards(paths) if paths else ()
             # A tar whose manifest was not written any more holds the chunks' pictures too.
@@ -201,18 +198,14 @@ class ShardWorker:
                     f"{storage}/{manifest.tar} lacks {lost[0]}, of which its manifest tells: "
                     "delete both and run the same command again"
                 )
-
-            def samples() -> Iterator[Sample]:
-                for prompt in (p for p in self.prompts if p.id in at):
-                    sample = shards[at[prompt.id]]
-                    record = json.loads(sample["json"])
-                    known = {k: record[k] for k in KEPT} | {"round": round}
-                    manifest.records.append(kept.get(prompt.id) or known)
-                    made.append(record)
-                    yield {k: sample[k] for k in ("__key__", "png", "json")}
-
-            manifest.bytes, manifest.sha256 = storage.write_shard(manifest.tar, samples())
-        manifest.count, manifest.round, manifest.made = len(made), round, tally(made, manifest.made)
+            samples = (shards[at[p.id]] for p in self.prompts if p.id in at)
+            found = manifest.write_tar(
+                storage, ({k: sample[k] for k in ("__key__", "png", "json")} for sample in samples)
+            )
+        manifest.records = [
+            kept.get(record["id"]) or {k: record[k] for k in KEPT} | {"round": round} for record in found
+        ]
+        manifest.round = round
         reasons = {r["id"]: r["reason"] for r in manifest.rejections}
         manifest.missing = {p.id: reasons[p.id] for p in self.prompts if p.id not in at}
         manifest.seconds = {k: int(1000 * v) / 1000 for k, v in manifest.seconds.items()}
