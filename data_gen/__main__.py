@@ -1,4 +1,4 @@
-"""The picture factory's command line: `python -m data_gen COMMAND`, each command in its own module."""
+"""The command line of data_gen: `python -m data_gen COMMAND`, each command in its own module."""
 
 from __future__ import annotations
 

@@ -38,16 +38,12 @@ class MatteConfig:
 
 @dataclass(frozen=True)
 class Matted:
-    """A cut-out picture.
+    """A cut-out picture."""
 
-    Args:
-        rgba: (S, S, 4) uint8, straight alpha, the object in the middle, its longest side 80 % of the frame;
-            colour is 0 where alpha is 0.
-        alpha: (H, W) uint8 matte of the picture as drawn, before framing.
-    """
-
-    rgba: np.ndarray  # (S, S, 4)
-    alpha: np.ndarray  # (H, W)
+    # (S, S, 4) uint8, straight alpha, the object in the middle, its longest side 80 % of the frame; colour is
+    # 0 where alpha is 0
+    rgba: np.ndarray
+    alpha: np.ndarray  # (H, W) uint8 matte of the picture as drawn, before framing
 
 
 def matte_and_frame(image: Image.Image, config: MatteConfig) -> Matted | None:

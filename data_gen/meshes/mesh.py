@@ -14,29 +14,17 @@ from data_gen.meshes.normals import corner_normals
 
 @dataclass
 class Mesh:
-    """Triangles with per-corner attributes; a sample's colour is corner colour x texture (or solid texture).
+    """Triangles with per-corner attributes; colour is corner colour x texture (or solid texture)."""
 
-    Args:
-        vertices: (N, 3) float32 world positions, y up.
-        faces: (F, 3) int32.
-        normals: (F, 3, 3) float32 unit normal of each corner.
-        uvs: (F, 3, 2) float32, origin at the texture's lower left, repeating.
-        colors: (F, 3, 3) float32 sRGB in 0..1 of each corner.
-        face_texture: (F,) int32 index into `textures`, -1 for none.
-        textures: (H, W, 3) uint8 sRGB pictures.
-        rest: (N, 3) float32 positions in [-1, 1]^3 at which `solid` is looked up.
-        solid: (S, S, S, 3) uint8 colours of space (x, y, z), or an empty array.
-    """
-
-    vertices: NDArray[np.float32]
-    faces: NDArray[np.int32]
-    normals: NDArray[np.float32]
-    uvs: NDArray[np.float32]
-    colors: NDArray[np.float32]
-    face_texture: NDArray[np.int32]
-    textures: list[NDArray[np.uint8]]
-    rest: NDArray[np.float32]
-    solid: NDArray[np.uint8]
+    vertices: NDArray[np.float32]  # (N, 3) float32 world positions, y up
+    faces: NDArray[np.int32]  # (F, 3) int32
+    normals: NDArray[np.float32]  # (F, 3, 3) float32 unit normal of each corner
+    uvs: NDArray[np.float32]  # (F, 3, 2) float32, origin at the texture's lower left, repeating
+    colors: NDArray[np.float32]  # (F, 3, 3) float32 sRGB in 0..1 of each corner
+    face_texture: NDArray[np.int32]  # (F,) int32 index into `textures`, -1 for none
+    textures: list[NDArray[np.uint8]]  # (H, W, 3) uint8 sRGB pictures
+    rest: NDArray[np.float32]  # (N, 3) float32 positions in [-1, 1]^3 at which `solid` is looked up
+    solid: NDArray[np.uint8]  # (S, S, S, 3) uint8 colours of space (x, y, z), or an empty array
 
 
 def load_mesh(path: str | Path) -> Mesh:

@@ -16,18 +16,14 @@ NEAR = 1e-2  # camera z below which a triangle is dropped; objects stay far beyo
 
 @dataclass
 class Light:
-    """Light that is fixed in the world; shade = ambient + sum of color x max(0, n . direction), at most 1.
+    """Light that is fixed in the world; shade = ambient + sum of color x max(0, n . direction), at most 1."""
 
-    Args:
-        ambient: share that reaches every point.
-        directions: (L, 3) unit vectors towards the lights.
-        colors: (L, 3) RGB intensity of each.
-    """
-
-    ambient: float = 0.55
+    ambient: float = 0.55  # share that reaches every point
+    # (L, 3) unit vectors towards the lights
     directions: NDArray[np.float64] = field(
         default_factory=lambda: np.array([[0.45, 0.7, 0.55], [-0.55, 0.3, -0.78]])
     )
+    # (L, 3) RGB intensity of each
     colors: NDArray[np.float64] = field(default_factory=lambda: np.array([[0.45] * 3, [0.2] * 3]))
 
 

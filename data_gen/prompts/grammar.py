@@ -28,22 +28,14 @@ class Scene:
 
 @dataclass(frozen=True)
 class Choices:
-    """What may be named of one noun; index 0 of each list says nothing.
+    """What may be named of one noun; index 0 of each list says nothing."""
 
-    Args:
-        states: adjectives of size, age, form or mood.
-        colours: for the materials that come in any colour, and for no material.
-        materials: words put before the noun, or phrases with {} in its place.
-        plain: share of prompts that name no material.
-        whole: how a prompt asks for an uncropped object.
-        fits: of each material, whether each state goes with it, and whether a colour does.
-    """
-
-    states: tuple[str, ...]
-    colours: tuple[str, ...]
-    materials: tuple[str, ...]
-    plain: float
-    whole: str
+    states: tuple[str, ...]  # adjectives of size, age, form or mood
+    colours: tuple[str, ...]  # for the materials that come in any colour, and for no material
+    materials: tuple[str, ...]  # words put before the noun, or phrases with {} in its place
+    plain: float  # share of prompts that name no material
+    whole: str  # how a prompt asks for an uncropped object
+    # Of each material, whether each state goes with it, and whether a colour does
     fits: tuple[tuple[tuple[bool, ...], bool], ...]
 
     def allow(self, state: int, colour: int, material: int) -> bool:

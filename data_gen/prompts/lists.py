@@ -20,27 +20,17 @@ _ENDS = string.punctuation + string.whitespace
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one picture shall show.
+    """What one picture shall show."""
 
-    Args:
-        id: `prompt_id` of the text.
-        text: for the picture model.
-        group: of the noun. This and what follows is what the text was put together from; empty where unknown.
-        noun: what is to be seen.
-        attribute: adjective and colour.
-        material: what it is made of.
-        style: what kind of picture.
-        view: from where.
-    """
-
-    id: str
-    text: str
+    id: str  # `prompt_id` of the text
+    text: str  # for the picture model
+    # Of the noun. This and what follows is what the text was put together from; empty where unknown
     group: str = ""
-    noun: str = ""
-    attribute: str = ""
-    material: str = ""
-    style: str = ""
-    view: str = ""
+    noun: str = ""  # what is to be seen
+    attribute: str = ""  # adjective and colour
+    material: str = ""  # what it is made of
+    style: str = ""  # what kind of picture
+    view: str = ""  # from where
 
 
 _ABOUT = tuple(f.name for f in fields(Prompt))[2:]

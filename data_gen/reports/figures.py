@@ -35,45 +35,30 @@ class Group:
 
 @dataclass
 class Figures:
-    """A set in figures.
+    """A set in figures."""
 
-    Args:
-        place: where it lies.
-        asked: prompts, all shards together.
-        shards: that are finished.
-        pictures: in finished shards.
-        in_work: pictures in chunks of shards that are not finished; counted only on this machine's disks.
-        bytes: of the finished tars.
-        missing: reason -> prompts of finished shards without a picture.
-        rejected: reason -> tries.
-        tries: pictures drawn, for finished shards and for chunks.
-        groups: name -> counts.
-        made: model, licence, matte, size -> value -> pictures.
-        accepted: score -> (N,) float32 of the pictures.
-        refused: score -> (N,) float32 of the rejected tries.
-        speed: (finished shard, seconds a try), in order.
-        seconds: draw, finish and wall, of all tries.
-        options: of the set.
-        free: bytes left on the disk it lies on, None for a bucket.
-    """
-
-    place: str
-    asked: int = 0
-    shards: int = 0
-    pictures: int = 0
+    place: str  # where it lies
+    asked: int = 0  # prompts, all shards together
+    shards: int = 0  # that are finished
+    pictures: int = 0  # in finished shards
+    # Pictures in chunks of shards that are not finished; counted only on this machine's disks
     in_work: int = 0
-    bytes: int = 0
+    bytes: int = 0  # of the finished tars
+    # Reason -> prompts of finished shards without a picture
     missing: Counter[str] = field(default_factory=Counter)
-    rejected: Counter[str] = field(default_factory=Counter)
-    tries: int = 0
-    groups: dict[str, Group] = field(default_factory=dict)
+    rejected: Counter[str] = field(default_factory=Counter)  # reason -> tries
+    tries: int = 0  # pictures drawn, for finished shards and for chunks
+    groups: dict[str, Group] = field(default_factory=dict)  # name -> counts
+    # Model, licence, matte, size -> value -> pictures
     made: dict[str, Counter[str]] = field(default_factory=dict)
+    # Score -> (N,) float32 of the pictures
     accepted: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    # Score -> (N,) float32 of the rejected tries
     refused: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    speed: list[tuple[int, float]] = field(default_factory=list)
-    seconds: Counter[str] = field(default_factory=Counter)
-    options: dict[str, Any] = field(default_factory=dict)
-    free: int | None = None
+    speed: list[tuple[int, float]] = field(default_factory=list)  # (finished shard, seconds a try), in order
+    seconds: Counter[str] = field(default_factory=Counter)  # draw, finish and wall, of all tries
+    options: dict[str, Any] = field(default_factory=dict)  # of the set
+    free: int | None = None  # bytes left on the disk it lies on, None for a bucket
 
     @property
     def done(self) -> int:

@@ -197,7 +197,7 @@ def _index(storage: Storage) -> list[str]:
     except ValueError:
         same = False
     except UserError:
-        return []  # told already
+        return []  # reported already
     return [] if same else [f"{INDEX} does not tell of this set: {advice}"]
 
 

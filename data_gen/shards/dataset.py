@@ -57,55 +57,37 @@ def seed_of(seed: int, prompt: str, attempt: int) -> int:
 
 @dataclass(frozen=True)
 class PictureBackend:
-    """What makes pictures; opened only by a process that has some to make.
+    """What makes pictures; opened only by a process that has some to make."""
 
-    Args:
-        draw: a batch of tries -> for each a picture (RGB, or RGBA with straight alpha), or the reason why
-            there is none.
-        matte: pictures -> their mattes, None where no object was found; returns at once.
-        about: goes into every record: model, licence, matte, size.
-        more: of a try, what else goes into its record; wins over `about`.
-        ahead: batches that may be in work behind the one that is drawn.
-        scores: of cut-outs, (S, S, 4) uint8 each, and their prompts, more than `data_gen.filters.rules`
-            measures; asked only about those that pass so far.
-    """
-
+    # A batch of tries -> for each a picture (RGB, or RGBA with straight alpha), or the reason why there is
+    # none
     draw: Callable[[list[DrawRequest]], Sequence[Image.Image | str]]
+    # Pictures -> their mattes, None where no object was found; returns at once
     matte: Callable[[list[Image.Image]], Future[list[Matted | None]]]
-    about: Mapping[str, Any]
+    about: Mapping[str, Any]  # goes into every record: model, licence, matte, size
+    # Of a try, what else goes into its record; wins over `about`
     more: Callable[[DrawRequest], dict[str, Any]] = lambda request: {}
-    ahead: int = 2
+    ahead: int = 2  # batches that may be in work behind the one that is drawn
+    # Of cut-outs, (S, S, 4) uint8 each, and their prompts, more than `data_gen.filters.rules` measures; asked
+    # only about those that pass so far
     scores: Callable[[list[NDArray[np.uint8]], list[str]], list[dict[str, float]]] | None = None
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A dataset to be made; every shard is a pure function of this and its number.
+    """A dataset to be made; every shard is a pure function of this and its number."""
 
-    Args:
-        storage: where it lies.
-        prompts: all of them; shard s owns prompts[s * shard_size : (s + 1) * shard_size].
-        options: what must be the same whenever the dataset is worked on, flat and JSON-able; with
-            "shard_size".
-        backend: opens the picture model and the mattes.
-        filters: thresholds.
-        seed: of the run.
-        shard_size: prompts a shard.
-        batch_size: pictures drawn at once; decides nothing about them.
-        attempts: tries a prompt.
-        device: where learned filters run, as `dd3g.device.find_device` takes it.
-    """
-
-    storage: Storage
-    prompts: Sequence[Prompt]
+    storage: Storage  # where it lies
+    prompts: Sequence[Prompt]  # all of them; shard s owns prompts[s * shard_size : (s + 1) * shard_size]
+    # What must be the same whenever the dataset is worked on, flat and JSON-able; with "shard_size"
     options: Mapping[str, Any]
-    backend: Callable[[], AbstractContextManager[PictureBackend]]
-    filters: FilterConfig = field(default_factory=FilterConfig)
-    seed: int = 0
-    shard_size: int = 1000
-    batch_size: int = 8
-    attempts: int = 4
-    device: str = "auto"
+    backend: Callable[[], AbstractContextManager[PictureBackend]]  # opens the picture model and the mattes
+    filters: FilterConfig = field(default_factory=FilterConfig)  # thresholds
+    seed: int = 0  # of the run
+    shard_size: int = 1000  # prompts a shard
+    batch_size: int = 8  # pictures drawn at once; decides nothing about them
+    attempts: int = 4  # tries a prompt
+    device: str = "auto"  # where learned filters run, as `dd3g.device.find_device` takes it
 
     @property
     def shards(self) -> int:

@@ -25,17 +25,11 @@ _NEVER = np.iinfo(np.int32).max
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done next.
+    """What is to be done next."""
 
-    Args:
-        round: of deduplication, from 1.
-        losers: shard -> ids of pictures to replace; only shards that have not done so.
-        unfinished: shards that have not been made yet; nothing can be planned before.
-    """
-
-    round: int
-    losers: dict[int, set[str]]
-    unfinished: list[int]
+    round: int  # of deduplication, from 1
+    losers: dict[int, set[str]]  # shard -> ids of pictures to replace; only shards that have not done so
+    unfinished: list[int]  # shards that have not been made yet; nothing can be planned before
 
 
 def plan(spec: DatasetSpec) -> Plan:

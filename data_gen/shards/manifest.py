@@ -30,35 +30,26 @@ def shard_name(number: int) -> str:
 
 @dataclass
 class ShardManifest:
-    """One shard in figures, so that a dataset is counted, deduplicated and described without its pictures.
+    """One shard in figures, so that a dataset is counted, deduplicated and described without its pictures."""
 
-    Args:
-        shard: number of the shard.
-        count: pictures in the tar.
-        bytes: size of the tar.
-        sha256: of the tar.
-        round: of deduplication, in which the tar was last written; 0: not since it was first made.
-        options: fingerprint of the options it was made with.
-        made: distinct values of the records' model, licence, matte and size, with their counts; those of the
-            tries, with 0, when none gave a picture.
-        records: one a picture, in the tar's order: id, seed, attempt, hash, scores, group, style, and round
-            (of deduplication, in which it came in).
-        rejections: one a rejected try: id, seed, attempt, reason, scores; of duplicates also hash, round,
-            and lost, the round in which they were found to be one.
-        missing: id of a prompt without picture -> why its last try was rejected.
-        seconds: "draw" and "finish" (matte, filters, encoding), both of all tries, and "wall".
-    """
-
-    shard: int
-    count: int = 0
-    bytes: int = 0
-    sha256: str = ""
-    round: int = 0
-    options: str = ""
+    shard: int  # number of the shard
+    count: int = 0  # pictures in the tar
+    bytes: int = 0  # size of the tar
+    sha256: str = ""  # of the tar
+    round: int = 0  # of deduplication, in which the tar was last written; 0: not since it was first made
+    options: str = ""  # fingerprint of the options it was made with
+    # Distinct values of the records' model, licence, matte and size, with their counts; those of the tries,
+    # with 0, when none gave a picture
     made: dict[str, dict[str, int]] = field(default_factory=dict)
+    # One a picture, in the tar's order: id, seed, attempt, hash, scores, group, style, and round (of
+    # deduplication, in which it came in)
     records: list[dict[str, Any]] = field(default_factory=list)
+    # One a rejected try: id, seed, attempt, reason, scores; of duplicates also hash, round, and lost, the
+    # round in which they were found to be one
     rejections: list[dict[str, Any]] = field(default_factory=list)
+    # Id of a prompt without picture -> why its last try was rejected
     missing: dict[str, str] = field(default_factory=dict)
+    # "draw" and "finish" (matte, filters, encoding), both of all tries, and "wall"
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -93,19 +93,12 @@ def _checksums(source: Storage) -> str:
 
 @dataclass(frozen=True)
 class _Choice:
-    """What the merged dataset takes.
+    """What the merged dataset takes."""
 
-    Args:
-        kept: id of a picture -> shard of the merged dataset that takes it.
-        missing: id without a picture -> the shard that tells so, and the reason.
-        collisions: ids with a picture in more than one source.
-        duplicates: ids of pictures that nearly repeat one of an earlier source.
-    """
-
-    kept: dict[str, int]
-    missing: dict[str, tuple[int, str]]
-    collisions: list[str]
-    duplicates: list[str]
+    kept: dict[str, int]  # id of a picture -> shard of the merged dataset that takes it
+    missing: dict[str, tuple[int, str]]  # id without a picture -> the shard that tells so, and the reason
+    collisions: list[str]  # ids with a picture in more than one source
+    duplicates: list[str]  # ids of pictures that nearly repeat one of an earlier source
 
     def taken(self, old: ShardManifest, number: int) -> ShardManifest:
         """Manifest of a merged shard, from that of the source's; without what only its tar tells."""

@@ -20,19 +20,12 @@ _GROUPS: list[Any] = []  # of processes that wait for each other
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those that make one dataset.
+    """This process among those that make one dataset."""
 
-    Args:
-        rank: 0 … world - 1.
-        world: number of processes on all machines.
-        local: number of this process on its machine, or, where that is not known, its rank.
-        together: whether one launch started them all, so that they can wait for each other.
-    """
-
-    rank: int = 0
-    world: int = 1
-    local: int = 0
-    together: bool = True
+    rank: int = 0  # 0 … world - 1
+    world: int = 1  # number of processes on all machines
+    local: int = 0  # number of this process on its machine, or, where that is not known, its rank
+    together: bool = True  # whether one launch started them all, so that they can wait for each other
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:

@@ -25,18 +25,12 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Item:
-    """One picture that can be opened.
+    """One picture that can be opened."""
 
-    Args:
-        prompt: its id, and what is known about what it shows.
-        name: where it is, for people.
-        place: where it is, for the source.
-        about: goes into its record: source, and licence and model where they are known.
-    """
-
-    prompt: Prompt
-    name: str
-    place: Any
+    prompt: Prompt  # its id, and what is known about what it shows
+    name: str  # where it is, for people
+    place: Any  # where it is, for the source
+    # Goes into its record: source, and licence and model where they are known
     about: Mapping[str, Any] = field(default_factory=dict)
 
 

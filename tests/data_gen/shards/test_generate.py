@@ -71,7 +71,7 @@ def test_the_whole_set(reference):
     assert card.startswith("---\nlicense: CC0-1.0\n") and f"{index['pictures']} RGBA pictures" in card
 
 
-def test_no_near_duplicate_is_left_and_settled_pictures_stay(reference):
+def test_no_near_duplicate_is_left_and_earlier_pictures_stay(reference):
     folder, report, _ = reference
     records = all_records(folder)
     hashes = np.array([int(r["hash"], 16) for r in records], np.uint64)
