@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import string
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from dd3g.errors import UserError
+from dd3g.fingerprint import fingerprint
 from dd3g.io.atomic import replacing
 
 MAX_CHARACTERS = 1000  # text encoders of picture models read a few hundred
@@ -43,7 +43,7 @@ def normalise(text: str) -> str:
 
 def prompt_id(text: str) -> str:
     """First 16 hex digits of the sha256 of the normalised text: the same for ever, fit for a file name."""
-    return hashlib.sha256(normalise(text).encode()).hexdigest()[:16]
+    return fingerprint(normalise(text))
 
 
 def to_jsonl(prompts: Iterable[Prompt]) -> str:

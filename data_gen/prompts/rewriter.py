@@ -12,6 +12,7 @@ from typing import Any
 
 from data_gen.prompts.lists import MAX_CHARACTERS, Prompt, prompt_id
 from dd3g.errors import UserError, first_line
+from dd3g.fingerprint import fingerprint
 
 MAX_NEW_TOKENS = 64
 LONGEST = 300  # characters of a usable answer
@@ -110,12 +111,11 @@ def rewrite_prompts(
     Raises:
         UserError: when the journal is of another list, model, seed or batch size, or can't be written.
     """
-    listing = "\n".join(p.id for p in prompts).encode()
     options = {
         "model": rewriter.fingerprint,
         "seed": rewriter.seed,
         "batch_size": rewriter.batch_size,
-        "prompts": hashlib.sha256(listing).hexdigest()[:16],
+        "prompts": fingerprint("\n".join(p.id for p in prompts)),
     }
     answers = _resume(journal, options)
     advance(len(answers))
@@ -209,7 +209,7 @@ def _fingerprint(folder: Path) -> str:
             f"{folder} is no folder of a language model ({getattr(error, 'strerror', '') or error}): give "
             "one that holds config.json, *.safetensors and a tokenizer"
         ) from error
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return fingerprint("\n".join(parts))
 
 
 def _load(folder: Path, device: Any) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 from dd3g.errors import UserError
+from dd3g.fingerprint import fingerprint
 from dd3g.io.shards import write_shard
 
 _RENAMING = {"sftp", "ssh", "smb", "ftp", "hdfs", "webhdfs", "arrow_hdfs"}  # a write there can be cut short
@@ -92,22 +93,7 @@ class Storage:
         """
         data = data.encode() if isinstance(data, str) else data
         with self._explained("write", name):
-            if self.folder is None:
-                self._put(name, lambda target: self._fs.pipe_file(target, data))
-                return
-            target = self.folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            # The process id keeps two runs that were started by mistake from tearing each other's file.
-            partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            try:
-                with open(partial, "wb") as stream:
-                    stream.write(data)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.replace(partial, target)
-            finally:
-                with contextlib.suppress(OSError):
-                    partial.unlink()
+            self._put(name, lambda target: self._fs.pipe_file(target, data))
 
     def write_shard(self, name: str, samples: Iterable[dict[str, bytes | str]]) -> tuple[int, str]:
         """Write a tar, replacing one that is there.
@@ -181,8 +167,8 @@ class Storage:
         import fcntl
 
         # Not in the set, where a killed process would leave it.
-        what = hashlib.sha256(os.fsencode(self.folder.resolve() / name)).hexdigest()[:16]
-        path = Path(gettempdir()) / f"dd3g-{os.getuid()}-{what}.lock"
+        place = fingerprint(str(self.folder.resolve() / name))
+        path = Path(gettempdir()) / f"dd3g-{os.getuid()}-{place}.lock"
         with open(path, "wb") as stream:  # the lock ends with the process, however that ends
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -213,16 +199,27 @@ class Storage:
         return f"{self._root.rstrip('/')}/{name}".rstrip("/")
 
     def _put(self, name: str, put: Callable[[str], Any]) -> None:
+        """Have `put` write a file, under a temporary name first where a write can be cut short."""
         target = self._path(name)
-        protocol = self._fs.protocol
-        if not _RENAMING & ({protocol} if isinstance(protocol, str) else set(protocol)):
-            put(target)
-            return
         folder, _, base = target.rpartition("/")
+        # The process id keeps two runs that were started by mistake from tearing each other's file.
         partial = f"{folder}/.{base}.{os.getpid()}.tmp"
-        self._fs.makedirs(folder, exist_ok=True)
-        put(partial)
-        self._fs.mv(partial, target)
+        if self.folder is not None:
+            os.makedirs(folder, exist_ok=True)
+            try:
+                put(partial)
+                with open(partial, "rb") as stream:
+                    os.fsync(stream.fileno())
+                os.replace(partial, target)
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(partial)
+        elif _RENAMING & {*([p] if isinstance(p := self._fs.protocol, str) else p)}:
+            self._fs.makedirs(folder, exist_ok=True)
+            put(partial)
+            self._fs.mv(partial, target)
+        else:
+            put(target)
 
     @contextmanager
     def _explained(self, verb: str, name: str) -> Iterator[None]:
@@ -244,15 +241,9 @@ class Storage:
 
 def _runs(process: str) -> bool:
     """Whether a process of this number is alive on this machine."""
-    if not process.isdecimal():
-        return False
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
+    import psutil
+
+    return process.isdecimal() and len(process) < 10 and psutil.pid_exists(int(process))
 
 
 def _checksum(path: Path) -> tuple[int, str]:
