@@ -200,15 +200,15 @@ def check_parts(
 
 def read_licence(folder: Path) -> str:
     """The licence in the front matter of the model card; "unknown", with a warning, when there is none."""
-    import yaml
+    from huggingface_hub import metadata_load
+    from yaml import YAMLError
 
     try:
-        match = re.match(r"---\s*\n(.*?)\n---", (folder / CARD).read_text(encoding="utf-8"), re.DOTALL)
-        front = yaml.safe_load(match[1]) if match else {}
+        front = metadata_load(folder / CARD) or {}
         licence = front.get("license") or ""
         if licence == "other":
             licence = front.get("license_name") or licence
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, YAMLError):
         licence = ""
     if not licence:
         warnings.warn(

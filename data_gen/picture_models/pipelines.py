@@ -106,7 +106,7 @@ class DiffusersModel:
 
 @_quiet()
 def load_pipeline(config: ModelConfig, device: torch.device) -> DiffusersModel:
-    """Load the pipeline that `config` names; as `data_gen.picture_models.protocol.load_model`."""
+    """Load the pipeline that `config` names; as `data_gen.picture_models.loading.load_model`."""
     dtype = choose_dtype(config.dtype, device)
     if config.offload != "none" and device.type == "cpu":
         raise UserError(

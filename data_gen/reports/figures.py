@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_gen.shards.chunks import read_journal
-from data_gen.shards.dataset import PROMPTS
+from data_gen.shards.dataset import PROMPTS, stored_prompts
 from data_gen.shards.manifest import CHUNKS, ShardManifest, finished_shards, shard_name
 from data_gen.shards.options import read_options
 from data_gen.shards.storage import Storage
@@ -166,22 +166,13 @@ def _add_prompts(figures: Figures, storage: Storage, tries: Counter[str], missin
     figures.asked = figures.done
     if not storage.exists(PROMPTS):
         return
-    figures.asked = 0
-    with storage.reading(PROMPTS) as [path], open(path, encoding="utf-8") as lines:
-        for line in lines:
-            try:
-                prompt = json.loads(line)
-                key, name = prompt["id"], prompt.get("group", "")
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"{storage}/{PROMPTS}, line {figures.asked + 1}, is damaged: delete the file and run the "
-                    "command that makes the set again"
-                ) from error
-            group = figures.groups.setdefault(name, Group())
-            figures.asked += 1
-            group.asked += 1
-            group.missing += key in missing
-            group.tries += tries[key]
+    prompts = stored_prompts(storage)
+    figures.asked = len(prompts)
+    for prompt in prompts:
+        group = figures.groups.setdefault(prompt.group, Group())
+        group.asked += 1
+        group.missing += prompt.id in missing
+        group.tries += tries[prompt.id]
 
 
 @dataclass(frozen=True)
