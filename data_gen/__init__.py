@@ -7,9 +7,9 @@
 Each room below has one page, the docstring of its `__init__`. A room imports only from those above it:
 
 - `prompts`: text prompts from a grammar, a list of your own, or a language model;
-- `meshes`: rendered views of meshes;
-- `picture_models`: what draws a picture from a text;
 - `filters`: mattes, quality scores and near duplicates;
+- `picture_models`: what draws a picture from a text;
+- `meshes`: rendered views of meshes;
 - `sources`: pictures that exist already;
 - `shards`: the writer of a dataset, which may be killed and resumed, on any number of processes;
 - `reports`: checks of a dataset, its figures and a page about them.

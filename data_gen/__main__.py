@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help"):
         commands = "\n".join(f"  {name:<12}{what}" for name, (_, what) in COMMANDS.items())
-        print_help(f"usage: python -m data_gen COMMAND ...; COMMAND --help tells more\n\n{commands}")
+        print_help(f"usage: python -m data_gen COMMAND ...; COMMAND --help explains it\n\n{commands}")
         return 0 if words else 2
     command = words[0].replace("-", "_")
     if command not in COMMANDS:
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped: run the same command again to go on", file=sys.stderr)
+        print("stopped: run the same command again to resume", file=sys.stderr)
         return 130
 
 

@@ -80,7 +80,7 @@ class TinyTrainConfig:
     mixed_precision: str = "bf16"  # or no
     ema_decay: float = 0.998  # of the average of the weights that is the result
     checkpointing_steps: int = 500  # a checkpoint this often; a kill loses at most these
-    resume_from_checkpoint: str = ""  # "latest" goes on from the run in output_dir
+    resume_from_checkpoint: str = ""  # "latest" resumes the run in output_dir
     condition_dropout: float = 0.1  # share of pictures without any words, for classifier-free guidance
     word_dropout: float = 0.25  # share of words left out
     recolour: float = 0.3  # share of pictures whose colour channels change places

@@ -24,7 +24,7 @@ def kill_and_compare(
     """Make a set with a command that is killed at random moments; each set must come out as the undisturbed.
 
     Args:
-        command: words after `python` that make, or go on with, the set in `folder`.
+        command: words after `python` that make, or resume, the set in `folder`.
         folder: that is not there yet, and is gone in the end.
         undisturbed: the set that the same command made in another folder.
         kills: how often, with all its processes; a set that is complete before is made anew.
@@ -78,7 +78,7 @@ def look_at_batches(folder: Path, before: dict[Path, int]) -> dict[Path, int]:
 def difference(one: Path, other: Path) -> str:
     """The first file that two sets do not share byte for byte, "" when there is none.
 
-    How many seconds a shard took, which its manifest tells, may differ.
+    How many seconds a shard took, which its manifest records, may differ.
     """
     names = {p.relative_to(f).as_posix() for f in (one, other) for p in f.rglob("*") if p.is_file()}
     return next((n for n in sorted(names) if _content(one / n) != _content(other / n)), "")

@@ -156,7 +156,7 @@ def _load(kind: Any, folder: str, key: str, what: str) -> Any:
         )
     except Exception as error:  # the loaders raise nearly every type on damaged files
         raise UserError(f"{key} {folder} cannot be loaded ({first_line(error)}): give {what}") from error
-    # Otherwise parts of another kind of model would go on with random weights.
+    # Otherwise parts of another kind of model would run with random weights.
     if lacking := sorted(info["missing_keys"]) + [str(k) for k in info.get("mismatched_keys", [])]:
         raise UserError(f"{key} {folder} is not {what}: its weights lack {lacking[0]}")
     return model

@@ -156,7 +156,7 @@ def pipeline_class(name: str) -> type:
 def check_parts(
     folder: Path, index: dict[str, Any], variant: str = "", leave_out: tuple[str, ...] = ()
 ) -> None:
-    """See that every part of the pipeline is there, and its weights as safetensors.
+    """Check that every part of the pipeline is there, with its weights in safetensors.
 
     Args:
         folder: of the pipeline.

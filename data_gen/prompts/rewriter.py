@@ -158,7 +158,7 @@ def usable(answer: str, prompt: Prompt) -> str:
     wanted = set(re.findall(r"[^\W\d_]+", prompt.noun.lower())) - _SMALL
     if prompt.noun:
         return text if wanted <= set(words) else ""
-    # A user's own prompt does not tell its noun: most of its longer words must be there.
+    # A user's own prompt does not mark its noun: most of its longer words must be there.
     wanted = {w for w in re.findall(r"[^\W\d_]+", _head(prompt).lower()) if len(w) > 3}
     return text if 2 * len(wanted & set(words)) >= len(wanted) else ""
 

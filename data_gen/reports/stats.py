@@ -52,7 +52,7 @@ def stats_command(
     output: Annotated[Path, typer.Option("-o", "--output", help="The page.")] = Path("stats.html"),
     pictures: Annotated[int, typer.Option(min=0, max=500, help="Pictures on the contact sheet.")] = 60,
     processes: Annotated[
-        int, typer.Option(min=1, help="Processes that go on making the set; for the hours left.")
+        int, typer.Option(min=1, help="Processes that continue the set; for the hours left.")
     ] = 1,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the figures as one JSON object too.")

@@ -28,7 +28,7 @@ def save_page(figures: Figures, shown: Sequence[Shown], path: str | Path, proces
         figures: of the dataset.
         shown: pictures of the contact sheet.
         path: the .html file.
-        processes: that go on making the dataset.
+        processes: that continue the dataset.
 
     Returns:
         The path.

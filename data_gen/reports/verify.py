@@ -1,4 +1,4 @@
-"""Check a dataset: every picture decodes, counts and checksums agree, nothing is there twice.
+"""Check a dataset: every picture decodes, counts and checksums agree, nothing appears twice.
 
 python -m data_gen verify SET
 """
@@ -34,7 +34,7 @@ from dd3g.picture import SOLID
 from dd3g.progress import Progress, print_first
 
 SHOWN = 20  # problems that are printed
-_GO_ON = "run the command that makes the set again"
+_RESUME = "run the command that makes the set again"
 
 
 def verify(
@@ -100,29 +100,29 @@ def _strays(storage: Storage, options: dict[str, Any]) -> Iterator[str]:
     stems = [shard_name(number) for number in range(expected)]
     known = dict.fromkeys(f"{stem}{suffix}" for stem in stems for suffix in (".tar", ".json"))
     present = set(names)
-    yield from (f"{name} is not there: {_GO_ON}" for name in known if name not in present)
+    yield from (f"{name} is not there: {_RESUME}" for name in known if name not in present)
     for name in names:
         if name.startswith("pictures-") and f"{name.rpartition('.')[0]}.tar" not in known:
             yield f"{name} does not belong to the set: move it away"
     for name in storage.names(CHUNKS):
         if storage.names(f"{CHUNKS}/{name}"):  # some file systems keep empty folders
-            yield f"{CHUNKS}/{name} is of a shard that is being made: {_GO_ON}"
+            yield f"{CHUNKS}/{name} is of a shard that is being made: {_RESUME}"
 
 
 def _doubles(pictures: list[tuple[str, int]], distance: int) -> list[str]:
     ids = [id for id, _ in pictures]
-    problems = [f"{i} is there {n} times" for i, n in Counter(ids).items() if n > 1]
+    problems = [f"{i} appears {n} times" for i, n in Counter(ids).items() if n > 1]
     if distance >= 0:
         hashes = np.array([value for _, value in pictures], np.uint64)
         twins = zip(ids, near_duplicates(hashes, distance).tolist(), strict=True)
-        problems += [f"{i} nearly repeats {ids[twin]}: {_GO_ON}" for i, twin in twins if twin >= 0]
+        problems += [f"{i} nearly repeats {ids[twin]}: {_RESUME}" for i, twin in twins if twin >= 0]
     return problems
 
 
 def _prompts(storage: Storage, found: set[str], missing: set[str]) -> list[str]:
     """Each prompt has a picture or is known to be missing, and there is nothing else."""
     if not storage.exists(PROMPTS):
-        return [f"{PROMPTS} is not there: {_GO_ON}"]
+        return [f"{PROMPTS} is not there: {_RESUME}"]
     try:
         asked = {p.id for p in stored_prompts(storage)}
     except UserError as error:
@@ -130,7 +130,7 @@ def _prompts(storage: Storage, found: set[str], missing: set[str]) -> list[str]:
     problems = [f"{i} is no prompt of the set" for i in sorted((found | missing) - asked)]
     problems += [f"{i} is both there and missing" for i in sorted(found & missing)]
     if lost := sorted(asked - found - missing):
-        problems.append(f"{len(lost)} prompts have neither picture nor reason, first {lost[0]}: {_GO_ON}")
+        problems.append(f"{len(lost)} prompts have neither picture nor reason, first {lost[0]}: {_RESUME}")
     return problems
 
 
@@ -151,17 +151,17 @@ def _shard_problems(path: Path, manifest: ShardManifest) -> Iterator[str]:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
             size = stream.tell()
     except OSError as error:
-        yield f"{tar} cannot be read ({error.strerror or error}): delete it and its .json, then {_GO_ON}"
+        yield f"{tar} cannot be read ({error.strerror or error}): delete it and its .json, then {_RESUME}"
         return
     if size != manifest.bytes or sha256 != manifest.sha256:
-        yield f"{tar} has another checksum than its .json: delete both, then {_GO_ON}"
+        yield f"{tar} has another checksum than its .json: delete both, then {_RESUME}"
     try:
         shards = Shards(path)
     except UserError:
-        yield f"{tar} is torn or damaged: delete it and its .json, then {_GO_ON}"
+        yield f"{tar} is torn or damaged: delete it and its .json, then {_RESUME}"
         return
     if [shards.key(i) for i in range(len(shards))] != [r["id"] for r in manifest.records]:
-        yield f"{tar} holds other pictures than its .json tells: delete both, then {_GO_ON}"
+        yield f"{tar} holds other pictures than its .json lists: delete both, then {_RESUME}"
         return
     for i, record in enumerate(manifest.records):
         if problem := _sample_problem(shards[i], record):
@@ -173,7 +173,7 @@ def _sample_problem(sample: dict[str, Any], known: dict[str, Any]) -> str:
         record = json.loads(sample["json"])
         different = [k for k in ("id", "seed", "attempt", "hash") if record[k] != known[k]]
         if different:
-            return f"has another {different[0]} than the shard's .json tells"
+            return f"has another {different[0]} than the shard's .json"
         with Image.open(io.BytesIO(sample["png"]), formats=("PNG",)) as image:
             mode, size = image.mode, image.size
             rgba = np.array(image)  # (S, S, 4)
@@ -198,7 +198,7 @@ def _index(storage: Storage) -> list[str]:
         same = False
     except UserError:
         return []  # reported already
-    return [] if same else [f"{INDEX} does not tell of this set: {advice}"]
+    return [] if same else [f"{INDEX} does not describe this set: {advice}"]
 
 
 def verify_command(

@@ -121,7 +121,7 @@ class Chunks:
     def unusable(self, why: str) -> UserError:
         """The error that says so."""
         return UserError(
-            f"the parts in {self.storage}/{self.folder} cannot be used, {why}: delete that folder and "
+            f"the chunks in {self.storage}/{self.folder} cannot be used, {why}: delete that folder and "
             "run the same command again"
         )
 

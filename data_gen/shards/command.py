@@ -24,7 +24,7 @@ Generate = Callable[[Any, ProcessGroup, Progress], dict[str, Any]]
 def run(generate: Generate, schema: type, usage: str, argv: Sequence[str] | None = None) -> int:
     """Parse the words, generate, and report; returns the exit code.
 
-    0: done; 1: done, but some pictures could not be opened; 2: something is wrong, which one line tells; 3:
+    0: done; 1: done, but some pictures could not be opened; 2: something is wrong, as one line explains; 3:
     all is well, but other ranks are not done, and the same command must be started again when they are.
 
     Args:

@@ -1,7 +1,7 @@
 """Near duplicates over a whole dataset: which pictures must be drawn again, agreed on without talking.
 
-Manifests keep what was replaced and when. So every process can tell, whatever the others have done since,
-what the dataset looked like after each round, and comes to the same plan.
+Manifests keep what was replaced and when. So every process can reconstruct the dataset after each round,
+whatever the others have done since, and arrives at the same plan.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _history(spec: DatasetSpec, manifest: ShardManifest) -> NDArray:
     known = {r["id"] for r in (*manifest.records, *manifest.rejections)} | set(manifest.missing)
     if strangers := known - set(at):
         raise UserError(
-            f"{spec.storage}/{name}.json tells of {min(strangers)}, no prompt of its shard: delete it and "
+            f"{spec.storage}/{name}.json lists {min(strangers)}, no prompt of its shard: delete it and "
             f"{name}.tar, and run the same command again"
         )
     pictures = manifest.records + [r for r in manifest.rejections if r["reason"] == DUPLICATE]

@@ -1,4 +1,4 @@
-"""Generates a dataset with any number of processes and machines; killed and started again, it resumes."""
+"""Generates a dataset with any number of processes and machines; killed and restarted, it resumes."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _prepare(spec: DatasetSpec, group: ProcessGroup) -> None:
         raise UserError("there are no prompts: give a file that holds some")
     counts = Counter(prompt.id for prompt in spec.prompts)
     if twice := next((p for p in spec.prompts if counts[p.id] > 1), None):
-        raise UserError(f"the prompt {twice.id} ({twice.text[:60]!r}) is there twice: drop one of them")
+        raise UserError(f"the prompt {twice.id} ({twice.text[:60]!r}) appears twice: drop one of them")
     spec.storage.check_writable(f".rank-{group.rank}.tmp")
     if group.rank == 0:
         check_options(spec.storage, spec.options, write=True)

@@ -75,7 +75,7 @@ class ShardManifest:
             samples: with a json each; taken one by one.
 
         Returns:
-            What the json of each sample tells.
+            The parsed json of each sample.
         """
         found: list[dict[str, Any]] = []
 
@@ -109,7 +109,7 @@ class ShardManifest:
             found = json.loads(data)
             manifest = cls(**{k: v for k, v in found.items() if k not in ("tar", "rejected")})
             if manifest.shard != number or manifest.count != len(manifest.records):
-                raise ValueError(f"it tells of shard {manifest.shard} with {manifest.count} pictures")
+                raise ValueError(f"it describes shard {manifest.shard} with {manifest.count} pictures")
             manifest._check()
             return manifest
         except (ValueError, TypeError, AttributeError) as error:
@@ -119,7 +119,7 @@ class ShardManifest:
             ) from error
 
     def _check(self) -> None:
-        """Raise a ValueError for what is not as the class tells, so that readers can rely on it."""
+        """Raise a ValueError for what is not as the class describes, so that readers can rely on it."""
         _check_types(vars(self), {key: type(value) for key, value in vars(ShardManifest(0)).items()})
         for record in self.records:
             _check_types(record, _RECORD)

@@ -96,12 +96,12 @@ class _Choice:
     """What the merged dataset takes."""
 
     kept: dict[str, int]  # id of a picture -> shard of the merged dataset that takes it
-    missing: dict[str, tuple[int, str]]  # id without a picture -> the shard that tells so, and the reason
+    missing: dict[str, tuple[int, str]]  # id without a picture -> the shard that lists it, and the reason
     collisions: list[str]  # ids with a picture in more than one source
     duplicates: list[str]  # ids of pictures that nearly repeat one of an earlier source
 
     def taken(self, old: ShardManifest, number: int) -> ShardManifest:
-        """Manifest of a merged shard, from that of the source's; without what only its tar tells."""
+        """Manifest of a merged shard, from that of the source's; without what only its tar can tell."""
         records = [r for r in old.records if self.kept.get(r["id"]) == number]
         ids = (*old.missing, *(r["id"] for r in old.records))
         found = {id: self.missing[id] for id in ids if id in self.missing}
@@ -140,7 +140,7 @@ def _copy(source: Storage, old: ShardManifest, output: Storage, new: ShardManife
         shards = Shards(path)
         at = {shards.key(i): i for i in range(len(shards)) if shards.key(i) in wanted}
         if lacking := wanted - set(at):
-            raise UserError(f"{source}/{old.tar} lacks {min(lacking)}: python -m data_gen verify tells more")
+            raise UserError(f"{source}/{old.tar} lacks {min(lacking)}: python -m data_gen verify explains it")
         new.write_tar(output, (shards[i] for i in at.values()))
     new.write(output)
 

@@ -195,7 +195,7 @@ class ShardWorker:
             }
             if lost := [p.id for p in self.prompts if p.id not in at and p.id not in failed]:
                 raise UserError(
-                    f"{storage}/{manifest.tar} lacks {lost[0]}, of which its manifest tells: "
+                    f"{storage}/{manifest.tar} lacks {lost[0]}, which its manifest lists: "
                     "delete both and run the same command again"
                 )
             samples = (shards[at[p.id]] for p in self.prompts if p.id in at)

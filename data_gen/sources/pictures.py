@@ -60,7 +60,7 @@ def _files_fingerprint(found: Found) -> str:
 
 
 class DescribedPictures:
-    """Encoded pictures with what lies beside them says about them; see `Source`.
+    """Encoded pictures with the metadata that lies beside them; see `Source`.
 
     Files are described by a metadata.jsonl and by the first folder below their root, their group; rows by the
     other columns of their table; samples by their json or txt.
@@ -169,7 +169,7 @@ def _sheet(shards: Shards, index: int) -> Image.Image:
 
 
 def _json(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """What a sample tells about itself; nothing when that cannot be read."""
+    """The metadata of a sample; empty when it cannot be read."""
     try:
         metadata = json.loads(sample.get("json", b"{}"))
     except ValueError:

@@ -251,7 +251,7 @@ def test_ctrl_c(shapes, tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate()
     assert process.returncode == 130
-    assert error == "stopped: run the same command again to go on\n"
+    assert error == "stopped: run the same command again to resume\n"
     assert main(command(folder)) == 0
     assert contents(folder) == contents(shapes)
 

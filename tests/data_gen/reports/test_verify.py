@@ -136,16 +136,18 @@ OTHER = np.pad(np.arange(14 * 14 * 4, dtype=np.uint8).reshape(14, 14, 4) | 128, 
         (changed(png=png(OTHER[:8])), "is RGBA of 16x8 pixels, not RGBA of 16x16"),
         (changed(png=png(OTHER)), "has a hash that is not the picture's"),
         (changed(json="{"), "cannot be decoded"),
-        (record_changed(seed=1), "has another seed than the shard's .json tells"),
-        (record_changed(id="0"), "has another id than the shard's .json tells"),
-        (lambda samples: samples[1:], "pictures-00000.tar holds other pictures than its .json tells"),
-        (lambda samples: samples[::-1], "pictures-00000.tar holds other pictures than its .json tells"),
+        (record_changed(seed=1), "has another seed than the shard's .json"),
+        (record_changed(id="0"), "has another id than the shard's .json"),
+        (lambda samples: samples[1:], "pictures-00000.tar holds other pictures than its .json lists"),
+        (lambda samples: samples[::-1], "pictures-00000.tar holds other pictures than its .json lists"),
     ],
 )
 def test_a_picture_that_is_not_right(folder, change, problem):
     rewrite(folder, change)
     found = problems(folder)
-    assert problem in found[0] and len(found) == 2 and found[1].startswith("index.json does not tell of this")
+    assert (
+        problem in found[0] and len(found) == 2 and found[1].startswith("index.json does not describe this")
+    )
 
 
 def edit(folder, change, shard=0):
@@ -162,14 +164,14 @@ def test_an_id_that_is_there_twice(folder):
     edit(folder, lambda s: s.update(shard=1), 1)
     found = problems(folder)
     first = Shards(folder / "pictures-00000.tar").key(0)
-    assert f"{first} is there 2 times" in found
+    assert f"{first} appears 2 times" in found
     assert any("prompts have neither picture nor reason" in p for p in found)
     assert any(f"nearly repeats {first}" in p for p in found)
 
 
 def test_counts_that_are_wrong(folder):
     edit(folder, lambda s: s.update(count=99))
-    assert "pictures-00000.json is damaged (it tells of shard 0 with 99 pictures)" in "\n".join(
+    assert "pictures-00000.json is damaged (it describes shard 0 with 99 pictures)" in "\n".join(
         problems(folder)
     )
 
@@ -210,7 +212,7 @@ def test_a_damaged_manifest_is_one_line_everywhere(folder, change, tmp_path, cap
 
 def test_a_manifest_of_other_prompts(folder):
     edit(folder, lambda s: s["records"][0].update(id="f" * 16))
-    with pytest.raises(UserError, match="pictures-00000.json tells of ffffffffffffffff, no prompt of its"):
+    with pytest.raises(UserError, match="pictures-00000.json lists ffffffffffffffff, no prompt of its"):
         made_set(folder)
 
 

@@ -234,7 +234,7 @@ def test_a_shard_made_with_other_options_is_named(filters, tmp_path):
 def test_prompts_must_differ(tmp_path):
     one = dataset_spec(tmp_path, 3)
     twice = type(one)(**{**vars(one), "prompts": [*one.prompts, one.prompts[0]]})
-    with pytest.raises(UserError, match="is there twice: drop one"):
+    with pytest.raises(UserError, match="appears twice: drop one"):
         generate_shards(twice, ProcessGroup(), quiet())
 
 
