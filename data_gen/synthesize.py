@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from data_gen.prompts.lists import Prompt
 
 SHOWN = 20  # lines left out that are named one by one
-USAGE = "python -m data_gen synthesize [--json] [--rank R --world N]"
+USAGE = "python -m data_gen synthesize [-o SET] [--json] [--rank R --world N]"
 
 
 @dataclass

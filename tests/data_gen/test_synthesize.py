@@ -109,6 +109,12 @@ def test_the_command(shapes, tmp_path, capsys):
     assert f"{report['pictures']} of 60 pictures in 6 shards in " in capsys.readouterr().out
 
 
+def test_the_output_as_an_option(shapes, tmp_path):
+    words = [w for w in command(tmp_path / "set") if not w.startswith("output=")]
+    assert main([*words, "-o", str(tmp_path / "set")]) == 0
+    assert contents(tmp_path / "set") == contents(shapes)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
