@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-WORDS = Path(__file__).parent / "words"  # a file of nouns a group, one a line, and what may be named of them
+WORDS = Path(__file__).parent / "words"  # a file of nouns a group, one a line, and what may be said of them
 WHOLE = "whole object in view"
 
 
@@ -28,7 +28,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Choices:
-    """What may be named of one noun; index 0 of each list says nothing."""
+    """What a prompt may say of one noun; index 0 of each list says nothing."""
 
     states: tuple[str, ...]  # adjectives of size, age, form or mood
     colours: tuple[str, ...]  # for the materials that come in any colour, and for no material
@@ -77,7 +77,7 @@ class Grammar:
         }
 
     def choices(self, group: str, noun: str) -> Choices:
-        """Everything that may be named of a noun of a group."""
+        """Everything that a prompt may say of a noun of a group."""
         kind, named = self._kinds[group], words(noun)
         special = self._exceptions.get(group, {})
         listed = [special[word] for word in noun.lower().split() if word in special]

@@ -59,8 +59,7 @@ def seed_of(seed: int, prompt: str, attempt: int) -> int:
 class PictureBackend:
     """What makes pictures; opened only by a process that has some to make."""
 
-    # A batch of tries -> for each a picture (RGB, or RGBA with straight alpha), or the reason why there is
-    # none
+    # A batch of tries -> for each a picture (RGB, or RGBA with straight alpha), or why there is none
     draw: Callable[[list[DrawRequest]], Sequence[Image.Image | str]]
     # Pictures -> their mattes, None where no object was found; returns at once
     matte: Callable[[list[Image.Image]], Future[list[Matted | None]]]
