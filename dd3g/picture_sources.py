@@ -1,17 +1,23 @@
-"""Where pictures lie: files in folders, samples of shards, rows of tables."""
+"""Pictures on disk: files in folders, samples of shards, rows of tables, and sheets of rendered views."""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
 from dd3g.picture import SUFFIXES
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 SHEET, DEPTH = "rgba.png", "depth.png"  # what a rendered object's sample holds
+DEPTH_UNIT = 16384  # depth.png holds camera z times this, 0 where there is nothing
 EXTENSIONS = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)  # of pictures in samples
 
 
@@ -103,14 +109,131 @@ def hold_renders(shards: Shards) -> bool:
     )
 
 
+class EncodedPictures(Protocol):
+    """Pictures as they lie in files, by index."""
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+
+    def name(self, index: int) -> str:
+        """What records call it."""
+
+    def where(self, index: int) -> str:
+        """What messages call it."""
+
+    def read(self, index: int) -> Path | bytes:
+        """What `dd3g.picture.read_rgba` reads.
+
+        Raises:
+            UserError: when there is none.
+        """
+
+
+def open_pictures(found: Found, shards: Shards | None = None) -> EncodedPictures:
+    """The pictures in what `find_sources` found.
+
+    Args:
+        found: the files.
+        shards: those of them, where they have been opened already.
+
+    Raises:
+        UserError: when one of the files is damaged, or tables cannot be read.
+    """
+    if found.kind == "tables":
+        from dd3g.io.tables import PictureTables
+
+        return PictureTables(found.root, found.files)
+    return PictureFiles(found) if found.kind == "pictures" else ShardPictures(shards or open_shards(found))
+
+
+def open_shards(found: Found) -> Shards:
+    """The shards among what was found, in the order in which datasets made so far count them."""
+    return Shards(sorted(found.files))
+
+
+class PictureFiles:
+    """Picture files, each named by its path below the root."""
+
+    def __init__(self, found: Found) -> None:
+        self.root, self.files = found.root, found.files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        """See `EncodedPictures`."""
+        return self.files[index].relative_to(self.root).as_posix()
+
+    def where(self, index: int) -> str:
+        """See `EncodedPictures`."""
+        return str(self.files[index])
+
+    def read(self, index: int) -> Path:
+        """See `EncodedPictures`."""
+        return self.files[index]
+
+
+class ShardPictures:
+    """Samples of webdataset shards, each named by its key."""
+
+    def __init__(self, shards: Shards) -> None:
+        self.shards = shards
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def name(self, index: int) -> str:
+        """See `EncodedPictures`."""
+        return self.shards.key(index)
+
+    def where(self, index: int) -> str:
+        """See `EncodedPictures`."""
+        return f"{self.shards.key(index)} in {self.shards.where(index)}"
+
+    def read(self, index: int) -> bytes:
+        """See `EncodedPictures`."""
+        sample = self.shards.read(index, *EXTENSIONS)
+        for extension in EXTENSIONS:
+            if extension in sample:
+                return sample[extension]
+        raise UserError(f"{self.where(index)} holds no picture")
+
+
+def level_views(quads: Sequence[Sequence[int]], elevation: Sequence[float]) -> list[int]:
+    """Views of a rendered object that the generator's own cameras would take.
+
+    Args:
+        quads: of its meta, sets of four views 90 degrees apart.
+        elevation: of its meta, degrees of each view.
+
+    Returns:
+        The views of those quads whose elevation is nearest to the generator's.
+    """
+    from dd3g.cameras import ELEVATION  # torch, which finding pictures does not need
+
+    distance = [abs(elevation[quad[0]] - ELEVATION) for quad in quads]
+    return [v for quad, d in zip(quads, distance, strict=True) if d < min(distance) + 0.5 for v in quad]
+
+
+def split_sheet(png: bytes, views: int) -> NDArray:
+    """A sheet of views side by side -> (V, H, W[, C]), a copy.
+
+    Raises:
+        Exception: of nearly every type there is, as Pillow does on damaged pictures.
+    """
+    import numpy as np
+    from PIL import Image
+
+    # No other format: Pillow would start other programs for some.
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        sheet = np.asarray(image)
+    return np.stack(np.split(sheet, views, axis=1))
+
+
 def picture_of(shards: Shards, index: int) -> bytes:
     """The encoded picture of a sample.
 
     Raises:
         UserError: when there is none.
     """
-    sample = shards.read(index, *EXTENSIONS)
-    for extension in EXTENSIONS:
-        if extension in sample:
-            return sample[extension]
-    raise UserError(f"{shards.key(index)} in {shards.where(index)} holds no picture")
+    return ShardPictures(shards).read(index)

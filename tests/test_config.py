@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from data_gen.__main__ import main as commands
 from data_gen.collect import CollectConfig
-from data_gen.config import SynthesizeConfig
+from data_gen.synthesize import SynthesizeConfig
 from data_gen.train_tiny import TinyTrainConfig
 from dd3g.configuration import explained, launch, parse
 from dd3g.errors import UserError

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data_gen.mesh import Mesh, corner_normals
-from data_gen.mesh_render import Light, render_mesh
+from data_gen.meshes.mesh import Mesh
+from data_gen.meshes.normals import corner_normals
+from data_gen.meshes.rendering import Light, render_mesh
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
@@ -173,7 +174,7 @@ def write_renders(folder: Path, count: int = 3) -> None:
     """Shards as tools/render_objects.py makes them, of cubes."""
     import trimesh
 
-    from data_gen.objects import Options
+    from data_gen.meshes.objects import Options
     from tools.render_objects import render_folder
 
     meshes = folder.parent / "meshes"

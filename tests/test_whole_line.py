@@ -9,7 +9,9 @@ from PIL import Image
 from training_runs import fresh, metrics
 from typer.testing import CliRunner
 
-from data_gen import prompts, synthesize, verify
+from data_gen import synthesize
+from data_gen.prompts import generation as prompts
+from data_gen.reports import verify
 from dd3g import infer
 from dd3g.configuration import parse
 from dd3g.io.shards import Shards

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from data_gen.objects import Options
+from data_gen.meshes.objects import Options
 from dd3g.command import check_writable, run_command
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -18,11 +17,13 @@ from typing import Annotated
 
 import typer
 
-from data_gen.objects import Item, Options, find_items, render_item
+from data_gen.meshes.objects import Item, Options, find_items, render_item
 from dd3g.command import run_command
 from dd3g.errors import UserError
+from dd3g.fingerprint import fingerprint
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import Shards, write_shard
+from dd3g.progress import Progress
 
 
 def render_shard(task: tuple[Path, list[Item], Options]) -> tuple[int, list[tuple[str, str]]]:
@@ -45,8 +46,13 @@ def _start_worker() -> None:
 
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def render_folder(
@@ -66,11 +72,8 @@ def render_folder(
         UserError: no meshes, other options or objects than the folder was started with, a damaged shard, a
             full disk, a process that was killed.
     """
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
-
     items = find_items(folder, options, styles or [], limit)
-    keys = hashlib.sha256("\n".join(item.key for item in items).encode()).hexdigest()[:16]
+    keys = fingerprint("\n".join(item.key for item in items))
     stored = {"styles": styles or [], "limit": limit, "objects": f"{len(items)} items {keys}"}
     _check_same_options(output, asdict(options) | stored)
     count = -(-len(items) // options.per_shard)
@@ -80,21 +83,16 @@ def render_folder(
         for k, path in enumerate(paths)
         if not path.exists()
     ]
-    start, views, failed = time.perf_counter(), 0, {}
-    columns = (
-        *Progress.get_default_columns()[:3],
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        row = bar.add_task("render", total=count, completed=count - len(tasks))
+    start, views = time.perf_counter(), 0
+    failed: dict[str, str] = {}
+    with Progress() as progress:
+        progress.phase("shards", count, count - len(tasks))
         for done, bad in _map_shards(tasks, processes):
             views += done
             failed |= dict(bad)
             for key, reason in bad:
-                bar.console.print(f"skipped {key}: {reason}", markup=False, highlight=False, soft_wrap=True)
-            bar.advance(row)
+                progress.say(f"skipped {key}: {reason}")
+            progress.advance()
     written = Shards(paths)
     present = {written.key(i) for i in range(len(written))}
     missing = {

@@ -11,13 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-from made_up_line import contents
+from stand_ins.made_up_dataset import contents
 
 from data_gen.__main__ import main as commands
-from data_gen.config import SynthesizeConfig
-from data_gen.pictures import ModelConfig
-from data_gen.storage import Storage
-from data_gen.synthesize import main, synthesize
+from data_gen.picture_models.protocol import ModelConfig
+from data_gen.shards.storage import Storage
+from data_gen.synthesize import SynthesizeConfig, main, synthesize
 from dd3g.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +107,12 @@ def test_the_command(shapes, tmp_path, capsys):
     assert contents(tmp_path / "set") == contents(shapes)
     assert main(command(shapes)) == 0
     assert f"{report['pictures']} of 60 pictures in 6 shards in " in capsys.readouterr().out
+
+
+def test_the_output_as_an_option(shapes, tmp_path):
+    words = [w for w in command(tmp_path / "set") if not w.startswith("output=")]
+    assert main([*words, "-o", str(tmp_path / "set")]) == 0
+    assert contents(tmp_path / "set") == contents(shapes)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +208,7 @@ def test_a_full_disk_ends_with_one_line_and_space_lets_it_go_on(shapes, tmp_path
     assert contents(folder) == contents(shapes)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_set(shapes, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -243,6 +249,7 @@ def committed(process, folder):
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_ctrl_c(shapes, tmp_path):
     folder = tmp_path / "set"
     process = start(["-m", "data_gen", "synthesize", *command(folder, "batch_size=1")])
@@ -250,7 +257,7 @@ def test_ctrl_c(shapes, tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate()
     assert process.returncode == 130
-    assert error == "stopped: run the same command again to go on\n"
+    assert error == "stopped: run the same command again to resume\n"
     assert main(command(folder)) == 0
     assert contents(folder) == contents(shapes)
 

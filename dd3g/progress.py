@@ -1,0 +1,90 @@
+"""How far a long command is: a bar with rate and time left on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+
+class Progress:
+    """Counts what is done, in phases.
+
+    Args:
+        show: whether to say anything.
+        total: of a first phase; leave both out where `phase` follows.
+        name: of what it counts.
+        seconds: between two lines where no terminal is attached.
+    """
+
+    def __init__(self, show: bool = True, total: int = 0, name: str = "", seconds: float = 60) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        self._lines, self._seconds = show and not console.is_terminal, seconds
+        note = TextColumn("{task.fields[note]}", markup=False)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), note)
+        hidden = not (show and console.is_terminal)
+        self._bar = Bar(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden)
+        self._task: Any = None
+        self.phase(name, total)
+
+    def phase(self, name: str, total: int, done: int = 0) -> None:
+        """Begin counting `name`, of which `done` of `total` were there before."""
+        self.name, self.total, self.done, self._before = name, total, done, done
+        self._start = self._printed = time.monotonic()
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(name, total=total, completed=done, note="")
+
+    @property
+    def rate(self) -> float:
+        """Done a second, in this phase."""
+        return (self.done - self._before) / max(time.monotonic() - self._start, 1e-9)
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count `count` more as done.
+
+        Args:
+            count: how many.
+            note: stands beside the rate, such as a loss.
+        """
+        self.done += count
+        note = f"{note}  {self.rate:.3g}/s".strip()
+        self._bar.update(self._task, completed=self.done, note=note)
+        if self._lines and time.monotonic() - self._printed > self._seconds and self.rate:
+            self._printed = time.monotonic()
+            left = timedelta(seconds=round((self.total - self.done) / self.rate))
+            self.say(f"{self.done} of {self.total} {self.name}, {note}, {left} left")
+
+    def say(self, text: str) -> None:
+        """Print one line above the bar."""
+        if self._lines:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._bar.stop()
+
+
+def print_first(lines: Sequence[str], most: int, rest: str) -> None:
+    """Print lines on stderr, and beyond some of them only how many there are.
+
+    Args:
+        lines: all of them.
+        most: lines that are printed.
+        rest: line that stands for the others, with {} in place of their number.
+    """
+    for line in lines[:most]:
+        print(line, file=sys.stderr)
+    if len(lines) > most:
+        print(rest.replace("{}", str(len(lines) - most)), file=sys.stderr)
