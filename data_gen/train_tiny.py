@@ -28,7 +28,7 @@ from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import Shards
 from dd3g.picture_sources import SHEET, split_sheet
-from dd3g.training import fit
+from dd3g.training import SmallNetworkConfig, fit
 
 SHOWN = (
     "a red apple", "a green pine tree", "a brown wooden chair", "a blue fish", "a grey rock", "a yellow car",
@@ -198,7 +198,7 @@ class TinyLoss:
         self.views, self.batch_size, self.device, self.mixed = views, batch_size, device, mixed
         self.schedule = Schedule.from_config(dict(scheduler().config))
 
-    def __call__(self, model: nn.Module, step: int, g: torch.Generator) -> Tensor:
+    def __call__(self, model: nn.Module, g: torch.Generator, step: int) -> Tensor:
         """Mean loss of a batch that `g` decides."""
         assert isinstance(model, TinyDenoiser)
         rgba, texts = self.views.draw(self.batch_size, g)
@@ -257,31 +257,30 @@ def run(config: TinyTrainConfig) -> Path:
     count = sum(len(p) for p in views.pictures)
     loss = TinyLoss(views, config.train_batch_size, state.device, mixed)
 
-    @torch.no_grad()
-    def evaluate(average: TinyDenoiser) -> dict[str, float]:
+    def publish(average: TinyDenoiser, step: int) -> dict[str, float]:
         save(average, output / "model", count)
         draw_contact_sheet(average, output / "sheet.png", mixed)
-        fixed = [loss(average, 0, torch.Generator().manual_seed(i)) for i in range(4)]
+        fixed = [loss(average, torch.Generator().manual_seed(i), step) for i in range(4)]
         return {"average_loss": float(torch.stack(fixed).mean())}
 
-    average = fit(
-        model,
-        loss,
+    options = SmallNetworkConfig.of(
         output,
         config.max_train_steps,
-        learning_rate=config.learning_rate,
-        warmup=config.lr_warmup_steps,
-        ema=config.ema_decay,
-        weight_decay=config.adam_weight_decay,
-        clip=config.max_grad_norm or math.inf,
-        minutes=config.max_minutes or None,
-        checkpoint_every=config.checkpointing_steps,
-        log_every=min(50, config.checkpointing_steps),
-        evaluate=evaluate,
-        seed=config.seed,
-        resume=bool(config.resume_from_checkpoint),
+        config.learning_rate,
+        config.max_minutes,
+        config.seed,
+        bool(config.resume_from_checkpoint),
+        lr_warmup_steps=config.lr_warmup_steps,
+        ema_decay=config.ema_decay,
+        adam_weight_decay=config.adam_weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        checkpointing_steps=config.checkpointing_steps,
+        validation_steps=config.checkpointing_steps,
+        logging_steps=min(50, config.checkpointing_steps),
+        use_cpu=state.device.type == "cpu",
     )
-    return save(average, output / "model", count)
+    fit(model, loss, None, options, publish)
+    return output / "model"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,17 +8,17 @@ if TYPE_CHECKING:
     from dd3g.gaussians import Gaussians
     from dd3g.pepd import Generator
     from dd3g.picture import load_image
-    from dd3g.rasterize import rasterize
+    from dd3g.rasterizer import rasterize
 
 __version__ = "0.1.0"
 __all__ = ["Cameras", "Gaussians", "Generator", "load_image", "rasterize"]
 
 _HOME = {
     "Cameras": "dd3g.cameras",
-    "Gaussians": "dd3g.gaussians",
+    "Gaussians": "dd3g.io.splats",  # with `save` and `load`
     "Generator": "dd3g.pepd",
     "load_image": "dd3g.picture",
-    "rasterize": "dd3g.rasterize",
+    "rasterize": "dd3g.rasterizer",
 }
 
 

@@ -94,7 +94,7 @@ class Cameras:
 
     @staticmethod
     def default_rig(size: int = 64, views: int = 4) -> Cameras:
-        """The house rig: `views` cameras at even azimuths, elevation 10 degrees; view 0 is the input's."""
+        """The canonical rig: `views` cameras at even azimuths, elevation 10 degrees; view 0 is the input."""
         return Cameras.orbit([360.0 * v / views for v in range(views)], ELEVATION, size)
 
     @property
@@ -171,6 +171,16 @@ class Cameras:
         """The same views at another square image size in pixels."""
         scale = torch.tensor([size / self.width, size / self.height, 1.0], dtype=self.Ks.dtype)
         return replace(self, Ks=self.Ks * scale.to(self.Ks.device)[:, None], width=size, height=size)
+
+    @staticmethod
+    def stack(cameras: Sequence[Cameras]) -> Cameras:
+        """Put cameras of one image size behind a new leading dimension, as `torch.stack` does."""
+        viewmats, Ks = (torch.stack([getattr(c, name) for c in cameras]) for name in ("viewmats", "Ks"))
+        return replace(cameras[0], viewmats=viewmats, Ks=Ks)
+
+    def pin_memory(self) -> Cameras:
+        """Same meaning as `Tensor.pin_memory`."""
+        return replace(self, viewmats=self.viewmats.pin_memory(), Ks=self.Ks.pin_memory())
 
     def to(self, *args: Any, **kwargs: Any) -> Cameras:
         """Same meaning as `Tensor.to`."""

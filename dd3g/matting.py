@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import lru_cache
 from typing import Any
 
@@ -54,8 +53,9 @@ def _providers() -> list[Any]:
 
 
 def _current_gpu() -> int:
-    torch = sys.modules.get("torch")  # onnxruntime's own default is the first GPU for every process
-    return torch.cuda.current_device() if torch and torch.cuda.is_initialized() else 0
+    import torch  # onnxruntime's own default is the first GPU for every process
+
+    return torch.cuda.current_device() if torch.cuda.is_initialized() else 0
 
 
 @lru_cache(maxsize=1)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from dd3g.cameras import ELEVATION
 from dd3g.errors import UserError
-from dd3g.io.shards import Shards
-from dd3g.io.tables import PictureTables
+from dd3g.fingerprint import fingerprint
 from dd3g.picture import cut_out, load_image, object_frame, read_rgba, resize_rgba
-from dd3g.picture_sources import Found, find_sources, hold_renders, picture_of
+from dd3g.picture_sources import (
+    EncodedPictures,
+    Found,
+    find_sources,
+    hold_renders,
+    level_views,
+    open_pictures,
+    open_shards,
+)
 from distill.renders import RenderedObjects
 
 NO_MATTE = "none"
@@ -59,33 +64,15 @@ def open_inputs(source: str | Path, matte: str = "auto") -> Inputs:
         UserError: when it is none of these, or not on this machine's disks.
     """
     found = find_sources(source)
-    if found.kind == "tables":
-        return Pictures(found, PictureTables(found.root, found.files), matte)
-    if found.kind == "pictures":
-        return Pictures(found, _Files(found), matte)
-    shards = Shards(sorted(found.files))  # the order that indices of sets made so far count in
-    return Renders(found) if hold_renders(shards) else Pictures(found, _Samples(shards), matte)
+    shards = open_shards(found) if found.kind == "shards" else None
+    if shards is not None and hold_renders(shards):
+        return Renders(found)
+    return Pictures(found, open_pictures(found, shards), matte)
 
 
 def seed_of(*parts: int) -> int:
     """One seed from several numbers, the same on every machine."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
-
-
-class Encoded(Protocol):
-    """Pictures as they lie in files."""
-
-    def __len__(self) -> int:
-        """Number of pictures."""
-
-    def name(self, index: int) -> str:
-        """What the quadruples call it."""
-
-    def where(self, index: int) -> str:
-        """What messages call it."""
-
-    def read(self, index: int) -> Path | bytes:
-        """What `dd3g.picture.read_rgba` reads."""
 
 
 class Pictures:
@@ -97,7 +84,7 @@ class Pictures:
         matte: as `open_inputs`.
     """
 
-    def __init__(self, found: Found, encoded: Encoded, matte: str) -> None:
+    def __init__(self, found: Found, encoded: EncodedPictures, matte: str) -> None:
         self.fingerprint, self.encoded = _fingerprint(found), encoded
         self.matte = "u2netp" if matte == "auto" else matte
 
@@ -122,40 +109,6 @@ class Pictures:
         return _rounded(load_image(image, size, matte=NO_MATTE).rgba), about
 
 
-class _Files:
-    def __init__(self, found: Found) -> None:
-        self.root, self.files = found.root, found.files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def name(self, index: int) -> str:
-        return self.files[index].relative_to(self.root).as_posix()
-
-    def where(self, index: int) -> str:
-        return str(self.files[index])
-
-    def read(self, index: int) -> Path:
-        return self.files[index]
-
-
-class _Samples:
-    def __init__(self, shards: Shards) -> None:
-        self.shards = shards
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def name(self, index: int) -> str:
-        return self.shards.key(index)
-
-    def where(self, index: int) -> str:
-        return f"{self.shards.key(index)} in {self.shards.where(index)}"
-
-    def read(self, index: int) -> bytes:
-        return picture_of(self.shards, index)
-
-
 class Renders:
     """Rendered objects; the seed chooses the view among those at the rig's elevation."""
 
@@ -170,9 +123,7 @@ class Renders:
     def picture(self, index: int, seed: int, size: int) -> tuple[Tensor, dict[str, Any]]:
         """See `Inputs`. Each view of a quad can be the input: the others stand at 90, 180 and 270."""
         item = self.objects[index]
-        distance = [abs(item.meta["elevation"][quad[0]] - ELEVATION) for quad in item.quads]
-        level = [quad for quad, d in zip(item.quads, distance, strict=True) if d < min(distance) + 0.5]
-        views = sum(level, [])
+        views = level_views(item.quads, item.meta["elevation"])
         generator = torch.Generator().manual_seed(seed_of(index, seed))
         view = views[int(torch.randint(len(views), (1,), generator=generator))]
         rgba = resize_rgba(item.rgba[view].float() / 255, size)
@@ -181,8 +132,7 @@ class Renders:
 
 
 def _fingerprint(found: Found) -> str:
-    listing = "\n".join(f"{name} {size}" for name, size in found.listing())
-    return hashlib.sha256(os.fsencode(listing)).hexdigest()[:16]
+    return fingerprint("\n".join(f"{name} {size}" for name, size in found.listing()))
 
 
 def _rounded(rgba: Tensor) -> Tensor:

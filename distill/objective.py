@@ -1,4 +1,16 @@
-"""What the generator is trained on: explicit supervision by views, implicit verification by the teacher."""
+"""What the generator is trained on: explicit supervision by views, implicit verification by the teacher.
+
+Notation of the paper (DD3G, arXiv 2504.00457) and of diffusion, and the names here:
+
+    N, C, II, OI    noise, cameras, input image, output images      `Sample.noise, .rig, .image, .views`
+    G(N, C, II)     the generator's Gaussians                       `frames`, joined `gaussians`
+    k, k0, tau      step, centre and width of the sigmoid           `step`, `ramp_center`, `ramp_width`
+    lambda          weight of the implicit verification             `ObjectiveConfig.implicit`
+    x0 or z, x_t    clean latents of renders, the same with noise   `z`, `x_t`
+    t, eps          noise level and noise                           `t`, `eps`
+    alpha, sigma    x_t = alpha x0 + sigma eps                      `alpha`, `sigma`
+    eps_hat, x0_hat what the teacher predicts                       `denoised(z)` is x0_hat
+"""
 
 from __future__ import annotations
 
@@ -10,12 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd3g.cameras import Cameras
 from dd3g.diffusion import convert
 from dd3g.gaussians import Gaussians
-from dd3g.pepd import GeneratorConfig
-from dd3g.rasterize import rasterize
+from dd3g.rasterizer import rasterize
 from dd3g.training import generator_for
+from distill.datasets import Sample
 
 COVERED = 0.65  # alpha from which a pixel inside the mask is no hole, with some room above one half
 
@@ -54,7 +65,6 @@ class Objective:
 
     Args:
         config: weights.
-        generator: shape of the generator; tells which Gaussian belongs to which pixel of which frame.
         total_steps: of the run, for the schedules.
         verifier: needed when `config.implicit` is not 0.
         perceptual: distance of images (N, 3, H, W) -> (N,), needed when `config.perceptual` is not 0.
@@ -63,50 +73,45 @@ class Objective:
     def __init__(
         self,
         config: ObjectiveConfig,
-        generator: GeneratorConfig,
         total_steps: int,
         verifier: Verifier | None = None,
         perceptual: nn.Module | None = None,
     ) -> None:
-        self.config, self.generator, self.total = config, generator, total_steps
+        self.config, self.total = config, total_steps
         self.verifier, self.perceptual = verifier, perceptual
 
-    def __call__(
-        self, model: nn.Module, batch: dict[str, Tensor], step: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The model's Gaussians for a batch of `distill.draws`, and what is wrong with them.
+    def __call__(self, model: nn.Module, batch: Sample, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The model's Gaussians for a batch, and what is wrong with them.
 
         Args:
-            model: (noise, cameras, image) -> Gaussians; float32 geometry needs no autocast around this call.
+            model: a `Generator`; float32 geometry needs no autocast around this call.
             batch: collated samples.
             step: of the run, for the schedules.
 
         Returns:
             The scalar to minimise and its terms, weighted and detached; they add up to it.
         """
-        c, size = self.config, batch["image"].shape[-1]
-        rig = Cameras(batch["rig_viewmats"], batch["rig_Ks"], size, size)
-        gaussians = model(batch["noise"], rig, batch["image"])
+        c = self.config
+        frames = model(batch.noise, batch.rig, batch.image, apart=True)
+        gaussians = Gaussians.cat(frames)
         progress = step / self.total
         terms: dict[str, Tensor] = {}
 
         boot = c.bootstrap
         fade = 1.0 if progress < boot else max(c.direct_floor, 1 - (progress - boot) / max(1e-6, 0.5 - boot))
-        for name, value in direct_terms(gaussians, batch, rig, self.generator).items():
+        for name, value in direct_terms(frames, batch).items():
             terms[name] = fade * getattr(c, name) * value
         if progress >= boot:
-            targets = Cameras(batch["target_viewmats"], batch["target_Ks"], size, size)
-            render = rasterize(gaussians, targets, background=0.0, antialiased=c.antialiased)
-            terms |= self.explicit(render.rgb, render.alpha, batch["targets"], batch["background"])
+            render = rasterize(gaussians, batch.target_cameras, background=0.0, antialiased=c.antialiased)
+            terms |= self.explicit(render.rgb, render.alpha, batch.targets, batch.background)
             if c.implicit and self.verifier is not None and step % c.implicit_every == 0:
-                azimuth = 2 * math.pi * batch["uniform"][:, 2]
-                value = self.verifier(
-                    gaussians, batch["image"], azimuth, batch["uniform"][:, 3], batch["index"]
-                )
+                azimuth = 2 * math.pi * batch.uniform[:, 2]
+                value = self.verifier(gaussians, batch.image, azimuth, batch.uniform[:, 3], batch.index)
                 terms["implicit"] = self.ramp(step) * c.implicit * value
         loss = torch.stack(list(terms.values())).sum()
-        # Parallel training waits for a gradient of every parameter; the bootstrap does not look at shapes.
-        loss = loss + 0.0 * (gaussians.scales.sum() + gaussians.quats.sum())
+        if progress < boot:
+            # Nothing looks at shapes yet, but parallel training waits for every gradient.
+            loss = loss + zero_of(gaussians.scales, gaussians.quats)
         return loss, {k: v.detach() for k, v in terms.items()}
 
     def explicit(
@@ -173,48 +178,50 @@ def gradient_differences(error: Tensor, scales: int = 3) -> list[Tensor]:
     return found
 
 
-def direct_terms(
-    gaussians: Gaussians, batch: dict[str, Tensor], rig: Cameras, config: GeneratorConfig
-) -> dict[str, Tensor]:
+def zero_of(*tensors: Tensor) -> Tensor:
+    """The number 0, which gives every tensor a gradient of zeros."""
+    return 0.0 * torch.stack([t.sum() for t in tensors]).sum()
+
+
+def direct_terms(frames: list[Gaussians], batch: Sample) -> dict[str, Tensor]:
     """Each Gaussian against the pixel that it was decoded for: opacity, depth and colour, without rendering.
 
     Rendering losses alone go wrong from scratch: Gaussians that start in the wrong place learn to vanish.
+
+    Args:
+        frames: the generator's, `apart`: a Gaussian a pixel of the imagined views, then of the input.
+        batch: what the views show.
 
     Returns:
         "direct_alpha" (binary cross-entropy), "direct_depth" (L1, world units, where depth is known) and
         "direct_color" (L1 inside the mask).
     """
-    V = config.latent_shape[0]
-    side = config.size // 8 * config.expansion
-    count = V * side * side
-    kinds = [(slice(0, count), slice(0, V), side)]
-    if config.copy_tokens:
-        # The picture's own alpha gates the copied Gaussians already, so only their depth is left to learn.
-        kinds.append((slice(count, None), slice(0, 1), config.size // 8 * config.copy_expansion))
-    alpha_terms, depth_terms, color_terms = [], [], []
-    for k, (span, views, s) in enumerate(kinds):
-        means = gaussians.means[:, span].unflatten(1, (-1, s * s))  # (B, V', s*s, 3)
-        viewmats = rig.viewmats[:, views]
-        z = (means * viewmats[..., None, 2, :3]).sum(-1) + viewmats[..., None, 2, 3]  # (B, V', s*s)
-        target, depth = batch["views"][:, views], batch["depth"][:, views]
-        if k == 1:
-            target = batch["image"][:, None]
-        small, mask = _pooled(target, s)  # (B, V', 3, s*s), (B, V', s*s)
-        known = (depth > 0).float()
+    imagined, *copied = frames
+    targets = [(imagined, batch.rig, batch.views)]
+    targets += [(g, batch.rig[:, :1], batch.image[:, None]) for g in copied]
+    depth_terms, color_terms = [], []
+    for gaussians, cameras, rgba in targets:
+        V = rgba.shape[1]
+        s = math.isqrt(len(gaussians) // V)  # side of the grid of Gaussians
+        means = gaussians.means.unflatten(1, (V, s * s))  # (B, V, s*s, 3)
+        z = (means * cameras.viewmats[..., None, 2, :3]).sum(-1) + cameras.viewmats[..., None, 2, 3]
+        depth = batch.depth[:, :V]
         ratio = depth.shape[-1] // s
-        share = F.avg_pool2d(known, ratio).flatten(-2)
+        share = F.avg_pool2d((depth > 0).float(), ratio).flatten(-2)  # (B, V, s*s)
         wanted = F.avg_pool2d(depth, ratio).flatten(-2) / share.clamp(min=1e-6)
-        valid = (share > 0.5).float() * batch["has_depth"][:, None, None]
+        valid = (share > 0.5).float() * batch.has_depth[:, None, None]
         depth_terms.append(((z - wanted).abs() * valid).flatten(1).sum(1) / (valid.flatten(1).sum(1) + 1))
-        colors = gaussians.colors[:, span].unflatten(1, (-1, s * s)).transpose(-1, -2)
+        small, mask = _pooled(rgba, s)  # (B, V, 3, s*s), (B, V, s*s)
+        colors = gaussians.colors.unflatten(1, (V, s * s)).transpose(-1, -2)
         error = ((colors - small).abs().mean(2) * mask).flatten(1).sum(1)
         color_terms.append(error / (mask.flatten(1).sum(1) + 1))
-        if k == 0:
-            opacity = gaussians.opacities[:, span].unflatten(1, (-1, s * s)).clamp(1e-4, 1 - 1e-4)
+        if gaussians is imagined:
+            # The copied ones' opacity is gated by the picture's own alpha already.
+            opacity = gaussians.opacities.unflatten(1, (V, s * s)).clamp(1e-4, 1 - 1e-4)
             # torch's own function stops the program at NaN, on CUDA for good; the loop wants to see it.
-            alpha_terms.append(((mask - 1) * (-opacity).log1p() - mask * opacity.log()).mean())
+            alpha = ((mask - 1) * (-opacity).log1p() - mask * opacity.log()).mean()
     return {
-        "direct_alpha": torch.stack(alpha_terms).mean(),
+        "direct_alpha": alpha,
         "direct_depth": torch.stack([d.mean() for d in depth_terms]).mean(),
         "direct_color": torch.stack([c.mean() for c in color_terms]).mean(),
     }
@@ -279,9 +286,9 @@ class Verifier:
         render = rasterize(gaussians, cameras, background=0.0, antialiased=True)
         straight = torch.cat([render.rgb / render.alpha.clamp(min=1e-3), render.alpha], 2)
         z = teacher.codec.encode(straight)  # (B, V, C, h, w)
-        # The samples are drawn with seed, the choice between renders and quadruples with seed + 1.
-        draws = [generator_for(self.seed + 2, int(i)) for i in index]
-        eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in draws]).to(z)
+        # Samples are made with seed, the choice between renders and quadruples with seed + 1.
+        generators = [generator_for(self.seed + 2, int(i)) for i in index]
+        eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
         t = ((0.02 + 0.96 * level) * schedule.steps).long().clamp(0, schedule.steps - 1)
         condition = teacher.condition(image, cameras)
         denoiser = teacher.denoiser(condition, self.guidance_scale)

@@ -28,6 +28,8 @@ class VggDistance(nn.Module):
         UserError: when the file or h5py is missing, or the file holds something else.
     """
 
+    mean: Tensor  # (3, 1, 1) BGR
+
     def __init__(self, path: str | Path | None = None) -> None:
         super().__init__()
         path = require_model("hed_vgg16") if path is None else Path(path)

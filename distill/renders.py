@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
-
-DEPTH_UNIT = 16384  # depth.png holds camera z times this, 0 = background
+from dd3g.picture_sources import DEPTH, DEPTH_UNIT, SHEET, split_sheet
+from dd3g.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -86,28 +84,23 @@ class RenderedObjects(Sequence[RenderedObject]):
         return self._described(index, self._shards.read(index, "json"))[1]
 
     def _fill(self) -> None:
-        from rich.console import Console
-        from rich.progress import track
-
-        console = Console(stderr=True)
-        cache = []
-        quiet = not console.is_terminal
-        for i in track(range(len(self)), "decode renders", console=console, transient=True, disable=quiet):
-            item = self._decode(i)
-            cache.append(replace(item, depth=item.depth.half()))
+        with Progress(total=len(self), name="renders decoded") as progress:
+            cache = []
+            for i in range(len(self)):
+                item = self._decode(i)
+                cache.append(replace(item, depth=item.depth.half()))
+                progress.advance()
         self._cache = cache
 
     def _decode(self, index: int) -> RenderedObject:
         sample = self._shards[index]
         cameras, meta = self._described(index, sample)
         try:
-            rgba = torch.from_numpy(_views(sample["rgba.png"], len(cameras)))  # (V, H, W, 4)
-            depth = torch.from_numpy(
-                _views(sample["depth.png"], len(cameras)).astype(np.float32) / DEPTH_UNIT
-            )
+            rgba = torch.from_numpy(split_sheet(sample[SHEET], len(cameras)))  # (V, H, W, 4)
+            depth = split_sheet(sample[DEPTH], len(cameras)).astype(np.float32) / DEPTH_UNIT
         except Exception as error:  # Pillow raises nearly every type there is on damaged pictures
             raise self._damaged(index, error) from error
-        return RenderedObject(rgba.movedim(-1, 1).contiguous(), depth, cameras, meta)
+        return RenderedObject(rgba.movedim(-1, 1).contiguous(), torch.from_numpy(depth), cameras, meta)
 
     def _described(self, index: int, sample: dict) -> tuple[Cameras, dict]:
         """Cameras and meta from a sample's json."""
@@ -124,13 +117,3 @@ class RenderedObjects(Sequence[RenderedObject]):
             f"{shards.key(index)} in shard {shards.where(index)} is no rendered object or damaged ({error}): "
             "delete the shard and render it again with the same command"
         )
-
-
-def _views(png: bytes, views: int) -> NDArray:
-    """PNG sheet -> (V, H, W[, 4]), a copy."""
-    from PIL import Image
-
-    # No other format: Pillow would start other programs for some.
-    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-        sheet = np.asarray(image)
-    return np.stack(np.split(sheet, views, axis=1))

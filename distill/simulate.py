@@ -10,118 +10,19 @@ import json
 import math
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from torch import Tensor
 
 from dd3g.command import run_command
 from dd3g.device import find_device
-from dd3g.diffusion import sample
 from dd3g.errors import UserError
-from distill.quadruples import Quadruple, Quadruples, noise_of
-from distill.teachers import Teacher, load
-
-TOLERANCE = 0.01  # mean difference that other hardware may make to a view; a step more or less makes more
-
-
-@torch.no_grad()
-def simulate(
-    teacher: Teacher,
-    rgba: Tensor,
-    noise: Tensor,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-) -> Quadruple:
-    """Solve the teacher's probability-flow ODE with DDIM (eta 0) for a batch.
-
-    Args:
-        teacher: a multi-view diffusion model.
-        rgba: (B, 4, S, S) straight RGBA of the rig's size, on the teacher's device.
-        noise: (B, V, C, h, w) start, on the teacher's device.
-        steps: DDIM steps; None takes the teacher's.
-        guidance_scale: classifier-free guidance; None takes the teacher's, 1 is none.
-
-    Returns:
-        The batch of quadruples; outputs (B, V, 4, S, S).
-    """
-    steps = teacher.default_steps if steps is None else steps
-    scale = teacher.default_guidance if guidance_scale is None else guidance_scale
-    condition = teacher.condition(rgba)
-    plan = teacher.schedule.plan(steps)
-    latents = sample(teacher.denoiser(condition, scale), teacher.schedule, noise, plan, condition).x
-    return Quadruple(noise, teacher.rig, rgba, teacher.codec.decode(latents))
-
-
-def verify(output: str | Path, teacher: Teacher, samples: int = 8, device: str = "cpu") -> dict[str, Any]:
-    """Recompute some quadruples and compare; every shard's index is read, so a torn one is noticed.
-
-    Returns:
-        {"quadruples", "missing", "checked", "teacher", "noise", "mean_difference", "max_difference",
-        "agrees"}. `missing` names the shards of the set that are not there.
-        `teacher` and `noise` say whether fingerprint and seeds match. Differences are of views over white and
-        of alpha, in 0..1, the mean that of the worst item.
-
-    Raises:
-        UserError: when a shard is damaged or not of distill.simulate, or a key appears twice.
-    """
-    from distill.factory import missing_shards
-
-    quadruples = Quadruples(output)
-    twice = [k for k, n in Counter(quadruples.key(i) for i in range(len(quadruples))).items() if n > 1]
-    if twice:
-        raise UserError(
-            f"{output}: {len(twice)} quadruples appear twice, first {twice[0]}: make the set again"
-        )
-    count = min(samples, len(quadruples))
-    chosen = [i * len(quadruples) // count for i in range(count)]
-    same_teacher = same_noise = True
-    means, worst = [0.0], 0.0
-    for i in chosen:
-        q = quadruples[i]
-        lacking = [name for name in ("teacher", "seed", "steps", "guidance_scale") if name not in q.meta]
-        if lacking:
-            raise UserError(
-                f"{output}: {quadruples.key(i)} does not tell its {', '.join(lacking)}: give a set that "
-                "distill.simulate made"
-            )
-        same_teacher &= q.meta["teacher"] == teacher.fingerprint
-        if q.noise.shape != tuple(teacher.latent_shape) or q.input.shape[-1] != teacher.rig.width:
-            raise UserError(
-                f"{output}: noise {tuple(q.noise.shape)} and pictures of {q.input.shape[-1]} pixels are "
-                f"another teacher's; this one has {tuple(teacher.latent_shape)} and {teacher.rig.width}"
-            )
-        same_noise &= torch.equal(q.noise, noise_of(teacher.latent_shape, q.meta["seed"]))
-        again = simulate(
-            teacher,
-            q.input[None].to(device),
-            q.noise[None].to(device),
-            q.meta["steps"],
-            q.meta["guidance_scale"],
-        )
-        difference = (_over_white(again.outputs[0].cpu()) - _over_white(q.outputs)).abs()
-        means.append(difference.mean().item())
-        worst = max(worst, difference.max().item())
-    return {
-        "quadruples": len(quadruples),
-        "missing": missing_shards(Path(output)),
-        "checked": len(chosen),
-        "teacher": same_teacher,
-        "noise": same_noise,
-        "mean_difference": max(means),
-        "max_difference": worst,
-        "agrees": same_teacher and same_noise and max(means) <= TOLERANCE,
-    }
-
-
-def _over_white(views: Tensor) -> Tensor:
-    if views.shape[-3] == 3:
-        return views
-    alpha = views[..., 3:, :, :]
-    return torch.cat([views[..., :3, :, :] * alpha + 1 - alpha, alpha], -3)
+from distill.generate_shards import ShardSet, generate_shards
+from distill.inputs import open_inputs
+from distill.teachers import load
+from distill.verify import verify
 
 
 def _partial_state(device: str) -> tuple[Any, torch.device]:
@@ -180,9 +81,6 @@ def simulate_command(
     `verify DIR --teacher PATH` recomputes some of a finished set. Under `accelerate launch` processes share
     the work. Exit code 1: some pictures could not be used.
     """
-    from distill.factory import Job, run
-    from distill.inputs import open_inputs
-
     start = time.monotonic()
     if "://" in output:
         raise UserError(
@@ -193,20 +91,20 @@ def simulate_command(
     pictures = open_inputs(inputs, matte)
     state, place = _partial_state(device)
     model = load(teacher).to(place)
-    job = Job(
-        model,
-        pictures,
-        Path(output),
-        model.default_steps if steps is None else steps,
-        model.default_guidance if guidance_scale is None else guidance_scale,
-        seeds,
-        per_shard,
-        batch_size,
-        seed,
-        limit,
-        place,
+    wanted = ShardSet(
+        teacher=model,
+        inputs=pictures,
+        output=Path(output),
+        steps=model.default_steps if steps is None else steps,
+        guidance_scale=model.default_guidance if guidance_scale is None else guidance_scale,
+        seeds=seeds,
+        per_shard=per_shard,
+        batch_size=batch_size,
+        seed=seed,
+        limit=limit,
+        device=place,
     )
-    report = run(job, state, max_minutes, show=not as_json)
+    report = generate_shards(wanted, state, max_minutes, show=not as_json)
     report["seconds"] = round(time.monotonic() - start, 1)
     if state.is_main_process:
         for message in report["failed"]:

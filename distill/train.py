@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dd3g.cameras import Cameras
 from dd3g.configuration import launch
@@ -21,14 +19,20 @@ from dd3g.errors import UserError
 from dd3g.nn.checkpoint import load_weights
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.pepd.generator import find_weights
-from dd3g.rasterize import rasterize
-from distill.config import LoopConfig
-from distill.draws import MixedDraws, QuadrupleDraws, RenderDraws, check_fit
-from distill.loop import Draws, fit
+from dd3g.rasterizer import rasterize
+from dd3g.training import LoopConfig, Samples, fit
+from distill.contact_sheet import save_contact_sheet
+from distill.datasets import (
+    MixedDataset,
+    QuadrupleDataset,
+    RenderDataset,
+    Sample,
+    check_fit,
+    validation_batch,
+)
 from distill.objective import Objective, ObjectiveConfig, Verifier
 from distill.quadruples import Quadruples
 from distill.renders import RenderedObjects
-from distill.sheet import save_sheet
 
 
 @dataclass
@@ -43,7 +47,7 @@ class DistillConfig(LoopConfig):
     scan_fraction: float = 0.4  # share of renders of scans and PBR objects
     shape_fraction: float = 0.1  # share of renders of untextured shapes with made-up textures
     targets: int = 4  # views a sample is compared in, the input among them
-    validation_renders: str = ""  # rendered objects for the sheet; never trained on
+    validation_renders: str = ""  # rendered objects for the contact sheet; never trained on
     pretrained_teacher_model: str = ""  # verifier; needed when objective.implicit is not 0
     init_from: str = ""  # start from the weights of this generator
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
@@ -58,12 +62,12 @@ class DistillConfig(LoopConfig):
             raise ValueError(f"targets must be at least 1, got {self.targets}")
 
 
-def training_draws(config: DistillConfig) -> Draws:
+def training_samples(config: DistillConfig) -> Samples:
     """The samples that the configuration asks for."""
     shape, size = config.generator.latent_shape, config.generator.size
     renders = quadruples = None
     if config.renders:
-        renders = RenderDraws(
+        renders = RenderDataset(
             RenderedObjects(config.renders, cached=config.dataloader_num_workers == 0),
             config.seed,
             shape,
@@ -73,7 +77,7 @@ def training_draws(config: DistillConfig) -> Draws:
         )
         check_fit(renders, size, shape)
     if config.quadruples:
-        quadruples = QuadrupleDraws(
+        quadruples = QuadrupleDataset(
             Quadruples(config.quadruples, cache=config.dataloader_num_workers == 0),
             config.seed,
             targets=config.targets,
@@ -83,28 +87,22 @@ def training_draws(config: DistillConfig) -> Draws:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         batch = config.train_batch_size * config.gradient_accumulation_steps * processes
         start = int(config.quadruples_start * config.max_train_steps * batch)
-        return MixedDraws(renders, quadruples, start, config.quadruples_share, config.seed)
-    draws = renders or quadruples
-    if draws is None:
+        return MixedDataset(renders, quadruples, start, config.quadruples_share, config.seed)
+    samples = renders or quadruples
+    if samples is None:
         raise UserError("nothing to train on: set quadruples=[FOLDER], renders=[FOLDER], or both")
-    return draws
+    return samples
 
 
-def generator_sheet(samples: list[dict[str, Tensor]]) -> Callable[[nn.Module, Path], Any]:
-    """A function that draws fixed items into a picture: truth, renders at the rig, oblique renders."""
-
-    def sheet(model: nn.Module, path: Path) -> None:
-        device = next(model.parameters()).device
-        batch = {k: torch.stack([s[k] for s in samples]).to(device) for k in samples[0]}
-        size = batch["image"].shape[-1]
-        rig = Cameras(batch["rig_viewmats"], batch["rig_Ks"], size, size)
-        oblique = Cameras.orbit([45.0, 135.0, 315.0], 25.0, size).to(device)
-        gaussians = model(batch["noise"], rig, batch["image"])
-        shown = [rasterize(gaussians, cameras, antialiased=True).rgb for cameras in (rig, oblique)]
-        alpha = batch["views"][:, :, 3:]
-        save_sheet(torch.cat([batch["views"][:, :, :3] * alpha + 1 - alpha, *shown], 1), path)
-
-    return sheet
+def draw_contact_sheet(generator: Generator, batch: Sample, path: Path) -> None:
+    """Draw fixed items into a picture: truth, renders at the rig, oblique renders."""
+    device = next(generator.parameters()).device
+    batch = batch.to(device)
+    oblique = Cameras.orbit([45.0, 135.0, 315.0], 25.0, batch.rig.width).to(device)
+    gaussians = generator(batch.noise, batch.rig, batch.image)
+    shown = [rasterize(gaussians, cameras, antialiased=True).rgb for cameras in (batch.rig, oblique)]
+    alpha = batch.views[:, :, 3:]
+    save_contact_sheet(torch.cat([batch.views[:, :, :3] * alpha + 1 - alpha, *shown], 1), path)
 
 
 def run(config: DistillConfig) -> Path:
@@ -116,29 +114,21 @@ def run(config: DistillConfig) -> Path:
         raise UserError(f"configuration: {error}") from error
     if config.init_from:
         load_weights(find_weights(config.init_from), generator)
-    sheet = None
-    if config.validation_renders:
-        held = RenderDraws(
-            RenderedObjects([config.validation_renders]),
-            0,
-            config.generator.latent_shape,
-            free_fraction=0,
-            recolour=0,
-        )
-        check_fit(held, config.generator.size, config.generator.latent_shape, "validation_renders")
-        sheet = generator_sheet([held.draw(i) for i in range(8)])
-    objective = Objective(config.objective, config.generator, config.max_train_steps, *judges(config))
-    return fit(
-        generator,
-        objective,
-        training_draws(config),
-        config,
-        lambda model, folder: model.save_pretrained(folder),  # type: ignore[operator]
-        sheet,
-    )
+    shape = config.generator.latent_shape
+    held = validation_batch(config.validation_renders, config.generator.size, shape)
+    objective = Objective(config.objective, config.max_train_steps, *losses(config))
+    output = Path(config.output_dir)
+
+    def publish(average: Generator, step: int) -> None:
+        average.save_pretrained(output / "model")
+        if held is not None:
+            draw_contact_sheet(average, held, output / f"sheet-{step:06d}.png")
+
+    fit(generator, objective, training_samples(config), config, publish)
+    return output / "model"
 
 
-def judges(config: DistillConfig) -> tuple[Verifier | None, nn.Module | None]:
+def losses(config: DistillConfig) -> tuple[Verifier | None, nn.Module | None]:
     """The verifier and the perceptual distance, where their weights are not 0."""
     c, verifier, perceptual = config.objective, None, None
     if c.implicit:

@@ -6,23 +6,19 @@ accelerate launch distill/train_teacher.py --config configs/teacher/nano.yaml
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dd3g.cameras import Cameras
 from dd3g.configuration import launch
 from dd3g.diffusion import sample
 from dd3g.errors import UserError
-from distill.config import LoopConfig
-from distill.draws import RenderDraws, check_fit
-from distill.loop import fit
+from dd3g.training import LoopConfig, fit
+from distill.contact_sheet import save_contact_sheet
+from distill.datasets import RenderDataset, Sample, check_fit, validation_batch
 from distill.renders import RenderedObjects
-from distill.sheet import save_sheet
 from distill.teachers.compact import CompactCondition, CompactConfig, CompactTeacher
 
 
@@ -32,7 +28,7 @@ class TeacherConfig(LoopConfig):
 
     output_dir: str = "runs/teacher"
     renders: list[str] = field(default_factory=lambda: ["runs/renders/train"])  # of tools/render_objects.py
-    validation_renders: str = ""  # rendered objects for the sheet; never trained on
+    validation_renders: str = ""  # rendered objects for the contact sheet; never trained on
     scan_fraction: float = 0.4  # share of scans and PBR objects
     shape_fraction: float = 0.1  # share of untextured shapes with made-up textures
     turned_fraction: float = 0.15  # share whose rig is turned from the input; the verifier needs them
@@ -57,17 +53,13 @@ class TeacherLoss:
     def __init__(self, teacher: CompactTeacher, dropout: float) -> None:
         self.codec, self.schedule, self.dropout = teacher.codec, teacher.schedule, dropout
 
-    def __call__(
-        self, model: nn.Module, batch: dict[str, Tensor], step: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Batch as in `distill.draws` -> (loss, terms)."""
-        x0 = self.codec.encode(batch["views"])  # (B, V, 64, s, s)
-        t = (batch["uniform"][:, 0] * self.schedule.steps).long()  # (B,)
-        x_t = self.schedule.add_noise(x0, batch["noise"], t)
-        keep = (batch["uniform"][:, 1] >= self.dropout).float()[:, None, None, None]
-        size = batch["image"].shape[-1]
-        cameras = Cameras(batch["rig_viewmats"], batch["rig_Ks"], size, size)
-        predicted = model(x_t, t, CompactCondition(batch["image"] * keep, cameras)).float()
+    def __call__(self, model: nn.Module, batch: Sample, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """(model, batch, step) -> (loss, terms)."""
+        x0 = self.codec.encode(batch.views)  # (B, V, 64, s, s)
+        t = (batch.uniform[:, 0] * self.schedule.steps).long()  # (B,)
+        x_t = self.schedule.add_noise(x0, batch.noise, t)
+        keep = (batch.uniform[:, 1] >= self.dropout).float()[:, None, None, None]
+        predicted = model(x_t, t, CompactCondition(batch.image * keep, batch.rig)).float()
         sigma2 = (1 - self.schedule.ab(t)).clamp(min=0.09).to(x0)  # (B,)
         error = (predicted - x0).square().mean((-1, -2, -3))  # (B, V)
         loss = (error / sigma2[:, None]).mean()
@@ -75,21 +67,14 @@ class TeacherLoss:
         return loss, {k: v.detach() for k, v in terms.items()}
 
 
-def teacher_sheet(samples: list[dict[str, Tensor]]) -> Callable[[nn.Module, Path], Any]:
-    """A function that draws input, truth and DDIM samples of fixed items into a picture."""
-
-    def sheet(teacher: nn.Module, path: Path) -> None:
-        assert isinstance(teacher, CompactTeacher)
-        device = next(teacher.parameters()).device
-        image, noise, truth = (
-            torch.stack([s[k] for s in samples]).to(device) for k in ("image", "noise", "views")
-        )
-        condition = teacher.condition(image)
-        plan = teacher.schedule.plan(teacher.default_steps)
-        drawn = sample(teacher.denoiser(condition), teacher.schedule, noise, plan, condition, clip=1.0)
-        save_sheet(torch.cat([image[:, None], truth, teacher.codec.decode(drawn.x0)], 1), path)
-
-    return sheet
+def draw_contact_sheet(teacher: CompactTeacher, batch: Sample, path: Path) -> None:
+    """Draw input, truth and DDIM samples of fixed items into a picture."""
+    batch = batch.to(next(teacher.parameters()).device)
+    condition = teacher.condition(batch.image)
+    plan = teacher.schedule.plan(teacher.default_steps)
+    found = sample(teacher.denoiser(condition), teacher.schedule, batch.noise, plan, condition, clip=1.0)
+    views = teacher.codec.decode(found.x0)
+    save_contact_sheet(torch.cat([batch.image[:, None], batch.views, views], 1), path)
 
 
 def run(config: TeacherConfig) -> Path:
@@ -99,7 +84,7 @@ def run(config: TeacherConfig) -> Path:
         teacher = CompactTeacher(config.teacher)
     except ValueError as error:
         raise UserError(f"configuration: {error}") from error
-    draws = RenderDraws(
+    dataset = RenderDataset(
         RenderedObjects(config.renders, cached=config.dataloader_num_workers == 0),
         config.seed,
         teacher.latent_shape,
@@ -108,22 +93,18 @@ def run(config: TeacherConfig) -> Path:
         turned_fraction=config.turned_fraction,
         targets=1,
     )
-    check_fit(draws, teacher.config.size, teacher.latent_shape)
-    sheet = None
-    if config.validation_renders:
-        held = RenderDraws(
-            RenderedObjects([config.validation_renders]), 0, teacher.latent_shape, free_fraction=0, recolour=0
-        )
-        check_fit(held, teacher.config.size, teacher.latent_shape, "validation_renders")
-        sheet = teacher_sheet([held.draw(i) for i in range(8)])
-    return fit(
-        teacher,
-        TeacherLoss(teacher, config.condition_dropout),
-        draws,
-        config,
-        lambda model, folder: model.save_pretrained(folder),  # type: ignore[operator]
-        sheet,
-    )
+    check_fit(dataset, teacher.config.size, teacher.latent_shape)
+    shape = teacher.latent_shape
+    held = validation_batch(config.validation_renders, teacher.config.size, shape)
+    output = Path(config.output_dir)
+
+    def publish(average: CompactTeacher, step: int) -> None:
+        average.save_pretrained(output / "model")
+        if held is not None:
+            draw_contact_sheet(average, held, output / f"sheet-{step:06d}.png")
+
+    fit(teacher, TeacherLoss(teacher, config.condition_dropout), dataset, config, publish)
+    return output / "model"
 
 
 if __name__ == "__main__":

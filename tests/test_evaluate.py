@@ -21,7 +21,7 @@ from dd3g.gaussians import Gaussians
 from dd3g.io.shards import write_shard
 from dd3g.models import model_path
 from dd3g.pepd import GeneratorConfig
-from dd3g.rasterize import rasterize
+from dd3g.rasterizer import rasterize
 from distill.quadruples import Quadruple, encode, noise_of
 from tools import evaluate as tool
 from tools.metrics import on_white, view_metrics

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
-from dd3g.rasterize.projection import Projection, project
+from dd3g.rasterizer.projection import Projection, project
 
 TILE = 8  # the fastest of 8, 16 and 32
 

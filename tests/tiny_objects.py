@@ -12,8 +12,8 @@ from PIL import Image
 
 from dd3g.cameras import Cameras
 from dd3g.io.shards import write_shard
+from dd3g.picture_sources import DEPTH_UNIT
 from distill.quadruples import Quadruple, encode, noise_of
-from distill.renders import DEPTH_UNIT
 
 QUADS = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]  # two level ones, one at a free elevation
 AZIMUTHS = [a + q for a in (0.0, 30.0, 50.0) for q in (0.0, 90.0, 180.0, 270.0)] + [77.0, 200.0]

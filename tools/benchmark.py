@@ -215,7 +215,7 @@ def blob(count: int, size: int) -> tuple[Gaussians, Cameras]:
 
 
 def _dd3g(gaussians: Gaussians, camera: Cameras) -> Tensor:
-    from dd3g.rasterize import rasterize
+    from dd3g.rasterizer import rasterize
 
     render = rasterize(gaussians, camera, background=0.0)
     return torch.cat([render.rgb, render.depth, render.alpha], 1)[0]

@@ -137,7 +137,7 @@ def mean_color_blob(target: Target) -> Prediction:
 
 def render(gaussians: Gaussians, target: Target) -> Prediction:
     """All views of a target from Gaussians in the input's frame."""
-    from dd3g.rasterize import rasterize
+    from dd3g.rasterizer import rasterize
 
     cameras = target.cameras.to(gaussians.means.device)
     drawn = rasterize(gaussians, cameras, background=1.0, antialiased=True)
@@ -154,8 +154,8 @@ def teacher_predictor(
 ) -> Predictor:
     """A teacher's views at its rig, from one noise for all objects; None takes the teacher's settings."""
     from dd3g.pepd.generator import resize
+    from distill.ode import simulate
     from distill.quadruples import noise_of
-    from distill.simulate import simulate
 
     noise = noise_of(teacher.latent_shape, seed)[None].to(device)
 

@@ -43,7 +43,7 @@ def write_csv(path: Path, scores: dict[str, list[dict[str, Any]]]) -> None:
 
 def write_sheet(path: Path, targets: list[Target], rows: dict[str, Predictor], count: int) -> None:
     """Per object a row of truth and one of each predictor: the rig, then six novel views."""
-    from distill.sheet import save_sheet
+    from distill.contact_sheet import save_contact_sheet
 
     tiles = []
     for target in evenly(targets, count):
@@ -60,7 +60,7 @@ def write_sheet(path: Path, targets: list[Target], rows: dict[str, Predictor], c
     width = max(len(row) for row in tiles)
     blank = torch.ones_like(tiles[0][0])
     stack = torch.stack([torch.stack(row + [blank] * (width - len(row))) for row in tiles])
-    save_sheet(stack, path)
+    save_contact_sheet(stack, path)
 
 
 def evenly(targets: list[Target], count: int) -> list[Target]:

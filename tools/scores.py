@@ -105,7 +105,7 @@ def compare_with_quadruples(generator: Any, folder: Path, limit: int, seed: int)
         PSNR over white of front, sides and back with intervals over quadruples; "other_noise" is the same
         with each quadruple's noise replaced by the next one's, which shows how much the generator uses it.
     """
-    from dd3g.rasterize import rasterize
+    from dd3g.rasterizer import rasterize
     from distill.quadruples import Quadruples
 
     quadruples = Quadruples(folder)

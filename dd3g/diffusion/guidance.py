@@ -53,7 +53,7 @@ def guide(
     t: int,
     objective: Objective,
     mode: Mode = "detached",
-    side: torch.optim.Optimizer | None = None,
+    auxiliary: torch.optim.Optimizer | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Denoise and follow the objective: eps' = eps + sigma_t dE/dx_t (Dhariwal & Nichol 2021, algorithm 2).
 
@@ -68,8 +68,8 @@ def guide(
         t: their level.
         objective: energy of x0.
         mode: "detached" or "through".
-        side: optimiser of what else the objective depends on, e.g. a camera; it takes one step on the summed
-            energy, after the sample's gradient was taken.
+        auxiliary: optimiser of what else the objective depends on, e.g. a camera; it takes one step on the
+            summed energy, after the sample's gradient was taken.
 
     Returns:
         eps (B, ...) and x0 (B, ...) after guidance, and the energies (B,) before it.
@@ -84,12 +84,13 @@ def guide(
         if mode == "detached":
             x0 = x0.detach().requires_grad_()
         energy = objective(x0)
-        beside = [] if side is None else [v for group in side.param_groups for v in group["params"]]
+        groups = [] if auxiliary is None else auxiliary.param_groups
+        beside = [v for group in groups for v in group["params"]]
         gradient, *rest = torch.autograd.grad(energy.sum(), [x_t if mode == "through" else x0, *beside])
-    if side is not None:
+    if auxiliary is not None:
         for variable, slope in zip(beside, rest, strict=True):
             variable.grad = slope
-        side.step()
+        auxiliary.step()
     if mode == "detached":
         gradient = gradient / alpha
     eps, x0 = eps.detach() + sigma * gradient, x0.detach() - sigma**2 / alpha * gradient

@@ -91,7 +91,7 @@ def sample(
     eta: float = 0.0,
     generator: torch.Generator | None = None,
     clip: float | None = None,
-    side: torch.optim.Optimizer | None = None,
+    auxiliary: torch.optim.Optimizer | None = None,
     record: Callable[[Step], Any] | None = None,
 ) -> Sample:
     """Walk along a plan; with eta 0 this solves the probability-flow ODE and x alone decides the result.
@@ -107,7 +107,7 @@ def sample(
         eta: see `ddim_move`.
         generator: source of the noise for eta > 0.
         clip: limit |x0| to this.
-        side: optimiser of what else the objective depends on, stepped with every guided move; see `guide`.
+        auxiliary: optimiser of what else the objective depends on, stepped at every guided move; see `guide`.
         record: called with every `Step` once the prediction is final and before the next one is made; what it
             returns is collected. `lambda step: step` keeps the whole trajectory.
 
@@ -129,7 +129,7 @@ def sample(
                 t,
                 objective,
                 mode,
-                side,
+                auxiliary,
             )
         if clip is not None:
             x0 = x0.clamp(-clip, clip)

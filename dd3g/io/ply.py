@@ -54,7 +54,7 @@ def from_raw(raw: np.ndarray) -> Gaussians:
 
 
 def encode(gaussians: Gaussians, axes: str) -> bytes:
-    """Binary little-endian .ply; `axes` is told in a comment."""
+    """Binary little-endian .ply; a comment names the axes."""
     header = (
         f"ply\nformat binary_little_endian 1.0\n{_COMMENT}{axes}\nelement vertex {len(gaussians)}\n"
         + "".join(f"property float {name}\n" for name in FIELDS)
@@ -72,6 +72,16 @@ def decode(data: bytes) -> tuple[Gaussians, str | None]:
     Raises:
         ValueError: when the data is not such a file, or ends too early.
     """
+    count, columns, axes, start = _header(data)
+    needed, there = count * columns.itemsize, len(data) - start
+    if count < 0 or there < needed:
+        raise ValueError(f"it ends too early: {count} Gaussians need {needed} bytes, {there} are there")
+    rows = np.frombuffer(data, columns, count, start)
+    return from_raw(np.stack([rows[name] for name in FIELDS], -1)), axes
+
+
+def _header(data: bytes) -> tuple[int, np.dtype, str | None, int]:
+    """Number of Gaussians, their columns, the axes of our comment, and where the header ends."""
     end = data.find(b"end_header\n", 0, 1 << 16)
     if not data.startswith(b"ply") or end < 0:
         raise ValueError("it has no PLY header")
@@ -81,23 +91,19 @@ def decode(data: bytes) -> tuple[Gaussians, str | None]:
             "only binary little-endian PLY is read; convert it with splat-transform or SuperSplat"
         )
     axes = next((line.removeprefix(_COMMENT).strip() for line in lines if line.startswith(_COMMENT)), None)
-    elements = [i for i, line in enumerate(lines) if line.startswith("element ")]
-    if not elements or not lines[elements[0]].startswith("element vertex "):
+    # The text between "element" lines; what stands before the first is no element.
+    _, *elements = "\n".join(lines).split("\nelement ")
+    first, *properties = elements[0].splitlines() if elements else [""]
+    if not first.startswith("vertex "):
         raise ValueError(
             "its first element is not 'vertex'; compressed PLY is not read, convert it to plain PLY"
         )
-    count = int(lines[elements[0]].split()[2])
-    last = elements[1] if len(elements) > 1 else len(lines)
-    columns = [line.split()[1:] for line in lines[elements[0] : last] if line.startswith("property ")]
+    columns = [line.split()[1:] for line in properties if line.startswith("property ")]
     if any(len(column) != 2 or column[0] not in _TYPES for column in columns):
         raise ValueError("its vertices have columns that are not plain numbers")
-    missing = [name for name in FIELDS if name not in {column[1] for column in columns}]
+    missing = set(FIELDS) - {name for _, name in columns}
     if missing:
-        raise ValueError(f"it holds no Gaussians: the columns {', '.join(missing)} are missing")
+        listed = ", ".join(name for name in FIELDS if name in missing)
+        raise ValueError(f"it holds no Gaussians: the columns {listed} are missing")
     dtype = np.dtype([(name, _TYPES[kind]) for kind, name in columns])
-    start = end + len(b"end_header\n")
-    needed, there = count * dtype.itemsize, len(data) - start
-    if count < 0 or there < needed:
-        raise ValueError(f"it ends too early: {count} Gaussians need {needed} bytes, {there} are there")
-    rows = np.frombuffer(data, dtype, count, start)
-    return from_raw(np.stack([rows[name] for name in FIELDS], -1)), axes
+    return int(first.split()[1]), dtype, axes, end + len(b"end_header\n")

@@ -61,7 +61,9 @@ def write_shard(path: str | Path, samples: Iterable[dict[str, bytes | str]]) -> 
 class Shards(Sequence[dict]):
     """All samples of some shards: folder by folder as listed, within one by the names of its files.
 
-    Only headers are read when it is made. It holds no open file, so it can be sent to worker processes.
+    Only headers are read when it is made. It holds no open file, so it can be sent to worker processes; they
+    get the paths and read the headers again, all at once, where the index of a large set would be sent to one
+    after another.
 
     Args:
         source: a folder (its *.tar files), a tar, or a list of either.
@@ -75,10 +77,14 @@ class Shards(Sequence[dict]):
         self.paths = [path for s in sources for path in _tars(Path(s))]
         if not self.paths:
             raise UserError("no shards were named: give a folder of *.tar files")
-        self._samples: list[tuple[int, str, dict[str, tuple[int, int]]]] = []
-        for shard, path in enumerate(self.paths):
-            for key, members in _index(path).items():
-                self._samples.append((shard, key, members))
+        self.__setstate__(self.paths)
+
+    def __getstate__(self) -> list[Path]:
+        return self.paths
+
+    def __setstate__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        self._samples = [(i, key, members) for i, p in enumerate(paths) for key, members in _index(p).items()]
 
     def __len__(self) -> int:
         return len(self._samples)

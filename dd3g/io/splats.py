@@ -1,16 +1,18 @@
-"""Gaussians to and from files: .ply, .splat, .spz and .glb."""
+"""Gaussians to and from files: .ply, .splat, .spz and .glb; the methods `save` and `load` of `Gaussians`."""
 
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from dd3g.errors import UserError
-from dd3g.gaussians import Gaussians, quaternion_multiply
+from dd3g.gaussians import Gaussians
 from dd3g.io import glb, packed, ply
 from dd3g.io.atomic import replacing
+from dd3g.quaternions import quaternion_multiply
 
 FORMATS = ("ply", "splat", "spz", "glb")
 MIN_OPACITY = 0.005  # Gaussians below it are not written
@@ -81,6 +83,10 @@ def load(path: str | Path, axes: str | None = None) -> Gaussians:
         raise UserError(f"{path} is not a .{format} file that can be read: {error}") from error
 
 
+Gaussians.save = save
+Gaussians.load = staticmethod(load)
+
+
 def encode(
     gaussians: Gaussians, format: str, axes: str | None = None, min_opacity: float = MIN_OPACITY
 ) -> bytes:
@@ -89,7 +95,7 @@ def encode(
     Args:
         gaussians: one object (no batch dimensions), three colour channels, any device.
         format: one of `FORMATS`.
-        axes: one of `AXES`, for .ply (told in a comment) and .splat; None is "opencv", as viewers expect.
+        axes: one of `AXES`, for .ply (named in a comment) and .splat; None is "opencv", as viewers expect.
             .spz (RUB) and .glb (y up) have one orientation by their standards and always keep it.
         min_opacity: Gaussians below it are left out; so are rows that are not finite.
 
@@ -130,18 +136,18 @@ def decode(data: bytes, format: str, axes: str | None = None) -> Gaussians:
         UserError: on an unknown format or axes.
     """
     _check(format, axes)
-    told = "opengl" if format in ("spz", "glb") else axes
+    found = "opengl" if format in ("spz", "glb") else axes
     try:
         if format == "ply":
             gaussians, comment = ply.decode(data)
-            told = axes or (comment if comment in AXES else None)
+            found = axes or (comment if comment in AXES else None)
         else:
             readers = {"splat": packed.decode_splat, "spz": packed.decode_spz, "glb": glb.decode}
             gaussians = readers[format](data)
     except (LookupError, TypeError, AttributeError, struct.error, RecursionError, MemoryError) as error:
         reason = error if str(error) else type(error).__name__
         raise ValueError(f"its header is broken ({reason})") from error
-    return _unit(_turn(gaussians, told or "opencv", back=True)).pruned(0)
+    return _unit(_turn(gaussians, found or "opencv", back=True)).pruned(0)
 
 
 def _turn(gaussians: Gaussians, axes: str, back: bool = False) -> Gaussians:
@@ -152,21 +158,15 @@ def _turn(gaussians: Gaussians, axes: str, back: bool = False) -> Gaussians:
         sign = [sign[i] for i in order]
         quat = [quat[0], -quat[1], -quat[2], -quat[3]]
     turn = torch.tensor(quat, dtype=torch.float32).expand_as(gaussians.quats)
-    return Gaussians(
-        gaussians.means[:, order] * torch.tensor(sign, dtype=torch.float32),
-        quaternion_multiply(turn, gaussians.quats),
-        gaussians.scales,
-        gaussians.opacities,
-        gaussians.colors,
-    )
+    means = gaussians.means[:, order] * torch.tensor(sign, dtype=torch.float32)
+    return replace(gaussians, means=means, quats=quaternion_multiply(turn, gaussians.quats))
 
 
 def _unit(gaussians: Gaussians) -> Gaussians:
     """Quaternions at length 1; those without a direction become the identity."""
     length = gaussians.quats.norm(dim=-1, keepdim=True)
     identity = torch.tensor([1.0, 0.0, 0.0, 0.0])
-    quats = torch.where(length > 1e-12, gaussians.quats / length, identity)
-    return Gaussians(gaussians.means, quats, gaussians.scales, gaussians.opacities, gaussians.colors)
+    return replace(gaussians, quats=torch.where(length > 1e-12, gaussians.quats / length, identity))
 
 
 def _format_of(path: Path) -> str:

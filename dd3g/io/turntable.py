@@ -1,4 +1,4 @@
-"""A turn around the object as a video or an animation, and still views in a row."""
+"""A turn around the object as a video or an animation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dd3g.cameras import ELEVATION, Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.io.atomic import replacing
-from dd3g.rasterize import rasterize
+from dd3g.rasterizer import rasterize
 
 SUFFIXES = (".mp4", ".webp", ".gif")
 
@@ -74,17 +74,6 @@ def save_turntable(images: np.ndarray, path: str | Path, fps: float = 24) -> Pat
     with replacing(path) as partial:
         first.save(partial, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, quality=85)
     return path
-
-
-def save_views(images: np.ndarray, path: str | Path) -> Path:
-    """Write (V, H, W, 3) uint8 pictures side by side as one .png; returns the path.
-
-    Raises:
-        UserError: when the place can't be written to.
-    """
-    with replacing(path) as partial:
-        Image.fromarray(np.concatenate(list(images), axis=1)).save(partial, format="PNG")
-    return Path(path)
 
 
 def _ffmpeg_is_here() -> bool:

@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
@@ -19,6 +19,25 @@ from dd3g.io.atomic import replacing
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 Config = TypeVar("Config")
 Model = TypeVar("Model")
+
+
+class Renamed(nn.Module):
+    """A module that reads files in which some of its tensors have older names.
+
+    `RENAMED` maps old names to new ones.
+    """
+
+    RENAMED: ClassVar[dict[str, str]] = {}
+
+    def rename(self, state: dict[str, Tensor], prefix: str = "") -> None:
+        """Give tensors of a state dict their names of today."""
+        for old, new in self.RENAMED.items():
+            if prefix + old in state:
+                state[prefix + new] = state.pop(prefix + old)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        self.rename(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def save_folder(
@@ -130,6 +149,8 @@ def load_weights(folder: str | Path, module: nn.Module) -> None:
             f"{path}: not a complete safetensors file ({error}); copy the checkpoint again"
         ) from error
     own = module.state_dict()
+    if isinstance(module, Renamed):
+        module.rename(state)
     wrong = sorted(set(own) ^ set(state)) or sorted(n for n in own if own[n].shape != state[n].shape)
     if wrong:
         raise UserError(

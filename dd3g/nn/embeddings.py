@@ -33,7 +33,7 @@ def fourier(x: Tensor, bands: int) -> Tensor:
 
 
 def camera_code(cameras: Cameras) -> Tensor:
-    """(..., 16) camera-to-world matrix, row-major, with the radius of the house rig as the unit of length."""
+    """(..., 16) camera-to-world matrix, row-major, in units of the radius of the canonical rig."""
     pose = cameras.camera_to_world.clone()
     pose[..., :3, 3] /= RADIUS
     return pose.flatten(-2)

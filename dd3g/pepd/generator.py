@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, overload
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from dd3g.cameras import FOVY, RADIUS, Cameras
+from dd3g.cameras import Cameras
 from dd3g.errors import UserError, first_line
-from dd3g.gaussians import Gaussians
+from dd3g.io.splats import Gaussians
 from dd3g.nn import PictureEncoder, correspond_rgba
-from dd3g.nn.checkpoint import CONFIG, WEIGHTS, build, load_weights, read_config, save_folder
+from dd3g.nn.checkpoint import CONFIG, WEIGHTS, Renamed, build, load_weights, read_config, save_folder
+from dd3g.pepd.config import Bounds, GeneratorConfig
 from dd3g.pepd.pattern_extraction import CopiedTokens, PatternExtraction, type_embedding
-from dd3g.pepd.progressive_decoding import Bounds, Frame, ProgressiveDecoding
+from dd3g.pepd.progressive_decoding import Frame, ProgressiveDecoding
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 CARD = """---
@@ -28,140 +28,72 @@ One picture to 3D Gaussians in one pass: `dd3g.Generator.from_pretrained("{repo}
 """
 
 
-@dataclass
-class GeneratorConfig:
-    """Shape of a generator; one code path for all sizes, and each ablation is one of these switches."""
-
-    size: int = 64  # pixels of the picture; the token grid has side size / 8
-    latent_shape: tuple[int, int, int, int] = (4, 64, 16, 16)  # the teacher's noise (V, C, h, w)
-    width: int = 256  # channels of a token
-    depth: int = 3  # 0: phase 1 off
-    heads: int = 4  # of the attention
-    residual_hidden: int = 64  # channels inside a residual block
-    fine: int = 16  # channels of the picture's map at full size
-    mid: int = 64  # channels of the picture's map at size / 4
-    blocks: tuple[int, int, int] = (1, 1, 1)  # of the decoder, before each of its three taps
-    order: Literal["progressive", "swapped", "one_shot"] = "progressive"  # or the ablations swapped, one_shot
-    use_noise: bool = True  # False: the noise is not looked at (an ablation)
-    copy_tokens: bool = True  # tokens and Gaussians straight from the picture
-    expansion: int = 4  # Gaussians per token side of an imagined frame
-    copy_expansion: int = 8  # one Gaussian per pixel of the picture
-    head_hidden: int = 32  # channels inside a pixel head
-    detach_taps: bool = False  # later attributes send no gradient through earlier ones
-    pt_mode: Literal["plain", "knn"] = (
-        "plain"  # knn: blocks behind the position tap see the nearest tokens only
-    )
-    neighbours: int = 16  # of a token, for pt_mode knn
-    bounds: Bounds = field(default_factory=Bounds)
-
-    def __post_init__(self) -> None:
-        if self.size < 8 or self.size % 8:
-            raise ValueError(f"generator: size {self.size} must be a multiple of 8")
-        square = min(self.latent_shape) > 0 and self.latent_shape[3] == self.latent_shape[2]
-        if self.noise_ratio not in (1, 2) or not square:
-            sides = " or ".join(str(self.size // 8 * r) for r in (1, 2))
-            raise ValueError(
-                f"generator: latent_shape {tuple(self.latent_shape)} must be (views, channels, side, side), "
-                f"with side {sides} for size {self.size}"
-            )
-        if self.heads < 1 or self.width % 8 or self.width % self.heads:
-            raise ValueError(
-                f"generator: width {self.width} must be a multiple of 8 and of heads {self.heads}"
-            )
-        if self.depth < 0 or min(self.blocks) < 0 or self.neighbours < 1:
-            raise ValueError(
-                f"generator: depth {self.depth} and blocks {list(self.blocks)} must be 0 or more, neighbours "
-                f"{self.neighbours} 1 or more"
-            )
-        for name in ("width", "residual_hidden", "fine", "mid", "head_hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"generator: {name} {getattr(self, name)} must be 1 or more")
-        if not {self.expansion, self.copy_expansion} <= {2, 4, 8}:
-            raise ValueError(
-                f"generator: expansion {self.expansion} and copy_expansion {self.copy_expansion} must be "
-                "2, 4 or 8"
-            )
-
-    @property
-    def noise_ratio(self) -> float:
-        """Side of the noise by that of the token grid: 1 for latents at size / 8, 2 at size / 4."""
-        return self.latent_shape[2] / (self.size // 8)
-
-
-class Generator(nn.Module):
+class Generator(Renamed):
     """PEPD: pattern extraction, then progressive decoding (DD3G, arXiv 2504.00457; its sizes are not known).
 
     Example:
         >>> Generator.from_pretrained("nano").generate("chair.png", seed=0).save("chair.ply")
     """
 
+    RENAMED: ClassVar = {"kind": "type_embedding"}  # tensors in older files
+
     def __init__(self, config: GeneratorConfig | None = None) -> None:
         super().__init__()
         self.config = c = config or GeneratorConfig()
         self.picture = PictureEncoder(c.width, c.size, c.fine, c.mid)
-        self.extraction = PatternExtraction(
-            c.latent_shape[1],
-            int(c.noise_ratio),
-            c.width,
-            c.depth,
-            c.heads,
-            c.residual_hidden,
-            c.use_noise,
-        )
+        self.extraction = PatternExtraction(c)
         self.copied = CopiedTokens(c.width) if c.copy_tokens else None
-        self.kind = type_embedding(c.width)
-        pixel = 2 * RADIUS * math.tan(math.radians(FOVY) / 2) / c.size  # world size of a pixel at the object
-        spread = 8 / c.expansion  # pixels between the Gaussians of an imagined frame
-        self.decoding = ProgressiveDecoding(
-            c.width,
-            c.heads,
-            tuple(c.blocks),  # type: ignore[arg-type]
-            c.order,
-            (c.expansion, c.copy_expansion if c.copy_tokens else None),
-            (4, 4 + c.fine),
-            c.head_hidden,
-            c.detach_taps,
-            c.bounds,
-            (0.6 * spread * pixel, 0.6 * 8 / c.copy_expansion * pixel),
-            c.neighbours if c.pt_mode == "knn" else 0,
-        )
+        self.type_embedding = type_embedding(c.width)
+        self.decoding = ProgressiveDecoding(c)
 
     @property
     def rig(self) -> Cameras:
         """Cameras (V,) that the generator imagines from, the teacher's."""
         return Cameras.default_rig(self.config.size, self.config.latent_shape[0])
 
-    def frames(self, noise: Tensor, cameras: Cameras, image: Tensor) -> list[Gaussians]:
-        """Like `forward`, with imagined and copied Gaussians apart: (B, V*S*S), then (B, S*S)."""
-        c = self.config
-        fine, _, coarse, pooled = self.picture(image)
-        imagined = self.extraction(noise, cameras, coarse, pooled) + self.kind[0, :, None, None]
-        small = resize(image, c.size // 8 * c.expansion)
-        frames = [Frame(imagined, correspond_rgba(small, cameras.azimuths), cameras)]
-        if self.copied is not None:
-            camera = cameras[:, :1]
-            tokens = self.copied(cameras[:, 0], coarse)[:, None] + self.kind[1, :, None, None]
-            pixels = resize(image, c.size // 8 * c.copy_expansion)
-            prior = torch.cat([pixels, F.avg_pool2d(fine, 8 // c.copy_expansion)], 1)
-            frames.append(Frame(tokens, prior[:, None], camera, gated=True))
-        return self.decoding(frames)
+    @overload
+    def forward(
+        self, noise: Tensor, cameras: Cameras, image: Tensor, apart: Literal[False] = False
+    ) -> Gaussians: ...
 
-    def forward(self, noise: Tensor, cameras: Cameras, image: Tensor) -> Gaussians:
+    @overload
+    def forward(
+        self, noise: Tensor, cameras: Cameras, image: Tensor, apart: Literal[True]
+    ) -> list[Gaussians]: ...
+
+    def forward(
+        self, noise: Tensor, cameras: Cameras, image: Tensor, apart: bool = False
+    ) -> Gaussians | list[Gaussians]:
         """One pass.
+
+        noise, cameras, image -> imagined tokens (B, V, W, h, w) -.
+        cameras, image        -> copied tokens   (B, 1, W, h, w) --> decoding -> Gaussians (B, N)
 
         Args:
             noise: (B, V, C, h, w) standard normal, in the teacher's latent shape.
             cameras: (B, V) or (V,) the teacher's cameras; view 0 is the input's, at azimuth 0.
             image: (B, 4, S, S) straight RGBA in 0..1.
+            apart: keep imagined and copied Gaussians apart: (B, V*S*S), then (B, S*S), each pixel by pixel.
 
         Returns:
             (B, N) Gaussians in the world of the cameras.
         """
+        c = self.config
         if cameras.viewmats.dim() == 3:
             B, V = noise.shape[:2]
             viewmats, Ks = cameras.viewmats.expand(B, V, 4, 4), cameras.Ks.expand(B, V, 3, 3)
             cameras = replace(cameras, viewmats=viewmats, Ks=Ks)
-        return Gaussians.cat(self.frames(noise, cameras, image))
+        fine, _, coarse, pooled = self.picture(image)
+        imagined = self.extraction(noise, cameras, coarse, pooled) + self.type_embedding[0, :, None, None]
+        small = resize(image, c.size // 8 * c.expansion)
+        frames = [Frame(imagined, correspond_rgba(small, cameras.azimuths), cameras)]
+        if self.copied is not None:
+            tokens = self.copied(cameras[:, 0], coarse)[:, None] + self.type_embedding[1, :, None, None]
+            pixels = resize(image, c.size // 8 * c.copy_expansion)
+            prior = torch.cat([pixels, F.avg_pool2d(fine, 8 // c.copy_expansion)], 1)
+            frames.append(Frame(tokens, prior[:, None], cameras[:, :1], gated=True))
+        gaussians = self.decoding(frames)
+        return gaussians if apart else Gaussians.cat(gaussians)
 
     @torch.no_grad()
     def generate(self, picture: Any, seed: int = 0) -> Gaussians:
@@ -180,7 +112,7 @@ class Generator(nn.Module):
             rgba = picture
         else:
             rgba = (picture if isinstance(picture, Picture) else load_image(picture)).rgba
-        device = self.kind.device
+        device = self.type_embedding.device
         image = resize(rgba[None].float(), self.config.size).to(device)
         noise = torch.randn(1, *self.config.latent_shape, generator=torch.Generator().manual_seed(seed))
         self.eval()

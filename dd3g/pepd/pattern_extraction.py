@@ -8,47 +8,33 @@ from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
 from dd3g.nn import MultiViewTrunk, camera_code, correspond
+from dd3g.pepd.config import GeneratorConfig
 
 
 class PatternExtraction(nn.Module):
     """Constant-resolution stack over the views of the rig; the picture enters each block by cross-attention.
 
     Args:
-        latent_channels: channels of the teacher's noise.
-        ratio: side of the noise by that of the token grid.
-        width: token width.
-        depth: pairs of residual and multi-view transformer blocks; 0 leaves only the prior (an ablation).
-        heads: attention heads.
-        hidden: inner width of the residual blocks.
-        use_noise: False drops the noise, which makes the generator deterministic (an ablation).
+        config: its `depth` may be 0, which leaves only the prior, and `use_noise` False, which makes the
+            generator deterministic (two ablations).
     """
 
-    def __init__(
-        self,
-        latent_channels: int,
-        ratio: int,
-        width: int,
-        depth: int,
-        heads: int,
-        hidden: int,
-        use_noise: bool,
-    ) -> None:
+    def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        self.use_noise = use_noise
-        if use_noise:
+        self.use_noise, width, ratio = config.use_noise, config.width, int(config.noise_ratio)
+        if self.use_noise:
             self.stem = nn.Sequential(
-                nn.Conv2d(latent_channels, width // 4, 3, padding=1),
+                nn.Conv2d(config.latent_shape[1], width // 4, 3, padding=1),
                 nn.SiLU(),
                 nn.PixelUnshuffle(ratio),
                 nn.Conv2d(width // 4 * ratio**2, width, 1),
             )
         self.rays = nn.Conv2d(6, width, 1)
         self.prior = nn.Conv2d(width, width, 1)
-        # Without blocks nothing reads the camera; a parameter without gradient stops a parallel training.
-        self.camera = (
-            nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width)) if depth else None
-        )
-        self.trunk = MultiViewTrunk(width, depth, heads, width, hidden)
+        self.camera = None
+        if config.depth:  # a parameter that nothing reads gets no gradient, which stops a parallel training
+            self.camera = nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width))
+        self.trunk = MultiViewTrunk(width, config.depth, config.heads, width, config.residual_hidden)
 
     def forward(self, noise: Tensor, cameras: Cameras, coarse: Tensor, pooled: Tensor) -> Tensor:
         """Make the imagined tokens.

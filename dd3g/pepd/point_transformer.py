@@ -22,10 +22,10 @@ def nearest(positions: Tensor, k: int) -> tuple[Tensor, Tensor]:
         # Not the matrix product form: it is inexact for near points, and lower precision under autocast.
         distance = torch.cdist(positions, positions, compute_mode="donot_use_mm_for_euclid_dist")
         index = distance.topk(min(k, positions.shape[1]), largest=False).indices
-    return index, positions[:, :, None] - gather(positions, index)
+    return index, positions[:, :, None] - rows_at(positions, index)
 
 
-def gather(x: Tensor, index: Tensor) -> Tensor:
+def rows_at(x: Tensor, index: Tensor) -> Tensor:
     """Rows x (B, L, D) by index (B, L, k) -> (B, L, k, D)."""
     return x[torch.arange(len(x), device=x.device)[:, None, None], index]
 
@@ -56,6 +56,6 @@ class PointTransformer(nn.Module):
         """Tokens (B, L, D) with neighbours (B, L, k) and offsets (B, L, k, 3) -> (B, L, D)."""
         q, k, v = self.to_qkv(self.norm1(x)).chunk(3, -1)
         delta = self.theta(offsets)  # (B, L, k, D)
-        weight = self.gamma(q[:, :, None] - gather(k, index) + delta).softmax(2)
-        x = x + self.to_out((weight * (gather(v, index) + delta)).sum(2))
+        weight = self.gamma(q[:, :, None] - rows_at(k, index) + delta).softmax(2)
+        x = x + self.to_out((weight * (rows_at(v, index) + delta)).sum(2))
         return x + self.ff(self.norm3(x))

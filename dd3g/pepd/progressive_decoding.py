@@ -6,17 +6,21 @@ Gaussian attributes are coupled, so each group is decoded from tokens that have 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import zip_longest
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
-from dd3g.gaussians import Gaussians, matrix_to_quaternion, quaternion_multiply
+from dd3g.gaussians import Gaussians
 from dd3g.nn import MultiViewTransformer, fourier
+from dd3g.pepd.config import Bounds, GeneratorConfig
 from dd3g.pepd.point_transformer import PointTransformer, nearest
+from dd3g.quaternions import matrix_to_quaternion, quaternion_multiply
 
 CHANNELS = {"position": 4, "scale": 3, "rotation": 4, "opacity": 1, "color": 3}
 ORDERS: dict[str, list[tuple[str, ...]]] = {
@@ -27,27 +31,11 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
 
 
 @dataclass
-class Bounds:
-    """Ranges of the activations; a bounded scale was worth 3 dB over an exponential one in GRM."""
-
-    depth_near: float = 0.6  # camera depth of a Gaussian's anchor, world units
-    depth_far: float = 2.2  # likewise
-    depth_start: float = 1.3  # mean surface depth of objects in the house rig
-    offset: float = 0.08  # largest shift from the ray along each axis, world units
-    scale_min: float = 0.003  # standard deviation of a Gaussian, world units
-    scale_max: float = 0.1  # likewise
-    stretch: float = 2.5  # length along the ray by width at the start: depth is what is least known
-    smoothing: float = 0.0  # deviation of a 3D filter on every Gaussian, about half a training pixel
-
-
-@dataclass
 class Frame:
     """Tokens of one kind of frame and what is known at each of their Gaussians."""
 
     tokens: Tensor  # (B, V, W, h, w)
-    prior: (
-        Tensor  # (B, V, P, S, S) maps at the Gaussians' resolution; first four: corresponding straight RGBA
-    )
+    prior: Tensor  # (B, V, P, S, S) maps at the Gaussians' resolution; first the corresponding straight RGBA
     cameras: Cameras  # (B, V)
     gated: bool = False  # nothing may stand where the prior's alpha is zero
 
@@ -91,69 +79,68 @@ class Feedback(nn.Module):
         return self.project(F.pixel_unshuffle(features, 2))
 
 
+class Blocks(nn.ModuleList):
+    """Attention over all tokens, or with neighbours among the tokens nearest to each."""
+
+    def forward(self, x: Tensor, near: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Tokens (B, L, W) -> (B, L, W)."""
+        for block in self:
+            x = block(x) if near is None else block(x, *near)
+        return x
+
+
+class Each(nn.ModuleList):
+    """One module for each kind of frame."""
+
+    def forward(self, *columns: Sequence[Any]) -> list[Tensor]:
+        """The result of each module for its row of the columns."""
+        return [module(*row) for module, *row in zip(self, *columns, strict=True)]
+
+
 class ProgressiveDecoding(nn.Module):
-    """Blocks of attention over all tokens with a tap after each group of blocks.
+    """Stages of attention over all tokens, each with a tap that decodes a group of attributes.
+
+    With `pt_mode` "knn" the blocks behind the position tap attend only to the tokens whose decoded positions
+    are nearest.
 
     Args:
-        width: token width.
-        heads: attention heads.
-        blocks: blocks before each tap; summed up when everything is decoded at once.
-        order: "progressive", or the ablations "swapped" and "one_shot".
-        expansions: Gaussians per token side, for imagined and for copied frames (None: none are copied).
-        priors: channels of the prior maps of both kinds.
-        head_hidden: width of the pixel heads.
-        detach_taps: stop the gradient of later groups at the earlier ones' values.
-        bounds: ranges of the activations.
-        scale_starts: standard deviation at which Gaussians of either kind start, world units.
-        neighbours: 0 for plain attention over all tokens; k lets the blocks behind the position tap attend to
-            the k tokens whose decoded positions are nearest.
+        config: shape of the generator; `blocks` are summed up when everything is decoded at once.
 
     Raises:
         ValueError: unknown order, neighbours where no block follows the positions, a start out of bounds.
     """
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        blocks: tuple[int, int, int],
-        order: Literal["progressive", "swapped", "one_shot"],
-        expansions: tuple[int, int | None],
-        priors: tuple[int, int],
-        head_hidden: int,
-        detach_taps: bool,
-        bounds: Bounds,
-        scale_starts: tuple[float, float],
-        neighbours: int = 0,
-    ) -> None:
+    def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        if order not in ORDERS:
-            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
-        if neighbours and order != "progressive":
-            raise ValueError(f"pt_mode 'knn' needs positions first: order 'progressive', got {order!r}")
-        self.groups, self.detach_taps, self.bounds = ORDERS[order], detach_taps, bounds
-        self.scale_starts, self.neighbours = scale_starts, neighbours
-        counts = blocks if len(self.groups) == 3 else (sum(blocks),)
-        kinds = [(e, p) for e, p in zip(expansions, priors, strict=True) if e is not None]
-        for start in scale_starts[: len(kinds)]:  # raises now what would be raised by the first picture
-            interval(torch.zeros(1), bounds.scale_min, bounds.scale_max, start)
-        interval(torch.zeros(1), bounds.depth_near, bounds.depth_far, bounds.depth_start)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList(
-                PointTransformer(width) if neighbours and g else MultiViewTransformer(width, heads)
-                for _ in range(n)
-            )
-            for g, n in enumerate(counts)
-        )
+        c = config
+        self.neighbours = c.neighbours if c.pt_mode == "knn" else 0
+        if c.order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {c.order!r}")
+        if self.neighbours and c.order != "progressive":
+            raise ValueError(f"pt_mode 'knn' needs positions first: order 'progressive', got {c.order!r}")
+        self.groups, self.detach_taps, self.bounds = ORDERS[c.order], c.detach_taps, c.bounds
+        self.kinds = c.frame_kinds
+        for kind in self.kinds:  # raises now what would be raised by the first picture
+            interval(torch.zeros(1), c.bounds.scale_min, c.bounds.scale_max, kind.scale_start)
+        interval(torch.zeros(1), c.bounds.depth_near, c.bounds.depth_far, c.bounds.depth_start)
+
+        def block(stage: int) -> nn.Module:
+            nearby = self.neighbours and stage
+            return PointTransformer(c.width) if nearby else MultiViewTransformer(c.width, c.heads)
+
+        counts = c.blocks if len(self.groups) == 3 else (sum(c.blocks),)
+        self.blocks = nn.ModuleList(Blocks(block(g) for _ in range(n)) for g, n in enumerate(counts))
         self.heads, self.feedback = nn.ModuleList(), nn.ModuleList()
         earlier = 0
         for group in self.groups:
             out = sum(CHANNELS[a] for a in group)
             self.heads.append(
-                nn.ModuleList(PixelHead(width, e, p, earlier, out, head_hidden) for e, p in kinds)
+                Each(
+                    PixelHead(c.width, k.expansion, k.prior, earlier, out, c.head_hidden) for k in self.kinds
+                )
             )
             if group is not self.groups[-1]:
-                self.feedback.append(nn.ModuleList(Feedback(out, width, e) for e, _ in kinds))
+                self.feedback.append(Each(Feedback(out, c.width, k.expansion) for k in self.kinds))
             earlier += out
 
     def forward(self, frames: list[Frame]) -> list[Gaussians]:
@@ -166,27 +153,22 @@ class ProgressiveDecoding(nn.Module):
         raw: list[dict[str, Tensor]] = [{} for _ in frames]
         x = to_tokens([f.tokens for f in frames])  # (B, L, W)
         near = None
-        layers: Any = (
-            self.blocks,
-            self.heads,
-            self.feedback,
-        )  # nested module lists have no type of their own
-        for g, group in enumerate(self.groups):
-            for block in layers[0][g]:
-                x = block(x) if near is None else block(x, *near)
+        stages = zip_longest(self.groups, self.blocks, self.heads, self.feedback)
+        for group, blocks, heads, feedback in stages:
+            x = blocks(x, near)
             grids = to_grids(x, [f.tokens for f in frames])
-            for k, grid in enumerate(grids):
-                out = layers[1][g][k](grid.flatten(0, 1), maps[k])  # (B*V, c, S, S)
+            outs = heads([grid.flatten(0, 1) for grid in grids], maps)  # (B*V, c, S, S)
+            for k, out in enumerate(outs):
                 raw[k].update(zip(group, out.split([CHANNELS[a] for a in group], 1), strict=True))
                 maps[k].append(out.detach() if self.detach_taps else out)
-            if g + 1 < len(self.groups):
-                told = [back(m[-1]) for back, m in zip(layers[2][g], maps, strict=True)]
-                x = x + to_tokens([t.view_as(grid) for t, grid in zip(told, grids, strict=True)])
-            if self.neighbours and g == 0:
+            if feedback is not None:
+                returned = feedback([m[-1] for m in maps])
+                x = x + to_tokens([t.view_as(grid) for t, grid in zip(returned, grids, strict=True)])
+            if self.neighbours and near is None:
                 near = nearest(self.token_positions(raw, frames), self.neighbours)
         return [
-            activate(r, f, self.bounds, start)
-            for r, f, start in zip(raw, frames, self.scale_starts, strict=False)
+            activate(r, f, self.bounds, kind.scale_start)
+            for r, f, kind in zip(raw, frames, self.kinds, strict=True)
         ]
 
     def token_positions(self, raw: list[dict[str, Tensor]], frames: list[Frame]) -> Tensor:

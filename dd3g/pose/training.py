@@ -3,7 +3,7 @@
 The functions share their arguments: `motion` has the training frames; `output` is the folder for checkpoints
 and the result; `config` is the shape of the network; the run has `steps` of `batch` samples each;
 `learning_rate` is the highest; `seed` is that of all random numbers; `run` holds `minutes` and `resume` for
-`dd3g.training.fit`. They return the network with averaged weights, which `output` holds too.
+`SmallNetworkConfig.of`. They return the network with averaged weights, which `output` holds too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dd3g.pose.networks.rotation_denoiser import (
     keypoint_condition,
     schedule,
 )
-from dd3g.training import fit, generator_for
+from dd3g.training import SmallNetworkConfig, fit, generator_for
 
 
 def train_prior(
@@ -57,7 +57,7 @@ def train_prior(
     def poses(count: int, generator: torch.Generator) -> Tensor:
         return _views(motion, count, seed, generator).pose
 
-    def loss(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
+    def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
         assert isinstance(model, Prior)
         return denoising_loss(model, poses(batch, generator), generator)
 
@@ -69,7 +69,8 @@ def train_prior(
         known = poses(16_384, generator_for(seed, -1))[:, 1:]
         prior.mean.copy_(known.mean(0))
         prior.scale.copy_(1 / (known - prior.mean).square().mean().sqrt())
-    prior = fit(prior, loss, output, steps, learning_rate=learning_rate, ema=0.9995, seed=seed, **run)
+    training = SmallNetworkConfig.of(output, steps, learning_rate, seed=seed, ema_decay=0.9995, **run)
+    prior = fit(prior, loss, None, training)
     generator = generator_for(seed, -2)
     prior.spread.copy_(measure_spread(prior, poses(4096, generator), generator))
     prior.save_pretrained(output)
@@ -89,13 +90,14 @@ def train_lifter(
 ) -> GraphLifter:
     """Train on people seen by random cameras through a detector's eyes: mean distance of joints."""
 
-    def loss(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
+    def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
         views = _views(motion, batch, seed, generator)
         poses = model(normalise(views.keypoints, views.K), views.confidence)
         return (poses - views.pose)[:, 1:].norm(dim=-1).mean()
 
     torch.manual_seed(seed)
-    lifter = fit(GraphLifter(config), loss, output, steps, learning_rate=learning_rate, seed=seed, **run)
+    training = SmallNetworkConfig.of(output, steps, learning_rate, seed=seed, **run)
+    lifter = fit(GraphLifter(config), loss, None, training)
     lifter.save_pretrained(output)
     return lifter
 
@@ -127,14 +129,13 @@ def train_difficulty(
     _, lifted, poses = labelled(4096, generator_for(seed, -1))
     mean = (lifted - poses).norm(dim=-1).mean()
 
-    def loss(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
+    def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
         keypoints, lifted, poses = labelled(batch, generator)
         return nn.functional.mse_loss(model(keypoints), relative_errors(lifted, poses, mean))
 
     torch.manual_seed(seed)
-    difficulty = fit(
-        Difficulty(config), loss, output, steps, learning_rate=learning_rate, amsgrad=True, seed=seed, **run
-    )
+    training = SmallNetworkConfig.of(output, steps, learning_rate, seed=seed, adam_amsgrad=True, **run)
+    difficulty = fit(Difficulty(config), loss, None, training)
     views = _views(motion, tuning, seed, generator_for(seed, -2))
     difficulty.config.alpha = best_alpha(lifter, difficulty, views)
     difficulty.config.fixed_alpha = best_alpha(lifter, difficulty, views, fixed=True)
@@ -168,7 +169,7 @@ def train_recovery(
     frames = motion.rotations_valid.nonzero()[:, 0]
     body = default_body()
 
-    def loss(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
+    def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
         chosen = frames[torch.randint(len(frames), (batch,), generator=generator)]
         with torch.no_grad():
             x0, condition = _rotations(motion, chosen, body, generator)
@@ -177,10 +178,8 @@ def train_recovery(
         return (model(schedule().add_noise(x0, eps, t), t, condition) - eps).square().mean()
 
     torch.manual_seed(seed)
-    model = fit(
-        RotationDenoiser(config), loss, output, steps, learning_rate=learning_rate, warmup=500, seed=seed,
-        **run,
-    )  # fmt: skip
+    training = SmallNetworkConfig.of(output, steps, learning_rate, seed=seed, lr_warmup_steps=500, **run)
+    model = fit(RotationDenoiser(config), loss, None, training)
     model.save_pretrained(output)
     return model
 

@@ -7,7 +7,6 @@ exactly at every noise level, and for a single mode so is the end of the probabi
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from dd3g.cameras import ELEVATION, RADIUS, Cameras
 from dd3g.diffusion import ClassifierFree, Denoiser, Prediction, Schedule
+from dd3g.fingerprint import fingerprint
 from dd3g.nn.checkpoint import build, read_config
 from distill.teachers.compact import SpaceToDepth
 
@@ -49,7 +49,6 @@ class AnalyticTeacher(nn.Module):
 
     prediction: Prediction = "eps"
     background = 1.0
-    front_view = 0
 
     def __init__(self, config: AnalyticConfig | None = None) -> None:
         super().__init__()
@@ -71,7 +70,7 @@ class AnalyticTeacher(nn.Module):
         self.rig = Cameras.default_rig(c.size)
         self.latent_shape = (4, 64, c.size // 4, c.size // 4)
         self.default_steps, self.default_guidance = c.steps, c.guidance_scale
-        self.fingerprint = hashlib.sha256(repr(sorted(asdict(c).items())).encode()).hexdigest()[:16]
+        self.fingerprint = fingerprint(repr(sorted(asdict(c).items())))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> AnalyticTeacher:

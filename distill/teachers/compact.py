@@ -6,7 +6,6 @@ attends jointly over the tokens of all frames and to the picture's tokens. Space
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
-from dd3g.diffusion import ClassifierFree, Schedule
+from dd3g.diffusion import ClassifierFree, Prediction, Schedule
+from dd3g.fingerprint import fingerprint
 from dd3g.nn import (
     MultiViewTrunk,
     PictureEncoder,
@@ -86,9 +86,8 @@ class SpaceToDepth:
 class CompactTeacher(nn.Module):
     """Multi-view pixel diffusion, x0-prediction, cosine schedule; implements `distill.teachers.Teacher`."""
 
-    prediction = "x0"
+    prediction: Prediction = "x0"
     background = 1.0
-    front_view = 0
 
     def __init__(self, config: CompactConfig | None = None) -> None:
         super().__init__()
@@ -119,8 +118,8 @@ class CompactTeacher(nn.Module):
             nn.SiLU(),
             nn.Conv2d(c.mid, 64, 3, padding=1),
         )
-        nn.init.zeros_(self.out[-1].weight)
-        nn.init.zeros_(self.out[-1].bias)
+        nn.init.zeros_(self.out[-1].get_parameter("weight"))
+        nn.init.zeros_(self.out[-1].get_parameter("bias"))
 
     def forward(self, x_t: Tensor, t: Tensor, condition: CompactCondition) -> Tensor:
         """One network call.
@@ -184,11 +183,10 @@ class CompactTeacher(nn.Module):
     @property
     def fingerprint(self) -> str:
         """Hash of configuration and weights; quadruples carry it."""
-        digest = hashlib.sha256(repr(sorted(asdict(self.config).items())).encode())
+        parts: list[str | bytes] = [repr(sorted(asdict(self.config).items()))]
         for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+            parts += [name, tensor.float().cpu().contiguous().numpy().tobytes()]
+        return fingerprint(*parts)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write config.json and model.safetensors; `dtype` is the stored type of the weights."""

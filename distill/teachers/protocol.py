@@ -36,7 +36,7 @@ class Teacher(Protocol):
 
     @property
     def rig(self) -> Cameras:
-        """(V,) cameras of its views in the house frame; azimuths count from the input view."""
+        """(V,) cameras of its views in the canonical frame; azimuths count from the input view."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -49,10 +49,6 @@ class Teacher(Protocol):
     @property
     def schedule(self) -> Schedule:
         """Its noise levels; `timestep_spacing` of its config decides which ones sampling visits."""
-
-    @property
-    def front_view(self) -> int:
-        """Index of the view that shows what the input picture shows."""
 
     @property
     def background(self) -> float:

@@ -194,7 +194,7 @@ def recover(
             condition,
             objective,
             rounds=1,
-            side=auxiliary,
+            auxiliary=auxiliary,
             record=None if restarted else watch,
         )
         x, last = ended.x, ended.x0

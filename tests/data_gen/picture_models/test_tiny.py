@@ -311,10 +311,10 @@ def test_training_killed_and_resumed_ends_the_same(renders, tmp_path, monkeypatc
 
     call = train_tiny.TinyLoss.__call__
 
-    def killed(self, model, step, g):
+    def killed(self, model, g, step):
         if step == 5 and model.training:
             raise KeyboardInterrupt
-        return call(self, model, step, g)
+        return call(self, model, g, step)
 
     monkeypatch.setattr(train_tiny.TinyLoss, "__call__", killed)
     assert train_tiny.main(options(renders, parted)) == 130

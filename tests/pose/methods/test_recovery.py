@@ -260,8 +260,8 @@ def test_the_camera_follows_adam_and_the_sample_sees_it_before_the_step():
     side = torch.optim.Adam([moving], 1e-2)
     x = state(rotations)
     for _ in range(2):
-        seen = replace(evidence, translation=moving)
-        ended = refine(model, schedule(), x, descent(50, 2), condition, 0.003 * seen, rounds=1, side=side)
+        seen = 0.003 * replace(evidence, translation=moving)
+        ended = refine(model, schedule(), x, descent(50, 2), condition, seen, rounds=1, auxiliary=side)
         x = ended.x
     assert torch.allclose(found.translation, moving.detach(), atol=1e-6)
     assert (found.translation - torch.tensor([0.0, 0, 3])).norm() < 0.5 * (

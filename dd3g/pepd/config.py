@@ -1,0 +1,98 @@
+"""Shape of a generator: one code path for all sizes, and each ablation is one switch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dd3g.cameras import FOVY, RADIUS
+
+
+@dataclass
+class Bounds:
+    """Ranges of the activations; a bounded scale was worth 3 dB over an exponential one in GRM."""
+
+    depth_near: float = 0.6  # camera depth of a Gaussian's anchor, world units
+    depth_far: float = 2.2  # likewise
+    depth_start: float = 1.3  # mean surface depth of objects in the canonical rig
+    offset: float = 0.08  # largest shift from the ray along each axis, world units
+    scale_min: float = 0.003  # standard deviation of a Gaussian, world units
+    scale_max: float = 0.1  # likewise
+    stretch: float = 2.5  # length along the ray by width at the start: depth is what is least known
+    smoothing: float = 0.0  # deviation of a 3D filter on every Gaussian, about half a training pixel
+
+
+@dataclass(frozen=True)
+class FrameKind:
+    """What is fixed for all frames of one kind."""
+
+    expansion: int  # Gaussians per token side
+    prior: int  # channels of the prior maps
+    scale_start: float  # standard deviation at which its Gaussians start, world units
+
+
+@dataclass
+class GeneratorConfig:
+    """Shape of a generator; one code path for all sizes, and each ablation is one of these switches."""
+
+    size: int = 64  # pixels of the picture; the token grid has side size / 8
+    latent_shape: tuple[int, int, int, int] = (4, 64, 16, 16)  # the teacher's noise (V, C, h, w)
+    width: int = 256  # channels of a token
+    depth: int = 3  # 0: phase 1 off
+    heads: int = 4  # of the attention
+    residual_hidden: int = 64  # channels inside a residual block
+    fine: int = 16  # channels of the picture's map at full size
+    mid: int = 64  # channels of the picture's map at size / 4
+    blocks: tuple[int, int, int] = (1, 1, 1)  # of the decoder, before each of its three taps
+    order: Literal["progressive", "swapped", "one_shot"] = "progressive"  # or the ablations swapped, one_shot
+    use_noise: bool = True  # False: the noise is not looked at (an ablation)
+    copy_tokens: bool = True  # tokens and Gaussians straight from the picture
+    expansion: int = 4  # Gaussians per token side of an imagined frame
+    copy_expansion: int = 8  # one Gaussian per pixel of the picture
+    head_hidden: int = 32  # channels inside a pixel head
+    detach_taps: bool = False  # later attributes send no gradient through earlier ones
+    pt_mode: Literal["plain", "knn"] = "plain"  # knn: blocks behind the position tap see the nearest tokens
+    neighbours: int = 16  # of a token, for pt_mode knn
+    bounds: Bounds = field(default_factory=Bounds)
+
+    def __post_init__(self) -> None:
+        if self.size < 8 or self.size % 8:
+            raise ValueError(f"generator: size {self.size} must be a multiple of 8")
+        square = min(self.latent_shape) > 0 and self.latent_shape[3] == self.latent_shape[2]
+        if self.noise_ratio not in (1, 2) or not square:
+            sides = " or ".join(str(self.size // 8 * r) for r in (1, 2))
+            raise ValueError(
+                f"generator: latent_shape {tuple(self.latent_shape)} must be (views, channels, side, side), "
+                f"with side {sides} for size {self.size}"
+            )
+        if self.heads < 1 or self.width % 8 or self.width % self.heads:
+            raise ValueError(
+                f"generator: width {self.width} must be a multiple of 8 and of heads {self.heads}"
+            )
+        if self.depth < 0 or min(self.blocks) < 0 or self.neighbours < 1:
+            raise ValueError(
+                f"generator: depth {self.depth} and blocks {list(self.blocks)} must be 0 or more, neighbours "
+                f"{self.neighbours} 1 or more"
+            )
+        for name in ("width", "residual_hidden", "fine", "mid", "head_hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"generator: {name} {getattr(self, name)} must be 1 or more")
+        if not {self.expansion, self.copy_expansion} <= {2, 4, 8}:
+            raise ValueError(
+                f"generator: expansion {self.expansion} and copy_expansion {self.copy_expansion} must be "
+                "2, 4 or 8"
+            )
+
+    @property
+    def noise_ratio(self) -> float:
+        """Side of the noise by that of the token grid: 1 for latents at size / 8, 2 at size / 4."""
+        return self.latent_shape[2] / (self.size // 8)
+
+    @property
+    def frame_kinds(self) -> list[FrameKind]:
+        """Imagined frames, then copied ones where there are any."""
+        pixel = 2 * RADIUS * math.tan(math.radians(FOVY) / 2) / self.size  # world size of one at the object
+        imagined = FrameKind(self.expansion, 4, 0.6 * 8 / self.expansion * pixel)
+        copied = FrameKind(self.copy_expansion, 4 + self.fine, 0.6 * 8 / self.copy_expansion * pixel)
+        return [imagined, copied] if self.copy_tokens else [imagined]

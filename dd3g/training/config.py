@@ -1,0 +1,130 @@
+"""How a training runs: the part of its configuration that every trainer shares."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+PRECISIONS = {
+    "no": "no",
+    "fp32": "no",
+    "fp16": "fp16",
+    "bf16": "bf16",
+    "False": "no",
+}  # YAML reads no as False
+SCHEDULERS = ("warmup_stable_decay", "cosine", "timed_cosine", "constant")
+
+
+@dataclass
+class LoopConfig:
+    """How a training runs; the names are those of the diffusers examples where one exists."""
+
+    aliases: ClassVar[dict[str, str]] = {"resume": "resume_from_checkpoint"}
+    resume_flag: ClassVar[str] = "--resume latest"  # what messages advise
+
+    output_dir: str = "runs/train"  # folder for checkpoints, the model, and curves
+    seed: int = 0  # of the weights, the samples and their noise
+    train_batch_size: int = 8  # per process and micro-step
+    gradient_accumulation_steps: int = 1  # micro-steps an optimiser step
+    max_train_steps: int = 10_000  # optimiser steps
+    max_minutes: float = 0.0  # stop with a checkpoint after this long (timed_cosine: all sessions); 0 never
+    learning_rate: float = 1e-3  # at the end of the warm-up
+    lr_scheduler: str = "warmup_stable_decay"  # or cosine, timed_cosine, constant
+    lr_warmup_steps: int = 100  # first steps, over which the learning rate rises
+    lr_decay_steps: int = 1_000  # last steps, warmup_stable_decay only
+    optimizer: str = "adamw"  # or muon, which moves matrices by orthogonal steps and the rest by AdamW
+    adam_beta1: float = 0.9  # decay of the mean of the gradient; 0.95 for muon's matrices
+    adam_beta2: float = 0.95  # decay of the mean of its square
+    adam_weight_decay: float = 0.05  # of both optimisers; 0 is Adam
+    adam_epsilon: float = 1e-8  # added to the root of the mean square
+    adam_amsgrad: bool = False  # the variant that keeps the largest mean square
+    adam_fused: bool = False  # one kernel for all parameters; rounds in another order
+    max_grad_norm: float = 1.0  # 0 does not clip
+    mixed_precision: str = "bf16"  # no (or fp32), fp16, bf16
+    ema_decay: float = 0.998  # of the average of the weights that is the result
+    ema_warmup: str = "power"  # at most 1 - k^-0.75 at step k; or ratio, (1 + k) / (10 + k)
+    checkpointing_steps: int = 500  # a checkpoint this often; a kill loses at most these
+    checkpoints_total_limit: int = 2  # 0 keeps all
+    resume_from_checkpoint: str = ""  # "latest" or a checkpoint folder
+    validation_steps: int = 500  # the model and a contact sheet this often
+    logging_steps: int = 1  # steps over which a line of metrics.jsonl is averaged
+    report_to: str = "tensorboard"  # or none
+    dataloader_num_workers: int = 0  # with some, samples are decoded by them instead of once at the start
+    use_cpu: bool = False  # also where there is a GPU
+
+    def __post_init__(self) -> None:
+        if self.mixed_precision not in PRECISIONS:
+            raise ValueError(f"mixed_precision {self.mixed_precision!r} is not one of no, fp32, fp16, bf16")
+        self.mixed_precision = PRECISIONS[self.mixed_precision]
+        choices = {
+            "optimizer": ("adamw", "muon"),
+            "lr_scheduler": SCHEDULERS,
+            "ema_warmup": ("power", "ratio"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
+        ones = ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps")
+        zeros = (
+            *("max_minutes", "learning_rate", "lr_warmup_steps", "lr_decay_steps", "adam_weight_decay"),
+            *("adam_epsilon", "max_grad_norm", "checkpoints_total_limit", "dataloader_num_workers"),
+        )
+        lowest = dict.fromkeys((*ones, "validation_steps", "logging_steps"), 1) | dict.fromkeys(zeros, 0)
+        for name, low in lowest.items():
+            if not low <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed must be below 2^63, got {self.seed}")
+        if not 0 <= self.ema_decay <= 1:
+            raise ValueError(f"ema_decay must be between 0 and 1, got {self.ema_decay}")
+
+
+@dataclass
+class SmallNetworkConfig(LoopConfig):
+    """Defaults for a network that learns in minutes on one device and draws its own batches.
+
+    The learning rate falls to zero at the last step or minute, whichever comes first.
+    """
+
+    resume_flag: ClassVar[str] = "--resume"
+
+    lr_scheduler: str = "timed_cosine"
+    lr_warmup_steps: int = 200
+    adam_beta2: float = 0.999
+    adam_weight_decay: float = 0.0
+    adam_fused: bool = True
+    mixed_precision: str = "no"
+    ema_decay: float = 0.999
+    ema_warmup: str = "ratio"
+    checkpointing_steps: int = 1000
+    validation_steps: int = 1000
+    logging_steps: int = 100
+    report_to: str = "none"
+    use_cpu: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        output: str | Path,
+        steps: int,
+        learning_rate: float,
+        minutes: float | None = None,
+        seed: int = 0,
+        resume: bool = False,
+        **options: Any,
+    ) -> Self:
+        """The configuration of a run in the folder `output`, as functions that train one network take it."""
+        return cls(
+            output_dir=str(output),
+            max_train_steps=steps,
+            learning_rate=learning_rate,
+            max_minutes=minutes or 0.0,
+            seed=seed,
+            resume_from_checkpoint="latest" if resume else "",
+            **options,
+        )
