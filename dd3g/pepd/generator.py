@@ -18,6 +18,7 @@ from dd3g.nn import PictureEncoder, correspond_rgba
 from dd3g.nn.checkpoint import CONFIG, WEIGHTS, build, load_weights, read_config, save_folder
 from dd3g.pepd.pattern_extraction import CopiedTokens, PatternExtraction, type_embedding
 from dd3g.pepd.progressive_decoding import Bounds, Frame, ProgressiveDecoding
+from dd3g.setting import setting
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 CARD = """---
@@ -32,26 +33,24 @@ One picture to 3D Gaussians in one pass: `dd3g.Generator.from_pretrained("{repo}
 class GeneratorConfig:
     """Shape of a generator; one code path for all sizes, and each ablation is one of these switches."""
 
-    size: int = 64  # pixels of the picture; the token grid has side size / 8
-    latent_shape: tuple[int, int, int, int] = (4, 64, 16, 16)  # the teacher's noise (V, C, h, w)
-    width: int = 256  # channels of a token
-    depth: int = 3  # 0: phase 1 off
-    heads: int = 4  # of the attention
-    residual_hidden: int = 64  # channels inside a residual block
-    fine: int = 16  # channels of the picture's map at full size
-    mid: int = 64  # channels of the picture's map at size / 4
-    blocks: tuple[int, int, int] = (1, 1, 1)  # of the decoder, before each of its three taps
-    order: Literal["progressive", "swapped", "one_shot"] = "progressive"  # or the ablations swapped, one_shot
-    use_noise: bool = True  # False: the noise is not looked at (an ablation)
-    copy_tokens: bool = True  # tokens and Gaussians straight from the picture
-    expansion: int = 4  # Gaussians per token side of an imagined frame
-    copy_expansion: int = 8  # one Gaussian per pixel of the picture
-    head_hidden: int = 32  # channels inside a pixel head
-    detach_taps: bool = False  # later attributes send no gradient through earlier ones
-    pt_mode: Literal["plain", "knn"] = (
-        "plain"  # knn: blocks behind the position tap see the nearest tokens only
-    )
-    neighbours: int = 16  # of a token, for pt_mode knn
+    size: int = setting(64, "pixels of the picture; the token grid has side size / 8")
+    latent_shape: tuple[int, int, int, int] = setting((4, 64, 16, 16), "the teacher's noise (V, C, h, w)")
+    width: int = setting(256, "channels of a token")
+    depth: int = setting(3, "0: phase 1 off")
+    heads: int = setting(4, "of the attention")
+    residual_hidden: int = setting(64, "channels inside a residual block")
+    fine: int = setting(16, "channels of the picture's map at full size")
+    mid: int = setting(64, "channels of the picture's map at size / 4")
+    blocks: tuple[int, int, int] = setting((1, 1, 1), "of the decoder, before each of its three taps")
+    order: Literal["progressive", "swapped", "one_shot"] = setting("progressive", "or, as ablations, another")
+    use_noise: bool = setting(True, "False: the noise is not looked at (an ablation)")
+    copy_tokens: bool = setting(True, "tokens and Gaussians straight from the picture")
+    expansion: int = setting(4, "Gaussians per token side of an imagined frame")
+    copy_expansion: int = setting(8, "one Gaussian per pixel of the picture")
+    head_hidden: int = setting(32, "channels inside a pixel head")
+    detach_taps: bool = setting(False, "later attributes send no gradient through earlier ones")
+    pt_mode: Literal["plain", "knn"] = setting("plain", "knn: behind the position tap, nearest tokens only")
+    neighbours: int = setting(16, "of a token, for pt_mode knn")
     bounds: Bounds = field(default_factory=Bounds)
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians, matrix_to_quaternion, quaternion_multiply
 from dd3g.nn import MultiViewTransformer, fourier
 from dd3g.pepd.point_transformer import PointTransformer, nearest
+from dd3g.setting import setting
 
 CHANNELS = {"position": 4, "scale": 3, "rotation": 4, "opacity": 1, "color": 3}
 ORDERS: dict[str, list[tuple[str, ...]]] = {
@@ -30,14 +31,14 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
 class Bounds:
     """Ranges of the activations; a bounded scale was worth 3 dB over an exponential one in GRM."""
 
-    depth_near: float = 0.6  # camera depth of a Gaussian's anchor, world units
-    depth_far: float = 2.2  # likewise
-    depth_start: float = 1.3  # mean surface depth of objects in the house rig
-    offset: float = 0.08  # largest shift from the ray along each axis, world units
-    scale_min: float = 0.003  # standard deviation of a Gaussian, world units
-    scale_max: float = 0.1  # likewise
-    stretch: float = 2.5  # length along the ray by width at the start: depth is what is least known
-    smoothing: float = 0.0  # deviation of a 3D filter on every Gaussian, about half a training pixel
+    depth_near: float = setting(0.6, "camera depth of a Gaussian's anchor, world units")
+    depth_far: float = setting(2.2, "likewise")
+    depth_start: float = setting(1.3, "mean surface depth of objects in the house rig")
+    offset: float = setting(0.08, "largest shift from the ray along each axis, world units")
+    scale_min: float = setting(0.003, "standard deviation of a Gaussian, world units")
+    scale_max: float = setting(0.1, "likewise")
+    stretch: float = setting(2.5, "length along the ray by width at the start: depth is what is least known")
+    smoothing: float = setting(0.0, "deviation of a 3D filter on every Gaussian, about half a training pixel")
 
 
 @dataclass
