@@ -1,16 +1,15 @@
 """Pictures that exist already to shards as `synthesize` makes them: cut out, framed, filtered, described.
 
-python -m data_gen collect PICTURES --output SET
+dd3g data collect PICTURES --output SET
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -26,11 +25,12 @@ from data_gen.ranks import Ranks
 from data_gen.sidecar import Sidecar, finished_shards
 from data_gen.sources import Item, Source, open_source
 from data_gen.storage import Storage
-from data_gen.synthesize import WAITING, launched, own_options, sentence
-from dd3g.configuration import parse
+from data_gen.synthesize import WAITING, launched, sentence
+from dd3g.configuration import launch
 from dd3g.errors import UserError
+from dd3g.setting import setting
 
-USAGE = "python -m data_gen collect SOURCE --output SET [--json] [--rank R --world N]"
+USAGE = "dd3g data collect SOURCE --output SET"
 MODEL = "collected"  # of pictures whose metadata name no model
 SHOWN = 20  # unreadable pictures that are named at the end
 
@@ -40,15 +40,20 @@ class CollectConfig:
     """From pictures that exist already to shards of RGBA pictures."""
 
     aliases: ClassVar[dict[str, str]] = {"size": "matte.size"}
+    positional: ClassVar[str] = "source"
+    configs: ClassVar[str] = "data_gen"
 
-    source: str = ""  # pictures, parquet, shards of pictures or of rendered objects: a folder or a file
-    output: str = ""  # folder or URL of a bucket prefix
-    licence: str = "unknown"  # of pictures whose metadata name none
-    views: int = 1  # pictures of each rendered object
-    limit: int = 0  # use only the first pictures; 0: all
-    shard_size: int = 1000  # pictures a shard, before the filters
-    batch_size: int = 8  # pictures opened at once
-    device: str = "auto"  # of mattes and learned filters: auto, cpu, cuda, cuda:1, mps
+    source: str = setting("", "folder or file: pictures, parquet, shards of pictures or of renders")
+    output: str = setting("", "folder or URL of a bucket prefix")
+    licence: str = setting("unknown", "of pictures whose metadata name none")
+    views: int = setting(1, "pictures of each rendered object")
+    limit: int = setting(0, "use only the first pictures; 0: all")
+    shard_size: int = setting(1000, "pictures a shard, before the filters")
+    batch_size: int = setting(8, "pictures opened at once")
+    device: str = setting("auto", "of mattes and learned filters: auto, cpu, cuda, cuda:1, mps")
+    rank: int | None = setting(None, "of this process, where no launcher tells; with world")
+    world: int | None = setting(None, "number of processes that make the set")
+    json: bool = setting(False, "print the report as JSON")
     matte: MatteConfig = field(default_factory=MatteConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)
 
@@ -154,35 +159,23 @@ def _unreadable(storage: Storage, items: dict[str, Item]) -> list[str]:
     ]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code.
-
-    As of `synthesize`, and 1 when some pictures could not be opened.
-    """
-    words = list(sys.argv[1:] if argv is None else argv)
-    own = own_options()
-    own.add_argument("-o", "--output")
-    try:
-        # A path may hold signs that mean something in the configuration: these two stay out of it.
-        given = {"source": words.pop(0)} if words and not words[0].startswith("-") else {}
-        mine, rest = own.parse_known_args(words)
-        given |= {"output": mine.output} if mine.output else {}
-        config = replace(parse(rest, CollectConfig, USAGE), **given)
-        ranks, report = launched(mine, partial(collect, config))
-    except (argparse.ArgumentError, UserError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run_config(config: CollectConfig) -> int:
+    """Collect and tell about it; returns `synthesize`'s exit code, or 1 when pictures did not open."""
+    ranks, report = launched(partial(collect, config), config.rank, config.world, show=not config.json)
+    unreadable = report["unreadable"]
     if ranks.rank == 0 or not ranks.together:
-        print(json.dumps(report) if mine.as_json else sentence(report))
-        for name in report["unreadable"][:SHOWN] if not mine.as_json else ():
-            print(f"error: could not be opened: {name}", file=sys.stderr)
-        if len(report["unreadable"]) > SHOWN and not mine.as_json:
-            print(
-                f"error: nor could {len(report['unreadable']) - SHOWN} more; --json names them",
-                file=sys.stderr,
-            )
-        if report["unreadable"] and not mine.as_json:
+        print(json.dumps(report) if config.json else sentence(report))
+        if unreadable and not config.json:
+            for name in unreadable[:SHOWN]:
+                print(f"error: could not be opened: {name}", file=sys.stderr)
+            if len(unreadable) > SHOWN:
+                print(f"error: nor could {len(unreadable) - SHOWN} more; --json names them", file=sys.stderr)
             print("to have these too, repair them and collect into another --output", file=sys.stderr)
     if report["waiting"]:
         return WAITING
-    return 1 if report["unreadable"] else 0
+    return 1 if unreadable else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return launch(run_config, CollectConfig, argv, "dd3g data collect")

@@ -16,6 +16,7 @@ from data_gen.pipeline_folders import folder_fingerprint
 from data_gen.sidecar import Sidecar, finished_shards
 from data_gen.storage import Storage
 from dd3g.errors import UserError
+from dd3g.setting import setting
 
 OPTIONS = "options.json"
 # What commands read from the options.
@@ -24,6 +25,9 @@ _RANGES = {"shard_size": (1, 100_000), "shards": (0, 10**9), "filters.duplicate_
 FREE = {
     "output",
     "prompts",
+    "rank",
+    "world",
+    "json",
     "device",
     "batch_size",
     "matte.workers",
@@ -38,14 +42,18 @@ class SynthesizeConfig:
     """From prompts to shards of RGBA pictures."""
 
     aliases: ClassVar[dict[str, str]] = {"size": "matte.size"}
+    configs: ClassVar[str] = "data_gen"
 
-    prompts: str = ""  # file that `python -m data_gen prompts` wrote, or a list of one's own
-    output: str = ""  # folder or URL of a bucket prefix
-    seed: int = 0  # of the run; a picture's follows from it, its prompt and the attempt
-    shard_size: int = 1000  # prompts a shard
-    batch_size: int = 8  # pictures drawn at once
-    attempts: int = 4  # tries a prompt
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto gives each process its own GPU
+    prompts: str = setting("", "file that `dd3g data prompts` wrote, or a list of one's own")
+    output: str = setting("", "folder or URL of a bucket prefix")
+    seed: int = setting(0, "of the run; a picture's follows from it, its prompt and the attempt")
+    shard_size: int = setting(1000, "prompts a shard")
+    batch_size: int = setting(8, "pictures drawn at once")
+    attempts: int = setting(4, "tries a prompt")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps; auto gives each process its own GPU")
+    rank: int | None = setting(None, "of this process, where no launcher tells; with world")
+    world: int | None = setting(None, "number of processes that make the set")
+    json: bool = setting(False, "print the report as JSON")
     model: ModelConfig = field(default_factory=ModelConfig)
     matte: MatteConfig = field(default_factory=MatteConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)

@@ -5,7 +5,6 @@ accelerate launch -m data_gen synthesize --config configs/data_gen/pixart.yaml p
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -21,7 +20,7 @@ from data_gen.job import Draw, Job, Workshop
 from data_gen.progress import Progress
 from data_gen.ranks import Ranks
 from data_gen.storage import Storage
-from dd3g.configuration import parse
+from dd3g.configuration import launch
 from dd3g.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from data_gen.prompt_lists import Prompt
 
 SHOWN = 20  # lines left out that are named one by one
-USAGE = "python -m data_gen synthesize [--json] [--rank R --world N]"
 
 
 def synthesize(
@@ -114,41 +112,30 @@ def _prompts(path: str, quiet: bool) -> list[Prompt]:
 WAITING = 3  # exit code
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code.
+def run_config(config: SynthesizeConfig) -> int:
+    """Make the set and tell about it; returns the exit code.
 
-    0: done; 2: something is wrong, which one line tells; 3: all is well, but other ranks are not done, and
-    the same command must be started again when they are.
+    0: done; 3: all is well, but other ranks are not done, and the same command must be started again when
+    they are.
     """
-    words = sys.argv[1:] if argv is None else argv
-    try:
-        mine, rest = own_options().parse_known_args(words)
-        config = parse(rest, SynthesizeConfig, USAGE)
-        ranks, report = launched(mine, partial(synthesize, config))
-    except (argparse.ArgumentError, UserError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    ranks, report = launched(partial(synthesize, config), config.rank, config.world, show=not config.json)
     if ranks.rank == 0 or not ranks.together:
-        print(json.dumps(report) if mine.as_json else sentence(report))
+        print(json.dumps(report) if config.json else sentence(report))
     return WAITING if report["waiting"] else 0
 
 
-def own_options() -> argparse.ArgumentParser:
-    """--json, --rank and --world: what is said beside the configuration."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    own.add_argument("--json", action="store_true", dest="as_json")
-    own.add_argument("--rank", type=int)
-    own.add_argument("--world", type=int)
-    return own
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return launch(run_config, SynthesizeConfig, argv, "dd3g data synthesize")
 
 
 def launched(
-    mine: argparse.Namespace, work: Callable[[Ranks, Progress], dict[str, Any]]
+    work: Callable[[Ranks, Progress], dict[str, Any]], rank: int | None, world: int | None, show: bool
 ) -> tuple[Ranks, dict[str, Any]]:
-    """Do the work as the rank that `own_options` or the launcher name; returns that and its report."""
-    ranks = Ranks.find(mine.rank, mine.world)
+    """Do the work as the rank that was named or that the launcher tells; returns that and its report."""
+    ranks = Ranks.find(rank, world)
     try:
-        return ranks, work(ranks, Progress(ranks.rank == 0 and not mine.as_json))
+        return ranks, work(ranks, Progress(ranks.rank == 0 and show))
     finally:
         ranks.leave()
 
