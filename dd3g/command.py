@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import typer
 
 from dd3g.errors import UserError
 
+RENAMED = {"out": "output"}  # options that had another name once
 Report = dict[str, Any]  # a list of results, "failed", "seconds", and "error" for what stopped the run
 
 
@@ -135,10 +138,59 @@ def conclude(
         raise typer.Exit(code)
 
 
+def explain(error: Exception, out: Path, less: str) -> str:
+    """The sentence for the user; an error that is not theirs to put right is raised again.
+
+    Args:
+        error: what stopped the work on one input.
+        out: output folder.
+        less: what needs less memory.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        reason = error.strerror or error
+        return f"could not write to {out} ({reason}): free some space or choose another folder with -o"
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
+        return f"not enough memory: close other programs, or give {less}"
+    raise error
+
+
+def guarded(work: Callable[[], int | None], go_on: str = "run the same command again") -> int:
+    """Exit code of some work: its own, 2 with one line when something is wrong, 130 after Ctrl-C.
+
+    Args:
+        work: returns an exit code; None counts as 0.
+        go_on: what a user may do after Ctrl-C.
+    """
+    try:
+        return work() or 0
+    except (UserError, OSError) as error:
+        _say(f"error: {error}", err=True)
+        return 2
+    except KeyboardInterrupt:
+        _say(f"stopped: {go_on}", err=True)
+        return 130
+
+
+def make_app(command: Callable[..., None], needs_words: bool = True) -> typer.Typer:
+    """A command line around a function with typer's annotations; see `run_command`."""
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:
+        if code := guarded(lambda: command(**options)):
+            raise typer.Exit(code)
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    settings = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda n: RENAMED.get(n, n)}
+    app.command(no_args_is_help=needs_words, context_settings=settings)(run)
+    return app
+
+
 def run_command(
     command: Callable[..., None], argv: list[str] | None, name: str, needs_words: bool = True
 ) -> int:
-    """Run a function as a command line; returns its exit code, 2 with one line when something is wrong.
+    """Run a function as a command line; returns its exit code, 2 when something is wrong.
 
     Args:
         command: with typer's annotations.
@@ -146,16 +198,51 @@ def run_command(
         name: that usage lines show.
         needs_words: show the help where there are none.
     """
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(no_args_is_help=needs_words)(command)
     try:
-        app(argv, prog_name=name)
-    except UserError as error:
-        _say(f"error: {error}", err=True)
-        return 2
+        make_app(command, needs_words)(argv, prog_name=name)
     except SystemExit as end:
         return int(end.code or 0)
     return 0
+
+
+def dispatch(
+    commands: Mapping[str, Callable[..., None] | tuple[str, str]],
+    argv: list[str] | None,
+    name: str,
+    about: str,
+    otherwise: Callable[..., None] | None = None,
+) -> int:
+    """Run the command that the first word names; returns its exit code.
+
+    Args:
+        commands: by name, a function for `run_command`, or a module with `main(argv)` and a line about it;
+            the module is imported when it is asked for.
+        argv: words after the group's name; None takes the process's.
+        name: of the group.
+        about: a line about the group.
+        otherwise: runs where the first word names no command, with all words; None: that is an error.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    first = words[0].replace("_", "-") if words else ""
+    if first not in commands and otherwise:
+        return run_command(otherwise, words, name)
+    if first in ("", "-h", "--help"):
+        lines = {key: c[1] if isinstance(c, tuple) else _first_line(c) for key, c in commands.items()}
+        listed = "\n".join(f"  {key:<15}{line}" for key, line in lines.items())
+        print_help(f"Usage: {name} COMMAND [ARGS]...\n\n  {about}\n\nCommands:\n{listed}")
+        return 0 if words else 2
+    if first not in commands:
+        hint = f"; for pictures: {name} infer {words[0]}" if "infer" in commands else ""
+        _say(f"error: no command {words[0]!r}: choose from {', '.join(commands)}{hint}", err=True)
+        return 2
+    command = commands[first]
+    if not isinstance(command, tuple):
+        return run_command(command, words[1:], f"{name} {first}", needs_words=False)
+    return guarded(lambda: import_module(command[0]).main(words[1:]))
+
+
+def _first_line(function: Callable[..., Any]) -> str:
+    return (function.__doc__ or "").partition("\n")[0]
 
 
 def print_help(text: str) -> None:

@@ -1,17 +1,18 @@
-"""Pictures in, 3D Gaussians out: the `dd3g` command."""
+"""Pictures in, 3D Gaussians out: `dd3g infer PICTURE`."""
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import Report, check_writable, conclude, gather, output_stems
+from dd3g.command import Report, check_writable, conclude, explain, gather, output_stems, run_command
 from dd3g.errors import UserError
-from dd3g.results import AXES, FORMATS, Request, explain, write_results
+from dd3g.results import AXES, FORMATS, Request, write_results
 
 DEFAULT_WEIGHTS = "nano"
 # What this command puts beside its results is not taken for a picture when the same folder is given again.
@@ -62,7 +63,7 @@ def run(inputs: list[Path], request: Request, weights: str, device: str, progres
         try:
             result = write_results(generator, picture, stem, request)
         except (UserError, OSError, MemoryError, RuntimeError) as e:
-            report["failed"].append({"picture": str(path), "error": explain(e, request.out)})
+            report["failed"].append({"picture": str(path), "error": explain(e, request.out, "--device cpu")})
         else:
             seconds = round(time.perf_counter() - start, 3)
             report["pictures"].append(
@@ -80,15 +81,11 @@ def _last_line(report: Report, out: Path) -> str:
     return f"wrote {', '.join(files) if files else 'nothing'}"
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-
-@app.command(no_args_is_help=True)
 def infer(
     pictures: Annotated[
         list[Path], typer.Argument(metavar="PICTURE|FOLDER…", help="Pictures of one object each.")
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")] = Path("out"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Output folder.")] = Path("out"),
     format: Annotated[str, typer.Option(help=f"Some of {','.join(FORMATS)}, with commas between.")] = "ply",
     turntable: Annotated[bool, typer.Option("--turntable", help="Also write an orbit video.")] = False,
     viewer: Annotated[
@@ -115,17 +112,17 @@ def infer(
     def work(progress: Any) -> Report:
         formats = tuple(dict.fromkeys(f.strip().lower().lstrip(".") for f in format.split(",")))
         cut = "none" if no_matte else matte
-        request = Request(out, formats, axes, turntable, viewer, seed, samples, cut)
+        request = Request(output, formats, axes, turntable, viewer, seed, samples, cut)
         return run(pictures, request, weights, device, progress)
 
     several = len(pictures) > 1 or os.path.isdir(pictures[0])
-    conclude(work, "picture", several, as_json, lambda report: _last_line(report, out))
+    conclude(work, "picture", several, as_json, lambda report: _last_line(report, output))
 
 
-def main() -> None:
-    """Entry point of the console script."""
-    app()
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_command(infer, argv, "dd3g infer")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

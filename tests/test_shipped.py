@@ -7,7 +7,8 @@ import pytest
 import torch
 from infer_command import ROOT, command
 
-from dd3g import Cameras, Gaussians, Generator, infer, load_image, rasterize
+from dd3g import Cameras, Gaussians, Generator, load_image, rasterize
+from dd3g.__main__ import main
 from dd3g.picture import resize_rgba
 from distill.teachers import load
 
@@ -69,4 +70,4 @@ def test_what_ships_is_small_and_no_pickle(folder):
 
 def test_the_installed_script_is_this_command():
     (script,) = entry_points(group="console_scripts", name="dd3g")
-    assert script.load() is infer.main
+    assert script.load() is main

@@ -1,8 +1,9 @@
-"""Photos, folders, videos or keypoint files in, 3D human poses out: `python -m dd3g.pose PHOTO`."""
+"""Photos, folders, videos or keypoint files in, 3D human poses out: `dd3g pose PHOTO`."""
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dd3g.command import Report, check_writable, conclude, gather, output_stems
+from dd3g.command import Report, check_writable, conclude, explain, gather, output_stems, run_command
 from dd3g.errors import UserError
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ def run(inputs: list[Path], request: Request, progress: Any) -> dict[str, Any]:
                 for file in sorted(Path(temporary).iterdir()):
                     file.replace(request.out / file.name)
         except (UserError, OSError, MemoryError, RuntimeError) as e:
-            report["failed"].append({"input": str(path), "error": _explain(e, request.out)})
+            message = explain(e, request.out, "fewer --hypotheses")
+            report["failed"].append({"input": str(path), "error": message})
         else:
             files = [str(request.out / name) for name in result.pop("files")]
             seconds = round(time.perf_counter() - start, 3)
@@ -217,18 +219,6 @@ def _is_animation(path: Path) -> bool:
         return False  # read as a picture it gets its message
 
 
-def _explain(error: Exception, out: Path) -> str:
-    """The sentence for the user; anything that is not theirs to put right is raised again."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError):
-        reason = error.strerror or error
-        return f"could not write to {out} ({reason}): free some space or choose another folder with -o"
-    if isinstance(error, MemoryError) or "allocate memory" in str(error):
-        return "not enough memory: close other programs, or give fewer --hypotheses"
-    raise error
-
-
 def _last_line(report: Report, out: Path) -> str:
     files = [f for r in report["inputs"] for f in r["files"]]
     people = sum(r["people"] for r in report["inputs"])
@@ -237,16 +227,12 @@ def _last_line(report: Report, out: Path) -> str:
     return f"{persons}: wrote {what or 'nothing'}"
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-
-@app.command(no_args_is_help=True)
 def pose(
     inputs: Annotated[
         list[Path],
         typer.Argument(metavar="PHOTO|FOLDER|VIDEO|KEYPOINTS…", help="Pictures, videos, or .json/.npz."),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")] = Path("out"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Output folder.")] = Path("out"),
     method: Annotated[
         Method, typer.Option(help="Prior with guidance; lifter with noise; body refined by diffusion.")
     ] = Method.guided,
@@ -279,12 +265,17 @@ def pose(
     """
 
     def work(progress: Any) -> Report:
-        request = Request(out, method.value, hypotheses, viewer, seed, keypoints, layout, focal, every)
+        request = Request(output, method.value, hypotheses, viewer, seed, keypoints, layout, focal, every)
         return run(inputs, request, progress)
 
     several = len(inputs) > 1 or os.path.isdir(inputs[0])
-    conclude(work, "input", several, as_json, lambda report: _last_line(report, out))
+    conclude(work, "input", several, as_json, lambda report: _last_line(report, output))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_command(pose, argv, "dd3g pose")
 
 
 if __name__ == "__main__":
-    app()
+    sys.exit(main())

@@ -13,10 +13,11 @@ from PIL import Image
 from test_keypoints import bad_files
 from typer.testing import CliRunner
 
+from dd3g.command import make_app
 from dd3g.errors import UserError
 from dd3g.pose import detection as detection_module
 from dd3g.pose import detector, estimation, video
-from dd3g.pose.__main__ import app
+from dd3g.pose.__main__ import pose
 from dd3g.pose.detector import Person
 from dd3g.pose.difficulty import Difficulty
 from dd3g.pose.geometry import project
@@ -75,7 +76,7 @@ def photo(path, people: int = 1, green: int = 100, red: int = 200):
 
 
 def run(*arguments) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    result = CliRunner().invoke(make_app(pose), [str(a) for a in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.stdout, result.stderr
 

@@ -2,15 +2,16 @@ import torch
 from small_motion import small_archive
 from typer.testing import CliRunner
 
+from dd3g.command import make_app
 from dd3g.pose import restoration
 from dd3g.pose.difficulty import Difficulty, DifficultyConfig
 from dd3g.pose.lifter import GraphLifter
 from dd3g.pose.prior import Prior, PriorConfig
-from dd3g.pose.train import app
+from dd3g.pose.train import train_command
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
+    return CliRunner().invoke(make_app(train_command), [str(a) for a in arguments])
 
 
 def test_lifter_then_difficulty_then_resume(tmp_path, monkeypatch):
