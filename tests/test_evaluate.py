@@ -21,13 +21,13 @@ from dd3g.io.shards import write_shard
 from dd3g.models import model_path
 from dd3g.pepd import GeneratorConfig
 from dd3g.rasterize import rasterize
+from distill.evaluation import compare as tool
+from distill.evaluation.metrics import on_white, view_metrics
+from distill.evaluation.predictors import Prediction, Target, all_white, flat_card, mean_color_blob
+from distill.evaluation.report import evenly, print_table, write_csv
+from distill.evaluation.scores import BANDS, compare_with_quadruples, score, summarise
+from distill.evaluation.stlpips import STLPIPS
 from distill.quadruples import Quadruple, encode, noise_of
-from tools import evaluate as tool
-from tools.metrics import on_white, view_metrics
-from tools.predictors import Prediction, Target, all_white, flat_card, mean_color_blob
-from tools.report import evenly, write_csv
-from tools.scores import BANDS, compare_with_quadruples, score, summarise
-from tools.stlpips import STLPIPS
 
 ROOT = Path(__file__).parents[1]
 AZIMUTHS = [0, 90, 180, 270, 20, 100, 110, 170, 250, 340]
@@ -174,7 +174,7 @@ def write_renders(folder: Path, count: int = 3) -> None:
     import trimesh
 
     from data_gen.objects import Options
-    from tools.render_objects import render_folder
+    from data_gen.render import render_folder
 
     meshes = folder.parent / "meshes"
     meshes.mkdir()
@@ -238,7 +238,7 @@ def test_evaluate_writes_everything(tmp_path, monkeypatch):
         a, b = dict(again["rows"][label]), dict(rows[label])
         a.pop("seconds_per_object"), b.pop("seconds_per_object")
         assert a == b
-    tool.print_table(report)
+    print_table(report)
     made["other"] = Stub()
     made["other"].config = GeneratorConfig(size=16, latent_shape=(4, 4, 4, 4))
     with pytest.raises(UserError, match=r"noise of \(4, 4, 2, 2\), and b takes \(4, 4, 4, 4\)"):
@@ -271,7 +271,7 @@ def test_quadruples_count_and_limit(tmp_path):
 def test_stlpips_with_its_own_weights():
     path = model_path("stlpips_alex")
     if path is None:
-        pytest.skip("needs `python -m dd3g.models fetch stlpips_alex`")
+        pytest.skip("needs `dd3g models fetch stlpips_alex`")
     metric = STLPIPS(path)
     target = target_of(ellipsoid(), size=64)
     picture = on_white(target.rgba[:1])

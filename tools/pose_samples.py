@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -186,11 +185,11 @@ def main(
     from rich.console import Console
     from rich.progress import track
 
+    from dd3g.machine import provenance
     from dd3g.pose.data.motion import load_cmu
     from dd3g.pose.guided import generate
     from dd3g.pose.prior import SHIPPED, Prior
     from dd3g.pose.synthesis import synthesise
-    from tools.report import provenance
 
     prior = Prior.from_pretrained(weights or SHIPPED)
     frames = replace(load_cmu(motion, "train"), rotations=None)
@@ -204,7 +203,6 @@ def main(
     )
     report = {
         **provenance("cpu"),
-        "command": shlex.join(["python", "-m", "tools.pose_samples", *sys.argv[1:]]),
         "convention": CONVENTION, "n": n, "steps": steps, "seed": seed, "views": VIEWS,
         "source": str(motion), "weights": str(weights) if weights else "shipped", "sheet": str(sheet),
         **compare(samples, views, others),

@@ -1,4 +1,4 @@
-"""The parts of `python -m dd3g.infer`, timed one by one."""
+"""The parts of `dd3g infer`, timed one by one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def time_parts(picture: Path, weights: str, device: str, repeats: int) -> dict[s
         gaussians = _repeated(generator.generate(rgba).to("cpu"), SPLATS)
         for suffix in ("ply", "splat", "spz", "glb"):
             path = Path(folder) / f"x.{suffix}"
-            parts[f"write {SPLATS:,} splats .{suffix}"] = median(lambda p=path: save(gaussians, p), repeats)
+            parts[f"write {SPLATS:,} splats .{suffix}"] = median(partial(save, gaussians, path), repeats)
     return parts
 
 
@@ -93,7 +94,11 @@ def median(run: Callable[[], Any], repeats: int) -> float:
 
 
 def _quantiles(run: Callable[[], Any], repeats: int) -> dict[str, float]:
-    times = sorted(_durations(lambda: (run(), torch.cuda.synchronize()), repeats))
+    def settled() -> None:
+        run()
+        torch.cuda.synchronize()
+
+    times = sorted(_durations(settled, repeats))
     return {"p50": times[len(times) // 2], "p95": times[int(0.95 * (len(times) - 1))]}
 
 

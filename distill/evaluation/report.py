@@ -1,16 +1,9 @@
-"""An evaluation on paper: CSV, picture sheet, tables, and what is needed to repeat it."""
+"""An evaluation on paper: CSV, picture sheet and tables."""
 
 from __future__ import annotations
 
 import csv
-import os
-import platform
-import shlex
-import subprocess
-import sys
 import textwrap
-import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dd3g.io.atomic import replacing
-from tools.metrics import on_white
-from tools.predictors import Predictor, Target
-from tools.scores import BANDS, RIG
+from distill.evaluation.metrics import on_white
+from distill.evaluation.predictors import Predictor, Target
+from distill.evaluation.scores import BANDS, RIG
 
 
 def write_csv(path: Path, scores: dict[str, list[dict[str, Any]]]) -> None:
@@ -78,37 +71,6 @@ def _label(text: str, size: int) -> Tensor:
     lines = "\n".join(textwrap.wrap(text, max(size // 6, 1)))
     ImageDraw.Draw(tile).multiline_text((2, size // 2 - 10), lines, fill="black")
     return torch.from_numpy(np.asarray(tile).copy()).movedim(-1, 0) / 255
-
-
-def provenance(device: str) -> dict[str, Any]:
-    """What a reader needs to repeat the run."""
-    root = Path(__file__).parents[1]
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
-            return done.stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
-    gpu = torch.cuda.get_device_name() if device.startswith("cuda") else None
-    return {
-        "command": shlex.join(["python", "-m", "tools.evaluate", *sys.argv[1:]]),
-        "commit": git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "date": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
-        "machine": {"cpu": processor(), "cores": os.cpu_count(), "gpu": gpu, "system": platform.platform()},
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "numpy", "numba", "torchmetrics")},
-    }
-
-
-def processor() -> str:
-    """The name of this machine's CPU, or its kind where the system tells no name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def print_table(report: dict[str, Any]) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
+from dd3g.benchmark.infer import median
 from dd3g.models import model_path
 from dd3g.pose import detector, estimation
 from dd3g.pose.detection import Detection, detect, load
 from dd3g.pose.geometry import project
-from tools.benchmark_infer import median
 
 FLOORS = {"BlazePose, a person": 0.1, "restoration": 0.1, "guided": 3.0, "recovery, one": 10.0}
 
@@ -29,7 +29,8 @@ def time_pose(photo: Path | None, m: int, repeats: int) -> dict[str, float | Non
     Raises:
         UserError: a photo that cannot be read.
     """
-    person, parts = made_up(), {"BlazePose, a person": None}
+    person = made_up()
+    parts: dict[str, float | None] = {"BlazePose, a person": None}
     if photo is not None and model_path("pose_detection") and model_path("pose_landmark_full"):
         picture = load(photo)
         people = detect(picture)
