@@ -1,6 +1,6 @@
 """Several sets to one.
 
-python -m data_gen merge SET SET … --output SET
+dd3g data merge SET SET … --output SET
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _checksums(source: Storage) -> str:
         return hashlib.sha256("\n".join(s["sha256"] for s in shards).encode()).hexdigest()[:16]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{source}/{INDEX} is damaged ({error}): write it with python -m data_gen verify --write-index"
+            f"{source}/{INDEX} is damaged ({error}): write it with dd3g data verify --write-index"
         ) from error
 
 
@@ -154,7 +154,7 @@ def _copy(source: Storage, old: Sidecar, output: Storage, number: int, choice: _
     with source.reading(old.tar) as [path]:
         shards = Shards(path)
         if lacking := wanted - {shards.key(i) for i in range(len(shards))}:
-            raise UserError(f"{source}/{old.tar} lacks {min(lacking)}: python -m data_gen verify tells more")
+            raise UserError(f"{source}/{old.tar} lacks {min(lacking)}: dd3g data verify tells more")
 
         def samples() -> Iterator[dict[str, bytes | str]]:
             for i in range(len(shards)):
@@ -204,4 +204,4 @@ def merge_command(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 with one line when something is wrong."""
-    return run_command(merge_command, argv, "python -m data_gen merge")
+    return run_command(merge_command, argv, "dd3g data merge")

@@ -67,7 +67,7 @@ def test_picture_that_needs_a_matte_that_is_not_there(here, stub, monkeypatch):
     monkeypatch.setenv("DD3G_CACHE", str(here / "nothing"))
     dd3g.matting._u2netp_session.cache_clear()
     Image.new("RGB", (40, 40), "red").save("photo.png")
-    fails("photo.png", match="python -m dd3g.models fetch u2netp")
+    fails("photo.png", match="dd3g models fetch u2netp")
 
 
 @pytest.mark.parametrize(

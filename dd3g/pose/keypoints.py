@@ -285,7 +285,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     else:
         people = data
     if not isinstance(people, list):
-        raise UserError(f"{path}: no list of people in it: see `python -m dd3g.pose --help` for the formats")
+        raise UserError(f"{path}: no list of people in it: see `dd3g pose --help` for the formats")
     pictures = {str(p["image_id"]) for p in people if isinstance(p, dict) and "image_id" in p}
     if len(pictures) > 1:
         raise UserError(f"{path}: holds several pictures: save one file a picture")
