@@ -160,4 +160,4 @@ def launch(
         return 0
 
     resumable = "resume" in getattr(schema, "aliases", {})
-    return guarded(work, "go on with --resume latest" if resumable else "run the same command again")
+    return guarded(work, "go on with --resume latest" if resumable else "run the same command again to go on")
