@@ -65,7 +65,8 @@ def parse(argv: Sequence[str], schema: type[T]) -> T:
     try:
         parts = [OmegaConf.load(f) for f in files]
         merged = OmegaConf.merge(OmegaConf.structured(schema), *parts, OmegaConf.from_dotlist(overrides))
-        return replace(OmegaConf.to_object(merged), **paths)  # type: ignore[type-var]
+        config: Any = OmegaConf.to_object(merged)
+        return replace(config, **paths)
     except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, ArithmeticError) as error:
         where = getattr(error, "full_key", None)  # of OmegaConf's errors
         message = f"{where}: {error}".splitlines()[0] if where else str(error).splitlines()[0]

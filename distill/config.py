@@ -55,8 +55,8 @@ class LoopConfig:
         if self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"optimizer {self.optimizer!r} is not one of adamw, muon")
         ones = ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps")
-        zeros = ("max_minutes", "learning_rate", "lr_warmup_steps", "lr_decay_steps", "adam_weight_decay")
-        zeros += ("adam_epsilon", "max_grad_norm", "checkpoints_total_limit", "dataloader_num_workers")
+        zeros = ["max_minutes", "learning_rate", "lr_warmup_steps", "lr_decay_steps", "adam_weight_decay"]
+        zeros += ["adam_epsilon", "max_grad_norm", "checkpoints_total_limit", "dataloader_num_workers"]
         lowest = dict.fromkeys((*ones, "validation_steps"), 1) | dict.fromkeys(zeros, 0)
         for name, low in lowest.items():
             if not low <= getattr(self, name) < math.inf:

@@ -61,6 +61,7 @@ def perfect(target: Target) -> Prediction:
     return Prediction(list(range(len(target.rgba))), on_white(target.rgba), target.rgba[:, 3:])
 
 
+@pytest.mark.slow
 def test_perfect_and_white_rows():
     target = target_of(ellipsoid())
     best = score(target, perfect)
@@ -183,6 +184,7 @@ def write_renders(folder: Path, count: int = 3) -> None:
     render_folder(meshes, folder, Options(size=32, supersample=2, eval=True))
 
 
+@pytest.mark.slow
 def test_evaluate_writes_everything(tmp_path, monkeypatch):
     import dd3g.pepd
 
@@ -283,6 +285,7 @@ def test_stlpips_with_its_own_weights():
     assert 0 < little < much and shifted < 0.5 * other
 
 
+@pytest.mark.slow
 def test_bad_calls_are_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="two generators are called 'a'"):
         tool.named(["a=x", "a=y"])

@@ -210,6 +210,7 @@ def untrained(tmp_path_factory):
     return Generator(config).save_pretrained(folder / "tiny")
 
 
+@pytest.mark.slow
 def test_real_command_twice_gives_the_same_bytes(here, untrained):
     source = picture("chair.png")
     for out in ("one", "two"):
@@ -222,6 +223,7 @@ def test_real_command_twice_gives_the_same_bytes(here, untrained):
     assert written("one") == ["chair.glb", "chair.matte.png", "chair.ply", "chair.splat", "chair.spz"]
 
 
+@pytest.mark.slow
 def test_full_disk_through_the_real_command(here, untrained):
     def full():
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))

@@ -195,6 +195,7 @@ def test_u2netp_is_run_without_rembg_whichever_way_it_is_named(monkeypatch, name
     assert (np.asarray(cutout)[..., 3] >= 128).mean() == pytest.approx((shape[..., 3] > 0).mean(), abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(models.model_path("u2netp") is None, reason="u2netp is not fetched")
 def test_u2netp_finds_a_disc():
     dd3g.matting._u2netp_session.cache_clear()

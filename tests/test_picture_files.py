@@ -156,7 +156,7 @@ def test_icc_profile_is_ignored(tmp_path):
     assert (opened(tmp_path, image, ".png", icc_profile=profile) == opened(tmp_path, image, ".png")).all()
 
 
-@pytest.mark.parametrize("side", [8, 8000])
+@pytest.mark.parametrize("side", [8, pytest.param(8000, marks=pytest.mark.slow)])
 def test_smallest_and_largest(tmp_path, side):
     image = Image.new("P", (side, side))
     image.putpalette([0, 0, 0, 9, 99, 199])

@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 from gsply import plyread
 from PIL import Image
 from training_runs import fresh, metrics
@@ -19,6 +20,7 @@ from distill.train import run as distill
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
+@pytest.mark.slow
 def test_from_prompts_to_splats(here, one_thread):
     assert prompts.main(["--count", "6", "-o", "prompts.jsonl"]) == 0
     config = ["--config", str(CONFIGS / "data_gen/shapes.yaml"), "prompts=prompts.jsonl", "output=pictures"]
