@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 
 from data_gen.objects import Item, Options, find_items, render_item
-from dd3g.command import run_command
+from dd3g.command import Json, run_command
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import Shards, write_shard
@@ -187,7 +187,7 @@ def render_command(
     per_shard: Annotated[int, typer.Option(min=1, help="Items a shard.")] = 50,
     limit: Annotated[int, typer.Option(min=0, help="Only the first objects; 0: all.")] = 0,
     only_styles: Annotated[str, typer.Option(help="Comma-separated styles of the manifest to keep.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Render a folder of meshes into shards of RGBA and depth; run it again to go on where it stopped."""
     options = Options(

@@ -13,11 +13,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from dd3g.errors import UserError
+
+# Options that several commands share.
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+OutputFolder = Annotated[Path, typer.Option("-o", "--output", help="Output folder.")]
 
 RENAMED = {"out": "output"}  # options that had another name once
 Report = dict[str, Any]  # a list of results, "failed", "seconds", and "error" for what stopped the run

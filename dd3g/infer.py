@@ -10,7 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import Report, check_writable, conclude, explain, gather, output_stems, run_command
+from dd3g.command import (
+    Device,
+    Json,
+    OutputFolder,
+    Report,
+    check_writable,
+    conclude,
+    explain,
+    gather,
+    output_stems,
+    run_command,
+)
 from dd3g.errors import UserError
 from dd3g.results import AXES, FORMATS, Request, write_results
 
@@ -85,7 +96,7 @@ def infer(
     pictures: Annotated[
         list[Path], typer.Argument(metavar="PICTURE|FOLDER…", help="Pictures of one object each.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Output folder.")] = Path("out"),
+    output: OutputFolder = Path("out"),
     format: Annotated[str, typer.Option(help=f"Some of {','.join(FORMATS)}, with commas between.")] = "ply",
     turntable: Annotated[bool, typer.Option("--turntable", help="Also write an orbit video.")] = False,
     viewer: Annotated[
@@ -94,7 +105,7 @@ def infer(
     seed: Annotated[int, typer.Option(help="Same picture, same seed: same file.")] = 0,
     samples: Annotated[int, typer.Option(help="Objects for each picture, with seeds SEED, SEED+1, ….")] = 1,
     weights: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = DEFAULT_WEIGHTS,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Device = "auto",
     matte: Annotated[str, typer.Option(help="Background removal: auto (u2netp), or a rembg model.")] = "auto",
     no_matte: Annotated[
         bool, typer.Option("--no-matte", help="Take the whole picture as the object.")
@@ -102,7 +113,7 @@ def infer(
     axes: Annotated[
         str | None, typer.Option(help=f"{', '.join(AXES)}; default: what each format's viewers expect.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Turn pictures of objects into 3D Gaussians.
 

@@ -18,7 +18,7 @@ import torch
 import typer
 from torch import Tensor
 
-from dd3g.command import dispatch
+from dd3g.command import Device, Json, dispatch
 from dd3g.device import find_device
 from dd3g.diffusion import sample
 from dd3g.errors import UserError
@@ -136,8 +136,6 @@ def _partial_state(device: str) -> tuple[Any, torch.device]:
     return state, place
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Which = Annotated[str, typer.Option(help="A teacher's folder, a shipped name, or 'analytic'.")]
 
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dd3g.command import dispatch
+from dd3g.command import Json, dispatch
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 Repeats = Annotated[int, typer.Option(min=1, help="Timed runs of each part.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Check = Annotated[bool, typer.Option("--check", help="Exit with 1 if a part is slower than it should be.")]
 
 

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dd3g.command import Report, check_writable, conclude, explain, gather, output_stems, run_command
+from dd3g.command import (
+    Json,
+    OutputFolder,
+    Report,
+    check_writable,
+    conclude,
+    explain,
+    gather,
+    output_stems,
+    run_command,
+)
 from dd3g.errors import UserError
 
 if TYPE_CHECKING:
@@ -232,7 +242,7 @@ def pose(
         list[Path],
         typer.Argument(metavar="PHOTO|FOLDER|VIDEO|KEYPOINTS…", help="Pictures, videos, or .json/.npz."),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Output folder.")] = Path("out"),
+    output: OutputFolder = Path("out"),
     method: Annotated[
         Method, typer.Option(help="Prior with guidance; lifter with noise; body refined by diffusion.")
     ] = Method.guided,
@@ -251,7 +261,7 @@ def pose(
         float | None, typer.Option(help="Focal length in pixels; default: EXIF, else the picture's diagonal.")
     ] = None,
     every: Annotated[int, typer.Option(help="Take every n-th frame of a video.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Estimate the 3D pose of each person, as several hypotheses with one recommended answer.
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import run_command
+from dd3g.command import Json, run_command
 from dd3g.errors import UserError
 
 
@@ -48,7 +48,7 @@ def train_command(
         Path | None, typer.Option(help="difficulty: folder of the frozen lifter. [default: the shipped one]")
     ] = None,
     graph: Annotated[bool, typer.Option("--graph", help="difficulty: the larger published network.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train one network of the pose methods; kill it at any time and go on with `--resume`."""
     from dd3g.pose.data.motion import load_cmu

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dd3g.command import run_command
+from dd3g.command import Device, Json, run_command
 from dd3g.errors import UserError
 
 
@@ -35,13 +35,11 @@ def evaluate_command(
     size: Annotated[int, typer.Option(min=16, help="Pixels a side, when meshes are rendered now.")] = 64,
     limit: Annotated[int, typer.Option(min=0, help="Only the first objects (and quadruples); 0: all.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise and the bootstrap.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    device: Device = "auto",
     sheet_objects: Annotated[
         int, typer.Option(min=0, help="Objects on the picture sheet; 0: no sheet.")
     ] = 10,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the report as JSON instead of tables.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare generators, a teacher and simple baselines with the true views of objects."""
     from dd3g.device import find_device
