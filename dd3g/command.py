@@ -28,28 +28,28 @@ RENAMED = {"out": "output"}  # options that had another name once
 Report = dict[str, Any]  # a list of results, "failed", "seconds", and "error" for what stopped the run
 
 
-def gather(
+def list_inputs(
     inputs: list[Path], kind: str, choose: Callable[[list[Path]], list[Path]], none: str
 ) -> tuple[list[Path], list[dict[str, str]]]:
-    """The files named on the command line; a folder stands for what is of use in it, sorted by name.
+    """The input files; a folder stands for its usable files, sorted by name.
 
     Args:
         inputs: files and folders.
         kind: what an input is called in the report.
-        choose: of a folder's files, those of use.
-        none: what a folder without any does not hold.
+        choose: picks the usable ones of a folder's files.
+        none: names them, where a folder holds none.
 
     Returns:
-        The files, and `{kind, "error"}` of each of several inputs that is of no use.
+        The files, and `{kind, "error"}` for each of several inputs that cannot be used.
 
     Raises:
-        UserError: when the only input is a folder that holds nothing of use or may not be read.
+        UserError: when the only input is a folder without usable files, or one that cannot be read.
     """
     found: list[Path] = []
     failed = []
     for path in inputs:
         try:
-            # Unlike Path.is_dir, which raises where a folder on the way may not be searched.
+            # Path.is_dir would raise where a parent folder may not be searched.
             found += _listed(path, choose, none) if os.path.isdir(path) else [path]
         except UserError as e:
             if len(inputs) == 1:
@@ -63,16 +63,16 @@ def _listed(folder: Path, choose: Callable[[list[Path]], list[Path]], none: str)
         files = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except OSError as e:
         reason = e.strerror or e
-        raise UserError(f"the folder {folder} may not be read ({reason}): check its permissions") from e
+        raise UserError(f"cannot read the folder {folder} ({reason}): check its permissions") from e
     if not (chosen := choose(files)):
         raise UserError(f"the folder {folder} holds no {none}")
     return chosen
 
 
 def output_stems(inputs: list[Path]) -> list[str]:
-    """One name for each input's results, none used twice: `a.png` and `a.jpg` give `a_png` and `a_jpg`."""
+    """A unique name for the results of each input: `a.png` and `a.jpg` give `a_png` and `a_jpg`."""
     shared = Counter(p.stem.casefold() for p in inputs)
-    stems: dict[str, str] = {}  # by what they are on a disk that knows no case
+    stems: dict[str, str] = {}  # keys ignore case, as some file systems do
     for p in inputs:
         base = p.stem if shared[p.stem.casefold()] == 1 else p.name.replace(".", "_")
         stem, n = base, 2
@@ -83,10 +83,10 @@ def output_stems(inputs: list[Path]) -> list[str]:
 
 
 def check_writable(out: Path) -> None:
-    """Make the output folder, and a file in it.
+    """Create the output folder, and try a file in it.
 
     Raises:
-        UserError: when that is refused.
+        UserError: when that fails.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def conclude(
         kind: what an input is called in the report.
         several: whether one failure leaves others that may succeed.
         as_json: print the report alone.
-        last_line: what was written, for people.
+        last_line: says what was written.
 
     Raises:
         typer.Exit: 1 when some of several inputs failed, 2 when the input was bad.
@@ -144,12 +144,12 @@ def conclude(
 
 
 def explain(error: Exception, out: Path, less: str) -> str:
-    """The sentence for the user; an error that is not theirs to put right is raised again.
+    """The message for the user; an error that they cannot fix is raised again.
 
     Args:
         error: what stopped the work on one input.
         out: output folder.
-        less: what needs less memory.
+        less: an option that needs less memory.
     """
     if isinstance(error, UserError):
         return str(error)
@@ -251,7 +251,7 @@ def _first_line(function: Callable[..., Any]) -> str:
 
 
 def print_help(text: str) -> None:
-    """Print a page that its reader, such as `head`, may stop reading."""
+    """Print a page; a reader such as `head` may close the pipe early."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -272,5 +272,5 @@ def _progress(enabled: bool) -> Iterator[Any]:
 
 
 def _say(text: str, err: bool = False) -> None:
-    # File names may hold bytes that are no text, and messages from libraries may hold line breaks.
+    # File names may hold bytes that are not text, and messages of libraries may hold line breaks.
     typer.echo(" ".join(text.encode("utf-8", "replace").decode().split("\n")), err=err)

@@ -1,4 +1,4 @@
-"""Configured commands: a dataclass, packaged or own YAML files, and overrides."""
+"""Configured commands: a dataclass, YAML files by name or path, and overrides."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from dd3g.command import (
     check_writable,
     conclude,
     explain,
-    gather,
+    list_inputs,
     output_stems,
     run_command,
 )
@@ -26,22 +26,22 @@ from dd3g.errors import UserError
 from dd3g.results import AXES, FORMATS, Request, write_results
 
 DEFAULT_WEIGHTS = "nano"
-# What this command puts beside its results is not taken for a picture when the same folder is given again.
+# Names of its own files that this command skips when it is given the same folder again.
 OWN_PICTURES = (".matte", ".turntable")
 
 
 def find_pictures(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
-    """The pictures named on the command line, and what is of no use; see `dd3g.command.gather`."""
+    """The pictures to convert, and the inputs that cannot be used; see `dd3g.command.list_inputs`."""
     from dd3g.picture import SUFFIXES
 
     def pictures(files: list[Path]) -> list[Path]:
         return [p for p in files if p.suffix.lower() in SUFFIXES and Path(p.stem).suffix not in OWN_PICTURES]
 
-    return gather(inputs, "picture", pictures, f"pictures ({' '.join(SUFFIXES)})")
+    return list_inputs(inputs, "picture", pictures, f"pictures ({' '.join(SUFFIXES)})")
 
 
 def run(inputs: list[Path], request: Request, weights: str, device: str, progress: Any) -> dict[str, Any]:
-    """Convert every picture; a failing one is reported and the others still come out.
+    """Convert every picture; a failure is reported and the others are still converted.
 
     Returns:
         `{"pictures": [...], "failed": [{"picture", "error"}]}`.
@@ -97,18 +97,18 @@ def infer(
         list[Path], typer.Argument(metavar="PICTURE|FOLDER…", help="Pictures of one object each.")
     ],
     output: OutputFolder = Path("out"),
-    format: Annotated[str, typer.Option(help=f"Some of {','.join(FORMATS)}, with commas between.")] = "ply",
+    format: Annotated[str, typer.Option(help=f"One or more of {','.join(FORMATS)}.")] = "ply",
     turntable: Annotated[bool, typer.Option("--turntable", help="Also write an orbit video.")] = False,
     viewer: Annotated[
         bool, typer.Option("--viewer", help="Also write an HTML page that shows the object.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Same picture, same seed: same file.")] = 0,
-    samples: Annotated[int, typer.Option(help="Objects for each picture, with seeds SEED, SEED+1, ….")] = 1,
+    seed: Annotated[int, typer.Option(help="The same picture and seed give the same file.")] = 0,
+    samples: Annotated[int, typer.Option(help="Objects per picture, with seeds SEED, SEED+1, ….")] = 1,
     weights: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = DEFAULT_WEIGHTS,
     device: Device = "auto",
     matte: Annotated[str, typer.Option(help="Background removal: auto (u2netp), or a rembg model.")] = "auto",
     no_matte: Annotated[
-        bool, typer.Option("--no-matte", help="Take the whole picture as the object.")
+        bool, typer.Option("--no-matte", help="Use the whole picture as the object.")
     ] = False,
     axes: Annotated[
         str | None, typer.Option(help=f"{', '.join(AXES)}; default: what each format's viewers expect.")

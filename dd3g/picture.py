@@ -25,9 +25,9 @@ FILL = 0.8
 MIN_SIDE = 8
 MAX_PIXELS = 80_000_000
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-# A fixed list: Pillow would also open formats that start other programs (EPS starts Ghostscript).
+# A fixed list, since Pillow also opens formats that start other programs (EPS starts Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-SOLID = 26  # alpha of 255 from which a pixel counts for the object's bounding box
+SOLID = 26  # least alpha, of 255, of a pixel inside the object's bounding box
 NEARLY_EMPTY = 0.05
 
 
@@ -37,14 +37,14 @@ class Picture:
 
     Args:
         rgba: (4, S, S) float32 in 0..1, sRGB, straight alpha; colour is 0 where alpha is 0.
-        warnings: sentences for the user about a matte that looks wrong.
+        warnings: messages for the user about a matte that looks wrong.
     """
 
     rgba: Tensor  # (4, S, S)
     warnings: tuple[str, ...] = ()
 
     def save(self, path: str | Path) -> Path:
-        """Write the framed cut-out as an RGBA PNG, so that the user sees what was taken as the object."""
+        """Write the framed cut-out as an RGBA PNG, which shows what was taken as the object."""
         pixels = (self.rgba.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         with replacing(path) as part:
             Image.fromarray(pixels).save(part, format="PNG")
@@ -123,7 +123,7 @@ def read_rgba(
     except IsADirectoryError as e:
         raise UserError(f"{name} is a folder: give a picture") from e
     except PermissionError as e:
-        raise UserError(f"{name} may not be read: check its permissions") from e
+        raise UserError(f"cannot read {name}: check its permissions") from e
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as e:
         raise UserError(_too_large(name)) from e
     except Image.UnidentifiedImageError as e:
@@ -162,7 +162,7 @@ def cut_out(image: Image.Image, matte: str, name: str, size: int = SIZE) -> tupl
     alpha = np.asarray(image.getchannel("A"))  # (H, W)
     solid = alpha >= 128
     if not has_alpha and not solid.any():
-        image.putalpha(0)  # what the model was nowhere sure of is no object
+        image.putalpha(0)  # the model found no object
         return image, []
     notes = []
     if solid.mean() < NEARLY_EMPTY:

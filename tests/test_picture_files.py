@@ -261,7 +261,7 @@ def test_unreadable(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Image, "open", refuse)
-    fails(path, "may not be read")
+    fails(path, f"cannot read {path}: check its permissions")
 
 
 def test_the_system_names_its_own_errors(tmp_path, monkeypatch):

@@ -48,15 +48,15 @@ def infer(
 
     from dd3g.benchmark.infer import time_cuda, time_parts
 
-    cuda = torch.cuda.is_available()
-    parts = time_parts(picture, weights, "cuda" if cuda else "cpu", repeats)
-    passes = time_cuda(weights, 10 * repeats) if cuda else {}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parts = time_parts(picture, weights, device, repeats)
+    passes = time_cuda(weights, 10 * repeats) if device == "cuda" else {}
     table = _table(f"infer, {weights}, median ms", ("part", "ms"))
     for part, seconds in parts.items():
         table.add_row(part, "model not fetched" if seconds is None else f"{1e3 * seconds:.1f}")
     for name, times in passes.items():
         table.add_row(f"generator, {name}", f"p50 {1e3 * times['p50']:.2f}, p95 {1e3 * times['p95']:.2f}")
-    _tell({"infer": parts, "cuda": passes}, table, as_json)
+    _tell({"infer": parts, "cuda": passes}, table, as_json, device)
 
 
 def pose(
@@ -88,17 +88,17 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
     return table
 
 
-def _tell(report: dict[str, Any], table: Table, as_json: bool) -> None:
+def _tell(report: dict[str, Any], table: Table, as_json: bool, device: str = "cpu") -> None:
     from rich.console import Console
 
-    from dd3g.machine import describe_machine
+    from dd3g.machine import provenance
 
-    machine = describe_machine()
+    made = provenance(device)
     if as_json:
-        print(json.dumps({"machine": machine, **report}))
+        print(json.dumps(made | report))
     else:
         Console().print(table)
-        print(", ".join(f"{k} {v}" for k, v in machine.items()))
+        print(", ".join(f"{k} {v}" for k, v in (made["machine"] | made["versions"]).items() if v))
 
 
 def _fail(slow: list[str]) -> None:

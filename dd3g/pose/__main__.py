@@ -20,7 +20,7 @@ from dd3g.command import (
     check_writable,
     conclude,
     explain,
-    gather,
+    list_inputs,
     output_stems,
     run_command,
 )
@@ -83,7 +83,7 @@ class Request:
 
 
 def find_inputs(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
-    """What the command line names, and what is of no use; see `dd3g.command.gather`.
+    """What the command line names, and what is of no use; see `dd3g.command.list_inputs`.
 
     A folder stands for its pictures and videos, or where there are none for its keypoint files.
     """
@@ -94,7 +94,7 @@ def find_inputs(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
         return seen or [p for p in files if p.suffix.lower() in KEYPOINTS]
 
     kinds = " ".join(PICTURES + VIDEOS + KEYPOINTS)
-    return gather(inputs, "input", useful, f"pictures, videos or keypoints ({kinds})")
+    return list_inputs(inputs, "input", useful, f"pictures, videos or keypoints ({kinds})")
 
 
 def run(inputs: list[Path], request: Request, progress: Any) -> dict[str, Any]:

@@ -7,13 +7,18 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from dd3g.io.atomic import replacing
 from distill.evaluation.metrics import on_white
 from distill.evaluation.predictors import Predictor, Target
 from distill.evaluation.scores import BANDS, RIG
+from distill.sheet import save_sheet
 
 
 def write_csv(path: Path, scores: dict[str, list[dict[str, Any]]]) -> None:
@@ -36,8 +41,6 @@ def write_csv(path: Path, scores: dict[str, list[dict[str, Any]]]) -> None:
 
 def write_sheet(path: Path, targets: list[Target], rows: dict[str, Predictor], count: int) -> None:
     """Per object a row of truth and one of each predictor: the rig, then six novel views."""
-    from distill.sheet import save_sheet
-
     tiles = []
     for target in evenly(targets, count):
         step = max(len(target.novel) // 6, 1)
@@ -64,77 +67,63 @@ def evenly(targets: list[Target], count: int) -> list[Target]:
 
 def _label(text: str, size: int) -> Tensor:
     """(3, size, size) tile with a word on it."""
-    import numpy as np
-    from PIL import Image, ImageDraw
-
     tile = Image.new("RGB", (size, size), "white")
     lines = "\n".join(textwrap.wrap(text, max(size // 6, 1)))
     ImageDraw.Draw(tile).multiline_text((2, size // 2 - 10), lines, fill="black")
     return torch.from_numpy(np.asarray(tile).copy()).movedim(-1, 0) / 255
 
 
+Column = tuple[str, tuple[str, ...], int]  # heading, where its value is in a row, digits
+NOVEL: list[Column] = [
+    ("PSNR [95 %]", ("novel", "psnr"), 2), ("fg PSNR", ("novel", "fg_psnr"), 2),
+    ("SSIM", ("novel", "ssim"), 3), ("fg SSIM", ("novel", "fg_ssim"), 3), ("IoU", ("novel", "iou"), 3),
+    ("holes %", ("novel", "holes"), 1), ("eroded %", ("novel", "holes_eroded"), 1),
+    ("leak", ("novel", "leak"), 3), ("60-120", ("bands", "60-120", "psnr"), 2),
+    ("over card", ("psnr_over_flat_card",), 2), ("input PSNR", ("input", "psnr"), 2),
+    ("SSIM", ("input", "ssim"), 3), ("IoU", ("input", "iou"), 3), ("ST-LPIPS", ("novel", "st_lpips"), 3),
+]  # fmt: skip
+AT_RIG: list[Column] = [
+    ("front PSNR", ("rig", "front", "psnr"), 2), ("IoU", ("rig", "front", "iou"), 3),
+    ("sides PSNR", ("rig", "sides", "psnr"), 2), ("IoU", ("rig", "sides", "iou"), 3),
+    ("colour error", ("rig", "sides", "color_error"), 3),
+    ("back PSNR", ("rig", "back", "psnr"), 2), ("IoU", ("rig", "back", "iou"), 3),
+]  # fmt: skip
+
+
 def print_table(report: dict[str, Any]) -> None:
-    """The report's means as tables."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    console.width = max(console.width, 170)  # a cut table says nothing; a log has room
-
-    def cell(block: dict[str, Any], name: str, digits: int = 2, interval: bool = False) -> str:
-        value = block.get(name) or {}
-        if value.get("mean") is None:
-            return "-"
-        text = f"{value['mean']:.{digits}f}"
-        return f"{text} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]" if interval else text
-
-    rows = {name: row for name, row in report["rows"].items() if row["novel"]}
-    table = Table(
-        title=f"Novel views: {report['data']['objects']} objects, {report['data']['size']} px, white"
-    )
-    for column in ("", "PSNR [95 %]", "fg PSNR", "SSIM", "fg SSIM", "IoU", "holes %", "eroded %", "leak",
-                   "60-120", "over card", "input PSNR", "SSIM", "IoU"):  # fmt: skip
-        table.add_column(column, justify="left" if not column else "right", no_wrap=not column)
-    if any("st_lpips" in row["novel"] for row in rows.values()):
-        table.add_column("ST-LPIPS", justify="right")
-    for name, row in rows.items():
-        new, first = row["novel"], row["input"]
-        percent = {k: {"mean": 100 * new[k]["mean"]} for k in ("holes", "holes_eroded") if new[k]["n"]}
-        cells = [name, cell(new, "psnr", 2, True), cell(new, "fg_psnr"), cell(new, "ssim", 3)]
-        cells += [cell(new, "fg_ssim", 3), cell(new, "iou", 3), cell(percent, "holes", 1)]
-        cells += [
-            cell(percent, "holes_eroded", 1),
-            cell(new, "leak", 3),
-            cell(row["bands"]["60-120"], "psnr"),
-        ]
-        cells += [cell(row, "psnr_over_flat_card"), cell(first, "psnr"), cell(first, "ssim", 3)]
-        cells += [cell(first, "iou", 3)]
-        table.add_row(*cells, *([cell(new, "st_lpips", 3)] if "st_lpips" in new else []))
-    console.print(table)
-
-    table = Table(title="PSNR by azimuth from the input, and by style")
+    """The report's means as tables; a column that no row has is left out."""
+    data, rows = report["data"], {name: row for name, row in report["rows"].items() if row["novel"]}
     styles = sorted({s for row in rows.values() for s in row["by_style"]})
-    for column in ("", *BANDS, *styles):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, row in rows.items():
-        by_band = [cell(row["bands"][band], "psnr") for band in BANDS]
-        table.add_row(name, *by_band, *(cell(row["by_style"].get(s, {}), "psnr") for s in styles))
-    console.print(table)
-
-    table = Table(title="At the rig, against the true views")
-    for column in ("", "front PSNR", "IoU", "sides PSNR", "IoU", "colour error", "back PSNR", "IoU"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, row in report["rows"].items():
-        front, sides, back = (row["rig"][r] for r in RIG)
-        cells = [cell(front, "psnr"), cell(front, "iou", 3), cell(sides, "psnr"), cell(sides, "iou", 3)]
-        table.add_row(name, *cells, cell(sides, "color_error", 3), cell(back, "psnr"), cell(back, "iou", 3))
-    console.print(table)
-
+    groups: list[Column] = [(band, ("bands", band, "psnr"), 2) for band in BANDS]
+    groups += [(style, ("by_style", style, "psnr"), 2) for style in styles]
+    noises: list[Column] = [(f"{r} [95 %]", ("same_noise", r), 2) for r in RIG]
+    noises += [(f"{r}, other noise", ("other_noise", r), 2) for r in RIG]
+    _print(f"Novel views: {data['objects']} objects, {data['size']} px, white", NOVEL, rows)
+    _print("PSNR by azimuth from the input, and by style", groups, rows)
+    _print("At the rig, against the true views", AT_RIG, report["rows"])
     if report.get("against_teacher"):
-        table = Table(title="Against the teacher's stored views, PSNR (in brackets: with another noise)")
-        for column in ("", *RIG):
-            table.add_column(column, justify="left" if not column else "right")
-        for name, row in report["against_teacher"].items():
-            same, other = row["same_noise"], row["other_noise"]
-            table.add_row(name, *(f"{cell(same, r, 2, True)} ({cell(other, r)})" for r in RIG))
-        console.print(table)
+        _print("Against the teacher's stored views, PSNR", noises, report["against_teacher"])
+
+
+def _print(title: str, columns: list[Column], rows: dict[str, Any]) -> None:
+    console, table = Console(), Table(title=title)
+    console.width = max(console.width, 170)  # a cut table says nothing; a log has room
+    table.add_column("")
+    cells = [[_cell(row, *column) for row in rows.values()] for column in columns]
+    shown = [(column[0], values) for column, values in zip(columns, cells, strict=True) if {*values} != {"-"}]
+    for heading, _ in shown:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for k, name in enumerate(rows):
+        table.add_row(name, *(values[k] for _, values in shown))
+    console.print(table)
+
+
+def _cell(row: dict[str, Any], heading: str, path: tuple[str, ...], digits: int) -> str:
+    value: Any = row
+    for step in path:
+        value = value.get(step) or {}
+    if value.get("mean") is None:
+        return "-"
+    scale = 100 if heading.endswith(" %") else 1
+    mean, low, high = (f"{scale * value[k]:.{digits}f}" for k in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]" if heading.endswith("[95 %]") else mean
