@@ -178,7 +178,7 @@ def guarded(work: Callable[[], int | None], go_on: str = "run the same command a
         return 130
 
 
-def make_app(command: Callable[..., None], needs_words: bool = True) -> typer.Typer:
+def make_app(command: Callable[..., None]) -> typer.Typer:
     """A command line around a function with typer's annotations; see `run_command`."""
 
     @functools.wraps(command)
@@ -188,14 +188,14 @@ def make_app(command: Callable[..., None], needs_words: bool = True) -> typer.Ty
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     settings = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda n: RENAMED.get(n, n)}
-    app.command(no_args_is_help=needs_words, context_settings=settings)(run)
+    app.command(context_settings=settings)(run)
     return app
 
 
 def run_command(
     command: Callable[..., None], argv: list[str] | None, name: str, needs_words: bool = True
 ) -> int:
-    """Run a function as a command line; returns its exit code, 2 when something is wrong.
+    """Run a function as a command line; returns its exit code, 2 with one line when something is wrong.
 
     Args:
         command: with typer's annotations.
@@ -203,11 +203,13 @@ def run_command(
         name: that usage lines show.
         needs_words: show the help where there are none.
     """
+    words = sys.argv[1:] if argv is None else argv
     try:
-        make_app(command, needs_words)(argv, prog_name=name)
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+        code = make_app(command)(words or ["-h"] * needs_words, prog_name=name, standalone_mode=False)
+    except typer.BadParameter.__mro__[1] as error:  # any usage error, wherever typer keeps their class
+        _say(f"error: {error.format_message().rstrip('.')}; {name} --help explains the options", err=True)
+        return 2
+    return (code or 0) if words or not needs_words else 2
 
 
 def dispatch(

@@ -51,6 +51,18 @@ def test_what_was_once_the_whole_command_is_told_its_new_name(capsys):
     assert error.endswith("for pictures: dd3g infer lamp.png\n") and error.count("\n") == 1
 
 
+def test_a_wrong_option_is_one_line(capsys):
+    for words, message in (
+        (["infer", "--nope"], "No such option: --nope"),
+        (["infer", "a.png", "--seed", "x"], "Invalid value for '--seed'"),
+        (["models", "fetch"], "Missing argument"),
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {message}") and error.count("\n") == 1 and "--help explains" in error
+    assert main(["infer"]) == 2 and capsys.readouterr().out.startswith("Usage: dd3g infer")
+
+
 def test_dashes_and_underscores_are_one(capsys):
     assert main(["train_teacher", "--help"]) == 0 and "dd3g train-teacher" in capsys.readouterr().out
 
