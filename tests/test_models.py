@@ -1,4 +1,5 @@
 import hashlib
+import json
 import subprocess
 import sys
 import zipfile
@@ -139,6 +140,9 @@ def test_command_line(cache, index, capsys):
     assert models.main(["fetch", "tiny"]) == 0
     assert capsys.readouterr().out == f"tiny: {cache / 'tiny.bin'}\n"
     assert models.main(["list"]) == 0 and "here" in capsys.readouterr().out
+    for words in (["list", "--json"], ["fetch", "tiny", "--json"]):
+        assert models.main(words) == 0
+        assert json.loads(capsys.readouterr().out) == {"tiny": str(cache / "tiny.bin")}
     assert models.main(["fetch", "tiny", "nope"]) == 2
     assert capsys.readouterr().err.startswith("error: no model is called 'nope'")
 
