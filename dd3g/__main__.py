@@ -23,7 +23,11 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    return dispatch(COMMANDS, argv, "dd3g", "Pictures to 3D Gaussians, and what makes such a generator.")
+    about, hint = (
+        "Pictures to 3D Gaussians, and what makes such a generator.",
+        "; pictures go to `dd3g infer`",
+    )
+    return dispatch(COMMANDS, argv, "dd3g", about, hint=hint)
 
 
 if __name__ == "__main__":

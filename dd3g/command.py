@@ -218,6 +218,7 @@ def dispatch(
     name: str,
     about: str,
     otherwise: Callable[..., None] | None = None,
+    hint: str = "",
 ) -> int:
     """Run the command that the first word names; returns its exit code.
 
@@ -228,6 +229,7 @@ def dispatch(
         name: of the group.
         about: a line about the group.
         otherwise: runs where the first word names no command, with all words; None: that is an error.
+        hint: ends the message of that error.
     """
     words = sys.argv[1:] if argv is None else argv
     first = words[0].replace("_", "-") if words else ""
@@ -239,7 +241,6 @@ def dispatch(
         print_help(f"Usage: {name} COMMAND [ARGS]...\n\n  {about}\n\nCommands:\n{listed}")
         return 0 if words else 2
     if first not in commands:
-        hint = f"; for pictures: {name} infer {words[0]}" if "infer" in commands else ""
         _say(f"error: no command {words[0]!r}: choose from {', '.join(commands)}{hint}", err=True)
         return 2
     command = commands[first]

@@ -118,26 +118,27 @@ def read_rgba(
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
                 return _to_rgba(image, name)
-    except FileNotFoundError as e:
-        raise UserError(f"{name} does not exist: check the path") from e
-    except IsADirectoryError as e:
-        raise UserError(f"{name} is a folder: give a picture") from e
-    except PermissionError as e:
-        raise UserError(f"cannot read {name}: check its permissions") from e
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as e:
-        raise UserError(_too_large(name)) from e
-    except Image.UnidentifiedImageError as e:
-        raise UserError(
-            f"{name} is not a PNG, JPEG, WebP, GIF or BMP picture: save it as PNG and try again"
-        ) from e
     except UserError:
         raise
-    except Exception as e:
-        # Pillow's decoders raise nearly every type there is on damaged files; only the system's own errors
-        # have a number.
-        if isinstance(e, OSError) and e.errno is not None:
-            raise UserError(f"{name} cannot be read ({e.strerror}): check the path") from e
-        raise UserError(f"{name} is damaged or cut short ({e}): copy or download the picture again") from e
+    except Exception as e:  # Pillow's decoders raise nearly every type there is on damaged files
+        raise UserError(_what_is_wrong(e, name)) from e
+
+
+def _what_is_wrong(error: Exception, name: str) -> str:
+    known: dict[type, str] = {
+        FileNotFoundError: f"{name} does not exist: check the path",
+        IsADirectoryError: f"{name} is a folder: give a picture",
+        PermissionError: f"cannot read {name}: check its permissions",
+        Image.DecompressionBombWarning: _too_large(name),
+        Image.DecompressionBombError: _too_large(name),
+        Image.UnidentifiedImageError: f"{name} is not a PNG, JPEG, WebP, GIF or BMP picture: save it as PNG "
+        "and try again",
+    }
+    if type(error) in known:
+        return known[type(error)]
+    if isinstance(error, OSError) and error.errno is not None:  # of the system
+        return f"{name} cannot be read ({error.strerror}): check the path"
+    return f"{name} is damaged or cut short ({error}): copy or download the picture again"
 
 
 def cut_out(image: Image.Image, matte: str, name: str, size: int = SIZE) -> tuple[Image.Image, list[str]]:

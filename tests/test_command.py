@@ -48,7 +48,7 @@ def test_what_was_once_the_whole_command_is_told_its_new_name(capsys):
     assert main(["lamp.png", "-o", "out"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: no command 'lamp.png': choose from infer, pose, ")
-    assert error.endswith("for pictures: dd3g infer lamp.png\n") and error.count("\n") == 1
+    assert error.endswith("pictures go to `dd3g infer`\n") and error.count("\n") == 1
 
 
 def test_a_wrong_option_is_one_line(capsys):
