@@ -24,6 +24,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 OutputFolder = Annotated[Path, typer.Option("-o", "--output", help="Output folder.")]
 
+UsageError: Any = typer.BadParameter.__mro__[1]  # of all wrong options; typer has no public name for it
 RENAMED = {"out": "output"}  # options that had another name once
 Report = dict[str, Any]  # a list of results, "failed", "seconds", and "error" for what stopped the run
 
@@ -206,7 +207,7 @@ def run_command(
     words = sys.argv[1:] if argv is None else argv
     try:
         code = make_app(command)(words or ["-h"] * needs_words, prog_name=name, standalone_mode=False)
-    except typer.BadParameter.__mro__[1] as error:  # any usage error, wherever typer keeps their class
+    except UsageError as error:
         _say(f"error: {error.format_message().rstrip('.')}; {name} --help explains the options", err=True)
         return 2
     return (code or 0) if words or not needs_words else 2
