@@ -1,8 +1,8 @@
 """Training pictures: texts, existing pictures or meshes go in, shards of training data come out.
 
-    prompts -> picture model -> matte -> filters -> shards -> report        python -m data_gen synthesize
-    pictures that exist      -> matte -> filters -> shards -> report        python -m data_gen collect
-    meshes  -> rendered views with depth          -> shards                 python tools/render_objects.py
+    prompts -> picture model -> matte -> filters -> shards -> report        dd3g data synthesize
+    pictures that exist      -> matte -> filters -> shards -> report        dd3g data collect
+    meshes  -> rendered views with depth          -> shards                 dd3g data render
 
 Each room below has one page, the docstring of its `__init__`. A room imports only from those above it:
 
@@ -14,5 +14,5 @@ Each room below has one page, the docstring of its `__init__`. A room imports on
 - `shards`: the writer of a dataset, which may be killed and resumed, on any number of processes;
 - `reports`: checks of a dataset, its figures and a page about them.
 
-`synthesize` and `collect` wire the rooms together: read `synthesize.py` first, then `shards`.
+`synthesize`, `collect` and `render` wire the rooms together: read `synthesize.py` first, then `shards`.
 """

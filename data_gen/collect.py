@@ -1,6 +1,6 @@
 """Pictures that exist already to shards as `synthesize` makes them: cut out, framed, filtered, described.
 
-python -m data_gen collect PICTURES --output SET
+dd3g data collect PICTURES --output SET
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from data_gen.sources.items import Item, Source
 from data_gen.sources.pictures import open_source
 from dd3g.errors import UserError
 from dd3g.progress import Progress
+from dd3g.setting import setting
 
-USAGE = "python -m data_gen collect SOURCE --output SET [--json] [--rank R --world N]"
+USAGE = "dd3g data collect SOURCE --output SET"
 MODEL = "collected"  # of pictures whose metadata name no model
 
 
@@ -35,15 +36,20 @@ class CollectConfig:
     """From pictures that exist already to shards of RGBA pictures."""
 
     aliases: ClassVar[dict[str, str]] = {"size": "matte.size"}
+    positional: ClassVar[str] = "source"
+    configs: ClassVar[str] = "data_gen"
 
-    source: str = ""  # pictures, parquet, shards of pictures or of rendered objects: a folder or a file
-    output: str = ""  # folder or URL of a bucket prefix
-    licence: str = "unknown"  # of pictures whose metadata name none
-    views: int = 1  # pictures of each rendered object
-    limit: int = 0  # use only the first pictures; 0: all
-    shard_size: int = 1000  # pictures a shard, before the filters
-    batch_size: int = 8  # pictures opened at once
-    device: str = "auto"  # of mattes and learned filters: auto, cpu, cuda, cuda:1, mps
+    source: str = setting("", "folder or file: pictures, parquet, shards of pictures or of renders")
+    output: str = setting("", "folder or URL of a bucket prefix")
+    licence: str = setting("unknown", "of pictures whose metadata name none")
+    views: int = setting(1, "pictures of each rendered object")
+    limit: int = setting(0, "use only the first pictures; 0: all")
+    shard_size: int = setting(1000, "pictures a shard, before the filters")
+    batch_size: int = setting(8, "pictures opened at once")
+    device: str = setting("auto", "of mattes and learned filters: auto, cpu, cuda, cuda:1, mps")
+    rank: int | None = setting(None, "of this process, where no launcher tells; with world")
+    world: int | None = setting(None, "number of processes that make the set")
+    json: bool = setting(False, "print the report as JSON")
     matte: MatteConfig = field(default_factory=MatteConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)
 
@@ -136,4 +142,4 @@ def _backend(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code of `data_gen.shards.command.run`."""
-    return command.run(collect, CollectConfig, USAGE, argv)
+    return command.run(collect, CollectConfig, "dd3g data collect", argv)

@@ -24,6 +24,7 @@ from data_gen.shards.storage import Storage
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.progress import Progress, print_first
+from dd3g.setting import setting
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from data_gen.prompts.lists import Prompt
 
 SHOWN = 20  # lines left out that are named one by one
-USAGE = "python -m data_gen synthesize [-o SET] [--json] [--rank R --world N]"
 
 
 @dataclass
@@ -39,14 +39,18 @@ class SynthesizeConfig:
     """From prompts to shards of RGBA pictures."""
 
     aliases: ClassVar[dict[str, str]] = {"size": "matte.size"}
+    configs: ClassVar[str] = "data_gen"
 
-    prompts: str = ""  # file that `python -m data_gen prompts` wrote, or a list of one's own
-    output: str = ""  # folder or URL of a bucket prefix
-    seed: int = 0  # of the run; a picture's follows from it, its prompt and the attempt
-    shard_size: int = 1000  # prompts a shard
-    batch_size: int = 8  # pictures drawn at once
-    attempts: int = 4  # tries a prompt
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto gives each process its own GPU
+    prompts: str = setting("", "file that `dd3g data prompts` wrote, or a list of one's own")
+    output: str = setting("", "folder or URL of a bucket prefix")
+    seed: int = setting(0, "of the run; a picture's follows from it, its prompt and the attempt")
+    shard_size: int = setting(1000, "prompts a shard")
+    batch_size: int = setting(8, "pictures drawn at once")
+    attempts: int = setting(4, "tries a prompt")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps; auto gives each process its own GPU")
+    rank: int | None = setting(None, "of this process, where no launcher tells; with world")
+    world: int | None = setting(None, "number of processes that make the set")
+    json: bool = setting(False, "print the report as JSON")
     model: ModelConfig = field(default_factory=ModelConfig)
     matte: MatteConfig = field(default_factory=MatteConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)
@@ -144,4 +148,4 @@ def _prompts(path: str, quiet: bool) -> list[Prompt]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code of `data_gen.shards.command.run`."""
-    return command.run(synthesize, SynthesizeConfig, USAGE, argv)
+    return command.run(synthesize, SynthesizeConfig, "dd3g data synthesize", argv)

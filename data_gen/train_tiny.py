@@ -28,6 +28,7 @@ from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import Shards
 from dd3g.picture_sources import SHEET, split_sheet
+from dd3g.setting import setting
 from dd3g.training import SmallNetworkConfig, fit
 
 SHOWN = (
@@ -49,14 +50,14 @@ the colours and the kinds of things in them, and little else. Load it with
 class TinyShape:
     """Shape of the network; see `TinyDenoiser`."""
 
-    size: int = 64  # pixels a side, a multiple of 8
-    width: int = 256  # channels of the tokens of 8 x 8 pixels
-    depth: int = 5  # pairs of residual and transformer blocks
-    heads: int = 4  # of the attention
-    hidden: int = 64  # channels inside a residual block
-    mid: int = 96  # channels of the map of 4 x 4 pixel patches
-    buckets: int = 8192  # rows of the table of hashed words
-    word_width: int = 128  # of that table
+    size: int = setting(64, "pixels a side, a multiple of 8")
+    width: int = setting(256, "channels of the tokens of 8 x 8 pixels")
+    depth: int = setting(5, "pairs of residual and transformer blocks")
+    heads: int = setting(4, "of the attention")
+    hidden: int = setting(64, "channels inside a residual block")
+    mid: int = setting(96, "channels of the map of 4 x 4 pixel patches")
+    buckets: int = setting(8192, "rows of the table of hashed words")
+    word_width: int = setting(128, "of that table")
 
 
 @dataclass
@@ -64,26 +65,27 @@ class TinyTrainConfig:
     """Everything that a run needs; names as in the other trainings of this project."""
 
     aliases: ClassVar[dict[str, str]] = {"resume": "resume_from_checkpoint"}
+    configs: ClassVar[str] = "data_gen"
 
-    output_dir: str = "runs/tiny"  # folder for checkpoints, the model and a contact sheet of its pictures
-    renders: list[str] = field(default_factory=lambda: ["runs/renders/train"])  # of tools/render_objects.py
-    manifest: str = ""  # csv with id, name, category: better words than the ids alone
-    views: int = 4  # of each rendered object, kept in memory: 16 kB each at 64 pixels
-    seed: int = 0  # of the weights, the batches and their noise
-    train_batch_size: int = 16  # pictures a step
-    max_train_steps: int = 5_000  # optimiser steps
-    max_minutes: float = 0.0  # of all sessions together; the learning rate falls with them; 0 is no limit
-    learning_rate: float = 1e-3  # at the end of the warm-up
-    lr_warmup_steps: int = 100  # first steps, over which the learning rate rises
-    adam_weight_decay: float = 0.01  # of AdamW; 0 is Adam
-    max_grad_norm: float = 1.0  # 0 does not clip
-    mixed_precision: str = "bf16"  # or no
-    ema_decay: float = 0.998  # of the average of the weights that is the result
-    checkpointing_steps: int = 500  # a checkpoint this often; a kill loses at most these
-    resume_from_checkpoint: str = ""  # "latest" resumes the run in output_dir
-    condition_dropout: float = 0.1  # share of pictures without any words, for classifier-free guidance
-    word_dropout: float = 0.25  # share of words left out
-    recolour: float = 0.3  # share of pictures whose colour channels change places
+    output_dir: str = setting("runs/tiny", "folder for checkpoints, the model and a contact sheet")
+    renders: list[str] = setting(["runs/renders/train"], "of tools/render_objects.py")
+    manifest: str = setting("", "csv with id, name, category: better words than the ids alone")
+    views: int = setting(4, "of each rendered object, kept in memory: 16 kB each at 64 pixels")
+    seed: int = setting(0, "of the weights, the batches and their noise")
+    train_batch_size: int = setting(16, "pictures a step")
+    max_train_steps: int = setting(5_000, "optimiser steps")
+    max_minutes: float = setting(0.0, "of all sessions; the learning rate falls with them; 0 is no limit")
+    learning_rate: float = setting(1e-3, "at the end of the warm-up")
+    lr_warmup_steps: int = setting(100, "first steps, over which the learning rate rises")
+    adam_weight_decay: float = setting(0.01, "of AdamW; 0 is Adam")
+    max_grad_norm: float = setting(1.0, "0 does not clip")
+    mixed_precision: str = setting("bf16", "or no")
+    ema_decay: float = setting(0.998, "of the average of the weights that is the result")
+    checkpointing_steps: int = setting(500, "a checkpoint this often; a kill loses at most these")
+    resume_from_checkpoint: str = setting("", '"latest" resumes the run in output_dir')
+    condition_dropout: float = setting(0.1, "share of pictures without words, for classifier-free guidance")
+    word_dropout: float = setting(0.25, "share of words left out")
+    recolour: float = setting(0.3, "share of pictures whose colour channels change places")
     model: TinyShape = field(default_factory=TinyShape)
 
     def __post_init__(self) -> None:
@@ -285,7 +287,7 @@ def run(config: TinyTrainConfig) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `train_tiny`."""
-    return launch(run, TinyTrainConfig, argv)
+    return launch(run, TinyTrainConfig, argv, "dd3g data train-tiny")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Iterable
 from functools import partial
@@ -51,11 +50,11 @@ def evaluate(
     from rich.console import Console
     from rich.progress import Progress
 
+    from dd3g.machine import provenance
     from dd3g.pose.data.motion import load_cmu
     from tools.pose_methods import make_methods, run_method, summarise
     from tools.pose_people import describe, detector, load_people
     from tools.pose_recovery import evaluate_recovery
-    from tools.report import provenance
 
     if not counts or min(counts) < 1:
         raise UserError(
@@ -72,7 +71,6 @@ def evaluate(
     total = sum(map(len, people))
     report: dict[str, Any] = {
         **provenance("cpu"),
-        "command": shlex.join(["python", "-m", "tools.evaluate_pose", *sys.argv[1:]]),
         "protocol": {
             "dataset": dataset, "name": protocol, "subset": sentence, "convention": ACROSS, "seed": seed,
             "people": total, "limit": limit, "source": str(source),

@@ -1,6 +1,6 @@
 """What a set of pictures will cost: GPU hours, disk and wall time, from a batch that was measured.
 
-    python -m data_gen synthesize --config configs/data_gen/sdxl_turbo.yaml prompts=P.jsonl output=TRIAL
+    dd3g data synthesize --config configs/data_gen/sdxl_turbo.yaml prompts=P.jsonl output=TRIAL
     python -m tools.plan_data TRIAL
     python -m tools.plan_data --seconds-per-picture 0.8 --bytes-per-picture 90e3 --acceptance 0.7
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -183,11 +182,11 @@ def main(
     from rich.console import Console
     from rich.progress import track
 
+    from dd3g.machine import provenance
     from dd3g.pose.data.motion import load_cmu
     from dd3g.pose.data.synthesis import synthesise
     from dd3g.pose.methods.guided import generate
     from dd3g.pose.networks.prior import Prior
-    from tools.report import provenance
 
     prior = Prior.from_pretrained(weights)
     frames = replace(load_cmu(motion, "train"), rotations=None)
@@ -201,7 +200,6 @@ def main(
     )
     report = {
         **provenance("cpu"),
-        "command": shlex.join(["python", "-m", "tools.pose_samples", *sys.argv[1:]]),
         "convention": CONVENTION, "n": n, "steps": steps, "seed": seed, "views": VIEWS,
         "source": str(motion), "weights": str(weights) if weights else "shipped", "sheet": str(contact_sheet),
         **compare(samples, views, others),

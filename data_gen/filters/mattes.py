@@ -16,16 +16,17 @@ from PIL import Image
 from data_gen.filters.foreground import estimate_foreground
 from dd3g.matting import predict_matte
 from dd3g.picture import cut_frame, object_frame
+from dd3g.setting import setting
 
 
 @dataclass
 class MatteConfig:
     """How objects are cut out; pictures that come with alpha need no model."""
 
-    model: str = "u2netp"  # or another model of rembg, such as isnet-general-use or birefnet-general
-    workers: int = 0  # pictures cut out at a time; 0: this process's share of the machine's CPU cores
-    decontaminate: bool = True  # take the background's colour out of soft edges
-    size: int = 256  # pixels a side of the result
+    model: str = setting("u2netp", "or another model of rembg, such as isnet-general-use or birefnet-general")
+    workers: int = setting(0, "pictures cut out at a time; 0: this process's share of the CPU cores")
+    decontaminate: bool = setting(True, "take the background's colour out of soft edges")
+    size: int = setting(256, "pixels a side of the result")
 
     def __post_init__(self) -> None:
         if not self.model:

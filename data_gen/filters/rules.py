@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dd3g.setting import setting
+
 if TYPE_CHECKING:
     from data_gen.filters.mattes import Matted
 
@@ -68,25 +70,25 @@ class FilterConfig:
     A threshold at the end of its score's range rejects nothing.
     """
 
-    min_coverage: float = 0.01  # of the picture as drawn, 0..1
-    max_coverage: float = 0.85  # likewise
-    max_border: float = 0.005  # share of the picture's outermost pixels that show the object, 0..1
-    min_main: float = 0.9  # share of the object in its largest part, 0..1
-    max_soft: float = 0.2  # share of the matte that is half transparent beyond its outline, 0..1
-    min_aspect: float = 0.04  # shorter over longer side of the object's box, 0..1
-    min_fill: float = 0.1  # share of that box that the object covers, 0..1
-    min_thickness: float = 0.02  # diameter of the largest disc inside the object over the frame, 0..1
-    min_sharpness: float = 0.3  # 0..1, about 0.3 for a Gaussian blur of 1.5 % of the frame
-    min_contrast: float = 2.0  # standard deviation of luminance on the object, 0..127
-    min_colourfulness: float = 0.0  # Hasler and Suesstrunk's measure, 0..about 180
-    max_colourfulness: float = 130.0  # likewise
-    duplicate_distance: int = 4  # bits of 64 in which near duplicates' hashes may differ; -1 keeps all
-    clip: str = ""  # folder of a CLIP model
-    min_clip: float = 0.2  # cosine of picture and prompt, -1..1
-    aesthetic: str = ""  # .safetensors head on the pooled CLIP features; needs clip
-    min_aesthetic: float = 4.5  # 1..10 for the LAION predictors
-    safety: str = ""  # folder of a diffusers safety checker, or .safetensors head on the CLIP features
-    max_unsafe: float = 0.5  # 0..1
+    min_coverage: float = setting(0.01, "of the picture as drawn, 0..1")
+    max_coverage: float = setting(0.85, "likewise")
+    max_border: float = setting(0.005, "share of the picture's outermost pixels that show the object, 0..1")
+    min_main: float = setting(0.9, "share of the object in its largest part, 0..1")
+    max_soft: float = setting(0.2, "share of the matte that is half transparent beyond its outline, 0..1")
+    min_aspect: float = setting(0.04, "shorter over longer side of the object's box, 0..1")
+    min_fill: float = setting(0.1, "share of that box that the object covers, 0..1")
+    min_thickness: float = setting(0.02, "diameter of the largest disc inside the object, over the frame")
+    min_sharpness: float = setting(0.3, "0..1, about 0.3 for a Gaussian blur of 1.5 % of the frame")
+    min_contrast: float = setting(2.0, "standard deviation of luminance on the object, 0..127")
+    min_colourfulness: float = setting(0.0, "Hasler and Suesstrunk's measure, 0..about 180")
+    max_colourfulness: float = setting(130.0, "likewise")
+    duplicate_distance: int = setting(4, "bits of 64 by which hashes of repeats may differ; -1 keeps all")
+    clip: str = setting("", "folder of a CLIP model")
+    min_clip: float = setting(0.2, "cosine of picture and prompt, -1..1")
+    aesthetic: str = setting("", ".safetensors head on the pooled CLIP features; needs clip")
+    min_aesthetic: float = setting(4.5, "1..10 for the LAION predictors")
+    safety: str = setting("", "folder of a diffusers safety checker, or .safetensors head on CLIP")
+    max_unsafe: float = setting(0.5, "0..1")
 
     def __post_init__(self) -> None:
         for _, name, _ in RULES.values():

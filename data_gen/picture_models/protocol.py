@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+from dd3g.setting import setting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,24 +49,24 @@ class PictureModel(Protocol):
 class ModelConfig:
     """Which model draws, and how. A key left at its default takes what the pipeline itself would."""
 
-    path: str = SHAPES  # folder of a diffusers pipeline, hub id, or "shapes"
-    revision: str = ""  # branch, tag or commit on the hub
-    variant: str = ""  # of the weight files, such as fp16
-    licence: str = ""  # overrides the model card's
-    dtype: str = "auto"  # bfloat16 or else float16 on CUDA, float32 on the CPU
-    scheduler: str = ""  # class name in diffusers, such as DPMSolverMultistepScheduler
-    scheduler_options: dict[str, Any] = field(default_factory=dict)  # override the scheduler's config
-    steps: int = 0  # of the sampler
-    guidance: float | None = None  # classifier-free guidance scale
-    negative_prompt: str = ""  # what no picture should show
-    height: int = 0  # pixels, as drawn
-    width: int = 0  # likewise
-    call_options: dict[str, Any] = field(default_factory=dict)  # further arguments of the pipeline's call
-    attention: str = "sdpa"  # or xformers
-    offload: str = "none"  # "model" or "sequential": weights wait in the CPU's memory, slower, far less VRAM
-    vae_tiling: bool = False  # decode pictures beyond the VAE's own size in tiles, which show a little
-    vae_slicing: bool = False  # decode a batch one by one
-    safety_checker: bool = True  # of the pipelines that have one; what it flags is rejected as unsafe
+    path: str = setting(SHAPES, 'folder of a diffusers pipeline, hub id, or "shapes"')
+    revision: str = setting("", "branch, tag or commit on the hub")
+    variant: str = setting("", "of the weight files, such as fp16")
+    licence: str = setting("", "overrides the model card's")
+    dtype: str = setting("auto", "bfloat16 or else float16 on CUDA, float32 on the CPU")
+    scheduler: str = setting("", "class name in diffusers, such as DPMSolverMultistepScheduler")
+    scheduler_options: dict[str, Any] = setting({}, "override the scheduler's config")
+    steps: int = setting(0, "of the sampler")
+    guidance: float | None = setting(None, "classifier-free guidance scale")
+    negative_prompt: str = setting("", "what no picture should show")
+    height: int = setting(0, "pixels, as drawn")
+    width: int = setting(0, "likewise")
+    call_options: dict[str, Any] = setting({}, "further arguments of the pipeline's call")
+    attention: str = setting("sdpa", "or xformers")
+    offload: str = setting("none", "or model, sequential: weights wait in CPU memory; slower, far less VRAM")
+    vae_tiling: bool = setting(False, "decode large pictures in tiles, which show a little")
+    vae_slicing: bool = setting(False, "decode a batch one by one")
+    safety_checker: bool = setting(True, "where the pipeline has one; what it flags is rejected as unsafe")
 
     def __post_init__(self) -> None:
         for name, choices in (("dtype", DTYPES), ("attention", ATTENTIONS), ("offload", OFFLOADS)):

@@ -1,6 +1,6 @@
 """Prompts for pictures of single objects, from our own grammar or a user's list.
 
-python -m data_gen prompts --count 120000 --seed 0 -o prompts.jsonl
+dd3g data prompts --count 120000 --seed 0 -o prompts.jsonl
 """
 
 from __future__ import annotations
@@ -229,4 +229,4 @@ def prompts_command(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 with one line when something is wrong."""
-    return run_command(prompts_command, argv, "python -m data_gen prompts", needs_words=False)
+    return run_command(prompts_command, argv, "dd3g data prompts", needs_words=False)

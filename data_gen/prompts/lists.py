@@ -14,7 +14,7 @@ from dd3g.io.atomic import replacing
 
 MAX_CHARACTERS = 1000  # text encoders of picture models read a few hundred
 TEXT_KEYS = ("text", "prompt", "caption")  # of a user's jsonl, the first that is there
-_ADVICE = "turn a list of your own into prompts with python -m data_gen prompts --from FILE"
+_ADVICE = "turn a list of your own into prompts with dd3g data prompts --from FILE"
 _ENDS = string.punctuation + string.whitespace
 
 
@@ -86,7 +86,7 @@ def read_prompts(path: str | Path, advice: str = _ADVICE) -> list[Prompt]:
             raise UserError(f"{path}, line {number}: has the id of line {first}, {prompt.id}: remove one")
         prompts.append(prompt)
     if not prompts:
-        raise UserError(f"{path} holds no prompts: write some with python -m data_gen prompts")
+        raise UserError(f"{path} holds no prompts: write some with dd3g data prompts")
     return prompts
 
 

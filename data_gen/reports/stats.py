@@ -1,6 +1,6 @@
 """A page about a dataset, finished or not: counts, scores, pictures, speed, and what is left to do.
 
-python -m data_gen stats SET -o stats.html
+dd3g data stats SET -o stats.html
 """
 
 from __future__ import annotations
@@ -70,4 +70,4 @@ def stats_command(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 with one line when something is wrong."""
-    return run_command(stats_command, argv, "python -m data_gen stats")
+    return run_command(stats_command, argv, "dd3g data stats")

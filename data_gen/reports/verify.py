@@ -1,6 +1,6 @@
 """Check a dataset: every picture decodes, counts and checksums agree, nothing appears twice.
 
-python -m data_gen verify SET
+dd3g data verify SET
 """
 
 from __future__ import annotations
@@ -229,4 +229,4 @@ def verify_command(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 with one line when something is wrong."""
-    return run_command(verify_command, argv, "python -m data_gen verify")
+    return run_command(verify_command, argv, "dd3g data verify")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import Any
 
 from data_gen.shards.index import missing_sentence
 from data_gen.shards.process_group import ProcessGroup
-from dd3g.configuration import parse
-from dd3g.errors import UserError
-from dd3g.progress import Progress, print_first
+from dd3g.configuration import launch
+from dd3g.progress import Progress
 
 WAITING = 3  # exit code
 SHOWN = 20  # unreadable pictures that are named at the end
@@ -21,51 +18,37 @@ SHOWN = 20  # unreadable pictures that are named at the end
 Generate = Callable[[Any, ProcessGroup, Progress], dict[str, Any]]
 
 
-def run(generate: Generate, schema: type, usage: str, argv: Sequence[str] | None = None) -> int:
+def run(generate: Generate, schema: type, name: str, argv: Sequence[str] | None = None) -> int:
     """Parse the words, generate, and report; returns the exit code.
 
-    0: done; 1: done, but some pictures could not be opened; 2: something is wrong, as one line explains; 3:
+    0: done; 1: done, but some pictures could not be opened; 2: something is wrong, which one line tells; 3:
     all is well, but other ranks are not done, and the same command must be started again when they are.
 
     Args:
         generate: makes the dataset and returns the report of `generate_shards`.
-        schema: the configuration; where it has a key `source`, the first word may be one.
-        usage: what the help calls the command.
+        schema: the configuration, with `rank`, `world` and `json` among its keys.
+        name: of the command.
         argv: words after the command's name; None takes the process's.
     """
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    own.add_argument("--json", action="store_true", dest="as_json")
-    own.add_argument("--rank", type=int)
-    own.add_argument("--world", type=int)
-    own.add_argument("-o", "--output")
-    words = list(sys.argv[1:] if argv is None else argv)
-    # A path may hold signs that mean something in the configuration: these two stay out of it.
-    given = {}
-    if words and not words[0].startswith("-") and "source" in {f.name for f in fields(schema)}:
-        given["source"] = words.pop(0)
-    try:
-        mine, rest = own.parse_known_args(words)
-        if mine.output:
-            given["output"] = mine.output
-        config: Any = parse(rest, schema, usage)
-        for key, value in given.items():
-            setattr(config, key, value)
-        group = ProcessGroup.find(mine.rank, mine.world)
+
+    def work(config: Any) -> int:
+        group = ProcessGroup.find(config.rank, config.world)
         try:
-            report = generate(config, group, Progress(group.rank == 0 and not mine.as_json))
+            report = generate(config, group, Progress(group.rank == 0 and not config.json))
         finally:
             group.leave()
-    except (argparse.ArgumentError, UserError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    unreadable = report.get("unreadable", [])
-    if group.rank == 0 or not group.together:
-        print(json.dumps(report) if mine.as_json else _sentence(report))
-        if unreadable and not mine.as_json:
-            lines = [f"error: could not be opened: {name}" for name in unreadable]
-            print_first(lines, SHOWN, "error: nor could {} more; --json names them")
-            print("to have these too, repair them and collect into another --output", file=sys.stderr)
-    return WAITING if report["waiting"] else 1 if unreadable else 0
+        unreadable = report.get("unreadable", [])
+        if group.rank == 0 or not group.together:
+            print(json.dumps(report) if config.json else _sentence(report))
+            if unreadable and not config.json:
+                for picture in unreadable[:SHOWN]:
+                    print(f"error: could not be opened: {picture}", file=sys.stderr)
+                if (more := len(unreadable) - SHOWN) > 0:
+                    print(f"error: nor could {more} more; --json names them", file=sys.stderr)
+                print("to have these too, repair them and collect into another --output", file=sys.stderr)
+        return WAITING if report["waiting"] else 1 if unreadable else 0
+
+    return launch(work, schema, argv, name)
 
 
 def _sentence(report: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Several datasets to one.
 
-python -m data_gen merge SET SET … --output SET
+dd3g data merge SET SET … --output SET
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _checksums(source: Storage) -> str:
         return fingerprint("\n".join(s["sha256"] for s in json.loads(source.read(INDEX))["shards"]))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{source}/{INDEX} is damaged ({error}): write it with python -m data_gen verify --write-index"
+            f"{source}/{INDEX} is damaged ({error}): write it with dd3g data verify --write-index"
         ) from error
 
 
@@ -140,7 +140,7 @@ def _copy(source: Storage, old: ShardManifest, output: Storage, new: ShardManife
         shards = Shards(path)
         at = {shards.key(i): i for i in range(len(shards)) if shards.key(i) in wanted}
         if lacking := wanted - set(at):
-            raise UserError(f"{source}/{old.tar} lacks {min(lacking)}: python -m data_gen verify explains it")
+            raise UserError(f"{source}/{old.tar} lacks {min(lacking)}: dd3g data verify explains it")
         new.write_tar(output, (shards[i] for i in at.values()))
     new.write(output)
 
@@ -179,4 +179,4 @@ def merge_command(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 with one line when something is wrong."""
-    return run_command(merge_command, argv, "python -m data_gen merge")
+    return run_command(merge_command, argv, "dd3g data merge")

@@ -17,6 +17,7 @@ OPTIONS = "options.json"
 _RANGES = {"shard_size": (1, 100_000), "shards": (0, 10**9), "filters.duplicate_distance": (-1, 62)}
 # Where and how fast the work is done may change; what is drawn from counts by its content, not by its place.
 FREE = {
+    "rank", "world", "json",
     "output", "prompts", "source", "views", "limit", "device", "batch_size", "matte.workers",
     "model.attention", "model.offload", "model.vae_slicing",
 }  # fmt: skip

@@ -1,8 +1,9 @@
-"""Photos, folders, videos or keypoint files in, 3D human poses out: `python -m dd3g.pose PHOTO`."""
+"""Photos, folders, videos or keypoint files in, 3D human poses out: `dd3g pose PHOTO`."""
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -10,7 +11,16 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import Report, check_writable, conclude, output_stems
+from dd3g.command import (
+    Json,
+    OutputFolder,
+    Report,
+    check_writable,
+    conclude,
+    explain,
+    output_stems,
+    run_command,
+)
 from dd3g.errors import UserError
 from dd3g.pose.request import KEYPOINTS, Method, Request, find_inputs, is_video
 
@@ -40,7 +50,8 @@ def run(inputs: list[Path], request: Request, progress: Any) -> dict[str, Any]:
                 for file in sorted(Path(temporary).iterdir()):
                     file.replace(request.out / file.name)
         except (UserError, OSError, MemoryError, RuntimeError) as e:
-            report["failed"].append({"input": str(path), "error": _explain(e, request.out)})
+            message = explain(e, request.out, "fewer --hypotheses")
+            report["failed"].append({"input": str(path), "error": message})
         else:
             files = [str(request.out / name) for name in result.pop("files")]
             seconds = round(time.perf_counter() - start, 3)
@@ -86,18 +97,6 @@ def _estimate(path: Path, folder: Path, stem: str, request: Request) -> dict[str
     return result
 
 
-def _explain(error: Exception, out: Path) -> str:
-    """The sentence for the user; anything that is not theirs to put right is raised again."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError):
-        reason = error.strerror or error
-        return f"could not write to {out} ({reason}): free some space or choose another folder with -o"
-    if isinstance(error, MemoryError) or "allocate memory" in str(error):
-        return "not enough memory: close other programs, or give fewer --hypotheses"
-    raise error
-
-
 def _last_line(report: Report, out: Path) -> str:
     files = [f for r in report["inputs"] for f in r["files"]]
     people = sum(r["people"] for r in report["inputs"])
@@ -106,16 +105,12 @@ def _last_line(report: Report, out: Path) -> str:
     return f"{persons}: wrote {what or 'nothing'}"
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-
-@app.command(no_args_is_help=True)
 def pose(
     inputs: Annotated[
         list[Path],
         typer.Argument(metavar="PHOTO|FOLDER|VIDEO|KEYPOINTS…", help="Pictures, videos, or .json/.npz."),
     ],
-    out: Annotated[Path, typer.Option("-o", "--output", "--out", help="Output folder.")] = Path("out"),
+    output: OutputFolder = Path("out"),
     method: Annotated[
         Method, typer.Option(help="Prior with guidance; lifter with noise; body refined by diffusion.")
     ] = Method.guided,
@@ -134,7 +129,7 @@ def pose(
         float | None, typer.Option(help="Focal length in pixels; default: EXIF, else the picture's diagonal.")
     ] = None,
     every: Annotated[int, typer.Option(help="Take every n-th frame of a video.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Estimate the 3D pose of each person, as several hypotheses with one recommended answer.
 
@@ -148,12 +143,17 @@ def pose(
     """
 
     def work(progress: Any) -> Report:
-        request = Request(out, method.value, hypotheses, viewer, seed, keypoints, layout, focal, every)
+        request = Request(output, method.value, hypotheses, viewer, seed, keypoints, layout, focal, every)
         return run(inputs, request, progress)
 
     several = len(inputs) > 1 or os.path.isdir(inputs[0])
-    conclude(work, "input", several, as_json, lambda report: _last_line(report, out))
+    conclude(work, "input", several, as_json, lambda report: _last_line(report, output))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_command(pose, argv, "dd3g pose")
 
 
 if __name__ == "__main__":
-    app()
+    sys.exit(main())

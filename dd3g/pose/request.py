@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from dd3g.command import gather
+from dd3g.command import list_inputs
 from dd3g.errors import UserError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -75,7 +75,7 @@ class Request:
 
 
 def find_inputs(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
-    """What the command line names, and what is of no use; see `dd3g.command.gather`.
+    """What the command line names, and what is of no use; see `dd3g.command.list_inputs`.
 
     A folder stands for its pictures and videos, or where there are none for its keypoint files.
     """
@@ -86,7 +86,7 @@ def find_inputs(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
         return seen or [p for p in files if p.suffix.lower() in KEYPOINTS]
 
     suffixes = " ".join(PICTURES + VIDEOS + KEYPOINTS)
-    return gather(inputs, "input", useful, f"pictures, videos or keypoints ({suffixes})")
+    return list_inputs(inputs, "input", useful, f"pictures, videos or keypoints ({suffixes})")
 
 
 def is_video(path: Path) -> bool:

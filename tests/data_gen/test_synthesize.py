@@ -76,9 +76,7 @@ def test_commands_are_found_by_name(capsys):
     assert all(name in out for name in ("prompts", "synthesize", "collect", "verify", "merge", "stats"))
     assert commands(["paint"]) == 2
     assert capsys.readouterr().err.startswith("error: no command 'paint': choose from prompts, synthesize")
-    with pytest.raises(SystemExit) as stop:
-        commands(["synthesize", "--help"])
-    assert stop.value.code == 0 and "shard_size: 1000" in capsys.readouterr().out
+    assert commands(["synthesize", "--help"]) == 0 and "shard_size: 1000" in capsys.readouterr().out
     assert commands(["verify", "nowhere"]) == 2
     assert "nowhere is not a set of pictures" in capsys.readouterr().err
 
@@ -124,7 +122,7 @@ def test_the_output_as_an_option(shapes, tmp_path):
         (["batch_size=0"], "batch_size must be at least 1, got 0"),
         (["sed=1"], "sed"),
         (["--rank", "1"], "--rank and --world belong together"),
-        (["--rank", "x"], "invalid int value: 'x'"),
+        (["--rank", "x"], "rank: Value 'x' of type 'str' could not be converted to Integer"),
         (["prompts=nowhere.jsonl"], "nowhere.jsonl"),
         (["output=nowhere://x"], "cannot reach nowhere://x"),
     ],

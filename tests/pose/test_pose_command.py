@@ -13,9 +13,10 @@ from made_up_people import SIZE, STANDING, K, detection, person
 from PIL import Image
 from typer.testing import CliRunner
 
+from dd3g.command import make_app
 from dd3g.errors import UserError
 from dd3g.pose import estimation
-from dd3g.pose.__main__ import app
+from dd3g.pose.__main__ import pose
 from dd3g.pose.body.geometry import project
 from dd3g.pose.body.skeletons import BLAZEPOSE_33, H36M_17
 from dd3g.pose.detection import blazepose as detector
@@ -77,7 +78,7 @@ def photo(path, people: int = 1, green: int = 100, red: int = 200):
 
 
 def run(*arguments) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    result = CliRunner().invoke(make_app(pose), [str(a) for a in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.stdout, result.stderr
 

@@ -3,15 +3,16 @@ import torch
 from small_motion import small_archive
 from typer.testing import CliRunner
 
+from dd3g.command import make_app
 from dd3g.pose import training
 from dd3g.pose.networks.difficulty import Difficulty, DifficultyConfig
 from dd3g.pose.networks.lifter import GraphLifter
 from dd3g.pose.networks.prior import Prior, PriorConfig
-from dd3g.pose.train import app
+from dd3g.pose.train import train_command
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
+    return CliRunner().invoke(make_app(train_command), [str(a) for a in arguments])
 
 
 @pytest.mark.slow

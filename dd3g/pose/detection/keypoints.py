@@ -222,7 +222,7 @@ def _parse_json(path: Path) -> dict[str, Any]:
 def _parse_people(people: Any) -> dict[str, Any]:
     """Keypoints of everyone, with confidences: tables of either, or the keypoints themselves."""
     if not isinstance(people, list):
-        raise UserError("no list of people in it: see `python -m dd3g.pose --help` for the formats")
+        raise UserError("no list of people in it: see `dd3g pose --help` for the formats")
     if not people:
         raise UserError("no person in it: nothing to estimate")
     if not isinstance(people[0], dict):

@@ -205,9 +205,9 @@ def test_a_missing_model_is_said_before_anything_is_drawn(monkeypatch, tmp_path)
     monkeypatch.setenv("DD3G_CACHE", str(tmp_path))
     matting._u2netp_session.cache_clear()
     with MattePool(MatteConfig()) as pool:
-        with pytest.raises(UserError, match="python -m dd3g.models fetch u2netp"):
+        with pytest.raises(UserError, match="dd3g models fetch u2netp"):
             pool.warm()
-        with pytest.raises(UserError, match="python -m dd3g.models fetch u2netp"):
+        with pytest.raises(UserError, match="dd3g models fetch u2netp"):
             pool.submit([Image.new("RGB", (32, 32))]).result(10)
         assert pool.submit([Image.new("RGBA", (32, 32), "red")]).result(10)[0] is not None
 

@@ -16,13 +16,13 @@ import torch
 import trimesh
 from tiny_objects import write_cube
 
-import tools.render_objects
+from data_gen import render
 from data_gen.meshes.mesh import normalised
 from data_gen.meshes.objects import Item, Options, find_items, render_item, view_plan
+from data_gen.render import render_folder
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards, write_shard
 from distill.renders import RenderedObjects
-from tools.render_objects import render_folder
 
 ROOT = Path(__file__).parents[3]
 SMALL = Options(size=16, supersample=2, quads=1, free_quads=1, novel=2, per_shard=2)
@@ -139,7 +139,7 @@ def killed():
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_ends_in_one_clear_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(tools.render_objects, "_start_worker", killed)
+    monkeypatch.setattr(render, "_start_worker", killed)
     with pytest.raises(UserError, match="was killed, perhaps for lack of memory: run the same command again"):
         render_folder(make_folder(tmp_path), tmp_path / "out", SMALL, processes=2)
 

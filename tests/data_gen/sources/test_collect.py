@@ -375,7 +375,7 @@ def test_useless_sources(tmp_path, capsys):
         ([str(mixed), "-o", out, "views=0"], "views must be at least 1"),
         ([str(mixed), "-o", out, "no.such=1"], "configuration"),
         ([str(mixed / "a.png"), "-o", str(tmp_path / "file.txt" / "set")], "file.txt"),
-        ([str(mixed / "a.png"), "-o"], "expected one argument"),
+        ([str(mixed / "a.png"), "-o"], "'-o': expected --key value"),
         ([str(mixed / "a.png"), "-o", out, "--rank", "0"], "belong together"),
     ):
         assert main(["collect", *words]) == 2, words

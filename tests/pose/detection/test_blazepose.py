@@ -22,7 +22,7 @@ def photo(name: str) -> Image.Image:
         pytest.skip(f"{PHOTOS / name} is not there")
     pytest.importorskip("ai_edge_litert", reason="needs the extra 'pose'")
     if None in (model_path("pose_detection"), model_path("pose_landmark_full")):
-        pytest.skip("python -m dd3g.models fetch pose_detection pose_landmark_full")
+        pytest.skip("dd3g models fetch pose_detection pose_landmark_full")
     return Image.open(PHOTOS / name).convert("RGB")
 
 
@@ -156,5 +156,5 @@ def test_missing_runtime_names_the_extra(monkeypatch):
 def test_missing_network_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setenv("DD3G_CACHE", str(tmp_path))
     detector._network.cache_clear()
-    with pytest.raises(UserError, match="dd3g.models fetch pose_detection"):
+    with pytest.raises(UserError, match="dd3g models fetch pose_detection"):
         find_people(Image.new("RGB", (64, 64)))

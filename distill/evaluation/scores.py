@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
-from tools.metrics import azimuth_distance, bootstrap_mean, on_white, psnr, view_metrics
-from tools.predictors import Predictor, Target
-from tools.stlpips import STLPIPS
+from distill.evaluation.metrics import azimuth_distance, bootstrap_mean, on_white, psnr, view_metrics
+from distill.evaluation.predictors import Predictor, Target
+from distill.evaluation.stlpips import STLPIPS
 
 BANDS = {f"{a}-{a + 30}": (a, a + 30) for a in range(0, 180, 30)} | {"60-120": (60, 120)}
 RIG = {"front": [0], "sides": [1, 3], "back": [2]}

@@ -33,7 +33,7 @@ class STLPIPS:
         except Exception as error:  # torch.load fails in many ways on a foreign file
             raise UserError(
                 f"{path} does not hold the ST-LPIPS weights ({first_line(error)}): delete it and run "
-                "`python -m dd3g.models fetch stlpips_alex`"
+                "`dd3g models fetch stlpips_alex`"
             ) from error
 
     @torch.inference_mode()

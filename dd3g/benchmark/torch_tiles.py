@@ -1,4 +1,4 @@
-"""Gaussian splatting tile by tile with torch autograd: what one writes without a kernel of one's own."""
+"""Gaussian splatting tile by tile with torch autograd: the baseline that needs no kernel."""
 
 import torch
 from torch import Tensor

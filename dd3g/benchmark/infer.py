@@ -1,4 +1,4 @@
-"""The parts of `python -m dd3g.infer`, timed one by one."""
+"""The parts of `dd3g infer`, timed one by one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from dd3g import Gaussians, Generator
 from dd3g.io.splats import save
@@ -33,8 +36,6 @@ def time_parts(picture: Path, weights: str, device: str, repeats: int) -> dict[s
     Returns:
         Seconds by part; "matte" is None where its model has not been fetched.
     """
-    from PIL import Image
-
     parts: dict[str, Any] = {}
     rgba = load_image(picture).rgba
     generator = Generator.from_pretrained(weights, device=device)
@@ -47,13 +48,14 @@ def time_parts(picture: Path, weights: str, device: str, repeats: int) -> dict[s
         parts["read"] = median(lambda: load_image(picture), repeats)
         opaque = Image.open(picture).convert("RGB")
         parts["matte"] = median(lambda: load_image(opaque), repeats) if model_path("u2netp") else None
-        parts["encode + generate, float32, eager"] = median(
-            lambda: _settled(generator.generate(rgba), device), repeats
-        )
-        gaussians = _repeated(generator.generate(rgba).to("cpu"), SPLATS)
+        parts["encode + generate, float32, eager"] = median(lambda: generator.generate(rgba), repeats)
+        # Opaque copies: writers leave out what cannot be seen.
+        made = generator.generate(rgba).to("cpu")
+        copies = made.select(torch.arange(SPLATS) % len(made))
+        gaussians = replace(copies, opacities=copies.opacities.clamp(min=0.1))
         for suffix in ("ply", "splat", "spz", "glb"):
             path = Path(folder) / f"x.{suffix}"
-            parts[f"write {SPLATS:,} splats .{suffix}"] = median(lambda p=path: save(gaussians, p), repeats)
+            parts[f"write {SPLATS:,} splats .{suffix}"] = median(partial(save, gaussians, path), repeats)
     return parts
 
 
@@ -93,7 +95,7 @@ def median(run: Callable[[], Any], repeats: int) -> float:
 
 
 def _quantiles(run: Callable[[], Any], repeats: int) -> dict[str, float]:
-    times = sorted(_durations(lambda: (run(), torch.cuda.synchronize()), repeats))
+    times = sorted(_durations(run, repeats))
     return {"p50": times[len(times) // 2], "p95": times[int(0.95 * (len(times) - 1))]}
 
 
@@ -103,20 +105,7 @@ def _durations(run: Callable[[], Any], repeats: int) -> list[float]:
     for _ in range(repeats):
         start = time.perf_counter()
         run()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
     return taken
-
-
-def _settled(gaussians: Gaussians, device: str) -> Gaussians:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return gaussians
-
-
-def _repeated(gaussians: Gaussians, count: int) -> Gaussians:
-    # Opaque copies: writers leave out what cannot be seen.
-    index = torch.arange(count) % len(gaussians)
-    chosen = gaussians.select(index)
-    return Gaussians(
-        chosen.means, chosen.quats, chosen.scales, chosen.opacities.clamp(min=0.1), chosen.colors
-    )

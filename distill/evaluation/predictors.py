@@ -13,8 +13,8 @@ from torch import Tensor
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
+from distill.evaluation.metrics import on_white
 from distill.renders import RenderedObject
-from tools.metrics import on_white
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
+from dd3g.benchmark.infer import median
 from dd3g.models import model_path
 from dd3g.pose import estimation
 from dd3g.pose.body.geometry import project
 from dd3g.pose.detection import blazepose as detector
 from dd3g.pose.detection.people import Detection, detect, load
-from tools.benchmark_infer import median
 
 FLOORS = {"BlazePose, a person": 0.1, "restoration": 0.1, "guided": 3.0, "recovery, one": 10.0}
 
