@@ -68,7 +68,7 @@ class TinyTrainConfig:
     configs: ClassVar[str] = "data_gen"
 
     output_dir: str = setting("runs/tiny", "folder for checkpoints, the model and a contact sheet")
-    renders: list[str] = setting(["runs/renders/train"], "of tools/render_objects.py")
+    renders: list[str] = setting(["runs/renders/train"], "shards made by `dd3g data render`")
     manifest: str = setting("", "csv with id, name, category: better words than the ids alone")
     views: int = setting(4, "of each rendered object, kept in memory: 16 kB each at 64 pixels")
     seed: int = setting(0, "of the weights, the batches and their noise")

@@ -1,4 +1,4 @@
-"""What commands share: their inputs, names of results, progress, and how a run ends."""
+"""What commands share: their inputs, names of results, and how a run ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from dd3g.errors import UserError
+from dd3g.progress import Progress
 
 # Options that several commands share.
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -100,7 +101,11 @@ def check_writable(out: Path) -> None:
 
 
 def conclude(
-    work: Callable[[Any], Report], kind: str, several: bool, as_json: bool, last_line: Callable[[Report], str]
+    work: Callable[[Progress], Report],
+    kind: str,
+    several: bool,
+    as_json: bool,
+    last_line: Callable[[Report], str],
 ) -> None:
     """Run a command's work under a progress bar, print its report, and exit.
 
@@ -119,7 +124,7 @@ def conclude(
     code = 0
     try:
         # Libraries that print would break the JSON.
-        with contextlib.redirect_stdout(sys.stderr), _progress(enabled=not as_json) as progress:
+        with contextlib.redirect_stdout(sys.stderr), Progress(not as_json) as progress:
             report = work(progress)
         if report["failed"]:
             code = 1 if several else 2
@@ -260,19 +265,6 @@ def print_help(text: str) -> None:
         print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
-
-
-@contextlib.contextmanager
-def _progress(enabled: bool) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-
-    console = Console(stderr=True)
-    text = TextColumn("{task.description}", markup=False)
-    columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn())
-    enabled = enabled and console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=not enabled) as progress:
-        yield progress
 
 
 def _say(text: str, err: bool = False) -> None:

@@ -23,6 +23,7 @@ from dd3g.command import (
     run_command,
 )
 from dd3g.errors import UserError
+from dd3g.progress import Progress
 from dd3g.results import AXES, FORMATS, Request, write_results
 
 DEFAULT_WEIGHTS = "nano"
@@ -40,7 +41,9 @@ def find_pictures(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]
     return list_inputs(inputs, "picture", pictures, f"pictures ({' '.join(SUFFIXES)})")
 
 
-def run(inputs: list[Path], request: Request, weights: str, device: str, progress: Any) -> dict[str, Any]:
+def run(
+    inputs: list[Path], request: Request, weights: str, device: str, progress: Progress
+) -> dict[str, Any]:
     """Convert every picture; a failure is reported and the others are still converted.
 
     Returns:
@@ -53,17 +56,17 @@ def run(inputs: list[Path], request: Request, weights: str, device: str, progres
     from dd3g.picture import load_image
 
     pictures, failed = find_pictures(inputs)
-    task = progress.add_task("", total=len(pictures))
+    progress.phase("pictures", len(pictures))
     report: dict[str, Any] = {"pictures": [], "failed": failed}
     generator = None
     for path, stem in zip(pictures, output_stems(pictures), strict=True):
         start = time.perf_counter()
-        progress.update(task, description=path.name)
+        progress.at(path.name)
         try:
             picture = load_image(path, matte=request.matte)
         except UserError as e:
             report["failed"].append({"picture": str(path), "error": str(e)})
-            progress.advance(task)
+            progress.advance()
             continue
         if generator is None:
             from dd3g.device import find_device
@@ -80,7 +83,7 @@ def run(inputs: list[Path], request: Request, weights: str, device: str, progres
             report["pictures"].append(
                 {"picture": str(path), "warnings": list(picture.warnings), "seconds": seconds, **result}
             )
-        progress.advance(task)
+        progress.advance()
     return report
 
 
@@ -120,7 +123,7 @@ def infer(
     Exit code 0: everything was written; 1: some of several pictures failed; 2: bad input, nothing written.
     """
 
-    def work(progress: Any) -> Report:
+    def work(progress: Progress) -> Report:
         formats = tuple(dict.fromkeys(f.strip().lower().lstrip(".") for f in format.split(",")))
         cut = "none" if no_matte else matte
         request = Request(output, formats, axes, turntable, viewer, seed, samples, cut)

@@ -44,8 +44,8 @@ class DistillConfig(LoopConfig):
     configs: ClassVar[str] = "distill"
 
     output_dir: str = "runs/distill"
-    quadruples: list[str] = setting([], "shards made by distill.simulate")
-    renders: list[str] = setting([], "shards made by tools/render_objects.py")
+    quadruples: list[str] = setting([], "shards made by `dd3g simulate`")
+    renders: list[str] = setting([], "shards made by `dd3g data render`")
     quadruples_start: float = setting(0.5, "with both: share of the steps before the first quadruple")
     quadruples_share: float = setting(0.5, "with both: share of quadruples from then on")
     scan_fraction: float = setting(0.4, "share of renders of scans and PBR objects")

@@ -31,7 +31,7 @@ class TeacherConfig(LoopConfig):
     configs: ClassVar[str] = "teacher"
 
     output_dir: str = "runs/teacher"
-    renders: list[str] = setting(["runs/renders/train"], "of tools/render_objects.py")
+    renders: list[str] = setting(["runs/renders/train"], "shards made by `dd3g data render`")
     validation_renders: str = setting("", "rendered objects for the contact sheet; never trained on")
     scan_fraction: float = setting(0.4, "share of scans and PBR objects")
     shape_fraction: float = setting(0.1, "share of untextured shapes with made-up textures")

@@ -172,7 +172,7 @@ class Stub(nn.Module):
 
 
 def write_renders(folder: Path, count: int = 3) -> None:
-    """Shards as tools/render_objects.py makes them, of cubes."""
+    """Shards as `dd3g data render` makes them, of cubes."""
     import trimesh
 
     from data_gen.meshes.objects import Options

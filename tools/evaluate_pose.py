@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,11 +46,9 @@ def evaluate(
         UserError: unknown names, missing weights, files that are not as published, a folder that cannot be
             written to.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from dd3g.machine import provenance
     from dd3g.pose.data.motion import load_cmu
+    from dd3g.progress import Progress
     from tools.pose_methods import make_methods, run_method, summarise
     from tools.pose_people import describe, detector, load_people
     from tools.pose_recovery import evaluate_recovery
@@ -80,12 +77,12 @@ def evaluate(
         },
         "results": {},
     }  # fmt: skip
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress() as progress:
         for name, (method, most) in runs.items():
-            task = progress.add_task(name, total=total)
+            progress.phase(f"people, {name}", total)
             drawn = sorted({min(m, most) for m in counts})
-            tick = partial(progress.advance, task)
-            report["results"][name] = summarise(run_method(method, people, drawn, seed, chunk, tick), drawn)
+            found = run_method(method, people, drawn, seed, chunk, progress.advance)
+            report["results"][name] = summarise(found, drawn)
     if bodies:
         test, train = (load_cmu(source, split) for split in ("test", "train"))
         report["recovery"] = evaluate_recovery(test, train, weights, bodies, seed)

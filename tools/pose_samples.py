@@ -179,14 +179,12 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
 ) -> None:
     """Draw poses from the prior and compare bone lengths and joint limits with its training data."""
-    from rich.console import Console
-    from rich.progress import track
-
     from dd3g.machine import provenance
     from dd3g.pose.data.motion import load_cmu
     from dd3g.pose.data.synthesis import synthesise
     from dd3g.pose.methods.guided import generate
     from dd3g.pose.networks.prior import Prior
+    from dd3g.progress import track
 
     prior = Prior.from_pretrained(weights)
     frames = replace(load_cmu(motion, "train"), rotations=None)
@@ -195,7 +193,7 @@ def main(
     samples = torch.cat(
         [
             generate(prior, min(CHUNK, n - start), seed=seed * n + start, steps=steps)
-            for start in track(range(0, n, CHUNK), "samples", console=Console(stderr=True), transient=True)
+            for start in track(range(0, n, CHUNK), "batches of samples")
         ]
     )
     report = {

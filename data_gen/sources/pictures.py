@@ -126,7 +126,7 @@ class RenderedViews:
     """Some views of each rendered object, of those at the elevation of the generator's cameras; see `Source`.
 
     Args:
-        found: the files that tools/render_objects.py wrote.
+        found: the files that `dd3g data render` wrote.
         shards: what is in them.
         views: how many of each object at most; which ones depends on the object only.
     """
@@ -150,7 +150,7 @@ class RenderedViews:
             except (KeyError, IndexError, TypeError) as error:
                 raise UserError(
                     f"{key} in {shards.where(i)} is no rendered object ({error!r}): render it again with "
-                    "tools/render_objects.py"
+                    "`dd3g data render`"
                 ) from error
 
     def open(self, item: Item) -> Image.Image:

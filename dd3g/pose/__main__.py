@@ -23,9 +23,10 @@ from dd3g.command import (
 )
 from dd3g.errors import UserError
 from dd3g.pose.request import KEYPOINTS, Method, Request, find_inputs, is_video
+from dd3g.progress import Progress
 
 
-def run(inputs: list[Path], request: Request, progress: Any) -> dict[str, Any]:
+def run(inputs: list[Path], request: Request, progress: Progress) -> dict[str, Any]:
     """Estimate everything; a failing input is reported and the others still come out.
 
     Returns:
@@ -39,11 +40,11 @@ def run(inputs: list[Path], request: Request, progress: Any) -> dict[str, Any]:
     if request.keypoints is not None and request.keypoints.is_file() and len(paths) > 1:
         raise UserError("--keypoints FILE is for one picture: give a folder of files named like the pictures")
     _prepare(paths, request)
-    task = progress.add_task("", total=len(paths))
+    progress.phase("inputs", len(paths))
     report: dict[str, Any] = {"inputs": [], "failed": failed}
     for path, stem in zip(paths, output_stems(paths), strict=True):
         start = time.perf_counter()
-        progress.update(task, description=path.name)
+        progress.at(path.name)
         try:
             with tempfile.TemporaryDirectory(dir=request.out, prefix=".dd3g-") as temporary:
                 result = _estimate(path, Path(temporary), stem, request)
@@ -56,7 +57,7 @@ def run(inputs: list[Path], request: Request, progress: Any) -> dict[str, Any]:
             files = [str(request.out / name) for name in result.pop("files")]
             seconds = round(time.perf_counter() - start, 3)
             report["inputs"].append({"input": str(path), **result, "files": files, "seconds": seconds})
-        progress.advance(task)
+        progress.advance()
     return report
 
 
@@ -142,7 +143,7 @@ def pose(
     beside them, or "heatmaps" (people, 17, h, w) over "boxes" (people, 4).
     """
 
-    def work(progress: Any) -> Report:
+    def work(progress: Progress) -> Report:
         request = Request(output, method.value, hypotheses, viewer, seed, keypoints, layout, focal, every)
         return run(inputs, request, progress)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 
 from dd3g.command import check_writable
 from dd3g.errors import UserError
@@ -18,6 +17,7 @@ from dd3g.io.atomic import replacing
 from dd3g.machine import provenance
 from dd3g.models import model_path
 from dd3g.pepd import Generator
+from dd3g.progress import track
 from distill.evaluation.metrics import bootstrap_mean, on_white
 from distill.evaluation.predictors import (
     Predictor,
@@ -132,9 +132,8 @@ def evaluate(
     # Below 32 pixels nothing is left of the picture in its deepest layer.
     perceptual = STLPIPS(weights) if weights and targets[0].image.shape[-1] >= 32 else None
 
-    console = Console(stderr=True)
     scores: dict[str, list[dict[str, Any]]] = {label: [] for label in rows}
-    for target in track(targets, "evaluate", console=console, transient=True):
+    for target in track(targets, "objects"):
         truth = perceptual.features(on_white(target.rgba[target.novel])) if perceptual else None
         for label, predictor in rows.items():
             scores[label].append(score(target, predictor, perceptual, truth))
@@ -162,7 +161,7 @@ def evaluate(
     if quadruples is not None:
         report["against_teacher"] = {
             label: compare_with_quadruples(model, quadruples, limit, seed)
-            for label, model in track(models.items(), "quadruples", console=console, transient=True)
+            for label, model in track(list(models.items()), "generators against quadruples")
         }
     write_csv(output / "objects.csv", scores)
     if sheet_objects:
