@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e
 DEMO ?= assets/lamp.png
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-fast lint clean
 
 demo: $(VENV)/.demo  ## one picture -> out/: splat files, turntable, viewer page
 	@$(BIN)/python -m dd3g.models fetch u2netp || echo "going on without it: the demo picture has alpha"
@@ -15,6 +15,9 @@ demo: $(VENV)/.demo  ## one picture -> out/: splat files, turntable, viewer page
 test: $(VENV)/.dev  ## the test suite
 	@$(BIN)/python -m dd3g.models fetch u2netp pose_detection pose_landmark_full || echo "going on without it: tests that need it are skipped"
 	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.dev  ## the tests that take no more than two seconds each
+	$(BIN)/python -m pytest -m "not slow"
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .

@@ -1,38 +1,34 @@
 """Pictures that exist already to shards as `synthesize` makes them: cut out, framed, filtered, described.
 
-python -m data_gen collect PICTURES --output SET
+dd3g data collect PICTURES --output SET
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from PIL import Image
 
-from data_gen.config import FREE
-from data_gen.factory import run
-from data_gen.filters import UNREADABLE, FilterConfig
-from data_gen.job import Draw, Job, Workshop
-from data_gen.mattes import MatteConfig, MattePool
-from data_gen.progress import Progress
-from data_gen.ranks import Ranks
-from data_gen.sidecar import Sidecar, finished_shards
-from data_gen.sources import Item, Source, open_source
-from data_gen.storage import Storage
-from data_gen.synthesize import WAITING, launched, own_options, sentence
-from dd3g.configuration import parse
+from data_gen.filters.mattes import MatteConfig, MattePool
+from data_gen.filters.rules import UNREADABLE, FilterConfig
+from data_gen.shards import command
+from data_gen.shards.dataset import DatasetSpec, DrawRequest, PictureBackend
+from data_gen.shards.generate import generate_shards
+from data_gen.shards.manifest import read_manifests
+from data_gen.shards.options import flat_options
+from data_gen.shards.process_group import ProcessGroup
+from data_gen.shards.storage import Storage
+from data_gen.sources.items import Item, Source
+from data_gen.sources.pictures import open_source
 from dd3g.errors import UserError
+from dd3g.progress import Progress
+from dd3g.setting import setting
 
-USAGE = "python -m data_gen collect SOURCE --output SET [--json] [--rank R --world N]"
+USAGE = "dd3g data collect SOURCE --output SET"
 MODEL = "collected"  # of pictures whose metadata name no model
-SHOWN = 20  # unreadable pictures that are named at the end
 
 
 @dataclass
@@ -40,84 +36,83 @@ class CollectConfig:
     """From pictures that exist already to shards of RGBA pictures."""
 
     aliases: ClassVar[dict[str, str]] = {"size": "matte.size"}
+    positional: ClassVar[str] = "source"
+    configs: ClassVar[str] = "data_gen"
 
-    source: str = ""  # pictures, parquet, shards of pictures or of rendered objects: a folder or a file
-    output: str = ""  # folder or URL of a bucket prefix
-    licence: str = "unknown"  # of pictures whose metadata name none
-    views: int = 1  # pictures of each rendered object
-    limit: int = 0  # use only the first pictures; 0: all
-    shard_size: int = 1000  # pictures a shard, before the filters
-    batch_size: int = 8  # pictures opened at once
-    device: str = "auto"  # of mattes and learned filters: auto, cpu, cuda, cuda:1, mps
+    source: str = setting("", "folder or file: pictures, parquet, shards of pictures or of renders")
+    output: str = setting("", "folder or URL of a bucket prefix")
+    licence: str = setting("unknown", "of pictures whose metadata name none")
+    views: int = setting(1, "pictures of each rendered object")
+    limit: int = setting(0, "use only the first pictures; 0: all")
+    shard_size: int = setting(1000, "pictures a shard, before the filters")
+    batch_size: int = setting(8, "pictures opened at once")
+    device: str = setting("auto", "of mattes and learned filters: auto, cpu, cuda, cuda:1, mps")
+    rank: int | None = setting(None, "of this process, where no launcher tells; with world")
+    world: int | None = setting(None, "number of processes that make the set")
+    json: bool = setting(False, "print the report as JSON")
     matte: MatteConfig = field(default_factory=MatteConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)
 
     def __post_init__(self) -> None:
-        for name in ("views", "shard_size", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.limit < 0:
-            raise ValueError(f"limit must be at least 0, got {self.limit}")
-
-    def options(self) -> dict[str, Any]:
-        """What decides the pictures beside the source, flat."""
-        flat: dict[str, Any] = {k: getattr(self, k) for k in ("licence", "shard_size", "batch_size")}
-        for section in ("matte", "filters"):
-            flat |= {f"{section}.{k}": v for k, v in asdict(getattr(self, section)).items()}
-        return {k: v for k, v in flat.items() if k not in FREE}
+        for name, least in (("views", 1), ("shard_size", 1), ("batch_size", 1), ("limit", 0)):
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def collect(
-    config: CollectConfig, ranks: Ranks | None = None, progress: Progress | None = None
+    config: CollectConfig, group: ProcessGroup | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Collect pictures into a set, or what is not there of it yet.
+    """Collect pictures into a dataset, or what is not there of it yet.
 
     Each picture has one try: one that the filters reject, or that repeats an earlier one, is left out.
 
     Args:
-        config: the set.
-        ranks: which process this is; None: the only one.
-        progress: is told how far it is; None: nobody is.
+        config: the dataset.
+        group: which process this is; None: the only one.
+        progress: shows how far it is; None: nothing is shown.
 
     Returns:
-        The report of `data_gen.factory.run`, with "unreadable": the names of the pictures that could not be
-        opened, in this run or before.
+        The report of `data_gen.shards.generate.generate_shards`, with "unreadable": the names of the pictures
+        that could not be opened, in this run or before.
 
     Raises:
         UserError: for an unusable source, place or options.
     """
-    ranks, progress = ranks or Ranks(), progress or Progress(show=False)
+    group, progress = group or ProcessGroup(), progress or Progress(show=False)
     for name in ("source", "output"):
         if not getattr(config, name):
             raise UserError(f"{name} is not set: {USAGE}")
     source = open_source(
-        config.source, config.views, progress.say if ranks.rank == 0 else lambda message: None
+        config.source, config.views, progress.say if group.rank == 0 else lambda message: None
     )
     items = {item.prompt.id: item for item in source.items[: config.limit or None]}
     storage = Storage(config.output)
-    job = Job(
+    spec = DatasetSpec(
         storage,
         [item.prompt for item in items.values()],
-        {"source": source.fingerprint, "pictures": len(items)} | config.options(),
-        lambda: _workshop(config, source, items, ranks, progress),
+        {"source": source.fingerprint, "pictures": len(items)} | flat_options(config),
+        lambda: _backend(config, source, items, group, progress),
         config.filters,
         shard_size=config.shard_size,
         batch_size=config.batch_size,
         attempts=1,
         device=config.device,
     )
-    report = run(job, ranks, progress)
-    return report | {"unreadable": _unreadable(storage, items)}
+    report = generate_shards(spec, group, progress)
+    missing = (pair for manifest in read_manifests(storage) for pair in manifest.missing.items())
+    return report | {
+        "unreadable": [items[id].name for id, reason in missing if reason == UNREADABLE and id in items]
+    }
 
 
 @contextmanager
-def _workshop(
-    config: CollectConfig, source: Source, items: dict[str, Item], ranks: Ranks, progress: Progress
-) -> Iterator[Workshop]:
+def _backend(
+    config: CollectConfig, source: Source, items: dict[str, Item], group: ProcessGroup, progress: Progress
+) -> Iterator[PictureBackend]:
     opaque: set[str] = set()  # ids of pictures that need a matte
 
-    def opened(draw: Draw) -> Image.Image | str:
-        item = items[draw.prompt.id]
+    def opened(request: DrawRequest) -> Image.Image | str:
+        item = items[request.prompt.id]
         try:
             image = source.open(item)
         except UserError as error:
@@ -125,64 +120,26 @@ def _workshop(
             return UNREADABLE
         # As for the generator's own input: eight times the frame is enough of any picture.
         image = image.reduce(max(1, max(image.size) // (8 * config.matte.size)))
-        if image.getchannel("A").getextrema()[0] < 255:
+        if image.getchannel("A").histogram()[255] < image.width * image.height:
             return image
-        if not opaque:  # the first that needs the model, which a set with alpha can do without
-            ranks.device(config.device)
+        if not opaque:  # the first that needs the model, which a dataset with alpha can do without
+            group.device(config.device)
             pool.warm()
         opaque.add(item.prompt.id)
         return image.convert("RGB")
 
-    def draw(batch: list[Draw]) -> Sequence[Image.Image | str]:
-        return [opened(d) for d in batch]
+    def draw(batch: list[DrawRequest]) -> Sequence[Image.Image | str]:
+        return [opened(request) for request in batch]
 
-    def more(draw: Draw) -> dict[str, Any]:
-        matte = config.matte.model if draw.prompt.id in opaque else "own alpha"
-        return dict(items[draw.prompt.id].about) | {"matte": matte}
+    def more(request: DrawRequest) -> dict[str, Any]:
+        matte = config.matte.model if request.prompt.id in opaque else "own alpha"
+        return dict(items[request.prompt.id].about) | {"matte": matte}
 
     about = {"model": MODEL, "licence": config.licence, "size": config.matte.size}
     with MattePool(config.matte) as pool:
-        yield Workshop(draw, pool.submit, about, more)
-
-
-def _unreadable(storage: Storage, items: dict[str, Item]) -> list[str]:
-    return [
-        items[id].name
-        for number in finished_shards(storage)
-        for id, reason in Sidecar.read(storage, number).missing.items()
-        if reason == UNREADABLE and id in items
-    ]
+        yield PictureBackend(draw, pool.submit, about, more)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code.
-
-    As of `synthesize`, and 1 when some pictures could not be opened.
-    """
-    words = list(sys.argv[1:] if argv is None else argv)
-    own = own_options()
-    own.add_argument("-o", "--output")
-    try:
-        # A path may hold signs that mean something in the configuration: these two stay out of it.
-        given = {"source": words.pop(0)} if words and not words[0].startswith("-") else {}
-        mine, rest = own.parse_known_args(words)
-        given |= {"output": mine.output} if mine.output else {}
-        config = replace(parse(rest, CollectConfig, USAGE), **given)
-        ranks, report = launched(mine, partial(collect, config))
-    except (argparse.ArgumentError, UserError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if ranks.rank == 0 or not ranks.together:
-        print(json.dumps(report) if mine.as_json else sentence(report))
-        for name in report["unreadable"][:SHOWN] if not mine.as_json else ():
-            print(f"error: could not be opened: {name}", file=sys.stderr)
-        if len(report["unreadable"]) > SHOWN and not mine.as_json:
-            print(
-                f"error: nor could {len(report['unreadable']) - SHOWN} more; --json names them",
-                file=sys.stderr,
-            )
-        if report["unreadable"] and not mine.as_json:
-            print("to have these too, repair them and collect into another --output", file=sys.stderr)
-    if report["waiting"]:
-        return WAITING
-    return 1 if report["unreadable"] else 0
+    """Command line; returns the exit code of `data_gen.shards.command.run`."""
+    return command.run(collect, CollectConfig, "dd3g data collect", argv)

@@ -5,64 +5,104 @@ accelerate launch -m data_gen synthesize --config configs/data_gen/pixart.yaml p
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from data_gen.config import SynthesizeConfig
-from data_gen.factory import run
-from data_gen.index import missing_sentence
-from data_gen.job import Draw, Job, Workshop
-from data_gen.progress import Progress
-from data_gen.ranks import Ranks
-from data_gen.storage import Storage
-from dd3g.configuration import parse
+from data_gen.filters.mattes import MatteConfig
+from data_gen.filters.rules import FilterConfig
+from data_gen.picture_models.pipeline_folders import folder_fingerprint
+from data_gen.picture_models.protocol import ModelConfig
+from data_gen.shards import command
+from data_gen.shards.dataset import DatasetSpec, DrawRequest, PictureBackend
+from data_gen.shards.generate import generate_shards
+from data_gen.shards.options import flat_options
+from data_gen.shards.process_group import ProcessGroup
+from data_gen.shards.storage import Storage
 from dd3g.errors import UserError
+from dd3g.fingerprint import fingerprint
+from dd3g.progress import Progress, print_first
+from dd3g.setting import setting
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from data_gen.prompt_lists import Prompt
+    from data_gen.prompts.lists import Prompt
 
 SHOWN = 20  # lines left out that are named one by one
-USAGE = "python -m data_gen synthesize [--json] [--rank R --world N]"
+
+
+@dataclass
+class SynthesizeConfig:
+    """From prompts to shards of RGBA pictures."""
+
+    aliases: ClassVar[dict[str, str]] = {"size": "matte.size"}
+    configs: ClassVar[str] = "data_gen"
+
+    prompts: str = setting("", "file that `dd3g data prompts` wrote, or a list of one's own")
+    output: str = setting("", "folder or URL of a bucket prefix")
+    seed: int = setting(0, "of the run; a picture's follows from it, its prompt and the attempt")
+    shard_size: int = setting(1000, "prompts a shard")
+    batch_size: int = setting(8, "pictures drawn at once")
+    attempts: int = setting(4, "tries a prompt")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps; auto gives each process its own GPU")
+    rank: int | None = setting(None, "of this process, where no launcher tells; with world")
+    world: int | None = setting(None, "number of processes that make the set")
+    json: bool = setting(False, "print the report as JSON")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    matte: MatteConfig = field(default_factory=MatteConfig)
+    filters: FilterConfig = field(default_factory=FilterConfig)
+
+    def __post_init__(self) -> None:
+        for name, most in (("shard_size", 100_000), ("batch_size", None), ("attempts", 100)):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+            if most and value > most:
+                raise ValueError(f"{name} must be at most {most}, got {value}")
+
+    def options(self) -> dict[str, Any]:
+        """What decides the pictures, flat: `{"seed": 0, "model.path": …}`.
+
+        A folder counts by what is in it: it may be moved, but not trained on while a dataset is made.
+        """
+        flat = flat_options(self)
+        if (folder := Path(self.model.path).expanduser()).is_dir():
+            flat["model.path"] = f"a folder with fingerprint {folder_fingerprint(folder)}"
+        return flat
 
 
 def synthesize(
-    config: SynthesizeConfig, ranks: Ranks | None = None, progress: Progress | None = None
+    config: SynthesizeConfig, group: ProcessGroup | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Make a set of pictures, or what is not there of it yet.
+    """Make a dataset of pictures, or what is not there of it yet.
 
     Args:
-        config: the set.
-        ranks: which process this is; None: the only one.
-        progress: is told how far it is; None: nobody is.
+        config: the dataset.
+        group: which process this is; None: the only one.
+        progress: shows how far it is; None: nothing is shown.
 
     Returns:
-        The report of `data_gen.factory.run`.
+        The report of `data_gen.shards.generate.generate_shards`.
 
     Raises:
         UserError: for unusable prompts, model, place or options.
     """
-    ranks = ranks or Ranks()
+    group = group or ProcessGroup()
     for name in ("prompts", "output"):
         if not getattr(config, name):
             raise UserError(f"{name} is not set: give {name}=…, or set it in the --config file")
-    prompts = _prompts(config.prompts, quiet=ranks.rank > 0)
+    prompts = _prompts(config.prompts, quiet=group.rank > 0)
 
     @contextmanager
-    def workshop() -> Iterator[Workshop]:
-        from data_gen.mattes import MattePool
-        from data_gen.pictures import load_model
+    def backend() -> Iterator[PictureBackend]:
+        from data_gen.filters.mattes import MattePool
+        from data_gen.picture_models.loading import load_model
 
-        model = load_model(config.model, ranks.device(config.device))
+        model = load_model(config.model, group.device(config.device))
 
-        def draw(batch: list[Draw]) -> Sequence[Image.Image]:
+        def draw(batch: list[DrawRequest]) -> Sequence[Image.Image | str]:
             return model.draw([d.prompt.text for d in batch], [d.seed for d in batch])
 
         matte = "own alpha" if model.has_alpha else config.matte.model
@@ -70,13 +110,13 @@ def synthesize(
         with MattePool(config.matte) as pool:
             if not model.has_alpha:
                 pool.warm()
-            yield Workshop(draw, pool.submit, about)
+            yield PictureBackend(draw, pool.submit, about)
 
-    job = Job(
+    spec = DatasetSpec(
         Storage(config.output),
         prompts,
         {"prompts": prompts_fingerprint(prompts)} | config.options(),
-        workshop,
+        backend,
         config.filters,
         config.seed,
         config.shard_size,
@@ -84,81 +124,28 @@ def synthesize(
         config.attempts,
         config.device,
     )
-    return run(job, ranks, progress or Progress(show=False))
+    return generate_shards(spec, group, progress or Progress(show=False))
 
 
 def prompts_fingerprint(prompts: Sequence[Prompt]) -> str:
     """Number and hash of prompts; any other text, id or order gives another."""
-    sha = hashlib.sha256()
-    for prompt in prompts:
-        sha.update(f"{prompt.id} {prompt.text}\n".encode())
-    return f"{len(prompts)} prompts {sha.hexdigest()[:16]}"
+    hashed = fingerprint(*(f"{prompt.id} {prompt.text}\n".encode() for prompt in prompts))
+    return f"{len(prompts)} prompts {hashed}"
 
 
 def _prompts(path: str, quiet: bool) -> list[Prompt]:
-    from data_gen.prompt_lists import prompts_from, read_prompts
+    from data_gen.prompts.lists import prompts_from, read_prompts
 
     if path.endswith(".jsonl"):
         return read_prompts(path)
-
     skipped: list[tuple[int, str]] = []
     prompts = prompts_from(path, lambda line, why: skipped.append((line, why)))
     if not quiet:
-        for line, why in skipped[:SHOWN]:
-            print(f"warning: {path}, line {line} is left out: it {why}", file=sys.stderr)
-        if len(skipped) > SHOWN:
-            print(f"warning: {path}: {len(skipped) - SHOWN} more lines are left out", file=sys.stderr)
+        lines = [f"warning: {path}, line {line} is left out: it {why}" for line, why in skipped]
+        print_first(lines, SHOWN, f"warning: {path}: {{}} more lines are left out")
     return prompts
 
 
-WAITING = 3  # exit code
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code.
-
-    0: done; 2: something is wrong, which one line tells; 3: all is well, but other ranks are not done, and
-    the same command must be started again when they are.
-    """
-    words = sys.argv[1:] if argv is None else argv
-    try:
-        mine, rest = own_options().parse_known_args(words)
-        config = parse(rest, SynthesizeConfig, USAGE)
-        ranks, report = launched(mine, partial(synthesize, config))
-    except (argparse.ArgumentError, UserError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if ranks.rank == 0 or not ranks.together:
-        print(json.dumps(report) if mine.as_json else sentence(report))
-    return WAITING if report["waiting"] else 0
-
-
-def own_options() -> argparse.ArgumentParser:
-    """--json, --rank and --world: what is said beside the configuration."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    own.add_argument("--json", action="store_true", dest="as_json")
-    own.add_argument("--rank", type=int)
-    own.add_argument("--world", type=int)
-    return own
-
-
-def launched(
-    mine: argparse.Namespace, work: Callable[[Ranks, Progress], dict[str, Any]]
-) -> tuple[Ranks, dict[str, Any]]:
-    """Do the work as the rank that `own_options` or the launcher name; returns that and its report."""
-    ranks = Ranks.find(mine.rank, mine.world)
-    try:
-        return ranks, work(ranks, Progress(ranks.rank == 0 and not mine.as_json))
-    finally:
-        ranks.leave()
-
-
-def sentence(report: dict[str, Any]) -> str:
-    """What a run of `data_gen.factory.run` came to, for people."""
-    if report["waiting"]:
-        return f"{report['drawn']} pictures more in {report['output']}; it waits for {report['waiting']}"
-    if "pictures" not in report:
-        return f"the set in {report['output']} is complete; rank 0 writes its index"
-    found = f"{report['pictures']} of {report['asked']} pictures in {report['shards']} shards in "
-    missing = missing_sentence(report["missing"])
-    return f"{found}{report['output']} ({report['seconds']} s){'; ' + missing if missing else ''}"
+    """Command line; returns the exit code of `data_gen.shards.command.run`."""
+    return command.run(synthesize, SynthesizeConfig, "dd3g data synthesize", argv)

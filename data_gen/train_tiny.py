@@ -5,7 +5,6 @@ accelerate launch -m data_gen.train_tiny --config configs/data_gen/tiny_train.ya
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
@@ -21,13 +20,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from data_gen.captions import COLORS, LOOKS, STYLES, id_words, picture_words, read_manifest
-from data_gen.tiny import TinyDenoiser, TinyRgbaPipeline, encode, scheduler
+from data_gen.meshes.captions import COLORS, LOOKS, STYLES, id_words, picture_words, read_manifest
+from data_gen.picture_models.tiny import TinyDenoiser, TinyRgbaPipeline, encode, scheduler
 from dd3g.configuration import launch
 from dd3g.diffusion import Schedule
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import Shards
+from dd3g.picture_sources import SHEET, split_sheet
+from dd3g.setting import setting
 from dd3g.training import SmallNetworkConfig, fit
 
 SHOWN = (
@@ -41,7 +42,7 @@ pipeline_tag: text-to-image
 ---
 A small text-to-RGBA model of {size} x {size} pixels, trained on {count} views of rendered objects. It knows
 the colours and the kinds of things in them, and little else. Load it with
-`data_gen.tiny.TinyRgbaPipeline.from_pretrained`.
+`data_gen.picture_models.tiny.TinyRgbaPipeline.from_pretrained`.
 """
 
 
@@ -49,14 +50,14 @@ the colours and the kinds of things in them, and little else. Load it with
 class TinyShape:
     """Shape of the network; see `TinyDenoiser`."""
 
-    size: int = 64  # pixels a side, a multiple of 8
-    width: int = 256  # channels of the tokens of 8 x 8 pixels
-    depth: int = 5  # pairs of residual and transformer blocks
-    heads: int = 4  # of the attention
-    hidden: int = 64  # channels inside a residual block
-    mid: int = 96  # channels of the map of 4 x 4 pixel patches
-    buckets: int = 8192  # rows of the table of hashed words
-    word_width: int = 128  # of that table
+    size: int = setting(64, "pixels a side, a multiple of 8")
+    width: int = setting(256, "channels of the tokens of 8 x 8 pixels")
+    depth: int = setting(5, "pairs of residual and transformer blocks")
+    heads: int = setting(4, "of the attention")
+    hidden: int = setting(64, "channels inside a residual block")
+    mid: int = setting(96, "channels of the map of 4 x 4 pixel patches")
+    buckets: int = setting(8192, "rows of the table of hashed words")
+    word_width: int = setting(128, "of that table")
 
 
 @dataclass
@@ -64,26 +65,27 @@ class TinyTrainConfig:
     """Everything that a run needs; names as in the other trainings of this project."""
 
     aliases: ClassVar[dict[str, str]] = {"resume": "resume_from_checkpoint"}
+    configs: ClassVar[str] = "data_gen"
 
-    output_dir: str = "runs/tiny"  # folder for checkpoints, the model and a sheet of its pictures
-    renders: list[str] = field(default_factory=lambda: ["runs/renders/train"])  # of tools/render_objects.py
-    manifest: str = ""  # csv with id, name, category: better words than the ids alone
-    views: int = 4  # of each rendered object, kept in memory: 16 kB each at 64 pixels
-    seed: int = 0  # of the weights, the draws and their noise
-    train_batch_size: int = 16  # pictures a step
-    max_train_steps: int = 5_000  # optimiser steps
-    max_minutes: float = 0.0  # of all sessions together; the learning rate falls with them; 0 is no limit
-    learning_rate: float = 1e-3  # at the end of the warm-up
-    lr_warmup_steps: int = 100  # first steps, over which the learning rate rises
-    adam_weight_decay: float = 0.01  # of AdamW; 0 is Adam
-    max_grad_norm: float = 1.0  # 0 does not clip
-    mixed_precision: str = "bf16"  # or no
-    ema_decay: float = 0.998  # of the average of the weights that is the result
-    checkpointing_steps: int = 500  # a checkpoint this often; a kill loses at most these
-    resume_from_checkpoint: str = ""  # "latest" goes on from the run in output_dir
-    condition_dropout: float = 0.1  # share of pictures without any words, for classifier-free guidance
-    word_dropout: float = 0.25  # share of words left out
-    recolour: float = 0.3  # share of pictures whose colour channels change places
+    output_dir: str = setting("runs/tiny", "folder for checkpoints, the model and a contact sheet")
+    renders: list[str] = setting(["runs/renders/train"], "shards made by `dd3g data render`")
+    manifest: str = setting("", "csv with id, name, category: better words than the ids alone")
+    views: int = setting(4, "of each rendered object, kept in memory: 16 kB each at 64 pixels")
+    seed: int = setting(0, "of the weights, the batches and their noise")
+    train_batch_size: int = setting(16, "pictures a step")
+    max_train_steps: int = setting(5_000, "optimiser steps")
+    max_minutes: float = setting(0.0, "of all sessions; the learning rate falls with them; 0 is no limit")
+    learning_rate: float = setting(1e-3, "at the end of the warm-up")
+    lr_warmup_steps: int = setting(100, "first steps, over which the learning rate rises")
+    adam_weight_decay: float = setting(0.01, "of AdamW; 0 is Adam")
+    max_grad_norm: float = setting(1.0, "0 does not clip")
+    mixed_precision: str = setting("bf16", "or no")
+    ema_decay: float = setting(0.998, "of the average of the weights that is the result")
+    checkpointing_steps: int = setting(500, "a checkpoint this often; a kill loses at most these")
+    resume_from_checkpoint: str = setting("", '"latest" resumes the run in output_dir')
+    condition_dropout: float = setting(0.1, "share of pictures without words, for classifier-free guidance")
+    word_dropout: float = setting(0.25, "share of words left out")
+    recolour: float = setting(0.3, "share of pictures whose colour channels change places")
     model: TinyShape = field(default_factory=TinyShape)
 
     def __post_init__(self) -> None:
@@ -95,51 +97,36 @@ class TinyTrainConfig:
             raise ValueError(
                 f"resume_from_checkpoint {self.resume_from_checkpoint!r} must be latest or empty"
             )
-        for name in ("views", "train_batch_size", "max_train_steps", "checkpointing_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("condition_dropout", "word_dropout", "recolour", "ema_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
-        for name in ("max_minutes", "learning_rate", "lr_warmup_steps", "adam_weight_decay", "max_grad_norm"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        counts = ("views", "train_batch_size", "max_train_steps", "checkpointing_steps")
+        shares = ("condition_dropout", "word_dropout", "recolour", "ema_decay")
+        sizes = ("max_minutes", "learning_rate", "lr_warmup_steps", "adam_weight_decay", "max_grad_norm")
+        for name in (*counts, *shares, *sizes):
+            value, least = getattr(self, name), int(name in counts)
+            if name in shares and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+            if not least <= value < math.inf:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 class CaptionedViews:
     """Views of rendered objects with words for each, drawn at random.
 
     Args:
-        renders: folders of shards as tools/render_objects.py writes them.
-        manifest: csv of names and categories; "" takes the words of the ids.
-        views: level views of each object to keep in memory.
-        size: their side in pixels.
-        recolour: share of draws whose colour channels change places.
-        word_dropout: share of words left out.
-        condition_dropout: share of draws without any words.
+        config: which renders, and how they are varied.
 
     Raises:
         UserError: no renders, damaged ones, or ones of another size.
     """
 
-    def __init__(
-        self,
-        renders: Sequence[str | Path],
-        manifest: str,
-        views: int,
-        size: int,
-        recolour: float,
-        word_dropout: float,
-        condition_dropout: float,
-    ) -> None:
-        self.recolour, self.word_dropout, self.condition_dropout = recolour, word_dropout, condition_dropout
-        named = read_manifest(manifest) if manifest else {}
+    def __init__(self, config: TinyTrainConfig) -> None:
+        self.config, size = config, config.model.size
+        named = read_manifest(config.manifest) if config.manifest else {}
         self.pictures: list[NDArray[np.uint8]] = []  # (V, S, S, 4) each
         self.elevations: list[list[float]] = []
         self.words: list[list[str]] = []
-        for shards in map(Shards, renders):
+        for shards in map(Shards, config.renders):
             for i in range(len(shards)):
-                rgba, meta = _views(shards, i, views)
+                rgba, meta = _views(shards, i, config.views)
                 if rgba.shape[1:] != (size, size, 4):
                     raise UserError(
                         f"{shards.where(i)} has views of {rgba.shape[1]} pixels, the model draws {size}: "
@@ -163,25 +150,22 @@ class CaptionedViews:
             if rng.random() < 0.5:
                 rgba = rgba[:, ::-1]
             gain = np.append(rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3), 1)
-            order = [*rng.permutation(3), 3] if rng.random() < self.recolour else [0, 1, 2, 3]
+            order = [*rng.permutation(3), 3] if rng.random() < self.config.recolour else [0, 1, 2, 3]
             rgba = (rgba[..., order] * gain).clip(0, 255).astype(np.uint8)
             words = self.words[i] + picture_words(rgba, self.elevations[i][view])
-            kept = [w for w in words if rng.random() >= self.word_dropout]
-            texts.append("" if rng.random() < self.condition_dropout else " ".join(kept))
+            kept = [w for w in words if rng.random() >= self.config.word_dropout]
+            texts.append("" if rng.random() < self.config.condition_dropout else " ".join(kept))
             pictures.append(torch.from_numpy(rgba).permute(2, 0, 1))
         return torch.stack(pictures).float() / 255, texts
 
 
 def _views(shards: Shards, index: int, count: int) -> tuple[NDArray[np.uint8], dict]:
     """The first views of one rendered object, (V, S, S, 4), and its meta."""
-    from PIL import Image
-
-    item = shards.read(index, "rgba.png", "json")
+    item = shards.read(index, SHEET, "json")
     try:
         meta = json.loads(item["json"])
-        sheet = np.asarray(Image.open(io.BytesIO(item["rgba.png"]), formats=("PNG",)).convert("RGBA"))
-        views = np.split(sheet, len(meta["elevation"]), axis=1)[:count]
-        return np.stack(views), {"id": meta["id"], "style": meta["style"], "elevation": meta["elevation"]}
+        views = split_sheet(item[SHEET], len(meta["elevation"]))[:count]
+        return views, {"id": meta["id"], "style": meta["style"], "elevation": meta["elevation"]}
     except Exception as error:  # Pillow raises nearly every type there is on damaged pictures
         raise UserError(
             f"{shards.key(index)} in shard {shards.where(index)} is no rendered object or damaged ({error}): "
@@ -191,7 +175,7 @@ def _views(shards: Shards, index: int, count: int) -> tuple[NDArray[np.uint8], d
 
 def lexicon() -> dict[str, str]:
     """Word -> group: that of the noun itself, else that of most of the two or more nouns that end in it."""
-    from data_gen.grammar import own_grammar
+    from data_gen.prompts.grammar import own_grammar
 
     groups: dict[str, Counter[str]] = {}
     for group, listed in own_grammar().nouns.items():
@@ -231,7 +215,7 @@ class TinyLoss:
         return ((predicted.float() - x0).square().mean((-1, -2, -3)) / sigma2).mean()
 
 
-def draw_sheet(model: TinyDenoiser, path: Path, mixed: bool) -> None:
+def draw_contact_sheet(model: TinyDenoiser, path: Path, mixed: bool) -> None:
     """Draw the texts in `SHOWN` over white and grey, side by side, into one picture."""
     from PIL import Image
 
@@ -240,8 +224,8 @@ def draw_sheet(model: TinyDenoiser, path: Path, mixed: bool) -> None:
     sources = [torch.Generator().manual_seed(i) for i in range(len(SHOWN))]
     with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed):
         rgba = pipeline(list(SHOWN), num_inference_steps=10, generator=sources, output_type="np").images
-    rows = [over + rgba[..., 3:] * (rgba[..., :3] - over) for over in (1.0, 0.5)]
-    sheet = np.concatenate([np.concatenate(list(row), 1) for row in rows])
+    strips = [over + rgba[..., 3:] * (rgba[..., :3] - over) for over in (1.0, 0.5)]
+    sheet = np.concatenate([np.concatenate(list(strip), 1) for strip in strips])
     with replacing(path) as partial:
         Image.fromarray((sheet * 255).round().astype(np.uint8)).save(partial)
 
@@ -251,7 +235,7 @@ def save(model: TinyDenoiser, folder: Path, count: int) -> Path:
     half = TinyDenoiser.from_config(model.config)
     half.load_state_dict(model.state_dict())
     TinyRgbaPipeline(half.half(), scheduler()).save_pretrained(folder)
-    (folder / "README.md").write_text(CARD.format(size=model.config.size, count=count))
+    (folder / "README.md").write_text(CARD.format(size=model.config["size"], count=count))
     return folder
 
 
@@ -269,15 +253,7 @@ def run(config: TinyTrainConfig) -> Path:
         model = TinyDenoiser(**asdict(config.model), lexicon=lexicon()).to(state.device)
     except ValueError as error:
         raise UserError(f"configuration: {error}") from error
-    views = CaptionedViews(
-        config.renders,
-        config.manifest,
-        config.views,
-        config.model.size,
-        config.recolour,
-        config.word_dropout,
-        config.condition_dropout,
-    )
+    views = CaptionedViews(config)
     model.learn([*COLORS, *LOOKS, *{word for words in views.words for word in words}])
     output, mixed = Path(config.output_dir), config.mixed_precision == "bf16"
     count = sum(len(p) for p in views.pictures)
@@ -285,7 +261,7 @@ def run(config: TinyTrainConfig) -> Path:
 
     def publish(average: TinyDenoiser, step: int) -> dict[str, float]:
         save(average, output / "model", count)
-        draw_sheet(average, output / "sheet.png", mixed)
+        draw_contact_sheet(average, output / "sheet.png", mixed)
         fixed = [loss(average, torch.Generator().manual_seed(i), step) for i in range(4)]
         return {"average_loss": float(torch.stack(fixed).mean())}
 
@@ -311,7 +287,7 @@ def run(config: TinyTrainConfig) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `train_tiny`."""
-    return launch(run, TinyTrainConfig, argv)
+    return launch(run, TinyTrainConfig, argv, "dd3g data train-tiny")
 
 
 if __name__ == "__main__":

@@ -1,47 +1,57 @@
-"""What commands share: their inputs, names of results, progress, and how a run ends."""
+"""What commands share: their inputs, names of results, and how a run ends."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from dd3g.errors import UserError
+from dd3g.progress import Progress
 
+# Options that several commands share.
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+OutputFolder = Annotated[Path, typer.Option("-o", "--output", help="Output folder.")]
+
+UsageError: Any = typer.BadParameter.__mro__[1]  # of all wrong options; typer has no public name for it
+RENAMED = {"out": "output"}  # options that had another name once
 Report = dict[str, Any]  # a list of results, "failed", "seconds", and "error" for what stopped the run
 
 
-def gather(
+def list_inputs(
     inputs: list[Path], kind: str, choose: Callable[[list[Path]], list[Path]], none: str
 ) -> tuple[list[Path], list[dict[str, str]]]:
-    """The files named on the command line; a folder stands for what is of use in it, sorted by name.
+    """The input files; a folder stands for its usable files, sorted by name.
 
     Args:
         inputs: files and folders.
         kind: what an input is called in the report.
-        choose: of a folder's files, those of use.
-        none: what a folder without any does not hold.
+        choose: picks the usable ones of a folder's files.
+        none: names them, where a folder holds none.
 
     Returns:
-        The files, and `{kind, "error"}` of each of several inputs that is of no use.
+        The files, and `{kind, "error"}` for each of several inputs that cannot be used.
 
     Raises:
-        UserError: when the only input is a folder that holds nothing of use or may not be read.
+        UserError: when the only input is a folder without usable files, or one that cannot be read.
     """
     found: list[Path] = []
     failed = []
     for path in inputs:
         try:
-            # Unlike Path.is_dir, which raises where a folder on the way may not be searched.
+            # Path.is_dir would raise where a parent folder may not be searched.
             found += _listed(path, choose, none) if os.path.isdir(path) else [path]
         except UserError as e:
             if len(inputs) == 1:
@@ -55,16 +65,16 @@ def _listed(folder: Path, choose: Callable[[list[Path]], list[Path]], none: str)
         files = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except OSError as e:
         reason = e.strerror or e
-        raise UserError(f"the folder {folder} may not be read ({reason}): check its permissions") from e
+        raise UserError(f"cannot read the folder {folder} ({reason}): check its permissions") from e
     if not (chosen := choose(files)):
         raise UserError(f"the folder {folder} holds no {none}")
     return chosen
 
 
 def output_stems(inputs: list[Path]) -> list[str]:
-    """One name for each input's results, none used twice: `a.png` and `a.jpg` give `a_png` and `a_jpg`."""
+    """A unique name for the results of each input: `a.png` and `a.jpg` give `a_png` and `a_jpg`."""
     shared = Counter(p.stem.casefold() for p in inputs)
-    stems: dict[str, str] = {}  # by what they are on a disk that knows no case
+    stems: dict[str, str] = {}  # keys ignore case, as some file systems do
     for p in inputs:
         base = p.stem if shared[p.stem.casefold()] == 1 else p.name.replace(".", "_")
         stem, n = base, 2
@@ -75,10 +85,10 @@ def output_stems(inputs: list[Path]) -> list[str]:
 
 
 def check_writable(out: Path) -> None:
-    """Make the output folder, and a file in it.
+    """Create the output folder, and try a file in it.
 
     Raises:
-        UserError: when that is refused.
+        UserError: when that fails.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -91,7 +101,11 @@ def check_writable(out: Path) -> None:
 
 
 def conclude(
-    work: Callable[[Any], Report], kind: str, several: bool, as_json: bool, last_line: Callable[[Report], str]
+    work: Callable[[Progress], Report],
+    kind: str,
+    several: bool,
+    as_json: bool,
+    last_line: Callable[[Report], str],
 ) -> None:
     """Run a command's work under a progress bar, print its report, and exit.
 
@@ -100,7 +114,7 @@ def conclude(
         kind: what an input is called in the report.
         several: whether one failure leaves others that may succeed.
         as_json: print the report alone.
-        last_line: what was written, for people.
+        last_line: says what was written.
 
     Raises:
         typer.Exit: 1 when some of several inputs failed, 2 when the input was bad.
@@ -110,7 +124,7 @@ def conclude(
     code = 0
     try:
         # Libraries that print would break the JSON.
-        with contextlib.redirect_stdout(sys.stderr), _progress(enabled=not as_json) as progress:
+        with contextlib.redirect_stdout(sys.stderr), Progress(not as_json) as progress:
             report = work(progress)
         if report["failed"]:
             code = 1 if several else 2
@@ -135,6 +149,55 @@ def conclude(
         raise typer.Exit(code)
 
 
+def explain(error: Exception, out: Path, less: str) -> str:
+    """The message for the user; an error that they cannot fix is raised again.
+
+    Args:
+        error: what stopped the work on one input.
+        out: output folder.
+        less: an option that needs less memory.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        reason = error.strerror or error
+        return f"could not write to {out} ({reason}): free some space or choose another folder with -o"
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
+        return f"not enough memory: close other programs, or give {less}"
+    raise error
+
+
+def guarded(work: Callable[[], int | None], go_on: str = "run the same command again to go on") -> int:
+    """Exit code of some work: its own, 2 with one line when something is wrong, 130 after Ctrl-C.
+
+    Args:
+        work: returns an exit code; None counts as 0.
+        go_on: what a user may do after Ctrl-C.
+    """
+    try:
+        return work() or 0
+    except (UserError, OSError) as error:
+        _say(f"error: {error}", err=True)
+        return 2
+    except KeyboardInterrupt:
+        _say(f"stopped: {go_on}", err=True)
+        return 130
+
+
+def make_app(command: Callable[..., None]) -> typer.Typer:
+    """A command line around a function with typer's annotations; see `run_command`."""
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:
+        if code := guarded(lambda: command(**options)):
+            raise typer.Exit(code)
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    settings = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda n: RENAMED.get(n, n)}
+    app.command(context_settings=settings)(run)
+    return app
+
+
 def run_command(
     command: Callable[..., None], argv: list[str] | None, name: str, needs_words: bool = True
 ) -> int:
@@ -146,39 +209,64 @@ def run_command(
         name: that usage lines show.
         needs_words: show the help where there are none.
     """
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(no_args_is_help=needs_words)(command)
+    words = sys.argv[1:] if argv is None else argv
     try:
-        app(argv, prog_name=name)
-    except UserError as error:
-        _say(f"error: {error}", err=True)
+        code = make_app(command)(words or ["-h"] * needs_words, prog_name=name, standalone_mode=False)
+    except UsageError as error:
+        _say(f"error: {error.format_message().rstrip('.')}; {name} --help explains the options", err=True)
         return 2
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+    return (code or 0) if words or not needs_words else 2
+
+
+def dispatch(
+    commands: Mapping[str, Callable[..., None] | tuple[str, str]],
+    argv: list[str] | None,
+    name: str,
+    about: str,
+    otherwise: Callable[..., None] | None = None,
+    hint: str = "",
+) -> int:
+    """Run the command that the first word names; returns its exit code.
+
+    Args:
+        commands: by name, a function for `run_command`, or a module with `main(argv)` and a line about it;
+            the module is imported when it is asked for.
+        argv: words after the group's name; None takes the process's.
+        name: of the group.
+        about: a line about the group.
+        otherwise: runs where the first word names no command, with all words; None: that is an error.
+        hint: ends the message of that error.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    first = words[0].replace("_", "-") if words else ""
+    if first not in commands and otherwise:
+        return run_command(otherwise, words, name)
+    if first in ("", "-h", "--help"):
+        lines = {key: c[1] if isinstance(c, tuple) else _first_line(c) for key, c in commands.items()}
+        listed = "\n".join(f"  {key:<15}{line}" for key, line in lines.items())
+        print_help(f"Usage: {name} COMMAND [ARGS]...\n\n  {about}\n\nCommands:\n{listed}")
+        return 0 if words else 2
+    if first not in commands:
+        _say(f"error: no command {words[0]!r}: choose from {', '.join(commands)}{hint}", err=True)
+        return 2
+    command = commands[first]
+    if not isinstance(command, tuple):
+        return run_command(command, words[1:], f"{name} {first}", needs_words=False)
+    return guarded(lambda: import_module(command[0]).main(words[1:]))
+
+
+def _first_line(function: Callable[..., Any]) -> str:
+    return (function.__doc__ or "").partition("\n")[0]
 
 
 def print_help(text: str) -> None:
-    """Print a page that its reader, such as `head`, may stop reading."""
+    """Print a page; a reader such as `head` may close the pipe early."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
 
 
-@contextlib.contextmanager
-def _progress(enabled: bool) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-
-    console = Console(stderr=True)
-    text = TextColumn("{task.description}", markup=False)
-    columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn())
-    enabled = enabled and console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=not enabled) as progress:
-        yield progress
-
-
 def _say(text: str, err: bool = False) -> None:
-    # File names may hold bytes that are no text, and messages from libraries may hold line breaks.
+    # File names may hold bytes that are not text, and messages of libraries may hold line breaks.
     typer.echo(" ".join(text.encode("utf-8", "replace").decode().split("\n")), err=err)

@@ -1,126 +1,164 @@
-"""Configured commands: a structured config, a YAML file, and overrides."""
+"""Configured commands: a dataclass, YAML files by name or path, and overrides."""
 
 from __future__ import annotations
 
-import ast
 import inspect
+import json
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from textwrap import dedent
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dd3g.command import print_help
+from dd3g.command import guarded, print_help
 from dd3g.errors import UserError
 
 T = TypeVar("T")
 
 
-def parse(argv: Sequence[str], schema: type[T], program: str = "") -> T:
-    """Build `schema` from its defaults, `--config FILE` and overrides, later ones winning.
+def parse(argv: Sequence[str], schema: type[T]) -> T:
+    """Build `schema` from its defaults, `--config NAME|FILE` and overrides, later ones winning.
 
     Args:
-        argv: words after the script's name: `--config file.yaml`, `key=value`, `--key value`, `--key=value`;
-            dots reach into sections, dashes count as underscores.
-        schema: a dataclass; its class variable `aliases`, if any, maps short names of keys to keys.
-        program: how the help calls the command; by default the script's name.
+        argv: words after the command's name: `--config nano`, `key=value`, `--key value`, `--key=value`,
+            `--key` alone for what is true or false; dots reach into sections, dashes count as underscores.
+        schema: a dataclass of `dd3g.setting` fields. It may have class variables: `aliases`, short names of
+            keys; `configs`, the folder of its packaged configurations; `positional`, the key of a first word
+            without dashes.
 
     Raises:
         UserError: for an unknown key, a value of the wrong type or range, or an unreadable file.
     """
-    files, overrides, words = [], [], list(argv)
-    aliases: dict[str, str] = getattr(schema, "aliases", {})
-    if "-h" in words or "--help" in words:
-        name = program or Path(sys.argv[0]).name
-        print_help(f"usage: {name} [--config FILE] [--key value | key=value]...\n\n{explained(schema)}")
-        raise SystemExit(0)
+    words = list(argv)
+    kinds = get_type_hints(schema)
+    aliases: dict[str, str] = getattr(schema, "aliases", {}) | {"o": "output"}
+    paths: dict[str, str] = {}  # these may hold signs that mean something in YAML
+    files, overrides = [], []
+    positional: str = getattr(schema, "positional", "")
+    if positional and words and not words[0].startswith("-"):
+        paths[positional] = words.pop(0)
     while words:
         word = words.pop(0)
-        key, equals, value = word.removeprefix("--").partition("=")
-        if not equals:
-            if not word.startswith("--") or not words:
-                raise UserError(f"{word!r}: expected --key value or key=value")
-            value = words.pop(0)
+        named = word.startswith("--") or word.partition("=")[0] == "-o"
+        key, equals, value = word.lstrip("-" if named else "").partition("=")
         key = key.replace("-", "_")
+        key = aliases.get(key, key)
+        if not equals:
+            if named and kinds.get(key) is bool:
+                value = "true"
+            elif named and words:
+                value = words.pop(0)
+            else:
+                raise UserError(f"{word!r}: expected --key value or key=value")
         if key == "config":
-            files.append(value)
+            files.append(find_config(value, getattr(schema, "configs", "")))
+        elif key == "output":
+            paths["output" if "output" in kinds else "output_dir"] = value
         else:
-            overrides.append(f"{aliases.get(key, key)}={value}")
+            overrides.append(f"{key}={value}")
     try:
         parts = [OmegaConf.load(f) for f in files]
         merged = OmegaConf.merge(OmegaConf.structured(schema), *parts, OmegaConf.from_dotlist(overrides))
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+        config: Any = OmegaConf.to_object(merged)
+        return replace(config, **paths)
     except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, ArithmeticError) as error:
         where = getattr(error, "full_key", None)  # of OmegaConf's errors
         message = f"{where}: {error}".splitlines()[0] if where else str(error).splitlines()[0]
         raise UserError(f"configuration: {message}; --help lists every key with its default") from error
 
 
-def explained(schema: type) -> str:
-    """The defaults as YAML, each key with the comment that stands behind it in the source of `schema`.
+def find_config(name: str, folder: str) -> Path:
+    """The YAML file that `--config` means: a path, or the name of one that comes with the package.
 
     Args:
-        schema: a dataclass; a section without a comment has the first line of its own class's docstring.
+        name: path of a file, or `nano` for `configs/FOLDER/nano.yaml`.
+        folder: of the command's packaged configurations.
+
+    Raises:
+        UserError: when there is neither.
     """
-    comments = _comments(schema)
-    lines = [f"# {line}" for line in (inspect.getdoc(schema) or "").splitlines()[:1]]
+    package = Path(__file__).parent
+    # A wheel holds the configurations in the package; a clone has them beside it.
+    root = package if (package / "configs").is_dir() else package.parent
+    home = root / "configs" / folder
+    for path in (Path(name), home / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(p.stem for p in home.glob("*.yaml"))) or "none"
+    raise UserError(f"configuration: no file {name}, and no packaged configuration of that name ({names})")
+
+
+def explained(schema: type) -> str:
+    """The defaults as YAML, each key with its `dd3g.setting` help.
+
+    Args:
+        schema: a dataclass; a section without help of its own has the first line of its class's docstring.
+    """
+    helps = _helps(schema)
+    lines = [f"# {_first_line(schema)}"]
     path: list[str] = []
     for line in OmegaConf.to_yaml(OmegaConf.structured(schema)).splitlines():
         if key := re.match(r"( *)(\w+):", line):
             path[len(key[1]) // 2 :] = [key[2]]
-            comment = comments.get(".".join(path))
-            line = f"{line}  # {comment}" if comment else line
+            text = helps.get(".".join(path))
+            line = f"{line}  # {text}" if text else line
         lines.append(line)
     for short, long in getattr(schema, "aliases", {}).items():
         lines.append(f"# {short} stands for {long}")
     return "\n".join(lines) + "\n"
 
 
-def _comments(schema: type) -> dict[str, str]:
-    """Key, with dots -> comment."""
+def _helps(schema: type, prefix: str = "") -> dict[str, str]:
+    """Key, with dots -> help."""
     found: dict[str, str] = {}
+    # A field that only changes its base's default keeps its base's help.
     for cls in reversed([c for c in schema.__mro__ if is_dataclass(c)]):
-        with suppress(OSError):  # a Python without sources
-            source = dedent(inspect.getsource(cls))
-            lines = source.splitlines()
-            [definition] = ast.parse(source).body
-            for node in getattr(definition, "body", []):
-                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                    behind = "\n".join(lines[node.lineno - 1 : node.end_lineno])
-                    if comment := re.search(r"  # (.+)$", behind, re.MULTILINE):
-                        found[node.target.id] = comment[1]
-    for field in fields(schema):
-        section = field.default_factory
-        if isinstance(section, type) and is_dataclass(section):
-            found.setdefault(field.name, (inspect.getdoc(section) or "").partition("\n")[0])
-            found |= {f"{field.name}.{key}": text for key, text in _comments(section).items()}
+        for field in fields(cls):
+            section, text = field.default_factory, field.metadata.get("help")
+            if isinstance(section, type) and is_dataclass(section):
+                text = text or _first_line(section)
+                found |= _helps(section, f"{prefix}{field.name}.")
+            if text:
+                found[f"{prefix}{field.name}"] = text
     return found
 
 
-def launch(run: Callable[[Any], Path], schema: type, argv: Sequence[str] | None = None) -> int:
-    """Main function of a configured script: exit code 0, 2 with one line when something is wrong, or 130.
+def _first_line(schema: type) -> str:
+    return (inspect.getdoc(schema) or "").partition("\n")[0]
+
+
+def launch(
+    run: Callable[[Any], Path | int], schema: type, argv: Sequence[str] | None = None, name: str = ""
+) -> int:
+    """Main function of a configured command: its exit code; see `dd3g.command.guarded`.
 
     Args:
-        run: works from a `schema` object and returns the folder it wrote.
+        run: works from a `schema` object; returns an exit code, or the folder it wrote, which is then told.
         schema: a dataclass.
-        argv: words after the script's name; None takes the command line's.
+        argv: words after the command's name; None takes the command line's.
+        name: of the command.
     """
-    try:
-        folder = run(parse(sys.argv[1:] if argv is None else argv, schema))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: go on with --resume latest", file=sys.stderr)
-        return 130
-    if os.environ.get("RANK", "0") == "0":
-        print(f"wrote {folder}")
-    return 0
+    words = sys.argv[1:] if argv is None else list(argv)
+    if "-h" in words or "--help" in words:
+        word = getattr(schema, "positional", "").upper()
+        options = f"{word} [--config NAME|FILE] [--key value | key=value]...".strip()
+        print_help(f"Usage: {name or Path(sys.argv[0]).name} {options}\n\n{explained(schema)}")
+        return 0
+    as_json = "--json" in words and "json" not in get_type_hints(schema)
+
+    def work() -> int:
+        done = run(parse([w for w in words if not as_json or w != "--json"], schema))
+        if isinstance(done, int):
+            return done
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps({"output": str(done)}) if as_json else f"wrote {done}")
+        return 0
+
+    resumable = "resume" in getattr(schema, "aliases", {})
+    return guarded(work, "go on with --resume latest" if resumable else "run the same command again to go on")

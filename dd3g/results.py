@@ -1,4 +1,4 @@
-"""What the `dd3g` command writes for one picture: splat files, turntable, viewer page, and the matte."""
+"""What `dd3g infer` writes for one picture: splat files, turntable, viewer page, and the matte."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Request:
     Args:
         out: output folder.
         formats: some of `FORMATS`.
-        axes: one of `AXES`, or None for each format's own convention.
+        axes: one of `AXES`, or None for the convention of each format.
         turntable: also write an orbit video.
         viewer: also write a self-contained HTML page.
         seed: seed of the first sample; sample k uses seed + k, below `SEEDS`.
@@ -50,7 +50,7 @@ class Request:
         if self.axes not in (None, *AXES):
             raise UserError(f"unknown axes {self.axes!r}: choose from {', '.join(AXES)}")
         if self.samples < 1:
-            raise UserError(f"--samples {self.samples} makes nothing: give 1 or more")
+            raise UserError(f"--samples must be at least 1, got {self.samples}")
         highest = SEEDS - self.samples
         if not 0 <= self.seed <= highest:
             raise UserError(f"--seed {self.seed} is out of range: give 0 to {highest}")
@@ -111,15 +111,3 @@ def _write_one(gaussians: Gaussians, folder: Path, name: str, request: Request) 
         files.append(f"{name}.html")
         save_viewer(gaussians, folder / files[-1], title=name)
     return [str(request.out / file) for file in files]
-
-
-def explain(error: Exception, out: Path) -> str:
-    """The sentence for the user; anything that is not theirs to put right is raised again."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError):
-        reason = error.strerror or error
-        return f"could not write to {out} ({reason}): free some space or choose another folder with -o"
-    if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
-        return "not enough memory: close other programs, or give --device cpu"
-    raise error

@@ -140,7 +140,7 @@ class QuadrupleDataset:
     def __init__(self, quadruples: Sequence[Quadruple], seed: int, targets: int = 4) -> None:
         self.quadruples, self.seed, self.targets = quadruples, seed, targets
         if not len(quadruples):
-            raise UserError("no quadruples to train on; make some with python -m distill.simulate")
+            raise UserError("no quadruples to train on; make some with dd3g simulate")
         if quadruples[0].outputs.shape[1] != 4:
             raise UserError(
                 "these quadruples have views without alpha, which training needs: use a teacher with alpha"

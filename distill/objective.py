@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from dd3g.diffusion import convert
 from dd3g.gaussians import Gaussians
 from dd3g.rasterizer import rasterize
+from dd3g.setting import setting
 from dd3g.training import generator_for
 from distill.datasets import Sample
 
@@ -35,27 +36,27 @@ COVERED = 0.65  # alpha from which a pixel inside the mask is no hole, with some
 class ObjectiveConfig:
     """Weights of the terms; 0 leaves a term out."""
 
-    bootstrap: float = 0.15  # first share of the steps: masks, depth and colour per Gaussian, no renders
-    direct_floor: float = 0.1  # what the per-Gaussian terms fall to by mid-training, and keep
-    color: float = 8.0  # squared error of renders
-    color_l1: float = 1.0  # absolute error of renders
-    alpha: float = 2.0  # squared error of rendered alpha
-    hole_weight: float = 2.0  # a hole inside the mask costs this many times a leak outside
-    cover: float = 0.0  # squared lack of alpha below 0.65 inside the mask: closes holes, hardly swells edges
-    structure: float = 0.5  # L1 of image gradients at three scales
-    perceptual: float = 0.0  # VGG16 features; needs `python -m dd3g.models fetch hed_vgg16`
-    antialiased: bool = True  # else Gaussians shrink below a pixel, where the dilation hides them
-    input_weight: float = 2.0  # of the input view, relative to the other targets
-    direct_alpha: float = 0.5  # opacity of each Gaussian against the alpha of its pixel
-    direct_depth: float = 4.0  # its depth
-    direct_color: float = 1.0  # its colour
-    implicit: float = 0.0  # lambda of the verification
-    implicit_form: Literal["score", "literal", "x0"] = "x0"  # or score, literal; see Verifier
-    implicit_guidance: float = 1.0  # classifier-free guidance of the verifier; 1 is none
-    implicit_every: int = 1  # verify at every n-th step only
-    ramp: Literal["sigmoid", "constant"] = "sigmoid"  # of the verification over the run; or constant
-    ramp_center: float = 0.3  # share of the steps at which the sigmoid stands at one half
-    ramp_width: float = 0.05  # of the sigmoid, share of the steps
+    bootstrap: float = setting(0.15, "first share of the steps: terms per Gaussian, no renders")
+    direct_floor: float = setting(0.1, "what the per-Gaussian terms fall to by mid-training, and keep")
+    color: float = setting(8.0, "squared error of renders")
+    color_l1: float = setting(1.0, "absolute error of renders")
+    alpha: float = setting(2.0, "squared error of rendered alpha")
+    hole_weight: float = setting(2.0, "a hole inside the mask costs this many times a leak outside")
+    cover: float = setting(0.0, "squared lack of alpha below 0.65 inside the mask: closes holes")
+    structure: float = setting(0.5, "L1 of image gradients at three scales")
+    perceptual: float = setting(0.0, "VGG16 features; needs `dd3g models fetch hed_vgg16`")
+    antialiased: bool = setting(True, "else Gaussians shrink below a pixel, where the dilation hides them")
+    input_weight: float = setting(2.0, "of the input view, relative to the other targets")
+    direct_alpha: float = setting(0.5, "opacity of each Gaussian against the alpha of its pixel")
+    direct_depth: float = setting(4.0, "its depth")
+    direct_color: float = setting(1.0, "its colour")
+    implicit: float = setting(0.0, "lambda of the verification")
+    implicit_form: Literal["score", "literal", "x0"] = setting("x0", "or score, literal; see Verifier")
+    implicit_guidance: float = setting(1.0, "classifier-free guidance of the verifier; 1 is none")
+    implicit_every: int = setting(1, "verify at every n-th step only")
+    ramp: Literal["sigmoid", "constant"] = setting("sigmoid", "of the verification over the run; or constant")
+    ramp_center: float = setting(0.3, "share of the steps at which the sigmoid stands at one half")
+    ramp_width: float = setting(0.05, "of the sigmoid, share of the steps")
 
 
 class Objective:

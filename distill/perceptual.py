@@ -47,7 +47,7 @@ class VggDistance(nn.Module):
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} is damaged or holds no VGG16 of HED ({error}): delete it and get it again with "
-                "`python -m dd3g.models fetch hed_vgg16`"
+                "`dd3g models fetch hed_vgg16`"
             ) from error
         self.register_buffer("mean", torch.tensor(MEAN_BGR)[:, None, None])
         self.requires_grad_(False)

@@ -97,7 +97,7 @@ class Quadruples(Sequence[Quadruple]):
 
     def __init__(self, source: str | Path | Sequence[str | Path], cache: bool = False) -> None:
         if not source:
-            raise UserError("no quadruples were named: give a folder written by python -m distill.simulate")
+            raise UserError("no quadruples were named: give a folder written by dd3g simulate")
         self._shards = Shards(source)
         self._cache: list[Quadruple] = []
         if cache:

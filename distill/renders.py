@@ -1,4 +1,4 @@
-"""Read the shards of rendered objects that tools/render_objects.py writes."""
+"""Read the shards of rendered objects that `dd3g data render` writes."""
 
 from __future__ import annotations
 

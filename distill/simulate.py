@@ -1,7 +1,7 @@
 """Simulate a teacher's ODE: pictures in, noise-camera-input-output quadruples out.
 
-python -m distill.simulate INPUTS --teacher PATH --output DIR
-python -m distill.simulate verify DIR --teacher PATH
+dd3g simulate INPUTS --teacher PATH --output DIR
+dd3g simulate verify DIR --teacher PATH
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from dd3g.command import run_command
+from dd3g.command import Device, Json, dispatch
 from dd3g.device import find_device
 from dd3g.errors import UserError
 from distill.generate_shards import ShardSet, generate_shards
@@ -37,8 +37,6 @@ def _partial_state(device: str) -> tuple[Any, torch.device]:
     return state, place
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Which = Annotated[str, typer.Option(help="A teacher's folder, a shipped name, or 'analytic'.")]
 
 
@@ -154,11 +152,9 @@ def verify_command(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code, 2 with one line when something is wrong."""
-    words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["verify"]:
-        return run_command(verify_command, words[1:], "python -m distill.simulate verify")
-    return run_command(simulate_command, words, "python -m distill.simulate")
+    """Command line; returns the exit code."""
+    about = "Simulate a teacher: pictures in, quadruples out."
+    return dispatch({"verify": verify_command}, argv, "dd3g simulate", about, otherwise=simulate_command)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from dd3g.nn.checkpoint import load_weights
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.pepd.generator import find_weights
 from dd3g.rasterizer import rasterize
+from dd3g.setting import setting
 from dd3g.training import LoopConfig, Samples, fit
 from distill.contact_sheet import save_contact_sheet
 from distill.datasets import (
@@ -39,17 +41,19 @@ from distill.renders import RenderedObjects
 class DistillConfig(LoopConfig):
     """Everything that a generator run needs. Give `quadruples`, `renders`, or both."""
 
+    configs: ClassVar[str] = "distill"
+
     output_dir: str = "runs/distill"
-    quadruples: list[str] = field(default_factory=list)  # shards made by distill.simulate
-    renders: list[str] = field(default_factory=list)  # shards made by tools/render_objects.py
-    quadruples_start: float = 0.5  # with both: share of the steps before the first quadruple
-    quadruples_share: float = 0.5  # with both: share of quadruples from then on
-    scan_fraction: float = 0.4  # share of renders of scans and PBR objects
-    shape_fraction: float = 0.1  # share of renders of untextured shapes with made-up textures
-    targets: int = 4  # views a sample is compared in, the input among them
-    validation_renders: str = ""  # rendered objects for the contact sheet; never trained on
-    pretrained_teacher_model: str = ""  # verifier; needed when objective.implicit is not 0
-    init_from: str = ""  # start from the weights of this generator
+    quadruples: list[str] = setting([], "shards made by `dd3g simulate`")
+    renders: list[str] = setting([], "shards made by `dd3g data render`")
+    quadruples_start: float = setting(0.5, "with both: share of the steps before the first quadruple")
+    quadruples_share: float = setting(0.5, "with both: share of quadruples from then on")
+    scan_fraction: float = setting(0.4, "share of renders of scans and PBR objects")
+    shape_fraction: float = setting(0.1, "share of renders of untextured shapes with made-up textures")
+    targets: int = setting(4, "views a sample is compared in, the input among them")
+    validation_renders: str = setting("", "rendered objects for the contact sheet; never trained on")
+    pretrained_teacher_model: str = setting("", "verifier; needed when objective.implicit is not 0")
+    init_from: str = setting("", "start from the weights of this generator")
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
@@ -159,5 +163,10 @@ def losses(config: DistillConfig) -> tuple[Verifier | None, nn.Module | None]:
     return verifier, perceptual
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return launch(run, DistillConfig, argv, "dd3g train")
+
+
 if __name__ == "__main__":
-    sys.exit(launch(run, DistillConfig))
+    sys.exit(main())

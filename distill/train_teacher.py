@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from dd3g.configuration import launch
 from dd3g.diffusion import sample
 from dd3g.errors import UserError
+from dd3g.setting import setting
 from dd3g.training import LoopConfig, fit
 from distill.contact_sheet import save_contact_sheet
 from distill.datasets import RenderDataset, Sample, check_fit, validation_batch
@@ -26,13 +28,15 @@ from distill.teachers.compact import CompactCondition, CompactConfig, CompactTea
 class TeacherConfig(LoopConfig):
     """Everything that a teacher run needs."""
 
+    configs: ClassVar[str] = "teacher"
+
     output_dir: str = "runs/teacher"
-    renders: list[str] = field(default_factory=lambda: ["runs/renders/train"])  # of tools/render_objects.py
-    validation_renders: str = ""  # rendered objects for the contact sheet; never trained on
-    scan_fraction: float = 0.4  # share of scans and PBR objects
-    shape_fraction: float = 0.1  # share of untextured shapes with made-up textures
-    turned_fraction: float = 0.15  # share whose rig is turned from the input; the verifier needs them
-    condition_dropout: float = 0.1  # share without a picture, for classifier-free guidance
+    renders: list[str] = setting(["runs/renders/train"], "shards made by `dd3g data render`")
+    validation_renders: str = setting("", "rendered objects for the contact sheet; never trained on")
+    scan_fraction: float = setting(0.4, "share of scans and PBR objects")
+    shape_fraction: float = setting(0.1, "share of untextured shapes with made-up textures")
+    turned_fraction: float = setting(0.15, "share whose rig is turned from the input, for the verifier")
+    condition_dropout: float = setting(0.1, "share without a picture, for classifier-free guidance")
     teacher: CompactConfig = field(default_factory=CompactConfig)
 
     def __post_init__(self) -> None:
@@ -107,5 +111,10 @@ def run(config: TeacherConfig) -> Path:
     return output / "model"
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return launch(run, TeacherConfig, argv, "dd3g train-teacher")
+
+
 if __name__ == "__main__":
-    sys.exit(launch(run, TeacherConfig))
+    sys.exit(main())

@@ -11,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dd3g import infer
+from dd3g.command import make_app
 from dd3g.gaussians import Gaussians
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +40,7 @@ class StubGenerator:
 
 
 def run(*args, code=0):
-    result = CliRunner().invoke(infer.app, [str(a) for a in args])
+    result = CliRunner().invoke(make_app(infer.infer), [str(a) for a in args])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == code, result.output

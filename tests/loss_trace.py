@@ -17,7 +17,6 @@ sys.path += [str(Path(__file__).parent), str(Path(__file__).parent / "pose")]
 import torch
 from small_motion import small_archive
 from tiny_objects import write_quadruples, write_renders
-from typer.testing import CliRunner
 
 STEPS = 20
 SHAPE = {"size": 32, "width": 32, "depth": 1, "heads": 2, "residual_hidden": 8, "fine": 8, "mid": 16}
@@ -52,10 +51,10 @@ def trainers(folder: Path) -> dict[str, Callable[[], object]]:
         return lambda: launch(distil, DistillConfig, words)
 
     def pose(network: str, *options: object) -> Callable[[], object]:
-        from dd3g.pose.train import app
+        from dd3g.pose.train import main
 
         words = [network, "--motion", motion, "-o", folder / network, "--steps", STEPS, *options]
-        return lambda: CliRunner().invoke(app, [str(w) for w in words])
+        return lambda: main([str(w) for w in words])
 
     teacher = _words(folder / "teacher", "teacher", SHAPE, {"renders": f"[{renders}]"})
     tiny = {"size": 32, "width": 64, "depth": 1, "heads": 2, "hidden": 16, "mid": 16, "buckets": 64}

@@ -33,16 +33,9 @@ STRANGERS = {
     "distill": ("data_gen", "tools"),
 }
 # Circles that are still there, each as the modules of its strongly connected component.
-KNOWN_CIRCLES = {
-    frozenset({"dd3g.pose.difficulty", "dd3g.pose.restoration"}),
-    frozenset({"dd3g.pose.__main__", "dd3g.pose.video"}),
-    frozenset({"data_gen.stats", "data_gen.stats_page"}),
-    frozenset({"data_gen.mesh", "data_gen.mesh_render"}),
-    frozenset({"data_gen.packed_sources", "data_gen.sources"}),
-    frozenset({f"data_gen.{n}" for n in ("pictures", "pipeline_folders", "pipelines", "shapes")}),
-}
+KNOWN_CIRCLES: set[frozenset[str]] = set()
 KNOWN_UPWARD: set[tuple[str, str]] = set()
-KNOWN_OF_TESTS = {("tools.benchmark", "tile_reference")}
+KNOWN_OF_TESTS: set[tuple[str, str]] = set()
 
 
 @cache

@@ -4,16 +4,16 @@ import json
 
 import pytest
 from infer_command import ROOT
-from typer.testing import CliRunner
 
-from tools import benchmark, benchmark_pose
+import dd3g.benchmark.pose
+from dd3g.benchmark.__main__ import main
+from dd3g.benchmark.rasterize import race
 
 
-def test_pose_is_timed():
-    words = ["pose", "--repeats", "1", "--hypotheses", "2", "--json"]
-    result = CliRunner().invoke(benchmark.app, words)
-    assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout)
+@pytest.mark.slow
+def test_pose_is_timed(capsys):
+    assert main(["pose", "--repeats", "1", "--hypotheses", "2", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
     assert report["machine"]["cores"] >= 1
     parts = report["pose"]
     assert parts.pop("BlazePose, a person") is None
@@ -21,35 +21,32 @@ def test_pose_is_timed():
     assert all(seconds > 0 for seconds in parts.values())
 
 
-def test_a_slow_part_fails_the_check(monkeypatch):
-    def slow(*_):
-        return dict.fromkeys(benchmark_pose.FLOORS, 1.0)
-
-    monkeypatch.setattr(benchmark_pose, "time_pose", slow)
-    result = CliRunner().invoke(benchmark.app, ["pose", "--check"])
-    assert result.exit_code == 1
-    assert "too slow: BlazePose, a person, restoration" in result.output
+def test_a_slow_part_fails_the_check(monkeypatch, capsys):
+    times = dict.fromkeys(dd3g.benchmark.pose.FLOORS, 1.0)
+    monkeypatch.setattr(dd3g.benchmark.pose, "time_pose", lambda *_: times)
+    assert main(["pose", "--check"]) == 1
+    assert "too slow: BlazePose, a person; restoration" in capsys.readouterr().err
+    assert main(["pose"]) == 0
 
 
-def test_a_missing_photo_is_named(tmp_path):
-    result = CliRunner().invoke(benchmark.app, ["pose", str(tmp_path / "none.jpg")])
+def test_a_missing_photo_is_named(tmp_path, capsys):
     # Without the detector's model the photo is not looked at.
-    if benchmark_pose.model_path("pose_detection") is None:
+    if dd3g.benchmark.pose.model_path("pose_detection") is None:
         pytest.skip("the detector's model has not been fetched")
-    assert result.exit_code == 2 and "none.jpg does not exist" in result.output
+    assert main(["pose", str(tmp_path / "none.jpg")]) == 2
+    assert "none.jpg does not exist" in capsys.readouterr().err
 
 
-def test_what_infer_lacks_is_named(tmp_path):
+def test_what_infer_lacks_is_named(tmp_path, capsys):
     lamp, none = str(ROOT / "assets/lamp.png"), str(tmp_path / "none.png")
     for words, message in (
         ([none], "none.png does not exist"),
         ([lamp, "--weights", "nope"], "no such weights"),
     ):
-        result = CliRunner().invoke(benchmark.app, ["infer", *words])
-        assert result.exit_code == 2 and message in result.output
+        assert main(["infer", *words]) == 2 and message in capsys.readouterr().err
 
 
 def test_engines_are_raced():
-    row = benchmark._race(200, 16, 8.0, 1)
+    row = race(200, 16, 8.0, 1)
     assert (row["gaussians"], row["size"], row["floor"]) == (200, 16, 8.0)
     assert row["speedup"] == pytest.approx(row["tiles"]["both"] / row["dd3g"]["both"])

@@ -13,11 +13,12 @@ from omegaconf import OmegaConf
 
 from data_gen.__main__ import main as commands
 from data_gen.collect import CollectConfig
-from data_gen.config import SynthesizeConfig
+from data_gen.synthesize import SynthesizeConfig
 from data_gen.train_tiny import TinyTrainConfig
 from dd3g.configuration import explained, launch, parse
 from dd3g.errors import UserError
 from dd3g.pepd import Generator
+from dd3g.setting import setting
 from distill.train import DistillConfig, run
 from distill.train_teacher import TeacherConfig
 from distill.train_teacher import run as run_teacher
@@ -92,6 +93,33 @@ def test_wrong_values_for_the_teacher(line, message, capsys):
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
+def test_a_packaged_configuration_is_found_by_name(tmp_path, monkeypatch):
+    named = parse(["--config", "nano"], DistillConfig)
+    assert named == parse(["--config", str(ROOT / "configs/distill/nano.yaml")], DistillConfig)
+    assert named.max_train_steps == 1500
+    assert parse(["--config", "nano"], TeacherConfig).teacher.steps == 4
+    assert parse(["--config", "flux"], SynthesizeConfig).model.steps == 4
+    with pytest.raises(UserError, match=r"no file huge.* packaged configuration .*\(base, nano, small\)"):
+        parse(["--config=huge"], DistillConfig)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nano").write_text("max_train_steps: 7")  # a file of one's own wins
+    assert parse(["--config", "nano"], DistillConfig).max_train_steps == 7
+
+
+def test_output_is_taken_as_it_is_spelled():
+    for words in (["-o", "a=[b]"], ["--output", "a=[b]"], ["output=a=[b]"], ["--output=a=[b]"], ["-o=a=[b]"]):
+        assert parse(words, DistillConfig).output_dir == "a=[b]"
+        assert parse(words, SynthesizeConfig).output == "a=[b]"
+    assert parse(["null", "-o", "x"], CollectConfig).source == "null"
+
+
+def test_switches_need_no_value(capsys):
+    assert parse(["--json", "--seed", "3"], SynthesizeConfig).json
+    assert parse(["json=false"], SynthesizeConfig).json is False
+    assert launch(lambda config: Path("run"), DistillConfig, ["--json"]) == 0
+    assert capsys.readouterr().out == '{"output": "run"}\n'
+
+
 def test_a_configuration_that_divides_by_zero():
     @dataclass
     class Shape:
@@ -123,10 +151,9 @@ def test_wrong_yaml(tmp_path, text, capsys):
     "schema", [DistillConfig, TeacherConfig, SynthesizeConfig, CollectConfig, TinyTrainConfig]
 )
 def test_help_tells_of_every_key(schema, capsys):
-    with pytest.raises(SystemExit) as stop:
-        launch(run, schema, ["--help"])
+    assert launch(run, schema, ["--help"]) == 0
     usage, empty, *listed = capsys.readouterr().out.splitlines()
-    assert stop.value.code == 0 and usage.startswith("usage: ") and not empty
+    assert usage.startswith("Usage: ") and not empty
     keys = [line for line in listed if re.match(r" *\w+:", line)]
     assert len(keys) >= len(fields(schema)) and all(re.search(r"  # .{4,}$", key) for key in keys), keys
     # It can be saved as a --config.
@@ -138,14 +165,14 @@ def test_help_tells_of_every_key(schema, capsys):
 class Inner:
     """A section. It has more."""
 
-    depth: int = 2  # layers
-    sizes: list[int] = field(default_factory=lambda: [1, 2])  # of each
+    depth: int = setting(2, "layers")
+    sizes: list[int] = setting([1, 2], "of each")
 
 
 @dataclass
 class Base:
-    seed: int = 0  # of the run
-    name: str = "a"  # in the log
+    seed: int = setting(0, "of the run")
+    name: str = setting("a", "in the log")
 
 
 @dataclass
@@ -158,7 +185,7 @@ class Outer(Base):
     aliases: ClassVar[dict[str, str]] = {"layers": "inner.depth"}
 
     name: str = "b"
-    depth: int = 7  # of the whole
+    depth: int = setting(7, "of the whole")
     inner: Inner = field(default_factory=Inner)
 
 
@@ -168,14 +195,10 @@ def test_help_is_read_by_head(helped, monkeypatch):
     os.close(reader)
     with os.fdopen(writer, "w") as pipe, monkeypatch.context() as patch:  # closing it flushes once more
         patch.setattr(sys, "stdout", pipe)
-        try:
-            code = helped(["--help"])
-        except SystemExit as end:
-            code = end.code
-        assert code == 0
+        assert helped(["--help"]) == 0
 
 
-def test_help_is_made_of_the_comments():
+def test_help_is_made_of_the_settings():
     assert explained(Outer) == (
         "# What it is for.\nseed: 0  # of the run\nname: b  # in the log\ndepth: 7  # of the whole\n"
         "inner:  # A section. It has more.\n  depth: 2  # layers\n  sizes:  # of each\n  - 1\n  - 2\n"

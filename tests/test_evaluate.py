@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data_gen.mesh import Mesh, corner_normals
-from data_gen.mesh_render import Light, render_mesh
+from data_gen.meshes.mesh import Mesh
+from data_gen.meshes.normals import corner_normals
+from data_gen.meshes.rendering import Light, render_mesh
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
@@ -21,13 +22,13 @@ from dd3g.io.shards import write_shard
 from dd3g.models import model_path
 from dd3g.pepd import GeneratorConfig
 from dd3g.rasterizer import rasterize
+from distill.evaluation import compare as tool
+from distill.evaluation.metrics import on_white, view_metrics
+from distill.evaluation.predictors import Prediction, Target, all_white, flat_card, mean_color_blob
+from distill.evaluation.report import evenly, print_table, write_csv
+from distill.evaluation.scores import BANDS, compare_with_quadruples, score, summarise
+from distill.evaluation.stlpips import STLPIPS
 from distill.quadruples import Quadruple, encode, noise_of
-from tools import evaluate as tool
-from tools.metrics import on_white, view_metrics
-from tools.predictors import Prediction, Target, all_white, flat_card, mean_color_blob
-from tools.report import evenly, write_csv
-from tools.scores import BANDS, compare_with_quadruples, score, summarise
-from tools.stlpips import STLPIPS
 
 ROOT = Path(__file__).parents[1]
 AZIMUTHS = [0, 90, 180, 270, 20, 100, 110, 170, 250, 340]
@@ -61,6 +62,7 @@ def perfect(target: Target) -> Prediction:
     return Prediction(list(range(len(target.rgba))), on_white(target.rgba), target.rgba[:, 3:])
 
 
+@pytest.mark.slow
 def test_perfect_and_white_rows():
     target = target_of(ellipsoid())
     best = score(target, perfect)
@@ -170,11 +172,11 @@ class Stub(nn.Module):
 
 
 def write_renders(folder: Path, count: int = 3) -> None:
-    """Shards as tools/render_objects.py makes them, of cubes."""
+    """Shards as `dd3g data render` makes them, of cubes."""
     import trimesh
 
-    from data_gen.objects import Options
-    from tools.render_objects import render_folder
+    from data_gen.meshes.objects import Options
+    from data_gen.render import render_folder
 
     meshes = folder.parent / "meshes"
     meshes.mkdir()
@@ -183,6 +185,7 @@ def write_renders(folder: Path, count: int = 3) -> None:
     render_folder(meshes, folder, Options(size=32, supersample=2, eval=True))
 
 
+@pytest.mark.slow
 def test_evaluate_writes_everything(tmp_path, monkeypatch):
     import dd3g.pepd
 
@@ -238,7 +241,7 @@ def test_evaluate_writes_everything(tmp_path, monkeypatch):
         a, b = dict(again["rows"][label]), dict(rows[label])
         a.pop("seconds_per_object"), b.pop("seconds_per_object")
         assert a == b
-    tool.print_table(report)
+    print_table(report)
     made["other"] = Stub()
     made["other"].config = GeneratorConfig(size=16, latent_shape=(4, 4, 4, 4))
     with pytest.raises(UserError, match=r"noise of \(4, 4, 2, 2\), and b takes \(4, 4, 4, 4\)"):
@@ -271,7 +274,7 @@ def test_quadruples_count_and_limit(tmp_path):
 def test_stlpips_with_its_own_weights():
     path = model_path("stlpips_alex")
     if path is None:
-        pytest.skip("needs `python -m dd3g.models fetch stlpips_alex`")
+        pytest.skip("needs `dd3g models fetch stlpips_alex`")
     metric = STLPIPS(path)
     target = target_of(ellipsoid(), size=64)
     picture = on_white(target.rgba[:1])
@@ -283,6 +286,7 @@ def test_stlpips_with_its_own_weights():
     assert 0 < little < much and shifted < 0.5 * other
 
 
+@pytest.mark.slow
 def test_bad_calls_are_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="two generators are called 'a'"):
         tool.named(["a=x", "a=y"])

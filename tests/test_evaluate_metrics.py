@@ -8,8 +8,15 @@ import pytest
 import torch
 
 from dd3g.errors import UserError
-from tools.metrics import azimuth_distance, bootstrap_mean, on_white, psnr, ssim_map, view_metrics
-from tools.stlpips import STLPIPS
+from distill.evaluation.metrics import (
+    azimuth_distance,
+    bootstrap_mean,
+    on_white,
+    psnr,
+    ssim_map,
+    view_metrics,
+)
+from distill.evaluation.stlpips import STLPIPS
 
 
 def test_psnr_values():

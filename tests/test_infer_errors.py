@@ -67,7 +67,7 @@ def test_picture_that_needs_a_matte_that_is_not_there(here, stub, monkeypatch):
     monkeypatch.setenv("DD3G_CACHE", str(here / "nothing"))
     dd3g.matting._u2netp_session.cache_clear()
     Image.new("RGB", (40, 40), "red").save("photo.png")
-    fails("photo.png", match="python -m dd3g.models fetch u2netp")
+    fails("photo.png", match="dd3g models fetch u2netp")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_picture_that_needs_a_matte_that_is_not_there(here, stub, monkeypatch):
         (("--format", "obj"), "unknown format 'obj': give one or more of ply,spz,splat,glb"),
         (("--format", ""), "unknown format"),
         (("--axes", "left"), "unknown axes 'left': choose from opencv, opengl, zup"),
-        (("--samples", "0"), "--samples 0 makes nothing"),
+        (("--samples", "0"), "--samples must be at least 1, got 0"),
         (("--seed", "-1"), "--seed -1 is out of range: give 0 to "),
         (("--device", "tpu9"), "unknown device 'tpu9'"),
         (("--device", "meta"), "unknown device 'meta': give auto, cpu, cuda, cuda:1 or mps"),
@@ -148,13 +148,13 @@ def test_pictures_that_may_not_be_reached(stub, home):
     secret.chmod(0)
     with without_rights():
         assert run(secret, "-o", home / "out", code=2).stderr == (
-            f"error: {secret} may not be read: check its permissions\n"
+            f"error: cannot read {secret}: check its permissions\n"
         )
         alone = run(locked, "-o", home / "out", code=2)
         beside = run(locked, good, locked.parent, "-o", home / "out", code=1)
-    assert alone.stderr == f"error: {locked} may not be read: check its permissions\n"
+    assert alone.stderr == f"error: cannot read {locked}: check its permissions\n"
     assert beside.stderr.splitlines() == [
-        f"error: the folder {locked.parent} may not be read (Permission denied): check its permissions",
+        f"error: cannot read the folder {locked.parent} (Permission denied): check its permissions",
         alone.stderr.strip(),
     ]
     assert written(home / "out") == ["good.matte.png", "good.ply"]
@@ -210,6 +210,7 @@ def untrained(tmp_path_factory):
     return Generator(config).save_pretrained(folder / "tiny")
 
 
+@pytest.mark.slow
 def test_real_command_twice_gives_the_same_bytes(here, untrained):
     source = picture("chair.png")
     for out in ("one", "two"):
@@ -222,6 +223,7 @@ def test_real_command_twice_gives_the_same_bytes(here, untrained):
     assert written("one") == ["chair.glb", "chair.matte.png", "chair.ply", "chair.splat", "chair.spz"]
 
 
+@pytest.mark.slow
 def test_full_disk_through_the_real_command(here, untrained):
     def full():
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))

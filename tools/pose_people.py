@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
+from dd3g.pose.body.geometry import unproject
 from dd3g.pose.data.h36m import load_h36m, read_frame_list
 from dd3g.pose.data.h36m_items import load_h36m_items
 from dd3g.pose.data.motion import Motion, load_cmu
 from dd3g.pose.data.mpi3dhp import load_3dhp_npz, load_3dhp_pair, load_3dhp_test
 from dd3g.pose.data.recording import Recording
+from dd3g.pose.data.synthesis import synthesise
 from dd3g.pose.data.threedpw import load_3dpw
-from dd3g.pose.geometry import unproject
-from dd3g.pose.synthesis import synthesise
 
 _HARD = "framelist_h36m_hard_subset.txt"
 _HP3D = "root-aligned; PCK and AUC over the official 14 joints"
@@ -75,15 +75,15 @@ class People:
         return len(self.pose)
 
     def __getitem__(self, rows: slice) -> People:
-        return People(
-            self.pose[rows],
-            self.keypoints[rows],
-            self.confidence[rows],
-            self.K[rows],
-            self.size,
-            self.groups[rows],
-            None if self.root is None else self.root[rows],
-        )
+        names = ("pose", "keypoints", "confidence", "K", "groups", "root")
+        fields = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return replace(self, **{name: value[rows] for name, value in fields.items()})
+
+
+def spread(count: int, limit: int) -> Tensor:
+    """At most `limit` of `count` indices, evenly spread; 0: all."""
+    chosen = min(limit or count, count)
+    return (torch.arange(chosen) * count) // max(chosen, 1)
 
 
 def describe(dataset: str, protocol: str | None) -> tuple[str, str]:
@@ -165,8 +165,7 @@ def load_people(
 
 def virtual_people(motion: Motion, protocol: str, limit: int, seed: int) -> People:
     """Frames of a motion, evenly spread, each seen by a random camera."""
-    count = min(limit or len(motion), len(motion))
-    indices = (torch.arange(count) * len(motion)) // count
+    indices = spread(len(motion), limit)
     sigma, occluded = (0.0, 0.0) if protocol == "clean" else (5.0, 0.1)
     views = synthesise(motion, indices, seed, bones=0.0, mirror=False, sigma=sigma, occluded=occluded)
     groups = [motion.actions[c].split(" - ")[0].split(",")[0] for c in motion.clip[indices].tolist()]
@@ -180,26 +179,23 @@ def _merged(
     chosen = torch.arange(0, sum(map(len, recordings)), every)
     if not len(chosen):
         raise UserError("there is no frame to evaluate")
-    count = min(limit or len(chosen), len(chosen))
-    chosen = chosen[(torch.arange(count) * len(chosen)) // count]
-    sizes: dict[tuple[int, int], list[tuple[Recording, Tensor]]] = {}
+    chosen = chosen[spread(len(chosen), limit)]
+    sizes: dict[tuple[int, int], list[Recording]] = {}
     before = 0
     for recording in recordings:
-        rows = chosen[(chosen >= before) & (chosen < before + len(recording))] - before
+        kept = recording[chosen[(chosen >= before) & (chosen < before + len(recording))] - before]
         before += len(recording)
-        if len(rows):
-            sizes.setdefault(recording.size, []).append((recording, rows))
+        if len(kept):
+            sizes.setdefault(recording.size, []).append(kept)
     result = []
     for size, parts in sizes.items():
         pose, keypoints, confidence, root = (
-            torch.cat([getattr(r, f)[rows] for r, rows in parts])
-            for f in ("pose", "keypoints", "confidence", "root")
+            torch.cat([getattr(r, name) for r in parts])
+            for name in ("pose", "keypoints", "confidence", "root")
         )
-        K = torch.cat([r.K.expand(len(rows), 3, 3) for r, rows in parts])
-        groups = [getattr(r, group) for r, rows in parts for _ in rows]
-        people = People(pose, keypoints, confidence, K, size, groups)
-        if depth:
-            ray = unproject(keypoints[:, :1], K)[:, 0]  # (B, 2)
-            people = replace(people, root=torch.cat([ray, torch.ones(len(ray), 1)], 1) * root[:, 2:])
-        result.append(people)
+        K = torch.cat([r.K.expand(len(r), 3, 3) for r in parts])
+        groups = [getattr(r, group) for r in parts for _ in r.frames]
+        rays = torch.cat([unproject(keypoints[:, :1], K)[:, 0], torch.ones(len(K), 1)], 1)
+        known = rays * root[:, 2:] if depth else None
+        result.append(People(pose, keypoints, confidence, K, size, groups, known))
     return result

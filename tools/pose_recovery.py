@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,24 @@ from torch import Tensor
 
 from dd3g.errors import UserError
 from dd3g.pose import metrics
-from dd3g.pose.body import default_body
-from dd3g.pose.body_energies import BodyKeypoints, MultiView, SmoothRotations
+from dd3g.pose.body.bodies import default_body
+from dd3g.pose.body.geometry import axis_angle_to_matrix
 from dd3g.pose.data.motion import Motion
-from dd3g.pose.fitting import PosePrior, fit_body
-from dd3g.pose.geometry import axis_angle_to_matrix
-from dd3g.pose.recovery import FAST, PUBLISHED, PUBLISHED_VIEWS, VIDEO, Recovery, recover
-from dd3g.pose.rotation_denoiser import Condition, RotationDenoiser, keypoint_condition, posed
-from dd3g.pose.synthesis import Views, normal, synthesise
+from dd3g.pose.data.synthesis import normal, posed, synthesise
+from dd3g.pose.methods.fitting import PosePrior, fit_body
+from dd3g.pose.methods.recovery import (
+    FAST,
+    PUBLISHED,
+    PUBLISHED_VIEWS,
+    VIDEO,
+    Recovery,
+    RecoveryPlan,
+    recover,
+)
+from dd3g.pose.methods.recovery_energies import BodyKeypoints, MultiView, SmoothRotations
+from dd3g.pose.networks.pretrained import WEIGHTS
+from dd3g.pose.networks.rotation_denoiser import Condition, RotationDenoiser, keypoint_condition
+from tools.pose_people import spread
 
 DEGREES = 20.0
 CONVENTION = (
@@ -44,14 +55,12 @@ def evaluate_recovery(
     Raises:
         UserError: no frame with valid rotations, or weights that are missing.
     """
-    from dd3g.pose.lifter import WEIGHTS
-
     if test.rotations_valid is None or not test.rotations_valid.any():
         raise UserError("none of these clips has valid rotations: recovery cannot be evaluated on them")
     denoiser = RotationDenoiser.from_pretrained((weights or WEIGHTS) / "pose-recovery")
     prior = PosePrior.from_motion(train)
     rows = test.rotations_valid.nonzero()[:, 0]
-    single = rows[(torch.arange(min(limit, len(rows))) * len(rows)) // min(limit, len(rows))]
+    single = rows[spread(len(rows), limit)]
     return {
         "convention": CONVENTION,
         "single": _single(denoiser, prior, test, single, seed),
@@ -64,33 +73,30 @@ class _Scene:
     """Views of frames on random bodies, with perturbed starts."""
 
     def __init__(self, motion: Motion, rows: Tensor, seed: int, view: int = 0, steady: bool = False) -> None:
-        keys = motion.clip[rows] if steady else rows
-        betas = normal(seed, 41, keys, 10)
-        self.body = default_body()
-        bodies = posed(motion, rows, self.body, betas)
-        self.views: Views = synthesise(
+        self.betas = normal(seed, 41, motion.clip[rows] if steady else rows, 10)
+        self.body, self.seed = default_body(), seed
+        bodies = posed(motion, rows, self.body, self.betas)
+        self.views = v = synthesise(
             bodies, torch.arange(len(rows)), seed, view=view, steady=steady, bones=0.0, mirror=False
         )
-        v = self.views
         assert v.rotations is not None
         self.start = perturbed(v.rotations, seed + 7 * view, rows)
-        self.condition: Condition = keypoint_condition(v.keypoints, v.confidence, v.K)
-        self.evidence = BodyKeypoints(self.body, betas, v.keypoints, v.confidence, v.K, float(max(v.size)))
-        self.betas = betas
+        self.condition = keypoint_condition(v.keypoints, v.confidence, v.K)
+        self.evidence = BodyKeypoints(
+            self.body, self.betas, v.keypoints, v.confidence, v.K, float(max(v.size))
+        )
+
+    def recovered(self, denoiser: RotationDenoiser, plan: RecoveryPlan) -> Recovery:
+        generator = torch.Generator().manual_seed(self.seed)
+        return recover(denoiser, self.start, self.evidence, self.condition, plan, generator=generator)
 
     def errors(self, rotations: Tensor) -> dict[str, Tensor]:
-        poses = self.body.points(rotations, self.betas)
-        return {
-            "mpjpe": metrics.mpjpe(poses, self.views.pose),
-            "pa_mpjpe": metrics.pa_mpjpe(poses, self.views.pose),
-        }
+        poses, truth = self.body.points(rotations, self.betas), self.views.pose
+        return {"mpjpe": metrics.mpjpe(poses, truth), "pa_mpjpe": metrics.pa_mpjpe(poses, truth)}
 
 
-def _means(
-    errors: dict[str, Tensor], seconds: float = 0.0, found: Recovery | None = None
-) -> dict[str, float]:
-    result = {name: float(value.mean()) for name, value in errors.items()} | {"seconds_a_person": seconds}
-    return result if found is None else result | {"kept": float(found.kept.float().mean())}
+def _means(errors: dict[str, Tensor], seconds: float = 0.0) -> dict[str, float]:
+    return {name: float(value.mean()) for name, value in errors.items()} | {"seconds_a_person": seconds}
 
 
 def _single(
@@ -98,40 +104,42 @@ def _single(
 ) -> dict[str, Any]:
     scene = _Scene(motion, rows, seed)
     result: dict[str, Any] = {"start": _means(scene.errors(scene.start))}
-    for name, plan in (("recovery, fast", FAST), ("recovery, published plan", PUBLISHED)):
+    for name, find in (
+        ("recovery, fast", lambda: scene.recovered(denoiser, FAST)),
+        ("recovery, published plan", lambda: scene.recovered(denoiser, PUBLISHED)),
+        ("fitting (SMPLify-like)", lambda: fit_body(scene.start, scene.evidence, prior)),
+    ):
         began = time.perf_counter()
-        generator = torch.Generator().manual_seed(seed)
-        found = recover(denoiser, scene.start, scene.evidence, scene.condition, plan, generator=generator)
+        found = find()
         seconds = (time.perf_counter() - began) / len(rows)
-        result[name] = _means(scene.errors(found.rotations), seconds, found)
-    began = time.perf_counter()
-    found = fit_body(scene.start, scene.evidence, prior)
-    seconds = (time.perf_counter() - began) / len(rows)
-    result["fitting (SMPLify-like)"] = _means(scene.errors(found.rotations), seconds, found)
+        kept = {"kept": float(found.kept.float().mean())}
+        result[name] = _means(scene.errors(found.rotations), seconds) | kept
     return result | {"people": len(rows)}
 
 
 def _views(denoiser: RotationDenoiser, motion: Motion, rows: Tensor, seed: int) -> dict[str, Any]:
     scenes = [_Scene(motion, rows, seed, view) for view in range(VIEWS)]
-    alone = [
-        recover(denoiser, s.start, s.evidence, s.condition, FAST,
-                generator=torch.Generator().manual_seed(seed)).rotations for s in scenes
-    ]  # fmt: skip
-    together: dict[str, list[Tensor]] = {"start": [s.start for s in scenes], "single view": alone}
-    features = torch.stack([s.condition.features for s in scenes], 1).flatten(0, 1)
-    turns = [s.condition.view for s in scenes]
-    assert all(t is not None for t in turns)
-    view = torch.stack([t for t in turns if t is not None], 1).flatten(0, 1)
+
+    def beside(tensors: Iterable[Tensor | None]) -> Tensor:
+        """Tensors (B, ...), one a view -> (B * views, ...)."""
+        return torch.stack([t for t in tensors if t is not None], 1).flatten(0, 1)
+
+    condition = Condition(
+        beside(s.condition.features for s in scenes), beside(s.condition.view for s in scenes)
+    )
+    first = scenes[0].evidence
     betas, keypoints, confidence, K = (
-        torch.stack([getattr(s.evidence, name) for s in scenes], 1).flatten(0, 1)
+        beside(getattr(s.evidence, name) for s in scenes)
         for name in ("betas", "keypoints", "confidence", "K")
     )
-    first = scenes[0]
-    evidence = BodyKeypoints(first.body, betas, keypoints, confidence, K, first.evidence.size)
-    for name, start in (("multi-view from the start", together["start"]), ("multi-view", alone)):
-        stacked = torch.stack(start, 1).flatten(0, 1)
+    evidence = BodyKeypoints(first.body, betas, keypoints, confidence, K, first.size)
+    together = {
+        "start": [s.start for s in scenes],
+        "single view": [s.recovered(denoiser, FAST).rotations for s in scenes],
+    }
+    for name, start in (("multi-view from the start", "start"), ("multi-view", "single view")):
         found = recover(
-            denoiser, stacked, evidence, Condition(features, view), PUBLISHED_VIEWS,
+            denoiser, beside(together[start]), evidence, condition, PUBLISHED_VIEWS,
             together=MultiView(VIEWS), weight=0.0, gate=False,
         )  # fmt: skip
         together[name] = list(found.rotations.unflatten(0, (-1, VIEWS)).unbind(1))
@@ -148,23 +156,18 @@ def _video(denoiser: RotationDenoiser, motion: Motion, limit: int, seed: int) ->
     windows = windows[motion.rotations_valid[windows].all(1)]
     if not len(windows):
         return {}
-    count = min(max(limit // FRAMES, 1), len(windows))
-    windows = windows[(torch.arange(count) * len(windows)) // count]
+    windows = windows[spread(len(windows), max(limit // FRAMES, 1))]
     scene = _Scene(motion, windows.flatten(), seed, steady=True)
-    generator = torch.Generator().manual_seed(seed)
-    alone = recover(denoiser, scene.start, scene.evidence, scene.condition, FAST, generator=generator)
+    alone = scene.recovered(denoiser, FAST)
     smooth = recover(
         denoiser, alone.rotations, scene.evidence, scene.condition, VIDEO,
         together=SmoothRotations(FRAMES), gate=False,
     )  # fmt: skip
-    result: dict[str, Any] = {"windows": count, "frames": FRAMES}
+    result: dict[str, Any] = {"windows": len(windows), "frames": FRAMES}
     truth = scene.views.pose.unflatten(0, (-1, FRAMES))
-    for name, rotations in (
-        ("start", scene.start),
-        ("frame by frame", alone.rotations),
-        ("video", smooth.rotations),
-    ):
+    found = {"start": scene.start, "frame by frame": alone.rotations, "video": smooth.rotations}
+    for name, rotations in found.items():
         poses = scene.body.points(rotations, scene.betas).unflatten(0, (-1, FRAMES))
-        errors = scene.errors(rotations) | {"acceleration": metrics.acceleration_error(poses, truth)}
-        result[name] = _means(errors)
+        acceleration = {"acceleration": metrics.acceleration_error(poses, truth)}
+        result[name] = _means(scene.errors(rotations) | acceleration)
     return result

@@ -1,9 +1,8 @@
-"""How human are samples of the pose prior, and a sheet of 64: `python -m tools.pose_samples motion.npz`."""
+"""How human are samples of the pose prior: `python -m tools.pose_samples motion.npz`."""
 
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from dd3g.command import run_command
 from dd3g.io.atomic import replacing
 from dd3g.pose import metrics
-from dd3g.pose.skeletons import H36M_17
+from dd3g.pose.body.skeletons import H36M_17
 
 # Joint, where its limb starts and ends, and the way it bends when the limb hangs: 1 forward, -1 backward.
 HINGES = {
@@ -25,12 +24,12 @@ HINGES = {
     "left elbow": ("l_elbow", "l_shoulder", "l_wrist", 1),
     "right elbow": ("r_elbow", "r_shoulder", "r_wrist", 1),
 }
-BENT = 20.0  # degrees of bend from which on its direction says something
-RAISED = 120.0  # degrees from hanging, beyond which it says nothing: the limb may have come up either way
+BENT = 20.0  # degrees of bend from which on its direction is meaningful
+RAISED = 120.0  # degrees from hanging, beyond which it is not: the limb may have come up either way
 TAIL = 0.001  # share of the training data that lies beyond a limit, on either side
 VIEWS = 50_000
 CHUNK = 2500
-SHEET = 64
+ON_SHEET = 64  # poses on the contact sheet
 CONVENTION = (
     "Limits are the 0.1 and 99.9 percentiles of training views (random cameras and bone lengths). Bones: "
     "share of bone lengths within. Violations: share of knees and elbows whose bend, or its direction, is "
@@ -51,7 +50,7 @@ def hinge_bends(poses: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         bends (..., 4) in 0..180 degrees, 0 is straight, and directions (..., 4) in -180..180 degrees, NaN
-        where they say nothing; in the order of `HINGES`.
+        where they are not meaningful; in the order of `HINGES`.
     """
     bends, directions = [], []
     for joint, start, end, way in HINGES.values():
@@ -95,51 +94,46 @@ def compare(samples: Tensor, views: Tensor, others: Tensor) -> dict[str, Any]:
     """
     names = [H36M_17.joints[child] for _, child in H36M_17.bones]
     low, high = _limits(metrics.bone_lengths(views))
+    limits = [_limits(values) for values in hinge_bends(views)]
     result: dict[str, Any] = {}
     for who, poses in (("samples", samples), ("training", others)):
         lengths = metrics.bone_lengths(poses)
         inside = ((lengths >= low) & (lengths <= high)).float()
+        # NaN is never beyond a limit.
+        bend, direction = (
+            (values < least) | (values > most)
+            for values, (least, most) in zip(hinge_bends(poses), limits, strict=True)
+        )
+        either = (bend | direction).float()
         result[who] = {
             "bones_inside": float(inside.mean()),
             "bones_inside_by_bone": dict(zip(names, inside.mean(0).tolist(), strict=True)),
             "asymmetry_mm": float(metrics.symmetry_error(poses).mean()),
             "spread_mm": 1000 * float(poses.std(0).mean()),
             "upright": float((poses[:, 10, 1] < poses[:, 0, 1]).float().mean()),
-        }
-    limits = [_limits(values) for values in hinge_bends(views)]
-    for who, poses in (("samples", samples), ("training", others)):
-        # NaN is never beyond a limit.
-        beyond = [
-            (values < low) | (values > high)
-            for values, (low, high) in zip(hinge_bends(poses), limits, strict=True)
-        ]
-        either = (beyond[0] | beyond[1]).float()
-        result[who] |= {
             "violations": float(either.mean()),
             "violations_error": float(either.mean(1).std()) / len(poses) ** 0.5,
             "violations_by_joint": dict(zip(HINGES, either.mean(0).tolist(), strict=True)),
-            "violations_of_bend": float(beyond[0].float().mean()),
-            "violations_of_direction": float(beyond[1].float().mean()),
+            "violations_of_bend": float(bend.float().mean()),
+            "violations_of_direction": float(direction.float().mean()),
         }
+    pairs = [torch.stack(limit, -1).tolist() for limit in limits]
     result["limits"] = {
-        f"{kind}, degrees": {
-            name: [round(x, 1) for x in pair]
-            for name, pair in zip(HINGES, torch.stack(limit, -1).tolist(), strict=True)
-        }
-        for kind, limit in zip(("bend", "direction"), limits, strict=True)
+        f"{what}, degrees": {name: [round(x, 1) for x in pair] for name, pair in zip(HINGES, p, strict=True)}
+        for what, p in zip(("bend", "direction"), pairs, strict=True)
     }
+    inside, own, usual = (
+        result[who][name]
+        for who, name in (("samples", "bones_inside"), ("samples", "violations"), ("training", "violations"))
+    )
     result["claims"] = {
         "bone lengths of samples within the training range": {
-            "value": result["samples"]["bones_inside"],
-            "bound": 0.95,
-            "holds": result["samples"]["bones_inside"] >= 0.95,
+            "value": inside, "bound": 0.95, "holds": inside >= 0.95,
         },
         "joint-limit violations no more than in training data": {
-            "value": result["samples"]["violations"],
-            "bound": result["training"]["violations"],
-            "holds": result["samples"]["violations"] <= result["training"]["violations"],
+            "value": own, "bound": usual, "holds": own <= usual,
         },
-    }
+    }  # fmt: skip
     return result
 
 
@@ -149,14 +143,14 @@ def _limits(values: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def draw_sheet(poses: Tensor, path: Path, side: int = 200) -> None:
+def save_contact_sheet(poses: Tensor, path: Path, side: int = 200) -> None:
     """A PNG of up to 64 poses (n, 17, 3) as their camera sees them, 2.3 m a cell."""
     from PIL import Image, ImageDraw
 
-    from dd3g.pose.figures import bone_colors
+    from dd3g.pose.export.figures import bone_colors
 
     columns = 8
-    poses = poses[:SHEET]
+    poses = poses[:ON_SHEET]
     rows = -(-len(poses) // columns)
     image = Image.new("RGB", (2 * columns * side, 2 * rows * side), "white")  # twice as large, then reduced
     draw = ImageDraw.Draw(image)
@@ -177,39 +171,38 @@ def main(
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON to write.")] = Path(
         "out/pose-samples.json"
     ),
-    sheet: Annotated[Path, typer.Option(help="PNG of 64 samples to write.")] = Path("out/pose-samples.png"),
+    contact_sheet: Annotated[
+        Path, typer.Option("--contact-sheet", "--sheet", help="PNG of 64 samples to write.")
+    ] = Path("out/pose-samples.png"),
     weights: Annotated[Path | None, typer.Option(help="Folder of a prior; default: the shipped.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Network calls.")] = 30,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
 ) -> None:
     """Draw poses from the prior and compare bone lengths and joint limits with its training data."""
-    from rich.console import Console
-    from rich.progress import track
-
+    from dd3g.machine import provenance
     from dd3g.pose.data.motion import load_cmu
-    from dd3g.pose.guided import generate
-    from dd3g.pose.prior import SHIPPED, Prior
-    from dd3g.pose.synthesis import synthesise
-    from tools.report import provenance
+    from dd3g.pose.data.synthesis import synthesise
+    from dd3g.pose.methods.guided import generate
+    from dd3g.pose.networks.prior import Prior
+    from dd3g.progress import track
 
-    prior = Prior.from_pretrained(weights or SHIPPED)
+    prior = Prior.from_pretrained(weights)
     frames = replace(load_cmu(motion, "train"), rotations=None)
     indices = (torch.arange(VIEWS) * len(frames)) // VIEWS
     views, others = (synthesise(frames, indices, view_seed).pose for view_seed in (1, 2))
     samples = torch.cat(
         [
             generate(prior, min(CHUNK, n - start), seed=seed * n + start, steps=steps)
-            for start in track(range(0, n, CHUNK), "samples", console=Console(stderr=True), transient=True)
+            for start in track(range(0, n, CHUNK), "batches of samples")
         ]
     )
     report = {
         **provenance("cpu"),
-        "command": shlex.join(["python", "-m", "tools.pose_samples", *sys.argv[1:]]),
         "convention": CONVENTION, "n": n, "steps": steps, "seed": seed, "views": VIEWS,
-        "source": str(motion), "weights": str(weights) if weights else "shipped", "sheet": str(sheet),
+        "source": str(motion), "weights": str(weights) if weights else "shipped", "sheet": str(contact_sheet),
         **compare(samples, views, others),
     }  # fmt: skip
-    draw_sheet(samples, sheet)
+    save_contact_sheet(samples, contact_sheet)
     with replacing(output) as part:
         part.write_text(json.dumps(report, indent=1, allow_nan=False))
     print(CONVENTION)
@@ -225,7 +218,7 @@ def main(
     for text, claim in report["claims"].items():
         verdict = "holds " if claim["holds"] else "MISSED"
         print(f"{verdict} {text}: {100 * claim['value']:.3f} % against {100 * claim['bound']:.3f} %")
-    print(f"wrote {output}, {sheet}")
+    print(f"wrote {output}, {contact_sheet}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The picture factory at full size without a picture model: time of each step, memory, and their curve.
+"""All of data_gen at full size without a picture model: time of each step, memory, and their curve.
 
     python -m tools.rehearse_data runs/rehearsal --count 120000 --processes 2
     python -m tools.rehearse_data runs/killed --count 2000 --kills 20
@@ -25,7 +25,7 @@ import typer
 from dd3g.command import run_command
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
-from tools.kills import kill_and_compare
+from tools.fault_injection import kill_and_compare
 
 ROOT = Path(__file__).resolve().parents[1]  # of the repository
 CONFIG = "configs/data_gen/shapes.yaml"
@@ -35,21 +35,14 @@ _WIDTH, _HEIGHT, _MARGIN = 900, 300, 46
 
 @dataclass
 class Step:
-    """One command.
+    """One command."""
 
-    Args:
-        name: of it.
-        seconds: it took.
-        megabytes: of resident memory, of all its processes together, at most.
-        curve: (seconds since the start of the step, megabytes, finished shards).
-        output: what it printed, as JSON.
-    """
-
-    name: str
-    seconds: float = 0.0
-    megabytes: float = 0.0
+    name: str  # of it
+    seconds: float = 0.0  # it took
+    megabytes: float = 0.0  # of resident memory, of all its processes together, at most
+    # (seconds since the start of the step, megabytes, finished shards)
     curve: list[tuple[float, float, int]] = field(default_factory=list)
-    output: dict[str, Any] = field(default_factory=dict)
+    output: dict[str, Any] = field(default_factory=dict)  # what it printed, as JSON
 
 
 def run_step(name: str, command: list[str], folder: Path) -> Step:
@@ -64,8 +57,8 @@ def run_step(name: str, command: list[str], folder: Path) -> Step:
 
     step, start = Step(name), time.perf_counter()
     # Files, because a pipe that nobody reads fills up and blocks the command.
-    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as said:
-        with subprocess.Popen([sys.executable, *command], stdout=printed, stderr=said, cwd=ROOT) as process:
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
+        with subprocess.Popen([sys.executable, *command], stdout=printed, stderr=errors, cwd=ROOT) as process:
             root = psutil.Process(process.pid)
             while process.poll() is None:
                 megabytes = 0.0
@@ -80,10 +73,10 @@ def run_step(name: str, command: list[str], folder: Path) -> Step:
         step.seconds = round(time.perf_counter() - start, 1)
         step.megabytes = max((m for _, m, _ in step.curve), default=0.0)
         printed.seek(0)
-        said.seek(0)
-        sys.stderr.write(said.read())
+        errors.seek(0)
+        sys.stderr.write(errors.read())
         if process.returncode:
-            raise UserError(f"{name} ended with exit code {process.returncode}: see what it said above")
+            raise UserError(f"{name} ended with exit code {process.returncode}: see its output above")
         try:
             step.output = json.loads(printed.read())
         except ValueError:
@@ -101,12 +94,12 @@ def rehearse(output: Path, count: int, processes: int, seed: int = 0) -> list[St
     if output.exists():
         raise UserError(f"{output} is there already: delete it or give another folder")
     prompts, folder = output / "prompts.jsonl", output / "set"
-    factory = ["-m", "data_gen"]
+    data_gen = ["-m", "data_gen"]
     commands = {
-        "prompts": [*factory, "prompts", f"--count={count}", f"--seed={seed}", f"-o{prompts}", "--json"],
+        "prompts": [*data_gen, "prompts", f"--count={count}", f"--seed={seed}", f"-o{prompts}", "--json"],
         "synthesize": synthesis(output, "set", processes, seed),
-        "verify": [*factory, "verify", str(folder), f"--threads={processes}", "--json"],
-        "stats": [*factory, "stats", str(folder), f"-o{output / 'stats.html'}", "--json"],
+        "verify": [*data_gen, "verify", str(folder), f"--threads={processes}", "--json"],
+        "stats": [*data_gen, "stats", str(folder), f"-o{output / 'stats.html'}", "--json"],
     }
     try:
         return [run_step(name, command, folder) for name, command in commands.items()]
@@ -191,7 +184,7 @@ def main(
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """Make a set of shapes with every step of the factory, and report time and memory."""
+    """Make a set of shapes with every step of data_gen, and report time and memory."""
     steps = rehearse(output, count, processes, seed)
     report = {"count": count, "processes": processes} | summary(steps)
     if kills:

@@ -7,20 +7,21 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dd3g.cameras import FOVY, RADIUS
+from dd3g.setting import setting
 
 
 @dataclass
 class Bounds:
     """Ranges of the activations; a bounded scale was worth 3 dB over an exponential one in GRM."""
 
-    depth_near: float = 0.6  # camera depth of a Gaussian's anchor, world units
-    depth_far: float = 2.2  # likewise
-    depth_start: float = 1.3  # mean surface depth of objects in the canonical rig
-    offset: float = 0.08  # largest shift from the ray along each axis, world units
-    scale_min: float = 0.003  # standard deviation of a Gaussian, world units
-    scale_max: float = 0.1  # likewise
-    stretch: float = 2.5  # length along the ray by width at the start: depth is what is least known
-    smoothing: float = 0.0  # deviation of a 3D filter on every Gaussian, about half a training pixel
+    depth_near: float = setting(0.6, "camera depth of a Gaussian's anchor, world units")
+    depth_far: float = setting(2.2, "likewise")
+    depth_start: float = setting(1.3, "mean surface depth of objects in the canonical rig")
+    offset: float = setting(0.08, "largest shift from the ray along each axis, world units")
+    scale_min: float = setting(0.003, "standard deviation of a Gaussian, world units")
+    scale_max: float = setting(0.1, "likewise")
+    stretch: float = setting(2.5, "length along the ray by width at the start: depth is what is least known")
+    smoothing: float = setting(0.0, "deviation of a 3D filter on every Gaussian, about half a training pixel")
 
 
 @dataclass(frozen=True)
@@ -36,25 +37,25 @@ class FrameKind:
 class GeneratorConfig:
     """Shape of a generator; one code path for all sizes, and each ablation is one of these switches."""
 
-    size: int = 64  # pixels of the picture; the token grid has side size / 8
-    latent_shape: tuple[int, int, int, int] = (4, 64, 16, 16)  # the teacher's noise (V, C, h, w)
-    width: int = 256  # channels of a token
-    depth: int = 3  # 0: phase 1 off
-    heads: int = 4  # of the attention
-    residual_hidden: int = 64  # channels inside a residual block
-    fine: int = 16  # channels of the picture's map at full size
-    mid: int = 64  # channels of the picture's map at size / 4
-    blocks: tuple[int, int, int] = (1, 1, 1)  # of the decoder, before each of its three taps
-    order: Literal["progressive", "swapped", "one_shot"] = "progressive"  # or the ablations swapped, one_shot
-    use_noise: bool = True  # False: the noise is not looked at (an ablation)
-    copy_tokens: bool = True  # tokens and Gaussians straight from the picture
-    expansion: int = 4  # Gaussians per token side of an imagined frame
-    copy_expansion: int = 8  # one Gaussian per pixel of the picture
-    head_hidden: int = 32  # channels inside a pixel head
-    detach_taps: bool = False  # later attributes send no gradient through earlier ones
-    surface: Literal["hull", "off"] = "hull"  # what `generate` makes of the splats: a solid body, or nothing
-    pt_mode: Literal["plain", "knn"] = "plain"  # knn: blocks behind the position tap see the nearest tokens
-    neighbours: int = 16  # of a token, for pt_mode knn
+    size: int = setting(64, "pixels of the picture; the token grid has side size / 8")
+    latent_shape: tuple[int, int, int, int] = setting((4, 64, 16, 16), "the teacher's noise (V, C, h, w)")
+    width: int = setting(256, "channels of a token")
+    depth: int = setting(3, "0: phase 1 off")
+    heads: int = setting(4, "of the attention")
+    residual_hidden: int = setting(64, "channels inside a residual block")
+    fine: int = setting(16, "channels of the picture's map at full size")
+    mid: int = setting(64, "channels of the picture's map at size / 4")
+    blocks: tuple[int, int, int] = setting((1, 1, 1), "of the decoder, before each of its three taps")
+    order: Literal["progressive", "swapped", "one_shot"] = setting("progressive", "or, as ablations, another")
+    use_noise: bool = setting(True, "False: the noise is not looked at (an ablation)")
+    copy_tokens: bool = setting(True, "tokens and Gaussians straight from the picture")
+    expansion: int = setting(4, "Gaussians per token side of an imagined frame")
+    copy_expansion: int = setting(8, "one Gaussian per pixel of the picture")
+    head_hidden: int = setting(32, "channels inside a pixel head")
+    detach_taps: bool = setting(False, "later attributes send no gradient through earlier ones")
+    pt_mode: Literal["plain", "knn"] = setting("plain", "knn: behind the position tap, nearest tokens only")
+    neighbours: int = setting(16, "of a token, for pt_mode knn")
+    surface: Literal["hull", "off"] = setting("hull", "of `generate`: a solid body; off: the splats as they are")
     bounds: Bounds = field(default_factory=Bounds)
 
     def __post_init__(self) -> None:

@@ -1,12 +1,16 @@
-"""Several answers for one person, and the ways to make one of them."""
+"""Several answers for one person, and the ways to make one of them: what every method returns."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from dd3g.pose.body.geometry import solve_translation
+from dd3g.pose.detection.people import Detection
 
 
 @dataclass(frozen=True)
@@ -17,13 +21,13 @@ class Hypotheses:
         poses: (B, m, 17, 3) metres, H36M-17, OpenCV camera frame, root-relative.
         energy: (B, m), lower is better; comparable within a person only.
         translation: (B, m, 3) metres, the root in the camera frame, where it is known.
-        doubt: metres by which the method is wrong beyond what its hypotheses show.
+        calibration_error: metres by which the method is wrong beyond what its hypotheses show.
     """
 
     poses: Tensor  # (B, m, 17, 3) metres
     energy: Tensor  # (B, m)
     translation: Tensor | None = None  # (B, m, 3) metres
-    doubt: float = 0.0  # metres
+    calibration_error: float = 0.0  # metres
 
     def __post_init__(self) -> None:
         if self.poses.dim() != 4 or self.poses.shape[-1] != 3:
@@ -40,23 +44,19 @@ class Hypotheses:
 
     def __getitem__(self, index: Any) -> Hypotheses:
         """Some of the people: a slice, a list or a mask."""
-        translation = None if self.translation is None else self.translation[index]
-        return replace(self, poses=self.poses[index], energy=self.energy[index], translation=translation)
+        return self._each(lambda values: values[index])
 
     def first(self, m: int) -> Hypotheses:
         """The first m hypotheses of everyone, as if no more had been drawn."""
-        translation = None if self.translation is None else self.translation[:, :m]
-        return replace(self, poses=self.poses[:, :m], energy=self.energy[:, :m], translation=translation)
+        return self._each(lambda values: values[:, :m])
 
     def to(self, *args: Any, **kwargs: Any) -> Hypotheses:
         """Same meaning as `Tensor.to`."""
-        translation = None if self.translation is None else self.translation.to(*args, **kwargs)
-        return replace(
-            self,
-            poses=self.poses.to(*args, **kwargs),
-            energy=self.energy.to(*args, **kwargs),
-            translation=translation,
-        )
+        return self._each(lambda values: values.to(*args, **kwargs))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Hypotheses:
+        translation = None if self.translation is None else change(self.translation)
+        return replace(self, poses=change(self.poses), energy=change(self.energy), translation=translation)
 
     def mean(self) -> Tensor:
         """(B, 17, 3) mean pose."""
@@ -79,7 +79,8 @@ class Hypotheses:
         The answer is the mean pose: its error is never above the mean error of the hypotheses, since
         distances are convex. Were the truth one more draw, its error would be the mean distance of the
         hypotheses from their mean times sqrt((m + 1) / (m - 1)), since the mean was fitted to them and not to
-        the truth. The expected error is the root of the sum of the squares of that and of `doubt`.
+        the truth. The expected error is the root of the sum of the squares of that and of
+        `calibration_error`.
 
         Returns:
             poses (B, 17, 3) metres and expected error (B,) metres, mean over joints; NaN for one hypothesis.
@@ -88,7 +89,44 @@ class Hypotheses:
         mean = self.mean()
         spread = (self.poses - mean[:, None]).norm(dim=-1).mean((1, 2))
         factor = ((m + 1) / (m - 1)) ** 0.5 if m > 1 else float("nan")
-        return mean, (spread * factor).square().add(self.doubt**2).sqrt()
+        return mean, (spread * factor).square().add(self.calibration_error**2).sqrt()
 
     def _chosen(self, index: Tensor) -> Tensor:
         return self.poses[torch.arange(len(self.poses), device=index.device), index]
+
+
+@dataclass(frozen=True)
+class PersonHypotheses:
+    """One person in 3D.
+
+    Args:
+        detection: what it is made from.
+        method: one of `dd3g.pose.methods.registry.METHODS`.
+        hypotheses: poses (1, m, 17, 3).
+        rotations: (24, 3, 3) of SMPL-24 joints relative to their parents, the root's in the camera frame.
+        betas: (10,) shape of the body.
+        track: in a video, the number of the person, which stays the same over time.
+    """
+
+    detection: Detection
+    method: str
+    hypotheses: Hypotheses
+    rotations: Tensor | None = None  # (24, 3, 3)
+    betas: Tensor | None = None  # (10,)
+    track: int | None = None
+
+    @property
+    def pose(self) -> Tensor:
+        """(17, 3) the recommended answer: metres, camera frame, root-relative."""
+        return self.hypotheses.recommended()[0][0]
+
+    @property
+    def expected_error(self) -> float:
+        """Metres, mean over joints; NaN for a single hypothesis."""
+        return float(self.hypotheses.recommended()[1][0])
+
+    @property
+    def translation(self) -> Tensor:
+        """(3,) metres: the root of the recommended pose in the camera frame."""
+        d = self.detection
+        return solve_translation(self.pose, d.keypoints, d.confidence, d.K)

@@ -10,15 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dd3g.pose.geometry import procrustes, project
-from dd3g.pose.skeletons import H36M_17, bone_lengths
+from dd3g.pose.body.geometry import procrustes, project
+from dd3g.pose.body.skeletons import H36M_17, bone_lengths
 
 PCK_MM = 150.0
 PCK_JOINTS = (1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 13, 14, 15, 16)
 """The 14 joints of H36M-17 that MPI-INF-3DHP counts: no root, spine or nose."""
 CPS_JOINTS = tuple(j for j in range(17) if j != 7)
-# Left bones whose length must equal their mirror image's: hip, thigh, shin, shoulder, upper arm, forearm.
-_LEFT = tuple(H36M_17.left)
 
 
 def joint_errors(poses: Tensor, truth: Tensor) -> Tensor:
@@ -42,19 +40,16 @@ def pa_mpjpe(poses: Tensor, truth: Tensor) -> Tensor:
     return mpjpe(aligned(poses, truth), truth)
 
 
-def pck(
-    poses: Tensor, truth: Tensor, threshold: float = PCK_MM, joints: Sequence[int] | None = None
-) -> Tensor:
-    """Percentage of joints strictly closer than the threshold: (..., J, 3) -> (...).
+def pck(poses: Tensor, truth: Tensor, joints: Sequence[int] | None = None) -> Tensor:
+    """Percentage of joints strictly closer than 150 mm: (..., J, 3) -> (...).
 
     Args:
         poses: predicted, metres.
         truth: metres.
-        threshold: mm.
         joints: which count; None all of them.
     """
-    errors = joint_errors(poses, truth)
-    return 100 * (_chosen(errors, joints) < threshold).to(errors).mean(-1)
+    errors = _chosen(joint_errors(poses, truth), joints)
+    return 100 * (errors < PCK_MM).to(errors).mean(-1)
 
 
 def auc(poses: Tensor, truth: Tensor, joints: Sequence[int] | None = None) -> Tensor:
@@ -123,9 +118,9 @@ def cps(poses: Tensor, truth: Tensor) -> Tensor:
 def _asymmetry(poses: Tensor) -> Tensor:
     """(..., 17, 3) -> (..., 6) mm by which left and right bones differ."""
     lengths = bone_lengths(poses)
-    # Bones come in the order of their children, from joint 1.
-    left = lengths[..., [j - 1 for j in _LEFT]]
-    return 1000 * (left - lengths[..., [j - 1 for j in H36M_17.right]]).abs()
+    # Hip, thigh, shin, shoulder, upper arm, forearm; bones come in the order of their children, from joint 1.
+    left, right = (lengths[..., [j - 1 for j in joints]] for joints in (H36M_17.left, H36M_17.right))
+    return 1000 * (left - right).abs()
 
 
 def symmetry_error(poses: Tensor) -> Tensor:

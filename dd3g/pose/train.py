@@ -1,20 +1,22 @@
-"""Train the networks of the pose methods: `python -m dd3g.pose.train prior --motion cmu_mocap_30fps.npz`."""
+"""Train the networks of the pose methods: `dd3g train-pose prior --motion cmu_mocap_30fps.npz`."""
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import replace
 from enum import StrEnum
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from dd3g.command import Json, run_command
 from dd3g.errors import UserError
 
 
 class Network(StrEnum):
-    """What can be trained; each in `dd3g.pose.NAME` as `train_NAME`."""
+    """What can be trained, each by `dd3g.pose.training.train_NAME`."""
 
     prior = "prior"
     lifter = "lifter"
@@ -22,12 +24,7 @@ class Network(StrEnum):
     recovery = "recovery"
 
 
-# Rich would take the defaults in brackets for its markup, and leave them out.
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-
-@app.command(help=__doc__)
-def main(
+def train_command(
     network: Annotated[Network, typer.Argument(help="Poses alone; 2D to 3D; its errors; body rotations.")],
     motion: Annotated[Path, typer.Option(help="cmu_mocap_30fps.npz, of which the train clips are used.")],
     output: Annotated[
@@ -38,7 +35,7 @@ def main(
     learning_rate: Annotated[
         float | None, typer.Option(help="The highest. [default: the network's own]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     blocks: Annotated[
         int | None, typer.Option(min=1, help="prior: its depth. [default: 2, or as --init-from]")
@@ -50,54 +47,45 @@ def main(
         Path | None, typer.Option(help="difficulty: folder of the frozen lifter. [default: the shipped one]")
     ] = None,
     graph: Annotated[bool, typer.Option("--graph", help="difficulty: the larger published network.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Train one network; kill it at any time and go on with `--resume`."""
+    """Train one network of the pose methods; kill it at any time and go on with `--resume`."""
+    from dd3g.pose import training
     from dd3g.pose.data.motion import load_cmu
+    from dd3g.pose.networks.difficulty import DifficultyConfig
+    from dd3g.pose.networks.lifter import GraphLifter
+    from dd3g.pose.networks.prior import Prior, PriorConfig
 
     folder = output or Path("runs") / f"pose-{network}"
     options: dict[str, Any] = {"minutes": minutes, "seed": seed, "resume": resume}
     options |= {k: v for k, v in {"steps": steps, "learning_rate": learning_rate}.items() if v is not None}
-    try:
-        if learning_rate is not None and not learning_rate > 0:
-            raise UserError(f"--learning-rate must be positive, got {learning_rate:g}")
-        if minutes is not None and not minutes > 0:
-            raise UserError(f"--minutes must be positive, got {minutes:g}")
-        for name, value, owner in (
-            ("--blocks", blocks, Network.prior),
-            ("--init-from", init_from, Network.prior),
-            ("--lifter", lifter, Network.difficulty),
-            ("--graph", graph, Network.difficulty),
-        ):
-            if value and network != owner:
-                raise UserError(f"{name} is for the {owner} only: leave it out to train the {network}")
-        if network == Network.prior:
-            options |= _prior(blocks, init_from)
-        if network == Network.difficulty:
-            options |= _difficulty(lifter, graph)
-        train = getattr(import_module(f"dd3g.pose.{network}"), f"train_{network}")
-        train(load_cmu(motion, "train"), folder, **options)
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    typer.echo(f"trained: {folder}")
+    for name, number in (("--learning-rate", learning_rate), ("--minutes", minutes)):
+        if number is not None and not number > 0:
+            raise UserError(f"{name} must be positive, got {number:g}")
+    for name, value, owner in (
+        ("--blocks", blocks, Network.prior),
+        ("--init-from", init_from, Network.prior),
+        ("--lifter", lifter, Network.difficulty),
+        ("--graph", graph, Network.difficulty),
+    ):
+        if value and network != owner:
+            raise UserError(f"{name} is for the {owner} only: leave it out to train the {network}")
+    if network == Network.prior:
+        options["init_from"] = init_from
+        if blocks is not None:
+            config = Prior.from_pretrained(init_from).config if init_from else PriorConfig()
+            options["config"] = replace(config, blocks=blocks)
+    if network == Network.difficulty:
+        options["lifter"] = GraphLifter.from_pretrained(lifter)
+        options["config"] = DifficultyConfig("graph" if graph else "mlp")
+    getattr(training, f"train_{network}")(load_cmu(motion, "train"), folder, **options)
+    print(json.dumps({"output": str(folder)}) if as_json else f"trained: {folder}")
 
 
-def _prior(blocks: int | None, init_from: Path | None) -> dict[str, Any]:
-    from dd3g.pose.prior import Prior, PriorConfig
-
-    if blocks is None:
-        return {"init_from": init_from}
-    config = Prior.from_pretrained(init_from).config if init_from else PriorConfig()
-    return {"init_from": init_from, "config": replace(config, blocks=blocks)}
-
-
-def _difficulty(lifter: Path | None, graph: bool) -> dict[str, Any]:
-    from dd3g.pose.difficulty import DifficultyConfig
-    from dd3g.pose.lifter import WEIGHTS, GraphLifter
-
-    frozen = GraphLifter.from_pretrained(lifter or WEIGHTS / "pose-lifter")
-    return {"lifter": frozen, "config": DifficultyConfig("graph" if graph else "mlp")}
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_command(train_command, argv, "dd3g train-pose")
 
 
 if __name__ == "__main__":
-    app()
+    sys.exit(main())

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from dd3g.setting import setting
+
 PRECISIONS = {
     "no": "no",
     "fp32": "no",
@@ -24,35 +26,35 @@ class LoopConfig:
     aliases: ClassVar[dict[str, str]] = {"resume": "resume_from_checkpoint"}
     resume_flag: ClassVar[str] = "--resume latest"  # what messages advise
 
-    output_dir: str = "runs/train"  # folder for checkpoints, the model, and curves
-    seed: int = 0  # of the weights, the samples and their noise
-    train_batch_size: int = 8  # per process and micro-step
-    gradient_accumulation_steps: int = 1  # micro-steps an optimiser step
-    max_train_steps: int = 10_000  # optimiser steps
-    max_minutes: float = 0.0  # stop with a checkpoint after this long (timed_cosine: all sessions); 0 never
-    learning_rate: float = 1e-3  # at the end of the warm-up
-    lr_scheduler: str = "warmup_stable_decay"  # or cosine, timed_cosine, constant
-    lr_warmup_steps: int = 100  # first steps, over which the learning rate rises
-    lr_decay_steps: int = 1_000  # last steps, warmup_stable_decay only
-    optimizer: str = "adamw"  # or muon, which moves matrices by orthogonal steps and the rest by AdamW
-    adam_beta1: float = 0.9  # decay of the mean of the gradient; 0.95 for muon's matrices
-    adam_beta2: float = 0.95  # decay of the mean of its square
-    adam_weight_decay: float = 0.05  # of both optimisers; 0 is Adam
-    adam_epsilon: float = 1e-8  # added to the root of the mean square
-    adam_amsgrad: bool = False  # the variant that keeps the largest mean square
-    adam_fused: bool = False  # one kernel for all parameters; rounds in another order
-    max_grad_norm: float = 1.0  # 0 does not clip
-    mixed_precision: str = "bf16"  # no (or fp32), fp16, bf16
-    ema_decay: float = 0.998  # of the average of the weights that is the result
-    ema_warmup: str = "power"  # at most 1 - k^-0.75 at step k; or ratio, (1 + k) / (10 + k)
-    checkpointing_steps: int = 500  # a checkpoint this often; a kill loses at most these
-    checkpoints_total_limit: int = 2  # 0 keeps all
-    resume_from_checkpoint: str = ""  # "latest" or a checkpoint folder
-    validation_steps: int = 500  # the model and a contact sheet this often
-    logging_steps: int = 1  # steps over which a line of metrics.jsonl is averaged
-    report_to: str = "tensorboard"  # or none
-    dataloader_num_workers: int = 0  # with some, samples are decoded by them instead of once at the start
-    use_cpu: bool = False  # also where there is a GPU
+    output_dir: str = setting("runs/train", "folder for checkpoints, the model, and curves")
+    seed: int = setting(0, "of the weights, the samples and their noise")
+    train_batch_size: int = setting(8, "per process and micro-step")
+    gradient_accumulation_steps: int = setting(1, "micro-steps an optimiser step")
+    max_train_steps: int = setting(10_000, "optimiser steps")
+    max_minutes: float = setting(0.0, "stop with a checkpoint after this long; 0 never")
+    learning_rate: float = setting(1e-3, "at the end of the warm-up")
+    lr_scheduler: str = setting("warmup_stable_decay", "or cosine, timed_cosine, constant")
+    lr_warmup_steps: int = setting(100, "first steps, over which the learning rate rises")
+    lr_decay_steps: int = setting(1_000, "last steps, warmup_stable_decay only")
+    optimizer: str = setting("adamw", "or muon: orthogonal steps for matrices, AdamW for the rest")
+    adam_beta1: float = setting(0.9, "decay of the mean of the gradient; 0.95 for muon's matrices")
+    adam_beta2: float = setting(0.95, "decay of the mean of its square")
+    adam_weight_decay: float = setting(0.05, "of both optimisers; 0 is Adam")
+    adam_epsilon: float = setting(1e-8, "added to the root of the mean square")
+    adam_amsgrad: bool = setting(False, "the variant that keeps the largest mean square")
+    adam_fused: bool = setting(False, "one kernel for all parameters; rounds in another order")
+    max_grad_norm: float = setting(1.0, "0 does not clip")
+    mixed_precision: str = setting("bf16", "no (or fp32), fp16, bf16")
+    ema_decay: float = setting(0.998, "of the average of the weights that is the result")
+    ema_warmup: str = setting("power", "at most 1 - k^-0.75 at step k; or ratio, (1 + k) / (10 + k)")
+    checkpointing_steps: int = setting(500, "a checkpoint this often; a kill loses at most these")
+    checkpoints_total_limit: int = setting(2, "0 keeps all")
+    resume_from_checkpoint: str = setting("", '"latest" or a checkpoint folder')
+    validation_steps: int = setting(500, "the model and a contact sheet this often")
+    logging_steps: int = setting(1, "steps over which a line of metrics.jsonl is averaged")
+    report_to: str = setting("tensorboard", "or none")
+    dataloader_num_workers: int = setting(0, "0: samples are decoded once, at the start")
+    use_cpu: bool = setting(False, "also where there is a GPU")
 
     def __post_init__(self) -> None:
         if self.mixed_precision not in PRECISIONS:

@@ -26,22 +26,23 @@ from dd3g.nn import (
     timestep_embedding,
 )
 from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
+from dd3g.setting import setting
 
 
 @dataclass
 class CompactConfig:
     """Shape of a compact teacher."""
 
-    size: int = 64  # pixels; the token grid has side size / 8
-    views: int = 4  # a set of the teacher's, around the object
-    width: int = 256  # channels of a token
-    depth: int = 5  # pairs of residual and multi-view transformer blocks
-    heads: int = 4  # of the attention
-    residual_hidden: int = 64  # channels inside a residual block
-    fine: int = 16  # channels of the picture's map at full size
-    mid: int = 96  # channels of the maps at size / 4
-    guidance_scale: float = 1.5  # pixels saturate early under classifier-free guidance
-    steps: int = 10  # of the sampler, where none are named
+    size: int = setting(64, "pixels; the token grid has side size / 8")
+    views: int = setting(4, "a set of the teacher's, around the object")
+    width: int = setting(256, "channels of a token")
+    depth: int = setting(5, "pairs of residual and multi-view transformer blocks")
+    heads: int = setting(4, "of the attention")
+    residual_hidden: int = setting(64, "channels inside a residual block")
+    fine: int = setting(16, "channels of the picture's map at full size")
+    mid: int = setting(96, "channels of the maps at size / 4")
+    guidance_scale: float = setting(1.5, "pixels saturate early under classifier-free guidance")
+    steps: int = setting(10, "of the sampler, where none are named")
 
     def __post_init__(self) -> None:
         if self.size < 8 or self.size % 8:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import shutil
 
 import pytest
-import tiny_pipelines
-from made_up_line import verdicts
+from stand_ins import tiny_pipelines
+from stand_ins.made_up_dataset import verdicts
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def test_command_from_given_figures(capsys):
     assert report["plans"][3]["gigabytes"] == pytest.approx(500)
     assert command(*given, "--pictures", 1000, "--gpus", 4) == 0
     table = capsys.readouterr().out
-    assert "gpu_hours" in table and "1 000" in table and "leave out settling" in table
+    assert "gpu_hours" in table and "1 000" in table and "leave out deduplication" in table
     assert command("--seconds-per-picture", 2, "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["measured"]["bytes"] == 80e3 and report["measured"]["acceptance"] == 0.7

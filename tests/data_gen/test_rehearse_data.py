@@ -9,7 +9,7 @@ import pytest
 from dd3g.command import run_command
 from dd3g.io.shards import write_shard
 from tools import rehearse_data
-from tools.kills import difference, look_at_batches
+from tools.fault_injection import difference, look_at_batches
 from tools.rehearse_data import Step, curve, run_step, summary
 
 
@@ -17,6 +17,7 @@ def command(*words):
     return run_command(rehearse_data.main, [str(w) for w in words], "rehearse_data")
 
 
+@pytest.mark.slow
 def test_every_step_runs_and_is_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # from any folder, to a relative one
     output = Path("rehearsal")

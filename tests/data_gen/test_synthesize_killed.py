@@ -13,12 +13,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from made_up_line import contents
+from stand_ins.made_up_dataset import contents
 
-from data_gen.sidecar import Sidecar, finished_shards
-from data_gen.storage import Storage
+from data_gen.reports.verify import verify
+from data_gen.shards.manifest import ShardManifest, finished_shards
+from data_gen.shards.storage import Storage
 from data_gen.synthesize import main
-from data_gen.verify import verify
 from dd3g.io.shards import Shards
 
 ROOT = Path(__file__).parents[2]
@@ -69,8 +69,8 @@ def tries(folder):
     storage, found = Storage(folder), []
     finished = finished_shards(storage)
     for shard in finished:
-        sidecar = Sidecar.read(storage, shard)
-        found += [(r["id"], r["attempt"]) for r in (*sidecar.records, *sidecar.rejections)]
+        manifest = ShardManifest.read(storage, shard)
+        found += [(r["id"], r["attempt"]) for r in (*manifest.records, *manifest.rejections)]
     for path in folder.glob("parts/*/*.tar"):
         if int(path.parent.name.removeprefix("pictures-")) not in finished:
             found += [(v["id"], v["attempt"]) for v in json.loads(Shards(path)[-1]["json"])["verdicts"]]
@@ -117,6 +117,7 @@ def test_one_of_two_ranks_killed(whole, tmp_path):
     check(folder, whole)
 
 
+@pytest.mark.slow
 def test_one_of_two_ranks_of_a_launch_killed(whole, tmp_path):
     """The other and the launcher end too, and the same launch goes on."""
     folder = tmp_path / "set"

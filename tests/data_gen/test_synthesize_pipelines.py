@@ -7,13 +7,14 @@ import json
 
 import numpy as np
 import pytest
-import tiny_pipelines
 import torch
 from PIL import Image, ImageDraw
+from stand_ins import tiny_pipelines
 
-from data_gen import mattes
-from data_gen.mattes import MatteConfig, cut_out
-from data_gen.pictures import ModelConfig, load_model
+from data_gen.filters import mattes
+from data_gen.filters.mattes import MatteConfig, matte_and_frame
+from data_gen.picture_models.loading import load_model
+from data_gen.picture_models.protocol import ModelConfig
 from data_gen.synthesize import main
 from dd3g.io.shards import Shards
 
@@ -75,7 +76,7 @@ def test_a_set_by_a_pipeline(disc, tmp_path, capsys, kind, licence, options):
         picture = np.asarray(Image.open(io.BytesIO(shard[i]["png"])))
         assert picture.shape == (32, 32, 4)
         # Any picture can be made again from its record alone.
-        again = cut_out(model.draw([text], [record["seed"]])[0], MatteConfig(size=32)).rgba
+        again = matte_and_frame(model.draw([text], [record["seed"]])[0], MatteConfig(size=32)).rgba
         assert np.abs(again.astype(int) - picture).max() <= 3
 
 

@@ -202,7 +202,7 @@ def test_a_missing_matting_model_stops_the_run(tmp_path, teacher, monkeypatch, c
         open_inputs(tmp_path / "in").picture(0, 0, 40)
     assert main(command(tmp_path / "in", teacher, tmp_path / "set")) == 2
     error = capsys.readouterr().err
-    assert "photo.png has no transparent pixel" in error and "dd3g.models fetch u2netp" in error
+    assert "photo.png has no transparent pixel" in error and "dd3g models fetch u2netp" in error
     assert not list((tmp_path / "set").glob("*.tar"))
 
 
@@ -242,7 +242,7 @@ def test_places_that_are_no_folders(tmp_path, teacher, capsys):
         assert main(command(url, teacher, tmp_path / "set")) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"error: {url} is a URL") and error.count("\n") == 1
-        assert f"python -m data_gen merge {url} -o FOLDER" in error
+        assert f"dd3g data merge {url} -o FOLDER" in error
         assert main(command(tmp_path / "a.png", teacher, url)) == 2
         assert capsys.readouterr().err.startswith(f"error: {url} is a URL: give a folder")
     write_shard(tmp_path / "b.tar", [{"__key__": "a", "txt": "hello"}])

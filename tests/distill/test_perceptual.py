@@ -82,5 +82,5 @@ def test_other_files_are_refused(tmp_path):
 
 def test_missing_weights_name_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("DD3G_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="python -m dd3g.models fetch hed_vgg16"):
+    with pytest.raises(UserError, match="dd3g models fetch hed_vgg16"):
         VggDistance()

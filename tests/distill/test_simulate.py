@@ -293,7 +293,7 @@ def test_damaged_quadruple_names_its_shard(tmp_path):
     write_shard(tmp_path / "a.tar", [{"__key__": "x", "json": "{}", "noise.npy": b"junk"}])
     with pytest.raises(UserError, match=r"x in shard .*a\.tar is no quadruple"):
         Quadruples(tmp_path)[0]
-    with pytest.raises(UserError, match="python -m distill.simulate"):
+    with pytest.raises(UserError, match="dd3g simulate"):
         Quadruples([])
 
 
@@ -351,7 +351,7 @@ def test_shards_of_pictures(tmp_path):
 
 
 def rendered_shard(path, n=2):
-    """As tools/render_objects.py writes: two quads at elevation 10, one at 30; each view has its own red."""
+    """As `dd3g data render` writes: two quads at elevation 10, one at 30; each view has its own red."""
     azimuth = [5.0, 95.0, 185.0, 275.0, 50.0, 140.0, 230.0, 320.0, 5.0, 95.0, 185.0, 275.0]
     elevation = [10.0] * 8 + [30.0] * 4
     cameras = Cameras.orbit(azimuth, elevation, 16)

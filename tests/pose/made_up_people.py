@@ -3,10 +3,9 @@
 import numpy as np
 import torch
 
-from dd3g.pose.detection import Detection
-from dd3g.pose.estimation import PersonHypotheses
-from dd3g.pose.geometry import project
-from dd3g.pose.hypotheses import Hypotheses
+from dd3g.pose.body.geometry import project
+from dd3g.pose.detection.people import Detection
+from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
 
 # Camera frame, y down, facing the camera: their left is on the picture's right.
 STANDING = torch.tensor(

@@ -44,14 +44,14 @@ def test_expected_error_is_right_when_the_truth_is_one_more_draw(m):
 def test_doubt_adds_to_the_expected_error_and_follows_people():
     h = hypotheses()
     spread = h.recommended()[1]
-    doubtful = replace(h, doubt=0.3)
+    doubtful = replace(h, calibration_error=0.3)
     for found, wanted in (
         (doubtful, spread),
         (doubtful[1:], spread[1:]),
         (doubtful.to(torch.float64), spread),
     ):
         assert torch.allclose(found.recommended()[1].float(), (wanted**2 + 0.09).sqrt())
-    assert doubtful.first(3).doubt == 0.3
+    assert doubtful.first(3).calibration_error == 0.3
 
 
 def test_one_hypothesis_does_not_know_its_error():

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dd3g.pose import metrics
-from dd3g.pose.geometry import procrustes, project
-from dd3g.pose.skeletons import H36M_17
+from dd3g.pose.body.geometry import procrustes, project
+from dd3g.pose.body.skeletons import H36M_17
 
 B, M = 4, 6
 

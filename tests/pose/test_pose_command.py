@@ -8,24 +8,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from keypoint_files import bad_files
 from made_up_people import SIZE, STANDING, K, detection, person
 from PIL import Image
-from test_keypoints import bad_files
 from typer.testing import CliRunner
 
+from dd3g.command import make_app
 from dd3g.errors import UserError
-from dd3g.pose import detection as detection_module
-from dd3g.pose import detector, estimation, video
-from dd3g.pose.__main__ import app
-from dd3g.pose.detector import Person
-from dd3g.pose.difficulty import Difficulty
-from dd3g.pose.geometry import project
-from dd3g.pose.keypoints import checked
-from dd3g.pose.lifter import GraphLifter, LifterConfig
-from dd3g.pose.prior import Prior, PriorConfig
-from dd3g.pose.rotation_denoiser import RotationConfig, RotationDenoiser
-from dd3g.pose.skeletons import BLAZEPOSE_33, H36M_17
-from dd3g.pose.video import tracks
+from dd3g.pose import estimation
+from dd3g.pose.__main__ import pose
+from dd3g.pose.body.geometry import project
+from dd3g.pose.body.skeletons import BLAZEPOSE_33, H36M_17
+from dd3g.pose.detection import blazepose as detector
+from dd3g.pose.detection import people as detection_module
+from dd3g.pose.detection.blazepose import Person
+from dd3g.pose.detection.frames import frame_rate, frames, tracks
+from dd3g.pose.detection.keypoints import checked
+from dd3g.pose.export.figures import save_overlay
+from dd3g.pose.methods.registry import METHODS
+from dd3g.pose.networks.difficulty import Difficulty
+from dd3g.pose.networks.lifter import GraphLifter, LifterConfig
+from dd3g.pose.networks.prior import Prior, PriorConfig
+from dd3g.pose.networks.rotation_denoiser import RotationConfig, RotationDenoiser
 
 FILES = ["a.pose.json", "a.pose.png"]
 
@@ -47,14 +51,13 @@ def blazepose(x: float = 0.0, seen: bool = True) -> Person:
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch, one_thread):
     torch.manual_seed(0)
-    networks = {
-        "prior": Prior(PriorConfig(width=32, time_width=16, groups=4)),
-        "lifter": GraphLifter(LifterConfig(width=16, blocks=1)),
-        "difficulty": Difficulty(),
-        "denoiser": RotationDenoiser(RotationConfig(hidden=16, condition=16, blocks=1)),
-    }
-    for name, network in networks.items():
-        monkeypatch.setattr(estimation, name, lambda network=network.eval(): network)
+    for network in (
+        Prior(PriorConfig(width=32, time_width=16, groups=4)),
+        GraphLifter(LifterConfig(width=16, blocks=1)),
+        Difficulty(),
+        RotationDenoiser(RotationConfig(hidden=16, condition=16, blocks=1)),
+    ):
+        monkeypatch.setattr(type(network), "shipped", lambda network=network.eval(): network)
     monkeypatch.setattr(detector, "load", lambda: None)
 
     def find(picture, tiles=True, before=()):
@@ -75,12 +78,12 @@ def photo(path, people: int = 1, green: int = 100, red: int = 200):
 
 
 def run(*arguments) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    result = CliRunner().invoke(make_app(pose), [str(a) for a in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("method", estimation.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_writes_what_it_says(tmp_path, method):
     photo(tmp_path / "a.png")
     out = tmp_path / "out"
@@ -102,6 +105,7 @@ def test_every_method_writes_what_it_says(tmp_path, method):
     np.testing.assert_allclose(someone["recommended"]["pose"], mean, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_same_seed_same_file(tmp_path):
     photo(tmp_path / "a.png")
     texts = []
@@ -151,7 +155,7 @@ def test_one_bad_input_is_exit_code_two_and_writes_nothing(tmp_path):
 
 
 def test_a_mistyped_name_is_answered_without_loading(tmp_path, monkeypatch):
-    monkeypatch.setattr(estimation, "load_method", lambda method: pytest.fail("loaded a network"))
+    monkeypatch.setattr(METHODS["guided"], "load_networks", lambda: pytest.fail("loaded a network"))
     monkeypatch.setattr(detector, "load", lambda: pytest.fail("loaded the detector"))
     code, _, errors = run(tmp_path / "absent.png", "-o", tmp_path / "out")
     assert code == 2 and "does not exist" in errors
@@ -248,17 +252,17 @@ def test_animation_is_followed_over_time(tmp_path):
 def test_video_by_ffmpeg(tmp_path):
     iio = pytest.importorskip("imageio.v3")
     pytest.importorskip("imageio_ffmpeg", reason="needs the extra 'video'")
-    frames = np.stack([np.asarray(Image.new("RGB", (64, 48), (20 * i, 90, 90))) for i in range(6)])
-    iio.imwrite(tmp_path / "a.mp4", frames, fps=12, plugin="FFMPEG")
-    read = list(video.frames(tmp_path / "a.mp4", 2))
+    stack = np.stack([np.asarray(Image.new("RGB", (64, 48), (20 * i, 90, 90))) for i in range(6)])
+    iio.imwrite(tmp_path / "a.mp4", stack, fps=12, plugin="FFMPEG")
+    read = list(frames(tmp_path / "a.mp4", 2))
     assert [i for i, _ in read] == [0, 2, 4] and all(f.size == (64, 48) for _, f in read)
-    assert video.frame_rate(tmp_path / "a.mp4") == 12
-    name = video._overlay(tmp_path / "a.mp4", [[], [person()], []], tmp_path, "a", 2, 6.0)
-    drawn = [frame for _, frame in video.frames(tmp_path / name)]
+    assert frame_rate(tmp_path / "a.mp4") == 12
+    name = save_overlay(tmp_path / "a.mp4", [[], [person()], []], tmp_path, "a.pose", 2, 6.0)
+    drawn = [frame for _, frame in frames(tmp_path / name)]
     assert name == "a.pose.mp4" and [frame.size for frame in drawn] == [(1280, 960)] * 3
     (tmp_path / "b.mp4").write_bytes(b"no video")
     with pytest.raises(UserError, match="cannot be read as a video"):
-        list(video.frames(tmp_path / "b.mp4"))
+        list(frames(tmp_path / "b.mp4"))
 
 
 def test_tracks_follow_the_nearest():
@@ -266,8 +270,13 @@ def test_tracks_follow_the_nearest():
         [detection(-0.6), detection(-0.55), detection(-0.5)],
         [detection(0.9), detection(0.95), detection(1.0)],
     )
-    frames = [[a[0], b[0]], [b[1], a[1]], [], [b[2], a[2]]]
-    assert tracks(frames) == [[(0, 0), (1, 1)], [(0, 1), (1, 0)], [(3, 0)], [(3, 1)]]
+    people = [[a[0], b[0]], [b[1], a[1]], [], [b[2], a[2]]]
+    assert tracks(people) == [
+        [(0, 0), (1, 1)],
+        [(0, 1), (1, 0)],
+        [(3, 0)],
+        [(3, 1)],
+    ]
 
 
 def test_recommended_is_no_worse_than_the_mean_of_hypotheses():

@@ -1,20 +1,23 @@
+import pytest
 import torch
 from small_motion import small_archive
 from typer.testing import CliRunner
 
-from dd3g.pose import restoration
-from dd3g.pose.difficulty import Difficulty, DifficultyConfig
-from dd3g.pose.lifter import GraphLifter
-from dd3g.pose.prior import Prior, PriorConfig
-from dd3g.pose.train import app
+from dd3g.command import make_app
+from dd3g.pose import training
+from dd3g.pose.networks.difficulty import Difficulty, DifficultyConfig
+from dd3g.pose.networks.lifter import GraphLifter
+from dd3g.pose.networks.prior import Prior, PriorConfig
+from dd3g.pose.train import train_command
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
+    return CliRunner().invoke(make_app(train_command), [str(a) for a in arguments])
 
 
+@pytest.mark.slow
 def test_lifter_then_difficulty_then_resume(tmp_path, monkeypatch):
-    monkeypatch.setattr(restoration, "best_alpha", lambda *_, fixed: 0.01 if fixed else 0.02)
+    monkeypatch.setattr(training, "best_alpha", lambda *_, fixed=False: 0.01 if fixed else 0.02)
     motion = small_archive(tmp_path / "motion.npz")
     result = run(
         "lifter", "--motion", motion, "-o", tmp_path / "lifter", "--steps", 2, "--learning-rate", 1e-3

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
-from dd3g.pose.data.bvh import house_joints
+from dd3g.pose.body.geometry import axis_angle_to_matrix
+from dd3g.pose.data.arrays import read_text
+from dd3g.pose.data.bvh import canonical_joints
 from dd3g.pose.data.motion import Motion
-from dd3g.pose.geometry import axis_angle_to_matrix
 
 # A bone is called after what lies along it; its end is this joint.
 _ENDS = {
@@ -37,7 +38,7 @@ def read_amc(skeleton: str | Path, motion: str | Path, fps: float = 120.0) -> Mo
     Args:
         skeleton: the .asf file.
         motion: the .amc file.
-        fps: frames a second, which the files do not say; CMU's are 120, a few 60.
+        fps: frames a second, which the files do not hold; CMU's are 120, a few 60.
 
     Raises:
         UserError: either is no such file, cut off, or they do not belong together.
@@ -51,9 +52,9 @@ def read_amc(skeleton: str | Path, motion: str | Path, fps: float = 120.0) -> Mo
         values = frames[name]  # (T, dof)
         R = torch.eye(3, dtype=torch.float64).expand(len(values), 3, 3)
         shift = torch.zeros(len(values), 3, dtype=torch.float64)
-        for column, kind in enumerate(bone.dof):
-            unit = torch.eye(3, dtype=torch.float64)["xyz".index(kind[1])]
-            if kind[0] == "t":
+        for column, channel in enumerate(bone.dof):
+            unit = torch.eye(3, dtype=torch.float64)["xyz".index(channel[1])]
+            if channel[0] == "t":
                 shift = shift + values[:, column, None] * unit
             else:
                 # Fixed axes: what comes later in the list turns what came before.
@@ -67,14 +68,14 @@ def read_amc(skeleton: str | Path, motion: str | Path, fps: float = 120.0) -> Mo
     metres = 0.0254 / length
     names = [name for name in _ENDS if name in ends]
     points = metres * torch.stack([ends[name] for name in names], 1)
-    joints, root = house_joints([_ENDS[name] for name in names], points, str(skeleton))
+    joints, root = canonical_joints([_ENDS[name] for name in names], points, str(skeleton))
     clip = torch.zeros(len(joints), dtype=torch.int64)
     return Motion(joints, root, clip, [Path(motion).stem], [Path(skeleton).stem], fps=fps)
 
 
 def _parse_asf(path: Path) -> tuple[dict[str, _Bone], float, bool]:
     """Bones in an order in which parents come first, length unit, and whether angles are degrees."""
-    text = re.sub(r"#.*", "", _text(path))
+    text = re.sub(r"#.*", "", read_text(path))
     sections = dict(re.findall(r"^:(\w+)(.*?)(?=^:|\Z)", text, re.M | re.S))
     for name in ("units", "root", "bonedata", "hierarchy"):
         if name not in sections:
@@ -119,7 +120,7 @@ def _parse_amc(path: Path, bones: dict[str, _Bone]) -> dict[str, Tensor]:
     """(T, dof) values of every bone; those that never move have none."""
     rows: dict[str, list[list[float]]] = {name: [] for name in bones}
     frames = 0
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         words = line.split()
         if not words or words[0][0] in "#:":
             continue
@@ -148,10 +149,3 @@ def _parse_amc(path: Path, bones: dict[str, _Bone]) -> dict[str, Tensor]:
         name: torch.tensor(values, dtype=torch.float64) if values else torch.zeros(frames, 0).double()
         for name, values in rows.items()
     }
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; check the name") from error

@@ -1,4 +1,4 @@
-"""Arrays from strangers' files: npz and pickles in which no code can run, with the missing key named."""
+"""What strangers' files hold: npz and pickles in which no code can run, with the missing key named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.lib import format as npy
+from torch import Tensor
 
 from dd3g.errors import UserError
 
@@ -101,8 +103,17 @@ def _read(path: str | Path) -> bytes:
         raise UserError(f"cannot read {path}: {error.strerror or error}; check the name") from error
 
 
-def array(value: Any, shape: tuple[int | None, ...], where: str) -> np.ndarray:
-    """A value as float32 array.
+def read_text(path: str | Path) -> str:
+    """A text file, whatever its bytes.
+
+    Raises:
+        UserError: no such file.
+    """
+    return _read(path).decode("utf-8", "replace")
+
+
+def tensor(value: Any, shape: tuple[int | None, ...], where: str) -> Tensor:
+    """A value as float32 tensor.
 
     Args:
         value: array or nested lists.
@@ -119,14 +130,26 @@ def array(value: Any, shape: tuple[int | None, ...], where: str) -> np.ndarray:
     if found.ndim != len(shape) or any(b not in (None, a) for a, b in zip(found.shape, shape, strict=True)):
         wanted = ", ".join("N" if n is None else str(n) for n in shape)
         raise UserError(f"{where} must have the shape ({wanted}), it has {found.shape}")
-    return found
+    return torch.from_numpy(found)
+
+
+def frames_of(keypoints: Any, points: Tensor, where: str) -> Tensor:
+    """The keypoints (T, 17, 2) of T poses; where there are more of them, the first.
+
+    Raises:
+        UserError: fewer keypoints than poses, or another shape.
+    """
+    found = tensor(keypoints, (None, 17, 2), where)
+    if len(found) < len(points):
+        raise UserError(f"{where} has {len(found)} frames for {len(points)} poses")
+    return found[: len(points)]
 
 
 def need(table: Any, keys: Iterable[Any], where: str) -> list[Any]:
     """The values of these keys, in order.
 
     Raises:
-        UserError: `table` is no dict, or a key is missing; says which and what is there.
+        UserError: `table` is no dict, or a key is missing; the message names it and those that are there.
     """
     if not isinstance(table, dict):
         raise UserError(f"{where} must be a table of named values, it is {type(table).__name__}")

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
+from dd3g.pose.body.geometry import axis_angle_to_matrix
+from dd3g.pose.data.arrays import read_text
 from dd3g.pose.data.motion import Motion
-from dd3g.pose.geometry import axis_angle_to_matrix
+
+_CHANNELS = {axis + what for axis in "xyz" for what in ("position", "rotation")}
 
 
 @dataclass
@@ -31,13 +34,13 @@ def read_bvh(path: str | Path, scale: float = 0.01) -> Motion:
 
     Args:
         path: the file; y up.
-        scale: metres a unit; BVH does not say, most files are in centimetres.
+        scale: metres a unit; BVH does not define it, most files are in centimetres.
 
     Raises:
         UserError: not a BVH file, cut off, or without a joint that H36M-17 needs.
     """
     tree = parse_bvh(path)
-    joints, root = house_joints(tree.names, scale * positions(tree), str(path))
+    joints, root = canonical_joints(tree.names, scale * positions(tree), str(path))
     clip = torch.zeros(len(joints), dtype=torch.int64)
     name = Path(path).stem
     return Motion(joints, root, clip, [name], [name], fps=1 / tree.frame_time)
@@ -45,10 +48,7 @@ def read_bvh(path: str | Path, scale: float = 0.01) -> Motion:
 
 def parse_bvh(path: str | Path) -> Tree:
     """The file as it stands; an end site is a joint called after its parent with " end"."""
-    try:
-        words = Path(path).read_text(encoding="utf-8", errors="replace").split()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; check the name") from error
+    words = read_text(path).split()
     tree, at = Tree(), 0
     stack: list[int] = []
     try:
@@ -70,11 +70,10 @@ def parse_bvh(path: str | Path) -> Tree:
                 at += 4
             elif word == "CHANNELS":
                 count = int(words[at + 1])
-                kinds = [word.lower() for word in words[at + 2 : at + 2 + count]]
-                for kind in kinds:
-                    if kind[0] not in "xyz" or kind[1:] not in ("position", "rotation"):
-                        raise ValueError(f"channel {kind!r}")
-                tree.channels[stack[-1]] = kinds
+                channels = [word.lower() for word in words[at + 2 : at + 2 + count]]
+                if unknown := set(channels) - _CHANNELS:
+                    raise ValueError(f"channel {unknown.pop()!r}")
+                tree.channels[stack[-1]] = channels
                 at += 2 + count
             elif word == "}":
                 stack.pop()
@@ -149,7 +148,7 @@ def _plain(name: str) -> tuple[str, str]:
     return "", plain
 
 
-def house_joints(names: list[str], points: Tensor, where: str) -> tuple[Tensor, Tensor]:
+def canonical_joints(names: list[str], points: Tensor, where: str) -> tuple[Tensor, Tensor]:
     """H36M-17 out of named joints.
 
     The thorax lies between the shoulders, a quarter of the way to the neck; the spine is the joint nearest to
@@ -165,7 +164,7 @@ def house_joints(names: list[str], points: Tensor, where: str) -> tuple[Tensor, 
         joints (T, 17, 3) float32 relative to the root, and root (T, 3) float32.
 
     Raises:
-        UserError: a joint is not found; says which and what is there.
+        UserError: a joint is missing; the message names it and those that are there.
     """
     known = {_plain(name): points[:, i] for i, name in reversed(list(enumerate(names)))}
 

@@ -7,12 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
-from dd3g.pose.data.arrays import array, need, read_npz
+from dd3g.pose.data.arrays import frames_of, need, read_npz, tensor
 from dd3g.pose.data.recording import Recording, intrinsics, record
 
 TRAIN = ("S1", "S5", "S6", "S7", "S8")
@@ -72,7 +71,7 @@ def load_h36m(
     ):
         for action, take in takes.items():
             where = f"{poses}, {subject}, {action}"
-            points = torch.from_numpy(array(take, (None, 32, 3), where))[:, list(KEPT)]
+            points = tensor(take, (None, 32, 3), where)[:, list(KEPT)]
             (views,) = need(flat, [action], f"{keypoints}, {subject}")
             if len(views) != len(lenses):
                 raise UserError(
@@ -81,12 +80,7 @@ def load_h36m(
             for lens, station, view in zip(lenses, placed, views, strict=True):
                 if skip_broken and (subject, action, lens["id"]) in _BROKEN:
                     continue
-                seen = torch.from_numpy(array(view, (None, 17, 2), f"{keypoints}, {subject}, {action}"))
-                if len(seen) < len(points):
-                    raise UserError(
-                        f"{keypoints}, {subject}, {action} has {len(seen)} frames for {len(points)} poses"
-                    )
-                seen = seen[: len(points)]
+                seen = frames_of(view, points, f"{keypoints}, {subject}, {action}")
                 K = intrinsics(*lens["focal_length"], *lens["center"])
                 if undistort:
                     seen = _undistorted(seen, K, lens)
@@ -142,12 +136,9 @@ def _calibration(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the cameras {path}: {error}") from error
     lenses, stations = need(found, ["intrinsics", "extrinsics"], str(path))
+    names = "id center focal_length radial_distortion tangential_distortion res_w res_h".split()
     for lens in lenses:
-        need(
-            lens,
-            ["id", "center", "focal_length", "radial_distortion", "tangential_distortion", "res_w", "res_h"],
-            f"{path}, intrinsics",
-        )
+        need(lens, names, f"{path}, intrinsics")
     return lenses, stations
 
 
@@ -166,7 +157,7 @@ def _undistorted(pixels: Tensor, K: Tensor, lens: dict[str, Any]) -> Tensor:
     focal, centre = torch.stack([K[0, 0], K[1, 1]]), K[:2, 2]
     seen = (pixels - centre) / focal
     x = seen
-    radial = np.asarray(lens["radial_distortion"])
+    radial = lens["radial_distortion"]
     tangential = torch.tensor(lens["tangential_distortion"])
     for _ in range(8):
         r2 = x.square().sum(-1, keepdim=True)

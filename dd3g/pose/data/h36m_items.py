@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dd3g.errors import UserError
-from dd3g.pose.data.arrays import array, need, read_pickle
+from dd3g.pose.data.arrays import need, read_pickle, tensor
 from dd3g.pose.data.recording import Recording, intrinsics, record
 
 SIZE = (1000, 1000)
@@ -38,32 +39,32 @@ def load_h36m_items(
     detected = None if keypoints is None else _detected(keypoints)
     if detected is not None and len(detected) != len(items):
         raise UserError(f"{keypoints} has {len(detected)} poses, {poses} has {len(items)}: they must match")
-    groups: dict[tuple[int, tuple[float, ...]], list[tuple[int, np.ndarray, np.ndarray]]] = {}
+    groups: dict[tuple[int, tuple[float, ...]], list[tuple[int, Tensor, Tensor]]] = {}
     for i in range(0, len(items), every):
         where = f"{poses}, item {i}"
         camera, action, image, points = need(
             items[i], ["camera_param", "action", "joint_3d_image", "joint_3d_camera"], where
         )
         numbers = need(camera, ["fx", "fy", "cx", "cy"], f"{where}, camera_param")
-        lens = array([np.squeeze(x) for x in numbers], (4,), f"{where}, camera_param").tolist()
-        seen = array(image, (17, 3), f"{where}, joint_3d_image")[:, :2]
+        lens = tensor([np.squeeze(x) for x in numbers], (4,), f"{where}, camera_param").tolist()
+        seen = tensor(image, (17, 3), f"{where}, joint_3d_image")[:, :2]
         if detected is not None:
             seen = detected[i]
-        points = array(points, (17, 3), f"{where}, joint_3d_camera") / 1000
+        points = tensor(points, (17, 3), f"{where}, joint_3d_camera") / 1000
         groups.setdefault((int(action), tuple(lens)), []).append((i, points, seen))
     result = []
     for (number, intrinsic), rows in groups.items():
-        frames, points, seen = (np.stack(column) for column in zip(*rows, strict=True))
+        frames, poses_3d, pixels = (list(column) for column in zip(*rows, strict=True))
         recording = record(
-            torch.from_numpy(points), torch.from_numpy(seen), intrinsics(*intrinsic), SIZE, "test",
-            f"action {number}", f"{intrinsic[0]:.0f}", frames=torch.from_numpy(frames),
+            torch.stack(poses_3d), torch.stack(pixels), intrinsics(*intrinsic), SIZE, "test",
+            f"action {number}", f"{intrinsic[0]:.0f}", frames=torch.tensor(frames),
         )  # fmt: skip
         result.append(recording)
     return result
 
 
-def _detected(path: str | Path) -> np.ndarray:
+def _detected(path: str | Path) -> Tensor:
     """(N, 17, 2) pixels."""
     (test,) = need(read_pickle(path), ["test"], str(path))
     (found,) = need(test, ["joint3d_image"], f"{path}, test")
-    return array(found, (None, 17, None), f"{path}, test, joint3d_image")[..., :2]
+    return tensor(found, (None, 17, None), f"{path}, test, joint3d_image")[..., :2]

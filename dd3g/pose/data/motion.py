@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,22 +40,26 @@ class Motion:
     def __len__(self) -> int:
         return len(self.joints)
 
+    def frames(self, rows: Tensor) -> Motion:
+        """Only these frames (B,), of the same clips."""
+        return replace(
+            self,
+            joints=self.joints[rows],
+            root=self.root[rows],
+            clip=self.clip[rows],
+            rotations=None if self.rotations is None else self.rotations[rows],
+            rotations_valid=None if self.rotations_valid is None else self.rotations_valid[rows],
+        )
+
     def clips(self, chosen: list[int]) -> Motion:
         """Only these clips, in their old order, numbered anew from 0."""
-        keep = torch.isin(self.clip, torch.tensor(chosen, dtype=torch.int64))
-        rows = keep.nonzero()[:, 0]
         order = sorted(set(chosen))
-        renumber = torch.full((len(self.actions),), -1)
-        renumber[order] = torch.arange(len(order))
-        return Motion(
-            self.joints[rows],
-            self.root[rows],
-            renumber[self.clip[rows]],
-            [self.actions[c] for c in order],
-            [self.subjects[c] for c in order],
-            None if self.rotations is None else self.rotations[rows],
-            None if self.rotations_valid is None else self.rotations_valid[rows],
-            self.fps,
+        kept = self.frames(torch.isin(self.clip, torch.tensor(order, dtype=torch.int64)).nonzero()[:, 0])
+        return replace(
+            kept,
+            clip=torch.searchsorted(torch.tensor(order), kept.clip),
+            actions=[self.actions[c] for c in order],
+            subjects=[self.subjects[c] for c in order],
         )
 
     def windows(self, length: int, stride: int | None = None) -> Tensor:
@@ -86,40 +90,26 @@ def load_cmu(path: str | Path, split: str = "train", strict: bool = True) -> Mot
     """
     if split not in ("train", "test", "all"):
         raise UserError(f"split must be train, test or all, got {split!r}")
-    names = [
-        "joints_rel",
-        "root",
-        "rot24",
-        "clip_start",
-        "clip_len",
-        "subject",
-        "action",
-        "rot_valid",
-        "split",
-    ]
+    names = "joints_rel root rot24 clip_start clip_len subject action rot_valid split".split()
     found = read_npz(path, [*names, "fps"])
     n, starts, lengths = len(found["joints_rel"]), found["clip_start"], found["clip_len"]
-    if found["joints_rel"].shape != (n, 17, 3) or found["root"].shape != (n, 3):
-        raise UserError(
-            f"{path}: joints_rel must be (N, 17, 3) and root (N, 3), got {found['joints_rel'].shape} and "
-            f"{found['root'].shape}"
-        )
-    if (
-        len({len(found[name]) for name in names[3:]}) > 1
-        or lengths.sum() != n
-        or found["rot24"].shape[0] != n
-    ):
+    shapes = found["joints_rel"].shape, found["root"].shape
+    if shapes != ((n, 17, 3), (n, 3)):
+        raise UserError(f"{path}: joints_rel must be (N, 17, 3) and root (N, 3), got {shapes}")
+    rows = {len(found[name]) for name in names[3:]}
+    if len(rows) > 1 or lengths.sum() != n or len(found["rot24"]) != n:
         raise UserError(f"{path}: its clips do not add up to its {n} frames; get the file anew")
     if (starts != np.cumsum(lengths) - lengths).any():
         raise UserError(f"{path}: clip_start does not follow from clip_len; get the file anew")
     clip = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
+    joints, root, rotations = (torch.from_numpy(found[name].astype(np.float32)) for name in names[:3])
     motion = Motion(
-        torch.from_numpy(found["joints_rel"].astype(np.float32)),
-        torch.from_numpy(found["root"].astype(np.float32)),
+        joints,
+        root,
         clip,
         [str(a) for a in found["action"]],
         [str(s) for s in found["subject"]],
-        torch.from_numpy(found["rot24"].astype(np.float32)),
+        rotations,
         torch.from_numpy(found["rot_valid"].astype(bool))[clip],
         float(found["fps"]),
     )

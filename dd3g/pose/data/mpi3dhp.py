@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
-from dd3g.pose.data.arrays import array, need, read_npz
+from dd3g.pose.data.arrays import frames_of, need, read_npz, tensor
 from dd3g.pose.data.recording import Recording, fit_intrinsics, intrinsics, record
 
 TO_H36M = (14, 8, 9, 10, 11, 12, 13, 15, 1, 16, 0, 5, 6, 7, 2, 3, 4)
@@ -53,25 +53,23 @@ def load_3dhp_test(folder: str | Path, universal: bool = False) -> list[Recordin
         )
     result = []
     for path in paths:
-        key = "univ_annot3" if universal else "annot3"
+        key, name = "univ_annot3" if universal else "annot3", path.parent.name
         found = _read_mat(path, ["annot2", key, "valid_frame", "activity_annotation"])
-        valid = found["valid_frame"].reshape(-1) > 0
+        valid = torch.from_numpy(found["valid_frame"].reshape(-1) > 0)
         n = len(valid)
-        name = path.parent.name
-        points = array(found[key], (n, 1, 17, 3), f"{path}, {key}")[valid, 0]
-        pixels = array(found["annot2"], (n, 1, 17, 2), f"{path}, annot2")[valid, 0]
-        activity = found["activity_annotation"].reshape(-1)[valid]
-        whole = _recording(points, pixels, intrinsics(*_K[name]), name, name, "0", np.flatnonzero(valid))
-        for a in sorted(set(activity.tolist())):
-            rows = torch.from_numpy(np.flatnonzero(activity == a))
-            result.append(replace(whole[rows], action=f"activity {int(a)}"))
+        points = tensor(found[key], (n, 1, 17, 3), f"{path}, {key}")[valid, 0]
+        pixels = tensor(found["annot2"], (n, 1, 17, 2), f"{path}, annot2")[valid, 0]
+        activity = torch.from_numpy(found["activity_annotation"].reshape(-1))[valid]
+        whole = _recording(points, pixels, intrinsics(*_K[name]), name, name, "0", valid.nonzero()[:, 0])
+        for a in activity.unique():  # in order
+            result.append(replace(whole[(activity == a).nonzero()[:, 0]], action=f"activity {int(a)}"))
     return result
 
 
 def load_3dhp_npz(path: str | Path) -> list[Recording]:
     """data_train_3dhp.npz or data_test_3dhp.npz (P-STMO), or the `_ori` variant (D3DP).
 
-    Joints are in millimetres; all but the pelvis are relative to it where the file says so by being small.
+    Joints are in millimetres; all but the pelvis are relative to it where they are small.
     Intrinsics of training cameras, which the file lacks, are fitted to its own 2D and 3D points.
 
     Raises:
@@ -87,12 +85,14 @@ def load_3dhp_npz(path: str | Path) -> list[Recording]:
             if name not in SCENES:
                 raise UserError(f"{where} is not one of {', '.join(SCENES)}")
             joints, pixels, valid = need(value, ["data_3d", "data_2d", "valid"], where)
-            kept = np.asarray(valid).reshape(-1) > 0
-            points, flat = _checked(joints, pixels, where)
+            kept = torch.from_numpy(np.asarray(valid).reshape(-1) > 0)
+            points, flat = _absolute(joints, pixels, where)
             if len(kept) != len(points):
                 raise UserError(f"{where}: valid has {len(kept)} entries for {len(points)} frames")
-            K = intrinsics(*_K[name])
-            result.append(_recording(points[kept], flat[kept], K, name, name, "0", np.flatnonzero(kept)))
+            frames = kept.nonzero()[:, 0]
+            result.append(
+                _recording(points[kept], flat[kept], intrinsics(*_K[name]), name, name, "0", frames)
+            )
             continue
         # A training sequence is a list whose first item maps cameras to arrays.
         cameras = value[0] if isinstance(value, (list, tuple, np.ndarray)) and len(value) else value
@@ -100,14 +100,12 @@ def load_3dhp_npz(path: str | Path) -> list[Recording]:
             raise UserError(f"{where} must hold a table of cameras, it holds {type(cameras).__name__}")
         subject, _, action = str(name).partition(" ")
         for camera, arrays in cameras.items():
-            joints, pixels = need(arrays, ["data_3d", "data_2d"], f"{where}, camera {camera}")
-            points, flat = _checked(joints, pixels, f"{where}, camera {camera}")
-            if np.median(points[:, _ROOT, 2]) < 500:
-                raise UserError(
-                    f"{where}, camera {camera}: the pelvis has no depth, so no camera can be fitted"
-                )
-            K = fit_intrinsics(torch.from_numpy(points), torch.from_numpy(flat))
-            result.append(_recording(points, flat, K, subject, action, str(camera), np.arange(len(points))))
+            place = f"{where}, camera {camera}"
+            joints, pixels = need(arrays, ["data_3d", "data_2d"], place)
+            points, flat = _absolute(joints, pixels, place)
+            K = _fitted(points / 1000, flat, _ROOT, place)
+            frames = torch.arange(len(points))
+            result.append(_recording(points, flat, K, subject, action, str(camera), frames))
     return result
 
 
@@ -144,48 +142,38 @@ def load_3dhp_pair(
                 raise UserError(f"{where}, {take} has {len(pixels)} cameras for {len(views)} of poses")
             for camera, (view, kept) in enumerate(zip(views, pixels, strict=True)):
                 place = f"{subject}, {take}, camera {camera}"
-                points = torch.from_numpy(array(view, (None, 17, 3), f"{poses}, {place}"))
-                points_2d = torch.from_numpy(array(kept, (None, 17, 2), f"{keypoints}, {place}"))
-                if len(points_2d) < len(points):
-                    raise UserError(
-                        f"{keypoints}, {place} has {len(points_2d)} frames for {len(points)} poses"
-                    )
-                points_2d = points_2d[: len(points)]
-                if subject in _K:
-                    K = intrinsics(*_K[subject])
-                elif len(points) and points[:, 0, 2].median() > 0.5:
-                    K = fit_intrinsics(points, points_2d)
-                else:
-                    raise UserError(f"{poses}, {place}: the pelvis has no depth, so no camera can be fitted")
+                points = tensor(view, (None, 17, 3), f"{poses}, {place}")
+                points_2d = frames_of(kept, points, f"{keypoints}, {place}")
+                K = intrinsics(*_K[subject]) if subject in _K else _fitted(points, points_2d, 0, place)
                 result.append(record(points, points_2d, K, _size(subject), subject, str(take), str(camera)))
     return result
 
 
-def _checked(joints: Any, pixels: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _fitted(points: Tensor, pixels: Tensor, root: int, where: str) -> Tensor:
+    """K (3, 3) of joints (T, 17, 3) metres and their pixels (T, 17, 2)."""
+    if not len(points) or points[:, root, 2].median() < 0.5:
+        raise UserError(f"{where}: the pelvis has no depth, so no camera can be fitted")
+    return fit_intrinsics(points, pixels)
+
+
+def _absolute(joints: Any, pixels: Any, where: str) -> tuple[Tensor, Tensor]:
     """Absolute joints (T, 17, 3) mm and pixels (T, 17, 2)."""
-    points = array(joints, (None, 17, 3), f"{where}, data_3d").copy()
-    flat = array(pixels, (len(points), 17, 2), f"{where}, data_2d")
+    points = tensor(joints, (None, 17, 3), f"{where}, data_3d").clone()
+    flat = tensor(pixels, (len(points), 17, 2), f"{where}, data_2d")
     others = [j for j in range(17) if j != _ROOT]
     # Relative joints lie around zero while the pelvis stands metres in front of the camera.
-    if len(points) and np.abs(np.median(points[:, others, 2])) < 0.5 * np.median(points[:, _ROOT, 2]):
+    if len(points) and abs(np.median(points[:, others, 2])) < 0.5 * np.median(points[:, _ROOT, 2]):
         points[:, others] += points[:, _ROOT : _ROOT + 1]
     return points, flat
 
 
 def _recording(
-    points: np.ndarray,
-    pixels: np.ndarray,
-    K: Tensor,
-    subject: str,
-    action: str,
-    camera: str,
-    frames: np.ndarray,
+    points: Tensor, pixels: Tensor, K: Tensor, subject: str, action: str, camera: str, frames: Tensor
 ) -> Recording:
     order = list(TO_H36M)
     return record(
-        torch.from_numpy(points[:, order]) / 1000, torch.from_numpy(pixels[:, order]), K, _size(subject),
-        subject, action, camera, frames=torch.from_numpy(frames),
-    )  # fmt: skip
+        points[:, order] / 1000, pixels[:, order], K, _size(subject), subject, action, camera, frames=frames
+    )
 
 
 def _read_mat(path: Path, names: list[str]) -> dict[str, np.ndarray]:

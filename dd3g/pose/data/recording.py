@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,48 +43,21 @@ class Recording:
 
     def __getitem__(self, rows: slice | Tensor) -> Recording:
         """Some of the frames."""
-        return Recording(
-            self.pose[rows],
-            self.root[rows],
-            self.keypoints[rows],
-            self.confidence[rows],
-            self.K,
-            self.size,
-            self.subject,
-            self.action,
-            self.camera,
-            self.frames[rows],
-            None if self.rotations is None else self.rotations[rows],
-        )
+        names = ("pose", "root", "keypoints", "confidence", "frames", "rotations")
+        fields = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return replace(self, **{name: value[rows] for name, value in fields.items()})
 
 
 def record(
-    points: Tensor,
-    keypoints: Tensor,
-    K: Tensor,
-    size: tuple[int, int],
-    subject: str,
-    action: str,
-    camera: str,
-    confidence: Tensor | None = None,
+    points: Tensor, keypoints: Tensor, K: Tensor, size: tuple[int, int], subject: str, action: str,
+    camera: str, *, confidence: Tensor | None = None, frames: Tensor | None = None,
     rotations: Tensor | None = None,
-    frames: Tensor | None = None,
-) -> Recording:
+) -> Recording:  # fmt: skip
     """A recording from joints (T, 17, 3) in the camera frame, not yet root-relative; the rest as there."""
-    root = points[:, :1]
-    return Recording(
-        points - root,
-        root[:, 0],
-        keypoints,
-        torch.ones(keypoints.shape[:2]) if confidence is None else confidence,
-        K,
-        size,
-        subject,
-        action,
-        camera,
-        torch.arange(len(points)) if frames is None else frames,
-        rotations,
-    )
+    pose, root = points - points[:, :1], points[:, 0]
+    confidence = torch.ones(keypoints.shape[:2]) if confidence is None else confidence
+    frames = torch.arange(len(points)) if frames is None else frames
+    return Recording(pose, root, keypoints, confidence, K, size, subject, action, camera, frames, rotations)
 
 
 def intrinsics(fx: float, fy: float, cx: float, cy: float) -> Tensor:
@@ -95,12 +68,7 @@ def intrinsics(fx: float, fy: float, cx: float, cy: float) -> Tensor:
 def fit_intrinsics(points: Tensor, keypoints: Tensor) -> Tensor:
     """K (3, 3) by least squares from points (..., 3) in the camera frame and their pixels (..., 2)."""
     points, keypoints = points.reshape(-1, 3).double(), keypoints.reshape(-1, 2).double()
-    rows = points[:, :2] / points[:, 2:]
-    solved = [
-        torch.linalg.lstsq(
-            torch.stack([rows[:, i], torch.ones(len(rows)).double()], -1), keypoints[:, i : i + 1]
-        )
-        for i in (0, 1)
-    ]
-    (fx, cx), (fy, cy) = (s.solution[:, 0].tolist() for s in solved)
+    known = torch.stack([points[:, :2] / points[:, 2:], torch.ones_like(points[:, :2])], -1)  # (N, 2, 2)
+    solved = torch.linalg.lstsq(known.transpose(0, 1), keypoints.T[..., None]).solution[..., 0]
+    (fx, cx), (fy, cy) = solved.tolist()
     return intrinsics(fx, fy, cx, cy)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
-from dd3g.pose.data.arrays import array, need, read_npz, read_pickle
-from dd3g.pose.geometry import axis_angle_to_matrix
+from dd3g.pose.body.geometry import axis_angle_to_matrix
+from dd3g.pose.data.arrays import need, read_npz, read_pickle, tensor
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a regressor said of N people, and the features that condition the denoiser."""
+    """What a regressor predicted for N people, and the features that condition the denoiser."""
 
     rotations: Tensor  # (N, 24, 3, 3)
     betas: Tensor  # (N, 10)
@@ -77,20 +77,17 @@ def load_predictions(path: str | Path) -> Predictions:
     """
     found, where = read_npz(path), str(path)
     pose, betas, camera = need(found, ["pred_pose", "pred_betas", "pred_cam"], where)
-    rotations = torch.from_numpy(array(pose, (None, 24, 3, 3), f"{where}, pred_pose"))
+    rotations = tensor(pose, (None, 24, 3, 3), f"{where}, pred_pose")
     n = len(rotations)
 
-    def tensor(name: str, value: Any, *shape: int) -> Tensor:
-        return torch.from_numpy(array(value, (n, *shape), f"{where}, {name}"))
-
     def optional(name: str, *shape: int) -> Tensor | None:
-        return tensor(name, found[name], *shape) if name in found else None
+        return tensor(found[name], (n, *shape), f"{where}, {name}") if name in found else None
 
     features, shapes = optional("pose_feats", 128, 24), optional("cam_shape_feats", 64, 24)
     return Predictions(
         rotations,
-        tensor("pred_betas", betas, 10),
-        tensor("pred_cam", camera, 3),
+        tensor(betas, (n, 10), f"{where}, pred_betas"),
+        tensor(camera, (n, 3), f"{where}, pred_cam"),
         optional("pred_cam_t", 3),
         None if features is None else features.flatten(1),
         None if shapes is None else shapes.flatten(1),
@@ -123,7 +120,7 @@ def _annotations(table: Any, where: str) -> Annotations:
         """Zeros where the file has none."""
         if name not in table:
             return torch.zeros(n, *shape)
-        return torch.from_numpy(array(table[name], (n, *shape), f"{where}, {name}"))
+        return tensor(table[name], (n, *shape), f"{where}, {name}")
 
     sides = np.asarray(scale, dtype=np.float32)
     if sides.ndim == 2:  # width and height of the box
@@ -133,8 +130,8 @@ def _annotations(table: Any, where: str) -> Annotations:
 
     return Annotations(
         [n.decode() if isinstance(n, bytes) else str(n) for n in names],
-        torch.from_numpy(array(center, (n, 2), f"{where}, center")),
-        torch.from_numpy(array(sides, (n,), f"{where}, scale")),
+        tensor(center, (n, 2), f"{where}, center"),
+        tensor(sides, (n,), f"{where}, scale"),
         axis_angle_to_matrix(get("body_pose", 72).reshape(n, 24, 3)),
         get("has_body_pose").bool(),
         get("betas", 10),

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from dd3g.errors import UserError
-from dd3g.pose.data.arrays import array, need, read_pickle
+from dd3g.pose.body.geometry import axis_angle_to_matrix, matrix_to_axis_angle
+from dd3g.pose.body.skeletons import COCO_17, to_h36m
+from dd3g.pose.data.arrays import need, read_pickle, tensor
 from dd3g.pose.data.recording import Recording, record
-from dd3g.pose.geometry import axis_angle_to_matrix, matrix_to_axis_angle
-from dd3g.pose.skeletons import COCO_17, to_h36m
 
 # Its 2D points are OpenPose's 18: COCO's with a neck, in another order.
 _OPENPOSE_18 = (
@@ -44,8 +44,8 @@ def _load(path: Path) -> list[Recording]:
     keys = ["sequence", "poses", "jointPositions", "poses2d", "img_frame_ids", "cam_poses", "cam_intrinsics",
             "campose_valid"]  # fmt: skip
     table = dict(zip(keys, need(read_pickle(path), keys, str(path)), strict=True))
-    K = torch.from_numpy(array(table["cam_intrinsics"], (3, 3), f"{path}, cam_intrinsics"))
-    extrinsics = torch.from_numpy(array(table["cam_poses"], (None, 4, 4), f"{path}, cam_poses"))
+    K = tensor(table["cam_intrinsics"], (3, 3), f"{path}, cam_intrinsics")
+    extrinsics = tensor(table["cam_poses"], (None, 4, 4), f"{path}, cam_poses")
     n = len(extrinsics)
     R, t = extrinsics[:, :3, :3], extrinsics[:, :3, 3]
     result = []
@@ -54,25 +54,27 @@ def _load(path: Path) -> list[Recording]:
         raise UserError(f"{path}: poses, jointPositions, poses2d and campose_valid differ in their people")
     for p, (pose, joints, pixels, valid) in enumerate(zip(*people, strict=True)):
         where = f"{path}, person {p}"
-        keep = torch.from_numpy(array(valid, (n,), f"{where}, campose_valid") > 0).nonzero()[:, 0]
-        world = torch.from_numpy(array(joints, (n, 72), f"{where}, jointPositions")).reshape(n, 24, 3)
+        keep = (tensor(valid, (n,), f"{where}, campose_valid") > 0).nonzero()[:, 0]
+        world = tensor(joints, (n, 72), f"{where}, jointPositions").reshape(n, 24, 3)
         points, _ = to_h36m(world @ R.transpose(-1, -2) + t[:, None], None, "smpl-24")
-        detected = torch.from_numpy(array(pixels, (n, 3, 18), f"{where}, poses2d"))[:, :, _TO_COCO]
+        detected = tensor(pixels, (n, 3, 18), f"{where}, poses2d")[:, :, _TO_COCO]
         keypoints, confidence = to_h36m(detected[:, :2].transpose(1, 2), detected[:, 2], "coco-17")
-        rotations = torch.from_numpy(array(pose, (n, 72), f"{where}, poses")).reshape(n, 24, 3)
+        rotations = tensor(pose, (n, 72), f"{where}, poses").reshape(n, 24, 3)
         facing = matrix_to_axis_angle(R @ axis_angle_to_matrix(rotations[:, 0]))
+        # The principal point is the middle of the picture.
+        size = round(2 * float(K[0, 2])), round(2 * float(K[1, 2]))
+        sequence = str(table["sequence"])
         whole = record(
             points,
             keypoints,
             K,
-            # The principal point is the middle of the picture.
-            (round(2 * float(K[0, 2])), round(2 * float(K[1, 2]))),
-            f"{table['sequence']}-{p}",
-            str(table["sequence"]),
+            size,
+            f"{sequence}-{p}",
+            sequence,
             "0",
-            confidence,
-            torch.cat([facing[:, None], rotations[:, 1:]], 1),
-            torch.from_numpy(np.asarray(table["img_frame_ids"]).astype(np.int64).reshape(n)),
+            confidence=confidence,
+            rotations=torch.cat([facing[:, None], rotations[:, 1:]], 1),
+            frames=torch.from_numpy(np.asarray(table["img_frame_ids"]).astype(np.int64).reshape(n)),
         )
         result.append(whole[keep])
     return result

@@ -16,11 +16,11 @@ from dd3g.errors import UserError
 from dd3g.nn import checkpoint
 from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
 from dd3g.pepd.generator import SHIPPED, Generator
-from dd3g.pose.body import Body
-from dd3g.pose.difficulty import Difficulty
-from dd3g.pose.lifter import GraphLifter
-from dd3g.pose.prior import Prior
-from dd3g.pose.rotation_denoiser import RotationDenoiser
+from dd3g.pose.body.bodies import Body
+from dd3g.pose.networks.difficulty import Difficulty
+from dd3g.pose.networks.lifter import GraphLifter
+from dd3g.pose.networks.prior import Prior
+from dd3g.pose.networks.rotation_denoiser import RotationDenoiser
 from distill.teachers.analytic import AnalyticTeacher
 from distill.teachers.compact import CompactTeacher
 

@@ -6,9 +6,9 @@ import numba
 import pytest
 import torch
 from dense_reference import dense_render
-from tile_reference import tile_render
 
 import dd3g
+from dd3g.benchmark.torch_tiles import tile_render
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
 from dd3g.rasterizer import Render, rasterize

@@ -1,0 +1,142 @@
+"""Drawn pictures -> RGBA pictures framed like those the generator learns from, off the drawing's path.
+
+Mattes come from the CPU, or from the GPU where onnxruntime-gpu is installed in place of onnxruntime.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+from PIL import Image
+
+from data_gen.filters.foreground import estimate_foreground
+from dd3g.matting import predict_matte
+from dd3g.picture import cut_frame, object_frame
+from dd3g.setting import setting
+
+
+@dataclass
+class MatteConfig:
+    """How objects are cut out; pictures that come with alpha need no model."""
+
+    model: str = setting("u2netp", "or another model of rembg, such as isnet-general-use or birefnet-general")
+    workers: int = setting(0, "pictures cut out at a time; 0: this process's share of the CPU cores")
+    decontaminate: bool = setting(True, "take the background's colour out of soft edges")
+    size: int = setting(256, "pixels a side of the result")
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("matte model is empty: give u2netp or the name of a model of rembg")
+        if self.workers < 0:
+            raise ValueError(f"matte workers must be at least 0, got {self.workers}")
+        if not 16 <= self.size <= 4096:
+            raise ValueError(f"matte size must be between 16 and 4096, got {self.size}")
+
+
+@dataclass(frozen=True)
+class Matted:
+    """A cut-out picture."""
+
+    # (S, S, 4) uint8, straight alpha, the object in the middle, its longest side 80 % of the frame; colour is
+    # 0 where alpha is 0
+    rgba: np.ndarray
+    alpha: np.ndarray  # (H, W) uint8 matte of the picture as drawn, before framing
+
+
+def matte_and_frame(image: Image.Image, config: MatteConfig) -> Matted | None:
+    """Find the object, frame it, and clean its edges.
+
+    Args:
+        image: RGBA, whose alpha is the matte even when it is solid throughout; anything else is taken as RGB
+            and its matte asked of the model.
+        config: the model, whether edges are cleaned, and the size.
+
+    Returns:
+        The cut-out, or None when the matte is empty.
+
+    Raises:
+        UserError: when the matting model is unknown or not on this machine.
+    """
+    given = image.mode == "RGBA"
+    picture = image if given else image.convert("RGB")
+    matte = image.getchannel("A") if given else predict_matte(picture, config.model, threads=1)
+    frame = object_frame(matte)
+    if frame is None:
+        return None
+    if given:
+        rgba = np.array(cut_frame(picture, frame, config.size))
+    else:
+        # Colours and matte are framed apart: premultiplied resampling would mix what is to be separated.
+        opaque = np.asarray(cut_frame(picture.convert("RGBA"), frame, config.size))
+        alpha = np.asarray(cut_frame(matte, frame, config.size))
+        colour = opaque[..., :3]
+        if config.decontaminate:
+            known = opaque[..., 3] / 255.0  # the frame may reach outside the picture
+            front = estimate_foreground(colour / 255.0, alpha / 255.0, known)
+            colour = np.rint(255 * front).astype(np.uint8)
+        rgba = np.dstack([colour, alpha])
+    rgba[rgba[..., 3] == 0] = 0
+    return Matted(rgba, np.array(matte))
+
+
+def cores_each() -> int:
+    """CPU cores for each of the processes that a launcher started on this machine, at least 1."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+class MattePool:
+    """Cuts out batches of pictures while others are drawn.
+
+    Threads do it: onnxruntime, Pillow and numpy release Python's lock for all but a few per cent of the work,
+    so they hardly slow the thread that draws, share one copy of the network, and die with the process.
+
+    Args:
+        config: model, workers, size.
+    """
+
+    def __init__(self, config: MatteConfig) -> None:
+        self.config = config
+        self._pictures = ThreadPoolExecutor(config.workers or cores_each(), "matte")
+        self._batches = ThreadPoolExecutor(1, "matte-batch")
+
+    def warm(self) -> None:
+        """Load the matting model now, so that a missing model is reported before anything is drawn.
+
+        It goes to the GPU of the thread that calls this, which those of the pool would not know.
+
+        Raises:
+            UserError: when the model is unknown or not on this machine.
+        """
+        predict_matte(Image.new("RGB", (32, 32)), self.config.model, threads=1)
+
+    def submit(self, images: list[Image.Image]) -> Future[list[Matted | None]]:
+        """Cut out a batch in the background; batches are finished in the order they came in.
+
+        Args:
+            images: as `matte_and_frame` takes them.
+
+        Returns:
+            Future of one result a picture; it raises what `matte_and_frame` raises.
+        """
+        return self._batches.submit(self._batch, list(images))
+
+    def _batch(self, images: list[Image.Image]) -> list[Matted | None]:
+        return list(self._pictures.map(lambda image: matte_and_frame(image, self.config), images))
+
+    def close(self) -> None:
+        """Drop what has not begun and wait for what has."""
+        self._batches.shutdown(cancel_futures=True)
+        self._pictures.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> MattePool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

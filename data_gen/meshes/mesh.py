@@ -1,0 +1,149 @@
+"""Load a textured mesh into flat arrays that the renderer's kernels take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_gen.meshes.normals import corner_normals
+
+
+@dataclass
+class Mesh:
+    """Triangles with per-corner attributes; colour is corner colour x texture (or solid texture)."""
+
+    vertices: NDArray[np.float32]  # (N, 3) float32 world positions, y up
+    faces: NDArray[np.int32]  # (F, 3) int32
+    normals: NDArray[np.float32]  # (F, 3, 3) float32 unit normal of each corner
+    uvs: NDArray[np.float32]  # (F, 3, 2) float32, origin at the texture's lower left, repeating
+    colors: NDArray[np.float32]  # (F, 3, 3) float32 sRGB in 0..1 of each corner
+    face_texture: NDArray[np.int32]  # (F,) int32 index into `textures`, -1 for none
+    textures: list[NDArray[np.uint8]]  # (H, W, 3) uint8 sRGB pictures
+    rest: NDArray[np.float32]  # (N, 3) float32 positions in [-1, 1]^3 at which `solid` is looked up
+    solid: NDArray[np.uint8]  # (S, S, S, 3) uint8 colours of space (x, y, z), or an empty array
+
+
+def load_mesh(path: str | Path) -> Mesh:
+    """Read a GLB, OBJ (textured or coloured) or an untextured .npz shape (V int16 / 32767, F).
+
+    Texture transparency is ignored: everything is opaque. The result is normalised.
+
+    Raises:
+        ValueError: when the file holds no triangles, or positions that are not finite.
+    """
+    path = Path(path)
+    parts = [_load_shape(path)] if path.suffix.lower() == ".npz" else _load_scene(path)
+    if not parts or not sum(len(p.faces) for p in parts):
+        raise ValueError("it holds no triangles")
+    vertices = np.concatenate([p.vertices for p in parts])
+    starts = np.cumsum([0] + [len(p.vertices) for p in parts[:-1]])
+    faces = np.concatenate([p.faces + s for p, s in zip(parts, starts, strict=True)]).astype(np.int32)
+    if not np.isfinite(vertices).all():
+        raise ValueError("it has positions that are not finite")
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise ValueError(f"a face names vertex {faces.max()} of {len(vertices)}")
+    vertices = normalised(vertices)
+    textures = [t for p in parts for t in p.textures]
+    first = np.cumsum([0] + [len(p.textures) for p in parts[:-1]])
+    return Mesh(
+        vertices=vertices,
+        faces=faces,
+        normals=corner_normals(vertices, faces),
+        uvs=np.concatenate([p.uvs for p in parts]).astype(np.float32),
+        colors=np.concatenate([p.colors for p in parts]).astype(np.float32),
+        face_texture=np.concatenate(
+            [np.full(len(p.faces), f if p.textures else -1) for p, f in zip(parts, first, strict=True)]
+        ).astype(np.int32),
+        textures=textures,
+        rest=vertices,
+        solid=np.zeros((0, 0, 0, 3), np.uint8),
+    )
+
+
+def normalised(vertices: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Bounding-box centre to the origin, farthest vertex to distance 1.
+
+    Raises:
+        ValueError: when all vertices coincide.
+    """
+    vertices = vertices.astype(np.float64)
+    centred = vertices - (vertices.min(0) + vertices.max(0)) / 2
+    reach = np.linalg.norm(centred, axis=1).max()
+    if reach < 1e-12:
+        raise ValueError("all its vertices lie at one point")
+    return (centred / reach).astype(np.float32)
+
+
+@dataclass
+class _Part:
+    """One geometry of a file before joining; fields as in `Mesh`, at most one texture."""
+
+    vertices: NDArray
+    faces: NDArray
+    uvs: NDArray
+    colors: NDArray
+    textures: list[NDArray[np.uint8]]
+
+
+def _load_shape(path: Path) -> _Part:
+    with np.load(path, allow_pickle=False) as data:
+        vertices = data["V"].astype(np.float32) / 32767
+        faces = data["F"].astype(np.int64)
+    return _Part(vertices, faces, np.zeros((len(faces), 3, 2)), np.ones((len(faces), 3, 3)), [])
+
+
+def _load_scene(path: Path) -> list[_Part]:
+    import trimesh
+
+    scene = trimesh.load_scene(path, process=False)
+    parts = []
+    for node in scene.graph.nodes_geometry:
+        transform, name = scene.graph[node]
+        geometry = scene.geometry[name]
+        if not isinstance(geometry, trimesh.Trimesh) or not len(geometry.faces):
+            continue
+        vertices = np.asarray(geometry.vertices) @ transform[:3, :3].T + transform[:3, 3]
+        faces = np.asarray(geometry.faces)
+        uvs = np.zeros((len(faces), 3, 2))
+        visual: Any = geometry.visual
+        texture, factor, painted = _material(visual, linear=path.suffix.lower() in (".glb", ".gltf"))
+        colors = np.broadcast_to(factor, (len(faces), 3, 3)).copy()
+        if painted is not None:
+            colors *= painted[faces]
+        if texture is not None:
+            uvs = np.asarray(visual.uv)[faces]
+        parts.append(_Part(vertices, faces, uvs, colors, [] if texture is None else [texture]))
+    return parts
+
+
+def _material(visual: object, linear: bool) -> tuple[NDArray[np.uint8] | None, NDArray, NDArray | None]:
+    """A trimesh visual -> texture or None, sRGB factor (3,), per-vertex sRGB colours (N, 3) or None."""
+    material = getattr(visual, "material", None)
+    if material is None:
+        vertex_colors = getattr(visual, "vertex_colors", None)
+        painted = None if vertex_colors is None else np.asarray(vertex_colors)[:, :3] / 255
+        return None, np.ones(3), _srgb(painted) if linear and painted is not None else painted
+    picture = getattr(material, "baseColorTexture", None)
+    picture = picture if picture is not None else getattr(material, "image", None)
+    factor = getattr(material, "baseColorFactor", None)
+    if factor is None and picture is None:
+        factor = getattr(
+            material, "diffuse", None
+        )  # OBJ: Kd, which by custom is multiplied only without a map
+    factor = np.ones(3) if factor is None else np.asarray(factor, dtype=np.float64)[:3]
+    factor = factor / 255 if factor.max() > 1 else factor
+    if getattr(visual, "uv", None) is None:
+        picture = None
+    texture = None if picture is None else np.asarray(picture.convert("RGB"), dtype=np.uint8)
+    return texture, _srgb(factor) if linear else factor, None
+
+
+def _srgb(linear: NDArray) -> NDArray:
+    """The sRGB transfer function; glTF's factors and vertex colours are linear, its textures are not."""
+    return np.where(
+        linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055
+    )

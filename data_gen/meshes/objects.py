@@ -1,0 +1,179 @@
+"""A folder of meshes as items to draw, and how each one is drawn: views, light, colours, shape."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dd3g.cameras import ELEVATION, Cameras
+from dd3g.errors import UserError
+from dd3g.picture_sources import DEPTH, DEPTH_UNIT, SHEET
+
+FILL = 0.55  # radius of the object's bounding sphere; at radius 1.5 and fovy 49.1 it spans 86 % of the frame
+MESHES = (".glb", ".obj", ".npz")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the pixels; stored beside the shards so that one folder never mixes two settings."""
+
+    size: int = 64
+    supersample: int = 4
+    seed: int = 0
+    variants: int = 2
+    scan_variants: int = 2
+    quads: int = 4
+    free_quads: int = 1
+    novel: int = 8
+    eval: bool = False
+    per_shard: int = 50
+
+
+@dataclass(frozen=True)
+class Item:
+    """One object in one variant."""
+
+    path: str
+    id: str
+    variant: int
+    meta: tuple[tuple[str, str], ...]  # style, source, licence, cluster
+
+    @property
+    def key(self) -> str:
+        """Sample key; dots would end it early."""
+        return f"{self.id.replace('.', '_').replace('/', '-')}-{self.variant}"
+
+
+def find_items(folder: Path, options: Options, styles: list[str], limit: int) -> list[Item]:
+    """Every mesh under the folder times its variants, in a fixed order; metadata from a manifest.csv if any.
+
+    Raises:
+        UserError: when the folder holds no mesh, or two objects share a key.
+    """
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in MESHES)
+    rows: dict[str, dict[str, str]] = {}
+    for manifest in (folder.parent / "manifest.csv", folder / "manifest.csv"):
+        if manifest.is_file():
+            with open(manifest, newline="", encoding="utf-8") as stream:
+                rows |= {row["id"]: row for row in csv.DictReader(stream) if "id" in row}
+    items: list[Item] = []
+    objects = 0
+    for path in paths:
+        name = path.parent if path.stem == "model" and path.parent != folder else path.with_suffix("")
+        row = rows.get(name.name, {})
+        style = row.get("style") or ("shape" if path.suffix.lower() == ".npz" else "unknown")
+        if styles and style not in styles:
+            continue
+        if limit and objects == limit:
+            break
+        objects += 1
+        meta = {"style": style} | {k: row.get(k, "") for k in ("source", "licence", "cluster")}
+        count = options.scan_variants if style in ("scan", "pbr") else options.variants
+        relative = name.relative_to(folder).as_posix()
+        items += [
+            Item(str(path), relative, v, tuple(meta.items())) for v in range(1 if options.eval else count)
+        ]
+    if not items:
+        wanted = f" of style {', '.join(styles)}" if styles else ""
+        raise UserError(f"{folder} holds no meshes{wanted} ({' '.join(MESHES)}, searched in all subfolders)")
+    keys = [i.key for i in items]
+    if len(set(keys)) < len(keys):
+        twice = next(k for k in keys if keys.count(k) > 1)
+        raise UserError(f"two objects would both be called {twice!r}: rename one of the files")
+    return items
+
+
+def view_plan(options: Options, rng: np.random.Generator, plain: bool) -> dict[str, list]:
+    """Azimuths, elevations, quads and novel views of one item, degrees."""
+    azimuth: list[float] = []
+    elevation: list[float] = []
+    quads: list[list[int]] = []
+
+    def add_quad(first: float, height: float) -> None:
+        quads.append([len(azimuth) + k for k in range(4)])
+        azimuth.extend((first + 90 * k) % 360 for k in range(4))
+        elevation.extend([height] * 4)
+
+    count = 1 if options.eval else options.quads
+    for q in range(count):
+        jitter = 0.0 if q == 0 and plain else rng.uniform(-0.5, 0.5)
+        add_quad((q + jitter) * 90 / count, ELEVATION)
+    for _ in range(0 if options.eval else options.free_quads):
+        add_quad(rng.uniform(0, 90), rng.uniform(-10, 40))
+    first = len(azimuth)
+    if options.eval:
+        # 7 and 16 share no factor: each of 16 even elevations occurs once, neighbours in azimuth differ.
+        azimuth += [22.5 * (k + 0.5) for k in range(16)]
+        elevation += [-8 + 48 * (7 * k % 16) / 15 for k in range(16)]
+    else:
+        azimuth += [(k + rng.random()) * 360 / options.novel for k in range(options.novel)]
+        elevation += list(rng.uniform(-15, 50, options.novel))
+    return {
+        "azimuth": [round(float(a), 4) for a in azimuth],
+        "elevation": [round(float(e), 4) for e in elevation],
+        "quads": quads,
+        "novel": list(range(first, len(azimuth))),
+    }
+
+
+def render_item(item: Item, options: Options) -> dict[str, bytes | str]:
+    """One sample of a shard; a pure function of the mesh, the seed, the object's id and the variant."""
+    from data_gen.meshes import variation
+    from data_gen.meshes.mesh import load_mesh
+    from data_gen.meshes.rendering import Light, render_mesh
+
+    rng = np.random.default_rng([options.seed, zlib.crc32(item.id.encode()), item.variant])
+    plain = item.variant == 0
+    mesh = load_mesh(item.path)
+    light, colors, texture = Light(), None, "original"
+    if Path(item.path).suffix.lower() == ".npz":
+        mesh, texture = variation.painted(mesh, rng)
+    if not plain:
+        mesh, light = variation.reshaped(mesh, rng), variation.random_light(rng)
+        colors = variation.random_color_matrix(rng)
+    mesh.vertices = mesh.vertices * np.float32(FILL)
+    plan = view_plan(options, rng, plain)
+    cameras = Cameras.orbit(plan["azimuth"], plan["elevation"], options.size)
+    rgba, depth = render_mesh(mesh, cameras, light, colors, options.supersample)
+    if not rgba.any():
+        raise ValueError("nothing of it is seen: its triangles have no area")
+    meta = {
+        "id": item.id,
+        **dict(item.meta),
+        "variant": item.variant,
+        "size": options.size,
+        "viewmats": np.round(cameras.viewmats.double().numpy(), 7).tolist(),
+        "K": np.round(cameras.Ks[0].double().numpy(), 5).tolist(),
+        **plan,
+        "light": {
+            "ambient": round(light.ambient, 4),
+            "directions": np.round(light.directions, 4).tolist(),
+            "colors": np.round(light.colors, 4).tolist(),
+        },
+        "texture": texture
+        if colors is None
+        else {"base": texture, "color_matrix": np.round(colors, 4).tolist()},
+    }
+    z = np.round(depth * DEPTH_UNIT).clip(0, 65535).astype(np.uint16)
+    return {
+        "__key__": item.key,
+        SHEET: png_sheet(rgba),
+        DEPTH: png_sheet(z),
+        "json": json.dumps(meta),
+    }
+
+
+def png_sheet(views: NDArray) -> bytes:
+    """(V, H, W[, 4]) -> PNG of the views side by side."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(list(views), 1)).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()

@@ -1,0 +1,289 @@
+"""The folder of a diffusers pipeline, local or from the hub: what it holds, and whether it may be loaded.
+
+Nothing in the folder is run: the pipeline's class and those of its parts must come with diffusers or
+transformers (or be ours), and weights must be safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from data_gen.picture_models.protocol import ModelConfig
+from dd3g.errors import UserError, first_line
+
+INDEX = "model_index.json"
+CARD = "README.md"
+# Pipelines of this package, which diffusers does not export, by class name.
+OWN = {"TinyRgbaPipeline": "data_gen.picture_models.tiny"}
+_OWN_LIBRARIES = (*OWN.values(), "data_gen.tiny")  # the second in folders saved before the first existed
+_PIECES, _PIECE = 1024, 4096  # of a large file of weights, and bytes, that its fingerprint reads
+_NEEDED = ("prompt", "generator", "output_type", "height", "width")
+_VIDEO = ("num_frames", "frames", "video", "video_length")
+_NAME = re.compile(r"[\w-]+(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors")
+
+
+def find_folder(config: ModelConfig) -> tuple[Path, str]:
+    """The local folder of the pipeline, fetched from the hub when `config.path` is no folder.
+
+    Returns:
+        The folder, and the name for records: the hub id with the commit, or the pipeline's class, the
+        folder's name and the fingerprint of what it holds.
+
+    Raises:
+        UserError: when there is no such folder or repository, the hub does not answer, or it is no
+            text-to-image pipeline; that is found out before any weights are fetched.
+    """
+    path = Path(config.path).expanduser()
+    if path.is_dir():
+        kind = read_index(path)["_class_name"]
+        return path, f"{kind}/{path.resolve().name}@{folder_fingerprint(path)}"
+    if path.exists():
+        raise UserError(
+            f"{path} is a file, not a pipeline's folder: load it once with diffusers' from_single_file and "
+            "write a folder with save_pretrained"
+        )
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", config.path):
+        raise UserError(f"there is no folder {config.path}, and it is no hub id (owner/name) either")
+    folder = _fetch(config)
+    return folder, f"{config.path}@{folder.name[:8]}"
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The checked `model_index.json`: component -> [library, class], with `_class_name`.
+
+    Raises:
+        UserError: when it is missing or damaged, or asks for code that is not ours, diffusers' or
+            transformers'.
+    """
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        parts = {k: v for k, v in index.items() if _is_part(v)}
+        name = index["_class_name"]
+    except FileNotFoundError as e:
+        raise UserError(f"{folder} {_what_else(folder)}: give the folder of a diffusers pipeline") from e
+    except (ValueError, KeyError, AttributeError, OSError) as e:
+        raise UserError(f"{folder / INDEX} is damaged ({e}): copy or download the pipeline again") from e
+    foreign = [
+        f"{part} ({library}.{kind})" for part, (library, kind) in parts.items() if not _known(library, kind)
+    ]
+    if not isinstance(name, str) or foreign:
+        what = ", ".join(foreign) or f"the pipeline class {name}"
+        raise UserError(
+            f"{folder} needs code that does not come with diffusers: {what}; such code is never run"
+        )
+    if any(library == "transformers" for library, _ in parts.values()) and not installed("transformers"):
+        raise UserError(
+            f"{folder} needs transformers for its text encoder: get the extra 'data' by "
+            "pip install 'dd3g[data]'"
+        )
+    pipeline_class(name)
+    return index
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Hash of a pipeline's folder, 8 hex digits, whatever its place: another one for retrained weights.
+
+    Configs count whole; of each file of weights its size and 4 MiB spread over it, so that even the largest
+    take milliseconds.
+    """
+    sha = hashlib.sha256()
+    parts = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    files = [folder / INDEX, *(f for part in parts for f in sorted((folder / part).iterdir()))]
+    for file in files:
+        if file.suffix not in (".json", ".safetensors") or not file.is_file():
+            continue
+        size = file.stat().st_size
+        sha.update(f"{file.relative_to(folder).as_posix()} {size}\n".encode())
+        with open(file, "rb") as stream:
+            if file.suffix == ".json" or size <= _PIECES * _PIECE:
+                sha.update(stream.read())
+                continue
+            for i in range(_PIECES):
+                stream.seek(i * (size - _PIECE) // (_PIECES - 1))
+                sha.update(stream.read(_PIECE))
+    return sha.hexdigest()[:8]
+
+
+def pipeline_class(name: str) -> type:
+    """The text-to-image pipeline class called `name`.
+
+    Raises:
+        UserError: when diffusers has none of that name, or it does not make pictures from texts alone.
+    """
+    if name in OWN:
+        for library in _OWN_LIBRARIES:  # diffusers takes parts only from modules that are imported already
+            importlib.import_module(library)
+        return getattr(importlib.import_module(OWN[name]), name)
+    import diffusers
+    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as TEXT_TO_IMAGE
+
+    cls = getattr(diffusers, name, None)
+    if not inspect.isclass(cls) or not issubclass(cls, diffusers.DiffusionPipeline):
+        raise UserError(
+            f"diffusers {diffusers.__version__} has no pipeline class {name!r}: a newer diffusers may have it"
+        )
+    parameters = inspect.signature(cls.__call__).parameters
+    required = [
+        k
+        for k, p in parameters.items()
+        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and k not in ("self", "prompt")
+    ]
+    pictures = [k for k in parameters if _is_picture(k)]
+    # Some text-to-image pipelines take reference pictures as well; diffusers lists those.
+    if cls in TEXT_TO_IMAGE.values() and not any("control" in k for k in (*pictures, name.lower())):
+        pictures = []
+    missing = [k for k in _NEEDED if k not in parameters]
+    reasons = {
+        "it makes videos": any(k in parameters for k in _VIDEO),
+        f"it also needs {', '.join(required or pictures)}": bool(required or pictures),
+        f"its call takes no {', '.join(missing)}": bool(missing),
+        "it loads a second model": bool(getattr(cls, "_load_connected_pipes", False)),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UserError(f"{name} is no text-to-image pipeline ({reason}): give one that draws from texts")
+    return cls
+
+
+def check_parts(
+    folder: Path, index: dict[str, Any], variant: str = "", leave_out: tuple[str, ...] = ()
+) -> None:
+    """Check that every part of the pipeline is there, with its weights in safetensors.
+
+    Args:
+        folder: of the pipeline.
+        index: as `read_index` returns it.
+        variant: as `ModelConfig`.
+        leave_out: components that will not be loaded.
+
+    Raises:
+        UserError: naming what is missing, and what to do.
+    """
+    for part in (k for k, v in index.items() if _is_part(v) and k not in leave_out):
+        here = folder / part
+        if not here.is_dir():
+            raise UserError(
+                f"{folder} lacks the folder {part} that its {INDEX} names: copy or download it again"
+            )
+        converted = not (here / "spiece.model").exists() or (here / "tokenizer.json").exists()
+        if not converted and not installed("sentencepiece"):
+            raise UserError(f"{here} needs sentencepiece to be read: pip install sentencepiece protobuf")
+        if not (here / "config.json").exists():  # tokenizers, schedulers
+            continue
+        files = sorted(here.glob("*.safetensors"))
+        for file in files:
+            with open(file, "rb") as stream:
+                if stream.read(40).startswith(b"version https://git-lfs"):
+                    raise UserError(
+                        f"{file} is a Git LFS pointer, not the weights: run `git lfs pull` in {folder}"
+                    )
+        variants = {m["variant"] or "" for f in files if (m := _NAME.fullmatch(f.name))}
+        if not files:
+            pickles = any(here.glob("*.bin")) or any(here.glob("*.ckpt")) or any(here.glob("*.pt"))
+            why = "only as pickles, which are never loaded" if pickles else "none at all"
+            raise UserError(
+                f"{here} has no weights in the safetensors format ({why}): get the pipeline with its "
+                "*.safetensors files, or load it with diffusers and write it with save_pretrained"
+            )
+        if "" not in variants and variant not in variants:
+            has = ", ".join(sorted(variants))
+            raise UserError(f"{here} has its weights only in the variant {has}: set model.variant={has}")
+
+
+def read_licence(folder: Path) -> str:
+    """The licence in the front matter of the model card; "unknown", with a warning, when there is none."""
+    from huggingface_hub import metadata_load
+    from yaml import YAMLError
+
+    try:
+        front = metadata_load(folder / CARD) or {}
+        licence = front.get("license") or ""
+        if licence == "other":
+            licence = front.get("license_name") or licence
+    except (OSError, ValueError, YAMLError):
+        licence = ""
+    if not licence:
+        warnings.warn(
+            f"the licence of {folder.resolve().name} is unknown (its {CARD} names none): set model.licence",
+            stacklevel=2,
+        )
+        return "unknown"
+    return ", ".join(licence) if isinstance(licence, list) else str(licence)
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported; it is not."""
+    return importlib.util.find_spec(package) is not None
+
+
+def _fetch(config: ModelConfig) -> Path:
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import errors, hf_hub_download
+
+    revision = config.revision or None
+    advice = f"check the name {config.path}"
+    try:
+        index = hf_hub_download(config.path, INDEX, revision=revision)
+        read_index(Path(index).parent)
+        try:
+            hf_hub_download(config.path, CARD, revision=revision)
+        except errors.EntryNotFoundError:
+            pass
+        keys = {"variant": config.variant} if config.variant else {}
+        return Path(DiffusionPipeline.download(config.path, revision=revision, use_safetensors=True, **keys))
+    except errors.GatedRepoError as e:
+        raise UserError(
+            f"{config.path} is gated: accept its licence on its page, then log in with `hf auth login`"
+        ) from e
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as e:
+        raise UserError(f"the hub has no model {config.path}, and there is no such folder: {advice}") from e
+    except errors.RevisionNotFoundError as e:
+        raise UserError(f"{config.path} has no revision {config.revision!r}") from e
+    except errors.RemoteEntryNotFoundError as e:
+        raise UserError(f"{config.path} has no {INDEX}: it is not a diffusers pipeline") from e
+    except UserError:
+        raise
+    except Exception as e:  # the hub's client raises what its transport raises
+        if isinstance(e, OSError) and e.errno is not None:  # disk full, no permission
+            raise UserError(f"{config.path} could not be stored in the hub's cache: {e.strerror}") from e
+        raise UserError(
+            f"{config.path} could not be had from the hub ({first_line(e)}): {advice} and the network, or "
+            "give the folder of a pipeline on this machine"
+        ) from e
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
+
+
+def _known(library: str, kind: Any) -> bool:
+    """Whether a component's class comes with diffusers or transformers, or is ours."""
+    if library in ("diffusers", "transformers", *_OWN_LIBRARIES):
+        return isinstance(kind, str)
+    import diffusers.pipelines
+
+    # The few that lie beside one pipeline, such as stable_diffusion.StableDiffusionSafetyChecker.
+    module = getattr(diffusers.pipelines, library, None)
+    return inspect.ismodule(module) and module.__name__.startswith("diffusers.pipelines.")
+
+
+def _is_picture(parameter: str) -> bool:
+    return "image" in parameter and not re.match(r"num_images|(negative_)?ip_adapter", parameter)
+
+
+def _what_else(folder: Path) -> str:
+    """What a folder without a pipeline's index is instead."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = config.get("_class_name") or (config.get("architectures") or [config["model_type"]])[0]
+        return f"is a single model ({kind}), not a pipeline"
+    except (OSError, ValueError, KeyError, AttributeError, IndexError):
+        return f"has no {INDEX}"

@@ -1,0 +1,232 @@
+"""Prompts for pictures of single objects, from our own grammar or a user's list.
+
+dd3g data prompts --count 120000 --seed 0 -o prompts.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_gen.prompts.grammar import Choices, Grammar, Scene, own_grammar
+from data_gen.prompts.lists import Prompt, prompt_id, prompts_from, write_prompts
+from dd3g.command import check_writable, run_command
+from dd3g.errors import UserError
+from dd3g.progress import Progress, print_first
+
+COUNT = 120_000
+SHOWN = 100  # skipped lines that are named one by one
+NAME_STATE, NAME_COLOUR = 0.75, 0.5  # shares of prompts that name one, where the noun allows it
+# First words of our nouns and adjectives whose spelling misleads: "a unicorn", "an hourglass".
+_CONSONANT = ("uni", "uku", "use", "eu", "one-")
+_VOWEL = ("hour", "heir", "honest")
+
+
+def make_prompts(count: int, seed: int = 0, grammar: Grammar | None = None) -> list[Prompt]:
+    """Different prompts, equally many of each group and, within a group, of each noun.
+
+    The first n of a longer list are the list of n with the same seed.
+
+    Args:
+        count: how many.
+        seed: of the order and of all choices.
+        grammar: None takes the package's own.
+
+    Raises:
+        UserError: when the grammar has fewer than `count`.
+    """
+    grammar = grammar or own_grammar()
+    most = capacity(grammar)
+    if not 1 <= count <= most:
+        raise UserError(f"cannot make {count} prompts: ask for 1 to {most}")
+    prompts: list[Prompt] = []
+    speakers: dict[str, _Speaker] = {}
+    for group, noun in _turns(grammar, seed):
+        if len(prompts) == count:
+            break
+        if noun not in speakers:
+            speakers[noun] = _Speaker(grammar, group, noun, seed)
+        prompts.append(speakers[noun].next())
+    return prompts
+
+
+def capacity(grammar: Grammar) -> int:
+    """How many prompts the grammar gives before the first noun has nothing new to say."""
+    rounds = [
+        len(nouns) * min(grammar.choices(group, noun).count() for noun in nouns)
+        for group, nouns in grammar.nouns.items()
+    ]
+    return len(rounds) * min(rounds) * len(grammar.scene)
+
+
+def _turns(grammar: Grammar, seed: int) -> Iterator[tuple[str, str]]:
+    """Each group once a round, each noun once in as many rounds as its group has nouns, in ever new order."""
+    rng = random.Random(f"{seed} order")
+    groups = list(grammar.nouns)
+    waiting: dict[str, list[str]] = {group: [] for group in groups}
+    while True:
+        rng.shuffle(groups)
+        for group in groups:
+            if not waiting[group]:
+                waiting[group] = list(grammar.nouns[group])
+                rng.shuffle(waiting[group])
+            yield group, waiting[group].pop()
+
+
+class _Speaker:
+    """Says ever new things about one noun."""
+
+    def __init__(self, grammar: Grammar, group: str, noun: str, seed: int) -> None:
+        self.group, self.noun = group, noun
+        self.scene: Scene = grammar.scene
+        self.choices: Choices = grammar.choices(group, noun)
+        self._scenes = len(grammar.scene)
+        self._rng = random.Random(f"{seed} {noun}")
+        self._used: set[int] = set()
+
+    def next(self) -> Prompt:
+        c = self.choices
+        material = self._some(len(c.materials), 1 - c.plain)
+        state, colour = self._some(len(c.states), NAME_STATE), self._some(len(c.colours), NAME_COLOUR)
+        # What does not suit the material is left unsaid.
+        colour = colour if c.allow(0, colour, material) else 0
+        state = state if c.allow(state, 0, material) else 0
+        look = (material * len(c.states) + state) * len(c.colours) + colour
+        index = look * self._scenes + int(self._rng.random() * self._scenes)
+        total = len(c.materials) * len(c.states) * len(c.colours) * self._scenes
+        # The next free one, not another draw: this ends even when few are left.
+        while index in self._used or not c.allow(*self._parts(index)[:3]):
+            index = self._after(index, total)
+        self._used.add(index)
+        return self._prompt(*self._parts(index))
+
+    def _some(self, count: int, share: float) -> int:
+        """0 or, with probability `share`, one of 1 .. count - 1."""
+        first, second = self._rng.random(), self._rng.random()
+        return 1 + int(second * (count - 1)) if count > 1 and first < share else 0
+
+    def _parts(self, index: int) -> tuple[int, int, int, int]:
+        """State, colour, material, scene."""
+        index, scene = divmod(index, self._scenes)
+        index, colour = divmod(index, len(self.choices.colours))
+        material, state = divmod(index, len(self.choices.states))
+        return state, colour, material, scene
+
+    def _after(self, index: int, total: int) -> int:
+        state, colour, material, _ = self._parts(index)
+        if self.choices.allow(state, colour, material):
+            return (index + 1) % total
+        return (index // self._scenes + 1) * self._scenes % total
+
+    def _prompt(self, state: int, colour: int, material: int, scene: int) -> Prompt:
+        c, s = self.choices, self.scene
+        scene, background = divmod(scene, len(s.backgrounds))
+        scene, light = divmod(scene, len(s.lights))
+        style, view = divmod(scene, len(s.views))
+        adjective, tint, made = c.states[state], c.colours[colour], c.materials[material]
+        thing = with_article(_phrase(self.noun, adjective, tint, made))
+        details = (s.views[view], c.whole, "centred", s.lights[light], s.backgrounds[background])
+        text = f"{s.styles[style]} of {thing}, {', '.join(details)}"
+        return Prompt(
+            prompt_id(text),
+            text,
+            self.group,
+            self.noun,
+            " ".join(w for w in (adjective, tint) if w),
+            " ".join(made.replace("{}", " ").split()),
+            s.styles[style],
+            s.views[view],
+        )
+
+
+def _phrase(noun: str, state: str, colour: str, material: str) -> str:
+    lead, rest = "", noun
+    for counter in ("pair of ", "set of "):
+        if noun.startswith(counter) and "{}" not in material:
+            lead, rest = counter, noun.removeprefix(counter)  # a worn pair of red leather gloves
+    made = material.format(rest) if "{}" in material else f"{material} {rest}"
+    return " ".join(f"{state} {lead}{colour} {made}".split())
+
+
+def with_article(phrase: str) -> str:
+    """The phrase after "a" or "an"."""
+    word = phrase.lower()
+    vowel = word.startswith(_VOWEL) or (word[0] in "aeiou" and not word.startswith(_CONSONANT))
+    return f"{'an' if vowel else 'a'} {phrase}"
+
+
+def prompts_command(
+    output: Annotated[Path, typer.Option("-o", "--output", help="The jsonl file to write.")] = Path(
+        "prompts.jsonl"
+    ),
+    count: Annotated[
+        int | None, typer.Option(min=1, help=f"How many; default: {COUNT}, or all of --from.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of prompts, and of their rewriting.")] = 0,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Your own list: text, one a line, or jsonl with text, prompt or caption."
+        ),
+    ] = None,
+    rewrite: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a transformers language model that puts each prompt in its own words."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts rewritten at once.")] = 16,
+    device: Annotated[str, typer.Option(help="For --rewrite: auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Write prompts for pictures of single objects, one JSON object a line.
+
+    The same seed gives the same prompts, and the first n of a longer list are those of a shorter one.
+    """
+    start = time.perf_counter()
+    # Before any work: a language model may be at it for hours.
+    if output.is_dir():
+        raise UserError(f"cannot write {output}: it is a folder; give the name of a file")
+    check_writable(output.parent)
+    journal = output.with_name(output.name + ".rewriting")
+    skipped: list[tuple[int, str]] = []
+    if source is None:
+        prompts = make_prompts(count or COUNT, seed)
+    else:
+        prompts = prompts_from(source, lambda number, why: skipped.append((number, why)))[:count]
+        if count and len(prompts) < count:
+            raise UserError(f"{source} gives {len(prompts)} prompts: ask for no more with --count")
+    lines = [f"skipped {source}, line {number}: {why}" for number, why in skipped]
+    print_first(lines, SHOWN, "skipped {} more lines; --json names them")
+    report = {
+        "prompts": len(prompts),
+        "groups": len({p.group for p in prompts if p.group}),
+        "nouns": len({p.noun for p in prompts if p.noun}),
+        "output": str(output),
+        "skipped": [{"line": number, "reason": why} for number, why in skipped],
+    }
+    if rewrite is not None:
+        from data_gen.prompts.rewriter import Rewriter, rewrite_prompts
+
+        rewriter = Rewriter(rewrite, seed, batch_size, device)
+        with Progress(show=not as_json) as progress:
+            progress.phase("prompts rewritten", len(prompts))
+            prompts, report["rewritten"] = rewrite_prompts(prompts, rewriter, journal, progress.advance)
+    write_prompts(output, prompts)
+    journal.unlink(missing_ok=True)
+    report["seconds"] = round(time.perf_counter() - start, 2)
+    if as_json:
+        print(json.dumps(report))
+        return
+    kinds = f" of {report['nouns']} nouns in {report['groups']} groups" if report["nouns"] else ""
+    rewritten = f", {report['rewritten']} of them rewritten" if rewrite is not None else ""
+    print(f"wrote {len(prompts)} prompts{kinds}{rewritten} to {output} in {report['seconds']:.1f} s")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code, 2 with one line when something is wrong."""
+    return run_command(prompts_command, argv, "dd3g data prompts", needs_words=False)

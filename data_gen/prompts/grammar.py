@@ -1,0 +1,116 @@
+"""What prompts are made of: nouns by group, and the adjectives, colours and materials that suit each."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+
+WORDS = Path(__file__).parent / "words"  # a file of nouns a group, one a line, and what may be said of them
+WHOLE = "whole object in view"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """How an object is shown; every combination is possible."""
+
+    styles: tuple[str, ...]
+    views: tuple[str, ...]
+    lights: tuple[str, ...]
+    backgrounds: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.styles) * len(self.views) * len(self.lights) * len(self.backgrounds)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a prompt may say of one noun; index 0 of each list says nothing."""
+
+    states: tuple[str, ...]  # adjectives of size, age, form or mood
+    colours: tuple[str, ...]  # for the materials that come in any colour, and for no material
+    materials: tuple[str, ...]  # words put before the noun, or phrases with {} in its place
+    plain: float  # share of prompts that name no material
+    whole: str  # how a prompt asks for an uncropped object
+    # Of each material, whether each state goes with it, and whether a colour does
+    fits: tuple[tuple[tuple[bool, ...], bool], ...]
+
+    def allow(self, state: int, colour: int, material: int) -> bool:
+        """Whether three choices, as indices, go together."""
+        states, any_colour = self.fits[material]
+        return states[state] and (not colour or any_colour)
+
+    def count(self) -> int:
+        """Number of allowed triples."""
+        return sum(sum(states) * (len(self.colours) if tint else 1) for states, tint in self.fits)
+
+
+class Grammar:
+    """The word lists of a folder.
+
+    Args:
+        folder: holds kinds.yaml and a file of nouns for each group that is named there.
+    """
+
+    def __init__(self, folder: Path = WORDS) -> None:
+        rules = yaml.safe_load((folder / "kinds.yaml").read_text(encoding="utf-8"))
+        self.scene = Scene(
+            _list(rules["styles"]),
+            _list(rules["views"], ";"),
+            _list(rules["lights"]),
+            _list(rules["backgrounds"]),
+        )
+        self.colours = _list(rules["colours"])
+        self._sets = {k: words(rules[k]) for k in ("substances", "tints", "tinted", "metals")}
+        self._alone = set(_list(rules["alone"]))
+        self._kinds = {g: kind for kind in rules["kinds"].values() for g in _list(kind["groups"])}
+        self._exceptions = {
+            group: {word: _list(materials) for materials, listed in rows.items() for word in listed.split()}
+            for group, rows in rules["exceptions"].items()
+        }
+        self.nouns = {
+            g: tuple((folder / f"{g}.txt").read_text(encoding="utf-8").splitlines())
+            for g in sorted(self._kinds)
+        }
+
+    def choices(self, group: str, noun: str) -> Choices:
+        """Everything that a prompt may say of a noun of a group."""
+        kind, named = self._kinds[group], words(noun)
+        special = self._exceptions.get(group, {})
+        listed = [special[word] for word in noun.lower().split() if word in special]
+        materials = listed[0] if listed else _list(kind["materials"])
+        if named & self._sets["substances"]:
+            materials = ()
+        colours = self.colours if kind.get("coloured", True) and not named & self._sets["tints"] else ()
+        states = ("", *(s for s in _list(kind["states"]) if not words(s) & named))
+        materials = ("", *(m for m in materials if not words(m) & named))
+        fits = tuple(self._fits(states, material) for material in materials)
+        return Choices(states, ("", *colours), materials, kind["plain"], kind.get("whole", WHOLE), fits)
+
+    @lru_cache(maxsize=4096)
+    def _fits(self, states: tuple[str, ...], material: str) -> tuple[tuple[bool, ...], bool]:
+        if not material:
+            return (True,) * len(states), True
+        named = words(material)
+        metal = bool(named & self._sets["metals"])
+        fitting = tuple(s not in self._alone and (s != "rusty" or metal) for s in states)
+        return fitting, bool(named & self._sets["tinted"])
+
+
+@lru_cache(maxsize=1)
+def own_grammar() -> Grammar:
+    """The grammar that comes with the package."""
+    return Grammar()
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a phrase, in lower case; hyphens part words."""
+    return frozenset(re.findall(r"[a-z']+", text.lower()))
+
+
+@lru_cache(maxsize=512)
+def _list(text: str, separator: str = ",") -> tuple[str, ...]:
+    return tuple(" ".join(part.split()) for part in text.split(separator) if part.strip())

@@ -1,0 +1,166 @@
+"""A prompt and its id, and lists of them: our own jsonl files, and what users bring along."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from dd3g.errors import UserError
+from dd3g.fingerprint import fingerprint
+from dd3g.io.atomic import replacing
+
+MAX_CHARACTERS = 1000  # text encoders of picture models read a few hundred
+TEXT_KEYS = ("text", "prompt", "caption")  # of a user's jsonl, the first that is there
+_ADVICE = "turn a list of your own into prompts with dd3g data prompts --from FILE"
+_ENDS = string.punctuation + string.whitespace
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one picture shall show."""
+
+    id: str  # `prompt_id` of the text
+    text: str  # for the picture model
+    # Of the noun. This and what follows is what the text was put together from; empty where unknown
+    group: str = ""
+    noun: str = ""  # what is to be seen
+    attribute: str = ""  # adjective and colour
+    material: str = ""  # what it is made of
+    style: str = ""  # what kind of picture
+    view: str = ""  # from where
+
+
+_ABOUT = tuple(f.name for f in fields(Prompt))[2:]
+
+
+def normalise(text: str) -> str:
+    """Lower case, single spaces, no punctuation at the ends: prompts that agree in this are the same."""
+    return " ".join(text.lower().split()).strip(_ENDS)
+
+
+def prompt_id(text: str) -> str:
+    """First 16 hex digits of the sha256 of the normalised text: the same for ever, fit for a file name."""
+    return fingerprint(normalise(text))
+
+
+def to_jsonl(prompts: Iterable[Prompt]) -> str:
+    """Prompts as the text of a file, one JSON object a line."""
+    return "".join(json.dumps(vars(prompt), ensure_ascii=False) + "\n" for prompt in prompts)
+
+
+def write_prompts(path: str | Path, prompts: Iterable[Prompt]) -> None:
+    """Write one JSON object a line; the file appears when it is complete.
+
+    Raises:
+        UserError: when that is refused or the disk is full.
+    """
+    with replacing(path) as partial:
+        partial.write_text(to_jsonl(prompts), encoding="utf-8")
+
+
+def read_prompts(path: str | Path, advice: str = _ADVICE) -> list[Prompt]:
+    """Read what `write_prompts` wrote.
+
+    Args:
+        path: of the file.
+        advice: what to do with a line that is no prompt.
+
+    Raises:
+        UserError: when it is missing, empty, not such a file, or names an id twice.
+    """
+    prompts: list[Prompt] = []
+    lines: dict[str, int] = {}
+    for number, line in _lines(path):
+        try:
+            prompt = Prompt(**json.loads(line))
+            if not all(isinstance(v, str) for v in vars(prompt).values()):
+                raise ValueError("a value is not text")
+            if not (prompt.id and prompt.id.isascii() and prompt.id.replace("-", "").isalnum()):
+                raise ValueError(f"id {prompt.id!r} is not of letters, digits and hyphens")
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}, line {number}: no prompt ({error}); {advice}") from error
+        if (first := lines.setdefault(prompt.id, number)) != number:
+            raise UserError(f"{path}, line {number}: has the id of line {first}, {prompt.id}: remove one")
+        prompts.append(prompt)
+    if not prompts:
+        raise UserError(f"{path} holds no prompts: write some with dd3g data prompts")
+    return prompts
+
+
+def prompts_from(
+    source: str | Path | Iterable[str | bytes], skipped: Callable[[int, str], None] = lambda number, why: None
+) -> list[Prompt]:
+    """Turn a user's list into prompts; lines that cannot serve are skipped.
+
+    Args:
+        source: a text file with one prompt a line; a .jsonl file with one object a line, whose text, prompt
+            or caption is used; or lines of text.
+        skipped: is called with the number, from 1, of each skipped line, and why.
+
+    Raises:
+        UserError: when the file cannot be read, or no line is left.
+    """
+    if isinstance(source, str | Path):
+        name, objects = str(source), Path(source).suffix.lower() == ".jsonl"
+        lines: Iterable[tuple[int, str | bytes]] = _lines(source)
+    else:
+        name, objects, lines = "the list", False, enumerate(source, 1)
+    prompts: list[Prompt] = []
+    first: dict[str, int] = {}
+    for number, line in lines:
+        try:
+            prompt = _prompt(line, number == 1, objects)
+            if before := first.get(prompt.id):
+                raise ValueError(f"repeats line {before}")
+        except ValueError as error:
+            skipped(number, str(error))
+            continue
+        first[prompt.id] = number
+        prompts.append(prompt)
+    if not prompts:
+        raise UserError(
+            f"{name} holds no usable prompt: give one a line, UTF-8, up to {MAX_CHARACTERS} characters"
+        )
+    return prompts
+
+
+def _prompt(line: str | bytes, at_start: bool, is_object: bool) -> Prompt:
+    """One user's line; a ValueError says in a few words what is wrong with it."""
+    if isinstance(line, bytes):
+        try:
+            line = line.decode("utf-8-sig" if at_start else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"is not UTF-8 (byte {line[error.start]:#04x})") from error
+    if not line.strip():
+        raise ValueError("is empty")
+    about: dict[str, str] = {}
+    if is_object:
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"is not JSON ({error})") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"is not an object like {{{json.dumps(TEXT_KEYS[0])}: ...}}")
+        texts = [found[k] for k in TEXT_KEYS if isinstance(found.get(k), str)]
+        if not texts:
+            raise ValueError(f"has no {', '.join(TEXT_KEYS[:-1])} or {TEXT_KEYS[-1]}")
+        line, about = texts[0], {k: found[k] for k in _ABOUT if isinstance(found.get(k), str)}
+    text = " ".join(str(line).split())
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"is {len(text)} characters long, more than {MAX_CHARACTERS}")
+    if any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in text):
+        raise ValueError("holds control characters")
+    if not any(c.isalnum() for c in text):
+        raise ValueError("holds no word")
+    return Prompt(prompt_id(text), text, **about)
+
+
+def _lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        with open(path, "rb") as stream:
+            yield from ((number, line) for number, line in enumerate(stream, 1))
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror or error}): check the path") from error

@@ -1,0 +1,222 @@
+"""Meshes to shards of RGBA and depth views: `dd3g data render FOLDER --output RENDERS`."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_gen.meshes.objects import Item, Options, find_items, render_item
+from dd3g.command import Json, run_command
+from dd3g.errors import UserError
+from dd3g.fingerprint import fingerprint
+from dd3g.io.atomic import replacing
+from dd3g.io.shards import Shards, write_shard
+from dd3g.progress import Progress
+
+
+def render_shard(task: tuple[Path, list[Item], Options]) -> tuple[int, list[tuple[str, str]]]:
+    """Write one shard; returns views written and (object, reason) of each mesh that could not be drawn."""
+    path, items, options = task
+    samples, failed, views = [], [], 0
+    for item in items:
+        try:
+            samples.append(render_item(item, options))
+            views += len(json.loads(samples[-1]["json"])["azimuth"])
+        except Exception as error:  # a stranger's mesh can make a loader fail in any way
+            failed.append((item.key, f"{item.path}: {error or type(error).__name__}".splitlines()[0]))
+    write_shard(path, samples)
+    return views, failed
+
+
+def _start_worker() -> None:
+    """One thread a process, and no orphan when the parent is killed."""
+    import torch
+
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def render_folder(
+    folder: Path,
+    output: Path,
+    options: Options,
+    processes: int = 1,
+    styles: list[str] | None = None,
+    limit: int = 0,
+) -> dict:
+    """Render every object of a folder into shards; shards that exist are kept.
+
+    Returns:
+        summary: objects, items, views, shards written and kept, megabytes, seconds, failed {key: reason}.
+
+    Raises:
+        UserError: no meshes, other options or objects than the folder was started with, a damaged shard, a
+            full disk, a process that was killed.
+    """
+    items = find_items(folder, options, styles or [], limit)
+    keys = fingerprint("\n".join(item.key for item in items))
+    stored = {"styles": styles or [], "limit": limit, "objects": f"{len(items)} items {keys}"}
+    _check_same_options(output, asdict(options) | stored)
+    count = -(-len(items) // options.per_shard)
+    paths = [output / f"renders-{k:05d}.tar" for k in range(count)]
+    tasks = [
+        (path, items[k * options.per_shard : (k + 1) * options.per_shard], options)
+        for k, path in enumerate(paths)
+        if not path.exists()
+    ]
+    start, views = time.perf_counter(), 0
+    failed: dict[str, str] = {}
+    with Progress() as progress:
+        progress.phase("shards", count, count - len(tasks))
+        for done, bad in _map_shards(tasks, processes):
+            views += done
+            failed |= dict(bad)
+            for key, reason in bad:
+                progress.say(f"skipped {key}: {reason}")
+            progress.advance()
+    written = Shards(paths)
+    present = {written.key(i) for i in range(len(written))}
+    missing = {
+        i.key: failed.get(i.key, "could not be drawn in an earlier run")
+        for i in items
+        if i.key not in present
+    }
+    return {
+        "objects": len({i.id for i in items}),
+        "items": len(written),
+        "views": views,
+        "shards": len(tasks),
+        "kept_shards": count - len(tasks),
+        "megabytes": round(sum(p.stat().st_size for p in paths) / 1e6, 1),
+        "seconds": round(time.perf_counter() - start, 1),
+        "output": str(output),
+        "failed": missing,
+    }
+
+
+def _map_shards(
+    tasks: list[tuple[Path, list[Item], Options]], processes: int
+) -> Iterator[tuple[int, list[tuple[str, str]]]]:
+    if processes <= 1 or len(tasks) <= 1:
+        yield from map(render_shard, tasks)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(min(processes, len(tasks)), spawn, _start_worker) as pool:
+            yield from pool.map(render_shard, tasks)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that was drawing was killed, perhaps for lack of memory: run the same command again, "
+            "with fewer --processes; finished shards are kept"
+        ) from error
+
+
+def _check_same_options(output: Path, options: dict) -> None:
+    """Store the options, or compare with those that the folder was started with."""
+    path = output / "options.json"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            before = json.loads(path.read_text())
+            changed = [f"{k} {before.get(k)} -> {v}" for k, v in options.items() if before.get(k) != v]
+            if changed:
+                raise UserError(
+                    f"{output} was started with other options ({', '.join(changed)}): use those, "
+                    "another --output, or delete the folder"
+                )
+            return
+        with replacing(path) as part:
+            part.write_text(json.dumps(options))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged: delete it and run the same command again") from error
+    except OSError as error:
+        raise UserError(f"cannot write in {output}: {error.strerror or error}") from error
+
+
+def render_command(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of .glb, .obj or untextured .npz meshes, searched in depth.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the shards.")],
+    size: Annotated[int, typer.Option(min=8, help="Pixels a side.")] = 64,
+    processes: Annotated[int, typer.Option(min=1, help="CPU processes.")] = os.cpu_count() or 1,
+    variants: Annotated[
+        int, typer.Option(min=1, help="Variants an object; 0 is plain, the others are random.")
+    ] = 2,
+    scan_variants: Annotated[
+        int, typer.Option(min=0, help="Variants of scans and PBR objects; 0: as --variants.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random choices.")] = 0,
+    quads: Annotated[
+        int, typer.Option(min=0, help="Sets of four views 90 degrees apart at elevation 10.")
+    ] = 4,
+    free_quads: Annotated[int, typer.Option(min=0, help="The same at a random elevation, -10 to 40.")] = 1,
+    novel: Annotated[int, typer.Option(min=0, help="Free views, elevation -15 to 50.")] = 8,
+    eval_views: Annotated[
+        bool, typer.Option("--eval", help="Evaluation views: variant 0, one quad and 16 fixed novel views.")
+    ] = False,
+    supersample: Annotated[int, typer.Option(min=1, max=8, help="s x s samples a pixel.")] = 4,
+    per_shard: Annotated[int, typer.Option(min=1, help="Items a shard.")] = 50,
+    limit: Annotated[int, typer.Option(min=0, help="Only the first objects; 0: all.")] = 0,
+    only_styles: Annotated[str, typer.Option(help="Comma-separated styles of the manifest to keep.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Render a folder of meshes into shards of RGBA and depth; run it again to go on where it stopped."""
+    options = Options(
+        size,
+        supersample,
+        seed,
+        variants,
+        scan_variants or variants,
+        quads,
+        free_quads,
+        novel,
+        eval_views,
+        per_shard,
+    )
+    styles = [s.strip() for s in only_styles.split(",") if s.strip()]
+    if not eval_views and not quads + free_quads + novel:
+        raise UserError("no views asked for: raise --quads, --free-quads or --novel")
+    summary = render_folder(folder, output, options, processes, styles, limit)
+    failed = summary["failed"]
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        rate = f", {summary['views'] / summary['seconds']:.0f} views/s" if summary["views"] else ""
+        print(
+            f"{summary['items']} items of {summary['objects']} objects in {summary['output']} "
+            f"({summary['megabytes']} MB; {summary['shards']} shards written, {summary['kept_shards']} kept, "
+            f"{summary['views']} views in {summary['seconds']} s{rate}); {len(failed)} failed"
+        )
+        for key, reason in failed.items():
+            print(f"  {key}: {reason}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_command(render_command, argv, "dd3g data render")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""Generates a dataset with any number of processes and machines; killed and restarted, it resumes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from data_gen.prompts.lists import to_jsonl
+from data_gen.shards.dataset import PROMPTS, DatasetSpec, PictureBackend
+from data_gen.shards.deduplicate import plan
+from data_gen.shards.index import write_index
+from data_gen.shards.manifest import CHUNKS, ShardManifest, finished_shards, shard_name
+from data_gen.shards.options import check_options, started
+from data_gen.shards.process_group import ProcessGroup
+from data_gen.shards.shard_worker import ShardWorker
+from dd3g.errors import UserError
+from dd3g.progress import Progress
+
+AGAIN = "start the same command again when they are done"
+
+
+def generate_shards(spec: DatasetSpec, group: ProcessGroup, progress: Progress) -> dict[str, Any]:
+    """Make the shards that this rank owns, then replace near duplicates together with the others.
+
+    Rank r of R owns every R-th shard from r on. Nothing is ever written by two ranks: rank 0 alone writes
+    what is about the whole dataset. Ranks of one launch wait for each other; a rank of a launch of its own
+    that finds the others' shards unfinished says so in its report.
+
+    Args:
+        spec: the dataset.
+        group: which process this is.
+        progress: shows how far it is.
+
+    Returns:
+        {"output", "complete", "drawn" (pictures of shards that this rank finished in this run), "seconds",
+        "waiting" (a sentence when others are not done)} and, when the dataset is complete, what `write_index`
+        returns.
+
+    Raises:
+        UserError: when the place cannot be written, was started with other options, or holds damaged files.
+    """
+    start, storage = time.perf_counter(), spec.storage
+    with storage.claimed(f"rank-{group.rank}"):
+        _prepare(spec, group)
+        mine = range(group.rank, spec.shards, group.world)
+        with ExitStack() as stack, progress:
+
+            @cache  # the model is loaded once, and only when there is something to draw
+            def backend() -> PictureBackend:
+                return _with_learned_scores(spec, group, stack.enter_context(spec.backend()))
+
+            def worker(shard: int) -> ShardWorker:
+                return ShardWorker(spec, shard, backend, progress.advance)
+
+            drawn = _make(spec, mine, worker, progress)
+            group.wait()
+            waiting, redrawn = _deduplicate(spec, mine, worker, group, progress)
+        report: dict[str, Any] = {"output": str(storage), "complete": not waiting, "drawn": drawn + redrawn}
+        if not waiting and group.rank == 0:
+            report |= write_index(storage)
+            storage.sweep(CHUNKS)
+            storage.sweep("")
+        group.wait()
+    return report | {"waiting": waiting, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def _prepare(spec: DatasetSpec, group: ProcessGroup) -> None:
+    if not spec.prompts:
+        raise UserError("there are no prompts: give a file that holds some")
+    counts = Counter(prompt.id for prompt in spec.prompts)
+    if twice := next((p for p in spec.prompts if counts[p.id] > 1), None):
+        raise UserError(f"the prompt {twice.id} ({twice.text[:60]!r}) appears twice: drop one of them")
+    spec.storage.check_writable(f".rank-{group.rank}.tmp")
+    if group.rank == 0:
+        check_options(spec.storage, spec.options, write=True)
+        if not started(spec.storage) or not spec.storage.exists(PROMPTS):
+            spec.storage.write(PROMPTS, to_jsonl(spec.prompts))
+    group.wait()
+    check_options(spec.storage, spec.options, write=False)
+
+
+def _with_learned_scores(spec: DatasetSpec, group: ProcessGroup, backend: PictureBackend) -> PictureBackend:
+    filters = spec.filters
+    if not (filters.clip or filters.aesthetic or filters.safety):
+        return backend
+    from data_gen.filters.learned_scores import load_learned_scores
+
+    return replace(backend, scores=load_learned_scores(filters, group.device(spec.device)))
+
+
+def _make(spec: DatasetSpec, mine: range, worker: Callable[[int], ShardWorker], progress: Progress) -> int:
+    """Make what is not there of this rank's shards; returns the number of new pictures."""
+    finished = set(finished_shards(spec.storage))
+    begun = set(spec.storage.names(CHUNKS))
+    sizes = {shard: len(spec.owned(shard)) for shard in mine}
+    progress.phase("pictures", sum(sizes.values()), sum(n for shard, n in sizes.items() if shard in finished))
+    drawn = 0
+    for shard in mine:
+        if shard not in finished:
+            drawn += worker(shard).make().count
+        elif shard_name(shard) in begun:  # killed before its chunks were gone, or during deduplication
+            worker(shard).clean(ShardManifest.read(spec.storage, shard).round)
+    return drawn
+
+
+def _deduplicate(
+    spec: DatasetSpec,
+    mine: range,
+    worker: Callable[[int], ShardWorker],
+    group: ProcessGroup,
+    progress: Progress,
+) -> tuple[str, int]:
+    """Replace duplicates until there are none; returns why that must wait for others, and new pictures."""
+    drawn = 0
+    while True:
+        now = plan(spec)
+        group.wait()  # until all have planned: what one replaces must not change another's plan
+        if now.unfinished:
+            return f"{_shards(now.unfinished)} of other ranks to be made: {AGAIN}", drawn
+        if not now.losers:
+            return "", drawn
+        due = [shard for shard in mine if shard in now.losers]
+        progress.phase(f"duplicates, round {now.round}", sum(len(now.losers[shard]) for shard in due))
+        for shard in due:
+            manifest = worker(shard).replace(now.losers[shard], now.round)
+            drawn += sum(record["round"] == now.round for record in manifest.records)
+        group.wait()
+        if not due and not group.together:
+            return f"{_shards(list(now.losers))} of other ranks to be rid of duplicates: {AGAIN}", drawn
+
+
+def _shards(numbers: list[int]) -> str:
+    first = shard_name(min(numbers))
+    return f"{len(numbers)} shards (first {first})" if len(numbers) > 1 else f"one shard ({first})"

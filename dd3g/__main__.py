@@ -1,0 +1,34 @@
+"""The command `dd3g`: every command of the project by name, imported when it is asked for."""
+
+from __future__ import annotations
+
+import sys
+
+from dd3g.command import dispatch
+
+# Name -> module with main(argv) -> exit code, and a line about it. Modules on higher floors are only named.
+COMMANDS = {
+    "infer": ("dd3g.infer", "pictures of objects to 3D Gaussians"),
+    "pose": ("dd3g.pose.__main__", "photos and videos of people to 3D poses"),
+    "models": ("dd3g.models", "fetch small pretrained files once; list them"),
+    "data": ("data_gen.__main__", "make training pictures: from prompts, from pictures, from meshes"),
+    "simulate": ("distill.simulate", "pictures to the quadruples of a teacher"),
+    "train": ("distill.train", "distil a teacher into a generator"),
+    "train-teacher": ("distill.train_teacher", "train a small multi-view teacher"),
+    "train-pose": ("dd3g.pose.train", "train the networks of the pose methods"),
+    "evaluate": ("distill.evaluation.__main__", "compare generators with the true views of objects"),
+    "benchmark": ("dd3g.benchmark.__main__", "time inference, rasteriser and poses on this machine"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    about, hint = (
+        "Pictures to 3D Gaussians, and what makes such a generator.",
+        "; pictures go to `dd3g infer`",
+    )
+    return dispatch(COMMANDS, argv, "dd3g", about, hint=hint)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

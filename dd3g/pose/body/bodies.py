@@ -1,0 +1,168 @@
+"""Bodies that turn joint rotations into points: our own of 24 joints, and an adapter for SMPL.
+
+That for Anny is in `dd3g.pose.body.anny_body`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dd3g.errors import UserError
+from dd3g.nn.checkpoint import check_options, load_weights, read_config, save_folder
+from dd3g.pose.body.skeletons import SMPL_24, skeleton, to_h36m
+
+SHAPES = 10
+SHIPPED = Path(__file__).parents[2] / "weights" / "pose-body"
+# COCO-17 joints as slots of OpenPose-25.
+COCO_IN_OPENPOSE = [0, 16, 15, 18, 17, 5, 2, 6, 3, 7, 4, 12, 9, 13, 10, 14, 11]
+
+
+class PosedBody(Protocol):
+    """A body on the SMPL-24 tree. Its axes at rest: y up, facing +z, arms out to the sides, left is +x."""
+
+    def points(self, rotations: Tensor, betas: Tensor, layout: str = "h36m-17") -> Tensor:
+        """Joint rotations (B, 24, 3, 3), relative to the parent, and shapes (B, 10) -> (B, J, 3) metres.
+
+        Points are relative to the pelvis joint and follow `layout`: "h36m-17", "smpl-24", "openpose-25" or
+        "coco-17".
+        """
+
+    def __hash__(self) -> int:
+        """By identity, as modules hash: what follows from a body alone is computed once."""
+
+
+class Body(nn.Module):
+    """24 joints by forward kinematics, 10 shape directions, and points that hang on the joints.
+
+    The shape space is the one of MakeHuman's bodies (CC0): `betas` are standard deviations along principal
+    directions of joints at rest. Points of detectors move with one joint each.
+    """
+
+    joints: Tensor  # (24, 3) metres at rest, pelvis at zero
+    joint_directions: Tensor  # (10, 24, 3) metres a unit
+    marks: Tensor  # (P, 3) metres at rest: OpenPose-25, then H36M's nose and head
+    mark_directions: Tensor  # (10, P, 3) metres a unit
+    mark_joints: Tensor  # (P,) the joint that moves each
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("joints", torch.zeros(24, 3))
+        self.register_buffer("joint_directions", torch.zeros(SHAPES, 24, 3))
+        self.register_buffer("marks", torch.zeros(27, 3))
+        self.register_buffer("mark_directions", torch.zeros(SHAPES, 27, 3))
+        self.register_buffer("mark_joints", torch.zeros(27, dtype=torch.int64))
+
+    def pose(self, rotations: Tensor, betas: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Forward kinematics.
+
+        Args:
+            rotations: (B, 24, 3, 3) of each joint relative to its parent, the root's in the camera frame.
+            betas: (B, 10) shape; None is the mean.
+
+        Returns:
+            joints (B, 24, 3) metres with the pelvis at zero and rotations (B, 24, 3, 3) of the joints in the
+            frame of the root's rotation.
+        """
+        rest = _shaped(self.joints, self.joint_directions, betas)
+        turned, placed = [rotations[:, 0]], [rest[..., 0, :].expand(len(rotations), 3)]
+        for joint, parent in list(enumerate(SMPL_24.parents))[1:]:
+            bone = rest[..., joint, :] - rest[..., parent, :]  # (B or nothing, 3)
+            placed.append(placed[parent] + (turned[parent] * bone[..., None, :]).sum(-1))
+            turned.append(turned[parent] @ rotations[:, joint])
+        return torch.stack(placed, 1), torch.stack(turned, 1)
+
+    def points(self, rotations: Tensor, betas: Tensor | None = None, layout: str = "h36m-17") -> Tensor:
+        """Points (B, J, 3) in metres relative to the pelvis; see `PosedBody`."""
+        joints, turned = self.pose(rotations, betas)
+        rest = _shaped(self.joints, self.joint_directions, betas)
+        arms = _shaped(self.marks, self.mark_directions, betas) - rest[..., self.mark_joints, :]
+        marks = joints[:, self.mark_joints] + (turned[:, self.mark_joints] * arms[..., None, :]).sum(-1)
+        return in_layout(joints, marks, layout)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write config.json and model.safetensors."""
+        return save_folder(folder, self, {"kind": "pose-body"})
+
+    @staticmethod
+    def from_pretrained(folder: str | Path) -> Body:
+        """Read a folder that `save_pretrained` wrote."""
+        check_options(folder, read_config(folder, "pose-body"), ())
+        body = Body()
+        load_weights(folder, body)
+        return body
+
+
+# H36M's joints that are joints of the body, in its order; nose and head come between the thorax and the arms.
+_H36M_JOINTS = [
+    SMPL_24.joints.index(name)
+    for name in "pelvis r_hip r_knee r_ankle l_hip l_knee l_ankle spine2 neck "
+    "l_shoulder l_elbow l_wrist r_shoulder r_elbow r_wrist".split()
+]
+
+
+def in_layout(joints: Tensor, marks: Tensor, layout: str) -> Tensor:
+    """Joints (B, 24, 3) and marks (B, 27, 3), as `Body` has them, as points (B, J, 3) of a layout.
+
+    Raises:
+        UserError: a layout that bodies do not have.
+    """
+    if layout == "smpl-24":
+        return joints
+    if layout == "openpose-25":
+        return marks[:, :25]
+    if layout == "coco-17":
+        return marks[:, COCO_IN_OPENPOSE]
+    if layout == "h36m-17":
+        return torch.cat([joints[:, _H36M_JOINTS[:9]], marks[:, 25:], joints[:, _H36M_JOINTS[9:]]], 1)
+    skeleton(layout)  # raises where there is no such layout
+    raise UserError(f"this body has no {layout} points: use h36m-17, smpl-24, openpose-25 or coco-17")
+
+
+@lru_cache(1)
+def default_body() -> Body:
+    """The shipped body; do not change it."""
+    return Body.from_pretrained(SHIPPED)
+
+
+def _shaped(mean: Tensor, directions: Tensor, betas: Tensor | None) -> Tensor:
+    """(J, 3), or (B, J, 3) with betas (B, 10)."""
+    return mean if betas is None else mean + (betas @ directions.flatten(1)).unflatten(-1, (-1, 3))
+
+
+class SmplBody:
+    """SMPL by the smplx package, from a file that the user has a licence for.
+
+    Args:
+        path: SMPL_NEUTRAL.npz or .pkl, or the folder that holds it.
+        gender: "neutral", "male" or "female".
+
+    Raises:
+        UserError: no smplx package, or no model there.
+    """
+
+    # Joints and picked vertices of the smplx package in the order of OpenPose-25.
+    _OPENPOSE = [24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, *range(25, 35)]
+
+    def __init__(self, path: str | Path, gender: str = "neutral") -> None:
+        try:
+            import smplx
+        except ImportError as error:
+            raise UserError("SMPL bodies need the smplx package: pip install 'dd3g[body]'") from error
+        if not Path(path).exists():
+            raise UserError(f"{path}: no SMPL model there; get one from its makers, who license it")
+        self.model: Any = smplx.create(str(path), model_type="smpl", gender=gender, num_betas=SHAPES)
+
+    def points(self, rotations: Tensor, betas: Tensor, layout: str = "h36m-17") -> Tensor:
+        """Points (B, J, 3); arguments as for `PosedBody`."""
+        posed = self.model(
+            body_pose=rotations[:, 1:], global_orient=rotations[:, :1], betas=betas, pose2rot=False
+        )
+        points = posed.joints - posed.joints[:, :1]
+        if layout == "h36m-17":  # smplx has no nose and head of H36M's
+            return to_h36m(points[:, :24], None, "smpl-24")[0]
+        return in_layout(points[:, :24], points[:, self._OPENPOSE], layout)

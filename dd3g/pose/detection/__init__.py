@@ -1,0 +1,7 @@
+"""People in 2D: a picture, or another detector's file, in; one `Detection` a person out.
+
+- `people.py`, read first: `Detection`, and `detect`, which makes them from either source.
+- `blazepose.py`: the detector that finds people in a picture, 33 keypoints and heatmaps each.
+- `keypoints.py`: the files of other detectors, one parser a format and one check; `camera.py`: intrinsics.
+- `frames.py`: the frames of a video, and who is who in them.
+"""

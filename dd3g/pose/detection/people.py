@@ -1,0 +1,159 @@
+"""People in 2D, ready for any method: by BlazePose, or from another detector's keypoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dd3g.errors import UserError
+from dd3g.picture import read_rgba
+from dd3g.pose.body.skeletons import BLAZEPOSE_33, H36M_17, to_h36m
+from dd3g.pose.detection.blazepose import Person, Region, find_people
+from dd3g.pose.detection.camera import intrinsics
+from dd3g.pose.detection.keypoints import MIN_JOINTS, Keypoints
+
+MIN_CONFIDENCE = 0.3  # of BlazePose: below it a joint is rather invented than seen
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One person in 2D, ready for any method.
+
+    Args:
+        keypoints: (17, 2) px, H36M-17.
+        confidence: (17,) in 0..1.
+        square: (4,) left, top, right, bottom in px: what the detector saw, or a square around the keypoints.
+        size: (width, height) of the picture in px.
+        K: (3, 3) px.
+        K_source: "flag", "file", "exif" or "default".
+        score: how sure the detector is of the person.
+        heatmaps: (17, h, w) over `boxes`.
+        box: (4,) left, top, right, bottom of the heatmaps in px.
+        region: where BlazePose looks for them in the next frame of a video.
+    """
+
+    keypoints: Tensor  # (17, 2)
+    confidence: Tensor  # (17,)
+    square: Tensor  # (4,)
+    size: tuple[int, int]
+    K: Tensor  # (3, 3)
+    K_source: str
+    score: float
+    heatmaps: Tensor | None = None  # (17, h, w)
+    box: Tensor | None = None  # (4,)
+    region: Region | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences for the user about what was not seen."""
+        hidden = [j for j, c in zip(H36M_17.joints, self.confidence.tolist(), strict=True) if c <= 0]
+        if not hidden:
+            return ()
+        return (f"not seen, so guessed: {', '.join(hidden)}",)
+
+
+def load(picture: str | Path | Image.Image | np.ndarray) -> Image.Image:
+    """Any picture upright, on white where it is transparent; EXIF stays with it."""
+    name = f"{picture}" if isinstance(picture, str | Path) else "the picture"
+    rgba = read_rgba(picture, name)
+    white = Image.new("RGBA", rgba.size, "white")
+    image = Image.alpha_composite(white, rgba).convert("RGB")
+    image.info = rgba.info
+    return image
+
+
+def detect(
+    picture: Image.Image | None,
+    keypoints: Keypoints | None = None,
+    focal: float | None = None,
+    tiles: bool = True,
+    before: Sequence[Detection] = (),
+) -> list[Detection]:
+    """The people of a picture in 2D, by BlazePose, or from a file's keypoints.
+
+    Args:
+        picture: RGB; None with keypoints alone.
+        keypoints: of another detector.
+        focal: px.
+        tiles: look for small people too.
+        before: the people of the frame before, for BlazePose to follow.
+
+    Raises:
+        UserError: neither picture nor keypoints, or a picture's size that is unknown or differs.
+    """
+    if keypoints is None:
+        if picture is None:
+            raise UserError("nothing to look at: give a picture or keypoints")
+        K, source = intrinsics(picture.size, focal, picture)
+        regions = [person.region for person in before if person.region is not None]
+        found = (_from_blazepose(person, K, source) for person in find_people(picture, tiles, regions))
+        return [person for person in found if person is not None]
+    size = picture.size if picture is not None else keypoints.size
+    if size is None:
+        raise UserError("the size of the picture is not known: add 'size': [width, height] to the keypoints")
+    if keypoints.size not in (None, size):
+        raise UserError(
+            f"the keypoints belong to a picture of {keypoints.size[0]} x {keypoints.size[1]} pixels, this "
+            f"one has {size[0]} x {size[1]}: give the picture that the detector saw"
+        )
+    if keypoints.K is not None and focal is None:
+        K, source = keypoints.K, "file"
+    else:
+        K, source = intrinsics(size, focal, picture)
+    return [_from_file(keypoints, i, size, K, source) for i in range(len(keypoints.points))]
+
+
+def _from_file(keypoints: Keypoints, i: int, size: tuple[int, int], K: Tensor, source: str) -> Detection:
+    points, confidence = keypoints.points[i], keypoints.confidence[i]
+    low, high = points[confidence > 0].aminmax(dim=0)
+    middle, side = (low + high) / 2, 1.5 * (high - low).amax().clamp(min=1)
+    square = torch.cat([middle - side / 2, middle + side / 2])
+    score = 1.0 if keypoints.scores is None else float(keypoints.scores[i])
+    heatmaps, box = (None if x is None else x[i] for x in (keypoints.heatmaps, keypoints.boxes))
+    return Detection(points, confidence, square, size, K, source, score, heatmaps, box)
+
+
+def _from_blazepose(person: Person, K: Tensor, source: str) -> Detection | None:
+    confidence = torch.from_numpy(person.confidence)
+    confidence = torch.where(confidence < MIN_CONFIDENCE, 0.0, confidence)
+    points, seen = to_h36m(torch.from_numpy(person.keypoints), confidence, "blazepose-33")
+    if int((seen > 0).sum()) < MIN_JOINTS:
+        return None
+    square = torch.from_numpy(person.square)
+    # Joints that BlazePose has keep its maps; hip, spine, thorax and head are mixes of several.
+    heatmaps = heatmaps_from_keypoints(points[None], square[None])[0]
+    for joint, name in enumerate(H36M_17.joints):
+        if name in BLAZEPOSE_33.joints:
+            heatmaps[joint] = torch.from_numpy(person.heatmaps[BLAZEPOSE_33.joints.index(name)])
+    return Detection(
+        points, seen, square, person.size, K, source, person.score, heatmaps, square, person.region
+    )
+
+
+def heatmaps_from_keypoints(keypoints: Tensor, boxes: Tensor, size: int = 64, sigma: float = 1.5) -> Tensor:
+    """Gaussian heatmaps where a detector gives keypoints only.
+
+    Args:
+        keypoints: (B, J, 2) pixels.
+        boxes: (B, 4) left, top, right, bottom in pixels.
+        size: cells a side.
+        sigma: of the Gaussians, in cells.
+
+    Returns:
+        (B, J, size, size), peaks up to 1.
+    """
+    cells = (keypoints - boxes[:, None, :2]) / (boxes[:, None, 2:] - boxes[:, None, :2]) * size
+    away = cells[..., None] - (torch.arange(size).to(cells) + 0.5)  # (B, J, 2, size)
+    columns, rows = torch.exp(-away.square() / (2 * sigma**2)).unbind(-2)
+    return rows[..., :, None] * columns[..., None, :]
+
+
+def stacked(people: Sequence[Detection], name: str) -> Tensor:
+    """One field of everyone, (B, ...)."""
+    return torch.stack([getattr(person, name) for person in people])

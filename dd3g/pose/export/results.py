@@ -1,0 +1,133 @@
+"""What the command writes for a picture or a video: JSON, figure or overlay, page and posed skeletons."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from dd3g.io.atomic import replacing
+from dd3g.pose.body.geometry import matrix_to_axis_angle
+from dd3g.pose.body.skeletons import H36M_17, SMPL_24
+from dd3g.pose.detection.frames import frame_rate
+from dd3g.pose.export.figures import save_figure, save_overlay
+from dd3g.pose.export.skeletons import save_bodies
+from dd3g.pose.export.viewer import save_viewer
+from dd3g.pose.hypotheses import PersonHypotheses
+from dd3g.pose.request import RESULT, Request, is_video
+
+FRAME = "camera: x right, y down, z forward, metres"
+
+
+def write_results(
+    frames: Sequence[Sequence[PersonHypotheses]],
+    path: Path,
+    folder: Path,
+    stem: str,
+    request: Request,
+    picture: Image.Image | None = None,
+) -> dict[str, Any]:
+    """Write all files of a picture or a video, as `stem`.pose.json and so on.
+
+    Args:
+        frames: the people of every n-th frame of a video, with their tracks; or those of one picture.
+        path: the input.
+        folder: where the files go.
+        stem: of their names.
+        request: what to write, and n.
+        picture: RGB, the background of the figure; None where only keypoints were given.
+
+    Returns:
+        `{"people", "warnings", "files"}`: the number of people or tracks, and the files' names.
+    """
+    everyone = [person for people in frames for person in people]
+    name, video = stem + RESULT, is_video(path)
+    fps = frame_rate(path) / request.every if video else 0
+    content: dict[str, Any] = {"size": list(everyone[0].detection.size), **head(request.method)}
+    if video:
+        content = {"video": str(path), "fps": fps, "every": request.every, **content}
+        content["frames"] = [
+            {"index": i * request.every, "people": as_json(people, hypotheses=False)}
+            for i, people in enumerate(frames)
+        ]
+        tracks = [[p for p in everyone if p.track == t] for t in sorted({p.track or 0 for p in everyone})]
+        files = [f"{name}.json", save_overlay(path, frames, folder, name, request.every, fps)]
+    else:
+        content = {"picture": str(path), **content, "people": as_json(everyone)}
+        tracks = [[person] for person in everyone]
+        files = [f"{name}.json", f"{name}.png"]
+        save_figure(everyone, picture, folder / files[1])
+    save_json(content, folder / files[0])
+    if request.viewer:
+        files.append(f"{name}.html")
+        save_viewer(frames, folder / files[-1], stem, fps)
+    for number, track in enumerate(tracks):
+        own = name if len(tracks) == 1 else f"{stem}-{number}{RESULT}"
+        files += save_bodies(track, folder, own, fps or 30.0)
+    seen = [] if video else enumerate(everyone)
+    warnings = [f"{path}: person {i}: {w}" for i, p in seen for w in p.detection.warnings]
+    return {"people": len(tracks), "warnings": warnings, "files": files}
+
+
+def as_json(people: Sequence[PersonHypotheses], hypotheses: bool = True) -> list[dict[str, Any]]:
+    """One entry a person: 2D, the recommended answer, all hypotheses, and the body where there is one."""
+    return [_person(person, hypotheses) for person in people]
+
+
+def save_json(content: dict[str, Any], path: str | Path) -> Path:
+    """Write standard JSON: no NaN, numbers with six digits."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(_rounded(content), allow_nan=False) + "\n", "utf-8")
+    return Path(path)
+
+
+def head(method: str) -> dict[str, Any]:
+    """What every result file begins with: joints, axes and units."""
+    return {"method": method, "layout": H36M_17.name, "joints": list(H36M_17.joints), "frame": FRAME}
+
+
+def _person(person: PersonHypotheses, hypotheses: bool) -> dict[str, Any]:
+    d, h = person.detection, person.hypotheses
+    result: dict[str, Any] = {} if person.track is None else {"track": person.track}
+    result |= {
+        "score": d.score,
+        "keypoints": d.keypoints,
+        "confidence": d.confidence,
+        "K": d.K,
+        "K_source": d.K_source,
+        "recommended": {
+            "pose": person.pose,
+            "translation": person.translation,
+            "expected_error": person.expected_error,
+        },
+    }
+    if hypotheses:
+        # The root is on the pelvis' ray also where the method gave no translation of its own.
+        where = [None] * h.poses.shape[1] if h.translation is None else h.translation[0]
+        result["hypotheses"] = [
+            {"pose": pose, "energy": energy, "translation": place}
+            for pose, energy, place in zip(h.poses[0], h.energy[0], where, strict=True)
+        ]
+    if person.rotations is not None:
+        rotations = matrix_to_axis_angle(person.rotations)
+        result["body"] = {"joints": list(SMPL_24.joints), "rotations": rotations, "betas": person.betas}
+    if d.warnings:
+        result["warnings"] = list(d.warnings)
+    return result
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value

@@ -1,0 +1,102 @@
+"""What the pose command makes of each input, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from dd3g.command import list_inputs
+from dd3g.errors import UserError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+KEYPOINTS = (".json", ".npz")
+RESULT = ".pose"  # results are NAME.pose.*; they are not taken for input when the same folder is given again
+
+
+class Method(StrEnum):
+    """How to get from 2D to 3D; each is a file of `dd3g.pose.methods`."""
+
+    guided = "guided"
+    restoration = "restoration"
+    recovery = "recovery"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to make of each input, checked.
+
+    Args:
+        out: output folder.
+        method: one of `Method`.
+        m: hypotheses a person, >= 1.
+        viewer: also write a self-contained HTML page.
+        seed: of all random numbers.
+        keypoints: another detector's file, or a folder of files named like the pictures.
+        layout: their joint layout; None takes the file's word.
+        focal: px; None looks into keypoint files and EXIF.
+        every: take every n-th frame of a video.
+    """
+
+    out: Path
+    method: str = "guided"
+    m: int = 20
+    viewer: bool = False
+    seed: int = 0
+    keypoints: Path | None = None
+    layout: str | None = None
+    focal: float | None = None
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.m < 1:
+            raise UserError(f"--hypotheses {self.m} makes nothing: give 1 or more")
+        if self.every < 1:
+            raise UserError(f"--every {self.every} takes no frame: give 1 or more")
+        if self.focal is not None and not 0 < self.focal < float("inf"):
+            raise UserError(f"--focal {self.focal:g} is no focal length: give it in pixels, above 0")
+        if self.keypoints is not None and not self.keypoints.exists():
+            raise UserError(f"--keypoints {self.keypoints} does not exist: check the path")
+
+    def keypoints_of(self, picture: Path) -> Path | None:
+        """The keypoint file that belongs to a picture; None where BlazePose shall look.
+
+        Raises:
+            UserError: a folder of keypoints without a file for the picture.
+        """
+        if self.keypoints is None or self.keypoints.is_file():
+            return self.keypoints
+        names = [picture.stem + ending for ending in ("_keypoints.json", *KEYPOINTS)]
+        for name in names:
+            if (self.keypoints / name).is_file():
+                return self.keypoints / name
+        raise UserError(f"no keypoints for {picture} in {self.keypoints}: looked for {', '.join(names)}")
+
+
+def find_inputs(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
+    """What the command line names, and what is of no use; see `dd3g.command.list_inputs`.
+
+    A folder stands for its pictures and videos, or where there are none for its keypoint files.
+    """
+
+    def useful(files: list[Path]) -> list[Path]:
+        files = [p for p in files if Path(p.stem).suffix != RESULT]
+        seen = [p for p in files if p.suffix.lower() in PICTURES + VIDEOS]
+        return seen or [p for p in files if p.suffix.lower() in KEYPOINTS]
+
+    suffixes = " ".join(PICTURES + VIDEOS + KEYPOINTS)
+    return list_inputs(inputs, "input", useful, f"pictures, videos or keypoints ({suffixes})")
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file is a video or an animation."""
+    if path.suffix.lower() != ".gif":
+        return path.suffix.lower() in VIDEOS
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=("GIF",)) as image:
+            return getattr(image, "n_frames", 1) > 1
+    except (OSError, ValueError, SyntaxError, EOFError):
+        return False  # reading it as a picture gives the error

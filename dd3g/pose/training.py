@@ -1,0 +1,205 @@
+"""How the networks of the pose methods learn: from motion capture seen by virtual cameras, without pictures.
+
+The functions share their arguments: `motion` has the training frames; `output` is the folder for checkpoints
+and the result; `config` is the shape of the network; the run has `steps` of `batch` samples each;
+`learning_rate` is the highest; `seed` is that of all random numbers; `run` holds `minutes` and `resume` for
+`SmallNetworkConfig.of`. They return the network with averaged weights, which `output` holds too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dd3g.errors import UserError
+from dd3g.pose.body.bodies import PosedBody, default_body
+from dd3g.pose.body.geometry import axis_angle_to_matrix, matrix_to_rotation_6d
+from dd3g.pose.data.motion import Motion
+from dd3g.pose.data.synthesis import Views, posed, synthesise
+from dd3g.pose.methods.restoration import best_alpha
+from dd3g.pose.networks.difficulty import Difficulty, DifficultyConfig, relative_errors, shown
+from dd3g.pose.networks.lifter import GraphLifter, Lifter, LifterConfig, lift, normalise
+from dd3g.pose.networks.prior import Prior, PriorConfig, deepened, denoising_loss, measure_spread
+from dd3g.pose.networks.rotation_denoiser import (
+    Condition,
+    RotationConfig,
+    RotationDenoiser,
+    keypoint_condition,
+    schedule,
+)
+from dd3g.training import SmallNetworkConfig, fit, generator_for
+
+
+def train_prior(
+    motion: Motion,
+    output: str | Path,
+    *,
+    config: PriorConfig | None = None,
+    init_from: str | Path | None = None,
+    steps: int = 40_000,
+    batch: int = 512,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    **run: Any,
+) -> Prior:
+    """Train on poses seen from random cameras with random bone lengths.
+
+    `init_from` is the folder of a prior of the same width to begin with, see `deepened`.
+
+    Raises:
+        UserError: when `init_from` is no prior, or of another shape; and see `fit`.
+    """
+
+    def poses(count: int, generator: torch.Generator) -> Tensor:
+        return _views(motion, count, seed, generator).pose
+
+    def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
+        assert isinstance(model, Prior)
+        return denoising_loss(model, poses(batch, generator), generator)
+
+    torch.manual_seed(seed)
+    if init_from is not None:
+        prior = deepened(Prior.from_pretrained(init_from), config)
+    else:
+        prior = Prior(config)
+        known = poses(16_384, generator_for(seed, -1))[:, 1:]
+        prior.mean.copy_(known.mean(0))
+        prior.scale.copy_(1 / (known - prior.mean).square().mean().sqrt())
+    training = SmallNetworkConfig.of(output, steps, learning_rate, seed=seed, ema_decay=0.9995, **run)
+    prior = fit(prior, loss, None, training)
+    generator = generator_for(seed, -2)
+    prior.spread.copy_(measure_spread(prior, poses(4096, generator), generator))
+    prior.save_pretrained(output)
+    return prior
+
+
+def train_lifter(
+    motion: Motion,
+    output: str | Path,
+    *,
+    config: LifterConfig | None = None,
+    steps: int = 20_000,
+    batch: int = 256,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
+    **run: Any,
+) -> GraphLifter:
+    """Train on people seen by random cameras through a detector's eyes: mean distance of joints."""
+
+    def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
+        views = _views(motion, batch, seed, generator)
+        poses = model(normalise(views.keypoints, views.K), views.confidence)
+        return (poses - views.pose)[:, 1:].norm(dim=-1).mean()
+
+    torch.manual_seed(seed)
+    training = SmallNetworkConfig.of(output, steps, learning_rate, seed=seed, **run)
+    lifter = fit(GraphLifter(config), loss, None, training)
+    lifter.save_pretrained(output)
+    return lifter
+
+
+def train_difficulty(
+    motion: Motion,
+    output: str | Path,
+    *,
+    lifter: Lifter,
+    config: DifficultyConfig | None = None,
+    steps: int = 8_000,
+    batch: int = 512,
+    learning_rate: float = 5e-4,
+    tuning: int = 256,
+    seed: int = 0,
+    **run: Any,
+) -> Difficulty:
+    """Learn the error of a frozen lifter from views as it was trained on, by least squares.
+
+    At the end the strength of the noise, alpha, is chosen on `tuning` such views.
+    """
+
+    @torch.no_grad()
+    def labelled(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        views = _views(motion, count, seed, generator)
+        keypoints = normalise(views.keypoints, views.K)
+        return shown(keypoints, views.confidence), lift(lifter, keypoints, views.confidence), views.pose
+
+    _, lifted, poses = labelled(4096, generator_for(seed, -1))
+    mean = (lifted - poses).norm(dim=-1).mean()
+
+    def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
+        keypoints, lifted, poses = labelled(batch, generator)
+        return nn.functional.mse_loss(model(keypoints), relative_errors(lifted, poses, mean))
+
+    torch.manual_seed(seed)
+    training = SmallNetworkConfig.of(output, steps, learning_rate, seed=seed, adam_amsgrad=True, **run)
+    difficulty = fit(Difficulty(config), loss, None, training)
+    views = _views(motion, tuning, seed, generator_for(seed, -2))
+    difficulty.config.alpha = best_alpha(lifter, difficulty, views)
+    difficulty.config.fixed_alpha = best_alpha(lifter, difficulty, views, fixed=True)
+    difficulty.save_pretrained(output)
+    return difficulty
+
+
+def train_recovery(
+    motion: Motion,
+    output: str | Path,
+    *,
+    config: RotationConfig | None = None,
+    steps: int = 40_000,
+    batch: int = 512,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    **run: Any,
+) -> RotationDenoiser:
+    """Train on rotations of the motion, worn by random bodies, seen by random cameras and a noisy detector.
+
+    Frames whose rotations are not valid are left out.
+
+    Raises:
+        UserError: motion without rotations, or a network that is conditioned on features.
+    """
+    config = config or RotationConfig()
+    if motion.rotations is None or motion.rotations_valid is None or not motion.rotations_valid.any():
+        raise UserError("recovery learns joint rotations, and this motion has none: train on the CMU archive")
+    if config.condition_kind != "keypoints":
+        raise UserError("features of another network cannot be made from motion: train with keypoints")
+    frames = motion.rotations_valid.nonzero()[:, 0]
+    body = default_body()
+
+    def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
+        chosen = frames[torch.randint(len(frames), (batch,), generator=generator)]
+        with torch.no_grad():
+            x0, condition = _rotations(motion, chosen, body, generator)
+        t = torch.randint(schedule().steps, (batch,), generator=generator)
+        eps = torch.randn(x0.shape, generator=generator)
+        return (model(schedule().add_noise(x0, eps, t), t, condition) - eps).square().mean()
+
+    torch.manual_seed(seed)
+    training = SmallNetworkConfig.of(output, steps, learning_rate, seed=seed, lr_warmup_steps=500, **run)
+    model = fit(RotationDenoiser(config), loss, None, training)
+    model.save_pretrained(output)
+    return model
+
+
+def _views(motion: Motion, count: int, seed: int, generator: torch.Generator) -> Views:
+    """Views of random frames; without rotations, as turning them with the camera would cost time."""
+    indices = torch.randint(2**40, (count,), generator=generator)
+    return synthesise(replace(motion, rotations=None), indices, seed)
+
+
+def _rotations(
+    motion: Motion, frames: Tensor, body: PosedBody, generator: torch.Generator
+) -> tuple[Tensor, Condition]:
+    """Clean states (B, 144) in the camera frame and their conditions for `frames` (B,)."""
+    betas = torch.randn(len(frames), 10, generator=generator)
+    sigma, occluded = (torch.rand(2, generator=generator) * torch.tensor([8.0, 0.2])).tolist()
+    views = synthesise(
+        posed(motion, frames, body, betas), torch.arange(len(frames)), generator, bones=0.08, sigma=sigma,
+        occluded=occluded,
+    )  # fmt: skip
+    assert views.rotations is not None
+    x0 = matrix_to_rotation_6d(axis_angle_to_matrix(views.rotations)).flatten(1)
+    return x0, keypoint_condition(views.keypoints, views.confidence, views.K)

@@ -1,0 +1,131 @@
+"""Scores of predicted views: per object, and their means over objects."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dd3g.errors import UserError
+from distill.evaluation.metrics import azimuth_distance, bootstrap_mean, on_white, psnr, view_metrics
+from distill.evaluation.predictors import Predictor, Target
+from distill.evaluation.stlpips import STLPIPS
+
+BANDS = {f"{a}-{a + 30}": (a, a + 30) for a in range(0, 180, 30)} | {"60-120": (60, 120)}
+RIG = {"front": [0], "sides": [1, 3], "back": [2]}
+
+
+def score(
+    target: Target, predictor: Predictor, perceptual: STLPIPS | None = None, truth_features: Any = None
+) -> dict[str, Any]:
+    """One object: means over its novel views, by band, of the input view and of the rig.
+
+    Args:
+        target: the object.
+        predictor: what predicts its views.
+        perceptual: adds st_lpips to the novel views.
+        truth_features: its features of the true novel views, when they are at hand.
+    """
+    start = time.perf_counter()
+    with torch.inference_mode():
+        prediction = predictor(target)
+    seconds = time.perf_counter() - start
+    truth = target.rgba[prediction.views]
+    values = view_metrics(prediction.rgb, prediction.alpha, truth)
+    place = {view: k for k, view in enumerate(prediction.views)}
+    result: dict[str, Any] = {"id": target.id, "style": target.style, "seconds": seconds}
+    novel = [v for v in target.novel if v in place]
+    distance = azimuth_distance(target.azimuth)
+    if novel:
+        result["novel"] = _means(values, [place[v] for v in novel])
+        if perceptual is not None:
+            true = truth_features or on_white(target.rgba[novel])
+            result["novel"]["st_lpips"] = float(
+                perceptual(prediction.rgb[[place[v] for v in novel]], true).mean()
+            )
+        result["bands"] = {
+            name: _means(values, chosen)
+            for name, (low, high) in BANDS.items()
+            if (chosen := [place[v] for v in novel if low <= distance[v] < high + (high == 180)])
+        }
+    result["input"] = _means(values, [place[target.rig[0]]])
+    result["rig"] = {name: _means(values, [place[target.rig[k]] for k in ks]) for name, ks in RIG.items()}
+    return result
+
+
+def _means(values: dict[str, Tensor], views: list[int]) -> dict[str, float]:
+    return {name: float(v[views].double().nanmean()) for name, v in values.items()}
+
+
+def summarise(scores: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Means with intervals over objects: novel, by style, by band, input view and rig."""
+
+    def block(rows: Sequence[dict[str, Any]], *path: str) -> dict[str, Any]:
+        found = []
+        for row in rows:
+            for step in path:
+                row = row.get(step, {})
+            if row:
+                found.append(row)
+        return {name: bootstrap_mean([r[name] for r in found], seed) for name in (found[0] if found else {})}
+
+    styles = sorted({s["style"] for s in scores})
+    return {
+        "objects": len(scores),
+        "novel": block(scores, "novel"),
+        "by_style": {style: block([s for s in scores if s["style"] == style], "novel") for style in styles},
+        "bands": {band: block(scores, "bands", band) for band in BANDS},
+        "input": block(scores, "input"),
+        "rig": {name: block(scores, "rig", name) for name in RIG},
+        "seconds_per_object": bootstrap_mean([s["seconds"] for s in scores], seed),
+    }
+
+
+def check_quadruples(generators: dict[str, Any], folder: Path) -> None:
+    """Raise UserError when a generator, by its label, takes other noise than the quadruples hold."""
+    from distill.quadruples import Quadruples
+
+    shape = tuple(Quadruples(folder)[0].noise.shape)
+    for label, generator in generators.items():
+        wanted = tuple(generator.config.latent_shape)
+        if shape != wanted:
+            raise UserError(
+                f"{folder} holds noise of {shape}, and {label} takes {wanted}: give quadruples of its teacher"
+            )
+
+
+def compare_with_quadruples(generator: Any, folder: Path, limit: int, seed: int) -> dict[str, Any]:
+    """A generator against the teacher's stored answers to the same noise.
+
+    Returns:
+        PSNR over white of front, sides and back with intervals over quadruples; "other_noise" is the same
+        with each quadruple's noise replaced by the next one's, which shows how much the generator uses it.
+    """
+    from dd3g.rasterizer import rasterize
+    from distill.quadruples import Quadruples
+
+    quadruples = Quadruples(folder)
+    count = min(limit or len(quadruples), len(quadruples))
+    device = next(generator.parameters()).device
+    kinds = ("same_noise", "other_noise")
+    results: dict[str, dict[str, list[float]]] = {kind: {r: [] for r in RIG} for kind in kinds}
+    for i in range(count):
+        q = quadruples[i]
+        truth = on_white(q.outputs) if q.outputs.shape[1] == 4 else q.outputs
+        cameras = q.cameras.to(device)
+        other = quadruples[(i + 1) % len(quadruples)].noise
+        for name, noise in zip(kinds, (q.noise, other), strict=True):
+            with torch.inference_mode():
+                gaussians = generator(noise[None].to(device), cameras, q.input[None].to(device))[0]
+                rgb = rasterize(gaussians, cameras, background=1.0, antialiased=True).rgb.clamp(0, 1).cpu()
+            values = psnr(rgb, truth)
+            for view, ks in RIG.items():
+                results[name][view].append(float(values[ks].mean()))
+    return {
+        "quadruples": count,
+        **{name: {r: bootstrap_mean(v, seed) for r, v in rows.items()} for name, rows in results.items()},
+    }

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from tiny_objects import write_cube
+
+from data_gen import render
+from data_gen.meshes.mesh import normalised
+from data_gen.meshes.objects import Item, Options, find_items, render_item, view_plan
+from data_gen.render import render_folder
+from dd3g.errors import UserError
+from dd3g.io.shards import Shards, write_shard
+from distill.renders import RenderedObjects
+
+ROOT = Path(__file__).parents[3]
+SMALL = Options(size=16, supersample=2, quads=1, free_quads=1, novel=2, per_shard=2)
+
+
+def test_view_plan():
+    plan = view_plan(Options(), np.random.default_rng(0), plain=True)
+    assert len(plan["azimuth"]) == 5 * 4 + 8 and plan["novel"] == list(range(20, 28))
+    assert plan["azimuth"][:4] == [0, 90, 180, 270] and plan["elevation"][:16] == [10.0] * 16
+    for quad in plan["quads"]:
+        steps = np.diff([plan["azimuth"][i] for i in quad]) % 360
+        assert steps == pytest.approx([90, 90, 90], abs=1e-3)
+        assert len({plan["elevation"][i] for i in quad}) == 1
+    plan = view_plan(Options(eval=True), np.random.default_rng(0), plain=True)
+    assert plan == view_plan(Options(eval=True, seed=9), np.random.default_rng(5), plain=True)
+    assert plan["azimuth"][:4] == [0, 90, 180, 270] and len(plan["novel"]) == 16
+    novel = [plan["elevation"][i] for i in plan["novel"]]
+    assert min(novel) == -8 and max(novel) == 40 and len(set(novel)) == 16
+
+
+def make_folder(folder: Path, count: int = 3) -> Path:
+    for i in range(count):
+        write_cube(folder / "things" / f"cube.{i}" / "model.glb", 1 + i)
+    rows = [{"id": f"cube.{i}", "style": "scan" if i == 0 else "lowpoly", "source": "me", "licence": "CC0",
+             "cluster": str(i)} for i in range(count)]  # fmt: skip
+    with open(folder / "manifest.csv", "w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder / "things"
+
+
+def test_items_take_their_style_from_the_manifest(tmp_path):
+    folder = make_folder(tmp_path)
+    items = find_items(folder, replace(SMALL, variants=1, scan_variants=3), [], 0)
+    assert [i.key for i in items] == ["cube_0-0", "cube_0-1", "cube_0-2", "cube_1-0", "cube_2-0"]
+    assert dict(items[0].meta) == {"style": "scan", "source": "me", "licence": "CC0", "cluster": "0"}
+    assert len(find_items(folder, SMALL, ["lowpoly"], 0)) == 4
+    assert len(find_items(folder, SMALL, [], 1)) == 2
+    with pytest.raises(UserError, match="no meshes of style pbr"):
+        find_items(folder, SMALL, ["pbr"], 0)
+    write_cube(folder / "cube_0.glb")
+    with pytest.raises(UserError, match="cube_0-0"):
+        find_items(folder, SMALL, [], 0)
+
+
+def test_shards_can_be_read_back(tmp_path):
+    summary = render_folder(make_folder(tmp_path), tmp_path / "out", SMALL)
+    assert summary["items"] == 6 and summary["views"] == 6 * 10 and not summary["failed"]
+    for objects in (RenderedObjects(tmp_path / "out"), RenderedObjects([tmp_path / "out"], cached=True)):
+        assert len(objects) == 6
+        item = objects[0]
+        assert item.rgba.shape == (10, 4, 16, 16) and item.rgba.dtype == torch.uint8
+        assert item.depth.shape == (10, 16, 16) and item.depth.dtype == torch.float32
+        assert item.cameras.batch_shape == (10,) and item.cameras.width == 16
+        assert torch.equal((item.depth > 0), (item.rgba[:, 3] > 0))
+        assert 0.95 < item.depth[item.depth > 0].min() and item.depth.max() < 2.05
+        azimuths = torch.rad2deg(item.cameras.azimuths) % 360
+        assert torch.allclose(azimuths[1:4], torch.tensor([90.0, 180, 270]), atol=1e-2)
+        assert item.meta["style"] == "scan" and item.meta == objects.meta(0) and item.novel == [8, 9]
+        assert item.quads == [[0, 1, 2, 3], [4, 5, 6, 7]]
+        assert objects[-1].meta["id"] == "cube.2" and objects[-1].meta["variant"] == 1
+        with pytest.raises(IndexError):
+            objects[6]
+    two = RenderedObjects([tmp_path / "out", tmp_path / "out"])
+    assert len(two) == 12 and two[7].meta == objects[1].meta
+
+
+def test_damaged_sample_is_named(tmp_path):
+    write_shard(tmp_path / "renders-00000.tar", [{"__key__": "thing-0", "json": "{}", "rgba.png": b"no"}])
+    with pytest.raises(UserError, match="thing-0 in shard .*renders-00000.tar .*delete the shard"):
+        RenderedObjects(tmp_path)[0]
+
+
+def test_resume_makes_the_same_set(tmp_path):
+    folder = make_folder(tmp_path)
+    render_folder(folder, tmp_path / "out", SMALL)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").glob("*.tar")}
+    assert len(before) == 3
+    (tmp_path / "out" / "renders-00001.tar").unlink()
+    summary = render_folder(folder, tmp_path / "out", SMALL)
+    assert summary["shards"] == 1 and summary["kept_shards"] == 2 and summary["items"] == 6
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").glob("*.tar")} == before
+    with pytest.raises(UserError, match="seed 0 -> 1"):
+        render_folder(folder, tmp_path / "out", replace(SMALL, seed=1))
+    # One more mesh would move items from shard to shard.
+    write_cube(folder / "cube.00.glb")
+    with pytest.raises(UserError, match=r"objects 6 items \w+ -> 8 items"):
+        render_folder(folder, tmp_path / "out", SMALL)
+    (folder / "cube.00.glb").rename(folder / "things.glb")
+    (folder / "cube.2" / "model.glb").unlink()
+    with pytest.raises(UserError, match=r"objects 6 items \w+ -> 6 items"):
+        render_folder(folder, tmp_path / "out", SMALL)
+    write_cube(folder / "cube.2" / "model.glb", 3)
+    (folder / "things.glb").unlink()
+    path = tmp_path / "out" / "renders-00002.tar"
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(UserError, match="renders-00002.tar is damaged .*delete it"):
+        render_folder(folder, tmp_path / "out", SMALL)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_bytes(tmp_path):
+    folder = make_folder(tmp_path)
+    render_folder(folder, tmp_path / "one", SMALL)
+    render_folder(folder, tmp_path / "two", SMALL, processes=2)
+    for path in (tmp_path / "one").glob("*.tar"):
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_in_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(render, "_start_worker", killed)
+    with pytest.raises(UserError, match="was killed, perhaps for lack of memory: run the same command again"):
+        render_folder(make_folder(tmp_path), tmp_path / "out", SMALL, processes=2)
+
+
+def test_seed_and_variant_change_the_picture_but_not_the_plain_one(tmp_path):
+    write_cube(tmp_path / "cube.glb")
+    pictures = {}
+    for seed in (0, 1):
+        for variant in (0, 1):
+            item = Item(str(tmp_path / "cube.glb"), "cube", variant, (("style", "x"),))
+            pictures[seed, variant] = render_item(item, replace(SMALL, seed=seed, eval=True))["rgba.png"]
+    assert pictures[0, 0] == pictures[1, 0]
+    assert len(set(pictures.values())) == 3
+
+
+def test_untextured_shape_gets_a_texture(tmp_path):
+    box = trimesh.creation.icosphere(2)
+    vertices = (normalised(box.vertices) * 32767).round().astype(np.int16)
+    for i in range(12):
+        np.savez(tmp_path / f"ball{i}.npz", V=vertices, F=box.faces.astype(np.uint16))
+    summary = render_folder(tmp_path, tmp_path / "out", replace(SMALL, variants=1, per_shard=20))
+    assert summary["items"] == 12
+    objects = RenderedObjects(tmp_path / "out")
+    assert {objects.meta(i)["style"] for i in range(12)} == {"shape"}
+    assert len({objects.meta(i)["texture"] for i in range(12)}) >= 3
+    means = torch.stack([o.rgba[0, :3, 8, 8].float() for o in objects])
+    assert means.std(0).min() > 20
+
+
+def run(*arguments: str | Path, **more) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tools.render_objects", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **more)
+
+
+SMALL_FLAGS = "--size 16 --supersample 2 --quads 1 --free-quads 1 --novel 2 --processes 1".split()
+
+
+@pytest.mark.slow
+def test_corrupt_mesh_is_reported_and_skipped(tmp_path):
+    folder = make_folder(tmp_path)
+    (folder / "broken.glb").write_bytes(b"glTF, or so it says")
+    (folder / "empty.obj").write_text("v 0 0 0\n")
+    (folder / "line.obj").write_text("v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n")
+    np.savez(folder / "far.npz", V=np.zeros((3, 3), np.int16), F=np.array([[0, 1, 9]]))
+    flags = [*SMALL_FLAGS, "--variants", "1", "--output", tmp_path / "out"]
+    first = run(folder, *flags)
+    assert first.returncode == 1, first.stderr
+    assert "4 failed" in first.stdout and "Traceback" not in first.stderr
+    for name in ("broken-0", "empty-0", "far-0", "line-0"):
+        assert f"skipped {name}: " in first.stderr
+    shards = Shards(tmp_path / "out")
+    assert [shards.key(i) for i in range(len(shards))] == ["cube_0-0", "cube_1-0", "cube_2-0"]
+    again = run(folder, *flags, "--json")
+    assert again.returncode == 1
+    assert set(json.loads(again.stdout)["failed"]) == {"broken-0", "empty-0", "far-0", "line-0"}
+
+
+@pytest.mark.slow
+def test_bad_folders_are_one_clear_line(tmp_path):
+    result = run(tmp_path / "nowhere", "--output", tmp_path / "out")
+    assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert "holds no meshes" in result.stderr and not (tmp_path / "out").exists()
+    folder = make_folder(tmp_path)
+    (tmp_path / "file").write_text("")
+    result = run(folder, "--output", tmp_path / "file")
+    assert result.returncode == 2 and "error: cannot write in" in result.stderr
+
+
+@pytest.mark.slow
+def test_kill_and_resume(tmp_path):
+    folder = make_folder(tmp_path, 12)
+    flags = [*SMALL_FLAGS, "--size", "64", "--novel", "20", "--per-shard", "1"]
+    command = [sys.executable, "-m", "tools.render_objects", str(folder), *flags, "--output"]
+    process = subprocess.Popen([*command, str(tmp_path / "killed")], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while len(list((tmp_path / "killed").glob("*.tar"))) < 2 and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = len(list((tmp_path / "killed").glob("*.tar")))
+    assert 2 <= done < 24
+    result = run(folder, *flags, "--output", tmp_path / "killed", "--json")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert summary["kept_shards"] == done and summary["items"] == 24
+    render_folder(folder, tmp_path / "whole", replace(SMALL, size=64, novel=20, per_shard=1))
+    for path in (tmp_path / "whole").glob("*.tar"):
+        assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes()

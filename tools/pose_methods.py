@@ -1,0 +1,225 @@
+"""The methods as an evaluation runs them, and the scores of their hypotheses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from dd3g.errors import UserError
+from dd3g.pose import metrics
+from dd3g.pose.body.geometry import solve_translation
+from dd3g.pose.hypotheses import Hypotheses
+from dd3g.pose.methods import guided
+from dd3g.pose.methods.recovery import recover_people
+from dd3g.pose.methods.restoration import restore
+from dd3g.pose.methods.zedo import zedo
+from dd3g.pose.networks.difficulty import Difficulty
+from dd3g.pose.networks.lifter import GraphLifter
+from dd3g.pose.networks.pretrained import WEIGHTS, PoseNetwork
+from dd3g.pose.networks.prior import Prior
+from dd3g.pose.networks.rotation_denoiser import RotationDenoiser
+from tools.pose_people import People
+
+Method = Callable[[People, int, int], Hypotheses]
+"""People, number of hypotheses, seed -> hypotheses."""
+METHODS = ("lifter", "fixed noise", "restoration", "ZeDO", "guided", "recovery")
+Network = TypeVar("Network", bound=PoseNetwork)
+
+
+MOST = {
+    "lifter": 1,
+    "ZeDO": 50,
+    "recovery": 10,
+}  # hypotheses that a method can afford, where there is a limit
+
+
+def make_methods(
+    names: Sequence[str], weights: Path | None = None, steps: int = 30, zedo_iterations: int = 200
+) -> dict[str, tuple[Method, int]]:
+    """Methods by name with the most hypotheses that each draws; networks are loaded once.
+
+    Args:
+        names: of `METHODS`.
+        weights: folder with pose-prior, pose-lifter, pose-difficulty, pose-recovery; None: the shipped ones.
+        steps: network calls of guided sampling.
+        zedo_iterations: of its main loop; its placing takes as many, at least 200. Some runs diverge
+            with 1,000.
+
+    Raises:
+        UserError: an unknown name, or weights that are missing.
+    """
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise UserError(f"unknown method {unknown[0]!r}: use one of {', '.join(METHODS)}")
+
+    @cache
+    def load(network: type[Network]) -> Network:
+        return network.from_pretrained((weights or WEIGHTS) / network.kind)
+
+    def restored(difficulty: Difficulty | None, **options: Any) -> Method:
+        lifter = load(GraphLifter)
+        return lambda p, m, seed: restore(
+            lifter, difficulty, p.keypoints, p.confidence, p.K, p.size[0], m, generator=seed, **options
+        )
+
+    def optimised() -> Method:
+        prior, n = load(Prior), zedo_iterations
+        return lambda p, m, seed: zedo(
+            prior, p.keypoints, p.confidence, p.K, m, iterations=n, fit_iterations=max(n, 200), seed=seed
+        )
+
+    def sampled() -> Method:
+        prior = load(Prior)
+        return lambda p, m, seed: guided.lift(
+            prior, p.keypoints, p.confidence, p.K, m, translation=p.root, steps=steps, seed=seed
+        )
+
+    def recovered() -> Method:
+        denoiser = load(RotationDenoiser)
+        return lambda p, m, seed: recover_people(
+            p.keypoints, p.confidence, p.K, p.size, m=m, seed=seed, denoiser=denoiser
+        ).hypotheses(m)
+
+    make: dict[str, Callable[[], Method]] = {
+        "lifter": lambda: restored(None, alpha=0.0),
+        "fixed noise": lambda: restored(load(Difficulty), fixed=True),
+        "restoration": lambda: restored(load(Difficulty)),
+        "ZeDO": optimised,
+        "guided": sampled,
+        "recovery": recovered,
+    }
+    return {name: (make[name](), MOST.get(name, 10**6)) for name in names}
+
+
+def score(h: Hypotheses, people: People, counts: Sequence[int]) -> dict[str, Tensor]:
+    """Scores (B,) of each person as "m/name", for every m of `counts` that was drawn; errors in mm.
+
+    best and best_pa: P-Best by protocols 1 and 2. joint_best: J-Best. jpma: J-Agg. mean, medoid and lowest:
+    the mean pose (P-Agg), the medoid, the lowest energy. recommended: the answer to give; average: mean error
+    of the hypotheses; expected: the error that `recommended` expects. pck, auc: of the recommended,
+    14 joints; pck_best and cps of the best; pck17: the best over all 17 joints. symmetry, diversity and
+    apd of all.
+    """
+    truth = people.pose
+    result: dict[str, Tensor] = {}
+    errors = metrics.mpjpe(h.poses, truth[:, None])  # (B, m)
+    errors_pa = metrics.pa_mpjpe(h.poses, truth[:, None])
+    for m in counts:
+        part = h.first(m)
+        recommended, expected = part.recommended()
+        T = part.translation
+        if T is None:
+            T = solve_translation(
+                part.poses, people.keypoints[:, None], people.confidence[:, None], people.K[:, None]
+            )
+        jpma = metrics.jpma_pose(part.poses, T, people.keypoints, people.K)
+        mean, medoid, lowest = part.mean(), part.medoid(), part.best()
+        values = {
+            "best": errors[:, :m].amin(1),
+            "best_pa": errors_pa[:, :m].amin(1),
+            "average": errors[:, :m].mean(1),
+            "average_pa": errors_pa[:, :m].mean(1),
+            "joint_best": metrics.joint_best(part.poses, truth),
+            "jpma": metrics.mpjpe(jpma, truth),
+            "mean": metrics.mpjpe(mean, truth),
+            "mean_pa": metrics.pa_mpjpe(mean, truth),
+            "medoid": metrics.mpjpe(medoid, truth),
+            "lowest": metrics.mpjpe(lowest, truth),
+            "recommended": metrics.mpjpe(recommended, truth),
+            "recommended_pa": metrics.pa_mpjpe(recommended, truth),
+            "expected": 1000 * expected,
+            "pck": metrics.pck(recommended, truth, joints=metrics.PCK_JOINTS),
+            "auc": metrics.auc(recommended, truth, metrics.PCK_JOINTS),
+            "pck_best": metrics.mh_pck(part.poses, truth),
+            "pck17": metrics.pck(part.poses, truth[:, None]).amax(1),
+            "cps": metrics.cps(part.poses, truth),
+            "symmetry": metrics.symmetry_error(part.poses).mean(1),
+            "diversity": metrics.diversity(part.poses),
+            "apd": metrics.average_pairwise_distance(part.poses),
+        }
+        result |= {f"{m}/{name}": value for name, value in values.items()}
+    return result
+
+
+@dataclass
+class Scores:
+    """What one method collected."""
+
+    values: dict[str, list[Tensor]] = field(default_factory=dict)
+    poses: list[Tensor] = field(default_factory=list)  # some hypotheses, for the calibration
+    truth: list[Tensor] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+CALIBRATED = 2000  # people whose hypotheses are kept
+CALIBRATION_M = 50
+BY_GROUP = ("best", "best_pa", "recommended", "recommended_pa", "pck", "auc")
+
+
+def run_method(
+    method: Method,
+    people: Sequence[People],
+    counts: Sequence[int],
+    seed: int,
+    chunk: int,
+    tick: Callable[[int], None],
+) -> Scores:
+    """Draw and score everyone, `chunk` people at a time; the answer depends on seed and chunk only."""
+    found = Scores()
+    done = 0
+    for part in (batch[i : i + chunk] for batch in people for i in range(0, len(batch), chunk)):
+        began = time.perf_counter()
+        with torch.no_grad():
+            h = method(part, max(counts), seed + done)
+        found.seconds += time.perf_counter() - began
+        if not h.poses.isfinite().all():
+            raise UserError("a hypothesis is not finite: the weights are damaged, train or copy them anew")
+        for name, value in score(h, part, counts).items():
+            found.values.setdefault(name, []).append(value)
+        if done < CALIBRATED:
+            found.poses.append(h.poses[:, :CALIBRATION_M].clone())
+            found.truth.append(part.pose)
+        found.groups += part.groups
+        done += len(part)
+        tick(len(part))
+    return found
+
+
+def summarise(found: Scores, counts: Sequence[int]) -> dict[str, Any]:
+    """Means over people and over groups, tables by group, and calibration."""
+    values = {name: torch.cat(parts) for name, parts in found.values.items()}
+    result: dict[str, Any] = {"seconds_a_person": found.seconds / len(found.groups), "m": {}}
+    for m in counts:
+        own = {n.removeprefix(f"{m}/"): v for n, v in values.items() if n.startswith(f"{m}/")}
+        by_group = {name: metrics.by_group(own[name], found.groups) for name in BY_GROUP}
+        block: dict[str, Any] = {name: _number(value.double().mean()) for name, value in own.items()}
+        block["mean_of_groups"] = {name: sum(g.values()) / len(g) for name, g in by_group.items()}
+        block["by_group"] = by_group
+        if m > 1:
+            pair = torch.stack([own["recommended"], own["expected"]])
+            block["expected_correlation"] = _number(torch.corrcoef(pair)[0, 1])
+        result["m"][str(m)] = block
+    poses = torch.cat(found.poses)
+    if poses.shape[1] > 1:
+        error, q, frequency = metrics.calibration(poses, torch.cat(found.truth))
+        result["calibration"] = {
+            "m": poses.shape[1],
+            "people": len(poses),
+            "error": float(error[1:].mean()),
+            "q": q.tolist(),
+            "frequency": frequency[:, 1:].mean(1).tolist(),
+        }
+    return result
+
+
+def _number(value: Tensor) -> float | None:
+    """None where there is no number, which JSON cannot write."""
+    return float(value) if value.isfinite() else None
