@@ -107,6 +107,11 @@ def infer(
     ] = False,
     seed: Annotated[int, typer.Option(help="The same picture and seed give the same file.")] = 0,
     samples: Annotated[int, typer.Option(help="Objects per picture, with seeds SEED, SEED+1, ….")] = 1,
+    elevation: Annotated[
+        float, typer.Option(help="Degrees from which the picture looks down on the object.")
+    ] = 10.0,
+    refine: Annotated[float, typer.Option(help="Seconds to fit the visible side to the picture.")] = 0.0,
+    raw: Annotated[bool, typer.Option("--raw", help="Write the network's soft splats, not a solid.")] = False,
     weights: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = DEFAULT_WEIGHTS,
     device: Device = "auto",
     matte: Annotated[str, typer.Option(help="Background removal: auto (u2netp), or a rembg model.")] = "auto",
@@ -126,7 +131,9 @@ def infer(
     def work(progress: Progress) -> Report:
         formats = tuple(dict.fromkeys(f.strip().lower().lstrip(".") for f in format.split(",")))
         cut = "none" if no_matte else matte
-        request = Request(output, formats, axes, turntable, viewer, seed, samples, cut)
+        request = Request(
+            output, formats, axes, turntable, viewer, seed, samples, cut, elevation, raw, refine
+        )
         return run(pictures, request, weights, device, progress)
 
     several = len(pictures) > 1 or os.path.isdir(pictures[0])

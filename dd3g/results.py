@@ -32,6 +32,9 @@ class Request:
         seed: seed of the first sample; sample k uses seed + k, below `SEEDS`.
         samples: objects made from one picture, >= 1.
         matte: as in `dd3g.picture.load_image`.
+        elevation: degrees from which the pictures look down on their objects, within -80..80.
+        raw: write the network's soft splats, not a solid body.
+        refine: seconds for which the visible discs are fitted to the picture, 0 or more.
     """
 
     out: Path
@@ -42,6 +45,9 @@ class Request:
     seed: int
     samples: int
     matte: str
+    elevation: float = 10.0
+    raw: bool = False
+    refine: float = 0.0
 
     def __post_init__(self) -> None:
         unknown = [f for f in self.formats if f not in FORMATS]
@@ -54,6 +60,15 @@ class Request:
         highest = SEEDS - self.samples
         if not 0 <= self.seed <= highest:
             raise UserError(f"--seed {self.seed} is out of range: give 0 to {highest}")
+        if not -80 <= self.elevation <= 80:
+            raise UserError(
+                f"--elevation {self.elevation:g} is out of range: give -80 to 80 degrees, 0 for a picture taken "
+                "from the side and 40 for one from well above"
+            )
+        if not 0 <= self.refine < float("inf"):
+            raise UserError(f"--refine {self.refine:g} must be a number of seconds, 0 or more")
+        if self.raw and self.refine:
+            raise UserError("--refine fits the discs of a solid body, and --raw writes none: give one of the two")
 
 
 def write_results(generator: Generator, picture: Picture, stem: str, request: Request) -> dict[str, Any]:
@@ -76,7 +91,9 @@ def write_results(generator: Generator, picture: Picture, stem: str, request: Re
             for k in range(request.samples):
                 name = stem if request.samples == 1 else f"{stem}-{k}"
                 # On the CPU from here on: turntables on CUDA would need a compiler, mps has no rasteriser.
-                gaussians = generator.generate(picture, seed=request.seed + k).to("cpu")
+                gaussians = generator.generate(
+                    picture, request.seed + k, request.elevation, request.raw, request.refine
+                ).to("cpu")
                 files = _write_one(gaussians, folder, name, request)
                 count = len(gaussians.pruned(MIN_OPACITY))
                 samples.append({"seed": request.seed + k, "gaussians": count, "files": files})
