@@ -84,13 +84,13 @@ def solidify(
         return gaussians
     colors = shaded(points, normals, views, ring)
     depth = first_hits(field, level, camera, picture[3] > VISIBLE)
-    filled = spread(depth[None], depth[None] > 0)[0]
+    filled = spread(depth[None, None], depth[None, None] > 0)[0, 0]
     if (depth > 0).any():
         uv, z = camera.project(points)  # (1, P, 2), (1, P)
         surface = _sampled(filled[None, None], uv)[0, 0]
         to_eye = F.normalize(camera.positions - points, dim=-1)
         visible = (z[0] - surface < o.behind * voxel) & ((to_eye * normals).sum(-1) > o.facing)
-        shown = _sampled(spread(picture[:3], picture[3:])[None], uv)[0].T
+        shown = _sampled(spread(picture[None, :3], picture[None, 3:]), uv)[0].T
         colors = torch.where(visible[:, None], shown, colors)
     body = Gaussians(
         points - o.inset * voxel * normals,
@@ -123,7 +123,7 @@ def balanced(alpha: Tensor) -> Tensor:
 def shaded(points: Tensor, normals: Tensor, views: Tensor, cameras: Cameras, power: float = 3.0) -> Tensor:
     """Colours (P, 3) of points from views (V, 4, S, S), weighted by how squarely each sees them."""
     uv, _ = cameras.project(points)
-    seen = _sampled(torch.stack([torch.cat([spread(v[:3], v[3:]), v[3:]]) for v in views]), uv)  # (V, 4, P)
+    seen = _sampled(torch.cat([spread(views[:, :3], views[:, 3:]), views[:, 3:]], 1), uv)  # (V, 4, P)
     to_eye = F.normalize(cameras.positions[:, None] - points, dim=-1)
     facing = (to_eye * normals).sum(-1).clamp(min=0) ** power  # (V, P)
     weight = (facing * (seen[:, 3] + 1e-3) + 1e-6)[:, None]
@@ -204,17 +204,15 @@ def tangent_axes(normals: Tensor) -> Tensor:
 
 
 def spread(values: Tensor, weight: Tensor) -> Tensor:
-    """Carry values (C, S, S) beyond where their weight (1, S, S) ends, from coarser and coarser means."""
+    """Carry values (V, C, S, S) beyond where their weight (V, 1, S, S) ends, from coarser and coarser means."""
     weight = weight.to(values)
-    held = torch.cat([values * weight, weight])[None]
-    total = held
-    size = values.shape[-1]
-    k = 1
-    while 2**k <= size:
-        wide = F.interpolate(F.avg_pool2d(held, 2**k, ceil_mode=True), (size, size), mode="bilinear")
-        total = total + 1e-3 ** min(k, 8) * wide
-        k += 1
-    return (total[:, :-1] / total[:, -1:].clamp(min=1e-30))[0]
+    levels = [torch.cat([values * weight, weight], 1)]
+    while levels[-1].shape[-1] > 1:
+        levels.append(F.avg_pool2d(levels[-1], 2, ceil_mode=True))
+    found = levels.pop()
+    for level in reversed(levels):
+        found = level + 1e-3 * F.interpolate(found, level.shape[-2:], mode="bilinear")
+    return found[:, :-1] / found[:, -1:].clamp(min=1e-30)
 
 
 def resize(rgba: Tensor, size: int) -> Tensor:

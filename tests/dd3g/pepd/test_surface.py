@@ -98,9 +98,9 @@ def test_balanced_masks_keep_their_area():
 
 
 def test_spread_keeps_what_is_known_and_fills_the_rest():
-    values, weight = torch.full((1, 16, 16), 7.0), torch.zeros(1, 16, 16)
-    values[0, 3, 3], weight[0, 3, 3] = 0.25, 1.0
-    torch.testing.assert_close(spread(values, weight), torch.full((1, 16, 16), 0.25), atol=1e-4, rtol=0)
+    values, weight = torch.full((1, 1, 16, 16), 7.0), torch.zeros(1, 1, 16, 16)
+    values[0, 0, 3, 3], weight[0, 0, 3, 3] = 0.25, 1.0
+    torch.testing.assert_close(spread(values, weight), torch.full((1, 1, 16, 16), 0.25), atol=1e-4, rtol=0)
 
 
 def test_tangent_axes_are_rotations_about_the_normal():
