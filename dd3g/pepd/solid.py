@@ -1,13 +1,15 @@
-"""A closed body of opaque discs in place of the generator's soft splats, coloured by the picture where it shows.
+"""A closed body of opaque discs in place of the generator's soft splats, coloured by the picture.
 
-Soft splats hide a wrong shape from pixel losses and show it to people. `solidify` keeps what the generator knows,
-the outline and the colour from every side, and drops the rest: masks from around -> visual hull -> closed surface
--> a disc at every point of it -> colour from the picture on the visible side, from the generator elsewhere.
+Soft splats hide a wrong shape from pixel losses and show it to people. `solidify` keeps what the generator
+knows, the outline and the colour from every side, and drops the rest: masks from around -> visual hull ->
+closed surface -> a disc at every point of it -> colour from the picture on the visible side, from the
+generator elsewhere.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,9 @@ from dd3g.gaussians import Gaussians
 from dd3g.pepd.surface import HALF, first_hits, smoothed, surface_nets, visual_hull
 from dd3g.quaternions import matrix_to_quaternion
 from dd3g.rasterizer import rasterize
+
+Field = Callable[[int], Tensor]  # voxels a side n -> (n, n, n) over the cube, high inside
+Colors = Callable[[Tensor, Tensor], Tensor]  # points and normals (P, 3) -> sRGB (P, 3)
 
 VISIBLE = 0.02  # alpha from which a pixel of the picture gets a disc
 # Where masks are taken from: rings at three elevations, for outlines of legs as well as of tops.
@@ -60,44 +65,73 @@ def solidify(
         (M,) Gaussians; the given ones where their hull is empty.
     """
     o = options or SolidOptions()
-    gaussians, picture = gaussians.to("cpu"), picture.cpu()
-    count = int((picture[3] > VISIBLE).sum())
-    if count > o.most_visible:
-        picture = resize(picture[None], int(picture.shape[-1] * (o.most_visible / count) ** 0.5))[0]
-    camera = camera.to("cpu").resized(picture.shape[-1])
+    gaussians = gaussians.to("cpu")
+    picture, camera = within(picture, camera, o)
     ring = mask_cameras(o.mask_size)
     render = rasterize(gaussians, ring, background=0.0, antialiased=True)
-    alpha = render.alpha[:, 0]  # (V, S, S)
     views = torch.cat([render.rgb / render.alpha.clamp(min=1e-3), render.alpha], 1).clamp(0, 1)
-    level, resolution, masks = 0.5, o.resolution, balanced(alpha)
+    masks = balanced(render.alpha[:, 0])  # (V, S, S)
+
+    def field(resolution: int) -> Tensor:
+        around, front = visual_hull(masks, ring, resolution), visual_hull(picture[3:], camera, resolution)
+        return smoothed(torch.minimum(around, front), o.blur)
+
+    def colors(points: Tensor, normals: Tensor) -> Tensor:
+        return shaded(points, normals, views, ring)
+
+    solid = discs_on(field, 0.5, picture, camera, colors, o)
+    return solid if len(solid.means) else gaussians
+
+
+def within(picture: Tensor, camera: Cameras, options: SolidOptions) -> tuple[Tensor, Cameras]:
+    """Picture (4, S, S) on the CPU, reduced to `most_visible` pixels on the object, and its camera (1,)."""
+    picture = picture.cpu()
+    count = int((picture[3] > VISIBLE).sum())
+    if count > options.most_visible:
+        picture = resize(picture[None], int(picture.shape[-1] * (options.most_visible / count) ** 0.5))[0]
+    return picture, camera.to("cpu").resized(picture.shape[-1])
+
+
+def discs_on(
+    field: Field, level: float, picture: Tensor, camera: Cameras, colors: Colors, options: SolidOptions
+) -> Gaussians:
+    """Opaque discs on the closed surface field = level, the visible side's as fine as the picture.
+
+    Args:
+        field: gives it at any resolution; asked again where the surface has more than `most_hidden` points.
+        level: of the surface.
+        picture: (4, S, S) straight RGBA on the CPU, as `within` leaves it.
+        camera: (1,) of this size that took it.
+        colors: of the points that the picture does not show.
+        options: see there.
+
+    Returns:
+        (M,) Gaussians; none where nothing lies above the level.
+    """
+    o, resolution = options, options.resolution
     while True:
-        hull = torch.minimum(
-            visual_hull(masks, ring, resolution), visual_hull(picture[3:], camera, resolution)
-        )
-        field = smoothed(hull, o.blur)
-        points, normals = surface_nets(field, level)
+        values = field(resolution)
+        points, normals = surface_nets(values, level)
         if len(points) <= o.most_hidden:
             break
         resolution = int(resolution * min(0.9, (o.most_hidden / len(points)) ** 0.5))
     voxel = 2 * HALF / resolution
-    if not len(points):
-        return gaussians
-    colors = shaded(points, normals, views, ring)
-    depth = first_hits(field, level, camera, picture[3] > VISIBLE)
+    tints = colors(points, normals) if len(points) else points
+    depth = first_hits(values, level, camera, picture[3] > VISIBLE)
     filled = spread(depth[None, None], depth[None, None] > 0)[0, 0]
     if (depth > 0).any():
         uv, z = camera.project(points)  # (1, P, 2), (1, P)
-        surface = _sampled(filled[None, None], uv)[0, 0]
+        surface = sampled(filled[None, None], uv)[0, 0]
         to_eye = F.normalize(camera.positions - points, dim=-1)
         visible = (z[0] - surface < o.behind * voxel) & ((to_eye * normals).sum(-1) > o.facing)
-        shown = _sampled(spread(picture[None, :3], picture[None, 3:]), uv)[0].T
-        colors = torch.where(visible[:, None], shown, colors)
+        shown = sampled(spread(picture[None, :3], picture[None, 3:]), uv)[0].T
+        tints = torch.where(visible[:, None], shown, tints)
     body = Gaussians(
         points - o.inset * voxel * normals,
         matrix_to_quaternion(tangent_axes(normals)),
         torch.tensor([o.tangent, o.tangent, o.thickness]).mul(voxel).repeat(len(points), 1),
         torch.full((len(points),), o.opacity),
-        colors.clamp(0, 1),
+        tints.clamp(0, 1),
     )
     return Gaussians.cat([body, visible_side(picture, camera, filled, o)]) if (depth > 0).any() else body
 
@@ -123,7 +157,7 @@ def balanced(alpha: Tensor) -> Tensor:
 def shaded(points: Tensor, normals: Tensor, views: Tensor, cameras: Cameras, power: float = 3.0) -> Tensor:
     """Colours (P, 3) of points from views (V, 4, S, S), weighted by how squarely each sees them."""
     uv, _ = cameras.project(points)
-    seen = _sampled(torch.cat([spread(views[:, :3], views[:, 3:]), views[:, 3:]], 1), uv)  # (V, 4, P)
+    seen = sampled(torch.cat([spread(views[:, :3], views[:, 3:]), views[:, 3:]], 1), uv)  # (V, 4, P)
     to_eye = F.normalize(cameras.positions[:, None] - points, dim=-1)
     facing = (to_eye * normals).sum(-1).clamp(min=0) ** power  # (V, P)
     weight = (facing * (seen[:, 3] + 1e-3) + 1e-6)[:, None]
@@ -131,7 +165,7 @@ def shaded(points: Tensor, normals: Tensor, views: Tensor, cameras: Cameras, pow
 
 
 def visible_side(picture: Tensor, camera: Cameras, depth: Tensor, o: SolidOptions) -> Gaussians:
-    """One disc a pixel with alpha, at `depth` (S, S) on its ray, in the plane that the depth's slope gives."""
+    """One disc a pixel with alpha, at `depth` (S, S) on its ray, in the plane of the depth's slope."""
     depth = F.avg_pool2d(F.pad(depth[None], (2, 2, 2, 2), mode="replicate"), 5, 1)[0]
     origins, directions = camera.rays()
     eye = origins[0, 0, 0]
@@ -190,7 +224,11 @@ def refined(
             error.square().mean().backward()
             optimizer.step()
     return Gaussians(
-        gaussians.means, gaussians.quats, scales.detach().exp(), gaussians.opacities, colors.detach().sigmoid()
+        gaussians.means,
+        gaussians.quats,
+        scales.detach().exp(),
+        gaussians.opacities,
+        colors.detach().sigmoid(),
     )
 
 
@@ -204,7 +242,7 @@ def tangent_axes(normals: Tensor) -> Tensor:
 
 
 def spread(values: Tensor, weight: Tensor) -> Tensor:
-    """Carry values (V, C, S, S) beyond where their weight (V, 1, S, S) ends, from coarser and coarser means."""
+    """Carry values (V, C, S, S) beyond where their weight (V, 1, S, S) ends, from ever coarser means."""
     weight = weight.to(values)
     levels = [torch.cat([values * weight, weight], 1)]
     while levels[-1].shape[-1] > 1:
@@ -224,6 +262,6 @@ def resize(rgba: Tensor, size: int) -> Tensor:
     return torch.cat([(small[:, :3] / small[:, 3:].clamp(min=1e-6)).clamp(0, 1), small[:, 3:]], 1)
 
 
-def _sampled(maps: Tensor, uv: Tensor) -> Tensor:
+def sampled(maps: Tensor, uv: Tensor) -> Tensor:
     """Maps (V, C, S, S) at places (V, P, 2) in -1..1 -> (V, C, P); beyond the edge as at it."""
     return F.grid_sample(maps, uv[:, :, None], align_corners=False, padding_mode="border")[..., 0]

@@ -15,7 +15,8 @@ from dd3g.errors import UserError
 
 def evaluate_command(
     source: Annotated[
-        Path, typer.Argument(help="Folder of meshes, or of shards that `dd3g data render` wrote.")
+        list[Path],
+        typer.Argument(help="Folder of meshes, or folders of shards by `dd3g data render`, one a --size."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
         "out/evaluation"
@@ -32,12 +33,14 @@ def evaluate_command(
         Path | None,
         typer.Option(help="Held-out quadruples: generators against the teacher on the same noise."),
     ] = None,
-    size: Annotated[int, typer.Option(min=16, help="Pixels a side, when meshes are rendered now.")] = 64,
+    size: Annotated[
+        int, typer.Option(min=16, help="Pixels a side of meshes rendered now, beside 128 and 256.")
+    ] = 64,
     limit: Annotated[int, typer.Option(min=0, help="Only the first objects (and quadruples); 0: all.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise and the bootstrap.")] = 0,
     device: Device = "auto",
     sheet_objects: Annotated[
-        int, typer.Option(min=0, help="Objects on the picture sheet; 0: no sheet.")
+        int, typer.Option(min=0, help="Objects on picture sheets, ten on each; 0: no sheet.")
     ] = 10,
     as_json: Json = False,
 ) -> None:
@@ -57,7 +60,7 @@ def evaluate_command(
         print(json.dumps(report))
     else:
         print_table(report)
-        print(f"wrote evaluation.json, objects.csv{' and sheet.png' if sheet_objects else ''} to {output}")
+        print(f"wrote {', '.join(['evaluation.json', 'objects.csv', *report['sheets']])} to {output}")
     if report["data"]["failed"]:
         raise typer.Exit(1)
 

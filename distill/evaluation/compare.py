@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import torch
 
 from dd3g.command import check_writable
 from dd3g.errors import UserError
@@ -21,19 +20,28 @@ from dd3g.progress import track
 from distill.evaluation.metrics import bootstrap_mean, on_white
 from distill.evaluation.predictors import (
     Predictor,
-    Target,
     all_white,
     flat_card,
     generator_predictor,
+    inflated_silhouette_row,
     mean_color_blob,
     teacher_predictor,
+    true_shape,
 )
-from distill.evaluation.report import write_csv, write_sheet
-from distill.evaluation.scores import check_quadruples, compare_with_quadruples, score, summarise
+from distill.evaluation.report import Sheet, evenly, write_csv
+from distill.evaluation.scores import (
+    check_quadruples,
+    compare_with_quadruples,
+    fine_input,
+    fine_views,
+    score,
+    summarise,
+)
 from distill.evaluation.stlpips import STLPIPS
-from distill.renders import RenderedObjects
+from distill.evaluation.targets import opened
 from distill.teachers import load
 
+NOT_ON_SHEETS = ("all white", "flat card", "mean-colour blob", "true shape in our decoder")
 PROTOCOL = {
     "novel": "free views only, the input view is never among them; mean over views, then over objects",
     "psnr": "dB of RGB over white, per view; Gaussians are drawn antialiased, as their low-pass asks for",
@@ -43,39 +51,18 @@ PROTOCOL = {
     "holes": "share of the true mask with predicted alpha < 0.5; holes_eroded: mask shrunk by one pixel",
     "leak": "mean predicted alpha outside the true mask",
     "color_error": "mean absolute difference of the foregrounds' mean colours",
-    "st_lpips": "ST-LPIPS with AlexNet (shift-tolerant; not LPIPS)",
+    "st_lpips": "ST-LPIPS with AlexNet (shift-tolerant; not LPIPS); st_lpips_S: at S pixels a side",
+    "alpha_fuzz": "pixels with .05 < alpha < .95 beyond one pixel of the true edge, by the true mask's",
+    "input": "the input view; psnr_S is measured at S pixels a side",
+    "picture": "generators get the input as fine as it was rendered and reduce it themselves",
+    "raw": "the network's own splats; without it, the solid body that `dd3g infer` writes",
+    "inflated silhouette": "no network: the mask inflated, the picture in front and mirrored behind",
+    "true shape in our decoder": "hull of all true masks, coloured in the same way: the ceiling",
+    "seconds": "to predict an object, before any view of it is drawn",
     "bands": "by distance in azimuth from the input, degrees, lower end included",
     "interval": "95 % percentile bootstrap over objects, 2000 resamples",
     "rig": "front, sides (90 and 270 degrees) and back views at the input's elevation",
 }
-
-
-def load_targets(source: Path, size: int, limit: int) -> tuple[list[Target], dict[str, str]]:
-    """Shards as they are, or meshes rendered now with the evaluation views.
-
-    Returns:
-        targets, and reasons of the meshes that could not be drawn by key.
-    """
-    if next(source.glob("*.tar"), None) or source.suffix == ".tar":
-        return _targets(RenderedObjects(source), limit), {}
-    with tempfile.TemporaryDirectory() as folder:
-        # A stage of its own: it hands over files, and this package knows nothing of meshes.
-        command = [sys.executable, "-m", "data_gen", "render", str(source), "-o", folder, "--eval", "--json"]
-        command += ["--size", str(size), "--limit", str(limit), "--processes", "1"]
-        with Console(stderr=True).status("rendering the meshes"):
-            done = subprocess.run(command, capture_output=True, text=True)
-        if not done.stdout:
-            last = done.stderr.strip().rpartition("\n")[2].removeprefix("error: ")
-            raise UserError(last or f"{source} was not rendered: the renderer was killed")
-        return _targets(RenderedObjects(folder), 0), json.loads(done.stdout)["failed"]
-
-
-def _targets(objects: RenderedObjects, limit: int) -> list[Target]:
-    """The plain variant of every object."""
-    plain = [i for i in range(len(objects)) if objects.meta(i).get("variant", 0) == 0]
-    if not plain:
-        raise UserError("there is no plain variant (variant 0) among these renders: render them with --eval")
-    return [Target.of(objects[i]) for i in plain[: limit or None]]
 
 
 def named(values: list[str]) -> dict[str, str]:
@@ -94,7 +81,7 @@ def named(values: list[str]) -> dict[str, str]:
 
 
 def evaluate(
-    source: Path,
+    source: Path | Sequence[Path],
     output: Path,
     generators: dict[str, str],
     teacher: str | None = None,
@@ -109,54 +96,86 @@ def evaluate(
 ) -> dict[str, Any]:
     """Run every row and write evaluation.json, objects.csv and sheet.png into `output`.
 
+    Args:
+        source: meshes, or renders in one or more sizes; see `opened`.
+        output: folder for the results.
+        generators: names or folders by label; each makes a row, and one of its raw splats.
+        teacher: whose own views make a row.
+        teacher_steps: DDIM steps.
+        guidance_scale: of the teacher.
+        quadruples: held-out ones, on whose noise generators are compared with the teacher.
+        size: pixels a side of the protocol, where meshes are rendered now.
+        limit: only the first objects and quadruples; 0 for all.
+        seed: of the noise and the bootstrap.
+        device: of teacher and generators.
+        sheet_objects: how many are drawn on sheets.
+
     Raises:
         UserError: nothing to evaluate, unknown weights, a damaged shard, an output that cannot be written.
     """
     models = {label: Generator.from_pretrained(path, device=device) for label, path in generators.items()}
     rows: dict[str, Predictor] = {
-        "all white": all_white, "flat card": flat_card, "mean-colour blob": mean_color_blob
+        "all white": all_white, "flat card": flat_card, "mean-colour blob": mean_color_blob,
+        "inflated silhouette": inflated_silhouette_row, "true shape in our decoder": true_shape,
     }  # fmt: skip
     if teacher is not None:
         loaded = load(teacher, device)
         rows["teacher"] = teacher_predictor(loaded, seed, teacher_steps, guidance_scale, device)
     for label, model in models.items():
-        if label in rows:
-            raise UserError(f"{label!r} is the name of another row: give the generator its own LABEL=PATH")
-        rows[label] = generator_predictor(model, seed)
-    targets, failed = load_targets(source, size, limit)
-    # Not when all is computed.
-    check_writable(output)
-    if quadruples is not None:
-        check_quadruples(models, quadruples)
-    weights = model_path("stlpips_alex")
-    # Below 32 pixels nothing is left of the picture in its deepest layer.
-    perceptual = STLPIPS(weights) if weights and targets[0].image.shape[-1] >= 32 else None
-
-    scores: dict[str, list[dict[str, Any]]] = {label: [] for label in rows}
-    for target in track(targets, "objects"):
-        truth = perceptual.features(on_white(target.rgba[target.novel])) if perceptual else None
-        for label, predictor in rows.items():
-            scores[label].append(score(target, predictor, perceptual, truth))
+        solid = model.config.surface != "off"
+        for name, raw in ((f"{label} (raw)", True), (label, False)) if solid else ((label, True),):
+            if name in rows:
+                raise UserError(f"{name!r} is the name of another row: give the generator its own LABEL=PATH")
+            rows[name] = generator_predictor(model, seed, raw)
+    with opened(source, size, limit) as (targets, failed):
+        # Not when all is computed.
+        check_writable(output)
+        if quadruples is not None:
+            check_quadruples(models, quadruples)
+        first = targets[0]
+        weights = model_path("stlpips_alex")
+        # Below 32 pixels nothing is left of the picture in its deepest layer.
+        perceptual = STLPIPS(weights) if weights and fine_views(first).size >= 32 else None
+        scores: dict[str, list[dict[str, Any]]] = {label: [] for label in rows}
+        sheet, on_sheet = Sheet(output), set(evenly(len(targets), sheet_objects))
+        for i, target in enumerate(track(targets, "objects")):
+            fine = fine_views(target)
+            truth = perceptual.features(on_white(fine.rgba[target.novel])) if perceptual else None
+            drawings = {}
+            for label, predictor in rows.items():
+                start = time.perf_counter()
+                with torch.inference_mode():
+                    drawings[label] = predictor(target)
+                seconds = time.perf_counter() - start
+                found = score(target, drawings[label], perceptual, truth)
+                scores[label].append(found | {"seconds": seconds})
+            if i in on_sheet:
+                sheet.add(target, {k: d for k, d in drawings.items() if k not in NOT_ON_SHEETS})
+        sheet.finish()
+    fine_input_size = fine_input(first)
     report: dict[str, Any] = {
         **provenance(device),
         "protocol": PROTOCOL
         | {"seed": seed, "teacher_steps": teacher_steps, "guidance_scale": guidance_scale},
         "perceptual": "ST-LPIPS (AlexNet)" if perceptual else None,
         "data": {
-            "source": str(source),
+            "source": str(source) if isinstance(source, Path) else " ".join(map(str, source)),
             "objects": len(targets),
-            "size": targets[0].rgba.shape[-1],
-            "novel_views": len(targets[0].novel),
+            "size": first.size,
+            "fine_size": fine_views(first).size,
+            "input_size": fine_input_size.size if fine_input_size else None,
+            "novel_views": len(first.novel),
             "failed": failed,
         },
+        "sheets": [path.name for path in sheet.paths],
         "generators": generators,
         "teacher": teacher,
         "rows": {label: summarise(s, seed) for label, s in scores.items()},
     }
     card = [s["novel"]["psnr"] for s in scores["flat card"]]
-    for label, found in scores.items():
-        if "novel" in found[0]:
-            gain = [s["novel"]["psnr"] - c for s, c in zip(found, card, strict=True)]
+    for label, found_scores in scores.items():
+        if "novel" in found_scores[0]:
+            gain = [s["novel"]["psnr"] - c for s, c in zip(found_scores, card, strict=True)]
             report["rows"][label]["psnr_over_flat_card"] = bootstrap_mean(gain, seed)
     if quadruples is not None:
         report["against_teacher"] = {
@@ -164,9 +183,6 @@ def evaluate(
             for label, model in track(list(models.items()), "generators against quadruples")
         }
     write_csv(output / "objects.csv", scores)
-    if sheet_objects:
-        shown = {label: predictor for label, predictor in rows.items() if label != "all white"}
-        write_sheet(output / "sheet.png", targets, shown, sheet_objects)
     with replacing(output / "evaluation.json") as part:
         part.write_text(json.dumps(report, indent=1))
     return report

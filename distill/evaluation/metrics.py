@@ -77,6 +77,24 @@ def view_metrics(rgb: Tensor, alpha: Tensor | None, truth: Tensor) -> dict[str, 
     }
 
 
+def alpha_fuzz(alpha: Tensor, truth: Tensor) -> Tensor:
+    """(V,) haze: alpha strictly between .05 and .95 beyond one pixel of the true edge, by the object's size.
+
+    The number of such pixels by the number of pixels of the true mask, so that haze counts alike on objects of
+    any size and around them; above 1 where it covers more than the object. A pixel is within one pixel of the
+    edge when its 3 x 3 neighbourhood holds pixels inside and pixels outside the true mask.
+
+    Args:
+        alpha: (V, 1, H, W) predicted.
+        truth: (V, 1, H, W) true alpha; the mask is where it exceeds 0.5. NaN where that is empty.
+    """
+    mask = truth > 0.5
+    near = F.max_pool2d(mask.float(), 3, 1, 1) > 0.5
+    inner = -F.max_pool2d(-mask.float(), 3, 1, 1) > 0.5
+    soft = (alpha > 0.05) & (alpha < 0.95) & ~(near & ~inner)
+    return soft.sum((1, 2, 3)) / mask.sum((1, 2, 3))
+
+
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
     """(V,) mean of (V, 1, H, W) over a mask; NaN where that is empty."""
     return (values * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))

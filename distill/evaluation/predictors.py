@@ -1,4 +1,7 @@
-"""What an evaluation compares: baselines without learning, generators, and a teacher's own views."""
+"""What an evaluation compares: baselines without learning, generators, and a teacher's own views.
+
+A predictor sees a target once and returns a drawing, which draws any of its views at any size.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,9 @@ from torch import Tensor
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
+from dd3g.pepd.inflation import inflated_silhouette, mirrored
+from dd3g.pepd.solid import SolidOptions, discs_on, within
+from dd3g.pepd.surface import smoothed, visual_hull
 from distill.evaluation.metrics import on_white
 from distill.renders import RenderedObject
 
@@ -29,6 +35,7 @@ class Target:
         azimuth: (V,) degrees from the input.
         rig: four view indices at azimuth 0, 90, 180, 270 of the input's elevation.
         novel: indices of the views that count as novel; the input is not among them.
+        finer: the same views with more pixels, the finest last.
     """
 
     id: str
@@ -38,15 +45,26 @@ class Target:
     azimuth: Tensor
     rig: list[int]
     novel: list[int]
+    finer: tuple[Target, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Pixels a side."""
+        return self.rgba.shape[-1]
 
     @property
     def image(self) -> Tensor:
         """(4, S, S) the input picture."""
         return self.rgba[self.rig[0]]
 
+    @property
+    def finest(self) -> Target:
+        """These views with as many pixels as there are."""
+        return self.finer[-1] if self.finer else self
+
     @staticmethod
-    def of(item: RenderedObject) -> Target:
-        """The first view of the first quad becomes the input."""
+    def of(item: RenderedObject, *finer: RenderedObject) -> Target:
+        """The first view of the first quad becomes the input; `finer` are larger renders of all views."""
         if not item.quads or not item.novel:
             raise UserError(
                 f"{item.meta.get('id')} has no quad or no novel views: render with --eval, or at "
@@ -62,6 +80,7 @@ class Target:
             (azimuth - azimuth[first]).float(),
             item.quads[0],
             item.novel,
+            tuple(Target.of(other) for other in finer),
         )
 
 
@@ -80,19 +99,29 @@ class Prediction:
     alpha: Tensor | None
 
 
-Predictor = Callable[[Target], Prediction]
+Drawing = Callable[[Target, list[int]], Prediction]  # these views of the target, which may be a finer one
+Predictor = Callable[[Target], Drawing]
 
 
-def all_white(target: Target) -> Prediction:
+def all_white(target: Target) -> Drawing:
     """Nothing at all."""
-    V, _, H, W = target.rgba.shape
-    return Prediction(list(range(V)), torch.ones(V, 3, H, W), torch.zeros(V, 1, H, W))
+
+    def draw(at: Target, views: list[int]) -> Prediction:
+        shape = (len(views), 1, at.size, at.size)
+        return Prediction(views, torch.ones(shape).expand(-1, 3, -1, -1), torch.zeros(shape))
+
+    return draw
 
 
-def flat_card(target: Target, supersample: int = 4) -> Prediction:
+def flat_card(target: Target) -> Drawing:
     """The input picture on a card through the origin that faces the input camera, seen from both sides."""
+    return card
+
+
+def card(target: Target, views: list[int], supersample: int = 4) -> Prediction:
+    """Views of the input picture on its card."""
     source = target.cameras[target.rig[0]]
-    fine = target.cameras.resized(target.cameras.width * supersample)
+    fine = target.cameras[views].resized(target.cameras.width * supersample)
     origins, directions = fine.rays()  # (V, 1, 1, 3), (V, H, W, 3)
     normal = source.positions / source.positions.norm()
     reach = -(origins @ normal) / (directions @ normal)  # (V, H, W) depth at which the ray meets the card
@@ -105,10 +134,10 @@ def flat_card(target: Target, supersample: int = 4) -> Prediction:
     premultiplied = torch.cat([target.image[:3] * alpha, alpha])  # (4, S, S)
     warped = F.grid_sample(premultiplied.expand(len(place), -1, -1, -1), place, align_corners=False)
     warped = F.avg_pool2d(warped, supersample)
-    return Prediction(list(range(len(place))), warped[:, :3] + 1 - warped[:, 3:], warped[:, 3:])
+    return Prediction(views, warped[:, :3] + 1 - warped[:, 3:], warped[:, 3:])
 
 
-def mean_color_blob(target: Target) -> Prediction:
+def mean_color_blob(target: Target) -> Drawing:
     """One Gaussian of the foreground's mean colour, as wide and high as its mask and as deep as wide."""
     image, camera = target.image, target.cameras[target.rig[0]]
     alpha = image[3]
@@ -132,21 +161,41 @@ def mean_color_blob(target: Target) -> Prediction:
         torch.tensor([0.99]),
         color[None],
     )
-    return render(blob, target)
+    return drawing_of(blob)
 
 
-def render(gaussians: Gaussians, target: Target) -> Prediction:
-    """All views of a target from Gaussians in the input's frame."""
+def inflated_silhouette_row(target: Target) -> Drawing:
+    """The silhouette inflated, the picture in front and mirrored behind: what a network has to beat."""
+    finest = target.finest
+    return drawing_of(inflated_silhouette(finest.image, finest.cameras[finest.rig[:1]]))
+
+
+def true_shape(target: Target, options: SolidOptions | None = None) -> Drawing:
+    """The hull of all true masks, coloured like the inflated silhouette: our discs on the right shape."""
+    o, finest = options or SolidOptions(), target.finest
+    picture, camera = within(finest.image, finest.cameras[finest.rig[:1]], o)
+
+    def field(resolution: int) -> Tensor:
+        return smoothed(visual_hull(finest.rgba[:, 3], finest.cameras, resolution), o.blur)
+
+    return drawing_of(discs_on(field, 0.5, picture, camera, mirrored(picture, camera), o))
+
+
+def drawing_of(gaussians: Gaussians) -> Drawing:
+    """Views of Gaussians in the input's frame."""
     from dd3g.rasterizer import rasterize
 
-    cameras = target.cameras.to(gaussians.means.device)
-    drawn = rasterize(gaussians, cameras, background=1.0, antialiased=True)
-    return Prediction(list(range(len(cameras))), drawn.rgb.clamp(0, 1).cpu(), drawn.alpha.clamp(0, 1).cpu())
+    def draw(at: Target, views: list[int]) -> Prediction:
+        cameras = at.cameras[views].to(gaussians.means.device)
+        drawn = rasterize(gaussians, cameras, background=1.0, antialiased=True)
+        return Prediction(views, drawn.rgb.clamp(0, 1).cpu(), drawn.alpha.clamp(0, 1).cpu())
+
+    return draw
 
 
-def generator_predictor(generator: Any, seed: int) -> Predictor:
-    """A generator's renders; it sees the input picture only."""
-    return lambda target: render(generator.generate(target.image, seed=seed), target)
+def generator_predictor(generator: Any, seed: int, raw: bool = False) -> Predictor:
+    """A generator's solid body, or its raw splats; it sees the input picture only, the finest there is."""
+    return lambda target: drawing_of(generator.generate(target.finest.image, seed=seed, raw=raw))
 
 
 def teacher_predictor(
@@ -159,7 +208,7 @@ def teacher_predictor(
 
     noise = noise_of(teacher.latent_shape, seed)[None].to(device)
 
-    def predict(target: Target) -> Prediction:
+    def predict(target: Target) -> Drawing:
         rig = target.cameras[target.rig]
         asked = teacher.rig.to("cpu")
         if asked.viewmats.shape != rig.viewmats.shape or (asked.viewmats - rig.viewmats).abs().max() > 0.02:
@@ -168,11 +217,17 @@ def teacher_predictor(
                 "no ground truth here; leave --teacher out"
             )
         picture = resize(target.image[None], asked.height).to(device)
-        views = simulate(teacher, picture, noise, steps, guidance_scale).outputs[0].float().cpu().clamp(0, 1)
-        size = target.image.shape[-1]
-        if views.shape[1] == 3:
-            return Prediction(target.rig, F.interpolate(views, size, mode="bilinear", antialias=True), None)
-        views = resize(views, size)
-        return Prediction(target.rig, on_white(views), views[:, 3:])
+        answer = simulate(teacher, picture, noise, steps, guidance_scale).outputs[0].float().cpu().clamp(0, 1)
+
+        def draw(at: Target, wanted: list[int]) -> Prediction:
+            chosen = [v for v in at.rig if v in wanted]
+            views = answer[[at.rig.index(v) for v in chosen]]
+            if views.shape[1] == 3:
+                rgb = F.interpolate(views, at.size, mode="bilinear", antialias=True)
+                return Prediction(chosen, rgb, None)
+            views = resize(views, at.size)
+            return Prediction(chosen, on_white(views), views[:, 3:])
+
+        return draw
 
     return predict

@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from dd3g.cameras import Cameras
 from dd3g.io.atomic import replacing
 from distill.contact_sheet import save_contact_sheet
 from distill.evaluation.metrics import on_white
-from distill.evaluation.predictors import Predictor, Target
+from distill.evaluation.predictors import Drawing, Target
 from distill.evaluation.scores import BANDS, RIG
 
 
@@ -27,7 +28,7 @@ def write_csv(path: Path, scores: dict[str, list[dict[str, Any]]]) -> None:
     for label, rows in scores.items():
         for row in rows:
             line = {"row": label, "id": row["id"], "style": row["style"], **row.get("novel", {})}
-            line |= {f"input_{k}": row["input"][k] for k in ("psnr", "ssim", "iou")}
+            line |= {f"input_{k}": v for k, v in row["input"].items() if k[:4] in ("psnr", "ssim", "iou")}
             line |= {f"{r}_{k}": row["rig"][r][k] for r in RIG for k in ("psnr", "iou", "color_error")}
             line["psnr_60_120"] = row.get("bands", {}).get("60-120", {}).get("psnr", "")
             line["seconds"] = row["seconds"]
@@ -39,30 +40,60 @@ def write_csv(path: Path, scores: dict[str, list[dict[str, Any]]]) -> None:
         writer.writerows(lines)
 
 
-def write_sheet(path: Path, targets: list[Target], rows: dict[str, Predictor], count: int) -> None:
-    """Per object a row of truth and one of each predictor: the rig, then six novel views."""
-    tiles = []
-    for target in evenly(targets, count):
-        step = max(len(target.novel) // 6, 1)
-        views = target.rig + target.novel[::step][:6]
-        size = target.rgba.shape[-1]
-        tiles.append([_label("truth", size), *on_white(target.rgba[views])])
-        for name, predictor in rows.items():
+class Sheet:
+    """Pictures of rows of the table below the truth, some objects on a page.
+
+    Six views of each object: the input, near 45 degrees from it, 90, near 135, 180 and 270; see `sheet_views`.
+
+    Args:
+        folder: for sheet.png, sheet-2.png and so on.
+        page: objects on each.
+    """
+
+    def __init__(self, folder: Path, page: int = 10) -> None:
+        self._folder, self._page = folder, page
+        self._rows: list[Tensor] = []
+        self._objects = 0
+        self.paths: list[Path] = []
+
+    def add(self, target: Target, drawings: dict[str, Drawing]) -> None:
+        """One object, drawn with as many pixels as its truth has."""
+        finest = target.finest
+        views = sheet_views(target)
+        size = finest.size
+        self._rows.append(torch.stack([_label(target.id, size), *on_white(finest.rgba[views])]))
+        for name, drawing in drawings.items():
             with torch.inference_mode():
-                prediction = predictor(target)
+                prediction = drawing(finest, sorted(set(views)))
             shown = dict(zip(prediction.views, prediction.rgb, strict=True))
-            empty = torch.ones(3, size, size)
-            tiles.append([_label(name, size), *(shown.get(v, empty) for v in views)])
-    width = max(len(row) for row in tiles)
-    blank = torch.ones_like(tiles[0][0])
-    stack = torch.stack([torch.stack(row + [blank] * (width - len(row))) for row in tiles])
-    save_contact_sheet(stack, path)
+            tiles = [shown.get(v, torch.ones(3, size, size)) for v in views]
+            self._rows.append(torch.stack([_label(name, size), *tiles]))
+        self._objects += 1
+        if self._objects % self._page == 0:
+            self.finish()
+
+    def finish(self) -> None:
+        """Write the page that was begun."""
+        if self._rows:
+            number = len(self.paths) + 1
+            path = self._folder / ("sheet.png" if number == 1 else f"sheet-{number}.png")
+            self.paths.append(save_contact_sheet(torch.stack(self._rows), path))
+            self._rows = []
 
 
-def evenly(targets: list[Target], count: int) -> list[Target]:
-    """At most `count` of them, the first and the last among them, none twice."""
-    count = min(count, len(targets))
-    return [targets[round(i * (len(targets) - 1) / max(count - 1, 1))] for i in range(count)]
+def sheet_views(target: Target) -> list[int]:
+    """Indices of the views at azimuth 0, near 45, at 90, near 135, at 180 and at 270."""
+    front, right, back, left = target.rig
+    positions = target.cameras.positions
+    wanted = Cameras.orbit([45.0, 135.0]).positions
+    between = [target.novel[int((positions[target.novel] @ w).argmax())] for w in wanted]
+    return [front, between[0], right, between[1], back, left]
+
+
+def evenly(there: int, count: int) -> list[int]:
+    """At most `count` of so many indices, the first and the last among them, none twice."""
+    count = min(count, there)
+    return [round(i * (there - 1) / max(count - 1, 1)) for i in range(count)]
 
 
 def _label(text: str, size: int) -> Tensor:
@@ -80,7 +111,7 @@ NOVEL: list[Column] = [
     ("holes %", ("novel", "holes"), 1), ("eroded %", ("novel", "holes_eroded"), 1),
     ("leak", ("novel", "leak"), 3), ("60-120", ("bands", "60-120", "psnr"), 2),
     ("over card", ("psnr_over_flat_card",), 2), ("input PSNR", ("input", "psnr"), 2),
-    ("SSIM", ("input", "ssim"), 3), ("IoU", ("input", "iou"), 3), ("ST-LPIPS", ("novel", "st_lpips"), 3),
+    ("SSIM", ("input", "ssim"), 3), ("IoU", ("input", "iou"), 3),
 ]  # fmt: skip
 AT_RIG: list[Column] = [
     ("front PSNR", ("rig", "front", "psnr"), 2), ("IoU", ("rig", "front", "iou"), 3),
@@ -98,7 +129,12 @@ def print_table(report: dict[str, Any]) -> None:
     groups += [(style, ("by_style", style, "psnr"), 2) for style in styles]
     noises: list[Column] = [(f"{r} [95 %]", ("same_noise", r), 2) for r in RIG]
     noises += [(f"{r}, other noise", ("other_noise", r), 2) for r in RIG]
-    _print(f"Novel views: {data['objects']} objects, {data['size']} px, white", NOVEL, rows)
+    seen: list[Column] = [
+        (f"ST-LPIPS {data['fine_size']}", ("novel", f"st_lpips_{data['fine_size']}"), 3),
+        (f"fuzz {data['fine_size']}", ("novel", f"alpha_fuzz_{data['fine_size']}"), 3),
+        (f"input PSNR {data['input_size']}", ("input", f"psnr_{data['input_size']}"), 2),
+    ]
+    _print(f"Novel views: {data['objects']} objects, {data['size']} px, white", seen + NOVEL, rows)
     _print("PSNR by azimuth from the input, and by style", groups, rows)
     _print("At the rig, against the true views", AT_RIG, report["rows"])
     if report.get("against_teacher"):
@@ -107,7 +143,7 @@ def print_table(report: dict[str, Any]) -> None:
 
 def _print(title: str, columns: list[Column], rows: dict[str, Any]) -> None:
     console, table = Console(), Table(title=title)
-    console.width = max(console.width, 170)  # a cut table says nothing; a log has room
+    console.width = max(console.width, 200)  # a cut table says nothing; a log has room
     table.add_column("")
     cells = [[_cell(row, *column) for row in rows.values()] for column in columns]
     shown = [(column[0], values) for column, values in zip(columns, cells, strict=True) if {*values} != {"-"}]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,49 +10,84 @@ import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
-from distill.evaluation.metrics import azimuth_distance, bootstrap_mean, on_white, psnr, view_metrics
-from distill.evaluation.predictors import Predictor, Target
+from distill.evaluation.metrics import (
+    alpha_fuzz,
+    azimuth_distance,
+    bootstrap_mean,
+    on_white,
+    psnr,
+    view_metrics,
+)
+from distill.evaluation.predictors import Drawing, Target
 from distill.evaluation.stlpips import STLPIPS
 
 BANDS = {f"{a}-{a + 30}": (a, a + 30) for a in range(0, 180, 30)} | {"60-120": (60, 120)}
+FINE_VIEWS, FINE_INPUT = 128, 256  # pixels a side of what is measured as people see it
 RIG = {"front": [0], "sides": [1, 3], "back": [2]}
 
 
 def score(
-    target: Target, predictor: Predictor, perceptual: STLPIPS | None = None, truth_features: Any = None
+    target: Target, drawing: Drawing, perceptual: STLPIPS | None = None, truth_features: Any = None
 ) -> dict[str, Any]:
     """One object: means over its novel views, by band, of the input view and of the rig.
 
+    What people see is measured with more pixels where there are such renders, and named after their number:
+    st_lpips_S and alpha_fuzz_S of the novel views, psnr_S of the input view; see `fine_views`, `fine_input`.
+
     Args:
         target: the object.
-        predictor: what predicts its views.
+        drawing: draws its predicted views.
         perceptual: adds st_lpips to the novel views.
-        truth_features: its features of the true novel views, when they are at hand.
+        truth_features: its features of the true novel views of `fine_views`, when they are at hand.
     """
-    start = time.perf_counter()
     with torch.inference_mode():
-        prediction = predictor(target)
-    seconds = time.perf_counter() - start
-    truth = target.rgba[prediction.views]
-    values = view_metrics(prediction.rgb, prediction.alpha, truth)
+        prediction = drawing(target, list(range(len(target.rgba))))
+    values = view_metrics(prediction.rgb, prediction.alpha, target.rgba[prediction.views])
     place = {view: k for k, view in enumerate(prediction.views)}
-    result: dict[str, Any] = {"id": target.id, "style": target.style, "seconds": seconds}
+    result: dict[str, Any] = {"id": target.id, "style": target.style}
     novel = [v for v in target.novel if v in place]
     distance = azimuth_distance(target.azimuth)
     if novel:
         result["novel"] = _means(values, [place[v] for v in novel])
-        if perceptual is not None:
-            true = truth_features or on_white(target.rgba[novel])
-            result["novel"]["st_lpips"] = float(
-                perceptual(prediction.rgb[[place[v] for v in novel]], true).mean()
-            )
+        result["novel"] |= _seen(fine_views(target), novel, drawing, perceptual, truth_features)
         result["bands"] = {
             name: _means(values, chosen)
             for name, (low, high) in BANDS.items()
             if (chosen := [place[v] for v in novel if low <= distance[v] < high + (high == 180)])
         }
     result["input"] = _means(values, [place[target.rig[0]]])
+    fine = fine_input(target)
+    if fine is not None:
+        with torch.inference_mode():
+            front = drawing(fine, fine.rig[:1]).rgb
+        result["input"][f"psnr_{fine.size}"] = float(psnr(front, on_white(fine.image[None])))
     result["rig"] = {name: _means(values, [place[target.rig[k]] for k in ks]) for name, ks in RIG.items()}
+    return result
+
+
+def fine_views(target: Target) -> Target:
+    """The target with 128 pixels a side, where there is such a render: for ST-LPIPS and alpha fuzz."""
+    return next((t for t in target.finer if t.size == FINE_VIEWS), target)
+
+
+def fine_input(target: Target) -> Target | None:
+    """The target with 256 pixels a side, where there is such a render."""
+    return next((t for t in target.finer if t.size == FINE_INPUT), None)
+
+
+def _seen(
+    fine: Target, novel: list[int], drawing: Drawing, perceptual: STLPIPS | None, truth_features: Any
+) -> dict[str, float]:
+    """Perceptual distance and haze of novel views."""
+    with torch.inference_mode():
+        shown = drawing(fine, novel)
+    result = {}
+    if perceptual is not None:
+        true = truth_features or on_white(fine.rgba[novel])
+        result[f"st_lpips_{fine.size}"] = float(perceptual(shown.rgb, true).mean())
+    if shown.alpha is not None:
+        fuzz = alpha_fuzz(shown.alpha, fine.rgba[novel, 3:])
+        result[f"alpha_fuzz_{fine.size}"] = float(fuzz.double().nanmean())
     return result
 
 
