@@ -24,10 +24,19 @@ from dd3g.pepd import GeneratorConfig
 from dd3g.rasterizer import rasterize
 from distill.evaluation import compare as tool
 from distill.evaluation.metrics import on_white, view_metrics
-from distill.evaluation.predictors import Prediction, Target, all_white, flat_card, mean_color_blob
-from distill.evaluation.report import evenly, print_table, write_csv
+from distill.evaluation.predictors import (
+    Prediction,
+    Target,
+    all_white,
+    flat_card,
+    inflated_silhouette_row,
+    mean_color_blob,
+    true_shape,
+)
+from distill.evaluation.report import Sheet, evenly, print_table, sheet_views, write_csv
 from distill.evaluation.scores import BANDS, compare_with_quadruples, score, summarise
 from distill.evaluation.stlpips import STLPIPS
+from distill.evaluation.targets import Targets, opened
 from distill.quadruples import Quadruple, encode, noise_of
 
 ROOT = Path(__file__).parents[1]
@@ -58,8 +67,17 @@ def target_of(mesh: Mesh, name: str = "thing", style: str = "scan", size: int = 
     return Target(name, style, rgba, cameras, torch.tensor(AZIMUTHS).float(), RIG, NOVEL)
 
 
-def perfect(target: Target) -> Prediction:
-    return Prediction(list(range(len(target.rgba))), on_white(target.rgba), target.rgba[:, 3:])
+def perfect(target: Target, views: list[int]) -> Prediction:
+    return Prediction(views, on_white(target.rgba[views]), target.rgba[views, 3:])
+
+
+def only_rig_of(target: Target, views: list[int]) -> Prediction:
+    chosen = [v for v in views if v in RIG]
+    return Prediction(chosen, on_white(target.rgba[chosen]), None)
+
+
+def only_rig(target: Target, views: list[int]) -> Prediction:
+    return Prediction(RIG, on_white(target.rgba[RIG]), None)
 
 
 @pytest.mark.slow
@@ -68,7 +86,7 @@ def test_perfect_and_white_rows():
     best = score(target, perfect)
     assert best["novel"]["psnr"] == 100 and best["novel"]["iou"] == 1 and best["novel"]["holes"] == 0
     assert best["rig"]["sides"]["psnr"] == 100 and best["novel"]["color_error"] == pytest.approx(0, abs=1e-6)
-    white = score(target, all_white)
+    white = score(target, all_white(target))
     true = on_white(target.rgba[NOVEL])
     expected = (-10 * torch.log10((true - 1).square().mean((1, 2, 3)))).mean().item()
     assert white["novel"]["psnr"] == pytest.approx(expected, abs=1e-4)
@@ -79,13 +97,14 @@ def test_input_view_and_bands_are_kept_apart():
     target = target_of(ellipsoid())
 
     def wrong_at(views: list[int]):
-        def predict(t: Target) -> Prediction:
-            best = perfect(t)
+        def draw(t: Target, wanted: list[int]) -> Prediction:
+            best = perfect(t, wanted)
             rgb = best.rgb.clone()
-            rgb[views] = 1 - rgb[views]
+            spoilt = [k for k, view in enumerate(wanted) if view in views]
+            rgb[spoilt] = 1 - rgb[spoilt]
             return Prediction(best.views, rgb, best.alpha)
 
-        return predict
+        return draw
 
     spoilt = score(target, wrong_at([0]))
     assert (
@@ -120,35 +139,38 @@ def test_flat_card_equals_a_rendered_card():
     light = Light(1.0, np.array([[0.0, 1, 0]]), np.zeros((1, 3)))
     rgba = torch.from_numpy(render_mesh(mesh, cameras, light)[0]).movedim(-1, 1).float() / 255
     target = Target("card", "x", rgba, cameras, torch.tensor(AZIMUTHS).float(), RIG, NOVEL)
-    scores = view_metrics(*(lambda p: (p.rgb, p.alpha))(flat_card(target)), rgba)
+    shown = flat_card(target)(target, list(range(10)))
+    scores = view_metrics(shown.rgb, shown.alpha, rgba)
     assert scores["psnr"].min() > 22 and scores["psnr"][0] > 28
     broad = [0, 2, 4, 7, 9]
     assert scores["psnr"][broad].min() > 25 and scores["iou"][broad].min() > 0.93
-    side = flat_card(target).alpha[1]
-    assert side.mean() < 0.05 < flat_card(target).alpha[0].mean()
+    assert shown.alpha[1].mean() < 0.05 < shown.alpha[0].mean()
+    chosen = flat_card(target)(target, [4, 0])
+    torch.testing.assert_close(chosen.rgb, shown.rgb[[4, 0]])
 
 
 def test_blob_has_the_size_and_colour_of_a_ball():
     target = target_of(ellipsoid(radii=(0.4, 0.4, 0.4)))
-    result = score(target, mean_color_blob)
+    result = score(target, mean_color_blob(target))
     assert result["novel"]["iou"] > 0.8 and result["input"]["iou"] > 0.8
     assert result["novel"]["color_error"] < 0.02
     moved = ellipsoid(radii=(0.2, 0.2, 0.2))
     moved.vertices = moved.vertices + np.float32([0.3, 0.2, 0])
-    assert score(target_of(moved), mean_color_blob)["input"]["iou"] > 0.7
+    target = target_of(moved)
+    assert score(target, mean_color_blob(target))["input"]["iou"] > 0.7
 
 
 def test_summary_groups_by_style_and_counts():
     targets = [target_of(ellipsoid(), "a", "scan"), target_of(ellipsoid((0.1, 0.2, 0.9)), "b", "pbr")]
-    scores = [score(t, all_white) for t in targets]
+    scores = [score(t, all_white(t)) | {"seconds": 0.5} for t in targets]
     report = summarise(scores, seed=0)
     assert report["objects"] == 2 and set(report["by_style"]) == {"scan", "pbr"}
     mean = (scores[0]["novel"]["psnr"] + scores[1]["novel"]["psnr"]) / 2
     assert report["novel"]["psnr"]["mean"] == pytest.approx(mean, abs=1e-4)
     assert report["by_style"]["pbr"]["psnr"]["mean"] == pytest.approx(scores[1]["novel"]["psnr"], abs=1e-4)
-    only_rig = summarise([score(targets[0], lambda t: Prediction(RIG, on_white(t.rgba[RIG]), None))], 0)
-    assert only_rig["novel"] == {} and only_rig["rig"]["back"]["psnr"]["mean"] == 100
-    assert only_rig["rig"]["back"]["iou"]["mean"] is None
+    rig = summarise([score(targets[0], only_rig) | {"seconds": 1.0}], 0)
+    assert rig["novel"] == {} and rig["rig"]["back"]["psnr"]["mean"] == 100
+    assert rig["rig"]["back"]["iou"]["mean"] is None
 
 
 class Stub(nn.Module):
@@ -159,6 +181,7 @@ class Stub(nn.Module):
     def __init__(self, radius: float = 0.3) -> None:
         super().__init__()
         self.radius = nn.Parameter(torch.tensor(radius))
+        self.pictures: list[tuple[int, bool]] = []
 
     def forward(self, noise: Tensor, cameras: Cameras, image: Tensor) -> Gaussians:
         B = len(noise)
@@ -167,22 +190,23 @@ class Stub(nn.Module):
         quats = torch.tensor([1.0, 0, 0, 0]).expand(B, 1, 4)
         return Gaussians(torch.zeros(B, 1, 3), quats, scale, torch.full((B, 1), 0.99), color[:, None])
 
-    def generate(self, picture: Tensor, seed: int = 0) -> Gaussians:
+    def generate(self, picture: Tensor, seed: int = 0, raw: bool = False) -> Gaussians:
+        self.pictures.append((picture.shape[-1], raw))
         return self(torch.zeros(1, 4, 4, 2, 2), Cameras.default_rig(32), picture[None])[0]
 
 
-def write_renders(folder: Path, count: int = 3) -> None:
-    """Shards as `dd3g data render` makes them, of cubes."""
+def write_renders(folder: Path, count: int = 3, size: int = 32) -> None:
+    """Shards as `dd3g data render` makes them, of boxes."""
     import trimesh
 
     from data_gen.meshes.objects import Options
     from data_gen.render import render_folder
 
     meshes = folder.parent / "meshes"
-    meshes.mkdir()
+    meshes.mkdir(exist_ok=True)
     for i in range(count):
         trimesh.creation.box((1, 1 + i, 1)).export(meshes / f"box{i}.glb")
-    render_folder(meshes, folder, Options(size=32, supersample=2, eval=True))
+    render_folder(meshes, folder, Options(size=size, supersample=2, eval=True))
 
 
 @pytest.mark.slow
@@ -191,6 +215,7 @@ def test_evaluate_writes_everything(tmp_path, monkeypatch):
 
     write_renders(tmp_path / "renders")
     made = {"good": Stub(0.25), "none": Stub(0.01)}
+    made["none"].config = replace(Stub.config, surface="off")
     monkeypatch.setattr(dd3g.pepd.Generator, "from_pretrained", lambda name, device="cpu": made[name])
     shape = (4, 4, 2, 2)
     rig = Cameras.default_rig(32)
@@ -211,7 +236,11 @@ def test_evaluate_writes_everything(tmp_path, monkeypatch):
     )
     report = tool.evaluate(tmp_path / "renders", tmp_path / "out", sheet_objects=2, **arguments)
     rows = report["rows"]
-    assert list(rows) == ["all white", "flat card", "mean-colour blob", "teacher", "mine", "tiny"]
+    assert list(rows) == [
+        "all white", "flat card", "mean-colour blob", "inflated silhouette", "true shape in our decoder",
+        "teacher", "mine (raw)", "mine", "tiny",
+    ]  # fmt: skip
+    assert rows["true shape in our decoder"]["novel"]["iou"]["mean"] > 0.9
     assert rows["teacher"]["novel"] == {} and rows["teacher"]["rig"]["sides"]["psnr"]["mean"] > 5
     assert rows["mine"]["novel"]["iou"]["mean"] > 0.35 > 0.05 > rows["tiny"]["novel"]["iou"]["mean"]
     assert rows["mine"]["novel"]["psnr"]["mean"] > rows["all white"]["novel"]["psnr"]["mean"] + 1
@@ -228,12 +257,12 @@ def test_evaluate_writes_everything(tmp_path, monkeypatch):
     assert stored == json.loads(json.dumps(report))
     with open(tmp_path / "out" / "objects.csv", newline="") as stream:
         lines = list(csv.DictReader(stream))
-    assert len(lines) == 6 * 3 and {r["id"] for r in lines} == {"box0", "box1", "box2"}
+    assert len(lines) == 9 * 3 and {r["id"] for r in lines} == {"box0", "box1", "box2"}
     mine = [float(r["psnr"]) for r in lines if r["row"] == "mine"]
     assert np.mean(mine) == pytest.approx(rows["mine"]["novel"]["psnr"]["mean"], abs=1e-3)
     from PIL import Image
 
-    assert Image.open(tmp_path / "out" / "sheet.png").size == (11 * 34 - 2, 2 * 6 * 34 - 2)
+    assert Image.open(tmp_path / "out" / "sheet.png").size == (7 * 34 - 2, 2 * 6 * 34 - 2)
     assert not list((tmp_path / "out").glob(".*"))
 
     again = tool.evaluate(tmp_path / "renders", tmp_path / "again", sheet_objects=0, **arguments)
@@ -255,8 +284,9 @@ def test_evaluate_writes_everything(tmp_path, monkeypatch):
 
 def test_missing_cells_in_the_csv(tmp_path):
     target = target_of(ellipsoid())
-    rows = {"a": [score(target, all_white)], "b": [score(target, lambda t: Prediction([0, 1, 2, 3],
-            on_white(t.rgba[RIG]), None))]}  # fmt: skip
+    rows = {"a": [score(target, all_white(target))], "b": [score(target, only_rig)]}
+    for (found,) in rows.values():
+        found["seconds"] = 0.5
     write_csv(tmp_path / "x.csv", rows)
     lines = list(csv.DictReader(open(tmp_path / "x.csv", newline="")))
     assert lines[1]["psnr"] == "" and float(lines[1]["back_psnr"]) == 100 and lines[1]["psnr_60_120"] == ""
@@ -298,7 +328,7 @@ def test_bad_calls_are_one_clear_line(tmp_path):
     meta = {"variant": 1, "viewmats": torch.eye(4)[None].tolist(), "K": torch.eye(3).tolist(), "size": 8}
     write_shard(tmp_path / "renders-00000.tar", [{"__key__": "x-1", "json": json.dumps(meta)}])
     with pytest.raises(UserError, match="no plain variant"):
-        tool.load_targets(tmp_path, 64, 0)
+        Targets([tmp_path])
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch):
@@ -314,4 +344,122 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, monke
     [(2, 10, [0, 1]), (1, 10, [0]), (30, 3, [0, 14, 29]), (4, 1, [0]), (5, 5, [0, 1, 2, 3, 4])],
 )
 def test_a_sheet_shows_every_object_once(there, count, wanted):
-    assert evenly(list(range(there)), count) == wanted
+    assert evenly(there, count) == wanted
+
+
+@pytest.fixture(scope="module")
+def three_sizes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sizes")
+    for size in (32, 128, 256):
+        write_renders(folder / str(size), 2, size)
+    return folder
+
+
+def test_sizes_of_an_object_are_one_target(three_sizes):
+    folders = [three_sizes / name for name in ("256", "32", "128")]  # in any order
+    targets = Targets(folders)
+    target = targets[1]
+    assert len(targets) == 2 and target.size == 32
+    assert [t.size for t in target.finer] == [128, 256]
+    assert target.finest is target.finer[-1]
+    assert all(t.id == "box1" and t.novel == target.novel for t in (target, *target.finer))
+    torch.testing.assert_close(target.finest.cameras.viewmats, target.cameras.viewmats)
+    small = torch.nn.functional.avg_pool2d(on_white(target.finest.image)[None], 8)[0]
+    assert (small - on_white(target.image)).abs().mean() < 0.01
+    assert len(Targets(folders, 1)) == 1
+
+
+def test_sizes_that_do_not_belong_together_are_refused(three_sizes, tmp_path):
+    write_renders(tmp_path / "other", 1, 64)
+    with pytest.raises(UserError, match="does not hold the objects and views of"):
+        Targets([three_sizes / "32", tmp_path / "other"])
+    write_renders(tmp_path / "again", 2, 32)
+    with pytest.raises(UserError, match="have one size: give each size once"):
+        Targets([three_sizes / "32", tmp_path / "again"])
+    with (
+        pytest.raises(UserError, match="meshes holds no renders"),
+        opened([three_sizes / "32", three_sizes / "meshes"], 32, 0),
+    ):
+        pass
+
+
+def test_what_people_see_is_measured_at_its_own_size(three_sizes):
+    target = Targets([three_sizes / name for name in ("32", "128", "256")])[0]
+    asked = []
+
+    def draw(at: Target, views: list[int]) -> Prediction:
+        asked.append((at.size, views))
+        best = perfect(at, views)
+        if at.size == 128:  # half the alpha of everything
+            return Prediction(views, best.rgb, 0.5 * best.alpha)
+        return Prediction(views, best.rgb - 0.1 * (at.size == 256), best.alpha)
+
+    found = score(target, draw)
+    assert asked == [(32, list(range(20))), (128, target.novel), (256, [0])]
+    assert found["input"]["psnr"] == 100 and found["input"]["psnr_256"] == pytest.approx(20, abs=1e-3)
+    assert found["novel"]["psnr"] == 100 and found["novel"]["iou"] == 1
+    assert 0.85 < found["novel"]["alpha_fuzz_128"] < 1  # all but the band along the edge
+    alone = score(replace(target, finer=()), perfect)
+    assert alone["novel"]["alpha_fuzz_32"] < 0.01 and not {"psnr_256", "alpha_fuzz_128"} & {*alone["input"]}
+
+
+@pytest.mark.slow
+def test_generators_see_the_finest_picture_and_make_two_rows(three_sizes, tmp_path, monkeypatch):
+    import dd3g.pepd
+
+    stub = Stub()
+    monkeypatch.setattr(dd3g.pepd.Generator, "from_pretrained", lambda name, device="cpu": stub)
+    monkeypatch.setattr(tool, "STLPIPS", lambda path: None)
+    folders = [three_sizes / name for name in ("32", "128", "256")]
+    report = tool.evaluate(folders, tmp_path / "out", {"mine": "x"}, limit=1, sheet_objects=1)
+    assert stub.pictures == [(256, True), (256, False)]
+    assert report["rows"]["mine"]["novel"] == report["rows"]["mine (raw)"]["novel"]
+    assert (report["data"]["size"], report["data"]["fine_size"], report["data"]["input_size"]) == (
+        32,
+        128,
+        256,
+    )
+    with open(tmp_path / "out" / "objects.csv", newline="") as stream:
+        lines = {line["row"]: line for line in csv.DictReader(stream)}
+    assert float(lines["flat card"]["input_psnr_256"]) > 25 > float(lines["mine"]["input_psnr_256"])
+    assert float(lines["all white"]["alpha_fuzz_128"]) == 0 < float(lines["mine"]["alpha_fuzz_128"])
+    from PIL import Image
+
+    assert Image.open(tmp_path / "out" / "sheet.png").size == (7 * 258 - 2, 4 * 258 - 2)
+
+
+def test_rows_without_a_network_on_a_ball():
+    """A ball is what a disc inflates to: there the silhouette alone is right from every side."""
+    target = target_of(ellipsoid(radii=(0.28, 0.28, 0.28)), size=64, elevation=0.0)
+    inflated = score(target, inflated_silhouette_row(target))
+    assert inflated["novel"]["iou"] > 0.88 and inflated["novel"]["color_error"] < 0.02
+    assert inflated["novel"]["alpha_fuzz_64"] < 0.04 and inflated["novel"]["holes"] < 0.005
+    flat = target_of(ellipsoid(radii=(0.3, 0.3, 0.1)), size=64)  # which the silhouette does not tell
+    told, guessed = (
+        score(flat, row(flat))["rig"]["sides"]["iou"] for row in (true_shape, inflated_silhouette_row)
+    )
+    assert told > 0.7 > 0.5 > guessed
+
+
+def test_sheets_show_the_views_that_are_named(tmp_path):
+    azimuths = [0.0, 90, 180, 270, 50, 50, 131, 20]
+    cameras = Cameras.orbit(azimuths, [10.0] * 4 + [40.0, 5.0, 15.0, 10.0], 16)
+    rgba = torch.rand(8, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    rgba[:, 3] = 1
+    target = Target("thing", "x", rgba, cameras, torch.tensor(azimuths), RIG, [4, 5, 6, 7])
+    assert sheet_views(target) == [0, 5, 1, 6, 2, 3]
+    sheet = Sheet(tmp_path, page=2)
+    for _ in range(3):
+        sheet.add(target, {"right": perfect, "rig only": only_rig_of})
+    sheet.finish()
+    assert [p.name for p in sheet.paths] == ["sheet.png", "sheet-2.png"]
+    from PIL import Image
+
+    page = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert page.shape == (2 * 3 * 18 - 2, 7 * 18 - 2, 3)
+    assert np.asarray(Image.open(tmp_path / "sheet-2.png")).shape == (3 * 18 - 2, 7 * 18 - 2, 3)
+    tile = lambda row, column: page[18 * row : 18 * row + 16, 18 * column : 18 * column + 16]  # noqa: E731
+    true = (rgba[[0, 5, 1, 6, 2, 3], :3] * 255).round().byte().movedim(1, -1).numpy()
+    for column in range(6):
+        assert (tile(0, column + 1) == true[column]).all() and (tile(1, column + 1) == true[column]).all()
+    assert (tile(2, 2) == 255).all() and (tile(2, 3) == true[2]).all()

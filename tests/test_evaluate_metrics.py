@@ -9,6 +9,7 @@ import torch
 
 from dd3g.errors import UserError
 from distill.evaluation.metrics import (
+    alpha_fuzz,
     azimuth_distance,
     bootstrap_mean,
     on_white,
@@ -139,3 +140,36 @@ def test_stlpips_is_a_distance(tmp_path):
     (tmp_path / "bad.pth").write_bytes(b"nothing")
     with pytest.raises(UserError, match="bad.pth does not hold the ST-LPIPS weights"):
         STLPIPS(tmp_path / "bad.pth")
+
+
+def test_alpha_fuzz_equals_loops():
+    g = torch.Generator().manual_seed(4)
+    size = 14
+    truth = torch.zeros(3, 1, size, size)
+    truth[0, 0, 3:11, 0:8] = 1  # touches the border
+    truth[1, 0, 6, 6] = 1
+    truth[2] = torch.rand(1, size, size, generator=g)
+    alpha = torch.rand(3, 1, size, size, generator=g)
+    alpha[0, 0, 5, 5], alpha[0, 0, 12, 12] = 0.05, 0.95  # strictly between
+    for found, a, t in zip(alpha_fuzz(alpha, truth), alpha[:, 0], truth[:, 0] > 0.5, strict=True):
+        count = 0
+        for y in range(size):
+            for x in range(size):
+                near = {
+                    bool(t[v, u])
+                    for v in range(max(y - 1, 0), min(y + 2, size))
+                    for u in range(max(x - 1, 0), min(x + 2, size))
+                }
+                count += len(near) == 1 and 0.05 < a[y, x] < 0.95
+        assert found.item() == pytest.approx(count / int(t.sum()))
+
+
+def test_alpha_fuzz_of_haze_and_of_a_clean_edge():
+    truth = torch.zeros(1, 1, 20, 20)
+    truth[..., 5:15, 5:15] = 1
+    soft = torch.nn.functional.avg_pool2d(truth, 3, 1, 1)
+    assert alpha_fuzz(soft, truth).item() == 0  # an edge of one pixel to either side
+    assert alpha_fuzz(0.5 * truth, truth).item() == pytest.approx(0.64)  # 8 x 8 of 10 x 10 pixels
+    everywhere = torch.full_like(truth, 0.5)
+    assert alpha_fuzz(everywhere, truth).item() == pytest.approx((400 - 12 * 12 + 4 + 64 - 4) / 100)
+    assert alpha_fuzz(everywhere, 0 * truth).isinf()

@@ -46,8 +46,8 @@ def inflated_silhouette(picture: Tensor, camera: Cameras, options: SolidOptions 
 def inflate(mask: Tensor, steps: int = 400, tolerance: float = 1e-4) -> Tensor:
     """Half thickness (S, S), in pixels, of a body with this silhouette (S, S); a disc becomes a ball.
 
-    The root of u, where laplace(u) = -4 inside the mask and u = 0 on its outline, found by conjugate gradients:
-    on a disc of radius R, u = R^2 - r^2.
+    The root of u, where laplace(u) = -4 inside the mask and u = 0 on its outline, by conjugate gradients. On
+    a disc of radius R, u = R^2 - r^2.
     """
     inside = mask.float()
 

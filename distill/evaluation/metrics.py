@@ -80,9 +80,9 @@ def view_metrics(rgb: Tensor, alpha: Tensor | None, truth: Tensor) -> dict[str, 
 def alpha_fuzz(alpha: Tensor, truth: Tensor) -> Tensor:
     """(V,) haze: alpha strictly between .05 and .95 beyond one pixel of the true edge, by the object's size.
 
-    The number of such pixels by the number of pixels of the true mask, so that haze counts alike on objects of
-    any size and around them; above 1 where it covers more than the object. A pixel is within one pixel of the
-    edge when its 3 x 3 neighbourhood holds pixels inside and pixels outside the true mask.
+    The number of such pixels by the number of pixels of the true mask, so that haze counts alike on objects
+    of any size and around them; above 1 where it covers more than the object. A pixel is within one pixel of
+    the edge when its 3 x 3 neighbourhood holds pixels inside and pixels outside the true mask.
 
     Args:
         alpha: (V, 1, H, W) predicted.

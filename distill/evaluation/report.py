@@ -43,7 +43,7 @@ def write_csv(path: Path, scores: dict[str, list[dict[str, Any]]]) -> None:
 class Sheet:
     """Pictures of rows of the table below the truth, some objects on a page.
 
-    Six views of each object: the input, near 45 degrees from it, 90, near 135, 180 and 270; see `sheet_views`.
+    Six views of each object: the input, near 45 degrees from it, 90, near 135, 180, 270; see `sheet_views`.
 
     Args:
         folder: for sheet.png, sheet-2.png and so on.

@@ -18,7 +18,7 @@ from distill.evaluation.metrics import (
     psnr,
     view_metrics,
 )
-from distill.evaluation.predictors import Drawing, Target
+from distill.evaluation.predictors import Drawing, Prediction, Target
 from distill.evaluation.stlpips import STLPIPS
 
 BANDS = {f"{a}-{a + 30}": (a, a + 30) for a in range(0, 180, 30)} | {"60-120": (60, 120)}
@@ -49,18 +49,26 @@ def score(
     distance = azimuth_distance(target.azimuth)
     if novel:
         result["novel"] = _means(values, [place[v] for v in novel])
-        result["novel"] |= _seen(fine_views(target), novel, drawing, perceptual, truth_features)
+        fine = fine_views(target)
+        if fine is target:
+            chosen = [place[v] for v in novel]
+            alpha = None if prediction.alpha is None else prediction.alpha[chosen]
+            shown = Prediction(novel, prediction.rgb[chosen], alpha)
+        else:
+            with torch.inference_mode():
+                shown = drawing(fine, novel)
+        result["novel"] |= _seen(fine, shown, perceptual, truth_features)
         result["bands"] = {
             name: _means(values, chosen)
             for name, (low, high) in BANDS.items()
             if (chosen := [place[v] for v in novel if low <= distance[v] < high + (high == 180)])
         }
     result["input"] = _means(values, [place[target.rig[0]]])
-    fine = fine_input(target)
-    if fine is not None:
+    front = fine_input(target)
+    if front is not None:
         with torch.inference_mode():
-            front = drawing(fine, fine.rig[:1]).rgb
-        result["input"][f"psnr_{fine.size}"] = float(psnr(front, on_white(fine.image[None])))
+            rgb = drawing(front, front.rig[:1]).rgb
+        result["input"][f"psnr_{front.size}"] = float(psnr(rgb, on_white(front.image[None])))
     result["rig"] = {name: _means(values, [place[target.rig[k]] for k in ks]) for name, ks in RIG.items()}
     return result
 
@@ -76,17 +84,15 @@ def fine_input(target: Target) -> Target | None:
 
 
 def _seen(
-    fine: Target, novel: list[int], drawing: Drawing, perceptual: STLPIPS | None, truth_features: Any
+    fine: Target, shown: Prediction, perceptual: STLPIPS | None, truth_features: Any
 ) -> dict[str, float]:
     """Perceptual distance and haze of novel views."""
-    with torch.inference_mode():
-        shown = drawing(fine, novel)
     result = {}
     if perceptual is not None:
-        true = truth_features or on_white(fine.rgba[novel])
+        true = truth_features or on_white(fine.rgba[shown.views])
         result[f"st_lpips_{fine.size}"] = float(perceptual(shown.rgb, true).mean())
     if shown.alpha is not None:
-        fuzz = alpha_fuzz(shown.alpha, fine.rgba[novel, 3:])
+        fuzz = alpha_fuzz(shown.alpha, fine.rgba[shown.views, 3:])
         result[f"alpha_fuzz_{fine.size}"] = float(fuzz.double().nanmean())
     return result
 
