@@ -1,8 +1,8 @@
-"""A closed body of opaque discs in place of the generator's soft splats, coloured by the picture where it shows.
+"""A closed body of opaque discs in place of the generator's soft splats, coloured by the picture.
 
-Soft splats hide a wrong shape from pixel losses and show it to people. `solidify` keeps what the generator knows,
-the outline and the colour from every side, and drops the rest: masks from around -> visual hull -> closed surface
--> a disc at every point of it -> colour from the picture on the visible side, from the generator elsewhere.
+Soft splats hide a wrong shape from pixel losses and show it to people. `solidify` keeps what the generator
+knows, the outline and the colour from every side, and drops the rest: masks from around -> visual hull -> closed
+surface -> a disc at every point of it -> colour from the picture on the visible side, from the generator elsewhere.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dd3g.pepd.surface import HALF, first_hits, smoothed, surface_nets, visual_h
 from dd3g.quaternions import matrix_to_quaternion
 from dd3g.rasterizer import rasterize
 
+LEVEL = 0.5  # of the hull that makes the surface
 VISIBLE = 0.02  # alpha from which a pixel of the picture gets a disc
 # Where masks are taken from: rings at three elevations, for outlines of legs as well as of tops.
 RING = ((10.0, 12, 0.0), (40.0, 6, 0.0), (-10.0, 4, 45.0))  # elevation, cameras, first azimuth
@@ -31,6 +32,9 @@ class SolidOptions:
 
     resolution: int = 72  # voxels a side
     mask_size: int = 64  # pixels a side of the masks, those of the generator's training
+    outline: float = (
+        0.58  # alpha that counts as the outline: lower swells haze into matter, higher leaves holes
+    )
     blur: float = 0.8  # standard deviation of the filter on the hull
     tangent: float = 0.5  # standard deviation of a disc along the surface
     thickness: float = 0.2  # and across it
@@ -67,15 +71,15 @@ def solidify(
     camera = camera.to("cpu").resized(picture.shape[-1])
     ring = mask_cameras(o.mask_size)
     render = rasterize(gaussians, ring, background=0.0, antialiased=True)
-    alpha = render.alpha[:, 0]  # (V, S, S)
     views = torch.cat([render.rgb / render.alpha.clamp(min=1e-3), render.alpha], 1).clamp(0, 1)
-    level, resolution, masks = 0.5, o.resolution, balanced(alpha)
+    alpha = (render.alpha[:, 0] * (LEVEL / o.outline)).clamp(max=1)
+    resolution = o.resolution
     while True:
         hull = torch.minimum(
-            visual_hull(masks, ring, resolution), visual_hull(picture[3:], camera, resolution)
+            visual_hull(alpha, ring, resolution), visual_hull(picture[3:], camera, resolution)
         )
         field = smoothed(hull, o.blur)
-        points, normals = surface_nets(field, level)
+        points, normals = surface_nets(field, LEVEL)
         if len(points) <= o.most_hidden:
             break
         resolution = int(resolution * min(0.9, (o.most_hidden / len(points)) ** 0.5))
@@ -83,7 +87,7 @@ def solidify(
     if not len(points):
         return gaussians
     colors = shaded(points, normals, views, ring)
-    depth = first_hits(field, level, camera, picture[3] > VISIBLE)
+    depth = first_hits(field, LEVEL, camera, picture[3] > VISIBLE)
     filled = spread(depth[None, None], depth[None, None] > 0)[0, 0]
     if (depth > 0).any():
         uv, z = camera.project(points)  # (1, P, 2), (1, P)
@@ -109,17 +113,6 @@ def mask_cameras(size: int) -> Cameras:
     return Cameras.orbit(azimuths, elevations, size)
 
 
-def balanced(alpha: Tensor) -> Tensor:
-    """Soft masks (V, S, S) bent so that the area above one half is the area that they sum to.
-
-    Haze covers much and weakly; cut at one half it would vanish, and the body with it.
-    """
-    flat = alpha.flatten(1).sort(1, descending=True).values
-    area = flat.sum(1).long().clamp(1, flat.shape[1] - 1)
-    middle = flat.gather(1, area[:, None])[:, :, None].clamp(0.25, 0.6)
-    return torch.where(alpha < middle, 0.5 * alpha / middle, 0.5 + 0.5 * (alpha - middle) / (1 - middle))
-
-
 def shaded(points: Tensor, normals: Tensor, views: Tensor, cameras: Cameras, power: float = 3.0) -> Tensor:
     """Colours (P, 3) of points from views (V, 4, S, S), weighted by how squarely each sees them."""
     uv, _ = cameras.project(points)
@@ -131,7 +124,7 @@ def shaded(points: Tensor, normals: Tensor, views: Tensor, cameras: Cameras, pow
 
 
 def visible_side(picture: Tensor, camera: Cameras, depth: Tensor, o: SolidOptions) -> Gaussians:
-    """One disc a pixel with alpha, at `depth` (S, S) on its ray, in the plane that the depth's slope gives."""
+    """One disc a pixel with alpha, at `depth` (S, S) on its ray, in the plane of the depth's slope."""
     depth = F.avg_pool2d(F.pad(depth[None], (2, 2, 2, 2), mode="replicate"), 5, 1)[0]
     origins, directions = camera.rays()
     eye = origins[0, 0, 0]
@@ -190,7 +183,11 @@ def refined(
             error.square().mean().backward()
             optimizer.step()
     return Gaussians(
-        gaussians.means, gaussians.quats, scales.detach().exp(), gaussians.opacities, colors.detach().sigmoid()
+        gaussians.means,
+        gaussians.quats,
+        scales.detach().exp(),
+        gaussians.opacities,
+        colors.detach().sigmoid(),
     )
 
 
@@ -204,7 +201,7 @@ def tangent_axes(normals: Tensor) -> Tensor:
 
 
 def spread(values: Tensor, weight: Tensor) -> Tensor:
-    """Carry values (V, C, S, S) beyond where their weight (V, 1, S, S) ends, from coarser and coarser means."""
+    """Carry values (V, C, S, S) beyond where their weight (V, 1, S, S) ends, from coarser means."""
     weight = weight.to(values)
     levels = [torch.cat([values * weight, weight], 1)]
     while levels[-1].shape[-1] > 1:
