@@ -1,8 +1,9 @@
 """A closed body of opaque discs in place of the generator's soft splats, coloured by the picture.
 
 Soft splats hide a wrong shape from pixel losses and show it to people. `solidify` keeps what the generator
-knows, the outline and the colour from every side, and drops the rest: masks from around -> visual hull -> closed
-surface -> a disc at every point of it -> colour from the picture on the visible side, from the generator elsewhere.
+knows, the outline and the colour from every side, and drops the rest: masks from around -> visual hull ->
+closed surface -> a disc at every point of it -> colour from the picture where it shows, from the generator
+elsewhere.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def solidify(
     ring = mask_cameras(o.mask_size)
     render = rasterize(gaussians, ring, background=0.0, antialiased=True)
     views = torch.cat([render.rgb / render.alpha.clamp(min=1e-3), render.alpha], 1).clamp(0, 1)
-    alpha = (render.alpha[:, 0] * (LEVEL / o.outline)).clamp(max=1)
+    alpha = (LEVEL + 1.25 * (render.alpha[:, 0] - o.outline)).clamp(0, 1)
     resolution = o.resolution
     while True:
         hull = torch.minimum(
