@@ -167,7 +167,7 @@ def explain(error: Exception, out: Path, less: str) -> str:
     raise error
 
 
-def guarded(work: Callable[[], int | None], go_on: str = "run the same command again to go on") -> int:
+def guarded(work: Callable[[], int | None], go_on: str = "run the same command again to resume") -> int:
     """Exit code of some work: its own, 2 with one line when something is wrong, 130 after Ctrl-C.
 
     Args:

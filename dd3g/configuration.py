@@ -161,4 +161,4 @@ def launch(
         return 0
 
     resumable = "resume" in getattr(schema, "aliases", {})
-    return guarded(work, "go on with --resume latest" if resumable else "run the same command again to go on")
+    return guarded(work, "continue with --resume latest") if resumable else guarded(work)

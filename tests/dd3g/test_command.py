@@ -87,7 +87,7 @@ def test_how_a_run_ends(capsys):
     assert guarded(lambda: fail(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == (
         "error: a.png is empty\nerror: [Errno 28] No space left on device\n"
-        "stopped: run the same command again to go on\n"
+        "stopped: run the same command again to resume\n"
     )
     with pytest.raises(ZeroDivisionError):
         guarded(lambda: fail(ZeroDivisionError()))

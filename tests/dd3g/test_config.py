@@ -137,7 +137,7 @@ def test_ctrl_c_is_one_line_that_tells_how_to_go_on(capsys):
         raise KeyboardInterrupt
 
     assert launch(interrupted, DistillConfig, []) == 130
-    assert capsys.readouterr().err == "stopped: go on with --resume latest\n"
+    assert capsys.readouterr().err == "stopped: continue with --resume latest\n"
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "just text"])
