@@ -94,7 +94,11 @@ def write_results(generator: Generator, picture: Picture, stem: str, request: Re
                 name = stem if request.samples == 1 else f"{stem}-{k}"
                 # On the CPU from here on: turntables on CUDA would need a compiler, mps has no rasteriser.
                 gaussians = generator.generate(
-                    picture, request.seed + k, request.elevation, request.raw, request.refine
+                    picture,
+                    seed=request.seed + k,
+                    elevation=request.elevation,
+                    raw=request.raw,
+                    refine=request.refine,
                 ).to("cpu")
                 files = _write_one(gaussians, folder, name, request)
                 count = len(gaussians.pruned(MIN_OPACITY))

@@ -202,8 +202,40 @@ def test_failure_in_the_middle_of_writing_loses_only_that_picture(here, stub, mo
     assert result.stderr.startswith("error: in/b.png: could not write to out (No space left on device)")
 
 
+def test_how_the_object_is_made_reaches_the_generator(here, stub, monkeypatch):
+    generate, asked = stub.generate, []
+
+    def watched(self, picture, seed=0, **how):
+        asked.append(how)
+        return generate(self, picture, seed)
+
+    monkeypatch.setattr(stub, "generate", watched)
+    run(picture("a.png"))
+    run(picture("a.png"), "--elevation", 30, "--refine", 1.5)
+    run(picture("a.png"), "--raw")
+    assert asked == [
+        {"elevation": 10.0, "raw": False, "refine": 0.0},
+        {"elevation": 30.0, "raw": False, "refine": 1.5},
+        {"elevation": 10.0, "raw": True, "refine": 0.0},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--elevation", 95), "--elevation 95 is out of range"),
+        (("--elevation", "nan"), "--elevation nan is out of range"),
+        (("--refine", -1), "--refine -1 must be a number of seconds"),
+        (("--refine", "inf"), "--refine inf must be a number of seconds"),
+        (("--raw", "--refine", 1), "which --raw leaves out"),
+    ],
+)
+def test_wrong_ways_to_make_it_are_said(here, stub, options, message):
+    fails(picture("a.png"), *options, match=message)
+
+
 def test_out_of_memory_is_said(here, stub, monkeypatch):
-    def hungry(self, picture, seed=0):
+    def hungry(self, picture, seed=0, **how):
         raise RuntimeError("CUDA out of memory. Tried to allocate 80 GiB")
 
     monkeypatch.setattr(stub, "generate", hungry)
@@ -211,7 +243,7 @@ def test_out_of_memory_is_said(here, stub, monkeypatch):
 
 
 def test_a_bug_is_not_hidden(here, stub, monkeypatch):
-    def broken(self, picture, seed=0):
+    def broken(self, picture, seed=0, **how):
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setattr(stub, "generate", broken)
@@ -241,7 +273,7 @@ def test_many_files_are_counted(here, stub):
 def test_json_is_one_object_and_nothing_else(here, stub, monkeypatch):
     generate = stub.generate
 
-    def noisy(self, picture, seed=0):
+    def noisy(self, picture, seed=0, **how):
         print("a library talks")
         return generate(self, picture, seed)
 
@@ -261,7 +293,7 @@ def test_json_is_one_object_and_nothing_else(here, stub, monkeypatch):
 def test_json_counts_what_the_files_hold(here, stub, monkeypatch):
     generate = stub.generate
 
-    def faint(self, picture, seed=0):
+    def faint(self, picture, seed=0, **how):
         gaussians = generate(self, picture, seed)
         gaussians.opacities[:5] = 0.001
         gaussians.means[7] = torch.nan

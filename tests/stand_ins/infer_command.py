@@ -27,7 +27,7 @@ class StubGenerator:
         cls.loaded.append((name, device))
         return cls()
 
-    def generate(self, picture, seed=0):
+    def generate(self, picture, seed=0, **how):
         draw = torch.Generator().manual_seed((seed + int(1e6 * picture.rgba.mean())) % 2**64)
         quats = torch.nn.functional.normalize(torch.randn(20, 4, generator=draw), dim=-1)
         return Gaussians(
