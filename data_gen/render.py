@@ -180,7 +180,7 @@ def render_command(
     only_styles: Annotated[str, typer.Option(help="Comma-separated styles of the manifest to keep.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Render a folder of meshes into shards of RGBA and depth; run it again to go on where it stopped."""
+    """Render a folder of meshes into shards of RGBA and depth; run it again to resume."""
     options = Options(
         size,
         supersample,

@@ -167,7 +167,7 @@ def explain(error: Exception, out: Path, less: str) -> str:
     raise error
 
 
-def guarded(work: Callable[[], int | None], go_on: str = "run the same command again to go on") -> int:
+def guarded(work: Callable[[], int | None], go_on: str = "run the same command again to resume") -> int:
     """Exit code of some work: its own, 2 with one line when something is wrong, 130 after Ctrl-C.
 
     Args:
@@ -242,7 +242,7 @@ def dispatch(
     if first not in commands and otherwise:
         return run_command(otherwise, words, name)
     if first in ("", "-h", "--help"):
-        lines = {key: c[1] if isinstance(c, tuple) else _first_line(c) for key, c in commands.items()}
+        lines = {key: c[1] if isinstance(c, tuple) else summary(c) for key, c in commands.items()}
         listed = "\n".join(f"  {key:<15}{line}" for key, line in lines.items())
         print_help(f"Usage: {name} COMMAND [ARGS]...\n\n  {about}\n\nCommands:\n{listed}")
         return 0 if words else 2
@@ -255,8 +255,9 @@ def dispatch(
     return guarded(lambda: import_module(command[0]).main(words[1:]))
 
 
-def _first_line(function: Callable[..., Any]) -> str:
-    return (function.__doc__ or "").partition("\n")[0]
+def summary(documented: Callable[..., Any]) -> str:
+    """First line of the docstring of a function or class."""
+    return (documented.__doc__ or "").partition("\n")[0]
 
 
 def print_help(text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dd3g.command import guarded, print_help
+from dd3g.command import guarded, print_help, summary
 from dd3g.errors import UserError
 
 T = TypeVar("T")
@@ -101,7 +100,7 @@ def explained(schema: type) -> str:
         schema: a dataclass; a section without help of its own has the first line of its class's docstring.
     """
     helps = _helps(schema)
-    lines = [f"# {_first_line(schema)}"]
+    lines = [f"# {summary(schema)}"]
     path: list[str] = []
     for line in OmegaConf.to_yaml(OmegaConf.structured(schema)).splitlines():
         if key := re.match(r"( *)(\w+):", line):
@@ -122,15 +121,11 @@ def _helps(schema: type, prefix: str = "") -> dict[str, str]:
         for field in fields(cls):
             section, text = field.default_factory, field.metadata.get("help")
             if isinstance(section, type) and is_dataclass(section):
-                text = text or _first_line(section)
+                text = text or summary(section)
                 found |= _helps(section, f"{prefix}{field.name}.")
             if text:
                 found[f"{prefix}{field.name}"] = text
     return found
-
-
-def _first_line(schema: type) -> str:
-    return (inspect.getdoc(schema) or "").partition("\n")[0]
 
 
 def launch(
@@ -161,4 +156,4 @@ def launch(
         return 0
 
     resumable = "resume" in getattr(schema, "aliases", {})
-    return guarded(work, "go on with --resume latest" if resumable else "run the same command again to go on")
+    return guarded(work, "continue with --resume latest") if resumable else guarded(work)

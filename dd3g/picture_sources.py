@@ -228,12 +228,3 @@ def split_sheet(png: bytes, views: int) -> NDArray:
     with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
         sheet = np.asarray(image)
     return np.stack(np.split(sheet, views, axis=1))
-
-
-def picture_of(shards: Shards, index: int) -> bytes:
-    """The encoded picture of a sample.
-
-    Raises:
-        UserError: when there is none.
-    """
-    return ShardPictures(shards).read(index)

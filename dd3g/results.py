@@ -62,13 +62,15 @@ class Request:
             raise UserError(f"--seed {self.seed} is out of range: give 0 to {highest}")
         if not -80 <= self.elevation <= 80:
             raise UserError(
-                f"--elevation {self.elevation:g} is out of range: give -80 to 80 degrees, 0 for a picture taken "
-                "from the side and 40 for one from well above"
+                f"--elevation {self.elevation:g} is out of range: give -80 to 80 degrees, 0 for a picture "
+                "taken from the side and 40 for one from well above"
             )
         if not 0 <= self.refine < float("inf"):
             raise UserError(f"--refine {self.refine:g} must be a number of seconds, 0 or more")
         if self.raw and self.refine:
-            raise UserError("--refine fits the discs of a solid body, and --raw writes none: give one of the two")
+            raise UserError(
+                "--refine fits the discs of a solid body, which --raw leaves out: give one of the two"
+            )
 
 
 def write_results(generator: Generator, picture: Picture, stem: str, request: Request) -> dict[str, Any]:
@@ -92,7 +94,11 @@ def write_results(generator: Generator, picture: Picture, stem: str, request: Re
                 name = stem if request.samples == 1 else f"{stem}-{k}"
                 # On the CPU from here on: turntables on CUDA would need a compiler, mps has no rasteriser.
                 gaussians = generator.generate(
-                    picture, request.seed + k, request.elevation, request.raw, request.refine
+                    picture,
+                    seed=request.seed + k,
+                    elevation=request.elevation,
+                    raw=request.raw,
+                    refine=request.refine,
                 ).to("cpu")
                 files = _write_one(gaussians, folder, name, request)
                 count = len(gaussians.pruned(MIN_OPACITY))

@@ -74,7 +74,7 @@ def simulate_command(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Make noise-camera-input-output quadruples; stop it at any time and start it again to go on.
+    """Make noise-camera-input-output quadruples; stop it at any time and start it again to resume.
 
     `verify DIR --teacher PATH` recomputes some of a finished set. Under `accelerate launch` processes share
     the work. Exit code 1: some pictures could not be used.

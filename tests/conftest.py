@@ -18,7 +18,7 @@ def one_thread():
 @pytest.fixture
 def stub(monkeypatch):
     """The command makes its Gaussians with a stand-in for the generator."""
-    from infer_command import StubGenerator
+    from stand_ins.infer_command import StubGenerator
 
     import dd3g.pepd
 

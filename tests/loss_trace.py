@@ -12,11 +12,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parent / "pose")]
-
 import torch
-from small_motion import small_archive
-from tiny_objects import write_quadruples, write_renders
+from stand_ins.small_motion import small_archive
+from stand_ins.tiny_objects import write_quadruples, write_renders
 
 STEPS = 20
 SHAPE = {"size": 32, "width": 32, "depth": 1, "heads": 2, "residual_hidden": 8, "fine": 8, "mid": 16}

@@ -12,8 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from infer_command import ROOT
-from tiny_objects import write_cube
+from stand_ins.infer_command import ROOT
+from stand_ins.tiny_objects import write_cube
 
 pytestmark = pytest.mark.slow
 PARTS = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "configs", "data_gen", "dd3g", "distill")
@@ -71,7 +71,8 @@ def test_the_wheel_holds_what_the_commands_need_and_nothing_else(wheel):
     assert sorted(n.removeprefix("dd3g/") for n in names if n.startswith("dd3g/configs/")) == configs
     folders = {name.rpartition("/")[0] for name in names if name.endswith(".py")}
     assert all(f"{folder}/__init__.py" in names for folder in folders)
-    tracked = [p for p in PARTS[-3:] for p in (ROOT / p).rglob("*") if p.suffix in (".html", ".json", ".txt")]
+    data = (".html", ".json", ".md", ".txt", ".yaml")
+    tracked = [p for p in PARTS[-3:] for p in (ROOT / p).rglob("*") if p.suffix in data]
     assert {p.relative_to(ROOT).as_posix() for p in tracked} <= set(names)
 
 

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from infer_command import ROOT, run, written
+from stand_ins.infer_command import ROOT, run, written
 
 FAKE = """#!/bin/sh
 echo "$@" >> "$LOG"

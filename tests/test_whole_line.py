@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from gsply import plyread
 from PIL import Image
-from training_runs import fresh, metrics
+from stand_ins.training_runs import fresh, metrics
 
 from data_gen import synthesize
 from data_gen.prompts import generation as prompts

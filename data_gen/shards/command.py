@@ -10,7 +10,7 @@ from typing import Any
 from data_gen.shards.index import missing_sentence
 from data_gen.shards.process_group import ProcessGroup
 from dd3g.configuration import launch
-from dd3g.progress import Progress
+from dd3g.progress import Progress, print_first
 
 WAITING = 3  # exit code
 SHOWN = 20  # unreadable pictures that are named at the end
@@ -21,7 +21,7 @@ Generate = Callable[[Any, ProcessGroup, Progress], dict[str, Any]]
 def run(generate: Generate, schema: type, name: str, argv: Sequence[str] | None = None) -> int:
     """Parse the words, generate, and report; returns the exit code.
 
-    0: done; 1: done, but some pictures could not be opened; 2: something is wrong, which one line tells; 3:
+    0: done; 1: done, but some pictures could not be opened; 2: something is wrong, as one line explains; 3:
     all is well, but other ranks are not done, and the same command must be started again when they are.
 
     Args:
@@ -41,10 +41,8 @@ def run(generate: Generate, schema: type, name: str, argv: Sequence[str] | None 
         if group.rank == 0 or not group.together:
             print(json.dumps(report) if config.json else _sentence(report))
             if unreadable and not config.json:
-                for picture in unreadable[:SHOWN]:
-                    print(f"error: could not be opened: {picture}", file=sys.stderr)
-                if (more := len(unreadable) - SHOWN) > 0:
-                    print(f"error: nor could {more} more; --json names them", file=sys.stderr)
+                lines = [f"error: could not be opened: {name}" for name in unreadable]
+                print_first(lines, SHOWN, "error: nor could {} more; --json names them")
                 print("to have these too, repair them and collect into another --output", file=sys.stderr)
         return WAITING if report["waiting"] else 1 if unreadable else 0
 

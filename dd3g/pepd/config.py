@@ -55,7 +55,7 @@ class GeneratorConfig:
     detach_taps: bool = setting(False, "later attributes send no gradient through earlier ones")
     pt_mode: Literal["plain", "knn"] = setting("plain", "knn: behind the position tap, nearest tokens only")
     neighbours: int = setting(16, "of a token, for pt_mode knn")
-    surface: Literal["hull", "off"] = setting("hull", "of `generate`: a solid body; off: the splats as they are")
+    surface: Literal["hull", "off"] = setting("hull", "what `generate` gives: a solid; off: splats")
     bounds: Bounds = field(default_factory=Bounds)
 
     def __post_init__(self) -> None:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
-from dd3g.pepd.solid import Colors, SolidOptions, discs_on, resize, sampled, spread, within
+from dd3g.pepd.solid import LEVEL, Colors, SolidOptions, discs_on, resize, sampled, spread, within
 from dd3g.pepd.surface import HALF, smoothed, visual_hull
 
-SOFTNESS = 0.05  # world units in depth over which the field falls from one half to nothing
+SOFTNESS = 0.05  # world units in depth over which the field falls from `LEVEL` to nothing
 THICKEST = 0.3  # half thickness, world units: what is broad is seldom as deep as a ball
 
 
@@ -40,7 +40,7 @@ def inflated_silhouette(picture: Tensor, camera: Cameras, options: SolidOptions 
         front = visual_hull(picture[3:], camera, resolution)
         return smoothed(torch.minimum(front, inflated_field(half, camera, resolution)), o.blur)
 
-    return discs_on(field, 0.5, picture, camera, mirrored(picture, camera), o)
+    return discs_on(field, LEVEL, picture, camera, mirrored(picture, camera), o)
 
 
 def inflate(mask: Tensor, steps: int = 400, tolerance: float = 1e-4) -> Tensor:
@@ -77,21 +77,17 @@ def inflate(mask: Tensor, steps: int = 400, tolerance: float = 1e-4) -> Tensor:
 
 
 def inflated_field(half: Tensor, camera: Cameras, resolution: int) -> Tensor:
-    """Field (n, n, n), one half on the inflated silhouette, around the upright plane that faces the camera.
+    """Field (n, n, n), `LEVEL` on the inflated silhouette, around the plane through the origin that faces us.
 
     Args:
         half: (S, S) half thickness along the camera's rays, world units.
         camera: (1,).
         resolution: voxels a side, n.
     """
-    points = voxel_centres(resolution)
-    uv, z = camera.project(points)  # (1, P, 2), (1, P)
+    uv, depth = camera.project(voxel_centres(resolution))  # (1, P, 2), (1, P)
     thickness = sampled(half[None, None], uv)[0, 0]
-    eye = camera.positions[0]
-    towards = F.normalize(eye * torch.tensor([1.0, 0.0, 1.0]), dim=0)
-    # Along its ray, of camera depth z, a point p lies z (p . n) / ((p - eye) . n) from the plane p . n = 0.
-    offset = z[0] * (points @ towards) / ((points - eye) @ towards)
-    return (0.5 + (thickness - offset.abs()) / (2 * SOFTNESS)).clamp(0, 1).view((resolution,) * 3)
+    offset = (depth[0] - camera.positions.norm()).abs()
+    return (LEVEL + (thickness - offset) / (2 * SOFTNESS)).clamp(0, 1).view((resolution,) * 3)
 
 
 def mirrored(picture: Tensor, camera: Cameras) -> Colors:

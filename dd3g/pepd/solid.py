@@ -2,8 +2,8 @@
 
 Soft splats hide a wrong shape from pixel losses and show it to people. `solidify` keeps what the generator
 knows, the outline and the colour from every side, and drops the rest: masks from around -> visual hull ->
-closed surface -> a disc at every point of it -> colour from the picture on the visible side, from the
-generator elsewhere.
+closed surface -> a disc at every point of it -> colour from the picture where it shows, from the generator
+elsewhere.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dd3g.rasterizer import rasterize
 Field = Callable[[int], Tensor]  # voxels a side n -> (n, n, n) over the cube, high inside
 Colors = Callable[[Tensor, Tensor], Tensor]  # points and normals (P, 3) -> sRGB (P, 3)
 
+LEVEL = 0.5  # of the hull that makes the surface
 VISIBLE = 0.02  # alpha from which a pixel of the picture gets a disc
 # Where masks are taken from: rings at three elevations, for outlines of legs as well as of tops.
 RING = ((10.0, 12, 0.0), (40.0, 6, 0.0), (-10.0, 4, 45.0))  # elevation, cameras, first azimuth
@@ -36,6 +37,7 @@ class SolidOptions:
 
     resolution: int = 72  # voxels a side
     mask_size: int = 64  # pixels a side of the masks, those of the generator's training
+    outline: float = 0.58  # alpha that counts as it: lower swells haze into matter, higher leaves holes
     blur: float = 0.8  # standard deviation of the filter on the hull
     tangent: float = 0.5  # standard deviation of a disc along the surface
     thickness: float = 0.2  # and across it
@@ -70,7 +72,7 @@ def solidify(
     ring = mask_cameras(o.mask_size)
     render = rasterize(gaussians, ring, background=0.0, antialiased=True)
     views = torch.cat([render.rgb / render.alpha.clamp(min=1e-3), render.alpha], 1).clamp(0, 1)
-    masks = balanced(render.alpha[:, 0])  # (V, S, S)
+    masks = (LEVEL + 1.25 * (render.alpha[:, 0] - o.outline)).clamp(0, 1)  # (V, S, S)
 
     def field(resolution: int) -> Tensor:
         around, front = visual_hull(masks, ring, resolution), visual_hull(picture[3:], camera, resolution)
@@ -79,7 +81,7 @@ def solidify(
     def colors(points: Tensor, normals: Tensor) -> Tensor:
         return shaded(points, normals, views, ring)
 
-    solid = discs_on(field, 0.5, picture, camera, colors, o)
+    solid = discs_on(field, LEVEL, picture, camera, colors, o)
     return solid if len(solid.means) else gaussians
 
 
@@ -141,17 +143,6 @@ def mask_cameras(size: int) -> Cameras:
     azimuths = [first + 360.0 * k / count for _, count, first in RING for k in range(count)]
     elevations = [elevation for elevation, count, _ in RING for _ in range(count)]
     return Cameras.orbit(azimuths, elevations, size)
-
-
-def balanced(alpha: Tensor) -> Tensor:
-    """Soft masks (V, S, S) bent so that the area above one half is the area that they sum to.
-
-    Haze covers much and weakly; cut at one half it would vanish, and the body with it.
-    """
-    flat = alpha.flatten(1).sort(1, descending=True).values
-    area = flat.sum(1).long().clamp(1, flat.shape[1] - 1)
-    middle = flat.gather(1, area[:, None])[:, :, None].clamp(0.25, 0.6)
-    return torch.where(alpha < middle, 0.5 * alpha / middle, 0.5 + 0.5 * (alpha - middle) / (1 - middle))
 
 
 def shaded(points: Tensor, normals: Tensor, views: Tensor, cameras: Cameras, power: float = 3.0) -> Tensor:
@@ -242,7 +233,7 @@ def tangent_axes(normals: Tensor) -> Tensor:
 
 
 def spread(values: Tensor, weight: Tensor) -> Tensor:
-    """Carry values (V, C, S, S) beyond where their weight (V, 1, S, S) ends, from ever coarser means."""
+    """Carry values (V, C, S, S) beyond where their weight (V, 1, S, S) ends, from coarser means."""
     weight = weight.to(values)
     levels = [torch.cat([values * weight, weight], 1)]
     while levels[-1].shape[-1] > 1:

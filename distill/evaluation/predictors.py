@@ -17,7 +17,7 @@ from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.pepd.inflation import inflated_silhouette, mirrored
-from dd3g.pepd.solid import SolidOptions, discs_on, within
+from dd3g.pepd.solid import LEVEL, SolidOptions, discs_on, within
 from dd3g.pepd.surface import smoothed, visual_hull
 from distill.evaluation.metrics import on_white
 from distill.renders import RenderedObject
@@ -178,7 +178,7 @@ def true_shape(target: Target, options: SolidOptions | None = None) -> Drawing:
     def field(resolution: int) -> Tensor:
         return smoothed(visual_hull(finest.rgba[:, 3], finest.cameras, resolution), o.blur)
 
-    return drawing_of(discs_on(field, 0.5, picture, camera, mirrored(picture, camera), o))
+    return drawing_of(discs_on(field, LEVEL, picture, camera, mirrored(picture, camera), o))
 
 
 def drawing_of(gaussians: Gaussians) -> Drawing:

@@ -6,7 +6,7 @@ from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
-from tiny_objects import AZIMUTHS, ELEVATIONS, QUADS, ellipsoid, write_quadruples, write_renders
+from stand_ins.tiny_objects import AZIMUTHS, ELEVATIONS, QUADS, ellipsoid, write_quadruples, write_renders
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError

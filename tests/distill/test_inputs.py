@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from tiny_objects import write_renders
+from stand_ins.tiny_objects import write_renders
 
 import dd3g.picture
 from dd3g.errors import UserError

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_objects import write_renders
+from stand_ins.tiny_objects import write_renders
 from torch import nn
 
 from dd3g.cameras import Cameras

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_objects import write_quadruples, write_renders
+from stand_ins.tiny_objects import write_quadruples, write_renders
 
 from dd3g.cameras import Cameras
 from dd3g.diffusion import sample

@@ -1,7 +1,7 @@
 """What the compact teacher is trained on."""
 
 import torch
-from tiny_objects import write_renders
+from stand_ins.tiny_objects import write_renders
 
 from distill.datasets import RenderDataset, Sample
 from distill.renders import RenderedObjects

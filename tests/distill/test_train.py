@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_objects import write_quadruples, write_renders
-from training_runs import files, fresh, metrics
+from stand_ins.tiny_objects import write_quadruples, write_renders
+from stand_ins.training_runs import files, fresh, metrics
 
 from dd3g.configuration import launch, parse
 from dd3g.pepd import Generator
@@ -277,7 +277,7 @@ def test_split_parameters_follow_whole_ones(data, tmp_path, optimizer):
     options["optimizer"] = optimizer
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     line = words(data[0], tmp_path / "split", train_batch_size=1, **options)
-    process = script(*torchrun, "tests/fsdp_on_cpu.py", *line)
+    process = script(*torchrun, "tests/stand_ins/fsdp_on_cpu.py", *line)
     assert distil(data[0], tmp_path / "whole", train_batch_size=2, **options) == 0
     _, error = process.communicate(timeout=600)
     assert process.returncode == 0, error

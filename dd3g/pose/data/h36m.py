@@ -14,7 +14,6 @@ from dd3g.errors import UserError
 from dd3g.pose.data.arrays import frames_of, need, read_npz, tensor
 from dd3g.pose.data.recording import Recording, intrinsics, record
 
-TRAIN = ("S1", "S5", "S6", "S7", "S8")
 TEST = ("S9", "S11")
 KEPT = (0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 15, 17, 18, 19, 25, 26, 27)
 """The 17 of the 32 recorded joints."""

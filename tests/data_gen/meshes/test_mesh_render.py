@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import trimesh
 from PIL import Image
-from tiny_objects import CUBE, write_cube
+from stand_ins.tiny_objects import CUBE, write_cube
 
 from data_gen.meshes.mesh import Mesh, load_mesh
 from data_gen.meshes.normals import corner_normals

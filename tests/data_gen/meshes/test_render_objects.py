@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from tiny_objects import write_cube
+from stand_ins.tiny_objects import write_cube
 
 from data_gen import render
 from data_gen.meshes.mesh import normalised

@@ -11,8 +11,8 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_objects import write_renders
-from training_runs import files, metrics
+from stand_ins.tiny_objects import write_renders
+from stand_ins.training_runs import files, metrics
 
 from data_gen import train_tiny
 from data_gen.meshes.captions import color_shares, id_words, name_words, picture_words, read_manifest

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_objects import write_renders
+from stand_ins.tiny_objects import write_renders
 
 from data_gen import collect as module
 from data_gen.__main__ import main

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from headless_chromium import CHROMIUM, Page
+from stand_ins.headless_chromium import CHROMIUM, Page
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError

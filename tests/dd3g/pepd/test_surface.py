@@ -12,7 +12,6 @@ from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
 from dd3g.pepd.solid import (
     SolidOptions,
-    balanced,
     mask_cameras,
     refined,
     solidify,
@@ -88,13 +87,9 @@ def test_hits_agree_with_the_sphere(elevation):
 
 
 def test_rays_outside_the_mask_are_not_followed():
-    assert not first_hits(ball(16), 0.0, Cameras.orbit([0.0], 0.0, 8), torch.zeros(8, 8, dtype=torch.bool)).any()
-
-
-def test_balanced_masks_keep_their_area():
-    alpha = torch.zeros(1, 10, 10)
-    alpha[0, :5] = torch.linspace(0.3, 0.6, 50).view(5, 10)  # haze that sums to 22 pixels
-    assert int((balanced(alpha) > 0.5).sum()) == pytest.approx(int(alpha.sum()), abs=1)
+    assert not first_hits(
+        ball(16), 0.0, Cameras.orbit([0.0], 0.0, 8), torch.zeros(8, 8, dtype=torch.bool)
+    ).any()
 
 
 def test_spread_keeps_what_is_known_and_fills_the_rest():
@@ -191,7 +186,9 @@ def test_nothing_to_stand_on_leaves_the_splats():
 
 def test_discs_on_a_plane_that_faces_the_camera_have_a_pixels_size():
     camera = Cameras.orbit([0.0], 0.0, 32)
-    picture = torch.cat([torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(5)), torch.ones(1, 32, 32)])
+    picture = torch.cat(
+        [torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(5)), torch.ones(1, 32, 32)]
+    )
     discs = visible_side(picture, camera, torch.full((32, 32), 1.5), SolidOptions())
     pixel = 1.5 / float(camera.Ks[0, 0, 0])
     torch.testing.assert_close(discs.scales[:, :2], torch.full((1024, 2), 0.45 * pixel), rtol=0.2, atol=0)

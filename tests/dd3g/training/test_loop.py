@@ -10,8 +10,8 @@ from pathlib import Path
 import accelerate.tracking
 import pytest
 import torch
+from stand_ins.training_runs import files, metrics
 from torch import Tensor, nn
-from training_runs import files, metrics
 
 from dd3g.configuration import parse
 from dd3g.errors import UserError

@@ -1,0 +1,1 @@
+from stand_ins.untrained_pose import archive, weights  # noqa: F401

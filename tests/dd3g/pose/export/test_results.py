@@ -1,0 +1,205 @@
+"""JSON, figure, page, .bvh and .glb: written, and read back by other means."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+from stand_ins.headless_chromium import CHROMIUM, Page
+from stand_ins.made_up_people import SIZE, STANDING, K, person
+
+from dd3g.pose.body.bodies import default_body
+from dd3g.pose.body.geometry import axis_angle_to_matrix, project
+from dd3g.pose.body.skeletons import H36M_17, SMPL_24
+from dd3g.pose.export import results, skeletons, viewer
+from dd3g.pose.export.figures import LEFT, RIGHT, bone_colors, draw_overlay, draw_view, figure
+
+
+def rotations(frames: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return axis_angle_to_matrix(0.6 * torch.randn(frames, 24, 3, generator=generator))
+
+
+def rest() -> torch.Tensor:
+    return default_body().pose(torch.eye(3).expand(1, 24, 3, 3))[0][0]
+
+
+def test_json_says_what_was_estimated(tmp_path):
+    people = [person(), person(1.0, m=1)]
+    content = results.head("guided") | {"people": results.as_json(people)}
+    read = json.loads(results.save_json(content, tmp_path / "a.json").read_text())
+    first, second = read["people"]
+    assert read["joints"] == list(H36M_17.joints) and len(first["hypotheses"]) == 8
+    np.testing.assert_allclose(first["recommended"]["pose"], people[0].pose, atol=1e-6)
+    np.testing.assert_allclose(first["recommended"]["translation"], [0, 0, 4], atol=0.2)
+    assert [h["energy"] for h in first["hypotheses"]] == list(range(8))
+    assert 0.03 < first["recommended"]["expected_error"] < 0.12
+    assert second["recommended"]["expected_error"] is None  # one hypothesis has no spread; NaN is no JSON
+
+
+def test_translation_puts_the_pose_on_its_keypoints():
+    one = person(0.8, spread=0.0)
+    np.testing.assert_allclose(one.translation, [0.8, 0, 4], atol=1e-3)
+    assert torch.allclose(project(one.pose + one.translation, K), one.detection.keypoints, atol=0.1)
+
+
+def test_overlay_draws_left_and_right_where_they_are():
+    one = person(spread=0.0)
+    image = np.asarray(draw_overlay([one], Image.new("RGB", SIZE, "white"))).astype(int)
+    assert image.shape == (960, 1280, 3)
+    for joints, color in (((4, 5), LEFT), ((1, 2), RIGHT)):
+        x, y = (2 * one.detection.keypoints[list(joints)].mean(0)).round().int().tolist()
+        np.testing.assert_allclose(image[y, x], color, atol=40)
+    assert bone_colors()[0] == RIGHT and bone_colors()[3] == LEFT
+
+
+def test_figure_has_three_views_for_each_person():
+    sheet = figure([person(-0.5), person(0.5), person(0.0)], None)
+    assert sheet.size == (853 + 660, 660)
+    pixels = np.asarray(sheet).astype(int)
+    for row in range(3):
+        for column in range(3):
+            panel = pixels[row * 220 : row * 220 + 220, 853 + column * 220 :][:, :220]
+            blue = (panel[..., 2] - panel[..., 0] > 100).sum()
+            red = (panel[..., 0] - panel[..., 2] > 100).sum()
+            assert min(blue, red) > 40, (row, column)
+    side = np.asarray(draw_view(person(spread=0.0), "side", 220)).astype(int)
+    drawn = np.argwhere(np.ptp(side, axis=-1) > 60)
+    assert np.ptp(drawn[:, 1]) < 30 < np.ptp(drawn[:, 0])  # someone who stands is thin from the side
+
+
+def end_points(text: str) -> tuple[list[str], np.ndarray]:
+    """Forward kinematics of a .bvh by the letter of the format: names and (T, J, 3)."""
+    head, motion = text.split("MOTION")
+    rows = np.array([[float(v) for v in line.split()] for line in motion.strip().split("\n")[2:]])
+    names, parents, offsets, stack, channels = [], [], [], [], []
+    for line in head.split("\n"):
+        words = line.split()
+        if not words:
+            continue
+        if words[0] in ("ROOT", "JOINT"):
+            names.append(words[1])
+            parents.append(stack[-1] if stack else -1)
+            current = len(names) - 1
+        elif words[0] == "End":
+            current = None
+        elif words[0] == "{":
+            stack.append(current)
+        elif words[0] == "}":
+            stack.pop()
+        elif words[0] == "OFFSET" and current is not None:
+            offsets.append([float(v) for v in words[1:]])
+        elif words[0] == "CHANNELS":
+            channels.append(words[2:])
+
+    def turn(axis: str, degrees: float) -> np.ndarray:
+        v = torch.tensor([float(axis == a) for a in "XYZ"]) * math.radians(degrees)
+        return axis_angle_to_matrix(v.double()).numpy()
+
+    frames = []
+    for row in rows:
+        values, placed, turned = list(row), [], []
+        for joint, kinds in enumerate(channels):
+            move, R = np.zeros(3), np.eye(3)
+            for kind in kinds:
+                value = values.pop(0)
+                if kind.endswith("position"):
+                    move["XYZ".index(kind[0])] = value
+                else:
+                    R = R @ turn(kind[0], value)
+            if parents[joint] < 0:
+                placed.append(np.array(offsets[joint]) + move)
+                turned.append(R)
+            else:
+                placed.append(placed[parents[joint]] + turned[parents[joint]] @ offsets[joint])
+                turned.append(turned[parents[joint]] @ R)
+        assert not values
+        frames.append(placed)
+    return names, np.array(frames)
+
+
+def test_bvh_holds_the_posed_joints(tmp_path):
+    R, roots = rotations(3), torch.tensor([[0.0, 0, 3], [0.1, 0, 3], [0.2, -0.1, 3]])
+    text = skeletons.save_bvh(rest(), R, roots, tmp_path / "a.bvh", 25).read_text()
+    assert "Frames: 3" in text and "Frame Time: 0.0400000" in text
+    names, placed = end_points(text)
+    want = (default_body().pose(R)[0] + roots[:, None]) * torch.tensor([100.0, -100, -100])
+    order = [SMPL_24.joints.index(name) for name in names]
+    assert sorted(order) == list(range(24))
+    np.testing.assert_allclose(placed, want[:, order], atol=0.02)
+
+
+def test_glb_holds_the_posed_joints(tmp_path):
+    R, roots = rotations(2, seed=1), torch.tensor([[0.3, -0.2, 3.0], [0.0, 0, 3]])
+    path = skeletons.save_glb(rest(), R, roots, tmp_path / "a.glb")
+    scene = trimesh.load(path)
+    want = (default_body().pose(R)[0][0] + roots[0]) * torch.tensor([1.0, -1, -1])
+    for joint, name in enumerate(SMPL_24.joints):
+        np.testing.assert_allclose(scene.graph.get(name)[0][:3, 3], want[joint], atol=1e-4, err_msg=name)
+    # Every bone reaches from its joint to the child's.
+    vertices = scene.to_geometry().vertices
+    for child in range(1, 24):
+        assert np.linalg.norm(vertices - want[child].numpy(), axis=1).min() < 1e-4, SMPL_24.joints[child]
+    data = path.read_bytes()
+    document = json.loads(data[20 : 20 + int.from_bytes(data[12:16], "little")])
+    assert len(document["animations"][0]["channels"]) == 25
+    still = skeletons.save_glb(rest(), R[:1], roots[:1], tmp_path / "b.glb").read_bytes()
+    assert b"animations" not in still
+
+
+def test_bodies_are_written_where_there_are_rotations(tmp_path):
+    assert skeletons.save_bodies([person()], tmp_path, "a") == []
+    body = person(rotations=rotations(1)[0], betas=torch.zeros(10))
+    assert skeletons.save_bodies([body], tmp_path, "a") == ["a.bvh", "a.glb"]
+    entry = results.as_json([body])[0]["body"]
+    assert entry["joints"] == list(SMPL_24.joints) and entry["rotations"].shape == (24, 3)
+
+
+def test_page_is_whole_and_can_not_be_injected(tmp_path):
+    path = viewer.save_viewer([[person()]], tmp_path / "a.html", "</title><script>x</script>{{data}}")
+    page = path.read_text()
+    assert "<title>&lt;/title&gt;&lt;script&gt;x&lt;/script&gt;{{data}}</title>" in page
+    assert "default-src 'none'" in page and not re.search(r"https?://|//\w+\.\w+/", page)
+    data = json.loads(re.search(r'<script type="application/json" id="data">([^<]*)</script>', page)[1])
+    assert len(data["frames"]) == 1 and np.shape(data["frames"][0]) == (1, 9, 17, 3)
+    np.testing.assert_allclose(np.array(data["frames"][0][0][0])[3, 1], 1000 * STANDING[3, 1], atol=150)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed (apt-get install chromium)")
+    page = Page(tmp_path_factory.mktemp("profile"), 256)
+    yield page
+    page.close()
+
+
+def test_page_shows_left_and_right_and_turns(page, tmp_path):
+    file = viewer.save_viewer([[person(spread=0.0)]], tmp_path / "a.html")
+    page.open(file, "#spin=0&azimuth=0&elevation=0")
+    page.wait("!stale")
+    page.eval("document.querySelectorAll('header, #hint, nav').forEach((part) => part.remove())")
+    shot = page.screenshot().astype(int)
+    blue, red = shot[..., 2] - shot[..., 0] > 100, shot[..., 0] - shot[..., 2] > 100
+    assert min(blue.sum(), red.sum()) > 100
+    assert np.argwhere(red)[:, 1].mean() < 120 < 136 < np.argwhere(blue)[:, 1].mean()
+    assert np.argwhere(blue)[:, 0].min() < 90 and np.argwhere(blue)[:, 0].max() > 190  # upright
+    page.eval("turn(180, 0)")
+    page.wait("!stale")
+    shot = page.screenshot().astype(int)
+    assert np.argwhere(shot[..., 2] - shot[..., 0] > 100)[:, 1].mean() < 120  # from behind
+    assert page.requests == [file.as_uri()] and page.errors == []
+
+
+def test_page_of_a_video_plays(page, tmp_path):
+    frames = [[person(x)] for x in (-0.2, 0.0, 0.2)] + [[]]
+    page.open(viewer.save_viewer(frames, tmp_path / "a.html", fps=20), "#spin=0")
+    page.wait("current > 0")
+    assert page.eval("byId('count').textContent") == "1 person, 4 frames"
+    page.eval("byId('play').click(), show(1)")
+    assert page.eval("[playing, current, byId('time').value]") == [False, 1, "1"]
+    assert page.errors == []

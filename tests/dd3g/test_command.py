@@ -1,0 +1,109 @@
+"""The one command: its sub-commands, its help, and how a run ends."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from stand_ins.infer_command import ROOT
+
+from data_gen.__main__ import COMMANDS as DATA
+from dd3g.__main__ import COMMANDS, main
+from dd3g.command import dispatch, guarded
+from dd3g.errors import UserError
+
+GROUPS = ("data", "models", "benchmark")
+EVERY = {name: c[0] for name, c in COMMANDS.items()} | {f"data {name}": c[0] for name, c in DATA.items()}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_each_command_explains_itself_and_spells_its_options_alike(name, capsys):
+    function = import_module(EVERY[name]).main
+    assert list(inspect.signature(function).parameters) == ["argv"]
+    assert main([*name.split(), "--help"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "" and shown.out.lstrip().startswith(f"Usage: dd3g {name} ")
+    if name in GROUPS:
+        return
+    if "[--config NAME|FILE]" in shown.out:
+        assert "\noutput: " in shown.out or "\noutput_dir: " in shown.out
+        return
+    assert "--json" in shown.out
+    assert "-o, --output " in shown.out or name == "data verify"  # which writes nothing
+    assert "--out " not in shown.out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], []])
+def test_the_list_of_commands(words, capsys):
+    assert main(words) == (0 if words else 2)
+    shown = capsys.readouterr().out
+    assert shown.startswith("Usage: dd3g COMMAND") and all(f"\n  {name} " in shown for name in COMMANDS)
+
+
+def test_what_was_once_the_whole_command_is_told_its_new_name(capsys):
+    assert main(["lamp.png", "-o", "out"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: no command 'lamp.png': choose from infer, pose, ")
+    assert error.endswith("pictures go to `dd3g infer`\n") and error.count("\n") == 1
+
+
+def test_a_wrong_option_is_one_line(capsys):
+    for words, message in (
+        (["infer", "--nope"], "No such option: --nope"),
+        (["infer", "a.png", "--seed", "x"], "Invalid value for '--seed'"),
+        (["models", "fetch"], "Missing argument"),
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {message}") and error.count("\n") == 1 and "--help explains" in error
+    assert main(["infer"]) == 2 and capsys.readouterr().out.startswith("Usage: dd3g infer")
+
+
+def test_dashes_and_underscores_are_one(capsys):
+    assert main(["train_teacher", "--help"]) == 0 and "dd3g train-teacher" in capsys.readouterr().out
+
+
+def test_the_list_and_bad_words_load_nothing_heavy():
+    for words in (["--help"], ["nope"], ["data", "--help"], ["infer", "--help"], ["models", "list"]):
+        code = (
+            f"import sys; from dd3g.__main__ import main; main({words!r})\n"
+            "assert not {'torch', 'numba', 'transformers', 'omegaconf'} & set(sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, (words, done.stderr)
+
+
+def test_how_a_run_ends(capsys):
+    def fail(error):
+        raise error
+
+    assert guarded(lambda: None) == 0 and guarded(lambda: 3) == 3
+    assert guarded(lambda: fail(UserError("a.png is\nempty"))) == 2
+    assert guarded(lambda: fail(OSError(28, "No space left on device"))) == 2
+    assert guarded(lambda: fail(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == (
+        "error: a.png is empty\nerror: [Errno 28] No space left on device\n"
+        "stopped: run the same command again to resume\n"
+    )
+    with pytest.raises(ZeroDivisionError):
+        guarded(lambda: fail(ZeroDivisionError()))
+
+
+def test_the_first_word_may_name_another_command(capsys):
+    def simulate(folder: Path) -> None:
+        """Simulate."""
+        print("simulate", folder)
+
+    def verify(folder: Path) -> None:
+        """Verify."""
+        print("verify", folder)
+
+    for words in (["a"], ["verify", "a"]):
+        assert dispatch({"verify": verify}, words, "x", "About.", otherwise=simulate) == 0
+    assert capsys.readouterr().out == "simulate a\nverify a\n"
+    assert dispatch({"verify": verify}, ["--help"], "x", "About.", otherwise=simulate) == 0
+    assert "Simulate." in capsys.readouterr().out

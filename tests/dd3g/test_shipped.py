@@ -1,0 +1,76 @@
+"""The weights in the package, through the doors that users take."""
+
+import json
+from importlib.metadata import entry_points
+
+import pytest
+import torch
+from stand_ins.infer_command import ROOT, command
+
+from dd3g import Cameras, Gaussians, Generator, load_image, rasterize
+from dd3g.__main__ import main
+from dd3g.picture import resize_rgba
+from distill.teachers import load
+
+LAMP = ROOT / "assets" / "lamp.png"
+WEIGHTS = ROOT / "dd3g" / "weights"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """What the plain command makes of the demo picture: its folder and report."""
+    out = tmp_path_factory.mktemp("shipped")
+    result = command(LAMP, "-o", out, "--json")
+    assert result.returncode == 0, result.stderr
+    return out, json.loads(result.stdout)
+
+
+def psnr(a, b):
+    return -10 * (a - b).square().mean().log10().item()
+
+
+def over_white(rgba):
+    return rgba[:3] * rgba[3:] + 1 - rgba[3:]
+
+
+@pytest.mark.slow
+def test_the_input_view_shows_the_picture(made):
+    out, report = made
+    gaussians = Gaussians.load(out / "lamp.ply")
+    assert len(gaussians) == report["pictures"][0]["samples"][0]["gaussians"] > 1000
+    front = Cameras.default_rig(64)[:1]
+    shown = rasterize(gaussians, front, antialiased=True).rgb[0]  # (3, 64, 64)
+    picture = resize_rgba(load_image(LAMP).rgba, 64)
+    assert picture[3].mean() > 0.1
+    assert shown.isfinite().all() and psnr(shown, over_white(picture)) >= 20
+
+
+@pytest.mark.slow
+def test_python_makes_the_same_file_as_the_command(made, tmp_path):
+    gaussians = Generator.from_pretrained("nano").generate(LAMP)
+    assert gaussians.save(tmp_path / "x.ply").read_bytes() == (made[0] / "lamp.ply").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_shipped_teacher_keeps_the_input_view():
+    teacher = load("nano-teacher")
+    picture = resize_rgba(load_image(LAMP).rgba, teacher.rig.width)
+    condition = teacher.condition(picture[None])
+    noise = torch.randn(1, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        x0 = teacher.denoiser(condition, 1.0)(noise, teacher.schedule.steps - 1, condition)
+    views = teacher.codec.decode(x0)[0]  # (V, 4, S, S)
+    assert len(views) == len(teacher.rig) == 4 and views.isfinite().all()
+    assert psnr(over_white(views[0]), over_white(picture)) >= 25
+
+
+@pytest.mark.parametrize("folder", sorted(WEIGHTS.iterdir()), ids=lambda p: p.name)
+def test_what_ships_is_small_and_no_pickle(folder):
+    assert {"config.json", "model.safetensors"} <= {p.name for p in folder.iterdir()}
+    assert {p.suffix for p in folder.iterdir()} <= {".json", ".safetensors", ".md"}
+    assert sum(p.stat().st_size for p in folder.iterdir()) <= 30e6
+
+
+def test_the_installed_script_is_this_command():
+    (script,) = entry_points(group="console_scripts", name="dd3g")
+    assert script.load() is main
