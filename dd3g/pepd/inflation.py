@@ -77,17 +77,21 @@ def inflate(mask: Tensor, steps: int = 400, tolerance: float = 1e-4) -> Tensor:
 
 
 def inflated_field(half: Tensor, camera: Cameras, resolution: int) -> Tensor:
-    """Field (n, n, n), `LEVEL` on the inflated silhouette, around the plane through the origin that faces us.
+    """Field (n, n, n), `LEVEL` on the inflated silhouette, around the upright plane that faces the camera.
 
     Args:
         half: (S, S) half thickness along the camera's rays, world units.
         camera: (1,).
         resolution: voxels a side, n.
     """
-    uv, depth = camera.project(voxel_centres(resolution))  # (1, P, 2), (1, P)
+    points = voxel_centres(resolution)
+    uv, z = camera.project(points)  # (1, P, 2), (1, P)
     thickness = sampled(half[None, None], uv)[0, 0]
-    offset = (depth[0] - camera.positions.norm()).abs()
-    return (LEVEL + (thickness - offset) / (2 * SOFTNESS)).clamp(0, 1).view((resolution,) * 3)
+    eye = camera.positions[0]
+    towards = F.normalize(eye * torch.tensor([1.0, 0.0, 1.0]), dim=0)
+    # Along its ray, of camera depth z, a point p lies z (p . n) / ((p - eye) . n) from the plane p . n = 0.
+    offset = z[0] * (points @ towards) / ((points - eye) @ towards)
+    return (LEVEL + (thickness - offset.abs()) / (2 * SOFTNESS)).clamp(0, 1).view((resolution,) * 3)
 
 
 def mirrored(picture: Tensor, camera: Cameras) -> Colors:

@@ -52,7 +52,8 @@ PROTOCOL = {
     "leak": "mean predicted alpha outside the true mask",
     "color_error": "mean absolute difference of the foregrounds' mean colours",
     "st_lpips": "ST-LPIPS with AlexNet (shift-tolerant; not LPIPS); st_lpips_S: at S pixels a side",
-    "alpha_fuzz": "pixels with .05 < alpha < .95 beyond one pixel of the true edge, by the true mask's",
+    "alpha_fuzz": "pixels with .05 < alpha < .95 beyond one pixel of the true and the predicted edge "
+    "(alpha 0.5), by those of the true mask",
     "input": "the input view; psnr_S is measured at S pixels a side",
     "picture": "generators get the input as fine as it was rendered and reduce it themselves",
     "raw": "the network's own splats; without it, the solid body that `dd3g infer` writes",

@@ -78,21 +78,27 @@ def view_metrics(rgb: Tensor, alpha: Tensor | None, truth: Tensor) -> dict[str, 
 
 
 def alpha_fuzz(alpha: Tensor, truth: Tensor) -> Tensor:
-    """(V,) haze: alpha strictly between .05 and .95 beyond one pixel of the true edge, by the object's size.
+    """(V,) haze: alpha strictly between .05 and .95 beyond one pixel of an edge, by the object's size.
 
     The number of such pixels by the number of pixels of the true mask, so that haze counts alike on objects
-    of any size and around them; above 1 where it covers more than the object. A pixel is within one pixel of
-    the edge when its 3 x 3 neighbourhood holds pixels inside and pixels outside the true mask.
+    of any size and around them. The edges are those of the true mask and of the predicted one, alpha > 0.5:
+    a sharp edge in the wrong place is no haze, and IoU counts it. A pixel is within one pixel of an edge when
+    its 3 x 3 neighbourhood holds pixels inside and pixels outside that mask.
 
     Args:
         alpha: (V, 1, H, W) predicted.
-        truth: (V, 1, H, W) true alpha; the mask is where it exceeds 0.5. NaN where that is empty.
+        truth: (V, 1, H, W) true alpha; the mask is where it exceeds 0.5. NaN or infinite where that is empty.
     """
     mask = truth > 0.5
+    soft = (alpha > 0.05) & (alpha < 0.95) & ~_edge(mask) & ~_edge(alpha > 0.5)
+    return soft.sum((1, 2, 3)) / mask.sum((1, 2, 3))
+
+
+def _edge(mask: Tensor) -> Tensor:
+    """Pixels of (V, 1, H, W) within one pixel of a mask's edge."""
     near = F.max_pool2d(mask.float(), 3, 1, 1) > 0.5
     inner = -F.max_pool2d(-mask.float(), 3, 1, 1) > 0.5
-    soft = (alpha > 0.05) & (alpha < 0.95) & ~(near & ~inner)
-    return soft.sum((1, 2, 3)) / mask.sum((1, 2, 3))
+    return near & ~inner
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
