@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -99,8 +99,10 @@ def evenly(there: int, count: int) -> list[int]:
 def _label(text: str, size: int) -> Tensor:
     """(3, size, size) tile with a word on it."""
     tile = Image.new("RGB", (size, size), "white")
-    lines = "\n".join(textwrap.wrap(text, max(size // 6, 1)))
-    ImageDraw.Draw(tile).multiline_text((2, size // 2 - 10), lines, fill="black")
+    height = max(10, size // 13)
+    lines = "\n".join(textwrap.wrap(text.replace("_", " "), max(2 * size // height, 1)))
+    font = ImageFont.load_default(height)
+    ImageDraw.Draw(tile).multiline_text((2, size // 2 - height), lines, fill="black", font=font)
     return torch.from_numpy(np.asarray(tile).copy()).movedim(-1, 0) / 255
 
 
