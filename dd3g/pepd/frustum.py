@@ -26,9 +26,9 @@ THICKEST = 0.35  # half thickness of an inflated silhouette at most, world units
 OUTSIDE = -6.0  # logit where the silhouette lets nothing be
 
 
-def slices(bins: int) -> Tensor:
+def slices(bins: int, device: torch.device | None = None) -> Tensor:
     """(D,) camera depth of the centres of `bins` slices."""
-    return NEAR + (FAR - NEAR) * (torch.arange(bins) + 0.5) / bins
+    return NEAR + (FAR - NEAR) * (torch.arange(bins, device=device) + 0.5) / bins
 
 
 def pixel_rays(size: int) -> Tensor:
