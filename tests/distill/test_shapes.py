@@ -305,14 +305,33 @@ def test_scores_are_means_over_samples_not_over_batches(objects):
 
 
 def test_the_colour_error_counts_what_is_seen(objects):
-    """A volume that makes every point half grey: the error is known."""
+    """A volume that makes every point white: the error is known."""
     batch = batch_of(objects, 2, pixels=300)
     volume = torch.zeros(2, 4, 4, 16, 16)
-    volume[:, 1:] = 30.0  # white
+    volume[:, 1:] = 30.0
     found = color_error(volume, batch)
     for b in range(2):
         seen = (batch.depth[b] > 0) & (batch.rgba[b, :, 3] > 0.9)
         assert float(found[b]) == pytest.approx(float((1 - batch.rgba[b, seen, :3]).abs().mean()), abs=1e-3)
+
+
+def test_colours_are_taken_at_the_other_views_depth(objects):
+    """A volume that is white in front and black behind; points in between are left out."""
+    batch = batch_of(objects, 3, pixels=600)
+    points = batch.origin[:, None] + batch.depth[..., None] * batch.directions
+    degrees = torch.rad2deg(batch.elevation).tolist()
+    z = torch.stack([Cameras.orbit([0.0], e).project(p)[1][0] for e, p in zip(degrees, points, strict=True)])
+    clear = (batch.depth > 0) & ((z < 1.36) | (z > 1.64))
+    volume = torch.zeros(3, 4, 4, 16, 16)
+    volume[:, 1:, :2], volume[:, 1:, 2:] = 30.0, -30.0
+    found = color_error(volume, replace(batch, depth=batch.depth * clear))
+    for b in range(3):
+        seen = clear[b] & (batch.rgba[b, :, 3] > 0.9)
+        assert seen.sum() > 5
+        true = (z[b, seen] < 1.5).float()[:, None]
+        assert float(found[b]) == pytest.approx(
+            float((true - batch.rgba[b, seen, :3]).abs().mean()), abs=1e-3
+        )
 
 
 def test_the_written_volume_is_the_ellipsoids(objects):
