@@ -70,7 +70,7 @@ def frustum_places(points: Tensor, elevation: Tensor) -> Tensor:
     shape = (-1, *(1,) * (points.dim() - 2))
     sin, cos = elevation.sin().view(shape), elevation.cos().view(shape)
     x, y, w = points.unbind(-1)
-    z = RADIUS - sin * y - cos * w
+    z = (RADIUS - sin * y - cos * w).clamp(min=0.01)  # what is behind the camera lies outside either way
     across, down = x / (z * TAN), (sin * w - cos * y) / (z * TAN)
     return torch.stack([across, down, (z - NEAR) / (FAR - NEAR) * 2 - 1], -1)
 

@@ -10,13 +10,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from on_meta import OnMeta
 from tiny_objects import AZIMUTHS, ELEVATIONS, ellipsoid_volume, write_cube, write_renders
 
 from data_gen.meshes.objects import Options
 from data_gen.render import render_folder
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
-from dd3g.pepd.frustum import FAR, NEAR, OUTSIDE, frustum_places, slices
+from dd3g.pepd.frustum import FAR, NEAR, OUTSIDE, frustum_places, shape_field, slices
+from dd3g.pepd.surface import HALF
 from dd3g.training import generator_for
 from distill.renders import RenderedObjects
 from distill.shapes import (
@@ -124,6 +126,15 @@ def test_matter_begins_at_the_other_views_depth(objects):
         places = frustum_places(points, batch.elevation)[:, None, None]
         matter = F.grid_sample(batch.occupancy[:, None].float(), places, align_corners=False)[0, 0, 0] > 0.5
         assert (matter[seen] == expected).float().mean() > 0.8
+
+
+def test_the_field_of_the_true_occupancy_is_the_object(objects):
+    """Along the rays and back onto the grid of the world, which is the volume's own here."""
+    item = objects[2]
+    camera = item.cameras[[9]]
+    logits = 20 * occupancy_along(item.volume, HALF, camera[0], slices(96)) - 10
+    field = shape_field(logits, item.rgba[9, 3].float() / 255, camera, 64)
+    assert float(iou((field > 0)[None], item.volume[None])) > 0.93
 
 
 def test_inputs_are_taken_from_usual_elevations(objects):
@@ -266,6 +277,17 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_samples(objects):
         singles.append(objective(model, one, 0)[1])
     for name, value in terms.items():
         assert float(value) == pytest.approx(float(sum(s[name] for s in singles)) / 3, rel=1e-4)
+
+
+def test_the_loss_makes_nothing_on_the_host(objects):
+    batch = batch_of(objects, 2).to("meta")
+    logits = torch.zeros(2, BINS, SIZE, SIZE, device="meta", requires_grad=True)
+    volume = torch.zeros(2, 4, 4, 16, 16, device="meta", requires_grad=True)
+    objective = ShapeObjective(ShapeObjectiveConfig())
+    with OnMeta():
+        loss, _ = objective(lambda image, elevation: (logits, volume), batch, 0)
+        loss.backward()
+    assert logits.grad.is_meta and volume.grad.is_meta
 
 
 def test_a_weight_of_zero_leaves_a_term_out(objects):

@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from on_meta import OnMeta
 
 from dd3g.cameras import RADIUS, Cameras
 from dd3g.errors import UserError
@@ -73,6 +72,13 @@ def test_places_are_pixels_and_slices():
     torch.testing.assert_close(frustum_places(points, elevations), twin, atol=1e-5, rtol=0)
     one = frustum_places(points[1, 2, 3], elevations[1:2].expand(8))  # (B, 3) works as well
     torch.testing.assert_close(one, twin[1, 2, 3], atol=1e-5, rtol=0)
+
+
+def test_what_is_behind_the_camera_is_outside():
+    elevation = torch.deg2rad(torch.tensor([20.0]))
+    eye = Cameras.orbit([0.0], 20.0, 8).positions
+    places = frustum_places(torch.stack([eye, 1.5 * eye], 1), elevation)
+    assert places.isfinite().all() and (places[..., 2] < -1).all()
 
 
 # --- the silhouette ----------------------------------------------------------------------------------------
@@ -168,16 +174,6 @@ def test_the_elevation_is_looked_at():
         alone, _ = net(image[1:], elevation[1:])
     assert (logits - other).abs().max() > 0.1
     torch.testing.assert_close(alone, logits[1:], atol=1e-5, rtol=0)
-
-
-class OnMeta(TorchDispatchMode):
-    """Refuses what an operation makes on another device."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(made):
-            assert not isinstance(leaf, torch.Tensor) or leaf.is_meta, f"{func} on {leaf.device}"
-        return made
 
 
 def test_forward_makes_nothing_on_the_host():
