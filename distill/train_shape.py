@@ -50,7 +50,7 @@ class ShapeConfig(LoopConfig):
     scan_fraction: float = setting(0.4, "share of scans and PBR objects")
     shape_fraction: float = setting(0.15, "share of untextured shapes with made-up textures")
     held_out: float = setting(0.05, "share of clusters that are never trained on; 0 keeps the last network")
-    held_objects: int = setting(64, "of them, the first so many are scored at each validation")
+    held_objects: int = setting(64, "objects of these that are scored at each validation, at most")
     pixels: int = setting(768, "of the other view that a sample is compared in")
     init_from: str = setting("", "start from the weights in this folder")
     network: OccupancyConfig = field(default_factory=OccupancyConfig)
@@ -77,11 +77,12 @@ def split(objects: RenderedObjects, config: ShapeConfig) -> tuple[list[int], lis
             f"held_out={config.held_out:g} leaves {len(train)} of {len(metas)} rendered objects to train on "
             f"and {len(plain)} to score by: give another share, or 0 to keep none"
         )
-    return train, plain[: config.held_objects]
+    count = min(len(plain), config.held_objects)  # of all, since neighbours in a folder are of one kind
+    return train, [plain[len(plain) * k // count] for k in range(count)]
 
 
 class Keeper:
-    """Keeps the averaged network that scores best on held-out objects.
+    """Keeps the averaged network that scores best on held-out objects, over all sessions of a run.
 
     Args:
         config: of the run.
@@ -100,14 +101,11 @@ class Keeper:
         """One fixed sample of each held-out object."""
         shape, size = self.config.network, self.config.train_batch_size
         for start in range(0, len(self.members), size):
-            items = [self.objects[i] for i in self.members[start : start + size]]
-            numbered = enumerate(items, start)
-            yield ShapeSample.collate(
-                [
-                    shape_sample(item, generator_for(0, i), shape.size, shape.bins, HELD_PIXELS)
-                    for i, item in numbered
-                ]
-            )
+            samples = [
+                shape_sample(self.objects[i], generator_for(0, i), shape.size, shape.bins, HELD_PIXELS)
+                for i in self.members[start : start + size]
+            ]
+            yield ShapeSample.collate(samples)
 
     def __call__(self, average: OccupancyNet, step: int) -> dict[str, float]:
         """Score, print, and save what is best so far; returns the scores."""
@@ -117,8 +115,7 @@ class Keeper:
         device = average.rays.device
         scores = shape_scores(average, (batch.to(device) for batch in self.batches()))
         print(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()), file=sys.stderr)
-        # Scores of this step or a later one are of a session that was killed; this one makes them again.
-        if not self.best or self.best["step"] >= step or scores[KEPT_BY] > self.best[KEPT_BY]:
+        if not self.best or scores[KEPT_BY] > self.best[KEPT_BY]:
             self.best = {"step": step, **scores}
             average.save_pretrained(self.folder)
             with replacing(self.folder / SCORES) as part:

@@ -18,9 +18,7 @@ VIEWS = 48  # depth views; 21 at 80 voxels lost thin parts
 PIXELS = 2  # of a view's side for each voxel of the cube's
 DISTANCE = 3.0  # of their cameras, in half sides of the cube
 FOVY = 41.0  # shows the ball in the cube whole: its rim is seen at 19.5 degrees
-SLACK = (
-    0.6  # voxels by which matter may lie before what its pixel sees: a pixel's depth is that of its centre
-)
+SLACK = 0.6  # voxels by which matter may lie before what a pixel sees, whose depth is that of its centre
 
 
 def carve(mesh: Mesh, half: float, resolution: int = RESOLUTION, views: int = VIEWS) -> NDArray[np.bool_]:

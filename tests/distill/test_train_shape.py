@@ -88,6 +88,9 @@ def test_held_out_clusters_are_not_trained_on(renders, tmp_path):
     assert trained and held and not set(trained) & set(held) and len(trained) + len(held) == 8
     assert all(held_out(objects.meta(i), 0.25) for i in held)
     assert len(split(objects, replace(config, held_objects=1))[1]) == 1
+    half = replace(config, held_out=0.9, held_objects=3)
+    every = [i for i in range(8) if held_out(objects.meta(i), 0.9)]
+    assert split(objects, half)[1] == [every[len(every) * k // 3] for k in range(3)]
     assert split(objects, replace(config, held_out=0)) == (list(range(8)), [])
     with pytest.raises(UserError, match="held_out=1 leaves 0 of 8 rendered objects to train on"):
         split(objects, replace(config, held_out=1))
@@ -111,9 +114,9 @@ def test_only_a_better_network_is_kept(tmp_path, monkeypatch):
     assert kept == [10, 10, 30, 30]
     again = Keeper(replace(config, resume_from_checkpoint="latest"), None, [0])
     assert again.best == {"step": 30, KEPT_BY: 0.6} and not Keeper(config, None, [0]).best
-    score[KEPT_BY] = 0.3
-    again(network, 20)  # resumed from before step 30, which will come again
-    assert again.best["step"] == 20
+    score[KEPT_BY] = 0.55
+    again(network, 20)  # resumed from before step 30
+    assert again.best["step"] == 30
     every = Keeper(config, None, [])
     assert every(network, 50) == {}
 
