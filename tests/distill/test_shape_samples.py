@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from on_meta import OnMeta
-from tiny_objects import AZIMUTHS, ELEVATIONS, ellipsoid_volume, write_cube, write_renders
+from stand_ins.on_meta import OnMeta
+from stand_ins.tiny_objects import AZIMUTHS, ELEVATIONS, ellipsoid_volume, write_cube, write_renders
 
 from data_gen.meshes.objects import Options
 from data_gen.render import render_folder

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_objects import write_renders
-from training_runs import files, fresh, metrics
+from stand_ins.tiny_objects import write_renders
+from stand_ins.training_runs import files, fresh, metrics
 
 from dd3g.__main__ import main
 from dd3g.configuration import launch, parse

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import trimesh
 from scipy.ndimage import maximum_filter
-from tiny_objects import write_cube
+from stand_ins.tiny_objects import write_cube
 
 from data_gen.meshes.mesh import load_mesh
 from data_gen.meshes.objects import HALF, Options

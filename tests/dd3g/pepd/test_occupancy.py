@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from on_meta import OnMeta
+from stand_ins.on_meta import OnMeta
 
 from dd3g.cameras import RADIUS, Cameras
 from dd3g.errors import UserError
