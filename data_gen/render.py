@@ -136,7 +136,8 @@ def _check_same_options(output: Path, options: dict) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            before = json.loads(path.read_text())
+            # What a folder of an earlier version lacks, it had by default.
+            before = asdict(Options()) | json.loads(path.read_text())
             changed = [f"{k} {before.get(k)} -> {v}" for k, v in options.items() if before.get(k) != v]
             if changed:
                 raise UserError(
@@ -175,6 +176,9 @@ def render_command(
         bool, typer.Option("--eval", help="Evaluation views: variant 0, one quad and 16 fixed novel views.")
     ] = False,
     supersample: Annotated[int, typer.Option(min=1, max=8, help="s x s samples a pixel.")] = 4,
+    volumes: Annotated[
+        bool, typer.Option("--volumes", help="Store where each object's matter is, for train-shape.")
+    ] = False,
     per_shard: Annotated[int, typer.Option(min=1, help="Items a shard.")] = 50,
     limit: Annotated[int, typer.Option(min=0, help="Only the first objects; 0: all.")] = 0,
     only_styles: Annotated[str, typer.Option(help="Comma-separated styles of the manifest to keep.")] = "",
@@ -192,6 +196,7 @@ def render_command(
         novel,
         eval_views,
         per_shard,
+        volumes,
     )
     styles = [s.strip() for s in only_styles.split(",") if s.strip()]
     if not eval_views and not quads + free_quads + novel:
@@ -201,7 +206,7 @@ def render_command(
     if as_json:
         print(json.dumps(summary))
     else:
-        rate = f", {summary['views'] / summary['seconds']:.0f} views/s" if summary["views"] else ""
+        rate = f", {summary['views'] / summary['seconds']:.0f} views/s" if summary["seconds"] else ""
         print(
             f"{summary['items']} items of {summary['objects']} objects in {summary['output']} "
             f"({summary['megabytes']} MB; {summary['shards']} shards written, {summary['kept_shards']} kept, "

@@ -15,6 +15,7 @@ COMMANDS = {
     "simulate": ("distill.simulate", "pictures to the quadruples of a teacher"),
     "train": ("distill.train", "distil a teacher into a generator"),
     "train-teacher": ("distill.train_teacher", "train a small multi-view teacher"),
+    "train-shape": ("distill.train_shape", "train a network that knows where a pictured object is"),
     "train-pose": ("dd3g.pose.train", "train the networks of the pose methods"),
     "evaluate": ("distill.evaluation.__main__", "compare generators with the true views of objects"),
     "benchmark": ("dd3g.benchmark.__main__", "time inference, rasteriser and poses on this machine"),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SHEET, DEPTH = "rgba.png", "depth.png"  # what a rendered object's sample holds
+VOLUME = "volume.bits"  # and may hold: where matter is, n^3 bits, x slowest, compressed by zlib
 DEPTH_UNIT = 16384  # depth.png holds camera z times this, 0 where there is nothing
 EXTENSIONS = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)  # of pictures in samples
 

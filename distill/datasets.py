@@ -34,6 +34,39 @@ class Sample(Batch):
     index: Tensor  # () of the sample in the run
 
 
+class StyleShares:
+    """Draws objects so that each kind of style has its share.
+
+    Args:
+        styles: index -> style of each object.
+        scan_fraction: share of scans and PBR objects, which look most like photographs.
+        shape_fraction: share of untextured shapes with made-up textures; all others have the rest.
+
+    Raises:
+        UserError: for shares that are none, or when no object has one.
+    """
+
+    def __init__(self, styles: dict[int, str], scan_fraction: float, shape_fraction: float) -> None:
+        if not 0 <= scan_fraction + shape_fraction <= 1 or min(scan_fraction, shape_fraction) < 0:
+            raise UserError(
+                f"scan_fraction {scan_fraction} and shape_fraction {shape_fraction} must be shares of 1"
+            )
+        pools: dict[str, list[int]] = {"scan": [], "shape": [], "other": []}
+        for i, style in styles.items():
+            pools["scan" if style in {"scan", "pbr"} else "shape" if style == "shape" else "other"].append(i)
+        shares = {"scan": scan_fraction, "shape": shape_fraction, "other": 1 - scan_fraction - shape_fraction}
+        # Tensors, because worker processes share them.
+        self.pools = [(shares[k], torch.tensor(v)) for k, v in pools.items() if v and shares[k] > 0]
+        if not self.pools:
+            raise UserError(f"none of the {len(styles)} rendered objects has a style with a share above 0")
+
+    def draw(self, g: torch.Generator) -> int:
+        """Index of one object."""
+        weights = torch.tensor([share for share, _ in self.pools])
+        pool = self.pools[int(torch.multinomial(weights, 1, generator=g))][1]
+        return int(pool[pick(len(pool), g)])
+
+
 class RenderDataset:
     """Rendered objects: every view of a quad can be the input, and the other three are its virtual views.
 
@@ -65,26 +98,13 @@ class RenderDataset:
         self.objects, self.seed, self.noise_shape = objects, seed, tuple(noise_shape)
         self.free_fraction, self.turned_fraction = free_fraction, turned_fraction
         self.targets, self.recolour = targets, recolour
-        if not 0 <= scan_fraction + shape_fraction <= 1 or min(scan_fraction, shape_fraction) < 0:
-            raise UserError(
-                f"scan_fraction {scan_fraction} and shape_fraction {shape_fraction} must be shares of 1"
-            )
-        pools: dict[str, list[int]] = {"scan": [], "shape": [], "other": []}
-        for i in range(len(objects)):
-            style = objects.meta(i)["style"]
-            pools["scan" if style in {"scan", "pbr"} else "shape" if style == "shape" else "other"].append(i)
-        shares = {"scan": scan_fraction, "shape": shape_fraction, "other": 1 - scan_fraction - shape_fraction}
-        # Tensors, because worker processes share them.
-        self.pools = [(shares[k], torch.tensor(v)) for k, v in pools.items() if v and shares[k] > 0]
-        if not self.pools:
-            raise UserError(f"none of the {len(objects)} rendered objects has a style with a share above 0")
+        styles = {i: objects.meta(i)["style"] for i in range(len(objects))}
+        self.styles = StyleShares(styles, scan_fraction, shape_fraction)
 
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`."""
         g = generator_for(self.seed, index)
-        weights = torch.tensor([share for share, _ in self.pools])
-        pool = self.pools[int(torch.multinomial(weights, 1, generator=g))][1]
-        item = self.objects[int(pool[pick(len(pool), g)])]
+        item = self.objects[self.styles.draw(g)]
         quads = item.meta["quads"]
         level = item.meta["elevation"]
         level_quads = [q for q in quads if abs(level[q[0]] - level[quads[0][0]]) < 0.5]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
-from dd3g.picture_sources import DEPTH, DEPTH_UNIT, SHEET, split_sheet
+from dd3g.picture_sources import DEPTH, DEPTH_UNIT, SHEET, VOLUME, split_sheet
 from dd3g.progress import Progress
 
 
@@ -28,13 +29,38 @@ class RenderedObject:
         cameras: batch shape (V,).
         meta: id, style, source, licence, cluster, variant, azimuth and elevation (V degrees each), quads
             (lists of four view indices at azimuths a, a + 90, a + 180, a + 270 and one elevation), novel
-            (indices of free views), light, texture.
+            (indices of free views), light, texture; volume (resolution and half) where there is one.
+        bits: of the volume as its file holds them; nothing where there is none.
     """
 
     rgba: Tensor  # (V, 4, H, W) uint8
     depth: Tensor  # (V, H, W) float32
     cameras: Cameras  # (V,)
     meta: dict
+    bits: bytes = b""
+
+    @property
+    def volume(self) -> Tensor | None:
+        """(n, n, n) bool over [-half, half]^3, indexed x, y, z: where the object's matter is, if it is known.
+
+        Raises:
+            UserError: when it is damaged.
+        """
+        if not self.bits:
+            return None
+        try:
+            n = int(self.meta["volume"]["resolution"])
+            size = -(-(n**3) // 8)
+            # One byte more than needed and no further: a stranger's few can unfold into a full memory.
+            bits = np.frombuffer(zlib.decompressobj().decompress(self.bits, size + 1), np.uint8)
+            if n < 1 or len(bits) != size:
+                raise ValueError(f"{len(bits)} bytes for {n} voxels a side")
+        except (zlib.error, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"the volume of {self.meta.get('id')} is damaged ({error}): delete its shard and render it "
+                "again with the same command"
+            ) from error
+        return torch.from_numpy(np.unpackbits(bits, count=n**3).view(np.bool_).reshape(n, n, n))
 
     @property
     def quads(self) -> list[list[int]]:
@@ -100,7 +126,8 @@ class RenderedObjects(Sequence[RenderedObject]):
             depth = split_sheet(sample[DEPTH], len(cameras)).astype(np.float32) / DEPTH_UNIT
         except Exception as error:  # Pillow raises nearly every type there is on damaged pictures
             raise self._damaged(index, error) from error
-        return RenderedObject(rgba.movedim(-1, 1).contiguous(), torch.from_numpy(depth), cameras, meta)
+        rgba, bits = rgba.movedim(-1, 1).contiguous(), sample.get(VOLUME, b"")
+        return RenderedObject(rgba, torch.from_numpy(depth), cameras, meta, bits)
 
     def _described(self, index: int, sample: dict) -> tuple[Cameras, dict]:
         """Cameras and meta from a sample's json."""

@@ -4,6 +4,6 @@ In: a folder of .glb, .obj or .npz meshes. Out: for each object a sheet of RGBA 
 the cameras.
 
 Read `objects.py` first, from a folder to samples. `mesh.py` loads a mesh, `rendering.py` draws it,
-`variation.py` draws random light, colours and shape, and `captions.py` finds words for an object from its
-name and pixels.
+`volumes.py` finds its matter, `variation.py` draws random light, colours and shape, and `captions.py` finds
+words for an object from its name and pixels.
 """

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from dd3g.cameras import ELEVATION, Cameras
 from dd3g.errors import UserError
-from dd3g.picture_sources import DEPTH, DEPTH_UNIT, SHEET
+from dd3g.picture_sources import DEPTH, DEPTH_UNIT, SHEET, VOLUME
 
 FILL = 0.55  # radius of the object's bounding sphere; at radius 1.5 and fovy 49.1 it spans 86 % of the frame
+HALF = 1.02 * FILL  # half the side of the cube whose matter is stored
 MESHES = (".glb", ".obj", ".npz")
 
 
@@ -34,6 +35,7 @@ class Options:
     novel: int = 8
     eval: bool = False
     per_shard: int = 50
+    volumes: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,12 +164,14 @@ def render_item(item: Item, options: Options) -> dict[str, bytes | str]:
         else {"base": texture, "color_matrix": np.round(colors, 4).tolist()},
     }
     z = np.round(depth * DEPTH_UNIT).clip(0, 65535).astype(np.uint16)
-    return {
-        "__key__": item.key,
-        SHEET: png_sheet(rgba),
-        DEPTH: png_sheet(z),
-        "json": json.dumps(meta),
-    }
+    files: dict[str, bytes | str] = {SHEET: png_sheet(rgba), DEPTH: png_sheet(z)}
+    if options.volumes:
+        from data_gen.meshes.volumes import carve, packed
+
+        matter = carve(mesh, HALF)
+        meta["volume"] = {"resolution": len(matter), "half": HALF}
+        files[VOLUME] = packed(matter)
+    return {"__key__": item.key, **files, "json": json.dumps(meta)}
 
 
 def png_sheet(views: NDArray) -> bytes:

@@ -70,6 +70,20 @@ def render_mesh(
     return rgba, depth
 
 
+def nearest_surface(mesh: Mesh, camera: Cameras) -> NDArray[np.float64]:
+    """Inverse depth (H, W) of what one camera (batch shape ()) sees at the pixels' centres, 0 for nothing."""
+    viewmat, K = camera.viewmats.double().numpy(), camera.Ks.double().numpy()
+    local = mesh.vertices.astype(np.float64) @ viewmat[:3, :3].T + viewmat[:3, 3]
+    z = local[:, 2]
+    inverse = np.where(z < NEAR, 0.0, 1 / np.maximum(z, NEAR))
+    places = local[:, :2] * inverse[:, None] * K[[0, 1], [0, 1]] + K[:2, 2]
+    nearest = np.zeros((camera.height, camera.width))
+    face_at = np.full(nearest.shape, -1, np.int64)
+    screen = np.concatenate([places, inverse[:, None]], 1)
+    _rasterize(screen, mesh.faces, camera.height, camera.width, nearest, face_at)
+    return nearest
+
+
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
 def _rasterize(screen, faces, height, width, nearest, face_at):  # type: ignore[no-untyped-def]
     """Z-buffer: screen (N, 3) = sample x, sample y, 1/z -> largest 1/z and its face at each sample centre."""

@@ -18,8 +18,10 @@ from data_gen.train_tiny import TinyTrainConfig
 from dd3g.configuration import explained, launch, parse
 from dd3g.errors import UserError
 from dd3g.pepd import Generator
+from dd3g.pepd.occupancy import OccupancyNet
 from dd3g.setting import setting
 from distill.train import DistillConfig, run
+from distill.train_shape import ShapeConfig
 from distill.train_teacher import TeacherConfig
 from distill.train_teacher import run as run_teacher
 
@@ -206,9 +208,8 @@ def test_help_is_made_of_the_settings():
     )
 
 
-SIZES = [("teacher", n) for n in ("nano", "small", "base")] + [
-    ("distill", n) for n in ("nano", "small", "base")
-]
+SIZES = [(c, n) for c in ("teacher", "distill") for n in ("nano", "small", "base")]
+SIZES += [("shape", "nano"), ("shape", "small")]
 
 
 @pytest.mark.parametrize(("command", "name"), SIZES)
@@ -219,10 +220,12 @@ def test_shipped_configurations_build(command, name):
     with torch.device("meta"):
         if command == "teacher":
             model = CompactTeacher(parse(line, TeacherConfig).teacher)
+        elif command == "shape":
+            model = OccupancyNet(parse(line, ShapeConfig).network)
         else:
             model = Generator(parse(line, DistillConfig).generator)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    low, high = {"nano": (3, 12), "small": (25, 90), "base": (90, 400)}[name]
+    low, high = {"nano": (3, 12), "small": (20, 90), "base": (90, 400)}[name]
     assert low < millions < high
 
 

@@ -193,7 +193,7 @@ def test_recolouring_leaves_alpha_and_changes_all_views_alike():
 
 def test_styles_are_drawn_by_their_shares(objects):
     dataset = RenderDataset(objects, 0, (1, 1, 1, 1), scan_fraction=0.8, shape_fraction=0.2, targets=1)
-    assert [(round(s, 2), p.tolist()) for s, p in dataset.pools] == [
+    assert [(round(s, 2), p.tolist()) for s, p in dataset.styles.pools] == [
         (0.8, [0, 2])
     ]  # "game" has no share left
     with pytest.raises(UserError, match="shares of 1"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +40,15 @@ def _png(array):
     return stream.getvalue()
 
 
-def write_renders(folder, count=3, size=32, styles=("scan", "game")):
-    """One shard of rendered ellipsoids; returns its folder."""
+def ellipsoid_volume(axes, resolution=64, half=0.6):
+    """(n, n, n) bool: where the matter of the ellipsoid is."""
+    a = (torch.arange(resolution) + 0.5) / resolution * 2 * half - half
+    grid = torch.stack(torch.meshgrid(a, a, a, indexing="ij"), -1)
+    return (grid / axes).square().sum(-1) < 1
+
+
+def write_renders(folder, count=3, size=32, styles=("scan", "game"), volumes=False):
+    """One shard of rendered ellipsoids, with their volumes if asked for; returns its folder."""
     cameras = Cameras.orbit(AZIMUTHS, ELEVATIONS, size)
     samples = []
     for i in range(count):
@@ -55,8 +63,11 @@ def write_renders(folder, count=3, size=32, styles=("scan", "game")):
             "K": cameras.Ks[0].tolist(), "azimuth": AZIMUTHS, "elevation": ELEVATIONS, "quads": QUADS,
             "novel": [12, 13], "light": {}, "texture": "plain",
         }  # fmt: skip
-        png = {"rgba.png": _png(sheet), "depth.png": _png(deep)}
-        samples.append({"__key__": f"object{i}", "json": json.dumps(meta), **png})
+        files = {"rgba.png": _png(sheet), "depth.png": _png(deep)}
+        if volumes:
+            meta["volume"] = {"resolution": 64, "half": 0.6}
+            files["volume.bits"] = zlib.compress(np.packbits(ellipsoid_volume(axes).numpy()).tobytes())
+        samples.append({"__key__": f"object{i}", "json": json.dumps(meta), **files})
     write_shard(folder / "renders-00000.tar", samples)
     return folder
 

@@ -1,0 +1,174 @@
+"""The frustum of the camera that took the picture: slices, the body that a silhouette suggests, its field.
+
+The camera stands at azimuth 0 and some elevation of the canonical orbit. Its frustum is cut into slices of
+equal camera depth; occupancy is known along the rays of the pixels, at the slices' centres.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numba import njit, prange
+from torch import Tensor
+
+from dd3g.cameras import FOVY, RADIUS, Cameras
+from dd3g.pepd.surface import HALF
+from dd3g.rasterizer.numba_setup import turn
+
+NEAR, FAR = 0.95, 2.05  # camera depth that the slices span; objects lie within 0.55 of the origin
+TAN = math.tan(math.radians(FOVY) / 2)
+SOFTNESS = 0.05  # of the template: world units a logit
+LIMIT = 2.5  # of its logits
+THICKEST = 0.35  # half thickness of an inflated silhouette at most, world units
+OUTSIDE = -6.0  # logit where the silhouette lets nothing be
+
+
+def slices(bins: int, device: torch.device | None = None) -> Tensor:
+    """(D,) camera depth of the centres of `bins` slices."""
+    return NEAR + (FAR - NEAR) * (torch.arange(bins, device=device) + 0.5) / bins
+
+
+def pixel_rays(size: int) -> Tensor:
+    """(2, S, S) x / z and y / z of the pixels' rays, in the camera's axes."""
+    a = ((torch.arange(size) + 0.5) / size * 2 - 1) * TAN
+    y, x = torch.meshgrid(a, a, indexing="ij")
+    return torch.stack([x, y])
+
+
+def plucker(rays: Tensor, elevation: Tensor) -> Tensor:
+    """Plücker coordinates (B, 6, S, S) of the unit rays, moment in units of the orbit's radius.
+
+    Args:
+        rays: (2, S, S) from `pixel_rays`.
+        elevation: (B,) of cameras at azimuth 0, radians.
+    """
+    sin, cos = (x[:, None, None, None] for x in (elevation.sin(), elevation.cos()))
+    x, y = rays[None, :1].expand(len(elevation), -1, -1, -1), rays[None, 1:]
+    # The camera's axes in the world: right (1, 0, 0), down (0, -cos, sin), forward (0, -sin, -cos).
+    d = torch.cat([x, -y * cos - sin, y * sin - cos], 1)
+    d = d / d.norm(dim=1, keepdim=True)
+    moment = torch.cat([sin * d[:, 2:] - cos * d[:, 1:2], cos * d[:, :1], -sin * d[:, :1]], 1)
+    return torch.cat([moment, d], 1)
+
+
+def upright_depth(rays: Tensor, elevation: Tensor) -> Tensor:
+    """(B, 1, S, S) camera depth at which rays cross the upright plane through the origin that faces them."""
+    sin, cos = (x[:, None, None, None] for x in (elevation.sin(), elevation.cos()))
+    return RADIUS * cos / (cos - rays[None, 1:] * sin).clamp(min=0.1)
+
+
+def frustum_places(points: Tensor, elevation: Tensor) -> Tensor:
+    """World points (B, ..., 3) -> x, y and depth in the frustum, -1..1 from edge to edge, for `grid_sample`.
+
+    Args:
+        points: in the world where the camera stands at azimuth 0.
+        elevation: (B,) of the camera, radians.
+    """
+    shape = (-1, *(1,) * (points.dim() - 2))
+    sin, cos = elevation.sin().view(shape), elevation.cos().view(shape)
+    x, y, w = points.unbind(-1)
+    z = (RADIUS - sin * y - cos * w).clamp(min=0.01)  # what is behind the camera lies outside either way
+    across, down = x / (z * TAN), (sin * w - cos * y) / (z * TAN)
+    return torch.stack([across, down, (z - NEAR) / (FAR - NEAR) * 2 - 1], -1)
+
+
+def inflate(alpha: Tensor, rounds: int = 12) -> Tensor:
+    """Half thickness of a body with this silhouette, so that a disc becomes a ball.
+
+    Solves laplace(u) = -4 inside the mask with u = 0 outside, from coarse to fine grids: for a disc of radius
+    R that is u = R^2 - r^2, whose root is the height of a ball.
+
+    Args:
+        alpha: (B, 1, S, S) in 0..1.
+        rounds: Jacobi sweeps on each grid.
+
+    Returns:
+        (B, 1, S, S) in world units at the object's distance.
+    """
+    masks = [(alpha.float() > 0.5).float()]
+    while masks[-1].shape[-1] % 2 == 0 and masks[-1].shape[-1] > 8:
+        masks.append(F.avg_pool2d(masks[-1], 2))
+    u = torch.zeros_like(masks[-1])
+    for mask in reversed(masks):
+        if u.shape != mask.shape:
+            u = 4 * F.interpolate(u, scale_factor=2, mode="bilinear")  # lengths are pixels, and these halve
+        for _ in range(rounds):
+            p = F.pad(u, (1, 1, 1, 1))
+            around = p[..., 1:-1, 2:] + p[..., 1:-1, :-2] + p[..., 2:, 1:-1] + p[..., :-2, 1:-1]
+            u = mask * (0.25 * around + 1)
+    pixel = 2 * RADIUS * TAN / alpha.shape[-1]
+    return (u.sqrt() * pixel).clamp(max=THICKEST)
+
+
+def template(half: Tensor, middle: Tensor, depths: Tensor) -> Tensor:
+    """Occupancy logits (B, D, S, S) of an inflated silhouette.
+
+    Args:
+        half: (B, 1, S, S) half thickness.
+        middle: (B, 1, S, S) camera depth around which it lies.
+        depths: (D,) of the slices.
+    """
+    return ((half - (depths[:, None, None] - middle).abs()) / SOFTNESS).clamp(-LIMIT, LIMIT)
+
+
+def shape_field(logits: Tensor, alpha: Tensor, camera: Cameras, resolution: int) -> Tensor:
+    """Occupancy along a camera's rays on a grid of the world, cut by the silhouette at its own resolution.
+
+    Args:
+        logits: (D, S, S) at the slices of the camera's frustum.
+        alpha: (A, A) of the picture, in 0..1.
+        camera: (1,) that took it; of any size and place on the orbit.
+        resolution: voxels a side, n.
+
+    Returns:
+        (n, n, n) logits, `OUTSIDE` or above, over the solid's cube [-HALF, HALF]^3, indexed x, y, z.
+    """
+    field = np.empty((resolution,) * 3, np.float32)
+    values, mask = [np.ascontiguousarray(m.detach().cpu().float().numpy()) for m in (logits, alpha[None])]
+    viewmat, K = (x[0].cpu().double().numpy() for x in (camera.viewmats, camera.resized(1).Ks))
+    with turn:
+        _resample(values, mask, viewmat, K, HALF, field)
+    return torch.from_numpy(field)
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _resample(logits, alpha, viewmat, K, half, field):  # type: ignore[no-untyped-def]
+    D, S, A = logits.shape[0], logits.shape[1], alpha.shape[1]
+    n = field.shape[0]
+    step = 2 * half / n
+    for i in prange(n):
+        x = (i + 0.5) * step - half
+        for j in range(n):
+            y = (j + 0.5) * step - half
+            for k in range(n):
+                w = (k + 0.5) * step - half
+                field[i, j, k] = OUTSIDE
+                z = viewmat[2, 0] * x + viewmat[2, 1] * y + viewmat[2, 2] * w + viewmat[2, 3]
+                a = viewmat[0, 0] * x + viewmat[0, 1] * y + viewmat[0, 2] * w + viewmat[0, 3]
+                b = viewmat[1, 0] * x + viewmat[1, 1] * y + viewmat[1, 2] * w + viewmat[1, 3]
+                u, v = K[0, 0] * a / z + K[0, 2], K[1, 1] * b / z + K[1, 2]  # 0..1
+                d = (z - NEAR) / (FAR - NEAR)
+                if min(u, v, d) < 0 or max(u, v, d) > 1:
+                    continue
+                mask = 12 * (_mixed(alpha, u * A - 0.5, v * A - 0.5, 0.0) - 0.5)
+                if mask > OUTSIDE:
+                    value = _mixed(logits, u * S - 0.5, v * S - 0.5, d * D - 0.5)
+                    field[i, j, k] = max(min(value, mask), OUTSIDE)
+
+
+@njit(cache=True, nogil=True)
+def _mixed(volume, x, y, z):  # type: ignore[no-untyped-def]
+    """Trilinear value of (D, H, W) at pixel coordinates; beyond the edge as at it."""
+    D, H, W = volume.shape
+    x, y, z = min(max(x, 0.0), W - 1.0), min(max(y, 0.0), H - 1.0), min(max(z, 0.0), D - 1.0)
+    i, j, k = int(x), int(y), int(z)
+    fx, fy, fz = x - i, y - j, z - k
+    total = 0.0
+    for c in range(8):
+        a, b, d = c & 1, (c >> 1) & 1, c >> 2
+        weight = (fx if a else 1 - fx) * (fy if b else 1 - fy) * (fz if d else 1 - fz)
+        total += weight * volume[min(k + d, D - 1), min(j + b, H - 1), min(i + a, W - 1)]
+    return total

@@ -1,0 +1,193 @@
+"""Where matter is: one picture -> occupancy and colour along the rays of the camera that took it.
+
+Occupancy is a residual on the inflated silhouette, so that a network that knows nothing already gives a
+closed body that agrees with the picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd3g.nn import MultiViewTransformer, ResidualBlock
+from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
+from dd3g.pepd.frustum import TAN, inflate, pixel_rays, plucker, slices, template, upright_depth
+from dd3g.setting import setting
+
+
+@dataclass
+class OccupancyConfig:
+    """Shape of an occupancy network; one code path for all sizes."""
+
+    size: int = setting(64, "pixels of the picture, and of the slices")
+    bins: int = setting(48, "slices of the frustum")
+    fine: int = setting(32, "channels of the picture's map at full size")
+    widths: tuple[int, int] = setting((64, 128), "channels at a half and a quarter of it")
+    width: int = setting(256, "channels at an eighth, where the transformer works")
+    depth: int = setting(3, "pairs of residual and transformer block there")
+    heads: int = setting(4, "of the attention")
+    residual_hidden: int = setting(128, "channels inside a residual block there")
+    color_bins: int = setting(12, "slices of the colour volume, which has half the picture's size")
+
+    def __post_init__(self) -> None:
+        if self.size < 8 or self.size % 8:
+            raise ValueError(f"network: size {self.size} must be a multiple of 8")
+        eights = {"width": self.width, "residual_hidden": self.residual_hidden}
+        eights |= {f"widths[{i}]": w for i, w in enumerate(self.widths)}
+        for name, value in eights.items():
+            if value < 8 or value % 8:
+                raise ValueError(f"network: {name} {value} must be a multiple of 8")
+        if self.heads < 1 or self.width % self.heads:
+            raise ValueError(f"network: width {self.width} must be a multiple of heads {self.heads}")
+        if self.depth < 0 or min(self.bins, self.fine, self.color_bins) < 1:
+            raise ValueError(
+                f"network: depth {self.depth} must be 0 or more; bins {self.bins}, fine {self.fine} and "
+                f"color_bins {self.color_bins} 1 or more"
+            )
+
+
+class OccupancyNet(nn.Module):
+    """U-Net of PEPD's blocks whose output channels are slices of the camera's frustum.
+
+    Args:
+        config: its shape.
+    """
+
+    # Made once: a tensor of the host in `forward` would stop a GPU at every step.
+    rays: Tensor  # (2, S, S)
+    depths: Tensor  # (D,)
+
+    def __init__(self, config: OccupancyConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        half, quarter = c.widths
+        emb = c.width
+        self.camera = nn.Sequential(nn.Linear(4, emb), nn.SiLU(), nn.Linear(emb, emb))
+        self.stem = nn.Conv2d(4 + 1 + 2 + 6, c.fine, 3, padding=1)
+        self.down1 = down(c.fine, half)
+        self.encode1 = ResidualBlock(half, emb, half)
+        self.down2 = down(half, quarter)
+        self.encode2 = nn.ModuleList(ResidualBlock(quarter, emb, quarter) for _ in range(2))
+        self.down3 = down(quarter, c.width)
+        self.place = nn.Parameter(torch.randn(1, c.width, c.size // 8, c.size // 8) * 0.02)
+        self.residual = nn.ModuleList(ResidualBlock(c.width, emb, c.residual_hidden) for _ in range(c.depth))
+        self.transformer = nn.ModuleList(MultiViewTransformer(c.width, c.heads) for _ in range(c.depth))
+        self.up2 = up(c.width, quarter)
+        self.decode2 = nn.ModuleList(ResidualBlock(quarter, emb, quarter) for _ in range(2))
+        self.up1 = up(quarter, half)
+        self.decode1 = nn.ModuleList(ResidualBlock(half, emb, half) for _ in range(2))
+        self.up0 = up(half, c.bins)
+        self.skip = nn.Conv2d(c.fine, c.bins, 1)
+        self.occupancy = head(c.bins, c.bins)
+        self.color = head(half, 4 * c.color_bins)
+        self.register_buffer("rays", pixel_rays(c.size), persistent=False)
+        self.register_buffer("depths", slices(c.bins), persistent=False)
+
+    def forward(self, image: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass.
+
+        Args:
+            image: (B, 4, S, S) straight RGBA in 0..1.
+            elevation: (B,) of the camera, radians, up is positive.
+
+        Returns:
+            Occupancy logits (B, D, S, S) at the depths `slices` along the rays of the pixels, and the colour
+            volume (B, 4, Dc, S/2, S/2): gate and residual, see `color_at`.
+        """
+        alpha = image[:, 3:]
+        rgb = (2 * image[:, :3] - 1) * alpha
+        half = inflate(alpha)
+        grid = (self.rays / TAN).expand(len(image), -1, -1, -1)
+        x = torch.cat([rgb, 2 * alpha - 1, 10 * half, grid, plucker(self.rays, elevation)], 1)
+        sin, cos = elevation.sin(), elevation.cos()
+        emb = self.camera(torch.stack([sin, cos, 4 * sin * cos, 2 * sin * sin], 1))
+
+        full = self.stem(x)
+        at_half = self.encode1(self.down1(full), emb)
+        at_quarter = self.down2(at_half)
+        for block in self.encode2:
+            at_quarter = block(at_quarter, emb)
+        y = self.down3(at_quarter) + self.place
+        for residual, transformer in zip(self.residual, self.transformer, strict=True):
+            y = residual(y, emb)
+            tokens = transformer(y.flatten(2).transpose(1, 2))
+            y = tokens.transpose(1, 2).unflatten(2, y.shape[-2:])
+        y = at_quarter + self.up2(y)
+        for block in self.decode2:
+            y = block(y, emb)
+        y = at_half + self.up1(y)
+        for block in self.decode1:
+            y = block(y, emb)
+        residue = self.occupancy(self.up0(y) + self.skip(full)).float()
+        volume = self.color(y).float().unflatten(1, (4, self.config.color_bins))
+        return residue + template(half, upright_depth(self.rays, elevation), self.depths), volume
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+        """Write config.json and model.safetensors; `dtype` is the stored type of the weights."""
+        return save_folder(folder, self, {"kind": "shape", **asdict(self.config)}, dtype)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> OccupancyNet:
+        """Load a network from its folder.
+
+        Raises:
+            UserError: when the folder does not hold one.
+        """
+        model = build(folder, read_config(folder, "shape"), OccupancyConfig, cls)
+        load_weights(folder, model)
+        return model.to(device).eval()
+
+
+def down(channels: int, width: int) -> nn.Sequential:
+    """Half the side."""
+    return nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, width, 1))
+
+
+def up(channels: int, width: int) -> nn.Sequential:
+    """Twice the side."""
+    return nn.Sequential(nn.Conv2d(channels, 4 * width, 1), nn.PixelShuffle(2))
+
+
+def head(channels: int, width: int) -> nn.Sequential:
+    """From a map to an output that starts small."""
+    last = nn.Conv2d(channels, width, 1)
+    with torch.no_grad():
+        last.weight.mul_(0.05)
+        last.get_parameter("bias").zero_()
+    return nn.Sequential(nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.SiLU(), last)
+
+
+def color_at(volume: Tensor, image: Tensor, places: Tensor) -> Tensor:
+    """Colours of points of the frustum: a gate between their pixel and the picture's mean, and a residual.
+
+    Args:
+        volume: (B, 4, Dc, h, w) from the network.
+        image: (B, 4, S, S) straight RGBA.
+        places: (B, P, 3) from `frustum_places`.
+
+    Returns:
+        (B, P, 3) sRGB in 0..1.
+    """
+    alpha = image[:, 3:]
+    seen = F.grid_sample(bled(image), places[:, None, :, :2], align_corners=False, padding_mode="border")
+    mean = (image[:, :3] * alpha).sum((2, 3)) / alpha.sum((2, 3)).clamp(min=1.0)
+    found = F.grid_sample(volume, places[:, None, None], align_corners=False, padding_mode="border")[
+        :, :, 0, 0
+    ]
+    gate = (found[:, :1] + 2).sigmoid()
+    start = (seen[:, :, 0] * gate + mean[..., None] * (1 - gate)).clamp(0.02, 0.98)
+    return (start.logit() + found[:, 1:]).sigmoid().transpose(1, 2)
+
+
+def bled(rgba: Tensor, rounds: int = 4) -> Tensor:
+    """Colours (B, 3, S, S) of straight RGBA, carried past the mask: edges must not take what lies behind."""
+    held = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
+    total = held
+    for k in range(1, rounds + 1):
+        wide = F.interpolate(F.avg_pool2d(held, 2**k, ceil_mode=True), held.shape[-2:], mode="bilinear")
+        total = total + 1e-3**k * wide
+    return total[:, :3] / total[:, 3:].clamp(min=1e-13)

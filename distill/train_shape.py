@@ -1,0 +1,148 @@
+"""Train a network that knows where the matter of a pictured object is, on rendered objects with volumes.
+
+accelerate launch distill/train_shape.py --config configs/shape/nano.yaml
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from dd3g.configuration import launch
+from dd3g.errors import UserError
+from dd3g.io.atomic import replacing
+from dd3g.nn.checkpoint import load_weights
+from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet
+from dd3g.setting import setting
+from dd3g.training import LoopConfig, fit, generator_for
+from distill.renders import RenderedObjects
+from distill.shapes import (
+    ShapeDataset,
+    ShapeObjective,
+    ShapeObjectiveConfig,
+    ShapeSample,
+    check_volumes,
+    held_out,
+    shape_sample,
+    shape_scores,
+)
+
+# The network that is kept is best at this score of held-out objects; at one half bodies stay thin for long.
+KEPT_BY = "mask_iou_30"
+SCORES = "scores.json"  # of the network that is kept
+HELD_PIXELS = 2048  # of another view, for its score
+
+
+@dataclass
+class ShapeConfig(LoopConfig):
+    """Everything that a shape run needs."""
+
+    configs: ClassVar[str] = "shape"
+
+    output_dir: str = "runs/shape"
+    renders: list[str] = setting(["runs/renders/train"], "shards made by `dd3g data render --volumes`")
+    scan_fraction: float = setting(0.4, "share of scans and PBR objects")
+    shape_fraction: float = setting(0.15, "share of untextured shapes with made-up textures")
+    held_out: float = setting(0.05, "share of clusters that are never trained on; 0 keeps the last network")
+    held_objects: int = setting(64, "objects of these that are scored at each validation, at most")
+    pixels: int = setting(768, "of the other view that a sample is compared in")
+    init_from: str = setting("", "start from the weights in this folder")
+    network: OccupancyConfig = field(default_factory=OccupancyConfig)
+    objective: ShapeObjectiveConfig = field(default_factory=ShapeObjectiveConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("scan_fraction", "shape_fraction", "held_out"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share: give 0 to 1, got {getattr(self, name)}")
+        for name in ("held_objects", "pixels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def split(objects: RenderedObjects, config: ShapeConfig) -> tuple[list[int], list[int]]:
+    """Indices of the objects to train on, and of the plain variants of those to score by."""
+    metas = [objects.meta(i) for i in range(len(objects))]
+    kept = [held_out(meta, config.held_out) for meta in metas]
+    train = [i for i, held in enumerate(kept) if not held]
+    plain = [i for i, held in enumerate(kept) if held and metas[i]["variant"] == 0]
+    if not train or (config.held_out and not plain):
+        raise UserError(
+            f"held_out={config.held_out:g} leaves {len(train)} of {len(metas)} rendered objects to train on "
+            f"and {len(plain)} to score by: give another share, or 0 to keep none"
+        )
+    count = min(len(plain), config.held_objects)  # of all, since neighbours in a folder are of one kind
+    return train, [plain[len(plain) * k // count] for k in range(count)]
+
+
+class Keeper:
+    """Keeps the averaged network that scores best on held-out objects, over all sessions of a run.
+
+    Args:
+        config: of the run.
+        objects: renders.
+        members: indices of the held-out ones; without any, every network replaces the one before.
+    """
+
+    def __init__(self, config: ShapeConfig, objects: RenderedObjects, members: Sequence[int]) -> None:
+        self.config, self.objects, self.members = config, objects, members
+        self.folder = Path(config.output_dir) / "model"
+        path = self.folder / SCORES
+        resumed = bool(config.resume_from_checkpoint) and path.exists()
+        self.best: dict[str, float] = json.loads(path.read_text()) if resumed else {}
+
+    def batches(self) -> Iterator[ShapeSample]:
+        """One fixed sample of each held-out object."""
+        shape, size = self.config.network, self.config.train_batch_size
+        for start in range(0, len(self.members), size):
+            samples = [
+                shape_sample(self.objects[i], generator_for(0, i), shape.size, shape.bins, HELD_PIXELS)
+                for i in self.members[start : start + size]
+            ]
+            yield ShapeSample.collate(samples)
+
+    def __call__(self, average: OccupancyNet, step: int) -> dict[str, float]:
+        """Score, print, and save what is best so far; returns the scores."""
+        if not self.members:
+            average.save_pretrained(self.folder)
+            return {}
+        device = average.rays.device
+        scores = shape_scores(average, (batch.to(device) for batch in self.batches()))
+        print(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()), file=sys.stderr)
+        if not self.best or scores[KEPT_BY] > self.best[KEPT_BY]:
+            self.best = {"step": step, **scores}
+            average.save_pretrained(self.folder)
+            with replacing(self.folder / SCORES) as part:
+                part.write_text(json.dumps(self.best) + "\n")
+        return scores
+
+
+def run(config: ShapeConfig) -> Path:
+    """Train; returns the folder of the averaged network that did best on held-out objects."""
+    torch.manual_seed(config.seed)
+    network, shape = OccupancyNet(config.network), config.network
+    if config.init_from:
+        load_weights(config.init_from, network)
+    objects = RenderedObjects(config.renders, cached=config.dataloader_num_workers == 0)
+    check_volumes(objects, shape.size)
+    train, held = split(objects, config)
+    shares = config.scan_fraction, config.shape_fraction
+    samples = ShapeDataset(objects, config.seed, shape.size, shape.bins, train, *shares, config.pixels)
+    keeper = Keeper(config, objects, held)
+    fit(network, ShapeObjective(config.objective), samples, config, keeper)
+    return keeper.folder
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return launch(run, ShapeConfig, argv, "dd3g train-shape")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

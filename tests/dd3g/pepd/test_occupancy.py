@@ -1,0 +1,248 @@
+"""The camera's frustum against `Cameras`, the inflated silhouette, and the network that adds to it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from stand_ins.on_meta import OnMeta
+
+from dd3g.cameras import RADIUS, Cameras
+from dd3g.errors import UserError
+from dd3g.pepd.frustum import (
+    FAR,
+    NEAR,
+    OUTSIDE,
+    TAN,
+    frustum_places,
+    inflate,
+    pixel_rays,
+    plucker,
+    shape_field,
+    slices,
+    template,
+    upright_depth,
+)
+from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet, bled, color_at
+from dd3g.pepd.surface import HALF
+
+ELEVATIONS = [-10.0, 10.0, 37.0]
+CONFIG = OccupancyConfig(16, 12, 8, (8, 16), 16, 1, 2, 8, 4)
+
+
+def random(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def disc(size=64, radius=14.0):
+    a = torch.arange(size) + 0.5 - size / 2
+    return ((a[:, None] ** 2 + a**2) < radius**2).float()
+
+
+# --- the frustum -------------------------------------------------------------------------------------------
+
+
+def test_rays_are_those_of_cameras():
+    cameras = Cameras.orbit([0.0] * 3, ELEVATIONS, 8)
+    twin = cameras.plucker()
+    twin[:, :3] /= RADIUS
+    found = plucker(pixel_rays(8), torch.deg2rad(torch.tensor(ELEVATIONS)))
+    torch.testing.assert_close(found, twin, atol=1e-5, rtol=0)
+
+
+def test_upright_depth_is_where_the_plane_is_crossed():
+    cameras = Cameras.orbit([0.0] * 3, ELEVATIONS, 8)
+    depth = upright_depth(pixel_rays(8), torch.deg2rad(torch.tensor(ELEVATIONS)))[:, 0]
+    origins, directions = cameras.rays()
+    points = origins + depth[..., None] * directions
+    # The upright plane that faces azimuth 0 is z = 0.
+    torch.testing.assert_close(points[..., 2], torch.zeros_like(depth), atol=1e-5, rtol=0)
+
+
+def test_places_are_pixels_and_slices():
+    """Points along each pixel's ray at the slices' depths come back as the grid's own centres."""
+    elevations = torch.deg2rad(torch.tensor(ELEVATIONS))
+    origins, directions = Cameras.orbit([0.0] * 3, ELEVATIONS, 8).rays()
+    points = origins[:, None] + slices(5)[:, None, None, None] * directions[:, None]  # (3, D, S, S, 3)
+    pixels, bins = (torch.arange(8) + 0.5) / 4 - 1, (torch.arange(5) + 0.5) / 2.5 - 1
+    d, y, x = torch.meshgrid(bins, pixels, pixels, indexing="ij")
+    twin = torch.stack([x, y, d], -1).expand(3, -1, -1, -1, -1)
+    torch.testing.assert_close(frustum_places(points, elevations), twin, atol=1e-5, rtol=0)
+    one = frustum_places(points[1, 2, 3], elevations[1:2].expand(8))  # (B, 3) works as well
+    torch.testing.assert_close(one, twin[1, 2, 3], atol=1e-5, rtol=0)
+
+
+def test_what_is_behind_the_camera_is_outside():
+    elevation = torch.deg2rad(torch.tensor([20.0]))
+    eye = Cameras.orbit([0.0], 20.0, 8).positions
+    places = frustum_places(torch.stack([eye, 1.5 * eye], 1), elevation)
+    assert places.isfinite().all() and (places[..., 2] < -1).all()
+
+
+# --- the silhouette ----------------------------------------------------------------------------------------
+
+
+def test_a_disc_becomes_a_ball():
+    half = inflate(disc()[None, None])[0, 0]
+    pixel = 2 * RADIUS * TAN / 64
+    a = torch.arange(64) + 0.5 - 32
+    height = (14**2 - (a[:, None] ** 2 + a**2)).clamp(min=0).sqrt() * pixel
+    assert half.max() < 0.35 and (half > 0).equal(disc() > 0)
+    inner = disc(radius=12.0) > 0  # at the rim, where a ball falls steeply, a pixel is too coarse
+    assert (half - height).abs()[inner].max() < 1.5 * pixel
+    assert half[32, 32] == pytest.approx(14 * pixel, rel=0.08)
+
+
+def test_masks_of_a_batch_do_not_see_each_other():
+    alpha = torch.stack([disc(), disc(64, 9.0), torch.zeros(64, 64)])[:, None]
+    together = inflate(alpha)
+    for one, mask in zip(together, alpha, strict=True):
+        torch.testing.assert_close(one, inflate(mask[None])[0])
+    assert not together[2].any() and inflate(torch.ones(1, 1, 48, 48)).isfinite().all()
+
+
+def test_the_template_is_positive_inside():
+    half, middle = torch.full((1, 1, 1, 1), 0.2), torch.full((1, 1, 1, 1), 1.5)
+    depths = torch.tensor([1.0, 1.29, 1.31, 1.5, 1.69, 1.71])
+    found = template(half, middle, depths).flatten().tolist()
+    assert found == pytest.approx([-2.5, -0.2, 0.2, 2.5, 0.2, -0.2], abs=1e-4)
+
+
+# --- the field ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("azimuth", "elevation", "size"), [(0.0, 10.0, 16), (70.0, -30.0, 20)])
+def test_the_field_is_grid_samples(azimuth, elevation, size):
+    camera, n = Cameras.orbit([azimuth], elevation, 64), 13
+    logits, alpha = 8 * random(9, 16, 16) - 4, random(size, size, seed=1).square()
+    alpha[: size // 3] = 0
+    a = (torch.arange(n) + 0.5) / n * 2 * HALF - HALF
+    points = torch.stack(torch.meshgrid(a, a, a, indexing="ij"), -1).view(-1, 3)
+    uv, z = camera.project(points)
+    places = torch.cat([uv[0], ((z[0] - NEAR) / (FAR - NEAR) * 2 - 1)[:, None]], 1)
+    options = {"align_corners": False, "padding_mode": "border"}
+    value = F.grid_sample(logits[None, None], places[None, None, None], **options).flatten()
+    mask = 12 * F.grid_sample(alpha[None, None], uv[:, None], **options).flatten() - 6
+    twin = torch.minimum(value, mask).clamp(min=OUTSIDE)
+    twin = torch.where((places.abs() <= 1).all(-1), twin, OUTSIDE)
+    found = shape_field(logits, alpha, camera, n)
+    assert (twin > OUTSIDE).any() and (twin == OUTSIDE).any()
+    torch.testing.assert_close(found.view(-1), twin, atol=1e-4, rtol=0)
+
+
+def test_a_ball_along_the_rays_is_a_ball_in_the_world():
+    elevation, n = 25.0, 40
+    camera = Cameras.orbit([0.0], elevation, 32)
+    origins, directions = camera.rays()
+    points = origins[0] + slices(64)[:, None, None, None] * directions[0]  # (D, S, S, 3)
+    inside = shape_field(40 * (0.4 - points.norm(dim=-1)), torch.ones(32, 32), camera, n) > 0
+    assert inside.sum() * (2 * HALF / n) ** 3 == pytest.approx(4 / 3 * math.pi * 0.4**3, rel=0.03)
+
+
+# --- the network -------------------------------------------------------------------------------------------
+
+
+def picture(batch=2, size=16):
+    image = random(batch, 4, size, size)
+    image[:, 3] = disc(size, size / 3)
+    return image, torch.deg2rad(torch.tensor([10.0, 30.0])[:batch])
+
+
+def test_a_network_of_zeros_is_the_template():
+    net = OccupancyNet(CONFIG)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+        image, elevation = picture()
+        logits, volume = net(image, elevation)
+    twin = template(inflate(image[:, 3:]), upright_depth(pixel_rays(16), elevation), slices(12))
+    assert logits.shape == (2, 12, 16, 16) and volume.shape == (2, 4, 4, 8, 8)
+    torch.testing.assert_close(logits, twin)
+    assert not volume.any()
+    assert (logits.amax(1) > 0).equal(image[:, 3] > 0.5)
+
+
+def test_the_elevation_is_looked_at():
+    torch.manual_seed(0)
+    net = OccupancyNet(CONFIG).eval()
+    image, elevation = picture()
+    with torch.no_grad():
+        logits, volume = net(image, elevation)
+        other, _ = net(image, elevation + 0.2)
+        alone, _ = net(image[1:], elevation[1:])
+    assert (logits - other).abs().max() > 0.1
+    torch.testing.assert_close(alone, logits[1:], atol=1e-5, rtol=0)
+
+
+def test_forward_makes_nothing_on_the_host():
+    """A tensor of the host in `forward` stops a GPU at every step."""
+    net = OccupancyNet(CONFIG).to("meta")
+    image, elevation = torch.empty(2, 4, 16, 16, device="meta"), torch.empty(2, device="meta")
+    with OnMeta():
+        logits, volume = net(image, elevation)
+        places = frustum_places(torch.empty(2, 7, 3, device="meta"), elevation)
+        assert color_at(volume, image, places).shape == (2, 7, 3) and logits.is_meta
+        with pytest.raises(AssertionError, match="cpu"):
+            torch.zeros(2)
+        with pytest.raises(AssertionError, match="cpu"):
+            torch.tensor(1.0)
+
+
+def test_folder_round_trip(tmp_path):
+    torch.manual_seed(1)
+    net = OccupancyNet(CONFIG).eval()
+    again = OccupancyNet.from_pretrained(net.save_pretrained(tmp_path / "shape"))
+    image, elevation = picture()
+    with torch.no_grad():
+        assert torch.equal(net(image, elevation)[0], again(image, elevation)[0])
+    with pytest.raises(UserError, match="'shape', not a dd3g generator"):
+        from dd3g.pepd import Generator
+
+        Generator.from_pretrained(tmp_path / "shape")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 20}, "size 20"),
+        ({"width": 12}, "width 12"),
+        ({"widths": (64, 4)}, r"widths\[1\] 4"),
+        ({"heads": 3}, "heads 3"),
+        ({"bins": 0}, "bins 0"),
+        ({"depth": -1}, "depth -1"),
+    ],
+)
+def test_wrong_shapes(options, message):
+    with pytest.raises(ValueError, match=message):
+        OccupancyConfig(**options)
+
+
+# --- colours -----------------------------------------------------------------------------------------------
+
+
+def test_colours_are_the_pixel_at_an_open_gate_and_the_mean_at_a_closed_one():
+    image = torch.zeros(1, 4, 16, 16)
+    image[:, 0, :, :8], image[:, 2, :, 8:], image[:, 3, :, 4:12] = 0.8, 0.6, 1
+    volume = torch.zeros(1, 4, 3, 8, 8)
+    places = torch.tensor([[[-0.2, 0.0, 0.0], [0.2, 0.0, 0.5]]])
+    volume[:, 0] = 20
+    opened = color_at(volume, image, places)[0]
+    torch.testing.assert_close(
+        opened, torch.tensor([[0.8, 0.02, 0.02], [0.02, 0.02, 0.6]]), atol=1e-3, rtol=0
+    )
+    volume[:, 0] = -20
+    closed = color_at(volume, image, places)[0]
+    torch.testing.assert_close(closed, torch.tensor([[0.4, 0.02, 0.3]] * 2), atol=1e-3, rtol=0)
+    volume[:, 2] = torch.linspace(-3, 3, 3)[None, :, None, None]
+    nearer, farther = color_at(volume, image, places)[0, :, 1]
+    assert nearer == pytest.approx(0.02, abs=1e-3) and farther > 0.1
+
+
+def test_colours_are_carried_past_the_mask():
+    image = torch.zeros(1, 4, 16, 16)
+    image[:, :3] = random(1, 3, 16, 16)
+    image[:, :3, 6:10, 6:10], image[:, 3, 6:10, 6:10] = torch.tensor([0.2, 0.4, 0.9])[:, None, None], 1
+    found = bled(image)
+    torch.testing.assert_close(found, torch.tensor([0.2, 0.4, 0.9]).view(1, 3, 1, 1).expand_as(found))
