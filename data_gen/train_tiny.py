@@ -30,6 +30,7 @@ from dd3g.io.shards import Shards
 from dd3g.picture_sources import SHEET, split_sheet
 from dd3g.setting import setting
 from dd3g.training import SmallNetworkConfig, fit
+from dd3g.training.config import precision_here
 
 SHOWN = (
     "a red apple", "a green pine tree", "a brown wooden chair", "a blue fish", "a grey rock", "a yellow car",
@@ -79,7 +80,7 @@ class TinyTrainConfig:
     lr_warmup_steps: int = setting(100, "first steps, over which the learning rate rises")
     adam_weight_decay: float = setting(0.01, "of AdamW; 0 is Adam")
     max_grad_norm: float = setting(1.0, "0 does not clip")
-    mixed_precision: str = setting("bf16", "or no")
+    mixed_precision: str = setting("auto", "no or bf16; auto: bf16 on CUDA, none on CPUs")
     ema_decay: float = setting(0.998, "of the average of the weights that is the result")
     checkpointing_steps: int = setting(500, "a checkpoint this often; a kill loses at most these")
     resume_from_checkpoint: str = setting("", '"latest" resumes the run in output_dir')
@@ -91,8 +92,8 @@ class TinyTrainConfig:
     def __post_init__(self) -> None:
         # YAML reads no as False.
         self.mixed_precision = {"False": "no", "fp32": "no"}.get(self.mixed_precision, self.mixed_precision)
-        if self.mixed_precision not in ("no", "bf16"):
-            raise ValueError(f"mixed_precision {self.mixed_precision!r} is not one of no, bf16")
+        if self.mixed_precision not in ("auto", "no", "bf16"):
+            raise ValueError(f"mixed_precision {self.mixed_precision!r} is not one of auto, no, bf16")
         if self.resume_from_checkpoint not in ("", "latest"):
             raise ValueError(
                 f"resume_from_checkpoint {self.resume_from_checkpoint!r} must be latest or empty"
@@ -255,7 +256,7 @@ def run(config: TinyTrainConfig) -> Path:
         raise UserError(f"configuration: {error}") from error
     views = CaptionedViews(config)
     model.learn([*COLORS, *LOOKS, *{word for words in views.words for word in words}])
-    output, mixed = Path(config.output_dir), config.mixed_precision == "bf16"
+    output, mixed = Path(config.output_dir), precision_here(config.mixed_precision) == "bf16"
     count = sum(len(p) for p in views.pictures)
     loss = TinyLoss(views, config.train_batch_size, state.device, mixed)
 

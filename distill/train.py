@@ -148,7 +148,7 @@ def losses(config: DistillConfig) -> tuple[Verifier | None, nn.Module | None]:
                 f"pretrained_teacher_model {config.pretrained_teacher_model} sees pictures of "
                 f"{teacher.rig.width} pixels, the generator of {size}: give a verifier of that size"
             )
-        precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)
+        precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
         verifier = Verifier(
             teacher,
             c.implicit_form,

@@ -196,7 +196,7 @@ def _accelerator(config: LoopConfig, output: Path) -> Accelerator:
             # Without CUDA, cpu=True lets torchrun start several processes.
             cpu=config.use_cpu or not torch.cuda.is_available(),
             gradient_accumulation_steps=config.gradient_accumulation_steps,
-            mixed_precision=config.mixed_precision,
+            mixed_precision=config.precision,
             log_with=None if config.report_to == "none" else config.report_to,
             project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
         )

@@ -335,7 +335,7 @@ def test_training_killed_and_resumed_ends_the_same(renders, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["mixed_precision=fp16"], "mixed_precision 'fp16' is not one of no, bf16"),
+        (["mixed_precision=fp16"], "mixed_precision 'fp16' is not one of auto, no, bf16"),
         (["word_dropout=2"], "word_dropout must be between 0 and 1"),
         (["--resume", "runs/x"], "must be latest or empty"),
         (["views=0"], "views must be at least 1"),

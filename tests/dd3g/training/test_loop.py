@@ -325,7 +325,7 @@ def test_errors_of_samples_are_one_line(tmp_path, workers):
 
 
 def test_precisions(tmp_path):
-    names = {"no": "no", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+    names = {"auto": "auto", "no": "no", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
     assert all(LoopConfig(mixed_precision=k).mixed_precision == v for k, v in names.items())
     (tmp_path / "a.yaml").write_text("mixed_precision: no\n")
     assert parse(["--config", str(tmp_path / "a.yaml")], LoopConfig).mixed_precision == "no"
@@ -345,6 +345,22 @@ def test_precisions(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="mixed_precision 'fp16' needs a CUDA device"):
             fit_line(tmp_path / "half", mixed_precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "bf16", "use_cpu", "precision"),
+    [
+        (False, True, False, "no"),
+        (True, True, False, "bf16"),
+        (True, False, False, "no"),
+        (True, True, True, "no"),
+    ],
+)
+def test_precision_suits_the_machine(monkeypatch, cuda, bf16, use_cpu, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    assert LoopConfig(use_cpu=use_cpu).precision == precision
+    assert LoopConfig(mixed_precision="fp16", use_cpu=use_cpu).precision == "fp16"
 
 
 def test_schedules():
