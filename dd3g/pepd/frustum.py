@@ -22,7 +22,7 @@ NEAR, FAR = 0.95, 2.05  # camera depth that the slices span; objects lie within 
 TAN = math.tan(math.radians(FOVY) / 2)
 SOFTNESS = 0.05  # of the template: world units a logit
 LIMIT = 2.5  # of its logits
-THICKEST = 0.35  # half thickness of an inflated silhouette at most, world units
+THICKEST = 0.3  # half thickness of an inflated silhouette at most: what is broad is seldom as deep as a ball
 OUTSIDE = -6.0  # logit where the silhouette lets nothing be
 
 

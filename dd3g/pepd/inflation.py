@@ -12,11 +12,11 @@ from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
+from dd3g.pepd.frustum import inflate
 from dd3g.pepd.solid import LEVEL, Colors, SolidOptions, discs_on, resize, sampled, spread, within
 from dd3g.pepd.surface import HALF, smoothed, visual_hull
 
 SOFTNESS = 0.05  # world units in depth over which the field falls from `LEVEL` to nothing
-THICKEST = 0.3  # half thickness, world units: what is broad is seldom as deep as a ball
 
 
 def inflated_silhouette(picture: Tensor, camera: Cameras, options: SolidOptions | None = None) -> Gaussians:
@@ -32,48 +32,13 @@ def inflated_silhouette(picture: Tensor, camera: Cameras, options: SolidOptions 
     """
     o = options or SolidOptions()
     picture, camera = within(picture, camera, o)
-    small = camera.resized(o.mask_size)
-    pixel = float(camera.positions.norm() / small.Ks[0, 0, 0])
-    half = (pixel * inflate(resize(picture[None], o.mask_size)[0, 3] > 0.5)).clamp(max=THICKEST)
+    half = inflate(resize(picture[None], o.mask_size)[:, 3:])[0, 0]
 
     def field(resolution: int) -> Tensor:
         front = visual_hull(picture[3:], camera, resolution)
         return smoothed(torch.minimum(front, inflated_field(half, camera, resolution)), o.blur)
 
     return discs_on(field, LEVEL, picture, camera, mirrored(picture, camera), o)
-
-
-def inflate(mask: Tensor, steps: int = 400, tolerance: float = 1e-4) -> Tensor:
-    """Half thickness (S, S), in pixels, of a body with this silhouette (S, S); a disc becomes a ball.
-
-    The root of u, where laplace(u) = -4 inside the mask and u = 0 on its outline, by conjugate gradients. On
-    a disc of radius R, u = R^2 - r^2.
-    """
-    inside = mask.float()
-
-    def around(u: Tensor) -> Tensor:
-        p = F.pad(u, (1, 1, 1, 1))
-        return p[1:-1, 2:] + p[1:-1, :-2] + p[2:, 1:-1] + p[:-2, 1:-1]
-
-    own = 8 - around(
-        inside
-    )  # 4, and as much again for each side on the edge, beyond which u changes its sign
-
-    def minus_laplacian(u: Tensor) -> Tensor:
-        return (own * u - around(u)) * inside
-
-    u, rest = torch.zeros_like(inside), 4 * inside
-    way, left = rest, rest.square().sum()
-    enough = left * tolerance**2
-    for _ in range(steps):
-        if left <= enough:
-            break
-        slope = minus_laplacian(way)
-        step = left / (way * slope).sum()
-        u, rest = u + step * way, rest - step * slope
-        before, left = left, rest.square().sum()
-        way = rest + left / before * way
-    return u.clamp(min=0).sqrt()
 
 
 def inflated_field(half: Tensor, camera: Cameras, resolution: int) -> Tensor:

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 
 from dd3g.cameras import Cameras
 from dd3g.pepd.inflation import (
-    inflate,
     inflated_field,
     inflated_silhouette,
     mirrored,
@@ -20,36 +19,6 @@ def disc(size, radius, centre=(0.0, 0.0)):
     a = torch.arange(size) + 0.5 - size / 2
     y, x = torch.meshgrid(a, a, indexing="ij")
     return ((x - centre[0]).square() + (y - centre[1]).square()).sqrt() < radius
-
-
-@pytest.mark.parametrize("radius", [6, 20])
-def test_a_disc_becomes_a_ball(radius):
-    mask = disc(64, radius, (5.0, -3.0))
-    half = inflate(mask)
-    a = torch.arange(64) + 0.5 - 32
-    ball = (radius**2 - (a - 5).square() - (a[:, None] + 3).square()).clamp(min=0).sqrt()
-    well_inside = disc(64, radius - 2, (5.0, -3.0))
-    assert (half - ball)[well_inside].abs().max() < 0.15
-    assert not half[~mask].any()
-
-
-def test_inflation_solves_its_equation():
-    """A mask with a hole and two parts, against a dense solve."""
-    mask = torch.zeros(12, 12, dtype=torch.bool)
-    mask[1:7, 2:9], mask[3:5, 4:6], mask[9:11, 8:] = True, False, True
-    places = mask.nonzero().tolist()
-    index = {tuple(p): i for i, p in enumerate(places)}
-    matrix = torch.zeros(len(places), len(places), dtype=torch.float64)
-    for i, (y, x) in enumerate(places):
-        for other in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
-            if other in index:
-                matrix[i, i] += 1
-                matrix[i, index[other]] -= 1
-            else:
-                matrix[i, i] += 2  # u changes its sign across the outline
-    u = torch.linalg.solve(matrix, torch.full((len(places),), 4.0, dtype=torch.float64))
-    torch.testing.assert_close(inflate(mask)[mask].double(), u.sqrt(), atol=2e-3, rtol=0)
-    assert not inflate(torch.zeros(8, 8, dtype=torch.bool)).any()
 
 
 @pytest.mark.parametrize("elevation", [0.0, 35.0])
