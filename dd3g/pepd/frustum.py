@@ -88,6 +88,11 @@ def inflate(alpha: Tensor, rounds: int = 12) -> Tensor:
     Returns:
         (B, 1, S, S) in world units at the object's distance.
     """
+
+    def around(x: Tensor) -> Tensor:
+        p = F.pad(x, (1, 1, 1, 1))
+        return p[..., 1:-1, 2:] + p[..., 1:-1, :-2] + p[..., 2:, 1:-1] + p[..., :-2, 1:-1]
+
     masks = [(alpha.float() > 0.5).float()]
     while masks[-1].shape[-1] % 2 == 0 and masks[-1].shape[-1] > 8:
         masks.append(F.avg_pool2d(masks[-1], 2))
@@ -95,10 +100,11 @@ def inflate(alpha: Tensor, rounds: int = 12) -> Tensor:
     for mask in reversed(masks):
         if u.shape != mask.shape:
             u = 4 * F.interpolate(u, scale_factor=2, mode="bilinear")  # lengths are pixels, and these halve
+        own = 8 - around(
+            mask
+        )  # 4, and one more for each side on the outline, beyond which u changes its sign
         for _ in range(rounds):
-            p = F.pad(u, (1, 1, 1, 1))
-            around = p[..., 1:-1, 2:] + p[..., 1:-1, :-2] + p[..., 2:, 1:-1] + p[..., :-2, 1:-1]
-            u = mask * (0.25 * around + 1)
+            u = mask * (around(u) + 4) / own
     pixel = 2 * RADIUS * TAN / alpha.shape[-1]
     return (u.sqrt() * pixel).clamp(max=THICKEST)
 
