@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -168,7 +169,7 @@ def explain(error: Exception, out: Path, less: str) -> str:
 
 
 def guarded(work: Callable[[], int | None], go_on: str = "run the same command again to resume") -> int:
-    """Exit code of some work: its own, 2 with one line when something is wrong, 130 after Ctrl-C.
+    """Exit code of some work: its own, 2 with one line when something is wrong, 128 + number of a signal.
 
     Args:
         work: returns an exit code; None counts as 0.
@@ -179,9 +180,9 @@ def guarded(work: Callable[[], int | None], go_on: str = "run the same command a
     except (UserError, OSError) as error:
         _say(f"error: {error}", err=True)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:  # of Ctrl-C, or of another signal that the work took for one
         _say(f"stopped: {go_on}", err=True)
-        return 130
+        return 128 + getattr(stop, "number", signal.SIGINT)
 
 
 def make_app(command: Callable[..., None]) -> typer.Typer:

@@ -28,6 +28,7 @@ from dd3g.training.data import Samples, batches, mixed_seed
 from dd3g.training.metrics import Metrics
 from dd3g.training.muon import Muon
 from dd3g.training.rate import LearningRate
+from dd3g.training.stopping import Stopped, StopRequest
 
 METRICS = "metrics.jsonl"
 MIN_LOSS_SCALE = 1e-4  # fp16: below this nothing but overflows happens
@@ -55,12 +56,13 @@ def fit(
         A copy of the model that holds the moving average, in evaluation mode.
 
     Raises:
+        Stopped: on SIGINT, SIGTERM, SIGHUP or SIGUSR1, after a checkpoint of the step that was under way.
         UserError: when loss or gradient are not finite (weights, average and checkpoints are then still those
             of the step before), the checkpoint to resume from is missing or broken, the folder holds another
             run, or the disk is full.
     """
     run = _Run(model, config)
-    with torch.random.fork_rng(devices=run.gpus):
+    with torch.random.fork_rng(devices=run.gpus), StopRequest() as request:
         step = resume(run.accelerator, run.output, config)
         main = run.accelerator.is_main_process
         metrics = Metrics(run.output / METRICS, step, config.logging_steps) if main else None
@@ -82,8 +84,12 @@ def fit(
                     found = run.publish(publish, step)
                     if metrics is not None and found:
                         metrics.write(step, found)
-                if last or step % config.checkpointing_steps == 0:
+                asked = 0 if last else run.asked_to_stop(request)
+                if last or asked or step % config.checkpointing_steps == 0:
                     save_checkpoint(run.accelerator, run.output, step, config)
+                if asked:
+                    run.accelerator.end_training()
+                    raise Stopped(asked)
         run.accelerator.end_training()
     return run.average_model
 
@@ -127,6 +133,13 @@ class _Run:
         return step == self.config.max_train_steps or self.rate.minutes > (
             self.config.max_minutes or math.inf
         )
+
+    def asked_to_stop(self, request: StopRequest) -> int:
+        """Number of the signal that any process got, or 0; all leave at one step or none does."""
+        if self.accelerator.num_processes == 1:
+            return request.number
+        here = torch.tensor([request.number], device=self.accelerator.device)
+        return int(self.accelerator.gather(here).max())
 
     def advance(self, loss: Loss, source: Iterator[Any], step: int) -> dict[str, float]:
         """One optimiser step; returns its numbers, the same on all processes."""

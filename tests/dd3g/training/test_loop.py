@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import pickle
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import torch
 from stand_ins.training_runs import files, metrics
 from torch import Tensor, nn
 
+from dd3g.command import guarded
 from dd3g.configuration import parse
 from dd3g.errors import UserError
 from dd3g.training import Batch, LoopConfig, checkpoints, fit, generator_for, loop
 from dd3g.training.rate import learning_rate
+from dd3g.training.stopping import Stopped
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +124,44 @@ def test_accumulated_batches_equal_large_ones(tmp_path, accumulation):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) and a["grad_norm"] == pytest.approx(
             b["grad_norm"], rel=1e-4
         )
+
+
+def asked_at(step, *signals):
+    """The loss, during whose call at this step the process gets signals."""
+
+    def loss(model, batch, now):
+        if now == step:
+            for name in signals:
+                os.kill(os.getpid(), getattr(signal, name))
+        return squared(model, batch, now)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("SIGUSR1", 138)]
+)
+def test_a_signal_ends_the_run_with_a_checkpoint_of_its_step(tmp_path, name, code):
+    whole, _ = fit_line(tmp_path / "whole")
+    handler = signal.getsignal(getattr(signal, name))
+    assert guarded(lambda: fit_line(tmp_path / "cut", loss=asked_at(4, name)) and None) == code
+    assert [p.name for p in checkpoints.checkpoints(tmp_path / "cut")] == ["checkpoint-3", "checkpoint-5"]
+    assert [line["step"] for line in metrics(tmp_path / "cut")] == [1, 2, 3, 4, 5]
+    assert signal.getsignal(getattr(signal, name)) == handler
+    again, _ = fit_line(tmp_path / "cut", resume_from_checkpoint="latest")
+    assert all(map(torch.equal, whole.parameters(), again.parameters()))
+    assert (tmp_path / "cut/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
+def test_a_second_signal_does_not_wait_for_the_step(tmp_path):
+    with pytest.raises(Stopped, match="SIGINT"):
+        fit_line(tmp_path, loss=asked_at(4, "SIGTERM", "SIGINT"))
+    assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["checkpoint-3"]
+
+
+def test_a_signal_in_the_last_step_leaves_a_finished_run(tmp_path):
+    fit_line(tmp_path, loss=asked_at(7, "SIGTERM"))
+    assert (tmp_path / "model/line.pt").is_file() and len(metrics(tmp_path)) == 8
 
 
 def test_resuming_with_another_accumulation_still_steps_once(tmp_path):
