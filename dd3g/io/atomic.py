@@ -29,7 +29,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            partial.touch()
+            mode = partial.stat().st_mode & 0o777
+            partial.unlink()  # some libraries do not write over a file
             yield partial
+            if partial.is_file():
+                partial.chmod(mode)  # and some write for the eyes of the owner alone, whatever the umask
             os.replace(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)

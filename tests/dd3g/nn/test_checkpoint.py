@@ -196,3 +196,13 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 def test_config_is_plain_json(tmp_path):
     save_folder(tmp_path, module(), CONFIG | {"shape": (1, 2)})
     assert json.loads((tmp_path / "config.json").read_text())["shape"] == [1, 2]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_colleagues_may_read_what_the_umask_lets_them(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        folder = save_folder(tmp_path / "model", module(), CONFIG)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {mode}
