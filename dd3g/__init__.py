@@ -1,5 +1,6 @@
 """dd3g: one picture to 3D Gaussians in one forward pass."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from dd3g.rasterizer import rasterize
 
 __version__ = "0.1.0"
+
+# Libraries report their use unless told not to, before they are imported; nothing leaves the machine unasked.
+for _name in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+    os.environ.setdefault(_name, "1")
 __all__ = ["Cameras", "Gaussians", "Generator", "load_image", "rasterize"]
 
 _HOME = {
