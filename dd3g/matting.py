@@ -12,6 +12,9 @@ from dd3g.errors import UserError
 from dd3g.models import require_model
 
 
+FOUND = 0.5  # saliency from which there is an object in the picture
+
+
 def predict_matte(image: Image.Image, model: str, threads: int = 0) -> Image.Image:
     """Ask a matting model what the object is.
 
@@ -37,7 +40,8 @@ def predict_matte(image: Image.Image, model: str, threads: int = 0) -> Image.Ima
     batch = small.transpose(2, 0, 1)[None].astype(np.float32)  # (1, 3, 320, 320)
     saliency = session.run(None, {session.get_inputs()[0].name: batch})[0][0, 0]  # (320, 320)
     low, high = saliency.min(), saliency.max()
-    mask = (saliency - low) / max(high - low, 1e-6)
+    # Blank pictures reach .002 to .06, objects over .99: stretched, a blank one would get an object.
+    mask = (saliency - low) / (high - low) if high > FOUND else saliency
     return Image.fromarray((mask * 255).astype(np.uint8)).resize(image.size, Image.Resampling.LANCZOS)
 
 

@@ -221,3 +221,18 @@ def test_failed_save_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match="cannot write"):
         Picture(torch.zeros(4, 8, 8)).save(taken)
     assert list(tmp_path.rglob("*")) == [taken]
+
+
+@pytest.mark.skipif(models.model_path("u2netp") is None, reason="u2netp is not fetched")
+@pytest.mark.parametrize("kind", ["white", "black", "grey", "gradient", "slope"])
+def test_a_picture_of_nothing_has_no_object(kind):
+    ramp = np.tile(np.linspace(0, 255, 240, dtype=np.uint8), (160, 1))
+    pixels = {
+        "white": np.full((160, 240), 255, np.uint8),
+        "black": np.zeros((160, 240), np.uint8),
+        "grey": np.full((160, 240), 128, np.uint8),
+        "gradient": ramp,
+        "slope": (ramp // 2 + np.linspace(0, 127, 160, dtype=np.uint8)[:, None]).astype(np.uint8),
+    }[kind]
+    with pytest.raises(UserError, match="no object was found in the picture"):
+        load_image(Image.fromarray(pixels).convert("RGB"))
