@@ -11,7 +11,6 @@ from PIL import Image
 from dd3g.errors import UserError
 from dd3g.models import require_model
 
-
 FOUND = 0.5  # saliency from which there is an object in the picture
 
 
