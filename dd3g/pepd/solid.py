@@ -1,7 +1,8 @@
 """A closed body of opaque discs in place of the generator's soft splats, coloured by the picture.
 
 Soft splats hide a wrong shape from pixel losses and show it to people. `solidify` keeps what the generator
-knows, the outline and the colour from every side, and drops the rest: masks from around -> visual hull ->
+knows, the outline and the colour from every side, and drops the rest: masks from around -> visual hull, swollen
+by a share of the inflated silhouette ->
 closed surface -> a disc at every point of it -> colour from the picture where it shows, from the generator
 elsewhere.
 """
@@ -18,14 +19,22 @@ from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
-from dd3g.pepd.surface import HALF, first_hits, smoothed, surface_nets, visual_hull
+from dd3g.pepd.frustum import inflate
+from dd3g.pepd.surface import (
+    HALF,
+    LEVEL,
+    first_hits,
+    inflated_field,
+    smoothed,
+    surface_nets,
+    visual_hull,
+)
 from dd3g.quaternions import matrix_to_quaternion
 from dd3g.rasterizer import rasterize
 
 Field = Callable[[int], Tensor]  # voxels a side n -> (n, n, n) over the cube, high inside
 Colors = Callable[[Tensor, Tensor], Tensor]  # points and normals (P, 3) -> sRGB (P, 3)
 
-LEVEL = 0.5  # of the hull that makes the surface
 VISIBLE = 0.02  # alpha from which a pixel of the picture gets a disc
 # Where masks are taken from: rings at three elevations, for outlines of legs as well as of tops.
 RING = ((10.0, 12, 0.0), (40.0, 6, 0.0), (-10.0, 4, 45.0))  # elevation, cameras, first azimuth
@@ -37,7 +46,10 @@ class SolidOptions:
 
     resolution: int = 72  # voxels a side
     mask_size: int = 64  # pixels a side of the masks, those of the generator's training
-    outline: float = 0.58  # alpha that counts as it: lower swells haze into matter, higher leaves holes
+    outline: float = (
+        0.54  # alpha that counts as the outline: lower swells haze into matter, higher leaves holes
+    )
+    swelling: float = 0.2  # share of the inflated silhouette in the body, which smooths what masks tear
     blur: float = 0.8  # standard deviation of the filter on the hull
     tangent: float = 0.5  # standard deviation of a disc along the surface
     thickness: float = 0.2  # and across it
@@ -74,9 +86,12 @@ def solidify(
     views = torch.cat([render.rgb / render.alpha.clamp(min=1e-3), render.alpha], 1).clamp(0, 1)
     masks = (LEVEL + 1.25 * (render.alpha[:, 0] - o.outline)).clamp(0, 1)  # (V, S, S)
 
+    half = inflate(resize(picture[None], o.mask_size)[:, 3:])[0, 0]
+
     def field(resolution: int) -> Tensor:
-        around, front = visual_hull(masks, ring, resolution), visual_hull(picture[3:], camera, resolution)
-        return smoothed(torch.minimum(around, front), o.blur)
+        hull = visual_hull(masks, ring, resolution)
+        body = torch.lerp(hull, inflated_field(half, camera, resolution), o.swelling)
+        return smoothed(torch.minimum(body, visual_hull(picture[3:], camera, resolution)), o.blur)
 
     def colors(points: Tensor, normals: Tensor) -> Tensor:
         return shaded(points, normals, views, ring)

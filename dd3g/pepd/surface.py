@@ -13,6 +13,8 @@ from dd3g.cameras import FAR, NEAR, Cameras
 from dd3g.rasterizer.numba_setup import turn
 
 HALF = 0.6  # half the side of the cube that is searched, world units; objects reach 0.55
+LEVEL = 0.5  # of a field that makes the surface
+SOFTNESS = 0.05  # world units in depth over which an inflated field falls from `LEVEL` to nothing
 
 
 def visual_hull(alpha: Tensor, cameras: Cameras, resolution: int) -> Tensor:
@@ -30,6 +32,32 @@ def visual_hull(alpha: Tensor, cameras: Cameras, resolution: int) -> Tensor:
     with turn:
         _hull(_array(alpha), _array(cameras.viewmats), _array(cameras.Ks), HALF, field)
     return torch.from_numpy(field)
+
+
+def inflated_field(half: Tensor, camera: Cameras, resolution: int) -> Tensor:
+    """Field (n, n, n), `LEVEL` on the inflated silhouette, around the upright plane that faces the camera.
+
+    Args:
+        half: (S, S) half thickness along the camera's rays, world units.
+        camera: (1,).
+        resolution: voxels a side, n.
+    """
+    points = voxel_centres(resolution)
+    uv, z = camera.project(points)  # (1, P, 2), (1, P)
+    thickness = F.grid_sample(half[None, None], uv[:, None], align_corners=False, padding_mode="border")[
+        0, 0, 0
+    ]
+    eye = camera.positions[0]
+    towards = F.normalize(eye * torch.tensor([1.0, 0.0, 1.0]), dim=0)
+    # Along its ray, of camera depth z, a point p lies z (p . n) / ((p - eye) . n) from the plane p . n = 0.
+    offset = z[0] * (points @ towards) / ((points - eye) @ towards)
+    return (LEVEL + (thickness - offset.abs()) / (2 * SOFTNESS)).clamp(0, 1).view((resolution,) * 3)
+
+
+def voxel_centres(resolution: int) -> Tensor:
+    """(n^3, 3) world places of the voxels of [-HALF, HALF]^3, the last axis fastest."""
+    a = (torch.arange(resolution) + 0.5) / resolution * 2 * HALF - HALF
+    return torch.stack(torch.meshgrid(a, a, a, indexing="ij"), -1).view(-1, 3)
 
 
 def smoothed(field: Tensor, deviation: float) -> Tensor:

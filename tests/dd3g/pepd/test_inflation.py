@@ -5,13 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from dd3g.cameras import Cameras
-from dd3g.pepd.inflation import (
-    inflated_field,
-    inflated_silhouette,
-    mirrored,
-    voxel_centres,
-)
-from dd3g.pepd.surface import HALF
+from dd3g.pepd.inflation import inflated_silhouette, mirrored
+from dd3g.pepd.surface import HALF, inflated_field, voxel_centres
 from dd3g.rasterizer import rasterize
 
 
