@@ -1,10 +1,9 @@
 """A closed body of opaque discs in place of the generator's soft splats, coloured by the picture.
 
 Soft splats hide a wrong shape from pixel losses and show it to people. `solidify` keeps what the generator
-knows, the outline and the colour from every side, and drops the rest: masks from around -> visual hull, swollen
-by a share of the inflated silhouette ->
-closed surface -> a disc at every point of it -> colour from the picture where it shows, from the generator
-elsewhere.
+knows, the outline and the colour from every side, and drops the rest: masks from around -> visual hull, with
+a share of the inflated silhouette -> closed surface -> a disc at every point of it -> colour from the picture
+where it shows, from the generator elsewhere.
 """
 
 from __future__ import annotations
