@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dd3g.nn import MultiViewTransformer, ResidualBlock
 from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
 from dd3g.pepd.frustum import TAN, inflate, pixel_rays, plucker, slices, template, upright_depth
+from dd3g.pepd.solid import spread
 from dd3g.setting import setting
 
 
@@ -173,7 +174,9 @@ def color_at(volume: Tensor, image: Tensor, places: Tensor) -> Tensor:
         (B, P, 3) sRGB in 0..1.
     """
     alpha = image[:, 3:]
-    seen = F.grid_sample(bled(image), places[:, None, :, :2], align_corners=False, padding_mode="border")
+    seen = F.grid_sample(
+        spread(image[:, :3], image[:, 3:]), places[:, None, :, :2], align_corners=False, padding_mode="border"
+    )
     mean = (image[:, :3] * alpha).sum((2, 3)) / alpha.sum((2, 3)).clamp(min=1.0)
     found = F.grid_sample(volume, places[:, None, None], align_corners=False, padding_mode="border")[
         :, :, 0, 0
@@ -181,13 +184,3 @@ def color_at(volume: Tensor, image: Tensor, places: Tensor) -> Tensor:
     gate = (found[:, :1] + 2).sigmoid()
     start = (seen[:, :, 0] * gate + mean[..., None] * (1 - gate)).clamp(0.02, 0.98)
     return (start.logit() + found[:, 1:]).sigmoid().transpose(1, 2)
-
-
-def bled(rgba: Tensor, rounds: int = 4) -> Tensor:
-    """Colours (B, 3, S, S) of straight RGBA, carried past the mask: edges must not take what lies behind."""
-    held = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
-    total = held
-    for k in range(1, rounds + 1):
-        wide = F.interpolate(F.avg_pool2d(held, 2**k, ceil_mode=True), held.shape[-2:], mode="bilinear")
-        total = total + 1e-3**k * wide
-    return total[:, :3] / total[:, 3:].clamp(min=1e-13)

@@ -25,7 +25,8 @@ from dd3g.pepd.frustum import (
     template,
     upright_depth,
 )
-from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet, bled, color_at
+from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet, color_at
+from dd3g.pepd.solid import spread
 from dd3g.pepd.surface import HALF
 
 ELEVATIONS = [-10.0, 10.0, 37.0]
@@ -265,5 +266,5 @@ def test_colours_are_carried_past_the_mask():
     image = torch.zeros(1, 4, 16, 16)
     image[:, :3] = random(1, 3, 16, 16)
     image[:, :3, 6:10, 6:10], image[:, 3, 6:10, 6:10] = torch.tensor([0.2, 0.4, 0.9])[:, None, None], 1
-    found = bled(image)
+    found = spread(image[:, :3], image[:, 3:])
     torch.testing.assert_close(found, torch.tensor([0.2, 0.4, 0.9]).view(1, 3, 1, 1).expand_as(found))
