@@ -122,6 +122,12 @@ class Cameras:
         p = self.positions
         return torch.atan2(p[..., 0], p[..., 2])
 
+    @property
+    def elevations(self) -> Tensor:
+        """(...) elevation of each camera centre in radians, up is positive."""
+        p = self.positions
+        return torch.atan2(p[..., 1], p[..., [0, 2]].norm(dim=-1))
+
     def rays(self) -> tuple[Tensor, Tensor]:
         """Rays through the pixel centres.
 

@@ -109,6 +109,10 @@ class RenderedObjects(Sequence[RenderedObject]):
             return self._cache[index].meta
         return self._described(index, self._shards.read(index, "json"))[1]
 
+    def shard(self, index: int) -> Path:
+        """File that holds the object."""
+        return Path(self._shards.where(index))
+
     def _fill(self) -> None:
         with Progress(total=len(self), name="renders decoded") as progress:
             cache = []

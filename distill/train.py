@@ -112,12 +112,14 @@ def draw_contact_sheet(generator: Generator, batch: Sample, path: Path) -> None:
 def run(config: DistillConfig) -> Path:
     """Train; returns the folder of the averaged generator."""
     torch.manual_seed(config.seed)
+    if config.generator.shape is not None:
+        raise UserError("generator.shape: its network is trained by `dd3g train-shape`; leave it out here")
     try:
         generator = Generator(config.generator)
     except ValueError as error:
         raise UserError(f"configuration: {error}") from error
     if config.init_from:
-        load_weights(find_weights(config.init_from), generator)
+        load_weights(find_weights(config.init_from), generator, without="shape.")
     shape = config.generator.latent_shape
     held = validation_batch(config.validation_renders, config.generator.size, shape)
     objective = Objective(config.objective, config.max_train_steps, *losses(config))

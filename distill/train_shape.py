@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from accelerate import PartialState
 
 from dd3g.configuration import launch
 from dd3g.errors import UserError
@@ -21,6 +22,7 @@ from dd3g.nn.checkpoint import load_weights
 from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet
 from dd3g.setting import setting
 from dd3g.training import LoopConfig, fit, generator_for
+from distill.hulls import Hulls, with_hulls
 from distill.renders import RenderedObjects
 from distill.shapes import (
     ShapeDataset,
@@ -29,6 +31,7 @@ from distill.shapes import (
     ShapeSample,
     check_volumes,
     held_out,
+    input_views,
     shape_sample,
     shape_scores,
 )
@@ -53,6 +56,7 @@ class ShapeConfig(LoopConfig):
     held_objects: int = setting(64, "objects of these that are scored at each validation, at most")
     pixels: int = setting(768, "of the other view that a sample is compared in")
     init_from: str = setting("", "start from the weights in this folder")
+    generator: str = setting("nano", "whose hulls the network starts from, where network.hull")
     network: OccupancyConfig = field(default_factory=OccupancyConfig)
     objective: ShapeObjectiveConfig = field(default_factory=ShapeObjectiveConfig)
 
@@ -88,10 +92,13 @@ class Keeper:
         config: of the run.
         objects: renders.
         members: indices of the held-out ones; without any, every network replaces the one before.
+        hulls: that the network looks at.
     """
 
-    def __init__(self, config: ShapeConfig, objects: RenderedObjects, members: Sequence[int]) -> None:
-        self.config, self.objects, self.members = config, objects, members
+    def __init__(
+        self, config: ShapeConfig, objects: RenderedObjects, members: Sequence[int], hulls: Hulls | None
+    ) -> None:
+        self.config, self.objects, self.members, self.hulls = config, objects, members, hulls
         self.folder = Path(config.output_dir) / "model"
         path = self.folder / SCORES
         resumed = bool(config.resume_from_checkpoint) and path.exists()
@@ -100,9 +107,10 @@ class Keeper:
     def batches(self) -> Iterator[ShapeSample]:
         """One fixed sample of each held-out object."""
         shape, size = self.config.network, self.config.train_batch_size
+        sizes = shape.size, shape.bins, HELD_PIXELS
         for start in range(0, len(self.members), size):
             samples = [
-                shape_sample(self.objects[i], generator_for(0, i), shape.size, shape.bins, HELD_PIXELS)
+                shape_sample(self.objects[i], generator_for(0, i), *sizes, hulls=self.hulls, index=i)
                 for i in self.members[start : start + size]
             ]
             yield ShapeSample.collate(samples)
@@ -133,8 +141,14 @@ def run(config: ShapeConfig) -> Path:
     check_volumes(objects, shape.size)
     train, held = split(objects, config)
     shares = config.scan_fraction, config.shape_fraction
-    samples = ShapeDataset(objects, config.seed, shape.size, shape.bins, train, *shares, config.pixels)
-    keeper = Keeper(config, objects, held)
+    hulls = None
+    if shape.hull:
+        pictures = [input_views(objects.meta(i)) for i in range(len(objects))]
+        state = PartialState(cpu=config.use_cpu or not torch.cuda.is_available())
+        with state.main_process_first():  # the others read what it wrote
+            hulls = with_hulls(objects, config.generator, pictures, shape.bins, str(state.device))
+    samples = ShapeDataset(objects, config.seed, shape.size, shape.bins, train, hulls, *shares, config.pixels)
+    keeper = Keeper(config, objects, held, hulls)
     fit(network, ShapeObjective(config.objective), samples, config, keeper)
     return keeper.folder
 

@@ -129,8 +129,11 @@ def check_options(folder: str | Path, config: Any, known: Iterable[str]) -> None
         )
 
 
-def load_weights(folder: str | Path, module: nn.Module) -> None:
-    """Fill `module` from model.safetensors; every tensor must be there with its shape, in any float type."""
+def load_weights(folder: str | Path, module: nn.Module, without: str = "") -> None:
+    """Fill `module` from model.safetensors; every tensor must be there with its shape, in any float type.
+
+    Tensors of the file whose names begin with `without` are passed over.
+    """
     path = Path(folder) / WEIGHTS
     try:
         path.open("rb").close()  # says what is wrong; to safetensors every file it can't open is missing
@@ -143,7 +146,9 @@ def load_weights(folder: str | Path, module: nn.Module) -> None:
     except OSError as error:
         raise UserError(_unreadable(path, error)) from error
     try:
-        state = load_file(path)
+        state = {
+            n: tensor for n, tensor in load_file(path).items() if not (without and n.startswith(without))
+        }
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path}: not a complete safetensors file ({error}); copy the checkpoint again"

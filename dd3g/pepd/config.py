@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dd3g.cameras import FOVY, RADIUS
+from dd3g.pepd.occupancy import OccupancyConfig
 from dd3g.setting import setting
 
 
@@ -57,6 +58,7 @@ class GeneratorConfig:
     neighbours: int = setting(16, "of a token, for pt_mode knn")
     surface: Literal["hull", "off"] = setting("hull", "what `generate` gives: a solid; off: splats")
     bounds: Bounds = field(default_factory=Bounds)
+    shape: OccupancyConfig | None = setting(None, "network that finds matter, made by train-shape")
 
     def __post_init__(self) -> None:
         if self.size < 8 or self.size % 8:

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit, prange
 from torch import Tensor
 
-from dd3g.cameras import FOVY, RADIUS, Cameras
-from dd3g.pepd.surface import HALF
-from dd3g.rasterizer.numba_setup import turn
+from dd3g.cameras import FOVY, RADIUS
 
 NEAR, FAR = 0.95, 2.05  # camera depth that the slices span; objects lie within 0.55 of the origin
 TAN = math.tan(math.radians(FOVY) / 2)
@@ -75,6 +71,15 @@ def frustum_places(points: Tensor, elevation: Tensor) -> Tensor:
     return torch.stack([across, down, (z - NEAR) / (FAR - NEAR) * 2 - 1], -1)
 
 
+def frustum_points(rays: Tensor, depths: Tensor, elevation: Tensor) -> Tensor:
+    """World points (D, S, S, 3) at `depths` (D,) along `rays` (2, S, S); elevation () radians, azimuth 0."""
+    x, y = rays
+    sin, cos = elevation.sin(), elevation.cos()
+    d = torch.stack([x, -y * cos - sin, y * sin - cos], -1)  # of camera depth 1
+    eye = RADIUS * torch.stack([torch.zeros_like(sin), sin, cos])
+    return eye + depths[:, None, None, None] * d
+
+
 def inflate(alpha: Tensor, rounds: int = 12) -> Tensor:
     """Half thickness of a body with this silhouette, so that a disc becomes a ball.
 
@@ -118,63 +123,3 @@ def template(half: Tensor, middle: Tensor, depths: Tensor) -> Tensor:
         depths: (D,) of the slices.
     """
     return ((half - (depths[:, None, None] - middle).abs()) / SOFTNESS).clamp(-LIMIT, LIMIT)
-
-
-def shape_field(logits: Tensor, alpha: Tensor, camera: Cameras, resolution: int) -> Tensor:
-    """Occupancy along a camera's rays on a grid of the world, cut by the silhouette at its own resolution.
-
-    Args:
-        logits: (D, S, S) at the slices of the camera's frustum.
-        alpha: (A, A) of the picture, in 0..1.
-        camera: (1,) that took it; of any size and place on the orbit.
-        resolution: voxels a side, n.
-
-    Returns:
-        (n, n, n) logits, `OUTSIDE` or above, over the solid's cube [-HALF, HALF]^3, indexed x, y, z.
-    """
-    field = np.empty((resolution,) * 3, np.float32)
-    values, mask = [np.ascontiguousarray(m.detach().cpu().float().numpy()) for m in (logits, alpha[None])]
-    viewmat, K = (x[0].cpu().double().numpy() for x in (camera.viewmats, camera.resized(1).Ks))
-    with turn:
-        _resample(values, mask, viewmat, K, HALF, field)
-    return torch.from_numpy(field)
-
-
-@njit(cache=True, nogil=True, parallel=True)
-def _resample(logits, alpha, viewmat, K, half, field):  # type: ignore[no-untyped-def]
-    D, S, A = logits.shape[0], logits.shape[1], alpha.shape[1]
-    n = field.shape[0]
-    step = 2 * half / n
-    for i in prange(n):
-        x = (i + 0.5) * step - half
-        for j in range(n):
-            y = (j + 0.5) * step - half
-            for k in range(n):
-                w = (k + 0.5) * step - half
-                field[i, j, k] = OUTSIDE
-                z = viewmat[2, 0] * x + viewmat[2, 1] * y + viewmat[2, 2] * w + viewmat[2, 3]
-                a = viewmat[0, 0] * x + viewmat[0, 1] * y + viewmat[0, 2] * w + viewmat[0, 3]
-                b = viewmat[1, 0] * x + viewmat[1, 1] * y + viewmat[1, 2] * w + viewmat[1, 3]
-                u, v = K[0, 0] * a / z + K[0, 2], K[1, 1] * b / z + K[1, 2]  # 0..1
-                d = (z - NEAR) / (FAR - NEAR)
-                if min(u, v, d) < 0 or max(u, v, d) > 1:
-                    continue
-                mask = 12 * (_mixed(alpha, u * A - 0.5, v * A - 0.5, 0.0) - 0.5)
-                if mask > OUTSIDE:
-                    value = _mixed(logits, u * S - 0.5, v * S - 0.5, d * D - 0.5)
-                    field[i, j, k] = max(min(value, mask), OUTSIDE)
-
-
-@njit(cache=True, nogil=True)
-def _mixed(volume, x, y, z):  # type: ignore[no-untyped-def]
-    """Trilinear value of (D, H, W) at pixel coordinates; beyond the edge as at it."""
-    D, H, W = volume.shape
-    x, y, z = min(max(x, 0.0), W - 1.0), min(max(y, 0.0), H - 1.0), min(max(z, 0.0), D - 1.0)
-    i, j, k = int(x), int(y), int(z)
-    fx, fy, fz = x - i, y - j, z - k
-    total = 0.0
-    for c in range(8):
-        a, b, d = c & 1, (c >> 1) & 1, c >> 2
-        weight = (fx if a else 1 - fx) * (fy if b else 1 - fy) * (fz if d else 1 - fz)
-        total += weight * volume[min(k + d, D - 1), min(j + b, H - 1), min(i + a, W - 1)]
-    return total

@@ -16,9 +16,11 @@ from dd3g.io.splats import Gaussians
 from dd3g.nn import PictureEncoder, correspond_rgba
 from dd3g.nn.checkpoint import CONFIG, WEIGHTS, Renamed, build, load_weights, read_config, save_folder
 from dd3g.pepd.config import Bounds, GeneratorConfig
+from dd3g.pepd.maps import resize
+from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet
 from dd3g.pepd.pattern_extraction import CopiedTokens, PatternExtraction, type_embedding
 from dd3g.pepd.progressive_decoding import Frame, ProgressiveDecoding
-from dd3g.pepd.solid import refined, resize, solidify
+from dd3g.pepd.solid import refined, solidify
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 CARD = """---
@@ -46,6 +48,7 @@ class Generator(Renamed):
         self.copied = CopiedTokens(c.width) if c.copy_tokens else None
         self.type_embedding = type_embedding(c.width)
         self.decoding = ProgressiveDecoding(c)
+        self.shape = OccupancyNet(c.shape) if c.shape else None
 
     @property
     def rig(self) -> Cameras:
@@ -135,7 +138,7 @@ class Generator(Renamed):
         gaussians = self(noise.to(device), rig.to(device), image)[0]
         if raw or self.config.surface == "off":
             return gaussians
-        solid = solidify(gaussians, rgba, rig[:1])
+        solid = solidify(gaussians, rgba, rig[:1], network=self.shape)
         if refine > 0:
             solid = refined(solid, rgba.cpu(), rig[:1], refine)
         return solid.to(device)
@@ -182,6 +185,8 @@ class Generator(Renamed):
         folder = find_weights(name)
         config = read_config(folder, "generator")
         config["bounds"] = build(folder, config.get("bounds", {}), Bounds, lambda bounds: bounds)
+        if config.get("shape"):
+            config["shape"] = build(folder, config["shape"], OccupancyConfig, lambda shape: shape)
         model = build(folder, config, GeneratorConfig, cls)
         load_weights(folder, model)
         return model.to(device).eval()

@@ -6,6 +6,7 @@ closed body that agrees with the picture.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,8 +16,20 @@ from torch import Tensor, nn
 
 from dd3g.nn import MultiViewTransformer, ResidualBlock
 from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
-from dd3g.pepd.frustum import TAN, inflate, pixel_rays, plucker, slices, template, upright_depth
-from dd3g.pepd.solid import spread
+from dd3g.pepd.frustum import (
+    LIMIT,
+    OUTSIDE,
+    TAN,
+    frustum_places,
+    frustum_points,
+    inflate,
+    pixel_rays,
+    plucker,
+    slices,
+    template,
+    upright_depth,
+)
+from dd3g.pepd.maps import resize, spread
 from dd3g.setting import setting
 
 
@@ -33,6 +46,7 @@ class OccupancyConfig:
     heads: int = setting(4, "of the attention")
     residual_hidden: int = setting(128, "channels inside a residual block there")
     color_bins: int = setting(12, "slices of the colour volume, which has half the picture's size")
+    hull: bool = setting(False, "looks at the hull of a generator's soft splats too, and starts from it")
 
     def __post_init__(self) -> None:
         if self.size < 8 or self.size % 8:
@@ -68,7 +82,8 @@ class OccupancyNet(nn.Module):
         half, quarter = c.widths
         emb = c.width
         self.camera = nn.Sequential(nn.Linear(4, emb), nn.SiLU(), nn.Linear(emb, emb))
-        self.stem = nn.Conv2d(4 + 1 + 2 + 6, c.fine, 3, padding=1)
+        self.stem = nn.Conv2d(4 + 1 + 2 + 6 + (c.bins if c.hull else 0), c.fine, 3, padding=1)
+        self.share = nn.Parameter(torch.zeros(c.bins, 1, 1)) if c.hull else None  # logit of the hull's
         self.down1 = down(c.fine, half)
         self.encode1 = ResidualBlock(half, emb, half)
         self.down2 = down(half, quarter)
@@ -88,12 +103,14 @@ class OccupancyNet(nn.Module):
         self.register_buffer("rays", pixel_rays(c.size), persistent=False)
         self.register_buffer("depths", slices(c.bins), persistent=False)
 
-    def forward(self, image: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, elevation: Tensor, hull: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One pass.
 
         Args:
             image: (B, 4, S, S) straight RGBA in 0..1.
             elevation: (B,) of the camera, radians, up is positive.
+            hull: (B, D, s, s) `least_alpha` of the generator's masks at the slices, along the rays of a
+                picture of s pixels a side: 0.5 on its surface. For networks that look at it, and only these.
 
         Returns:
             Occupancy logits (B, D, S, S) at the depths `slices` along the rays of the pixels, and the colour
@@ -103,7 +120,15 @@ class OccupancyNet(nn.Module):
         rgb = (2 * image[:, :3] - 1) * alpha
         half = inflate(alpha)
         grid = (self.rays / TAN).expand(len(image), -1, -1, -1)
-        x = torch.cat([rgb, 2 * alpha - 1, 10 * half, grid, plucker(self.rays, elevation)], 1)
+        body = template(half, upright_depth(self.rays, elevation), self.depths)
+        maps = [rgb, 2 * alpha - 1, 10 * half, grid, plucker(self.rays, elevation)]
+        if self.share is not None:
+            if hull is None:
+                raise ValueError("this network looks at the hull of a generator's splats: give it one")
+            found = F.interpolate(2 * LIMIT * (hull.to(alpha) - 0.5), alpha.shape[-2:], mode="bilinear")
+            maps.append(found)
+            body = torch.lerp(body, found, self.share.sigmoid())
+        x = torch.cat(maps, 1)
         sin, cos = elevation.sin(), elevation.cos()
         emb = self.camera(torch.stack([sin, cos, 4 * sin * cos, 2 * sin * sin], 1))
 
@@ -125,7 +150,23 @@ class OccupancyNet(nn.Module):
             y = block(y, emb)
         residue = self.occupancy(self.up0(y) + self.skip(full)).float()
         volume = self.color(y).float().unflatten(1, (4, self.config.color_bins))
-        return residue + template(half, upright_depth(self.rays, elevation), self.depths), volume
+        return residue + body, volume
+
+    def shape(self, picture: Tensor, elevation: Tensor, hull: Callable[[Tensor], Tensor]) -> Shape:
+        """What the network finds in one picture.
+
+        Args:
+            picture: (4, S, S) straight RGBA of any size, on the CPU.
+            elevation: () of its camera, radians.
+            hull: gives `least_alpha` (P,) at world points (P, 3), for networks that look at it.
+        """
+        device, seen = self.rays.device, None
+        image = resize(picture[None].float(), self.config.size)
+        if self.config.hull:
+            points = frustum_points(self.rays.cpu(), self.depths.cpu(), elevation)
+            seen = hull(points.view(-1, 3)).view(1, *points.shape[:-1]).to(device)
+        logits, volume = self(image.to(device), elevation[None].to(device), seen)
+        return Shape(logits.float().cpu(), volume.float().cpu(), image, elevation[None])
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write config.json and model.safetensors; `dtype` is the stored type of the weights."""
@@ -141,6 +182,27 @@ class OccupancyNet(nn.Module):
         model = build(folder, read_config(folder, "shape"), OccupancyConfig, cls)
         load_weights(folder, model)
         return model.to(device).eval()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Occupancy and colours along the rays of one picture's camera, which stands at azimuth 0."""
+
+    logits: Tensor  # (1, D, S, S) of occupancy, at the slices of the frustum
+    volume: Tensor  # (1, 4, Dc, S/2, S/2) of colour, see `color_at`
+    image: Tensor  # (1, 4, S, S) straight RGBA
+    elevation: Tensor  # (1,) radians
+
+    def occupancy(self, points: Tensor) -> Tensor:
+        """Logits (P,) at world points (P, 3), `OUTSIDE` beyond the frustum."""
+        places = frustum_places(points[None], self.elevation)
+        grid = places[:, None, None]
+        found = F.grid_sample(self.logits[:, None], grid, align_corners=False, padding_mode="border")
+        return torch.where((places[0].abs() < 1).all(-1), found.view(-1), OUTSIDE)
+
+    def colors(self, points: Tensor) -> Tensor:
+        """Colours (P, 3), sRGB, at world points (P, 3)."""
+        return color_at(self.volume, self.image, frustum_places(points[None], self.elevation))[0]
 
 
 def down(channels: int, width: int) -> nn.Sequential:

@@ -8,6 +8,7 @@ where it shows, from the generator elsewhere.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,14 +20,18 @@ from torch import Tensor
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
 from dd3g.pepd.frustum import inflate
+from dd3g.pepd.maps import resize, sampled, spread
+from dd3g.pepd.occupancy import OccupancyNet, Shape
 from dd3g.pepd.surface import (
     HALF,
     LEVEL,
     first_hits,
     inflated_field,
+    least_alpha,
     smoothed,
     surface_nets,
     visual_hull,
+    voxel_centres,
 )
 from dd3g.quaternions import matrix_to_quaternion
 from dd3g.rasterizer import rasterize
@@ -49,6 +54,8 @@ class SolidOptions:
         0.54  # alpha that counts as the outline: lower swells haze into matter, higher leaves holes
     )
     swelling: float = 0.2  # share of the inflated silhouette in the body, which smooths what masks tear
+    least: float = 0.3  # its probability that makes the surface: at one half bodies are too thin
+    imagined: float = 0.3  # share of the generator's colours in those of a shape network
     blur: float = 0.8  # standard deviation of the filter on the hull
     tangent: float = 0.5  # standard deviation of a disc along the surface
     thickness: float = 0.2  # and across it
@@ -63,40 +70,90 @@ class SolidOptions:
     most_hidden: int = 16_000  # discs all around; a longer surface is taken at fewer voxels
 
 
+@dataclass(frozen=True)
+class Outlines:
+    """Soft Gaussians as they look from all around."""
+
+    views: Tensor  # (V, 4, S, S) straight RGBA
+    cameras: Cameras  # (V,)
+    masks: Tensor  # (V, S, S) `LEVEL` on the outline
+
+    @classmethod
+    def of(cls, gaussians: Gaussians, options: SolidOptions) -> Outlines:
+        """Render Gaussians (N,), on the CPU."""
+        cameras = mask_cameras(options.mask_size)
+        render = rasterize(gaussians, cameras, background=0.0, antialiased=True)
+        views = torch.cat([render.rgb / render.alpha.clamp(min=1e-3), render.alpha], 1).clamp(0, 1)
+        return cls(views, cameras, (LEVEL + 1.25 * (render.alpha[:, 0] - options.outline)).clamp(0, 1))
+
+    def hull(self, points: Tensor) -> Tensor:
+        """Visual hull (P,) in 0..1 at world points (P, 3)."""
+        return least_alpha(self.masks, self.cameras, points)
+
+    def colors(self, points: Tensor, normals: Tensor) -> Tensor:
+        """Colours (P, 3) of a surface, from the views that see it squarely."""
+        return shaded(points, normals, self.views, self.cameras)
+
+
 def solidify(
-    gaussians: Gaussians, picture: Tensor, camera: Cameras, options: SolidOptions | None = None
+    gaussians: Gaussians,
+    picture: Tensor,
+    camera: Cameras,
+    options: SolidOptions | None = None,
+    network: OccupancyNet | None = None,
 ) -> Gaussians:
-    """Opaque discs on the closed surface that the Gaussians' outlines leave, on the CPU.
+    """Opaque discs on the closed surface that the Gaussians' outlines suggest, on the CPU.
 
     Args:
         gaussians: (N,) from the generator, in the world of `camera`.
         picture: (4, S, S) straight RGBA; the visible side gets one disc a pixel of it.
-        camera: (1,) that took the picture, of any size.
+        camera: (1,) that took the picture, of any size, at azimuth 0 of the orbit.
         options: see there.
+        network: finds where matter is; without one it is where the hull and the inflated silhouette are.
 
     Returns:
-        (M,) Gaussians; the given ones where their hull is empty.
+        (M,) Gaussians; the given ones where their body is empty.
     """
     o = options or SolidOptions()
     gaussians = gaussians.to("cpu")
     picture, camera = within(picture, camera, o)
-    ring = mask_cameras(o.mask_size)
-    render = rasterize(gaussians, ring, background=0.0, antialiased=True)
-    views = torch.cat([render.rgb / render.alpha.clamp(min=1e-3), render.alpha], 1).clamp(0, 1)
-    masks = (LEVEL + 1.25 * (render.alpha[:, 0] - o.outline)).clamp(0, 1)  # (V, S, S)
-
-    half = inflate(resize(picture[None], o.mask_size)[:, 3:])[0, 0]
+    outlines = Outlines.of(gaussians, o)
+    if network is None:
+        body, colors = from_hull(outlines, picture, camera, o)
+    else:
+        body, colors = from_shape(network.shape(picture, camera.elevations[0], outlines.hull), outlines, o)
 
     def field(resolution: int) -> Tensor:
-        hull = visual_hull(masks, ring, resolution)
-        body = torch.lerp(hull, inflated_field(half, camera, resolution), o.swelling)
-        return smoothed(torch.minimum(body, visual_hull(picture[3:], camera, resolution)), o.blur)
-
-    def colors(points: Tensor, normals: Tensor) -> Tensor:
-        return shaded(points, normals, views, ring)
+        cut = visual_hull(picture[3:], camera, resolution)
+        return smoothed(torch.minimum(body(resolution), cut), o.blur)
 
     solid = discs_on(field, LEVEL, picture, camera, colors, o)
     return solid if len(solid.means) else gaussians
+
+
+def from_hull(outlines: Outlines, picture: Tensor, camera: Cameras, o: SolidOptions) -> tuple[Field, Colors]:
+    """The hull with a share of the inflated silhouette, in the generator's colours."""
+    half = inflate(resize(picture[None], o.mask_size)[:, 3:])[0, 0]
+
+    def body(resolution: int) -> Tensor:
+        hull = visual_hull(outlines.masks, outlines.cameras, resolution)
+        return torch.lerp(hull, inflated_field(half, camera, resolution), o.swelling)
+
+    return body, outlines.colors
+
+
+def from_shape(shape: Shape, outlines: Outlines, o: SolidOptions) -> tuple[Field, Colors]:
+    """Where an occupancy network finds matter, in its colours and the generator's."""
+    level = math.log(o.least / (1 - o.least))
+
+    def body(resolution: int) -> Tensor:
+        logits = shape.occupancy(voxel_centres(resolution)).view((resolution,) * 3)
+        return (LEVEL + (logits - level) / 6).clamp(0, 1)
+
+    def colors(points: Tensor, normals: Tensor) -> Tensor:
+        return torch.lerp(shape.colors(points), outlines.colors(points, normals), o.imagined)
+
+    return body, colors
 
 
 def within(picture: Tensor, camera: Cameras, options: SolidOptions) -> tuple[Tensor, Cameras]:
@@ -244,29 +301,3 @@ def tangent_axes(normals: Tensor) -> Tensor:
     helper = torch.where(normals[:, 1:2].abs() < 0.9, up, side)
     u = F.normalize(torch.linalg.cross(helper, normals), dim=-1)
     return torch.stack([u, torch.linalg.cross(normals, u), normals], -1)
-
-
-def spread(values: Tensor, weight: Tensor) -> Tensor:
-    """Carry values (V, C, S, S) beyond where their weight (V, 1, S, S) ends, from coarser means."""
-    weight = weight.to(values)
-    levels = [torch.cat([values * weight, weight], 1)]
-    while levels[-1].shape[-1] > 1:
-        levels.append(F.avg_pool2d(levels[-1], 2, ceil_mode=True))
-    found = levels.pop()
-    for level in reversed(levels):
-        found = level + 1e-3 * F.interpolate(found, level.shape[-2:], mode="bilinear")
-    return found[:, :-1] / found[:, -1:].clamp(min=1e-30)
-
-
-def resize(rgba: Tensor, size: int) -> Tensor:
-    """Area-resize straight RGBA (B, 4, H, W) to a square; colours are averaged by their alpha."""
-    if rgba.shape[-2:] == (size, size):
-        return rgba
-    premultiplied = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
-    small = F.interpolate(premultiplied, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
-    return torch.cat([(small[:, :3] / small[:, 3:].clamp(min=1e-6)).clamp(0, 1), small[:, 3:]], 1)
-
-
-def sampled(maps: Tensor, uv: Tensor) -> Tensor:
-    """Maps (V, C, S, S) at places (V, P, 2) in -1..1 -> (V, C, P); beyond the edge as at it."""
-    return F.grid_sample(maps, uv[:, :, None], align_corners=False, padding_mode="border")[..., 0]

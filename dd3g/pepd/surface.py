@@ -18,20 +18,28 @@ SOFTNESS = 0.05  # world units in depth over which an inflated field falls from 
 
 
 def visual_hull(alpha: Tensor, cameras: Cameras, resolution: int) -> Tensor:
-    """Smallest alpha that any camera sees a voxel's centre through (Laurentini 1994, with soft masks).
+    """Field (n, n, n) in 0..1 over the cube [-HALF, HALF]^3, indexed x, y, z: `least_alpha` of its voxels.
 
     Args:
         alpha: (V, S, S) in 0..1.
-        cameras: (V,) of these masks; a voxel outside a picture counts as transparent there.
+        cameras: (V,) of these masks.
         resolution: voxels a side, n.
-
-    Returns:
-        (n, n, n) in 0..1 over the cube [-HALF, HALF]^3, indexed x, y, z.
     """
-    field = np.empty((resolution,) * 3, np.float32)
+    return least_alpha(alpha, cameras, voxel_centres(resolution)).view((resolution,) * 3)
+
+
+def least_alpha(alpha: Tensor, cameras: Cameras, points: Tensor) -> Tensor:
+    """Smallest alpha (P,) that any camera sees a point through (Laurentini 1994, with soft masks).
+
+    Args:
+        alpha: (V, S, S) in 0..1.
+        cameras: (V,) of these masks; a point outside a picture counts as transparent there.
+        points: (P, 3) in the world.
+    """
+    found = np.empty(len(points), np.float32)
     with turn:
-        _hull(_array(alpha), _array(cameras.viewmats), _array(cameras.Ks), HALF, field)
-    return torch.from_numpy(field)
+        _least(_array(alpha), _array(cameras.viewmats), _array(cameras.Ks), _array(points), found)
+    return torch.from_numpy(found)
 
 
 def inflated_field(half: Tensor, camera: Cameras, resolution: int) -> Tensor:
@@ -115,27 +123,21 @@ def _array(x: Tensor) -> NDArray[np.float32]:
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def _hull(alpha, viewmats, Ks, half, field):  # type: ignore[no-untyped-def]
+def _least(alpha, viewmats, Ks, points, found):  # type: ignore[no-untyped-def]
     V, S = alpha.shape[0], alpha.shape[1]
-    n = field.shape[0]
-    step = 2 * half / n
-    for i in prange(n):
-        x = (i + 0.5) * step - half
-        for j in range(n):
-            y = (j + 0.5) * step - half
-            for k in range(n):
-                z = (k + 0.5) * step - half
-                least = np.float32(1.0)
-                for v in range(V):
-                    m, K = viewmats[v], Ks[v]
-                    depth = m[2, 0] * x + m[2, 1] * y + m[2, 2] * z + m[2, 3]
-                    a = (m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3]) / depth
-                    b = (m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3]) / depth
-                    seen = _bilinear(alpha[v], K[0, 0] * a + K[0, 2] - 0.5, K[1, 1] * b + K[1, 2] - 0.5, S)
-                    least = min(least, seen)
-                    if least < 0.1:  # nowhere near a surface any more
-                        break
-                field[i, j, k] = least
+    for p in prange(len(points)):
+        x, y, z = points[p]
+        least = np.float32(1.0)
+        for v in range(V):
+            m, K = viewmats[v], Ks[v]
+            depth = m[2, 0] * x + m[2, 1] * y + m[2, 2] * z + m[2, 3]
+            a = (m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3]) / depth
+            b = (m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3]) / depth
+            seen = _bilinear(alpha[v], K[0, 0] * a + K[0, 2] - 0.5, K[1, 1] * b + K[1, 2] - 0.5, S)
+            least = min(least, seen)
+            if least < 0.1:  # nowhere near a surface any more
+                break
+        found[p] = least
 
 
 @njit(cache=True, nogil=True)

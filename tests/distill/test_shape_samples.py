@@ -17,8 +17,9 @@ from data_gen.meshes.objects import Options
 from data_gen.render import render_folder
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
-from dd3g.pepd.frustum import FAR, NEAR, OUTSIDE, frustum_places, shape_field, slices
-from dd3g.pepd.surface import HALF
+from dd3g.pepd.frustum import FAR, NEAR, OUTSIDE, frustum_places, slices
+from dd3g.pepd.occupancy import Shape
+from dd3g.pepd.surface import HALF, voxel_centres
 from dd3g.training import generator_for
 from distill.renders import RenderedObjects
 from distill.shapes import (
@@ -133,7 +134,13 @@ def test_the_field_of_the_true_occupancy_is_the_object(objects):
     item = objects[2]
     camera = item.cameras[[9]]
     logits = 20 * occupancy_along(item.volume, HALF, camera[0], slices(96)) - 10
-    field = shape_field(logits, item.rgba[9, 3].float() / 255, camera, 64)
+    elevation = torch.deg2rad(torch.tensor(item.meta["elevation"][9:10]))
+    shape = Shape(logits[None], torch.zeros(1, 4, 1, 1, 1), torch.zeros(1, 4, 8, 8), elevation)
+    ahead = item.cameras[[9]].turned(-math.radians(item.meta["azimuth"][9]))
+    turn = (
+        ahead.viewmats[0, :3, :3].T @ camera.viewmats[0, :3, :3]
+    )  # of the world, so that it is at azimuth 0
+    field = shape.occupancy(voxel_centres(64) @ turn.T).view(64, 64, 64)
     assert float(iou((field > 0)[None], item.volume[None])) > 0.93
 
 
@@ -224,7 +231,7 @@ class Made(torch.nn.Module):
         self.volume = torch.randn(B, 4, 4, 16, 16, generator=g)
         self.images = batch.image
 
-    def forward(self, image, elevation):
+    def forward(self, image, elevation, hull=None):
         which = [next(i for i, o in enumerate(self.images) if torch.equal(o, one)) for one in image]
         return self.logits[which], self.volume[which]
 
@@ -285,7 +292,7 @@ def test_the_loss_makes_nothing_on_the_host(objects):
     volume = torch.zeros(2, 4, 4, 16, 16, device="meta", requires_grad=True)
     objective = ShapeObjective(ShapeObjectiveConfig())
     with OnMeta():
-        loss, _ = objective(lambda image, elevation: (logits, volume), batch, 0)
+        loss, _ = objective(lambda image, elevation, hull: (logits, volume), batch, 0)
         loss.backward()
     assert logits.grad.is_meta and volume.grad.is_meta
 
@@ -306,12 +313,12 @@ def test_the_truth_costs_little_and_scores_well(objects):
     costs = {}
     for name, made in (("true", true), ("blob", blob)):
         loss = ShapeObjective(ShapeObjectiveConfig(color=0))
-        costs[name] = loss(lambda image, elevation, m=made: (m.logits, m.volume), batch, 0)[1]
+        costs[name] = loss(lambda image, elevation, hull, m=made: (m.logits, m.volume), batch, 0)[1]
     for term in ("bce", "dice", "silhouette"):
         assert costs["true"][term] < 0.4 * costs["blob"][term]
-    scores = shape_scores(lambda image, elevation: (true.logits, true.volume), [batch])
+    scores = shape_scores(lambda image, elevation, hull: (true.logits, true.volume), [batch])
     assert scores["volume_iou_50"] == 1 and scores["mask_iou_50"] > 0.9
-    wrong = shape_scores(lambda image, elevation: (blob.logits, blob.volume), [batch])
+    wrong = shape_scores(lambda image, elevation, hull: (blob.logits, blob.volume), [batch])
     assert wrong["volume_iou_50"] < 0.6 and wrong["mask_iou_50"] < 0.8
     assert {f"{k}_iou_{p}" for k in ("volume", "mask") for p in (30, 40, 50)} < set(scores)
 

@@ -19,6 +19,7 @@ from stand_ins.training_runs import files, fresh, metrics
 from dd3g.__main__ import main
 from dd3g.configuration import launch, parse
 from dd3g.errors import UserError
+from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.pepd.occupancy import OccupancyNet
 from distill import train_shape
 from distill.renders import RenderedObjects
@@ -82,6 +83,30 @@ def test_training_learns_and_keeps_the_best(renders, tmp_path, capsys):
     assert train(renders, tmp_path / "next", init_from=tmp_path / "model", max_train_steps=1) == 0
 
 
+def test_training_from_the_hulls_of_a_generator_and_on(renders, tmp_path, capsys):
+    torch.manual_seed(0)
+    tiny = GeneratorConfig(32, (4, 8, 8, 8), 32, 1, 2, 8, 8, 16, head_hidden=8)
+    folder = Generator(tiny).save_pretrained(tmp_path / "generator")
+    options = {"network.hull": "true", "generator": folder, "max_train_steps": 4, "checkpointing_steps": 2}
+    assert train(renders, tmp_path / "whole", **options) == 0
+    assert (
+        train(renders, tmp_path / "halves", **options | {"max_train_steps": 2, "lr_scheduler": "constant"})
+        == 0
+    )
+    assert (
+        train(
+            renders,
+            tmp_path / "halves",
+            **options | {"resume_from_checkpoint": "latest", "lr_scheduler": "constant"},
+        )
+        == 0
+    )
+    network = OccupancyNet.from_pretrained(tmp_path / "whole/model")
+    assert network.config.hull and float(network.share.abs().max()) > 0
+    steps = [line["step"] for line in metrics(tmp_path / "halves") if "loss" in line]
+    assert steps == [1, 2, 3, 4]
+
+
 def test_held_out_clusters_are_not_trained_on(renders, tmp_path):
     objects, config = RenderedObjects(renders), parse(words(renders, tmp_path), ShapeConfig)
     trained, held = split(objects, config)
@@ -103,7 +128,7 @@ def test_only_a_better_network_is_kept(tmp_path, monkeypatch):
     network = OccupancyNet(config.network)
     score = {}
     monkeypatch.setattr(train_shape, "shape_scores", lambda model, batches: dict(score))
-    keeper = Keeper(config, None, [0])
+    keeper = Keeper(config, None, [0], None)
     kept = []
     for step, value in ((10, 0.5), (20, 0.4), (30, 0.6), (40, 0.6)):
         score[KEPT_BY] = value
@@ -112,7 +137,7 @@ def test_only_a_better_network_is_kept(tmp_path, monkeypatch):
         assert keeper(network, step) == score
         kept.append(int(OccupancyNet.from_pretrained(tmp_path / "model").skip.bias[0]))
     assert kept == [10, 10, 30, 30]
-    again = Keeper(replace(config, resume_from_checkpoint="latest"), None, [0])
+    again = Keeper(replace(config, resume_from_checkpoint="latest"), None, [0], None)
     assert again.best == {"step": 30, KEPT_BY: 0.6} and not Keeper(config, None, [0]).best
     score[KEPT_BY] = 0.55
     again(network, 20)  # resumed from before step 30

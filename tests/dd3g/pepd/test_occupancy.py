@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,22 +13,19 @@ from stand_ins.on_meta import OnMeta
 from dd3g.cameras import RADIUS, Cameras
 from dd3g.errors import UserError
 from dd3g.pepd.frustum import (
-    FAR,
-    NEAR,
     OUTSIDE,
     TAN,
     frustum_places,
     inflate,
     pixel_rays,
     plucker,
-    shape_field,
     slices,
     template,
     upright_depth,
 )
-from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet, color_at
-from dd3g.pepd.solid import spread
-from dd3g.pepd.surface import HALF
+from dd3g.pepd.maps import spread
+from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet, Shape, color_at
+from dd3g.pepd.surface import HALF, voxel_centres
 
 ELEVATIONS = [-10.0, 10.0, 37.0]
 CONFIG = OccupancyConfig(16, 12, 8, (8, 16), 16, 1, 2, 8, 4)
@@ -135,31 +133,31 @@ def test_the_template_is_positive_inside():
 # --- the field ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("azimuth", "elevation", "size"), [(0.0, 10.0, 16), (70.0, -30.0, 20)])
-def test_the_field_is_grid_samples(azimuth, elevation, size):
-    camera, n = Cameras.orbit([azimuth], elevation, 64), 13
-    logits, alpha = 8 * random(9, 16, 16) - 4, random(size, size, seed=1).square()
-    alpha[: size // 3] = 0
-    a = (torch.arange(n) + 0.5) / n * 2 * HALF - HALF
-    points = torch.stack(torch.meshgrid(a, a, a, indexing="ij"), -1).view(-1, 3)
-    uv, z = camera.project(points)
-    places = torch.cat([uv[0], ((z[0] - NEAR) / (FAR - NEAR) * 2 - 1)[:, None]], 1)
-    options = {"align_corners": False, "padding_mode": "border"}
-    value = F.grid_sample(logits[None, None], places[None, None, None], **options).flatten()
-    mask = 12 * F.grid_sample(alpha[None, None], uv[:, None], **options).flatten() - 6
-    twin = torch.minimum(value, mask).clamp(min=OUTSIDE)
-    twin = torch.where((places.abs() <= 1).all(-1), twin, OUTSIDE)
-    found = shape_field(logits, alpha, camera, n)
-    assert (twin > OUTSIDE).any() and (twin == OUTSIDE).any()
-    torch.testing.assert_close(found.view(-1), twin, atol=1e-4, rtol=0)
+def shape_of(logits, elevation):
+    """A shape of these logits (D, S, S), without colours."""
+    radians = torch.tensor([math.radians(elevation)])
+    return Shape(logits[None], torch.zeros(1, 4, 1, 1, 1), torch.zeros(1, 4, 8, 8), radians)
+
+
+@pytest.mark.parametrize("elevation", ELEVATIONS)
+def test_occupancy_of_points_is_the_nearest_slices_and_rays(elevation):
+    """At the slices' centres along the pixels' rays it is the network's own value."""
+    camera, logits = Cameras.orbit([0.0], elevation, 8), 8 * random(5, 8, 8) - 4
+    origins, directions = camera.rays()
+    points = origins[0] + slices(5)[:, None, None, None] * directions[0]  # (D, S, S, 3)
+    shape = shape_of(logits, elevation)
+    torch.testing.assert_close(shape.occupancy(points.view(-1, 3)), logits.flatten(), atol=1e-3, rtol=0)
+    between = shape.occupancy((points[:-1] + points[1:]).view(-1, 3) / 2)
+    torch.testing.assert_close(between, (logits[:-1] + logits[1:]).flatten() / 2, atol=1e-3, rtol=0)
+    assert shape.occupancy(origins.view(-1, 3)).tolist() == [OUTSIDE]
 
 
 def test_a_ball_along_the_rays_is_a_ball_in_the_world():
     elevation, n = 25.0, 40
-    camera = Cameras.orbit([0.0], elevation, 32)
-    origins, directions = camera.rays()
+    origins, directions = Cameras.orbit([0.0], elevation, 32).rays()
     points = origins[0] + slices(64)[:, None, None, None] * directions[0]  # (D, S, S, 3)
-    inside = shape_field(40 * (0.4 - points.norm(dim=-1)), torch.ones(32, 32), camera, n) > 0
+    ball = shape_of(40 * (0.4 - points.norm(dim=-1)), elevation)
+    inside = ball.occupancy(voxel_centres(n)) > 0
     assert inside.sum() * (2 * HALF / n) ** 3 == pytest.approx(4 / 3 * math.pi * 0.4**3, rel=0.03)
 
 
@@ -184,6 +182,35 @@ def test_a_network_of_zeros_is_the_template():
     torch.testing.assert_close(logits, twin)
     assert not volume.any()
     assert (logits.amax(1) > 0).equal(image[:, 3] > 0.5)
+
+
+def test_a_network_of_zeros_starts_between_the_hull_and_the_template():
+    net, hull = OccupancyNet(replace(CONFIG, hull=True)), random(2, 12, 8, 8, seed=3)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+        image, elevation = picture()
+        logits, _ = net(image, elevation, hull)
+    body = template(inflate(image[:, 3:]), upright_depth(pixel_rays(16), elevation), slices(12))
+    finer = F.interpolate(hull, (16, 16), mode="bilinear")
+    torch.testing.assert_close(logits, 0.5 * body + 0.5 * (5 * finer - 2.5))
+    with pytest.raises(ValueError, match="give it one"):
+        net(image, elevation)
+
+
+def test_the_hull_is_looked_at_and_asked_for_along_the_rays():
+    torch.manual_seed(0)
+    net = OccupancyNet(replace(CONFIG, hull=True)).eval()
+    image, elevation = picture()
+    camera = Cameras.orbit([0.0], 30.0, 16)
+    with torch.no_grad():
+        shape = net.shape(image[1], elevation[1], lambda points: (points[:, 1] + 0.5).clamp(0, 1))
+        origins, directions = camera.rays()
+        points = origins[0] + slices(12)[:, None, None, None] * directions[0]
+        twin, _ = net(image[1:], elevation[1:], (points[None, ..., 1] + 0.5).clamp(0, 1))
+        other, _ = net(image[1:], elevation[1:], torch.zeros(1, 12, 16, 16))
+    torch.testing.assert_close(shape.logits, twin, atol=1e-4, rtol=0)
+    assert (twin - other).abs().max() > 0.5
 
 
 def test_the_elevation_is_looked_at():

@@ -12,7 +12,8 @@ from dd3g.gaussians import Gaussians
 from dd3g.nn import correspond_rgba
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.pepd.config import Bounds
-from dd3g.pepd.generator import resize
+from dd3g.pepd.maps import resize
+from dd3g.pepd.occupancy import OccupancyConfig
 from dd3g.pepd.progressive_decoding import CHANNELS, Frame, activate, interval, to_grids, to_tokens
 from dd3g.quaternions import quaternion_to_matrix
 
@@ -333,3 +334,29 @@ def test_straight_alpha_is_resized_premultiplied():
     small = resize(rgba, 1)[0, :, 0, 0]
     assert torch.allclose(small, torch.tensor([0.8, 0.2, 0.0, 0.25]), atol=1e-5)
     assert resize(rgba, 2) is rgba
+
+
+SHAPE = OccupancyConfig(32, 8, 8, (8, 16), 16, 1, 2, 8, 4, hull=True)
+
+
+def test_a_shape_network_is_part_of_the_generator(tmp_path):
+    whole, plain = generator(shape=SHAPE), generator()
+    assert sum(name.startswith("shape.") for name in whole.state_dict()) > 50
+    plain.load_state_dict({k: v for k, v in whole.state_dict().items() if not k.startswith("shape.")})
+    again = Generator.from_pretrained(whole.save_pretrained(tmp_path / "whole"))
+    own, read = whole.state_dict(), again.state_dict()
+    assert own.keys() == read.keys() and all(torch.equal(own[name], read[name]) for name in own)
+    y, x = torch.meshgrid(torch.arange(48) - 23.5, torch.arange(48) - 23.5, indexing="ij")
+    disc = ((x**2 + y**2).sqrt() < 14).float()
+    picture = torch.cat([torch.rand(3, 48, 48, generator=torch.Generator().manual_seed(0)), disc[None]])
+    with torch.no_grad():
+        whole.shape.occupancy[-1].bias.fill_(1.0)  # matter, where the untrained splats leave none
+        soft, solid, hull = (
+            whole.generate(picture, raw=True),
+            whole.generate(picture),
+            plain.generate(picture),
+        )
+    assert torch.equal(soft.means, plain.generate(picture, raw=True).means)
+    assert len(solid.means) != len(hull.means) and solid.means.isfinite().all()
+    whole.config.surface = "off"
+    assert torch.equal(whole.generate(picture).means, soft.means)

@@ -10,16 +10,9 @@ from scipy import ndimage
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
-from dd3g.pepd.solid import (
-    SolidOptions,
-    mask_cameras,
-    refined,
-    solidify,
-    spread,
-    tangent_axes,
-    visible_side,
-)
-from dd3g.pepd.surface import HALF, first_hits, smoothed, surface_nets, visual_hull
+from dd3g.pepd.maps import spread
+from dd3g.pepd.solid import SolidOptions, mask_cameras, refined, solidify, tangent_axes, visible_side
+from dd3g.pepd.surface import HALF, first_hits, least_alpha, smoothed, surface_nets, visual_hull
 from dd3g.rasterizer import rasterize
 
 
@@ -41,6 +34,13 @@ def test_hull_is_the_smallest_sampled_alpha():
     near = twin >= 0.1  # below that the search stops early
     torch.testing.assert_close(found[near], twin[near], atol=1e-5, rtol=0)
     assert (found[~near] < 0.1).all()
+
+
+def test_least_alpha_of_points_is_the_hull_of_their_voxels():
+    n, cameras = 9, Cameras.orbit([20.0, 140.0], [5.0, 30.0], 16)
+    alpha = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(3))
+    found = least_alpha(alpha, cameras, voxels(n).view(-1, 3).flip(0))
+    assert torch.equal(found.flip(0), visual_hull(alpha, cameras, n).view(-1))
 
 
 def test_smoothing_is_scipys():
@@ -207,6 +207,42 @@ def test_refining_lowers_the_error_of_the_input_view():
         return (rasterize(gaussians, camera, antialiased=True).rgb[0] - target).square().mean()
 
     assert error(refined(solid, picture, camera, 60.0, steps=30)) < 0.5 * error(solid)
+
+
+class Known:
+    """Stands for an occupancy network that has found a ball, green on all sides."""
+
+    def __init__(self, radius):
+        self.radius = radius
+
+    def shape(self, picture, elevation, hull):
+        self.elevation, self.hull = elevation, hull
+        return self
+
+    def occupancy(self, points):
+        return 40 * (self.radius - points.norm(dim=-1))
+
+    def colors(self, points):
+        return torch.tensor([0.1, 0.8, 0.3]).expand_as(points)
+
+
+def test_a_network_has_the_say_where_matter_is():
+    camera = Cameras.orbit([0.0], 10.0, 64)
+    soft, known = haze(), Known(0.2)
+    solid = solidify(soft, picture_of(soft, camera), camera, SolidOptions(least=0.5, imagined=0.0), known)
+    assert math.degrees(float(known.elevation)) == pytest.approx(10, abs=1e-3)
+    assert known.hull(torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0]])).tolist() == pytest.approx(
+        [1, 0], abs=0.1
+    )
+    body = solid.select(solid.opacities == 0.97)
+    assert (body.means.norm(dim=-1) - 0.2 + 0.8 * 1.2 / 72).abs().max() < 0.01
+    back = rasterize(solid, Cameras.orbit([180.0], -10.0, 64)).rgb[0, :, 32, 32]
+    torch.testing.assert_close(back, torch.tensor([0.1, 0.8, 0.3]), atol=0.05, rtol=0)
+    fatter = solidify(soft, picture_of(soft, camera), camera, SolidOptions(least=0.1), known)
+    assert (
+        fatter.select(fatter.opacities == 0.97).means.norm(dim=-1).mean()
+        > body.means.norm(dim=-1).mean() + 0.03
+    )
 
 
 def test_masks_are_taken_from_around_above_and_below():
