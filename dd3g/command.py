@@ -169,7 +169,7 @@ def explain(error: Exception, out: Path, less: str) -> str:
 
 
 def guarded(work: Callable[[], int | None], go_on: str = "run the same command again to resume") -> int:
-    """Exit code of some work: its own, 2 with one line when something is wrong, 128 + number of a signal.
+    """Exit code of some work: its own, 2 with one line when something is wrong, that of a signal.
 
     Args:
         work: returns an exit code; None counts as 0.
@@ -182,7 +182,7 @@ def guarded(work: Callable[[], int | None], go_on: str = "run the same command a
         return 2
     except KeyboardInterrupt as stop:  # of Ctrl-C, or of another signal that the work took for one
         _say(f"stopped: {go_on}", err=True)
-        return 128 + getattr(stop, "number", signal.SIGINT)
+        return getattr(stop, "code", 128 + signal.SIGINT)
 
 
 def make_app(command: Callable[..., None]) -> typer.Typer:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 
 class Average:
@@ -47,31 +45,16 @@ class Average:
         for value, target in zip(self.values, averaged(model), strict=True):
             target.copy_(_whole(value))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Whole tensors, so that another number of processes can go on; all processes call this together."""
-        return {"optimization_step": self.updates, "shadow_params": [_whole(v) for v in self.values]}
 
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`; it also reads the state of diffusers' `EMAModel`.
-
-        Raises:
-            ValueError, RuntimeError: when the tensors are not those of this model.
-        """
-        for value, stored in zip(self.values, state["shadow_params"], strict=True):
-            if value.shape != stored.shape:
-                raise ValueError(f"the average has shape {tuple(stored.shape)}, not {tuple(value.shape)}")
-            stored = stored.to(value.device)
-            if isinstance(value, DTensor):
-                stored = distribute_tensor(stored, value.device_mesh, value.placements)
-            value.copy_(stored)
-        self.updates = int(state["optimization_step"])
+def named_averaged(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """The tensors of a model that have an average: parameters, then the buffers that are saved."""
+    saved = model.state_dict().keys()
+    return [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in saved)]
 
 
 def averaged(model: nn.Module) -> list[Tensor]:
-    """The tensors of a model that have an average: parameters, then the buffers that are saved."""
-    saved = model.state_dict().keys()
-    return [*model.parameters(), *(b for name, b in model.named_buffers() if name in saved)]
+    """`named_averaged` without the names."""
+    return [tensor for _, tensor in named_averaged(model)]
 
 
 def _whole(value: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ PRECISIONS = {
     "auto": "auto",
     "False": "no",
 }  # YAML reads no as False
-SCHEDULERS = ("warmup_stable_decay", "cosine", "timed_cosine", "constant")
+SCHEDULERS = ("warmup_stable_decay", "linear", "cosine", "timed_cosine", "constant", "constant_with_warmup")
 
 
 @dataclass
@@ -26,6 +26,7 @@ class LoopConfig:
 
     aliases: ClassVar[dict[str, str]] = {"resume": "resume_from_checkpoint"}
     resume_flag: ClassVar[str] = "--resume latest"  # what messages advise
+    changed_flag: ClassVar[str] = "--allow-changed"
 
     output_dir: str = setting("runs/train", "folder for checkpoints, the model, and curves")
     seed: int = setting(0, "of the weights, the samples and their noise")
@@ -34,7 +35,7 @@ class LoopConfig:
     max_train_steps: int = setting(10_000, "optimiser steps")
     max_minutes: float = setting(0.0, "stop with a checkpoint after this long; 0 never")
     learning_rate: float = setting(1e-3, "at the end of the warm-up")
-    lr_scheduler: str = setting("warmup_stable_decay", "or cosine, timed_cosine, constant")
+    lr_scheduler: str = setting("warmup_stable_decay", "or linear, cosine, timed_cosine, constant")
     lr_warmup_steps: int = setting(100, "first steps, over which the learning rate rises")
     lr_decay_steps: int = setting(1_000, "last steps, warmup_stable_decay only")
     optimizer: str = setting("adamw", "or muon: orthogonal steps for matrices, AdamW for the rest")
@@ -43,7 +44,7 @@ class LoopConfig:
     adam_weight_decay: float = setting(0.05, "of both optimisers; 0 is Adam")
     adam_epsilon: float = setting(1e-8, "added to the root of the mean square")
     adam_amsgrad: bool = setting(False, "the variant that keeps the largest mean square")
-    adam_fused: bool = setting(False, "one kernel for all parameters; rounds in another order")
+    adam_fused: bool = setting(False, "one kernel on CPUs too; it rounds in another order")
     max_grad_norm: float = setting(1.0, "0 does not clip")
     mixed_precision: str = setting("auto", "no (or fp32), fp16, bf16; auto: bf16 on CUDA, none on CPUs")
     ema_decay: float = setting(0.998, "of the average of the weights that is the result")
@@ -51,11 +52,20 @@ class LoopConfig:
     checkpointing_steps: int = setting(500, "a checkpoint this often; a kill loses at most these")
     checkpoints_total_limit: int = setting(2, "0 keeps all")
     resume_from_checkpoint: str = setting("", '"latest" or a checkpoint folder')
+    allow_changed: bool = setting(False, "resume with other options than the checkpoint was written with")
     validation_steps: int = setting(500, "the model and a contact sheet this often")
     logging_steps: int = setting(1, "steps over which a line of metrics.jsonl is averaged")
-    report_to: str = setting("tensorboard", "or none")
+    report_to: str = setting("tensorboard", "wandb, or none")
+    tracker_project_name: str = setting("dd3g", "under which the tracker shows the run")
+    logging_dir: str = setting("", "of the tracker's files; empty: logs in output_dir")
     dataloader_num_workers: int = setting(0, "0: samples are decoded once, at the start")
+    dataloader_prefetch_factor: int = setting(2, "batches that a worker makes ahead")
+    max_bad_samples: int = setting(100, "damaged ones that a process replaces by others before it gives up")
     use_cpu: bool = setting(False, "also where there is a GPU")
+    gradient_checkpointing: bool = setting(False, "half the memory or less for a third more time")
+    allow_tf32: bool = setting(False, "19 bits for float32 products on CUDA")
+    torch_compile: bool = setting(False, "compile the network; the first steps take minutes")
+    ddp_timeout: int = setting(1800, "seconds that processes wait for each other")
 
     def __post_init__(self) -> None:
         if self.mixed_precision not in PRECISIONS:
@@ -71,12 +81,16 @@ class LoopConfig:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
-        ones = ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps")
+        ones = (
+            *("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps"),
+            *("validation_steps", "logging_steps", "dataloader_prefetch_factor", "ddp_timeout"),
+        )
         zeros = (
             *("max_minutes", "learning_rate", "lr_warmup_steps", "lr_decay_steps", "adam_weight_decay"),
             *("adam_epsilon", "max_grad_norm", "checkpoints_total_limit", "dataloader_num_workers"),
+            "max_bad_samples",
         )
-        lowest = dict.fromkeys((*ones, "validation_steps", "logging_steps"), 1) | dict.fromkeys(zeros, 0)
+        lowest = dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0)
         for name, low in lowest.items():
             if not low <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
@@ -115,6 +129,7 @@ class SmallNetworkConfig(LoopConfig):
     """
 
     resume_flag: ClassVar[str] = "--resume"
+    changed_flag: ClassVar[str] = ""
 
     lr_scheduler: str = "timed_cosine"
     lr_warmup_steps: int = 200

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import count
 from typing import Any, Protocol, Self
 
 import torch
@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from dd3g.errors import UserError
 from dd3g.training.config import LoopConfig
+
+SPARES = 4  # tries to make one sample
 
 
 def mixed_seed(seed: int, index: int) -> int:
@@ -56,61 +58,107 @@ class Samples(Protocol):
 
 
 def batches(
-    accelerator: Accelerator, samples: Samples | None, config: LoopConfig, step: int
+    accelerator: Accelerator, samples: Samples | None, config: LoopConfig, step: int, consumed: int
 ) -> Iterator[Any]:
-    """The batches of this process from optimiser step `step` on, one for each micro-step.
+    """The batches of this process from optimiser step `step` on, one for each micro-step, on the host.
 
-    Micro-step k takes samples k * B ... k * B + B - 1, where B is the batch of all processes together:
-    several of them see what one would see. Without samples it gets the generator that belongs to (seed, k),
-    from which the loss draws.
+    Micro-step k takes samples `consumed` + k * B ... + B - 1, where B is the batch of all processes together:
+    several of them see what one would see, and another number of them goes on where the ones before stopped.
+    Without samples it gets the generator that belongs to (seed, `consumed` + k), from which the loss draws.
+    In place of a batch that cannot be made comes the `UserError` that says why.
     """
-    first = step * config.gradient_accumulation_steps
+    left = (config.max_train_steps - step) * config.gradient_accumulation_steps
     if samples is None:
-        yield from (generator_for(config.seed, k) for k in count(first))
+        yield from (generator_for(config.seed, consumed + k) for k in range(left))
         return
     workers = config.dataloader_num_workers
     loader: DataLoader[Any] = DataLoader(
         _Collated(samples),
-        batch_sampler=_Indices(config, accelerator.num_processes, accelerator.process_index, first),
+        batch_sampler=_Indices(
+            config.train_batch_size, accelerator.num_processes, accelerator.process_index, consumed, left
+        ),
         collate_fn=_unchanged,
         num_workers=workers,
+        prefetch_factor=config.dataloader_prefetch_factor if workers else None,
         multiprocessing_context="spawn" if workers else None,
         pin_memory=accelerator.device.type == "cuda",
     )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch.to(accelerator.device, non_blocking=True)
+    bad: set[str] = set()
+    for found in loader:
+        if isinstance(found, UserError):
+            yield found
+            continue
+        for message in found.bad:
+            if message not in bad:
+                print(f"warning: skipped a sample: {message}", file=sys.stderr, flush=True)
+        bad.update(found.bad)
+        if len(bad) > config.max_bad_samples:
+            yield UserError(
+                f"{found.bad[-1]} (more than max_bad_samples={config.max_bad_samples} samples are damaged)"
+            )
+        else:
+            yield found.batch
 
 
 @dataclass(frozen=True)
 class _Indices:
     """Indices of each micro-step's samples for one of several processes, made when they are asked for."""
 
-    config: LoopConfig
+    size: int
     processes: int
     rank: int
-    first: int
+    consumed: int
+    count: int
 
     def __iter__(self) -> Iterator[list[int]]:
-        size = self.config.train_batch_size
-        for k in range(self.first, self.config.max_train_steps * self.config.gradient_accumulation_steps):
-            start = (k * self.processes + self.rank) * size
-            yield list(range(start, start + size))
+        for k in range(self.count):
+            start = self.consumed + (k * self.processes + self.rank) * self.size
+            yield list(range(start, start + self.size))
+
+
+@dataclass
+class _Found:
+    """A batch, and what was wrong with samples that others stand for."""
+
+    batch: Batch
+    bad: list[str]
+
+    def pin_memory(self) -> _Found:
+        return _Found(self.batch.pin_memory(), self.bad)
 
 
 class _Collated(Dataset):
-    """Hands a worker's `UserError` over as a value: raised there, torch would put a traceback before it."""
+    """Batches without damaged samples: in the place of each comes one from far behind the end of any run.
+
+    It hands a worker's `UserError` over as a value: raised there, torch would put a traceback before it.
+    """
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
-    def __getitems__(self, indices: list[int]) -> Batch | UserError:
+    def __getitems__(self, indices: list[int]) -> _Found | UserError:
+        bad: list[str] = []
         try:
-            found = [self.samples[i] for i in indices]
+            found = [self._sample(i, bad) for i in indices]
         except UserError as error:
             return error
-        return type(found[0]).collate(found)
+        return _Found(type(found[0]).collate(found), bad)
+
+    def _sample(self, index: int, bad: list[str]) -> Batch:
+        for spare in range(SPARES):
+            try:
+                return _finite(self.samples[index + (spare << 40)], index)
+            except UserError as error:
+                bad.append(str(error))
+        raise UserError(f"{bad[-1]} ({SPARES} samples in a row are damaged)")
+
+
+def _finite(sample: Batch, index: int) -> Batch:
+    for f in fields(sample):
+        value = getattr(sample, f.name)
+        if isinstance(value, Tensor) and not value.isfinite().all():
+            raise UserError(f"sample {index} of the run has {f.name} that is not finite")
+    return sample
 
 
 def _unchanged(batch: Any) -> Any:

@@ -9,26 +9,28 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 
-from dd3g.errors import UserError
+from dd3g.errors import UserError, first_line
+from dd3g.nn.recompute import recompute_blocks
 from dd3g.progress import Progress
 from dd3g.training.averaging import Average
-from dd3g.training.checkpoints import checkpoints, resume, save_checkpoint
+from dd3g.training.checkpoints import State, checkpoints, resume, save_checkpoint
 from dd3g.training.config import LoopConfig
 from dd3g.training.data import Samples, batches, mixed_seed
 from dd3g.training.metrics import Metrics
-from dd3g.training.muon import Muon
+from dd3g.training.processes import from_all, held_by_main, on_main
 from dd3g.training.rate import LearningRate
+from dd3g.training.sessions import record_session
+from dd3g.training.setup import check_options, make_accelerator, make_optimizer
 from dd3g.training.stopping import Stopped, StopRequest
+from dd3g.training.trackers import show_picture, start_trackers
 
 METRICS = "metrics.jsonl"
 MIN_LOSS_SCALE = 1e-4  # fp16: below this nothing but overflows happens
@@ -61,35 +63,42 @@ def fit(
             of the step before), the checkpoint to resume from is missing or broken, the folder holds another
             run, or the disk is full.
     """
-    run = _Run(model, config)
-    with torch.random.fork_rng(devices=run.gpus), StopRequest() as request:
-        step = resume(run.accelerator, run.output, config)
+    run = _Run(model, config, samples is not None)
+    gpus = run.gpus
+    with torch.random.fork_rng(devices=gpus), StopRequest() as request, held_by_main(run.output):
+        step = first = resume(run.state, run.output, config)
         main = run.accelerator.is_main_process
         metrics = Metrics(run.output / METRICS, step, config.logging_steps) if main else None
-        source = batches(run.accelerator, samples, config, step)
+        source = batches(run.accelerator, samples, config, step, run.state.consumed)
         last = run.starts_at(step)
         if last:
             run.publish(publish, step)
         with Progress(main) as progress:
+            if not last:
+                run.announce(progress, step)
             progress.phase("steps", config.max_train_steps, step)
             while not last:
-                numbers = run.advance(loss, source, step)
+                parts = [next(source) for _ in range(config.gradient_accumulation_steps)]
+                run.go_on(request, parts, step, first)
+                numbers = run.advance(loss, parts, step)
                 step += 1
                 if metrics is not None:
                     metrics.add(step, numbers)
                 progress.advance(note=f"loss {numbers['loss']:.4f}")
+                if main and step == first + 1:
+                    progress.say(
+                        f"step {step}: loss {numbers['loss']:.4f}, {run.seconds:.1f} s after the start"
+                    )
                 last = run.ends_at(step)
                 # The model goes first: a run that is killed between the two and resumed writes both again.
                 if last or step % config.validation_steps == 0:
                     found = run.publish(publish, step)
                     if metrics is not None and found:
                         metrics.write(step, found)
-                asked = 0 if last else run.asked_to_stop(request)
-                if last or asked or step % config.checkpointing_steps == 0:
-                    save_checkpoint(run.accelerator, run.output, step, config)
-                if asked:
-                    run.accelerator.end_training()
-                    raise Stopped(asked)
+                if last or step % config.checkpointing_steps == 0:
+                    run.save(step)
+        if metrics is not None:
+            metrics.close()
         run.accelerator.end_training()
     return run.average_model
 
@@ -97,17 +106,24 @@ def fit(
 class _Run:
     """A model in training, with all that follows it from step to step."""
 
-    def __init__(self, model: nn.Module, config: LoopConfig) -> None:
+    def __init__(self, model: nn.Module, config: LoopConfig, counts_samples: bool) -> None:
         self.started, self.earlier = time.monotonic(), 0.0
         self.config, self.output = config, Path(config.output_dir)
-        self.accelerator = _accelerator(config, self.output)
+        self.accelerator = make_accelerator(config, self.output)
+        check_options(self.accelerator, config)
         self.average_model: Any = copy.deepcopy(model).requires_grad_(False).eval()
-        self.model, self.optimizer = self.accelerator.prepare(model, _optimizer(model, config))
-        self.rate = LearningRate(self.optimizer, config)
-        self.average = Average(self.model, config.ema_decay, config.ema_warmup)
-        self.accelerator.register_for_checkpointing(self.rate, self.average)
-        if config.report_to != "none":
-            self.accelerator.init_trackers("dd3g")
+        if config.gradient_checkpointing:
+            recompute_blocks(model)
+        fused = config.adam_fused or self.accelerator.device.type == "cuda"
+        self.model, optimizer = self.accelerator.prepare(model, make_optimizer(model, config, fused))
+        self.optimizer = optimizer
+        self.rate = LearningRate(optimizer, config)
+        self.average = Average(model, config.ema_decay, config.ema_warmup)
+        self.state = State(self.accelerator, model, optimizer.optimizer, self.average, self.rate)
+        self.consumption = config.gradient_accumulation_steps  # of a step, see `State.consumed`
+        if counts_samples:
+            self.consumption *= config.train_batch_size * self.accelerator.num_processes
+        self.saved = -1  # step of the last checkpoint
 
     @property
     def gpus(self) -> list[int]:
@@ -134,27 +150,68 @@ class _Run:
             self.config.max_minutes or math.inf
         )
 
-    def asked_to_stop(self, request: StopRequest) -> int:
-        """Number of the signal that any process got, or 0; all leave at one step or none does."""
-        if self.accelerator.num_processes == 1:
-            return request.number
-        here = torch.tensor([request.number], device=self.accelerator.device)
-        return int(self.accelerator.gather(here).max())
+    @property
+    def seconds(self) -> float:
+        """Since the start of this session."""
+        return time.monotonic() - self.started
 
-    def advance(self, loss: Loss, source: Iterator[Any], step: int) -> dict[str, float]:
-        """One optimiser step; returns its numbers, the same on all processes."""
+    def announce(self, progress: Progress, step: int) -> None:
+        """Say where and how the run goes, write it down, and start the trackers; all call this together."""
+        accelerator, config = self.accelerator, self.config
+        device = accelerator.device
+        shown = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+        count = sum(p.numel() for p in self.average_model.parameters())
+        if accelerator.is_main_process:
+            progress.say(
+                f"training {count:,} parameters on {shown}, processes: {accelerator.num_processes}, "
+                f"precision: {config.precision}, from step {step} of {config.max_train_steps}"
+            )
+        run = on_main(lambda: record_session(accelerator, self.output, config, step))
+        if config.report_to != "none":
+            start_trackers(accelerator, config, run, step)
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint, unless the last one is of this step."""
+        if step != self.saved:
+            save_checkpoint(self.state, self.output, step, self.config)
+            self.saved = step
+
+    def go_on(self, request: StopRequest, parts: list[Any], step: int, first: int) -> None:
+        """Leave with a checkpoint where any process got a signal or no batch; all leave at one step."""
+        broken = next((str(part) for part in parts if isinstance(part, UserError)), "")
+        asked = from_all((request.number, broken))
+        number, broken = max(n for n, _ in asked), next((b for _, b in asked if b), "")
+        if not number and not broken:
+            return
+        if step > first:
+            self.save(step)
+        self.accelerator.end_training()
+        if broken:
+            raise UserError(broken)
+        raise Stopped(number)
+
+    def advance(self, loss: Loss, parts: list[Any], step: int) -> dict[str, float]:
+        """One optimiser step on its batches; returns its numbers, the same on all processes."""
         accelerator, config = self.accelerator, self.config
         index = step * accelerator.num_processes + accelerator.process_index
         torch.manual_seed(mixed_seed(config.seed, index))  # of dropout
         terms: dict[str, Tensor] = {}
-        for _ in range(config.gradient_accumulation_steps):
-            with accelerator.accumulate(self.model):
-                result = loss(self.model, next(source), step)
-                value, parts = result if isinstance(result, tuple) else (result, {})
-                accelerator.backward(value)
-            for name, part in {"loss": value.detach(), **parts}.items():
-                share = part.float() / config.gradient_accumulation_steps
-                terms[name] = terms[name] + share if name in terms else share
+        try:
+            for part in parts:
+                batch = part.to(accelerator.device, non_blocking=True) if hasattr(part, "to") else part
+                with accelerator.accumulate(self.model):
+                    result = loss(self.model, batch, step)
+                    value, found = result if isinstance(result, tuple) else (result, {})
+                    accelerator.backward(value)
+                for name, term in {"loss": value.detach(), **found}.items():
+                    share = term.float() / config.gradient_accumulation_steps
+                    terms[name] = terms[name] + share if name in terms else share
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the GPU has too little memory for step {step + 1} ({first_line(error)}): lower "
+                f"train_batch_size {config.train_batch_size} and raise gradient_accumulation_steps "
+                f"{config.gradient_accumulation_steps} by as much, or set gradient_checkpointing=true"
+            ) from error
         numbers = _means(accelerator, terms)
         norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or math.inf)
         numbers["grad_norm"] = float(norm)
@@ -162,6 +219,7 @@ class _Run:
         numbers["lr"] = self.rate.set()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.state.consumed += self.consumption
         if not accelerator.optimizer_step_was_skipped:  # fp16 leaves a step out after an overflow
             self.rate.count += 1
             self.average.step()
@@ -176,54 +234,9 @@ class _Run:
         if self.accelerator.is_main_process and publish is not None:
             with torch.no_grad():
                 numbers = publish(self.average_model.to(self.accelerator.device), step)
+            show_picture(self.accelerator, self.output / f"sheet-{step:06d}.png", step)
         self.accelerator.wait_for_everyone()
         return numbers or {}
-
-
-def _optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
-    return (Muon if config.optimizer == "muon" else torch.optim.AdamW)(
-        model.parameters(),
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.adam_weight_decay,
-        eps=config.adam_epsilon,
-        amsgrad=config.adam_amsgrad,
-        fused=config.adam_fused or None,  # None: what suits the device
-    )
-
-
-def _accelerator(config: LoopConfig, output: Path) -> Accelerator:
-    if config.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("mixed_precision 'fp16' needs a CUDA device and there is none: take bf16 or no")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write output_dir {output}: {error.strerror}; choose another folder"
-        ) from error
-    # accelerate keeps one precision a process; here each run has its own. The process group stays.
-    AcceleratorState._reset_state()
-    GradientState._reset_state()
-    try:
-        accelerator = Accelerator(
-            # Without CUDA, cpu=True lets torchrun start several processes.
-            cpu=config.use_cpu or not torch.cuda.is_available(),
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            mixed_precision=config.precision,
-            log_with=None if config.report_to == "none" else config.report_to,
-            project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
-        )
-    except ValueError as error:
-        raise UserError(
-            f"mixed_precision {config.mixed_precision!r} or report_to {config.report_to!r} does not work "
-            f"here: {error}"
-        ) from error
-    if config.report_to != "none" and not accelerator.log_with:  # accelerate only warns
-        raise UserError(
-            f"report_to {config.report_to!r} needs a package that is not installed: install it, or take "
-            "report_to=tensorboard or none"
-        )
-    return accelerator
 
 
 def _means(accelerator: Accelerator, terms: dict[str, Tensor]) -> dict[str, float]:

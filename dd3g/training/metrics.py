@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 from dd3g.io.atomic import replacing
@@ -24,13 +26,18 @@ class Metrics:
                 try:
                     if json.loads(line)["step"] <= step:
                         kept.append(line + "\n")
-                except (json.JSONDecodeError, KeyError):
-                    break  # a line torn by a kill is the last one
+                except (json.JSONDecodeError, KeyError, TypeError):
+                    continue  # torn by a kill or a full disk
         with replacing(path) as partial:
             partial.write_text("".join(kept))
-        self.file = path.open("a", buffering=1)
+        self.path, self.torn = path, ""
+        self.file = os.open(path, os.O_WRONLY | os.O_APPEND)
         self.every = every
         self.waiting: list[dict[str, float]] = []
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self.file)
 
     def add(self, step: int, numbers: dict[str, float]) -> None:
         """Take in one step's numbers; the learning rate is that of a line's last step."""
@@ -42,5 +49,11 @@ class Metrics:
             self.waiting = []
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Add a line."""
-        self.file.write(json.dumps({"step": step, **numbers}) + "\n")
+        """Add a line; a disk that is full costs lines, not the run."""
+        try:
+            os.write(self.file, (self.torn + json.dumps({"step": step, **numbers}) + "\n").encode())
+            self.torn = ""
+        except OSError as error:
+            if not self.torn:
+                print(f"warning: cannot write {self.path} ({error.strerror})", file=sys.stderr)
+            self.torn = "\n"  # what is there of this line is no part of the next one

@@ -44,18 +44,20 @@ class LearningRate:
 def learning_rate(config: LoopConfig, step: int, minutes: float = 0.0) -> float:
     """The learning rate of optimiser step `step` after `minutes`: linear warm-up, then a shape.
 
-    "warmup_stable_decay" ends in a linear tail; "cosine" falls to zero from the end of the warm-up;
-    "timed_cosine" falls from the first step on with the larger share of steps and minutes that is spent, so
-    that it is zero at either end; "constant" stays.
+    "warmup_stable_decay" ends in a linear tail; "linear" and "cosine" fall to zero from the end of the
+    warm-up; "timed_cosine" falls from the first step on with the larger share of steps and minutes that is
+    spent, so that it is zero at either end; "constant", which is also "constant_with_warmup", stays.
     """
     warmup, total = config.lr_warmup_steps, config.max_train_steps
     rise = config.learning_rate * min(1.0, (step + 1) / max(1, warmup))
-    if config.lr_scheduler == "constant":
+    if config.lr_scheduler.startswith("constant"):
         return rise
     if config.lr_scheduler == "warmup_stable_decay":
         return rise * min(1.0, max(0.0, (total - step) / max(1, config.lr_decay_steps)))
-    if config.lr_scheduler == "cosine":
+    if config.lr_scheduler in ("linear", "cosine"):
         spent = max(0, step - warmup) / max(1, total - warmup)
     else:
         spent = max(step / total, minutes / config.max_minutes if config.max_minutes else 0.0)
+    if config.lr_scheduler == "linear":
+        return rise * max(0.0, 1 - spent)
     return rise * (0.5 + 0.5 * math.cos(math.pi * min(1.0, spent)))

@@ -12,11 +12,16 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 
 
 class Stopped(KeyboardInterrupt):
-    """A training ended on a signal, with a checkpoint; commands exit with 128 + its number."""
+    """A training ended on a signal, with a checkpoint.
+
+    `code` is what a command exits with: 128 + the signal's number, but 0 for SIGUSR1, by which a scheduler
+    says that the time is up and the job is to be queued again.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
+        self.code = 0 if self.args[0] == "SIGUSR1" else 128 + number
 
 
 class StopRequest:

@@ -12,7 +12,8 @@ CONFIG = Path(__file__).parents[2] / "configs/accelerate/fsdp.yaml"
 NAMES = {"fsdp_transformer_layer_cls_to_wrap": "FSDP_TRANSFORMER_CLS_TO_WRAP"}
 
 
-def main() -> int:
+def pretend() -> None:
+    """Make accelerate split models among CPU processes, as configs/accelerate/fsdp.yaml says."""
     # What accelerate launch does with the file.
     os.environ["ACCELERATE_USE_FSDP"] = "true"
     for key, value in yaml.safe_load(CONFIG.read_text())["fsdp_config"].items():
@@ -26,6 +27,10 @@ def main() -> int:
     PartialState(cpu=True)
     # accelerate offers FSDP to GPUs only, though torch runs it anywhere.
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def main() -> int:
+    pretend()
 
     from dd3g.configuration import launch
     from distill.train import DistillConfig, run

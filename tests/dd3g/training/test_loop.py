@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import pickle
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,17 +42,15 @@ class Point(Batch):
 
 
 class Points:
-    """Samples of a line; from `broken` on they are not numbers."""
+    """Samples of a line; from `broken` on there are none."""
 
-    def __init__(self, broken=10**9, error=None):
+    def __init__(self, broken=1 << 60, error=None):
         self.broken, self.error = broken, error
 
     def __getitem__(self, index):
-        x = torch.randn(3, generator=generator_for(0, index))
         if index >= self.broken:
-            if self.error is not None:
-                raise self.error
-            x = x * float("nan")
+            raise self.error
+        x = torch.randn(3, generator=generator_for(0, index))
         return Point(x, x.sum()[None])
 
 
@@ -139,7 +136,7 @@ def asked_at(step, *signals):
 
 
 @pytest.mark.parametrize(
-    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("SIGUSR1", 138)]
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("SIGUSR1", 0)]
 )
 def test_a_signal_ends_the_run_with_a_checkpoint_of_its_step(tmp_path, name, code):
     whole, _ = fit_line(tmp_path / "whole")
@@ -166,9 +163,8 @@ def test_a_signal_in_the_last_step_leaves_a_finished_run(tmp_path):
 
 def test_resuming_with_another_accumulation_still_steps_once(tmp_path):
     before, _ = fit_line(tmp_path, max_train_steps=4, gradient_accumulation_steps=2)  # 8 = 2 modulo 3
-    model, _ = fit_line(
-        tmp_path, max_train_steps=5, gradient_accumulation_steps=3, resume_from_checkpoint="latest"
-    )
+    changed = {"resume_from_checkpoint": "latest", "allow_changed": True}
+    model, _ = fit_line(tmp_path, max_train_steps=5, gradient_accumulation_steps=3, **changed)
     assert [m["step"] for m in metrics(tmp_path)] == list(range(1, 6))
     assert not torch.equal(model.layer.weight, before.layer.weight)
 
@@ -176,6 +172,7 @@ def test_resuming_with_another_accumulation_still_steps_once(tmp_path):
 def test_resuming_with_another_learning_rate_follows_it_at_once(tmp_path):
     before, _ = fit_line(tmp_path, max_train_steps=4)
     resume = {"max_train_steps": 6, "lr_decay_steps": 1, "resume_from_checkpoint": "latest"}
+    resume["allow_changed"] = True
     model, _ = fit_line(tmp_path, learning_rate=0.02, **resume)
     assert [m["lr"] for m in metrics(tmp_path)] == [0.025, 0.05, 0.05, 0.025, 0.02, 0.02]
     assert (model.layer.weight - before.layer.weight).abs().max() > 0.01
@@ -233,6 +230,11 @@ def test_max_minutes_stops_with_a_checkpoint(tmp_path):
     assert (tmp_path / "model/line.pt").exists()
 
 
+def broken_loss(model, batch, step):
+    value, terms = squared(model, batch, step)
+    return value * (math.nan if step == 4 else 1), terms
+
+
 def broken_gradient(model, batch, step):
     value, terms = squared(model, batch, step)
     if step == 4:
@@ -243,7 +245,7 @@ def broken_gradient(model, batch, step):
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_nan_stops_before_it_touches_anything(tmp_path, what):
     good, _ = fit_line(tmp_path / "good", max_train_steps=4, lr_scheduler="constant", checkpointing_steps=4)
-    options = {"points": Points(broken=16)} if what == "loss" else {"loss": broken_gradient}
+    options = {"loss": broken_loss if what == "loss" else broken_gradient}
     torch.manual_seed(0)
     kept = []
     original = Line.forward
@@ -273,31 +275,7 @@ def test_nan_stops_before_it_touches_anything(tmp_path, what):
 
 def test_nan_before_the_first_checkpoint(tmp_path):
     with pytest.raises(UserError, match="at step 1; nothing of this step was kept, start again with"):
-        fit_line(tmp_path, Points(broken=0))
-
-
-class Bomb:
-    def __reduce__(self):
-        return os.mkdir, ("exploded",)
-
-
-@pytest.mark.parametrize(
-    "name", ["model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl"]
-)
-@pytest.mark.parametrize("damage", ["cut", "bomb", "gone"])
-def test_broken_checkpoints(tmp_path, monkeypatch, name, damage):
-    monkeypatch.chdir(tmp_path)
-    fit_line(tmp_path, max_train_steps=3)
-    path = tmp_path / "checkpoint-3" / name
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:50])
-    elif damage == "bomb":
-        path.write_bytes(pickle.dumps(Bomb(), 2))
-    else:
-        path.unlink()
-    with pytest.raises(UserError, match=r"checkpoint-3: broken, or of another model"):
-        fit_line(tmp_path, resume_from_checkpoint="latest")
-    assert not (tmp_path / "exploded").exists()
+        fit_line(tmp_path, loss=lambda model, batch, step: squared(model, batch, step)[0] * math.nan)
 
 
 def test_what_is_not_a_checkpoint(tmp_path):
@@ -308,17 +286,14 @@ def test_what_is_not_a_checkpoint(tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
-    from accelerate import Accelerator
-
     fit_line(tmp_path, max_train_steps=3)
     before = files(tmp_path / "checkpoint-3")
 
-    def full(self, folder):
-        Path(folder).mkdir()
-        (Path(folder) / "model.safetensors").write_bytes(b"half")
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Accelerator, "save_state", full)
+    monkeypatch.setattr(checkpoints, "save_file", full)
     with pytest.raises(UserError, match="cannot write a checkpoint .*No space left.*--resume latest"):
         fit_line(tmp_path, resume_from_checkpoint="latest")
     assert files(tmp_path / "checkpoint-3") == before
@@ -360,9 +335,10 @@ def test_an_output_folder_that_cannot_be_made(tmp_path):
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_errors_of_samples_are_one_line(tmp_path, workers):
     points = Points(broken=4, error=UserError("shard x.tar is damaged: delete it"))
-    with pytest.raises(UserError, match="^shard x.tar is damaged: delete it$"):
-        fit_line(tmp_path, points, checkpointing_steps=1, dataloader_num_workers=workers)
-    assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["checkpoint-1"]
+    message = r"^shard x.tar is damaged: delete it \(4 samples in a row are damaged\)$"
+    with pytest.raises(UserError, match=message):
+        fit_line(tmp_path, points, dataloader_num_workers=workers)
+    assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["checkpoint-1"]  # on the way out
 
 
 def test_precisions(tmp_path):
@@ -412,10 +388,13 @@ def test_schedules():
 
     assert [0.1, 0.5, 1, 1, 1, 0.5, 0] == rates("warmup_stable_decay", (0, 4, 9, 50, 80, 90, 100))
     assert [0.1, 1, 0.5, 0] == rates("cosine", (0, 10, 55, 100))
+    assert [0.1, 1, 0.5, 0] == rates("linear", (0, 10, 55, 100))
+    assert [1, 0.75, 0.25] == rates("linear", (10, 32.5, 77.5))
     assert [0.1, 0.5, 0] == rates("timed_cosine", (0, 50, 100))
     assert [0.5, 0.5, 0.1464466] == rates("timed_cosine", (9, 50, 75), minutes=3, max_minutes=6)
-    assert [0.1, 1, 1] == rates("constant", (0, 10, 100))
-    with pytest.raises(ValueError, match="'polynomial' is not one of warmup_stable_decay, cosine"):
+    for name in ("constant", "constant_with_warmup"):
+        assert [0.1, 1, 1] == rates(name, (0, 10, 100))
+    with pytest.raises(ValueError, match="'polynomial' is not one of warmup_stable_decay, linear, cosine"):
         LoopConfig(lr_scheduler="polynomial")
 
 

@@ -98,7 +98,10 @@ def test_clear_words_for_what_goes_wrong(tmp_path):
     with pytest.raises(UserError, match="checkpoint-10 of another run.*--resume"):
         run(tmp_path, 10)
     with pytest.raises(UserError, match="another model"):
-        fit(nn.Linear(4, 2), loss, tmp_path, 10, resume=True)
+        same = {"lr_warmup_steps": 5, "checkpointing_steps": 10}
+        fit(nn.Linear(4, 2), loss, tmp_path, 10, resume=True, **same)
+    with pytest.raises(UserError, match=r"lr_warmup_steps 5 \(now 7\); repeat those, or choose another"):
+        fit(network(), loss, tmp_path, 10, resume=True, lr_warmup_steps=7)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="earlier version"):
         run(tmp_path, 10, resume=True)

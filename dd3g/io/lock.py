@@ -1,0 +1,63 @@
+"""One command at a time in a folder."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dd3g.errors import UserError
+
+LOCK = ".lock"
+
+
+@contextmanager
+def only_user(folder: str | Path) -> Iterator[None]:
+    """Hold a folder, so that a second command does not do the same work, or undo it.
+
+    The system lets go of it when the process ends in any way. File systems without locks are not guarded.
+
+    Args:
+        folder: made when missing.
+
+    Raises:
+        UserError: when another process holds it, or it cannot be made.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a Unix
+        yield
+        return
+    path = Path(folder) / LOCK
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a+")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}): choose another folder") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The file may have been removed by who held it, between the two calls.
+            taken = not path.exists() or not os.path.samestat(path.stat(), os.fstat(stream.fileno()))
+        except BlockingIOError:
+            taken = True
+        except OSError:  # no locks on this file system
+            yield
+            return
+        if taken:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            raise UserError(
+                f"{folder} is in use by {holder}: wait for it or stop it, or choose another folder"
+            )
+        stream.truncate(0)
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n")
+        stream.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

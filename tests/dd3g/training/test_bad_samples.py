@@ -1,0 +1,94 @@
+"""Damaged samples cost themselves, not the run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from stand_ins import line_run
+from stand_ins.line_run import LINE, Points
+from stand_ins.training_runs import fresh, metrics
+
+from dd3g.configuration import launch
+from dd3g.errors import UserError
+from dd3g.training import LoopConfig
+from dd3g.training.checkpoints import checkpoints
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread):
+    """Several threads would take longer here."""
+
+
+class Damaged(Points):
+    """Samples 9 and 21 cannot be decoded, 14 holds an infinite number."""
+
+    def __getitem__(self, index):
+        point = super().__getitem__(index)
+        if index in (9, 21):
+            raise UserError(f"sample-{index} in shard x.tar is damaged")
+        return replace(point, x=point.x / 0) if index == 14 else point
+
+
+def line(folder, monkeypatch, samples=Damaged, **options):
+    monkeypatch.setattr(line_run, "Points", samples)
+    fresh()
+    settings = LINE | {"output_dir": folder} | options
+    return launch(line_run.run, LoopConfig, [f"{k}={v}" for k, v in settings.items()])
+
+
+def seen(folder):
+    return [int(row.split()[1]) for row in (folder / "seen-0.txt").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_they_are_named_and_replaced(tmp_path, monkeypatch, capsys, workers):
+    if workers:  # which find their class again by its name
+        monkeypatch.setattr(line_run, "Damaged", Damaged, raising=False)
+    assert line(tmp_path, monkeypatch, dataloader_num_workers=workers) == 0
+    error = capsys.readouterr().err
+    for message in (
+        "warning: skipped a sample: sample-9 in shard x.tar is damaged",
+        "warning: skipped a sample: sample 14 of the run has x that is not finite",
+        "warning: skipped a sample: sample-21 in shard x.tar is damaged",
+    ):
+        assert error.count(message) == 1
+    spare = 1 << 40
+    assert seen(tmp_path) == [i + spare * (i in (9, 14, 21)) for i in range(32)]
+    assert len(metrics(tmp_path)) == 8
+
+
+def test_more_than_the_budget_end_the_run_with_a_checkpoint(tmp_path, monkeypatch, capsys):
+    assert line(tmp_path, monkeypatch, max_bad_samples=1) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "sample 14 of the run has x that is not finite (more than max_bad_samples=1" in error
+    assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-3"] and len(metrics(tmp_path)) == 3
+    assert line(tmp_path, monkeypatch, resume_from_checkpoint="latest") == 0
+    assert len(metrics(tmp_path)) == 8
+
+
+def test_a_resumed_run_replaces_them_alike(tmp_path, monkeypatch):
+    assert line(tmp_path / "whole", monkeypatch) == 0
+    assert line(tmp_path / "cut", monkeypatch, max_train_steps=2, lr_scheduler="constant") == 0
+    again = {"resume_from_checkpoint": "latest", "allow_changed": True}
+    assert line(tmp_path / "cut", monkeypatch, **again) == 0
+    assert seen(tmp_path / "cut") == seen(tmp_path / "whole")
+
+
+def test_a_set_that_is_damaged_throughout(tmp_path, monkeypatch, capsys):
+    class Gone(Points):
+        def __getitem__(self, index):
+            raise UserError("shard y.tar is not there")
+
+    assert line(tmp_path, monkeypatch, Gone) == 2
+    assert "shard y.tar is not there (4 samples in a row are damaged)" in capsys.readouterr().err
+
+
+def test_other_faults_are_not_taken_for_damage(tmp_path, monkeypatch):
+    class Wrong(Points):
+        def __getitem__(self, index):
+            return super().__getitem__(index), torch.zeros(1) @ torch.zeros(2)
+
+    with pytest.raises(RuntimeError, match="inconsistent"):
+        line(tmp_path, monkeypatch, Wrong)

@@ -1,0 +1,136 @@
+"""How a run stands on its machine, and what it says of it."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+import torch
+from stand_ins import line_run
+from stand_ins.line_run import LINE, Line
+from stand_ins.training_runs import fresh, metrics
+
+from dd3g.configuration import launch
+from dd3g.nn.recompute import recompute_blocks
+from dd3g.training import LoopConfig, data, loop, setup
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread):
+    """Several threads would take longer here."""
+
+
+def line(folder, *words):
+    fresh()
+    settings = [f"{k}={v}" for k, v in LINE.items()]
+    return launch(line_run.run, LoopConfig, [*settings, f"output_dir={folder}", *words])
+
+
+def test_device_and_first_step_are_told(tmp_path, capsys):
+    assert line(tmp_path) == 0
+    error = capsys.readouterr().err
+    assert "training 28 parameters on cpu, processes: 1, precision: no, from step 0 of 8\n" in error
+    assert "step 1: loss " in error and " s after the start\n" in error
+
+
+@pytest.mark.parametrize(
+    ("processes", "use_cpu", "word", "code"),
+    [("8", "False", "", 2), ("8", "False", "use_cpu=true", 0), ("1", "False", "", 0), ("8", "", "", 0)],
+)
+def test_processes_for_gpus_do_not_train_on_cpus(
+    tmp_path, monkeypatch, capsys, processes, use_cpu, word, code
+):
+    """As `accelerate launch --config_file configs/accelerate/gpu8.yaml` starts them."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    if use_cpu:
+        monkeypatch.setenv("ACCELERATE_USE_CPU", use_cpu)
+    made = []
+    monkeypatch.setattr(setup, "Accelerator", lambda **options: made.append(options) or 1 / 0)
+    if code:
+        assert line(tmp_path, *filter(None, [word])) == code
+        assert "8 processes were started for GPUs, and this machine shows no CUDA" in capsys.readouterr().err
+    else:
+        with pytest.raises(ZeroDivisionError):
+            line(tmp_path, *filter(None, [word]))
+        assert made[0]["cpu"]
+
+
+def test_levers_reach_their_libraries(tmp_path, monkeypatch):
+    made, loaded = [], []
+
+    def spy(**options):
+        made.append(options)
+        return original(**options | {"dynamo_backend": "eager"})
+
+    class Loader(data.DataLoader):
+        def __init__(self, *args, **options):
+            loaded.append(options)
+            super().__init__(*args, **options | {"num_workers": 0, "prefetch_factor": None}
+                             | {"multiprocessing_context": None})  # fmt: skip
+
+    original = setup.Accelerator
+    monkeypatch.setattr(setup, "Accelerator", spy)
+    monkeypatch.setattr(data, "DataLoader", Loader)
+    precision = torch.get_float32_matmul_precision()
+    words = ["torch_compile=true", "allow_tf32=true", "ddp_timeout=77", "dataloader_prefetch_factor=5"]
+    try:
+        assert line(tmp_path, *words, "dataloader_num_workers=3") == 0
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = True
+    (options,) = made
+    assert options["dynamo_backend"] == "inductor"
+    assert options["kwargs_handlers"][0].timeout == datetime.timedelta(seconds=77)
+    assert loaded[0]["prefetch_factor"] == 5 and loaded[0]["num_workers"] == 3
+    assert len(metrics(tmp_path)) == 8
+
+
+def test_out_of_memory_names_the_levers(tmp_path, monkeypatch, capsys):
+    def forward(self, x):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
+
+    monkeypatch.setattr(Line, "forward", forward)
+    assert line(tmp_path) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "too little memory for step 1" in error and "lower train_batch_size 4" in error
+    assert "gradient_checkpointing=true" in error
+
+
+def test_recomputed_blocks_keep_values_and_gradients(tmp_path):
+    torch.manual_seed(0)
+    plain, forgetful = Line(), Line()
+    forgetful.load_state_dict(plain.state_dict())
+    assert recompute_blocks(forgetful) == 2
+    calls = []
+    forgetful.blocks[0].layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    x = torch.randn(5, 3)
+    for model in (plain, forgetful):
+        model(x).square().sum().backward()
+    assert len(calls) == 2  # once more on the way back
+    for a, b in zip(plain.parameters(), forgetful.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+    assert line(tmp_path / "plain") == 0
+    assert line(tmp_path / "forgetful", "gradient_checkpointing=true") == 0
+    assert metrics(tmp_path / "plain") == metrics(tmp_path / "forgetful")
+
+
+def test_deepspeed_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        setup.Accelerator, "distributed_type", property(lambda self: setup.DistributedType.DEEPSPEED)
+    )
+    assert line(tmp_path) == 2
+    assert "configs/accelerate/fsdp.yaml" in capsys.readouterr().err
+
+
+def test_fused_adamw_on_gpus(tmp_path, monkeypatch):
+    """The optimiser of a CUDA device is the fused one without being asked for."""
+    asked = []
+    original = setup.make_optimizer
+    monkeypatch.setattr(
+        loop, "make_optimizer", lambda m, c, fused: asked.append(fused) or original(m, c, fused)
+    )
+    assert line(tmp_path / "a") == 0 and line(tmp_path / "b", "adam_fused=true") == 0
+    assert asked == [False, True]
+    assert setup.make_optimizer(Line(), LoopConfig(), True).defaults["fused"] is True
