@@ -17,11 +17,12 @@ from typing import Annotated
 
 import typer
 
-from data_gen.meshes.objects import Item, Options, find_items, render_item
+from data_gen.meshes.objects import Item, Options, find_items, mesh_files, render_item
 from dd3g.command import Json, run_command
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.io.atomic import replacing
+from dd3g.io.lock import only_user
 from dd3g.io.shards import Shards, write_shard
 from dd3g.progress import Progress
 
@@ -75,7 +76,12 @@ def render_folder(
     items = find_items(folder, options, styles or [], limit)
     keys = fingerprint("\n".join(item.key for item in items))
     stored = {"styles": styles or [], "limit": limit, "objects": f"{len(items)} items {keys}"}
-    _check_same_options(output, asdict(options) | stored)
+    _check_same_options(output, asdict(options) | stored | {"mesh files": mesh_files(items)})
+    with only_user(output):
+        return _render_items(items, output, options, processes)
+
+
+def _render_items(items: list[Item], output: Path, options: Options, processes: int) -> dict:
     count = -(-len(items) // options.per_shard)
     paths = [output / f"renders-{k:05d}.tar" for k in range(count)]
     tasks = [
@@ -138,11 +144,11 @@ def _check_same_options(output: Path, options: dict) -> None:
         if path.exists():
             # What a folder of an earlier version lacks, it had by default.
             before = asdict(Options()) | json.loads(path.read_text())
-            changed = [f"{k} {before.get(k)} -> {v}" for k, v in options.items() if before.get(k) != v]
+            changed = [f"{k} {before[k]} -> {v}" for k, v in options.items() if before.get(k, v) != v]
             if changed:
                 raise UserError(
-                    f"{output} was started with other options ({', '.join(changed)}): use those, "
-                    "another --output, or delete the folder"
+                    f"{output} was started with other options ({', '.join(changed)}): use those, or "
+                    "another --output"
                 )
             return
         with replacing(path) as part:

@@ -135,7 +135,8 @@ class Cameras:
             origins (..., 1, 1, 3) and directions (..., H, W, 3) in the world. Directions have camera depth 1,
             so `origins + depth * directions` lies at camera-space z = depth.
         """
-        rows, columns = (torch.arange(n).to(self.viewmats) + 0.5 for n in (self.height, self.width))
+        like = {"dtype": self.viewmats.dtype, "device": self.viewmats.device}
+        rows, columns = (torch.arange(n, **like) + 0.5 for n in (self.height, self.width))
         y, x = torch.meshgrid(rows, columns, indexing="ij")
         K = self.Ks[..., None, None, :, :]
         local = torch.stack(
@@ -187,8 +188,10 @@ class Cameras:
 
     def resized(self, size: int) -> Cameras:
         """The same views at another square image size in pixels."""
-        scale = torch.tensor([size / self.width, size / self.height, 1.0], dtype=self.Ks.dtype)
-        return replace(self, Ks=self.Ks * scale.to(self.Ks.device)[:, None], width=size, height=size)
+        x, y, one = self.Ks.unbind(-2)
+        # Of numbers, not of a tensor: that would be copied from the host at every pass of a network on a GPU.
+        Ks = torch.stack([x * (size / self.width), y * (size / self.height), one], -2)
+        return replace(self, Ks=Ks, width=size, height=size)
 
     @staticmethod
     def stack(cameras: Sequence[Cameras]) -> Cameras:

@@ -91,7 +91,7 @@ class Gaussians:
         return Gaussians(
             *(
                 torch.cat([getattr(p, f.name) for p in parts], -1 if f.name == "opacities" else -2)
-                for f in fields(Gaussians)
+                for f in fields(parts[0])
             )
         )
 

@@ -27,6 +27,7 @@ from dd3g.progress import Progress
 from dd3g.results import AXES, FORMATS, Request, write_results
 
 DEFAULT_WEIGHTS = "nano"
+MANY = 16  # passes for which it pays to warm a GPU up
 # Names of its own files that this command skips when it is given the same folder again.
 OWN_PICTURES = (".matte", ".turntable")
 
@@ -73,6 +74,8 @@ def run(
             from dd3g.pepd import Generator
 
             generator = Generator.from_pretrained(weights, device=str(find_device(device)))
+            if len(pictures) * request.samples >= MANY and (captured := generator.compiled().captured):
+                progress.say(f"warmed up in {captured.seconds:.1f} s")
             check_writable(request.out)
         try:
             result = write_results(generator, picture, stem, request)

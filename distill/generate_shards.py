@@ -16,6 +16,7 @@ from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import write_shard
 from dd3g.progress import Progress
+from dd3g.training.processes import held_by_main
 from distill.inputs import Inputs, MatteError, seed_of
 from distill.ode import simulate
 from distill.quadruples import Quadruple, encode, noise_of
@@ -72,6 +73,7 @@ class ShardSet:
             "guidance_scale": self.guidance_scale,
             "seed": self.seed,
             "per_shard": self.per_shard,
+            "batch_size": self.batch_size,  # matrices of another size round otherwise
         }
 
     def samples(self, number: int, indices: list[int], failed: dict[str, str]) -> list[dict[str, Any]]:
@@ -112,6 +114,8 @@ def generate_shards(
 ) -> dict[str, Any]:
     """Make the shards that are not there yet; this process makes every P-th of them.
 
+    No other command may work in the folder meanwhile.
+
     Args:
         wanted: what to make.
         state: accelerate's `PartialState`.
@@ -122,6 +126,11 @@ def generate_shards(
         {"output", "shards", "present", "written", "quadruples", "failed", "complete"}, over all processes;
         `failed` tells what was wrong with each picture that could not be used, in this run or an earlier one.
     """
+    with held_by_main(wanted.output):
+        return _generate(wanted, state, max_minutes, show)
+
+
+def _generate(wanted: ShardSet, state: Any, max_minutes: float, show: bool) -> dict[str, Any]:
     deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
     with state.main_process_first():
         check_settings(wanted.output, wanted.settings, wanted.seeds, write=state.is_main_process)

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dd3g.cameras import Cameras
 from dd3g.diffusion import convert
 from dd3g.gaussians import Gaussians
 from dd3g.rasterizer import rasterize
@@ -263,6 +264,7 @@ class Verifier:
     ) -> None:
         self.teacher, self.form, self.seed = teacher.requires_grad_(False), form, seed
         self.guidance_scale, self.precision = guidance_scale, precision
+        self.rig: Cameras | None = None
 
     def __call__(
         self, gaussians: Gaussians, image: Tensor, azimuth: Tensor, level: Tensor, index: Tensor
@@ -279,8 +281,9 @@ class Verifier:
         Returns:
             A scalar; for "score" half the mean squared gradient, so that the derivative is the gradient.
         """
-        teacher = self.teacher.to(image.device)
-        rig, schedule = teacher.rig.to(image.device), teacher.schedule
+        if self.rig is None or self.rig.viewmats.device != image.device:  # once, not at every step
+            self.teacher, self.rig = self.teacher.to(image.device), self.teacher.rig.to(image.device)
+        teacher, rig, schedule = self.teacher, self.rig, self.teacher.schedule
         shape = (len(image), len(rig))
         rigs = replace(rig, viewmats=rig.viewmats.expand(*shape, 4, 4), Ks=rig.Ks.expand(*shape, 3, 3))
         cameras = rigs.turned(azimuth[:, None])
@@ -288,7 +291,7 @@ class Verifier:
         straight = torch.cat([render.rgb / render.alpha.clamp(min=1e-3), render.alpha], 2)
         z = teacher.codec.encode(straight)  # (B, V, C, h, w)
         # Samples are made with seed, the choice between renders and quadruples with seed + 1.
-        generators = [generator_for(self.seed + 2, int(i)) for i in index]
+        generators = [generator_for(self.seed + 2, i) for i in index.tolist()]
         eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
         t = ((0.02 + 0.96 * level) * schedule.steps).long().clamp(0, schedule.steps - 1)
         condition = teacher.condition(image, cameras)

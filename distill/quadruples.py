@@ -77,6 +77,8 @@ def decode(sample: dict[str, Any]) -> Quadruple:
     viewmats, Ks = torch.tensor(meta.pop("viewmats")), torch.tensor(meta.pop("Ks"))
     cameras = Cameras(viewmats, Ks, meta.pop("width"), meta.pop("height"))
     noise = np.load(io.BytesIO(sample["noise.npy"]), allow_pickle=False)
+    if not np.isfinite(noise).all():
+        raise ValueError("its noise is not finite")
     views = _picture(sample["outputs.png"]).unflatten(-1, (len(cameras), cameras.width)).movedim(-2, 0)
     return Quadruple(
         torch.from_numpy(noise).float(), cameras, _picture(sample["input.png"]), views.contiguous(), meta

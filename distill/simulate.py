@@ -30,7 +30,9 @@ def _partial_state(device: str) -> tuple[Any, torch.device]:
     from accelerate import PartialState
 
     # First, because it makes the process's own GPU the current one: "cuda" would be the first for all.
-    state = PartialState(cpu=device.startswith("cpu"))
+    # Without CUDA, cpu=True lets torchrun start several processes, which else would not know of each other.
+    cpu = device.startswith("cpu") or (device == "auto" and not torch.cuda.is_available())
+    state = PartialState(cpu=cpu)
     place = state.device if device == "auto" else find_device(device)
     if place.type == "cuda" and place.index is not None:
         torch.cuda.set_device(place)  # mattes follow

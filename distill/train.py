@@ -20,7 +20,7 @@ from dd3g.errors import UserError
 from dd3g.nn.checkpoint import load_weights
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.pepd.generator import find_weights
-from dd3g.rasterizer import rasterize
+from dd3g.rasterizer import get_ready, rasterize
 from dd3g.setting import setting
 from dd3g.training import LoopConfig, Samples, fit
 from distill.contact_sheet import save_contact_sheet
@@ -32,6 +32,7 @@ from distill.datasets import (
     check_fit,
     validation_batch,
 )
+from distill.model_card import write_card
 from distill.objective import Objective, ObjectiveConfig, Verifier
 from distill.quadruples import Quadruples
 from distill.renders import RenderedObjects
@@ -54,6 +55,8 @@ class DistillConfig(LoopConfig):
     validation_renders: str = setting("", "rendered objects for the contact sheet; never trained on")
     pretrained_teacher_model: str = setting("", "verifier; needed when objective.implicit is not 0")
     init_from: str = setting("", "start from the weights of this generator")
+    push_to_hub: bool = setting(False, "upload the model at the end, to hub_model_id")
+    hub_model_id: str = setting("", "owner/name on the hub")
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
@@ -62,6 +65,8 @@ class DistillConfig(LoopConfig):
         for name in ("quadruples_start", "quadruples_share", "scan_fraction", "shape_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share: give 0 to 1, got {getattr(self, name)}")
+        if self.push_to_hub and self.hub_model_id.count("/") != 1:
+            raise ValueError(f"push_to_hub needs hub_model_id=OWNER/NAME, got {self.hub_model_id!r}")
         if self.targets < 1:
             raise ValueError(f"targets must be at least 1, got {self.targets}")
 
@@ -121,16 +126,22 @@ def run(config: DistillConfig) -> Path:
     if config.init_from:
         load_weights(find_weights(config.init_from), generator, without="shape.")
     shape = config.generator.latent_shape
+    if torch.cuda.is_available() and not config.use_cpu:
+        # Renders are first looked at after the bootstrap, hours into a long run.
+        get_ready(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
     held = validation_batch(config.validation_renders, config.generator.size, shape)
     objective = Objective(config.objective, config.max_train_steps, *losses(config))
     output = Path(config.output_dir)
 
     def publish(average: Generator, step: int) -> None:
         average.save_pretrained(output / "model")
+        write_card(output / "model", config, step)
         if held is not None:
             draw_contact_sheet(average, held, output / f"sheet-{step:06d}.png")
 
-    fit(generator, objective, training_samples(config), config, publish)
+    average = fit(generator, objective, training_samples(config), config, publish)
+    if config.push_to_hub and int(os.environ.get("RANK", "0")) == 0:
+        print(f"uploaded to {average.push_to_hub(config.hub_model_id)}")
     return output / "model"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ from numpy.typing import NDArray
 
 from dd3g.cameras import ELEVATION, Cameras
 from dd3g.errors import UserError
+from dd3g.fingerprint import fingerprint
 from dd3g.picture_sources import DEPTH, DEPTH_UNIT, SHEET, VOLUME
 
 FILL = 0.55  # radius of the object's bounding sphere; at radius 1.5 and fovy 49.1 it spans 86 % of the frame
 HALF = 1.02 * FILL  # half the side of the cube whose matter is stored
 MESHES = (".glb", ".obj", ".npz")
+ENDS = 1 << 16  # bytes of either end of a mesh's file that its fingerprint reads
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,9 @@ def find_items(folder: Path, options: Options, styles: list[str], limit: int) ->
     Raises:
         UserError: when the folder holds no mesh, or two objects share a key.
     """
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in MESHES)
+    # Path.rglob leaves out what links to folders lead to.
+    found = (Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names)
+    paths = sorted(p for p in found if p.suffix.lower() in MESHES)
     rows: dict[str, dict[str, str]] = {}
     for manifest in (folder.parent / "manifest.csv", folder / "manifest.csv"):
         if manifest.is_file():
@@ -90,6 +95,18 @@ def find_items(folder: Path, options: Options, styles: list[str], limit: int) ->
         twice = next(k for k in keys if keys.count(k) > 1)
         raise UserError(f"two objects would both be called {twice!r}: rename one of the files")
     return items
+
+
+def mesh_files(items: list[Item]) -> str:
+    """Fingerprint of the meshes: sizes, first and last bytes, so that one that was replaced is noticed."""
+    parts: list[str | bytes] = []
+    for path in sorted({item.path for item in items}):
+        with open(path, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            parts += [str(size), stream.read(ENDS)]
+            stream.seek(max(0, size - ENDS))
+            parts.append(stream.read(ENDS))
+    return fingerprint(*parts)
 
 
 def view_plan(options: Options, rng: np.random.Generator, plain: bool) -> dict[str, list]:

@@ -67,11 +67,16 @@ def merge(
     present = set(finished_shards(output))
     with progress:
         progress.phase("pictures", len(choice.kept))
+        written = 0
         for number, (source, shard) in enumerate(shards):
             old = ShardManifest.read(source, shard)
             new = choice.taken(old, number)
-            if number not in present:
+            if number and not new.records and not new.missing:
+                continue  # earlier sets have it all
+            new.shard = written
+            if written not in present:
                 _copy(source, old, output, new)
+            written += 1
             progress.advance(new.count)
     output.sweep("")
     report = {"output": str(output), "collisions": choice.collisions, "duplicates": choice.duplicates}

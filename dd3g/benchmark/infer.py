@@ -19,6 +19,7 @@ from PIL import Image
 from dd3g import Gaussians, Generator
 from dd3g.io.splats import save
 from dd3g.models import model_path
+from dd3g.pepd.captured import CapturedPass
 from dd3g.picture import load_image
 
 SPLATS = 65_536  # what the writing of files is judged on, whatever the generator makes
@@ -62,7 +63,7 @@ def time_parts(picture: Path, weights: str, device: str, repeats: int) -> dict[s
 def time_cuda(weights: str, repeats: int) -> dict[str, Any]:
     """p50 and p95 seconds of a bfloat16 pass on CUDA, launched eagerly and as one graph.
 
-    Neither is what the command does: that is one eager float32 pass, timed by `time_parts`.
+    Neither is what the command does for one picture: that is one eager float32 pass, timed by `time_parts`.
     """
     generator = Generator.from_pretrained(weights, device="cuda")
     c = generator.config
@@ -75,17 +76,10 @@ def time_cuda(weights: str, repeats: int) -> dict[str, Any]:
         with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
             return generator(noise, cameras, image)
 
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):  # a capture needs warm libraries, and warms them off the default stream
-        for _ in range(3):
-            forward()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        forward()
+    captured = CapturedPass(generator, dtype=torch.bfloat16)
     return {
         "bfloat16, eager": _quantiles(forward, repeats),
-        "bfloat16, CUDA graph": _quantiles(graph.replay, repeats),
+        "bfloat16, CUDA graph": _quantiles(lambda: captured(noise, cameras, image), repeats),
     }
 
 

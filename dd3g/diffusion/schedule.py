@@ -25,6 +25,7 @@ class Schedule:
         self.config = dict(config or {})
         # The clean end is stored last, so that index -1 finds it.
         self.alpha_bar = torch.cat([alpha_bar.double().cpu(), torch.tensor([clean], dtype=torch.float64)])
+        self._tables: dict[torch.device, Tensor] = {}  # the same on other devices, by need
 
     @staticmethod
     def from_config(config: dict[str, Any]) -> Schedule:
@@ -38,7 +39,14 @@ class Schedule:
         return Schedule(scheduler.alphas_cumprod, float(scheduler.final_alpha_cumprod), known)
 
     def ab(self, t: int | Tensor) -> Tensor:
-        """alpha_bar_t as float64 on the CPU, of t's shape; t in -1 .. T-1."""
+        """alpha_bar_t as float64, of t's shape; t in -1 .. T-1.
+
+        It is on the CPU, but for a tensor on CUDA, whose values are not looked at: the GPU need not wait.
+        """
+        if isinstance(t, Tensor) and t.device.type in ("cuda", "meta"):
+            if t.device not in self._tables:
+                self._tables[t.device] = self.alpha_bar.to(t.device)
+            return self._tables[t.device][t]
         t = torch.as_tensor(t).cpu()
         if (t < -1).any() or (t >= self.steps).any():
             raise IndexError(f"t must lie in -1..{self.steps - 1}, got {t.tolist()}")

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dd3g.errors import UserError
+
+# Names of unfinished files, here and in `dd3g.io.shards`.
+UNFINISHED = re.compile(r"\..+\.(\d+-[0-9a-f]{8}(\.\w+)?|\d+\.tmp)")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left unfinished in a folder and the folders in it, which no other uses."""
+    for path in (*folder.glob(".*"), *folder.glob("*/.*")):
+        if UNFINISHED.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 @contextmanager

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dd3g.errors import UserError
+from dd3g.io.atomic import sweep
 
 LOCK = ".lock"
 
 
 @contextmanager
 def only_user(folder: str | Path) -> Iterator[None]:
-    """Hold a folder, so that a second command does not do the same work, or undo it.
+    """Hold a folder, so that a second command does not do the same work, or undo it; sweep it first.
 
     The system lets go of it when the process ends in any way. File systems without locks are not guarded.
 
@@ -57,6 +58,7 @@ def only_user(folder: str | Path) -> Iterator[None]:
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         stream.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n")
         stream.flush()
+        sweep(path.parent)
         try:
             yield
         finally:

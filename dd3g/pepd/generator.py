@@ -15,6 +15,7 @@ from dd3g.errors import UserError, first_line
 from dd3g.io.splats import Gaussians
 from dd3g.nn import PictureEncoder, correspond_rgba
 from dd3g.nn.checkpoint import CONFIG, WEIGHTS, Renamed, build, load_weights, read_config, save_folder
+from dd3g.pepd.captured import CapturedPass
 from dd3g.pepd.config import Bounds, GeneratorConfig
 from dd3g.pepd.maps import resize
 from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet
@@ -49,6 +50,8 @@ class Generator(Renamed):
         self.type_embedding = type_embedding(c.width)
         self.decoding = ProgressiveDecoding(c)
         self.shape = OccupancyNet(c.shape) if c.shape else None
+
+        self.captured: CapturedPass | None = None
 
     @property
     def rig(self) -> Cameras:
@@ -99,6 +102,15 @@ class Generator(Renamed):
         gaussians = self.decoding(frames)
         return gaussians if apart else Gaussians.cat(gaussians)
 
+    def compiled(self) -> Generator:
+        """Itself; on CUDA, `generate` launches its pass at once from now on, after a warm-up of some passes.
+
+        Worth it for many pictures. On other devices it changes nothing.
+        """
+        if self.type_embedding.device.type == "cuda" and self.captured is None:
+            self.captured = CapturedPass(self.eval())
+        return self
+
     @torch.no_grad()
     def generate(
         self,
@@ -135,7 +147,9 @@ class Generator(Renamed):
         noise = torch.randn(1, *self.config.latent_shape, generator=torch.Generator().manual_seed(seed))
         rig = Cameras.orbit([360.0 * v / views for v in range(views)], elevation, self.config.size)
         self.eval()
-        gaussians = self(noise.to(device), rig.to(device), image)[0]
+        inputs = noise.to(device), rig.to(device), image
+        fast = self.captured is not None and self.captured.fits(*inputs)
+        gaussians = (self.captured if fast else self)(*inputs)[0]  # type: ignore[misc]
         if raw or self.config.surface == "off":
             return gaussians
         solid = solidify(gaussians, rgba, rig[:1], network=self.shape)

@@ -227,8 +227,8 @@ def activate(raw: dict[str, Tensor], frame: Frame, bounds: Bounds, scale_start: 
     # Renders at the training size are dilated by half a pixel, which hides gaps that larger pictures show:
     # a 3D smoothing filter closes them (Mip-Splatting, Yu et al. 2024, section 5.1).
     scales = (scales.square() + bounds.smoothing**2).sqrt()
-    identity = torch.tensor([1.0, 0.0, 0.0, 0.0], device=means.device)
-    local = F.normalize(_per_gaussian(raw["rotation"], frame) + identity, dim=-1)
+    w, xyz = _per_gaussian(raw["rotation"], frame).split([1, 3], -1)
+    local = F.normalize(torch.cat([w + 1, xyz], -1), dim=-1)  # the identity at zero
     axes = matrix_to_quaternion(frame.axes)[:, :, None]  # (B, V, 1, 4)
     quats = quaternion_multiply(axes, local.unflatten(1, (axes.shape[1], -1))).flatten(1, 2)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dd3g.cameras import Cameras
+from dd3g.errors import UserError, first_line
 from dd3g.gaussians import Gaussians
 
 Backend = Literal["auto", "cpu", "cuda"]
@@ -31,6 +32,25 @@ class Render(NamedTuple):
     rgb: Tensor  # (..., V, C, H, W)
     alpha: Tensor  # (..., V, 1, H, W)
     depth: Tensor  # (..., V, 1, H, W) sum of weight * z
+
+
+def get_ready(device: torch.device) -> None:
+    """Draw one Gaussian on a device: on CUDA its kernels are built by that, once a machine, in a few minutes.
+
+    Raises:
+        UserError: when they cannot be built.
+    """
+    cameras = Cameras.default_rig(16, 1).to(device)
+    one = [torch.full((1, n), 0.1, device=device) for n in (3, 4, 3)]
+    one = [*one, torch.full((1,), 0.5, device=device), torch.full((1, 3), 0.5, device=device)]
+    try:
+        rasterize(Gaussians(*one), cameras)
+    except Exception as error:  # of compilers, which fail in every way
+        raise UserError(
+            f"the rasteriser does not work on {device} ({first_line(error)}): gsplat builds its kernels on "
+            "first use, which needs nvcc of torch's CUDA version, a C++ compiler and ninja; install them and "
+            "set CUDA_HOME, or train with use_cpu=true"
+        ) from error
 
 
 def rasterize(

@@ -114,7 +114,9 @@ def evaluate(
     Raises:
         UserError: nothing to evaluate, unknown weights, a damaged shard, an output that cannot be written.
     """
-    models = {label: Generator.from_pretrained(path, device=device) for label, path in generators.items()}
+    models = {
+        label: Generator.from_pretrained(path, device=device).compiled() for label, path in generators.items()
+    }
     rows: dict[str, Predictor] = {
         "all white": all_white, "flat card": flat_card, "mean-colour blob": mean_color_blob,
         "inflated silhouette": inflated_silhouette_row, "true shape in our decoder": true_shape,

@@ -20,6 +20,7 @@ from stand_ins.tiny_objects import write_quadruples, write_renders
 from dd3g.cameras import Cameras
 from dd3g.diffusion import sample
 from dd3g.errors import UserError
+from dd3g.io.lock import only_user
 from dd3g.io.shards import Shards, write_shard
 from distill.inputs import open_inputs, seed_of
 from distill.ode import simulate
@@ -155,7 +156,7 @@ def test_a_set_from_pictures(pictures, teacher, tmp_path, capsys):
     assert "wrote 0 quadruples in 0 shards" in capsys.readouterr().out
     assert digests(out) == before
     # One more pass only adds shards.
-    assert main(command(pictures, teacher, out, "--seeds", "3", "--per-shard", "4", "--batch-size", "1")) == 0
+    assert main(command(pictures, teacher, out, "--seeds", "3", "--per-shard", "4")) == 0
     after = digests(out)
     assert len(after) == 7 and {n for n in before if before[n] != after[n]} == {"simulate.json"}
     assert json.loads((out / "simulate.json").read_text())["seeds"] == 3
@@ -452,7 +453,54 @@ def test_each_process_asks_its_own_gpu(monkeypatch):
         return torch.device(name)
 
     monkeypatch.setattr("accelerate.PartialState", State)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("distill.simulate.find_device", answer)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: events.append(f"set {device}"))
     assert [_partial_state(name)[1].type for name in ("cuda", "cpu", "auto")] == ["cuda", "cpu", "cuda"]
     assert events == ["chosen", "asked cuda", "cpu", "asked cpu", "chosen", "set cuda:3"]
+
+
+def test_noise_that_is_not_finite_names_its_shard(tmp_path):
+    views = torch.zeros(4, 4, 16, 16)
+    wrong = Quadruple(noise_of((4, 64, 4, 4), 0), Cameras.default_rig(16), views[0], views, {"seed": 0})
+    wrong.noise[1, 2, 0, 0] = torch.inf
+    write_shard(tmp_path / "a.tar", [encode(wrong, "x")])
+    with pytest.raises(UserError, match=r"x in shard .*a\.tar .*its noise is not finite"):
+        Quadruples(tmp_path)[0]
+
+
+def test_a_set_has_one_maker_and_one_batch_size(pictures, teacher, tmp_path, capsys):
+    out = tmp_path / "set"
+    with only_user(out):
+        assert main(command(pictures, teacher, out)) == 2
+    assert "set is in use by process" in capsys.readouterr().err and not list(out.glob("*.tar"))
+    assert main(command(pictures, teacher, out, "--batch-size", "2")) == 0
+    assert main(command(pictures, teacher, out, "--batch-size", "3")) == 2
+    assert "batch_size 2 (now 3)" in capsys.readouterr().err
+
+
+def test_processes_on_cpus_share_the_work_by_default(monkeypatch):
+    """`torchrun -m distill.simulate` with --device auto, where there is no GPU."""
+    asked = []
+    monkeypatch.setattr("accelerate.PartialState", lambda cpu: asked.append(cpu) or _Lone())
+    for cuda, device in ((False, "auto"), (True, "auto"), (True, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        _partial_state(device)
+    assert asked == [True, False, True]
+
+
+class _Lone:
+    device = torch.device("cpu")
+
+
+@pytest.mark.slow
+def test_torchrun_makes_each_shard_once(pictures, teacher, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = [str(pictures), "--teacher", str(teacher), "--output", str(tmp_path / "set"), "--per-shard", "3"]
+    done = subprocess.run(
+        [*torchrun, "-m", "distill.simulate", *words, "--json"],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (report,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert report["written"] == report["shards"] == 4 and report["quadruples"] == 12

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import random
@@ -16,8 +17,11 @@ from safetensors.torch import load_file
 from stand_ins.tiny_objects import write_quadruples, write_renders
 from stand_ins.training_runs import files, fresh, metrics
 
+from dd3g import rasterizer
 from dd3g.configuration import launch, parse
 from dd3g.pepd import Generator
+from dd3g.rasterizer import get_ready
+from distill import train
 from distill.train import DistillConfig, run, training_samples
 from distill.train_teacher import TeacherConfig
 from distill.train_teacher import run as run_teacher
@@ -141,22 +145,62 @@ def test_corrupt_shards(data, tmp_path, capsys, which, kind):
     assert error.startswith("error: ") and error.count("\n") == 1 and "delete" in error and ".tar" in error
 
 
+def test_kernels_are_built_before_the_first_step(data, tmp_path, capsys, monkeypatch):
+    """Not when the bootstrap ends; where that cannot be done, nothing has been spent yet."""
+    drawn = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(train, "get_ready", lambda device: drawn.append(device) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        distil(data[0], tmp_path)
+    assert drawn == [torch.device("cuda", 0)] and not (tmp_path / "metrics.jsonl").exists()
+    monkeypatch.setattr(train, "get_ready", lambda device: get_ready(torch.device("cpu")))
+    monkeypatch.setattr(rasterizer, "rasterize", lambda *_: 1 / 0)
+    assert distil(data[0], tmp_path) == 2
+    assert "needs nvcc of torch's CUDA version" in capsys.readouterr().err
+
+
+def test_a_model_card_says_what_it_was_trained_on(data, tmp_path):
+    assert distil(data[0], tmp_path, quadruples=f"[{data[1]}]", max_train_steps=1) == 0
+    card = (tmp_path / "model/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: dd3g\n") and "Step 1 of 1 of `dd3g train`" in card
+    assert f"- quadruples: `{data[1]}`\n- renders: `{data[0]}`\n\nThe licences" in card
+    options = json.loads(card.partition("```json\n")[2].partition("```")[0])
+    assert options["generator"]["width"] == 32 and options["max_train_steps"] == 1
+
+
+def test_the_result_is_uploaded_when_asked_for(data, tmp_path, capsys, monkeypatch):
+    assert distil(data[0], tmp_path / "a", push_to_hub="true") == 2
+    assert "push_to_hub needs hub_model_id=OWNER/NAME" in capsys.readouterr().err
+    asked = []
+    monkeypatch.setattr(Generator, "push_to_hub", lambda self, repo: asked.append(repo) or f"hub/{repo}")
+    options = {"push_to_hub": "true", "hub_model_id": "ann/chair", "max_train_steps": 1}
+    assert distil(data[0], tmp_path / "b", **options) == 0
+    assert asked == ["ann/chair"] and "uploaded to hub/ann/chair" in capsys.readouterr().out
+
+
 @pytest.mark.slow
-def test_a_shard_that_a_worker_finds_corrupt(data, tmp_path, capsys):
-    """With workers nothing is decoded at the start; the run stops when the bad sample's turn comes."""
+@pytest.mark.parametrize("budget", [0, 5])
+def test_a_shard_that_a_worker_finds_corrupt(data, tmp_path, capsys, budget):
+    """With workers nothing is decoded at the start; the bad sample costs itself, or the run."""
     bad = damaged(data[0], tmp_path / "bad", "pixels")
     options = {"dataloader_num_workers": 1, "max_train_steps": 20, "objective.bootstrap": 1}
+    options["max_bad_samples"] = budget
+    if budget:
+        assert distil(bad, tmp_path / "out", **options) == 0
+        error = capsys.readouterr().err
+        assert error.count("warning: skipped a sample: object2 in shard") == 1
+        assert len(metrics(tmp_path / "out")) == 20
+        return
     assert distil(bad, tmp_path / "out", **options) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
-    assert "object2 in shard" in error and "delete the shard" in error
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: object2 in shard") and "delete the shard" in error
     assert 0 < len(metrics(tmp_path / "out")) < 20
 
 
 def test_an_exploding_run(data, tmp_path, capsys):
     assert distil(data[0], tmp_path, checkpointing_steps=1, learning_rate=1e30, lr_warmup_steps=0) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: the ") and error.count("\n") == 1 and "checkpoint-1: resume" in error
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: the ") and "checkpoint-1: resume" in error
     kept = load_file(tmp_path / "checkpoint-1/model.safetensors")
     assert len(metrics(tmp_path)) == 1 and all(t.isfinite().all() for t in kept.values())
 
@@ -269,26 +313,30 @@ def test_two_processes_follow_one(data, tmp_path):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), f"step {one['step']}"
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    ("optimizer", "precision"), [("adamw", "no"), ("muon", "no"), ("adamw", "bf16")], ids="-".join
+)
 @pytest.mark.slow
-def test_split_parameters_follow_whole_ones(data, tmp_path, optimizer):
-    """FSDP with gloo: losses, gradients and the averaged model."""
+def test_split_parameters_follow_whole_ones(data, tmp_path, optimizer, precision):
+    """FSDP with gloo: losses, gradients and the averaged model; cameras and Gaussians stay float32."""
     options = {"max_train_steps": 4, "checkpointing_steps": 2, "objective.bootstrap": 0.2}
-    options["optimizer"] = optimizer
+    options |= {"optimizer": optimizer, "mixed_precision": precision}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     line = words(data[0], tmp_path / "split", train_batch_size=1, **options)
     process = script(*torchrun, "tests/stand_ins/fsdp_on_cpu.py", *line)
     assert distil(data[0], tmp_path / "whole", train_batch_size=2, **options) == 0
     _, error = process.communicate(timeout=600)
     assert process.returncode == 0, error
+    close = 1e-4 if precision == "no" else 2e-3  # bfloat16 rounds batches of one and of two apart
     for whole, split in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "split"), strict=True):
-        assert split["loss"] == pytest.approx(whole["loss"], rel=1e-4)
-        assert split["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-3)
+        assert split["loss"] == pytest.approx(whole["loss"], rel=close)
+        assert split["grad_norm"] == pytest.approx(whole["grad_norm"], rel=10 * close)
     a, b = (load_file(tmp_path / n / "model/model.safetensors") for n in ("whole", "split"))
-    # Muon turns what rounding leaves of a faint direction into a full step.
+    # Muon turns what rounding leaves of a faint direction into a full step, and AdamW does so in bfloat16.
     off = {n: (a[n] - b[n]).abs() for n in a}
     assert a.keys() == b.keys()
-    assert all((d.max() if optimizer == "adamw" else d.mean()) < 1e-4 for d in off.values())
+    exact = optimizer == "adamw" and precision == "no"
+    assert all((d.max() if exact else d.mean()) < (1e-4 if precision == "no" else 1e-3) for d in off.values())
 
 
 @pytest.mark.slow

@@ -15,12 +15,14 @@ import pytest
 import torch
 import trimesh
 from stand_ins.tiny_objects import write_cube
+from stand_ins.training_runs import files
 
 from data_gen import render
 from data_gen.meshes.mesh import normalised
 from data_gen.meshes.objects import Item, Options, find_items, render_item, view_plan
 from data_gen.render import render_folder
 from dd3g.errors import UserError
+from dd3g.io.lock import only_user
 from dd3g.io.shards import Shards, write_shard
 from distill.renders import RenderedObjects
 
@@ -227,3 +229,32 @@ def test_kill_and_resume(tmp_path):
     render_folder(folder, tmp_path / "whole", replace(SMALL, size=64, novel=20, per_shard=1))
     for path in (tmp_path / "whole").glob("*.tar"):
         assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes()
+
+
+def test_links_to_meshes_and_folders_are_followed(tmp_path):
+    folder = make_folder(tmp_path / "real", 2)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/all").symlink_to(folder, target_is_directory=True)
+    (tmp_path / "linked/one.glb").symlink_to(folder / "cube.0/model.glb")
+    items = find_items(tmp_path / "linked", SMALL, [], 0)
+    assert sorted({i.id for i in items}) == ["all/cube.0", "all/cube.1", "one"]
+
+
+def test_a_replaced_mesh_and_a_folder_in_use_are_noticed(tmp_path):
+    folder, out = make_folder(tmp_path, 2), tmp_path / "out"
+    options = replace(SMALL, variants=1, scan_variants=1)
+    render_folder(folder, out, options, limit=1)
+    before = files(out)
+    write_cube(folder / "cube.0/model.glb", 7.0)
+    with pytest.raises(UserError, match="started with other options .mesh files .*another --output$"):
+        render_folder(folder, out, options, limit=1)
+    write_cube(folder / "cube.0/model.glb", 1.0)
+    with only_user(out), pytest.raises(UserError, match="out is in use by process"):
+        render_folder(folder, out, options, limit=1)
+    render_folder(folder, out, options, limit=1)
+    assert files(out) == before
+    # A folder of an earlier version, which did not look at the meshes.
+    stored = json.loads((out / "options.json").read_text())
+    assert stored.pop("mesh files")
+    (out / "options.json").write_text(json.dumps(stored))
+    render_folder(folder, out, options, limit=1)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -70,6 +71,23 @@ def test_near_duplicates_of_other_sets_are_left_out(tmp_path):
     kept = merge([first, Storage(tmp_path / "b")], Storage(tmp_path / "all"), -1)
     assert kept["duplicates"] == [] and kept["pictures"] == 2 * len(again)
     assert verify(Storage(tmp_path / "all"))["ok"]
+
+
+def test_merging_a_set_with_its_copy_adds_no_shard(tmp_path):
+    a = made_set(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    merge([a], Storage(tmp_path / "one"), 4)
+    report = merge([a, Storage(tmp_path / "b")], Storage(tmp_path / "both"), 4)
+    names = lambda folder: sorted(p.name for p in (tmp_path / folder).iterdir())  # noqa: E731
+    assert names("both") == names("one") and len(Shards(tmp_path / "both")) == report["pictures"]
+    index = json.loads((tmp_path / "both/index.json").read_text())
+    assert all(shard["count"] for shard in index["shards"])
+    assert verify(Storage(tmp_path / "both"))["problems"] == []
+    # What a third set adds stands behind them.
+    c = made_set(tmp_path / "c", 30, seed=1)
+    report = merge([a, Storage(tmp_path / "b"), c], Storage(tmp_path / "three"), 4)
+    assert verify(Storage(tmp_path / "three"))["ok"]
+    assert len(Shards(tmp_path / "three")) == report["pictures"] > index["pictures"]
 
 
 def test_a_killed_merge_goes_on(tmp_path):

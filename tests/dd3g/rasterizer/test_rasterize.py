@@ -376,3 +376,19 @@ def test_cuda_equals_cpu(antialiased, channels):
     theirs_grads = [x.cpu() for x in gradients(Render(*(x.cpu() for x in theirs)), parts(on_cuda))]
     for a, b, name in zip(gradients(ours, parts(g)), theirs_grads, FIELDS, strict=True):
         assert (a - b).norm() / b.norm() < 1e-2, name
+
+
+def test_get_ready_draws_or_says_what_is_needed(monkeypatch):
+    from dd3g import rasterizer
+    from dd3g.errors import UserError
+
+    rasterizer.get_ready(torch.device("cpu"))
+
+    def missing(*args, **options):
+        raise RuntimeError("gsplat found no CUDA toolkit (nvcc)\nand more")
+
+    monkeypatch.setattr(rasterizer, "rasterize", missing)
+    with pytest.raises(
+        UserError, match=r"not work on cpu \(gsplat found no CUDA toolkit \(nvcc\)\): .*ninja"
+    ):
+        rasterizer.get_ready(torch.device("cpu"))

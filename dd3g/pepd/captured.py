@@ -1,0 +1,83 @@
+"""A generator's pass as one CUDA graph.
+
+A pass of one picture is hundreds of small kernels, which take longer to launch one by one than to run.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dd3g.cameras import Cameras
+from dd3g.gaussians import Gaussians
+
+if TYPE_CHECKING:
+    from dd3g.pepd.generator import Generator
+
+WARM_UP = 3  # passes before the capture, in which libraries choose their kernels
+
+
+class CapturedPass:
+    """Launches one pass at once; for inputs of one shape, without gradients.
+
+    Args:
+        generator: on a CUDA device, in evaluation mode; its weights may change in place, not be replaced.
+        batch: pictures in a pass.
+        dtype: that the network multiplies in, by autocast; None is that of its weights.
+
+    Attributes:
+        seconds: that warming up and capturing took.
+    """
+
+    def __init__(self, generator: Generator, batch: int = 1, dtype: torch.dtype | None = None) -> None:
+        start = time.perf_counter()
+        self.dtype = dtype
+        c, device = generator.config, generator.type_embedding.device
+        self.generator = generator
+        rig = generator.rig.to(device)
+        self.cameras = replace(
+            rig, viewmats=rig.viewmats.repeat(batch, 1, 1, 1), Ks=rig.Ks.repeat(batch, 1, 1, 1)
+        )
+        self.noise = torch.zeros(batch, *c.latent_shape, device=device)
+        self.image = torch.zeros(batch, 4, c.size, c.size, device=device)
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                self._run()
+        torch.cuda.current_stream(device).wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.result = self._run()
+        torch.cuda.synchronize(device)
+        self.seconds = time.perf_counter() - start
+
+    @torch.no_grad()
+    def _run(self) -> Gaussians:
+        # A graph must not read what autocast keeps of weights between passes.
+        kept = {"enabled": self.dtype is not None, "cache_enabled": False}
+        with torch.autocast(self.noise.device.type, self.dtype or torch.bfloat16, **kept):
+            return self.generator(self.noise, self.cameras, self.image)
+
+    def fits(self, noise: Tensor, cameras: Cameras, image: Tensor) -> bool:
+        """Whether inputs have the shapes, and cameras the frame, that the graph was captured with."""
+        mine = self.cameras
+        frame = (cameras.width, cameras.height, cameras.near, cameras.far)
+        return (
+            noise.shape == self.noise.shape
+            and image.shape == self.image.shape
+            and frame == (mine.width, mine.height, mine.near, mine.far)
+        )
+
+    def __call__(self, noise: Tensor, cameras: Cameras, image: Tensor) -> Gaussians:
+        """What `Generator.forward` gives for inputs that fit; later calls leave the result alone."""
+        self.noise.copy_(noise)
+        self.image.copy_(image)
+        self.cameras.viewmats.copy_(cameras.viewmats)
+        self.cameras.Ks.copy_(cameras.Ks)
+        self.graph.replay()
+        return Gaussians(*(getattr(self.result, f.name).clone() for f in fields(Gaussians)))

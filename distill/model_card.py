@@ -1,0 +1,39 @@
+"""What a trained generator was made from and how, in a README.md beside its weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import dd3g
+from dd3g.io.atomic import replacing
+from dd3g.pepd.generator import CARD
+
+
+def write_card(folder: Path, config: Any, step: int) -> None:
+    """Write `folder`/README.md, with the front matter that the hub reads.
+
+    Args:
+        folder: of the model.
+        config: a `DistillConfig`.
+        step: that the weights are of.
+    """
+    sources = {"quadruples": config.quadruples, "renders": config.renders}
+    sources["verifier"] = [config.pretrained_teacher_model] * bool(config.objective.implicit)
+    trained_on = "\n".join(f"- {kind}: `{path}`" for kind, paths in sources.items() for path in paths)
+    options = json.dumps(asdict(config), indent=1)
+    text = f"""{CARD.format(repo=config.hub_model_id or folder)}
+Step {step} of {config.max_train_steps} of `dd3g train`, version {dd3g.__version__}, on:
+
+{trained_on}
+
+The licences of these data, and of the teacher that made them, hold for the weights too.
+
+```json
+{options}
+```
+"""
+    with replacing(folder / "README.md") as part:
+        part.write_text(text)
