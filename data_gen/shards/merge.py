@@ -58,7 +58,8 @@ def merge(
     checksums = [_checksums(source) for source in sources]
     shards = [(source, number) for source in sources for number in finished_shards(source)]
     choice = _choose((ShardManifest.read(*shard) for shard in shards), distance)
-    options = {"sets": checksums, "shards": len(shards), "filters.duplicate_distance": distance}
+    used = [k for k, shard in enumerate(shards) if not k or choice.takes(ShardManifest.read(*shard), k)]
+    options = {"sets": checksums, "shards": len(used), "filters.duplicate_distance": distance}
     check_options(output, options, write=True)
     prompts: dict[str, Prompt] = {}
     for source in sources:
@@ -67,16 +68,12 @@ def merge(
     present = set(finished_shards(output))
     with progress:
         progress.phase("pictures", len(choice.kept))
-        written = 0
-        for number, (source, shard) in enumerate(shards):
+        for number, at in enumerate(used):
+            source, shard = shards[at]
             old = ShardManifest.read(source, shard)
-            new = choice.taken(old, number)
-            if number and not new.records and not new.missing:
-                continue  # earlier sets have it all
-            new.shard = written
-            if written not in present:
+            new = replace(choice.taken(old, at), shard=number)
+            if number not in present:
                 _copy(source, old, output, new)
-            written += 1
             progress.advance(new.count)
     output.sweep("")
     report = {"output": str(output), "collisions": choice.collisions, "duplicates": choice.duplicates}
@@ -105,8 +102,13 @@ class _Choice:
     collisions: list[str]  # ids with a picture in more than one source
     duplicates: list[str]  # ids of pictures that nearly repeat one of an earlier source
 
+    def takes(self, old: ShardManifest, number: int) -> bool:
+        """Whether anything of a source's shard is taken: earlier sets may have it all."""
+        new = self.taken(old, number)
+        return bool(new.records or new.missing)
+
     def taken(self, old: ShardManifest, number: int) -> ShardManifest:
-        """Manifest of a merged shard, from that of the source's; without what only its tar can tell."""
+        """Manifest of shard `number` of the merged set; without what only its tar can tell."""
         records = [r for r in old.records if self.kept.get(r["id"]) == number]
         ids = (*old.missing, *(r["id"] for r in old.records))
         found = {id: self.missing[id] for id in ids if id in self.missing}
