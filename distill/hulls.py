@@ -25,7 +25,7 @@ from dd3g.pepd.maps import resize
 from dd3g.pepd.solid import Outlines, SolidOptions
 from dd3g.progress import Progress
 from dd3g.training import generator_for
-from distill.renders import RenderedObjects
+from distill.carving import Together
 
 PICTURES = 3  # of each object
 AT_ONCE = 16  # pictures in a pass of the generator
@@ -78,7 +78,7 @@ def hulls_of(
 
 
 def with_hulls(
-    objects: RenderedObjects, generator: str, pictures: Sequence[Sequence[int]], bins: int, device: str
+    objects: Together, generator: str, pictures: Sequence[Sequence[int]], bins: int, device: str
 ) -> Hulls:
     """Hulls of these pictures of each object, from the files beside the renders or made now.
 
@@ -115,7 +115,7 @@ def with_hulls(
 
 
 def made(
-    objects: RenderedObjects,
+    objects: Together,
     model: Generator,
     members: Sequence[int],
     chosen: Sequence[Sequence[int]],

@@ -119,6 +119,10 @@ class Quadruples(Sequence[Quadruple]):
         """The sample's key, without reading its data."""
         return self._shards.key(index)
 
+    def shard(self, index: int) -> Path:
+        """File that holds the quadruple."""
+        return Path(self._shards.where(index))
+
     def _decode(self, index: int) -> Quadruple:
         sample = self._shards[index]
         try:

@@ -18,9 +18,10 @@ from dd3g.pepd.maps import resize
 from dd3g.pepd.occupancy import color_at
 from dd3g.setting import setting
 from dd3g.training import Batch, generator_for
+from distill.carving import Together
 from distill.datasets import StyleShares, chance, mirrored, pick, recolouring
 from distill.hulls import Hulls
-from distill.renders import RenderedObject, RenderedObjects
+from distill.renders import RenderedObject
 
 LOWEST, HIGHEST = -10.0, 40.0  # elevations that a picture may be taken from, degrees
 VISIBLE = 0.05  # alpha from which a ray of the picture meets matter
@@ -62,7 +63,7 @@ class ShapeDataset:
 
     def __init__(
         self,
-        objects: RenderedObjects,
+        objects: Together,
         seed: int,
         size: int,
         bins: int,
@@ -146,7 +147,7 @@ def shape_sample(
     )
 
 
-def check_volumes(objects: RenderedObjects, size: int) -> None:
+def check_volumes(objects: Together, size: int) -> None:
     """Say it now when objects have no volume, or pictures smaller than `size`.
 
     Raises:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from dd3g.nn.checkpoint import load_weights
 from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet
 from dd3g.setting import setting
 from dd3g.training import LoopConfig, fit, generator_for
+from distill.carving import CarvedQuadruples, Together
 from distill.hulls import Hulls, with_hulls
 from distill.renders import RenderedObjects
 from distill.shapes import (
@@ -50,6 +52,7 @@ class ShapeConfig(LoopConfig):
 
     output_dir: str = "runs/shape"
     renders: list[str] = setting(["runs/renders/train"], "shards made by `dd3g data render --volumes`")
+    quadruples: list[str] = setting([], "a teacher's, whose masks are carved")
     scan_fraction: float = setting(0.4, "share of scans and PBR objects")
     shape_fraction: float = setting(0.15, "share of untextured shapes with made-up textures")
     held_out: float = setting(0.05, "share of clusters that are never trained on; 0 keeps the last network")
@@ -70,7 +73,23 @@ class ShapeConfig(LoopConfig):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-def split(objects: RenderedObjects, config: ShapeConfig) -> tuple[list[int], list[int]]:
+def training_objects(config: ShapeConfig) -> Together:
+    """What there is to train on.
+
+    Raises:
+        UserError: when nothing was named.
+    """
+    parts: list[RenderedObjects | CarvedQuadruples] = []
+    if config.renders:
+        parts.append(RenderedObjects(config.renders, cached=config.dataloader_num_workers == 0))
+    if config.quadruples:
+        parts.append(CarvedQuadruples(config.quadruples))
+    if not parts:
+        raise UserError("nothing to train on: set renders=[FOLDER], quadruples=[FOLDER], or both")
+    return Together(parts)
+
+
+def split(objects: Together, config: ShapeConfig) -> tuple[list[int], list[int]]:
     """Indices of the objects to train on, and of the plain variants of those to score by."""
     metas = [objects.meta(i) for i in range(len(objects))]
     kept = [held_out(meta, config.held_out) for meta in metas]
@@ -96,7 +115,7 @@ class Keeper:
     """
 
     def __init__(
-        self, config: ShapeConfig, objects: RenderedObjects, members: Sequence[int], hulls: Hulls | None
+        self, config: ShapeConfig, objects: Together, members: Sequence[int], hulls: Hulls | None
     ) -> None:
         self.config, self.objects, self.members, self.hulls = config, objects, members, hulls
         self.folder = Path(config.output_dir) / "model"
@@ -133,11 +152,12 @@ class Keeper:
 
 def run(config: ShapeConfig) -> Path:
     """Train; returns the folder of the averaged network that did best on held-out objects."""
+    start = time.monotonic()
     torch.manual_seed(config.seed)
     network, shape = OccupancyNet(config.network), config.network
     if config.init_from:
         load_weights(config.init_from, network)
-    objects = RenderedObjects(config.renders, cached=config.dataloader_num_workers == 0)
+    objects = training_objects(config)
     check_volumes(objects, shape.size)
     train, held = split(objects, config)
     shares = config.scan_fraction, config.shape_fraction
@@ -149,6 +169,8 @@ def run(config: ShapeConfig) -> Path:
             hulls = with_hulls(objects, config.generator, pictures, shape.bins, str(state.device))
     samples = ShapeDataset(objects, config.seed, shape.size, shape.bins, train, hulls, *shares, config.pixels)
     keeper = Keeper(config, objects, held, hulls)
+    if config.max_minutes:  # of the whole command: hulls alone take a while
+        config.max_minutes = max(config.max_minutes - (time.monotonic() - start) / 60, 1e-3)
     fit(network, ShapeObjective(config.objective), samples, config, keeper)
     return keeper.folder
 

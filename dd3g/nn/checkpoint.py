@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -16,7 +18,8 @@ from torch import Tensor, nn
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PARTS = "model{suffix}.safetensors"
 Config = TypeVar("Config")
 Model = TypeVar("Model")
 
@@ -41,7 +44,11 @@ class Renamed(nn.Module):
 
 
 def save_folder(
-    folder: str | Path, module: nn.Module, config: dict[str, Any], dtype: torch.dtype | None = None
+    folder: str | Path,
+    module: nn.Module,
+    config: dict[str, Any],
+    dtype: torch.dtype | None = None,
+    file_bytes: int | None = None,
 ) -> Path:
     """Write a model folder; an existing file of the same name is replaced only once the new one is complete.
 
@@ -50,19 +57,31 @@ def save_folder(
         module: the model.
         config: everything needed to build it again; JSON types.
         dtype: stored type of floating tensors; None keeps them, float16 halves what ships.
+        file_bytes: most bytes of a file; a larger model gets several, in the hub's layout.
 
     Raises:
         UserError: when the folder cannot be written or the disk is full; what was there before stays.
     """
+    from huggingface_hub import split_torch_state_dict_into_shards
+
     folder = Path(folder)
     state = {
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous().clone()
         for name, tensor in module.state_dict().items()
     }
+    parts = split_torch_state_dict_into_shards(
+        state, filename_pattern=PARTS, max_shard_size=file_bytes or sys.maxsize
+    )
     try:
-        with replacing(folder / WEIGHTS) as weights, replacing(folder / CONFIG) as text:
-            save_file(state, weights, metadata={"format": "pt"})
-            text.write_text(json.dumps(config, indent=2) + "\n")
+        with contextlib.ExitStack() as stack:
+            for name, members in parts.filename_to_tensors.items():
+                part = stack.enter_context(replacing(folder / name))
+                save_file({n: state[n] for n in members}, part, metadata={"format": "pt"})
+            if parts.is_sharded:
+                index = {"metadata": parts.metadata, "weight_map": parts.tensor_to_filename}
+                stack.enter_context(replacing(folder / INDEX)).write_text(json.dumps(index, indent=2) + "\n")
+            stack.enter_context(replacing(folder / CONFIG)).write_text(json.dumps(config, indent=2) + "\n")
+        (folder / (WEIGHTS if parts.is_sharded else INDEX)).unlink(missing_ok=True)  # of a model before
     except SafetensorError as error:
         raise UserError(f"cannot write {folder / WEIGHTS}: {error}; free some space") from error
     return folder
@@ -135,24 +154,7 @@ def load_weights(folder: str | Path, module: nn.Module, without: str = "") -> No
     Tensors of the file whose names begin with `without` are passed over.
     """
     path = Path(folder) / WEIGHTS
-    try:
-        path.open("rb").close()  # says what is wrong; to safetensors every file it can't open is missing
-    except FileNotFoundError as error:
-        pickles = sorted(
-            p.name for p in Path(folder).glob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}
-        )
-        hint = f" ({', '.join(pickles)} is a pickle and is never read)" if pickles else ""
-        raise UserError(f"{path}: missing{hint}; convert the weights to safetensors") from error
-    except OSError as error:
-        raise UserError(_unreadable(path, error)) from error
-    try:
-        state = {
-            n: tensor for n, tensor in load_file(path).items() if not (without and n.startswith(without))
-        }
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path}: not a complete safetensors file ({error}); copy the checkpoint again"
-        ) from error
+    state = {n: t for n, t in read_tensors(path).items() if not (without and n.startswith(without))}
     own = module.state_dict()
     if isinstance(module, Renamed):
         module.rename(state)
@@ -163,6 +165,42 @@ def load_weights(folder: str | Path, module: nn.Module, without: str = "") -> No
             "take config.json and model.safetensors from the same checkpoint"
         )
     module.load_state_dict({n: t.to(own[n].dtype) for n, t in state.items()})
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of model.safetensors, or of the files that its index beside it names.
+
+    Raises:
+        UserError: when a file is missing, damaged, or of another kind.
+    """
+    index = path.with_name(INDEX)
+    if not path.exists() and index.is_file():
+        try:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+            files = [path.with_name(Path(name).name) for name in sorted(names)]  # never outside the folder
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise UserError(f"{index}: not readable ({error}); copy the checkpoint again") from error
+        return {name: tensor for file in files for name, tensor in _read_file(file).items()}
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        path.open("rb").close()  # says what is wrong; to safetensors every file it can't open is missing
+    except FileNotFoundError as error:
+        pickles = sorted(
+            p.name for p in path.parent.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}
+        )
+        hint = f" ({', '.join(pickles)} is a pickle and is never read)" if pickles else ""
+        raise UserError(f"{path}: missing{hint}; convert the weights to safetensors") from error
+    except OSError as error:
+        raise UserError(_unreadable(path, error)) from error
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: not a complete safetensors file ({error}); copy the checkpoint again"
+        ) from error
 
 
 def _unreadable(path: Path, error: OSError) -> str:

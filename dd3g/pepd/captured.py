@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
-
-if TYPE_CHECKING:
-    from dd3g.pepd.generator import Generator
 
 WARM_UP = 3  # passes before the capture, in which libraries choose their kernels
 
@@ -25,7 +22,8 @@ class CapturedPass:
     """Launches one pass at once; for inputs of one shape, without gradients.
 
     Args:
-        generator: on a CUDA device, in evaluation mode; its weights may change in place, not be replaced.
+        generator: a `Generator` on a CUDA device, in evaluation mode; its weights may change in place, but
+            not be replaced.
         batch: pictures in a pass.
         dtype: that the network multiplies in, by autocast; None is that of its weights.
 
@@ -33,7 +31,7 @@ class CapturedPass:
         seconds: that warming up and capturing took.
     """
 
-    def __init__(self, generator: Generator, batch: int = 1, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, generator: Any, batch: int = 1, dtype: torch.dtype | None = None) -> None:
         start = time.perf_counter()
         self.dtype = dtype
         c, device = generator.config, generator.type_embedding.device

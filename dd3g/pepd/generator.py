@@ -14,7 +14,7 @@ from dd3g.cameras import ELEVATION, Cameras
 from dd3g.errors import UserError, first_line
 from dd3g.io.splats import Gaussians
 from dd3g.nn import PictureEncoder, correspond_rgba
-from dd3g.nn.checkpoint import CONFIG, WEIGHTS, Renamed, build, load_weights, read_config, save_folder
+from dd3g.nn.checkpoint import CONFIG, INDEX, WEIGHTS, Renamed, build, load_weights, read_config, save_folder
 from dd3g.pepd.captured import CapturedPass
 from dd3g.pepd.config import Bounds, GeneratorConfig
 from dd3g.pepd.maps import resize
@@ -157,9 +157,17 @@ class Generator(Renamed):
             solid = refined(solid, rgba.cpu(), rig[:1], refine)
         return solid.to(device)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
-        """Write config.json and model.safetensors; `dtype` is the stored type of the weights."""
-        return save_folder(folder, self, {"kind": "generator", **asdict(self.config)}, dtype)
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype | None = None, file_bytes: int | None = None
+    ) -> Path:
+        """Write config.json and model.safetensors.
+
+        Args:
+            folder: where they go.
+            dtype: stored type of the weights.
+            file_bytes: most bytes of a file; a larger model gets several and an index.
+        """
+        return save_folder(folder, self, {"kind": "generator", **asdict(self.config)}, dtype, file_bytes)
 
     def push_to_hub(self, repo: str, token: str | None = None, private: bool | None = None) -> str:
         """Upload config, float16 weights and a card to the hub, where `from_pretrained(repo)` finds them.
@@ -234,7 +242,7 @@ def find_weights(name: str | Path) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"]))
+            return Path(snapshot_download(name, allow_patterns=[CONFIG, "model*.safetensors", INDEX]))
         except Exception as error:  # the hub client raises a family of its own for network, rights and names
             reason = first_line(error)
             raise UserError(f"{name}: no such folder, and the hub did not give it ({reason})") from error

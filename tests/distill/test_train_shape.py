@@ -142,7 +142,7 @@ def test_only_a_better_network_is_kept(tmp_path, monkeypatch):
     score[KEPT_BY] = 0.55
     again(network, 20)  # resumed from before step 30
     assert again.best["step"] == 30
-    every = Keeper(config, None, [])
+    every = Keeper(config, None, [], None)
     assert every(network, 50) == {}
 
 

@@ -360,3 +360,22 @@ def test_a_shape_network_is_part_of_the_generator(tmp_path):
     assert len(solid.means) != len(hull.means) and solid.means.isfinite().all()
     whole.config.surface = "off"
     assert torch.equal(whole.generate(picture).means, soft.means)
+
+
+def test_a_large_model_is_kept_in_several_files(tmp_path):
+    whole = generator(shape=SHAPE)
+    folder = whole.save_pretrained(tmp_path / "parts", torch.float16, 100_000)
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) > 2 and max(f.stat().st_size for f in files[1:]) < 210_000
+    again, single = Generator.from_pretrained(folder), whole.half().float()
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), single.parameters(), strict=True))
+    whole.save_pretrained(folder, torch.float16)  # in one: the index of before must not be read
+    files[-1].unlink()
+    assert Generator.from_pretrained(folder).config == again.config
+    folder = whole.save_pretrained(tmp_path / "torn", torch.float16, 100_000)
+    sorted(folder.glob("*.safetensors"))[1].unlink()
+    with pytest.raises(UserError, match="model-00002-of-.*: missing"):
+        Generator.from_pretrained(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../secret.safetensors"}}')
+    with pytest.raises(UserError, match="torn/secret.safetensors: missing"):
+        Generator.from_pretrained(folder)

@@ -1,0 +1,253 @@
+"""One command a size: `dd3g recipe nano --minutes 60 --data MESHES -o runs/recipe`.
+
+Meshes or a teacher's quadruples become training data, these a shape network, and with the generator whose
+splats it starts from a folder of weights with a card, a table and a sheet. Each stage is a command that can
+be typed alone, stops in time, and goes on where it was when the recipe is started again.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dd3g.command import Json, run_command
+from dd3g.errors import UserError
+from dd3g.io.atomic import replacing
+from dd3g.training.checkpoints import STATE, checkpoints
+
+SIZES = {"nano": 64, "small": 128, "base": 128}  # pixels of the pictures, as in configs/shape
+RECIPE = Path("runs/recipe")
+RENDERING = 0.35  # of the minutes, at most
+VIEWS = ("--variants", "1", "--scan-variants", "3", "--quads", "2", "--free-quads", "2", "--novel", "8")
+SHARD = 15_000_000  # bytes of a file of weights at most
+TABLE = "| row | PSNR | SSIM | IoU | holes |\n|---|---|---|---|---|"
+CARD = """---
+library_name: dd3g
+pipeline_tag: image-to-3d
+---
+# {name}
+
+`dd3g infer picture.png --weights {name}`: the generator `{generator}`, with a shape network made by
+
+    {command}
+
+| | |
+|---|---|
+| data | {data} |
+| minutes | {minutes:.1f} of training, {steps} steps, on {device} |
+| best on held-out objects | {scores} |
+
+{table}
+"""
+
+
+def recipe_command(
+    size: Annotated[str, typer.Argument(help=f"{', '.join(SIZES)}: see configs/shape.", metavar="SIZE")],
+    minutes: Annotated[float, typer.Option(min=0.1, help="Of the wall clock, for all of it.")],
+    data: Annotated[list[Path] | None, typer.Option(help="Folder of meshes; may be repeated.")] = None,
+    quadruples: Annotated[list[Path] | None, typer.Option(help="Folder of a teacher's, likewise.")] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="Folder of meshes to evaluate on, never trained on.")
+    ] = None,
+    generator: Annotated[str, typer.Option(help="Whose splats the shape network starts from.")] = "nano",
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of all that is made.")] = Path(
+        "runs/recipe"
+    ),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in a folder that was begun.")] = False,
+    options: Annotated[list[str] | None, typer.Option("--train", help="KEY=VALUE of train-shape.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Data, training, evaluation and weights of one size, within the given minutes."""
+    if size not in SIZES:
+        raise UserError(f"there is no recipe {size!r}: give {', '.join(SIZES)}")
+    if not data and not quadruples:
+        raise UserError("nothing to train on: give --data MESHES, --quadruples FOLDER, or both")
+    begun = output / "recipe.json"
+    told = {"size": size, "data": data, "quadruples": quadruples, "generator": generator}
+    _check_begun(begun, json.loads(json.dumps(told, default=str)), resume)
+    recipe = Recipe(size, output, generator, time.monotonic() + 60 * minutes)
+    recipe.smoke()
+    renders = recipe.renders(data or [], 60 * minutes * RENDERING)
+    spare = 60 * minutes * (0.12 if test else 0.02)
+    recipe.train(renders, quadruples or [], spare, options or [])
+    weights = recipe.assemble()
+    table = recipe.evaluate(weights, test) if test else None
+    words = ["dd3g", "recipe", size, "--minutes", f"{minutes:g}"]
+    words += [word for d in data or [] for word in ("--data", str(d))]
+    words += [word for q in quadruples or [] for word in ("--quadruples", str(q))]
+    words += [word for option in options or [] for word in ("--train", option)]
+    source = [f"meshes of {d}" for d in data or []] + [f"quadruples of {q}" for q in quadruples or []]
+    recipe.describe(weights, shlex.join(words), ", ".join(source), table)
+    print(json.dumps({"weights": str(weights), "evaluation": table}) if as_json else f"wrote {weights}")
+
+
+def trained_minutes(shape: Path) -> float:
+    """Minutes that the last checkpoint of a run took; 0 without one."""
+    found = checkpoints(shape)
+    return json.loads((found[-1] / STATE).read_text())["rate"]["minutes"] if found else 0.0
+
+
+def _row(name: str, row: dict[str, Any]) -> str:
+    """One line of the card's table."""
+    values = [row["novel"].get(k, {}).get("mean", float("nan")) for k in ("psnr", "ssim", "iou", "holes")]
+    return f"| {name} | " + " | ".join(f"{v:.3f}" for v in values) + " |"
+
+
+def _check_begun(path: Path, told: dict[str, Any], resume: bool) -> None:
+    """Store what a folder was begun with, or compare with it.
+
+    Raises:
+        UserError: another recipe, or a folder that was begun and --resume not given.
+    """
+    if not path.exists():
+        with replacing(path) as part:
+            part.write_text(json.dumps(told, indent=1) + "\n")
+        return
+    before = json.loads(path.read_text())
+    changed = [f"{k} {before.get(k)} -> {v}" for k, v in told.items() if before.get(k) != v]
+    if changed:
+        raise UserError(
+            f"{path.parent} was begun otherwise ({', '.join(changed)}): use that, or another --output"
+        )
+    if not resume:
+        raise UserError(f"{path.parent} was begun before: go on with --resume, or give another --output")
+
+
+class Recipe:
+    """The stages of one run.
+
+    Args:
+        size: name of it.
+        output: folder.
+        generator: name or folder.
+        end: of the time, on `time.monotonic`.
+    """
+
+    def __init__(self, size: str, output: Path, generator: str, end: float) -> None:
+        self.size, self.output, self.generator, self.end = size, output, generator, end
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the end, never negative."""
+        return max(0.0, self.end - time.monotonic())
+
+    def smoke(self) -> None:
+        """Every branch that only CUDA has, before the minutes are spent."""
+        import torch
+
+        if torch.cuda.is_available():
+            self._run("distill.smoke")
+
+    def renders(self, folders: Sequence[Path], seconds: float) -> list[Path]:
+        """Shards of the meshes in each folder; what is missing when the time is up is left out."""
+        found, end = [], time.monotonic() + seconds
+        for k, folder in enumerate(folders):
+            place = self.output / f"renders-{k}"
+            arguments = (str(folder), "-o", str(place), "--volumes", "--size", str(SIZES[self.size]), *VIEWS)
+            self._run("data_gen.render", *arguments, "--per-shard", "10", seconds=end - time.monotonic())
+            if not any(place.glob("*.tar")):
+                raise UserError(f"{folder}: nothing of it was rendered in time: give more --minutes")
+            found.append(place)
+        return found
+
+    def train(self, renders: list[Path], quadruples: list[Path], spare: float, options: list[str]) -> None:
+        """The shape network, until `spare` seconds before the end."""
+        shape = self.output / "shape"
+        words = [f"output_dir={shape}", f"generator={self.generator}", "report_to=none", "logging_steps=20"]
+        words += [f"renders={json.dumps([str(r) for r in renders])}"]
+        words += [f"quadruples={json.dumps([str(q) for q in quadruples])}"]
+        minutes = trained_minutes(shape) + max(self.seconds_left - spare, 1) / 60
+        words += [f"max_minutes={minutes:.3f}", *options]
+        if checkpoints(shape):
+            words.append("resume=latest")
+        self._run("distill.train_shape", "--config", self.size, *words)
+
+    def assemble(self) -> Path:
+        """Generator and shape network in one folder of float16 weights."""
+        import torch
+
+        from dd3g.pepd import Generator
+        from dd3g.pepd.occupancy import OccupancyNet
+
+        shape = OccupancyNet.from_pretrained(self.output / "shape" / "model")
+        soft = Generator.from_pretrained(self.generator)
+        whole = Generator(replace(soft.config, shape=shape.config))
+        state = {n: t for n, t in soft.state_dict().items() if not n.startswith("shape.")}
+        whole.load_state_dict(state | {f"shape.{n}": t for n, t in shape.state_dict().items()})
+        return whole.save_pretrained(self.output / "weights", torch.float16, SHARD)
+
+    def evaluate(self, weights: Path, test: Path) -> str:
+        """Table of the weights beside the baselines, and a sheet, on objects that were not trained on."""
+        place = self.output / "evaluation"
+        before = "before=" + self.generator
+        arguments = ("--generator", f"{self.size}={weights}", "--generator", before, "-o", str(place))
+        self._run("distill.evaluation", str(test), *arguments, "--sheet-objects", "10")
+        rows = json.loads((place / "evaluation.json").read_text())["rows"]
+        return "\n".join(
+            ["| row | PSNR | SSIM | IoU | holes |", "|---|---|---|---|---|", *map(_row, rows, rows.values())]
+        )
+
+    def describe(self, weights: Path, command: str, source: str, table: str | None) -> None:
+        """The card of the weights: the command that made them, from what, and what they are worth."""
+        path = self.output / "shape" / "model" / "scores.json"
+        best = json.loads(path.read_text()) if path.exists() else {}
+        lines = (self.output / "shape" / "metrics.jsonl").read_text().splitlines()
+        text = CARD.format(
+            name=weights,
+            generator=self.generator,
+            command=command,
+            data=source,
+            minutes=trained_minutes(self.output / "shape"),
+            steps=json.loads(lines[-1])["step"],
+            device=describe_machine(),
+            scores=", ".join(f"{k} {v:.4g}" for k, v in best.items()) or "none were held out",
+            table=table or "Not evaluated: no `--test` folder was given.",
+        )
+        with replacing(weights / "MODEL_CARD.md") as part:
+            part.write_text(text)
+
+    def _run(self, module: str, *arguments: str, seconds: float | None = None) -> None:
+        """Run a command of the project; after `seconds` it is asked to stop, as each of them can."""
+        print(f"{shlex.join(['python', '-m', module, *arguments])}", file=sys.stderr)
+        with subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=sys.stderr) as stage:
+            try:
+                code = stage.wait(seconds)
+            except subprocess.TimeoutExpired:
+                stage.send_signal(signal.SIGTERM)
+                stage.wait()
+                return
+            except BaseException:
+                stage.send_signal(signal.SIGTERM)
+                stage.wait()
+                raise
+        if code:
+            raise UserError(f"`{module}` ended with {code}: see above; mend it and go on with --resume")
+
+
+def describe_machine() -> str:
+    """What the training ran on, in a few words."""
+    import torch
+
+    from dd3g.machine import provenance
+
+    about = provenance("cuda" if torch.cuda.is_available() else "cpu")["machine"]
+    return about["gpu"] or f"{about['cores']} cores of {about['cpu']}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_command(recipe_command, argv, "dd3g recipe")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
