@@ -10,6 +10,10 @@ from dd3g.command import dispatch
 COMMANDS = {
     "infer": ("dd3g.infer", "pictures of objects to 3D Gaussians"),
     "pose": ("dd3g.pose.__main__", "photos and videos of people to 3D poses"),
+    "convert": ("dd3g.convert", "a splat file to another format, or to a mesh"),
+    "view": ("dd3g.view", "a splat file in the browser"),
+    "turntable": ("dd3g.turntable", "a splat file to a video, an animation or pictures"),
+    "info": ("dd3g.info", "what is in a splat file"),
     "models": ("dd3g.models", "fetch small pretrained files once; list them"),
     "data": ("data_gen.__main__", "make training pictures: from prompts, from pictures, from meshes"),
     "simulate": ("distill.simulate", "pictures to the quadruples of a teacher"),

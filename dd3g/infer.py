@@ -23,6 +23,7 @@ from dd3g.command import (
     run_command,
 )
 from dd3g.errors import UserError
+from dd3g.io.formats import LAYOUTS
 from dd3g.progress import Progress
 from dd3g.results import AXES, FORMATS, Request, write_results
 
@@ -124,6 +125,9 @@ def infer(
     axes: Annotated[
         str | None, typer.Option(help=f"{', '.join(AXES)}; default: what each format's viewers expect.")
     ] = None,
+    ply_layout: Annotated[
+        str, typer.Option(help=f"Columns of a .ply: {' or '.join(LAYOUTS)} (62).")
+    ] = "compact",
     as_json: Json = False,
 ) -> None:
     """Turn pictures of objects into 3D Gaussians.
@@ -135,7 +139,7 @@ def infer(
         formats = tuple(dict.fromkeys(f.strip().lower().lstrip(".") for f in format.split(",")))
         cut = "none" if no_matte else matte
         request = Request(
-            output, formats, axes, turntable, viewer, seed, samples, cut, elevation, raw, refine
+            output, formats, axes, turntable, viewer, seed, samples, cut, elevation, raw, refine, ply_layout
         )
         return run(pictures, request, weights, device, progress)
 

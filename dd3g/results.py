@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dd3g.errors import UserError
+from dd3g.io.formats import AXES as AXES
+from dd3g.io.formats import MESHES, SPLATS, check_format
 
 if TYPE_CHECKING:
     from dd3g.gaussians import Gaussians
     from dd3g.pepd import Generator
     from dd3g.picture import Picture
 
-FORMATS = ("ply", "spz", "splat", "glb")
-AXES = ("opencv", "opengl", "zup")
+FORMATS = (*SPLATS, *MESHES)
 SEEDS = 2**64  # torch knows no more
 
 
@@ -35,6 +36,7 @@ class Request:
         elevation: degrees from which the pictures look down on their objects, within -80..80.
         raw: write the network's soft splats, not a solid body.
         refine: seconds for which the visible discs are fitted to the picture, 0 or more.
+        ply_layout: of a .ply, one of `dd3g.io.formats.LAYOUTS`.
     """
 
     out: Path
@@ -48,13 +50,11 @@ class Request:
     elevation: float = 10.0
     raw: bool = False
     refine: float = 0.0
+    ply_layout: str = "compact"
 
     def __post_init__(self) -> None:
-        unknown = [f for f in self.formats if f not in FORMATS]
-        if unknown or not self.formats:
-            raise UserError(f"unknown format {', '.join(unknown)!r}: give one or more of {','.join(FORMATS)}")
-        if self.axes not in (None, *AXES):
-            raise UserError(f"unknown axes {self.axes!r}: choose from {', '.join(AXES)}")
+        for format in self.formats:
+            check_format(format, self.axes, self.ply_layout, FORMATS)
         if self.samples < 1:
             raise UserError(f"--samples must be at least 1, got {self.samples}")
         highest = SEEDS - self.samples
@@ -120,9 +120,14 @@ def _write_one(gaussians: Gaussians, folder: Path, name: str, request: Request) 
     """Write one object into `folder`; returns the paths that its files will have in the output folder."""
     from dd3g.io.splats import save
 
-    files = [f"{name}.{suffix}" for suffix in request.formats]
-    for file in files:
-        save(gaussians, folder / file, axes=request.axes)
+    files = [f"{name}.{format}" for format in request.formats]
+    for file, format in zip(files[:], request.formats, strict=True):
+        if format in MESHES:
+            from dd3g.pepd.mesh import mesh_of
+
+            files += [p.name for p in mesh_of(gaussians).save(folder / file)[1:]]
+        else:
+            save(gaussians, folder / file, request.axes, format, layout=request.ply_layout)
     if request.turntable:
         from dd3g.io.turntable import render_turntable, save_turntable
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dd3g.gaussians import Gaussians
+from dd3g.io.formats import Splats
 from dd3g.io.ply import SH_C0
 
 _EXTENSION = "KHR_gaussian_splatting"
@@ -68,7 +69,7 @@ def encode(gaussians: Gaussians) -> bytes:
     return head + b"".join(chunks)
 
 
-def decode(data: bytes) -> Gaussians:
+def decode(data: bytes) -> Splats:
     """Read the splat primitive of a .glb; spherical harmonics above degree 0 are left out.
 
     Raises:
@@ -95,13 +96,15 @@ def decode(data: bytes) -> Gaussians:
     }
     if (column[_SCALE] < 0).any():
         raise ValueError("its scales are negative, as drafts of the extension wrote them; export it again")
-    return Gaussians(
+    gaussians = Gaussians(
         means=torch.from_numpy(column["POSITION"]),
         quats=torch.from_numpy(column[_ROTATION][:, [3, 0, 1, 2]]),
         scales=torch.from_numpy(column[_SCALE]),
         opacities=torch.from_numpy(column[_OPACITY][:, 0]),
         colors=torch.from_numpy(column[_SH0] * np.float32(SH_C0) + np.float32(0.5)),
     )
+    harmonics = any(f"{_EXTENSION}:SH_DEGREE_1" in name for name in primitives[0]["attributes"])
+    return Splats(gaussians, harmonics=harmonics)
 
 
 def _read(document: dict[str, Any], content: memoryview, index: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The quantised formats: .splat (32 bytes a Gaussian) and .spz (about 16 bytes, compressed)."""
+"""The quantised formats .splat (32 bytes a Gaussian) and .spz (about 16 bytes, compressed)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dd3g.gaussians import Gaussians
+from dd3g.io.formats import Splats
 from dd3g.io.ply import from_raw, to_raw
 
 _SPLAT = np.dtype([("position", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("rotation", "u1", 4)])
@@ -31,7 +32,7 @@ def encode_splat(gaussians: Gaussians) -> bytes:
     return rows[np.argsort(-importance, kind="stable")].tobytes()
 
 
-def decode_splat(data: bytes) -> Gaussians:
+def decode_splat(data: bytes) -> Splats:
     """Read .splat rows.
 
     Raises:
@@ -48,17 +49,23 @@ def decode_splat(data: bytes) -> Gaussians:
     ):
         raise ValueError("its positions or scales are not finite numbers, so these are no .splat rows")
     rgba = torch.from_numpy(rows["rgba"].astype(np.float32) / 255)
-    return Gaussians(
+    gaussians = Gaussians(
         means=torch.from_numpy(rows["position"].copy()),
         quats=torch.from_numpy((rows["rotation"].astype(np.float32) - 128) / 128),
         scales=torch.from_numpy(rows["scale"].copy()),
         opacities=rgba[:, 3].clone(),
         colors=rgba[:, :3].clone(),
     )
+    return Splats(gaussians)
 
 
 def encode_spz(gaussians: Gaussians) -> bytes:
-    """Niantic's .spz version 3 (gzip), which all readers know; positions to 1.2e-4, log scales to 1/16."""
+    """Niantic's .spz version 3; positions to 1.2e-4, log scales to 1/16, colours within -0.44..1.44.
+
+    Not version 4: its streams of zstd need a reader that few have, while 3 is gzip. Version 2 has 8-bit
+    rotations and is what the oldest readers stop at. The flag for antialiasing stays 0, because Babylon then
+    drew these files less like `rasterize`.
+    """
     gsply = _gsply()
     raw = to_raw(gaussians)
     data = gsply.GSData.from_arrays(
@@ -77,7 +84,7 @@ def encode_spz(gaussians: Gaussians) -> bytes:
     return bytes(content)
 
 
-def decode_spz(data: bytes) -> Gaussians:
+def decode_spz(data: bytes) -> Splats:
     """Read .spz versions 1 to 4; spherical harmonics above degree 0 are left out.
 
     Raises:
@@ -92,7 +99,8 @@ def decode_spz(data: bytes) -> Gaussians:
         except Exception as error:  # gzip, zstd and struct each bring their own errors for foreign bytes
             raise ValueError(str(error).replace(f": {path}", "")) from error
     columns = (read.means, read.sh0, read.opacities.reshape(-1, 1), read.scales, read.quats)
-    return from_raw(np.concatenate(columns, -1))
+    harmonics = read.shN is not None and bool(np.any(read.shN))
+    return Splats(from_raw(np.concatenate(columns, -1)), harmonics=harmonics)
 
 
 def _gsply() -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
 from dd3g.gaussians import Gaussians
+from dd3g.io.formats import Splats
 
 SH_C0 = 0.28209479177387814  # the constant spherical harmonic of degree 0
 FIELDS = (
@@ -15,7 +18,7 @@ FIELDS = (
     *("scale_0", "scale_1", "scale_2"),
     *("rot_0", "rot_1", "rot_2", "rot_3"),
 )
-_COMMENT = "comment dd3g axes: "
+_AXES, _MODE = "comment dd3g axes: ", "comment SplatRenderMode: "
 _TYPES = {
     **{"char": "i1", "uchar": "u1", "short": "<i2", "ushort": "<u2", "int": "<i4", "uint": "<u4"},
     **{"int8": "i1", "uint8": "u1", "int16": "<i2", "uint16": "<u2", "int32": "<i4", "uint32": "<u4"},
@@ -53,35 +56,82 @@ def from_raw(raw: np.ndarray) -> Gaussians:
     )
 
 
-def encode(gaussians: Gaussians, axes: str) -> bytes:
-    """Binary little-endian .ply; a comment names the axes."""
+def encode(gaussians: Gaussians, axes: str, antialiased: bool, layout: str) -> bytes:
+    """Binary little-endian .ply.
+
+    Args:
+        gaussians: (N,) in the axes of the file.
+        axes: their name, told in a comment.
+        antialiased: told in another comment.
+        layout: "compact", the columns `FIELDS`; "inria" adds normals and the 45 harmonics of degree 3, all
+            zero, for importers that count columns.
+    """
+    names: tuple[str, ...] = FIELDS
+    raw = to_raw(gaussians)
+    if layout == "inria":
+        rest = tuple(f"f_rest_{i}" for i in range(45))
+        names = (*FIELDS[:3], "nx", "ny", "nz", *FIELDS[3:6], *rest, *FIELDS[6:])
+        wide = np.zeros((len(raw), len(names)), "<f4")
+        wide[:, [names.index(name) for name in FIELDS]] = raw
+        raw = wide
     header = (
-        f"ply\nformat binary_little_endian 1.0\n{_COMMENT}{axes}\nelement vertex {len(gaussians)}\n"
-        + "".join(f"property float {name}\n" for name in FIELDS)
+        f"ply\nformat binary_little_endian 1.0\n{comments(axes, antialiased)}"
+        f"element vertex {len(gaussians)}\n"
+        + "".join(f"property float {name}\n" for name in names)
         + "end_header\n"
     )
-    return header.encode("ascii") + to_raw(gaussians).tobytes()
+    return header.encode("ascii") + raw.tobytes()
 
 
-def decode(data: bytes) -> tuple[Gaussians, str | None]:
+def comments(axes: str, antialiased: bool) -> str:
+    """The header's lines about axes and antialiasing, the latter as Brush and splat-transform spell it."""
+    return f"{_AXES}{axes}\n{_MODE}{'mip' if antialiased else 'default'}\n"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the text before the values says.
+
+    Args:
+        elements: name and count of each, in order, with its lines of properties.
+        axes: that our comment names.
+        antialiased: whether they are made to be drawn with antialiasing.
+        start: of the values, in bytes.
+    """
+
+    elements: list[tuple[str, int, list[str]]]
+    axes: str | None
+    antialiased: bool
+    start: int
+
+    @property
+    def compressed(self) -> bool:
+        """Whether this is the layout of a .compressed.ply."""
+        return [name for name, *_ in self.elements[:2]] == ["chunk", "vertex"]
+
+
+def decode(data: bytes, header: Header) -> Splats:
     """Read any 3DGS .ply; spherical harmonics above degree 0, normals and other columns are left out.
-
-    Returns:
-        The Gaussians in the file's own axes, and the axes that our comment names (None without a comment).
 
     Raises:
         ValueError: when the data is not such a file, or ends too early.
     """
-    count, columns, axes, start = _header(data)
-    needed, there = count * columns.itemsize, len(data) - start
+    count, columns = _vertices(header)
+    needed, there = count * columns.itemsize, len(data) - header.start
     if count < 0 or there < needed:
         raise ValueError(f"it ends too early: {count} Gaussians need {needed} bytes, {there} are there")
-    rows = np.frombuffer(data, columns, count, start)
-    return from_raw(np.stack([rows[name] for name in FIELDS], -1)), axes
+    rows = np.frombuffer(data, columns, count, header.start)
+    harmonics = any(rows[name].any() for name in columns.names or () if name.startswith("f_rest_"))
+    gaussians = from_raw(np.stack([rows[name] for name in FIELDS], -1))
+    return Splats(gaussians, header.axes, header.antialiased, harmonics)
 
 
-def _header(data: bytes) -> tuple[int, np.dtype, str | None, int]:
-    """Number of Gaussians, their columns, the axes of our comment, and where the header ends."""
+def read_header(data: bytes) -> Header:
+    """The header of any binary little-endian .ply.
+
+    Raises:
+        ValueError: when there is none.
+    """
     end = data.find(b"end_header\n", 0, 1 << 16)
     if not data.startswith(b"ply") or end < 0:
         raise ValueError("it has no PLY header")
@@ -90,20 +140,33 @@ def _header(data: bytes) -> tuple[int, np.dtype, str | None, int]:
         raise ValueError(
             "only binary little-endian PLY is read; convert it with splat-transform or SuperSplat"
         )
-    axes = next((line.removeprefix(_COMMENT).strip() for line in lines if line.startswith(_COMMENT)), None)
+    said = {
+        key: line.removeprefix(key).strip()
+        for line in lines
+        for key in (_AXES, _MODE)
+        if line.startswith(key)
+    }
     # The text between "element" lines; what stands before the first is no element.
-    _, *elements = "\n".join(lines).split("\nelement ")
-    first, *properties = elements[0].splitlines() if elements else [""]
-    if not first.startswith("vertex "):
-        raise ValueError(
-            "its first element is not 'vertex'; compressed PLY is not read, convert it to plain PLY"
-        )
-    columns = [line.split()[1:] for line in properties if line.startswith("property ")]
+    elements = []
+    for text in "\n".join(lines).split("\nelement ")[1:]:
+        first, *properties = text.splitlines()
+        name, count = first.split()
+        elements.append((name, int(count), [line for line in properties if line.startswith("property ")]))
+    # Ours said nothing once and always were; the others' are not unless they say so.
+    antialiased = said.get(_MODE, "mip" if _AXES in said else "default") == "mip"
+    return Header(elements, said.get(_AXES), antialiased, end + len(b"end_header\n"))
+
+
+def _vertices(header: Header) -> tuple[int, np.dtype]:
+    """Number of Gaussians, and their columns."""
+    name, count, properties = header.elements[0] if header.elements else ("", 0, [])
+    if name != "vertex":
+        raise ValueError("its first element is not 'vertex'")
+    columns = [line.split()[1:] for line in properties]
     if any(len(column) != 2 or column[0] not in _TYPES for column in columns):
         raise ValueError("its vertices have columns that are not plain numbers")
     missing = set(FIELDS) - {name for _, name in columns}
     if missing:
         listed = ", ".join(name for name in FIELDS if name in missing)
         raise ValueError(f"it holds no Gaussians: the columns {listed} are missing")
-    dtype = np.dtype([(name, _TYPES[kind]) for kind, name in columns])
-    return int(first.split()[1]), dtype, axes, end + len(b"end_header\n")
+    return count, np.dtype([(name, _TYPES[kind]) for kind, name in columns])

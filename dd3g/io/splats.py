@@ -1,4 +1,4 @@
-"""Gaussians to and from files: .ply, .splat, .spz and .glb; the methods `save` and `load` of `Gaussians`."""
+"""Gaussians to and from files of any of the formats; the methods `save` and `load` of `Gaussians`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
-from dd3g.io import glb, packed, ply
+from dd3g.io import compressed_ply, glb, packed, ply, sog
 from dd3g.io.atomic import replacing
+from dd3g.io.formats import AXES, SPLATS, Splats, check_format, format_of
 from dd3g.quaternions import quaternion_multiply
 
-FORMATS = ("ply", "splat", "spz", "glb")
+FORMATS = SPLATS
 MIN_OPACITY = 0.005  # Gaussians below it are not written
 
 # From our world (x right, y up, the object faces +z) to file axes: axis i of the file is sign[i] * our axis
@@ -25,7 +26,7 @@ _TURNS: dict[str, tuple[list[int], list[float], list[float]]] = {
     "opengl": ([0, 1, 2], [1, 1, 1], [1, 0, 0, 0]),  # x right, y up, z back (RUB)
     "zup": ([0, 2, 1], [1, -1, 1], [0.5**0.5, 0.5**0.5, 0, 0]),  # x right, y away, z up (Blender)
 }
-AXES = tuple(_TURNS)
+_OWN = {"spz": "opengl", "glb": "opengl"}  # the axes of a format where it has others than "opencv"
 
 
 def save(
@@ -34,6 +35,8 @@ def save(
     axes: str | None = None,
     format: str | None = None,
     min_opacity: float = MIN_OPACITY,
+    antialiased: bool = True,
+    layout: str = "compact",
 ) -> Path:
     """Write one object's Gaussians to a file that appears whole or not at all.
 
@@ -43,6 +46,8 @@ def save(
         axes: as in `encode`.
         format: one of `FORMATS`; None goes by the suffix.
         min_opacity: Gaussians below it are left out; so are rows that are not finite.
+        antialiased: as in `encode`.
+        layout: as in `encode`.
 
     Returns:
         The path.
@@ -51,10 +56,10 @@ def save(
         UserError: on an unknown format or axes, nothing to write, or a place that can't be written to.
     """
     path = Path(path)
-    format = format or _format_of(path)
-    _check(format, axes)
+    format = format or format_of(path)
+    check_format(format, axes, layout)
     with replacing(path) as partial:
-        partial.write_bytes(encode(gaussians, format, axes, min_opacity))
+        partial.write_bytes(encode(gaussians, format, axes, min_opacity, antialiased, layout))
     return path
 
 
@@ -71,8 +76,14 @@ def load(path: str | Path, axes: str | None = None) -> Gaussians:
     Raises:
         UserError: when the file can't be read or is not what its suffix says.
     """
+    return read(path, axes).gaussians
+
+
+def read(path: str | Path, axes: str | None = None) -> Splats:
+    """As `load`, with what the file says about itself."""
     path = Path(path)
-    format = _format_of(path)
+    format = format_of(path)
+    check_format(format, axes)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -88,66 +99,80 @@ Gaussians.load = staticmethod(load)
 
 
 def encode(
-    gaussians: Gaussians, format: str, axes: str | None = None, min_opacity: float = MIN_OPACITY
+    gaussians: Gaussians,
+    format: str,
+    axes: str | None = None,
+    min_opacity: float = MIN_OPACITY,
+    antialiased: bool = True,
+    layout: str = "compact",
 ) -> bytes:
     """The bytes of a file; the same Gaussians give the same bytes.
 
     Args:
         gaussians: one object (no batch dimensions), three colour channels, any device.
         format: one of `FORMATS`.
-        axes: one of `AXES`, for .ply (named in a comment) and .splat; None is "opencv", as viewers expect.
-            .spz (RUB) and .glb (y up) have one orientation by their standards and always keep it.
+        axes: one of `AXES`; None is what viewers of the format expect: "opengl" for .spz (RUB) and .glb
+            (y up), "opencv" for the others. A .ply, .compressed.ply or .sog names them; no others for .glb.
         min_opacity: Gaussians below it are left out; so are rows that are not finite.
+        antialiased: they are made to be drawn with antialiasing; a .ply, .compressed.ply or .sog says so.
+        layout: of a .ply, "compact", or "inria" with 62 columns, normals and harmonics zero.
 
     Raises:
-        UserError: on an unknown format or axes, or when no Gaussian is left.
+        UserError: on an unknown format, axes or layout, or when no Gaussian is left.
     """
-    _check(format, axes)
+    check_format(format, axes, layout)
     kept = gaussians.detach().to("cpu", torch.float32).pruned(min_opacity)
     if len(kept) == 0:
         raise UserError(
             f"nothing to write: none of the {len(gaussians)} Gaussians is finite and has an opacity of "
             f"{min_opacity} or more; try another picture, or min_opacity=0"
         )
-    kept = _unit(kept)
-    if format == "spz":
-        return packed.encode_spz(kept)
-    if format == "glb":
-        return glb.encode(kept)
-    axes = axes or "opencv"
-    turned = _turn(kept, axes)
-    return ply.encode(turned, axes) if format == "ply" else packed.encode_splat(turned)
+    axes = axes or _OWN.get(format, "opencv")
+    turned = _turn(_unit(kept), axes)
+    if format == "ply":
+        return ply.encode(turned, axes, antialiased, layout)
+    if format in ("compressed.ply", "sog"):
+        return (compressed_ply if format == "compressed.ply" else sog).encode(turned, axes, antialiased)
+    writers = {"splat": packed.encode_splat, "spz": packed.encode_spz, "glb": glb.encode}
+    return writers[format](turned)
 
 
-def decode(data: bytes, format: str, axes: str | None = None) -> Gaussians:
+def decode(data: bytes, format: str, axes: str | None = None) -> Splats:
     """Gaussians from the bytes of a file.
 
     Args:
         data: the whole file.
         format: one of `FORMATS`.
-        axes: one of `AXES`, the orientation of a .ply or .splat; None believes our comment in a .ply, and is
-            "opencv" without one.
+        axes: one of `AXES`, the orientation of the file; None believes what the file says, and else is what
+            `encode` gives the format.
 
     Returns:
-        Float32 Gaussians (N,) on the CPU; rows that are not finite are left out.
+        The Gaussians in our world, and what the file says; rows that are not finite are left out.
 
     Raises:
         ValueError: when the bytes are not of that format; the message is a clause that says why.
         UserError: on an unknown format or axes.
     """
-    _check(format, axes)
-    found = "opengl" if format in ("spz", "glb") else axes
+    check_format(format, axes)
     try:
-        if format == "ply":
-            gaussians, comment = ply.decode(data)
-            found = axes or (comment if comment in AXES else None)
+        if format in ("ply", "compressed.ply"):
+            header = ply.read_header(data)
+            found = (compressed_ply if header.compressed else ply).decode(data, header)
         else:
-            readers = {"splat": packed.decode_splat, "spz": packed.decode_spz, "glb": glb.decode}
-            gaussians = readers[format](data)
+            readers = {
+                "splat": packed.decode_splat,
+                "spz": packed.decode_spz,
+                "sog": sog.decode,
+                "glb": glb.decode,
+            }
+            found = readers[format](data)
     except (LookupError, TypeError, AttributeError, struct.error, RecursionError, MemoryError) as error:
         reason = error if str(error) else type(error).__name__
         raise ValueError(f"its header is broken ({reason})") from error
-    return _unit(_turn(gaussians, found or "opencv", back=True)).pruned(0)
+    told = found.axes if found.axes in AXES else None
+    turn = axes or told or _OWN.get(format, "opencv")
+    gaussians = _unit(_turn(found.gaussians, turn, back=True)).pruned(0)
+    return replace(found, gaussians=gaussians, axes=turn)
 
 
 def _turn(gaussians: Gaussians, axes: str, back: bool = False) -> Gaussians:
@@ -167,14 +192,3 @@ def _unit(gaussians: Gaussians) -> Gaussians:
     length = gaussians.quats.norm(dim=-1, keepdim=True)
     identity = torch.tensor([1.0, 0.0, 0.0, 0.0])
     return replace(gaussians, quats=torch.where(length > 1e-12, gaussians.quats / length, identity))
-
-
-def _format_of(path: Path) -> str:
-    return path.suffix.lower().removeprefix(".")
-
-
-def _check(format: str, axes: str | None) -> None:
-    if format not in FORMATS:
-        raise UserError(f"unknown splat format {format!r}; use one of {', '.join(FORMATS)}")
-    if axes is not None and axes not in AXES:
-        raise UserError(f"unknown axes {axes!r}; use one of {', '.join(AXES)}")

@@ -100,6 +100,90 @@ def surface_nets(field: Tensor, level: float) -> tuple[Tensor, Tensor]:
     return points, -F.normalize(torch.from_numpy(slopes), dim=-1)
 
 
+def surface_quads(field: Tensor, level: float) -> Tensor:
+    """Quads (Q, 4) between the points of `surface_nets`, counterclockwise as seen from outside.
+
+    Each edge of the grid that crosses the surface gives the quad of the four cells around it. After
+    `unambiguous` every side of a quad is one of exactly one other.
+
+    Args:
+        field: (n, n, n) as `surface_nets` has it.
+        level: of the surface.
+    """
+    inside = np.pad(field.numpy() > level, 1)
+    corners = [
+        inside[i : i - 1 or None, j : j - 1 or None, k : k - 1 or None] for i, j, k in np.ndindex(2, 2, 2)
+    ]
+    crossed = np.logical_or.reduce(corners) & ~np.logical_and.reduce(corners)
+    names = np.cumsum(crossed).reshape(crossed.shape) - 1  # cells in the order of `surface_nets`
+    quads = []
+    for axis in range(3):
+        b, c = (axis + 1) % 3, (axis + 2) % 3
+        low, high = (np.take(inside, range(i, len(inside) - 1 + i), axis) for i in (0, 1))
+        for leaving, order in ((low & ~high, (0, 1, 2, 3)), (high & ~low, (3, 2, 1, 0))):
+            edges = np.argwhere(leaving)
+            around = []
+            for step_b, step_c in ((-1, -1), (0, -1), (0, 0), (-1, 0)):
+                cells = edges.copy()
+                cells[:, b] += step_b
+                cells[:, c] += step_c
+                around.append(names[tuple(cells.T)])
+            quads.append(np.stack([around[i] for i in order], -1))
+    return torch.from_numpy(np.concatenate(quads))
+
+
+def unambiguous(field: Tensor, level: float) -> Tensor:
+    """The field with a little matter added where two voxels inside meet at no more than an edge.
+
+    There four quads would share a side, and the surface would not be that of a solid.
+
+    Args:
+        field: (n, n, n), above the level inside.
+        level: of the surface.
+    """
+    values = field.numpy().copy()
+    while True:
+        inside = values > level
+        touched = np.zeros_like(inside)
+        for axis in range(3):
+            b, c = (i for i in range(3) if i != axis)
+            n = len(inside) - 1
+            corner = [
+                np.take(np.take(inside, range(i, n + i), b), range(j, n + j), c)
+                for i, j in ((0, 0), (1, 0), (1, 1), (0, 1))
+            ]
+            crossing = (corner[0] == corner[2]) & (corner[1] == corner[3]) & (corner[0] != corner[1])
+            for i, j in np.ndindex(2, 2):
+                where = [slice(None)] * 3
+                where[b], where[c] = slice(i, n + i), slice(j, n + j)
+                touched[tuple(where)] |= crossing
+        touched &= ~inside
+        if not touched.any():
+            return torch.from_numpy(values)
+        values[touched] = level + 1e-3
+
+
+def carved(alpha: Tensor, depth: Tensor, cameras: Cameras, resolution: int, softness: float) -> Tensor:
+    """Visual hull without what lies before the first surface that a camera sees.
+
+    Args:
+        alpha: (V, S, S) in 0..1.
+        depth: (V, S, S) camera depth, also beyond the edge of the mask.
+        cameras: (V,) of these.
+        resolution: voxels a side, n.
+        softness: world units in depth over which the field rises from 0 to 1; `LEVEL` is at the depth.
+
+    Returns:
+        (n, n, n) in 0..1 over the cube [-HALF, HALF]^3, indexed x, y, z.
+    """
+    field = np.empty((resolution,) * 3, np.float32)
+    with turn:
+        _carve(
+            _array(alpha), _array(depth), _array(cameras.viewmats), _array(cameras.Ks), HALF, softness, field
+        )
+    return torch.from_numpy(field)
+
+
 def first_hits(field: Tensor, level: float, camera: Cameras, mask: Tensor) -> Tensor:
     """Camera depth (S, S) at which the rays of one camera (1,) enter field > level; 0 where they don't.
 
@@ -138,6 +222,37 @@ def _least(alpha, viewmats, Ks, points, found):  # type: ignore[no-untyped-def]
             if least < 0.1:  # nowhere near a surface any more
                 break
         found[p] = least
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _carve(alpha, depth, viewmats, Ks, half, softness, field):  # type: ignore[no-untyped-def]
+    V, S = alpha.shape[0], alpha.shape[1]
+    n = field.shape[0]
+    step = 2 * half / n
+    for i in prange(n):
+        x = (i + 0.5) * step - half
+        for j in range(n):
+            y = (j + 0.5) * step - half
+            for k in range(n):
+                z = (k + 0.5) * step - half
+                least = np.float32(1.0)
+                for v in range(V):
+                    m, K = viewmats[v], Ks[v]
+                    here = m[2, 0] * x + m[2, 1] * y + m[2, 2] * z + m[2, 3]
+                    a = (m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3]) / here
+                    b = (m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3]) / here
+                    column, row = K[0, 0] * a + K[0, 2] - 0.5, K[1, 1] * b + K[1, 2] - 0.5
+                    least = min(least, _bilinear(alpha[v], column, row, S))
+                    if least < 0.1:  # nowhere near a surface any more
+                        break
+                    # The nearest of four pixels: a mean across an edge would carve the nearer side away.
+                    first = np.float32(np.inf)
+                    for c in range(4):
+                        p = min(max(int(np.floor(column)) + (c & 1), 0), S - 1)
+                        q = min(max(int(np.floor(row)) + (c >> 1), 0), S - 1)
+                        first = min(first, depth[v, q, p])
+                    least = min(least, max(np.float32(0.5 + (here - first) / softness), np.float32(0.0)))
+                field[i, j, k] = least
 
 
 @njit(cache=True, nogil=True)

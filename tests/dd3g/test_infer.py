@@ -23,9 +23,10 @@ def test_one_picture(here, stub):
 
 
 def test_every_format(here, stub):
-    run(picture("chair.png"), "--format", "ply,SPZ,.splat,glb,ply", "-o", "deep/er")
-    assert written("deep/er") == ["chair.glb", "chair.matte.png", "chair.ply", "chair.splat", "chair.spz"]
-    assert infer.FORMATS == ("ply", "spz", "splat", "glb") and set(infer.FORMATS) == set(splats.FORMATS)
+    run(picture("chair.png"), "--format", "ply,SPZ,.splat,glb,ply,sog,compressed.ply", "-o", "deep/er")
+    suffixes = ["compressed.ply", "glb", "matte.png", "ply", "sog", "splat", "spz"]
+    assert written("deep/er") == [f"chair.{suffix}" for suffix in suffixes]
+    assert infer.FORMATS[:-2] == splats.FORMATS and infer.FORMATS[-2:] == ("mesh.glb", "mesh.obj")
 
 
 @pytest.mark.parametrize("axes", infer.AXES)
@@ -33,6 +34,7 @@ def test_axes(here, stub, axes):
     run(picture("chair.png"), "--axes", axes)
     assert f"comment dd3g axes: {axes}".encode() in Path("out/chair.ply").read_bytes()
     assert infer.AXES == splats.AXES
+    assert run("chair.png", "--axes", axes, "--format", "ply,glb", code=2 * (axes != "opengl"))
 
 
 def test_turntable_and_viewer(here, stub):
@@ -73,7 +75,7 @@ def test_what_is_written_lies_on_the_cpu(here, stub, monkeypatch):
     generate = stub.generate
     monkeypatch.setattr(stub, "generate", lambda *args, **more: Elsewhere(generate(*args, **more)))
     run(picture("chair.png"), "--turntable", "--viewer", "--format", ",".join(infer.FORMATS))
-    assert len(written()) == 7
+    assert len(written()) == 3 + len(infer.FORMATS) + 2  # .mesh.obj brings .mtl and .png
 
 
 def test_weights_and_device_reach_the_loader(here, stub):

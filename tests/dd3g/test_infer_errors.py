@@ -73,7 +73,10 @@ def test_picture_that_needs_a_matte_that_is_not_there(here, stub, monkeypatch):
 @pytest.mark.parametrize(
     "option, match",
     [
-        (("--format", "obj"), "unknown format 'obj': give one or more of ply,spz,splat,glb"),
+        (
+            ("--format", "obj"),
+            "unknown format 'obj': use one of ply, compressed.ply, splat, spz, sog, glb, mesh.glb, mesh.obj",
+        ),
         (("--format", ""), "unknown format"),
         (("--axes", "left"), "unknown axes 'left': choose from opencv, opengl, zup"),
         (("--samples", "0"), "--samples must be at least 1, got 0"),

@@ -100,11 +100,13 @@ def test_glb_made_to_exhaust_the_reader(tmp_path):
 
 
 def test_unknown_names_and_missing_files(tmp_path):
-    with pytest.raises(UserError, match="unknown splat format 'obj'; use one of ply, splat, spz, glb"):
+    with pytest.raises(
+        UserError, match="unknown format 'obj': use one of ply, compressed.ply, splat, spz, sog, glb"
+    ):
         example().save(tmp_path / "x.obj")
-    with pytest.raises(UserError, match="unknown splat format ''"):
+    with pytest.raises(UserError, match="unknown format ''"):
         example().save(tmp_path / "x")
-    with pytest.raises(UserError, match="unknown axes 'sideways'; use one of opencv, opengl, zup"):
+    with pytest.raises(UserError, match="unknown axes 'sideways': use one of opencv, opengl, zup"):
         example().save(tmp_path / "x.ply", axes="sideways")
     with pytest.raises(UserError, match="cannot read .*No such file"):
         splats.load(tmp_path / "none.ply")

@@ -120,7 +120,9 @@ def test_without_ffmpeg_an_mp4_becomes_a_webp(images, tmp_path, monkeypatch):
 
 
 def test_bad_names_and_failed_writes(images, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"unknown video format '\.avi'.*use one of \.mp4, \.webp, \.gif"):
+    with pytest.raises(
+        UserError, match=r"unknown video format '\.avi'.*use one of \.mp4, \.webm, \.webp, \.gif, \.png"
+    ):
         save_turntable(images, tmp_path / "turn.avi")
 
     def fail(images, path, fps):
@@ -128,7 +130,7 @@ def test_bad_names_and_failed_writes(images, tmp_path, monkeypatch):
         raise subprocess.SubprocessError("ffmpeg was stopped")
 
     monkeypatch.setattr(turntable, "_ffmpeg_is_here", lambda: True)
-    monkeypatch.setattr(turntable, "_write_mp4", fail)
+    monkeypatch.setattr(turntable, "_write_video", fail)
     with pytest.raises(subprocess.SubprocessError):
         save_turntable(images, tmp_path / "turn.mp4")
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,79 @@
+"""From one splat file to another, or to a mesh: `dd3g convert IN OUT`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dd3g.command import Json, run_command
+from dd3g.errors import UserError
+from dd3g.io.formats import AXES, LAYOUTS, MESHES, SPLATS, check_format, format_of
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help=f"A file that ends in .{', .'.join(SPLATS)}.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help=f"The same, or .{', .'.join(MESHES)}.")],
+    axes: Annotated[
+        str | None, typer.Option(help=f"Of OUT: {', '.join(AXES)}; default: what viewers expect.")
+    ] = None,
+    from_axes: Annotated[
+        str | None, typer.Option(help="Of IN; default: what the file says, else what viewers expect.")
+    ] = None,
+    ply_layout: Annotated[
+        str, typer.Option(help=f"Columns of a .ply: {' or '.join(LAYOUTS)} (62).")
+    ] = "compact",
+    antialiased: Annotated[
+        bool | None,
+        typer.Option("--antialiased/--classic", help="How OUT is to be drawn; default: as IN says."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Convert a splat file to another format, or make a textured mesh of it.
+
+    Everything is kept but colour that depends on the view; what a format quantises is in docs/viewers.md.
+    """
+    format = format_of(target)
+    check_format(format, axes, ply_layout, (*SPLATS, *MESHES))
+    check_format(format_of(source), from_axes)
+    from dd3g.io.splats import read, save
+
+    found = read(source, from_axes)
+    if format in MESHES:
+        from dd3g.pepd.mesh import mesh_of
+
+        written = mesh_of(found.gaussians).save(target)
+    else:
+        if len(found.gaussians) == 0:
+            raise UserError(f"{source} holds no Gaussians that are finite: nothing to convert")
+        mode = found.drawn_antialiased if antialiased is None else antialiased
+        written = [save(found.gaussians, target, axes, format, 0, mode, ply_layout)]
+    warnings = [f"{source}: colour that depends on the view was left out"] if found.harmonics else []
+    report: dict[str, Any] = {
+        "input": str(source),
+        "files": [str(path) for path in written],
+        "gaussians": len(found.gaussians),
+        "bytes": sum(path.stat().st_size for path in written),
+        "warnings": warnings,
+    }
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(
+        f"wrote {', '.join(report['files'])} of {len(found.gaussians):,} Gaussians, "
+        f"{report['bytes'] / 1e6:.2f} MB"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_command(convert, argv, "dd3g convert")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

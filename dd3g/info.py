@@ -1,0 +1,79 @@
+"""What is in a splat file: `dd3g info FILE`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dd3g.command import Json, run_command
+from dd3g.io.formats import AXES, SPLATS, format_of
+
+
+def described(path: Path, axes: str | None = None) -> dict[str, Any]:
+    """Format, size, and the range of the values of a splat file, as `dd3g info --json` prints it.
+
+    Raises:
+        UserError: when the file cannot be read.
+    """
+    from dd3g.io.splats import read
+
+    found = read(path, axes)
+    g = found.gaussians
+
+    def spread(values: Any) -> list[float]:
+        """Least, median and most."""
+        return [float(f"{values.quantile(q).item():.4g}") for q in (0, 0.5, 1)] if values.numel() else []
+
+    return {
+        "file": str(path),
+        "format": format_of(path),
+        "bytes": path.stat().st_size,
+        "gaussians": len(g),
+        "axes": found.axes,
+        "antialiased": found.antialiased,
+        "view_dependent": found.harmonics,
+        "low": [round(v, 4) for v in g.means.amin(0).tolist()] if len(g) else [],
+        "high": [round(v, 4) for v in g.means.amax(0).tolist()] if len(g) else [],
+        "scale": spread(g.scales.flatten()[:: max(1, g.scales.numel() // 1_000_000)]),
+        "opacity": spread(g.opacities[:: max(1, len(g) // 1_000_000)]),
+    }
+
+
+def info(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=f"It ends in .{', .'.join(SPLATS)}.")],
+    axes: Annotated[
+        str | None, typer.Option(help=f"Of the file: {', '.join(AXES)}; default: what it says.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what a splat file holds, in the axes x right, y up, z towards the viewer."""
+    report = described(file, axes)
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    said = {True: "yes", False: "no", None: "the file does not say"}
+    lines = {
+        "file": f"{file} (.{report['format']}, {report['bytes'] / 1e6:.2f} MB)",
+        "Gaussians": f"{report['gaussians']:,}",
+        "axes": str(report["axes"]),
+        "antialiased": said[report["antialiased"]],
+        "colours": "depend on the view, which is left out" if report["view_dependent"] else "one each",
+        "from": " ".join(f"{v:g}" for v in report["low"]),
+        "to": " ".join(f"{v:g}" for v in report["high"]),
+        "scale": " ".join(f"{v:g}" for v in report["scale"]) + "  (least, median, most)",
+        "opacity": " ".join(f"{v:g}" for v in report["opacity"]),
+    }
+    typer.echo("\n".join(f"{name:<13}{value}" for name, value in lines.items()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_command(info, argv, "dd3g info")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Names of the files that dd3g writes, and which options each of them takes; loads nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dd3g.errors import UserError
+
+if TYPE_CHECKING:
+    from dd3g.gaussians import Gaussians
+
+SPLATS = ("ply", "compressed.ply", "splat", "spz", "sog", "glb")
+MESHES = ("mesh.glb", "mesh.obj")
+AXES = ("opencv", "opengl", "zup")
+LAYOUTS = ("compact", "inria")  # of .ply: 14 columns, or the 62 of the first implementation
+
+
+@dataclass(frozen=True)
+class Splats:
+    """What a splat file holds.
+
+    Args:
+        gaussians: (N,) float32 on the CPU.
+        axes: one of `AXES`, None where the file does not say.
+        antialiased: whether they are made to be drawn with antialiasing, None where the format cannot say.
+        harmonics: whether the file has colour that depends on the view, which is left out.
+    """
+
+    gaussians: Gaussians
+    axes: str | None = None
+    antialiased: bool | None = None
+    harmonics: bool = False
+
+    @property
+    def drawn_antialiased(self) -> bool:
+        """How to draw them where nobody says: as the file does, and else as files of dd3g are drawn."""
+        return self.antialiased is not False
+
+
+def format_of(path: str | Path) -> str:
+    """The format that a file's name ends in: one of `SPLATS` or `MESHES`, else its bare suffix."""
+    name = Path(path).name.lower()
+    known = [format for format in (*SPLATS, *MESHES) if name.endswith(f".{format}")]
+    return max(known, key=len) if known else Path(name).suffix.removeprefix(".")
+
+
+def check_format(
+    format: str, axes: str | None = None, layout: str = "compact", known: tuple[str, ...] = SPLATS
+) -> None:
+    """Refuse a format that is not `known`, and axes or a layout that it cannot have.
+
+    Raises:
+        UserError: names the wrong one and what would be right.
+    """
+    if format not in known:
+        raise UserError(f"unknown format {format!r}: use one of {', '.join(known)}")
+    if axes is not None and axes not in AXES:
+        raise UserError(f"unknown axes {axes!r}: use one of {', '.join(AXES)}")
+    if axes not in (None, "opengl") and format not in SPLATS[:-1]:
+        why = "its standard" if format.endswith("glb") else "custom"
+        raise UserError(
+            f"a .{format} is y up by {why} and cannot have the axes {axes!r}: leave --axes out, or use one "
+            f"of {', '.join(SPLATS[:-1])}"
+        )
+    if layout not in LAYOUTS:
+        raise UserError(f"unknown layout {layout!r} of .ply: use one of {', '.join(LAYOUTS)}")

@@ -1,0 +1,143 @@
+"""A textured mesh to a file: .glb, or .obj with its .mtl and .png; y up, light baked into the colours."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dd3g.io.atomic import replacing
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A surface of quads with a texture.
+
+    Args:
+        points: (P, 3) in the world.
+        normals: (P, 3) unit, outwards.
+        quads: (Q, 4) indices of points, counterclockwise as seen from outside.
+        places: (Q, 4, 2) of the quads' corners in the texture, 0..1 from its upper left corner.
+        texture: (H, W, 3) uint8 sRGB.
+    """
+
+    points: np.ndarray
+    normals: np.ndarray
+    quads: np.ndarray
+    places: np.ndarray
+    texture: np.ndarray
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write a .glb, or an .obj with its material and texture beside it.
+
+        Returns:
+            The files, the one that was named first.
+
+        Raises:
+            UserError: when they can't be written.
+        """
+        path = Path(path)
+        if path.suffix.lower() == ".glb":
+            contents = {path: self._glb()}
+        else:
+            contents = self._obj(path)
+        for target, content in reversed(contents.items()):
+            with replacing(target) as partial:
+                partial.write_bytes(content)
+        return list(contents)
+
+    def _glb(self) -> bytes:
+        """GlTF 2.0; each quad has its own corners, because each has its own place in the texture."""
+        corners = self.quads.reshape(-1)
+        triangles = np.arange(len(corners), dtype="<u4").reshape(-1, 4)[:, [0, 1, 2, 0, 2, 3]]
+        columns = {
+            "POSITION": ("VEC3", self.points[corners]),
+            "NORMAL": ("VEC3", self.normals[corners]),
+            "TEXCOORD_0": ("VEC2", self.places.reshape(-1, 2)),
+        }
+        parts = [values.astype("<f4").tobytes() for _, values in columns.values()]
+        parts += [triangles.tobytes(), _png(self.texture)]
+        offsets = np.cumsum([0, *(len(part) for part in parts)]).tolist()
+        targets = [34962, 34962, 34962, 34963, None]
+        views = [
+            {"buffer": 0, "byteOffset": start, "byteLength": len(part)}
+            | ({"target": target} if target else {})
+            for start, part, target in zip(offsets, parts, targets, strict=False)
+        ]
+        accessors: list[dict[str, Any]] = [
+            {"bufferView": i, "componentType": 5126, "count": len(corners), "type": kind}
+            for i, (kind, _) in enumerate(columns.values())
+        ]
+        used = self.points[corners].astype("<f4")
+        accessors[0] |= {"min": used.min(0).tolist(), "max": used.max(0).tolist()}
+        accessors.append({"bufferView": 3, "componentType": 5125, "count": triangles.size, "type": "SCALAR"})
+        document = {
+            "asset": {"version": "2.0", "generator": "dd3g"},
+            "extensionsUsed": ["KHR_materials_unlit"],
+            "scene": 0,
+            "scenes": [{"nodes": [0]}],
+            "nodes": [{"mesh": 0}],
+            "meshes": [
+                {
+                    "primitives": [
+                        {"attributes": {n: i for i, n in enumerate(columns)}, "indices": 3, "material": 0}
+                    ]
+                }
+            ],
+            "materials": [
+                {
+                    "pbrMetallicRoughness": {
+                        "baseColorTexture": {"index": 0},
+                        "metallicFactor": 0,
+                        "roughnessFactor": 1,
+                    },
+                    "extensions": {"KHR_materials_unlit": {}},
+                }
+            ],
+            "textures": [{"source": 0, "sampler": 0}],
+            # No mipmaps: they would mix patches that are not neighbours.
+            "samplers": [{"magFilter": 9729, "minFilter": 9729, "wrapS": 33071, "wrapT": 33071}],
+            "images": [{"bufferView": 4, "mimeType": "image/png"}],
+            "accessors": accessors,
+            "bufferViews": views,
+            "buffers": [{"byteLength": offsets[-1]}],
+        }
+        text = json.dumps(document, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 4)
+        parts.append(bytes(-offsets[-1] % 4))
+        length = sum(map(len, parts))
+        head = struct.pack("<4sII", b"glTF", 2, 28 + len(text) + length)
+        chunks = [
+            struct.pack("<I4s", len(text), b"JSON"),
+            text,
+            struct.pack("<I4s", length, b"BIN\0"),
+            *parts,
+        ]
+        return head + b"".join(chunks)
+
+    def _obj(self, path: Path) -> dict[Path, bytes]:
+        material, picture = path.with_suffix(".mtl"), path.with_suffix(".png")
+        lines = [f"mtllib {material.name}", "o object", "usemtl surface"]
+        lines += [f"v {x:.6g} {y:.6g} {z:.6g}" for x, y, z in self.points.tolist()]
+        lines += [f"vn {x:.4f} {y:.4f} {z:.4f}" for x, y, z in self.normals.tolist()]
+        lines += [f"vt {u:.6f} {1 - v:.6f}" for u, v in self.places.reshape(-1, 2).tolist()]
+        for i, quad in enumerate((self.quads + 1).tolist()):
+            lines.append("f " + " ".join(f"{p}/{4 * i + k}/{p}" for k, p in enumerate(quad, 1)))
+        text = f"newmtl surface\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {picture.name}\n"
+        return {
+            path: ("\n".join(lines) + "\n").encode("utf-8", "replace"),
+            material: text.encode("utf-8", "replace"),
+            picture: _png(self.texture),
+        }
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    written = BytesIO()
+    Image.fromarray(pixels).save(written, "PNG")
+    return written.getvalue()

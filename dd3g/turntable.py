@@ -1,0 +1,90 @@
+"""A turn around the object in a splat file: `dd3g turntable FILE`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dd3g.command import Json, run_command
+from dd3g.errors import UserError
+from dd3g.io.formats import AXES, SPLATS, check_format, format_of
+
+
+def turntable(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=f"It ends in .{', .'.join(SPLATS)}.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Ends in .mp4, .webm, .webp, .gif, or .png for a picture each; default: out/NAME.mp4.",
+        ),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, max=3600, help="Pictures of a whole turn.")] = 48,
+    size: Annotated[int, typer.Option(min=16, max=4096, help="Pixels a side.")] = 512,
+    background: Annotated[
+        str, typer.Option(help="A colour such as white, '#102030', or transparent (not in .mp4).")
+    ] = "white",
+    elevation: Annotated[
+        float, typer.Option(min=-89, max=89, help="Degrees from which the camera looks down.")
+    ] = 10.0,
+    distance: Annotated[float, typer.Option(min=0.1, max=100, help="Of the camera to the centre.")] = 1.5,
+    fps: Annotated[float, typer.Option(min=0.1, max=240, help="Pictures a second.")] = 24.0,
+    axes: Annotated[
+        str | None, typer.Option(help=f"Of the file: {', '.join(AXES)}; default: what it says.")
+    ] = None,
+    antialiased: Annotated[
+        bool | None, typer.Option("--antialiased/--classic", help="How to draw; default: as the file says.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw a turn around the object of a splat file as a video, an animation or pictures."""
+    check_format(format_of(file), axes)
+    stem = file.name[: -len(format_of(file)) - 1]
+    target = output or Path("out") / f"{stem}.mp4"
+    colour = _colour(background)
+    from dd3g.io.splats import read
+    from dd3g.io.turntable import check_movie, render_turntable, save_frames, save_turntable
+
+    check_movie(target, transparent=colour is None)
+    found = read(file, axes)
+    mode = found.drawn_antialiased if antialiased is None else antialiased
+    images = render_turntable(found.gaussians, frames, size, elevation, colour, mode, distance)
+    single = target.suffix.lower() == ".png"
+    written = [
+        str(p) for p in (save_frames(images, target) if single else [save_turntable(images, target, fps)])
+    ]
+    if as_json:
+        typer.echo(json.dumps({"input": str(file), "files": written, "frames": frames, "size": size}))
+        return
+    many = f"{written[0]} to {Path(written[-1]).name}" if len(written) > 1 else written[0]
+    typer.echo(f"wrote {many}")
+    if not many.endswith(target.suffix):
+        typer.echo(f"for {target.suffix} install the extra 'video': pip install 'dd3g[video]'", err=True)
+
+
+def _colour(name: str) -> tuple[float, ...] | None:
+    """SRGB in 0..1 of a colour by name or #rrggbb; None is transparent."""
+    from PIL import ImageColor
+
+    if name == "transparent":
+        return None
+    try:
+        return tuple(value / 255 for value in ImageColor.getrgb(name)[:3])
+    except ValueError as error:
+        raise UserError(
+            f"unknown colour {name!r}: give a name such as white, #rrggbb, or transparent"
+        ) from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_command(turntable, argv, "dd3g turntable")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

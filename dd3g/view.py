@@ -1,0 +1,55 @@
+"""A splat file in the browser: `dd3g view FILE`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dd3g.command import Json, run_command
+from dd3g.io.formats import AXES, SPLATS, check_format, format_of
+
+
+def view(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=f"It ends in .{', .'.join(SPLATS)}.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The page; default: out/NAME.html.")
+    ] = None,
+    axes: Annotated[
+        str | None, typer.Option(help=f"Of the file: {', '.join(AXES)}; default: what it says.")
+    ] = None,
+    antialiased: Annotated[
+        bool | None, typer.Option("--antialiased/--classic", help="How to draw; default: as the file says.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Make a page that shows a splat file, and open it in the browser."""
+    check_format(format_of(file), axes)
+    from dd3g.io.splats import read
+    from dd3g.io.viewer import save_viewer
+
+    found = read(file, axes)
+    stem = file.name[: -len(format_of(file)) - 1]
+    mode = found.drawn_antialiased if antialiased is None else antialiased
+    page = save_viewer(found.gaussians, output or Path("out") / f"{stem}.html", stem, mode)
+    if show:
+        import webbrowser
+
+        show = webbrowser.open(page.resolve().as_uri())
+    if as_json:
+        typer.echo(json.dumps({"input": str(file), "page": str(page), "opened": show}))
+    else:
+        typer.echo(f"wrote {page}" + ("" if show else "; open it in a browser"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_command(view, argv, "dd3g view")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
