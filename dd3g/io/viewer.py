@@ -12,16 +12,20 @@ from dd3g.io.atomic import replacing
 from dd3g.io.splats import encode
 
 
-def save_viewer(gaussians: Gaussians, path: str | Path, title: str | None = None) -> Path:
-    """Write a self-contained page with the Gaussians inside: drag, zoom, spin, and download of the .ply.
+def save_viewer(
+    gaussians: Gaussians, path: str | Path, title: str | None = None, antialiased: bool = True
+) -> Path:
+    """Write a self-contained page with the Gaussians inside: turn, move, zoom, spin, and download of a .ply.
 
-    The page draws with WebGL 2, or on a plain canvas where there is none. It opens at the front view of the
-    default rig; an address may end in `#azimuth=90&elevation=20&distance=2&spin=0&background=dark&draw=2d`.
+    The page holds an .spz. It draws as `rasterize` does, with WebGL 2, or on a plain canvas where there is
+    none or where that is quicker. It opens at the front view of the default rig; an address may end in
+    `#azimuth=90&elevation=20&distance=2&x=0.1&y=0&z=0&spin=0&background=dark&draw=2d`.
 
     Args:
         gaussians: one object (no batch dimensions), any device.
         path: the .html file.
         title: shown on the page; None takes the file's name.
+        antialiased: as in `rasterize`.
 
     Returns:
         The path.
@@ -33,7 +37,8 @@ def save_viewer(gaussians: Gaussians, path: str | Path, title: str | None = None
     values = {
         "title": escape(path.stem if title is None else title),
         "name": escape(f"{path.stem}.ply"),
-        "splats": b64encode(encode(gaussians, "ply")).decode("ascii"),
+        "antialiased": str(antialiased).lower(),
+        "splats": b64encode(encode(gaussians, "spz")).decode("ascii"),
     }
     template = Path(__file__).with_name("viewer.html").read_text("utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)

@@ -85,7 +85,8 @@ class Page:
         self.requests, self.errors = [], []
         self.call("Page.navigate", url=path.as_uri() + fragment)
         self.wait(
-            "document.readyState === 'complete' && typeof stale !== 'undefined' && (spinning || !stale)"
+            "document.readyState === 'complete' && typeof stale !== 'undefined' && (spinning || !stale) && "
+            "!!document.querySelector('canvas')"
         )
 
     def eval(self, expression: str) -> Any:
