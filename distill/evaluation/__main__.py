@@ -24,6 +24,9 @@ def evaluate_command(
     generator: Annotated[
         list[str] | None, typer.Option(help="LABEL=NAME_OR_FOLDER, or just the name; may be repeated.")
     ] = None,
+    row: Annotated[
+        list[str] | None, typer.Option(help="Another row, KIND=VALUE; see distill/evaluation/rows.py.")
+    ] = None,
     teacher: Annotated[str | None, typer.Option(help="Teacher whose own views make a row.")] = None,
     teacher_steps: Annotated[
         int | None, typer.Option(min=1, help="DDIM steps; default: the teacher's.")
@@ -54,7 +57,7 @@ def evaluate_command(
         raise UserError("nothing rasterises on mps: give --device cpu")
     report = evaluate(
         source, output, named(generator or []), teacher, teacher_steps, guidance_scale, quadruples,
-        size, limit, seed, str(place), sheet_objects,
+        size, limit, seed, str(place), sheet_objects, row or [],
     )  # fmt: skip
     if as_json:
         print(json.dumps(report))

@@ -15,20 +15,10 @@ from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.machine import provenance
 from dd3g.models import model_path
-from dd3g.pepd import Generator
 from dd3g.progress import track
 from distill.evaluation.metrics import bootstrap_mean, on_white
-from distill.evaluation.predictors import (
-    Predictor,
-    all_white,
-    flat_card,
-    generator_predictor,
-    inflated_silhouette_row,
-    mean_color_blob,
-    teacher_predictor,
-    true_shape,
-)
 from distill.evaluation.report import Sheet, evenly, write_csv
+from distill.evaluation.rows import Settings, labelled, make_rows
 from distill.evaluation.scores import (
     check_quadruples,
     compare_with_quadruples,
@@ -39,7 +29,6 @@ from distill.evaluation.scores import (
 )
 from distill.evaluation.stlpips import STLPIPS
 from distill.evaluation.targets import opened
-from distill.teachers import load
 
 NOT_ON_SHEETS = ("all white", "flat card", "mean-colour blob", "true shape in our decoder")
 PROTOCOL = {
@@ -74,10 +63,10 @@ def named(values: list[str]) -> dict[str, str]:
     """
     result: dict[str, str] = {}
     for value in values:
-        label, _, path = value.partition("=")
+        label, path = labelled(value)
         if label in result:
             raise UserError(f"two generators are called {label!r}: give each its own LABEL=PATH")
-        result[label] = path or value
+        result[label] = path
     return result
 
 
@@ -94,6 +83,7 @@ def evaluate(
     seed: int = 0,
     device: str = "cpu",
     sheet_objects: int = 10,
+    more_rows: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run every row and write evaluation.json, objects.csv and sheet.png into `output`.
 
@@ -110,30 +100,22 @@ def evaluate(
         seed: of the noise and the bootstrap.
         device: of teacher and generators.
         sheet_objects: how many are drawn on sheets.
+        more_rows: "KIND=VALUE" each, see `make_rows`.
 
     Raises:
         UserError: nothing to evaluate, unknown weights, a damaged shard, an output that cannot be written.
     """
-    models = {
-        label: Generator.from_pretrained(path, device=device).compiled() for label, path in generators.items()
-    }
-    rows: dict[str, Predictor] = {
-        "all white": all_white, "flat card": flat_card, "mean-colour blob": mean_color_blob,
-        "inflated silhouette": inflated_silhouette_row, "true shape in our decoder": true_shape,
-    }  # fmt: skip
-    if teacher is not None:
-        loaded = load(teacher, device)
-        rows["teacher"] = teacher_predictor(loaded, seed, teacher_steps, guidance_scale, device)
-    for label, model in models.items():
-        solid = model.config.surface != "off"
-        for name, raw in ((f"{label} (raw)", True), (label, False)) if solid else ((label, True),):
-            if name in rows:
-                raise UserError(f"{name!r} is the name of another row: give the generator its own LABEL=PATH")
-            rows[name] = generator_predictor(model, seed, raw)
+    from dd3g.pepd import Generator
+
+    settings = Settings(seed, device, teacher_steps, guidance_scale)
+    asked = ["baseline", *([f"teacher={teacher}"] if teacher else ()), *more_rows]
+    rows = make_rows([*asked, *(f"generator={label}={path}" for label, path in generators.items())], settings)
     with opened(source, size, limit) as (targets, failed):
         # Not when all is computed.
         check_writable(output)
+        models = {}
         if quadruples is not None:
+            models = {k: Generator.from_pretrained(path, device=device) for k, path in generators.items()}
             check_quadruples(models, quadruples)
         first = targets[0]
         weights = model_path("stlpips_alex")

@@ -1,0 +1,113 @@
+"""The rows of an evaluation: words of the command line become predictors.
+
+To add a kind of row, write a function like those below and give it a line in `KINDS`: then
+`dd3g evaluate OBJECTS --row KIND=VALUE` has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dd3g.errors import UserError
+from distill.evaluation.predictors import (
+    Predictor,
+    all_white,
+    flat_card,
+    generator_predictor,
+    inflated_silhouette_row,
+    mean_color_blob,
+    teacher_predictor,
+    true_shape,
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all rows share.
+
+    Args:
+        seed: of the noise.
+        device: of networks.
+        teacher_steps: DDIM steps of a teacher; None takes its own.
+        guidance_scale: of a teacher; None takes its own.
+    """
+
+    seed: int = 0
+    device: str = "cpu"
+    teacher_steps: int | None = None
+    guidance_scale: float | None = None
+
+
+BASELINES: dict[str, Predictor] = {
+    "all white": all_white,
+    "flat card": flat_card,
+    "mean-colour blob": mean_color_blob,
+    "inflated silhouette": inflated_silhouette_row,
+    "true shape in our decoder": true_shape,
+}
+
+
+def baseline_rows(value: str, settings: Settings) -> dict[str, Predictor]:
+    """One of `BASELINES`, or all of them for an empty value."""
+    if value and value not in BASELINES:
+        raise UserError(f"no baseline {value!r}: choose from {', '.join(BASELINES)}")
+    return {value: BASELINES[value]} if value else dict(BASELINES)
+
+
+def teacher_rows(value: str, settings: Settings) -> dict[str, Predictor]:
+    """A teacher's own views; the value is its name or folder."""
+    from distill.teachers import load
+
+    teacher, s = load(value, settings.device), settings
+    return {"teacher": teacher_predictor(teacher, s.seed, s.teacher_steps, s.guidance_scale, s.device)}
+
+
+def generator_rows(value: str, settings: Settings) -> dict[str, Predictor]:
+    """A generator's raw splats, and its solid body where it makes one; the value is LABEL=NAME_OR_FOLDER."""
+    from dd3g.pepd import Generator
+
+    label, path = labelled(value)
+    model = Generator.from_pretrained(path, device=settings.device).compiled()
+    if model.config.surface == "off":
+        return {label: generator_predictor(model, settings.seed, raw=True)}
+    return {
+        f"{label} (raw)": generator_predictor(model, settings.seed, raw=True),
+        label: generator_predictor(model, settings.seed),
+    }
+
+
+# Kind -> (value, settings) -> rows by label, in the order in which tables show them.
+KINDS: dict[str, Callable[[str, Settings], dict[str, Predictor]]] = {
+    "baseline": baseline_rows,
+    "teacher": teacher_rows,
+    "generator": generator_rows,
+}
+
+
+def labelled(value: str) -> tuple[str, str]:
+    """Label and path: "A=path" -> A and path, "nano" -> nano twice."""
+    label, _, path = value.partition("=")
+    return label, path or value
+
+
+def make_rows(asked: Sequence[str], settings: Settings) -> dict[str, Predictor]:
+    """Predictors by label.
+
+    Args:
+        asked: "KIND=VALUE" or "KIND" each, see `KINDS`.
+        settings: of all rows.
+
+    Raises:
+        UserError: an unknown kind, weights that are not there, or two rows of one label.
+    """
+    rows: dict[str, Predictor] = {}
+    for words in asked:
+        kind, _, value = words.partition("=")
+        if kind not in KINDS:
+            raise UserError(f"no row {kind!r}: choose KIND=VALUE with a kind of {', '.join(KINDS)}")
+        for label, predictor in KINDS[kind](value, settings).items():
+            if label in rows:
+                raise UserError(f"{label!r} is the name of another row: give this one its own LABEL=PATH")
+            rows[label] = predictor
+    return rows
