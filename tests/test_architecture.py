@@ -17,7 +17,7 @@ FLOORS = (
     ("dd3g.errors",),
     ("dd3g.quaternions",),
     ("dd3g.cameras", "dd3g.gaussians"),
-    ("dd3g.io", "dd3g.rasterizer"),
+    ("dd3g.io", "dd3g.rasterizer", "dd3g.meshes"),
     ("dd3g.nn", "dd3g.diffusion", "dd3g.training"),
     ("dd3g.pepd", "dd3g.pose"),
     ("dd3g.infer",),

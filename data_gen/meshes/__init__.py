@@ -1,9 +1,9 @@
-"""Rendered views of meshes, without a graphics stack.
+"""Rendered views of meshes.
 
 In: a folder of .glb, .obj or .npz meshes. Out: for each object a sheet of RGBA views, one of depth, and
 the cameras.
 
-Read `objects.py` first, from a folder to samples. `mesh.py` loads a mesh, `rendering.py` draws it,
+Read `objects.py` first, from a folder to samples. `dd3g/meshes` loads a mesh and draws it; here
 `volumes.py` finds its matter, `variation.py` draws random light, colours and shape, and `captions.py` finds
 words for an object from its name and pixels.
 """

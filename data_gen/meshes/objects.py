@@ -145,8 +145,8 @@ def view_plan(options: Options, rng: np.random.Generator, plain: bool) -> dict[s
 def render_item(item: Item, options: Options) -> dict[str, bytes | str]:
     """One sample of a shard; a pure function of the mesh, the seed, the object's id and the variant."""
     from data_gen.meshes import variation
-    from data_gen.meshes.mesh import load_mesh
-    from data_gen.meshes.rendering import Light, render_mesh
+    from dd3g.meshes.mesh import load_mesh
+    from dd3g.meshes.rendering import Light, render_mesh
 
     rng = np.random.default_rng([options.seed, zlib.crc32(item.id.encode()), item.variant])
     plain = item.variant == 0

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from data_gen.meshes.mesh import Mesh, normalised
-from data_gen.meshes.normals import corner_normals
-from data_gen.meshes.rendering import Light
+from dd3g.meshes.mesh import Mesh, normalised
+from dd3g.meshes.normals import corner_normals
+from dd3g.meshes.rendering import Light
 
 SOLIDS = ("parts", "gradient", "checks", "noise", "two-tone", "stripes")
 

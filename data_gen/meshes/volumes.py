@@ -9,9 +9,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from data_gen.meshes.mesh import Mesh
-from data_gen.meshes.rendering import nearest_surface
 from dd3g.cameras import Cameras
+from dd3g.meshes.mesh import Mesh
+from dd3g.meshes.rendering import nearest_surface
 
 RESOLUTION = 128  # voxels a side
 VIEWS = 48  # depth views; 21 at 80 voxels lost thin parts

@@ -18,12 +18,12 @@ from stand_ins.tiny_objects import write_cube
 from stand_ins.training_runs import files
 
 from data_gen import render
-from data_gen.meshes.mesh import normalised
 from data_gen.meshes.objects import Item, Options, find_items, render_item, view_plan
 from data_gen.render import render_folder
 from dd3g.errors import UserError
 from dd3g.io.lock import only_user
 from dd3g.io.shards import Shards, write_shard
+from dd3g.meshes.mesh import normalised
 from distill.renders import RenderedObjects
 
 ROOT = Path(__file__).parents[3]

@@ -12,14 +12,14 @@ import trimesh
 from scipy.ndimage import maximum_filter
 from stand_ins.tiny_objects import write_cube
 
-from data_gen.meshes.mesh import load_mesh
 from data_gen.meshes.objects import HALF, Options
-from data_gen.meshes.rendering import Light, nearest_surface, render_mesh
 from data_gen.meshes.volumes import SLACK, cameras_around, carve, packed
 from data_gen.render import main, render_folder
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
+from dd3g.meshes.mesh import load_mesh
+from dd3g.meshes.rendering import Light, nearest_surface, render_mesh
 from distill.renders import RenderedObject, RenderedObjects
 
 

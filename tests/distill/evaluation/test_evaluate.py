@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data_gen.meshes.mesh import Mesh
-from data_gen.meshes.normals import corner_normals
-from data_gen.meshes.rendering import Light, render_mesh
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.io.shards import write_shard
+from dd3g.meshes.mesh import Mesh
+from dd3g.meshes.normals import corner_normals
+from dd3g.meshes.rendering import Light, render_mesh
 from dd3g.models import model_path
 from dd3g.pepd import GeneratorConfig
 from dd3g.rasterizer import rasterize

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_gen.meshes.normals import corner_normals
+from dd3g.meshes.normals import corner_normals
 
 
 @dataclass

@@ -8,8 +8,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from data_gen.meshes.mesh import Mesh
 from dd3g.cameras import Cameras
+from dd3g.meshes.mesh import Mesh
 
 NEAR = 1e-2  # camera z below which a triangle is dropped; objects stay far beyond it
 
