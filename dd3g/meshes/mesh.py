@@ -27,10 +27,15 @@ class Mesh:
     solid: NDArray[np.uint8]  # (S, S, S, 3) uint8 colours of space (x, y, z), or an empty array
 
 
-def load_mesh(path: str | Path) -> Mesh:
+def load_mesh(path: str | Path, up: str = "y", normal: bool = True) -> Mesh:
     """Read a GLB, OBJ (textured or coloured) or an untextured .npz shape (V int16 / 32767, F).
 
-    Texture transparency is ignored: everything is opaque. The result is normalised.
+    Texture transparency is ignored: everything is opaque.
+
+    Args:
+        path: the file. Textures of an OBJ are looked up beside it, then anywhere in the folder above it.
+        up: "y" or "z", the axis of the file that points up.
+        normal: put its bounding box's centre at the origin and its farthest vertex at distance 1.
 
     Raises:
         ValueError: when the file holds no triangles, or positions that are not finite.
@@ -46,7 +51,9 @@ def load_mesh(path: str | Path) -> Mesh:
         raise ValueError("it has positions that are not finite")
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise ValueError(f"a face names vertex {faces.max()} of {len(vertices)}")
-    vertices = normalised(vertices)
+    if up == "z":
+        vertices = vertices[:, [0, 2, 1]] * [1, 1, -1]
+    vertices = normalised(vertices) if normal else vertices.astype(np.float32)
     textures = [t for p in parts for t in p.textures]
     first = np.cumsum([0] + [len(p.textures) for p in parts[:-1]])
     return Mesh(
@@ -96,10 +103,27 @@ def _load_shape(path: Path) -> _Part:
     return _Part(vertices, faces, np.zeros((len(faces), 3, 2)), np.ones((len(faces), 3, 3)), [])
 
 
+class _Nearby:
+    """Files that a mesh names, as trimesh asks for them: Google's scans keep textures in another folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def get(self, name: str) -> bytes:
+        name = name.strip()
+        beside = self._path.parent / name
+        if not beside.is_file():
+            beside = next(self._path.parent.parent.rglob(Path(name.replace("\\", "/")).name), beside)
+        return beside.read_bytes()
+
+    def __getitem__(self, name: str) -> bytes:
+        return self.get(name)
+
+
 def _load_scene(path: Path) -> list[_Part]:
     import trimesh
 
-    scene = trimesh.load_scene(path, process=False)
+    scene = trimesh.load_scene(path, process=False, resolver=_Nearby(path))  # type: ignore[arg-type]
     parts = []
     for node in scene.graph.nodes_geometry:
         transform, name = scene.graph[node]

@@ -20,7 +20,6 @@ from dd3g.pepd.inflation import inflated_silhouette, mirrored
 from dd3g.pepd.solid import LEVEL, SolidOptions, discs_on, within
 from dd3g.pepd.surface import smoothed, visual_hull
 from distill.evaluation.metrics import on_white
-from distill.renders import RenderedObject
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,15 @@ class Target:
         id: name of the object.
         style: group for the report.
         rgba: (V, 4, S, S) true views, straight alpha in 0..1; view `rig[0]` is the input.
-        cameras: (V,) turned so that the input's azimuth is 0.
+        cameras: (V,) in the world that the input tells: its camera stands at azimuth 0, elevation 10.
         azimuth: (V,) degrees from the input.
-        rig: four view indices at azimuth 0, 90, 180, 270 of the input's elevation.
+        rig: four view indices at azimuth 0, 90, 180, 270 of the input's elevation, or the input's alone.
         novel: indices of the views that count as novel; the input is not among them.
         finer: the same views with more pixels, the finest last.
+        hash: of the object.
+        surface: (P, 6) points of the true surface and their normals, where it is known.
+        side: longest side of the true surface's bounding box before it was turned.
+        elevation: of the input camera in the world where the object stands upright, degrees.
     """
 
     id: str
@@ -46,6 +49,10 @@ class Target:
     rig: list[int]
     novel: list[int]
     finer: tuple[Target, ...] = ()
+    hash: str = ""
+    surface: Tensor | None = None
+    side: float = 0.0
+    elevation: float = 10.0
 
     @property
     def size(self) -> int:
@@ -62,27 +69,6 @@ class Target:
         """These views with as many pixels as there are."""
         return self.finer[-1] if self.finer else self
 
-    @staticmethod
-    def of(item: RenderedObject, *finer: RenderedObject) -> Target:
-        """The first view of the first quad becomes the input; `finer` are larger renders of all views."""
-        if not item.quads or not item.novel:
-            raise UserError(
-                f"{item.meta.get('id')} has no quad or no novel views: render with --eval, or at "
-                "least --quads 1 and --novel 1"
-            )
-        azimuth = torch.tensor(item.meta["azimuth"], dtype=torch.float64)
-        first = item.quads[0][0]
-        return Target(
-            item.meta["id"],
-            item.meta.get("style", "unknown"),
-            item.rgba.float() / 255,
-            item.cameras.turned(-torch.deg2rad(azimuth[first]).float()),
-            (azimuth - azimuth[first]).float(),
-            item.quads[0],
-            item.novel,
-            tuple(Target.of(other) for other in finer),
-        )
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -92,15 +78,30 @@ class Prediction:
         views: indices of the target's views that are predicted.
         rgb: (len(views), 3, S, S) over white.
         alpha: (len(views), 1, S, S), or None where the predictor knows none.
+        depth: (len(views), 1, S, S) mean camera z where alpha is above 0, or None.
     """
 
     views: list[int]
     rgb: Tensor
     alpha: Tensor | None
+    depth: Tensor | None = None
 
 
-Drawing = Callable[[Target, list[int]], Prediction]  # these views of the target, which may be a finer one
+# These views of a target: the one that was predicted, one with more pixels, or one with other cameras in the
+# same world.
+Drawing = Callable[[Target, list[int]], Prediction]
 Predictor = Callable[[Target], Drawing]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A drawing that has pictures of some views and nothing solid: no other camera sees it."""
+
+    draw: Drawing
+
+    def __call__(self, at: Target, views: list[int]) -> Prediction:
+        """Those of the views that there are."""
+        return self.draw(at, views)
 
 
 def all_white(target: Target) -> Drawing:
@@ -115,13 +116,18 @@ def all_white(target: Target) -> Drawing:
 
 def flat_card(target: Target) -> Drawing:
     """The input picture on a card through the origin that faces the input camera, seen from both sides."""
-    return card
+
+    def draw(at: Target, views: list[int]) -> Prediction:
+        source = next((t for t in (target, *target.finer) if t.size == at.size), target)
+        return card(source, at.cameras[views], views)
+
+    return draw
 
 
-def card(target: Target, views: list[int], supersample: int = 4) -> Prediction:
-    """Views of the input picture on its card."""
+def card(target: Target, cameras: Cameras, views: list[int], supersample: int = 4) -> Prediction:
+    """The input picture on its card, seen by cameras (V,)."""
     source = target.cameras[target.rig[0]]
-    fine = target.cameras[views].resized(target.cameras.width * supersample)
+    fine = cameras.resized(cameras.width * supersample)
     origins, directions = fine.rays()  # (V, 1, 1, 3), (V, H, W, 3)
     normal = source.positions / source.positions.norm()
     reach = -(origins @ normal) / (directions @ normal)  # (V, H, W) depth at which the ray meets the card
@@ -134,7 +140,8 @@ def card(target: Target, views: list[int], supersample: int = 4) -> Prediction:
     premultiplied = torch.cat([target.image[:3] * alpha, alpha])  # (4, S, S)
     warped = F.grid_sample(premultiplied.expand(len(place), -1, -1, -1), place, align_corners=False)
     warped = F.avg_pool2d(warped, supersample)
-    return Prediction(views, warped[:, :3] + 1 - warped[:, 3:], warped[:, 3:])
+    depth = F.avg_pool2d(reach[:, None], supersample)
+    return Prediction(views, warped[:, :3] + 1 - warped[:, 3:], warped[:, 3:], depth)
 
 
 def mean_color_blob(target: Target) -> Drawing:
@@ -188,7 +195,24 @@ def drawing_of(gaussians: Gaussians) -> Drawing:
     def draw(at: Target, views: list[int]) -> Prediction:
         cameras = at.cameras[views].to(gaussians.means.device)
         drawn = rasterize(gaussians, cameras, background=1.0, antialiased=True)
-        return Prediction(views, drawn.rgb.clamp(0, 1).cpu(), drawn.alpha.clamp(0, 1).cpu())
+        depth = drawn.depth / drawn.alpha.clamp(min=1e-6)
+        return Prediction(views, drawn.rgb.clamp(0, 1).cpu(), drawn.alpha.clamp(0, 1).cpu(), depth.cpu())
+
+    return draw
+
+
+def mesh_drawing(mesh: Any) -> Drawing:
+    """Views of a `dd3g.meshes.mesh.Mesh` in the input's frame, by its colours alone: those hold the light."""
+    import numpy as np
+
+    from dd3g.meshes.rendering import Light, render_mesh
+
+    even = Light(1.0, np.zeros((0, 3)), np.zeros((0, 3)))
+
+    def draw(at: Target, views: list[int]) -> Prediction:
+        rgba, depth = render_mesh(mesh, at.cameras[views], even)
+        pictures = torch.from_numpy(rgba).movedim(-1, 1).float() / 255
+        return Prediction(views, on_white(pictures), pictures[:, 3:], torch.from_numpy(depth)[:, None])
 
     return draw
 
@@ -228,6 +252,6 @@ def teacher_predictor(
             views = resize(views, at.size)
             return Prediction(chosen, on_white(views), views[:, 3:])
 
-        return draw
+        return Pictures(draw)
 
     return predict

@@ -28,16 +28,25 @@ def write_csv(path: Path, scores: dict[str, list[dict[str, Any]]]) -> None:
     for label, rows in scores.items():
         for row in rows:
             line = {"row": label, "id": row["id"], "style": row["style"], **row.get("novel", {})}
-            line |= {f"input_{k}": v for k, v in row["input"].items() if k[:4] in ("psnr", "ssim", "iou")}
-            line |= {f"{r}_{k}": row["rig"][r][k] for r in RIG for k in ("psnr", "iou", "color_error")}
+            line |= {
+                f"input_{k}": v for k, v in row.get("input", {}).items() if k[:4] in ("psnr", "ssim", "iou")
+            }
+            if "rig" in row:
+                line |= {f"{r}_{k}": row["rig"][r][k] for r in RIG for k in ("psnr", "iou", "color_error")}
             line["psnr_60_120"] = row.get("bands", {}).get("60-120", {}).get("psnr", "")
-            line["seconds"] = row["seconds"]
+            line |= row.get("surface", {})
+            line |= {f"alignment_{k}": v for k, v in row.get("alignment", {}).items()}
+            line |= row.get("seeds", {})
+            line |= {k: row[k] for k in ("seconds", "peak_mb") if k in row}
             lines.append({k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()})
     columns = list(dict.fromkeys(name for line in lines for name in line))
     with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         writer.writerows(lines)
+
+
+NOT_ON_SHEETS = ("all white", "flat card", "mean-colour blob", "true shape in our decoder")
 
 
 class Sheet:
@@ -56,18 +65,11 @@ class Sheet:
         self._objects = 0
         self.paths: list[Path] = []
 
-    def add(self, target: Target, drawings: dict[str, Drawing]) -> None:
-        """One object, drawn with as many pixels as its truth has."""
-        finest = target.finest
-        views = sheet_views(target)
-        size = finest.size
-        self._rows.append(torch.stack([_label(target.id, size), *on_white(finest.rgba[views])]))
-        for name, drawing in drawings.items():
-            with torch.inference_mode():
-                prediction = drawing(finest, sorted(set(views)))
-            shown = dict(zip(prediction.views, prediction.rgb, strict=True))
-            tiles = [shown.get(v, torch.ones(3, size, size)) for v in views]
-            self._rows.append(torch.stack([_label(name, size), *tiles]))
+    def add(self, id: str, tiles: dict[str, Tensor]) -> None:
+        """One object: its true views under the empty name, and those of rows, (6, 3, S, S) each."""
+        size = tiles[""].shape[-1]
+        for name, views in tiles.items():
+            self._rows.append(torch.stack([_label(name or id, size), *views]))
         self._objects += 1
         if self._objects % self._page == 0:
             self.finish()
@@ -82,12 +84,30 @@ class Sheet:
 
 
 def sheet_views(target: Target) -> list[int]:
-    """Indices of the views at azimuth 0, near 45, at 90, near 135, at 180 and at 270."""
-    front, right, back, left = target.rig
+    """Indices of the views at azimuth 0, near 45, at 90, near 135, at 180 and at 270, or nearest to those."""
     positions = target.cameras.positions
-    wanted = Cameras.orbit([45.0, 135.0]).positions
-    between = [target.novel[int((positions[target.novel] @ w).argmax())] for w in wanted]
-    return [front, between[0], right, between[1], back, left]
+    rig = target.rig if len(target.rig) == 4 else []
+
+    def nearest(azimuth: float, among: list[int]) -> int:
+        return among[int((positions[among] @ Cameras.orbit([azimuth]).positions[0]).argmax())]
+
+    among = rig or [target.rig[0], *target.novel]
+    front, right, back, left = (nearest(a, among) for a in (0.0, 90.0, 180.0, 270.0))
+    return [front, nearest(45.0, target.novel), right, nearest(135.0, target.novel), back, left]
+
+
+def true_tiles(target: Target) -> Tensor:
+    """(6, 3, S, S) the views of `sheet_views`, with as many pixels as there are."""
+    return on_white(target.finest.rgba[sheet_views(target)])
+
+
+def sheet_tiles(target: Target, drawing: Drawing) -> Tensor:
+    """(6, 3, S, S) the predicted ones, white where there is none."""
+    views, finest = sheet_views(target), target.finest
+    with torch.inference_mode():
+        found = drawing(finest, sorted(set(views)))
+    shown = dict(zip(found.views, found.rgb, strict=True))
+    return torch.stack([shown.get(v, torch.ones(3, finest.size, finest.size)) for v in views])
 
 
 def evenly(there: int, count: int) -> list[int]:

@@ -6,10 +6,11 @@ To add a kind of row, write a function like those below and give it a line in `K
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from dd3g.errors import UserError
+from distill.evaluation.outside import parse_predictions
 from distill.evaluation.predictors import (
     Predictor,
     all_white,
@@ -77,11 +78,18 @@ def generator_rows(value: str, settings: Settings) -> dict[str, Predictor]:
     }
 
 
+def prediction_rows(value: str, settings: Settings) -> dict[str, Predictor]:
+    """What another tool made; the value is that of `parse_predictions`, NAME=FOLDER with options."""
+    row = parse_predictions(value)
+    return {row.name: row}
+
+
 # Kind -> (value, settings) -> rows by label, in the order in which tables show them.
 KINDS: dict[str, Callable[[str, Settings], dict[str, Predictor]]] = {
     "baseline": baseline_rows,
     "teacher": teacher_rows,
     "generator": generator_rows,
+    "predictions": prediction_rows,
 }
 
 
@@ -91,12 +99,13 @@ def labelled(value: str) -> tuple[str, str]:
     return label, path or value
 
 
-def make_rows(asked: Sequence[str], settings: Settings) -> dict[str, Predictor]:
+def make_rows(asked: Sequence[str], settings: Settings, taken: Collection[str] = ()) -> dict[str, Predictor]:
     """Predictors by label.
 
     Args:
         asked: "KIND=VALUE" or "KIND" each, see `KINDS`.
         settings: of all rows.
+        taken: labels of other rows.
 
     Raises:
         UserError: an unknown kind, weights that are not there, or two rows of one label.
@@ -107,7 +116,7 @@ def make_rows(asked: Sequence[str], settings: Settings) -> dict[str, Predictor]:
         if kind not in KINDS:
             raise UserError(f"no row {kind!r}: choose KIND=VALUE with a kind of {', '.join(KINDS)}")
         for label, predictor in KINDS[kind](value, settings).items():
-            if label in rows:
+            if label in rows or label in taken:
                 raise UserError(f"{label!r} is the name of another row: give this one its own LABEL=PATH")
             rows[label] = predictor
     return rows

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
+from distill.evaluation.geometry import surface_scores, visible_points
+from distill.evaluation.learned import Metric
 from distill.evaluation.metrics import (
     alpha_fuzz,
     azimuth_distance,
@@ -18,8 +23,9 @@ from distill.evaluation.metrics import (
     psnr,
     view_metrics,
 )
-from distill.evaluation.predictors import Drawing, Prediction, Target
-from distill.evaluation.stlpips import STLPIPS
+from distill.evaluation.predictors import Drawing, Pictures, Prediction, Target
+from distill.evaluation.protocol import Protocol
+from distill.evaluation.targets import probe_cameras
 
 BANDS = {f"{a}-{a + 30}": (a, a + 30) for a in range(0, 180, 30)} | {"60-120": (60, 120)}
 FINE_VIEWS, FINE_INPUT = 128, 256  # pixels a side of what is measured as people see it
@@ -27,7 +33,10 @@ RIG = {"front": [0], "sides": [1, 3], "back": [2]}
 
 
 def score(
-    target: Target, drawing: Drawing, perceptual: STLPIPS | None = None, truth_features: Any = None
+    target: Target,
+    drawing: Drawing,
+    learned: Sequence[Metric] = (),
+    truths: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One object: means over its novel views, by band, of the input view and of the rig.
 
@@ -37,8 +46,11 @@ def score(
     Args:
         target: the object.
         drawing: draws its predicted views.
-        perceptual: adds st_lpips to the novel views.
-        truth_features: its features of the true novel views of `fine_views`, when they are at hand.
+        learned: metrics through networks, of the novel views.
+        truths: key of a metric -> its features of the true novel views of `fine_views`, see `true_features`.
+
+    Returns:
+        id, style, novel, bands, input, rig, and features: key of a metric of sets -> (V, D), novel views.
     """
     with torch.inference_mode():
         prediction = drawing(target, list(range(len(target.rgba))))
@@ -57,20 +69,47 @@ def score(
         else:
             with torch.inference_mode():
                 shown = drawing(fine, novel)
-        result["novel"] |= _seen(fine, shown, perceptual, truth_features)
+        found, result["features"] = _seen(fine, shown, learned, truths)
+        result["novel"] |= found
         result["bands"] = {
             name: _means(values, chosen)
             for name, (low, high) in BANDS.items()
             if (chosen := [place[v] for v in novel if low <= distance[v] < high + (high == 180)])
         }
-    result["input"] = _means(values, [place[target.rig[0]]])
-    front = fine_input(target)
-    if front is not None:
-        with torch.inference_mode():
-            rgb = drawing(front, front.rig[:1]).rgb
-        result["input"][f"psnr_{front.size}"] = float(psnr(rgb, on_white(front.image[None])))
-    result["rig"] = {name: _means(values, [place[target.rig[k]] for k in ks]) for name, ks in RIG.items()}
+    if target.rig[0] in place:
+        result["input"] = _means(values, [place[target.rig[0]]])
+        front = fine_input(target)
+        if front is not None:
+            with torch.inference_mode():
+                rgb = drawing(front, front.rig[:1]).rgb
+            result["input"][f"psnr_{front.size}"] = float(psnr(rgb, on_white(front.image[None])))
+    if len(target.rig) == 4 and all(v in place for v in target.rig):
+        result["rig"] = {name: _means(values, [place[target.rig[k]] for k in ks]) for name, ks in RIG.items()}
     return result
+
+
+def surface_score(target: Target, drawing: Drawing, protocol: Protocol) -> dict[str, float]:
+    """The predicted surface against the true one, see `surface_scores`; none where either is unknown."""
+    if target.surface is None or isinstance(drawing, Pictures):
+        return {}
+    # As far as anything may lie, and not only as far as the truth does.
+    probes = probe_cameras(1.2 * float(target.surface[:, :3].norm(dim=1).max()))
+    blank = torch.zeros(len(probes), 4, probes.width, probes.width)
+    at = replace(target, rgba=blank, cameras=probes, finer=())
+    with torch.inference_mode():
+        shown = drawing(at, list(range(len(probes))))
+    if shown.depth is None or shown.alpha is None:
+        return {}
+    points = visible_points(shown.depth, shown.alpha > 0.5, probes)
+    unit = protocol.geometry_side / target.side
+    return surface_scores(points, target.surface, unit, protocol.thresholds, protocol.geometry_alignment)
+
+
+def true_features(target: Target, learned: Sequence[Metric]) -> dict[str, Any]:
+    """Key of each metric -> its features of the true novel views, which every row needs."""
+    fine = fine_views(target)
+    rgb = on_white(fine.rgba[target.novel])
+    return {metric.key: metric.features(rgb) for metric in learned if fine.size >= metric.smallest}
 
 
 def fine_views(target: Target) -> Target:
@@ -84,17 +123,25 @@ def fine_input(target: Target) -> Target | None:
 
 
 def _seen(
-    fine: Target, shown: Prediction, perceptual: STLPIPS | None, truth_features: Any
-) -> dict[str, float]:
-    """Perceptual distance and haze of novel views."""
-    result = {}
-    if perceptual is not None:
-        true = truth_features or on_white(fine.rgba[shown.views])
-        result[f"st_lpips_{fine.size}"] = float(perceptual(shown.rgb, true).mean())
+    fine: Target, shown: Prediction, learned: Sequence[Metric], truths: Mapping[str, Any] | None
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Perceptual distances and haze of novel views, and features for metrics of sets."""
+    result, sets = {}, {}
+    for metric in learned:
+        if fine.size < metric.smallest:
+            continue
+        features = metric.features(shown.rgb)
+        if metric.compare is None:
+            sets[metric.key] = features
+            continue
+        # Features of all true novel views serve a prediction of all of them only.
+        whole = truths is not None and len(shown.views) == len(fine.novel)
+        true = truths[metric.key] if truths and whole else metric.features(on_white(fine.rgba[shown.views]))
+        result[f"{metric.key}_{fine.size}"] = float(metric.compare(features, true).mean())
     if shown.alpha is not None:
         fuzz = alpha_fuzz(shown.alpha, fine.rgba[shown.views, 3:])
         result[f"alpha_fuzz_{fine.size}"] = float(fuzz.double().nanmean())
-    return result
+    return result, sets
 
 
 def _means(values: dict[str, Tensor], views: list[int]) -> dict[str, float]:
@@ -111,9 +158,12 @@ def summarise(scores: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
                 row = row.get(step, {})
             if row:
                 found.append(row)
-        return {name: bootstrap_mean([r[name] for r in found], seed) for name in (found[0] if found else {})}
+        names = dict.fromkeys(name for r in found for name in r)
+        return {name: bootstrap_mean([r.get(name, math.nan) for r in found], seed) for name in names}
 
     styles = sorted({s["style"] for s in scores})
+    seconds = [s["seconds"] for s in scores]
+    peaks = [s["peak_mb"] for s in scores if s.get("peak_mb")]
     return {
         "objects": len(scores),
         "novel": block(scores, "novel"),
@@ -121,7 +171,15 @@ def summarise(scores: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
         "bands": {band: block(scores, "bands", band) for band in BANDS},
         "input": block(scores, "input"),
         "rig": {name: block(scores, "rig", name) for name in RIG},
-        "seconds_per_object": bootstrap_mean([s["seconds"] for s in scores], seed),
+        "surface": block(scores, "surface"),
+        "alignment": block(scores, "alignment"),
+        "seeds": block(scores, "seeds"),
+        "seconds_per_object": bootstrap_mean(seconds, seed),
+        "latency": {
+            "p50": round(float(np.quantile(seconds, 0.5)), 5),
+            "p95": round(float(np.quantile(seconds, 0.95)), 5),
+        },
+        "peak_mb": round(max(peaks), 1) if peaks else None,
     }
 
 

@@ -1,21 +1,26 @@
-"""The objects of an evaluation: renders in one or more sizes, or meshes that are rendered now."""
+"""The objects of an evaluation: meshes drawn by the protocol, pictures with cameras, or renders."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
+import numpy as np
+import torch
+from torch import Tensor
 
+from dd3g.cameras import ELEVATION, FOVY, RADIUS, Cameras
 from dd3g.errors import UserError
+from dd3g.fingerprint import fingerprint
+from dd3g.meshes.layouts import FoundObject, find_objects
 from distill.evaluation.predictors import Target
-from distill.evaluation.scores import FINE_INPUT, FINE_VIEWS
-from distill.renders import RenderedObjects
+from distill.evaluation.protocol import Protocol
+from distill.inputs import seed_of
+from distill.renders import RenderedObject, RenderedObjects
+
+PROBES, PROBE_SIZE = 24, 128  # cameras that see a surface from all around
 
 
 class Targets(Sequence[Target]):
@@ -49,13 +54,29 @@ class Targets(Sequence[Target]):
                     "meshes, with the same options but for --size"
                 )
         self._indices = list(zip(*plain, strict=True))[: limit or None]
+        self.ids: list[str] = [metas[order[0]][chosen[0]]["id"] for chosen in self._indices]
+        self._sizes = [metas[source][0]["size"] for source in order]
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Target:  # type: ignore[override]
         pairs = zip(self._renders, self._indices[index], strict=True)
-        return Target.of(*(renders[i] for renders, i in pairs))
+        return of_renders(*(renders[i] for renders, i in pairs))
+
+    def protocol(self, asked: Protocol) -> Protocol:
+        """The protocol that these renders follow: `asked` where they are drawn so, another hash otherwise."""
+        item = self._renders[0][self._indices[0][0]]
+        meta, camera = item.meta, item.cameras[item.quads[0][0]]
+        rings = [[meta["elevation"][v], 1, meta["azimuth"][v]] for v in meta["novel"]]
+        first, half = meta["quads"][0][0], 0.5 * camera.height / float(camera.Ks[1, 1])
+        there = replace(
+            asked, sizes=self._sizes, test_rings=[[float(x) for x in ring] for ring in rings],
+            input_azimuths=[float(meta["azimuth"][first])], input_elevation=float(meta["elevation"][first]),
+            rig=len(meta["quads"][0]) == 4,
+            fovy=round(2 * math.degrees(math.atan(half)), 3), radius=round(float(camera.positions.norm()), 3),
+        )  # fmt: skip
+        return there if there.hash == asked.hash else replace(there, name=f"renders as {asked.name}")
 
 
 def _views(meta: dict) -> tuple:
@@ -63,43 +84,218 @@ def _views(meta: dict) -> tuple:
     return meta.get("id"), meta.get("azimuth"), meta.get("elevation"), meta.get("quads"), meta.get("novel")
 
 
-@contextmanager
-def opened(source: Path | Sequence[Path], size: int, limit: int) -> Iterator[tuple[Targets, dict[str, str]]]:
-    """Renders as they are, or meshes rendered now with the evaluation views at `size`, 128 and 256 pixels.
+def of_renders(item: RenderedObject, *finer: RenderedObject) -> Target:
+    """The first view of the first quad becomes the input; `finer` are larger renders of all views."""
+    if not item.quads or not item.novel:
+        raise UserError(
+            f"{item.meta.get('id')} has no quad or no novel views: render with --eval, or at "
+            "least --quads 1 and --novel 1"
+        )
+    drawn = [(part.rgba.float() / 255, part.cameras) for part in (item, *finer)]
+    hash = fingerprint(item.rgba.numpy().tobytes())
+    style = item.meta.get("style", "unknown")
+    return assembled(item.meta["id"], style, drawn, item.quads[0], item.novel, hash)
+
+
+@dataclass(frozen=True)
+class FoundTargets(Sequence[Target]):
+    """Objects on disk, drawn or read when they are asked for.
 
     Args:
-        source: a folder of meshes; or folders of renders, one a size.
-        size: pixels a side of the protocol, for meshes.
+        found: the objects, which hold meshes or views.
+        asked: the protocol.
+    """
+
+    found: Sequence[FoundObject]
+    asked: Protocol
+
+    @property
+    def ids(self) -> list[str]:
+        """Names of the objects."""
+        return [o.id for o in self.found]
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __getitem__(self, index: int) -> Target:  # type: ignore[override]
+        found = self.found[index]
+        return drawn(found, self.asked) if found.layout.holds == "mesh" else seen(found, self.asked)
+
+    def protocol(self, asked: Protocol) -> Protocol:
+        """The protocol itself; where the data bring their own views, it says so."""
+        if self.found[0].layout.holds == "mesh":
+            return asked
+        return replace(asked, name=f"{asked.name}, own views", test_rings=[], geometry=False, rig=False)
+
+
+def open_targets(
+    source: Path | Sequence[Path], protocol: Protocol, layout: str = "auto", limit: int = 0
+) -> tuple[Targets | FoundTargets, dict[str, str]]:
+    """What is to be predicted, and why some objects of the folder are not.
+
+    Args:
+        source: a folder of a data set; or folders of renders by `dd3g data render`, one a size.
+        protocol: how meshes are drawn, and which objects there must be.
+        layout: of the data set, see `find_objects`.
         limit: only the first objects; 0 for all.
 
-    Yields:
-        targets, and reasons of the meshes that could not be drawn by key.
+    Raises:
+        UserError: no objects, not those of the protocol, or renders that do not belong together.
     """
     sources = [source] if isinstance(source, Path) else list(source)
     rendered = [next(s.glob("*.tar"), None) is not None or s.suffix == ".tar" for s in sources]
     if all(rendered):
-        yield Targets(sources, limit), {}
-        return
+        return Targets(sources, limit), {}
     if len(sources) > 1:
         raise UserError(
-            f"{sources[rendered.index(False)]} holds no renders: give one folder of meshes, or folders of "
-            "renders only, one a size"
+            f"{sources[rendered.index(False)]} holds no renders: give one folder of a data set, or folders "
+            "of renders only, one a size"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        sizes = sorted({size, *(fine for fine in (FINE_VIEWS, FINE_INPUT) if fine > size)})
-        folders = [Path(folder) / str(s) for s in sizes]
-        for s, place in zip(sizes, folders, strict=True):
-            failed = _render(sources[0], place, s, limit)
-        yield Targets(folders), failed
+    wanted = [line.split()[0] for line in protocol.objects]
+    found, failed = find_objects(sources[0], layout, wanted)
+    return FoundTargets(found[: limit or None], protocol), failed
 
 
-def _render(source: Path, output: Path, size: int, limit: int) -> dict[str, str]:
-    # A stage of its own: it hands over files, and this package knows nothing of meshes.
-    command = [sys.executable, "-m", "data_gen", "render", str(source), "-o", str(output), "--eval", "--json"]
-    command += ["--size", str(size), "--limit", str(limit), "--processes", "1"]
-    with Console(stderr=True).status(f"rendering the meshes at {size} pixels"):
-        done = subprocess.run(command, capture_output=True, text=True)
-    if not done.stdout:
-        last = done.stderr.strip().rpartition("\n")[2].removeprefix("error: ")
-        raise UserError(last or f"{source} was not rendered: the renderer was killed")
-    return json.loads(done.stdout)["failed"]
+def drawn(found: FoundObject, protocol: Protocol) -> Target:
+    """A mesh, drawn from the protocol's views.
+
+    Raises:
+        ValueError: when the mesh cannot be drawn.
+    """
+    from dd3g.meshes.rendering import Light, render_mesh
+
+    p, mesh = protocol, found.mesh()
+    hash = fingerprint(mesh.vertices.tobytes(), mesh.faces.tobytes(), *(t.tobytes() for t in mesh.textures))
+    sides = np.ptp(mesh.vertices, 0)
+    scale = p.extent / float(sides.max()) if p.box else p.extent
+    mesh.vertices = mesh.vertices * np.float32(scale)
+    side = float(sides.max()) * scale
+    azimuth, elevation, rig, novel = plan(p, found.id)
+    light = Light(
+        p.light.ambient,
+        np.array(p.light.directions, dtype=np.float64).reshape(-1, 3),
+        np.repeat(np.array(p.light.colors, dtype=np.float64)[:, None], 3, 1),
+    )
+    pictures = []
+    for size in p.sizes:
+        cameras = Cameras.orbit(azimuth, elevation, size, p.radius, p.fovy)
+        rgba, _ = render_mesh(mesh, cameras, light, supersample=p.supersample)
+        if not rgba.any():
+            raise ValueError("nothing of it is seen: its triangles have no area")
+        pictures.append((torch.from_numpy(rgba).movedim(-1, 1).float() / 255, cameras))
+    target = assembled(found.id, found.style, pictures, rig, novel, hash)
+    if not p.geometry:
+        return target
+    probes = probe_cameras(1.1 * float(np.linalg.norm(mesh.vertices, axis=1).max()))
+    _, depth = render_mesh(mesh, probes, light, supersample=1)
+    turn, factor = frame(pictures[0][1], rig[0])
+    from distill.evaluation.geometry import visible_points
+
+    points = visible_points(torch.from_numpy(depth)[:, None], torch.from_numpy(depth > 0)[:, None], probes)
+    moved = torch.cat([factor * points[:, :3] @ turn.T, points[:, 3:] @ turn.T], 1)
+    return replace(target, surface=moved, side=factor * side)
+
+
+def seen(found: FoundObject, protocol: Protocol) -> Target:
+    """An object of a data set that brings its own pictures; the protocol says which one is the input."""
+    from dd3g.meshes.views import read_views
+
+    drawn = []
+    for size in protocol.sizes:
+        views = read_views(found, size)
+        drawn.append((views.rgba, views.cameras))
+    V, first = len(views.rgba), protocol.input_view
+    if first >= V or V < 2:
+        raise UserError(f"{found.path} has {V} views: the input is view {first}, and another must be left")
+    hash = fingerprint((views.rgba * 255).round().byte().numpy().tobytes())
+    novel = [v for v in range(V) if v != first]
+    return assembled(found.id, found.style, drawn, [first], novel, hash)
+
+
+def plan(protocol: Protocol, id: str) -> tuple[list[float], list[float], list[int], list[int]]:
+    """Azimuths and elevations of all views of an object, its rig (the input first), and its test views."""
+    p = protocol
+    choices = p.input_azimuths
+    first = choices[seed_of(0, *id.encode()) % len(choices)]
+    azimuth = [(first + 90 * k) % 360 for k in range(4 if p.rig else 1)]
+    elevation = [p.input_elevation] * len(azimuth)
+    tests = [v for v in p.test_views() if abs(v[0] - first) > 1e-3 or abs(v[1] - p.input_elevation) > 1e-3]
+    novel = list(range(len(azimuth), len(azimuth) + len(tests)))
+    return (
+        azimuth + [a for a, _ in tests],
+        elevation + [e for _, e in tests],
+        list(range(len(elevation))),
+        novel,
+    )
+
+
+def assembled(
+    id: str,
+    style: str,
+    pictures: Sequence[tuple[Tensor, Cameras]],
+    rig: list[int],
+    novel: list[int],
+    hash: str = "",
+) -> Target:
+    """A target in the world that its input picture tells, see `frame`.
+
+    Args:
+        id: name of the object.
+        style: group for the report.
+        pictures: (V, 4, S, S) straight RGBA and (V,) cameras of the same views, one pair a size.
+        rig: views at azimuth 0, 90, 180, 270 from the input, or the input alone.
+        novel: test views.
+        hash: of the object.
+    """
+    made = []
+    up = float(pictures[0][1].positions[rig[0]][1] / pictures[0][1].positions[rig[0]].norm())
+    for rgba, cameras in pictures:
+        turn, factor = frame(cameras, rig[0])
+        p = cameras.positions.double()
+        azimuth = torch.rad2deg(torch.atan2(p[:, 0], p[:, 2]))
+        distance = (azimuth - azimuth[rig[0]]).float()
+        elevation = round(math.degrees(math.asin(up)), 3)
+        placed = moved(cameras, turn, factor)
+        made.append(Target(id, style, rgba, placed, distance, rig, novel, hash=hash, elevation=elevation))
+    return replace(made[0], finer=tuple(made[1:]))
+
+
+def frame(cameras: Cameras, first: int) -> tuple[Tensor, float]:
+    """Rotation (3, 3) and scale from the world of some cameras to the one that the input picture tells.
+
+    There the input camera (view `first`) stands at azimuth 0 and elevation 10 and sees a frame as wide at the
+    origin as the generator's camera does. Only for a camera at elevation 10 is the new world upright too.
+    """
+    position = cameras.positions[first].double()
+    distance = float(position.norm())
+    azimuth = float(torch.atan2(position[0], position[2]))
+    tilt = math.asin(float(position[1]) / distance) - math.radians(ELEVATION)
+    ca, sa = math.cos(azimuth), math.sin(azimuth)
+    turn = torch.tensor([[ca, 0, -sa], [0, 1, 0], [sa, 0, ca]], dtype=torch.float64)
+    if abs(tilt) > 1e-5:
+        c, s = math.cos(tilt), math.sin(tilt)
+        turn = torch.tensor([[1, 0, 0], [0, c, -s], [0, s, c]], dtype=torch.float64) @ turn
+    half = distance * 0.5 * cameras.width / float(cameras.Ks[first, 0, 0])
+    factor = RADIUS * math.tan(math.radians(FOVY) / 2) / half
+    return turn.float(), 1.0 if abs(factor - 1) < 1e-3 else factor
+
+
+def moved(cameras: Cameras, turn: Tensor, factor: float) -> Cameras:
+    """Cameras after x -> factor * turn @ x of their world; depth grows by the factor as well."""
+    viewmats = cameras.viewmats.double().clone()
+    viewmats[:, :3, :3] = viewmats[:, :3, :3] @ turn.double().T
+    viewmats[:, :3, 3] *= factor
+    distances = factor * cameras.positions.norm(dim=-1)
+    near, far = max(0.05, float(distances.min()) - 1), float(distances.max()) + 1
+    return replace(cameras, viewmats=viewmats.float(), near=near, far=far)
+
+
+def probe_cameras(reach: float) -> Cameras:
+    """(24,) cameras on a Fibonacci sphere that see all within `reach` of the origin."""
+    k = np.arange(PROBES) + 0.5
+    elevation = np.degrees(np.arcsin(1 - 2 * k / PROBES)).clip(-88, 88)
+    azimuth = np.degrees(math.pi * (1 + 5**0.5) * k)
+    distance = 4.0 * reach
+    fovy = 2 * math.degrees(math.asin(1 / 4))
+    cameras = Cameras.orbit(azimuth.tolist(), elevation.tolist(), PROBE_SIZE, distance, fovy)
+    return replace(cameras, near=max(0.02, distance - 2 * reach), far=distance + 2 * reach)

@@ -33,10 +33,19 @@ from distill.evaluation.predictors import (
     mean_color_blob,
     true_shape,
 )
-from distill.evaluation.report import Sheet, evenly, print_table, sheet_views, write_csv
+from distill.evaluation.protocol import load_protocol
+from distill.evaluation.report import (
+    Sheet,
+    evenly,
+    print_table,
+    sheet_tiles,
+    sheet_views,
+    true_tiles,
+    write_csv,
+)
 from distill.evaluation.scores import BANDS, compare_with_quadruples, score, summarise
 from distill.evaluation.stlpips import STLPIPS
-from distill.evaluation.targets import Targets, opened
+from distill.evaluation.targets import Targets, open_targets
 from distill.quadruples import Quadruple, encode, noise_of
 
 ROOT = Path(__file__).parents[3]
@@ -268,7 +277,8 @@ def test_evaluate_writes_everything(tmp_path, monkeypatch):
     again = tool.evaluate(tmp_path / "renders", tmp_path / "again", sheet_objects=0, **arguments)
     for label in rows:
         a, b = dict(again["rows"][label]), dict(rows[label])
-        a.pop("seconds_per_object"), b.pop("seconds_per_object")
+        for measured in ("seconds_per_object", "latency", "peak_mb"):
+            assert a.pop(measured) and b.pop(measured)
         assert a == b
     print_table(report)
     made["other"] = Stub()
@@ -333,7 +343,7 @@ def test_bad_calls_are_one_clear_line(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch):
     write_renders(tmp_path / "renders", 1)
-    monkeypatch.setattr(tool, "score", lambda *_: pytest.fail("evaluated first"))
+    monkeypatch.setattr("distill.evaluation.work.score", lambda *_: pytest.fail("evaluated first"))
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match="cannot write to the output folder .*taken"):
         tool.evaluate(tmp_path / "renders", tmp_path / "taken", {})
@@ -376,11 +386,8 @@ def test_sizes_that_do_not_belong_together_are_refused(three_sizes, tmp_path):
     write_renders(tmp_path / "again", 2, 32)
     with pytest.raises(UserError, match="have one size: give each size once"):
         Targets([three_sizes / "32", tmp_path / "again"])
-    with (
-        pytest.raises(UserError, match="meshes holds no renders"),
-        opened([three_sizes / "32", three_sizes / "meshes"], 32, 0),
-    ):
-        pass
+    with pytest.raises(UserError, match="meshes holds no renders"):
+        open_targets([three_sizes / "32", three_sizes / "meshes"], load_protocol("house"))
 
 
 def test_what_people_see_is_measured_at_its_own_size(three_sizes):
@@ -409,10 +416,10 @@ def test_generators_see_the_finest_picture_and_make_two_rows(three_sizes, tmp_pa
 
     stub = Stub()
     monkeypatch.setattr(dd3g.pepd.Generator, "from_pretrained", lambda name, device="cpu": stub)
-    monkeypatch.setattr(tool, "STLPIPS", lambda path: None)
     folders = [three_sizes / name for name in ("32", "128", "256")]
-    report = tool.evaluate(folders, tmp_path / "out", {"mine": "x"}, limit=1, sheet_objects=1)
-    assert stub.pictures == [(256, True), (256, False)]
+    words = ["metrics=[]"]
+    report = tool.evaluate(folders, tmp_path / "out", {"mine": "x"}, limit=1, sheet_objects=1, changes=words)
+    assert stub.pictures == [(256, True)] * 2 + [(256, False)] * 2  # once to warm up
     assert report["rows"]["mine"]["novel"] == report["rows"]["mine (raw)"]["novel"]
     assert (report["data"]["size"], report["data"]["fine_size"], report["data"]["input_size"]) == (
         32,
@@ -450,7 +457,8 @@ def test_sheets_show_the_views_that_are_named(tmp_path):
     assert sheet_views(target) == [0, 5, 1, 6, 2, 3]
     sheet = Sheet(tmp_path, page=2)
     for _ in range(3):
-        sheet.add(target, {"right": perfect, "rig only": only_rig_of})
+        shown = {"right": sheet_tiles(target, perfect), "rig only": sheet_tiles(target, only_rig_of)}
+        sheet.add(target.id, {"": true_tiles(target)} | shown)
     sheet.finish()
     assert [p.name for p in sheet.paths] == ["sheet.png", "sheet-2.png"]
     from PIL import Image

@@ -1,0 +1,227 @@
+"""Objects of public data sets, found in the folders and archives that people have of them."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dd3g.errors import UserError
+from dd3g.meshes.mesh import Mesh, load_mesh
+
+MESHES = (".glb", ".obj", ".npz")
+RING = tuple(f"{k:03d}.png" for k in range(16))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a data set keeps the files of an object.
+
+    Args:
+        name: what `--layout` calls it.
+        title: what people call it.
+        root: regular expression of an object's folder, from any folder above it on; its group `id` names the
+            object, unless `files` has it.
+        files: regular expressions below the root; the first is the one that is read, and all must be there.
+        holds: "mesh" or "views".
+        up: "y" or "z", the axis of the files that points up.
+        shown: the layout in words.
+    """
+
+    name: str
+    title: str
+    root: str
+    files: tuple[str, ...]
+    holds: str
+    up: str
+    shown: str
+
+
+ANY = r"(?P<id>[^/]+)"
+# The first that fits wins. GSO and YCB are z up, as their robotics tools want; OBJ and glTF are y up by
+# custom, and worlds of Blender and NeRF are z up.
+LAYOUTS = (
+    Layout("gso", "Google Scanned Objects", ANY, (r"meshes/model\.obj", r"materials/textures/texture\.png"),
+           "mesh", "z", "NAME/meshes/model.obj and NAME/materials/textures/texture.png"),
+    Layout("gso-zip", "Google Scanned Objects, zipped", r"", (rf"{ANY}\.zip",), "mesh", "z", "NAME.zip"),
+    Layout("omniobject3d", "OmniObject3D, raw scans", ANY, (r"Scan/Scan\.obj", r"Scan/Scan\.jpg"),
+           "mesh", "y", "CATEGORY/NAME/Scan/Scan.obj and Scan.jpg"),
+    Layout("ycb", "YCB", ANY, (r"google_16k/textured\.obj", r"google_16k/texture_map\.png"), "mesh", "z",
+           "NAME/google_16k/textured.obj and texture_map.png"),
+    Layout("toys4k", "Toys4K", ANY, (r"mesh\.obj",), "mesh", "y", "CATEGORY/NAME/mesh.obj"),
+    Layout("abo", "Amazon Berkeley Objects", r"3dmodels/original/[^/]+", (rf"{ANY}\.glb",), "mesh", "y",
+           "3dmodels/original/X/NAME.glb"),
+    Layout("objaverse", "Objaverse", r"glbs/\d{3}-\d{3}", (r"(?P<id>[0-9a-f]{32})\.glb",), "mesh", "y",
+           "glbs/000-000/UID.glb"),
+    Layout("nerf", "pictures with transforms.json, as of NeRF, Blender and OmniObject3D's renders",
+           r"(?P<id>(?!render/)[^/]+)(?:/render)?", (r"transforms(?:_test)?\.json",), "views", "z", "NAME/transforms.json"),
+    Layout("cameras", "pictures with cameras.json", ANY, (r"cameras\.json",), "views", "y",
+           "NAME/cameras.json"),
+    Layout("zero123", "pictures with a .npy each, as of Zero-1-to-3 and EscherNet", ANY,
+           (r"000\.npy",), "views", "z", "NAME/000.png and 000.npy"),
+    Layout("syncdreamer", "GSO-30 as rendered by SyncDreamer", r"(?P<id>[^/]+?)(?:-gt)?",
+           tuple(name.replace(".", r"\.") for name in RING), "views", "z", "NAME/000.png to 015.png"),
+)  # fmt: skip
+PLAIN = Layout("meshes", "meshes", "", (), "mesh", "y", f"any {' '.join(MESHES)}, at any depth")
+NAMES = tuple(layout.name for layout in (*LAYOUTS, PLAIN))
+
+
+@dataclass(frozen=True)
+class FoundObject:
+    """One object on disk.
+
+    Args:
+        id: its name in tables; unique in a data set.
+        path: its mesh, its archive, or the file with its cameras.
+        layout: of the data set.
+        style: group for reports, from a manifest.csv; "unknown" without.
+    """
+
+    id: str
+    path: Path
+    layout: Layout
+    style: str = "unknown"
+
+    def mesh(self) -> Mesh:
+        """Load it, y up and normalised as `load_mesh` does.
+
+        Raises:
+            ValueError: when it is no mesh.
+        """
+        if self.path.suffix != ".zip":
+            return load_mesh(self.path, self.layout.up)
+        with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(self.path) as archive:
+            archive.extractall(folder)
+            (path, *_) = Path(folder).rglob("meshes/model.obj")
+            return load_mesh(path, self.layout.up)
+
+
+def find_objects(
+    folder: Path, layout: str = "auto", wanted: Sequence[str] = ()
+) -> tuple[list[FoundObject], dict[str, str]]:
+    """The objects of a data set, sorted by id, and what is missing of those that are incomplete.
+
+    Args:
+        folder: of the data set, or one above it.
+        layout: one of `NAMES`; "auto" finds out.
+        wanted: ids; none for all.
+
+    Returns:
+        objects, and id -> reason of those that lack files.
+
+    Raises:
+        UserError: no such folder or layout, no object, two of one name, or not all wanted ones.
+    """
+    if layout != "auto" and layout not in NAMES:
+        raise UserError(f"no layout {layout!r}: choose auto or one of {', '.join(NAMES)}")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give that of a data set")
+    files = sorted(Path(at, name).relative_to(folder).as_posix()
+                   for at, _, names in os.walk(folder, followlinks=True) for name in names)  # fmt: skip
+    prefix = (
+        folder.resolve().as_posix().strip("/")
+    )  # so that the named folder may itself be one of the layout
+    chosen = [entry for entry in LAYOUTS if layout in ("auto", entry.name)]
+    found: list[FoundObject] = []
+    missing: dict[str, str] = {}
+    for entry in chosen:
+        found, missing = _fitting(entry, folder, prefix, files)
+        if found or missing:
+            break
+    if not found and not missing and layout in ("auto", PLAIN.name):
+        found = _plain(folder, files)
+    styles = {key: row["style"] for key, row in read_rows(folder).items() if row.get("style")}
+    found = [FoundObject(o.id, o.path, o.layout, styles.get(o.id.rpartition("/")[2], o.style)) for o in found]
+    if not found:
+        raise UserError(_nothing(folder, layout, missing))
+    ids = [o.id for o in found]
+    if len(set(ids)) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        paths = " and ".join(str(o.path) for o in found if o.id == twice)
+        raise UserError(f"two objects are called {twice!r} ({paths}): give a folder with one of them")
+    if wanted:
+        lacking = [name for name in wanted if name not in ids]
+        if lacking:
+            reasons = [f"{name} ({missing[name]})" if name in missing else name for name in lacking]
+            raise UserError(
+                f"{folder} lacks {len(lacking)} of {len(wanted)} objects of the list: {', '.join(reasons)}"
+            )
+        return [o for o in found if o.id in set(wanted)], {}
+    return found, missing
+
+
+def read_rows(folder: Path) -> dict[str, dict[str, str]]:
+    """Rows of manifest.csv in a folder of meshes or beside it, by id; none where there is none."""
+    rows: dict[str, dict[str, str]] = {}
+    for manifest in (folder.parent / "manifest.csv", folder / "manifest.csv"):
+        if manifest.is_file():
+            with open(manifest, newline="", encoding="utf-8") as stream:
+                rows |= {row["id"]: row for row in csv.DictReader(stream) if "id" in row}
+    return rows
+
+
+def _fitting(
+    layout: Layout, folder: Path, prefix: str, files: list[str]
+) -> tuple[list[FoundObject], dict[str, str]]:
+    """Complete objects of one layout, and what is missing of the others."""
+    root = f"(?P<root>{layout.root})/" if layout.root else ""
+    have: dict[str, dict[int, tuple[str, Path]]] = {}  # an object's place -> number of the file -> id, path
+    for k, part in enumerate(layout.files):
+        pattern = re.compile(f"(?:.*/)?{root}{part}")
+        for name in files:
+            if match := pattern.fullmatch(f"{prefix}/{name}"):
+                # Where the file names the object, each file is one.
+                end = match.end("root") if "(?P<id>" in layout.root else len(match.string)
+                have.setdefault(match.string[:end], {})[k] = (match["id"], folder / name)
+    found, missing = [], {}
+    for numbers in have.values():
+        id = next(iter(numbers.values()))[0]
+        lacking = [part for k, part in enumerate(layout.files) if k not in numbers]
+        if layout.name == "gso-zip" and not _holds_mesh(numbers[0][1]):
+            continue
+        # Sixteen common names mean nothing alone.
+        if layout.name == "syncdreamer" and len(lacking) > 8:
+            continue
+        if lacking:
+            missing[id] = f"{layout.title}: it lacks {', '.join(p.replace(chr(92), '') for p in lacking)}"
+        else:
+            found.append(FoundObject(id, numbers[0][1], layout))
+    return sorted(found, key=lambda o: o.id), missing
+
+
+def _holds_mesh(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("meshes/model.obj") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _plain(folder: Path, files: list[str]) -> list[FoundObject]:
+    """Meshes, each called as its file, or as its folder where the file is called model."""
+    paths = [Path(name) for name in files if Path(name).suffix.lower() in MESHES]
+    found = []
+    for path in paths:
+        name = path.parent if path.stem == "model" and path.parent != Path() else path.with_suffix("")
+        style = "shape" if path.suffix.lower() == ".npz" else "unknown"
+        found.append(FoundObject(name.as_posix(), folder / path, PLAIN, style))
+    return sorted(found, key=lambda o: o.id)
+
+
+def _nothing(folder: Path, layout: str, missing: dict[str, str]) -> str:
+    if missing:
+        id, reason = next(iter(missing.items()))
+        return f"{folder} holds no complete object ({len(missing)} are not): {id}, {reason}"
+    if layout != "auto":
+        (entry,) = [e for e in (*LAYOUTS, PLAIN) if e.name == layout]
+        return f"{folder} is no folder of {entry.title}: expected {entry.shown}"
+    return (
+        f"{folder} holds no objects: give a folder of meshes ({' '.join(MESHES)}, in any subfolder), "
+        "of pictures with transforms.json or cameras.json, or one of "
+        f"{', '.join(e.title for e in LAYOUTS if e.holds == 'mesh')}"
+    )

@@ -1,0 +1,186 @@
+"""Metrics that need pretrained networks: each names its library, net and weights, or says what is missing.
+
+No metric stands in for another one: without its weights it is left out of the table, and nothing is fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dd3g.errors import UserError
+from dd3g.fingerprint import fingerprint
+from dd3g.models import model_path
+from distill.evaluation.stlpips import STLPIPS
+
+CLIP = "openai/clip-vit-base-patch32"
+
+
+class Missing(UserError):
+    """The metric's library or weights are not on this machine; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of pictures through a network.
+
+    Args:
+        key: of its value in results.
+        about: library, net and hash of the weights.
+        features: RGB over white (V, 3, H, W) in 0..1 -> whatever `compare` takes.
+        compare: features of predicted and of true views -> (V,); None for a metric of sets.
+        smallest: pixels a side below which nothing is left of the picture in the net.
+    """
+
+    key: str
+    about: dict[str, str]
+    features: Callable[[Tensor], Any]
+    compare: Callable[[Any, Any], Tensor] | None = None
+    smallest: int = 16
+
+
+def _st_lpips() -> Metric:
+    path = _stlpips_file()
+    net = STLPIPS(path)
+    return Metric("st_lpips", _about("ours, after stlpips_pytorch", "AlexNet", path), net.features, net, 32)
+
+
+def _fd_stlpips() -> Metric:
+    path = _stlpips_file()
+    net = STLPIPS(path)
+
+    def features(rgb: Tensor) -> Tensor:
+        return net.features(rgb)[-1].mean((2, 3))
+
+    return Metric("fd_stlpips", _about("ours", "ST-LPIPS' AlexNet, layer 5", path), features, None, 32)
+
+
+def _stlpips_file() -> Path:
+    path = model_path("stlpips_alex")
+    if path is None:
+        raise Missing("its weights are not here: dd3g models fetch stlpips_alex")
+    return Path(path)
+
+
+def _lpips(net: Literal["vgg", "alex"]) -> Metric:
+    names = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
+    path = _hub_file(names[net])
+    if find_spec("torchvision") is None:
+        raise Missing("torchmetrics' LPIPS needs torchvision, whose version must fit torch's: pip install it")
+    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+
+    def compare(a: Tensor, b: Tensor) -> Tensor:
+        pairs = zip(a, b, strict=True)
+        return torch.stack(
+            [
+                learned_perceptual_image_patch_similarity(x[None], y[None], net, normalize=True)
+                for x, y in pairs
+            ]
+        )
+
+    about = _about(f"torchmetrics {version('torchmetrics')}", f"LPIPS {net}", path)
+    return Metric(f"lpips_{net}", about, lambda rgb: rgb, compare, 32)
+
+
+def _clip() -> Metric:
+    if find_spec("transformers") is None:
+        raise Missing("it needs transformers: pip install 'dd3g[data]'")
+    from transformers import CLIPModel, CLIPProcessor
+
+    try:
+        model = CLIPModel.from_pretrained(CLIP, local_files_only=True).eval()
+        processor = CLIPProcessor.from_pretrained(CLIP, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise Missing(f"{CLIP} is not in the cache of the hub: hf download {CLIP}") from error
+
+    @torch.inference_mode()
+    def features(rgb: Tensor) -> Tensor:
+        pixels = processor.image_processor(list(rgb), do_rescale=False, return_tensors="pt")["pixel_values"]
+        found = model.get_image_features(pixel_values=pixels)
+        found = found if isinstance(found, Tensor) else found.pooler_output
+        return torch.nn.functional.normalize(found, dim=-1)
+
+    weights = fingerprint(b"".join(p.detach().numpy().tobytes() for p in model.parameters()))
+    about = {"library": f"transformers {version('transformers')}", "net": CLIP, "weights": weights}
+    return Metric("clip", about, features, lambda a, b: (a * b).sum(-1))
+
+
+def _inception(key: str) -> Metric:
+    path = _hub_file("weights-inception-2015-12-05-6726825d.pth")
+    if find_spec("torch_fidelity") is None:
+        raise Missing("torchmetrics' Inception needs torch-fidelity: pip install it")
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
+
+    @torch.inference_mode()
+    def features(rgb: Tensor) -> Tensor:
+        return net((rgb * 255).byte())
+
+    about = _about(f"torchmetrics {version('torchmetrics')}", "inception-v3-compat, 2048", path)
+    return Metric(key, about, features)
+
+
+METRICS: dict[str, Callable[[], Metric]] = {
+    "st-lpips": _st_lpips,
+    "fd-stlpips": _fd_stlpips,
+    "lpips-vgg": lambda: _lpips("vgg"),
+    "lpips-alex": lambda: _lpips("alex"),
+    "clip": _clip,
+    "fid": lambda: _inception("fid"),
+    "kid": lambda: _inception("kid"),
+}
+
+
+def load_metrics(names: Sequence[str]) -> tuple[list[Metric], dict[str, dict[str, str]]]:
+    """The metrics that can be measured here, and what each is, or "missing" with the reason."""
+    found, about = [], {}
+    for name in names:
+        try:
+            metric = METRICS[name]()
+        except Missing as error:
+            about[name] = {"missing": str(error)}
+        else:
+            found.append(metric)
+            about[name] = metric.about
+    return found, about
+
+
+def frechet_distance(a: NDArray, b: NDArray) -> float:
+    """Distance of two normal distributions fitted to features (N, D), (M, D) (Heusel et al. 2017, eq. 6)."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    S, T = np.atleast_2d(np.cov(a, rowvar=False)), np.atleast_2d(np.cov(b, rowvar=False))
+    # The trace of the root of S T: its eigenvalues are real and not negative, up to rounding.
+    root = np.sqrt(np.linalg.eigvals(S @ T).real.clip(0)).sum()
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(S) + np.trace(T) - 2 * root)
+
+
+def kernel_distance(a: NDArray, b: NDArray) -> float:
+    """Unbiased squared MMD of features with the kernel (x y / D + 1)^3 (Binkowski et al. 2018, eq. 4)."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    n, m, D = len(a), len(b), a.shape[1]
+    if min(n, m) < 2:
+        return float("nan")
+    xx, yy, xy = ((p @ q.T / D + 1) ** 3 for p, q in ((a, a), (b, b), (a, b)))
+    within = (xx.sum() - np.trace(xx)) / (n * (n - 1)) + (yy.sum() - np.trace(yy)) / (m * (m - 1))
+    return float(within - 2 * xy.mean())
+
+
+def _hub_file(name: str) -> Path:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not path.is_file():
+        raise Missing(f"its weights are not here: put {name} into {path.parent}")
+    return path
+
+
+def _about(library: str, net: str, path: Path) -> dict[str, str]:
+    return {"library": library, "net": net, "weights": fingerprint(path.read_bytes())}

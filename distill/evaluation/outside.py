@@ -1,0 +1,186 @@
+"""Rows of other tools: a folder with one file, or one folder of pictures, an object."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dd3g.cameras import FOVY, RADIUS, Cameras
+from dd3g.errors import UserError, first_line
+from dd3g.gaussians import Gaussians
+from dd3g.io.splats import AXES
+from distill.evaluation.metrics import on_white
+from distill.evaluation.predictors import (
+    Drawing,
+    Pictures,
+    Prediction,
+    Target,
+    drawing_of,
+    mesh_drawing,
+)
+from distill.evaluation.targets import frame
+
+SPLATS, MESHES = (".ply", ".splat", ".spz"), (".obj",)  # .glb holds either
+SUFFIXES = (*SPLATS, ".glb", *MESHES)
+# A file's axes to x right, y up, z back: row i of the new axes.
+TURNS = {
+    "opencv": ((1, 0, 0), (0, -1, 0), (0, 0, -1)),
+    "opengl": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "zup": ((1, 0, 0), (0, 0, 1), (0, -1, 0)),
+}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A predictor that reads what another tool made of the input pictures.
+
+    Args:
+        name: of the row.
+        folder: holds `ID.ply`, `.splat`, `.spz`, `.glb` or `.obj`, or a folder `ID` with one of these or
+            with a picture for each test view, in the protocol's order when sorted by name.
+        axes: of the files; "auto" believes a .ply's comment, and takes "opencv" for .ply and .splat, "opengl"
+            for the others.
+        azimuth: where the tool's input camera stands in its world after `axes`, degrees.
+        elevation: the same; None: the object stands upright, so that it is the true one.
+        radius: distance of that camera, in units of the file.
+        fovy: its field of view, degrees.
+    """
+
+    name: str
+    folder: Path
+    axes: str = "auto"
+    azimuth: float = 0.0
+    elevation: float | None = None
+    radius: float = RADIUS
+    fovy: float = FOVY
+
+    def __call__(self, target: Target) -> Drawing:
+        """The prediction of one object."""
+        place = self.find(target.id)
+        if place is None:
+            raise UserError(f"{self.folder} has nothing of {target.id}")
+        if place.is_dir():
+            return _pictures(place, target)
+        elevation = target.elevation if self.elevation is None else self.elevation
+        rig = Cameras.orbit([self.azimuth], [elevation], 64, self.radius, self.fovy)
+        turn, factor = frame(rig, 0)
+        suffix = place.suffix.lower()
+        try:
+            if suffix in MESHES or (suffix == ".glb" and not _holds_splats(place)):
+                return mesh_drawing(_mesh(place, self.axes, turn, factor))
+            gaussians = Gaussians.load(place, None if self.axes == "auto" or suffix == ".spz" else self.axes)
+        except (ValueError, OSError, KeyError, IndexError) as error:
+            raise UserError(f"{place} cannot be read: {first_line(error)}") from error
+        if suffix == ".glb" and self.axes not in ("auto", "opengl"):
+            gaussians = gaussians.transformed(torch.tensor(TURNS[self.axes], dtype=torch.float32))
+        return drawing_of(gaussians.transformed(turn, scale=factor))
+
+    def find(self, id: str) -> Path | None:
+        """The file or the folder of pictures of an object, or None."""
+        for name in dict.fromkeys((id, id.replace("/", "-"), id.rpartition("/")[2])):
+            for suffix in SUFFIXES:
+                if (path := self.folder / f"{name}{suffix}").is_file():
+                    return path
+            inside = self.folder / name
+            if inside.is_dir():
+                files = [p for p in sorted(inside.iterdir()) if p.suffix.lower() in SUFFIXES]
+                if len(files) > 1:
+                    names = ", ".join(p.name for p in files)
+                    raise UserError(f"{inside} holds {names}: leave one of them")
+                return files[0] if files else inside
+        return None
+
+    def check(self, ids: Sequence[str]) -> None:
+        """Raise UserError when some objects have no prediction."""
+        lacking = [id for id in ids if self.find(id) is None]
+        if lacking:
+            more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+            raise UserError(
+                f"{self.name}: {self.folder} has nothing of {len(lacking)} of {len(ids)} objects: "
+                f"{', '.join(lacking[:5])}{more}; expected NAME{', NAME'.join(SUFFIXES)}, or a folder NAME"
+            )
+
+
+def parse_predictions(value: str) -> Predictions:
+    """NAME=FOLDER[,axes=opengl][,azimuth=0][,elevation=0][,radius=1.5][,fovy=49.1] -> the row.
+
+    Raises:
+        UserError: another key, a value that cannot be, or no such folder.
+    """
+    name, equals, rest = value.partition("=")
+    folder, *options = rest.split(",")
+    if not equals or not folder:
+        raise UserError(f"predictions {value!r}: give NAME=FOLDER")
+    found: dict[str, Any] = {}
+    for option in options:
+        key, _, text = option.partition("=")
+        if key == "axes" and text in ("auto", *AXES):
+            found[key] = text
+            continue
+        try:
+            found[key] = float(text)
+        except ValueError as error:
+            raise UserError(f"predictions {name}: {option!r} cannot be: {_OPTIONS}") from error
+        if key not in ("azimuth", "elevation", "radius", "fovy"):
+            raise UserError(f"predictions {name}: no option {key!r}: {_OPTIONS}")
+    if not Path(folder).is_dir():
+        raise UserError(f"predictions {name}: {folder} is no folder")
+    return Predictions(name, Path(folder), **found)
+
+
+_OPTIONS = (
+    f"options are axes (auto, {', '.join(AXES)}), azimuth, elevation, radius and fovy, the last in numbers"
+)
+
+
+def _pictures(folder: Path, target: Target) -> Drawing:
+    from dd3g.picture import SUFFIXES, read_rgba, resize_rgba
+
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    if len(paths) != len(target.novel):
+        raise UserError(
+            f"{folder} holds {len(paths)} pictures, and the protocol has {len(target.novel)} test views of "
+            f"{target.id}: one for each is needed, or one of {', '.join(globals()['SUFFIXES'])}"
+        )
+    images = [np.asarray(read_rgba(path, str(path))) for path in paths]
+    solid = any(image[..., 3].min() < 255 for image in images)
+
+    def draw(at: Target, views: list[int]) -> Prediction:
+        chosen = [v for v in views if v in target.novel]
+        small = [
+            resize_rgba(
+                torch.from_numpy(images[target.novel.index(v)].copy()).movedim(-1, 0).float() / 255, at.size
+            )
+            for v in chosen
+        ]
+        rgba = torch.stack(small) if small else torch.zeros(0, 4, at.size, at.size)
+        return Prediction(chosen, on_white(rgba), rgba[:, 3:] if solid else None)
+
+    return Pictures(draw)
+
+
+def _holds_splats(path: Path) -> bool:
+    """Whether a GLB's JSON names KHR_gaussian_splatting."""
+    data = path.read_bytes()
+    if data[:4] != b"glTF" or len(data) < 20:
+        raise ValueError("it is no glTF binary")
+    length = struct.unpack_from("<I", data, 12)[0]
+    return "KHR_gaussian_splatting" in json.loads(data[20 : 20 + length]).get("extensionsUsed", [])
+
+
+def _mesh(path: Path, axes: str, turn: Tensor, factor: float) -> Any:
+    from dd3g.meshes.mesh import load_mesh
+    from dd3g.meshes.normals import corner_normals
+
+    mesh = load_mesh(path, normal=False)
+    rotation = turn.double().numpy() @ np.array(TURNS["opengl" if axes == "auto" else axes], dtype=np.float64)
+    vertices = (factor * mesh.vertices.astype(np.float64) @ rotation.T).astype(np.float32)
+    return replace(mesh, vertices=vertices, normals=corner_normals(vertices, mesh.faces))

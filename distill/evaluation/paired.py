@@ -1,0 +1,121 @@
+"""Two evaluations side by side: `dd3g evaluate compare A.json B.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dd3g.command import Json
+from dd3g.errors import UserError
+from distill.evaluation.compare import COMPARED
+from distill.evaluation.statistics import paired_difference
+from distill.evaluation.tables import HEADINGS, markdown
+
+
+def compare_command(
+    results: Annotated[
+        list[Path], typer.Argument(help="evaluation.json of two or more runs, or their folders.")
+    ],
+    metric: Annotated[str, typer.Option(help="Whose paired differences are shown.")] = "psnr",
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Put rows of several evaluations into one table, if they followed one protocol on the same objects."""
+    reports = load_reports(results)
+    joined = join(reports, [_name(path) for path in results])
+    pairs = between(joined, len(reports), metric, seed)
+    if as_json:
+        print(json.dumps({"rows": {k: joined["rows"][k] for k in joined["rows"]}, "differences": pairs}))
+        return
+    print(markdown(joined))
+    for d in pairs:
+        p = "-" if d["p"] is None else f"{d['p']:.4f}"
+        interval = f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]"
+        print(f"{d['a']} - {d['b']}: {metric} {interval}, p {p}, n {d['n']}")
+
+
+def load_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Reports that may share a table.
+
+    Raises:
+        UserError: a file that is none, or two whose protocols or objects differ.
+    """
+    if len(paths) < 2:
+        raise UserError("give the evaluation.json of two runs or more")
+    reports = [_load(path) for path in paths]
+    first = reports[0]
+    for path, report in zip(paths[1:], reports[1:], strict=True):
+        a, b = first["protocol"], report["protocol"]
+        if a["hash"] != b["hash"]:
+            changed = [
+                k for k in a if k in b and a[k] != b[k] and k not in ("hash", "rules", "about", "chosen")
+            ]
+            raise UserError(
+                f"{paths[0]} follows protocol {a['name']} ({a['hash']}), {path} {b['name']} ({b['hash']}): "
+                "their numbers do not compare (different: "
+                f"{', '.join(changed) or 'the code of the metrics'}); evaluate both by one protocol"
+            )
+        if first["objects_hash"] != report["objects_hash"]:
+            mine, theirs = ({(o["id"], o["hash"]) for o in r["objects"]} for r in (first, report))
+            odd = sorted({id for id, _ in mine ^ theirs})
+            raise UserError(
+                f"{paths[0]} and {path} saw other objects ({len(mine)} and {len(theirs)}; different: "
+                f"{', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}): evaluate both on the same"
+            )
+    return reports
+
+
+def join(reports: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """One report with the rows of all; equal rows count once, others of one label get their run's name."""
+    joined = reports[0] | {"rows": {}, "per_object": {}, "runs": {}}
+    for name, report in zip(names, reports, strict=True):
+        for label, row in report["rows"].items():
+            values = report["per_object"][label]
+            if joined["per_object"].get(label) == values:
+                continue
+            key = (
+                f"{label} ({name})" if any(label in r["rows"] for r in reports if r is not report) else label
+            )
+            joined["rows"][key], joined["per_object"][key], joined["runs"][key] = row, values, name
+    return joined
+
+
+def between(joined: dict[str, Any], runs: int, metric: str, seed: int) -> list[dict[str, Any]]:
+    """Paired differences of each row to those of earlier runs.
+
+    Raises:
+        UserError: when no row has the metric.
+    """
+    columns = {k: v[metric] for k, v in joined["per_object"].items() if metric in v}
+    if not columns:
+        there = sorted({m for v in joined["per_object"].values() for m in v if m.startswith(COMPARED)})
+        raise UserError(
+            f"no metric {metric!r} in these results: choose from {', '.join(there) or ', '.join(HEADINGS)}"
+        )
+    found, labels = [], list(columns)
+    for i, a in enumerate(labels):
+        for b in labels[:i]:
+            if joined["runs"][a] != joined["runs"][b]:
+                difference = paired_difference(columns[a], columns[b], seed)
+                found.append({"a": a, "b": b, "metric": metric, **difference})
+    return found
+
+
+def _load(path: Path) -> dict[str, Any]:
+    file = path / "evaluation.json" if path.is_dir() else path
+    try:
+        report = json.loads(file.read_text("utf-8"))
+        report["protocol"]["hash"], report["objects_hash"], report["per_object"]
+        return report
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is no evaluation.json of this version ({error}): evaluate again") from error
+
+
+def _name(path: Path) -> str:
+    return path.name if path.is_dir() else path.parent.name if path.name == "evaluation.json" else path.stem

@@ -1,0 +1,142 @@
+"""A protocol: all that decides a number besides the objects and the method, as a file with a hash."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from dd3g.cameras import ELEVATION, FOVY, RADIUS
+from dd3g.configuration import find_config, parse
+from dd3g.errors import UserError
+from dd3g.fingerprint import fingerprint
+from dd3g.setting import setting
+
+CODE = 1  # raise it when a metric or the renderer changes what it says: old and new numbers must not mix
+FOLDER = "evaluation"
+# What holds for every protocol.
+RULES = {
+    "novel": "the test views, the input view is never among them; mean over views, then over objects",
+    "psnr": "dB of RGB over white, per view; Gaussians are drawn antialiased, as their low-pass asks for",
+    "foreground": "fg_psnr and fg_ssim over pixels whose true alpha exceeds 0.5",
+    "ssim": "Gaussian window 11 x 11, sigma 1.5, full picture over white without the window's margin",
+    "iou": "of alpha > 0.5",
+    "holes": "share of the true mask with predicted alpha < 0.5; holes_eroded: mask shrunk by one pixel",
+    "leak": "mean predicted alpha outside the true mask",
+    "color_error": "mean absolute difference of the foregrounds' mean colours",
+    "st_lpips": "ST-LPIPS with AlexNet (shift-tolerant; not LPIPS); st_lpips_S: at S pixels a side",
+    "alpha_fuzz": "pixels with .05 < alpha < .95 beyond one pixel of the true and the predicted edge "
+    "(alpha 0.5), by those of the true mask",
+    "input": "the input view; psnr_S is measured at S pixels a side",
+    "picture": "generators get the input as fine as it was rendered and reduce it themselves",
+    "frame": "a method knows the input picture only: its world is turned and scaled so that the input camera "
+    "becomes the generator's own (azimuth 0, elevation 10, the frame as wide at the origin)",
+    "geometry": "points that 24 cameras around the object see, of truth and prediction alike; chamfer is the "
+    "mean of both mean distances, f_T the F-score at distance T, normals the mean angle in degrees",
+    "raw": "the network's own splats; without it, the solid body that `dd3g infer` writes",
+    "inflated silhouette": "no network: the mask inflated, the picture in front and mirrored behind",
+    "true shape in our decoder": "hull of all true masks, coloured in the same way: the ceiling",
+    "seconds": "to predict an object, before any view of it is drawn",
+    "peak_mb": "highest memory while an object is predicted: the process's on a CPU, the device's on CUDA",
+    "bands": "by distance in azimuth from the input, degrees, lower end included",
+    "interval": "95 % percentile bootstrap over objects, 2000 resamples",
+    "rig": "front, sides (90 and 270 degrees) and back views at the input's elevation, where they were drawn",
+}
+
+
+@dataclass
+class LightSettings:
+    """Light fixed in the world: shade = ambient + sum of color x max(0, n . direction), at most 1."""
+
+    ambient: float = setting(0.55, "share that reaches every point")
+    directions: list[list[float]] = setting([[0.45, 0.7, 0.55], [-0.55, 0.3, -0.78]], "towards each light")
+    colors: list[float] = setting([0.45, 0.2], "grey intensity of each light")
+
+
+@dataclass
+class Protocol:
+    """How objects become pictures, and pictures numbers."""
+
+    name: str = setting("", "what tables call it")
+    about: str = setting("", "whose protocol it is, and what it measures")
+    chosen: list[str] = setting([], "what its source leaves open or does otherwise, and what is done here")
+    sizes: list[int] = setting([256], "pixels a side; the first is scored, the last is the input's")
+    fovy: float = setting(FOVY, "vertical field of view, degrees")
+    radius: float = setting(RADIUS, "of the cameras' sphere")
+    extent: float = setting(0.55, "of the object: farthest vertex from the middle of its bounding box")
+    box: bool = setting(False, "extent is the longest side of the bounding box instead")
+    input_azimuths: list[float] = setting([0.0], "of the input view; one is drawn for each object")
+    input_elevation: float = setting(ELEVATION, "of the input view, degrees")
+    rig: bool = setting(False, "draw and score the views at 90, 180 and 270 degrees from the input too")
+    test_rings: list[list[float]] = setting(
+        [], "test views: [elevation, number, first azimuth] of each ring; one at an input view is left out"
+    )
+    input_view: int = setting(0, "which one is the input, where a data set brings its own views")
+    light: LightSettings = field(default_factory=LightSettings)
+    supersample: int = setting(4, "s x s samples a pixel")
+    alignment: str = setting(
+        "none", "of every row to the input view's mask: none, or input (scale, and shift across the view)"
+    )
+    geometry: bool = setting(False, "compare surfaces too, where the data are meshes")
+    geometry_side: float = setting(2.0, "longest side of the true surface in units of chamfer and F-score")
+    geometry_alignment: str = setting(
+        "none", "of predicted surfaces: none, or icp (24 headings, then rigid ICP with scale)"
+    )
+    thresholds: list[float] = setting([0.1, 0.2, 0.5], "of the F-score")
+    metrics: list[str] = setting(
+        ["st-lpips"], "besides those of pixels: st-lpips, lpips-vgg, lpips-alex, clip, fid, kid"
+    )
+    objects: list[str] = setting([], "ids that must be there, each alone or `id hash`; none: all there are")
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits of all that decides a number; prose does not."""
+        decisive = {k: v for k, v in asdict(self).items() if k not in ("name", "about", "chosen")}
+        return fingerprint(json.dumps([CODE, decisive], sort_keys=True))
+
+    def test_views(self) -> list[tuple[float, float]]:
+        """(azimuth, elevation) of each test view, degrees."""
+        return [
+            ((first + 360 * k / count) % 360, elevation)
+            for elevation, count, first in self.test_rings
+            for k in range(int(count))
+        ]
+
+
+def load_protocol(name: str, changes: list[str] | None = None) -> Protocol:
+    """A protocol by the name of one that ships, or from a file.
+
+    Args:
+        name: "house", or the path of a YAML file.
+        changes: "key=value" each; they change the hash.
+
+    Raises:
+        UserError: no such file, an unknown key, or a value that cannot be.
+    """
+    protocol = parse(["--config", str(find_config(name, FOLDER)), *(changes or [])], Protocol)
+    allowed = {
+        "alignment": ("none", "input"),
+        "geometry_alignment": ("none", "icp"),
+    }
+    for key, values in allowed.items():
+        if getattr(protocol, key) not in values:
+            raise UserError(
+                f"{name}: {key} must be one of {', '.join(values)}, not {getattr(protocol, key)!r}"
+            )
+    from distill.evaluation.learned import METRICS
+
+    for metric in protocol.metrics:
+        if metric not in METRICS:
+            raise UserError(f"{name}: no metric {metric!r}: choose from {', '.join(METRICS)}")
+    if not protocol.sizes or min(protocol.sizes) < 16 or sorted(set(protocol.sizes)) != protocol.sizes:
+        raise UserError(f"{name}: sizes must rise from 16 pixels on, got {protocol.sizes}")
+    if any(len(ring) != 3 or ring[1] < 1 for ring in protocol.test_rings) or not protocol.test_rings:
+        raise UserError(f"{name}: each of test_rings is [elevation, number, first azimuth], at least one")
+    return protocol
+
+
+def save_protocol(protocol: Protocol, path: Path) -> None:
+    """Write it as a file that `load_protocol` reads."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(protocol)), encoding="utf-8")

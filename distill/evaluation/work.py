@@ -1,0 +1,324 @@
+"""One object of an evaluation: every row of it predicted, drawn, scored, and stored in one file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from dd3g.cameras import Cameras
+from dd3g.errors import UserError, first_line
+from dd3g.fingerprint import fingerprint
+from dd3g.io.atomic import replacing
+from distill.evaluation.alignment import find_move, moved
+from distill.evaluation.learned import Metric, load_metrics
+from distill.evaluation.metrics import on_white, psnr
+from distill.evaluation.predictors import Drawing, Pictures, Predictor, Target
+from distill.evaluation.protocol import Protocol
+from distill.evaluation.report import NOT_ON_SHEETS, sheet_tiles, true_tiles
+from distill.evaluation.rows import Settings, make_rows
+from distill.evaluation.scores import score, surface_score, true_features
+from distill.evaluation.targets import open_targets
+
+TURNS, TURN_SIZE, STRIP_SIZE = 16, 96, 96  # of the page's pictures
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one evaluation asks of each of its objects; it travels to other processes.
+
+    Args:
+        source: folders, see `open_targets`.
+        layout: of the data set.
+        limit: only the first objects; 0 for all.
+        protocol: see there.
+        rows: "KIND=VALUE" each, see `make_rows`.
+        settings: of the rows.
+        seeds: how many noises a row is tried with.
+        output: folder of the evaluation.
+        pictures: store strips and turns for the page.
+        on_sheet: ids of objects whose views are stored for sheets.
+        code: version and commit of this program.
+    """
+
+    source: tuple[Path, ...]
+    layout: str
+    limit: int
+    protocol: Protocol
+    rows: tuple[str, ...]
+    settings: Settings
+    seeds: int
+    output: Path
+    pictures: bool
+    on_sheet: frozenset[str]
+    code: str
+
+    def path(self, id: str) -> Path:
+        """The file of an object's results."""
+        return self.output / "objects" / f"{id.replace('/', '-')}.json"
+
+    def stamp(self, words: str, id: str) -> str:
+        """What must be the same for a stored result of a row to be of use."""
+        parts = (words, id, self.protocol.hash, *map(str, self.source), self.layout, str(self.settings),
+                 str(self.seeds), str(self.pictures), str(id in self.on_sheet), self.code,
+                 _files(words))  # fmt: skip
+        return fingerprint("\n".join(parts))
+
+
+class Work:
+    """Rows and metrics loaded once, then applied to one object after another.
+
+    Args:
+        job: what is asked.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.targets, _ = open_targets(list(job.source), job.protocol, job.layout, job.limit)
+        self.metrics, self.about = load_metrics(job.protocol.metrics)
+        self.rows: dict[str, dict[str, Predictor]] = {}  # words -> label -> predictor
+        self._others: dict[str, list[Predictor]] = {}
+        self._warm: set[str] = set()
+        labels: set[str] = set()
+        for words in job.rows:
+            self.rows[words] = make_rows([words], job.settings, labels)
+            labels |= self.rows[words].keys()
+            for k in range(1, job.seeds):
+                settings = replace(job.settings, seed=job.settings.seed + k)
+                for label, predictor in make_rows([words], settings).items():
+                    self._others.setdefault(label, []).append(predictor)
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        """Results of one object: from its file where they are of this job, computed and stored otherwise."""
+        job, id = self.job, self.targets.ids[index]
+        path = job.path(id)
+        stored = _stored(path)
+        have = {words: part for words in job.rows if (part := stored["rows"].get(job.stamp(words, id)))}
+        if len(have) == len(job.rows):
+            return stored | {"rows": have, "new": False}
+        try:
+            target = self.targets[index]
+        except UserError:
+            raise
+        except Exception as error:  # a stranger's mesh can make a loader fail in any way
+            return {"id": id, "failed": first_line(error)}
+        expected = dict(line.split() for line in job.protocol.objects if " " in line).get(id, target.hash)
+        if expected != target.hash:
+            raise UserError(
+                f"{id} is not the object that the protocol means: its hash is {target.hash}, not {expected}; "
+                "the file is another version, or was converted"
+            )
+        if stored.get("hash") != target.hash:
+            stored, have = {"rows": {}}, {}
+        truths = true_features(target, self.metrics)
+        stored |= {"id": id, "style": target.style, "hash": target.hash, "novel": len(target.novel)}
+        stored["truth"] = {
+            m.key: packed(truths[m.key]) for m in self.metrics if m.compare is None and m.key in truths
+        }
+        if id in job.on_sheet:
+            stored["tiles"] = png(true_tiles(target))
+        if job.pictures:
+            stored["strip"] = _strip(true_tiles(target))
+        for words, rows in self.rows.items():
+            if words not in have:
+                have[words] = {label: self._row(label, row, target, truths) for label, row in rows.items()}
+                stored["rows"][job.stamp(words, id)] = have[words]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # After each row: one that is slow should not be repeated because of another.
+                with replacing(path) as part:
+                    part.write_text(json.dumps(stored))
+        return stored | {"rows": have, "new": True}
+
+    def _row(
+        self, label: str, predictor: Predictor, target: Target, truths: dict[str, Any]
+    ) -> dict[str, Any]:
+        if label not in self._warm:  # compiling and first touches are no latency
+            self._warm.add(label)
+            _predicted(predictor, target)
+        with peak_memory(self.job.settings.device) as peak:
+            start = time.perf_counter()
+            drawing = _predicted(predictor, target)
+            seconds = time.perf_counter() - start
+        drawing, alignment = self._aligned(label, drawing, target)
+        result = score(target, drawing, self.metrics, truths)
+        result |= {"seconds": seconds, "peak_mb": peak(), "alignment": alignment}
+        if self.job.protocol.geometry:
+            result["surface"] = surface_score(target, drawing, self.job.protocol)
+        if self.job.seeds > 1:
+            others = [self._aligned(label, _predicted(p, target), target)[0] for p in self._others[label]]
+            result["seeds"] = seed_scores(target, [drawing, *others], self.metrics, truths)
+        features = result.pop("features", {})
+        result["sets"] = {key: packed(value) for key, value in features.items()}
+        if target.id in self.job.on_sheet and label not in NOT_ON_SHEETS:
+            result["tiles"] = png(sheet_tiles(target, drawing))
+        if self.job.pictures:
+            result["strip"] = _strip(sheet_tiles(replace(target, finer=()), drawing))
+            result["turn"] = _turn(target, drawing)
+        return result
+
+    def _aligned(self, label: str, drawing: Drawing, target: Target) -> tuple[Drawing, dict[str, float]]:
+        if self.job.protocol.alignment == "none":
+            return drawing, {}
+        if isinstance(drawing, Pictures):
+            raise UserError(
+                f"{label} is pictures, which cannot be moved in space, and the protocol aligns every row: "
+                "leave the row out, or give --set alignment=none for all rows"
+            )
+        move = find_move(drawing, target)
+        shift = float(move.shift.norm())
+        found = {"scale": move.scale, "shift": shift, "residual": move.residual}
+        return moved(drawing, move.scale, move.shift), found
+
+
+def seed_scores(
+    target: Target, drawings: Sequence[Drawing], metrics: Sequence[Metric], truths: dict[str, Any]
+) -> dict[str, float]:
+    """What several noises give: how different, how good on average, and how good the best of them.
+
+    Returns:
+        psnr_mean and psnr_best of the novel views over seeds; psnr_apart, mean PSNR between two seeds (higher
+        is less diverse); K_diversity for each metric K with a comparison, its mean between two seeds.
+    """
+    shown = [drawing(target, target.novel) for drawing in drawings]
+    true = on_white(target.rgba[target.novel])
+    values = [float(psnr(s.rgb, true).mean()) for s in shown if len(s.views) == len(target.novel)]
+    if len(values) < 2:
+        return {}
+    pairs = [(a, b) for i, a in enumerate(shown) for b in shown[:i]]
+    result = {
+        "psnr_mean": float(np.mean(values)),
+        "psnr_best": max(values),
+        "psnr_apart": float(np.mean([float(psnr(a.rgb, b.rgb).mean()) for a, b in pairs])),
+    }
+    for metric in metrics:
+        if metric.compare is None or target.size < metric.smallest:
+            continue
+        found = [metric.features(s.rgb) for s in shown]
+        apart = [float(metric.compare(a, b).mean()) for i, a in enumerate(found) for b in found[:i]]
+        result[f"{metric.key}_diversity"] = float(np.mean(apart))
+    return result
+
+
+@contextmanager
+def peak_memory(device: str) -> Iterator[Callable[[], float | None]]:
+    """Highest memory within: the device's on CUDA, else the process's resident memory where Linux tells it.
+
+    Yields:
+        a function that gives it in MB afterwards, None where it is unknown.
+    """
+    cuda = device.startswith("cuda")
+    known = True
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+        except OSError:
+            known = False
+    peak: list[float | None] = [None]
+    yield lambda: peak[0]
+    if cuda:
+        peak[0] = torch.cuda.max_memory_allocated() / 1e6
+    elif known:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak[0] = next(float(line.split()[1]) * 1.024e-3 for line in lines if line.startswith("VmHWM"))
+
+
+def packed(features: Tensor | NDArray) -> str:
+    """(V, D) features as text for JSON, in half precision."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(features, dtype=np.float16), allow_pickle=False)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def unpacked(text: str) -> NDArray:
+    """The features of `packed`, in single precision."""
+    return np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False).astype(np.float32)
+
+
+def _predicted(predictor: Predictor, target: Target) -> Drawing:
+    with torch.inference_mode():
+        drawing = predictor(target)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return drawing
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """Results of an earlier run; a file that was torn counts as none."""
+    try:
+        found = json.loads(path.read_text())
+        return found if isinstance(found.get("rows"), dict) else {"rows": {}}
+    except (OSError, ValueError, AttributeError):
+        return {"rows": {}}
+
+
+def _files(words: str) -> str:
+    """Names, sizes and times of what a row reads, so that changed weights are not taken for the old ones."""
+    from dd3g.pepd.generator import SHIPPED
+
+    value = words.partition("=")[2]
+    place = Path(value.rpartition("=")[2].partition(",")[0])
+    for path in (place, SHIPPED / place):
+        if str(place) not in ("", ".") and path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file())
+            return "\n".join(f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)
+    return ""
+
+
+def png(tiles: Tensor) -> str:
+    """(K, 3, S, S) in 0..1 side by side, as text for JSON."""
+    buffer = io.BytesIO()
+    Image.fromarray(_pixels(torch.cat(list(tiles), 2))).save(buffer, "PNG", compress_level=3)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def from_png(text: str) -> Tensor:
+    """The tiles of `png`."""
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(text)), formats=("PNG",)))
+    whole = torch.from_numpy(pixels.copy()).movedim(-1, 0).float() / 255
+    return torch.stack(whole.split(whole.shape[1], 2))
+
+
+def _strip(tiles: Tensor) -> str:
+    """Tiles (6, 3, S, S) in a row for the page."""
+    small = torch.nn.functional.interpolate(tiles, (STRIP_SIZE, STRIP_SIZE), mode="bilinear", antialias=True)
+    return _webp(torch.cat(list(small), 2))
+
+
+def _turn(target: Target, drawing: Drawing) -> str | None:
+    """Frames of a full turn side by side, for whatever can be seen from anywhere."""
+    if isinstance(drawing, Pictures):
+        return None
+    first = target.cameras[target.rig[0]]
+    distance = float(first.positions.norm())
+    rig = Cameras.orbit([360 * k / TURNS for k in range(TURNS)], size=TURN_SIZE, radius=distance)
+    K = first.Ks * torch.tensor([TURN_SIZE / target.size, TURN_SIZE / target.size, 1.0])[:, None]
+    cameras = replace(rig, Ks=K.expand_as(rig.Ks).clone(), near=first.near, far=first.far)
+    at = replace(target, cameras=cameras, rgba=torch.zeros(TURNS, 4, TURN_SIZE, TURN_SIZE), finer=())
+    with torch.inference_mode():
+        frames = drawing(at, list(range(TURNS))).rgb
+    return _webp(torch.cat(list(frames), 2))
+
+
+def _webp(rgb: Tensor) -> str:
+    """(3, H, W) in 0..1 as a data address."""
+    buffer = io.BytesIO()
+    Image.fromarray(_pixels(rgb)).save(buffer, "WEBP", quality=80)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _pixels(rgb: Tensor) -> NDArray:
+    return (rgb.clamp(0, 1) * 255).round().byte().movedim(0, -1).contiguous().numpy()
