@@ -159,16 +159,28 @@ def print_table(report: dict[str, Any]) -> None:
     _print(f"Novel views: {data['objects']} objects, {data['size']} px, white", seen + NOVEL, rows)
     _print("PSNR by azimuth from the input, and by style", groups, rows)
     _print("At the rig, against the true views", AT_RIG, report["rows"])
+    for title, part in (
+        ("Surface", "surface"),
+        ("Alignment to the input view", "alignment"),
+        ("Over seeds", "seeds"),
+    ):
+        names = dict.fromkeys(name for row in report["rows"].values() for name in row.get(part, {}))
+        _print(title, [(name.replace("_", " "), (part, name), 3) for name in names], report["rows"])
+    for name, about in report.get("metrics", {}).items():
+        if "missing" in about:
+            Console().print(f"{name} was not measured: {about['missing']}", highlight=False)
     if report.get("against_teacher"):
         _print("Against the teacher's stored views, PSNR", noises, report["against_teacher"])
 
 
 def _print(title: str, columns: list[Column], rows: dict[str, Any]) -> None:
+    cells = [[_cell(row, *column) for row in rows.values()] for column in columns]
+    shown = [(column[0], values) for column, values in zip(columns, cells, strict=True) if {*values} != {"-"}]
+    if not shown:
+        return
     console, table = Console(), Table(title=title)
     console.width = max(console.width, 200)  # a cut table says nothing; a log has room
     table.add_column("")
-    cells = [[_cell(row, *column) for row in rows.values()] for column in columns]
-    shown = [(column[0], values) for column, values in zip(columns, cells, strict=True) if {*values} != {"-"}]
     for heading, _ in shown:
         table.add_column(heading, justify="right", no_wrap=True)
     for k, name in enumerate(rows):
