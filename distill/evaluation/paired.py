@@ -27,7 +27,7 @@ def compare_command(
     """Put rows of several evaluations into one table, if they followed one protocol on the same objects."""
     reports = load_reports(results)
     joined = join(reports, [_name(path) for path in results])
-    pairs = between(joined, len(reports), metric, seed)
+    pairs = between(joined, metric, seed)
     if as_json:
         print(json.dumps({"rows": {k: joined["rows"][k] for k in joined["rows"]}, "differences": pairs}))
         return
@@ -75,16 +75,15 @@ def join(reports: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, A
     for name, report in zip(names, reports, strict=True):
         for label, row in report["rows"].items():
             values = report["per_object"][label]
-            if joined["per_object"].get(label) == values:
-                continue
-            key = (
-                f"{label} ({name})" if any(label in r["rows"] for r in reports if r is not report) else label
-            )
-            joined["rows"][key], joined["per_object"][key], joined["runs"][key] = row, values, name
+            others = [r["per_object"][label] for r in reports if label in r["rows"]]
+            same = all(v == values for v in others)
+            key = label if same else f"{label} ({name})"
+            if key not in joined["rows"]:
+                joined["rows"][key], joined["per_object"][key], joined["runs"][key] = row, values, name
     return joined
 
 
-def between(joined: dict[str, Any], runs: int, metric: str, seed: int) -> list[dict[str, Any]]:
+def between(joined: dict[str, Any], metric: str, seed: int) -> list[dict[str, Any]]:
     """Paired differences of each row to those of earlier runs.
 
     Raises:

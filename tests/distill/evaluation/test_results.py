@@ -1,0 +1,276 @@
+"""From objects on disk to tables, a page and comparisons; stopped and gone on with."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dd3g.cameras import Cameras
+from dd3g.errors import UserError
+from distill.evaluation import compare as tool
+from distill.evaluation import paired, tables, work
+from distill.evaluation.__main__ import main
+from distill.evaluation.predictors import Drawing, Prediction, Target
+from distill.evaluation.rows import KINDS, Settings
+from distill.evaluation.work import from_png, packed, png, unpacked
+
+SMALL = ("sizes=[16]", "test_rings=[[10,3,60]]", "supersample=1", "metrics=[]", "rig=false")
+ASKED: list[tuple[str, str]] = []
+
+
+def tinted(value: str, settings: Settings) -> dict:
+    """NAME=LEVEL: the truth, but as bright as the level; seeds add noise."""
+    name, _, level = value.partition("=")
+
+    def predict(target: Target) -> Drawing:
+        ASKED.append((name, target.id))
+        g = torch.Generator().manual_seed(settings.seed)
+
+        def draw(at: Target, views: list[int]) -> Prediction:
+            size = at.rgba.shape[-1]
+            rgb = torch.full((len(views), 3, size, size), float(level))
+            rgb = rgb + 0.02 * torch.randn(rgb.shape, generator=g) * (settings.seed > 0)
+            alpha = torch.ones(len(views), 1, size, size)
+            return Prediction(views, rgb, alpha, 1.5 * alpha)
+
+        return draw
+
+    return {name: predict}
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    monkeypatch.setitem(KINDS, "tinted", tinted)
+    ASKED.clear()
+
+
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory) -> Path:
+    import trimesh
+
+    folder = tmp_path_factory.mktemp("boxes")
+    for i in range(3):
+        trimesh.creation.box((1, 1 + i, 1)).export(folder / f"box{i}.glb")
+    return folder
+
+
+def run(boxes: Path, out: Path, words: list[str], changes=SMALL, **more) -> dict:
+    more = {"page": False, "sheet_objects": 0} | more
+    return tool.evaluate(boxes, out, {}, more_rows=words, changes=changes, baselines=False, **more)
+
+
+GREY, WHITE, DARK = "tinted=grey=0.5", "tinted=bright=1.0", "tinted=dark=0.1"
+
+
+def test_a_stopped_run_goes_on_and_more_rows_are_only_added(tmp_path, boxes, rows, monkeypatch):
+    real = work.score
+
+    def stop_at_box1(target, *rest):
+        if target.id == "box1":
+            raise KeyboardInterrupt
+        return real(target, *rest)
+
+    monkeypatch.setattr(work, "score", stop_at_box1)
+    with pytest.raises(KeyboardInterrupt):
+        run(boxes, tmp_path, [GREY])
+    assert [p.name for p in sorted((tmp_path / "objects").iterdir())] == ["box0.json"]
+    monkeypatch.setattr(work, "score", real)
+    ASKED.clear()
+    report = run(boxes, tmp_path, [GREY])
+    assert ("grey", "box0") not in ASKED and {id for _, id in ASKED} == {"box1", "box2"}
+    ASKED.clear()
+    assert run(boxes, tmp_path, [GREY])["rows"] == report["rows"] and ASKED == []
+    both = run(boxes, tmp_path, [GREY, WHITE])
+    assert {name for name, _ in ASKED} == {"bright"} and list(both["rows"]) == ["grey", "bright"]
+    assert both["rows"]["grey"] == report["rows"]["grey"]
+    # A torn file, another protocol, other seeds: computed again.
+    (tmp_path / "objects" / "box2.json").write_text("{")
+    ASKED.clear()
+    run(boxes, tmp_path, [GREY])
+    assert {id for _, id in ASKED} == {"box2"}
+    ASKED.clear()
+    run(boxes, tmp_path, [GREY], [*SMALL, "fovy=50"])
+    assert {id for _, id in ASKED} == {"box0", "box1", "box2"}
+
+
+def test_the_report_says_what_was_measured(tmp_path, boxes, rows):
+    report = run(boxes, tmp_path, [GREY, WHITE], [*SMALL, "metrics=[lpips-vgg]"])
+    assert report["protocol"]["name"] == "house" and len(report["protocol"]["hash"]) == 16
+    assert [o["id"] for o in report["objects"]] == ["box0", "box1", "box2"]
+    assert (tmp_path / "objects.txt").read_text().split() == [
+        x for o in report["objects"] for x in (o["id"], o["hash"])
+    ]
+    assert "missing" in report["metrics"]["lpips-vgg"]
+    grey, bright = (np.array(report["per_object"][k]["psnr"]) for k in ("grey", "bright"))
+    (pair,) = [d for d in report["differences"] if d["metric"] == "psnr"]
+    assert (pair["a"], pair["b"]) == ("bright", "grey")
+    assert pair["mean"] == pytest.approx((bright - grey).mean(), abs=1e-4) and pair["p"] >= 0.25
+    row = report["rows"]["grey"]
+    assert row["novel"]["psnr"]["mean"] == pytest.approx(grey.mean(), abs=1e-4)
+    assert set(row["latency"]) == {"p50", "p95"} and row["peak_mb"] is None or row["peak_mb"] > 50
+    text = (tmp_path / "table.md").read_text()
+    assert text.splitlines()[0].startswith("|  | PSNR | fg PSNR | SSIM | IoU")
+    assert f"Protocol house ({report['protocol']['hash']}), 3 objects" in text
+    assert "lpips-vgg not measured: its weights are not here" in text
+    tex = (tmp_path / "table.tex").read_text()
+    best = max(("grey", grey.mean()), ("bright", bright.mean()), key=lambda x: x[1])
+    line = next(x for x in tex.splitlines() if x.startswith(best[0]))
+    assert line.startswith(rf"{best[0]} & \textbf{{{best[1]:.2f}}}") and r"PSNR$\uparrow$" in tex
+
+
+def test_seeds_show_diversity_and_the_best_of_them(tmp_path, boxes, rows):
+    report = run(boxes, tmp_path, [GREY], seeds=3, limit=1)
+    found = {k: v["mean"] for k, v in report["rows"]["grey"]["seeds"].items()}
+    assert found["psnr_best"] >= found["psnr_mean"]
+    # Seed 0 is plain; two noises of deviation 0.02 are 0.02 * sqrt 2 apart.
+    apart = [10 * np.log10(1 / v) for v in (0.0004, 0.0004, 0.0008)]
+    assert found["psnr_apart"] == pytest.approx(np.mean(apart), abs=0.4)
+
+
+def test_a_pinned_object_must_be_that_one(tmp_path, boxes, rows):
+    hashes = [line.split() for line in _pinned(tmp_path / "a", boxes)]
+    words = [*SMALL, f"objects=[{hashes[0][0]} {hashes[0][1]}]"]
+    assert run(boxes, tmp_path / "b", [GREY], words)["data"]["objects"] == 1
+    with pytest.raises(UserError, match=r"box1 is not the object that the protocol means: its hash is"):
+        run(boxes, tmp_path / "c", [GREY], [*SMALL, f"objects=[box1 {hashes[0][1]}]"])
+    with pytest.raises(UserError, match="lacks 1 of 2 objects of the list: sofa"):
+        run(boxes, tmp_path / "d", [GREY], [*SMALL, "objects=[box1, sofa]"])
+
+
+def _pinned(out: Path, boxes: Path) -> list[str]:
+    run(boxes, out, [GREY])
+    return (out / "objects.txt").read_text().splitlines()
+
+
+def test_meshes_that_cannot_be_drawn_are_left_out_and_named(tmp_path, boxes, rows):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "fine.glb").write_bytes((boxes / "box0.glb").read_bytes())
+    (tmp_path / "in" / "torn.glb").write_bytes(b"glTF")
+    report = run(tmp_path / "in", tmp_path / "out", [GREY])
+    assert report["data"]["objects"] == 1 and list(report["data"]["failed"]) == ["torn"]
+    (tmp_path / "in" / "fine.glb").unlink()
+    with pytest.raises(UserError, match="no object could be drawn: torn: "):
+        run(tmp_path / "in", tmp_path / "out", [GREY])
+
+
+def test_alignment_is_on_for_all_rows_or_off(tmp_path, boxes, rows):
+    folder = tmp_path / "theirs"
+    from PIL import Image
+
+    for k in range(3):
+        for v in range(3):
+            path = folder / f"box{k}" / f"{v}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGBA", (16, 16), (9, 9, 9, 128)).save(path)
+    words = [GREY, f"predictions=theirs={folder}"]
+    with pytest.raises(UserError, match="theirs is pictures, which cannot be moved in space"):
+        run(boxes, tmp_path / "a", words, [*SMALL, "alignment=input"])
+    report = run(boxes, tmp_path / "b", [GREY], [*SMALL, "alignment=input"])
+    assert set(report["rows"]["grey"]["alignment"]) == {"scale", "shift", "residual"}
+    assert run(boxes, tmp_path / "c", words)["rows"]["theirs"]["novel"]["psnr"]["mean"] > 1
+    with pytest.raises(UserError, match="theirs: .* has nothing of 1 of 3 objects: box0"):
+        (folder / "box0").rename(folder / "away")
+        run(boxes, tmp_path / "d", words)
+
+
+@pytest.mark.slow
+def test_processes_give_the_same(tmp_path, boxes):
+    words = ["baseline=flat card", "baseline=all white"]
+    one = run(boxes, tmp_path / "one", words, processes=1)
+    two = run(boxes, tmp_path / "two", words, processes=2)
+    assert one["per_object"] == two["per_object"] and two["data"]["processes"] == 2
+
+
+def test_the_page_holds_everything(tmp_path, boxes, rows):
+    report = run(boxes, tmp_path, [GREY, WHITE], page=True, sheet_objects=1)
+    page = (tmp_path / "index.html").read_text()
+    assert not re.search(r"\{\{\w+\}\}|https?://", page)  # all is filled in, and nothing comes from elsewhere
+    assert page.count("<details") == 3 and page.count("class=turn") == 6
+    assert page.count("data:image/webp;base64,") == 3 + 6 + 6  # strips of truth and rows, and turns
+    assert "class=sortable" in page and report["protocol"]["hash"] in page and "bright − grey" in page
+    assert report["sheets"] == ["sheet.png"]
+    from PIL import Image
+
+    assert Image.open(tmp_path / "sheet.png").size == (7 * 18 - 2, 3 * 18 - 2)
+
+
+def test_features_and_tiles_survive_json():
+    x = torch.randn(3, 5)
+    assert np.allclose(unpacked(packed(x)), x, atol=2e-3)
+    tiles = (torch.rand(6, 3, 8, 8) * 255).round() / 255
+    assert torch.equal(from_png(png(tiles)), tiles)
+
+
+def test_the_first_frame_of_a_turn_is_the_input(boxes):
+    from distill.evaluation.protocol import load_protocol
+    from distill.evaluation.targets import open_targets
+
+    targets, _ = open_targets(boxes, load_protocol("grm", ["sizes=[16]", "supersample=1"]))
+    asked = []
+
+    def draw(at: Target, views: list[int]) -> Prediction:
+        asked.append(at.cameras)
+        return Prediction(views, torch.ones(len(views), 3, 96, 96), None)
+
+    target = targets[0]
+    work._turn(target, draw)
+    torch.testing.assert_close(asked[0].viewmats[0], target.cameras.viewmats[0], atol=1e-4, rtol=0)
+    first = target.cameras[0].resized(96)
+    torch.testing.assert_close(asked[0].Ks[0], first.Ks, atol=1e-3, rtol=0)
+    assert isinstance(asked[0], Cameras) and replace(target, hash="").hash == ""
+
+
+# ---- dd3g evaluate compare -------------------------------------------------------------------------------
+
+
+def test_two_runs_of_one_protocol_share_a_table(tmp_path, boxes, rows, capsys):
+    run(boxes, tmp_path / "a", [GREY, WHITE])
+    run(boxes, tmp_path / "b", [GREY, DARK])
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b" / "evaluation.json")]) == 0
+    out = capsys.readouterr().out
+    assert [line.split(" |")[0] for line in out.splitlines()[2:5]] == ["| grey", "| bright", "| dark"]
+    assert re.search(r"dark - bright: psnr [+-]\d+\.\d+ \[.*\], p 0\.\d+, n 3", out)
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--metric", "iou", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["differences"]
+    assert {(d["a"], d["b"]) for d in found} == {("dark", "grey"), ("dark", "bright")}
+
+
+def test_rows_of_one_label_get_the_names_of_their_runs(tmp_path, boxes, rows):
+    run(boxes, tmp_path / "a", ["tinted=mine=0.5"])
+    run(boxes, tmp_path / "b", ["tinted=mine=0.6"])
+    reports = paired.load_reports([tmp_path / "a", tmp_path / "b"])
+    joined = paired.join(reports, ["a", "b"])
+    assert list(joined["rows"]) == ["mine (a)", "mine (b)"]
+    (pair,) = paired.between(joined, "psnr", 0)
+    x, y = (np.array(joined["per_object"][k]["psnr"]) for k in ("mine (b)", "mine (a)"))
+    assert pair["mean"] == pytest.approx((x - y).mean(), abs=1e-4)
+    with pytest.raises(UserError, match="no metric 'fid' in these results: choose from"):
+        paired.between(joined, "fid", 0)
+
+
+def test_other_protocols_and_objects_refuse_to_share_a_table(tmp_path, boxes, rows, capsys):
+    run(boxes, tmp_path / "a", [GREY])
+    run(boxes, tmp_path / "b", [GREY], [*SMALL, "fovy=50"])
+    run(boxes, tmp_path / "c", [GREY], limit=2)
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    err = capsys.readouterr().err
+    assert "their numbers do not compare (different: fovy); evaluate both by one protocol" in err
+    assert err.count("\n") == 1
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "c")]) == 2
+    assert "saw other objects (3 and 2; different: box2)" in capsys.readouterr().err
+    assert main(["compare", str(tmp_path / "a")]) == 2
+    (tmp_path / "x.json").write_text("{}")
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "x.json")]) == 2
+    assert "x.json is no evaluation.json of this version" in capsys.readouterr().err
+
+
+def test_keys_of_the_table_have_headings():
+    assert tables.heading("st_lpips_128") == "ST-LPIPS 128" and tables.heading("f_0.1") == "F 0.1"
+    assert tables.heading("psnr") == "PSNR" and tables._start("holes_eroded") == ""
+    assert tables._tex("a_b & 50 %") == r"a\_b \& 50 \%"
