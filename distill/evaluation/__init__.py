@@ -1,5 +1,6 @@
-"""How good is a generator? Its renders against the true views of objects, beside simple baselines.
+"""How good is a generator? Its renders against the true views of objects, beside baselines and other tools.
 
-Meshes or shards of their renders, generators, a teacher and quadruples go in; `evaluation.json`,
-`objects.csv` and `sheet.png` come out. Read `compare.py` first; `dd3g evaluate` is `__main__.py`.
+A data set on disk, a protocol, and rows go in; `evaluation.json`, `objects.csv`, tables, sheets and a page
+come out. Read `protocol.py` first, `targets.py` (an object as the protocol shows it), `rows.py` (who predicts
+it), `work.py` (one object scored), `compare.py` (all of them); `dd3g evaluate` is `__main__.py`.
 """
