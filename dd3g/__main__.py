@@ -9,6 +9,7 @@ from dd3g.command import dispatch
 # Name -> module with main(argv) -> exit code, and a line about it. Modules on higher floors are only named.
 COMMANDS = {
     "infer": ("dd3g.infer", "pictures of objects to 3D Gaussians"),
+    "serve": ("dd3g.serve.__main__", "the same over HTTP, with a page to drop pictures on"),
     "pose": ("dd3g.pose.__main__", "photos and videos of people to 3D poses"),
     "convert": ("dd3g.convert", "a splat file to another format, or to a mesh"),
     "view": ("dd3g.view", "a splat file in the browser"),

@@ -20,7 +20,7 @@ FLOORS = (
     ("dd3g.io", "dd3g.rasterizer", "dd3g.meshes"),
     ("dd3g.nn", "dd3g.diffusion", "dd3g.training"),
     ("dd3g.pepd", "dd3g.pose"),
-    ("dd3g.infer",),
+    ("dd3g.infer", "dd3g.serve"),
     ("data_gen", "distill"),
     ("tools",),
 )

@@ -1,0 +1,98 @@
+"""A server for pictures of objects: `dd3g serve`."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from typing import Annotated
+
+import typer
+
+import dd3g
+from dd3g.command import Device, run_command
+from dd3g.errors import UserError
+from dd3g.infer import DEFAULT_WEIGHTS
+
+
+def serve(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    weights: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = DEFAULT_WEIGHTS,
+    device: Device = "auto",
+    no_matte: Annotated[
+        bool, typer.Option("--no-matte", help="Use pictures without alpha whole, as the object.")
+    ] = False,
+    max_waiting: Annotated[int, typer.Option(help="Pictures at a time; more are told to try again.")] = 32,
+    max_megabytes: Annotated[float, typer.Option(help="Largest picture file.")] = 20.0,
+    max_seconds: Annotated[float, typer.Option(help="Longest wait for an answer.")] = 60.0,
+) -> None:
+    """Serve a page to drop pictures on, and POST /generate for programs, until Ctrl-C or SIGTERM.
+
+    Needs the extra `serve`. Nothing that a caller sends is taken for a path, and no connection is opened.
+    """
+    for name, value in (("waiting", max_waiting), ("megabytes", max_megabytes), ("seconds", max_seconds)):
+        if not 0 < value < float("inf"):
+            raise UserError(f"--max-{name} {value:g} is out of range: give a number above 0")
+    try:
+        import uvicorn
+
+        from dd3g.serve.app import Limits, make_app
+    except ImportError as error:
+        raise UserError(f"dd3g serve needs the extra 'serve' ({error}): pip install 'dd3g[serve]'") from error
+    from dd3g.device import find_device
+    from dd3g.models import require_model
+    from dd3g.pepd import Generator
+    from dd3g.serve.worker import Worker
+
+    if not no_matte:
+        require_model("u2netp")
+    with _listening(host, port) as listener:
+        place = str(find_device(device))
+        worker = Worker(Generator.from_pretrained(weights, device=place), "none" if no_matte else "auto")
+        try:
+            worker.warm_up()
+            about = {"version": dd3g.__version__, "weights": weights, "device": place}
+            app = make_app(worker, about, Limits(max_waiting, max_megabytes, max_seconds))
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    app,
+                    log_level="warning",
+                    access_log=False,
+                    server_header=False,
+                    lifespan="on",
+                    timeout_graceful_shutdown=int(max_seconds) + 1,
+                )
+            )
+            # uvicorn raises the signal that stopped it once more when all is answered: no error then.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+            shown = f"[{host}]" if ":" in host else host
+            typer.echo(f"serving {weights} on http://{shown}:{listener.getsockname()[1]} (Ctrl-C stops it)")
+            sys.stdout.flush()
+            server.run(sockets=[listener])
+        finally:
+            worker.close()
+    typer.echo("stopped: every picture that had come was answered")
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"cannot listen on {host} port {port} ({reason}): give another --port, or 0 for a free one"
+        ) from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_command(serve, argv, "dd3g serve", needs_words=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""Pictures to files for many callers, one after another by one generator."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dd3g.errors import UserError
+from dd3g.io.splats import MIN_OPACITY, save
+from dd3g.io.viewer import save_viewer
+from dd3g.matting import predict_matte
+from dd3g.picture import load_image, read_rgba
+from dd3g.results import Request
+
+if TYPE_CHECKING:
+    from dd3g.gaussians import Gaussians
+    from dd3g.pepd import Generator
+
+PAGE = "html"  # the viewer page, beside the formats of splats
+KEPT = 8  # objects that are remembered, so that another format of one costs no second pass
+
+
+class Unwritten(Exception):
+    """The object was made, and this machine could not write it."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """One file.
+
+    Args:
+        data: its bytes.
+        gaussians: how many it holds.
+        seconds: from picture to bytes, waiting left out.
+        warnings: about the picture.
+    """
+
+    data: bytes
+    gaussians: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+class Worker:
+    """One thread with one generator.
+
+    Args:
+        generator: makes the objects.
+        matte: "auto" or "none", for pictures that leave it open; see `dd3g.picture.load_image`.
+    """
+
+    def __init__(self, generator: Generator, matte: str = "auto") -> None:
+        self.matte, self.mean_seconds = matte, 1.0
+        self._generator = generator
+        self._kept: OrderedDict[tuple[Any, ...], tuple[Gaussians, tuple[str, ...]]] = OrderedDict()
+        self._thread = ThreadPoolExecutor(1, "dd3g-worker")
+
+    def warm_up(self) -> None:
+        """Load the matting model and compile all kernels, which takes seconds once."""
+        self._thread.submit(self._warm_up).result()
+
+    def submit(self, picture: bytes, format: str, request: Request) -> Future[Made]:
+        """Put one picture behind those that wait; the future can be cancelled until its turn comes.
+
+        Args:
+            picture: the bytes of a picture file.
+            format: one of `dd3g.results.FORMATS`, or `PAGE`.
+            request: how to make the object; its output folder is not used.
+
+        Returns:
+            The future of the file, whose result raises UserError where the picture cannot be used, and
+            Unwritten where this machine's disk is at fault.
+        """
+        return self._thread.submit(self._make, picture, format, request)
+
+    def close(self) -> None:
+        """End the thread after what it works on; what waits is cancelled."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _warm_up(self) -> None:
+        from PIL import Image
+
+        if self.matte != "none":
+            predict_matte(Image.new("RGB", (32, 32)), self.matte)
+        canvas = Image.new("RGBA", (64, 64))
+        canvas.paste((200, 80, 40, 255), (16, 16, 48, 48))
+        self._generator.generate(load_image(canvas))
+
+    def _make(self, picture: bytes, format: str, request: Request) -> Made:
+        start = time.perf_counter()
+        gaussians, warnings = self._object(picture, request)
+        try:
+            with tempfile.TemporaryDirectory(prefix="dd3g-serve-") as folder:
+                path = Path(folder, f"object.{format}")
+                if format == PAGE:
+                    save_viewer(gaussians, path, title="object")
+                else:
+                    save(gaussians, path, axes=request.axes)
+                data = path.read_bytes()
+        except (UserError, OSError) as error:
+            if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
+                raise Unwritten(str(error)) from error
+            raise
+        seconds = time.perf_counter() - start
+        self.mean_seconds += 0.1 * (seconds - self.mean_seconds)
+        return Made(data, len(gaussians.pruned(MIN_OPACITY)), seconds, warnings)
+
+    def _object(self, picture: bytes, request: Request) -> tuple[Gaussians, tuple[str, ...]]:
+        r = request
+        key = (hashlib.sha256(picture).digest(), r.matte, r.seed, r.elevation, r.raw, r.refine)
+        if key not in self._kept:
+            found = load_image(read_rgba(picture), matte=r.matte)
+            gaussians = self._generator.generate(
+                found, seed=r.seed, elevation=r.elevation, raw=r.raw, refine=r.refine
+            )
+            self._kept[key] = gaussians.to("cpu"), found.warnings
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]

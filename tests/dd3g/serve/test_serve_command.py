@@ -1,0 +1,211 @@
+"""`dd3g serve` as a process on loopback: start, a short load, its end, and its page in a real browser."""
+
+import base64
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stand_ins.headless_chromium import CHROMIUM, Page
+from stand_ins.infer_command import ROOT, command
+
+from dd3g.io.splats import decode, load
+from dd3g.models import model_path
+from dd3g.results import FORMATS
+from dd3g.serve.__main__ import main
+from tools.load_server import load as put_load
+from tools.load_server import start_server
+
+slow = pytest.mark.slow
+LAMP = ROOT / "assets/lamp.png"
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The port of a server."""
+    pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
+    process, port = start_server("--no-matte")
+    yield port
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+
+
+def post(port, body, query=""):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    connection.request("POST", f"/generate{query}", body)
+    answer = connection.getresponse()
+    return answer.status, answer.read()
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["--max-waiting", "0"], "--max-waiting 0 is out of range"),
+        (["--max-seconds", "nan"], "--max-seconds nan is out of range"),
+        (["--port", "99999", "--no-matte"], "cannot listen on 127.0.0.1 port 99999"),
+        (["--host", "203.0.113.1", "--no-matte"], "cannot listen on 203.0.113.1 port 8000"),
+        (["extra"], "dd3g serve --help explains the options"),
+    ],
+)
+def test_a_server_that_can_not_start_says_why(words, match, capsys):
+    pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and match in line
+
+
+def test_a_port_that_is_taken(capsys):
+    pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["--no-matte", "--port", str(taken.getsockname()[1])]) == 2
+    assert "give another --port, or 0 for a free one" in capsys.readouterr().err
+
+
+def test_without_the_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main([]) == 2
+    assert "pip install 'dd3g[serve]'" in capsys.readouterr().err
+
+
+def test_a_missing_matting_model_is_never_fetched_by_a_caller(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
+    monkeypatch.setenv("DD3G_CACHE", str(tmp_path))
+    assert main([]) == 2
+    assert "dd3g models fetch u2netp" in capsys.readouterr().err
+
+
+@slow
+def test_the_server_and_the_command_make_the_same_files(server, tmp_path):
+    done = command(LAMP, "-o", tmp_path, "--format", ",".join(FORMATS), "--no-matte", "--seed", "3")
+    assert done.returncode == 0, done.stderr
+    for format in FORMATS:
+        status, content = post(server, LAMP.read_bytes(), f"?format={format}&seed=3")
+        assert status == 200 and content == (tmp_path / f"lamp.{format}").read_bytes()
+    assert len(decode(content, format)) > 5000
+
+
+@slow
+def test_a_short_load_loses_nothing():
+    pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
+    report = put_load(clients=12, seconds=float(os.environ.get("DD3G_LOAD_SECONDS", 5)))
+    assert report["lost"] == [] and report["exit_code"] == 0
+    assert report["answers"]["200"] >= 5 and set(report["answers"]) <= {"200", "400", "413", "422", "503"}
+
+
+@slow
+def test_sigterm_lets_a_picture_end_that_has_come():
+    pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
+    process, port = start_server("--no-matte")
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    connection.request("POST", "/generate?refine=3", LAMP.read_bytes())
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    answer = connection.getresponse()
+    assert answer.status == 200 and len(decode(answer.read(), "ply")) > 5000
+    assert process.wait(60) == 0
+    assert process.stdout.read() == "stopped: every picture that had come was answered\n"
+
+
+@slow
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+@pytest.mark.skipif(not model_path("u2netp"), reason="needs the matting model")
+def test_a_server_opens_no_connection(tmp_path):
+    pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
+    trace = tmp_path / "trace"
+    words = ["strace", "-f", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(trace)]
+    words += [sys.executable, "-m", "dd3g", "serve", "--port", "0"]
+    # Where traces are sent to in some places: the server must not.
+    environment = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+    process = subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    line = process.stdout.readline()
+    if "http://" not in line:
+        assert "ptrace" in (said := process.stderr.read()), said
+        pytest.skip("strace may not trace here")
+    port = int(line.split("127.0.0.1:")[1].split()[0])
+    assert post(port, (ROOT / "assets/coffee.jpg").read_bytes())[0] == 200
+    assert post(port, b"http://127.0.0.1:9/a.png")[0] == 422
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGTERM)
+    process.communicate(timeout=60)
+    calls = trace.read_text().splitlines()
+    assert [call for call in calls if "connect(" in call and "AF_INET" in call] == []
+    assert [call for call in calls if "sin_addr" in call or "sin6_addr" in call] == []
+
+
+@pytest.fixture
+def page(tmp_path):
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed (apt-get install chromium)")
+    page = Page(tmp_path / "profile", 800)
+    yield page
+    page.close()
+
+
+def drop(page, path):
+    at = {"x": 400, "y": 300, "data": {"items": [], "files": [str(path)], "dragOperationsMask": 1}}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        page.call("Input.dispatchDragEvent", type=kind, **at)
+
+
+@slow
+def test_a_picture_dropped_on_the_page_turns_and_downloads(server, page, tmp_path):
+    address = f"http://127.0.0.1:{server}/"
+    page.call("Page.navigate", url=address)
+    page.wait("document.readyState === 'complete' && typeof take === 'function'")
+    drop(page, LAMP)
+    page.wait("!document.getElementById('object').hidden")
+    assert "Gaussians in" in page.eval("document.getElementById('status').textContent")
+    box = json.loads(page.eval("JSON.stringify(document.getElementById('object').getBoundingClientRect())"))
+    left, top = int(box["left"]) + 4, int(box["top"]) + 60
+
+    def inside():
+        return page.screenshot()[top : top + 250, left : left + 700].astype(int)
+
+    until = time.monotonic() + 60
+    while (shot := inside()).std(axis=(0, 1)).max() < 10:  # until the object is drawn
+        assert time.monotonic() < until
+    time.sleep(2)
+    assert np.abs(inside() - shot).max() > 50  # and turns
+
+    downloads = tmp_path / "downloads"
+    session, page._session = page._session, None
+    page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
+    page._session = session
+    for format in (*FORMATS, "html"):
+        page.eval(f"document.querySelector('[data-format=\"{format}\"]').click()")
+        path = downloads / f"lamp.{format}"
+        until = time.monotonic() + 60
+        while not path.exists():
+            assert time.monotonic() < until, f"{path.name} never came"
+            time.sleep(0.05)
+        assert format == "html" or len(load(path)) > 5000
+    assert all(url.startswith((address, "blob:", "data:", "about:")) for url in page.requests), page.requests
+    assert page.errors == []
+
+
+@slow
+def test_the_page_tells_what_is_wrong_with_a_picture(server, page, tmp_path):
+    page.call("Page.navigate", url=f"http://127.0.0.1:{server}/")
+    page.wait("document.readyState === 'complete' && typeof take === 'function'")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(LAMP.read_bytes()[:-2000])
+    drop(page, broken)
+    page.wait("document.getElementById('status').className === 'bad'")
+    assert "the picture is damaged or cut short" in page.eval("document.getElementById('status').textContent")
+    assert page.eval("document.getElementById('object').hidden")
+    # By the button, as with a keyboard, and again a good one.
+    data = base64.b64encode(LAMP.read_bytes()).decode()
+    page.eval(f"take(new File([Uint8Array.from(atob('{data}'), (c) => c.charCodeAt(0))], 'lamp.png'))")
+    page.wait("!document.getElementById('object').hidden")
+    assert page.eval("document.getElementById('status').className") == ""
+    assert page.eval("document.querySelectorAll('main').length") == 1
