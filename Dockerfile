@@ -2,7 +2,7 @@
 # Other commands: docker run --rm --user "$(id -u)" -v "$PWD:/data" dd3g infer photo.jpg -o out
 FROM python:3.12-slim-bookworm
 
-# An index with builds of torch for CPUs alone makes the image some gigabytes smaller: --build-arg PIP_EXTRA_INDEX_URL=…
+# An index with builds of torch for CPUs alone saves some gigabytes: --build-arg PIP_EXTRA_INDEX_URL=…
 ARG PIP_EXTRA_INDEX_URL=""
 
 WORKDIR /opt/dd3g

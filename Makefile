@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e
 DEMO ?= assets/lamp.png
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast lint docs clean
 
 demo: $(VENV)/.demo  ## one picture -> out/: splat files, turntable, viewer page
 	@$(BIN)/python -m dd3g.models fetch u2netp || echo "going on without it: the demo picture has alpha"
@@ -24,8 +24,12 @@ lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.dev  ## the documentation as a site, with an object to turn -> site/
+	$(BIN)/python -m dd3g.infer $(DEMO) -o docs/live --format ply --viewer
+	$(BIN)/python -m mkdocs build --strict
+
 clean:  ## remove the environment and the results of `make demo`
-	rm -rf $(VENV) out
+	rm -rf $(VENV) out site docs/live
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) '.[video]'

@@ -54,4 +54,7 @@ def test_test_installs_what_the_tests_need_and_runs_them(make):
     assert install[-2:] == ["-e", ".[dev]"] and test == ["-m", "pytest"]
     assert make("test") == [fetch, test]
     assert make("test-fast") == [["-m", "pytest", "-m", "not", "slow"]]
+    *_, page, site = make("docs")
+    assert page[:2] == ["-m", "dd3g.infer"] and page[3:] == ["-o", "docs/live", "--format", "ply", "--viewer"]
+    assert site == ["-m", "mkdocs", "build", "--strict"]
     assert make("clean") == [] and make("demo")[1][-1] == ".[video]"

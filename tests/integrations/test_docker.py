@@ -1,4 +1,4 @@
-"""The Dockerfiles, as far as that goes without Docker: style, extras that exist, commands that are understood."""
+"""The Dockerfiles, as far as that goes without Docker: style, extras, and commands that exist."""
 
 import re
 import shlex
