@@ -110,9 +110,9 @@ class Load:
                 connection.close()
             with self._lock:
                 self.answers[answer.status] += 1
-            if answer.status != 503:
+            if answer.status not in (503, 504):
                 break
-            if self.over.wait(float(answer.headers["Retry-After"])):
+            if self.over.wait(float(answer.headers.get("Retry-After", 1))):
                 return
         if answer.status != expected:
             self._lose(f"{query}: {answer.status} for {expected}: {content[:200]!r}")

@@ -127,8 +127,10 @@ def make_app(worker: Worker, about: dict[str, Any], limits: Limits = Limits()) -
         status = 500
         try:
             order = parameters.order(worker)
-            if taken >= limits.waiting:
-                retry = math.ceil(worker.mean_seconds * taken / 2)
+            # A picture whose turn would come too late is not taken, either.
+            ahead = worker.mean_seconds * taken
+            if taken >= limits.waiting or ahead > limits.seconds:
+                retry = math.ceil(ahead / 2)
                 message = f"{taken} pictures are waiting already: try again in {retry} seconds"
                 raise HTTPException(503, message, {"Retry-After": str(retry)})
             taken += 1

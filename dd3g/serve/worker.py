@@ -108,7 +108,7 @@ class Worker:
                 raise Unwritten(str(error)) from error
             raise
         seconds = time.perf_counter() - start
-        self.mean_seconds += 0.1 * (seconds - self.mean_seconds)
+        self.mean_seconds += 0.3 * (seconds - self.mean_seconds)  # of late
         return Made(data, len(gaussians.pruned(MIN_OPACITY)), seconds, warnings)
 
     def _object(self, picture: bytes, request: Request) -> tuple[Gaussians, tuple[str, ...]]:
