@@ -135,7 +135,7 @@ class Cameras:
             origins (..., 1, 1, 3) and directions (..., H, W, 3) in the world. Directions have camera depth 1,
             so `origins + depth * directions` lies at camera-space z = depth.
         """
-        dtype, device = self.viewmats.dtype, self.viewmats.device
+        dtype, device = self.viewmats.dtype, self.viewmats.device  # made there, not copied there
         rows, columns = (torch.arange(n, dtype=dtype, device=device) + 0.5 for n in (self.height, self.width))
         y, x = torch.meshgrid(rows, columns, indexing="ij")
         K = self.Ks[..., None, None, :, :]

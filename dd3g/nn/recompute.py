@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -19,8 +21,14 @@ def recompute_blocks(model: nn.Module) -> int:
     count = 0
     for child in model.children():
         if isinstance(model, nn.ModuleList) and not isinstance(child, nn.ModuleList):
-            child.forward = partial(checkpoint, child.forward, use_reentrant=False)
+            child.forward = partial(_forgetful, child.forward)
             count += 1
         else:
             count += recompute_blocks(child)
     return count
+
+
+def _forgetful(forward: Callable[..., Any], *args: Any) -> Any:
+    # Lists may have grown when the block runs again.
+    args = tuple(list(a) if isinstance(a, list) else a for a in args)
+    return checkpoint(forward, *args, use_reentrant=False)
