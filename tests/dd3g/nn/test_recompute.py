@@ -18,10 +18,13 @@ def generator():
     model = Generator(GeneratorConfig(**shape))
     g = torch.Generator().manual_seed(1)
     noise = torch.randn(1, 4, 4, 4, 4, generator=g)
-    made = lambda: model(noise, Cameras.default_rig(32), torch.rand(1, 4, 32, 32, generator=g.manual_seed(2)))  # noqa: E731
-    return model, lambda: sum(
-        getattr(made(), n).square().mean() for n in ("means", "scales", "quats", "colors")
-    )
+    image = torch.rand(1, 4, 32, 32, generator=g)
+
+    def loss():
+        made = model(noise, Cameras.default_rig(32), image)
+        return sum(getattr(made, n).square().mean() for n in ("means", "scales", "quats", "colors"))
+
+    return model, loss
 
 
 def occupancy():
