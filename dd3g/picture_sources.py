@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from dd3g.decoding import SUFFIXES
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
-from dd3g.picture import SUFFIXES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -123,7 +123,7 @@ class EncodedPictures(Protocol):
         """What messages call it."""
 
     def read(self, index: int) -> Path | bytes:
-        """What `dd3g.picture.read_rgba` reads.
+        """What `dd3g.decoding.read_rgba` reads.
 
         Raises:
             UserError: when there is none.

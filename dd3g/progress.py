@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_drawn: list[Progress] = []  # bars on the screen, the last one entered at the end
 
 
 class Progress:
@@ -67,6 +69,12 @@ class Progress:
             left = timedelta(seconds=round((self.total - self.done) / self.rate))
             self.say(f"{self.done} of {self.total} {self.name}, {note}, {left} left")
 
+    def each(self, items: Sequence[T]) -> Iterator[T]:
+        """The items one by one, each counted when the next one is asked for."""
+        for item in items:
+            yield item
+            self.advance()
+
     def say(self, text: str) -> None:
         """Print one line above the bar."""
         if self._lines:
@@ -76,18 +84,31 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._bar.start()
+        _drawn.append(self)
         return self
 
     def __exit__(self, *exc: Any) -> None:
+        _drawn.remove(self)
         self._bar.stop()
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Take the bar off the screen while something else draws there."""
+    bars = [progress._bar for progress in _drawn[-1:]]
+    for bar in bars:
+        bar.stop()
+    try:
+        yield
+    finally:
+        for bar in bars:
+            bar.start()
 
 
 def track(items: Sequence[T], name: str) -> Iterator[T]:
     """The items one by one, counted on a bar as `name`."""
     with Progress(total=len(items), name=name) as progress:
-        for item in items:
-            yield item
-            progress.advance()
+        yield from progress.each(items)
 
 
 def print_first(lines: Sequence[str], most: int, rest: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dd3g.errors import UserError
 from dd3g.io.formats import AXES as AXES
 from dd3g.io.formats import MESHES, SPLATS, check_format
+from dd3g.io.atomic import appearing
 
 if TYPE_CHECKING:
     from dd3g.gaussians import Gaussians
@@ -33,6 +34,9 @@ class Request:
         seed: seed of the first sample; sample k uses seed + k, below `SEEDS`.
         samples: objects made from one picture, >= 1.
         matte: as in `dd3g.picture.load_image`.
+        mask: the object's own matte: a file, or a folder of files named like the pictures.
+        foreground_ratio: part of the frame that the object's longest side spans, within 0.1..1.
+        stem: of the one result's files; None takes the picture's.
         elevation: degrees from which the pictures look down on their objects, within -80..80.
         raw: write the network's soft splats, not a solid body.
         refine: seconds for which the visible discs are fitted to the picture, 0 or more.
@@ -47,6 +51,9 @@ class Request:
     seed: int
     samples: int
     matte: str
+    mask: Path | None = None
+    foreground_ratio: float = 0.8
+    stem: str | None = None
     elevation: float = 10.0
     raw: bool = False
     refine: float = 0.0
@@ -65,6 +72,10 @@ class Request:
                 f"--elevation {self.elevation:g} is out of range: give -80 to 80 degrees, 0 for a picture "
                 "taken from the side and 40 for one from well above"
             )
+        if not 0.1 <= self.foreground_ratio <= 1:
+            raise UserError(f"--foreground-ratio {self.foreground_ratio:g} is out of range: give 0.1 to 1")
+        if self.stem is not None and self.samples > 1:
+            raise UserError(f"-o names one file, and there are {self.samples} --samples: give a folder")
         if not 0 <= self.refine < float("inf"):
             raise UserError(f"--refine {self.refine:g} must be a number of seconds, 0 or more")
         if self.raw and self.refine:
@@ -72,70 +83,95 @@ class Request:
                 "--refine fits the discs of a solid body, which --raw leaves out: give one of the two"
             )
 
+    def mask_of(self, picture: str) -> Path | None:
+        """The mask that belongs to a picture, None where none was given.
 
-def write_results(generator: Generator, picture: Picture, stem: str, request: Request) -> dict[str, Any]:
-    """Generate and write everything for one picture; the files appear together, each whole.
+        Raises:
+            UserError: a folder of masks without one for the picture.
+        """
+        if self.mask is None or not self.mask.is_dir():
+            return self.mask
+        stem = Path(picture).stem
+        found = sorted(path for path in self.mask.iterdir() if path.stem == stem and not path.is_dir())
+        if not found:
+            raise UserError(f"no mask for {picture} in {self.mask}: looked for {stem}.*")
+        return found[0]
 
-    Returns:
-        `{"matte": path, "samples": [{"seed", "gaussians", "files"}]}` as --json prints it; `gaussians` is how
-        many the splat files hold.
+
+def write_results(
+    generator: Generator, picture: Picture, stem: str, request: Request
+) -> Iterator[dict[str, Any]]:
+    """Generate and write everything for one picture, sample by sample; the matte comes with the first.
+
+    Args:
+        generator: makes the objects.
+        picture: of the object.
+        stem: of the names of its results; may begin with folders below the output folder.
+        request: what to write.
+
+    Yields:
+        `{"seed", "gaussians", "files"}` as --json prints it, once the sample's files have their places;
+        `gaussians` is how many the splat files hold.
 
     Raises:
         UserError: when the generator made nothing visible, or the files cannot be written.
     """
     from dd3g.io.splats import MIN_OPACITY
 
-    samples = []
-    with tempfile.TemporaryDirectory(dir=request.out, prefix=".dd3g-") as temporary:
-        folder = Path(temporary)
-        try:
-            picture.save(folder / f"{stem}.matte.png")
-            for k in range(request.samples):
-                name = stem if request.samples == 1 else f"{stem}-{k}"
-                # On the CPU from here on: turntables on CUDA would need a compiler, mps has no rasteriser.
-                gaussians = generator.generate(
-                    picture,
-                    seed=request.seed + k,
-                    elevation=request.elevation,
-                    raw=request.raw,
-                    refine=request.refine,
-                ).to("cpu")
+    for k in range(request.samples):
+        name = stem if request.samples == 1 else f"{stem}-{k}"
+        # On the CPU from here on: turntables on CUDA would need a compiler, mps has no rasteriser.
+        gaussians = generator.generate(
+            picture,
+            seed=request.seed + k,
+            elevation=request.elevation,
+            raw=request.raw,
+            refine=request.refine,
+        ).to("cpu")
+        with appearing(request.out) as folder:
+            try:
+                if k == 0:
+                    picture.save(folder / f"{stem}.matte.png")
                 files = _write_one(gaussians, folder, name, request)
-                count = len(gaussians.pruned(MIN_OPACITY))
-                samples.append({"seed": request.seed + k, "gaussians": count, "files": files})
-        except UserError as e:
-            raise UserError(str(e).replace(temporary, str(request.out))) from e
-        moves = [(path, request.out / path.name) for path in sorted(folder.iterdir())]
-        for _, target in moves:
-            if target.is_dir():
-                raise UserError(
-                    f"cannot write {target}: it is a folder; move it away, or choose another folder with -o"
-                )
-        for path, target in moves:
-            path.replace(target)
-    return {"matte": str(request.out / f"{stem}.matte.png"), "samples": samples}
+            except UserError as e:
+                raise UserError(str(e).replace(str(folder), str(request.out))) from e
+        count = len(gaussians.pruned(MIN_OPACITY))
+        yield {"seed": request.seed + k, "gaussians": count, "files": files}
+
+
+def are_there(stem: str, request: Request) -> bool:
+    """Whether everything that `write_results` would write for a picture lies in the output folder."""
+    names = [stem] if request.samples == 1 else [f"{stem}-{k}" for k in range(request.samples)]
+    suffixes = [*request.formats, *(["html"] if request.viewer else [])]
+    wanted = [f"{stem}.matte.png", *(f"{name}.{suffix}" for name in names for suffix in suffixes)]
+    movies = names if request.turntable else []  # of either kind, see `dd3g.io.turntable`
+    return all((request.out / name).is_file() for name in wanted) and all(
+        any((request.out / f"{name}.turntable{end}").is_file() for end in (".mp4", ".webp"))
+        for name in movies
+    )
 
 
 def _write_one(gaussians: Gaussians, folder: Path, name: str, request: Request) -> list[str]:
     """Write one object into `folder`; returns the paths that its files will have in the output folder."""
     from dd3g.io.splats import save
 
-    files = [f"{name}.{format}" for format in request.formats]
-    for file, format in zip(files[:], request.formats, strict=True):
-        if format in MESHES:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    files = [f"{name}.{suffix}" for suffix in request.formats]
+    for file, suffix in zip(files[:], request.formats, strict=True):
+        if suffix in MESHES:
             from dd3g.pepd.mesh import mesh_of
 
             files += [p.name for p in mesh_of(gaussians).save(folder / file)[1:]]
         else:
-            save(gaussians, folder / file, request.axes, format, layout=request.ply_layout)
+            save(gaussians, folder / file, request.axes, suffix, layout=request.ply_layout)
     if request.turntable:
         from dd3g.io.turntable import render_turntable, save_turntable
 
         movie = save_turntable(render_turntable(gaussians), folder / f"{name}.turntable.mp4")
-        files.append(movie.name)  # an animation where there is no video encoder
+        files.append(str(movie.relative_to(folder)))  # an animation where there is no video encoder
     if request.viewer:
         from dd3g.io.viewer import save_viewer
 
         files.append(f"{name}.html")
-        save_viewer(gaussians, folder / files[-1], title=name)
+        save_viewer(gaussians, folder / files[-1], title=Path(name).name)
     return [str(request.out / file) for file in files]

@@ -9,9 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dd3g.decoding import read_rgba
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
-from dd3g.picture import cut_out, load_image, object_frame, read_rgba, resize_rgba
+from dd3g.framing import object_frame
+from dd3g.picture import cut_out, is_cut_out, load_image, resize_rgba
 from dd3g.picture_sources import (
     EncodedPictures,
     Found,
@@ -96,7 +98,7 @@ class Pictures:
         name = self.encoded.where(index)
         image = read_rgba(self.encoded.read(index), name)
         about = {"source": self.encoded.name(index)}
-        if image.getchannel("A").getextrema()[0] == 255:
+        if not is_cut_out(image):
             if self.matte == NO_MATTE:
                 raise UserError(f"{name} has no transparent pixel: cut the object out, or give --matte auto")
             try:

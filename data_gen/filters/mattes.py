@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from data_gen.filters.foreground import estimate_foreground
+from dd3g.framing import cut_frame, object_frame
 from dd3g.matting import predict_matte
-from dd3g.picture import cut_frame, object_frame
 from dd3g.setting import setting
 
 

@@ -29,8 +29,8 @@ from data_gen.shards.options import OPTIONS, options_fingerprint, read_options
 from data_gen.shards.storage import Storage
 from dd3g.command import run_command
 from dd3g.errors import UserError
+from dd3g.framing import SOLID
 from dd3g.io.shards import Shards
-from dd3g.picture import SOLID
 from dd3g.progress import Progress, print_first
 
 SHOWN = 20  # problems that are printed

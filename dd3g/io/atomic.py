@@ -6,12 +6,16 @@ import contextlib
 import errno
 import os
 import re
+import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dd3g.errors import UserError
 
+TEMPORARY = ".dd3g-tmp-"  # how temporary folders begin
 # Names of unfinished files, here and in `dd3g.io.shards`.
 UNFINISHED = re.compile(r"\..+\.(\d+-[0-9a-f]{8}(\.\w+)?|\d+\.tmp)")
 
@@ -54,6 +58,68 @@ def replacing(path: str | Path) -> Iterator[Path]:
             raise
     except OSError as error:
         raise UserError(_explain(error, path)) from error
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A temporary folder below `folder` whose files move there when the block ends well, else vanish.
+
+    Args:
+        folder: where the files belong; it exists. Files in folders of their own keep these.
+
+    Yields:
+        The temporary folder, locked as long as this process lives.
+
+    Raises:
+        UserError: when a file's place is taken by a folder.
+        OSError: when nothing can be written.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY) as name:
+        temporary = Path(name)
+        with _locked(temporary):
+            yield temporary
+            files = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
+            targets = [folder / path.relative_to(temporary) for path in files]
+            for target in targets:
+                if target.is_dir():
+                    raise UserError(
+                        f"cannot write {target}: it is a folder; move it away, or choose another folder with -o"
+                    )
+            for path, target in zip(files, targets, strict=True):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary folders below `folder` that killed processes left; those of living ones are locked."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        try:
+            with _locked(path) as locked:
+                # A folder that is made right now may not be locked yet.
+                if locked and time.time() - path.stat().st_mtime > 60:
+                    shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            continue  # it has gone, or belongs to somebody else
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder against other processes where the system can; yields whether it is ours."""
+    try:
+        import fcntl
+    except ImportError:  # of Windows, where nothing is ever taken for a leftover
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except OSError:  # somebody else's, or a file system without locks
+            locked = False
+        yield locked
+    finally:
+        os.close(handle)
 
 
 def _explain(error: OSError, path: Path) -> str:

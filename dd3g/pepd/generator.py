@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, overload
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dd3g.cameras import ELEVATION, Cameras
+from dd3g.device import find_device
 from dd3g.errors import UserError, first_line
 from dd3g.io.splats import Gaussians
 from dd3g.nn import PictureEncoder, correspond_rgba
@@ -119,29 +122,32 @@ class Generator(Renamed):
         elevation: float = ELEVATION,
         raw: bool = False,
         refine: float = 0.0,
+        matte: str = "auto",
+        mask: Any = None,
     ) -> Gaussians:
-        """Picture to Gaussians, the whole way for one user.
+        """Picture to Gaussians, the whole way for one user; what is doubtful becomes a Python warning.
 
         Args:
-            picture: a path, a PIL image, a `Picture`, or straight RGBA (4, S, S) framed as in training.
+            picture: anything that `dd3g.load_image` reads, a `Picture`, or straight RGBA (4, S, S) framed as
+                in training.
             seed: draws the noise, on the CPU: a seed means the same on every device.
             elevation: degrees by which the picture was taken from above; training saw -10 to 40.
             raw: keep the network's soft splats instead of a solid body of opaque discs; see `solidify`.
             refine: seconds for which the visible discs are fitted to the picture.
+            matte: as in `dd3g.load_image`.
+            mask: as in `dd3g.load_image`.
 
         Returns:
             (N,) Gaussians on the generator's device.
 
         Raises:
             ValueError: when the elevation does not lie strictly between -90 and 90.
+            UserError: when the picture cannot be read or shows nothing, or the seed is no whole number.
         """
-        from dd3g.picture import Picture, load_image
+        from dd3g.picture import as_picture
 
-        if isinstance(picture, Tensor):
-            rgba = picture
-        else:
-            rgba = (picture if isinstance(picture, Picture) else load_image(picture)).rgba
-        rgba = rgba.float()
+        seed = whole_seed(seed)
+        rgba = as_picture(picture, matte, mask).rgba.float()
         device, views = self.type_embedding.device, self.config.latent_shape[0]
         image = resize(rgba[None], self.config.size).to(device)
         noise = torch.randn(1, *self.config.latent_shape, generator=torch.Generator().manual_seed(seed))
@@ -156,6 +162,15 @@ class Generator(Renamed):
         if refine > 0:
             solid = refined(solid, rgba.cpu(), rig[:1], refine)
         return solid.to(device)
+
+    def generate_each(self, pictures: Iterable[Any], **how: Any) -> list[Gaussians]:
+        """What `generate` makes of each of some pictures, or of a batch (B, 4, S, S), as if it were alone.
+
+        Args:
+            pictures: as `generate` takes them.
+            **how: options of `generate`, for all of them.
+        """
+        return [self.generate(picture, **how) for picture in pictures]
 
     def save_pretrained(
         self, folder: str | Path, dtype: torch.dtype | None = None, file_bytes: int | None = None
@@ -198,20 +213,28 @@ class Generator(Renamed):
                 raise UserError(f"{repo}: the hub did not take the weights ({first_line(error)})") from error
 
     @classmethod
-    def from_pretrained(cls, name: str | Path = "nano", device: str | torch.device = "cpu") -> Generator:
+    def from_pretrained(
+        cls, name: str | Path = "nano", device: str | torch.device = "cpu", **hub: str | None
+    ) -> Generator:
         """Load a generator by the name of shipped weights, a local folder, or a hub id `owner/name`.
 
+        Args:
+            name: of the weights.
+            device: as torch knows it, or "auto": CUDA where there is one, else the CPU.
+            **hub: `revision`, `token` and `cache_dir` of a hub id, as huggingface_hub takes them.
+
         Raises:
-            UserError: when nothing is found under that name, or what is found is not a dd3g generator.
+            UserError: when nothing is found under that name, what is found is not a dd3g generator, or the
+                device does not work.
         """
-        folder = find_weights(name)
+        folder = find_weights(name, **hub)
         config = read_config(folder, "generator")
         config["bounds"] = build(folder, config.get("bounds", {}), Bounds, lambda bounds: bounds)
         if config.get("shape"):
             config["shape"] = build(folder, config["shape"], OccupancyConfig, lambda shape: shape)
         model = build(folder, config, GeneratorConfig, cls)
         load_weights(folder, model)
-        return model.to(device).eval()
+        return model.to(find_device(str(device))).eval()
 
 
 def shipped() -> list[str]:
@@ -219,8 +242,35 @@ def shipped() -> list[str]:
     return sorted(p.parent.name for p in SHIPPED.glob("*/config.json") if '"generator"' in p.read_text())
 
 
-def find_weights(name: str | Path) -> Path:
-    """Folder of a shipped name, a local folder, or a hub id (downloaded as safetensors and JSON only)."""
+def whole_seed(seed: Any) -> int:
+    """A seed of any type of whole numbers, numpy's and torch's among them.
+
+    Raises:
+        UserError: for anything else, or outside of what torch knows.
+    """
+    try:
+        whole = operator.index(seed)
+    except TypeError:
+        raise UserError(f"the seed {seed!r} is not a whole number: give one from 0 to 2**64 - 1") from None
+    if not 0 <= whole < 2**64:
+        raise UserError(f"the seed {whole} is out of range: give 0 to 2**64 - 1")
+    return whole
+
+
+def find_weights(
+    name: str | Path, revision: str | None = None, token: str | None = None, cache_dir: str | None = None
+) -> Path:
+    """Folder of a shipped name, a local folder, or a hub id (downloaded as safetensors and JSON only).
+
+    Args:
+        name: of the weights.
+        revision: branch, tag or commit of a hub id.
+        token: for the hub; None takes the one that `hf auth login` stored.
+        cache_dir: where the hub's files are kept; None is the hub's own folder.
+
+    Raises:
+        UserError: when there are none, or the hub does not give them.
+    """
     path = Path(name)
     try:
         if (SHIPPED / name / CONFIG).is_file():
@@ -242,7 +292,15 @@ def find_weights(name: str | Path) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(snapshot_download(name, allow_patterns=[CONFIG, "model*.safetensors", INDEX]))
+            return Path(
+                snapshot_download(
+                    name,
+                    revision=revision,
+                    token=token,
+                    cache_dir=cache_dir,
+                    allow_patterns=[CONFIG, "model*.safetensors", INDEX],
+                )
+            )
         except Exception as error:  # the hub client raises a family of its own for network, rights and names
             reason = first_line(error)
             raise UserError(f"{name}: no such folder, and the hub did not give it ({reason})") from error

@@ -9,6 +9,7 @@ from PIL import Image
 from stand_ins.infer_command import fails, picture, run, written
 
 from dd3g import infer
+from dd3g.decoding import SUFFIXES
 from dd3g.gaussians import Gaussians
 from dd3g.io import splats
 
@@ -152,14 +153,19 @@ def test_warning_is_shown(here, stub):
 
 
 def test_folder_goes_on_past_failures(here, stub):
-    for name in ("a.png", "c.PNG", "sub/not-taken.png", ".hidden.png", "old.matte.png", "old.turntable.gif"):
+    passed_over = ("sub/not-taken.png", ".hidden.png", "old.matte.png", "old.turntable.gif")
+    for name in ("a.png", "c.PNG", *passed_over):
         picture(f"in/{name}")
     Path("in/b.png").write_text("no picture")
     Path("in/readme.txt").write_text("not looked at")
     result = run("in", code=1)
     assert written() == ["a.matte.png", "a.ply", "c.matte.png", "c.ply"]
     assert result.stderr.splitlines() == [
-        "error: in/b.png is not a PNG, JPEG, WebP, GIF or BMP picture: save it as PNG and try again"
+        "error: in/b.png is not a PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, HEIC or ICO picture: save it as PNG "
+        "and try again",
+        "skipped 5: in/.hidden.png (hidden), in/old.matte.png (a result of this command), "
+        "in/old.turntable.gif (a result of this command), in/readme.txt (not a picture by its name), "
+        "in/sub (a folder; --recursive looks inside)",
     ]
     assert result.stdout.splitlines()[-1].startswith("wrote out/a.ply, out/c.ply, out/a.matte.png")
     assert result.stdout.splitlines()[-1].endswith("1 failed")
@@ -181,7 +187,7 @@ def test_a_folder_without_pictures_does_not_stop_the_others(here, stub):
     result = run(picture("a.png"), "empty", "nothere.png", code=1)
     assert written() == ["a.matte.png", "a.ply"]
     assert [line.split(":")[0:2] for line in result.stderr.splitlines()] == [
-        ["error", " the folder empty holds no pictures (.png .jpg .jpeg .webp .gif .bmp)"],
+        ["error", f" the folder empty holds no pictures ({' '.join(SUFFIXES)})"],
         ["error", " nothere.png does not exist"],
     ]
     assert result.stdout.endswith("2 failed\n")
@@ -201,7 +207,9 @@ def test_failure_in_the_middle_of_writing_loses_only_that_picture(here, stub, mo
     monkeypatch.setattr(splats, "save", refuse)
     result = run("in", "--format", "ply,glb", code=1)
     assert written() == ["a.glb", "a.matte.png", "a.ply", "c.glb", "c.matte.png", "c.ply"]
-    assert result.stderr.startswith("error: in/b.png: could not write to out (No space left on device)")
+    assert result.stderr.startswith(
+        "error: in/b.png: could not write to out or among temporary files (No space left on device): free"
+    )
 
 
 def test_how_the_object_is_made_reaches_the_generator(here, stub, monkeypatch):
@@ -249,8 +257,10 @@ def test_a_bug_is_not_hidden(here, stub, monkeypatch):
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setattr(stub, "generate", broken)
+    fails(picture("a.png"), match="a.png: unexpected RuntimeError: shapes do not match (test_infer.py, line ")
+    monkeypatch.setenv("DD3G_TRACEBACK", "1")
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        run(picture("a.png"))
+        run("a.png")
     assert written() == []
 
 

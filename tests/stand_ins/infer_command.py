@@ -57,7 +57,7 @@ def fails(*args, match, code=2):
     assert sorted(Path().rglob("*")) in (before, sorted([*before, Path("out")]))
 
 
-def picture(path, colour=(200, 80, 40), side=40):
+def picture(path, colour=(200, 80, 40), side=96):
     rgba = np.zeros((side, side, 4), np.uint8)
     rgba[side // 4 : -side // 4, side // 4 : -side // 4] = (*colour, 255)
     Path(path).parent.mkdir(parents=True, exist_ok=True)

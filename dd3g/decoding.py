@@ -1,0 +1,308 @@
+"""Whatever holds a picture -> an upright 8-bit RGBA picture in sRGB, at its full size."""
+
+from __future__ import annotations
+
+import io
+import re
+import urllib.request
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
+
+import numpy as np
+from PIL import BmpImagePlugin, Image, ImageChops, ImageCms, ImageOps, JpegImagePlugin, PngImagePlugin
+
+from dd3g.errors import UserError, first_line
+from dd3g.framing import SOLID
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Source: TypeAlias = Union[str, Path, bytes, BinaryIO, Image.Image, np.ndarray, "Tensor"]
+
+MIN_SIDE = 8
+MAX_PIXELS = 80_000_000
+MAX_JPEG_PIXELS = 500_000_000  # these are reduced while they are decoded
+MAX_BYTES = 1 << 30  # of a file, a stream or an answer
+SUFFIXES = tuple(".png .jpg .jpeg .jfif .mpo .webp .gif .bmp .dib .tif .tiff .avif .heic .heif .ico".split())
+# A fixed list, since Pillow also opens formats that start other programs (EPS starts Ghostscript).
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "ICO")
+HEIC = re.compile(rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)(?!.{4,40}avi[fs])", re.DOTALL)
+ADDRESS = re.compile(r"https?://", re.IGNORECASE)
+# How files that are no pictures begin, for messages that help.
+FOREIGN = {
+    rb"\s*<(!doctype html|html)": "a web page: give the address of the picture itself",
+    rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<svg": "an SVG drawing: export it as PNG",
+    rb"%PDF": "a PDF: export the page as PNG",
+    rb"version https://git-lfs": "a pointer of Git LFS: run `git lfs pull`",
+    rb"8BPS": "a Photoshop file: export it as PNG",
+    rb"....ftyp": "a video, or a kind of HEIF that is not read: save a frame as PNG",
+}
+
+# 1 MB of text in a PNG is no damage; all texts of a file together stay below 64 MB.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+# Alpha of 32-bit BMPs is read; where it is 0 throughout there is none.
+BmpImagePlugin.USE_RAW_ALPHA = True
+
+
+def read_rgba(source: Source, name: str = "the picture") -> Image.Image:
+    """Decode a picture to upright 8-bit RGBA at its full size.
+
+    EXIF rotation is applied; colours with an ICC profile are brought to sRGB; 16-bit pictures keep their
+    upper eight bits; animations and files of several pages give their first picture; a JPEG of more than 80
+    million pixels is reduced while it is decoded.
+
+    Args:
+        source: a file, an http(s) address, the bytes of a file, an open binary file, a PIL picture, an array
+            (H, W) or (H, W, 1..4), or a tensor (H, W) or (1|3|4, H, W). Floats lie in 0..1, 8-bit and other
+            whole numbers in 0..255; uint16 is scaled from its full range.
+        name: how messages call it.
+
+    Raises:
+        UserError: when it cannot be read as a picture, is too small or too large, or is fully transparent.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's word on what it reads past: EXIF, text, padding
+            if isinstance(source, Image.Image):
+                opened: Any = nullcontext(source)
+            elif isinstance(source, np.ndarray) or hasattr(source, "is_floating_point"):
+                opened = nullcontext(_from_numbers(source, name))
+            else:
+                opened = _decoder(read_bytes(source, name), name)
+            with opened as image:
+                return _to_rgba(image, name)
+    except UserError:
+        raise
+    except Exception as e:  # Pillow's decoders raise nearly every type there is on damaged files
+        raise UserError(_what_is_wrong(e, name)) from e
+
+
+def name_of(source: Any) -> str:
+    """How messages call a picture."""
+    return f"{source}" if isinstance(source, str | Path) else "the picture"
+
+
+def read_bytes(source: Any, name: str) -> bytes:
+    """The bytes of a file, an address, an open file, or the bytes themselves; pipes are read to their end.
+
+    Raises:
+        UserError: when there are none, or more than `MAX_BYTES`, or the source is none of these.
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        data = bytes(source)
+    elif isinstance(source, str) and ADDRESS.match(source):
+        data = _fetched(source)
+    elif isinstance(source, str | Path):
+        with open(source, "rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    elif hasattr(source, "read"):
+        data = source.read(MAX_BYTES + 1)
+    else:
+        data = None
+    if not isinstance(data, bytes):
+        raise UserError(
+            f"{name} is of type {type(source).__name__}: give a path, bytes, a file opened with 'rb', a PIL "
+            "picture, an array (H, W, 3) or a tensor (3, H, W)"
+        )
+    if not data:
+        raise UserError(f"{name} is empty (0 bytes): copy or download the picture again")
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{name} has more than {MAX_BYTES >> 30} GB: scale it down first")
+    return data
+
+
+def _fetched(address: str) -> bytes:
+    request = urllib.request.Request(address, headers={"User-Agent": "dd3g"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            data: bytes = answer.read(MAX_BYTES + 1)
+            return data
+    except Exception as e:  # of urllib, http, ssl and socket
+        raise UserError(f"{address} could not be fetched ({first_line(e)}): check the address") from e
+
+
+def _decoder(data: bytes, name: str) -> Image.Image:
+    """The picture in the bytes of a file, its header read."""
+    if HEIC.match(data):
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError as e:
+            raise UserError(
+                f"{name} is a HEIC picture, which needs the extra 'heif': pip install 'dd3g[heif]', or save "
+                "it as JPEG"
+            ) from e
+        register_heif_opener()
+        return Image.open(io.BytesIO(data), formats=("HEIF",))
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        if data[:2] != b"\xff\xd8":
+            raise
+        return JpegImagePlugin.JpegImageFile(io.BytesIO(data))  # which asks nothing about the size
+    except Image.UnidentifiedImageError as e:
+        for start, kind in FOREIGN.items():
+            if re.match(start, data[:2000], re.IGNORECASE | re.DOTALL):
+                raise UserError(f"{name} is {kind}") from e
+        raise
+
+
+def _what_is_wrong(error: Exception, name: str) -> str:
+    known: dict[type, str] = {
+        FileNotFoundError: f"{name} does not exist: check the path",
+        IsADirectoryError: f"{name} is a folder: give a picture",
+        PermissionError: f"cannot read {name}: check its permissions",
+        MemoryError: f"not enough memory to read {name}: close other programs, or scale the picture down",
+        Image.DecompressionBombError: _too_large(name),
+        Image.UnidentifiedImageError: f"{name} is not a PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, HEIC or ICO "
+        "picture: save it as PNG and try again",
+    }
+    if type(error) in known:
+        return known[type(error)]
+    if isinstance(error, OSError) and error.errno is not None:  # of the system
+        return f"{name} cannot be read ({error.strerror}): check the path"
+    return f"{name} is damaged or cut short ({first_line(error)}): copy or download the picture again"
+
+
+def _too_large(name: str) -> str:
+    return f"{name} has more than {MAX_PIXELS / 1e6:.0f} million pixels: scale it down first"
+
+
+def _from_numbers(source: Any, name: str) -> Image.Image:
+    """A picture from an array (H, W[, C]) or a tensor ([C, ]H, W)."""
+    array = source
+    if not isinstance(source, np.ndarray):
+        tensor = source.detach().cpu()
+        array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 2, 3, 4))):
+        raise UserError(
+            f"{name} must be an array (H, W) or (H, W, 1..4), or a tensor (H, W) or (1|3|4, H, W), got "
+            f"{type(source).__name__} {tuple(source.shape)}"
+        )
+    if not array.size:
+        raise UserError(f"{name} has no pixels: got shape {tuple(source.shape)}")
+    array = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
+    return Image.fromarray(np.ascontiguousarray(_bytes_of(array, name)))
+
+
+def _bytes_of(array: np.ndarray, name: str) -> np.ndarray:
+    """Values of any type as uint8."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.uint16:
+        return (array >> 8).astype(np.uint8)
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if array.dtype.kind not in "iuf":
+        raise UserError(f"{name} holds values of type {array.dtype}: give uint8 in 0..255 or floats in 0..1")
+    if not np.isfinite(array).all():
+        raise UserError(f"{name} holds values that are no numbers (NaN or infinite): give floats in 0..1")
+    low, high = array.min(), array.max()
+    whole = array.dtype.kind != "f"
+    # A resampling filter may reach beyond the range a little.
+    if low < (0 if whole else -0.1) or high > (255 if whole else 1.1):
+        right = (
+            "give whole numbers in 0..255" if whole else "floats lie in 0..1; divide by 255, or give uint8"
+        )
+        raise UserError(f"{name} holds values from {low:g} to {high:g}: {right}")
+    return (array if whole else np.rint(255 * np.clip(array, 0, 1))).astype(np.uint8)
+
+
+def _to_rgba(image: Image.Image, name: str) -> Image.Image:
+    pixels = image.width * image.height
+    if isinstance(image, JpegImagePlugin.JpegImageFile) and MAX_PIXELS < pixels <= MAX_JPEG_PIXELS:
+        factor = next(f for f in (2, 4, 8) if pixels <= f * f * MAX_PIXELS)
+        image.draft(image.mode, (image.width // factor, image.height // factor))
+    elif pixels > MAX_PIXELS:
+        raise UserError(_too_large(name))
+    if min(image.size) < MIN_SIDE:
+        raise UserError(
+            f"{name} is {image.width}x{image.height} pixels, too small: give at least {MIN_SIDE} a side"
+        )
+    bitmap = image.format in ("BMP", "DIB")
+    image = _eight_bits(_upright(_loaded(image)), name)
+    rgba = _in_srgb(image)
+    top = np.asarray(rgba.getchannel("A")).max()
+    if top == 0 and bitmap:
+        rgba.putalpha(255)
+    elif top < SOLID:
+        raise UserError(f"{name} is fully transparent (largest alpha {top} of 255): it shows no object")
+    return rgba
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """The picture with its pixels; damaged ones are an error, a JPEG without its end marker is not."""
+    try:
+        image.load()
+        return image
+    except OSError:
+        stream = getattr(image, "fp", None)
+        if image.format not in ("JPEG", "MPO") or not isinstance(stream, io.BytesIO):
+            raise
+        # Where blocks are missing too, the decoder takes what stands before the marker for them.
+        ends = (b"\xff\xd9", 64 * b"\x55" + b"\xff\xd9")
+        short, long = (Image.open(io.BytesIO(stream.getvalue() + end), formats=FORMATS) for end in ends)
+        if max(short.width * short.height, long.width * long.height) > MAX_PIXELS:
+            raise
+        if ImageChops.difference(short.convert("RGB"), long.convert("RGB")).getbbox():
+            raise
+        return short
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        # Damaged EXIF is no error: Pillow raises as many types on it as its decoders do.
+        return image
+
+
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """Grey of more than eight bits with eight; Pillow would clip it."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    deep = np.asarray(image)  # (H, W)
+    if image.mode == "F":
+        # Floats have no range here: they are read as 0..1 where they can be, else as 0..255.
+        large = np.isfinite(deep).all() and deep.max() > 1.1
+        grey = _bytes_of(np.rint(deep).astype(int) if large else deep, name)
+    elif image.mode == "I" and deep.max() < 256:  # made by convert("I"): as 16 bits it would be black
+        grey = _bytes_of(deep, name)
+    elif deep.min() < 0 or deep.max() > 65535:
+        raise UserError(f"{name} holds values from {deep.min()} to {deep.max()}: save it with 8 or 16 bits")
+    else:
+        grey = (deep.astype(np.int64) >> 8).astype(np.uint8)
+    clear = image.info.get("transparency")  # a grey level
+    result = Image.fromarray(grey)
+    result.info = {key: value for key, value in image.info.items() if key != "transparency"}
+    if clear is not None:
+        result.putalpha(Image.fromarray(np.where(deep == clear, 0, 255).astype(np.uint8)))
+    return result
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """RGBA, by way of the picture's ICC profile where there is one that fits."""
+    rgba = image.convert("RGBA")
+    if not (data := image.info.get("icc_profile")):
+        return rgba
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        space = profile.profile.xcolor_space.strip()
+        if space == "RGB" and image.mode != "CMYK" and "sRGB" not in ImageCms.getProfileDescription(profile):
+            given = rgba.convert("RGB")
+        elif (space, image.mode) in (("CMYK", "CMYK"), ("GRAY", "L")):
+            given = image
+        elif (space, image.mode) == ("GRAY", "LA"):
+            given = image.getchannel("L")
+        else:
+            return rgba
+        srgb = ImageCms.createProfile("sRGB")
+        colour: Any = ImageCms.profileToProfile(given, profile, srgb, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return rgba  # a damaged profile; its numbers are taken as sRGB
+    colour.putalpha(rgba.getchannel("A"))
+    colour.info = rgba.info
+    result: Image.Image = colour
+    return result

@@ -1,0 +1,129 @@
+"""Which pictures a command line means: files, folders, http(s) addresses, and `-` for standard input."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from dd3g.command import output_stems
+from dd3g.decoding import ADDRESS, SUFFIXES
+from dd3g.errors import UserError
+
+# Names of its own files that a command skips when it is given the same folder again.
+OWN_PICTURES = (".matte", ".turntable")
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Input:
+    """One picture.
+
+    Args:
+        name: as messages and the report call it.
+        stem: of its results: a path below the output folder, without suffix, like no other one's.
+    """
+
+    name: str
+    stem: str
+
+    @property
+    def source(self) -> Any:
+        """What `dd3g.picture.load_image` reads."""
+        if self.name == STDIN:
+            return sys.stdin.buffer
+        return self.name if ADDRESS.match(self.name) else Path(self.name)
+
+
+@dataclass
+class Inputs:
+    """What a command line names.
+
+    Args:
+        found: the pictures.
+        skipped: `{"picture", "reason"}` for each file of a folder that is passed over.
+        failed: `{"picture", "error"}` for each of several inputs that cannot be used.
+    """
+
+    found: list[Input] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    failed: list[dict[str, str]] = field(default_factory=list)
+
+
+def find_pictures(inputs: list[str], recursive: bool = False) -> Inputs:
+    """The pictures that some words mean; a folder stands for its pictures, sorted by name.
+
+    Args:
+        inputs: files, folders, addresses, or `-`.
+        recursive: look into folders below folders too; results lie in folders of the same names.
+
+    Raises:
+        UserError: when the only input is a folder without pictures, or one that cannot be read.
+    """
+    listed = Inputs()
+    places: dict[str, Path] = {}  # name -> where its results would go if no other had the same place
+    for word in inputs:
+        if word == STDIN:
+            places[word] = Path("stdin")
+        elif ADDRESS.match(word):
+            parts = urlsplit(word)
+            last = unquote(parts.path).rstrip("/").rpartition("/")[2] or parts.hostname or "picture"
+            places[word] = Path(re.sub(r"[^\w.-]", "_", last)[-100:])
+        elif os.path.isdir(word):  # Path.is_dir would raise where a parent folder may not be searched
+            before = len(places)
+            try:
+                for path, reason in _listed(Path(word), recursive):
+                    if reason:
+                        listed.skipped.append({"picture": str(path), "reason": reason})
+                    else:
+                        places.setdefault(str(path), path.relative_to(word))
+                if len(places) == before:
+                    raise UserError(f"the folder {word} holds no pictures ({' '.join(SUFFIXES)})")
+            except UserError as e:
+                if len(inputs) == 1:
+                    raise
+                listed.failed.append({"picture": word, "error": str(e)})
+        else:
+            places.setdefault(str(Path(word)), Path(Path(word).name))
+    listed.found = [Input(name, stem) for name, stem in zip(places, _stems([*places.values()]), strict=True)]
+    return listed
+
+
+def _listed(folder: Path, recursive: bool) -> Iterator[tuple[Path, str]]:
+    """Files of a folder, each with a reason to pass it over, or none."""
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as e:
+        reason = e.strerror or e
+        raise UserError(f"cannot read the folder {folder} ({reason}): check its permissions") from e
+    for path in paths:
+        if path.name.startswith("."):
+            yield path, "hidden"
+        elif os.path.isdir(path):
+            if recursive and not path.is_symlink():  # which may lead round in a circle
+                yield from _listed(path, recursive)
+            else:
+                yield path, "a link to a folder" if recursive else "a folder; --recursive looks inside"
+        elif path.suffix.lower() not in SUFFIXES:
+            yield path, "not a picture by its name"
+        elif Path(path.stem).suffix in OWN_PICTURES:
+            yield path, "a result of this command"
+        elif os.path.exists(path) and not os.path.isfile(path):
+            yield path, "not a file"
+        else:
+            yield path, ""
+
+
+def _stems(places: list[Path]) -> list[str]:
+    """Unique stems, each in the folder of its place."""
+    stems = [""] * len(places)
+    for folder in dict.fromkeys(place.parent for place in places):
+        group = [i for i, place in enumerate(places) if place.parent == folder]
+        for i, stem in zip(group, output_stems([places[i] for i in group]), strict=True):
+            stems[i] = (folder / stem).as_posix()
+    return stems
