@@ -284,7 +284,7 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
 
 def _in_srgb(image: Image.Image) -> Image.Image:
     """RGBA, by way of the picture's ICC profile where there is one that fits."""
-    rgba = image.convert("RGBA")
+    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     if not (data := image.info.get("icc_profile")):
         return rgba
     try:

@@ -83,7 +83,7 @@ def appearing(folder: Path) -> Iterator[Path]:
             for target in targets:
                 if target.is_dir():
                     raise UserError(
-                        f"cannot write {target}: it is a folder; move it away, or choose another folder with -o"
+                        f"cannot write {target}: it is a folder; move it away, or choose another with -o"
                     )
             for path, target in zip(files, targets, strict=True):
                 target.parent.mkdir(parents=True, exist_ok=True)

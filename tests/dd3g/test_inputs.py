@@ -1,0 +1,203 @@
+"""Where pictures come from, and where their results go."""
+
+import json
+import os
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from stand_ins.infer_command import fails, picture, run, written
+from typer.testing import CliRunner
+
+from dd3g import infer
+from dd3g.command import make_app
+from dd3g.errors import UserError
+from dd3g.inputs import find_pictures
+
+
+def test_every_file_of_a_folder_is_found_or_named(here):
+    for name in (
+        "a.png",
+        "b.JPG",
+        "c.tiff",
+        "notes.txt",
+        ".hidden.png",
+        "a.matte.png",
+        "sub/d.png",
+        "sub/e/f.gif",
+    ):
+        path = here / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    os.mkfifo("in/pipe.png")
+    Path("in/nowhere.png").symlink_to("nothing")
+    Path("in/round").symlink_to(here / "in")
+    flat = find_pictures(["in"])
+    assert [(i.name, i.stem) for i in flat.found] == [
+        ("in/a.png", "a"),
+        ("in/b.JPG", "b"),
+        ("in/c.tiff", "c"),
+        ("in/nowhere.png", "nowhere"),
+    ]
+    deep = find_pictures(["in"], recursive=True)
+    assert [(i.name, i.stem) for i in deep.found[4:]] == [
+        ("in/sub/d.png", "sub/d"),
+        ("in/sub/e/f.gif", "sub/e/f"),
+    ]
+    reasons = {s["picture"]: s["reason"] for s in deep.skipped}
+    assert reasons == {
+        "in/.hidden.png": "hidden",
+        "in/a.matte.png": "a result of this command",
+        "in/notes.txt": "not a picture by its name",
+        "in/pipe.png": "not a file",
+        "in/round": "a link to a folder",
+    }
+    assert {"picture": "in/sub", "reason": "a folder; --recursive looks inside"} in flat.skipped
+
+
+def test_stems_are_unique_in_their_folder(here):
+    for name in ("in/x.png", "in/x.jpg", "in/sub/x.png", "other/sub/X.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    found = find_pictures(["in", "other", "https://host/a%20b/x.png?size=2", "-"], recursive=True).found
+    assert [i.stem for i in found] == ["sub/x_png", "x_jpg", "x_png", "sub/X_png-2", "x_png-2", "stdin"]
+
+
+def test_a_tree_of_pictures(here, stub):
+    for name in ("in/a.png", "in/b/a.png", "in/b/c/d.png"):
+        picture(name)
+    report = json.loads(run("in", "--recursive", "--samples", 2, "--viewer", "--json").stdout)
+    ends = (".matte.png", "-0.ply", "-1.ply", "-0.html", "-1.html")
+    files = [f"{stem}{end}" for stem in ("a", "b/a", "b/c/d") for end in ends]
+    assert written() == sorted([*files, "b", "b/c"])
+    assert [p["picture"] for p in report["pictures"]] == ["in/a.png", "in/b/a.png", "in/b/c/d.png"]
+    for entry in report["pictures"]:
+        assert (
+            all(Path(f).is_file() for s in entry["samples"] for f in s["files"])
+            and Path(entry["matte"]).is_file()
+        )
+
+
+def test_skip_existing_makes_only_what_is_missing(here, stub):
+    for name in ("in/a.png", "in/b.png"):
+        picture(name)
+    run("in", "--format", "ply,spz", "--turntable")
+    before = {p: p.stat().st_mtime_ns for p in Path("out").iterdir()}
+    Path("out/b.spz").unlink()
+    again = ("in", "--format", "ply,spz", "--turntable", "--skip-existing", "--json")
+    report = json.loads(run(*again).stdout)
+    assert [p["picture"] for p in report["pictures"]] == ["in/b.png"]
+    assert report["skipped"] == [{"picture": "in/a.png", "reason": "its results are there"}]
+    assert all(p.stat().st_mtime_ns == before[p] for p in Path("out").glob("a.*"))
+    stub.loaded.clear()
+    assert json.loads(run(*again).stdout)["pictures"] == [] and stub.loaded == []
+    assert len(json.loads(run(*again, "--viewer").stdout)["pictures"]) == 2
+
+
+def test_o_names_the_one_file(here, stub):
+    assert run(picture("chair.png"), "-o", "made/lamp.ply").stdout.startswith(
+        "wrote made/lamp.ply, made/lamp.matte"
+    )
+    assert written("made") == ["lamp.matte.png", "lamp.ply"]
+    run("chair.png", "-o", "lamp.spz", "--format", "spz,ply", "--viewer")
+    assert {"lamp.spz", "lamp.ply", "lamp.html", "lamp.matte.png"} <= set(os.listdir())
+    Path("folder.ply").mkdir()
+    run("chair.png", "-o", "folder.ply")
+    assert written("folder.ply") == ["chair.matte.png", "chair.ply"]
+
+
+@pytest.mark.parametrize(
+    "words, match",
+    [
+        (("a.png", "b.png", "-o", "x.ply"), "-o names one file, and there are 2 pictures: give a folder"),
+        (("a.png", "-o", "x.ply", "--samples", 2), "-o names one file, and there are 2 --samples"),
+        (("a.png", "-o", "x.ply", "--format", "spz"), "-o x.ply and --format spz differ"),
+        (("a.png", "-o", "x.PLY"), "write its suffix in small letters"),
+        (("a.png", "b.png", "--mask", "a.png"), "--mask FILE is for one picture"),
+        (("a.png", "--foreground-ratio", 2), "--foreground-ratio 2 is out of range"),
+    ],
+)
+def test_words_that_do_not_go_together(here, stub, words, match):
+    picture("a.png"), picture("b.png")
+    fails(*words, match=match)
+
+
+def test_masks_by_file_and_by_folder(here, stub):
+    for name in ("in/a.png", "in/b.png"):
+        picture(name)
+        mask = np.zeros((96, 96), np.uint8)
+        mask[30:40, 30:80] = 255
+        Path("masks").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(Path("masks", Path(name).with_suffix(".bmp").name))
+    Path("masks/b.bmp").unlink()
+    result = run("in", "--mask", "masks", code=1)
+    assert "no mask for in/b.png in masks: looked for b.*" in result.stderr
+    alpha = np.asarray(Image.open("out/a.matte.png"))[..., 3]
+    assert alpha[128, 30] == 255 and alpha[128 - 30, 128] == 0  # five times as wide as high
+    run("in/b.png", "--mask", "masks/a.bmp", "-o", "one")
+    assert (np.asarray(Image.open("one/b.matte.png")) == np.asarray(Image.open("out/a.matte.png"))).all()
+
+
+def test_foreground_ratio_reaches_the_frame(here, stub):
+    run(picture("a.png"), "--foreground-ratio", 0.5)
+    columns = (np.asarray(Image.open("out/a.matte.png"))[..., 3] > 127).any(0).sum()
+    assert columns == pytest.approx(128, abs=4)
+
+
+# --- not from a file ---------------------------------------------------------------------------------------
+
+
+def test_standard_input(here, stub):
+    app = make_app(infer.infer)
+    result = CliRunner().invoke(app, ["-", "-o", "x.ply"], input=picture("a.png").read_bytes())
+    assert result.exit_code == 0, result.output
+    run("a.png")
+    assert Path("x.ply").read_bytes() == Path("out/a.ply").read_bytes()
+    empty = CliRunner().invoke(app, ["-"], input=b"")
+    assert empty.exit_code == 2 and "error: -: the picture is empty (0 bytes)" in empty.stderr
+
+
+def test_a_named_pipe(here, stub):
+    data = picture("a.png").read_bytes()
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=lambda: Path("pipe").write_bytes(data))
+    writer.start()
+    run("pipe")
+    writer.join()
+    assert written() == ["pipe.matte.png", "pipe.ply"]
+
+
+@pytest.fixture
+def site(here):
+    """Address of a server on this machine that shows the folder `www`."""
+    handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    (here / "www").mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=here / "www"))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_address(here, stub, site):
+    picture("www/my chair.png")
+    Path("www/page").write_text("<!DOCTYPE html><html></html>")
+    run(f"{site}/my%20chair.png?x=1")
+    assert written() == ["my_chair.matte.png", "my_chair.ply"]
+    for path, match in (
+        ("/gone.png", "could not be fetched (HTTP Error 404"),
+        ("/page", "is a web page: give the address of the picture itself"),
+    ):
+        fails(f"{site}{path}", match=match)
+    fails("http://127.0.0.1:9/a.png", match="could not be fetched (")
+
+
+def test_other_schemes_are_no_addresses(here):
+    with pytest.raises(UserError, match="does not exist"):
+        from dd3g.picture import load_image
+
+        load_image("ftp://host/a.png")

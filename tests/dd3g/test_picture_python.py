@@ -1,0 +1,198 @@
+"""What Python hands over as a picture: right, or a clear error."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from stand_ins.made_up_pictures import disc
+
+import dd3g
+from dd3g.errors import UserError
+from dd3g.pepd import Generator, GeneratorConfig
+from dd3g.picture import Picture, load_image
+
+
+def png(array) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_one_picture_in_every_form(tmp_path):
+    array = disc()
+    (tmp_path / "x.png").write_bytes(png(array))
+    bytes_first = torch.from_numpy(array).permute(2, 0, 1)
+    expected = load_image(array).rgba
+    forms = {
+        "name": str(tmp_path / "x.png"),
+        "path": tmp_path / "x.png",
+        "bytes": png(array),
+        "bytearray": bytearray(png(array)),
+        "buffer": io.BytesIO(png(array)),
+        "PIL": Image.fromarray(array),
+        "lazy PIL": Image.open(tmp_path / "x.png"),
+        "uint8 tensor": bytes_first,
+        "int64 array": array.astype(np.int64),
+        "uint16 array": array.astype(np.uint16) * 257,
+        "float32 array": array.astype(np.float32) / 255,
+        "float64 tensor": bytes_first.double() / 255,
+        "strided array": np.repeat(array, 2, 1)[:, ::2],
+    }
+    for name, form in forms.items():
+        assert torch.equal(load_image(form).rgba, expected), name
+    with open(tmp_path / "x.png", "rb") as stream:
+        assert torch.equal(load_image(stream).rgba, expected)
+    half = load_image(bytes_first.half() / 255).rgba
+    assert (half - expected).abs().max() <= 1 / 255 + 1e-6
+
+
+def test_modes_of_pil():
+    """Values up to 255 in modes I and F are the usual ones, not 16 bits that are nearly black."""
+    grey = Image.fromarray(np.tile(np.arange(0, 256, 4, dtype=np.uint8), (16, 1)))
+    expected = load_image(grey, matte="none").rgba
+    tiny = Image.fromarray(np.asarray(grey, np.float32) / 255)
+    for image in (grey.convert("I"), grey.convert("F"), tiny, grey.convert("RGB"), grey.convert("RGBX")):
+        assert torch.equal(load_image(image, matte="none").rgba, expected), image.mode
+    for mode in ("1", "P", "LA", "PA", "RGBa", "La", "CMYK", "YCbCr", "HSV", "LAB"):
+        assert load_image(_as(grey, mode), matte="none").rgba.shape == (4, 256, 256)
+
+
+def _as(grey, mode):
+    for step in {"RGBa": ["RGBA"], "La": ["LA"], "PA": ["P"], "LAB": [], "HSV": ["RGB"]}.get(mode, []):
+        grey = grey.convert(step)
+    return Image.new("LAB", (16, 16), (99, 128, 128)) if mode == "LAB" else grey.convert(mode)
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        (
+            np.zeros((8, 8, 5), np.uint8),
+            r"must be an array \(H, W\) or \(H, W, 1..4\), or a tensor .*\(8, 8, 5\)",
+        ),
+        (np.zeros((3, 32, 32), np.uint8), r"\(3, 32, 32\)"),
+        (torch.zeros(32, 32, 3), r"must be an array .* Tensor \(32, 32, 3\)"),
+        (torch.zeros(2, 3, 32, 32), r"\(2, 3, 32, 32\)"),
+        (np.zeros(8, np.uint8), "must be an array"),
+        (np.zeros((0, 9, 3), np.uint8), "has no pixels"),
+        (np.full((32, 32, 3), 200.0), "holds values from 200 to 200: floats lie in 0..1; divide by 255"),
+        (torch.full((3, 32, 32), 128.0), "divide by 255, or give uint8"),
+        (np.full((32, 32, 3), -5), "give whole numbers in 0..255"),
+        (np.full((32, 32, 3), np.nan), "NaN or infinite"),
+        (torch.full((4, 32, 32), torch.inf), "NaN or infinite"),
+        (np.zeros((32, 32, 3), complex), "holds values of type complex128"),
+        (np.zeros((32, 32), "U1"), "holds values of type <U1"),
+        (Image.fromarray(np.full((16, 16), 70000, np.int32)), "holds values from 70000 to 70000"),
+        (None, "is of type NoneType: give a path"),
+        ({"image": 1}, "is of type dict"),
+        ([disc()], "is of type list"),
+        (io.StringIO("text"), "is of type StringIO"),
+        (b"", r"is empty \(0 bytes\)"),
+        (b"no picture", "is not a PNG"),
+    ],
+)
+def test_what_cannot_be_right_is_said(source, message):
+    with pytest.raises(UserError, match=message):
+        load_image(source)
+
+
+def test_a_cut_short_pil_picture_is_said():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    image = Image.open(io.BytesIO(png(noise)[:-2000]))
+    with pytest.raises(UserError, match="the picture is damaged or cut short"):
+        load_image(image)
+
+
+# --- the generator -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def generator():
+    torch.manual_seed(0)
+    return Generator(GeneratorConfig(width=32, depth=1, heads=2)).eval()
+
+
+def same(a, b):
+    return torch.equal(a.means, b.means) and torch.equal(a.colors, b.colors)
+
+
+def test_tensors_to_generate(generator):
+    framed = load_image(disc()).rgba
+    expected = generator.generate(Picture(framed), raw=True)
+    assert same(generator.generate(framed, raw=True), expected)
+    assert same(generator.generate((255 * framed).round().byte(), raw=True), expected)
+    wide = torch.from_numpy(disc()).permute(2, 0, 1) / 255  # not square, so not framed
+    assert same(generator.generate(wide, raw=True), expected)
+    no_alpha = torch.rand(3, 48, 64)
+    whole = generator.generate(Picture(load_image(no_alpha, matte="none").rgba), raw=True)
+    assert same(generator.generate(no_alpha, raw=True, matte="none"), whole)
+    with pytest.raises(UserError, match="NaN"):
+        generator.generate(torch.full((4, 64, 64), torch.nan))
+    for several in ([disc()], torch.rand(2, 4, 64, 64)):
+        with pytest.raises(UserError, match="generate_each"):
+            generator.generate(several)
+
+
+def test_several_pictures_are_made_as_if_alone(generator):
+    pictures = [disc(), disc(radius=10)]
+    alone = [generator.generate(p, raw=True, seed=3) for p in pictures]
+    for batch in (pictures, torch.stack([load_image(p).rgba for p in pictures])):
+        each = generator.generate_each(batch, raw=True, seed=3)
+        assert len(each) == 2 and all(same(a, b) for a, b in zip(alone, each, strict=True))
+
+
+def test_warnings_and_masks_reach_the_user(generator):
+    mask = disc()[..., 3]
+    with pytest.warns(UserWarning, match="pixels long") as caught:
+        masked = generator.generate(
+            np.full((64, 96, 3), 99, np.uint8), raw=True, mask=disc(radius=12)[..., 3]
+        )
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        good = generator.generate(np.full((64, 96, 3), 99, np.uint8), raw=True, mask=mask)
+    assert not same(masked, good)
+
+
+@pytest.mark.parametrize("seed", [np.int64(7), np.uint8(7), torch.tensor(7), True + 6])
+def test_seeds_of_every_whole_type(generator, seed):
+    framed = load_image(disc()).rgba
+    assert same(generator.generate(framed, seed, raw=True), generator.generate(framed, 7, raw=True))
+
+
+@pytest.mark.parametrize("seed", [1.5, "7", None, np.float64(7), -1, 2**64])
+def test_seeds_that_are_none(generator, seed):
+    with pytest.raises(UserError, match="the seed .* give "):
+        generator.generate(load_image(disc()).rgba, seed)
+
+
+def test_where_weights_come_from(generator, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    folder = generator.save_pretrained(tmp_path / "tiny")
+    asked = []
+
+    def download(name, **options):
+        asked.append((name, options))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    Generator.from_pretrained(
+        "owner/name", device="auto", revision="v1", token="secret", cache_dir=str(tmp_path)
+    )
+    patterns = ["config.json", "model.safetensors"]
+    options = {"revision": "v1", "token": "secret", "cache_dir": str(tmp_path), "allow_patterns": patterns}
+    assert asked == [("owner/name", options)]
+    for device in ("auto", "cpu", torch.device("cpu")):
+        assert Generator.from_pretrained(folder, device=device).type_embedding.device.type in ("cpu", "cuda")
+    with pytest.raises(UserError, match="unknown device 'tpu'"):
+        Generator.from_pretrained(folder, device="tpu")
+
+
+def test_the_names_of_the_package_are_shown():
+    assert {"Cameras", "Gaussians", "Generator", "load_image", "rasterize", "__version__"} <= set(dir(dd3g))
+    for name in dd3g.__all__:
+        assert getattr(dd3g, name) is not None

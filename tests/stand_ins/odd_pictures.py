@@ -1,0 +1,304 @@
+"""A folder of more than 150 odd pictures, and what must become of each: `python odd_pictures.py FOLDER`."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+if __package__ or __name__ != "__main__":
+    from stand_ins.made_up_pictures import DISPLAY_P3, disc
+else:
+    from made_up_pictures import DISPLAY_P3, disc
+
+RED, GREY = (200, 80, 40), (111, 111, 111)
+Expected = tuple[int, int, int] | str  # the colour in the middle of the matte, or a part of the message
+Odd = dict[str, tuple[bytes, Expected]]
+
+
+def encoded(image: Image.Image, format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png_chunks(
+    width: int, height: int, depth: int, kind: int, rows: bytes, *more: tuple[bytes, bytes]
+) -> bytes:
+    """A PNG that Pillow would not write."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)), *more]
+    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    packed = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def formats() -> Odd:
+    """Every mode that each format has."""
+    red, cut = Image.new("RGB", (48, 32), RED), Image.fromarray(disc(48, 32, (24, 16), 14, RED))
+    grey = Image.new("L", (48, 32), 111)
+    modes = {"rgb": red, "rgba": cut, "l": grey, "p": red.quantize(4), "1": Image.new("1", (48, 32), 1)}
+    modes |= {"la": Image.merge("LA", (grey, cut.getchannel("A"))), "cmyk": red.convert("CMYK")}
+    modes |= {"i16": Image.fromarray(np.full((32, 48), 111 << 8, np.uint16)), "ycbcr": red.convert("YCbCr")}
+    modes |= {"i32": Image.fromarray(np.full((32, 48), 111 << 8, np.int32))}
+    modes |= {"f": Image.fromarray(np.full((32, 48), 111 / 255, np.float32))}
+    has = {
+        "png": "rgb rgba l p 1 la i16",
+        "jpg": "rgb l cmyk ycbcr",
+        "jpeg": "rgb",
+        "jfif": "rgb l",
+        "webp": "rgb rgba l p",
+        "gif": "rgb rgba l p 1",
+        "bmp": "rgb rgba l p 1",
+        "dib": "rgb",
+        "tif": "rgb rgba l p 1 la i16 cmyk ycbcr i32 f",
+        "tiff": "rgb rgba",
+        "avif": "rgb rgba l",
+        "ico": "rgb rgba",
+        "mpo": "rgb",
+    }
+    kinds = {"jpg": "JPEG", "jfif": "JPEG", "tif": "TIFF"}
+    colour: dict[str, Expected] = {
+        "l": GREY,
+        "la": GREY,
+        "i16": GREY,
+        "i32": GREY,
+        "f": GREY,
+        "1": (255, 255, 255),
+    }
+    odd: Odd = {}
+    for suffix, names in has.items():
+        for name in names.split():
+            options = {"sizes": [(32, 32)]} if suffix == "ico" else {}
+            data = encoded(modes[name], kinds.get(suffix, suffix.upper()), **options)
+            odd[f"{suffix}-{name}.{suffix}"] = data, colour.get(name, RED)
+    for compression in ("raw", "tiff_lzw", "packbits", "tiff_adobe_deflate", "jpeg", "zstd", "lzma"):
+        odd[f"tif {compression}.tif"] = encoded(red, "TIFF", compression=compression), RED
+    odd["tif fax.tif"] = encoded(modes["1"], "TIFF", compression="group4"), (255, 255, 255)
+    for name, options in {
+        "progressive": {"progressive": True},
+        "full colour": {"subsampling": 0},
+        "worst": {"quality": 60},
+        "optimised": {"optimize": True},
+        "restarts": {"restart_marker_rows": 1},
+        "keeps rgb": {"keep_rgb": True},
+    }.items():
+        odd[f"jpg {name}.jpg"] = encoded(red, "JPEG", **options), RED
+    odd["webp lossless.webp"] = encoded(cut, "WEBP", lossless=True), RED
+    odd["gif transparent.gif"] = encoded(cut, "GIF", transparency=0), RED
+    for sizes in ([(16, 16)], [(16, 16), (32, 32)], [(16, 16), (24, 24), (48, 32)]):
+        odd[f"ico {len(sizes)}.ico"] = encoded(cut, "ICO", sizes=sizes), RED
+    odd["ico bitmap.ico"] = encoded(cut, "ICO", sizes=[(32, 32)], bitmap_format="bmp"), RED
+    rows = np.full((32, 48, 3), RED, ">u2") * 257
+    deep = b"".join(b"\0" + row.tobytes() for row in rows)
+    odd["png 16 bit colour.png"] = png_chunks(48, 32, 16, 2, deep), RED
+    for depth in (1, 2, 4):
+        packed = np.full(48 * depth // 8, 255, np.uint8).tobytes()
+        odd[f"png grey of {depth} bits.png"] = (
+            png_chunks(48, 32, depth, 0, (b"\0" + packed) * 32),
+            (255, 255, 255),
+        )
+        palette = (b"PLTE", bytes(RED) * 2**depth)
+        odd[f"png palette of {depth} bits.png"] = (
+            png_chunks(48, 32, depth, 3, (b"\0" + packed) * 32, palette),
+            RED,
+        )
+    for suffix, format in (
+        ("gif", "GIF"),
+        ("webp", "WEBP"),
+        ("png", "PNG"),
+        ("tif", "TIFF"),
+        ("avif", "AVIF"),
+    ):
+        frames = {"save_all": True, "append_images": [Image.new("RGB", (48, 32), "blue")]}
+        odd[f"frames.{suffix}"] = encoded(red, format, **frames), RED
+    return odd
+
+
+def alphas() -> Odd:
+    """What alpha may look like."""
+    odd: Odd = {}
+
+    def add(name: str, alpha, expected: Expected = RED) -> None:
+        rgba = np.zeros((64, 64, 4), np.uint8)
+        rgba[..., :3] = RED
+        rgba[..., 3] = alpha
+        odd[f"alpha {name}.png"] = encoded(Image.fromarray(rgba), "PNG"), expected
+
+    y, x = np.mgrid[:64, :64] + 0.5
+    distance = np.hypot(x - 32, y - 32)
+    add("one pixel", np.where((x < 1) & (y < 1), 254, 255))
+    add("corners", np.where(distance > 43, 0, 255))
+    add("round", np.where(distance > 32, 0, 255))
+    add("none", 0, "is fully transparent (largest alpha 0 of 255)")
+    add("hardly any", 20, "is fully transparent (largest alpha 20 of 255)")
+    add("faint", np.where(distance < 20, 90, 0))
+    add("soft", np.clip(255 - 8 * distance, 0, 255))
+    add("ring", np.where(abs(distance - 20) < 6, 255, 0), (0, 0, 0))
+    add("stray", np.where((distance < 12) | ((x > 62) & (y > 62)), 255, 0))
+    add("stray faint", np.where(distance < 12, 255, np.where((x > 62) & (y > 62), 40, 0)))
+    add("shadow", np.where(distance < 12, 255, np.where((y > 32) & (x > 32), 63, 0)))
+    add("line", np.where(abs(y - 32) < 1, 255, 0))
+    add("noise", np.where(distance < 9, 255, np.random.default_rng(0).integers(0, 30, (64, 64))))
+    add("checker", np.where((x // 8 + y // 8) % 2 == 1, 255, 0), (0, 0, 0))
+    for level in (128, 200, 250, 254):
+        add(f"all {level}", level)
+    return odd
+
+
+def sizes() -> Odd:
+    """Very small, thin and large pictures."""
+    odd: Odd = {}
+    for width, height in (
+        (8, 8),
+        (8, 900),
+        (900, 8),
+        (9, 13),
+        (257, 255),
+        (2000, 40),
+        (1, 1),
+        (7, 100),
+        (100, 3),
+    ):
+        small = f"is {width}x{height} pixels, too small: give at least 8 a side"
+        data = encoded(Image.new("RGB", (width, height), RED), "PNG")
+        odd[f"size {width}x{height}.png"] = data, small if min(width, height) < 8 else RED
+    line = b"\0" + bytes(90)
+    for side in (9000, 12000, 60000, 2**31 - 1):
+        bomb = png_chunks(side, side, 8, 0, line)
+        odd[f"size bomb {side}.png"] = bomb, "million pixels" if side < 2**30 else ""
+    gif = bytearray(encoded(Image.new("L", (9, 9)), "GIF"))
+    gif[6:10] = b"\xff" * 4
+    odd["size bomb.gif"] = bytes(gif), "more than 80 million pixels"
+    return odd
+
+
+def metadata() -> Odd:
+    """EXIF, profiles and texts, whole and broken."""
+    red, odd = Image.new("RGB", (48, 32), RED), {}
+    for turn in range(1, 10):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        odd[f"exif turn {turn}.jpg"] = encoded(red, "JPEG", exif=exif), RED
+    for name, block in {
+        "no": b"Exif\0\0junk",
+        "short": b"Exif\0\0II*\0\x08\0\0\0\x05\0",
+        "empty": b"Exif\0\0",
+    }.items():
+        for suffix, format in (("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP")):
+            odd[f"exif {name}.{suffix}"] = encoded(red, format, exif=block), RED
+    wide = Image.new("RGB", (48, 32), (91, 195, 60))
+    for suffix, format in (
+        ("jpg", "JPEG"),
+        ("png", "PNG"),
+        ("webp", "WEBP"),
+        ("tif", "TIFF"),
+        ("avif", "AVIF"),
+    ):
+        odd[f"icc p3.{suffix}"] = encoded(wide, format, icc_profile=DISPLAY_P3), (8, 200, 0)
+        odd[f"icc cut.{suffix}"] = encoded(red, format, icc_profile=DISPLAY_P3[:150]), RED
+    for name, text, zip in (
+        ("long", "x" * 3_000_000, False),
+        ("zipped", "x" * 3_000_000, True),
+        ("null", "a\0b", True),
+    ):
+        info = PngInfo()
+        info.add_text("Comment", text, zip=zip)
+        odd[f"text {name}.png"] = encoded(red, "PNG", pnginfo=info), RED
+    odd["comment.jpg"] = encoded(red, "JPEG", comment=b"c" * 60_000), RED
+    odd["dpi of nothing.jpg"] = encoded(red, "JPEG", dpi=(0, 0)), RED
+    return odd
+
+
+def damage() -> Odd:
+    """Files cut short, and files that are something else."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    odd: Odd = {}
+    for suffix, format in (
+        ("png", "PNG"),
+        ("jpg", "JPEG"),
+        ("webp", "WEBP"),
+        ("gif", "GIF"),
+        ("bmp", "BMP"),
+        ("tif", "TIFF"),
+    ):
+        data = encoded(noise, format)
+        for part in (0.3, 0.6, 0.95):
+            odd[f"cut at {part}.{suffix}"] = (
+                data[: int(part * len(data))],
+                "copy or download the picture again",
+            )
+        odd[f"head alone.{suffix}"] = data[:12], ""
+        odd[f"empty.{suffix}"] = b"", "is empty (0 bytes)"
+    whole = encoded(Image.new("RGB", (48, 32), RED), "JPEG")
+    odd["no end marker.jpg"] = whole[:-2], RED
+    odd["zeros behind.jpg"] = whole + bytes(5000), RED
+    odd["two in one.jpg"] = whole + encoded(Image.new("RGB", (48, 32), "blue"), "JPEG"), RED
+    odd["really a jpeg.png"] = whole, RED
+    odd["really a webp.jpg"] = encoded(Image.new("RGB", (48, 32), RED), "WEBP"), RED
+    wrong = bytearray(encoded(noise, "PNG"))
+    wrong[60] ^= 255
+    odd["wrong checksum.png"] = bytes(wrong), "damaged or cut short"
+    for name, data, message in (
+        ("text", b"hello " * 50, "is not a PNG, JPEG"),
+        ("page", b"<!doctype html><html>", "is a web page"),
+        ("drawing", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is an SVG drawing"),
+        ("paper", b"%PDF-1.4", "is a PDF"),
+        ("pointer", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
+        ("film", b"\0\0\0\x18ftypisom" + bytes(99), "is a video"),
+        ("postscript", b"%!PS-Adobe-3.0 EPSF-3.0\n", "is not a PNG, JPEG"),
+        ("zeros", bytes(999), "is not a PNG, JPEG"),
+        ("photoshop", b"8BPS\0\1" + bytes(99), "is a Photoshop file"),
+    ):
+        odd[f"{name}.png"] = data, message
+    return odd
+
+
+def names() -> Odd:
+    """Names that file systems allow."""
+    data = encoded(Image.new("RGB", (48, 32), RED), "PNG")
+    stems = [
+        "椅子",
+        "a b",
+        "a'b",
+        'a"b',
+        "a$b",
+        "[x]",
+        "-rf",
+        "a%20b",
+        "a#b",
+        "naïve é",
+        "🪑",
+        "tab\there",
+        "x" * 200,
+    ]
+    stems += ["a..b", "CON", "comma,comma", "a=b", "{0}", "a;b", "a&b", "(copy)", "back\\slash", "*", "?"]
+    odd: Odd = {f"{stem}.png": (data, RED) for stem in stems}
+    odd["UPPER.PNG"] = data, RED
+    odd[os.fsdecode(b"\xff\xfe.png")] = data, RED
+    return odd
+
+
+KINDS: tuple[Callable[[], Odd], ...] = (formats, alphas, sizes, metadata, damage, names)
+
+
+def make(folder: Path) -> dict[str, Expected]:
+    """Write them all; returns name -> what must become of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    odd: Odd = {}
+    for kind in KINDS:
+        odd |= kind()
+    for name, (data, _) in odd.items():
+        (folder / name).write_bytes(data)
+    return {name: expected for name, (_, expected) in odd.items()}
+
+
+if __name__ == "__main__":
+    print(len(make(Path(sys.argv[1]))), "pictures")
