@@ -20,9 +20,9 @@ from dd3g.command import (
 )
 from dd3g.ending import explain
 from dd3g.errors import UserError
-from dd3g.io.formats import LAYOUTS
 from dd3g.inputs import find_pictures
 from dd3g.io.atomic import remove_leftovers
+from dd3g.io.formats import LAYOUTS
 from dd3g.progress import Progress
 from dd3g.results import AXES, FORMATS, Request, are_there, write_results
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dd3g.errors import UserError
+from dd3g.io.atomic import appearing
 from dd3g.io.formats import AXES as AXES
 from dd3g.io.formats import MESHES, SPLATS, check_format
-from dd3g.io.atomic import appearing
 
 if TYPE_CHECKING:
     from dd3g.gaussians import Gaussians
