@@ -37,3 +37,15 @@ def camera_code(cameras: Cameras) -> Tensor:
     pose = cameras.camera_to_world.clone()
     pose[..., :3, 3] /= RADIUS
     return pose.flatten(-2)
+
+
+def orbit_code(cameras: Cameras) -> Tensor:
+    """(..., 16) camera codes of MVDream and ImageDream, for cameras around the origin.
+
+    Their world has z up and the camera looks along its -z; the distance is left out. What this project calls
+    azimuth 0 is 90 there, where their condition pictures stand.
+    """
+    pose = cameras.camera_to_world.clone()
+    pose[..., :3, 1:3] *= -1
+    pose[..., :3, 3] /= pose[..., :3, 3].norm(dim=-1, keepdim=True)
+    return pose[..., [2, 0, 1, 3], :].flatten(-2)

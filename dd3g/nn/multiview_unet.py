@@ -1,0 +1,176 @@
+"""The multi-view U-Net of MVDream and ImageDream; its tensors have the names of the published files.
+
+MVDream (Shi et al. 2023, arXiv 2308.16512) turns Stable Diffusion's self-attention into attention over the
+pixels of all frames. ImageDream (Wang & Shi 2023, arXiv 2312.02201) adds the picture: tokens, and a clean
+frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from dd3g.nn.embeddings import timestep_embedding
+from dd3g.nn.unet_blocks import (
+    Downsample,
+    KeyValues,
+    Resampler,
+    UNetResidual,
+    UNetTransformer,
+    Upsample,
+)
+
+
+@dataclass
+class MultiViewUNetConfig:
+    """Shape of a multi-view U-Net, by the names of the published config.json."""
+
+    model_channels: int = 320
+    channel_mult: list[int] = field(default_factory=lambda: [1, 2, 4, 4])
+    num_res_blocks: int = 2
+    attention_resolutions: list[int] = field(default_factory=lambda: [4, 2, 1])
+    num_head_channels: int = 64
+    transformer_depth: int = 1
+    context_dim: int = 1024
+    camera_dim: int = 16
+    ip_dim: int = 0  # tokens of the picture that cross-attention sees; 0 is MVDream
+    image_dim: int = 1280  # channels of the image encoder's tokens
+    in_channels: int = 4
+    out_channels: int = 4
+    image_size: int = 32  # of the latents in training; nothing depends on it
+
+
+class Stage(nn.Sequential):
+    """One entry of `input_blocks`, `middle_block` or `output_blocks`."""
+
+    def forward(self, x: Tensor, emb: Tensor, frames: int, context: list[KeyValues]) -> Tensor:  # type: ignore[override]
+        """Maps x (B*F, C, h, w) -> (B*F, C', h', w')."""
+        for layer in self:
+            if isinstance(layer, UNetResidual):
+                x = layer(x, emb)
+            elif isinstance(layer, UNetTransformer):
+                x = layer(x, frames, context)
+            else:
+                x = layer(x)
+        return x
+
+
+class MultiViewUNet(nn.Module):
+    """Noise prediction for F frames of an object at once.
+
+    Args:
+        config: as published.
+    """
+
+    def __init__(self, config: MultiViewUNetConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or MultiViewUNetConfig()
+        width, emb = c.model_channels, 4 * c.model_channels
+        self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
+        self.camera_embed = nn.Sequential(nn.Linear(c.camera_dim, emb), nn.SiLU(), nn.Linear(emb, emb))
+        if c.ip_dim:
+            self.image_embed = Resampler(c.image_dim, c.context_dim, c.ip_dim)
+        self._transformer_blocks = 0
+
+        stages = [Stage(nn.Conv2d(c.in_channels, width, 3, padding=1))]
+        skips, channels, scale = [width], width, 1
+        for level, factor in enumerate(c.channel_mult):
+            for _ in range(c.num_res_blocks):
+                layers: list[nn.Module] = [UNetResidual(channels, emb, factor * width)]
+                channels = factor * width
+                stages.append(Stage(*layers, *self._transformer(channels, scale)))
+                skips.append(channels)
+            if level < len(c.channel_mult) - 1:
+                stages.append(Stage(Downsample(channels)))
+                skips.append(channels)
+                scale *= 2
+        self.input_blocks = nn.ModuleList(stages)
+
+        first, second = (UNetResidual(channels, emb, channels) for _ in range(2))
+        self.middle_block = Stage(first, *self._transformer(channels), second)
+
+        stages = []
+        for level, factor in reversed(list(enumerate(c.channel_mult))):
+            for i in range(c.num_res_blocks + 1):
+                layers = [UNetResidual(channels + skips.pop(), emb, factor * width)]
+                channels = factor * width
+                layers += self._transformer(channels, scale)
+                if level and i == c.num_res_blocks:
+                    layers.append(Upsample(channels))
+                    scale //= 2
+                stages.append(Stage(*layers))
+        self.output_blocks = nn.ModuleList(stages)
+        self.out = nn.Sequential(
+            nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, c.out_channels, 3, padding=1)
+        )
+
+    def _transformer(self, channels: int, scale: int | None = None) -> list[nn.Module]:
+        """A transformer, where there is one at this scale; its place in the context counts on."""
+        c = self.config
+        if scale is not None and scale not in c.attention_resolutions:
+            return []
+        first, self._transformer_blocks = (
+            self._transformer_blocks,
+            self._transformer_blocks + c.transformer_depth,
+        )
+        return [
+            UNetTransformer(
+                channels, c.num_head_channels, c.transformer_depth, c.context_dim, bool(c.ip_dim), first
+            )
+        ]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are stored in, and the network computes in."""
+        return self.time_embed[0].get_parameter("weight").dtype
+
+    def transformers(self) -> Iterator[UNetTransformer]:
+        """In the order in which they are run."""
+        return (m for m in self.modules() if isinstance(m, UNetTransformer))
+
+    def context(self, text: Tensor, image: Tensor | None = None) -> list[KeyValues]:
+        """Keys and values of every cross-attention: what does not change from step to step.
+
+        Args:
+            text: (B, M, context_dim) tokens of the caption.
+            image: (B, L, image_dim) tokens of the picture, for a network with `ip_dim`; zeros stand for none.
+        """
+        text = text.to(self.dtype)
+        tokens = self.image_embed(image.to(self.dtype)) if image is not None else None
+        return [kv for transformer in self.transformers() for kv in transformer.context(text, tokens)]
+
+    def embedding(self, t: Tensor, cameras: Tensor) -> Tensor:
+        """Levels t (B,) and camera codes (B, F, 16) -> (B*F, E)."""
+        time = self.time_embed(timestep_embedding(t, self.config.model_channels).to(self.dtype))
+        return (time[:, None] + self.camera_embed(cameras.to(self.dtype))).flatten(0, 1)
+
+    def features(self, x: Tensor, t: Tensor, cameras: Tensor, context: list[KeyValues]) -> Tensor:
+        """The map before the last norm and convolution (B*F, width, h, w); arguments as `forward`."""
+        frames = x.shape[1]
+        emb = self.embedding(t, cameras)
+        h, skips = x.to(self.dtype).flatten(0, 1), []
+        for stage in self.input_blocks:
+            h = stage(h, emb, frames, context)
+            skips.append(h)
+        h = self.middle_block(h, emb, frames, context)
+        for stage in self.output_blocks:
+            h = stage(torch.cat([h, skips.pop()], 1), emb, frames, context)
+        return h
+
+    def forward(self, x: Tensor, t: Tensor, cameras: Tensor, context: list[KeyValues]) -> Tensor:
+        """One network call.
+
+        Args:
+            x: (B, F, C, h, w) noisy latents; with `ip_dim` the picture's clean latent is the last frame.
+            t: (B,) schedule index.
+            cameras: (B, F, 16) codes; zeros for the clean frame.
+            context: as `context` gives it.
+
+        Returns:
+            (B, F, C, h, w) predicted noise, in the type of x.
+        """
+        eps = self.out(self.features(x, t, cameras, context))
+        return eps.to(x.dtype).unflatten(0, x.shape[:2])

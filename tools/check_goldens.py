@@ -1,0 +1,95 @@
+"""Does this project compute what the authors' code computes?
+
+    python -m tools.check_goldens FOLDER
+
+Every NAME.npz of the folder is checked by the function that `CHECKS` names for it. A line an array: largest
+difference and rmse, both by the golden's rms. Exit code 1: one is over its tolerance, or nobody compared it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from dd3g.command import run_command
+from dd3g.errors import UserError
+from tools.goldens.golden import Compared, Golden
+
+# Name of the file -> function of a `Golden` that gives the arrays `Compared`.
+CHECKS = {
+    "unet_mvdream": "tools.goldens.unet:check",
+}
+
+
+def check(golden: Golden) -> Iterator[Compared]:
+    """Compare one file's arrays, with a single thread: more of them sum in another order.
+
+    Raises:
+        UserError: when no check is known by its name.
+    """
+    if golden.name not in CHECKS:
+        raise UserError(f"{golden.name}.npz: no check has this name; known are {', '.join(sorted(CHECKS))}")
+    module, function = CHECKS[golden.name].split(":")
+    with torch.no_grad():
+        yield from getattr(import_module(module), function)(golden)
+
+
+def default_folder() -> Path | None:
+    """The folder `goldens` beside `$DD3G_DATA`."""
+    data = os.environ.get("DD3G_DATA")
+    return Path(data).parent / "goldens" if data else None
+
+
+def command(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder of goldens; default: `goldens` beside $DD3G_DATA.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Names of files, without .npz.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help='Of weights and inputs; default: "seed" in NAME.json.')
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Another than float32 tells the drift of networks computed in it.")
+    ] = "float32",
+) -> None:
+    """Compare what this project computes with what the authors' code computed on made-up weights."""
+    folder = folder or default_folder()
+    if folder is None or not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of goldens; give one with NAME.npz and NAME.json in it")
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"--dtype {dtype}: give float32, bfloat16 or float16")
+    paths = [p for p in sorted(folder.glob("*.npz")) if not only or p.stem in only]
+    if not paths:
+        raise UserError(f"{folder} holds no {' or '.join(only) + '.npz' if only else 'NAME.npz'}")
+    torch.set_num_threads(1)
+    wrong = 0
+    for path in paths:
+        golden = Golden.read(path, seed, getattr(torch, dtype))
+        left = set(golden.arrays)
+        for one in check(golden):
+            left.discard(one.name)
+            wrong += not one.agrees
+            verdict = "ok" if one.agrees else f"OVER {one.tolerance:.0e}"
+            print(f"{golden.name}  {one.name:44} max {one.largest:.1e}  rmse {one.rmse:.1e}  {verdict}")
+        for name in sorted(left):
+            wrong += 1
+            print(f"{golden.name}  {name:44} NOT COMPARED")
+    print(f"{wrong} arrays do not agree" if wrong else "all arrays agree")
+    if wrong and dtype == "float32":
+        raise typer.Exit(1)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_command(command, argv, "tools.check_goldens")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""One file of goldens, and the comparison of an array with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dd3g.errors import UserError
+from tools.goldens import made_up
+
+# rmse / rms that other kernels, threads and versions stay below by far, and no known mistake does.
+PART, CALL, LOOP = 1e-5, 2e-5, 1e-4
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One array of ours beside the golden one.
+
+    Args:
+        name: of the array.
+        found: ours.
+        wanted: the golden one.
+        tolerance: of rmse / rms.
+    """
+
+    name: str
+    found: np.ndarray
+    wanted: np.ndarray
+    tolerance: float
+
+    @property
+    def largest(self) -> float:
+        """Largest difference by the golden's root mean square."""
+        return self._by_rms(np.abs(self._difference).max(initial=0))
+
+    @property
+    def rmse(self) -> float:
+        """Root mean square of the difference by that of the golden; infinite for another shape."""
+        return self._by_rms(np.sqrt(np.square(self._difference).mean()))
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the array is within its tolerance; NaN is not."""
+        return bool(self.rmse <= self.tolerance)
+
+    @cached_property
+    def _difference(self) -> np.ndarray:
+        if self.found.shape != self.wanted.shape:
+            return np.array(np.inf)
+        return self.found.astype(np.float64) - self.wanted.astype(np.float64)
+
+    def _by_rms(self, value: float) -> float:
+        return float(value / max(np.sqrt(np.square(self.wanted.astype(np.float64)).mean()), 1e-12))
+
+
+@dataclass(frozen=True)
+class Golden:
+    """NAME.npz and NAME.json of a folder.
+
+    Args:
+        name: of the two files.
+        arrays: what was computed.
+        about: of what: configurations, and name -> shape of every weight as in the published files.
+        seed: of weights and inputs.
+        dtype: what networks compute in here; the goldens are of float32.
+    """
+
+    name: str
+    arrays: Mapping[str, np.ndarray]
+    about: dict[str, Any]
+    seed: int
+    dtype: torch.dtype = torch.float32
+
+    @staticmethod
+    def read(path: Path, seed: int | None = None, dtype: torch.dtype = torch.float32) -> Golden:
+        """Read NAME.npz and the NAME.json beside it.
+
+        Args:
+            path: of the .npz file.
+            seed: None takes "seed" of the .json file, 1 where it has none.
+            dtype: as the attribute.
+
+        Raises:
+            UserError: when one of the two cannot be read.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            about = json.loads(path.with_suffix(".json").read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} and its .json cannot be read ({error}): copy them again") from error
+        return Golden(path.stem, arrays, about, about.get("seed", 1) if seed is None else seed, dtype)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
+
+    def named(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Names of arrays that begin so, and what follows."""
+        return ((name, name.removeprefix(prefix)) for name in self.arrays if name.startswith(prefix))
+
+    def normal(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Made-up input, float32."""
+        return torch.from_numpy(made_up.normal(name, shape, self.seed)).float()
+
+    def picture(self, name: str, height: int, width: int, channels: int = 3) -> np.ndarray:
+        """Made-up picture (height, width, channels), float32 in 0..1."""
+        return made_up.picture(name, height, width, self.seed, channels)
+
+    def state(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        """Made-up weights."""
+        return {k: torch.from_numpy(made_up.weight(k, s, self.seed)) for k, s in shapes.items()}
+
+    def compare(self, name: str, found: Tensor | np.ndarray, tolerance: float) -> Compared:
+        """Set ours beside the golden array of that name."""
+        array = found.detach().float().cpu().numpy() if isinstance(found, Tensor) else found
+        return Compared(name, array, self.arrays[name], tolerance)
