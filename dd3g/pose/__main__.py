@@ -22,7 +22,7 @@ from dd3g.command import (
     run_command,
 )
 from dd3g.errors import UserError
-from dd3g.pose.request import KEYPOINTS, Method, Request, find_inputs, is_video
+from dd3g.pose.request import KEYPOINTS, Method, Request, find_inputs, is_video, parse_size
 from dd3g.progress import Progress
 
 
@@ -37,8 +37,6 @@ def run(inputs: list[Path], request: Request, progress: Progress) -> dict[str, A
             are missing.
     """
     paths, failed = find_inputs(inputs)
-    if request.keypoints is not None and request.keypoints.is_file() and len(paths) > 1:
-        raise UserError("--keypoints FILE is for one picture: give a folder of files named like the pictures")
     _prepare(paths, request)
     progress.phase("inputs", len(paths))
     report: dict[str, Any] = {"inputs": [], "failed": failed}
@@ -87,11 +85,11 @@ def _estimate(path: Path, folder: Path, stem: str, request: Request) -> dict[str
     alone = path.suffix.lower() in KEYPOINTS
     picture = None if alone else load(path)
     file = path if alone else request.keypoints_of(path)
-    keypoints = None if file is None else read_keypoints(file, request.layout)
-    people = detect(picture, keypoints, request.focal)
+    keypoints = None if file is None else read_keypoints(file, request.layout, None if alone else path.stem)
+    people = detect(picture, keypoints, request.focal, threshold=request.confidence, size=request.size)
     if not people:
         raise UserError(f"no person was found in {path}: give a clearer picture, or --keypoints")
-    lifted = lift(people, request.method, request.m, request.seed)
+    lifted = lift(people, request.method, request.m, request.seed, height=request.height)
     result = write_results([lifted], path, folder, stem, request, picture)
     if keypoints is not None:
         result["warnings"] += [f"{path}: {warning}" for warning in keypoints.warnings]
@@ -124,7 +122,17 @@ def pose(
         Path | None, typer.Option(help="Another detector's .json or .npz, or a folder of them.")
     ] = None,
     layout: Annotated[
-        str | None, typer.Option(help="coco-17, openpose-25, h36m-17, blazepose-33; default: the file's.")
+        str | None,
+        typer.Option(help="coco-17, coco-18, openpose-25, h36m-17, halpe-26 …; default: the file's."),
+    ] = None,
+    confidence: Annotated[
+        float, typer.Option(help="Joints that the detector is less sure of, 0..1, count as not seen.")
+    ] = 0.3,
+    size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT of the pictures, where keypoint files do not tell.")
+    ] = None,
+    height: Annotated[
+        float | None, typer.Option(help="How tall the people are, metres; default: grown. Children need it.")
     ] = None,
     focal: Annotated[
         float | None, typer.Option(help="Focal length in pixels; default: EXIF, else the picture's diagonal.")
@@ -137,14 +145,18 @@ def pose(
     Writes NAME.pose.json and a figure NAME.pose.png for each picture; with recovery also NAME.pose.bvh and
     NAME.pose.glb. Exit code 0: everything was written; 1: some of several inputs failed; 2: bad input.
 
-    Keypoints in JSON are as OpenPose writes them, COCO's annotations or results, or {"layout", "size": [w,
-    h], "K": 3x3, "people": [{"keypoints": [[x, y], ...], "confidence": [...]}]}, of which only the people are
-    needed. In npz they are "keypoints" (people, joints, 2 or 3) with "confidence", "layout", "size" and "K"
-    beside them, or "heatmaps" (people, 17, h, w) over "boxes" (people, 4).
+    Keypoints are files of OpenPose, COCO, Detectron2, AlphaPose, MMPose, YOLO, ViTPose and VideoPose3D, for
+    videos too; or JSON {"layout", "size": [w, h], "K": 3x3, "distortion", "people": [{"keypoints": [[x, y],
+    ...], "confidence": [...]}]}, of which only the people are needed; or npz with "keypoints" (people,
+    joints, 2 or 3) and beside them "confidence", "layout", "size", "K", or "heatmaps" (people, 17, h, w) over
+    "boxes" (people, 4). Where a file does not tell the size of its picture, give --size or the picture.
     """
 
     def work(progress: Progress) -> Report:
-        request = Request(output, method.value, hypotheses, viewer, seed, keypoints, layout, focal, every)
+        request = Request(
+            output, method.value, hypotheses, viewer, seed, keypoints, layout, focal, every, confidence,
+            parse_size(size), height,
+        )  # fmt: skip
         return run(inputs, request, progress)
 
     several = len(inputs) > 1 or os.path.isdir(inputs[0])

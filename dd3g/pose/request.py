@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -37,6 +38,9 @@ class Request:
         layout: their joint layout; None takes the file's word.
         focal: px; None looks into keypoint files and EXIF.
         every: take every n-th frame of a video.
+        confidence: joints with less count as not seen, 0..1.
+        size: (width, height) of pictures that keypoint files do not tell the size of.
+        height: metres, how tall the people are; None takes a grown person's.
     """
 
     out: Path
@@ -48,6 +52,9 @@ class Request:
     layout: str | None = None
     focal: float | None = None
     every: int = 1
+    confidence: float = 0.3
+    size: tuple[int, int] | None = None
+    height: float | None = None
 
     def __post_init__(self) -> None:
         if self.m < 1:
@@ -56,6 +63,8 @@ class Request:
             raise UserError(f"--every {self.every} takes no frame: give 1 or more")
         if self.focal is not None and not 0 < self.focal < float("inf"):
             raise UserError(f"--focal {self.focal:g} is no focal length: give it in pixels, above 0")
+        if not 0 <= self.confidence <= 1:
+            raise UserError(f"--confidence {self.confidence:g} is no confidence: give it in 0..1")
         if self.keypoints is not None and not self.keypoints.exists():
             raise UserError(f"--keypoints {self.keypoints} does not exist: check the path")
 
@@ -72,6 +81,20 @@ class Request:
             if (self.keypoints / name).is_file():
                 return self.keypoints / name
         raise UserError(f"no keypoints for {picture} in {self.keypoints}: looked for {', '.join(names)}")
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """WIDTHxHEIGHT as two numbers.
+
+    Raises:
+        UserError: anything else.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)\s*[xX,]\s*(\d+)", text.strip())
+    if found is None or not (int(found[1]) and int(found[2])):
+        raise UserError(f"--size {text} is no size: give WIDTHxHEIGHT in pixels, e.g. 1920x1080")
+    return int(found[1]), int(found[2])
 
 
 def find_inputs(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:

@@ -66,7 +66,7 @@ def bad_files(folder):
         (npz("count.npz", keypoints=good[:, :16]), None, "no layout has 16 joints"),
         (npz("count2.npz", keypoints=good), "openpose-25", "openpose-25 has 25 joints, got .*17"),
         (npz("which.npz", keypoints=good), None, "coco-17 or h36m-17: say which with --layout"),
-        (npz("unknown.npz", keypoints=good), "halpe-26", "unknown joint layout 'halpe-26'"),
+        (npz("unknown.npz", keypoints=good), "mpii-16", "unknown joint layout 'mpii-16'"),
         (npz("names.npz", kpts=good), "h36m-17", "no array 'keypoints' in it, only kpts"),
         (npz("nobody.npz", keypoints=good[:0]), "h36m-17", "no person in it"),
         (npz("focal.npz", keypoints=good, K=-np.eye(3)), "h36m-17", "focal lengths in K must be positive"),

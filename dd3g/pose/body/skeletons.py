@@ -86,6 +86,18 @@ OPENPOSE_25 = _skeleton(
     "l_hip l_knee l_ankle r_eye l_eye r_ear l_ear l_big_toe l_small_toe l_heel r_big_toe r_small_toe r_heel",
     [1, 8, 1, 2, 3, 1, 5, 6, -1, 8, 9, 10, 8, 12, 13, 0, 0, 15, 16, 14, 19, 14, 11, 22, 11],
 )
+COCO_18 = _skeleton(  # OpenPose's first model
+    "coco-18",
+    "nose neck r_shoulder r_elbow r_wrist l_shoulder l_elbow l_wrist r_hip r_knee r_ankle "
+    "l_hip l_knee l_ankle r_eye l_eye r_ear l_ear",
+    [1, -1, 1, 2, 3, 1, 5, 6, 1, 8, 9, 1, 11, 12, 0, 0, 14, 15],
+)
+HALPE_26 = _skeleton(  # AlphaPose
+    "halpe-26",
+    "nose l_eye r_eye l_ear r_ear l_shoulder r_shoulder l_elbow r_elbow l_wrist r_wrist l_hip r_hip "
+    "l_knee r_knee l_ankle r_ankle head neck hip l_big_toe r_big_toe l_small_toe r_small_toe l_heel r_heel",
+    [18, 0, 0, 1, 2, 18, 18, 5, 6, 7, 8, 19, 19, 11, 12, 13, 14, 18, 19, -1, 24, 25, 24, 25, 15, 16],
+)
 BLAZEPOSE_33 = _skeleton(
     "blazepose-33",
     "nose l_eye_inner l_eye l_eye_outer r_eye_inner r_eye r_eye_outer l_ear r_ear l_mouth r_mouth "
@@ -100,7 +112,9 @@ SMPL_24 = _skeleton(
     "l_collar r_collar head l_shoulder r_shoulder l_elbow r_elbow l_wrist r_wrist l_hand r_hand",
     [-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21],
 )
-SKELETONS = {s.name: s for s in (H36M_17, COCO_17, OPENPOSE_25, BLAZEPOSE_33, SMPL_24)}
+SKELETONS = {s.name: s for s in (H36M_17, COCO_17, COCO_18, OPENPOSE_25, HALPE_26, BLAZEPOSE_33, SMPL_24)}
+WHOLE_BODY = {"coco-wholebody-133": COCO_17, "halpe-136": HALPE_26}
+"""Layouts whose first points are those of another; feet, face and hands follow, which are not looked at."""
 
 # H36M's head is the top of the skull, which detectors do not give: 0.35 of the way from the shoulders to the
 # ears beyond the ears. Its nose is taken from the detector as it is.
@@ -119,8 +133,8 @@ _SMPL = {
     "head": {"head": 2.56, "neck": -1.56},
 }
 _RULES: dict[str, dict[str, dict[str, float]]] = {
-    "h36m-17": {}, "coco-17": _FACE, "openpose-25": _FACE | {"hip": {"mid_hip": 1.0}},
-    "blazepose-33": _FACE, "smpl-24": _SMPL,
+    "h36m-17": {}, "coco-17": _FACE, "openpose-25": _FACE | {"hip": {"mid_hip": 1.0}}, "coco-18": _FACE,
+    "halpe-26": {"thorax": _FACE["thorax"], "spine": _FACE["spine"]}, "blazepose-33": _FACE, "smpl-24": _SMPL,
 }  # fmt: skip
 
 
@@ -131,7 +145,8 @@ def skeleton(layout: str) -> Skeleton:
         UserError: when the name is unknown.
     """
     if layout not in SKELETONS:
-        raise UserError(f"unknown joint layout {layout!r}: use one of {', '.join(SKELETONS)}")
+        known = ", ".join([*SKELETONS, *WHOLE_BODY])
+        raise UserError(f"unknown joint layout {layout!r}: use one of {known}")
     return SKELETONS[layout]
 
 

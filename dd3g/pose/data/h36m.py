@@ -13,6 +13,7 @@ from torch import Tensor
 from dd3g.errors import UserError
 from dd3g.pose.data.arrays import frames_of, need, read_npz, tensor
 from dd3g.pose.data.recording import Recording, intrinsics, record
+from dd3g.pose.detection.camera import undistorted
 
 TEST = ("S9", "S11")
 KEPT = (0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 15, 17, 18, 19, 25, 26, 27)
@@ -82,7 +83,8 @@ def load_h36m(
                 seen = frames_of(view, points, f"{keypoints}, {subject}, {action}")
                 K = intrinsics(*lens["focal_length"], *lens["center"])
                 if undistort:
-                    seen = _undistorted(seen, K, lens)
+                    k1, k2, k3 = lens["radial_distortion"]
+                    seen = undistorted(seen, K, torch.tensor([k1, k2, *lens["tangential_distortion"], k3]))
                 recording = record(
                     _to_camera(points, station), seen, K, (lens["res_w"], lens["res_h"]),
                     subject, re.sub(r" \d+$", "", action), lens["id"],
@@ -149,18 +151,3 @@ def _to_camera(points: Tensor, station: dict[str, Any]) -> Tensor:
     u = u.expand_as(x)
     t = 2 * torch.linalg.cross(u, x)
     return (x + w * t + torch.linalg.cross(u, t)).float()
-
-
-def _undistorted(pixels: Tensor, K: Tensor, lens: dict[str, Any]) -> Tensor:
-    """Invert Human3.6M's model of three radial and two tangential coefficients by fixed-point steps."""
-    focal, centre = torch.stack([K[0, 0], K[1, 1]]), K[:2, 2]
-    seen = (pixels - centre) / focal
-    x = seen
-    radial = lens["radial_distortion"]
-    tangential = torch.tensor(lens["tangential_distortion"])
-    for _ in range(8):
-        r2 = x.square().sum(-1, keepdim=True)
-        factor = 1 + radial[0] * r2 + radial[1] * r2**2 + radial[2] * r2**3
-        factor = factor + 2 * (x * tangential.flip(0)).sum(-1, keepdim=True)
-        x = (seen - r2 * tangential.flip(0)) / factor
-    return x * focal + centre

@@ -48,6 +48,22 @@ def intrinsics(
     return torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]), source
 
 
+def check_camera(K: Tensor, size: tuple[int, int]) -> None:
+    """Refuse a camera matrix in other units than pixels of a picture of this size.
+
+    Raises:
+        UserError: a focal length that no lens has, or a principal point far outside.
+    """
+    diagonal = math.hypot(*size)
+    focal, centre = K[0, 0].item(), (K[0, 2].item(), K[1, 2].item())
+    inside = all(-side <= c <= 2 * side for c, side in zip(centre, size, strict=True))
+    if not LENSES[0] <= focal / diagonal <= LENSES[1] or not inside:
+        raise UserError(
+            f"K with focal length {focal:g} and centre ({centre[0]:g}, {centre[1]:g}) is none of a picture "
+            f"of {size[0]} x {size[1]} pixels: give it in pixels of that picture"
+        )
+
+
 def _exif_focal(picture: Image.Image, size: tuple[int, int]) -> float | None:
     """Focal length in px, or None where EXIF does not tell."""
     try:
@@ -66,3 +82,27 @@ def _exif_focal(picture: Image.Image, size: tuple[int, int]) -> float | None:
         # Cameras and editors write all kinds of things; the default serves then.
         return None
     return None
+
+
+def undistorted(pixels: Tensor, K: Tensor, distortion: Tensor, steps: int = 8) -> Tensor:
+    """Where a pinhole camera would see what a lens shows at some pixels, by fixed-point steps (Brown 1966).
+
+    Args:
+        pixels: (..., 2).
+        K: (3, 3) pixels.
+        distortion: (4 to 8,) k1, k2, p1, p2, then k3, then k4, k5, k6, as OpenCV orders them.
+        steps: of the iteration.
+    """
+    k1, k2, p1, p2, k3, k4, k5, k6 = torch.nn.functional.pad(distortion, (0, 8 - len(distortion))).to(pixels)
+    focal, centre = torch.stack([K[0, 0], K[1, 1]]), K[:2, 2]
+    seen = (pixels - centre) / focal
+    seen = seen - torch.stack([K[0, 1] / K[0, 0] * seen[..., 1], torch.zeros_like(seen[..., 1])], -1)
+    p = torch.stack([p2, p1])
+    x = seen
+    for _ in range(steps):
+        r2 = x.square().sum(-1, keepdim=True)
+        radial = (1 + r2 * (k1 + r2 * (k2 + r2 * k3))) / (1 + r2 * (k4 + r2 * (k5 + r2 * k6)))
+        # 2 p1 x y + p2 (r^2 + 2 x^2) is r^2 p2 + 2 x (p1 y + p2 x), and likewise for y.
+        x = (seen - r2 * p) / (radial + 2 * (x * p).sum(-1, keepdim=True))
+    x = x + torch.stack([K[0, 1] / K[0, 0] * x[..., 1], torch.zeros_like(x[..., 1])], -1)
+    return x * focal + centre

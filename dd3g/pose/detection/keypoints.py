@@ -1,11 +1,8 @@
-"""Keypoints of any detector from JSON or npz: one parser a format, and one check of what they read."""
+"""Keypoints of any detector, checked: one form for whatever `keypoint_files` reads."""
 
 from __future__ import annotations
 
-import json
 import math
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +12,21 @@ import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
-from dd3g.pose.body.skeletons import skeleton, to_h36m
+from dd3g.pose.body.skeletons import WHOLE_BODY, skeleton, to_h36m
+from dd3g.pose.detection.camera import undistorted
+from dd3g.pose.detection.keypoint_files import (
+    LAYOUT_OF_COUNT,
+    KeypointFile,
+    Seen,
+    Someone,
+    read_file,
+    read_folder,
+)
 
 MIN_JOINTS = 4
 FARTHEST = 1e6  # px that a keypoint may lie from the picture's corner; NaN is farther
-LAYOUT_OF_COUNT = {25: "openpose-25", 33: "blazepose-33"}
-BESIDE = ("confidence", "layout", "size", "K", "heatmaps", "boxes", "scores")  # the keypoints, in npz files
+NEAREST = 2.0  # px; with all keypoints this near to the corner they are no pixels but shares of the picture
+SURE = 1.1  # detectors that regress their confidence overshoot 1 by a little
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Keypoints:
         heatmaps: (P, 17, h, w) >= 0.
         boxes: (P, 4) left, top, right, bottom of the heatmaps in px.
         scores: (P,) how sure the detector is of each person.
+        tracks: their numbers in a video, None for whom the file does not number.
         warnings: sentences for the user about people that are left out, having too few joints.
     """
 
@@ -45,41 +52,116 @@ class Keypoints:
     heatmaps: Tensor | None = None  # (P, 17, h, w)
     boxes: Tensor | None = None  # (P, 4)
     scores: Tensor | None = None  # (P,)
+    tracks: tuple[int | None, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
-def read_keypoints(path: str | Path, layout: str | None = None) -> Keypoints:
+def read_keypoints(path: str | Path, layout: str | None = None, picture: str | None = None) -> Keypoints:
     """Read one picture's keypoints.
 
-    JSON may be OpenPose's ({"people": [{"pose_keypoints_2d": [x, y, c, ...]}]}), COCO's annotations or
-    results ([{"keypoints": [x, y, v, ...]}]), or {"layout", "size": [w, h], "K": 3x3, "people":
-    [{"keypoints": [[x, y], ...], "confidence": [...]}]}, of which only the people are needed. An npz holds
-    `keypoints` (P, J, 2) or (P, J, 3), and may hold `confidence` (P, J), `layout`, `size`, `K`, and
-    `heatmaps` (P, 17, h, w) with `boxes` (P, 4).
-
     Args:
-        path: the file.
-        layout: one of `SKELETONS`; None takes the file's word, or the number of joints where only one layout
-            has it.
+        path: a file of any format that `keypoint_files` lists.
+        layout: one of `SKELETONS` or `WHOLE_BODY`; None takes the file's word, or the number of joints where
+            only one layout has it.
+        picture: its name without folder and suffix, for files of several pictures.
 
     Raises:
         UserError: unreadable, truncated or pickled content, an unknown layout, a wrong number of joints, NaN
-            at joints with confidence, or nobody with confidence in enough joints.
+            at joints with confidence, confidences that are none, units that are no pixels, or nobody with
+            confidence in enough joints.
     """
     path = Path(path)
-    parse = PARSERS.get(path.suffix.lower())
-    if parse is None:
-        raise UserError(f"{path}: keypoints come as {' or '.join(PARSERS)}, not {path.suffix or 'that'}")
     try:
-        content = parse(path)
-        return checked(**content | {"layout": layout or content.get("layout")})
-    except FileNotFoundError as e:
-        raise UserError(f"{path} does not exist: check the path") from e
-    except OSError as e:
-        reason = e.strerror or e
-        raise UserError(f"{path} cannot be read ({reason}): check the path and its permissions") from e
+        content = read_file(path)
+        if picture is None and len(content.pictures) > 1:
+            what = "the frames of a video" if content.video else "several pictures"
+            raise UserError(f"holds {what}: give it with --keypoints, beside what it was seen in")
+        return _checked(content, content.of(picture or path.stem), layout)
     except UserError as e:
         raise UserError(f"{path}: {e}") from e
+    except OSError as e:
+        raise _unreadable(path, e) from e
+
+
+def read_frames(path: str | Path, video: str, layout: str | None = None) -> list[Keypoints | None]:
+    """Read a video's keypoints, frame by frame; None for frames without anybody.
+
+    Args:
+        path: a file of any format that `keypoint_files` lists, or a folder with a file a frame.
+        video: its name without folder and suffix.
+        layout: see `read_keypoints`.
+
+    Raises:
+        UserError: see `read_keypoints`.
+    """
+    path = Path(path)
+    try:
+        content = read_folder(path, video) if path.is_dir() else read_file(path)
+        if not any(seen.people for seen in content.pictures):
+            raise UserError("no person in it: nothing to estimate")
+        found: list[Keypoints | None] = []
+        for number, seen in enumerate(content.pictures):
+            try:
+                found.append(_checked(content, seen, layout) if seen.people else None)
+            except TooFewJointsError:
+                found.append(None)  # someone who walks out of the picture
+            except UserError as e:
+                raise UserError(f"frame {number}: {e}") from e
+        return found
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
+    except OSError as e:
+        raise _unreadable(path, e) from e
+
+
+def _unreadable(path: Path, e: OSError) -> UserError:
+    if isinstance(e, FileNotFoundError):
+        return UserError(f"{path} does not exist: check the path")
+    return UserError(f"{path} cannot be read ({e.strerror or e}): check the path and its permissions")
+
+
+def _checked(content: KeypointFile, seen: Seen, layout: str | None) -> Keypoints:
+    """The people of one picture of a file."""
+    people = seen.people
+    if not people:
+        raise UserError("no person in it: nothing to estimate")
+    if len({len(p.points) for p in people}) > 1:
+        raise UserError("its people have different numbers of joints")
+    rows = [_person(person, i) for i, person in enumerate(people)]
+    scores = None
+    if any(person.score is not None for person in people):
+        # AlphaPose's scores are sums of several and go beyond 1.
+        scores = [1.0 if p.score is None else min(max(p.score, 0.0), 1.0) for p in people]
+    beside = content.beside | ({} if seen.size is None else {"size": seen.size})
+    return checked(
+        np.stack([points for points, _ in rows]),
+        np.stack([confidence for _, confidence in rows]),
+        layout or content.layout,
+        scores=scores,
+        tracks=[person.track for person in people],
+        **{name: value for name, value in beside.items() if name not in ("confidence", "layout", "tracks")},
+    )
+
+
+def _person(person: Someone, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places (J, 2) and confidences (J,), each person by itself."""
+    xy = _numbers(person.points, "keypoints").numpy()
+    if xy.ndim != 2 or xy.shape[1] not in (2, 3):
+        raise UserError(f"keypoints must be (people, joints, 2 or 3), got {(i + 1, *xy.shape)}")
+    if person.confidence is not None:
+        c = _numbers(person.confidence, "confidence").numpy().ravel()
+        if len(c) != len(xy):
+            raise UserError(f"confidence must be {(1, len(xy))} like the keypoints, got {(1, len(c))}")
+    elif xy.shape[1] == 3:
+        c = xy[:, 2]
+    else:
+        # Detectors that give no confidence write a joint that they missed as (0, 0).
+        c = (xy != 0).any(-1).astype(np.float32)
+    return xy[:, :2], c
+
+
+class TooFewJointsError(UserError):
+    """Nobody with confidence in enough joints."""
 
 
 def checked(
@@ -91,6 +173,8 @@ def checked(
     heatmaps: Any = None,
     boxes: Any = None,
     scores: Any = None,
+    distortion: Any = None,
+    tracks: Any = None,
 ) -> Keypoints:
     """Check keypoints of any layout and turn them into the canonical one, H36M-17.
 
@@ -103,12 +187,22 @@ def checked(
         heatmaps: (P, 17, h, w).
         boxes: (P, 4).
         scores: (P,).
+        distortion: 4 to 8 coefficients of the lens in OpenCV's order, with K; points come out without it.
+        tracks: P numbers or None.
 
     Raises:
         UserError: see `read_keypoints`.
     """
     xy, trust = _points(points, confidence)
     layout = str(layout) if layout else _layout_of(xy.shape[1])
+    camera = None if K is None else _camera(K)
+    if layout in WHOLE_BODY:
+        if len(whole := WHOLE_BODY[layout]) > xy.shape[1]:
+            raise UserError(f"{layout} has {layout.rpartition('-')[2]} joints, got {xy.shape[1]}")
+        xy, trust, layout = xy[:, : len(whole)], trust[:, : len(whole)], whole.name
+    _check_units(xy, trust)
+    if distortion is not None:
+        xy = undistorted(xy, *_lens(camera, distortion))
     canonical, seen = to_h36m(xy, trust, layout)
     broken = (~(xy.abs() < FARTHEST).all(-1) & (trust > 0)).nonzero()
     if len(broken):
@@ -128,15 +222,16 @@ def checked(
         for i in (~keep).nonzero()[:, 0].tolist()
     ]
     if not keep.any():
-        raise UserError(f"{few[0]}: give at least {MIN_JOINTS}")
+        raise TooFewJointsError(f"{few[0]}: give at least {MIN_JOINTS}")
     return Keypoints(
         canonical[keep],
         seen[keep],
         None if size is None else _size(size),
-        None if K is None else _camera(K),
+        camera,
         None if maps is None else maps[keep],
         None if squares is None else squares[keep],
         None if sure is None else sure[keep],
+        tuple(t for t, k in zip(tracks or [None] * len(keep), keep.tolist(), strict=True) if k),
         tuple(f"{person}, and is left out: {MIN_JOINTS} are needed" for person in few),
     )
 
@@ -159,8 +254,46 @@ def _points(points: Any, confidence: Any) -> tuple[Tensor, Tensor]:
         c = (xy != 0).any(-1).float()
     if c.shape != xy.shape[:2]:
         raise UserError(f"confidence must be {tuple(xy.shape[:2])} like the keypoints, got {tuple(c.shape)}")
-    # COCO's flags are 0 (not labelled), 1 (hidden), 2 (visible).
-    return xy[..., :2], torch.where(torch.isnan(c), 0.0, c).clamp(0, 1)
+    return xy[..., :2], _confidence(torch.where(torch.isnan(c), 0.0, c))
+
+
+def _confidence(c: Tensor) -> Tensor:
+    """Confidences in 0..1; COCO's flags 0 (not labelled), 1 (hidden), 2 (visible) are as good as those.
+
+    Raises:
+        UserError: percentages, logits and the like.
+    """
+    flags = bool(torch.isin(c, torch.tensor([0.0, 1.0, 2.0])).all())
+    worst = c.flatten()[(c - 0.5).abs().argmax()].item() if c.numel() else 0.0
+    if not flags and not 0 <= worst <= SURE:
+        raise UserError(f"confidences must lie in 0..1, one is {worst:g}: divide them, or leave them out")
+    return c.clamp(0, 1)
+
+
+def _check_units(xy: Tensor, confidence: Tensor) -> None:
+    """Refuse coordinates that are no pixels.
+
+    Raises:
+        UserError: shares of the picture, or of the screen, or thousands of pixels.
+    """
+    known = xy[(confidence > 0) & xy.isfinite().all(-1)]
+    if len(known) and (largest := known.abs().max().item()) <= NEAREST:
+        raise UserError(
+            f"its keypoints lie within {largest:.3g} px of the picture's corner: give pixels, not shares of "
+            "the picture"
+        )
+
+
+def _lens(K: Tensor | None, distortion: Any) -> tuple[Tensor, Tensor]:
+    """K and 4 to 8 coefficients."""
+    found = _numbers(distortion, "distortion").flatten()
+    if K is None:
+        raise UserError("'distortion' needs 'K', the camera matrix that it was measured with")
+    if not 4 <= len(found) <= 8 or not found.isfinite().all():
+        raise UserError(
+            f"distortion must be 4 to 8 numbers k1, k2, p1, p2, k3, k4, k5, k6, got {found.tolist()}"
+        )
+    return K, found
 
 
 def _heatmaps(heatmaps: Any, boxes: Any, people: int) -> tuple[Tensor, Tensor]:
@@ -186,66 +319,9 @@ def _layout_of(count: int) -> str:
     if count == 17:
         raise UserError("17 joints may be coco-17 or h36m-17: say which with --layout")
     if count not in LAYOUT_OF_COUNT:
-        raise UserError(f"no layout has {count} joints: known are 17 (coco-17, h36m-17), 25 and 33")
+        known = ", ".join(f"{n} ({name})" for n, name in LAYOUT_OF_COUNT.items())
+        raise UserError(f"no layout has {count} joints: known are 17 (coco-17, h36m-17), {known}")
     return LAYOUT_OF_COUNT[count]
-
-
-def _parse_npz(path: Path) -> dict[str, Any]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if "keypoints" not in arrays:
-                raise UserError(f"no array 'keypoints' in it, only {', '.join(arrays) or 'nothing'}")
-            content: dict[str, Any] = {name: arrays[name] for name in BESIDE if name in arrays}
-            layout = {"layout": str(content["layout"])} if "layout" in content else {}
-            return {"points": arrays["keypoints"], **content, **layout}
-    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as e:
-        if "allow_pickle" in str(e):
-            raise UserError("holds pickled objects, which are never read: save plain arrays") from e
-        raise UserError(f"damaged or cut short ({e}): save or copy it again") from e
-
-
-def _parse_json(path: Path) -> dict[str, Any]:
-    """COCO's annotations or results, or people with what is beside them, OpenPose's or our own."""
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"not JSON, or cut short ({e}): save or copy it again") from e
-    if isinstance(data, dict) and "annotations" in data:
-        return _parse_people(data["annotations"]) | {"layout": "coco-17"}
-    if not isinstance(data, dict):
-        coco = isinstance(data, list) and any("image_id" in p for p in data if isinstance(p, dict))
-        return _parse_people(data) | ({"layout": "coco-17"} if coco else {})
-    beside = {name: data[name] for name in ("layout", "size", "K") if data.get(name) is not None}
-    return _parse_people(data.get("people")) | beside
-
-
-def _parse_people(people: Any) -> dict[str, Any]:
-    """Keypoints of everyone, with confidences: tables of either, or the keypoints themselves."""
-    if not isinstance(people, list):
-        raise UserError("no list of people in it: see `dd3g pose --help` for the formats")
-    if not people:
-        raise UserError("no person in it: nothing to estimate")
-    if not isinstance(people[0], dict):
-        return {"points": people}
-    pictures = {str(p["image_id"]) for p in people if isinstance(p, dict) and "image_id" in p}
-    if len(pictures) > 1:
-        raise UserError("holds several pictures: save one file a picture")
-    content: dict[str, Any] = {"points": []}
-    for i, p in enumerate(people):
-        values = p.get("pose_keypoints_2d", p.get("keypoints")) if isinstance(p, dict) else None
-        if not isinstance(values, list):
-            raise UserError(f"person {i} has no list of 'keypoints'")
-        if values and not isinstance(values[0], list):  # x, y, confidence in turns
-            values = [values[k : k + 3] for k in range(0, len(values), 3)]
-        content["points"].append(values)
-    if len({len(p) for p in content["points"]}) > 1:
-        raise UserError("its people have different numbers of joints")
-    if all("confidence" in p for p in people):
-        content["confidence"] = [p["confidence"] for p in people]
-    return content
-
-
-PARSERS = {".json": _parse_json, ".npz": _parse_npz}
 
 
 def _numbers(values: Any, name: str) -> Tensor:

@@ -15,10 +15,10 @@ from dd3g.decoding import read_rgba
 from dd3g.errors import UserError
 from dd3g.pose.body.skeletons import BLAZEPOSE_33, H36M_17, to_h36m
 from dd3g.pose.detection.blazepose import Person, Region, find_people
-from dd3g.pose.detection.camera import intrinsics
-from dd3g.pose.detection.keypoints import MIN_JOINTS, Keypoints
+from dd3g.pose.detection.camera import check_camera, intrinsics
+from dd3g.pose.detection.keypoints import MIN_JOINTS, Keypoints, TooFewJointsError
 
-MIN_CONFIDENCE = 0.3  # of BlazePose: below it a joint is rather invented than seen
+MIN_CONFIDENCE = 0.3  # below it a joint is rather invented than seen
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Detection:
         heatmaps: (17, h, w) over `boxes`.
         box: (4,) left, top, right, bottom of the heatmaps in px.
         region: where BlazePose looks for them in the next frame of a video.
+        track: their number in a video, where another detector gave one.
     """
 
     keypoints: Tensor  # (17, 2)
@@ -48,6 +49,7 @@ class Detection:
     heatmaps: Tensor | None = None  # (17, h, w)
     box: Tensor | None = None  # (4,)
     region: Region | None = None
+    track: int | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -74,6 +76,9 @@ def detect(
     focal: float | None = None,
     tiles: bool = True,
     before: Sequence[Detection] = (),
+    *,
+    threshold: float = MIN_CONFIDENCE,
+    size: tuple[int, int] | None = None,
 ) -> list[Detection]:
     """The people of a picture in 2D, by BlazePose, or from a file's keypoints.
 
@@ -83,45 +88,66 @@ def detect(
         focal: px.
         tiles: look for small people too.
         before: the people of the frame before, for BlazePose to follow.
+        threshold: joints with less confidence count as not seen.
+        size: (width, height) in px, where neither picture nor file tells it.
 
     Raises:
-        UserError: neither picture nor keypoints, or a picture's size that is unknown or differs.
+        UserError: neither picture nor keypoints, a picture's size that is unknown or differs, a camera of
+            another size, or nobody with enough joints over the threshold.
     """
     if keypoints is None:
         if picture is None:
             raise UserError("nothing to look at: give a picture or keypoints")
         K, source = intrinsics(picture.size, focal, picture)
         regions = [person.region for person in before if person.region is not None]
-        found = (_from_blazepose(person, K, source) for person in find_people(picture, tiles, regions))
+        found = (
+            _from_blazepose(person, K, source, threshold) for person in find_people(picture, tiles, regions)
+        )
         return [person for person in found if person is not None]
-    size = picture.size if picture is not None else keypoints.size
+    size = picture.size if picture is not None else keypoints.size or size
     if size is None:
-        raise UserError("the size of the picture is not known: add 'size': [width, height] to the keypoints")
+        raise UserError(
+            "the size of the picture is not known: give --size WIDTHxHEIGHT, or add 'size': [width, height] "
+            "to the keypoints"
+        )
     if keypoints.size not in (None, size):
         raise UserError(
             f"the keypoints belong to a picture of {keypoints.size[0]} x {keypoints.size[1]} pixels, this "
             f"one has {size[0]} x {size[1]}: give the picture that the detector saw"
         )
     if keypoints.K is not None and focal is None:
+        check_camera(keypoints.K, size)
         K, source = keypoints.K, "file"
     else:
         K, source = intrinsics(size, focal, picture)
-    return [_from_file(keypoints, i, size, K, source) for i in range(len(keypoints.points))]
+    found = [_from_file(keypoints, i, size, K, source, threshold) for i in range(len(keypoints.points))]
+    people = [person for person in found if person is not None]
+    if not people:
+        raise TooFewJointsError(
+            f"nobody has {MIN_JOINTS} joints with a confidence of {threshold:g} or more: lower --confidence"
+        )
+    return people
 
 
-def _from_file(keypoints: Keypoints, i: int, size: tuple[int, int], K: Tensor, source: str) -> Detection:
+def _from_file(
+    keypoints: Keypoints, i: int, size: tuple[int, int], K: Tensor, source: str, threshold: float
+) -> Detection | None:
     points, confidence = keypoints.points[i], keypoints.confidence[i]
+    confidence = torch.where(confidence < threshold, 0.0, confidence)
+    if int((confidence > 0).sum()) < MIN_JOINTS:
+        return None
     low, high = points[confidence > 0].aminmax(dim=0)
     middle, side = (low + high) / 2, 1.5 * (high - low).amax().clamp(min=1)
     square = torch.cat([middle - side / 2, middle + side / 2])
     score = 1.0 if keypoints.scores is None else float(keypoints.scores[i])
     heatmaps, box = (None if x is None else x[i] for x in (keypoints.heatmaps, keypoints.boxes))
-    return Detection(points, confidence, square, size, K, source, score, heatmaps, box)
+    track = keypoints.tracks[i] if keypoints.tracks else None
+    return Detection(points, confidence, square, size, K, source, score, heatmaps, box, track=track)
 
 
-def _from_blazepose(person: Person, K: Tensor, source: str) -> Detection | None:
+def _from_blazepose(person: Person, K: Tensor, source: str, threshold: float) -> Detection | None:
     confidence = torch.from_numpy(person.confidence)
-    confidence = torch.where(confidence < MIN_CONFIDENCE, 0.0, confidence)
+    confidence = torch.where(confidence < threshold, 0.0, confidence)
     points, seen = to_h36m(torch.from_numpy(person.keypoints), confidence, "blazepose-33")
     if int((seen > 0).sum()) < MIN_JOINTS:
         return None

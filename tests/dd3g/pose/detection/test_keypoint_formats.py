@@ -1,0 +1,324 @@
+"""Every detector's file in its exact layout: the same person comes out of each, at the same pixels."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dd3g.errors import UserError
+from dd3g.pose.body.skeletons import COCO_17, HALPE_26, to_h36m
+from dd3g.pose.detection.keypoint_files import read_file
+from dd3g.pose.detection.keypoints import read_frames, read_keypoints
+from dd3g.pose.detection.people import detect
+
+RNG = np.random.default_rng(4)
+POINTS = RNG.uniform(100, 500, (17, 2)).round(1)  # COCO-17
+SCORES = RNG.uniform(0.5, 1, 17).round(3)
+WANTED, SEEN = (
+    to_h36m(torch.tensor(POINTS).float(), torch.tensor(SCORES).float(), "coco-17")
+)  # fmt: skip
+BODY = range(17)
+NAMES = [
+    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
+    "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee",
+    "left_ankle", "right_ankle",
+]  # fmt: skip
+# COCO-17 joints of OpenPose's 18 and 25.
+OPENPOSE_18 = [0, None, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3]
+OPENPOSE_25 = [0, None, 6, 8, 10, 5, 7, 9, None, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3, *[None] * 6]
+
+
+def rows(order=BODY, shift=0.0):
+    """Rows of x, y, confidence; joints that COCO lacks lie between its first two of the body."""
+    middle = [POINTS[11:13].mean(0), SCORES[11:13].min()]
+    found = [
+        [*(POINTS[j] if j is not None else middle[0]), SCORES[j] if j is not None else middle[1]]
+        for j in order
+    ]
+    return [[x + shift, y, c] for x, y, c in found]
+
+
+def flat(values):
+    return [float(v) for row in values for v in row]
+
+
+def instance(shift=0.0, **beside):
+    """As MMPose writes one."""
+    return {
+        "keypoints": [[x, y] for x, y, _ in rows(shift=shift)],
+        "keypoint_scores": SCORES.tolist(),
+        "bbox": [[90.0, 95.0, 510.0, 505.0]],
+        "bbox_score": 0.75,
+        **beside,
+    }
+
+
+def alphapose(image, order=BODY, shift=0.0, **beside):
+    return {
+        "image_id": image, "category_id": 1, "keypoints": flat(rows(order, shift)), "score": 2.95,
+        "box": [90.0, 95.0, 420.0, 410.0], **beside,
+    }  # fmt: skip
+
+
+def openpose(order, **beside):
+    empty = {f"{part}_keypoints_2d": [] for part in ("face", "hand_left", "hand_right")}
+    return {"person_id": [-1], "pose_keypoints_2d": flat(rows(order)), **empty, **beside}
+
+
+HALPE = [*BODY, None, None, None, *[None] * 6]
+META = {
+    "dataset_name": "coco",
+    "num_keypoints": 17,
+    "keypoint_id2name": {str(i): n for i, n in enumerate(NAMES)},
+}
+TURNED = META | {"keypoint_id2name": {str(i): n for i, n in enumerate(NAMES[::-1])}}
+IMAGE = {"id": 397133, "file_name": "val2017/000000397133.jpg", "width": 640, "height": 427}
+ANNOTATION = {
+    "image_id": 397133, "id": 200887, "category_id": 1, "iscrowd": 0, "num_keypoints": 17, "area": 27789.1,
+    "bbox": [90.0, 95.0, 420.0, 410.0], "keypoints": flat([[*p, 2] for p in POINTS]),
+}  # fmt: skip
+PERSON = [{"id": 1, "name": "person", "supercategory": "person", "keypoints": NAMES, "skeleton": [[16, 14]]}]
+ONE_PICTURE = {
+    "openpose-25": {"version": 1.3, "people": [openpose(OPENPOSE_25)]},
+    "openpose-18": {"version": 1.2, "people": [openpose(OPENPOSE_18)]},
+    "openpose with an empty person": {
+        "version": 1.3, "people": [openpose(OPENPOSE_25, pose_keypoints_2d=[]), openpose(OPENPOSE_25)],
+    },
+    "mmpose image": [instance()],
+    "mmpose demo": {"meta_info": META, "instance_info": [instance()]},
+    "mmpose demo, joints in another order": {
+        "meta_info": TURNED,
+        "instance_info": [
+            instance(keypoints=POINTS[::-1].tolist(), keypoint_scores=SCORES[::-1].tolist())
+        ],
+    },
+    "alphapose": [alphapose("demo.jpg")],
+    "alphapose halpe-26": [alphapose("demo.jpg", HALPE, idx=[0.0])],
+    "alphapose halpe-136": [alphapose("demo.jpg", [*HALPE, *[None] * 110])],
+    "coco results": [{"image_id": 785, "category_id": 1, "keypoints": flat(rows()), "score": 0.96}],
+    "wholebody results": [
+        {"image_id": 785, "category_id": 1, "keypoints": flat(rows([*BODY, *[None] * 116])), "score": 0.9}
+    ],
+    "ultralytics": [
+        {
+            "name": "person", "class": 0, "confidence": 0.91,
+            "box": {"x1": 90.0, "y1": 95.0, "x2": 510.0, "y2": 505.0},
+            "keypoints": {"x": POINTS[:, 0].tolist(), "y": POINTS[:, 1].tolist(), "visible": SCORES.tolist()},
+        }
+    ],
+    "vitpose": {
+        "keypoints": [{"0": [[y, x, c] for x, y, c in rows()]}],
+        "skeleton": {str(i): name for i, name in enumerate(NAMES)},
+    },
+    "transformers": [
+        {"keypoints": POINTS.tolist(), "scores": SCORES.tolist(), "labels": list(BODY),
+         "bbox": [90, 95, 510, 505]}
+    ],
+}  # fmt: skip
+
+
+def write(path, data):
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.mark.parametrize("name", ONE_PICTURE)
+def test_a_picture_of_every_detector(tmp_path, name):
+    read = read_keypoints(write(tmp_path / "demo.json", ONE_PICTURE[name]))
+    known = (
+        list(range(17))
+        if "openpose" not in name and "halpe" not in name
+        else [*range(1, 7), 9, *range(11, 17)]
+    )
+    torch.testing.assert_close(read.points[0, known], WANTED[known], atol=1e-3, rtol=0)
+    torch.testing.assert_close(read.confidence[0, known], SEEN[known], atol=1e-5, rtol=0)
+    assert len(read.points) == 1
+
+
+def test_halpes_head_is_the_crown():
+    points = torch.arange(52.0).reshape(1, 26, 2) + 10
+    found, _ = to_h36m(points, None, "halpe-26")
+    assert torch.equal(found[0, 10], points[0, HALPE_26.joints.index("head")])
+    assert torch.equal(found[0, 0], points[0, HALPE_26.joints.index("hip")])
+
+
+def test_scores_of_people_are_read(tmp_path):
+    for name, score in (
+        ("mmpose image", 0.75),
+        ("coco results", 0.96),
+        ("ultralytics", 0.91),
+        ("alphapose", 1.0),
+    ):
+        read = read_keypoints(write(tmp_path / "a.json", ONE_PICTURE[name]))
+        assert read.scores.tolist() == pytest.approx([score]), name
+
+
+def test_each_person_has_their_own_confidences(tmp_path):
+    people = [{"keypoints": POINTS.tolist(), "confidence": [0.4] * 17}, {"keypoints": POINTS.tolist()}]
+    read = read_keypoints(write(tmp_path / "a.json", {"layout": "coco-17", "people": people}))
+    assert read.confidence[0, 1] == pytest.approx(0.4) and read.confidence[1, 1] == 1
+
+
+@pytest.mark.parametrize("scale", [100.0, -1.0])
+def test_confidences_out_of_range_are_refused(tmp_path, scale):
+    data = [instance(keypoint_scores=(scale * SCORES).tolist())]
+    with pytest.raises(UserError, match=r"confidences must lie in 0\.\.1, one is -?\d"):
+        read_keypoints(write(tmp_path / "a.json", data))
+    # RTMPose goes over 1 by a little.
+    slightly = [instance(keypoint_scores=[1.05] * 17)]
+    assert read_keypoints(write(tmp_path / "b.json", slightly)).confidence.max() == 1
+
+
+@pytest.mark.parametrize("scale", [1 / 600, 1 / 1000])
+def test_units_that_are_no_pixels_are_refused(tmp_path, scale):
+    data = [instance(keypoints=(POINTS * scale).tolist())]
+    with pytest.raises(UserError, match="px of the picture's corner: give pixels, not shares"):
+        read_keypoints(write(tmp_path / "a.json", data))
+    centred = [instance(keypoints=(2 * POINTS / 600 - 1).tolist())]
+    with pytest.raises(UserError, match="give pixels"):
+        read_keypoints(write(tmp_path / "b.json", centred))
+
+
+def test_a_camera_in_other_units_is_refused(tmp_path):
+    for K in ([[1.2, 0, 0.5], [0, 1.2, 0.5], [0, 0, 1]], [[900, 0, 90_000], [0, 900, 240], [0, 0, 1]]):
+        data = {"layout": "coco-17", "size": [640, 480], "K": K, "people": [{"keypoints": POINTS.tolist()}]}
+        with pytest.raises(UserError, match="none of a picture of 640 x 480 pixels"):
+            detect(None, read_keypoints(write(tmp_path / "a.json", data)))
+
+
+def test_unsure_joints_count_as_not_seen(tmp_path):
+    scores = SCORES.copy()
+    scores[[9, 10]] = [0.29, 0.31]
+    keypoints = read_keypoints(write(tmp_path / "a.json", [instance(keypoint_scores=scores.tolist())]))
+    left, right = (COCO_17.joints.index(f"{side}_wrist") for side in "lr")
+    assert keypoints.confidence[0, 13] == pytest.approx(scores[left])
+    (one,) = detect(None, keypoints, size=(640, 480))
+    assert one.confidence[13] == 0 and one.confidence[16] == pytest.approx(scores[right])
+    (one,) = detect(None, keypoints, size=(640, 480), threshold=0.1)
+    assert one.confidence[13] == pytest.approx(0.29)
+    with pytest.raises(UserError, match="nobody has 4 joints with a confidence of 1 or more: lower --conf"):
+        detect(None, keypoints, size=(640, 480), threshold=1.0)
+    with pytest.raises(UserError, match="give --size WIDTHxHEIGHT"):
+        detect(None, keypoints)
+
+
+def lens(points, K, k1, k2, p1, p2, k3):
+    """OpenCV's model, as its documentation has it."""
+    x, y = (points[:, 0] - K[0][2]) / K[0][0], (points[:, 1] - K[1][2]) / K[1][1]
+    r2 = x**2 + y**2
+    radial = 1 + k1 * r2 + k2 * r2**2 + k3 * r2**3
+    u = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x**2)
+    v = y * radial + p1 * (r2 + 2 * y**2) + 2 * p2 * x * y
+    return np.stack([u * K[0][0] + K[0][2], v * K[1][1] + K[1][2]], 1)
+
+
+def test_the_lens_is_taken_out(tmp_path):
+    K, coefficients = [[600.0, 0, 320], [0, 610, 240], [0, 0, 1]], [-0.2, 0.05, 0.001, -0.002, 0.01]
+    bent = lens(POINTS, K, *coefficients)
+    assert np.abs(bent - POINTS).max() > 5
+    data = {"layout": "coco-17", "size": [640, 480], "K": K, "distortion": coefficients}
+    data["people"] = [{"keypoints": bent.tolist()}]
+    read = read_keypoints(write(tmp_path / "a.json", data))
+    torch.testing.assert_close(read.points[0], WANTED, atol=0.05, rtol=0)
+    np.savez(tmp_path / "a.npz", keypoints=bent, layout="coco-17", K=K, distortion=coefficients)
+    torch.testing.assert_close(read_keypoints(tmp_path / "a.npz").points[0], WANTED, atol=0.05, rtol=0)
+    with pytest.raises(UserError, match="must be 4 to 8 numbers"):
+        read_keypoints(write(tmp_path / "b.json", data | {"distortion": [0.1]}))
+    del data["K"]
+    with pytest.raises(UserError, match="'distortion' needs 'K'"):
+        read_keypoints(write(tmp_path / "c.json", data))
+
+
+def test_a_coco_data_set_has_the_people_and_the_size_of_each_picture(tmp_path):
+    other = {"id": 8, "file_name": "ski.jpg", "width": 320, "height": 240}
+    people = [ANNOTATION, ANNOTATION | {"id": 3}, ANNOTATION | {"image_id": 8}]
+    data = {"info": {}, "images": [IMAGE, other], "annotations": people, "categories": PERSON}
+    path = write(tmp_path / "person_keypoints_val2017.json", data)
+    read = read_keypoints(path, picture="000000397133")
+    assert read.size == (640, 427) and len(read.points) == 2
+    torch.testing.assert_close(read.points[0], WANTED, atol=1e-3, rtol=0)
+    assert read_keypoints(path, picture="ski").size == (320, 240)
+    with pytest.raises(UserError, match="none of which is dog: 000000397133, ski"):
+        read_keypoints(path, picture="dog")
+    single = data | {"images": [IMAGE], "annotations": [ANNOTATION]}
+    assert read_keypoints(write(tmp_path / "one.json", single)).size == (640, 427)
+
+
+def videopose(path, frames):
+    metadata = {
+        "layout_name": "coco", "num_joints": 17, "keypoints_symmetry": [[1, 3], [2, 4]],
+        "video_metadata": {"clip": {"w": 640, "h": 480}},
+    }  # fmt: skip
+    views = {"clip": {"custom": [np.asarray(frames, np.float32)]}}
+    np.savez_compressed(path, positions_2d=views, metadata=metadata)
+    return path
+
+
+def test_videos_of_every_detector(tmp_path):
+    shifts = [0.0, 3.0, 6.0]
+    folder = tmp_path / "openpose"
+    folder.mkdir()
+    for i, shift in enumerate(shifts):
+        person = openpose(OPENPOSE_25, pose_keypoints_2d=flat(rows(OPENPOSE_25, shift)))
+        people = [] if i == 1 else [person]  # nobody was found in the second frame
+        write(folder / f"clip_{i:012d}_keypoints.json", {"version": 1.3, "people": people})
+    files = {
+        "openpose": folder,
+        "mmpose": write(
+            tmp_path / "mmpose.json",
+            [{"frame_id": i, "instances": [instance(s)] if i != 1 else []} for i, s in enumerate(shifts)],
+        ),
+        "mmpose demo": write(
+            tmp_path / "demo.json",
+            {
+                "meta_info": META,
+                "instance_info": [
+                    {"frame_id": i + 1, "instances": [instance(s, track_id=5)] if i != 1 else []}
+                    for i, s in enumerate(shifts)
+                ],
+            },
+        ),
+        "alphapose": write(
+            tmp_path / "alphapose-results.json",
+            [alphapose(f"{i}.jpg", shift=s, idx=5) for i, s in enumerate(shifts) if i != 1],
+        ),
+        "vitpose": write(
+            tmp_path / "vitpose.json",
+            {
+                "keypoints": [
+                    {"5": [[y, x, c] for x, y, c in rows(shift=s)]} if i != 1 else {}
+                    for i, s in enumerate(shifts)
+                ],
+                "skeleton": {str(i): name for i, name in enumerate(NAMES)},
+            },
+        ),
+    }
+    for name, path in files.items():
+        found = read_frames(path, "clip")
+        assert [k is not None for k in found] == [True, False, True], name
+        assert found[2] is not None
+        torch.testing.assert_close(
+            found[2].points[0, 2], WANTED[2] + torch.tensor([6.0, 0]), atol=1e-3, rtol=0
+        )
+        assert found[2].tracks == ((None,) if name in ("openpose", "mmpose") else (5,)), name
+    found = read_frames(videopose(tmp_path / "data_2d_custom_clip.npz", [POINTS, POINTS + [6.0, 0]]), "clip")
+    assert found[1] is not None and found[1].size == (640, 480) and found[1].tracks == (0,)
+    torch.testing.assert_close(found[1].points[0], WANTED + torch.tensor([6.0, 0]), atol=1e-3, rtol=0)
+    with pytest.raises(UserError, match="frames of a video: give it with --keypoints"):
+        read_keypoints(files["mmpose"])
+    with pytest.raises(UserError, match="has no dance_000000000000_keypoints.json"):
+        read_frames(folder, "dance")
+
+
+def test_heatmaps_alone_are_refused_with_what_is_missing(tmp_path):
+    np.savez(tmp_path / "a.npz", heatmaps=np.ones((1, 17, 4, 4)), boxes=np.ones((1, 4)))
+    with pytest.raises(UserError, match="no array 'keypoints' in it, only .*heatmaps alone do not do"):
+        read_keypoints(tmp_path / "a.npz")
+
+
+def test_frames_in_npz_may_have_tracks(tmp_path):
+    frames = np.stack([np.stack([POINTS, POINTS + 20])] * 3)
+    np.savez(tmp_path / "a.npz", keypoints=frames, layout="coco-17", tracks=[[4, 9], [9, 4], [4, 9]])
+    content = read_file(tmp_path / "a.npz")
+    assert content.video and [p.track for p in content.pictures[1].people] == [9, 4]
