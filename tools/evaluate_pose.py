@@ -49,7 +49,7 @@ def evaluate(
     from dd3g.machine import provenance
     from dd3g.pose.data.motion import load_cmu
     from dd3g.progress import Progress
-    from tools.pose_methods import make_methods, run_method, summarise
+    from tools.pose_methods import make_advice, make_methods, run_method, summarise
     from tools.pose_people import describe, detector, load_people
     from tools.pose_recovery import evaluate_recovery
 
@@ -81,7 +81,8 @@ def evaluate(
         for name, (method, most) in runs.items():
             progress.phase(f"people, {name}", total)
             drawn = sorted({min(m, most) for m in counts})
-            found = run_method(method, people, drawn, seed, chunk, progress.advance)
+            advice = make_advice(name, weights)
+            found = run_method(method, people, drawn, seed, chunk, progress.advance, advice)
             report["results"][name] = summarise(found, drawn)
     if bodies:
         test, train = (load_cmu(source, split) for split in ("test", "train"))
@@ -92,6 +93,8 @@ def evaluate(
 
 def claims(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Comparisons that the results at hand allow: two values and whether the first is as it should be."""
+    from dd3g.pose.methods.advice import CALIBRATION
+
     result: dict[str, dict[str, Any]] = {}
     scores = {(name, m): s for name, found in report["results"].items() for m, s in found["m"].items()}
 
@@ -111,8 +114,12 @@ def claims(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     claim("guided below ZeDO, best PA of 50", best("guided", 50), best("ZeDO", 50))
     claim("restoration below fixed noise, best PA of 200", best("restoration", 200), best("fixed noise", 200))
     claim("restoration not above the lifter, m = 1", best("restoration", 1), best("lifter", 1), strict=False)
+    alone = scores.get(("lifter", "1"), {})
     for (name, m), s in scores.items():
         claim(f"{name}, m {m}: recommended not above average", s["recommended"], s["average"], strict=False)
+        if name in CALIBRATION:
+            for error in ("recommended", "recommended_pa"):
+                claim(f"{name}, m {m}: {error} below the lifter's", s[error], alone.get(error))
     bodies: dict[str, Any] = report.get("recovery", {})
     if single := bodies.get("single"):
         error = {name: found["pa_mpjpe"] for name, found in single.items() if isinstance(found, dict)}
@@ -131,7 +138,8 @@ def claims(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 SHOWN = {"best": "best", "best_pa": "best PA", "joint_best": "J-best", "jpma": "JPMA", "mean": "mean",
-         "mean_pa": "mean PA", "lowest": "lowest E", "recommended": "advised", "expected": "expected",
+         "mean_pa": "mean PA", "lowest": "lowest E", "recommended": "advised", "recommended_pa": "advised PA",
+         "expected": "expected", "bones": "bones %", "depth": "depth %",
          "pck": "PCK", "auc": "AUC", "pck_best": "best PCK", "pck17": "PCK17", "cps": "CPS",
          "symmetry": "symm.", "diversity": "spread"}  # fmt: skip
 
@@ -141,7 +149,7 @@ def print_report(report: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.width = max(console.width, 190)  # a cut table is useless; a log has room
+    console.width = max(console.width, 220)  # a cut table is useless; a log has room
     protocol, results = report["protocol"], report["results"]
     seen = f", keypoints {protocol['keypoints']}" if protocol["keypoints"] else ""
     console.print(f"{protocol['dataset']} ({protocol['name']}): {protocol['subset']}.")

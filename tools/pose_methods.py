@@ -15,8 +15,10 @@ from torch import Tensor
 from dd3g.errors import UserError
 from dd3g.pose import metrics
 from dd3g.pose.body.geometry import solve_translation
+from dd3g.pose.body.skeletons import bone_lengths
 from dd3g.pose.hypotheses import Hypotheses
 from dd3g.pose.methods import guided
+from dd3g.pose.methods.advice import CALIBRATION, advise
 from dd3g.pose.methods.recovery import recover_people
 from dd3g.pose.methods.restoration import restore
 from dd3g.pose.methods.zedo import zedo
@@ -29,6 +31,8 @@ from tools.pose_people import People
 
 Method = Callable[[People, int, int], Hypotheses]
 """People, number of hypotheses, seed -> hypotheses."""
+Advice = Callable[[Hypotheses, People], Hypotheses]
+"""Hypotheses -> the same with the one answer."""
 METHODS = ("lifter", "fixed noise", "restoration", "ZeDO", "guided", "recovery")
 Network = TypeVar("Network", bound=PoseNetwork)
 
@@ -98,12 +102,25 @@ def make_methods(
     return {name: (make[name](), MOST.get(name, 10**6)) for name in names}
 
 
-def score(h: Hypotheses, people: People, counts: Sequence[int]) -> dict[str, Tensor]:
+def make_advice(name: str, weights: Path | None = None) -> Advice | None:
+    """What makes the one answer of a method; None for baselines, whose answer is their mean."""
+    if name not in CALIBRATION:
+        return None
+    lifter, prior = (
+        network.from_pretrained((weights or WEIGHTS) / network.kind) for network in (GraphLifter, Prior)
+    )
+    return lambda h, p: advise(h, p.keypoints, p.confidence, p.K, p.size[0], name, lifter=lifter, prior=prior)
+
+
+def score(
+    h: Hypotheses, people: People, counts: Sequence[int], advice: Advice | None = None
+) -> dict[str, Tensor]:
     """Scores (B,) of each person as "m/name", for every m of `counts` that was drawn; errors in mm.
 
     best and best_pa: P-Best by protocols 1 and 2. joint_best: J-Best. jpma: J-Agg. mean, medoid and lowest:
     the mean pose (P-Agg), the medoid, the lowest energy. recommended: the answer to give; average: mean error
-    of the hypotheses; expected: the error that `recommended` expects. pck, auc: of the recommended,
+    of the hypotheses; expected: the error that `recommended` expects; bones, depth: by how many percent its
+    bones are too long together and its root is too far away. pck, auc: of the recommended,
     14 joints; pck_best and cps of the best; pck17: the best over all 17 joints. symmetry, diversity and
     apd of all.
     """
@@ -113,12 +130,18 @@ def score(h: Hypotheses, people: People, counts: Sequence[int]) -> dict[str, Ten
     errors_pa = metrics.pa_mpjpe(h.poses, truth[:, None])
     for m in counts:
         part = h.first(m)
+        if advice is not None:
+            part = advice(part, people)
         recommended, expected = part.recommended()
         T = part.translation
         if T is None:
             T = solve_translation(
                 part.poses, people.keypoints[:, None], people.confidence[:, None], people.K[:, None]
             )
+        depth = torch.full((len(truth),), torch.nan)
+        if people.true_root is not None:
+            root = solve_translation(recommended, people.keypoints, people.confidence, people.K)
+            depth = 100 * (root[:, 2] / people.true_root[:, 2] - 1)
         jpma = metrics.jpma_pose(part.poses, T, people.keypoints, people.K)
         mean, medoid, lowest = part.mean(), part.medoid(), part.best()
         values = {
@@ -135,6 +158,8 @@ def score(h: Hypotheses, people: People, counts: Sequence[int]) -> dict[str, Ten
             "recommended": metrics.mpjpe(recommended, truth),
             "recommended_pa": metrics.pa_mpjpe(recommended, truth),
             "expected": 1000 * expected,
+            "bones": 100 * (bone_lengths(recommended).sum(-1) / bone_lengths(truth).sum(-1) - 1),
+            "depth": depth,
             "pck": metrics.pck(recommended, truth, joints=metrics.PCK_JOINTS),
             "auc": metrics.auc(recommended, truth, metrics.PCK_JOINTS),
             "pck_best": metrics.mh_pck(part.poses, truth),
@@ -171,6 +196,7 @@ def run_method(
     seed: int,
     chunk: int,
     tick: Callable[[int], None],
+    advice: Advice | None = None,
 ) -> Scores:
     """Draw and score everyone, `chunk` people at a time; the answer depends on seed and chunk only."""
     found = Scores()
@@ -182,7 +208,7 @@ def run_method(
         found.seconds += time.perf_counter() - began
         if not h.poses.isfinite().all():
             raise UserError("a hypothesis is not finite: the weights are damaged, train or copy them anew")
-        for name, value in score(h, part, counts).items():
+        for name, value in score(h, part, counts, advice).items():
             found.values.setdefault(name, []).append(value)
         if done < CALIBRATED:
             found.poses.append(h.poses[:, :CALIBRATION_M].clone())

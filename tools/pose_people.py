@@ -70,12 +70,13 @@ class People:
     size: tuple[int, int]
     groups: list[str]  # B actions or sequences
     root: Tensor | None = None  # (B, 3) metres, where methods may know it
+    true_root: Tensor | None = None  # (B, 3) metres
 
     def __len__(self) -> int:
         return len(self.pose)
 
     def __getitem__(self, rows: slice) -> People:
-        names = ("pose", "keypoints", "confidence", "K", "groups", "root")
+        names = ("pose", "keypoints", "confidence", "K", "groups", "root", "true_root")
         fields = {name: value for name in names if (value := getattr(self, name)) is not None}
         return replace(self, **{name: value[rows] for name, value in fields.items()})
 
@@ -169,7 +170,9 @@ def virtual_people(motion: Motion, protocol: str, limit: int, seed: int) -> Peop
     sigma, occluded = (0.0, 0.0) if protocol == "clean" else (5.0, 0.1)
     views = synthesise(motion, indices, seed, bones=0.0, mirror=False, sigma=sigma, occluded=occluded)
     groups = [motion.actions[c].split(" - ")[0].split(",")[0] for c in motion.clip[indices].tolist()]
-    return People(views.pose, views.keypoints, views.confidence, views.K, views.size, groups)
+    return People(
+        views.pose, views.keypoints, views.confidence, views.K, views.size, groups, None, views.root
+    )
 
 
 def _merged(
@@ -197,5 +200,5 @@ def _merged(
         groups = [getattr(r, group) for r in parts for _ in r.frames]
         rays = torch.cat([unproject(keypoints[:, :1], K)[:, 0], torch.ones(len(K), 1)], 1)
         known = rays * root[:, 2:] if depth else None
-        result.append(People(pose, keypoints, confidence, K, size, groups, known))
+        result.append(People(pose, keypoints, confidence, K, size, groups, known, root))
     return result

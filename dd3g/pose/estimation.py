@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from dd3g.errors import UserError
 from dd3g.pose.detection.keypoints import Keypoints
-from dd3g.pose.detection.people import Detection, detect, load
+from dd3g.pose.detection.people import Detection, detect, load, stacked
 from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
 from dd3g.pose.methods import guided
+from dd3g.pose.methods.advice import advise
 from dd3g.pose.methods.registry import METHODS
 from dd3g.pose.networks.prior import Prior
 
@@ -26,6 +29,7 @@ def estimate(
     *,
     keypoints: Keypoints | None = None,
     focal: float | None = None,
+    height: float | None = None,
     seed: int = 0,
 ) -> list[PersonHypotheses]:
     """3D hypotheses for each person in a picture.
@@ -36,6 +40,7 @@ def estimate(
         m: hypotheses a person.
         keypoints: of another detector, see `detection.keypoints.read_keypoints`; None runs BlazePose.
         focal: px; None looks at the keypoints' file, then at EXIF, then takes the picture's diagonal.
+        height: metres, how tall the people are; None takes a grown person's.
         seed: of all random numbers; same picture, same seed, same answer.
 
     Returns:
@@ -49,7 +54,7 @@ def estimate(
     people = detect(image, keypoints, focal)
     if not people:
         raise UserError(f"no person was found in {name}: give a clearer picture, or --keypoints")
-    return lift(people, method, m, seed)
+    return lift(people, method, m, seed, height=height)
 
 
 def generate(n: int, *, seed: int = 0, **options: Any) -> Tensor:
@@ -73,9 +78,14 @@ def complete(
 
 
 def lift(
-    people: Sequence[Detection], method: str = "guided", m: int = 20, seed: int = 0, video: bool = False
+    people: Sequence[Detection],
+    method: str = "guided",
+    m: int = 20,
+    seed: int = 0,
+    video: bool = False,
+    height: float | None = None,
 ) -> list[PersonHypotheses]:
-    """2D to 3D by one of the methods, everyone in one batch.
+    """2D to 3D by one of the methods, everyone in one batch, with the one answer to give.
 
     Args:
         people: in 2D; for a video, one person in consecutive frames.
@@ -83,12 +93,20 @@ def lift(
         m: hypotheses a person.
         seed: of all random numbers.
         video: tie the frames together.
+        height: see `estimate`.
 
     Raises:
-        UserError: unknown method, or weights that are missing.
+        UserError: unknown method, weights that are missing, or a height that nobody has.
     """
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
     if m < 1:
         raise UserError(f"{m} hypotheses are none: give 1 or more")
-    return METHODS[method].lift_people(people, m, seed, video) if people else []
+    if not people:
+        return []
+    found = METHODS[method].lift_people(people, m, seed, video)
+    seen = (stacked(people, name) for name in ("keypoints", "confidence", "K"))
+    width = torch.tensor([float(person.size[0]) for person in people])
+    hypotheses = Hypotheses.joined([person.hypotheses for person in found])
+    advised = advise(hypotheses, *seen, width, method, height=height)
+    return [replace(person, hypotheses=advised[i : i + 1]) for i, person in enumerate(found)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,13 +21,15 @@ class Hypotheses:
         poses: (B, m, 17, 3) metres, H36M-17, OpenCV camera frame, root-relative.
         energy: (B, m), lower is better; comparable within a person only.
         translation: (B, m, 3) metres, the root in the camera frame, where it is known.
-        calibration_error: metres by which the method is wrong beyond what its hypotheses show.
+        advised: (B, 17, 3) metres, the one answer, where `dd3g.pose.methods.advice.advise` gave it.
+        expected: (B,) metres by which that answer may be wrong, mean over joints.
     """
 
     poses: Tensor  # (B, m, 17, 3) metres
     energy: Tensor  # (B, m)
     translation: Tensor | None = None  # (B, m, 3) metres
-    calibration_error: float = 0.0  # metres
+    advised: Tensor | None = None  # (B, 17, 3) metres
+    expected: Tensor | None = None  # (B,) metres
 
     def __post_init__(self) -> None:
         if self.poses.dim() != 4 or self.poses.shape[-1] != 3:
@@ -35,6 +37,8 @@ class Hypotheses:
         for name, value, shape in (
             ("energy", self.energy, self.poses.shape[:2]),
             ("translation", self.translation, (*self.poses.shape[:2], 3)),
+            ("advised", self.advised, (len(self.poses), *self.poses.shape[2:])),
+            ("expected", self.expected, (len(self.poses),)),
         ):
             if value is not None and value.shape != torch.Size(shape):
                 raise ValueError(f"{name} must be {tuple(shape)}, got {tuple(value.shape)}")
@@ -47,16 +51,28 @@ class Hypotheses:
         return self._each(lambda values: values[index])
 
     def first(self, m: int) -> Hypotheses:
-        """The first m hypotheses of everyone, as if no more had been drawn."""
-        return self._each(lambda values: values[:, :m])
+        """The first m hypotheses of everyone, as if no more had been drawn, and no advice yet."""
+        alone = replace(self, advised=None, expected=None)
+        return alone._each(lambda values: values[:, :m])
+
+    @staticmethod
+    def joined(parts: Sequence[Hypotheses]) -> Hypotheses:
+        """The people of several, who have as many hypotheses and all a translation or none; no advice yet."""
+        translations = [part.translation for part in parts if part.translation is not None]
+        return Hypotheses(
+            torch.cat([part.poses for part in parts]),
+            torch.cat([part.energy for part in parts]),
+            torch.cat(translations) if translations else None,
+        )
 
     def to(self, *args: Any, **kwargs: Any) -> Hypotheses:
         """Same meaning as `Tensor.to`."""
         return self._each(lambda values: values.to(*args, **kwargs))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Hypotheses:
-        translation = None if self.translation is None else change(self.translation)
-        return replace(self, poses=change(self.poses), energy=change(self.energy), translation=translation)
+        names = ("poses", "energy", "translation", "advised", "expected")
+        fields = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return replace(self, **{name: change(value) for name, value in fields.items()})
 
     def mean(self) -> Tensor:
         """(B, 17, 3) mean pose."""
@@ -76,20 +92,21 @@ class Hypotheses:
     def recommended(self) -> tuple[Tensor, Tensor]:
         """The one answer to give, and how wrong it may be.
 
-        The answer is the mean pose: its error is never above the mean error of the hypotheses, since
-        distances are convex. Were the truth one more draw, its error would be the mean distance of the
-        hypotheses from their mean times sqrt((m + 1) / (m - 1)), since the mean was fitted to them and not to
-        the truth. The expected error is the root of the sum of the squares of that and of
-        `calibration_error`.
+        That is the advised pose, or where there is no advice the mean pose: its error is never above the mean
+        error of the hypotheses, since distances are convex. Were the truth one more draw, its error would be
+        the mean distance of the hypotheses from their mean times sqrt((m + 1) / (m - 1)), since the mean was
+        fitted to them and not to the truth.
 
         Returns:
             poses (B, 17, 3) metres and expected error (B,) metres, mean over joints; NaN for one hypothesis.
         """
+        if self.advised is not None and self.expected is not None:
+            return self.advised, self.expected
         m = self.poses.shape[1]
         mean = self.mean()
         spread = (self.poses - mean[:, None]).norm(dim=-1).mean((1, 2))
         factor = ((m + 1) / (m - 1)) ** 0.5 if m > 1 else float("nan")
-        return mean, (spread * factor).square().add(self.calibration_error**2).sqrt()
+        return mean, spread * factor
 
     def _chosen(self, index: Tensor) -> Tensor:
         return self.poses[torch.arange(len(self.poses), device=index.device), index]

@@ -9,7 +9,6 @@ conditional mean (pseudoinverse guidance, Song et al. 2023). No step size is lef
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,8 +30,6 @@ from dd3g.pose.methods.guided_energies import (
 from dd3g.pose.networks.prior import JOINTS, Prior
 
 NOISE = 0.01  # of a detector, in sides of the square around a person
-# Metres; makes the expected error of 20 hypotheses right on average, on training clips.
-CALIBRATION_ERROR = 0.06
 
 
 def levels(steps: int, total: int = 1000, power: float = 2.0) -> Plan:
@@ -90,30 +87,88 @@ def sample_poses(
     average = prior.decode(torch.zeros_like(x[:people]))
     reach = _reach(prior) if any(isinstance(e, Reprojection) for e in evidence) else None
     plan = levels(steps, prior.schedule.steps)
-    x0, way = x, mode
+    x0 = x
     for step, (t, u) in enumerate(plan):
+        # The network's derivative is alpha times a covariance; a tiny alpha would amplify its error.
+        way: Mode = mode if t < 0.8 * prior.schedule.steps else "detached"
         objective = None
         if evidence:
-            spread = prior.spread[t]  # (16,) metres
-            gain = torch.tensor(1.0).to(x)
-            # The network's derivative is alpha times a covariance; a tiny alpha would amplify its error.
-            way = mode if t < 0.8 * prior.schedule.steps else "detached"
-            if way == "detached":
-                # `guide` moves x0 by -(sigma / alpha)^2 times the gradient; this makes it the covariance.
-                alpha, sigma = prior.schedule.alpha_sigma(t, x)
-                gain = gain * (spread * prior.scale * alpha / sigma).square()[:, None]
             terms = [_prepared(e, average, reach, early=step < len(plan) / 5) for e in evidence]
-            terms = [e.at(torch.nn.functional.pad(spread, (1, 0))) for e in terms]
-            objective = _Guidance(prior, terms, rho, gain)
+            objective = _guidance(prior, terms, t, rho, way)
         for repeat in range(repeats):
             if repeat:
-                x = _noised_again(prior.schedule, x, u, t, generator)
+                noise = torch.randn(x.shape, generator=generator).to(x)
+                x = _noised_again(prior.schedule, x, u, t, noise)
             moved = sample(
                 prior, prior.schedule, x, [(t, u)], None, objective,
                 mode=way, eta=eta, generator=generator, record=record,
             )  # fmt: skip
             x, x0 = moved.x, moved.x0
     return _hypotheses(prior.decode(x0), people, evidence)
+
+
+def polish(
+    prior: Prior,
+    poses: Tensor,
+    seen: Reprojection,
+    *,
+    copies: int = 8,
+    level: int = 150,
+    steps: int = 10,
+    repeats: int = 2,
+    rho: float = 3.0,
+    seed: int = 0,
+) -> Tensor:
+    """Repair poses: noise them up to a level (SDEdit, Meng et al. 2022), and sample from there, guided.
+
+    A person's answer depends on nobody else, and changes little where pose and keypoints do: everybody gets
+    the same noise, and none is added on the way down.
+
+    Args:
+        prior: the denoiser.
+        poses: (B, 17, 3) metres.
+        seen: the picture of the B people.
+        copies: noises for each pose.
+        level: of the noise; errors that are as large are repaired.
+        steps: see `sample_poses`, like the next two.
+        repeats: see there.
+        rho: see there.
+        seed: of the noise.
+
+    Returns:
+        (B, copies, 17, 3) metres.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(poses), copies)
+
+    def noise() -> Tensor:
+        drawn = torch.randn(copies, JOINTS - 1, 3, generator=generator).to(prior.mean)
+        return drawn.expand(len(poses), -1, -1, -1).flatten(0, 1)
+
+    plan = levels(steps, level + 1)
+    x0 = prior.encode(poses).repeat_interleave(copies, 0)
+    x = prior.schedule.add_noise(x0, noise(), plan[0][0])
+    for t, u in plan:
+        for repeat in range(repeats):
+            if repeat:
+                x = _noised_again(prior.schedule, x, u, t, noise())
+            moved = sample(prior, prior.schedule, x, [(t, u)], None, _guidance(prior, [seen], t, rho))
+            x, x0 = moved.x, moved.x0
+    return prior.decode(x0).unflatten(0, shape)
+
+
+def _guidance(
+    prior: Prior, terms: Sequence[Evidence], t: int, rho: float, mode: Mode = "detached"
+) -> _Guidance:
+    """The evidence as an objective at level t, where the prediction is uncertain by `prior.spread`."""
+    spread = prior.spread[t]  # (16,) metres
+    gain = torch.tensor(1.0).to(spread)
+    if mode == "detached":
+        # `guide` moves x0 by -(sigma / alpha)^2 times the gradient; this makes it the covariance.
+        alpha, sigma = prior.schedule.alpha_sigma(t, spread)
+        gain = (spread * prior.scale * alpha / sigma).square()[:, None]
+    wide = torch.nn.functional.pad(spread, (1, 0))
+    return _Guidance(prior, [term.at(wide) for term in terms], rho, gain)
 
 
 def _reach(prior: Prior) -> Tensor:
@@ -130,10 +185,9 @@ def _prepared(e: Evidence, average: Tensor, reach: Tensor | None, early: bool) -
     return e.placed(e.expecting(reach, slack=1.0).solve(average)) if early else e.expecting(reach)
 
 
-def _noised_again(schedule: Schedule, x_u: Tensor, u: int, t: int, generator: torch.Generator) -> Tensor:
+def _noised_again(schedule: Schedule, x_u: Tensor, u: int, t: int, noise: Tensor) -> Tensor:
     """Forward process from level u up to t."""
     kept = (schedule.ab(t) / schedule.ab(u)).to(x_u)
-    noise = torch.randn(x_u.shape, generator=generator).to(x_u)
     return kept.sqrt() * x_u + (1 - kept).sqrt() * noise
 
 
@@ -213,10 +267,9 @@ def lift(
         raise ValueError("heatmaps need boxes (B, 4), where they lie in the picture")
     else:
         seen = HeatmapNLL(heatmaps=heatmaps, boxes=boxes, confidence=confidence, K=K, translation=translation)
-    found = sample_poses(
+    return sample_poses(
         prior, len(keypoints), m, [seen, *others], steps=steps, repeats=repeats, rho=rho, **options
     )
-    return replace(found, calibration_error=CALIBRATION_ERROR)
 
 
 def complete(

@@ -34,8 +34,6 @@ from dd3g.pose.networks.rotation_denoiser import (
 WEIGHT = 0.003  # of the reprojection energy
 SAMPLES = 8  # noises of a restart
 SIDE = 800.0  # px of the square around a person in the picture of 1000 px that the energies are set up for
-# Metres; makes the expected error of 20 hypotheses right on average, on training clips.
-CALIBRATION_ERROR = 0.11
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ class Recovery:
         poses, energy, translation = (
             x.unflatten(0, fold) for x in (self.poses, self.energy, self.translation)
         )
-        return Hypotheses(poses, energy, translation, CALIBRATION_ERROR)
+        return Hypotheses(poses, energy, translation)
 
 
 @torch.no_grad()

@@ -24,8 +24,6 @@ ALPHAS = (0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08)
 GUESSED = 0.2  # confidence in a missing keypoint that was put where the lifted pose has it
 SMALL = 4.0  # people in Human3.6M and MPI-INF-3DHP are larger than a quarter of the width
 CHUNK = 1024  # keypoint sets in one call of the lifter: bounds the memory, and is faster than more
-# Metres; makes the expected error of 20 hypotheses right on average, on training clips.
-CALIBRATION_ERROR = 0.075
 
 
 @torch.no_grad()
@@ -97,7 +95,7 @@ def restore(
     weight = confidence.square()
     energy = (weight * distance.square()).sum(-1) / weight.sum(-1).clamp(min=1e-6)
     energy = energy / (0.005 * width[:, None]).square()
-    return Hypotheses(poses, energy, translation, CALIBRATION_ERROR)
+    return Hypotheses(poses, energy, translation)
 
 
 def _completed(lifter: Lifter, keypoints: Tensor, confidence: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:

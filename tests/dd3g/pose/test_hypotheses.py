@@ -41,17 +41,19 @@ def test_expected_error_is_right_when_the_truth_is_one_more_draw(m):
     assert abs(expected.mean() / error - 1) < 0.01
 
 
-def test_doubt_adds_to_the_expected_error_and_follows_people():
+def test_advice_is_the_recommended_answer_and_follows_people_but_not_other_counts():
     h = hypotheses()
-    spread = h.recommended()[1]
-    doubtful = replace(h, calibration_error=0.3)
-    for found, wanted in (
-        (doubtful, spread),
-        (doubtful[1:], spread[1:]),
-        (doubtful.to(torch.float64), spread),
-    ):
-        assert torch.allclose(found.recommended()[1].float(), (wanted**2 + 0.09).sqrt())
-    assert doubtful.first(3).calibration_error == 0.3
+    advised = replace(h, advised=torch.randn(3, 17, 3), expected=torch.tensor([0.1, 0.2, 0.3]))
+    for found, rows in ((advised, [0, 1, 2]), (advised[1:], [1, 2]), (advised.to(torch.float64), [0, 1, 2])):
+        pose, expected = found.recommended()
+        assert torch.equal(pose.float(), advised.advised[rows])
+        assert torch.equal(expected.float(), advised.expected[rows])
+    # With fewer hypotheses the advice would have been another.
+    torch.testing.assert_close(advised.first(3).recommended()[0], h.poses[:, :3].mean(1))
+    joined = Hypotheses.joined([advised[:1], advised[1:]])
+    assert torch.equal(joined.poses, h.poses) and joined.translation is None and joined.advised is None
+    with pytest.raises(ValueError, match="advised must be"):
+        replace(h, advised=torch.zeros(2, 17, 3))
 
 
 def test_one_hypothesis_does_not_know_its_error():

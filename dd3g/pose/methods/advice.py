@@ -1,0 +1,127 @@
+"""The one answer that a method gives: what its hypotheses, a lifter and the prior agree on.
+
+A mean of hypotheses is no pose: bones that point to different depths shorten. And what a method is wrong
+about all its hypotheses are wrong about. So the hypotheses near the answer of the lifter, a network that
+errs in other ways, are averaged with that answer, the prior repairs the mean under the picture's keypoints,
+and the result gets the size of a grown person, since no picture of keypoints tells a size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dd3g.errors import UserError
+from dd3g.pose.body.bodies import default_body
+from dd3g.pose.body.skeletons import bone_lengths
+from dd3g.pose.hypotheses import Hypotheses
+from dd3g.pose.methods.guided import polish
+from dd3g.pose.methods.guided_energies import Keypoint2D, keypoint_noise
+from dd3g.pose.methods.restoration import restore
+from dd3g.pose.networks.lifter import GraphLifter, Lifter
+from dd3g.pose.networks.prior import Prior
+
+NEAR = (
+    0.05  # metres, mean over joints, by which a hypothesis differs from the lifter's answer and still counts
+)
+SHORTEST, TALLEST = 0.4, 2.8  # metres, of people
+
+
+class Calibration(NamedTuple):
+    """What makes the expected error of a method right: the root of floor^2 + (slope * disagreement)^2.
+
+    Disagreement is how far, mean over joints, the experts lie apart: hypotheses, lifter and repaired poses.
+    """
+
+    floor: float  # metres
+    slope: float
+
+
+# On people that the networks were not trained on, see the card of pose-prior.
+CALIBRATION = {
+    "guided": Calibration(0.08, 1.0),
+    "restoration": Calibration(0.08, 1.0),
+    "recovery": Calibration(0.08, 1.0),
+}
+
+
+class Size(NamedTuple):
+    """A person's size in metres."""
+
+    bones: float  # sum of the 16 bones of H36M-17
+    height: float  # standing, from sole to crown
+
+
+@cache
+def grown() -> Size:
+    """The mean grown person, that of the shipped body."""
+    rest = torch.eye(3).expand(1, 24, 3, 3)
+    body = default_body()
+    pose = body.points(rest, torch.zeros(1, 10))
+    heel = body.points(rest, torch.zeros(1, 10), "openpose-25")[0, 21, 1]
+    return Size(float(bone_lengths(pose).sum()), float(pose[0, 10, 1] - heel))
+
+
+def sized(poses: Tensor, bones: float) -> Tensor:
+    """Poses (..., 17, 3) with bones that sum up to so many metres."""
+    return poses * (bones / bone_lengths(poses).sum(-1).clamp(min=1e-6))[..., None, None]
+
+
+@torch.no_grad()
+def advise(
+    hypotheses: Hypotheses,
+    keypoints: Tensor,
+    confidence: Tensor,
+    K: Tensor,
+    width: float | Tensor,
+    method: str,
+    *,
+    height: float | None = None,
+    lifter: Lifter | None = None,
+    prior: Prior | None = None,
+) -> Hypotheses:
+    """Add the one answer and its expected error to the hypotheses of B people.
+
+    Args:
+        hypotheses: of any method.
+        keypoints: (B, 17, 2) pixels.
+        confidence: (B, 17), 0 where not seen.
+        K: (B, 3, 3) or (3, 3) pixels.
+        width: of the picture in pixels, one or (B,).
+        method: one of `CALIBRATION`, whose hypotheses they are.
+        height: metres, of everyone; None takes a grown person's. Children need it.
+        lifter: the shipped one by default.
+        prior: the shipped one by default.
+
+    Raises:
+        UserError: a height that nobody has.
+    """
+    size = grown()
+    if height is not None and not SHORTEST <= height <= TALLEST:
+        raise UserError(
+            f"nobody is {height:g} m tall: give the height in metres, {SHORTEST:g} to {TALLEST:g}"
+        )
+    lifter, prior = lifter or GraphLifter.shipped(), prior or Prior.shipped()
+    K = K.expand(len(keypoints), 3, 3)
+    lifted = restore(lifter, None, keypoints, confidence, K, width, 1, alpha=0.0).poses  # (B, 1, 17, 3)
+    lifted, poses = sized(lifted, size.bones), sized(hypotheses.poses, size.bones)
+    away = (poses - lifted).norm(dim=-1).mean(-1)  # (B, m)
+    weight = torch.softmax(-away.square() / (2 * NEAR**2), 1)
+    near = (weight[..., None, None] * poses).sum(1)
+    start = sized((near + lifted[:, 0]) / 2, size.bones)
+    seen = Keypoint2D(
+        keypoints=torch.where(confidence[..., None] > 0, keypoints, 0.0), confidence=confidence, K=K,
+        sigma=keypoint_noise(keypoints, confidence),
+    )  # fmt: skip
+    repaired = polish(prior, start, seen)
+    answer = sized(repaired.mean(1), size.bones)
+    experts = torch.stack([near, lifted[:, 0], start], 1)
+    apart = (experts - answer[:, None]).norm(dim=-1).mean((1, 2))  # (B,)
+    scale = 1.0 if height is None else height / size.height
+    floor, slope = CALIBRATION[method]
+    expected = (floor**2 + (slope * apart).square()).sqrt()
+    return replace(hypotheses, advised=scale * answer, expected=scale * expected)
