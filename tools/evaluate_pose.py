@@ -114,12 +114,12 @@ def claims(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     claim("guided below ZeDO, best PA of 50", best("guided", 50), best("ZeDO", 50))
     claim("restoration below fixed noise, best PA of 200", best("restoration", 200), best("fixed noise", 200))
     claim("restoration not above the lifter, m = 1", best("restoration", 1), best("lifter", 1), strict=False)
-    alone = scores.get(("lifter", "1"), {})
+    baseline = scores.get(("lifter", "1"), {})
     for (name, m), s in scores.items():
         claim(f"{name}, m {m}: recommended not above average", s["recommended"], s["average"], strict=False)
         if name in CALIBRATION:
-            for error in ("recommended", "recommended_pa"):
-                claim(f"{name}, m {m}: {error} below the lifter's", s[error], alone.get(error))
+            for key in ("recommended", "recommended_pa"):
+                claim(f"{name}, m {m}: {key} below the lifter's", s[key], baseline.get(key))
     bodies: dict[str, Any] = report.get("recovery", {})
     if single := bodies.get("single"):
         error = {name: found["pa_mpjpe"] for name, found in single.items() if isinstance(found, dict)}

@@ -106,9 +106,9 @@ def make_advice(name: str, weights: Path | None = None) -> Advice | None:
     """What makes the one answer of a method; None for baselines, whose answer is their mean."""
     if name not in CALIBRATION:
         return None
-    lifter, prior = (
-        network.from_pretrained((weights or WEIGHTS) / network.kind) for network in (GraphLifter, Prior)
-    )
+    folder = weights or WEIGHTS
+    lifter = GraphLifter.from_pretrained(folder / GraphLifter.kind)
+    prior = Prior.from_pretrained(folder / Prior.kind)
     return lambda h, p: advise(h, p.keypoints, p.confidence, p.K, p.size[0], name, lifter=lifter, prior=prior)
 
 

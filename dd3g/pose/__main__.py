@@ -164,7 +164,12 @@ def pose(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Command line; returns the exit code. With `convert` as first word it is that of `dd3g.pose.convert`."""
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["convert"]:
+        from dd3g.pose import convert
+
+        return convert.main(words[1:])
     return run_command(pose, argv, "dd3g pose")
 
 

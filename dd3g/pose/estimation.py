@@ -105,8 +105,8 @@ def lift(
     if not people:
         return []
     found = METHODS[method].lift_people(people, m, seed, video)
-    seen = (stacked(people, name) for name in ("keypoints", "confidence", "K"))
+    keypoints, confidence, K = (stacked(people, name) for name in ("keypoints", "confidence", "K"))
     width = torch.tensor([float(person.size[0]) for person in people])
     hypotheses = Hypotheses.joined([person.hypotheses for person in found])
-    advised = advise(hypotheses, *seen, width, method, height=height)
+    advised = advise(hypotheses, keypoints, confidence, K, width, method, height=height)
     return [replace(person, hypotheses=advised[i : i + 1]) for i, person in enumerate(found)]

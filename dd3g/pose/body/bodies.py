@@ -1,20 +1,20 @@
-"""Bodies that turn joint rotations into points: our own of 24 joints, and an adapter for SMPL.
+"""Bodies that turn joint rotations into points: our own of 24 joints.
 
-That for Anny is in `dd3g.pose.body.anny_body`.
+The adapters for SMPL and Anny are in `smpl.py` and `anny_body.py`.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dd3g.errors import UserError
 from dd3g.nn.checkpoint import check_options, load_weights, read_config, save_folder
-from dd3g.pose.body.skeletons import SMPL_24, skeleton, to_h36m
+from dd3g.pose.body.skeletons import SMPL_24, skeleton
 
 SHAPES = 10
 SHIPPED = Path(__file__).parents[2] / "weights" / "pose-body"
@@ -132,37 +132,3 @@ def default_body() -> Body:
 def _shaped(mean: Tensor, directions: Tensor, betas: Tensor | None) -> Tensor:
     """(J, 3), or (B, J, 3) with betas (B, 10)."""
     return mean if betas is None else mean + (betas @ directions.flatten(1)).unflatten(-1, (-1, 3))
-
-
-class SmplBody:
-    """SMPL by the smplx package, from a file that the user has a licence for.
-
-    Args:
-        path: SMPL_NEUTRAL.npz or .pkl, or the folder that holds it.
-        gender: "neutral", "male" or "female".
-
-    Raises:
-        UserError: no smplx package, or no model there.
-    """
-
-    # Joints and picked vertices of the smplx package in the order of OpenPose-25.
-    _OPENPOSE = [24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, *range(25, 35)]
-
-    def __init__(self, path: str | Path, gender: str = "neutral") -> None:
-        try:
-            import smplx
-        except ImportError as error:
-            raise UserError("SMPL bodies need the smplx package: pip install 'dd3g[body]'") from error
-        if not Path(path).exists():
-            raise UserError(f"{path}: no SMPL model there; get one from its makers, who license it")
-        self.model: Any = smplx.create(str(path), model_type="smpl", gender=gender, num_betas=SHAPES)
-
-    def points(self, rotations: Tensor, betas: Tensor, layout: str = "h36m-17") -> Tensor:
-        """Points (B, J, 3); arguments as for `PosedBody`."""
-        posed = self.model(
-            body_pose=rotations[:, 1:], global_orient=rotations[:, :1], betas=betas, pose2rot=False
-        )
-        points = posed.joints - posed.joints[:, :1]
-        if layout == "h36m-17":  # smplx has no nose and head of H36M's
-            return to_h36m(points[:, :24], None, "smpl-24")[0]
-        return in_layout(points[:, :24], points[:, self._OPENPOSE], layout)

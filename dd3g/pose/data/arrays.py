@@ -6,7 +6,7 @@ import io
 import pickle
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,38 +25,51 @@ _ALLOWED = {
     ("numpy._core.multiarray", "scalar"),
     ("numpy._core.numeric", "_frombuffer"),
     ("_codecs", "encode"),
+    # What trackers fill, with the types that the first of them makes.
+    ("collections", "OrderedDict"),
+    ("collections", "defaultdict"),
+    ("builtins", "dict"),
+    ("builtins", "list"),
 }
+StandIns = Mapping[tuple[str, str], type]
 
 
 class _NumpyOnly(pickle.Unpickler):
+    def __init__(self, data: bytes, stand_ins: StandIns) -> None:
+        super().__init__(io.BytesIO(data), encoding="latin1")
+        self.stand_ins = stand_ins
+
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self.stand_ins:
+            return self.stand_ins[module, name]
         module = module.replace("numpy.core.", "numpy._core.")
         if (module, name) not in _ALLOWED:
             raise UserError(f"it asks for {module}.{name}, which is code and not numbers; it was not run")
         return super().find_class(module, name)
 
 
-def safe_unpickle(data: bytes, path: str | Path) -> Any:
+def safe_unpickle(data: bytes, path: str | Path, stand_ins: StandIns | None = None) -> Any:
     """Python containers, numbers, strings and numpy arrays out of a pickle; anything else is refused.
 
     Args:
         data: the pickle; Python 2's are read as latin-1.
         path: for the message.
+        stand_ins: by module and name, classes of ours that take the state of classes that are not loaded.
 
     Raises:
         UserError: code in it, or damaged.
     """
     try:
-        return _NumpyOnly(io.BytesIO(data), encoding="latin1").load()
+        return _NumpyOnly(data, stand_ins or {}).load()
     except UserError as error:
         raise UserError(f"{path} is refused: {error}") from error
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path} is not a readable pickle ({error}); get the file anew") from error
 
 
-def read_pickle(path: str | Path) -> Any:
+def read_pickle(path: str | Path, stand_ins: StandIns | None = None) -> Any:
     """`safe_unpickle` of a file."""
-    return safe_unpickle(_read(path), path)
+    return safe_unpickle(_read(path), path, stand_ins)
 
 
 def read_npz(path: str | Path, names: Iterable[str] | None = None) -> dict[str, Any]:

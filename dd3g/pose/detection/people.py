@@ -120,8 +120,8 @@ def detect(
         K, source = keypoints.K, "file"
     else:
         K, source = intrinsics(size, focal, picture)
-    found = [_from_file(keypoints, i, size, K, source, threshold) for i in range(len(keypoints.points))]
-    people = [person for person in found if person is not None]
+    rows = (_from_file(keypoints, i, size, K, source, threshold) for i in range(len(keypoints.points)))
+    people = [person for person in rows if person is not None]
     if not people:
         raise TooFewJointsError(
             f"nobody has {MIN_JOINTS} joints with a confidence of {threshold:g} or more: lower --confidence"

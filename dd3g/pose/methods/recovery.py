@@ -178,7 +178,9 @@ def recover(
     if together is not None:
         terms.append(together)
     objective = reduce(add, terms) if terms else 0 * evidence
-    watch = _Watch(len(x), plan.tolerance, evidence.translation)
+    # The published test is of the energy itself, not of its weighted share in the guidance.
+    unit = weight if terms and plan.rate is None and weight else 1.0
+    watch = _Watch(len(x), plan.tolerance, evidence.translation, unit)
     moves = descent(plan.tau, plan.step)
     for number in range(plan.rounds):
         restarted = number < len(plan.restarts)
@@ -317,6 +319,7 @@ class _Watch:
     count: int
     tolerance: float
     moving: Tensor | None  # (B, 3) the translation, unless it is solved for
+    unit: float  # the energy's weight
     done: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -327,12 +330,13 @@ class _Watch:
 
     def __call__(self, step: Step) -> None:
         assert step.energy is not None
+        energy = step.energy / self.unit
         if self.energy is not None:
-            change = (self.energy - step.energy).abs()
-            rest = change < self.tolerance * torch.stack([self.energy, step.energy]).amax(0).clamp(min=1)
+            change = (self.energy - energy).abs()
+            rest = change < self.tolerance * torch.stack([self.energy, energy]).amax(0).clamp(min=1)
             fresh = rest & ~self.done
             self.x0[fresh] = step.x0[fresh]
             if self.moving is not None:
                 self.rested[fresh] = self.moving.detach()[fresh]
             self.done |= fresh
-        self.energy = step.energy
+        self.energy = energy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ def zedo(
     iterations: int = 1000,
     fit_iterations: int = 500,
     joints: Sequence[int] = HIPS,
+    axis: Literal["x", "y", "z"] = "y",
     seed: int = 0,
 ) -> Hypotheses:
     """Zero-shot optimisation of poses with a diffusion prior (ZeDO, arXiv 2307.03833, section 3).
@@ -48,19 +50,22 @@ def zedo(
         iterations: of rays and denoiser.
         fit_iterations: of the placing.
         joints: those that place the start.
+        axis: about which starts turn; "y" is the vertical of ours, "z" that of the published configurations,
+            for starts of theirs.
         seed: of the starts.
     """
     B = len(keypoints)
     K = K.expand(B, 3, 3)
     starts = generate(prior, m, seed=seed) if starts is None else starts
-    poses, T = place(starts, keypoints, confidence, K, fit_iterations, joints)
+    poses, T = place(starts, keypoints, confidence, K, fit_iterations, joints, axis)
     rays, weight = (x.repeat_interleave(m, 0) for x in (unproject(keypoints, K), confidence))
     rays = torch.cat([rays, torch.ones_like(rays[..., :1])], -1)  # (N, 17, 3)
     seen = [x.repeat_interleave(m, 0) for x in (keypoints, confidence, K)]
     for i in range(iterations):
         time = 0.1 - 0.09 * i / max(iterations - 1, 1)
         if i >= iterations / 5:
-            T = solve_translation(poses, *seen)
+            # The published rows carry the confidence squared, so that its fourth power weighs the squares.
+            T = solve_translation(poses, seen[0], seen[1].square(), seen[2])
         points = poses + T[:, None]
         points = points + weight[..., None].clamp(max=1) * (foot(points, rays) - points)
         T = points[:, 0]
@@ -85,8 +90,9 @@ def place(
     K: Tensor,
     iterations: int = 500,
     joints: Sequence[int] = HIPS,
+    axis: Literal["x", "y", "z"] = "y",
 ) -> tuple[Tensor, Tensor]:
-    """Turn starts about the camera's vertical and choose their distance on the root's ray.
+    """Turn starts about an axis of the camera and choose their distance on the root's ray.
 
     Args:
         starts: (m, 17, 3) metres.
@@ -95,6 +101,7 @@ def place(
         K: (B, 3, 3) pixels.
         iterations: of Adam.
         joints: those whose reprojection is fitted.
+        axis: "y" is the vertical.
 
     Returns:
         poses (B m, 17, 3) and translations (B m, 3) in metres.
@@ -109,11 +116,11 @@ def place(
     weight = confidence[:, None, chosen, None]
     angle = torch.zeros(B, m).to(starts).requires_grad_()
     scale = torch.ones(B, m).to(starts).requires_grad_()
-    vertical = torch.tensor([0.0, 1.0, 0.0]).to(starts)
+    direction = torch.eye(3)["xyz".index(axis)].to(starts)
     optimizer = torch.optim.Adam([angle, scale], lr=0.1)
 
     def placed() -> tuple[Tensor, Tensor]:
-        turn = axis_angle_to_matrix(angle[..., None] * vertical)  # (B, m, 3, 3)
+        turn = axis_angle_to_matrix(angle[..., None] * direction)  # (B, m, 3, 3)
         return starts @ turn.transpose(-1, -2), 3 * scale.clamp(0.5, 2.0)[..., None] * aim
 
     for _ in range(iterations):

@@ -73,10 +73,21 @@ def lift(lifter: Lifter, keypoints: Tensor, confidence: Tensor, mirrored: Tensor
 
 def adjacency() -> Tensor:
     """(17, 17) skeleton with self loops, rows sum to 1."""
-    A = torch.eye(JOINTS)
+    A = _neighbours() + torch.eye(JOINTS)
+    return A / A.sum(1, keepdim=True)
+
+
+def published_adjacency() -> Tensor:
+    """(17, 17) skeleton of PRPose and HTNet: neighbours sum to 1 in a row, and a joint itself counts 1."""
+    A = _neighbours()
+    return A / A.sum(1, keepdim=True) + torch.eye(JOINTS)
+
+
+def _neighbours() -> Tensor:
+    A = torch.zeros(JOINTS, JOINTS)
     for parent, child in H36M_17.bones:
         A[parent, child] = A[child, parent] = 1
-    return A / A.sum(1, keepdim=True)
+    return A
 
 
 class GraphConv(nn.Module):
@@ -85,8 +96,8 @@ class GraphConv(nn.Module):
     Args:
         inputs: channels.
         outputs: channels.
-        split: own weights for a joint itself, (A . I)(M * xW0) + (A . (1 - I))(M * xW1) + b; else
-            A (M * xW) + b.
+        split: own weights for a joint itself, (A . I)(M * xW0) + (A . (1 - I))(M * xW1) + b, with the
+            published skeleton; else A (M * xW) + b.
     """
 
     skeleton: Tensor  # (17, 17)
@@ -97,7 +108,7 @@ class GraphConv(nn.Module):
         self.modulation = nn.Parameter(torch.empty(JOINTS, outputs))
         self.learned = nn.Parameter(torch.full((JOINTS, JOINTS), 1e-6))
         self.bias = nn.Parameter(torch.zeros(outputs))
-        self.register_buffer("skeleton", adjacency(), persistent=False)
+        self.register_buffer("skeleton", published_adjacency() if split else adjacency(), persistent=False)
         for weight in [*self.weight, self.modulation]:
             nn.init.xavier_uniform_(weight.data, gain=1.414)
 

@@ -1,11 +1,10 @@
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dd3g.errors import UserError
-from dd3g.pose.body.bodies import Body, SmplBody, default_body
+from dd3g.pose.body.bodies import Body, default_body
 from dd3g.pose.body.geometry import axis_angle_to_matrix
 from dd3g.pose.body.skeletons import COCO_17, H36M_17, OPENPOSE_25, SMPL_24, flip
 
@@ -114,22 +113,3 @@ def test_a_body_survives_its_folder(tmp_path):
         again.points(rotations, betas, "blazepose-33")
     with pytest.raises(UserError, match="unknown joint layout"):
         again.points(rotations, betas, "coco-18")
-
-
-def test_smpl_points_are_picked_in_the_order_of_openpose(tmp_path, monkeypatch):
-    joints = torch.arange(45.0)[None, :, None].expand(1, 45, 3) + 7
-
-    def model(**given):
-        assert given["body_pose"].shape == (1, 23, 3, 3) and given["global_orient"].shape == (1, 1, 3, 3)
-        return SimpleNamespace(joints=joints)
-
-    package = SimpleNamespace(create=lambda path, **options: model)
-    monkeypatch.setitem(__import__("sys").modules, "smplx", package)
-    (tmp_path / "SMPL_NEUTRAL.npz").touch()
-    body = SmplBody(tmp_path)
-    points = body.points(AT_REST, torch.zeros(1, 10), "openpose-25")[0, :, 0].tolist()
-    assert points == [24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, *range(25, 35)]
-    coco = body.points(AT_REST, torch.zeros(1, 10), "coco-17")[0, :, 0].tolist()
-    assert coco == [24, 26, 25, 28, 27, 16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8]
-    with pytest.raises(UserError, match="no SMPL model"):
-        SmplBody(tmp_path / "nowhere")

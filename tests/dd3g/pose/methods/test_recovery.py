@@ -6,7 +6,7 @@ import torch
 from stand_ins.small_motion import small_motion
 from torch import nn
 
-from dd3g.diffusion import descent, guide, invert, predict, refine, sample
+from dd3g.diffusion import Step, descent, guide, invert, predict, refine, sample
 from dd3g.errors import UserError
 from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.geometry import axis_angle_to_matrix, project
@@ -19,6 +19,7 @@ from dd3g.pose.methods.recovery import (
     PUBLISHED_VIEWS,
     WEIGHT,
     RecoveryPlan,
+    _Watch,
     imagine,
     recover,
     recover_people,
@@ -284,6 +285,15 @@ def test_a_person_at_rest_stays_while_others_move_on():
     )  # fmt: skip
     recover(early, start[:1], alone, Condition(condition.features[:1]), RecoveryPlan())
     assert early.calls == 50  # nothing to gain: one round instead of ten
+
+
+def test_rest_is_told_by_the_energy_itself_as_published():
+    """|L - L'| < tolerance * max(L, L', 1): of the energy in squared pixels, not of .003 times it."""
+    watch = _Watch(1, 1e-2, None, unit=0.003)
+    x = torch.zeros(1, STATE)
+    for energy, done in ((100.0, False), (98.5, False), (97.9, True)):
+        watch(Step(2, 0, x, x, x, torch.tensor([0.003 * energy])))
+        assert watch.done.item() is done
 
 
 def test_recovery_goes_towards_the_keypoints():
