@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +46,7 @@ def run(inputs: list[Path], request: Request, progress: Progress) -> dict[str, A
         progress.at(path.name)
         try:
             with tempfile.TemporaryDirectory(dir=request.out, prefix=".dd3g-") as temporary:
-                result = _estimate(path, Path(temporary), stem, request)
+                result = _estimate(path, Path(temporary), stem, request, progress.at)
                 for file in sorted(Path(temporary).iterdir()):
                     file.replace(request.out / file.name)
         except (UserError, OSError, MemoryError, RuntimeError) as e:
@@ -72,7 +73,9 @@ def _prepare(paths: list[Path], request: Request) -> None:
     check_writable(request.out)
 
 
-def _estimate(path: Path, folder: Path, stem: str, request: Request) -> dict[str, Any]:
+def _estimate(
+    path: Path, folder: Path, stem: str, request: Request, at: Callable[[str], None]
+) -> dict[str, Any]:
     """Everything for one input, written into `folder`."""
     from dd3g.pose.detection.keypoints import read_keypoints
     from dd3g.pose.detection.people import detect, load
@@ -81,7 +84,7 @@ def _estimate(path: Path, folder: Path, stem: str, request: Request) -> dict[str
     from dd3g.pose.video import estimate_video
 
     if is_video(path):
-        return estimate_video(path, folder, stem, request)
+        return estimate_video(path, folder, stem, request, at)
     alone = path.suffix.lower() in KEYPOINTS
     picture = None if alone else load(path)
     file = path if alone else request.keypoints_of(path)

@@ -171,7 +171,7 @@ def _loaded(network: Network, state: Tensors, path: str | Path) -> Network:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"{path} does not fit: {first_line(str(error).replace(chr(10), ' '))}") from error
+        raise UserError(f"{path} does not fit: {' '.join(str(error).split())[:300]}") from error
     return network.eval()
 
 

@@ -82,7 +82,7 @@ def lift(
     method: str = "guided",
     m: int = 20,
     seed: int = 0,
-    video: bool = False,
+    times: Tensor | None = None,
     height: float | None = None,
 ) -> list[PersonHypotheses]:
     """2D to 3D by one of the methods, everyone in one batch, with the one answer to give.
@@ -92,7 +92,7 @@ def lift(
         method: one of `METHODS`.
         m: hypotheses a person.
         seed: of all random numbers.
-        video: tie the frames together.
+        times: (B,) seconds, for a video; ties the frames together.
         height: see `estimate`.
 
     Raises:
@@ -104,7 +104,7 @@ def lift(
         raise UserError(f"{m} hypotheses are none: give 1 or more")
     if not people:
         return []
-    found = METHODS[method].lift_people(people, m, seed, video)
+    found = METHODS[method].lift_people(people, m, seed, times)
     keypoints, confidence, K = (stacked(people, name) for name in ("keypoints", "confidence", "K"))
     width = torch.tensor([float(person.size[0]) for person in people])
     hypotheses = Hypotheses.joined([person.hypotheses for person in found])

@@ -55,6 +55,17 @@ class Hypotheses:
         alone = replace(self, advised=None, expected=None)
         return alone._each(lambda values: values[:, :m])
 
+    def kept(self) -> Hypotheses:
+        """The first hypothesis, with the advice of all, in memory of its own."""
+        first = self._each(lambda values: values.clone())
+        translation = None if first.translation is None else first.translation[:, :1].clone()
+        return replace(
+            first,
+            poses=first.poses[:, :1].clone(),
+            energy=first.energy[:, :1].clone(),
+            translation=translation,
+        )
+
     @staticmethod
     def joined(parts: Sequence[Hypotheses]) -> Hypotheses:
         """The people of several, who have as many hypotheses and all a translation or none; no advice yet."""
@@ -123,6 +134,7 @@ class PersonHypotheses:
         rotations: (24, 3, 3) of SMPL-24 joints relative to their parents, the root's in the camera frame.
         betas: (10,) shape of the body.
         track: in a video, the number of the person, which stays the same over time.
+        root: (3,) metres where the root is known better than from this picture alone.
     """
 
     detection: Detection
@@ -131,6 +143,7 @@ class PersonHypotheses:
     rotations: Tensor | None = None  # (24, 3, 3)
     betas: Tensor | None = None  # (10,)
     track: int | None = None
+    root: Tensor | None = None  # (3,) metres
 
     @property
     def pose(self) -> Tensor:
@@ -145,5 +158,7 @@ class PersonHypotheses:
     @property
     def translation(self) -> Tensor:
         """(3,) metres: the root of the recommended pose in the camera frame."""
+        if self.root is not None:
+            return self.root
         d = self.detection
         return solve_translation(self.pose, d.keypoints, d.confidence, d.K)

@@ -12,6 +12,7 @@ from dd3g.errors import UserError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+ANIMATIONS = (".gif", ".webp", ".png")  # pictures that may have several frames
 KEYPOINTS = (".json", ".npz")
 RESULT = ".pose"  # results are NAME.pose.*; they are not taken for input when the same folder is given again
 
@@ -114,12 +115,12 @@ def find_inputs(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
 
 def is_video(path: Path) -> bool:
     """Whether a file is a video or an animation."""
-    if path.suffix.lower() != ".gif":
+    if path.suffix.lower() not in ANIMATIONS:
         return path.suffix.lower() in VIDEOS
     from PIL import Image
 
     try:
-        with Image.open(path, formats=("GIF",)) as image:
+        with Image.open(path) as image:
             return getattr(image, "n_frames", 1) > 1
     except (OSError, ValueError, SyntaxError, EOFError):
         return False  # reading it as a picture gives the error

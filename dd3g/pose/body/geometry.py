@@ -140,6 +140,28 @@ def translation_by_size(
     return torch.where((seen > 1e-8)[..., None], torch.cat([across, depth], -1), fit)
 
 
+def translation_at_depth(
+    pose: Tensor, keypoints: Tensor, confidence: Tensor, K: Tensor, depth: Tensor
+) -> Tensor:
+    """Root translation that brings a pose at a known depth closest to its keypoints across the picture.
+
+    Args:
+        pose: (..., J, 3) metres, root-relative, camera frame.
+        keypoints: (..., J, 2) pixels; may be anything finite where the confidence is 0.
+        confidence: (..., J) >= 0, squared as weights.
+        K: (..., 3, 3) pixels.
+        depth: (..., 1) metres of the root.
+
+    Returns:
+        (..., 3) metres.
+    """
+    rays = torch.where(confidence[..., None] > 0, unproject(keypoints, K), 0.0)
+    z = pose[..., 2:] + depth[..., None, :]  # (..., J, 1)
+    weight = confidence.square()[..., None] / z.clamp(min=0.1).square()  # of pixels, not of metres
+    across = (weight * (rays * z - pose[..., :2])).sum(-2) / weight.sum(-2).clamp(min=1e-12)
+    return torch.cat([across, depth], -1)
+
+
 def rotation_6d_to_matrix(x: Tensor) -> Tensor:
     """(..., 6), the first two columns -> (..., 3, 3) by Gram-Schmidt (Zhou et al. 2019, eq. 15)."""
     a1, a2 = x[..., :3], x[..., 3:]

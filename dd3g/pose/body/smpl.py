@@ -73,8 +73,8 @@ def _file(path: Path, gender: str) -> Path:
             if found := sorted(folder.glob(pattern)):
                 return found[-1]
     raise UserError(
-        f"{path}: no SMPL model there, looked for {', '.join(patterns[:2])} and basicModel_{short}_lbs_…; get "
-        "one from its makers, who license it"
+        f"{path}: no SMPL model there, looked for {', '.join(patterns[:2])} and basicModel_{short}_lbs_…; "
+        "get one from its makers, who license it"
     )
 
 
@@ -115,8 +115,8 @@ class _Sparse(_StandIn):
 
     def dense(self) -> np.ndarray:
         s = self.state
-        shape = s.get("_shape", s.get("shape"))
-        matrix = np.zeros(tuple(shape))
+        shape: tuple[int, int] = s["_shape"] if "_shape" in s else s["shape"]
+        matrix = np.zeros(shape)
         for column in range(shape[1]):
             rows = slice(int(s["indptr"][column]), int(s["indptr"][column + 1]))
             matrix[s["indices"][rows], column] = s["data"][rows]

@@ -1,72 +1,121 @@
-"""The frames of a video, and who is who in them."""
+"""The frames of a video with their times, the people in each, and who is who."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from dd3g.errors import UserError, first_line
-from dd3g.pose.detection.blazepose import overlap
-from dd3g.pose.detection.people import Detection, detect
+from dd3g.pose.detection.keypoints import TooFewJointsError, read_frames
+from dd3g.pose.detection.people import MIN_CONFIDENCE, Detection, detect
+from dd3g.pose.request import ANIMATIONS
 
-SAME_TRACK = 0.3  # overlap of boxes in consecutive frames
-FPS = 25.0  # where a file has no frame rate
+MAX_GAP = 0.5  # seconds for which someone may be hidden and stay the same person
+SAME_TRACK = 0.35  # mean distance of joints from where they were expected, in sides of the square
+FPS = 25.0  # where there is one frame only
+WHOLE = 0.95  # of the frames that a file promises; with fewer it was cut
 
 
-def detect_frames(path: Path, every: int, focal: float | None) -> list[list[Detection]]:
-    """The people of every n-th frame, each looked for first where they were in the frame before.
+@dataclass(frozen=True)
+class Clip:
+    """A video or an animation.
 
     Args:
-        path: the video.
-        every: n.
-        focal: px.
+        path: the file.
+        times: seconds of each frame from the first on, as the file has them; they may be uneven.
+        size: (width, height) in px.
+        warnings: sentences for the user about what is missing.
+    """
+
+    path: Path
+    times: tuple[float, ...]
+    size: tuple[int, int]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def fps(self) -> float:
+        """Frames a second, on average."""
+        last = self.times[-1]
+        return (len(self.times) - 1) / last if last > 0 else FPS
+
+
+def open_clip(path: Path) -> Clip:
+    """Look through a video or animation for its times.
 
     Raises:
-        UserError: when the file cannot be read.
+        UserError: when the file cannot be read, has no frames, or there is no video decoder.
     """
-    found: list[list[Detection]] = []
-    for _, frame in frames(path, every):
-        people = detect(frame, None, focal, tiles=False, before=found[-1] if found else ())
-        people = people or detect(frame, None, focal)
-        # Heatmaps of a long video would not fit into memory.
-        found.append([replace(p, heatmaps=None, box=None) for p in people])
-    return found
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: check the path")
+    if not path.stat().st_size:
+        raise UserError(f"{path} cannot be read as a video: it is empty")
+    if path.suffix.lower() in ANIMATIONS:
+        return _open_animation(path)
+    call = [_ffmpeg(path), "-v", "error", "-i", str(path), "-map", "0:v:0", "-fps_mode", "passthrough"]
+    done = subprocess.run([*call, "-f", "framecrc", "-"], capture_output=True, text=True, errors="replace")
+    stamps, unit, size = [], 1.0, (0, 0)
+    for line in done.stdout.splitlines():
+        if line.startswith("#tb 0:"):
+            over, under = line.split(":")[1].split("/")
+            unit = int(over) / int(under)
+        elif line.startswith("#dimensions 0:"):
+            width, height = line.split(":")[1].split("x")
+            size = int(width), int(height)
+        elif line and not line.startswith("#"):
+            stamps.append(int(line.split(",")[2]))
+    if not stamps:
+        reason = (done.stderr.strip().splitlines() or ["it has no frames"])[-1]
+        if "matches no streams" in done.stderr:
+            reason = "it has no picture track"
+        raise UserError(f"{path} cannot be read as a video: {reason}")
+    times = tuple((stamp - stamps[0]) * unit for stamp in stamps)
+    return Clip(path, times, size, _promised(path, len(stamps)))
 
 
-def tracks(frames: Iterable[Sequence[Detection]]) -> list[list[tuple[int, int]]]:
-    """Follow people from frame to frame by the overlap of their squares, best overlap first.
+def _promised(path: Path, found: int) -> tuple[str, ...]:
+    """Warn of a file that was cut, by what its head says."""
+    import imageio_ffmpeg
 
-    Returns:
-        Tracks of (frame, index in the frame) in consecutive frames; someone who vanishes for a frame comes
-        back as another track.
-    """
-    done: list[list[tuple[int, int]]] = []
-    open_tracks: list[tuple[list[tuple[int, int]], np.ndarray]] = []
-    for f, people in enumerate(frames):
-        boxes = [p.square.numpy() for p in people]
-        pairs = [
-            (float(overlap(last, box)), t, i)
-            for t, (_, last) in enumerate(open_tracks)
-            for i, box in enumerate(boxes)
-        ]
-        used_tracks: set[int] = set()
-        used_people: set[int] = set()
-        following = []
-        for share, t, i in sorted(pairs, reverse=True):
-            if share < SAME_TRACK or t in used_tracks or i in used_people:
-                continue
-            used_tracks.add(t)
-            used_people.add(i)
-            following.append(([*open_tracks[t][0], (f, i)], boxes[i]))
-        done += [track for t, (track, _) in enumerate(open_tracks) if t not in used_tracks]
-        following += [([(f, i)], box) for i, box in enumerate(boxes) if i not in used_people]
-        open_tracks = following
-    return sorted(done + [track for track, _ in open_tracks])
+    try:
+        reader = imageio_ffmpeg.read_frames(str(path))
+        meta = next(reader)
+        reader.close()
+    except Exception:  # a head that cannot be read promises nothing
+        return ()
+    wanted = round(meta.get("fps", 0) * meta.get("duration", 0))
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if head[:4] == b"RIFF" and (at := head.find(b"avih")) > 0:
+        # ffmpeg takes the duration of an AVI from what is left of it; its head knows better.
+        wanted = max(wanted, int.from_bytes(head[at + 24 : at + 28], "little"))
+    if found >= WHOLE * wanted - 1:
+        return ()
+    return (f"{path}: holds {found} of {wanted} frames: it was cut, or is damaged",)
+
+
+def _open_animation(path: Path) -> Clip:
+    try:
+        with Image.open(path) as image:
+            times, now = [], 0.0
+            for i in range(getattr(image, "n_frames", 1)):
+                image.seek(i)
+                image.load()  # webp knows a frame's duration only then
+                times.append(now)
+                # Browsers take 100 ms where a frame has less than 20.
+                duration = image.info.get("duration") or 0
+                now += (duration if duration >= 20 else 100) / 1000
+            return Clip(path, tuple(times), image.size)
+    except (OSError, ValueError, SyntaxError, EOFError) as e:
+        raise UserError(
+            f"{path} cannot be read as a video ({first_line(e)}): save it as .mp4 and try again"
+        ) from e
 
 
 def frames(path: Path, every: int = 1) -> Iterator[tuple[int, Image.Image]]:
@@ -78,15 +127,21 @@ def frames(path: Path, every: int = 1) -> Iterator[tuple[int, Image.Image]]:
     if not path.is_file():
         raise UserError(f"{path} does not exist: check the path")
     try:
-        if path.suffix.lower() == ".gif":
-            with Image.open(path, formats=("GIF",)) as image:
+        if path.suffix.lower() in ANIMATIONS:
+            with Image.open(path) as image:
                 for i in range(0, getattr(image, "n_frames", 1), every):
                     image.seek(i)
                     yield i, image.convert("RGB")
             return
-        for i, frame in enumerate(_imageio(path).imiter(path, plugin="FFMPEG")):
+        _ffmpeg(path)
+        import imageio_ffmpeg
+
+        # Every frame once: by default frames are repeated or dropped until they are even.
+        reader = imageio_ffmpeg.read_frames(str(path), output_params=["-fps_mode", "passthrough"])
+        width, height = next(reader)["size"]
+        for i, data in enumerate(reader):
             if i % every == 0:
-                yield i, Image.fromarray(np.ascontiguousarray(frame[..., :3]))
+                yield i, Image.frombytes("RGB", (width, height), bytes(data))
     except UserError:
         raise
     except Exception as e:
@@ -95,18 +150,139 @@ def frames(path: Path, every: int = 1) -> Iterator[tuple[int, Image.Image]]:
         raise UserError(f"{path} cannot be read as a video ({reason}): save it as .mp4 and try again") from e
 
 
-def frame_rate(path: Path) -> float:
-    """Frames a second."""
-    if path.suffix.lower() == ".gif":
-        with Image.open(path, formats=("GIF",)) as image:
-            return 1000 / max(10, image.info.get("duration", 1000 / FPS) or 1000 / FPS)
-    return float(_imageio(path).immeta(path, plugin="FFMPEG").get("fps") or FPS)
+def detect_frames(
+    clip: Clip,
+    every: int = 1,
+    focal: float | None = None,
+    *,
+    threshold: float = MIN_CONFIDENCE,
+    keypoints: Path | None = None,
+    layout: str | None = None,
+    tick: Callable[[int], None] = lambda count: None,
+) -> list[list[Detection]]:
+    """The people of every n-th frame.
+
+    Args:
+        clip: the video.
+        every: n.
+        focal: px.
+        threshold: see `detect`.
+        keypoints: another detector's file or folder; None runs BlazePose, which looks for everyone first
+            where they were in the frame before.
+        layout: of that file.
+        tick: called with 1 for every frame.
+
+    Raises:
+        UserError: when a file cannot be read, or is of fewer frames than the video.
+    """
+    found: list[list[Detection]] = []
+    if keypoints is not None:
+        seen = read_frames(keypoints, clip.path.stem, layout)
+        if len(seen) > len(clip.times) + 1:
+            raise UserError(
+                f"{keypoints} has {len(seen)} frames, {clip.path} has {len(clip.times)}: give the video that "
+                "the detector saw"
+            )
+        seen += [None] * (len(clip.times) - len(seen))  # nobody at the end
+        for points in seen[: len(clip.times) : every]:
+            try:
+                people = [] if points is None else detect(
+                    None, replace(points, size=clip.size), focal, threshold=threshold
+                )  # fmt: skip
+            except TooFewJointsError:
+                people = []
+            found.append(people)
+            tick(1)
+        return found
+    for _, frame in frames(clip.path, every):
+        before = found[-1] if found else ()
+        people = detect(frame, None, focal, tiles=False, before=before, threshold=threshold)
+        people = people or detect(frame, None, focal, threshold=threshold)
+        # Heatmaps of a long video would not fit into memory.
+        found.append([replace(p, heatmaps=None, box=None) for p in people])
+        tick(1)
+    return found
 
 
-def _imageio(path: Path) -> Any:
+Track = list[tuple[int, int]]
+"""(frame, index in the frame) of one person."""
+
+
+def tracks(frames: Sequence[Sequence[Detection]], times: Sequence[float] | None = None) -> list[Track]:
+    """Follow people from frame to frame: whoever is nearest to where a person was on the way to.
+
+    Args:
+        frames: the people of each frame; those whom their detector numbered keep together by that.
+        times: seconds of each; None takes 25 frames a second.
+
+    Returns:
+        Tracks in the order of their first frames; someone who was hidden for up to `MAX_GAP` seconds goes on
+        in the old track.
+    """
+    numbered: dict[int, Track] = {}
+    done: list[Track] = []
+    going: list[_Going] = []
+    for f, people in enumerate(frames):
+        now = f / FPS if times is None else times[f]
+        done += [g.track for g in going if now - g.time > MAX_GAP + 1e-6]
+        going = [g for g in going if now - g.time <= MAX_GAP + 1e-6]
+        pairs = []
+        for i, person in enumerate(people):
+            if person.track is not None:
+                numbered.setdefault(person.track, []).append((f, i))
+                continue
+            pairs += [(g.away(person, now), t, i) for t, g in enumerate(going)]
+        used: set[int] = set()
+        placed: set[int] = set()
+        for away, t, i in sorted(pairs):
+            if away > SAME_TRACK or t in used or i in placed:
+                continue
+            used.add(t)
+            placed.add(i)
+            going[t].follow(people[i], now, (f, i))
+        new = [i for i, p in enumerate(people) if p.track is None and i not in placed]
+        going += [_Going(people[i], now, [(f, i)]) for i in new]
+    return sorted([*done, *(g.track for g in going), *numbered.values()])
+
+
+@dataclass
+class _Going:
+    """A person who is followed, and how fast they go across the picture."""
+
+    last: Detection
+    time: float
+    track: Track
+
+    def __post_init__(self) -> None:
+        self.speed = torch.zeros(2)  # px a second
+
+    def away(self, person: Detection, now: float) -> float:
+        """How far the person is from where this one is expected, in sides of the square."""
+        shift, side = self._shift(person)
+        return float((shift - self.speed * (now - self.time)).norm(dim=-1).mean()) / side
+
+    def follow(self, person: Detection, now: float, place: tuple[int, int]) -> None:
+        """Go on with this person."""
+        passed = max(now - self.time, 1e-3)
+        speed = self._shift(person)[0].mean(0) / passed
+        # The keypoints of one frame are too noisy to extrapolate.
+        self.speed = speed if len(self.track) == 1 else 0.6 * self.speed + 0.4 * speed
+        self.last, self.time = person, now
+        self.track.append(place)
+
+    def _shift(self, person: Detection) -> tuple[Tensor, float]:
+        """Ways (J, 2) in px of the joints that both frames show, or that of the squares' middles."""
+        side = float(self.last.square[2] - self.last.square[0])
+        both = (self.last.confidence > 0) & (person.confidence > 0)
+        if int(both.sum()) >= 4:
+            return (person.keypoints - self.last.keypoints)[both], max(side, 1.0)
+        middles = [(p.square[:2] + p.square[2:]) / 2 for p in (self.last, person)]
+        return (middles[1] - middles[0])[None], max(side, 1.0)
+
+
+def _ffmpeg(path: Path) -> Any:
     try:
-        import imageio.v3
-        import imageio_ffmpeg  # noqa: F401, what imageio reads videos with
+        import imageio_ffmpeg
     except ImportError as e:
         raise UserError(f"{path}: videos need the extra 'video': pip install 'dd3g[video]'") from e
-    return imageio.v3
+    return imageio_ffmpeg.get_ffmpeg_exe()

@@ -16,6 +16,7 @@ from dd3g.pose.body.geometry import project
 from dd3g.pose.body.skeletons import H36M_17
 from dd3g.pose.detection.frames import frames
 from dd3g.pose.hypotheses import PersonHypotheses
+from dd3g.pose.request import ANIMATIONS
 
 LEFT, RIGHT, MIDDLE = (38, 110, 230), (222, 60, 52), (70, 70, 76)
 HEIGHT = 640
@@ -108,7 +109,7 @@ def save_overlay(
         The file's name.
     """
     drawn = (draw_overlay(here, frame) for here, (_, frame) in zip(people, frames(path, every), strict=False))
-    if path.suffix.lower() == ".gif":
+    if path.suffix.lower() in ANIMATIONS:
         small = [image.reduce(2) for image in drawn]
         small[0].save(
             folder / f"{stem}.gif", save_all=True, append_images=small[1:], duration=round(1000 / fps), loop=0

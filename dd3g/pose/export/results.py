@@ -14,14 +14,15 @@ from torch import Tensor
 from dd3g.io.atomic import replacing
 from dd3g.pose.body.geometry import matrix_to_axis_angle
 from dd3g.pose.body.skeletons import H36M_17, SMPL_24
-from dd3g.pose.detection.frames import frame_rate
+from dd3g.pose.detection.frames import Clip
 from dd3g.pose.export.figures import save_figure, save_overlay
 from dd3g.pose.export.skeletons import save_bodies
 from dd3g.pose.export.viewer import save_viewer
 from dd3g.pose.hypotheses import PersonHypotheses
-from dd3g.pose.request import RESULT, Request, is_video
+from dd3g.pose.request import RESULT, Request
 
 FRAME = "camera: x right, y down, z forward, metres"
+CAMERA = "taken as standing still; places are relative to it"
 
 
 def write_results(
@@ -31,6 +32,7 @@ def write_results(
     stem: str,
     request: Request,
     picture: Image.Image | None = None,
+    clip: Clip | None = None,
 ) -> dict[str, Any]:
     """Write all files of a picture or a video, as `stem`.pose.json and so on.
 
@@ -41,19 +43,21 @@ def write_results(
         stem: of their names.
         request: what to write, and n.
         picture: RGB, the background of the figure; None where only keypoints were given.
+        clip: the video that the frames are of; None for a picture.
 
     Returns:
         `{"people", "warnings", "files"}`: the number of people or tracks, and the files' names.
     """
     everyone = [person for people in frames for person in people]
-    name, video = stem + RESULT, is_video(path)
-    fps = frame_rate(path) / request.every if video else 0
+    name, video = stem + RESULT, clip is not None
+    times = () if clip is None else clip.times[:: request.every]
+    fps = 0 if clip is None else clip.fps / request.every
     content: dict[str, Any] = {"size": list(everyone[0].detection.size), **head(request.method)}
     if video:
-        content = {"video": str(path), "fps": fps, "every": request.every, **content}
+        content = {"video": str(path), "fps": fps, "every": request.every, **content, "camera": CAMERA}
         content["frames"] = [
-            {"index": i * request.every, "people": as_json(people, hypotheses=False)}
-            for i, people in enumerate(frames)
+            {"index": i * request.every, "time": time, "people": as_json(people, hypotheses=False)}
+            for i, (time, people) in enumerate(zip(times, frames, strict=False))
         ]
         tracks = [[p for p in everyone if p.track == t] for t in sorted({p.track or 0 for p in everyone})]
         files = [f"{name}.json", save_overlay(path, frames, folder, name, request.every, fps)]

@@ -311,7 +311,9 @@ def load_networks() -> None:
     Prior.shipped()
 
 
-def lift_people(people: Sequence[Detection], m: int, seed: int, video: bool) -> list[PersonHypotheses]:
+def lift_people(
+    people: Sequence[Detection], m: int, seed: int, times: Tensor | None
+) -> list[PersonHypotheses]:
     """By the shipped prior, with heatmaps where everyone has them; see `registry.Method`."""
     mapped = all(p.heatmaps is not None for p in people)
     squares = stacked(people, "square")
@@ -324,7 +326,7 @@ def lift_people(people: Sequence[Detection], m: int, seed: int, video: bool) -> 
         sigma=NOISE * (squares[:, 2] - squares[:, 0]),
         heatmaps=stacked(people, "heatmaps") if mapped else None,
         boxes=stacked(people, "box") if mapped else None,
-        others=[Smooth(frames=len(people))] if video and len(people) > 1 else [],
+        others=[] if times is None or len(people) < 2 else [Smooth.over(times)],
         seed=seed,
     )
     return [PersonHypotheses(p, "guided", hypotheses[i : i + 1]) for i, p in enumerate(people)]

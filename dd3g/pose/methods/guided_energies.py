@@ -256,18 +256,24 @@ class Smooth(Evidence):
 
     Args:
         frames: B.
-        sigma: metres that a joint usually moves from frame to frame.
+        sigma: metres that a joint usually moves from frame to frame, one or (B - 1,).
     """
 
     frames: int
-    sigma: float = 0.02
+    sigma: Tensor | float = 0.02
+
+    @staticmethod
+    def over(times: Tensor, speed: float = 0.6) -> Smooth:
+        """For frames at times (B,) seconds, of joints that usually move at `speed` metres a second."""
+        return Smooth(frames=len(times), sigma=(speed * times.diff().clamp(min=1e-3)).float())
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Poses (N, 17, 3) in metres -> (N,)."""
         step = x0.unflatten(0, (self.frames, -1)).diff(dim=0).square().sum(-1)  # (B - 1, m, 17)
         # All frames move at once, each drawn by two others that are as vague as it is: with their variance
         # alone they would overshoot.
-        variance = self.sigma**2 + 4 * torch.as_tensor(self.spread).to(x0).expand(JOINTS).square()
+        sigma = torch.as_tensor(self.sigma).to(x0).reshape(-1, 1, 1)
+        variance = sigma.square() + 4 * torch.as_tensor(self.spread).to(x0).expand(JOINTS).square()
         step = (step / (2 * variance)).sum(-1) / 2  # (B - 1, m)
         shared = torch.nn.functional.pad(step, (0, 0, 1, 0)) + torch.nn.functional.pad(step, (0, 0, 0, 1))
         return shared.flatten()

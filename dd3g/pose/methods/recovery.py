@@ -270,20 +270,22 @@ def load_networks() -> None:
     default_body()
 
 
-def lift_people(people: Sequence[Detection], m: int, seed: int, video: bool) -> list[PersonHypotheses]:
+def lift_people(
+    people: Sequence[Detection], m: int, seed: int, times: Tensor | None
+) -> list[PersonHypotheses]:
     """By the shipped denoiser on the shipped body, the frames of a video together; see `registry.Method`."""
     denoiser, squares = RotationDenoiser.shipped(), stacked(people, "square")
     # The energies are in pixels of a picture of 1000: small people and large ones must mean the same there.
     factor = (SIDE / (squares[:, 2] - squares[:, 0]))[:, None, None]
     keypoints, confidence, K = (stacked(people, name) for name in ("keypoints", "confidence", "K"))
     keypoints, K = keypoints * factor, torch.cat([K[:, :2] * factor, K[:, 2:]], 1)
-    if video:
+    if times is not None:
         m = 1  # hypotheses of different frames would not belong together
     result = recover_people(keypoints, confidence, K, (1000, 1000), m=m, seed=seed, denoiser=denoiser)
-    if video and len(people) > 1:
+    if times is not None and len(people) > 1:
         evidence = BodyKeypoints(default_body(), result.betas, keypoints, confidence, K, 1000.0)
         condition = keypoint_condition(keypoints, confidence, K)
-        smooth = SmoothRotations(len(people))
+        smooth = SmoothRotations.over(times)
         result = recover(denoiser, result.rotations, evidence, condition, VIDEO, together=smooth, gate=False)
     hypotheses = result.hypotheses(m)
     rotations, betas = (x.unflatten(0, (-1, m)) for x in (result.rotations, result.betas))

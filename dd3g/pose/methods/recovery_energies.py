@@ -144,13 +144,22 @@ class SmoothRotations(Energy):
 
     Args:
         frames: length of each clip; clips follow each other in the batch.
+        weight: of each step next to the published one, one or (frames - 1,).
     """
 
     frames: int
+    weight: Tensor | float = 1.0
+
+    @staticmethod
+    def over(times: Tensor, fps: float = 30.0) -> SmoothRotations:
+        """For one clip at times (frames,) seconds; at `fps` frames a second it is the published energy."""
+        weight = (1 / (fps * times.diff().clamp(min=1e-3)).square()).float()
+        return SmoothRotations(len(times), weight)
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Rotations (clips * frames, 144) -> (clips * frames,); a step counts for its later frame."""
         step = x0.unflatten(0, (-1, self.frames)).diff(dim=1).square().sum(-1)
+        step = torch.as_tensor(self.weight).to(x0) * step
         return SMOOTH * torch.nn.functional.pad(step, (1, 0)).flatten()
 
 

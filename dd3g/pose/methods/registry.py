@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from torch import Tensor
+
 from dd3g.pose.detection.people import Detection
 from dd3g.pose.hypotheses import PersonHypotheses
 from dd3g.pose.methods import guided, recovery, restoration
@@ -21,15 +23,15 @@ class Method(Protocol):
         """
 
     def lift_people(
-        self, people: Sequence[Detection], m: int, seed: int, video: bool
+        self, people: Sequence[Detection], m: int, seed: int, times: Tensor | None
     ) -> list[PersonHypotheses]:
         """2D to 3D by the shipped networks, everyone in one batch.
 
         Args:
-            people: in 2D, at least one; for a video, one person in consecutive frames.
+            people: in 2D, at least one; for a video, one person in its frames.
             m: hypotheses a person.
             seed: of all random numbers.
-            video: tie the frames together.
+            times: (B,) seconds of the frames of a video, rising, which are tied together; None for pictures.
         """
 
 

@@ -6,7 +6,6 @@ PRPose (arXiv 2405.02114).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -140,8 +139,10 @@ def load_networks() -> None:
     Difficulty.shipped()
 
 
-def lift_people(people: Sequence[Detection], m: int, seed: int, video: bool) -> list[PersonHypotheses]:
-    """By the shipped networks, smoothed over the frames of a video; see `registry.Method`."""
+def lift_people(
+    people: Sequence[Detection], m: int, seed: int, times: Tensor | None
+) -> list[PersonHypotheses]:
+    """By the shipped networks, frame by frame; see `registry.Method`."""
     lifter, difficulty = GraphLifter.shipped(), Difficulty.shipped()
     # One by one, with the same noise: a person's answer depends on nobody else in the picture, and a
     # hypothesis goes on from frame to frame.
@@ -149,15 +150,4 @@ def lift_people(people: Sequence[Detection], m: int, seed: int, video: bool) -> 
         restore(lifter, difficulty, p.keypoints[None], p.confidence[None], p.K[None], p.size[0], m,
                 generator=seed) for p in people
     ]  # fmt: skip
-    if video:
-        smooth = _smoothed(torch.cat([h.poses for h in found]))
-        found = [replace(h, poses=poses[None]) for h, poses in zip(found, smooth, strict=True)]
     return [PersonHypotheses(p, "restoration", h) for p, h in zip(people, found, strict=True)]
-
-
-def _smoothed(poses: Tensor, sigma: float = 1.5) -> Tensor:
-    """Gaussian mean over time (T, ...); weights beyond the ends are left out."""
-    t = torch.arange(len(poses), dtype=poses.dtype)
-    weights = torch.exp(-((t[:, None] - t) ** 2) / (2 * sigma**2))
-    weights = weights / weights.sum(1, keepdim=True)
-    return (weights @ poses.flatten(1)).view_as(poses)
