@@ -23,7 +23,7 @@ from dd3g.command import (
     run_command,
 )
 from dd3g.errors import UserError
-from dd3g.pose.request import KEYPOINTS, Method, Request, find_inputs, is_video, parse_size
+from dd3g.pose.request import KEYPOINTS, Export, Method, Request, find_inputs, is_video, parse_size
 from dd3g.progress import Progress
 
 
@@ -41,6 +41,8 @@ def run(inputs: list[Path], request: Request, progress: Progress) -> dict[str, A
     _prepare(paths, request)
     progress.phase("inputs", len(paths))
     report: dict[str, Any] = {"inputs": [], "failed": failed}
+    if request.views:
+        return report | {"inputs": _estimate_views(paths, request)}
     for path, stem in zip(paths, output_stems(paths), strict=True):
         start = time.perf_counter()
         progress.at(path.name)
@@ -77,14 +79,67 @@ def _estimate(
     path: Path, folder: Path, stem: str, request: Request, at: Callable[[str], None]
 ) -> dict[str, Any]:
     """Everything for one input, written into `folder`."""
-    from dd3g.pose.detection.keypoints import read_keypoints
-    from dd3g.pose.detection.people import detect, load
     from dd3g.pose.estimation import lift
     from dd3g.pose.export.results import write_results
     from dd3g.pose.video import estimate_video
 
     if is_video(path):
         return estimate_video(path, folder, stem, request, at)
+    picture, people, warnings = _look(path, request)
+    lifted = lift(people, request.method, request.m, request.seed, height=request.height)
+    result = write_results([lifted], path, folder, stem, request, picture)
+    result["warnings"] += warnings
+    return result
+
+
+def _estimate_views(paths: list[Path], request: Request) -> list[dict[str, Any]]:
+    """The largest person of each picture is one person: everything about them, written for each picture."""
+    from dd3g.pose.estimation import lift
+    from dd3g.pose.export.results import write_results
+    from dd3g.pose.views import combine, read_stations
+
+    start = time.perf_counter()
+    if videos := [path for path in paths if is_video(path)]:
+        raise UserError(f"--views is for pictures, {videos[0]} is a video: give its frame of that instant")
+    stations = None
+    if request.cameras is not None:
+        stations = read_stations(request.cameras, [path.stem for path in paths])
+    looks = [_look(path, request) for path in paths]
+    seen = [max(people, key=lambda p: float(p.square[2] - p.square[0])) for _, people, _ in looks]
+    lifted = combine(lift(seen, request.method, request.m, request.seed, height=request.height), stations)
+    inputs = []
+    with tempfile.TemporaryDirectory(dir=request.out, prefix=".dd3g-") as temporary:
+        folder = Path(temporary)
+        for path, stem, person, (picture, people, warnings) in zip(
+            paths, output_stems(paths), lifted, looks, strict=True
+        ):
+            result = write_results([[person]], path, folder, stem, request, picture)
+            if len(people) > 1:
+                warnings = [*warnings, f"{path}: of {len(people)} people the largest is taken"]
+            files = [str(request.out / name) for name in result["files"]]
+            inputs.append(
+                {
+                    "input": str(path),
+                    "people": 1,
+                    "warnings": [*result["warnings"], *warnings],
+                    "files": files,
+                    "seconds": round((time.perf_counter() - start) / len(paths), 3),
+                }
+            )
+        for file in sorted(folder.iterdir()):
+            file.replace(request.out / file.name)
+    return inputs
+
+
+def _look(path: Path, request: Request) -> tuple[Any, list[Any], list[str]]:
+    """The picture, None with keypoints alone, the people in it in 2D, and warnings.
+
+    Raises:
+        UserError: a file that cannot be read, or nobody in it.
+    """
+    from dd3g.pose.detection.keypoints import read_keypoints
+    from dd3g.pose.detection.people import detect, load
+
     alone = path.suffix.lower() in KEYPOINTS
     picture = None if alone else load(path)
     file = path if alone else request.keypoints_of(path)
@@ -92,11 +147,7 @@ def _estimate(
     people = detect(picture, keypoints, request.focal, threshold=request.confidence, size=request.size)
     if not people:
         raise UserError(f"no person was found in {path}: give a clearer picture, or --keypoints")
-    lifted = lift(people, request.method, request.m, request.seed, height=request.height)
-    result = write_results([lifted], path, folder, stem, request, picture)
-    if keypoints is not None:
-        result["warnings"] += [f"{path}: {warning}" for warning in keypoints.warnings]
-    return result
+    return picture, people, [] if keypoints is None else [f"{path}: {text}" for text in keypoints.warnings]
 
 
 def _last_line(report: Report, out: Path) -> str:
@@ -140,6 +191,16 @@ def pose(
     focal: Annotated[
         float | None, typer.Option(help="Focal length in pixels; default: EXIF, else the picture's diagonal.")
     ] = None,
+    views: Annotated[
+        bool, typer.Option("--views", help="The pictures show one person at one instant: one pose for all.")
+    ] = False,
+    cameras: Annotated[
+        Path | None, typer.Option(help='For --views: JSON {"NAME": {"R": 3x3, "t": 3, "K": 3x3}}, metres.')
+    ] = None,
+    export: Annotated[
+        list[Export] | None,
+        typer.Option(help="Also write each person as this; may be repeated. npz: SMPL's parameters."),
+    ] = None,
     every: Annotated[int, typer.Option(help="Take every n-th frame of a video.")] = 1,
     as_json: Json = False,
 ) -> None:
@@ -158,7 +219,7 @@ def pose(
     def work(progress: Progress) -> Report:
         request = Request(
             output, method.value, hypotheses, viewer, seed, keypoints, layout, focal, every, confidence,
-            parse_size(size), height,
+            parse_size(size), height, views, cameras, tuple(e.value for e in export or ()),
         )  # fmt: skip
         return run(inputs, request, progress)
 

@@ -17,6 +17,16 @@ KEYPOINTS = (".json", ".npz")
 RESULT = ".pose"  # results are NAME.pose.*; they are not taken for input when the same folder is given again
 
 
+class Export(StrEnum):
+    """Files of a person for other programs, see `dd3g.pose.export.skeletons`."""
+
+    bvh = "bvh"
+    glb = "glb"
+    trc = "trc"
+    csv = "csv"
+    npz = "npz"
+
+
 class Method(StrEnum):
     """How to get from 2D to 3D; each is a file of `dd3g.pose.methods`."""
 
@@ -42,6 +52,9 @@ class Request:
         confidence: joints with less count as not seen, 0..1.
         size: (width, height) of pictures that keypoint files do not tell the size of.
         height: metres, how tall the people are; None takes a grown person's.
+        views: the pictures show one person at one instant.
+        export: further formats for each person, of `Export`.
+        cameras: JSON with where their cameras stand, see `dd3g.pose.views.read_stations`.
     """
 
     out: Path
@@ -56,6 +69,9 @@ class Request:
     confidence: float = 0.3
     size: tuple[int, int] | None = None
     height: float | None = None
+    views: bool = False
+    cameras: Path | None = None
+    export: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.m < 1:
@@ -64,6 +80,8 @@ class Request:
             raise UserError(f"--every {self.every} takes no frame: give 1 or more")
         if self.focal is not None and not 0 < self.focal < float("inf"):
             raise UserError(f"--focal {self.focal:g} is no focal length: give it in pixels, above 0")
+        if self.cameras is not None and not self.views:
+            raise UserError("--cameras tells where the cameras of several views stand: add --views")
         if not 0 <= self.confidence <= 1:
             raise UserError(f"--confidence {self.confidence:g} is no confidence: give it in 0..1")
         if self.keypoints is not None and not self.keypoints.exists():

@@ -59,11 +59,13 @@ def write_results(
             {"index": i * request.every, "time": time, "people": as_json(people, hypotheses=False)}
             for i, (time, people) in enumerate(zip(times, frames, strict=False))
         ]
-        tracks = [[p for p in everyone if p.track == t] for t in sorted({p.track or 0 for p in everyone})]
+        timed = [(t, person) for t, people in zip(times, frames, strict=False) for person in people]
+        numbers = sorted({person.track or 0 for _, person in timed})
+        tracks = [[(t, p) for t, p in timed if (p.track or 0) == number] for number in numbers]
         files = [f"{name}.json", save_overlay(path, frames, folder, name, request.every, fps)]
     else:
         content = {"picture": str(path), **content, "people": as_json(everyone)}
-        tracks = [[person] for person in everyone]
+        tracks = [[(0.0, person)] for person in everyone]
         files = [f"{name}.json", f"{name}.png"]
         save_figure(everyone, picture, folder / files[1])
     save_json(content, folder / files[0])
@@ -72,7 +74,7 @@ def write_results(
         save_viewer(frames, folder / files[-1], stem, fps)
     for number, track in enumerate(tracks):
         own = name if len(tracks) == 1 else f"{stem}-{number}{RESULT}"
-        files += save_bodies(track, folder, own, fps or 30.0)
+        files += save_bodies([p for _, p in track], folder, own, [t for t, _ in track], request.export)
     seen = [] if video else enumerate(everyone)
     warnings = [f"{path}: person {i}: {w}" for i, p in seen for w in p.detection.warnings]
     return {"people": len(tracks), "warnings": warnings, "files": files}

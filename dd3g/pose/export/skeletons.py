@@ -1,4 +1,4 @@
-"""The posed skeleton over time for animation programs: .bvh and .glb."""
+"""A person over time for other programs: .bvh and .glb to animate, .trc, .csv and .npz to measure."""
 
 from __future__ import annotations
 
@@ -8,38 +8,179 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dd3g.gaussians import matrix_to_quaternion
 from dd3g.io.atomic import replacing
 from dd3g.pose.body.bodies import default_body
-from dd3g.pose.body.skeletons import SMPL_24
+from dd3g.pose.body.geometry import matrix_to_axis_angle
+from dd3g.pose.body.inverse import body_rotations
+from dd3g.pose.body.skeletons import H36M_17, SMPL_24, bone_lengths
 from dd3g.pose.hypotheses import PersonHypotheses
+from dd3g.pose.methods.advice import grown
+from dd3g.quaternions import matrix_to_quaternion, quaternion_to_matrix
 
 FLIP = torch.diag(torch.tensor([1.0, -1.0, -1.0]))  # OpenCV axes to y up, z towards the viewer
 
 
-def save_bodies(people: Sequence[PersonHypotheses], folder: Path, stem: str, fps: float = 30.0) -> list[str]:
-    """Write .bvh and .glb of one person's body over time; nothing where the method gave no rotations.
+# What animation programs and retargeters call the joints.
+NAMES = dict(
+    pelvis="Hips", spine1="Spine", spine2="Spine1", spine3="Spine2", neck="Neck", head="Head",
+    **{
+        f"{side[0].lower()}_{joint}": side + name
+        for side in ("Left", "Right")
+        for joint, name in (
+            ("hip", "UpLeg"), ("knee", "Leg"), ("ankle", "Foot"), ("foot", "ToeBase"), ("collar", "Shoulder"),
+            ("shoulder", "Arm"), ("elbow", "ForeArm"), ("wrist", "Hand"), ("hand", "HandMiddle1"),
+        )
+    },
+)  # fmt: skip
+Times = Sequence[float]
+
+
+def save_bodies(
+    people: Sequence[PersonHypotheses],
+    folder: Path,
+    stem: str,
+    times: Times = (0.0,),
+    formats: Sequence[str] = (),
+) -> list[str]:
+    """Write one person over time for other programs.
+
+    Args:
+        people: the person in each frame.
+        folder: where the files go.
+        stem: of their names.
+        times: seconds of each frame.
+        formats: of `dd3g.pose.request.Export`; "bvh" and "glb" in any case where the method gave a body.
 
     Returns:
         Names of the files.
     """
-    bodies = [p for p in people if p.rotations is not None]
-    if not bodies:
+    wanted = list(dict.fromkeys([*(("bvh", "glb") if people[0].rotations is not None else ()), *formats]))
+    if not wanted:
         return []
-    rotations = torch.stack([p.rotations for p in bodies if p.rotations is not None])
-    roots = torch.stack([p.translation for p in bodies])
-    betas = [p.betas for p in bodies if p.betas is not None]
-    shape = torch.stack(betas).mean(0, keepdim=True) if betas else None
-    rest = default_body().pose(torch.eye(3).expand(1, 24, 3, 3), shape)[0][0]
-    save_bvh(rest, rotations, roots, folder / f"{stem}.bvh", fps)
-    save_glb(rest, rotations, roots, folder / f"{stem}.glb", fps)
-    return [f"{stem}.bvh", f"{stem}.glb"]
+    poses = torch.stack([p.pose for p in people])
+    roots = torch.stack([p.translation for p in people])
+    given = [p.rotations for p in people if p.rotations is not None]
+    rotations = body_rotations(poses, torch.stack(given) if len(given) == len(people) else None)
+    rest = default_body().pose(torch.eye(3).expand(1, 24, 3, 3))[0][0]
+    rest = rest * (bone_lengths(poses).sum(-1).mean() / grown().bones)
+    write = {
+        "bvh": lambda path: save_bvh(rest, rotations, roots, path, times),
+        "glb": lambda path: save_glb(rest, rotations, roots, path, times),
+        "trc": lambda path: save_trc(poses + roots[:, None], path, times),
+        "csv": lambda path: save_csv(poses + roots[:, None], path, times),
+        "npz": lambda path: save_parameters(rotations, roots, path, times),
+    }
+    for name in wanted:
+        write[name](folder / f"{stem}.{name}")
+    return [f"{stem}.{name}" for name in wanted]
 
 
-def save_bvh(rest: Tensor, rotations: Tensor, roots: Tensor, path: str | Path, fps: float = 30.0) -> Path:
+def save_trc(points: Tensor, path: str | Path, times: Times = (0.0,)) -> Path:
+    """Write joints as markers for OpenSim; y up, millimetres.
+
+    Args:
+        points: (T, 17, 3) metres, H36M-17, camera frame.
+        path: the .trc file.
+        times: (T,) seconds; the file has as many frames a second as these on average, evenly.
+    """
+    fps, even = _evenly(times)
+    rows = 1000 * _resampled(points @ FLIP.to(points), times, even)
+    names, count = H36M_17.joints, len(H36M_17)
+    lines = [
+        f"PathFileType\t4\t(X/Y/Z)\t{Path(path).name}",
+        "DataRate\tCameraRate\tNumFrames\tNumMarkers\tUnits\tOrigDataRate\tOrigDataStartFrame\tOrigNumFrames",
+        f"{fps:.6f}\t{fps:.6f}\t{len(rows)}\t{count}\tmm\t{fps:.6f}\t1\t{len(rows)}",
+        "Frame#\tTime\t" + "\t\t\t".join(names) + "\t\t",
+        "\t\t" + "\t".join(f"{axis}{i + 1}" for i in range(count) for axis in "XYZ"),
+        "",
+    ]
+    for i, (time, row) in enumerate(zip(even, rows.flatten(1).tolist(), strict=True)):
+        lines.append("\t".join([str(i + 1), f"{time:.6f}", *(f"{v:.3f}" for v in row)]))
+    with replacing(path) as part:
+        part.write_text("\n".join(lines) + "\n", "utf-8")
+    return Path(path)
+
+
+def save_csv(points: Tensor, path: str | Path, times: Times = (0.0,)) -> Path:
+    """Write a row a frame with its time in seconds and x, y, z of each joint in metres, camera frame.
+
+    Args:
+        points: (T, 17, 3) metres, H36M-17, camera frame.
+        path: the .csv file.
+        times: (T,) seconds.
+    """
+    header = ["time", *(f"{joint}_{axis}" for joint in H36M_17.joints for axis in "xyz")]
+    rows = [
+        [f"{time:.6f}", *(f"{v:.5f}" for v in row)]
+        for time, row in zip(times, points.flatten(1).tolist(), strict=True)
+    ]
+    with replacing(path) as part:
+        part.write_text("\n".join(",".join(row) for row in [header, *rows]) + "\n", "utf-8")
+    return Path(path)
+
+
+def save_parameters(rotations: Tensor, roots: Tensor, path: str | Path, times: Times = (0.0,)) -> Path:
+    """Write SMPL's parameters as AMASS has them: poses (T, 72), betas (10,), trans (T, 3), fps; y up.
+
+    The tree is SMPL's, the body is not: shapes stay 0, and `trans` is where the pelvis is.
+
+    Args:
+        rotations: (T, 24, 3, 3) relative to the parent, the root's in the camera frame.
+        roots: (T, 3) metres, camera frame.
+        path: the .npz file.
+        times: (T,) seconds.
+    """
+    turned, places = _y_up(rotations, roots)
+    fps, _ = _evenly(times)
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez(
+            file,
+            poses=matrix_to_axis_angle(turned).flatten(1).numpy().astype(np.float32),
+            betas=np.zeros(10, np.float32),
+            trans=places.numpy().astype(np.float32),
+            gender=np.array("neutral"),
+            mocap_framerate=np.array(fps),
+            times=np.asarray(times),
+        )
+    return Path(path)
+
+
+def _evenly(times: Times) -> tuple[float, list[float]]:
+    """Frames a second on average, and as many even times."""
+    if len(times) < 2:
+        return 30.0, [0.0] * len(times)
+    fps = (len(times) - 1) / (times[-1] - times[0])
+    return fps, [times[0] + i / fps for i in range(len(times))]
+
+
+def _between(times: Times, even: Times) -> tuple[Tensor, Tensor]:
+    """Index of the frame before each time, and the share (T,) of the way to the next."""
+    have, want = (torch.tensor(list(t), dtype=torch.float64) for t in (times, even))
+    low = (torch.searchsorted(have, want, right=True) - 1).clamp(0, max(len(have) - 2, 0))
+    high = (low + 1).clamp(max=len(have) - 1)
+    share = (want - have[low]) / (have[high] - have[low]).clamp(min=1e-9)
+    return low, share.clamp(0, 1).float()
+
+
+def _resampled(values: Tensor, times: Times, even: Times) -> Tensor:
+    """Values (T, ...) at other times, linearly."""
+    low, share = _between(times, even)
+    high = (low + 1).clamp(max=len(values) - 1)
+    return torch.lerp(values[low], values[high], share.view(-1, *[1] * (values.dim() - 1)).to(values))
+
+
+def _continuous(quaternions: Tensor) -> Tensor:
+    """Quaternions (T, J, 4) of the same rotations, each nearest to the one before: q and -q are one."""
+    dots = (quaternions[1:] * quaternions[:-1]).sum(-1)
+    signs = torch.cat([torch.ones_like(quaternions[:1, :, 0]), torch.where(dots < 0, -1.0, 1.0)]).cumprod(0)
+    return quaternions * signs[..., None]
+
+
+def save_bvh(rest: Tensor, rotations: Tensor, roots: Tensor, path: str | Path, times: Times = (0.0,)) -> Path:
     """Write a skeleton's motion for animation programs; y up, centimetres, Z X Y rotations.
 
     Args:
@@ -47,7 +188,7 @@ def save_bvh(rest: Tensor, rotations: Tensor, roots: Tensor, path: str | Path, f
         rotations: (T, 24, 3, 3) relative to the parent, the root's in the camera frame.
         roots: (T, 3) metres, camera frame.
         path: the .bvh file.
-        fps: frames a second.
+        times: (T,) seconds; the file has as many frames a second as these on average, evenly.
     """
     order: list[int] = []
     lines = ["HIERARCHY"]
@@ -57,7 +198,7 @@ def save_bvh(rest: Tensor, rotations: Tensor, roots: Tensor, path: str | Path, f
         pad, parent, children = "\t" * depth, SMPL_24.parents[joint], SMPL_24.children(joint)
         offset = 100 * (rest[joint] - rest[max(parent, 0)])
         places = "6 Xposition Yposition Zposition" if parent < 0 else "3"
-        lines.append(f"{pad}{'ROOT' if parent < 0 else 'JOINT'} {SMPL_24.joints[joint]}\n{pad}{{")
+        lines.append(f"{pad}{'ROOT' if parent < 0 else 'JOINT'} {NAMES[SMPL_24.joints[joint]]}\n{pad}{{")
         lines.append(f"{pad}\tOFFSET {_row(offset)}")
         lines.append(f"{pad}\tCHANNELS {places} Zrotation Xrotation Yrotation")
         for child in children:
@@ -68,6 +209,9 @@ def save_bvh(rest: Tensor, rotations: Tensor, roots: Tensor, path: str | Path, f
 
     write(0, 0)
     turned, places = _y_up(rotations, roots)
+    fps, even = _evenly(times)
+    turned = quaternion_to_matrix(_resampled(_continuous(matrix_to_quaternion(turned)), times, even))
+    places = _resampled(places, times, even)
     angles = torch.rad2deg(_zxy(turned))[:, order]  # (T, 24, 3)
     rows = torch.cat([100 * places, angles.flatten(1)], 1)
     lines += ["MOTION", f"Frames: {len(rows)}", f"Frame Time: {1 / fps:.7f}", *map(_row, rows)]
@@ -76,54 +220,66 @@ def save_bvh(rest: Tensor, rotations: Tensor, roots: Tensor, path: str | Path, f
     return Path(path)
 
 
-def save_glb(rest: Tensor, rotations: Tensor, roots: Tensor, path: str | Path, fps: float = 30.0) -> Path:
-    """Write the posed skeleton: 24 nodes, each with a bone to draw; several frames become an animation.
+def save_glb(rest: Tensor, rotations: Tensor, roots: Tensor, path: str | Path, times: Times = (0.0,)) -> Path:
+    """Write a skinned body of bones: one armature of 24 joints, one mesh, and one action for several frames.
 
     Args:
         rest: (24, 3) metres, SMPL-24 joints at rest, y up, pelvis at zero.
         rotations: (T, 24, 3, 3) relative to the parent, the root's in the camera frame.
         roots: (T, 3) metres, camera frame.
         path: the .glb file.
-        fps: frames a second.
+        times: (T,) seconds.
     """
     turned, places = _y_up(rotations, roots)
-    quaternions = matrix_to_quaternion(turned)[..., [1, 2, 3, 0]]  # (T, 24, 4) xyzw
+    quaternions = _continuous(matrix_to_quaternion(turned))[..., [1, 2, 3, 0]]  # (T, 24, 4) xyzw
     buffer = _Buffer()
-    mesh = _bone_mesh(buffer)
     nodes: list[dict[str, Any]] = []
-    bones: list[
-        dict[str, Any]
-    ] = []  # one for each joint but the root; their nodes follow on those of the joints
     for joint, parent in enumerate(SMPL_24.parents):
         offset = places[0] if parent < 0 else rest[joint] - rest[parent]
-        node = {"name": SMPL_24.joints[joint], "translation": offset.tolist()}
+        node = {"name": NAMES[SMPL_24.joints[joint]], "translation": offset.tolist()}
         node["rotation"] = quaternions[0, joint].tolist()
         if children := SMPL_24.children(joint):
-            node["children"] = children + [23 + child for child in children]
+            node["children"] = children
         nodes.append(node)
-        if parent >= 0:
-            length = float(offset.norm())
-            width = min(0.12 * length + 0.012, 0.05)
-            turn = _from_y(offset / length).tolist()
-            bones.append({"mesh": 0, "rotation": turn, "scale": [width, length, width]})
+    vertices, normals, bones = _bone_mesh(rest)
+    joints = torch.nn.functional.pad(bones[:, None], (0, 3))
+    attributes = {
+        "POSITION": buffer.add(vertices, "VEC3", bounds=True),
+        "NORMAL": buffer.add(normals, "VEC3"),
+        "JOINTS_0": buffer.add(joints.to(torch.uint8), "VEC4"),
+        "WEIGHTS_0": buffer.add(torch.eye(4)[0].expand(len(bones), 4), "VEC4"),
+    }
+    # The mesh is at rest with the pelvis at zero; matrices are column by column.
+    inverse = torch.eye(4).repeat(24, 1, 1)
+    inverse[:, 3, :3] = -rest
+    armature = {"name": "Armature", "children": [0, 25]}
+    figure = {"name": "Body", "mesh": 0, "skin": 0}
     document: dict[str, Any] = {
         "asset": {"version": "2.0", "generator": "dd3g"},
         "scene": 0,
-        "scenes": [{"nodes": [0]}],
-        "nodes": nodes + bones,
-        "meshes": [mesh],
+        "scenes": [{"nodes": [24]}],
+        "nodes": [*nodes, armature, figure],
+        "meshes": [{"name": "Body", "primitives": [{"attributes": attributes, "material": 0}]}],
+        "skins": [
+            {
+                "name": "Armature",
+                "inverseBindMatrices": buffer.add(inverse.flatten(1), "MAT4"),
+                "joints": list(range(24)),
+                "skeleton": 0,
+            }
+        ],
         "materials": [
             {"pbrMetallicRoughness": {"baseColorFactor": [0.72, 0.55, 0.45, 1], "metallicFactor": 0}}
         ],
     }
     if len(rotations) > 1:
-        times = buffer.add(torch.arange(len(rotations)) / fps, "SCALAR", bounds=True)
-        samplers = [{"input": times, "output": buffer.add(places, "VEC3")}]
+        stamps = buffer.add(torch.tensor(list(times)) - times[0], "SCALAR", bounds=True)
+        samplers = [{"input": stamps, "output": buffer.add(places, "VEC3")}]
         channels = [{"sampler": 0, "target": {"node": 0, "path": "translation"}}]
         for joint in range(24):
             channels.append({"sampler": len(samplers), "target": {"node": joint, "path": "rotation"}})
-            samplers.append({"input": times, "output": buffer.add(quaternions[:, joint], "VEC4")})
-        document["animations"] = [{"samplers": samplers, "channels": channels}]
+            samplers.append({"input": stamps, "output": buffer.add(quaternions[:, joint], "VEC4")})
+        document["animations"] = [{"name": "Pose", "samplers": samplers, "channels": channels}]
     with replacing(path) as part:
         part.write_bytes(buffer.packed(document))
     return Path(path)
@@ -138,9 +294,13 @@ class _Buffer:
         self.accessors: list[dict[str, Any]] = []
 
     def add(self, values: Tensor, kind: str, bounds: bool = False) -> int:
-        """Append float32 values; returns the accessor's index."""
-        data = values.float().contiguous().numpy().astype("<f4").tobytes()
-        accessor: dict[str, Any] = {"bufferView": len(self.views), "componentType": 5126}
+        """Append float32 values, or bytes; returns the accessor's index."""
+        narrow = values.dtype == torch.uint8
+        data = values.contiguous().numpy().astype("u1" if narrow else "<f4").tobytes()
+        accessor: dict[str, Any] = {
+            "bufferView": len(self.views),
+            "componentType": 5121 if narrow else 5126,
+        }
         accessor |= {"count": len(values), "type": kind}
         if bounds:
             flat = values.float().reshape(len(values), -1)
@@ -164,21 +324,30 @@ class _Buffer:
         return start + text + struct.pack("<I4s", len(self.data), b"BIN\0") + self.data
 
 
-def _bone_mesh(buffer: _Buffer) -> dict[str, Any]:
-    """A double pyramid from (0, 0, 0) to (0, 1, 0), half a unit thick to each side, with flat faces."""
-    ring = [torch.tensor([x, 0.2, z]) for x, z in ((0.5, 0.5), (0.5, -0.5), (-0.5, -0.5), (-0.5, 0.5))]
+def _bone_mesh(rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A double pyramid from each joint (24, 3) to each child, with flat faces.
+
+    Returns:
+        Vertices (N, 3), three a triangle, their normals (N, 3), and the joint that moves each (N,).
+    """
+    ring = torch.tensor([[0.5, 0.2, 0.5], [0.5, 0.2, -0.5], [-0.5, 0.2, -0.5], [-0.5, 0.2, 0.5]])
     low, high = torch.zeros(3), torch.tensor([0.0, 1.0, 0.0])
     faces = []
-    for a, b in zip(ring, [*ring[1:], ring[0]], strict=True):
+    for a, b in zip(ring, ring.roll(-1, 0), strict=True):
         faces += [torch.stack([a, b, high]), torch.stack([b, a, low])]
-    triangles = torch.stack(faces)  # (8, 3, 3)
+    pyramid = torch.stack(faces)  # (8, 3, 3)
+    shapes, bones = [], []
+    for parent, child in SMPL_24.bones:
+        offset = rest[child] - rest[parent]
+        length = float(offset.norm())
+        width = min(0.12 * length + 0.012, 0.05)
+        turn = quaternion_to_matrix(_from_y(offset / length)[[3, 0, 1, 2]])
+        shapes.append((pyramid * torch.tensor([width, length, width])) @ turn.T + rest[parent])
+        bones += [parent] * 24
+    triangles = torch.cat(shapes)
     normals = torch.linalg.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
     normals = torch.nn.functional.normalize(normals, dim=-1)[:, None].expand(-1, 3, -1)
-    attributes = {
-        "POSITION": buffer.add(triangles.reshape(-1, 3), "VEC3", bounds=True),
-        "NORMAL": buffer.add(normals.reshape(-1, 3), "VEC3"),
-    }
-    return {"primitives": [{"attributes": attributes, "material": 0}]}
+    return triangles.reshape(-1, 3), normals.reshape(-1, 3), torch.tensor(bones)
 
 
 def _y_up(rotations: Tensor, roots: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,11 +41,11 @@ class Calibration(NamedTuple):
     slope: float
 
 
-# On people that the networks were not trained on, see the card of pose-prior.
+# Fitted on 112 frames of seven people whom the lifter that was asked had not seen: the card of pose-lifter.
 CALIBRATION = {
-    "guided": Calibration(0.08, 1.0),
-    "restoration": Calibration(0.08, 1.0),
-    "recovery": Calibration(0.08, 1.0),
+    "guided": Calibration(0.0, 2.5),
+    "restoration": Calibration(0.04, 2.0),
+    "recovery": Calibration(0.025, 1.57),
 }
 
 

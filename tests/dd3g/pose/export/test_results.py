@@ -17,6 +17,7 @@ from dd3g.pose.body.geometry import axis_angle_to_matrix, project
 from dd3g.pose.body.skeletons import H36M_17, SMPL_24
 from dd3g.pose.export import results, skeletons, viewer
 from dd3g.pose.export.figures import LEFT, RIGHT, bone_colors, draw_overlay, draw_view, figure
+from dd3g.quaternions import quaternion_to_matrix
 
 
 def rotations(frames: int, seed: int = 0) -> torch.Tensor:
@@ -122,39 +123,140 @@ def end_points(text: str) -> tuple[list[str], np.ndarray]:
     return names, np.array(frames)
 
 
+OURS = {name: joint for joint, name in skeletons.NAMES.items()}
+
+
 def test_bvh_holds_the_posed_joints(tmp_path):
     R, roots = rotations(3), torch.tensor([[0.0, 0, 3], [0.1, 0, 3], [0.2, -0.1, 3]])
-    text = skeletons.save_bvh(rest(), R, roots, tmp_path / "a.bvh", 25).read_text()
+    text = skeletons.save_bvh(rest(), R, roots, tmp_path / "a.bvh", [0, 0.04, 0.08]).read_text()
     assert "Frames: 3" in text and "Frame Time: 0.0400000" in text
     names, placed = end_points(text)
+    # The names that retargeters look for.
+    assert names[0] == "Hips" and {"LeftUpLeg", "RightForeArm", "Spine2", "Neck", "LeftToeBase"} < set(names)
     want = (default_body().pose(R)[0] + roots[:, None]) * torch.tensor([100.0, -100, -100])
-    order = [SMPL_24.joints.index(name) for name in names]
+    order = [SMPL_24.joints.index(OURS[name]) for name in names]
     assert sorted(order) == list(range(24))
     np.testing.assert_allclose(placed, want[:, order], atol=0.02)
 
 
+def test_bvh_of_uneven_frames_is_even(tmp_path):
+    R = rotations(1).expand(3, 24, 3, 3)
+    roots = torch.tensor([[0.0, 0, 3], [0.1, 0, 3], [0.4, 0, 3]])  # at one speed
+    text = skeletons.save_bvh(rest(), R, roots, tmp_path / "a.bvh", [0.0, 0.1, 0.4]).read_text()
+    assert "Frame Time: 0.2000000" in text
+    placed = end_points(text)[1]
+    np.testing.assert_allclose(placed[:, 0, 0], [0, 20, 40], atol=0.01)
+
+
+def document_of(path):
+    data = path.read_bytes()
+    length = int.from_bytes(data[12:16], "little")
+    document, binary = json.loads(data[20 : 20 + length]), data[28 + length :]
+
+    def values(index):
+        accessor = document["accessors"][index]
+        view = document["bufferViews"][accessor["bufferView"]]
+        kind = {5126: "<f4", 5121: "u1"}[accessor["componentType"]]
+        size = {"SCALAR": 1, "VEC3": 3, "VEC4": 4, "MAT4": 16}[accessor["type"]]
+        flat = np.frombuffer(binary, kind, accessor["count"] * size, view["byteOffset"])
+        return flat.reshape(accessor["count"], size)
+
+    return document, values
+
+
 def test_glb_holds_the_posed_joints(tmp_path):
     R, roots = rotations(2, seed=1), torch.tensor([[0.3, -0.2, 3.0], [0.0, 0, 3]])
-    path = skeletons.save_glb(rest(), R, roots, tmp_path / "a.glb")
+    path = skeletons.save_glb(rest(), R, roots, tmp_path / "a.glb", [0.0, 0.5])
     scene = trimesh.load(path)
-    want = (default_body().pose(R)[0][0] + roots[0]) * torch.tensor([1.0, -1, -1])
+    want = (default_body().pose(R)[0] + roots[:, None]) * torch.tensor([1.0, -1, -1])
     for joint, name in enumerate(SMPL_24.joints):
-        np.testing.assert_allclose(scene.graph.get(name)[0][:3, 3], want[joint], atol=1e-4, err_msg=name)
-    # Every bone reaches from its joint to the child's.
-    vertices = scene.to_geometry().vertices
-    for child in range(1, 24):
-        assert np.linalg.norm(vertices - want[child].numpy(), axis=1).min() < 1e-4, SMPL_24.joints[child]
-    data = path.read_bytes()
-    document = json.loads(data[20 : 20 + int.from_bytes(data[12:16], "little")])
-    assert len(document["animations"][0]["channels"]) == 25
+        found = scene.graph.get(skeletons.NAMES[name])[0][:3, 3]
+        np.testing.assert_allclose(found, want[0, joint], atol=1e-4, err_msg=name)
+    document, values = document_of(path)
+    (animation,), (skin,), (mesh,) = document["animations"], document["skins"], document["meshes"]
+    assert len(animation["channels"]) == 25 and len(skin["joints"]) == 24 and "skin" in document["nodes"][25]
+    assert values(animation["samplers"][0]["input"]).ravel().tolist() == [0, 0.5]
     still = skeletons.save_glb(rest(), R[:1], roots[:1], tmp_path / "b.glb").read_bytes()
     assert b"animations" not in still
+    # Skinned by the letter of glTF, each bone reaches from its joint to the child's, in both frames.
+    attributes = mesh["primitives"][0]["attributes"]
+    vertices, joints = values(attributes["POSITION"]), values(attributes["JOINTS_0"])[:, 0]
+    assert (values(attributes["WEIGHTS_0"]) == [1, 0, 0, 0]).all()
+    bind = values(skin["inverseBindMatrices"]).reshape(24, 4, 4).transpose(0, 2, 1)
+    moved = {c["target"]["path"] + str(c["target"]["node"]): c["sampler"] for c in animation["channels"]}
+    for frame in range(2):
+        world: list[np.ndarray] = []
+        for j, parent in enumerate(SMPL_24.parents):
+            x, y, z, w = values(animation["samplers"][moved[f"rotation{j}"]]["output"])[frame]
+            local = np.eye(4)
+            local[:3, :3] = quaternion_to_matrix(torch.tensor([w, x, y, z])).numpy()
+            local[:3, 3] = document["nodes"][j]["translation"]
+            if parent < 0:
+                local[:3, 3] = values(animation["samplers"][moved["translation0"]]["output"])[frame]
+            world.append(local if parent < 0 else world[parent] @ local)
+        matrices = np.stack(world) @ bind
+        skinned = np.einsum(
+            "nij,nj->ni", matrices[joints], np.pad(vertices, ((0, 0), (0, 1)), constant_values=1)
+        )
+        for child in range(1, 24):
+            away = np.linalg.norm(skinned[:, :3] - want[frame, child].numpy(), axis=1)
+            assert away.min() < 1e-4, SMPL_24.joints[child]
 
 
-def test_bodies_are_written_where_there_are_rotations(tmp_path):
+def test_blender_sees_one_armature_and_one_action(tmp_path):
+    bpy = pytest.importorskip("bpy", reason="Blender as a module: pip install bpy")
+    R, roots = rotations(3, seed=1), torch.tensor([[0.3, -0.2, 3.0]]).expand(3, 3)
+    path = skeletons.save_glb(rest(), R, roots, tmp_path / "a.glb", [0.0, 0.5, 1.0])
+    bpy.ops.wm.read_factory_settings(use_empty=True)
+    bpy.ops.import_scene.gltf(filepath=str(path))
+    kinds = [o.type for o in bpy.data.objects]
+    assert kinds.count("ARMATURE") == 1 and len(bpy.data.actions) == 1
+    assert len(next(o for o in bpy.data.objects if o.type == "ARMATURE").data.bones) == 24
+
+
+def test_quaternions_do_not_jump_between_frames(tmp_path):
+    angle = torch.linspace(0, 2 * math.pi, 40)
+    R = torch.eye(3).repeat(40, 24, 1, 1)
+    R[:, 16] = axis_angle_to_matrix(angle[:, None] * torch.tensor([0.0, 0, 1]))  # a whole turn
+    path = skeletons.save_glb(rest(), R, torch.zeros(40, 3), tmp_path / "a.glb", [i / 30 for i in range(40)])
+    document, values = document_of(path)
+    samplers = document["animations"][0]["samplers"]
+    assert np.abs(np.diff(values(samplers[17]["output"]), axis=0)).max() < 0.1
+
+
+def test_marker_files_and_tables_hold_the_joints(tmp_path):
+    points = torch.randn(3, 17, 3, generator=torch.Generator().manual_seed(1))
+    times = [0.0, 0.04, 0.08]
+    lines = skeletons.save_trc(points, tmp_path / "a.trc", times).read_text().splitlines()
+    assert lines[2].split("\t")[:5] == ["25.000000", "25.000000", "3", "17", "mm"]
+    assert lines[3].split("\t")[2::3][:17] == list(H36M_17.joints)
+    rows = np.array([[float(v) for v in line.split("\t")] for line in lines[6:]])
+    np.testing.assert_allclose(rows[:, 1], times, atol=1e-5)
+    want = 1000 * points * torch.tensor([1.0, -1, -1])
+    np.testing.assert_allclose(rows[:, 2:].reshape(3, 17, 3), want, atol=1e-2)
+    table = np.genfromtxt(skeletons.save_csv(points, tmp_path / "a.csv", times), delimiter=",", names=True)
+    np.testing.assert_allclose(table["time"], times)
+    np.testing.assert_allclose(table["l_wrist_y"], points[:, 13, 1], atol=1e-4)
+
+
+def test_parameters_are_those_of_amass(tmp_path):
+    R, roots = rotations(2), torch.tensor([[0.0, 0.5, 3], [0.1, 0, 3]])
+    with np.load(skeletons.save_parameters(R, roots, tmp_path / "a.npz", [0.0, 0.02])) as found:
+        assert found["poses"].shape == (2, 72) and found["betas"].shape == (10,)
+        assert str(found["gender"]) == "neutral" and float(found["mocap_framerate"]) == pytest.approx(50)
+        back = axis_angle_to_matrix(torch.from_numpy(found["poses"]).reshape(2, 24, 3))
+        trans = torch.from_numpy(found["trans"])
+    want = (default_body().pose(R)[0] + roots[:, None]) * torch.tensor([1.0, -1, -1])
+    torch.testing.assert_close(default_body().pose(back)[0] + trans[:, None], want, atol=1e-4, rtol=0)
+
+
+def test_bodies_are_written_where_there_are_rotations_or_a_format_is_named(tmp_path):
     assert skeletons.save_bodies([person()], tmp_path, "a") == []
     body = person(rotations=rotations(1)[0], betas=torch.zeros(10))
     assert skeletons.save_bodies([body], tmp_path, "a") == ["a.bvh", "a.glb"]
+    names = ["a.trc", "a.csv", "a.npz", "a.glb"]
+    formats = [name[2:] for name in names]
+    assert skeletons.save_bodies([person()] * 2, tmp_path, "a", [0.0, 0.1], formats) == names
     entry = results.as_json([body])[0]["body"]
     assert entry["joints"] == list(SMPL_24.joints) and entry["rotations"].shape == (24, 3)
 

@@ -1,0 +1,82 @@
+"""From joints back to a body: the rotations that turn each bone of the shipped body along a pose's bone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dd3g.pose.body.bodies import Body, default_body
+from dd3g.pose.body.skeletons import H36M_17, SMPL_24
+
+# Joints of the body whose rotation several points tell, each (point of H36M-17 at the joint, points around).
+_FRAMES = {
+    "pelvis": ("hip", ("r_hip", "l_hip", "spine")),
+    "spine2": ("spine", ("thorax", "l_shoulder", "r_shoulder")),
+    "neck": ("thorax", ("nose", "head")),
+}
+# Joints whose rotation one bone tells: joint -> the point at its end.
+_LIMBS = {
+    f"{side}_{joint}": f"{side}_{end}"
+    for side in ("l", "r")
+    for joint, end in (("hip", "knee"), ("knee", "ankle"), ("shoulder", "elbow"), ("elbow", "wrist"))
+}
+
+
+def body_rotations(poses: Tensor, rotations: Tensor | None = None, body: Body | None = None) -> Tensor:
+    """Rotations with which the shipped body takes a pose; every bone points where the pose's does.
+
+    A bone does not tell its twist: it is that of `rotations`, or the least there is.
+
+    Args:
+        poses: (B, 17, 3) metres, root-relative.
+        rotations: (B, 24, 3, 3) a first answer, relative to the parents.
+        body: the shipped one by default.
+
+    Returns:
+        (B, 24, 3, 3) relative to the parents, the root's in the frame of the poses.
+    """
+    body = body or default_body()
+    point = H36M_17.joints.index
+    rest = body.points(torch.eye(3).to(poses).expand(1, 24, 3, 3), poses.new_zeros(1, 10))[0]  # (17, 3)
+    turned: list[Tensor] = []
+    result = []
+    for joint, parent in enumerate(SMPL_24.parents):
+        name = SMPL_24.joints[joint]
+        own = torch.eye(3).to(poses).expand(len(poses), 3, 3) if rotations is None else rotations[:, joint]
+        guess = own if parent < 0 else turned[parent] @ own
+        if name in _FRAMES:
+            at, around = _FRAMES[name]
+            ends = [point(end) for end in around]
+            guess = _aligned(rest[ends] - rest[point(at)], poses[:, ends] - poses[:, [point(at)]])
+        elif name in _LIMBS:
+            at, end = point(name), point(_LIMBS[name])
+            now = (guess @ (rest[end] - rest[at])[:, None])[..., 0]
+            guess = _swing(now, poses[:, end] - poses[:, at]) @ guess
+        turned.append(guess)
+        result.append(guess if parent < 0 else turned[parent].transpose(1, 2) @ guess)
+    return torch.stack(result, 1)
+
+
+def _aligned(source: Tensor, target: Tensor) -> Tensor:
+    """Rotations (B, 3, 3) that bring vectors (N, 3) nearest to (B, N, 3), by direction (Kabsch 1976)."""
+    source, target = (torch.nn.functional.normalize(x, dim=-1) for x in (source, target))
+    u, _, vh = torch.linalg.svd(target.transpose(1, 2) @ source)
+    sign = torch.ones_like(target[:, 0])
+    sign[:, 2] = torch.det(u @ vh).sign()
+    return (u * sign[:, None]) @ vh
+
+
+def _swing(source: Tensor, target: Tensor) -> Tensor:
+    """The least rotations (B, 3, 3) that turn vectors (B, 3) into the directions of others (B, 3)."""
+    a, b = (torch.nn.functional.normalize(x, dim=-1) for x in (source, target))
+    axis, cosine = torch.linalg.cross(a, b), (a * b).sum(-1)
+    x, y, z = axis.unbind(-1)
+    zero = torch.zeros_like(x)
+    W = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+    eye = torch.eye(3).to(a)
+    swing = eye + W + W @ W / (1 + cosine).clamp(min=1e-6)[:, None, None]
+    # Opposite directions: half a turn about anything across.
+    other = torch.where(a[:, :1].abs() < 0.9, a.new_tensor([[1.0, 0, 0]]), a.new_tensor([[0.0, 1, 0]]))
+    across = torch.nn.functional.normalize(torch.linalg.cross(a, other), dim=-1)
+    half = 2 * across[:, :, None] * across[:, None] - eye
+    return torch.where((cosine < -1 + 1e-5)[:, None, None], half, swing)
