@@ -116,8 +116,9 @@ def claims(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     claim("restoration not above the lifter, m = 1", best("restoration", 1), best("lifter", 1), strict=False)
     baseline = scores.get(("lifter", "1"), {})
     for (name, m), s in scores.items():
-        claim(f"{name}, m {m}: recommended not above average", s["recommended"], s["average"], strict=False)
-        if name in CALIBRATION:
+        if name not in CALIBRATION:
+            claim(f"{name}, m {m}: recommended not above average", s["recommended"], s["average"], False)
+        else:
             for key in ("recommended", "recommended_pa"):
                 claim(f"{name}, m {m}: {key} below the lifter's", s[key], baseline.get(key))
     bodies: dict[str, Any] = report.get("recovery", {})

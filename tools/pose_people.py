@@ -33,7 +33,8 @@ PROTOCOLS = {
         "keypoints",
     },
     "h36m": {
-        "standard": "Human3.6M S9 and S11, all cameras and frames, mean of the 15 actions' means",
+        "standard": "Human3.6M S9 and S11, all cameras and frames, mean of the 15 actions' means; keypoints "
+        "as detected, the lens not taken out, as published lifters have them",
         "every64": "Human3.6M S9 and S11, every 4th frame from the 4th on without S11 Directions by camera "
         "54138969, of these all in a row every 16th (Wehrbein, Wandt); mean of the 15 actions' means",
         "hard": "Human3.6M S9 and S11, the frames of framelist_h36m_hard_subset.txt, H36MA (Wehrbein, "
@@ -148,8 +149,9 @@ def load_people(
         first, stride, every = (3, 4, 16) if protocol == "every64" else (0, 1, 1)
         files = source / "data_3d_h36m.npz", source / f"data_2d_h36m_{keypoints}.npz"
         recordings = load_h36m(
-            *files, stride=stride, first=first, listed=listed, skip_broken=protocol != "standard"
-        )
+            *files, stride=stride, first=first, listed=listed, skip_broken=protocol != "standard",
+            undistort=protocol != "standard",
+        )  # fmt: skip
         return _merged(recordings, "action", limit, every)
     if dataset == "3dpw":
         return _merged(load_3dpw(source), "action", limit)

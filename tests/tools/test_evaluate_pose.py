@@ -51,7 +51,9 @@ def test_every_method_on_cmu(tmp_path, weights, archive, monkeypatch, capsys):
         best = [block["best_pa"] for block in row["m"].values()]
         assert best[0] >= best[1] >= best[2]
         block = row["m"]["4"]
-        assert block["recommended"] <= block["average"] + 1e-6
+        if name == "ZeDO":  # a baseline's answer is its mean; `advise` needs networks that learned something
+            assert block["recommended"] <= block["average"] + 1e-6
+        assert block["bones"] is not None and block["depth"] is not None
         assert block["joint_best"] <= block["best"] <= block["average"]
         assert set(block["by_group"]["best"]) == {"dance", "walk"}
         mean = sum(block["by_group"]["best"].values()) / 2

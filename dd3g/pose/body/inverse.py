@@ -49,9 +49,9 @@ def body_rotations(poses: Tensor, rotations: Tensor | None = None, body: Body | 
             ends = [point(end) for end in around]
             guess = _aligned(rest[ends] - rest[point(at)], poses[:, ends] - poses[:, [point(at)]])
         elif name in _LIMBS:
-            at, end = point(name), point(_LIMBS[name])
-            now = (guess @ (rest[end] - rest[at])[:, None])[..., 0]
-            guess = _swing(now, poses[:, end] - poses[:, at]) @ guess
+            near, far = point(name), point(_LIMBS[name])
+            now = (guess @ (rest[far] - rest[near])[:, None])[..., 0]
+            guess = _swing(now, poses[:, far] - poses[:, near]) @ guess
         turned.append(guess)
         result.append(guess if parent < 0 else turned[parent].transpose(1, 2) @ guess)
     return torch.stack(result, 1)
