@@ -13,6 +13,7 @@ from dd3g.errors import UserError
 from dd3g.training import Batch, generator_for
 from distill.quadruples import Quadruple
 from distill.renders import RenderedObjects
+from distill.unpacked import UnpackedRenders
 
 MIRROR = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]))
 
@@ -71,7 +72,7 @@ class RenderDataset:
     """Rendered objects: every view of a quad can be the input, and the other three are its virtual views.
 
     Args:
-        objects: renders in memory.
+        objects: renders, in memory or on disk.
         seed: of the run.
         noise_shape: (V, C, h, w) of the teacher's latents.
         scan_fraction: share of samples from scans and PBR objects, which look most like photographs.
@@ -85,7 +86,7 @@ class RenderDataset:
 
     def __init__(
         self,
-        objects: RenderedObjects,
+        objects: RenderedObjects | UnpackedRenders,
         seed: int,
         noise_shape: Sequence[int],
         scan_fraction: float = 0.4,

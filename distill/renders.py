@@ -103,6 +103,11 @@ class RenderedObjects(Sequence[RenderedObject]):
             return replace(item, depth=item.depth.float())
         return self._decode(index)
 
+    @property
+    def paths(self) -> list[Path]:
+        """Its shards."""
+        return self._shards.paths
+
     def meta(self, index: int) -> dict:
         """The object's `meta` without its pictures."""
         if self._cache:

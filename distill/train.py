@@ -35,7 +35,7 @@ from distill.datasets import (
 from distill.model_card import write_card
 from distill.objective import Objective, ObjectiveConfig, Verifier
 from distill.quadruples import Quadruples
-from distill.renders import RenderedObjects
+from distill.unpacked import open_renders
 
 
 @dataclass
@@ -47,6 +47,7 @@ class DistillConfig(LoopConfig):
     output_dir: str = "runs/distill"
     quadruples: list[str] = setting([], "shards made by `dd3g simulate`")
     renders: list[str] = setting([], "shards made by `dd3g data render`")
+    unpacked_dir: str = setting("", "of this node's disk, into which renders are decoded once")
     quadruples_start: float = setting(0.5, "with both: share of the steps before the first quadruple")
     quadruples_share: float = setting(0.5, "with both: share of quadruples from then on")
     scan_fraction: float = setting(0.4, "share of renders of scans and PBR objects")
@@ -77,7 +78,7 @@ def training_samples(config: DistillConfig) -> Samples:
     renders = quadruples = None
     if config.renders:
         renders = RenderDataset(
-            RenderedObjects(config.renders, cached=config.dataloader_num_workers == 0),
+            open_renders(config.renders, config.unpacked_dir, config.dataloader_num_workers == 0),
             config.seed,
             shape,
             scan_fraction=config.scan_fraction,

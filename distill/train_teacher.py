@@ -20,8 +20,8 @@ from dd3g.setting import setting
 from dd3g.training import LoopConfig, fit
 from distill.contact_sheet import save_contact_sheet
 from distill.datasets import RenderDataset, Sample, check_fit, validation_batch
-from distill.renders import RenderedObjects
 from distill.teachers.compact import CompactCondition, CompactConfig, CompactTeacher
+from distill.unpacked import open_renders
 
 
 @dataclass
@@ -32,6 +32,7 @@ class TeacherConfig(LoopConfig):
 
     output_dir: str = "runs/teacher"
     renders: list[str] = setting(["runs/renders/train"], "shards made by `dd3g data render`")
+    unpacked_dir: str = setting("", "of this node's disk, into which renders are decoded once")
     validation_renders: str = setting("", "rendered objects for the contact sheet; never trained on")
     scan_fraction: float = setting(0.4, "share of scans and PBR objects")
     shape_fraction: float = setting(0.1, "share of untextured shapes with made-up textures")
@@ -89,7 +90,7 @@ def run(config: TeacherConfig) -> Path:
     except ValueError as error:
         raise UserError(f"configuration: {error}") from error
     dataset = RenderDataset(
-        RenderedObjects(config.renders, cached=config.dataloader_num_workers == 0),
+        open_renders(config.renders, config.unpacked_dir, config.dataloader_num_workers == 0),
         config.seed,
         teacher.latent_shape,
         scan_fraction=config.scan_fraction,

@@ -10,7 +10,7 @@ FREE = {
     *("checkpointing_steps", "checkpoints_total_limit", "validation_steps", "logging_steps", "report_to"),
     *("tracker_project_name", "logging_dir", "dataloader_num_workers", "dataloader_prefetch_factor"),
     *("use_cpu", "max_bad_samples", "gradient_checkpointing", "torch_compile", "ddp_timeout"),
-    *("push_to_hub", "hub_model_id", "validation_renders"),
+    *("push_to_hub", "hub_model_id", "validation_renders", "unpacked_dir"),
 }
 LENGTH = ("max_train_steps", "max_minutes")  # these change the rates of what is still to come
 

@@ -86,6 +86,12 @@ def test_everything_at_once(data, tmp_path, capsys):
     assert distil(renders, tmp_path / "next", init_from=tmp_path / "model", max_train_steps=1) == 0
 
 
+def test_unpacked_renders_train_alike(data, tmp_path):
+    assert distil(data[0], tmp_path / "a") == 0
+    assert distil(data[0], tmp_path / "b", unpacked_dir=tmp_path / "disk") == 0
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b") and list((tmp_path / "disk").glob("*.bin"))
+
+
 ABLATIONS = {
     "phase 1 off": {"generator.depth": 0},
     "one-shot decoding": {"generator.order": "one_shot"},

@@ -28,7 +28,7 @@ def test_nano_by_another_way():
     assert found.flops == pytest.approx(5.3e9, rel=0.01)  # as a run on a GPU counted
     # That run's memory, which holds what libraries work with and keep, too.
     batch, _, peak = MEASURED["nano"]
-    assert 0.5 < (batch * found.saved + 10 * found.parameters) / 1e9 / peak < 1.2
+    assert 0.7 < (batch * found.saved + 10 * found.parameters) / 1e9 / peak < 1.4
     assert found.saved_recomputed < 0.6 * found.saved
     assert 0.25 * found.flops < found.recomputed <= found.flops
     assert found.sample == 4 * (64 * 64 * (4 * 9 + 4) + 4 * 64 * 16 * 16)
