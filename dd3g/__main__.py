@@ -24,6 +24,7 @@ COMMANDS = {
     "train-shape": ("distill.train_shape", "train a network that knows where a pictured object is"),
     "train-pose": ("dd3g.pose.train", "train the networks of the pose methods"),
     "evaluate": ("distill.evaluation.__main__", "compare generators with the true views of objects"),
+    "interpolate": ("distill.interpolate", "objects between two noises, and what the noise decides"),
     "benchmark": ("dd3g.benchmark.__main__", "time inference, rasteriser and poses on this machine"),
 }
 

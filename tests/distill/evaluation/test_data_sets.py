@@ -38,7 +38,7 @@ def lay_out(name: str, root: Path) -> None:
         words = {"n": thing, "u": UIDS[thing]}
         if name in GLBS:
             path = root / GLBS[name].format(**words)
-            path.parent.mkdir(parents=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(source.read_bytes())
             continue
         home = root.parent / "unzipped" / thing if name == "gso-zip" else root

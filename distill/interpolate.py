@@ -1,0 +1,128 @@
+"""From one noise to another: `dd3g interpolate PICTURE 3 7 -o sheet.png`, and what the noise means at all.
+
+A generator learns the teacher's map from noise to views, so noise decides what the picture does not show. The
+path between two noises is spherical, since a straight one would pass through noise that is too small.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from dd3g.cameras import ELEVATION, Cameras
+from dd3g.command import Device, Json, run_command
+from dd3g.errors import UserError
+
+AZIMUTHS = (0.0, 60.0, 120.0, 180.0, 240.0, 300.0)
+
+
+def between(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Spherical interpolation of two noises of any one shape: a at t = 0, b at 1, as long as they are."""
+    x, y = a.flatten().double(), b.flatten().double()
+    angle = torch.acos((x @ y / (x.norm() * y.norm())).clamp(-1, 1))
+    if angle < 1e-6:
+        return a.clone()
+    wa, wb = torch.sin((1 - t) * angle) / torch.sin(angle), torch.sin(t * angle) / torch.sin(angle)
+    return (wa * a.double() + wb * b.double()).to(a)
+
+
+def views_of(generator: Any, rgba: Tensor, noise: Tensor, size: int, raw: bool) -> Tensor:
+    """(6, 3, S, S) an object of one noise from all around, over white.
+
+    Args:
+        generator: see `dd3g.pepd.Generator`.
+        rgba: (4, S, S) the framed picture.
+        noise: (V, C, h, w).
+        size: pixels a side.
+        raw: the network's own splats, where the solid body hides what differs.
+    """
+    from dd3g.pepd.generator import resize
+    from dd3g.pepd.solid import solidify
+    from dd3g.rasterizer import rasterize
+
+    config, device = generator.config, next(generator.parameters()).device
+    V = config.latent_shape[0]
+    rig = Cameras.orbit([360.0 * v / V for v in range(V)], ELEVATION, config.size)
+    image = resize(rgba[None], config.size).to(device)
+    with torch.inference_mode():
+        gaussians = generator(noise[None].to(device), rig.to(device), image)[0]
+        if not raw and config.surface != "off":
+            gaussians = solidify(gaussians, rgba, rig[:1]).to(device)
+        cameras = Cameras.orbit(list(AZIMUTHS), ELEVATION, size).to(device)
+        return rasterize(gaussians, cameras, background=1.0, antialiased=True).rgb.clamp(0, 1).cpu()
+
+
+def spread(views: list[Tensor]) -> dict[str, float]:
+    """How much objects of several noises differ.
+
+    Args:
+        views: (6, 3, S, S) each, at the same cameras.
+
+    Returns:
+        deviation, of a pixel's value over noises, mean over pixels: of all views, of the input view (front)
+        and of the view behind (back); 0 where the noise means nothing.
+    """
+    deviation = torch.stack(views).std(0, correction=0).mean((1, 2, 3))
+    return {
+        "deviation": float(deviation.mean()),
+        "front": float(deviation[0]),
+        "back": float(deviation[AZIMUTHS.index(180.0)]),
+    }
+
+
+def interpolate_command(
+    picture: Annotated[Path, typer.Argument(help="A picture of an object.")],
+    first: Annotated[int, typer.Argument(min=0, help="Seed of the noise at the top of the sheet.")],
+    last: Annotated[int, typer.Argument(min=0, help="Seed of the noise at the bottom.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The sheet, a .png.")] = Path(
+        "out/interpolation.png"
+    ),
+    generator: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = "nano",
+    steps: Annotated[int, typer.Option(min=2, help="Rows of the sheet, both ends included.")] = 6,
+    noises: Annotated[int, typer.Option(min=2, help="Independent noises whose spread is told.")] = 4,
+    size: Annotated[int, typer.Option(min=16, help="Pixels a side of each view.")] = 128,
+    raw: Annotated[bool, typer.Option("--raw", help="The network's own splats.")] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Draw objects along the path between two noises, and tell how much the noise decides."""
+    from dd3g.device import find_device
+    from dd3g.pepd import Generator
+    from dd3g.picture import load_image
+    from distill.contact_sheet import save_contact_sheet
+    from distill.quadruples import noise_of
+
+    place = find_device(device)
+    if place.type == "mps":
+        raise UserError("nothing rasterises on mps: give --device cpu")
+    model = Generator.from_pretrained(generator, device=place)
+    rgba = load_image(picture).rgba.float()
+    shape = model.config.latent_shape
+    a, b = noise_of(shape, first), noise_of(shape, last)
+    rows = [views_of(model, rgba, between(a, b, k / (steps - 1)), size, raw) for k in range(steps)]
+    others = [views_of(model, rgba, noise_of(shape, first + k), size, raw) for k in range(noises)]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    path = save_contact_sheet(torch.stack(rows), output)
+    found = {"output": str(path), "noises": noises, **spread(others)}
+    if as_json:
+        print(json.dumps(found))
+        return
+    print(
+        f"over {noises} noises a pixel deviates by {255 * found['deviation']:.1f} of 255 "
+        f"({255 * found['front']:.1f} in the input view, {255 * found['back']:.1f} from behind); wrote {path}"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_command(interpolate_command, argv, "dd3g interpolate")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dd3g.cameras import Cameras
+from dd3g.gaussians import Gaussians
+from dd3g.pepd import Generator, GeneratorConfig
+from distill.interpolate import AZIMUTHS, between, main, spread
+from distill.quadruples import noise_of
+
+
+def test_the_path_between_noises_keeps_their_length():
+    a, b = noise_of((4, 4, 8, 8), 1), noise_of((4, 4, 8, 8), 2)
+    assert torch.equal(between(a, b, 0.0), a)
+    torch.testing.assert_close(between(a, b, 1.0), b)
+    middle = between(a, b, 0.5)
+    assert float(middle.norm()) == pytest.approx(float((a.norm() + b.norm()) / 2), rel=0.01)
+    x, y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    third = between(x, y, 1 / 3)
+    assert third.tolist() == pytest.approx([math.cos(math.pi / 6), math.sin(math.pi / 6)])
+    assert torch.equal(between(x, x, 0.7), x)
+
+
+def test_spread_is_the_deviation_over_noises():
+    views = [torch.zeros(6, 3, 4, 4) for _ in range(2)]
+    views[1][AZIMUTHS.index(180.0)] = 0.5
+    found = spread(views)
+    assert found == {"deviation": pytest.approx(0.25 / 6), "front": 0.0, "back": pytest.approx(0.25)}
+    assert spread([views[0], views[0]])["deviation"] == 0
+
+
+class Balls(torch.nn.Module):
+    """The noise's first value decides the size of a ball."""
+
+    config = GeneratorConfig(size=16, latent_shape=(4, 4, 2, 2), surface="off")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.radius = torch.nn.Parameter(torch.tensor(0.2))
+
+    def forward(self, noise, cameras: Cameras, image) -> Gaussians:
+        scales = (self.radius * (1 + 0.5 * torch.tanh(noise[:, 0, 0, 0, 0])))[:, None, None].expand(1, 1, 3)
+        quats = torch.tensor([1.0, 0, 0, 0]).expand(1, 1, 4)
+        return Gaussians(torch.zeros(1, 1, 3), quats, scales, torch.full((1, 1), 0.99), torch.zeros(1, 1, 3))
+
+
+def test_the_command_writes_a_sheet_and_tells_what_the_noise_decides(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Generator, "from_pretrained", lambda name, device="cpu": Balls())
+    pixels = np.zeros((32, 32, 4), np.uint8)
+    pixels[8:24, 8:24] = 200
+    Image.fromarray(pixels).save(tmp_path / "thing.png")
+    words = [
+        str(tmp_path / "thing.png"),
+        "3",
+        "7",
+        "--steps",
+        "3",
+        "--size",
+        "16",
+        "-o",
+        str(tmp_path / "s.png"),
+    ]
+    assert main([*words, "--json", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["deviation"] > 0.01 and found["noises"] == 4
+    sheet = np.asarray(Image.open(tmp_path / "s.png"))
+    assert sheet.shape == (3 * 18 - 2, 6 * 18 - 2, 3)
+    dark = [(sheet[18 * row : 18 * row + 16, :16] < 128).sum() for row in range(3)]
+    assert len(set(dark)) > 1 and min(dark[0], dark[2]) <= dark[1] <= max(dark[0], dark[2])
