@@ -274,3 +274,37 @@ def test_keys_of_the_table_have_headings():
     assert tables.heading("st_lpips_128") == "ST-LPIPS 128" and tables.heading("f_0.1") == "F 0.1"
     assert tables.heading("psnr") == "PSNR" and tables._start("holes_eroded") == ""
     assert tables._tex("a_b & 50 %") == r"a\_b \& 50 \%"
+
+
+def test_distances_of_sets_are_over_all_views_of_all_objects(tmp_path, boxes, rows, monkeypatch):
+    from distill.evaluation import learned
+    from distill.evaluation.metrics import on_white
+    from distill.evaluation.protocol import load_protocol
+    from distill.evaluation.targets import open_targets
+
+    about = {"library": "none", "net": "mean colour", "weights": "none"}
+    for key in ("fid", "kid"):
+        metric = learned.Metric(key, about, lambda rgb: rgb.mean((2, 3)))
+        monkeypatch.setitem(learned.METRICS, key, lambda metric=metric: metric)
+    words = [*SMALL, "metrics=[fid, kid]"]
+    report = run(boxes, tmp_path, [GREY], words)
+    targets, _ = open_targets(boxes, load_protocol("house", words))
+    true = np.concatenate([on_white(t.rgba[t.novel]).mean((2, 3)).numpy() for t in targets])
+    mine = np.full_like(true, 0.5)
+    found = report["rows"]["grey"]["sets"]
+    assert found["fid"] == pytest.approx(learned.frechet_distance(mine, true), abs=2e-3)
+    assert found["kid"] == pytest.approx(learned.kernel_distance(mine, true), abs=5e-3)
+    assert report["metrics"]["fid"]["net"] == "mean colour" and "FID" in (tmp_path / "table.md").read_text()
+
+
+def test_the_peak_is_that_of_the_work_within():
+    with work.peak_memory("cpu") as before:
+        pass
+    if before() is None:
+        pytest.skip("this system does not tell the peak of a process")
+    with work.peak_memory("cpu") as peak:
+        large = np.ones(25_000_000)
+        del large
+    with work.peak_memory("cpu") as after:
+        pass
+    assert peak() - before() > 150 and after() < peak() - 100
