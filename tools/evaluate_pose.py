@@ -130,6 +130,8 @@ def claims(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     if views := bodies.get("views"):
         alone, together = views["single view"]["pa_mpjpe"], views["multi-view"]["pa_mpjpe"]
         claim("multi-view: PA error at most 75 % of the single view's", together, 0.75 * alone, False)
+        combined = views["views combined (--views)"]["mpjpe"]
+        claim("views combined: MPJPE below the single view's", combined, views["single view"]["mpjpe"])
     if video := bodies.get("video"):
         alone, smooth = video["frame by frame"], video["video"]
         bound = 0.5 * alone["acceleration"]

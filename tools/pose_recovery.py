@@ -15,7 +15,9 @@ from dd3g.pose import metrics
 from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.geometry import axis_angle_to_matrix
 from dd3g.pose.data.motion import Motion
-from dd3g.pose.data.synthesis import normal, posed, synthesise
+from dd3g.pose.data.synthesis import Views, normal, posed, synthesise
+from dd3g.pose.detection.people import Detection
+from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
 from dd3g.pose.methods.fitting import PosePrior, fit_body
 from dd3g.pose.methods.recovery import (
     FAST,
@@ -29,6 +31,7 @@ from dd3g.pose.methods.recovery import (
 from dd3g.pose.methods.recovery_energies import BodyKeypoints, MultiView, SmoothRotations
 from dd3g.pose.networks.pretrained import WEIGHTS
 from dd3g.pose.networks.rotation_denoiser import Condition, RotationDenoiser, keypoint_condition
+from dd3g.pose.views import combine
 from tools.pose_people import spread
 
 DEGREES = 20.0
@@ -147,7 +150,27 @@ def _views(denoiser: RotationDenoiser, motion: Motion, rows: Tensor, seed: int) 
     for name, rotations in together.items():
         errors = [s.errors(r) for s, r in zip(scenes, rotations, strict=True)]
         result[name] = _means({k: torch.cat([e[k] for e in errors]) for k in errors[0]})
+    single = [s.body.points(r, s.betas) for s, r in zip(scenes, together["single view"], strict=True)]
+    poses = [
+        _combined([(s.views, p) for s, p in zip(scenes, single, strict=True)], i) for i in range(len(rows))
+    ]
+    found = torch.stack(poses, 1)  # (V, B, 17, 3)
+    truth = torch.stack([s.views.pose for s in scenes])
+    errors = {"mpjpe": metrics.mpjpe(found, truth), "pa_mpjpe": metrics.pa_mpjpe(found, truth)}
+    result["views combined (--views)"] = _means(errors)
     return result | {"people": len(rows), "views": VIEWS}
+
+
+def _combined(views: list[tuple[Views, Tensor]], i: int) -> Tensor:
+    """Person i by `dd3g.pose.views.combine` from the poses (B, 17, 3) of each view -> (V, 17, 3)."""
+    people = []
+    for v, poses in views:
+        square = torch.tensor([0.0, 0.0, *v.size])
+        seen = Detection(v.keypoints[i], v.confidence[i], square, v.size, v.K[i], "file", 1.0)
+        pose = poses[i : i + 1]
+        h = Hypotheses(pose[:, None], torch.zeros(1, 1), None, pose, torch.zeros(1))
+        people.append(PersonHypotheses(seen, "recovery", h))
+    return torch.stack([person.pose for person in combine(people)])
 
 
 def _video(denoiser: RotationDenoiser, motion: Motion, limit: int, seed: int) -> dict[str, Any]:

@@ -26,7 +26,12 @@ class Network(StrEnum):
 
 def train_command(
     network: Annotated[Network, typer.Argument(help="Poses alone; 2D to 3D; its errors; body rotations.")],
-    motion: Annotated[Path, typer.Option(help="cmu_mocap_30fps.npz, of which the train clips are used.")],
+    motion: Annotated[
+        Path,
+        typer.Option(
+            help="cmu_mocap_30fps.npz, of which the train clips are used; .bvh, .amc, AMASS .npz; a folder."
+        ),
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the run. [default: runs/pose-NETWORK]")
     ] = None,
@@ -51,7 +56,7 @@ def train_command(
 ) -> None:
     """Train one network of the pose methods; kill it at any time and go on with `--resume`."""
     from dd3g.pose import training
-    from dd3g.pose.data.motion import load_cmu
+    from dd3g.pose.data.motion_files import load_motion
     from dd3g.pose.networks.difficulty import DifficultyConfig
     from dd3g.pose.networks.lifter import GraphLifter
     from dd3g.pose.networks.prior import Prior, PriorConfig
@@ -78,7 +83,7 @@ def train_command(
     if network == Network.difficulty:
         options["lifter"] = GraphLifter.from_pretrained(lifter)
         options["config"] = DifficultyConfig("graph" if graph else "mlp")
-    getattr(training, f"train_{network}")(load_cmu(motion, "train"), folder, **options)
+    getattr(training, f"train_{network}")(load_motion(motion, "train"), folder, **options)
     print(json.dumps({"output": str(folder)}) if as_json else f"trained: {folder}")
 
 
