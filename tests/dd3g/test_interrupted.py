@@ -1,0 +1,229 @@
+"""What is left, and what is said, when a run is ended from outside or a stream fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stand_ins.infer_command import ROOT, picture, run, written
+
+from dd3g.gaussians import Gaussians
+from dd3g.io.atomic import TEMPORARY, appearing, remove_leftovers
+
+# The real command, with a generator that takes its time.
+SLOW = """
+import sys, time, dd3g.pepd
+from stand_ins.infer_command import StubGenerator
+from dd3g.__main__ import main
+draw = StubGenerator.generate
+def generate(self, picture, seed=0, **how):
+    if seed:
+        print("waits", file=sys.stderr, flush=True)
+        time.sleep(600)
+    return draw(self, picture, seed)
+StubGenerator.generate = generate
+dd3g.pepd.Generator = StubGenerator
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(*words):
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "DD3G_TRACEBACK": ""}
+    command = [sys.executable, "-c", SLOW, "infer", *words]
+    return subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True, start_new_session=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
+def test_a_signal_leaves_whole_results_and_a_report(here, stub, name):
+    process = start(str(picture("a.png")), "--samples", "3", "--json")
+    assert process.stderr.readline() == "waits\n"
+    # The first sample is final; the second is under way.
+    assert written() == ["a-0.ply", "a.matte.png"] and len(Gaussians.load("out/a-0.ply")) == 20
+    process.send_signal(getattr(signal, name))
+    out, error = process.communicate(timeout=500)
+    assert written() == ["a-0.ply", "a.matte.png"]
+    if name == "SIGKILL":
+        assert process.returncode == -signal.SIGKILL
+        return
+    assert process.returncode == 128 + getattr(signal, name)
+    report = json.loads(out)
+    assert report["error"] == f"stopped by {name} after 1 pictures, which are complete"
+    (entry,) = report["pictures"]
+    assert entry["samples"] == [{"seed": 0, "gaussians": 20, "files": ["out/a-0.ply"]}]
+    assert error == f"error: {report['error']}\n"
+
+
+def test_a_result_is_final_when_the_next_one_fails(here, stub, monkeypatch):
+    draw = stub.generate
+
+    def generate(self, picture, seed=0, **how):
+        if seed == 2:
+            assert written() == ["a-0.ply", "a-1.ply", "a.matte.png"]
+            raise MemoryError
+        return draw(self, picture, seed)
+
+    monkeypatch.setattr(stub, "generate", generate)
+    result = run(picture("a.png"), "--samples", 4, "--json", code=2)
+    report = json.loads(result.stdout)
+    assert [s["seed"] for s in report["pictures"][0]["samples"]] == [0, 1]
+    assert report["failed"][0]["error"].startswith("not enough memory")
+
+
+def test_what_a_killed_run_left_goes_with_the_next(here, stub):
+    Path("out").mkdir()
+    code = "from pathlib import Path; import os, time; from dd3g.io.atomic import appearing\n"
+    code += (
+        "with appearing(Path('out')) as f: (f / 'half.ply').touch(); print(f, flush=True); time.sleep(600)"
+    )
+    living, killed = (
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdout=-1, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
+        for _ in range(2)
+    )
+    folders = [Path(p.stdout.readline().strip()) for p in (living, killed)]
+    killed.kill()
+    killed.wait()
+    hour_ago = time.time() - 3600
+    for folder in folders:
+        assert folder.name.startswith(TEMPORARY) and (folder / "half.ply").is_file()
+        os.utime(folder, (hour_ago, hour_ago))
+    run(picture("a.png"))
+    assert written() == sorted(["a.matte.png", "a.ply", folders[0].name, f"{folders[0].name}/half.ply"])
+    living.kill()
+    living.wait()
+    run("a.png")
+    assert written() == ["a.matte.png", "a.ply"]
+    with appearing(Path("out")) as young:
+        remove_leftovers(Path("out"))
+        assert young.is_dir()
+
+
+# --- streams and homes -------------------------------------------------------------------------------------
+
+
+def through_shell(words: str, **environment: str):
+    quick = SLOW.replace("if seed", "if False")
+    Path("quick.py").write_text(quick)
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PY": sys.executable, **environment}
+    return subprocess.run(
+        ["sh", "-c", words], env=os.environ | environment, capture_output=True, encoding="latin-1"
+    )
+
+
+@pytest.mark.slow
+def test_streams_that_take_no_more(here):
+    picture("椅子.png")
+    full = through_shell('"$PY" quick.py infer *.png > /dev/full')
+    assert (
+        full.returncode == 2 and full.stderr == "error: cannot print the report (No space left on device)\n"
+    )
+    assert written() == ["椅子.matte.png", "椅子.ply"]
+    closed = through_shell('"$PY" quick.py infer *.png -o 2 | true')
+    assert closed.stderr == ""
+    helped = through_shell('"$PY" quick.py --help > /dev/full')
+    assert helped.stderr.startswith("error: cannot print the help") and helped.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii"])
+def test_names_that_a_stream_cannot_show(here, encoding):
+    picture("椅子é.png")
+    made = through_shell('"$PY" quick.py infer *.png nothere-椅.png', PYTHONIOENCODING=encoding)
+    assert made.returncode == 1 and made.stdout.startswith("wrote out/\\u6905\\u5b50")
+    assert made.stderr == "error: nothere-\\u6905.png does not exist: check the path\n"
+
+
+@pytest.mark.slow
+def test_python_without_docstrings(here):
+    picture("a.png")
+    made = through_shell('"$PY" -OO quick.py infer a.png && "$PY" -OO quick.py models list')
+    assert made.returncode == 0 and made.stderr == "" and "u2netp" in made.stdout
+
+
+def test_a_user_without_a_home(monkeypatch):
+    import pwd
+
+    from dd3g.models import models_folder
+
+    def nobody(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    for name in ("HOME", "DD3G_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    folder = models_folder()
+    assert folder.is_absolute() and folder.parts[-3:] == (f"cache-{os.getuid()}", "dd3g", "models")
+
+
+@pytest.mark.parametrize("place", ["matte", "save", "temporary"])
+def test_an_error_of_any_kind_loses_one_picture(here, stub, monkeypatch, place):
+    """Outside of decoding as well: in the matting model, in a writer, for temporary files."""
+    import tempfile
+
+    import dd3g.picture
+    from dd3g.io import splats
+
+    for name in ("a", "b", "c"):
+        picture(f"in/{name}.png", side=200 if name == "b" else 96)
+
+    class Odd(Exception):
+        pass
+
+    if place == "matte":
+
+        def cut(image, *rest):
+            if image.width == 200:
+                raise Odd("a model\nfell over")
+            return whole(image, *rest)
+
+        whole = dd3g.picture.cut_out
+        monkeypatch.setattr(dd3g.picture, "cut_out", cut)
+        message = "in/b.png: unexpected Odd: a model (test_interrupted.py, line "
+    elif place == "save":
+        save = splats.save
+
+        def refuse(gaussians, path, axes=None):
+            if path.name == "b.spz":
+                raise Odd
+            return save(gaussians, path, axes=axes)
+
+        monkeypatch.setattr(splats, "save", refuse)
+        message = "in/b.png: unexpected Odd: Odd (test_interrupted.py, line "
+    else:
+
+        def encode(*_):
+            raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+        monkeypatch.setattr(tempfile, "gettempdir", encode)
+        monkeypatch.setattr(splats.packed, "encode_spz", encode)
+        message = "error: in/b.png: cannot write out/b.spz: No usable temporary directory found in"
+    result = run("in", "--format", "spz", code=1)
+    assert message in result.stderr and "Traceback" not in result.stderr
+    whole_ones = [] if place == "temporary" else ["a.matte.png", "a.spz", "c.matte.png", "c.spz"]
+    assert written() == whole_ones
+
+
+# --- the same file -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_when_a_seed_gives_the_same_file(here):
+    """Byte for byte with as many threads, nearly so with more."""
+    picture("a.png")
+    for out, threads in (("one", "1"), ("again", "1"), ("two", "2"), ("two-again", "2")):
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads}
+        words = [sys.executable, "-m", "dd3g", "infer", "a.png", "-o", out, "--raw", "--device", "cpu"]
+        subprocess.run(words, env=environment, check=True, capture_output=True)
+    read = {out: Path(out, "a.ply").read_bytes() for out in ("one", "again", "two", "two-again")}
+    assert read["one"] == read["again"] and read["two"] == read["two-again"]
+    one, two = (Gaussians.load(f"{out}/a.ply") for out in ("one", "two"))
+    assert len(one) == len(two)
+    for name in ("means", "scales", "opacities", "colors"):
+        assert np.allclose(getattr(one, name), getattr(two, name), atol=1e-3), name
