@@ -280,16 +280,16 @@ def _load(state: State, path: Path, name: str) -> None:
     for key, like in own.items():
         if shapes[key] and tuple(shapes[key]) != tuple(like.shape):
             raise ValueError(f"{key} has shape {tuple(shapes[key])} there, {tuple(like.shape)} here")
-    found = dict(_received(accelerator, file, own, shapes))
-    with torch.no_grad():
-        if name != "optimizer":
-            for key, value in found.items():
+    received = _received(accelerator, file, own, shapes)
+    if name != "optimizer":
+        with torch.no_grad():
+            for key, value in received:
                 own[key].copy_(value)
-            return
+        return
     order = [p for group in state.optimizer.param_groups for p in group["params"]]
     numbers = {id(p): i for i, p in enumerate(order)}
     states: dict[int, dict[str, Tensor]] = {}
-    for key, value in found.items():
+    for key, value in received:
         states.setdefault(numbers[id(own[key])], {})[key.rpartition(".")[2]] = value
     # Rates, decays and the like are those of the configuration, not of the checkpoint.
     state.optimizer.load_state_dict(state.optimizer.state_dict() | {"state": states})

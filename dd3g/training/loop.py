@@ -179,10 +179,13 @@ class _Run:
     def go_on(self, request: StopRequest, parts: list[Any], step: int, first: int) -> None:
         """Leave with a checkpoint where any process got a signal or no batch; all leave at one step."""
         broken = next((str(part) for part in parts if isinstance(part, UserError)), "")
+        flag = request.number or int(bool(broken))
+        if self.accelerator.num_processes > 1:  # one number a step; the reasons only where there are any
+            flag = int(self.accelerator.gather(torch.tensor([flag], device=self.accelerator.device)).max())
+        if not flag:
+            return
         asked = from_all((request.number, broken))
         number, broken = max(n for n, _ in asked), next((b for _, b in asked if b), "")
-        if not number and not broken:
-            return
         if step > first:
             self.save(step)
         self.accelerator.end_training()
