@@ -158,6 +158,9 @@ def infer(
     elevation: Annotated[
         float, typer.Option(help="Degrees from which the picture looks down on the object.")
     ] = 10.0,
+    fov: Annotated[
+        float, typer.Option(help="Degrees that the framed object's picture spans; less for a tele lens.")
+    ] = 49.1,
     refine: Annotated[float, typer.Option(help="Seconds to fit the visible side to the picture.")] = 0.0,
     raw: Annotated[bool, typer.Option("--raw", help="Write the network's soft splats, not a solid.")] = False,
     weights: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = DEFAULT_WEIGHTS,
@@ -211,6 +214,7 @@ def infer(
             foreground_ratio=foreground_ratio,
             stem=stem,
             elevation=elevation,
+            fov=fov,
             raw=raw,
             refine=refine,
             ply_layout=ply_layout,

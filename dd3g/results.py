@@ -38,6 +38,7 @@ class Request:
         foreground_ratio: part of the frame that the object's longest side spans, within 0.1..1.
         stem: of the one result's files; None takes the picture's.
         elevation: degrees from which the pictures look down on their objects, within -80..80.
+        fov: degrees that the framed pictures span, within 1..100.
         raw: write the network's soft splats, not a solid body.
         refine: seconds for which the visible discs are fitted to the picture, 0 or more.
         ply_layout: of a .ply, one of `dd3g.io.formats.LAYOUTS`.
@@ -55,6 +56,7 @@ class Request:
     foreground_ratio: float = 0.8
     stem: str | None = None
     elevation: float = 10.0
+    fov: float = 49.1
     raw: bool = False
     refine: float = 0.0
     ply_layout: str = "compact"
@@ -76,6 +78,8 @@ class Request:
             raise UserError(f"--foreground-ratio {self.foreground_ratio:g} is out of range: give 0.1 to 1")
         if self.stem is not None and self.samples > 1:
             raise UserError(f"-o names one file, and there are {self.samples} --samples: give a folder")
+        if not 1 <= self.fov <= 100:
+            raise UserError(f"--fov {self.fov:g} is out of range: give 1 to 100 degrees")
         if not 0 <= self.refine < float("inf"):
             raise UserError(f"--refine {self.refine:g} must be a number of seconds, 0 or more")
         if self.raw and self.refine:
@@ -125,6 +129,7 @@ def write_results(
             picture,
             seed=request.seed + k,
             elevation=request.elevation,
+            fov=request.fov,
             raw=request.raw,
             refine=request.refine,
         ).to("cpu")

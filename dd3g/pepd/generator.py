@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dd3g.cameras import ELEVATION, Cameras
+from dd3g.cameras import ELEVATION, FOVY, Cameras
 from dd3g.device import find_device
 from dd3g.errors import UserError, first_line
 from dd3g.io.splats import Gaussians
@@ -23,6 +23,7 @@ from dd3g.pepd.config import Bounds, GeneratorConfig
 from dd3g.pepd.maps import resize
 from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet
 from dd3g.pepd.pattern_extraction import CopiedTokens, PatternExtraction, type_embedding
+from dd3g.pepd.perspective import seen_under
 from dd3g.pepd.progressive_decoding import Frame, ProgressiveDecoding
 from dd3g.pepd.solid import refined, solidify
 
@@ -124,6 +125,7 @@ class Generator(Renamed):
         refine: float = 0.0,
         matte: str = "auto",
         mask: Any = None,
+        fov: float = FOVY,
     ) -> Gaussians:
         """Picture to Gaussians, the whole way for one user; what is doubtful becomes a Python warning.
 
@@ -136,6 +138,7 @@ class Generator(Renamed):
             refine: seconds for which the visible discs are fitted to the picture.
             matte: as in `dd3g.load_image`.
             mask: as in `dd3g.load_image`.
+            fov: degrees that the framed picture spans, see `seen_under`; less for a photo from far away.
 
         Returns:
             (N,) Gaussians on the generator's device.
@@ -156,12 +159,13 @@ class Generator(Renamed):
         inputs = noise.to(device), rig.to(device), image
         fast = self.captured is not None and self.captured.fits(*inputs)
         gaussians = (self.captured if fast else self)(*inputs)[0]  # type: ignore[misc]
-        if raw or self.config.surface == "off":
-            return gaussians
-        solid = solidify(gaussians, rgba, rig[:1], network=self.shape)
-        if refine > 0:
-            solid = refined(solid, rgba.cpu(), rig[:1], refine)
-        return solid.to(device)
+        if not raw and self.config.surface != "off":
+            gaussians = solidify(gaussians, rgba, rig[:1], network=self.shape)
+            if refine > 0:
+                gaussians = refined(gaussians, rgba.cpu(), rig[:1], refine)
+        if fov != FOVY:
+            gaussians = seen_under(gaussians, rig[:1], fov)
+        return gaussians.to(device)
 
     def generate_each(self, pictures: Iterable[Any], **how: Any) -> list[Gaussians]:
         """What `generate` makes of each of some pictures, or of a batch (B, 4, S, S), as if it were alone.

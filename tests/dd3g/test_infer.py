@@ -221,12 +221,12 @@ def test_how_the_object_is_made_reaches_the_generator(here, stub, monkeypatch):
 
     monkeypatch.setattr(stub, "generate", watched)
     run(picture("a.png"))
-    run(picture("a.png"), "--elevation", 30, "--refine", 1.5)
+    run(picture("a.png"), "--elevation", 30, "--fov", 20, "--refine", 1.5)
     run(picture("a.png"), "--raw")
     assert asked == [
-        {"elevation": 10.0, "raw": False, "refine": 0.0},
-        {"elevation": 30.0, "raw": False, "refine": 1.5},
-        {"elevation": 10.0, "raw": True, "refine": 0.0},
+        {"elevation": 10.0, "fov": 49.1, "raw": False, "refine": 0.0},
+        {"elevation": 30.0, "fov": 20.0, "raw": False, "refine": 1.5},
+        {"elevation": 10.0, "fov": 49.1, "raw": True, "refine": 0.0},
     ]
 
 
@@ -235,6 +235,7 @@ def test_how_the_object_is_made_reaches_the_generator(here, stub, monkeypatch):
     [
         (("--elevation", 95), "--elevation 95 is out of range"),
         (("--elevation", "nan"), "--elevation nan is out of range"),
+        (("--fov", 0), "--fov 0 is out of range: give 1 to 100 degrees"),
         (("--refine", -1), "--refine -1 must be a number of seconds"),
         (("--refine", "inf"), "--refine inf must be a number of seconds"),
         (("--raw", "--refine", 1), "which --raw leaves out"),
