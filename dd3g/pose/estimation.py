@@ -21,6 +21,8 @@ from dd3g.pose.methods.advice import advise
 from dd3g.pose.methods.registry import METHODS
 from dd3g.pose.networks.prior import Prior
 
+FARTHEST = 200.0  # metres at which a person is a few pixels high, or their keypoints are in other units
+
 
 def estimate(
     picture: str | Path | Image.Image | np.ndarray | None,
@@ -109,4 +111,11 @@ def lift(
     width = torch.tensor([float(person.size[0]) for person in people])
     hypotheses = Hypotheses.joined([person.hypotheses for person in found])
     advised = advise(hypotheses, keypoints, confidence, K, width, method, height=height)
-    return [replace(person, hypotheses=advised[i : i + 1]) for i, person in enumerate(found)]
+    answers = [replace(person, hypotheses=advised[i : i + 1]) for i, person in enumerate(found)]
+    nearest = min(float(person.translation[2]) for person in answers)
+    if nearest > FARTHEST:
+        raise UserError(
+            f"everyone would stand {nearest:,.0f} m away or farther: keypoints and K must be in pixels of "
+            "the same picture"
+        )
+    return answers

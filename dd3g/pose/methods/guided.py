@@ -29,6 +29,7 @@ from dd3g.pose.methods.guided_energies import (
 )
 from dd3g.pose.networks.prior import JOINTS, Prior
 
+TALLEST = 4.0  # metres between two joints of anybody
 NOISE = 0.01  # of a detector, in sides of the square around a person
 
 
@@ -301,6 +302,11 @@ def complete(
         raise ValueError("joints must be finite where known: mark those that are not as unknown")
     if camera is not None:
         return lift(prior, joints, known.to(joints), camera, m, **options)
+    spans = torch.cdist(joints, joints)[(known[:, :, None] > 0) & (known[:, None] > 0)]
+    if len(spans) and (longest := spans.max().item()) > TALLEST:
+        raise ValueError(
+            f"two joints of a person lie {longest:.4g} m apart: give metres, not millimetres or pixels"
+        )
     # Root-relative, as poses are; an unknown root lies at zero and brings nothing of its own in.
     points = joints - joints[:, :1]
     return sample_poses(prior, len(joints), m, [Known3D(points=points, mask=known)], **options)

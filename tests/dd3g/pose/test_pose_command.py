@@ -300,6 +300,19 @@ def test_estimate_from_keypoints_alone_and_completion():
         estimation.estimate(None, "magic", keypoints=seen)
 
 
+def test_people_at_impossible_distances_are_refused(tmp_path):
+    points = (detection().keypoints - torch.tensor([320.0, 240])) / 400 + torch.tensor([320.0, 240])
+    data = {
+        "layout": "h36m-17",
+        "size": list(SIZE),
+        "K": K.tolist(),
+        "people": [{"keypoints": points.tolist()}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    code, _, errors = run(tmp_path / "a.json", "-o", tmp_path / "out", "--method", "restoration")
+    assert code == 2 and "m away or farther: keypoints and K must be in pixels of the same picture" in errors
+
+
 def test_importing_the_package_is_light():
     code = "import sys, dd3g.pose; print(sorted({'torch', 'imageio', 'ai_edge_litert'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

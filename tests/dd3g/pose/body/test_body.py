@@ -112,4 +112,4 @@ def test_a_body_survives_its_folder(tmp_path):
     with pytest.raises(UserError, match="blazepose-33"):
         again.points(rotations, betas, "blazepose-33")
     with pytest.raises(UserError, match="unknown joint layout"):
-        again.points(rotations, betas, "coco-18")
+        again.points(rotations, betas, "mpii-16")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import os
 import pickle
@@ -68,6 +69,18 @@ def test_what_numpy_wrote_comes_back(tmp_path):
     old = pickle.dumps({"a": value["a"]}, 2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
     (tmp_path / "old.pkl").write_bytes(old)
     np.testing.assert_array_equal(read_pickle(tmp_path / "old.pkl")["a"], value["a"])
+
+
+def test_pickles_of_trackers_are_data(tmp_path):
+    tracks = collections.defaultdict(list)
+    tracks[3].append(np.arange(4.0))
+    value = collections.OrderedDict(tracks=tracks, other=collections.defaultdict(dict))
+    (tmp_path / "t.pkl").write_bytes(pickle.dumps(value, 2))
+    found = read_pickle(tmp_path / "t.pkl")
+    assert list(found) == ["tracks", "other"] and found["tracks"][3][0].tolist() == [0, 1, 2, 3]
+    (tmp_path / "code.pkl").write_bytes(pickle.dumps(collections.defaultdict(print), 2))
+    with pytest.raises(UserError, match="asks for .*print, which is code"):
+        read_pickle(tmp_path / "code.pkl")
 
 
 def test_damaged_files_are_told(tmp_path):

@@ -208,3 +208,9 @@ def test_people_in_one_batch_do_not_touch_each_other(crooked):
     both = lift(crooked, keypoints, torch.ones(2, 17), K, 3, steps=20, eta=0.0)
     first = lift(crooked, keypoints[:1], torch.ones(1, 17), K, 3, steps=20, eta=0.0)
     assert torch.allclose(both.poses[:1], first.poses, atol=1e-4)
+
+
+def test_completion_refuses_millimetres():
+    joints = torch.randn(1, 17, 3) * 300
+    with pytest.raises(ValueError, match="m apart: give metres, not millimetres"):
+        complete(Prior(), joints, torch.ones(1, 17))
