@@ -24,9 +24,8 @@ from starlette.requests import ClientDisconnect
 
 import dd3g
 from dd3g.errors import UserError
-from dd3g.results import FORMATS
 from dd3g.results import Request as Order
-from dd3g.serve.worker import PAGE, Made, Unwritten, Worker
+from dd3g.serve.worker import FORMATS, PAGE, Made, Unwritten, Worker
 
 MAX_REFINE = 10.0  # seconds of the one thread that a caller may ask for
 TYPES = {"glb": "model/gltf-binary", PAGE: "text/html; charset=utf-8"}
@@ -56,11 +55,13 @@ class Parameters(BaseModel, extra="forbid"):
 
     format: str = "ply"
     axes: str | None = None
+    ply_layout: str = "compact"
     seed: int = 0
     elevation: float = 10.0
     raw: bool = False
     refine: float = 0.0
-    matte: Literal["auto", "none"] = "auto"
+    matte: Literal["auto", "none", "u2netp"] = "auto"
+    foreground_ratio: float = 0.8
 
     def order(self, worker: Worker) -> Order:
         """The same checks as those of the command line.
@@ -68,19 +69,21 @@ class Parameters(BaseModel, extra="forbid"):
         Raises:
             UserError: names the wrong value.
         """
-        if self.format not in (*FORMATS, PAGE):
-            raise UserError(f"unknown format {self.format!r}: give one of {', '.join((*FORMATS, PAGE))}")
+        if self.format not in FORMATS:
+            raise UserError(f"unknown format {self.format!r}: give one of {', '.join(FORMATS)}")
         if self.refine > MAX_REFINE:
             raise UserError(f"refine {self.refine:g} is out of range: give 0 to {MAX_REFINE:g} seconds")
         return Order(
             out=Path(),
             formats=FORMATS[:1] if self.format == PAGE else (self.format,),
             axes=self.axes,
+            ply_layout=self.ply_layout,
             turntable=False,
             viewer=self.format == PAGE,
             seed=self.seed,
             samples=1,
             matte="none" if worker.matte == "none" else self.matte,
+            foreground_ratio=self.foreground_ratio,
             elevation=self.elevation,
             raw=self.raw,
             refine=self.refine,
@@ -248,7 +251,7 @@ def _file(made: Made, format: str) -> Response:
     headers = {"Dd3g-Report": json.dumps(report)}  # escaped to ASCII, as headers must be
     if format != PAGE:
         headers["Content-Disposition"] = f'attachment; filename="object.{format}"'
-    kind = TYPES.get(format, "application/octet-stream")
+    kind = TYPES.get(format.rpartition(".")[2], "application/octet-stream")
     return Response(made.data, media_type=kind, headers=headers)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import tempfile
 import time
 from collections import OrderedDict
@@ -12,17 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dd3g.errors import UserError
+from dd3g.io.formats import MESHES, SPLATS
 from dd3g.io.splats import MIN_OPACITY, save
 from dd3g.io.viewer import save_viewer
 from dd3g.matting import predict_matte
-from dd3g.picture import load_image, read_rgba
+from dd3g.pepd.mesh import mesh_of
+from dd3g.picture import load_image
 from dd3g.results import Request
 
 if TYPE_CHECKING:
     from dd3g.gaussians import Gaussians
     from dd3g.pepd import Generator
 
-PAGE = "html"  # the viewer page, beside the formats of splats
+PAGE = "html"  # the viewer page
+FORMATS = (*SPLATS, "mesh.glb", PAGE)  # one file each, as an answer is; a mesh.obj would be three
 KEPT = 8  # objects that are remembered, so that another format of one costs no second pass
 
 
@@ -64,13 +69,14 @@ class Worker:
     def warm_up(self) -> None:
         """Load the matting model and compile all kernels, which takes seconds once."""
         self._thread.submit(self._warm_up).result()
+        self.mean_seconds = 1.0
 
     def submit(self, picture: bytes, format: str, request: Request) -> Future[Made]:
         """Put one picture behind those that wait; the future can be cancelled until its turn comes.
 
         Args:
             picture: the bytes of a picture file.
-            format: one of `dd3g.results.FORMATS`, or `PAGE`.
+            format: one of `FORMATS`.
             request: how to make the object; its output folder is not used.
 
         Returns:
@@ -90,7 +96,12 @@ class Worker:
             predict_matte(Image.new("RGB", (32, 32)), self.matte)
         canvas = Image.new("RGBA", (64, 64))
         canvas.paste((200, 80, 40, 255), (16, 16, 48, 48))
-        self._generator.generate(load_image(canvas))
+        file = io.BytesIO()
+        canvas.save(file, "PNG")
+        order = Request(Path(), FORMATS[:1], None, False, False, 0, 1, "none", refine=0.1)
+        for format in FORMATS:
+            with contextlib.suppress(UserError):  # of a model to which this shows nothing
+                self._make(file.getvalue(), format, order)
 
     def _make(self, picture: bytes, format: str, request: Request) -> Made:
         start = time.perf_counter()
@@ -100,8 +111,10 @@ class Worker:
                 path = Path(folder, f"object.{format}")
                 if format == PAGE:
                     save_viewer(gaussians, path, title="object")
+                elif format in MESHES:
+                    mesh_of(gaussians).save(path)
                 else:
-                    save(gaussians, path, axes=request.axes)
+                    save(gaussians, path, request.axes, format, layout=request.ply_layout)
                 data = path.read_bytes()
         except (UserError, OSError) as error:
             if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
@@ -113,9 +126,10 @@ class Worker:
 
     def _object(self, picture: bytes, request: Request) -> tuple[Gaussians, tuple[str, ...]]:
         r = request
-        key = (hashlib.sha256(picture).digest(), r.matte, r.seed, r.elevation, r.raw, r.refine)
+        digest = hashlib.sha256(picture).digest()
+        key = (digest, r.matte, r.foreground_ratio, r.seed, r.elevation, r.raw, r.refine)
         if key not in self._kept:
-            found = load_image(read_rgba(picture), matte=r.matte)
+            found = load_image(picture, matte=r.matte, fill=r.foreground_ratio)
             gaussians = self._generator.generate(
                 found, seed=r.seed, elevation=r.elevation, raw=r.raw, refine=r.refine
             )

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from stand_ins.infer_command import ROOT, StubGenerator
 
+from dd3g.io.formats import SPLATS
 from dd3g.io.splats import encode, load
 from dd3g.picture import load_image
-from dd3g.results import FORMATS
-from dd3g.serve.worker import KEPT, PAGE, Worker
+from dd3g.serve.worker import FORMATS, KEPT, PAGE, Worker
 
 httpx2 = pytest.importorskip("httpx2", reason="needs httpx2, which comes with huggingface-hub")
 prometheus = pytest.importorskip("prometheus_client.parser", reason="needs the extra 'serve'")
@@ -95,7 +95,7 @@ async def numbers(client):
     return {(s.name, *s.labels.values()): s.value for s in samples}
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", SPLATS)
 def test_a_picture_comes_back_in_every_format(serve, tmp_path, format):
     answer = serve(post(picture(), format=format, seed=3))
     assert answer.status_code == 200
@@ -147,9 +147,11 @@ WRONG = {
     "axes": ("up", "unknown axes 'up'"),
     "seed": (2**64, f"seed {2**64} is out of range: give 0 to {2**64 - 1}"),
     "elevation": ("nan", "elevation nan is out of range: give -80 to 80 degrees"),
+    "foreground_ratio": (2, "foreground-ratio 2 is out of range"),
     "refine": (11, "refine 11 is out of range: give 0 to 10 seconds"),
+    "ply_layout": ("wide", "unknown layout 'wide' of .ply"),
     "raw": ("maybe", "raw: Input should be a valid boolean"),
-    "matte": ("isnet-general-use", "matte: Input should be 'auto' or 'none'"),
+    "matte": ("isnet-general-use", "matte: Input should be 'auto', 'none' or 'u2netp'"),
     "samples": (2, "samples: Extra inputs are not permitted (parameters are format, "),
     "output": ("/etc", "output: Extra inputs are not permitted"),
     "weights": ("../secret", "weights: Extra inputs are not permitted"),
