@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from dd3g.errors import UserError
 from dd3g.training.config import LoopConfig
 
-SPARES = 4  # tries to make one sample
+SPARES = 16  # tries to make one sample
 
 
 def mixed_seed(seed: int, index: int) -> int:

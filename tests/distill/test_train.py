@@ -319,9 +319,7 @@ def test_two_processes_follow_one(data, tmp_path):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), f"step {one['step']}"
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "precision"), [("adamw", "no"), ("muon", "no"), ("adamw", "bf16")], ids="-".join
-)
+@pytest.mark.parametrize(("optimizer", "precision"), [("adamw", "no"), ("muon", "no"), ("adamw", "bf16")])
 @pytest.mark.slow
 def test_split_parameters_follow_whole_ones(data, tmp_path, optimizer, precision):
     """FSDP with gloo: losses, gradients and the averaged model; cameras and Gaussians stay float32."""

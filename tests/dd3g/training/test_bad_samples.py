@@ -82,7 +82,7 @@ def test_a_set_that_is_damaged_throughout(tmp_path, monkeypatch, capsys):
             raise UserError("shard y.tar is not there")
 
     assert line(tmp_path, monkeypatch, Gone) == 2
-    assert "shard y.tar is not there (4 samples in a row are damaged)" in capsys.readouterr().err
+    assert "shard y.tar is not there (16 samples in a row are damaged)" in capsys.readouterr().err
 
 
 def test_other_faults_are_not_taken_for_damage(tmp_path, monkeypatch):

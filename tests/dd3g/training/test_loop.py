@@ -335,7 +335,7 @@ def test_an_output_folder_that_cannot_be_made(tmp_path):
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_errors_of_samples_are_one_line(tmp_path, workers):
     points = Points(broken=4, error=UserError("shard x.tar is damaged: delete it"))
-    message = r"^shard x.tar is damaged: delete it \(4 samples in a row are damaged\)$"
+    message = r"^shard x.tar is damaged: delete it \(16 samples in a row are damaged\)$"
     with pytest.raises(UserError, match=message):
         fit_line(tmp_path, points, dataloader_num_workers=workers)
     assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["checkpoint-1"]  # on the way out
