@@ -16,6 +16,8 @@ from dd3g.errors import UserError
 from dd3g.training.config import LoopConfig
 
 SPARES = 16  # tries to make one sample
+# From one try to the next: behind the end of any run, and elsewhere in the 32 bits of a seed that torch uses.
+SPARE = (1 << 40) + 0x1B873593
 
 
 def mixed_seed(seed: int, index: int) -> int:
@@ -147,7 +149,7 @@ class _Collated(Dataset):
     def _sample(self, index: int, bad: list[str]) -> Batch:
         for spare in range(SPARES):
             try:
-                return _finite(self.samples[index + (spare << 40)], index)
+                return _finite(self.samples[index + spare * SPARE], index)
             except UserError as error:
                 bad.append(str(error))
         raise UserError(f"{bad[-1]} ({SPARES} samples in a row are damaged)")

@@ -12,7 +12,7 @@ from stand_ins.training_runs import fresh, metrics
 
 from dd3g.configuration import launch
 from dd3g.errors import UserError
-from dd3g.training import LoopConfig
+from dd3g.training import LoopConfig, data
 from dd3g.training.checkpoints import checkpoints
 
 
@@ -54,8 +54,9 @@ def test_they_are_named_and_replaced(tmp_path, monkeypatch, capsys, workers):
         "warning: skipped a sample: sample-21 in shard x.tar is damaged",
     ):
         assert error.count(message) == 1
-    spare = 1 << 40
-    assert seen(tmp_path) == [i + spare * (i in (9, 14, 21)) for i in range(32)]
+    assert seen(tmp_path) == [i + data.SPARE * (i in (9, 14, 21)) for i in range(32)]
+    # Another sample, not the same one under another number.
+    assert not torch.equal(Points()[9].x, Points()[9 + data.SPARE].x)
     assert len(metrics(tmp_path)) == 8
 
 
