@@ -166,7 +166,8 @@ def _write_one(gaussians: Gaussians, folder: Path, name: str, request: Request) 
         if suffix in MESHES:
             from dd3g.pepd.mesh import mesh_of
 
-            files += [p.name for p in mesh_of(gaussians).save(folder / file)[1:]]
+            more = mesh_of(gaussians).save(folder / file)[1:]
+            files += [str(path.relative_to(folder)) for path in more]
         else:
             save(gaussians, folder / file, request.axes, suffix, layout=request.ply_layout)
     if request.turntable:

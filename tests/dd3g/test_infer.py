@@ -1,5 +1,7 @@
 import errno
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,8 +75,12 @@ def test_what_is_written_lies_on_the_cpu(here, stub, monkeypatch):
             assert device == "cpu"
             return self.gaussians
 
-    generate = stub.generate
-    monkeypatch.setattr(stub, "generate", lambda *args, **more: Elsewhere(generate(*args, **more)))
+    def generate(*args, **more):
+        large = torch.full((20, 3), 0.2)  # enough for a surface
+        return Elsewhere(replace(draw(*args, **more), scales=large))
+
+    draw = stub.generate
+    monkeypatch.setattr(stub, "generate", generate)
     run(picture("chair.png"), "--turntable", "--viewer", "--format", ",".join(infer.FORMATS))
     assert len(written()) == 3 + len(infer.FORMATS) + 2  # .mesh.obj brings .mtl and .png
 
@@ -134,8 +140,9 @@ def test_a_photo_of_8000_pixels(here, stub):
     image = Image.new("RGB", (8000, 8000), "white")
     image.paste((200, 80, 40), (2000, 2000, 6000, 6000))
     image.save("photo.jpg", quality=90)
-    report = json.loads(run("photo.jpg", "--no-matte", "--json").stdout)
-    assert report["pictures"][0]["seconds"] < 30  # 1 to 2 on an idle core
+    start = time.process_time()
+    run("photo.jpg", "--no-matte", "--json")
+    assert time.process_time() - start < 15  # 1 to 2
     matte = np.asarray(Image.open("out/photo.matte.png")).astype(int)
     assert np.abs(matte[128, 128] - (200, 80, 40, 255)).max() <= 4 and matte[40, 128].min() > 250
 
@@ -198,11 +205,11 @@ def test_failure_in_the_middle_of_writing_loses_only_that_picture(here, stub, mo
         picture(f"in/{name}.png")
     save = splats.save
 
-    def refuse(gaussians, path, axes=None):
+    def refuse(gaussians, path, *how, **more):
         if path.name == "b.glb":
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        return save(gaussians, path, axes=axes)
+        return save(gaussians, path, *how, **more)
 
     monkeypatch.setattr(splats, "save", refuse)
     result = run("in", "--format", "ply,glb", code=1)

@@ -83,7 +83,7 @@ def test_picture_that_needs_a_matte_that_is_not_there(here, stub, monkeypatch):
             "unknown format 'obj': use one of ply, compressed.ply, splat, spz, sog, glb, mesh.glb, mesh.obj",
         ),
         (("--format", ""), "unknown format"),
-        (("--axes", "left"), "unknown axes 'left': choose from opencv, opengl, zup"),
+        (("--axes", "left"), "unknown axes 'left': use one of opencv, opengl, zup"),
         (("--samples", "0"), "--samples must be at least 1, got 0"),
         (("--seed", "-1"), "--seed -1 is out of range: give 0 to "),
         (("--device", "tpu9"), "unknown device 'tpu9'"),

