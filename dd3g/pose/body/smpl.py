@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -99,8 +100,10 @@ def _array(value: Any) -> np.ndarray:
 class _StandIn:
     """Takes the state of an object whose class is not loaded."""
 
+    state: Mapping[str, Any] = MappingProxyType({})
+
     def __init__(self, *_: Any) -> None:
-        self.state: dict[str, Any] = {}
+        pass
 
     def __setstate__(self, state: Any) -> None:
         self.state = state if isinstance(state, dict) else {}
@@ -123,11 +126,17 @@ class _Sparse(_StandIn):
         return matrix
 
 
-STAND_INS: dict[tuple[str, str], type] = {
+def _empty(cls: type, *_: Any) -> Any:
+    """What `copyreg._reconstructor` does for classes of ours."""
+    return cls.__new__(cls)
+
+
+STAND_INS: dict[tuple[str, str], Any] = {
     ("chumpy.ch", "Ch"): _Chumpy,
     ("chumpy", "Ch"): _Chumpy,
     ("chumpy.reordering", "Select"): _Chumpy,
     ("scipy.sparse.csc", "csc_matrix"): _Sparse,
     ("scipy.sparse._csc", "csc_matrix"): _Sparse,
     ("builtins", "object"): object,
+    ("copyreg", "_reconstructor"): _empty,
 }

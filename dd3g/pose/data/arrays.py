@@ -31,7 +31,7 @@ _ALLOWED = {
     ("builtins", "dict"),
     ("builtins", "list"),
 }
-StandIns = Mapping[tuple[str, str], type]
+StandIns = Mapping[tuple[str, str], Any]
 
 
 class _NumpyOnly(pickle.Unpickler):
@@ -40,9 +40,11 @@ class _NumpyOnly(pickle.Unpickler):
         self.stand_ins = stand_ins
 
     def find_class(self, module: str, name: str) -> Any:
+        # Names of Python 2 and numpy 1.
+        module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
+        module = module.replace("numpy.core.", "numpy._core.")
         if (module, name) in self.stand_ins:
             return self.stand_ins[module, name]
-        module = module.replace("numpy.core.", "numpy._core.")
         if (module, name) not in _ALLOWED:
             raise UserError(f"it asks for {module}.{name}, which is code and not numbers; it was not run")
         return super().find_class(module, name)
@@ -54,7 +56,7 @@ def safe_unpickle(data: bytes, path: str | Path, stand_ins: StandIns | None = No
     Args:
         data: the pickle; Python 2's are read as latin-1.
         path: for the message.
-        stand_ins: by module and name, classes of ours that take the state of classes that are not loaded.
+        stand_ins: by module and name, what takes the place of classes that are not loaded.
 
     Raises:
         UserError: code in it, or damaged.
