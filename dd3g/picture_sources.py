@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -190,6 +191,14 @@ class ShardPictures:
     def where(self, index: int) -> str:
         """See `EncodedPictures`."""
         return f"{self.shards.key(index)} in {self.shards.where(index)}"
+
+    def caption(self, index: int) -> str:
+        """What the picture was drawn from; "" where its sample does not say."""
+        sample = self.shards.read(index, "json")
+        try:
+            return str(json.loads(sample.get("json", "{}")).get("prompt", ""))
+        except (ValueError, AttributeError):
+            return ""
 
     def read(self, index: int) -> bytes:
         """See `EncodedPictures`."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import write_shard
@@ -23,6 +24,7 @@ from distill.quadruples import Quadruple, encode, noise_of
 from distill.teachers import Teacher
 
 SETTINGS = "simulate.json"
+MADE_BY = "made_by"  # in it: what is known of the teacher
 FAILED = ".failed.json"  # beside a shard: which of its pictures could not be used
 
 
@@ -45,6 +47,7 @@ class ShardSet:
     seed: int
     limit: int | None
     device: torch.device
+    captions: bool = True
 
     @property
     def order(self) -> list[int]:
@@ -74,14 +77,25 @@ class ShardSet:
             "seed": self.seed,
             "per_shard": self.per_shard,
             "batch_size": self.batch_size,  # matrices of another size round otherwise
+            "captions": self.captions,
+            "elevation": getattr(self.teacher, "elevation", None),
         }
+
+    def cameras(self, pictures: list[dict[str, Any]]) -> Cameras | None:
+        """The rigs of some pictures, where it depends on them; None for the teacher's own."""
+        if not self.teacher.follows_elevation or not any("elevation" in about for about in pictures):
+            return None
+        default = getattr(self.teacher, "elevation", 0.0)
+        return Cameras.stack([self.teacher.rig_at(about.get("elevation", default)) for about in pictures])
 
     def samples(self, number: int, indices: list[int], failed: dict[str, str]) -> list[dict[str, Any]]:
         """Quadruples of pass `number` as samples; inputs that cannot be used go to `failed`."""
         pictures = []
         for i in indices:
             try:
-                found = self.inputs.picture(i, seed_of(self.seed, number), self.teacher.rig.width)
+                found = self.inputs.picture(i, seed_of(self.seed, number), self.teacher.picture_size)
+                if not self.captions:
+                    found[1].pop("caption", None)
                 pictures.append((i, *found))
             except MatteError:
                 raise
@@ -94,7 +108,13 @@ class ShardSet:
             noise = torch.stack([noise_of(self.teacher.latent_shape, s) for s in seeds])
             rgba = torch.stack([picture for _, picture, _ in batch])
             made = simulate(
-                self.teacher, rgba.to(self.device), noise.to(self.device), self.steps, self.guidance_scale
+                self.teacher,
+                rgba.to(self.device),
+                noise.to(self.device),
+                self.steps,
+                self.guidance_scale,
+                self.cameras([about for _, _, about in batch]),
+                [about.get("caption", "") for _, _, about in batch],
             )
             for b, (i, picture, about) in enumerate(batch):
                 meta = about | {
@@ -104,7 +124,8 @@ class ShardSet:
                     "steps": self.steps,
                     "guidance_scale": self.guidance_scale,
                 }
-                one = Quadruple(noise[b], made.cameras, picture, made.outputs[b], meta)
+                cameras = made.cameras[b] if len(made.cameras.batch_shape) == 2 else made.cameras
+                one = Quadruple(noise[b], cameras, made.input[b], made.outputs[b], meta)
                 samples.append(encode(one, f"{i:07d}_{number:02d}"))
         return samples
 
@@ -133,7 +154,9 @@ def generate_shards(
 def _generate(wanted: ShardSet, state: Any, max_minutes: float, show: bool) -> dict[str, Any]:
     deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
     with state.main_process_first():
-        check_settings(wanted.output, wanted.settings, wanted.seeds, write=state.is_main_process)
+        check_settings(
+            wanted.output, wanted.settings, wanted.seeds, state.is_main_process, wanted.teacher.about
+        )
     shards = wanted.shards
     present = sum(path.exists() for path, _, _ in shards)
     state.wait_for_everyone()  # all have counted before the first new shard appears
@@ -171,7 +194,9 @@ def _generate(wanted: ShardSet, state: Any, max_minutes: float, show: bool) -> d
     }
 
 
-def check_settings(output: Path, settings: dict[str, Any], seeds: int, write: bool) -> None:
+def check_settings(
+    output: Path, settings: dict[str, Any], seeds: int, write: bool, about: dict[str, Any] | None = None
+) -> None:
     """Refuse to mix two settings in one folder.
 
     Args:
@@ -179,6 +204,7 @@ def check_settings(output: Path, settings: dict[str, Any], seeds: int, write: bo
         settings: of this run; those of the first run are kept in the folder.
         seeds: passes that this run asks for; the most that were ever asked for are kept beside the settings.
         write: keep them; only one process may.
+        about: the teacher's source and licence; kept beside the settings.
 
     Raises:
         UserError: naming what differs.
@@ -194,6 +220,8 @@ def check_settings(output: Path, settings: dict[str, Any], seeds: int, write: bo
             f"{output} was made with other settings: {changes}; repeat those, or give another --output"
         )
     new = settings | {"seeds": max(seeds, old.get("seeds", 0))}
+    if about:
+        new[MADE_BY] = about
     if write and new != old:
         with replacing(output / SETTINGS) as partial:
             partial.write_text(json.dumps(new, indent=2) + "\n")

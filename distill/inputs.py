@@ -17,6 +17,7 @@ from dd3g.picture import cut_out, is_cut_out, load_image, resize_rgba
 from dd3g.picture_sources import (
     EncodedPictures,
     Found,
+    ShardPictures,
     find_sources,
     hold_renders,
     level_views,
@@ -98,6 +99,8 @@ class Pictures:
         name = self.encoded.where(index)
         image = read_rgba(self.encoded.read(index), name)
         about = {"source": self.encoded.name(index)}
+        if isinstance(self.encoded, ShardPictures) and (caption := self.encoded.caption(index)):
+            about["caption"] = caption
         if not is_cut_out(image):
             if self.matte == NO_MATTE:
                 raise UserError(f"{name} has no transparent pixel: cut the object out, or give --matte auto")
@@ -130,6 +133,7 @@ class Renders:
         view = views[int(torch.randint(len(views), (1,), generator=generator))]
         rgba = resize_rgba(item.rgba[view].float() / 255, size)
         about = {k: item.meta[k] for k in ("variant", "style") if k in item.meta}
+        about["elevation"] = item.meta["elevation"][view]
         return _rounded(rgba), {"source": str(item.meta["id"]), "view": view, **about}
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from dd3g.cameras import Cameras
 from dd3g.diffusion import sample
 from distill.quadruples import Quadruple
 from distill.teachers import Teacher
@@ -17,22 +20,30 @@ def simulate(
     noise: Tensor,
     steps: int | None = None,
     guidance_scale: float | None = None,
+    cameras: Cameras | None = None,
+    captions: Sequence[str] | None = None,
 ) -> Quadruple:
     """Solve the teacher's probability-flow ODE with DDIM (eta 0) for a batch.
 
     Args:
         teacher: a multi-view diffusion model.
-        rgba: (B, 4, S, S) straight RGBA of the rig's size, on the teacher's device.
+        rgba: (B, 4, S, S) straight RGBA of the teacher's `picture_size`, on its device.
         noise: (B, V, C, h, w) start, on the teacher's device.
         steps: DDIM steps; None takes the teacher's.
         guidance_scale: classifier-free guidance; None takes the teacher's, 1 is none.
+        cameras: (V,) or (B, V), relative to the input view; None takes the teacher's rig.
+        captions: one a picture, for a teacher that has words.
 
     Returns:
-        The batch of quadruples; outputs (B, V, 4, S, S).
+        The batch of quadruples; outputs (B, V, 4, S, S), or RGB. What was drawn from a caption alone has its
+        first view as the input, opaque.
     """
     steps = teacher.default_steps if steps is None else steps
     scale = teacher.default_guidance if guidance_scale is None else guidance_scale
-    condition = teacher.condition(rgba)
+    condition = teacher.condition(rgba, cameras, captions)
     plan = teacher.schedule.plan(steps)
     latents = sample(teacher.denoiser(condition, scale), teacher.schedule, noise, plan, condition).x
-    return Quadruple(noise, teacher.rig, rgba, teacher.codec.decode(latents))
+    views = teacher.codec.decode(latents)
+    if not teacher.sees_picture:
+        rgba = torch.cat([views[:, 0, :3], torch.ones_like(views[:, 0, :1])], 1)
+    return Quadruple(noise, teacher.rig if cameras is None else cameras, rgba, views)

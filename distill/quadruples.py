@@ -29,7 +29,7 @@ class Quadruple:
 
     Args:
         noise: (V, C, h, w) or (B, V, C, h, w) float32.
-        cameras: (V,) relative to the input view, shared by a batch.
+        cameras: (V,) relative to the input view, shared by a batch; or (B, V).
         input: (4, S, S) or (B, 4, S, S) straight RGBA in 0..1.
         outputs: (V, 4, S, S) or (B, V, 4, S, S) straight RGBA in 0..1; RGB from a teacher without alpha.
         meta: source, sample, seed, teacher, steps, guidance_scale, in a file also the key.

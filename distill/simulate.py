@@ -39,7 +39,20 @@ def _partial_state(device: str) -> tuple[Any, torch.device]:
     return state, place
 
 
-Which = Annotated[str, typer.Option(help="A teacher's folder, a shipped name, or 'analytic'.")]
+Which = Annotated[
+    str,
+    typer.Option(
+        help="A teacher's folder, a shipped name, 'analytic', or a published one: a name of "
+        "`dd3g models list`, or owner/name[@revision] of the hub."
+    ),
+]
+Elevation = Annotated[
+    float | None,
+    typer.Option(help="Degrees that pictures were taken from, where they don't say: for ImageDream."),
+]
+Precision = Annotated[
+    str, typer.Option(help="Of a published teacher: auto (float16 on CUDA), float32, bfloat16, float16.")
+]
 
 
 def simulate_command(
@@ -70,6 +83,11 @@ def simulate_command(
             "are reported and left out."
         ),
     ] = "auto",
+    captions: Annotated[
+        bool, typer.Option(help="Give the teacher what shards of pictures say that they show.")
+    ] = True,
+    elevation: Elevation = None,
+    precision: Precision = "auto",
     max_minutes: Annotated[
         float, typer.Option(min=0, help="Start no shard after this long; 0: no limit.")
     ] = 0.0,
@@ -90,7 +108,7 @@ def simulate_command(
         raise UserError(f"--guidance-scale {guidance_scale} is no strength: give a number, 1 is none")
     pictures = open_inputs(inputs, matte)
     state, place = _partial_state(device)
-    model = load(teacher).to(place)
+    model = load(teacher, place, precision, elevation)
     wanted = ShardSet(
         teacher=model,
         inputs=pictures,
@@ -103,6 +121,7 @@ def simulate_command(
         seed=seed,
         limit=limit,
         device=place,
+        captions=captions,
     )
     report = generate_shards(wanted, state, max_minutes, show=not as_json)
     report["seconds"] = round(time.monotonic() - start, 1)
@@ -124,6 +143,8 @@ def verify_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of quadruple shards.")],
     teacher: Which,
     samples: Annotated[int, typer.Option(min=1, help="Quadruples to recompute.")] = 8,
+    elevation: Elevation = None,
+    precision: Precision = "auto",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -132,7 +153,7 @@ def verify_command(
     Exit code 1: it does not, or shards are missing.
     """
     _, place = _partial_state(device)
-    report = verify(folder, load(teacher).to(place), samples, str(place))
+    report = verify(folder, load(teacher, place, precision, elevation), samples, str(place))
     if as_json:
         print(json.dumps(report))
     else:

@@ -49,10 +49,10 @@ def verify(output: str | Path, teacher: Teacher, samples: int = 8, device: str =
                 "distill.simulate made"
             )
         same_teacher &= q.meta["teacher"] == teacher.fingerprint
-        if q.noise.shape != tuple(teacher.latent_shape) or q.input.shape[-1] != teacher.rig.width:
+        if q.noise.shape != tuple(teacher.latent_shape) or q.input.shape[-1] != teacher.picture_size:
             raise UserError(
                 f"{output}: noise {tuple(q.noise.shape)} and pictures of {q.input.shape[-1]} pixels are "
-                f"another teacher's; this one has {tuple(teacher.latent_shape)} and {teacher.rig.width}"
+                f"another teacher's; this one has {tuple(teacher.latent_shape)} and {teacher.picture_size}"
             )
         same_noise &= torch.equal(q.noise, noise_of(teacher.latent_shape, q.meta["seed"]))
         again = simulate(
@@ -61,6 +61,8 @@ def verify(output: str | Path, teacher: Teacher, samples: int = 8, device: str =
             q.noise[None].to(device),
             q.meta["steps"],
             q.meta["guidance_scale"],
+            q.cameras if teacher.follows_elevation else None,
+            [q.meta["caption"]] if "caption" in q.meta else None,
         )
         difference = (_over_white(again.outputs[0].cpu()) - _over_white(q.outputs)).abs()
         means.append(difference.mean().item())

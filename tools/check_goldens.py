@@ -24,6 +24,8 @@ from tools.goldens.golden import Compared, Golden
 
 # Name of the file -> function of a `Golden` that gives the arrays `Compared`.
 CHECKS = {
+    "zero123pp": "tools.goldens.zero123plus:check",
+    "pipeline_mvdream": "tools.goldens.pipeline:check",
     "unet_mvdream": "tools.goldens.unet:check",
 }
 

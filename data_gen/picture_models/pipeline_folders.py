@@ -6,7 +6,6 @@ transformers (or be ours), and weights must be safetensors.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -18,13 +17,13 @@ from typing import Any
 
 from data_gen.picture_models.protocol import ModelConfig
 from dd3g.errors import UserError, first_line
+from dd3g.fingerprint import folder_fingerprint
 
 INDEX = "model_index.json"
 CARD = "README.md"
 # Pipelines of this package, which diffusers does not export, by class name.
 OWN = {"TinyRgbaPipeline": "data_gen.picture_models.tiny"}
 _OWN_LIBRARIES = (*OWN.values(), "data_gen.tiny")  # the second in folders saved before the first existed
-_PIECES, _PIECE = 1024, 4096  # of a large file of weights, and bytes, that its fingerprint reads
 _NEEDED = ("prompt", "generator", "output_type", "height", "width")
 _VIDEO = ("num_frames", "frames", "video", "video_length")
 _NAME = re.compile(r"[\w-]+(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors")
@@ -86,30 +85,6 @@ def read_index(folder: Path) -> dict[str, Any]:
         )
     pipeline_class(name)
     return index
-
-
-def folder_fingerprint(folder: Path) -> str:
-    """Hash of a pipeline's folder, 8 hex digits, whatever its place: another one for retrained weights.
-
-    Configs count whole; of each file of weights its size and 4 MiB spread over it, so that even the largest
-    take milliseconds.
-    """
-    sha = hashlib.sha256()
-    parts = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    files = [folder / INDEX, *(f for part in parts for f in sorted((folder / part).iterdir()))]
-    for file in files:
-        if file.suffix not in (".json", ".safetensors") or not file.is_file():
-            continue
-        size = file.stat().st_size
-        sha.update(f"{file.relative_to(folder).as_posix()} {size}\n".encode())
-        with open(file, "rb") as stream:
-            if file.suffix == ".json" or size <= _PIECES * _PIECE:
-                sha.update(stream.read())
-                continue
-            for i in range(_PIECES):
-                stream.seek(i * (size - _PIECE) // (_PIECES - 1))
-                sha.update(stream.read(_PIECE))
-    return sha.hexdigest()[:8]
 
 
 def pipeline_class(name: str) -> type:

@@ -18,6 +18,11 @@ class KeyValues(NamedTuple):
     k_image: Tensor | None = None
     v_image: Tensor | None = None
 
+    def expand(self, batch: int) -> KeyValues:
+        """Those of one object, for each of a batch."""
+        wide = {n: x.expand(batch, -1, -1, -1) for n, x in self._asdict().items() if x is not None}
+        return self._replace(**wide)
+
 
 class UNetResidual(nn.Module):
     """Two 3x3 convolutions with a skip; the embedding is added between them."""

@@ -6,6 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dd3g.errors import UserError
 from dd3g.nn.checkpoint import read_config
 from distill.teachers.protocol import Codec, Condition, Teacher
@@ -16,26 +18,42 @@ CLASSES = {
     "analytic": "distill.teachers.analytic:AnalyticTeacher",
     "compact": "distill.teachers.compact:CompactTeacher",
 }
+WHITE = "zero123plus-white"  # two downloads: Zero123++ v1.2, and a U-Net in place of its own
+PUBLISHED = ("imagedream", "mvdream", "zero123plus", "zero123plus-v1.1", WHITE)
 SHIPPED = Path(import_module("dd3g").__file__ or "").parent / "weights"
 
 
-def load(name: str | Path, device: str = "cpu") -> Teacher:
+def load(
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+    elevation: float | None = None,
+) -> Teacher:
     """Load a teacher.
 
     Args:
-        name: "analytic", the name of shipped weights, or a folder whose config.json has a "teacher" key.
+        name: "analytic", the name of shipped weights, a folder whose config.json has a "teacher" key, or a
+            published one: its name in `dd3g models list`, a hub id `owner/name` or `owner/name@revision`, or
+            a folder with a model_index.json.
         device: where it goes.
+        precision: of the weights of a published one: auto (float16 on CUDA), float32, bfloat16 or float16.
+        elevation: degrees of the rig, for a teacher that is not bound to one; None is its own default.
 
     Raises:
         UserError: when nothing is found under that name, or what is found is not a teacher.
     """
     folder = SHIPPED / str(name) if (SHIPPED / str(name) / "config.json").is_file() else Path(name)
+    if not (folder / "config.json").is_file() and str(name) != "analytic":
+        if (teacher := _published(name, device, precision, elevation)) is not None:
+            return teacher
+    if elevation is not None:
+        raise UserError(f"{name} was trained with its own cameras: leave the elevation out")
     if not folder.is_dir():
         if str(name) == "analytic":
             return _class("analytic")().to(device)
         raise UserError(
-            f"{name}: no such teacher; give 'nano-teacher', which ships, 'analytic', or a folder written by "
-            "distill/train_teacher.py"
+            f"{name}: no such teacher; give 'nano-teacher', which ships, 'analytic', a published one "
+            f"({', '.join(PUBLISHED)}), or a folder written by distill/train_teacher.py"
         )
     kind = read_config(folder, "teacher").get("teacher")
     if kind not in CLASSES:
@@ -43,6 +61,30 @@ def load(name: str | Path, device: str = "cpu") -> Teacher:
             f"{folder}/config.json: unknown teacher {kind!r}; known are {', '.join(sorted(CLASSES))}"
         )
     return _class(kind).from_pretrained(folder).to(device)
+
+
+def _published(
+    name: str | Path, device: str | torch.device, precision: str, elevation: float | None
+) -> Teacher | None:
+    """A teacher in the published layout; None where there is none of that name."""
+    from distill.teachers.mvdream import MVDreamTeacher, is_mvdream
+    from distill.teachers.published import choose_dtype, find_source
+
+    source = find_source("zero123plus" if name == WHITE else name)
+    if source is None:
+        return None
+    dtype = choose_dtype(precision, device)
+    if is_mvdream(source.folder):
+        return MVDreamTeacher.from_source(source, dtype, elevation=elevation).to(device)
+    from distill.teachers.zero123plus import Zero123PlusTeacher
+
+    if elevation is not None:
+        raise UserError(f"{name} was trained with its own cameras: leave the elevation out")
+    if name != WHITE:
+        return Zero123PlusTeacher.from_source(source, dtype).to(device)
+    network = find_source(WHITE)
+    assert network is not None
+    return Zero123PlusTeacher.from_source(source, dtype, white_unet=network).to(device)
 
 
 def _class(kind: str) -> Any:

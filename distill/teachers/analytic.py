@@ -8,8 +8,10 @@ exactly at every noise level, and for a single mode so is the end of the probabi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +51,8 @@ class AnalyticTeacher(nn.Module):
 
     prediction: Prediction = "eps"
     background = 1.0
+    follows_elevation, sees_picture = False, True
+    about: ClassVar = {"teacher": "analytic", "licence": "Apache-2.0"}
 
     def __init__(self, config: AnalyticConfig | None = None) -> None:
         super().__init__()
@@ -69,6 +73,7 @@ class AnalyticTeacher(nn.Module):
         )
         self.rig = Cameras.default_rig(c.size)
         self.latent_shape = (4, 64, c.size // 4, c.size // 4)
+        self.picture_size = c.size
         self.default_steps, self.default_guidance = c.steps, c.guidance_scale
         self.fingerprint = fingerprint(repr(sorted(asdict(c).items())))
 
@@ -79,7 +84,13 @@ class AnalyticTeacher(nn.Module):
         config.pop("teacher", None)
         return build(folder, config, AnalyticConfig, cls)
 
-    def condition(self, rgba: Tensor, cameras: Cameras | None = None) -> AnalyticCondition:
+    def rig_at(self, elevation: float) -> Cameras:
+        """`rig`, whatever the elevation."""
+        return self.rig
+
+    def condition(
+        self, rgba: Tensor, cameras: Cameras | None = None, captions: Sequence[str] | None = None
+    ) -> AnalyticCondition:
         """Straight RGBA (B, 4, S, S) -> the ellipsoids that it may show, seen by the cameras."""
         cameras = (self.rig if cameras is None else cameras).to(rgba.device)
         width, height, colour = measure(rgba)

@@ -6,9 +6,10 @@ attends jointly over the tokens of all frames and to the picture's tokens. Space
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +90,8 @@ class CompactTeacher(nn.Module):
 
     prediction: Prediction = "x0"
     background = 1.0
+    follows_elevation, sees_picture = False, True
+    about: ClassVar = {"teacher": "compact", "licence": "Apache-2.0"}
 
     def __init__(self, config: CompactConfig | None = None) -> None:
         super().__init__()
@@ -166,6 +169,15 @@ class CompactTeacher(nn.Module):
         """Four views at azimuths 0, 90, 180, 270 from the input, elevation 10 degrees."""
         return Cameras.default_rig(self.config.size, self.config.views)
 
+    def rig_at(self, elevation: float) -> Cameras:
+        """`rig`, whatever the elevation."""
+        return self.rig
+
+    @property
+    def picture_size(self) -> int:
+        """Pixels of the pictures that it sees."""
+        return self.config.size
+
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """(V, C, h, w) of the noise."""
@@ -207,12 +219,15 @@ class CompactTeacher(nn.Module):
         load_weights(folder, teacher)
         return teacher.eval()
 
-    def condition(self, rgba: Tensor, cameras: Cameras | None = None) -> CompactCondition:
+    def condition(
+        self, rgba: Tensor, cameras: Cameras | None = None, captions: Sequence[str] | None = None
+    ) -> CompactCondition:
         """Straight RGBA (B, 4, S, S) -> condition.
 
         Args:
             rgba: the input pictures.
             cameras: (V,) or (B, V), relative to the input view, in place of the rig.
+            captions: not looked at.
         """
         cameras = self.rig.to(rgba.device) if cameras is None else cameras
         if cameras.viewmats.dim() == 3:

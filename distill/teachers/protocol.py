@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -63,15 +64,37 @@ class Teacher(Protocol):
         """Classifier-free guidance scale that it is meant to run with; 1 is none."""
 
     @property
+    def picture_size(self) -> int:
+        """Pixels of the pictures that it sees."""
+
+    def rig_at(self, elevation: float) -> Cameras:
+        """The rig for a picture that was taken from this elevation, in degrees."""
+
+    @property
+    def follows_elevation(self) -> bool:
+        """Whether that is another one than `rig`."""
+
+    @property
+    def sees_picture(self) -> bool:
+        """False for one that draws what a caption says."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Its kind, source, revision and licence, for the index of quadruples and for model cards."""
+
+    @property
     def fingerprint(self) -> str:
         """Hash of weights and configuration; two teachers with one fingerprint give the same views."""
 
-    def condition(self, rgba: Tensor, cameras: Cameras | None = None) -> Any:
-        """Straight RGBA (B, 4, S, S) of the rig's size -> Condition.
+    def condition(
+        self, rgba: Tensor, cameras: Cameras | None = None, captions: Sequence[str] | None = None
+    ) -> Any:
+        """Straight RGBA (B, 4, S, S) of `picture_size` -> Condition.
 
         Args:
             rgba: the input pictures.
             cameras: (V,) or (B, V), relative to the input view, in place of the rig.
+            captions: one a picture, "" where there is none; teachers without words ignore them.
         """
 
     def denoiser(self, condition: Any, guidance_scale: float | None = None) -> Denoiser:

@@ -12,7 +12,6 @@ import pytest
 from huggingface_hub import errors
 from stand_ins.tiny_pipelines import fails, load
 
-from data_gen.picture_models import pipeline_folders
 from data_gen.picture_models.pipeline_folders import INDEX, find_folder, folder_fingerprint, pipeline_class
 from data_gen.picture_models.protocol import ModelConfig
 from dd3g.errors import UserError
@@ -43,7 +42,7 @@ def test_a_retrained_or_changed_folder_has_another_name(copy, tmp_path):
 
 
 def test_large_weights_are_told_apart_by_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline_folders, "_PIECES", 4)
+    monkeypatch.setattr("dd3g.fingerprint._PIECES", 4)
     (tmp_path / "unet").mkdir()
     (tmp_path / INDEX).write_text("{}")
     file, found = tmp_path / "unet" / "model.safetensors", set()

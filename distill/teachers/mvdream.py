@@ -1,0 +1,217 @@
+"""ImageDream and MVDream as published: four views around an object, of a picture or of a caption alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dd3g.cameras import Cameras
+from dd3g.diffusion import ClassifierFree, Denoiser, Prediction, Schedule
+from dd3g.errors import UserError
+from dd3g.fingerprint import fingerprint, folder_fingerprint
+from dd3g.nn.embeddings import orbit_code
+from dd3g.nn.multiview_unet import MultiViewUNet
+from dd3g.nn.unet_blocks import KeyValues
+from distill.teachers.encoders import TextEncoder, clip_pixels, load_tokenizer, to_pil
+from distill.teachers.latents import LatentCodec
+from distill.teachers.published import (
+    Frozen,
+    Source,
+    device_of,
+    load_part,
+    load_unet,
+    over_white,
+    read_json,
+)
+
+SUFFIX = ", 3d asset"  # that MVDream's captions ended with in its training
+
+
+@dataclass(frozen=True)
+class MVDreamCondition:
+    """What does not change from step to step; computed once a picture."""
+
+    context: list[KeyValues]  # of caption and picture, (B, heads, M, d) each
+    blank: list[KeyValues]  # of the negative caption and no picture, (1, heads, M, d) each
+    codes: Tensor  # (B, F, 16) of the cameras; zeros for the clean frame
+    clean: Tensor | None  # (B, 1, C, h, w) the picture's latent, the last frame; None for MVDream
+
+    def null(self) -> MVDreamCondition:
+        """The unconditional form: the negative caption, no picture, the same cameras."""
+        B = len(self.codes)
+        blank = [kv.expand(B) for kv in self.blank]
+        clean = None if self.clean is None else torch.zeros_like(self.clean)
+        return replace(self, context=blank, clean=clean)
+
+
+class MVDreamTeacher(Frozen):
+    """ImageDream (arXiv 2312.02201), or MVDream (arXiv 2308.16512) where its U-Net sees no picture.
+
+    Latent diffusion, eps-prediction; implements `distill.teachers.Teacher`. View 0 is the input's. The views
+    are RGB on white, if the picture was.
+
+    Args:
+        unet: the multi-view network.
+        codec: the VAE.
+        text: caption encoder.
+        image: transformers' CLIPVisionModel, for ImageDream.
+        schedule: its noise levels.
+        views: cameras at even azimuths; the published weights were trained with 4.
+        elevation: degrees of the rig, which must be the input's: the picture has no camera of its own.
+        negative: caption of the unconditional half.
+        about: source, revision and licence.
+        identity: hash of the weights.
+    """
+
+    prediction: Prediction = "eps"
+    background = 1.0
+    follows_elevation = True
+
+    def __init__(
+        self,
+        unet: MultiViewUNet,
+        codec: LatentCodec,
+        text: TextEncoder,
+        image: Any,
+        schedule: Schedule,
+        *,
+        views: int = 4,
+        elevation: float | None = None,
+        negative: str = "",
+        about: dict[str, Any] | None = None,
+        identity: str = "",
+    ) -> None:
+        super().__init__()
+        self.unet, self.codec, self.text, self.image = unet, codec, text, image
+        self.schedule, self.views, self.negative = schedule, views, negative
+        self.sees_picture = bool(unet.config.ip_dim)
+        self.elevation = (0.0 if self.sees_picture else 15.0) if elevation is None else elevation
+        self.default_steps, self.default_guidance = 50, 5.0 if self.sees_picture else 7.5
+        self.about = {"teacher": "imagedream" if self.sees_picture else "mvdream", **(about or {})}
+        self.identity = identity
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def from_source(cls, source: Source, dtype: torch.dtype, **options: Any) -> MVDreamTeacher:
+        """Load a folder in the published layout.
+
+        Raises:
+            UserError: when a part is missing or does not fit.
+        """
+        folder = source.folder
+        unet = load_unet(folder / "unet", dtype)
+        vae = load_part("diffusers.AutoencoderKL", folder / "vae", dtype)
+        text = TextEncoder(
+            load_part("transformers.CLIPTextModel", folder / "text_encoder", dtype),
+            load_tokenizer(folder / "tokenizer"),
+        )
+        image = None
+        if unet.config.ip_dim:
+            image = load_part("transformers.CLIPVisionModel", folder / "image_encoder", dtype)
+        codec = LatentCodec(vae, 0)
+        codec.size = unet.config.image_size * codec.factor
+        return cls(
+            unet,
+            codec,
+            text,
+            image,
+            Schedule.from_config(read_json(folder / "scheduler" / "scheduler_config.json")),
+            about=source.about,
+            identity=folder_fingerprint(folder),
+            **options,
+        )
+
+    @property
+    def rig(self) -> Cameras:
+        """(V,) cameras at even azimuths from the input's, at `elevation`."""
+        return self.rig_at(self.elevation)
+
+    def rig_at(self, elevation: float) -> Cameras:
+        """The rig for a picture that was taken from this elevation, in degrees."""
+        return Cameras.orbit([360 * v / self.views for v in range(self.views)], elevation, self.codec.size)
+
+    @property
+    def picture_size(self) -> int:
+        """Pixels of the pictures that it sees best: no resizing then."""
+        return self.codec.size
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(V, C, h, w) of the noise; the clean frame has none."""
+        side = self.codec.size // self.codec.factor
+        return (self.views, self.unet.config.in_channels, side, side)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights, number format and options; the elevation belongs to each picture."""
+        return fingerprint(self.identity, str(self.unet.dtype), repr((self.views, self.negative)))
+
+    @torch.no_grad()
+    def condition(
+        self, rgba: Tensor, cameras: Cameras | None = None, captions: Sequence[str] | None = None
+    ) -> MVDreamCondition:
+        """Pictures, cameras and captions -> condition.
+
+        Args:
+            rgba: (B, 4, S, S) straight RGBA of the input pictures; MVDream does not look at it.
+            cameras: (V,) or (B, V), relative to the input view and at its elevation, in place of the rig.
+            captions: one a picture; MVDream needs them, for ImageDream None is no caption.
+        """
+        B, device = len(rgba), device_of(self.unet)
+        captions = [""] * B if captions is None else list(captions)
+        if len(captions) != B:
+            raise ValueError(f"{B} pictures need as many captions, got {len(captions)}")
+        if not self.sees_picture:
+            if not all(captions):
+                raise UserError("MVDream draws what a caption says: give each picture a caption")
+            captions = [c if c.endswith(SUFFIX) else c + SUFFIX for c in captions]
+        codes = orbit_code((self.rig if cameras is None else cameras).to(device)).expand(B, -1, 16)
+        blank, *texts = self.text([self.negative, *captions]).split(1)
+        text = torch.cat(texts)
+        if not self.sees_picture:
+            return MVDreamCondition(self.unet.context(text), self.unet.context(blank), codes, None)
+        tokens = self.image_tokens(rgba)
+        return MVDreamCondition(
+            self.unet.context(text, tokens),
+            self.unet.context(blank, torch.zeros_like(tokens[:1])),
+            torch.cat([codes, torch.zeros_like(codes[:, :1])], 1),
+            self.codec.encode(rgba.to(device))[:, None],
+        )
+
+    def image_tokens(self, rgba: Tensor) -> Tensor:
+        """Straight RGBA (B, 4, S, S) -> the image encoder's last tokens but one (B, L, D)."""
+        pictures = to_pil(over_white(rgba), truncate=True)
+        pixels = clip_pixels(pictures, self.image.config.image_size).to(
+            device_of(self.image), self.image.dtype
+        )
+        return self.image(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
+
+    def denoiser(self, condition: MVDreamCondition, guidance_scale: float | None = None) -> Denoiser:
+        """The network as a `Denoiser` with classifier-free guidance at `guidance_scale`; 1 is none."""
+        scale = self.default_guidance if guidance_scale is None else guidance_scale
+        return self if scale == 1 else ClassifierFree(self, condition.null(), scale)
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: MVDreamCondition) -> Tensor:
+        """One network call.
+
+        Args:
+            x_t: (B, V, C, h, w) noisy latents.
+            t: (B,) schedule index; the clean frame gets the same.
+            condition: of the B pictures.
+
+        Returns:
+            (B, V, C, h, w) predicted noise.
+        """
+        V = x_t.shape[1]
+        x = x_t if condition.clean is None else torch.cat([x_t, condition.clean.to(x_t)], 1)
+        return self.unet(x, t, condition.codes, condition.context)[:, :V]
+
+
+def is_mvdream(folder: str | Path) -> bool:
+    """Whether a folder's U-Net is MVDream's or ImageDream's."""
+    return "camera_dim" in read_json(Path(folder) / "unet" / "config.json")

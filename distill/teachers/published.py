@@ -1,0 +1,271 @@
+"""Teachers in the layout that they are published in: a folder of parts, each with a config and safetensors.
+
+Found by name, hub id, revision or path, and loaded with diffusers and transformers; no code of theirs is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dd3g.errors import UserError, first_line
+from dd3g.hub_models import HUB_MODELS, HubModel, commit_of
+from dd3g.nn.checkpoint import check_options
+from dd3g.nn.multiview_unet import MultiViewUNet, MultiViewUNetConfig
+
+INDEX = "model_index.json"
+_PARTS = ("unet", "vae", "text_encoder")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder in the published layout, and what is known of it.
+
+    Args:
+        folder: where it lies.
+        name: hub id, or the folder's own name.
+        revision: commit of the hub; None for a folder of another origin.
+        licence: of the weights.
+        notice: what a user must know of the licence.
+    """
+
+    folder: Path
+    name: str
+    revision: str | None
+    licence: str
+    notice: str = ""
+
+    @property
+    def about(self) -> dict[str, str | None]:
+        """What the index of quadruples, and the card of what is trained from them, say."""
+        about = {"source": self.name, "revision": self.revision, "licence": self.licence}
+        return about | ({"notice": self.notice} if self.notice else {})
+
+
+def find_source(name: str | Path) -> Source | None:
+    """The folder of a published teacher; fetched where it is not on this machine.
+
+    Args:
+        name: a name of `dd3g models list`, a hub id `owner/name` or `owner/name@revision`, or a folder.
+
+    Returns:
+        None when it is none of these; a folder counts when it holds a model_index.json.
+
+    Raises:
+        UserError: when the hub does not give it.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / INDEX).is_file():
+            return None
+        known = next(
+            (m for m in HUB_MODELS.values() if m.repo.replace("/", "--") in str(path.resolve())), None
+        )
+        licence = known.licence if known else _licence(path)
+        return Source(path, path.resolve().name, commit_of(path), licence, known.notice if known else "")
+    model = HUB_MODELS.get(str(name)) or _hub_id(str(name))
+    if model is None:
+        return None
+    try:
+        folder = model.fetch()
+    except UserError as error:
+        raise UserError(f"{name}: no such folder, and {error}") from error
+    return Source(folder, model.repo, commit_of(folder), model.licence or _licence(folder), model.notice)
+
+
+def _hub_id(name: str) -> HubModel | None:
+    """A model of the hub that may not be listed: `owner/name`, with `@revision` where one is named."""
+    repo, _, revision = name.partition("@")
+    if repo.count("/") != 1 or repo.startswith((".", "/", "~")):
+        return None
+    files = tuple(f"{part}/*.safetensors" for part in _PARTS)
+    known = next((m for m in HUB_MODELS.values() if m.repo == repo), None)
+    model = known or HubModel(repo, (*files, "*_encoder/*.safetensors"), 0, "", "teacher")
+    # Digests are of the newest revision that was seen.
+    return replace(model, revision=revision, sha256={}) if revision else model
+
+
+def _licence(folder: Path) -> str:
+    """The licence in the front matter of a folder's README.md; "unknown" when there is none."""
+    from huggingface_hub import metadata_load
+
+    try:
+        found = (metadata_load(folder / "README.md") or {}).get("license")
+    except Exception:  # no card, or one that is not readable as YAML
+        found = None
+    return ", ".join(found) if isinstance(found, list) else str(found or "unknown")
+
+
+def choose_dtype(name: str, device: str | torch.device) -> torch.dtype:
+    """The number format of the weights.
+
+    Args:
+        name: auto, float32, bfloat16 or float16.
+        device: auto takes float16 on CUDA, as published, and float32 elsewhere.
+
+    Raises:
+        UserError: for another name, and for float16 on the CPU, which has no kernels for it.
+    """
+    kind = torch.device(device).type
+    if name == "auto":
+        return torch.float16 if kind == "cuda" else torch.float32
+    if name not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"precision {name!r} is unknown: give auto, float32, bfloat16 or float16")
+    if name == "float16" and kind == "cpu":
+        raise UserError("precision float16 needs a GPU: give float32 or bfloat16 on the CPU")
+    return getattr(torch, name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a teacher's folder.
+
+    Raises:
+        UserError: when there is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: copy or fetch the teacher's folder again, whole") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): copy or fetch it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object: copy or fetch it again")
+    return found
+
+
+def weights_file(folder: Path) -> Path:
+    """The safetensors file of a part.
+
+    Raises:
+        UserError: when there is none, or several, or it was not downloaded.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    # Some repositories hold a part twice, in two number formats.
+    files = [f for f in files if f.name.count(".") == 1] or files
+    if len(files) != 1:
+        pickles = any(folder.glob("*.bin")) or any(folder.glob("*.ckpt"))
+        why = (
+            f"has {len(files)} of them"
+            if files
+            else "has pickles, which are not read"
+            if pickles
+            else "has none"
+        )
+        raise UserError(f"{folder} must hold its weights in one safetensors file, and {why}")
+    with open(files[0], "rb") as stream:
+        if stream.read(40).startswith(b"version https://git-lfs"):
+            raise UserError(f"{files[0]} is a Git LFS pointer, not the weights: run `git lfs pull` there")
+    return files[0]
+
+
+def load_unet(folder: Path, dtype: torch.dtype) -> MultiViewUNet:
+    """The multi-view U-Net of a part's folder.
+
+    Raises:
+        UserError: when its config does not describe one, or its tensors are others.
+    """
+    config = {k: v for k, v in read_json(folder / "config.json").items() if not k.startswith("_")}
+    known = MultiViewUNetConfig.__dataclass_fields__
+    check_options(folder, config, known)
+    path = weights_file(folder)
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is no complete safetensors file ({error}): copy or fetch it again"
+        ) from error
+    if "image_embed.proj_in.weight" in state:
+        config["image_dim"] = state["image_embed.proj_in.weight"].shape[1]
+    with torch.device("meta"):
+        unet = MultiViewUNet(MultiViewUNetConfig(**config))
+    own = unet.state_dict()
+    wrong = sorted(set(own) ^ set(state)) or sorted(k for k in own if own[k].shape != state[k].shape)
+    if wrong:
+        raise UserError(
+            f"{path} does not fit its config: {len(wrong)} tensors differ, first {wrong[0]!r}; take both "
+            "from one folder"
+        )
+    unet.load_state_dict({k: v.to(dtype) for k, v in state.items()}, assign=True)
+    return unet
+
+
+def load_part(kind: str, folder: Path, dtype: torch.dtype) -> Any:
+    """A part whose class is the library's, `library.Class`, with all of its weights.
+
+    Raises:
+        UserError: when it cannot be loaded, or tensors are missing.
+    """
+    library, name = kind.split(".")
+    try:
+        cls = getattr(importlib.import_module(library), name)
+    except ImportError as error:
+        raise UserError(
+            f"{folder} needs {error.name}: get the extra 'train' by pip install 'dd3g[train]'"
+        ) from error
+    file = weights_file(folder)
+    # The middle of diffusion_pytorch_model.fp16.safetensors.
+    variant = file.name.split(".")[1] if file.name.count(".") == 2 else None
+    keys: dict[str, Any] = {"torch_dtype" if library == "diffusers" else "dtype": dtype}
+    try:
+        with quiet():
+            part, info = cls.from_pretrained(
+                str(folder),
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **keys,
+            )
+    except Exception as error:  # each library raises errors of its own
+        raise UserError(f"{folder} cannot be loaded as {name} ({first_line(error)})") from error
+    missing = sorted(set(info["missing_keys"]) | {str(m) for m in info.get("mismatched_keys", ())})
+    if missing:
+        raise UserError(f"{folder} lacks {len(missing)} tensors of a {name}, first {missing[0]!r}")
+    return part
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars and notes of the libraries."""
+    logs = [importlib.import_module(f"{library}.utils.logging") for library in ("diffusers", "transformers")]
+    levels = [log.get_verbosity() for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.set_verbosity(level)
+            log.enable_progress_bar()
+
+
+class Frozen(nn.Module):
+    """A module that only answers: no gradients of its weights, never in training mode."""
+
+    def train(self, mode: bool = True) -> Frozen:
+        """Stays in evaluation."""
+        return super().train(False)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's weights are."""
+    return next(module.parameters()).device
+
+
+def over_white(rgba: Tensor) -> Tensor:
+    """Straight RGBA (..., 4, H, W) on white; RGB (..., 3, H, W) as it is."""
+    if rgba.shape[-3] == 3:
+        return rgba
+    alpha = rgba[..., 3:, :, :]
+    return rgba[..., :3, :, :] * alpha + 1 - alpha

@@ -1,0 +1,72 @@
+"""Reference attention: a picture's own pass through the U-Net lends its tokens to the pass that is wanted.
+
+Zero123++ (Shi et al. 2023, arXiv 2310.15110, section 2.1) runs the noised condition picture through the same
+network and lets every self-attention see its tokens too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class ReferenceAttention:
+    """Attention of all blocks of a diffusers U-Net, as its processors.
+
+    Self-attention keeps what it is given in the reference's pass, and has it as further keys and values in
+    the other. Cross-attention takes keys and values that were computed once.
+
+    Args:
+        unet: diffusers' UNet2DConditionModel; its processors are replaced.
+    """
+
+    def __init__(self, unet: Any) -> None:
+        self.kept: dict[str, Tensor] = {}  # block -> the reference's tokens (N, L', D)
+        self.keeping = False
+        self.context: dict[str, tuple[Tensor, Tensor]] = {}
+        self._cross = {
+            name.removesuffix(".processor"): unet.get_submodule(name.removesuffix(".processor"))
+            for name in unet.attn_processors
+            if name.endswith("attn2.processor")
+        }
+        unet.set_attn_processor({name: _Processor(self, name) for name in unet.attn_processors})
+
+    def key_values(self, tokens: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Keys and values of every cross-attention, of tokens (N, M, D)."""
+        return {name: (attn.to_k(tokens), attn.to_v(tokens)) for name, attn in self._cross.items()}
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """The reference's pass: tokens are kept."""
+        self.kept, self.keeping = {}, True
+        try:
+            yield
+        finally:
+            self.keeping = False
+
+
+class _Processor:
+    """One attention's part."""
+
+    def __init__(self, whole: ReferenceAttention, name: str) -> None:
+        self.whole, self.name = whole, name.removesuffix(".processor")
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Tokens (N, L, D) -> (N, L, D)."""
+        whole, x = self.whole, hidden_states
+        if self.name in whole.context:
+            k, v = whole.context[self.name]
+        else:
+            seen = x
+            if whole.keeping:
+                whole.kept[self.name] = x
+            elif self.name in whole.kept:
+                seen = torch.cat([x, whole.kept[self.name]], 1)
+            k, v = attn.to_k(seen), attn.to_v(seen)
+        q, k, v = (a.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for a in (attn.to_q(x), k, v))
+        return attn.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))

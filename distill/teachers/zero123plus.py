@@ -1,0 +1,314 @@
+"""Zero123++ v1.1 and v1.2 as published: six views of a pictured object, drawn on one canvas."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dd3g.cameras import Cameras
+from dd3g.diffusion import ClassifierFree, Denoiser, Prediction, Schedule
+from dd3g.errors import UserError, first_line
+from dd3g.fingerprint import fingerprint, folder_fingerprint
+from distill.teachers.encoders import TextEncoder, clip_pixels, crop_size, pixels, to_pil
+from distill.teachers.latents import LatentCodec
+from distill.teachers.published import Frozen, Source, device_of, load_part, read_json
+from distill.teachers.reference_attention import ReferenceAttention
+
+ROWS, COLUMNS = 3, 2
+AZIMUTHS = [30.0, 90.0, 150.0, 210.0, 270.0, 330.0]  # from the input's, row by row
+ELEVATIONS = {"1.1": (30.0, -20.0), "1.2": (20.0, -10.0)}  # of every other view, whatever the input's
+# With this field of view an object is as large as in the project's own rig from this distance.
+FOVY, RADIUS = 30.0, 2.557
+GREY = 127  # under the condition picture, in 255ths; its mean and deviation follow
+MEAN, STD = (0.5, 0.5, 0.5), (0.8, 0.8, 0.8)
+SHIFT, GAIN, CONTRAST = 0.22, 0.75, 0.625  # of latents, and of the pixels that the VAE sees
+
+
+@dataclass(frozen=True)
+class Zero123PlusCondition:
+    """What does not change from step to step; computed once a picture."""
+
+    context: dict[str, tuple[Tensor, Tensor]]  # keys and values (B, 77, D) of each cross-attention
+    blank: dict[str, tuple[Tensor, Tensor]]  # likewise (1, 77, D), without the picture
+    latent: Tensor  # (B, C, h', w') of the picture, not scaled
+    blank_latent: Tensor  # (1, C, h', w') of nothing
+    half: int = 1  # which of the two reference noises it takes
+
+    def null(self) -> Zero123PlusCondition:
+        """The unconditional form."""
+        B = len(self.latent)
+        blank = {name: (k.expand(B, -1, -1), v.expand(B, -1, -1)) for name, (k, v) in self.blank.items()}
+        return replace(self, context=blank, latent=self.blank_latent.expand_as(self.latent), half=0)
+
+
+class CanvasCodec(LatentCodec):
+    """Six views, three rows of two on one canvas <-> its latent, cut into six again."""
+
+    def encode(self, rgba: Tensor) -> Tensor:
+        """Straight RGBA, or RGB, (..., 6, 4 or 3, S, S) in 0..1, over the ground -> (..., 6, C, h, w)."""
+        rgb = rgba[..., :3, :, :]
+        if rgba.shape[-3] == 4:
+            rgb = rgb * rgba[..., 3:, :, :] + self.ground * (1 - rgba[..., 3:, :, :])
+        canvas = joined(rgb)
+        z = self.mode(CONTRAST * (2 * canvas.reshape(-1, *canvas.shape[-3:]) - 1))
+        z = (z * self.scale - SHIFT) * GAIN
+        return parted(z).reshape(*rgba.shape[:-3], *z.shape[1:2], z.shape[2] // ROWS, z.shape[3] // COLUMNS)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """(..., 6, C, h, w) -> RGB (..., 6, 3, S, S) in 0..1."""
+        canvas = self.canvas(joined(latent).reshape(-1, *joined(latent).shape[-3:]))
+        return parted(canvas).reshape(
+            *latent.shape[:-3], 3, canvas.shape[2] // ROWS, canvas.shape[3] // COLUMNS
+        )
+
+    def canvas(self, latent: Tensor) -> Tensor:
+        """The whole latent (N, C, 3h, 2w) -> RGB (N, 3, 3S, 2S) in 0..1."""
+        rgb = self.picture((latent / GAIN + SHIFT) / self.scale) / CONTRAST
+        return (rgb / 2 + 0.5).clamp(0, 1)
+
+    ground = GREY / 255
+
+
+class Zero123PlusTeacher(Frozen):
+    """Zero123++ (arXiv 2310.15110): latent diffusion of a canvas of six views, v-prediction.
+
+    Implements `distill.teachers.Teacher`; none of its views is the input's. They are RGB on grey, or on white
+    with the U-Net of InstantMesh.
+
+    Args:
+        unet: diffusers' UNet2DConditionModel; reference attention is built in.
+        codec: the VAE.
+        text: caption encoder; only the empty caption is used.
+        image: transformers' CLIPVisionModelWithProjection.
+        schedule: its noise levels.
+        ramp: (77,) share of the picture's embedding in each token.
+        sides: pixels of the condition picture for the VAE and for CLIP.
+        version: "1.1" or "1.2", which decides the cameras.
+        size: pixels of a view.
+        white: the ground is white, and the condition picture's too.
+        seed: of the reference noise.
+        about: source, revision and licence.
+        identity: hash of the weights.
+    """
+
+    prediction: Prediction = "v"
+    follows_elevation = False
+    default_steps, default_guidance = 50, 4.0
+    sees_picture = True
+    ramp: Tensor  # (77,)
+    reference_noise: Tensor  # (2, C, h', w') of the unconditional half and of the other
+
+    def __init__(
+        self,
+        unet: Any,
+        codec: CanvasCodec,
+        text: TextEncoder,
+        image: Any,
+        schedule: Schedule,
+        ramp: Sequence[float],
+        *,
+        sides: tuple[int, int] = (512, 224),
+        version: str = "1.2",
+        size: int = 320,
+        white: bool = False,
+        seed: int = 0,
+        about: dict[str, Any] | None = None,
+        identity: str = "",
+    ) -> None:
+        super().__init__()
+        if version not in ELEVATIONS:
+            raise UserError(f"Zero123++ version {version!r} is unknown: give {' or '.join(ELEVATIONS)}")
+        self.unet, self.codec, self.text, self.image = unet, codec, text, image
+        self.attention = ReferenceAttention(unet)
+        self.schedule, self.sides, self.version, self.size, self.seed = schedule, sides, version, size, seed
+        self.background = 1.0 if white else GREY / 255
+        codec.ground = self.background
+        self.register_buffer("ramp", torch.tensor(ramp, dtype=torch.float32), persistent=False)
+        side = sides[0] // codec.factor
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(2, unet.config.in_channels, side, side, generator=generator)
+        self.register_buffer("reference_noise", noise, persistent=False)
+        self.about = {"teacher": "zero123plus", "version": version, "reference_seed": seed, **(about or {})}
+        self.identity = identity
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def from_source(
+        cls, source: Source, dtype: torch.dtype, white_unet: Source | None = None, **options: Any
+    ) -> Zero123PlusTeacher:
+        """Load a folder in the published layout.
+
+        Args:
+            source: of the folder.
+            dtype: of the weights.
+            white_unet: of InstantMesh's U-Net, which takes the place of the folder's and draws on white.
+            **options: of the class.
+
+        Raises:
+            UserError: when a part is missing or does not fit.
+        """
+        folder = source.folder
+        index = read_json(folder / "model_index.json")
+        ramp = index.get("ramping_coefficients")
+        if not isinstance(ramp, list) or len(ramp) != 77:
+            raise UserError(
+                f"{folder}/model_index.json has no 77 ramping_coefficients: it is not of Zero123++"
+            )
+        network = load_part("diffusers.UNet2DConditionModel", folder / "unet", dtype)
+        identity = folder_fingerprint(folder)
+        about = source.about
+        if white_unet is not None:
+            identity += _replace_weights(network, white_unet.folder, dtype)
+            about = about | {f"unet_{key}": value for key, value in white_unet.about.items()}
+            options["white"] = True
+        # Deterministic moves end at the clean sample; the file's scheduler would leave 3 % of noise.
+        levels = read_json(folder / "scheduler" / "scheduler_config.json")
+        levels |= {"timestep_spacing": "trailing", "set_alpha_to_one": True}
+        named = re.search(r"v(1\.[12])", f"{source.name} {folder.resolve()}")
+        return cls(
+            network,
+            CanvasCodec(load_part("diffusers.AutoencoderKL", folder / "vae", dtype), 0),
+            TextEncoder(load_part("transformers.CLIPTextModel", folder / "text_encoder", dtype)),
+            load_part("transformers.CLIPVisionModelWithProjection", folder / "vision_encoder", dtype),
+            Schedule.from_config(levels),
+            ramp,
+            about=about,
+            identity=identity,
+            **{
+                "sides": (
+                    crop_size(folder / "feature_extractor_vae", 512),
+                    crop_size(folder / "feature_extractor_clip", 224),
+                ),
+                "version": named.group(1) if named else "1.2",
+                **options,
+            },
+        )
+
+    @property
+    def rig(self) -> Cameras:
+        """(6,) cameras at azimuths 30 to 330 from the input's and two elevations by turns."""
+        elevations = [ELEVATIONS[self.version][i % 2] for i in range(len(AZIMUTHS))]
+        rig = Cameras.orbit(AZIMUTHS, elevations, self.size, RADIUS, FOVY)
+        return replace(rig, near=RADIUS - 1, far=RADIUS + 1)
+
+    def rig_at(self, elevation: float) -> Cameras:
+        """`rig`, whatever the elevation."""
+        return self.rig
+
+    @property
+    def picture_size(self) -> int:
+        """Pixels of the pictures that it sees best: no resizing then."""
+        return self.sides[0]
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(V, C, h, w) of the noise."""
+        side = self.size // self.codec.factor
+        return (len(AZIMUTHS), self.unet.config.in_channels, side, side)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights, number format and options."""
+        options = (self.version, self.background, self.seed, self.size, self.sides)
+        return fingerprint(self.identity, str(self.unet.dtype), repr(options))
+
+    @torch.no_grad()
+    def condition(
+        self, rgba: Tensor, cameras: Cameras | None = None, captions: Sequence[str] | None = None
+    ) -> Zero123PlusCondition:
+        """Pictures -> condition; cameras are the teacher's own, and captions are not looked at.
+
+        Args:
+            rgba: (B, 4, S, S) straight RGBA of the input pictures.
+            cameras: None, or the rig's: others can't be had.
+            captions: ignored.
+        """
+        if cameras is not None and not torch.allclose(
+            cameras.viewmats, self.rig.viewmats.to(cameras.viewmats), atol=1e-4
+        ):
+            raise UserError("Zero123++ draws from its own cameras alone: leave other cameras out")
+        device, dtype = device_of(self.unet), self.unet.dtype
+        pictures = [self.on_ground(p) for p in to_pil(rgba, truncate=False)]
+        seen = pixels(pictures, self.sides[0], Image.Resampling.BILINEAR, MEAN, STD).to(device)
+        latents = self.codec.mode(torch.cat([torch.zeros_like(seen[:1]), seen]))
+        seen = clip_pixels(pictures, self.sides[1]).to(device, dtype)
+        blank, tokens = self.tokens(self.image(pixel_values=seen).image_embeds).split([1, len(pictures)])
+        key_values = self.attention.key_values
+        return Zero123PlusCondition(key_values(tokens), key_values(blank), latents[1:], latents[:1])
+
+    def tokens(self, embeds: Tensor) -> Tensor:
+        """CLIP's embeddings (B, D) -> tokens (1 + B, 77, D): the empty caption's, then with each picture."""
+        blank = self.text([""])
+        return torch.cat([blank, blank + self.ramp.to(embeds)[:, None] * embeds[:, None]])
+
+    def on_ground(self, picture: Image.Image) -> Image.Image:
+        """RGBA on the ground that the network was trained with."""
+        ground = Image.new("RGB", picture.size, (round(self.background * 255),) * 3)
+        ground.paste(picture, mask=picture.getchannel("A"))
+        return ground
+
+    def denoiser(self, condition: Zero123PlusCondition, guidance_scale: float | None = None) -> Denoiser:
+        """The network as a `Denoiser` with classifier-free guidance at `guidance_scale`; 1 is none."""
+        scale = self.default_guidance if guidance_scale is None else guidance_scale
+        return self if scale == 1 else ClassifierFree(self, condition.null(), scale)
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Zero123PlusCondition) -> Tensor:
+        """One network call, and one on the noised picture before it.
+
+        Args:
+            x_t: (B, 6, C, h, w) noisy latents.
+            t: (B,) schedule index.
+            condition: of the B pictures.
+
+        Returns:
+            (B, 6, C, h, w) predicted v.
+        """
+        dtype = self.unet.dtype
+        noise = self.reference_noise[condition.half].expand_as(condition.latent)
+        reference = self.schedule.add_noise(condition.latent, noise, t)
+        tokens = next(iter(condition.context.values()))[0]  # only its presence is looked at
+        self.attention.context = condition.context
+        with self.attention.reference():
+            self.unet(reference.to(dtype), t, encoder_hidden_states=tokens)
+        v = self.unet(joined(x_t).to(dtype), t, encoder_hidden_states=tokens).sample
+        return parted(v).to(x_t.dtype)
+
+
+def joined(views: Tensor) -> Tensor:
+    """(..., 6, C, h, w), row by row -> (..., C, 3h, 2w)."""
+    rows = views.unflatten(-4, (ROWS, COLUMNS)).movedim(-3, -5)  # (..., C, 3, 2, h, w)
+    return rows.transpose(-3, -2).flatten(-2).flatten(-3, -2)
+
+
+def parted(canvas: Tensor) -> Tensor:
+    """The inverse of `joined`."""
+    tiles = canvas.unflatten(-1, (COLUMNS, -1)).unflatten(-3, (ROWS, -1))  # (..., C, 3, h, 2, w)
+    return tiles.transpose(-3, -2).movedim(-5, -3).flatten(-5, -4)
+
+
+def _replace_weights(network: nn.Module, folder: Path, dtype: torch.dtype) -> str:
+    """Load a folder's file of weights into a network; returns the file's fingerprint.
+
+    InstantMesh's is a pickle, of which torch reads the tensors alone.
+    """
+    path = folder / "diffusion_pytorch_model.safetensors"
+    if not path.is_file():
+        path = path.with_suffix(".bin")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        network.load_state_dict({k: v.to(dtype) for k, v in state.items()})
+    except Exception as error:  # each format raises errors of its own
+        raise UserError(f"{path} holds no weights of this network ({first_line(error)})") from error
+    sample = [v.flatten()[:1024].float().numpy().tobytes() for _, v in sorted(state.items())]
+    return fingerprint(path.name, *sample)

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dd3g.nn import multiview_unet, unet_blocks
+from dd3g.nn.embeddings import timestep_embedding
+from tools import check_goldens
+from tools.goldens import made_up, unet
+from tools.goldens.golden import CALL, Compared, Golden
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "teachers"
+
+
+@pytest.fixture
+def single_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_the_stream_of_made_up_weights():
+    first = made_up.weight("time_embed.0.weight", (128, 32), 1).ravel()[:4]
+    assert first.round(6).tolist() == pytest.approx([-0.250421, 0.463327, 0.644163, 0.172638], abs=1e-6)
+    assert made_up.weight("a.bias", (4,), 1).std() < 0.2 < made_up.weight("attn.to_q.weight", (4, 4), 1).std()
+    smooth = made_up.picture("picture", 20, 30, 1)
+    assert smooth.shape == (20, 30, 3) and 0 < smooth.min() < smooth.max() < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, arrays", [("unet_mvdream", 42), ("pipeline_mvdream", 13), ("zero123pp", 22)])
+def test_the_authors_numbers(name, arrays, capsys):
+    assert check_goldens.main([str(GOLDEN), "--only", name]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "all arrays agree"
+    assert len(lines) - 1 == arrays == len(np.load(GOLDEN / f"{name}.npz").files)
+    assert all(line.endswith("ok") for line in lines[:-1])
+
+
+def shapes_of(network: torch.nn.Module) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def unet_golden(seed: int, views: int, ip_dim: int, width: int, side: int) -> Golden:
+    """Zeros in the form of a golden U-Net file."""
+    config = {
+        "model_channels": width,
+        "channel_mult": [1, 2],
+        "num_res_blocks": 1,
+        "attention_resolutions": [1, 2],
+        "num_head_channels": 16,
+        "context_dim": 48,
+        "ip_dim": ip_dim,
+    }
+    text = config | {"ip_dim": 0}
+    about = {"seed": seed}
+    for end, one in (("", config), ("_text", text)):
+        about |= {f"config{end}": one}
+        with torch.device("meta"):
+            network = multiview_unet.MultiViewUNet(multiview_unet.MultiViewUNetConfig(**one, image_dim=80))
+        about[f"shapes{end}"] = shapes_of(network)
+    frames = views + 1
+    shapes = {
+        "out": (2 * frames, 4, side, side),
+        "text.out": (2 * views, 4, side, side),
+        f"camera.{views}.20.45": (views, 16),
+        "part.image_embed": (2, ip_dim, 48),
+        "part.input_blocks.1.1": (frames, width, 8, 8),
+        "part.input_blocks.2.0": (frames, width, 4, 4),
+        "part.input_blocks.3.0": (frames, 2 * width, 8, 8),
+        "part.small.input_blocks.1.0": (frames, width, 8, 8),
+        "part.attn2": (frames, 12, width),
+        "part.camera_embed": (frames, 4 * width),
+        "probe.middle_block": (66,),
+    }
+    return Golden("unet_mvdream", {k: np.zeros(s) for k, s in shapes.items()}, about, seed)
+
+
+def write(golden: Golden, folder: Path) -> Golden:
+    """What the check finds, as a golden file."""
+    with torch.no_grad():
+        found = {one.name: one.found for one in unet.check(golden)}
+    assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in golden.arrays.items()}
+    np.savez(folder / f"{golden.name}.npz", **found)
+    (folder / f"{golden.name}.json").write_text(json.dumps(golden.about))
+    return Golden(golden.name, found, golden.about, golden.seed)
+
+
+@pytest.mark.parametrize("seed, views, ip_dim, width, side", [(7, 3, 8, 32, 8), (123, 6, 4, 64, 4)])
+def test_other_seeds_sizes_views_and_tokens(seed, views, ip_dim, width, side, tmp_path, capsys):
+    write(unet_golden(seed, views, ip_dim, width, side), tmp_path)
+    assert check_goldens.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count(" ok") == 11
+    assert check_goldens.main([str(tmp_path), "--seed", str(seed + 1)]) == 1
+    assert "OVER 2e-05" in capsys.readouterr().out
+
+
+def sines_first(t, dim):
+    return torch.cat(timestep_embedding(t, dim).chunk(2, -1)[::-1], -1)
+
+
+def per_view(self, x, context):
+    B = len(x)
+    h = self.norm1(x).reshape(B * FRAMES, -1, x.shape[-1])
+    x = x + self.attn1(h, self.attn1.key_values(h)).reshape(x.shape)
+    h = self.norm2(x).reshape(len(context.k), -1, x.shape[-1])
+    x = x + self.attn2(h, context).reshape(x.shape)
+    return x + self.ff(self.norm3(x))
+
+
+FRAMES = 4
+MISTAKES = {
+    "sin before cos": ((multiview_unet, "timestep_embedding"), sines_first),
+    "tanh GELU": ((unet_blocks.GatedLinear, "forward"), lambda self, x: tanh_gated(self, x)),
+    "attention per view": ((unet_blocks.UNetTransformerBlock, "forward"), per_view),
+    "elevation's sign": ((unet, "ELEVATION"), -unet.ELEVATION),
+    "level off by one": ((unet, "LEVEL"), unet.LEVEL - 1),
+}
+
+
+def tanh_gated(self, x):
+    value, gate = self.proj(x).chunk(2, -1)
+    return value * F.gelu(gate, approximate="tanh")
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_known_mistakes_are_over_the_tolerance(mistake, monkeypatch, tmp_path, single_thread):
+    golden = write(unet_golden(1, FRAMES - 1, 8, 32, 8), tmp_path)
+    (owner, name), wrong = MISTAKES[mistake]
+    monkeypatch.setattr(owner, name, wrong)
+    with torch.no_grad():
+        found = {one.name: one for one in unet.check(golden)}
+    assert not found["out"].agrees and found["out"].rmse > CALL
+    assert found["camera.3.20.45"].agrees
+
+
+def test_figures_by_hand():
+    wanted = np.array([3.0, 4.0, 0.0, 0.0])  # rms 2.5
+    one = Compared("x", wanted + np.array([0.0, 0.0, 0.5, 0.0]), wanted, 0.1)
+    assert one.largest == pytest.approx(0.2) and one.rmse == pytest.approx(0.1) and one.agrees
+    assert not Compared("x", wanted[:2], wanted, 1.0).agrees
+    assert not Compared("x", np.full(4, np.nan), wanted, 1.0).agrees
+
+
+def test_what_nobody_compares_is_told(tmp_path, capsys):
+    golden = unet_golden(3, 2, 4, 32, 4)
+    write(golden, tmp_path)
+    arrays = dict(np.load(tmp_path / "unet_mvdream.npz")) | {"surprise": np.zeros(3)}
+    np.savez(tmp_path / "unet_mvdream.npz", **arrays)
+    assert check_goldens.main([str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "surprise" in out and "NOT COMPARED" in out and out.endswith("1 arrays do not agree\n")
+
+
+def test_drift_of_half_precision_is_told_and_no_failure(tmp_path, capsys):
+    write(unet_golden(3, 2, 4, 32, 4), tmp_path)
+    assert check_goldens.main([str(tmp_path), "--dtype", "bfloat16"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if " out " in line)
+    drift = float(line.split("rmse")[1].split()[0])
+    assert 1e-3 < drift < 0.5
+
+
+def test_folders_that_are_none(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("DD3G_DATA", raising=False)
+    for words, message in (
+        ([str(tmp_path / "no")], "no such folder of goldens"),
+        ([str(tmp_path)], "holds no NAME.npz"),
+        ([str(GOLDEN), "--dtype", "int8"], "give float32, bfloat16 or float16"),
+    ):
+        assert check_goldens.main(words) == 2
+        assert message in capsys.readouterr().err
+    np.savez(tmp_path / "other.npz", x=np.zeros(1))
+    (tmp_path / "other.json").write_text("{}")
+    assert check_goldens.main([str(tmp_path)]) == 2
+    assert "no check has this name; known are pipeline_mvdream, unet_mvdream" in capsys.readouterr().err

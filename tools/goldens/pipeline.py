@@ -1,0 +1,165 @@
+"""ImageDream and MVDream from a picture or a caption to views, through a folder in the published layout."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dd3g.cameras import Cameras
+from dd3g.diffusion import sample
+from distill.teachers.encoders import END, START
+from distill.teachers.mvdream import MVDreamTeacher
+from distill.teachers.published import Source
+from tools.goldens import made_up
+from tools.goldens.golden import CALL, LOOP, PART, Compared, Golden
+
+SCHEDULER = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+}
+PROMPT, NEGATIVE = "a toy robot, 3d asset", "ugly, blurry"
+NEGATIVE_IDS = [START, 8159, 267, 21977, END]
+SIDE = 200  # pixels of the picture
+
+
+# Name of a loop -> guidance, elevation, caption, negative, and whether there is a picture.
+LOOPS = {
+    "a": (5.0, 0.0, "", "", True),
+    "b": (5.0, 5.0, "", "", True),
+    "c": (7.5, 0.0, PROMPT, NEGATIVE, True),
+    "t": (7.5, 15.0, PROMPT, NEGATIVE, False),
+}
+
+
+def write_folder(folder: Path, configs: dict[str, Any], shapes: dict[str, Any], seed: int) -> Path:
+    """Made-up weights in the published layout: a config.json and a safetensors file a part."""
+    folder.mkdir()
+    (folder / "model_index.json").write_text("{}")
+    for part, config in configs.items():
+        (folder / part).mkdir()
+        (folder / part / "config.json").write_text(json.dumps(config))
+        name = "model" if part.endswith("encoder") else "diffusion_pytorch_model"
+        made_up.write_weights(folder / part / f"{name}.safetensors", shapes[part], seed)
+    return folder
+
+
+def write_scheduler(folder: Path, config: dict[str, Any]) -> None:
+    """The scheduler's folder of a pipeline."""
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+
+
+def check(golden: Golden) -> Iterator[Compared]:
+    """Compare all arrays of the file."""
+    configs, shapes = golden.about["configs"], golden.about["shapes"]
+    with tempfile.TemporaryDirectory() as temporary:
+        for kind, unet in (("picture", "unet"), ("text", "unet_text")):
+            parts = {k: v for k, v in configs.items() if not k.startswith("unet")} | {"unet": configs[unet]}
+            weights = shapes | {"unet": shapes[unet]}
+            folder = write_folder(Path(temporary, kind), parts, weights, golden.seed)
+            write_scheduler(folder, golden.about.get("scheduler", SCHEDULER))
+            source = Source(folder, "made up", None, "none")
+            teacher = MVDreamTeacher.from_source(source, golden.dtype)
+            teacher.text.tokenizer = _tokenizer(golden)
+            if kind == "picture":
+                yield from _inputs(golden, teacher)
+            for loop, settings in LOOPS.items():
+                if settings[-1] == teacher.sees_picture and f"{loop}.latents" in golden:
+                    yield from _loop(golden, teacher, loop, *settings[:-1])
+
+
+def _tokenizer(golden: Golden) -> Any:
+    """Knows the two captions of the loops, whose ids the file holds: caption, none, negative."""
+    rows = [[int(i) for i in row] for row in golden["ids"]]
+    negative = rows[2] if len(rows) > 2 else NEGATIVE_IDS
+    return {PROMPT: _whole(rows[0]), NEGATIVE: _whole(negative)}.__getitem__
+
+
+def _whole(ids: list[int]) -> list[int]:
+    return ids[: ids.index(END) + 1]
+
+
+def _picture(golden: Golden) -> Tensor:
+    picture = golden.picture(
+        "picture", golden.about.get("picture_size", SIDE), golden.about.get("picture_size", SIDE)
+    )
+    rgb = torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous()
+    return torch.cat([rgb, torch.ones_like(rgb[:, :1])], 1)
+
+
+def _inputs(golden: Golden, teacher: MVDreamTeacher) -> Iterator[Compared]:
+    """What the network is given of picture and caption."""
+    from distill.teachers.encoders import clip_pixels, to_pil
+
+    rgba = _picture(golden)
+    if "picture" in golden:
+        stride = rgba.shape[-1] // golden["picture"].shape[0]
+        yield golden.compare("picture", rgba[0, :3, ::stride, ::stride].permute(1, 2, 0), PART)
+    if "clip_pixels" in golden:
+        pixels = clip_pixels(to_pil(rgba[:, :3], truncate=True), teacher.image.config.image_size)
+        yield golden.compare("clip_pixels", strided(pixels, golden["clip_pixels"].shape), PART)
+    if "image_tokens" in golden:
+        tokens = teacher.image_tokens(rgba)[0]
+        yield golden.compare("image_tokens", strided(tokens, golden["image_tokens"].shape), CALL)
+    if "image_latent" in golden:
+        yield golden.compare("image_latent", teacher.codec.encode(rgba), CALL)
+    ids = teacher.text.ids([PROMPT, "", NEGATIVE])[: len(golden["ids"])]
+    yield golden.compare("ids", ids.numpy().astype(np.float64), PART)
+    if "text" in golden:
+        tokens = teacher.text([NEGATIVE, PROMPT])
+        yield golden.compare("text", strided(tokens, golden["text"].shape), CALL)
+
+
+def strided(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Every n-th entry along each dimension, so that the shape comes out."""
+    return x[tuple(slice(None, None, -(-n // m)) for n, m in zip(x.shape, shape, strict=True))]
+
+
+def _loop(
+    golden: Golden,
+    teacher: MVDreamTeacher,
+    loop: str,
+    guidance: float,
+    elevation: float,
+    caption: str,
+    negative: str,
+) -> Iterator[Compared]:
+    """Noise to views; the last steps of the latents, or all of them."""
+    wanted = golden[f"{loop}.latents"]
+    kept, views, *size = wanted.shape
+    steps = len(golden[f"{loop}.timesteps"]) if f"{loop}.timesteps" in golden else 4
+    teacher.negative = negative
+    frames = views + teacher.sees_picture  # the authors draw noise for the clean frame, too
+    noise = golden.normal(f"noise.{loop}", (frames, *size))[None, :views]
+    cameras = Cameras.orbit([-90 + 360 * v / views for v in range(views)], elevation)
+    condition = teacher.condition(_picture(golden), cameras, [caption])
+    plan = teacher.schedule.plan(steps)
+    found = sample(
+        teacher.denoiser(condition, guidance),
+        teacher.schedule,
+        noise,
+        plan,
+        condition,
+        record=lambda s: s.x_t,
+    )
+    states = torch.cat([*found.trace[1:], found.x])[-kept:]
+    yield golden.compare(f"{loop}.latents", states, LOOP)
+    if f"{loop}.timesteps" in golden:
+        yield golden.compare(f"{loop}.timesteps", np.array([t for t, _ in plan], np.float64), PART)
+    if f"{loop}.images" in golden:
+        images = teacher.codec.decode(found.x)[0].permute(0, 2, 3, 1)
+        yield golden.compare(f"{loop}.images", strided(images, golden[f"{loop}.images"].shape), LOOP)
