@@ -214,4 +214,4 @@ class MVDreamTeacher(Frozen):
 
 def is_mvdream(folder: str | Path) -> bool:
     """Whether a folder's U-Net is MVDream's or ImageDream's."""
-    return "camera_dim" in read_json(Path(folder) / "unet" / "config.json")
+    return "model_channels" in read_json(Path(folder) / "unet" / "config.json")

@@ -34,7 +34,7 @@ def test_the_stream_of_made_up_weights():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, arrays", [("unet_mvdream", 42), ("pipeline_mvdream", 13), ("zero123pp", 22)])
+@pytest.mark.parametrize("name, arrays", [("unet_mvdream", 42), ("pipeline_mvdream", 12), ("zero123pp", 24)])
 def test_the_authors_numbers(name, arrays, capsys):
     assert check_goldens.main([str(GOLDEN), "--only", name]) == 0
     lines = capsys.readouterr().out.splitlines()
