@@ -227,6 +227,14 @@ def check_settings(
             partial.write_text(json.dumps(new, indent=2) + "\n")
 
 
+def teacher_of(path: Path) -> dict[str, Any]:
+    """What is known of the teacher that made a set, its folder or one of its shards; {} where nothing is."""
+    if not path.exists():
+        return {}
+    folder = path if path.is_dir() else path.parent
+    return _read_json(folder / SETTINGS).get(MADE_BY, {})
+
+
 def missing_shards(output: Path) -> list[str]:
     """Names of the shards that a folder should hold, by its settings, and does not."""
     settings = _read_json(output / SETTINGS)

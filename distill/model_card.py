@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import dd3g
+from dd3g.hub_models import HUB_MODELS
 from dd3g.io.atomic import replacing
 from dd3g.pepd.generator import CARD
+from distill.generate_shards import teacher_of
 
 
 def write_card(folder: Path, config: Any, step: int) -> None:
@@ -22,7 +24,9 @@ def write_card(folder: Path, config: Any, step: int) -> None:
     """
     sources = {"quadruples": config.quadruples, "renders": config.renders}
     sources["verifier"] = [config.pretrained_teacher_model] * bool(config.objective.implicit)
-    trained_on = "\n".join(f"- {kind}: `{path}`" for kind, paths in sources.items() for path in paths)
+    trained_on = "\n".join(
+        f"- {kind}: `{path}`{_made_by(path)}" for kind, paths in sources.items() for path in paths
+    )
     options = json.dumps(asdict(config), indent=1)
     text = f"""{CARD.format(repo=config.hub_model_id or folder)}
 Step {step} of {config.max_train_steps} of `dd3g train`, version {dd3g.__version__}, on:
@@ -37,3 +41,13 @@ The licences of these data, and of the teacher that made them, hold for the weig
 """
     with replacing(folder / "README.md") as part:
         part.write_text(text)
+
+
+def _made_by(path: str) -> str:
+    """What is known of a published teacher, or of the one that made a set: its licence, above all."""
+    if model := HUB_MODELS.get(path):
+        about = {"source": model.repo, "licence": model.licence, "notice": model.notice or None}
+    else:
+        about = teacher_of(Path(path))
+    told = ", ".join(f"{key} {value}" for key, value in about.items() if value is not None)
+    return f" ({told})" if told else ""
