@@ -23,6 +23,7 @@ def write_card(folder: Path, config: Any, step: int) -> None:
         step: that the weights are of.
     """
     sources = {"quadruples": config.quadruples, "renders": config.renders}
+    sources["phase 1"] = [config.start.teacher] * bool(config.start.teacher)
     sources["verifier"] = [config.pretrained_teacher_model] * bool(config.objective.implicit)
     trained_on = "\n".join(
         f"- {kind}: `{path}`{_made_by(path)}" for kind, paths in sources.items() for path in paths

@@ -35,6 +35,7 @@ from distill.datasets import (
 from distill.model_card import write_card
 from distill.objective import Objective, ObjectiveConfig, Verifier
 from distill.quadruples import Quadruples
+from distill.student import StartConfig, start_from_teacher
 from distill.unpacked import open_renders
 
 
@@ -59,6 +60,7 @@ class DistillConfig(LoopConfig):
     push_to_hub: bool = setting(False, "upload the model at the end, to hub_model_id")
     hub_model_id: str = setting("", "owner/name on the hub")
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    start: StartConfig = field(default_factory=StartConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     def __post_init__(self) -> None:
@@ -121,7 +123,11 @@ def run(config: DistillConfig) -> Path:
     if config.generator.shape is not None:
         raise UserError("generator.shape: its network is trained by `dd3g train-shape`; leave it out here")
     try:
-        generator = Generator(config.generator)
+        generator = (
+            start_from_teacher(config.generator, config.start)
+            if config.start.teacher
+            else Generator(config.generator)
+        )
     except ValueError as error:
         raise UserError(f"configuration: {error}") from error
     if config.init_from:

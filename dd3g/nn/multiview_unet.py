@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +123,11 @@ class MultiViewUNet(nn.Module):
             )
         ]
 
+    def lower_levels(self) -> list[nn.Module]:
+        """The stages below full resolution; the top level, embeddings and resampler are left out."""
+        top = self.config.num_res_blocks + 1
+        return [*self.input_blocks[top:], self.middle_block, *self.output_blocks[:-top]]
+
     @property
     def dtype(self) -> torch.dtype:
         """What the weights are stored in, and the network computes in."""
@@ -174,3 +180,36 @@ class MultiViewUNet(nn.Module):
         """
         eps = self.out(self.features(x, t, cameras, context))
         return eps.to(x.dtype).unflatten(0, x.shape[:2])
+
+
+class TopLevelUNet(MultiViewUNet):
+    """Only the level at full resolution; a 1x1 convolution stands for what the others would bring.
+
+    What is left keeps its names in the whole network.
+    """
+
+    def __init__(self, config: MultiViewUNetConfig) -> None:
+        super().__init__(config)
+        top, count = config.num_res_blocks + 1, len(self.output_blocks)
+        self.input_blocks = self.input_blocks[:top]
+        last = {str(i): self.output_blocks[i] for i in range(count - top, count)}
+        self.output_blocks = nn.ModuleDict(last)  # type: ignore[assignment]
+        del self.middle_block
+        first: Any = last[str(count - top)]
+        below = first[0].in_layers[0].num_channels - config.model_channels
+        self.bridge = nn.Conv2d(config.model_channels, below, 1)
+        for i, transformer in enumerate(self.transformers()):
+            transformer.first = i * config.transformer_depth
+
+    def features(self, x: Tensor, t: Tensor, cameras: Tensor, context: list[KeyValues]) -> Tensor:
+        """As `MultiViewUNet.features`."""
+        frames, emb = x.shape[1], self.embedding(t, cameras)
+        h, skips = x.to(self.dtype).flatten(0, 1), []
+        for stage in self.input_blocks:
+            h = stage(h, emb, frames, context)
+            skips.append(h)
+        h = self.bridge(h)
+        stages: Any = self.output_blocks.values()  # type: ignore[operator]
+        for stage in stages:
+            h = stage(torch.cat([h, skips.pop()], 1), emb, frames, context)
+        return h

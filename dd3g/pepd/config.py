@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from dd3g.cameras import FOVY, RADIUS
+from dd3g.nn.clip_vision import ClipVisionConfig
+from dd3g.nn.multiview_unet import MultiViewUNetConfig
 from dd3g.pepd.occupancy import OccupancyConfig
 from dd3g.setting import setting
 
@@ -23,6 +25,21 @@ class Bounds:
     scale_max: float = setting(0.1, "likewise")
     stretch: float = setting(2.5, "length along the ray by width at the start: depth is what is least known")
     smoothing: float = setting(0.0, "deviation of a 3D filter on every Gaussian, about half a training pixel")
+
+
+@dataclass
+class TeacherPhase:
+    """Phase 1 as a published teacher's network; `distill.student` fills it from the teacher."""
+
+    unet: MultiViewUNetConfig = field(default_factory=MultiViewUNetConfig)
+    image: ClipVisionConfig = field(default_factory=ClipVisionConfig)
+    vae: dict[str, Any] = setting({}, "of its AutoencoderKL, as published")
+    level: int = setting(981, "where the quadruples' noise enters: 981 for 50 steps, 958 for 30")
+    alpha_bar: float = setting(0.0058, "of that level")
+    top_only: bool = setting(False, "only the level at full resolution: 32.5 of 941.7 M parameters")
+    lower: Literal["frozen", "low_rank", "trained"] = setting("frozen", "levels below the top: or another")
+    rank: int = setting(16, "of low-rank changes")
+    lower_rate: float = setting(0.1, "share of the learning rate for lower levels that are trained")
 
 
 @dataclass(frozen=True)
@@ -58,6 +75,7 @@ class GeneratorConfig:
     neighbours: int = setting(16, "of a token, for pt_mode knn")
     surface: Literal["hull", "off"] = setting("hull", "what `generate` gives: a solid; off: splats")
     bounds: Bounds = field(default_factory=Bounds)
+    teacher: TeacherPhase | None = setting(None, "phase 1 as a teacher's network; `start` makes it")
     shape: OccupancyConfig | None = setting(None, "network that finds matter, made by train-shape")
 
     def __post_init__(self) -> None:
@@ -70,6 +88,8 @@ class GeneratorConfig:
                 f"generator: latent_shape {tuple(self.latent_shape)} must be (views, channels, side, side), "
                 f"with side {sides} for size {self.size}"
             )
+        if self.teacher is not None and self.noise_ratio != 1:
+            raise ValueError("generator: with `teacher`, latents must have a side of size / 8")
         if self.heads < 1 or self.width % 8 or self.width % self.heads:
             raise ValueError(
                 f"generator: width {self.width} must be a multiple of 8 and of heads {self.heads}"

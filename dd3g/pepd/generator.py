@@ -18,14 +18,17 @@ from dd3g.errors import UserError, first_line
 from dd3g.io.splats import Gaussians
 from dd3g.nn import PictureEncoder, correspond_rgba
 from dd3g.nn.checkpoint import CONFIG, INDEX, WEIGHTS, Renamed, build, load_weights, read_config, save_folder
+from dd3g.nn.clip_vision import ClipVisionConfig
+from dd3g.nn.multiview_unet import MultiViewUNetConfig
 from dd3g.pepd.captured import CapturedPass
-from dd3g.pepd.config import Bounds, GeneratorConfig
+from dd3g.pepd.config import Bounds, GeneratorConfig, TeacherPhase
 from dd3g.pepd.maps import resize
 from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet
 from dd3g.pepd.pattern_extraction import CopiedTokens, PatternExtraction, type_embedding
 from dd3g.pepd.perspective import seen_under
 from dd3g.pepd.progressive_decoding import Frame, ProgressiveDecoding
 from dd3g.pepd.solid import refined, solidify
+from dd3g.pepd.teacher_extraction import TeacherExtraction
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 CARD = """---
@@ -49,7 +52,7 @@ class Generator(Renamed):
         super().__init__()
         self.config = c = config or GeneratorConfig()
         self.picture = PictureEncoder(c.width, c.size, c.fine, c.mid)
-        self.extraction = PatternExtraction(c)
+        self.extraction = TeacherExtraction(c) if c.teacher else PatternExtraction(c)
         self.copied = CopiedTokens(c.width) if c.copy_tokens else None
         self.type_embedding = type_embedding(c.width)
         self.decoding = ProgressiveDecoding(c)
@@ -95,7 +98,8 @@ class Generator(Renamed):
             viewmats, Ks = cameras.viewmats.expand(B, V, 4, 4), cameras.Ks.expand(B, V, 3, 3)
             cameras = replace(cameras, viewmats=viewmats, Ks=Ks)
         fine, _, coarse, pooled = self.picture(image)
-        imagined = self.extraction(noise, cameras, coarse, pooled) + self.type_embedding[0, :, None, None]
+        seen = (image,) if c.teacher else (coarse, pooled)
+        imagined = self.extraction(noise, cameras, *seen) + self.type_embedding[0, :, None, None]
         small = resize(image, c.size // 8 * c.expansion)
         frames = [Frame(imagined, correspond_rgba(small, cameras.azimuths), cameras)]
         if self.copied is not None:
@@ -234,11 +238,22 @@ class Generator(Renamed):
         folder = find_weights(name, **hub)
         config = read_config(folder, "generator")
         config["bounds"] = build(folder, config.get("bounds", {}), Bounds, lambda bounds: bounds)
+        if config.get("teacher"):
+            config["teacher"] = teacher_phase(folder, config["teacher"])
         if config.get("shape"):
             config["shape"] = build(folder, config["shape"], OccupancyConfig, lambda shape: shape)
         model = build(folder, config, GeneratorConfig, cls)
         load_weights(folder, model)
         return model.to(find_device(str(device))).eval()
+
+
+def teacher_phase(folder: Path, config: dict[str, Any]) -> TeacherPhase:
+    """The option `teacher` of a stored generator."""
+    parts = {
+        "unet": build(folder, config.get("unet", {}), MultiViewUNetConfig, lambda c: c),
+        "image": build(folder, config.get("image", {}), ClipVisionConfig, lambda c: c),
+    }
+    return build(folder, config | parts, TeacherPhase, lambda phase: phase)
 
 
 def shipped() -> list[str]:

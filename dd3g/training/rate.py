@@ -29,7 +29,7 @@ class LearningRate:
         """Set the rate of the coming step; returns it."""
         value = learning_rate(self.config, self.count, self.minutes)
         for group in self.optimizer.param_groups:
-            group["lr"] = value
+            group["lr"] = value * group.get("rate_share", 1.0)
         return value
 
     def state_dict(self) -> dict[str, Any]:

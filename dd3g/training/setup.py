@@ -6,6 +6,7 @@ import os
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,9 +23,21 @@ from dd3g.training.settings import changes
 
 
 def make_optimizer(model: nn.Module, config: LoopConfig, fused: bool) -> torch.optim.Optimizer:
-    """AdamW or Muon with the options of `config`, over all parameters of a model."""
+    """AdamW or Muon with the options of `config`, over all parameters of a model.
+
+    A parameter with an attribute `rate_share` learns at that share of the rate.
+
+    Raises:
+        UserError: Muon for a model with such parameters.
+    """
+    by_share: dict[float, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        by_share.setdefault(getattr(parameter, "rate_share", 1.0), []).append(parameter)
+    if len(by_share) > 1 and config.optimizer == "muon":
+        raise UserError("optimizer muon has one rate for all parameters: take adamw, or start.lower=frozen")
+    groups: Any = [{"params": found, "rate_share": share} for share, found in by_share.items()]
     return (Muon if config.optimizer == "muon" else torch.optim.AdamW)(
-        model.parameters(),
+        groups if len(groups) > 1 else model.parameters(),
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.adam_weight_decay,

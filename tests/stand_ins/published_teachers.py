@@ -28,6 +28,7 @@ TEXT = {
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "projection_dim": 32,
+    "hidden_act": "gelu",
 }
 IMAGE = {
     "image_size": 28,
@@ -37,6 +38,7 @@ IMAGE = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "projection_dim": 32,
+    "hidden_act": "gelu",
 }
 VAE = {
     "block_out_channels": [32, 32],
@@ -60,15 +62,17 @@ CANVAS_UNET = {
 }
 
 
-def write_imagedream(folder: Path, seed: int = 1, licence: str = "openrail", **unet: Any) -> Path:
-    """An ImageDream; with `ip_dim=0` an MVDream."""
+def write_imagedream(
+    folder: Path, seed: int = 1, licence: str = "openrail", levels: int = 2, **unet: Any
+) -> Path:
+    """An ImageDream; with `ip_dim=0` an MVDream. Its VAE has `levels`, 4 in the published ones."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     config = UNET | unet
     with torch.device("meta"):
         network = MultiViewUNet(MultiViewUNetConfig(**config, image_dim=IMAGE["hidden_size"]))
         encoder = CLIPVisionModel(CLIPVisionConfig(**IMAGE))
-    configs, shapes = _shared(config, network)
+    configs, shapes = _shared(config, network, levels)
     if config["ip_dim"]:
         configs["image_encoder"], shapes["image_encoder"] = IMAGE, shapes_of(encoder, "vision_model.")
     write_folder(folder, configs, shapes, seed)
@@ -104,14 +108,21 @@ def shapes_of(network: torch.nn.Module, prefix: str = "") -> dict[str, list[int]
     return {prefix + name: list(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
-def _shared(unet: dict[str, Any], network: torch.nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+def _shared(
+    unet: dict[str, Any], network: torch.nn.Module, levels: int = 2
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Configs and shapes of what all of them have."""
     from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    vae_config = VAE | {
+        "block_out_channels": [32] * levels,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
     with torch.device("meta"):
-        vae = AutoencoderKL(**VAE)
+        vae = AutoencoderKL(**vae_config)
         text = CLIPTextModel(CLIPTextConfig(**TEXT))
-    configs = {"unet": unet, "vae": VAE, "text_encoder": TEXT}
+    configs = {"unet": unet, "vae": vae_config, "text_encoder": TEXT}
     text_shapes = {k: v for k, v in shapes_of(text, "text_model.").items() if "position_ids" not in k}
     return configs, {"unet": shapes_of(network), "vae": shapes_of(vae), "text_encoder": text_shapes}

@@ -1,0 +1,75 @@
+"""A generator whose phase 1 is a published teacher's own network, weights and all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from dd3g.errors import UserError
+from dd3g.nn.clip_vision import ClipVisionConfig
+from dd3g.pepd import Generator, GeneratorConfig
+from dd3g.pepd.config import TeacherPhase
+from dd3g.setting import setting
+from distill.teachers import load
+from distill.teachers.mvdream import MVDreamTeacher
+
+
+@dataclass
+class StartConfig:
+    """Where a generator's phase 1 comes from."""
+
+    teacher: str = setting("", "ImageDream: its name, hub id or folder; empty: the compact stack, untrained")
+    steps: int = setting(50, "of the quadruples: decides at which noise level the network is called")
+    top_only: bool = setting(False, "only its level at full resolution")
+    lower: Literal["frozen", "low_rank", "trained"] = setting("frozen", "levels below the top: or another")
+    rank: int = setting(16, "of low-rank changes")
+    lower_rate: float = setting(0.1, "share of the learning rate for lower levels that are trained")
+
+
+def start_from_teacher(config: GeneratorConfig, start: StartConfig) -> Generator:
+    """A generator of `config`, with the teacher's network, encoders and empty caption in phase 1.
+
+    Raises:
+        UserError: when the teacher is not ImageDream, or its views and the generator's differ.
+    """
+    teacher = load(start.teacher)
+    if not isinstance(teacher, MVDreamTeacher) or not teacher.sees_picture:
+        raise UserError(f"start.teacher {start.teacher} is no ImageDream, whose network phase 1 can be")
+    wanted = (teacher.picture_size, teacher.latent_shape)
+    if (config.size, tuple(config.latent_shape)) != wanted:
+        raise UserError(
+            f"start.teacher {start.teacher} draws {wanted[0]} pixels from noise {list(wanted[1])}: set "
+            f"generator.size={wanted[0]} and generator.latent_shape={list(wanted[1])}"
+        )
+    level = teacher.schedule.plan(start.steps)[0][0]
+    vision = teacher.image.config
+    if vision.hidden_act != "gelu":
+        raise UserError(f"start.teacher {start.teacher}: its image encoder has {vision.hidden_act}, not gelu")
+    phase = TeacherPhase(
+        unet=teacher.unet.config,
+        image=ClipVisionConfig(**{f.name: getattr(vision, f.name) for f in fields(ClipVisionConfig)}),
+        vae={k: v for k, v in dict(teacher.codec.vae.config).items() if not k.startswith("_")},
+        level=level,
+        alpha_bar=float(teacher.schedule.ab(level)),
+        **{name: getattr(start, name) for name in ("top_only", "lower", "rank", "lower_rate")},
+    )
+    generator = Generator(replace(config, teacher=phase))
+    extraction: Any = generator.extraction
+    _take(extraction.unet, teacher.unet)
+    _take(extraction.image, teacher.image)
+    _take(extraction.vae, teacher.codec.vae)
+    with torch.no_grad():
+        extraction.caption.copy_(teacher.text([""]))
+    return generator
+
+
+@torch.no_grad()
+def _take(own: nn.Module, theirs: nn.Module) -> None:
+    """Copy every tensor that both have by the same name; new ones of ours stay as they began."""
+    state = theirs.state_dict()
+    for name, tensor in own.state_dict().items():
+        if name in state:
+            tensor.copy_(state[name])

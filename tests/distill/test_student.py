@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from stand_ins.published_teachers import IMAGE, write_imagedream
+from stand_ins.tiny_objects import write_renders
+
+from dd3g.cameras import Cameras
+from dd3g.configuration import launch
+from dd3g.errors import UserError
+from dd3g.nn.clip_vision import ClipVision, ClipVisionConfig
+from dd3g.nn.low_rank import LowRankLinear
+from dd3g.nn.multiview_unet import MultiViewUNet, MultiViewUNetConfig, TopLevelUNet
+from dd3g.pepd import Generator, GeneratorConfig
+from dd3g.training.config import LoopConfig
+from dd3g.training.rate import LearningRate
+from dd3g.training.setup import make_optimizer
+from distill.student import StartConfig, start_from_teacher
+from distill.teachers import load
+from distill.train import DistillConfig, run
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+CONFIG = GeneratorConfig(
+    size=64, latent_shape=(4, 4, 8, 8), width=32, heads=2, residual_hidden=16, fine=8, mid=16
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_imagedream(tmp_path_factory.mktemp("teacher") / "imagedream", levels=4)
+
+
+@pytest.fixture(scope="module")
+def teacher(folder):
+    return load(folder)
+
+
+def student(folder, **options):
+    torch.manual_seed(0)
+    return start_from_teacher(CONFIG, StartConfig(teacher=str(folder), **options))
+
+
+def inputs(batch=2):
+    g = torch.Generator().manual_seed(0)
+    rgba = torch.rand(batch, 4, 64, 64, generator=g)
+    rgba[:, :, :20] = 0
+    rig = Cameras.stack([Cameras.orbit([0.0, 90, 180, 270], e, 64) for e in (0.0, 15.0)[:batch]])
+    return torch.randn(batch, 4, 4, 8, 8, generator=g), rig, rgba
+
+
+def test_sizes_of_the_published_networks():
+    with torch.device("meta"):
+        imagedream = MultiViewUNet(MultiViewUNetConfig(ip_dim=16))
+        mvdream = MultiViewUNet(MultiViewUNetConfig())
+        top = TopLevelUNet(MultiViewUNetConfig(ip_dim=16))
+    sizes = {
+        name: sum(p.numel() for p in network.parameters())
+        for name, network in (("imagedream", imagedream), ("mvdream", mvdream), ("top", top))
+    }
+    assert sizes["imagedream"] == 941_672_900 and len(imagedream.state_dict()) == 773
+    assert sizes["mvdream"] == 867_572_164 and len(mvdream.state_dict()) == 690
+    lower = sum(p.numel() for stage in imagedream.lower_levels() for p in stage.parameters())
+    assert lower == pytest.approx(857e6, rel=0.002)
+    embeddings = sum(p.numel() for n, p in top.named_parameters() if n.split(".")[0].endswith("_embed"))
+    assert embeddings == pytest.approx(52.3e6, rel=0.002)
+    assert sizes["top"] - embeddings == pytest.approx(32.5e6, rel=0.02)
+    published = set(imagedream.state_dict())
+    assert set(top.state_dict()) - published == {"bridge.weight", "bridge.bias"}
+    kept = {name: t.shape for name, t in top.state_dict().items() if name in published}
+    assert kept == {name: imagedream.state_dict()[name].shape for name in kept}
+
+
+def test_clip_is_that_of_transformers(teacher):
+    shape = {k: v for k, v in IMAGE.items() if k in ClipVisionConfig.__dataclass_fields__}
+    own = ClipVision(ClipVisionConfig(**shape))
+    missing = own.load_state_dict(teacher.image.state_dict(), strict=False)
+    assert not missing.missing_keys
+    rgb = torch.rand(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    pixels = (rgb - own.mean) / own.std
+    wanted = teacher.image(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
+    assert torch.allclose(own(rgb), wanted, atol=1e-5)
+
+
+@torch.no_grad()
+def test_phase_1_predicts_what_the_teacher_does(folder, teacher, monkeypatch):
+    generator = student(folder)
+    extraction = generator.extraction
+    assert extraction.phase.level == 981
+    assert extraction.phase.alpha_bar == pytest.approx(float(teacher.schedule.ab(981)))
+    noise, rig, rgba = inputs()
+    wanted = teacher(noise, torch.tensor([981, 981]), teacher.condition(rgba, rig))
+    _, eps = extraction.predict(noise, rig, rgba)
+    # Its pictures are not rounded to eight bits on the way to CLIP.
+    assert (eps - wanted).square().mean().sqrt() < 2e-3 * wanted.square().mean().sqrt()
+    monkeypatch.setattr(extraction.image, "forward", lambda _: teacher.image_tokens(rgba))
+    _, eps = extraction.predict(noise, rig, rgba)
+    assert torch.allclose(eps, wanted, atol=1e-5)
+    # The tokens hold the one-step picture of the noise, DMD's start.
+    alpha, sigma = teacher.schedule.alpha_sigma(981, noise)
+    x0 = (noise - sigma * eps) / alpha
+    extraction.tokens.weight.zero_(), extraction.tokens.bias.zero_()
+    tokens = extraction(noise, rig, rgba)
+    assert torch.allclose(tokens.flatten(0, 1), extraction.picture(x0.flatten(0, 1)), atol=1e-3, rtol=1e-4)
+
+
+def test_the_level_follows_the_steps(folder):
+    assert student(folder, steps=30).extraction.phase.level == 958
+
+
+def test_keys_are_one_to_one(folder):
+    own = student(folder).state_dict()
+    published = load_file(folder / UNET)
+    names = {k.removeprefix("extraction.unet.") for k in own if k.startswith("extraction.unet.")}
+    assert names == set(published)
+    assert all(torch.equal(own[f"extraction.unet.{k}"], v) for k, v in published.items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"lower": "low_rank", "rank": 2}, {"top_only": True}])
+def test_a_student_comes_back_from_disk(folder, tmp_path, options):
+    generator = student(folder, **options).eval()
+    again = Generator.from_pretrained(generator.save_pretrained(tmp_path / "model"))
+    assert again.config.teacher == generator.config.teacher
+    noise, rig, rgba = inputs(1)
+    assert torch.equal(again(noise, rig, rgba).means, generator(noise, rig, rgba).means)
+
+
+def learning(generator):
+    noise, rig, rgba = inputs(1)
+    loss = sum(getattr(generator(noise, rig, rgba), n).square().sum() for n in ("means", "colors", "scales"))
+    loss.backward()
+    return {n for n, p in generator.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+
+def lower(names):
+    parts = ("input_blocks.2", "input_blocks.3", "middle", "output_blocks.0", "output_blocks.1")
+    return {n for n in names if n.startswith(tuple(f"extraction.unet.{p}" for p in parts))}
+
+
+def test_what_learns(folder):
+    frozen = learning(student(folder))
+    assert not lower(frozen) and any("output_blocks.3" in n for n in frozen)
+    assert not any(n.startswith(("extraction.image.", "extraction.vae.")) for n in frozen)
+    generator = student(folder, lower="low_rank", rank=2)
+    layers = [m for m in generator.modules() if isinstance(m, LowRankLinear)]
+    assert layers and all(m.weight.requires_grad is False for m in layers)
+    assert {n.rsplit(".", 1)[1] for n in lower(learning(generator))} == {"high"}  # `low` once `high` is not 0
+    trained = lower(learning(student(folder, lower="trained")))
+    assert len(trained) > 40
+
+
+@torch.no_grad()
+def test_low_rank_begins_as_the_teacher(folder):
+    noise, rig, rgba = inputs(1)
+    a, b = student(folder), student(folder, lower="low_rank")
+    assert torch.equal(a.extraction.predict(noise, rig, rgba)[1], b.extraction.predict(noise, rig, rgba)[1])
+    layer = next(m for m in b.modules() if isinstance(m, LowRankLinear))
+    layer.high.fill_(0.5)
+    x = torch.randn(3, layer.in_features)
+    matrix = layer.weight + layer.high @ layer.low
+    wanted = torch.nn.functional.linear(x, matrix, layer.bias)
+    assert torch.allclose(layer(x), wanted, atol=1e-5)
+
+
+def test_lower_levels_learn_at_a_tenth_of_the_rate(folder):
+    generator = student(folder, lower="trained", lower_rate=0.1)
+    config = LoopConfig(learning_rate=0.01, lr_warmup_steps=0, lr_scheduler="constant")
+    optimizer = make_optimizer(generator, config, False)
+    LearningRate(optimizer, config).set()
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    slow = {n for n, p in generator.named_parameters() if rates[id(p)] == pytest.approx(0.001)}
+    assert slow == lower(dict(generator.named_parameters()))
+    assert {round(r, 6) for r in rates.values()} == {0.01, 0.001}
+    with pytest.raises(UserError, match="one rate for all"):
+        make_optimizer(generator, LoopConfig(optimizer="muon"), False)
+
+
+def test_teachers_that_do_not_fit(folder, tmp_path):
+    with pytest.raises(UserError, match="set generator.size=64 and generator.latent_shape=\\[4, 4, 8, 8\\]"):
+        start_from_teacher(GeneratorConfig(), StartConfig(teacher=str(folder)))
+    with pytest.raises(UserError, match="is no ImageDream"):
+        start_from_teacher(CONFIG, StartConfig(teacher="analytic"))
+
+
+@pytest.mark.slow
+def test_the_command_trains_a_student(folder, tmp_path):
+    renders = write_renders(tmp_path / "renders", size=64)
+    words = [f"renders=[{renders}]", f"output_dir={tmp_path / 'out'}", "train_batch_size=2"]
+    words += ["max_train_steps=2", "report_to=none", "mixed_precision=no", "checkpointing_steps=100"]
+    words += [f"start.teacher={folder}", "generator.size=64", "generator.latent_shape=[4,4,8,8]"]
+    words += ["generator.width=32", "generator.heads=2", "generator.residual_hidden=16"]
+    assert launch(run, DistillConfig, words) == 0
+    made = Generator.from_pretrained(tmp_path / "out" / "model")
+    assert made.config.teacher is not None and made.config.teacher.level == 981
+    own, published = made.state_dict(), load_file(folder / UNET)
+    name = "middle_block.0.in_layers.2.weight"
+    assert torch.equal(own[f"extraction.unet.{name}"], published[name])
+    assert "phase 1" in (tmp_path / "out" / "model" / "README.md").read_text()
