@@ -251,7 +251,7 @@ def test_our_own_bvh_comes_back(tmp_path):
     rest = default_body().pose(torch.eye(3).expand(1, 24, 3, 3))[0][0]
     v = 0.3 * torch.randn(3, 24, 3, generator=torch.Generator().manual_seed(0))
     rotations, roots = axis_angle_to_matrix(v), torch.tensor([[0.0, 0.1, 4.0]] * 3)
-    save_bvh(rest, rotations, roots, tmp_path / "person.bvh", fps=25)
+    save_bvh(rest, rotations, roots, tmp_path / "person.bvh", [0.0, 0.04, 0.08])
     motion = read_bvh(tmp_path / "person.bvh")
     down = torch.tensor([1.0, -1.0, -1.0])  # the file is y up, the camera y down
     body = default_body().points(rotations, layout="smpl-24") * down
