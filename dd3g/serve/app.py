@@ -62,6 +62,7 @@ class Parameters(BaseModel, extra="forbid"):
     refine: float = 0.0
     matte: Literal["auto", "none", "u2netp"] = "auto"
     foreground_ratio: float = 0.8
+    fov: float = 49.1
 
     def order(self, worker: Worker) -> Order:
         """The same checks as those of the command line.
@@ -85,6 +86,7 @@ class Parameters(BaseModel, extra="forbid"):
             matte="none" if worker.matte == "none" else self.matte,
             foreground_ratio=self.foreground_ratio,
             elevation=self.elevation,
+            fov=self.fov,
             raw=self.raw,
             refine=self.refine,
         )

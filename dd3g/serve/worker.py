@@ -127,11 +127,11 @@ class Worker:
     def _object(self, picture: bytes, request: Request) -> tuple[Gaussians, tuple[str, ...]]:
         r = request
         digest = hashlib.sha256(picture).digest()
-        key = (digest, r.matte, r.foreground_ratio, r.seed, r.elevation, r.raw, r.refine)
+        key = (digest, r.matte, r.foreground_ratio, r.seed, r.elevation, r.raw, r.refine, r.fov)
         if key not in self._kept:
             found = load_image(picture, matte=r.matte, fill=r.foreground_ratio)
             gaussians = self._generator.generate(
-                found, seed=r.seed, elevation=r.elevation, raw=r.raw, refine=r.refine
+                found, seed=r.seed, elevation=r.elevation, raw=r.raw, refine=r.refine, fov=r.fov
             )
             self._kept[key] = gaussians.to("cpu"), found.warnings
             if len(self._kept) > KEPT:

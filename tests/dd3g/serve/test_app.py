@@ -113,11 +113,11 @@ def test_the_page_of_an_object(serve):
 
 
 def test_parameters_reach_the_generator(serve, gate):
-    serve(post(picture(), seed=7, elevation=-20, refine=2.5))
+    serve(post(picture(), seed=7, elevation=-20, refine=2.5, fov=30))
     serve(post(picture(), raw="true"))
     assert gate.calls == [
-        (7, {"elevation": -20.0, "raw": False, "refine": 2.5}),
-        (0, {"elevation": 10.0, "raw": True, "refine": 0.0}),
+        (7, {"elevation": -20.0, "raw": False, "refine": 2.5, "fov": 30.0}),
+        (0, {"elevation": 10.0, "raw": True, "refine": 0.0, "fov": 49.1}),
     ]
 
 
@@ -148,6 +148,7 @@ WRONG = {
     "seed": (2**64, f"seed {2**64} is out of range: give 0 to {2**64 - 1}"),
     "elevation": ("nan", "elevation nan is out of range: give -80 to 80 degrees"),
     "foreground_ratio": (2, "foreground-ratio 2 is out of range"),
+    "fov": (0, "fov 0 is out of range: give 1 to 100 degrees"),
     "refine": (11, "refine 11 is out of range: give 0 to 10 seconds"),
     "ply_layout": ("wide", "unknown layout 'wide' of .ply"),
     "raw": ("maybe", "raw: Input should be a valid boolean"),
