@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ from dd3g.results import AXES, FORMATS, Request, are_there, write_results
 
 DEFAULT_WEIGHTS = "nano"
 MANY = 16  # passes for which it pays to warm a GPU up
+TWO_STAGE = "distill.two_stage"  # of a higher floor, so it is only named
 
 
 def run(
@@ -87,9 +89,8 @@ def run(
             continue
         if generator is None:
             from dd3g.device import find_device
-            from dd3g.pepd import Generator
 
-            generator = Generator.from_pretrained(weights, device=str(find_device(device)))
+            generator = load_generator(weights, str(find_device(device)))
             if len(listed.found) * request.samples >= MANY and (captured := generator.compiled().captured):
                 progress.say(f"warmed up in {captured.seconds:.1f} s")
             check_writable(request.out)
@@ -125,6 +126,26 @@ def _place(output: Path, formats: str | None) -> tuple[Path, str | None, tuple[s
     if suffix not in (given or [suffix]):
         raise UserError(f"-o {output} and --format {formats} differ: leave --format out, or give a folder")
     return output.parent, name[: -len(suffix) - 1], tuple(dict.fromkeys(given or [suffix]))
+
+
+def load_generator(weights: str, device: str) -> Any:
+    """What makes Gaussians of a picture: a generator, or for TEACHER+lgm a teacher and LGM.
+
+    Raises:
+        UserError: when nothing is found under that name.
+    """
+    if "+" in weights and not Path(weights).exists():
+        try:
+            two_stage = import_module(TWO_STAGE)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"--weights {weights}: a teacher and LGM are in the package distill, which is not installed: "
+                "install the whole project"
+            ) from error
+        return two_stage.load_two_stage(weights, device)
+    from dd3g.pepd import Generator
+
+    return Generator.from_pretrained(weights, device=device)
 
 
 def _last_line(report: Report, out: Path) -> str:
@@ -163,7 +184,9 @@ def infer(
     ] = 49.1,
     refine: Annotated[float, typer.Option(help="Seconds to fit the visible side to the picture.")] = 0.0,
     raw: Annotated[bool, typer.Option("--raw", help="Write the network's soft splats, not a solid.")] = False,
-    weights: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = DEFAULT_WEIGHTS,
+    weights: Annotated[
+        str, typer.Option(help="Shipped name, folder or hub id; TEACHER+lgm: slow.")
+    ] = DEFAULT_WEIGHTS,
     device: Device = "auto",
     matte: Annotated[
         str,

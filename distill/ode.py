@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.diffusion import sample
-from distill.quadruples import Quadruple
+from dd3g.picture import resize_rgba
+from distill.quadruples import Quadruple, noise_of
 from distill.teachers import Teacher
 
 
@@ -47,3 +48,33 @@ def simulate(
     if not teacher.sees_picture:
         rgba = torch.cat([views[:, 0, :3], torch.ones_like(views[:, 0, :1])], 1)
     return Quadruple(noise, teacher.rig if cameras is None else cameras, rgba, views)
+
+
+def views_of(
+    teacher: Teacher,
+    rgba: Tensor,
+    seed: int,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    cameras: Cameras | None = None,
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """The teacher's views of one picture.
+
+    Args:
+        teacher: on `device`.
+        rgba: (4, S, S) straight RGBA of any size.
+        seed: of the noise.
+        steps: as `simulate`.
+        guidance_scale: as `simulate`.
+        cameras: (V,) as `simulate`.
+        device: the teacher's.
+
+    Returns:
+        (V, 4, S, S) straight RGBA in 0..1 on the CPU; RGB from a teacher without alpha.
+    """
+    image = resize_rgba(rgba.float()[None], teacher.picture_size).to(device)
+    noise = noise_of(teacher.latent_shape, seed)[None].to(device)
+    cameras = None if cameras is None else cameras.to(device)
+    made = simulate(teacher, image, noise, steps, guidance_scale, cameras)
+    return made.outputs[0].float().cpu().clamp(0, 1)

@@ -1,0 +1,126 @@
+"""LGM: pictures and cameras in, Gaussians out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd3g.cameras import FOVY, RADIUS, Cameras
+from dd3g.errors import UserError
+from dd3g.gaussians import Gaussians
+from distill.lgm.network import BIG, Layout, MultiViewUNet
+
+SIZE = 256  # pixels a side of a view in training
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+
+
+class LGM(nn.Module):
+    """Four views and their cameras to Gaussians.
+
+    Args:
+        layout: as of a file by `Layout.of`, or a published one.
+    """
+
+    def __init__(self, layout: Layout = BIG) -> None:
+        super().__init__()
+        self.layout = layout
+        self.unet = MultiViewUNet(layout)
+        self.conv = nn.Conv2d(14, 14, 1)
+
+    def forward(self, x: Tensor) -> Gaussians:
+        """One pass over what `lgm_input` made.
+
+        Args:
+            x: (B, V, 9, S, S) views and rays; S a multiple of 2 ** (number of blocks down - 1).
+
+        Returns:
+            (B, V * s * s) Gaussians, view by view and row by row, s = S / `layout.shrink`, in the
+            world of the rays.
+        """
+        views = x.shape[1]
+        raw = self.conv(self.unet(x.flatten(0, 1), views)).unflatten(0, (-1, views))
+        raw = raw.movedim(2, -1).flatten(1, 3)  # (B, N, 14)
+        means, opacity, scales, quats, colors = raw.split([3, 1, 3, 4, 3], -1)
+        return Gaussians(
+            means=means.clamp(-1, 1),
+            quats=F.normalize(quats, dim=-1),
+            scales=0.1 * F.softplus(scales),
+            opacities=opacity[..., 0].sigmoid(),
+            colors=0.5 * colors.tanh() + 0.5,
+        )
+
+    @torch.no_grad()
+    def reconstruct(self, views: Tensor, cameras: Cameras, size: int = SIZE) -> Gaussians:
+        """Views of any elevation to Gaussians in the world of their cameras.
+
+        Training turned every world so that the first view stood at azimuth and elevation 0; so does this, and
+        turns the Gaussians back.
+
+        Args:
+            views: (B, V, 3, H, W) over white, or straight RGBA (B, V, 4, H, W), in 0..1.
+            cameras: (V,) around the origin at radius 1.5, field of view 49.1 degrees.
+            size: pixels a side that the network sees.
+
+        Returns:
+            (B, V * s * s) Gaussians.
+
+        Raises:
+            UserError: when the cameras are not such.
+        """
+        check_cameras(cameras)
+        front = Cameras.orbit([0.0], 0.0, cameras.width).to(cameras.viewmats)
+        turn = front.camera_to_world[0] @ cameras.viewmats[0]  # the views' world to that of the network
+        rig = replace(cameras, viewmats=cameras.viewmats @ torch.linalg.inv(turn.double()).to(turn))
+        gaussians = self(lgm_input(views, rig, size))
+        return gaussians.transformed(turn[:3, :3].T)
+
+
+def lgm_input(views: Tensor, cameras: Cameras, size: int = SIZE) -> Tensor:
+    """What the network sees: normalised pictures over the Plücker rays of their pixels.
+
+    Args:
+        views: (B, V, 3, H, W) over white, or straight RGBA (B, V, 4, H, W), in 0..1.
+        cameras: (V,) of the views.
+        size: pixels a side of the result.
+
+    Returns:
+        (B, V, 9, size, size).
+    """
+    if views.shape[2] == 4:
+        alpha = views[:, :, 3:]
+        views = views[:, :, :3] * alpha + 1 - alpha
+    B, V = views.shape[:2]
+    small = F.interpolate(views.flatten(0, 1).contiguous(), (size, size), mode="bilinear")
+    mean, std = (torch.tensor(c, dtype=views.dtype, device=views.device)[:, None, None] for c in (MEAN, STD))
+    rays = cameras.resized(size).to(views).plucker()
+    return torch.cat([((small - mean) / std).unflatten(0, (B, V)), rays.expand(B, V, 6, size, size)], 2)
+
+
+def check_cameras(cameras: Cameras) -> None:
+    """Refuse cameras that LGM was not trained with.
+
+    Raises:
+        UserError: other than four views around the object at azimuths 0, 90, 180, 270 and one elevation,
+            radius 1.5 and field of view 49.1 degrees.
+    """
+    steps = torch.rad2deg(cameras.azimuths - cameras.azimuths[:1]) % 360
+    heights = cameras.positions[:, 1]
+    fovy = torch.rad2deg(2 * torch.atan(0.5 * cameras.height / cameras.Ks[:, 1, 1]))
+    wanted = torch.arange(4) * 90.0
+    fits = (
+        len(cameras) == 4
+        and bool(((steps.cpu() - wanted + 180) % 360 - 180).abs().max() < 1)
+        and bool((heights - heights[0]).abs().max() < 0.02)
+        and bool((cameras.positions.norm(dim=-1) - RADIUS).abs().max() < 0.02)
+        and bool((fovy - FOVY).abs().max() < 0.5)
+    )
+    if not fits:
+        raise UserError(
+            "LGM reconstructs from four views at azimuths 0, 90, 180, 270 and one elevation, at radius "
+            f"{RADIUS} under {FOVY} degrees; these are {len(cameras)} views at "
+            f"{', '.join(f'{a:.0f}' for a in steps.tolist())}, radius {cameras.positions[0].norm():.2f}, "
+            f"{fovy[0]:.1f} degrees: give a teacher with such a rig"
+        )

@@ -1,0 +1,233 @@
+"""LGM's U-Net with the names that its published files have, and the layouts that it is published in."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HEADS = 16
+HALF = math.sqrt(0.5)  # keeps the variance of the sum of a branch and its shortcut
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shape of an LGM; the three published ones are big, small and tiny.
+
+    Args:
+        down: channels of each block on the way down; all but the last halve the map.
+        up: channels of each block on the way up; all but the last double the map.
+        down_attention: whether the layers of these blocks look at all views; one a block.
+        up_attention: likewise.
+        down_layers: layers of a block on the way down, each of which is a skip connection.
+        mid_attention: whether the middle looks at all views.
+    """
+
+    down: tuple[int, ...]
+    up: tuple[int, ...]
+    down_attention: tuple[bool, ...]
+    up_attention: tuple[bool, ...]
+    down_layers: int = 2
+    mid_attention: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.up) <= len(self.down):
+            raise ValueError(f"{len(self.down)} blocks down and {len(self.up)} up are no U-Net")
+
+    @property
+    def shrink(self) -> int:
+        """Side of a view by that of its map of Gaussians."""
+        return 2 ** (len(self.down) - len(self.up))
+
+    @staticmethod
+    def of(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+        """The layout that a file's tensors have, by their names and shapes.
+
+        Raises:
+            ValueError: when they are not those of an LGM.
+        """
+
+        def blocks(side: str) -> list[int]:
+            pattern = re.compile(rf"unet\.{side}_blocks\.(\d+)\.nets\.0\.conv1\.weight")
+            return sorted(int(m[1]) for name in shapes if (m := pattern.fullmatch(name)))
+
+        def channels(side: str) -> tuple[int, ...]:
+            return tuple(shapes[f"unet.{side}_blocks.{i}.nets.0.conv1.weight"][0] for i in blocks(side))
+
+        def attention(side: str) -> tuple[bool, ...]:
+            return tuple(f"unet.{side}_blocks.{i}.attns.0.norm.weight" in shapes for i in blocks(side))
+
+        layers = sum(bool(re.fullmatch(r"unet\.down_blocks\.0\.nets\.\d+\.norm1\.weight", n)) for n in shapes)
+        middle = "unet.mid_block.attns.0.norm.weight" in shapes
+        return Layout(
+            channels("down"), channels("up"), attention("down"), attention("up"), max(layers, 1), middle
+        )
+
+
+BIG = Layout(
+    down=(64, 128, 256, 512, 1024, 1024),
+    up=(1024, 1024, 512, 256, 128),
+    down_attention=(False, False, False, True, True, True),
+    up_attention=(True, True, True, False, False),
+)
+SMALL = replace(BIG, up=BIG.up[:4], up_attention=BIG.up_attention[:4])
+TINY = Layout(
+    down=(32, 64, 128, 256, 512),
+    up=(512, 256, 128),
+    down_attention=(False, False, False, False, True),
+    up_attention=(True, False, False),
+)
+
+
+class Resnet(nn.Module):
+    """Two convolutions and a shortcut, their sum scaled back to the variance of one."""
+
+    def __init__(self, inside: int, outside: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(32, inside)
+        self.conv1 = nn.Conv2d(inside, outside, 3, padding=1)
+        self.norm2 = nn.GroupNorm(32, outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, padding=1)
+        if inside != outside:
+            self.shortcut: nn.Module = nn.Conv2d(inside, outside, 1)
+        else:
+            self.shortcut = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inside, h, w) -> (N, outside, h, w)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return (h + self.shortcut(x)) * HALF
+
+
+class SelfAttention(nn.Module):
+    """Every token over all tokens."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L, d)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class ViewAttention(nn.Module):
+    """Attention over the pixels of all views of an object jointly."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(32, dim)
+        self.attn = SelfAttention(dim)
+
+    def forward(self, x: Tensor, views: int) -> Tensor:
+        """(B * views, D, h, w) -> the same shape."""
+        tokens = self.norm(x).unflatten(0, (-1, views)).movedim(2, -1)  # (B, V, h, w, D)
+        h = self.attn(tokens.flatten(1, 3)).unflatten(1, tokens.shape[1:4])
+        # Contiguous: on other strides torch's group norm sums naively, which costs three digits on CPUs.
+        return (h.movedim(-1, 2).flatten(0, 1).contiguous() + x) * HALF
+
+
+class Block(nn.Module):
+    """Layers of one resolution: a resnet each, behind it attention where the block has it."""
+
+    def __init__(self, inside: list[int], outside: int, attention: bool) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(Resnet(c, outside) for c in inside)
+        self.attns = nn.ModuleList(ViewAttention(outside) for _ in inside) if attention else None
+
+    def layer(self, i: int, x: Tensor, views: int) -> Tensor:
+        """Layer i of the block."""
+        x = self.nets[i](x)
+        return x if self.attns is None else self.attns[i](x, views)
+
+
+class DownBlock(Block):
+    """A block whose layers are all skips, and a convolution that halves the map."""
+
+    def __init__(self, inside: int, outside: int, layers: int, attention: bool, halves: bool) -> None:
+        super().__init__([inside] + [outside] * (layers - 1), outside, attention)
+        self.downsample = nn.Conv2d(outside, outside, 3, stride=2, padding=1) if halves else None
+
+    def forward(self, x: Tensor, views: int) -> list[Tensor]:
+        """Its skips; the last one goes on."""
+        found = []
+        for i in range(len(self.nets)):
+            x = self.layer(i, x, views)
+            found.append(x)
+        if self.downsample is not None:
+            found.append(self.downsample(x))
+        return found
+
+
+class MidBlock(nn.Module):
+    """Resnet, attention, resnet."""
+
+    def __init__(self, dim: int, attention: bool) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList([Resnet(dim, dim), Resnet(dim, dim)])
+        self.attns = nn.ModuleList([ViewAttention(dim)]) if attention else None
+
+    def forward(self, x: Tensor, views: int) -> Tensor:
+        """(B * views, D, h, w) -> the same shape."""
+        x = self.nets[0](x)
+        if self.attns is not None:
+            x = self.attns[0](x, views)
+        return self.nets[1](x)
+
+
+class UpBlock(Block):
+    """A block whose layers each take one skip, and a convolution behind doubling the map."""
+
+    def __init__(self, inside: int, skips: list[int], outside: int, attention: bool, doubles: bool) -> None:
+        before = [inside] + [outside] * (len(skips) - 1)
+        super().__init__([c + s for c, s in zip(before, skips, strict=True)], outside, attention)
+        self.upsample = nn.Conv2d(outside, outside, 3, padding=1) if doubles else None
+
+    def forward(self, x: Tensor, skips: list[Tensor], views: int) -> Tensor:
+        """`skips` gives its last ones away."""
+        for i in range(len(self.nets)):
+            x = self.layer(i, torch.cat([x, skips.pop()], 1), views)
+        return x if self.upsample is None else self.upsample(F.interpolate(x, scale_factor=2.0))
+
+
+class MultiViewUNet(nn.Module):
+    """(B * views, 9, S, S) -> (B * views, 14, S / shrink, S / shrink)."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(9, layout.down[0], 3, padding=1)
+        skips, channels = [layout.down[0]], layout.down[0]
+        self.down_blocks = nn.ModuleList()
+        last = len(layout.down) - 1
+        for i, (outside, attention) in enumerate(zip(layout.down, layout.down_attention, strict=True)):
+            self.down_blocks.append(DownBlock(channels, outside, layout.down_layers, attention, i != last))
+            skips += [outside] * (layout.down_layers + (i != last))
+            channels = outside
+        self.mid_block = MidBlock(channels, layout.mid_attention)
+        self.up_blocks = nn.ModuleList()
+        last = len(layout.up) - 1
+        for i, (outside, attention) in enumerate(zip(layout.up, layout.up_attention, strict=True)):
+            taken = [skips.pop() for _ in range(layout.down_layers + 1)]
+            self.up_blocks.append(UpBlock(channels, taken, outside, attention, i != last))
+            channels = outside
+        self.norm_out = nn.GroupNorm(32, channels)
+        self.conv_out = nn.Conv2d(channels, 14, 3, padding=1)
+
+    def forward(self, x: Tensor, views: int) -> Tensor:
+        """Views of one object stand side by side in the batch."""
+        x = self.conv_in(x.contiguous())
+        skips = [x]
+        for down in self.down_blocks:
+            skips += down(skips[-1], views)
+        x = self.mid_block(skips[-1], views)
+        for up in self.up_blocks:
+            x = up(x, skips, views)
+        return self.conv_out(F.silu(self.norm_out(x)))

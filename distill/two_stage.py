@@ -1,0 +1,88 @@
+"""A teacher and LGM as one generator: `dd3g infer --weights imagedream+lgm`.
+
+The slow way to today's best quality, and the reference that a distilled generator is measured by: tens of
+calls of a diffusion model give four views, of which LGM makes Gaussians.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dd3g.cameras import ELEVATION
+from dd3g.errors import UserError
+from dd3g.gaussians import Gaussians
+from dd3g.picture import Picture, load_image
+from distill.lgm import LGM, SIZE, check_cameras, load_lgm
+from distill.ode import views_of
+from distill.teachers import Teacher, load
+
+
+class TeacherAndLGM:
+    """Picture to Gaussians by way of a teacher's views; stands where a `Generator` does in `dd3g infer`.
+
+    Args:
+        teacher: with four views around the object.
+        lgm: the reconstructor.
+        size: pixels a side of the views that LGM sees.
+
+    Raises:
+        UserError: when the teacher's views are not those that LGM needs.
+    """
+
+    def __init__(self, teacher: Teacher, lgm: LGM, size: int = SIZE) -> None:
+        check_cameras(teacher.rig)
+        self.teacher, self.lgm, self.size = teacher, lgm, size
+        self.captured = None
+
+    def compiled(self) -> TeacherAndLGM:
+        """Itself: the time goes into the teacher's steps."""
+        return self
+
+    def generate(
+        self,
+        picture: Any,
+        seed: int = 0,
+        elevation: float = ELEVATION,
+        raw: bool = False,
+        refine: float = 0.0,
+    ) -> Gaussians:
+        """One object; the arguments are those of `Generator.generate`.
+
+        Args:
+            picture: a path, a PIL image, a `Picture`, or straight RGBA (4, S, S) framed as in training.
+            seed: draws the noise, on the CPU.
+            elevation: degrees by which the picture was taken from above; 0 is what LGM's authors give.
+            raw: LGM's splats are always as it makes them.
+            refine: must be 0.
+
+        Returns:
+            (N,) Gaussians on LGM's device.
+
+        Raises:
+            UserError: for `refine`, which fits a solid's discs.
+        """
+        if refine:
+            raise UserError("--refine fits the discs of a solid body, and LGM gives none: leave it out")
+        if not isinstance(picture, Tensor):
+            picture = (picture if isinstance(picture, Picture) else load_image(picture)).rgba
+        rig = self.teacher.rig_at(elevation)
+        device = next(self.lgm.parameters()).device
+        views = views_of(self.teacher, picture, seed, cameras=rig, device=device)
+        return self.lgm.reconstruct(views[None].to(device), rig.to(device), self.size)[0]
+
+
+def load_two_stage(name: str, device: str | torch.device = "cpu") -> TeacherAndLGM:
+    """Load a pair.
+
+    Args:
+        name: TEACHER+LGM: what `distill.teachers.load` and `load_lgm` take, joined by a plus sign.
+        device: of both.
+
+    Raises:
+        UserError: when either cannot be loaded.
+    """
+    teacher, _, lgm = name.rpartition("+")
+    return TeacherAndLGM(load(teacher, device), load_lgm(lgm, device))
