@@ -26,6 +26,7 @@ from tools.goldens.golden import Compared, Golden
 CHECKS = {
     "zero123pp": "tools.goldens.zero123plus:check",
     "pipeline_mvdream": "tools.goldens.pipeline:check",
+    "lgm": "tools.goldens.lgm:check",
     "unet_mvdream": "tools.goldens.unet:check",
 }
 
