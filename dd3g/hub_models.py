@@ -155,4 +155,12 @@ HUB_MODELS = {
         "U-Net for zero123plus: its views on white",
         notice="it was tuned from zero123plus v1.2, whose licence, CC-BY-NC-4.0, forbids commercial use",
     ),
+    "lgm": HubModel(
+        "ashawkey/LGM",
+        ("model_fp16_fixrot.safetensors",),
+        830_126_160,
+        "MIT (of its code)",
+        "a teacher's four views to Gaussians",
+        {"model_fp16_fixrot.safetensors": "744d6324656342c64f871308e73db97f0eb51858d94329b30090e986a6d050ab"},
+    ),
 }

@@ -222,26 +222,44 @@ def generator_predictor(generator: Any, seed: int, raw: bool = False) -> Predict
     return lambda target: drawing_of(generator.generate(target.finest.image, seed=seed, raw=raw))
 
 
-def teacher_predictor(
+def teacher_views(
     teacher: Any, seed: int, steps: int | None, guidance_scale: float | None, device: str = "cpu"
-) -> Predictor:
-    """A teacher's views at its rig, from one noise for all objects; None takes the teacher's settings."""
-    from dd3g.pepd.generator import resize
-    from distill.ode import simulate
-    from distill.quadruples import noise_of
+) -> Callable[[Target], Tensor]:
+    """A teacher's views (4, 3 or 4, S, S) at a target's rig, from one noise for all; the last ones are kept.
 
-    noise = noise_of(teacher.latent_shape, seed)[None].to(device)
+    None takes the teacher's settings.
+    """
+    from distill.ode import views_of
+
+    kept: dict[str, Tensor] = {}
+
+    def views(target: Target) -> Tensor:
+        if target.id not in kept:
+            rig, own = target.cameras[target.rig], teacher.rig.to("cpu")
+            free = teacher.follows_elevation and len(own) == len(rig)
+            same = (
+                own.viewmats.shape == rig.viewmats.shape and (own.viewmats - rig.viewmats).abs().max() < 0.02
+            )
+            if not (same or free):
+                raise UserError(
+                    f"the teacher's rig is not the one of {target.id} (4 views at elevation 10): its views "
+                    "have no ground truth here; leave --teacher out"
+                )
+            image = (target if target.size >= teacher.picture_size else target.finest).image
+            cameras = None if same else rig.resized(own.width)
+            kept.clear()
+            kept[target.id] = views_of(teacher, image, seed, steps, guidance_scale, cameras, device)
+        return kept[target.id]
+
+    return views
+
+
+def teacher_predictor(views: Callable[[Target], Tensor]) -> Predictor:
+    """What `teacher_views` gives, at the rig alone."""
+    from dd3g.pepd.generator import resize
 
     def predict(target: Target) -> Drawing:
-        rig = target.cameras[target.rig]
-        asked = teacher.rig.to("cpu")
-        if asked.viewmats.shape != rig.viewmats.shape or (asked.viewmats - rig.viewmats).abs().max() > 0.02:
-            raise UserError(
-                f"the teacher's rig is not the one of {target.id} (4 views at elevation 10): its views have "
-                "no ground truth here; leave --teacher out"
-            )
-        picture = resize(target.image[None], asked.height).to(device)
-        answer = simulate(teacher, picture, noise, steps, guidance_scale).outputs[0].float().cpu().clamp(0, 1)
+        answer = views(target)
 
         def draw(at: Target, wanted: list[int]) -> Prediction:
             chosen = [v for v in at.rig if v in wanted]
@@ -253,5 +271,15 @@ def teacher_predictor(
             return Prediction(chosen, on_white(views), views[:, 3:])
 
         return Pictures(draw)
+
+    return predict
+
+
+def lgm_predictor(views: Callable[[Target], Tensor], lgm: Any, size: int, device: str = "cpu") -> Predictor:
+    """What LGM makes of `teacher_views`, which it sees at `size` pixels."""
+
+    def predict(target: Target) -> Drawing:
+        rig = target.cameras[target.rig].to(device)
+        return drawing_of(lgm.reconstruct(views(target)[None].to(device), rig, size)[0])
 
     return predict

@@ -38,6 +38,7 @@ RULES = {
     "raw": "the network's own splats; without it, the solid body that `dd3g infer` writes",
     "inflated silhouette": "no network: the mask inflated, the picture in front and mirrored behind",
     "true shape in our decoder": "hull of all true masks, coloured in the same way: the ceiling",
+    "teacher + LGM": "LGM's splats of the views in the row teacher; its seconds are without the teacher's",
     "seconds": "to predict an object, before any view of it is drawn",
     "peak_mb": "highest memory while an object is predicted: the process's on a CPU, the device's on CUDA",
     "bands": "by distance in azimuth from the input, degrees, lower end included",

@@ -17,8 +17,10 @@ from distill.evaluation.predictors import (
     flat_card,
     generator_predictor,
     inflated_silhouette_row,
+    lgm_predictor,
     mean_color_blob,
     teacher_predictor,
+    teacher_views,
     true_shape,
 )
 
@@ -57,11 +59,15 @@ def baseline_rows(value: str, settings: Settings) -> dict[str, Predictor]:
 
 
 def teacher_rows(value: str, settings: Settings) -> dict[str, Predictor]:
-    """A teacher's own views; the value is its name or folder."""
+    """A teacher's own views, and for TEACHER+lgm also what LGM makes of them; names or folders."""
     from distill.teachers import load
+    from distill.two_stage import is_pair, load_two_stage
 
-    teacher, s = load(value, settings.device), settings
-    return {"teacher": teacher_predictor(teacher, s.seed, s.teacher_steps, s.guidance_scale, s.device)}
+    s, pair = settings, load_two_stage(value, settings.device) if is_pair(value) else None
+    teacher = pair.teacher if pair else load(value, s.device)
+    views = teacher_views(teacher, s.seed, s.teacher_steps, s.guidance_scale, s.device)
+    rows = {"teacher": teacher_predictor(views)}
+    return rows | ({"teacher + LGM": lgm_predictor(views, pair.lgm, pair.size, s.device)} if pair else {})
 
 
 def generator_rows(value: str, settings: Settings) -> dict[str, Predictor]:

@@ -269,13 +269,15 @@ def _files(words: str) -> str:
     """Names, sizes and times of what a row reads, so that changed weights are not taken for the old ones."""
     from dd3g.pepd.generator import SHIPPED
 
-    value = words.partition("=")[2]
-    place = Path(value.rpartition("=")[2].partition(",")[0])
-    for path in (place, SHIPPED / place):
-        if str(place) not in ("", ".") and path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file())
-            return "\n".join(f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)
-    return ""
+    value = words.partition("=")[2].rpartition("=")[2].partition(",")[0]
+    found = []
+    for name in value.split("+"):  # TEACHER+LGM
+        for path in (Path(name), SHIPPED / name):
+            if name not in ("", ".") and path.exists():
+                files = sorted(p for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file())
+                found += [f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files]
+                break
+    return "\n".join(found)
 
 
 def png(tiles: Tensor) -> str:

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import sys
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from dd3g.errors import UserError, first_line
+from dd3g.hub_models import HUB_MODELS, check_digest
 from distill.lgm.model import LGM
 from distill.lgm.network import Layout
 
 NAME = "lgm"
-REPO, FILE = "ashawkey/LGM", "model_fp16_fixrot.safetensors"
-SIZE = 830_126_160  # bytes
-SHA256 = "744d6324656342c64f871308e73db97f0eb51858d94329b30090e986a6d050ab"
-LICENCE = f"code MIT; for the weights see the card at https://huggingface.co/{REPO}"
 
 
 def load_lgm(source: str | Path = NAME, device: str | torch.device = "cpu") -> LGM:
     """Read an LGM; the file's tensors tell its layout.
 
     Args:
-        source: "lgm" for the published weights, which are fetched on first use; a safetensors file; or a
-            folder with one.
+        source: "lgm" for the published weights, fetched where they are not on this machine; a safetensors
+            file; or a folder with one.
         device: where it goes; weights are float32 there.
 
     Raises:
         UserError: when nothing usable is there, or what is there turns Gaussians the wrong way.
     """
     path = find_lgm(source)
-    check_rotations(path)
     try:
         with safe_open(path, "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
@@ -53,46 +47,20 @@ def load_lgm(source: str | Path = NAME, device: str | torch.device = "cpu") -> L
 
 def find_lgm(source: str | Path) -> Path:
     """The file that `load_lgm` reads."""
-    if str(source) == NAME and not Path(source).exists():
-        return fetched()
-    path = Path(source)
+    path, published = Path(source), HUB_MODELS[NAME]
+    if str(source) == NAME and not path.exists():
+        return published.fetch() / published.files[0]
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if len(files) != 1:
             raise UserError(f"{path} holds {len(files)} safetensors files: give the one with LGM's weights")
-        return files[0]
+        path = files[0]
     if path.suffix != ".safetensors" or not path.is_file():
         raise UserError(
             f"{path}: no safetensors file or folder with one; give {NAME!r} for the published weights"
         )
+    check_rotations(path)
     return path
-
-
-def fetched() -> Path:
-    """The published file in the hub's cache, downloaded when it is missing; says so before.
-
-    Raises:
-        UserError: when the hub cannot be reached or may not be.
-    """
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-
-    found = try_to_load_from_cache(REPO, FILE)
-    if isinstance(found, str):
-        return Path(found)
-    what = f"the weights of LGM ({REPO}, {FILE}, {SIZE / 1e6:.0f} MB; {LICENCE})"
-    if constants.HF_HUB_OFFLINE:
-        raise UserError(
-            f"{what} are not on this machine, and HF_HUB_OFFLINE forbids fetching them: unset it once, or "
-            "give a file or folder in place of 'lgm'"
-        )
-    print(f"fetching {what}, once", file=sys.stderr, flush=True)
-    try:
-        return Path(hf_hub_download(REPO, FILE))
-    except Exception as error:  # the hub client raises a family of its own for network, rights and names
-        raise UserError(
-            f"{what} could not be fetched ({first_line(error)}): check that this machine reaches the hub, or "
-            "give a file or folder in place of 'lgm'"
-        ) from error
 
 
 def check_rotations(path: Path) -> None:
@@ -101,15 +69,13 @@ def check_rotations(path: Path) -> None:
     Raises:
         UserError: for a file as large as the right one with another hash.
     """
-    if path.stat().st_size != SIZE:
+    published = HUB_MODELS[NAME]
+    if path.stat().st_size != published.size:
         return
-    sha = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            sha.update(block)
-    if sha.hexdigest() != SHA256:
+    try:
+        check_digest(path, published.sha256[published.files[0]])
+    except UserError as error:
         raise UserError(
-            f"{path}: as large as {FILE}, but sha256 {sha.hexdigest()[:16]}… instead of {SHA256[:16]}…: "
-            f"damaged, or {REPO}'s model_fp16.safetensors, whose rotations are wrong; give 'lgm' to fetch "
-            "the right one"
-        )
+            f"{path} is as large as {published.files[0]} and is another file: damaged, or {published.repo}'s "
+            f"model_fp16.safetensors, whose rotations are wrong; give {NAME!r} to fetch the right one"
+        ) from error

@@ -1,81 +1,19 @@
+import hashlib
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
+from lgm_reference import twin
 from safetensors.torch import save_file
 from stand_ins.tiny_lgm import LAYOUT, save_lgm, tiny_lgm
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
-from distill.lgm import BIG, LGM, SMALL, TINY, Layout, lgm_input, load_lgm, weights
+from dd3g.hub_models import HUB_MODELS
+from distill.lgm import BIG, LGM, SMALL, TINY, Layout, lgm_input, load_lgm
 
 RIG = Cameras.orbit([0, 90, 180, 270], 0.0, 32)
-
-
-def twin(w, x):
-    """The network once more, in one function, softmax in the open: (V, 9, S, S) -> (N, 14)."""
-
-    def conv(name, x, **how):
-        return F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], **how)
-
-    def norm(name, x):
-        return F.group_norm(x, 32, w[f"{name}.weight"], w[f"{name}.bias"], 1e-5)
-
-    def resnet(name, x):
-        h = conv(f"{name}.conv1", F.silu(norm(f"{name}.norm1", x)), padding=1)
-        h = conv(f"{name}.conv2", F.silu(norm(f"{name}.norm2", h)), padding=1)
-        return (h + (conv(f"{name}.shortcut", x) if f"{name}.shortcut.weight" in w else x)) / math.sqrt(2)
-
-    def attention(name, x):
-        if f"{name}.norm.weight" not in w:
-            return x
-        V, C, h, v = x.shape
-        tokens = norm(f"{name}.norm", x).permute(0, 2, 3, 1).reshape(-1, C)  # all pixels of all views
-        q, k, value = (tokens @ w[f"{name}.attn.qkv.weight"].T).split(C, 1)
-        heads = []
-        for i in range(16):
-            part = slice(i * C // 16, (i + 1) * C // 16)
-            score = (q[:, part] @ k[:, part].T / math.sqrt(C // 16)).softmax(1)
-            heads.append(score @ value[:, part])
-        out = torch.cat(heads, 1) @ w[f"{name}.attn.proj.weight"].T + w[f"{name}.attn.proj.bias"]
-        return (out.reshape(V, h, v, C).permute(0, 3, 1, 2) + x) / math.sqrt(2)
-
-    x = conv("unet.conv_in", x, padding=1)
-    skips = [x]
-    blocks = 1 + max(int(n.split(".")[2]) for n in w if n.startswith("unet.down_blocks"))
-    for b in range(blocks):
-        for i in range(2):
-            x = resnet(f"unet.down_blocks.{b}.nets.{i}", x)
-            x = attention(f"unet.down_blocks.{b}.attns.{i}", x)
-            skips.append(x)
-        if b < blocks - 1:
-            x = conv(f"unet.down_blocks.{b}.downsample", x, stride=2, padding=1)
-            skips.append(x)
-    x = attention("unet.mid_block.attns.0", resnet("unet.mid_block.nets.0", x))
-    x = resnet("unet.mid_block.nets.1", x)
-    blocks = 1 + max(int(n.split(".")[2]) for n in w if n.startswith("unet.up_blocks"))
-    for b in range(blocks):
-        for i in range(3):
-            x = resnet(f"unet.up_blocks.{b}.nets.{i}", torch.cat([x, skips.pop()], 1))
-            x = attention(f"unet.up_blocks.{b}.attns.{i}", x)
-        if b < blocks - 1:
-            x = conv(
-                f"unet.up_blocks.{b}.upsample", x.repeat_interleave(2, 2).repeat_interleave(2, 3), padding=1
-            )
-    x = conv("conv", conv("unet.conv_out", F.silu(norm("unet.norm_out", x)), padding=1))
-    r = x.permute(0, 2, 3, 1).reshape(-1, 14)
-    return torch.cat(
-        [
-            r[:, :3].clamp(-1, 1),
-            1 / (1 + torch.exp(-r[:, 3:4])),
-            0.1 * torch.log1p(torch.exp(r[:, 4:7])),
-            r[:, 7:11] / r[:, 7:11].norm(dim=1, keepdim=True),
-            0.5 * torch.tanh(r[:, 11:]) + 0.5,
-        ],
-        1,
-    )
 
 
 def rows(g):
@@ -122,7 +60,7 @@ def test_published_layouts(layout, tensors, parameters, shrink):
     if parameters:
         assert sum(v.numel() for v in state.values()) == parameters
         # Two bytes a number, and a table of names: the size of the published file.
-        assert 0 < weights.SIZE - 2 * parameters < 60_000
+        assert 0 < HUB_MODELS["lgm"].size - 2 * parameters < 60_000
 
 
 def test_input_is_normalised_views_over_the_rays_of_their_pixels():
@@ -213,44 +151,26 @@ def test_what_is_no_lgm_is_refused_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_the_file_with_wrong_rotations_is_refused_by_its_hash(tmp_path, monkeypatch):
-    import hashlib
+def published(monkeypatch, file, sha256=None):
+    """The hub's page says that the right file is `file`."""
+    digest = sha256 or hashlib.sha256(file.read_bytes()).hexdigest()
+    right = replace(HUB_MODELS["lgm"], size=file.stat().st_size, sha256={HUB_MODELS["lgm"].files[0]: digest})
+    monkeypatch.setitem(HUB_MODELS, "lgm", right)
 
-    file = save_lgm(tmp_path, tiny_lgm())
-    monkeypatch.setattr(weights, "SIZE", file.stat().st_size)
+
+def test_the_file_with_wrong_rotations_is_refused_by_its_hash(tmp_path, monkeypatch):
+    file = save_lgm(tmp_path, tiny_lgm(), "model_fp16.safetensors")
+    published(monkeypatch, file, "0" * 64)
     with pytest.raises(UserError, match="rotations are wrong"):
         load_lgm(file)
-    monkeypatch.setattr(weights, "SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
+    published(monkeypatch, file)
     assert load_lgm(file).layout == LAYOUT
 
 
-def test_first_use_says_size_and_licence_and_stays_offline_where_told(tmp_path, monkeypatch, capsys):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repo, file: None)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: pytest.fail("asked the hub"))
-    with pytest.raises(UserError, match=r"830 MB; code MIT.*HF_HUB_OFFLINE"):
-        load_lgm("lgm")
-    assert capsys.readouterr().err == ""
-
+def test_the_name_is_what_the_hub_gives(tmp_path, monkeypatch):
     file = save_lgm(tmp_path, tiny_lgm())
-    asked = []
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *which: asked.append(which) or str(file))
-    assert load_lgm("lgm").layout == LAYOUT
-    assert asked == [("ashawkey/LGM", "model_fp16_fixrot.safetensors")]
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "830 MB" in line and "MIT" in line and "https://huggingface.co/ashawkey/LGM" in line
-
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repo, name: str(file))
-    load_lgm("lgm")  # there already: nothing is asked and nothing is said
-    assert len(asked) == 1 and capsys.readouterr().err == ""
-
-    def no_network(*_):
-        raise OSError("no route\nto host")
-
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repo, name: None)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", no_network)
-    with pytest.raises(UserError, match="could not be fetched .no route."):
+    monkeypatch.setattr("dd3g.hub_models._download", lambda model, offline: str(tmp_path))
+    with pytest.raises(UserError, match="expected 744d6324656342c6"):
         load_lgm("lgm")
+    published(monkeypatch, file)
+    assert load_lgm("lgm").layout == LAYOUT

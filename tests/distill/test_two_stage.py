@@ -34,6 +34,7 @@ def by_hand(pair, seed, elevation):
     return load_lgm(lgm).reconstruct(made.outputs, rig)[0].pruned()
 
 
+@pytest.mark.slow
 def test_infer_with_a_teacher_and_lgm(here, pair):
     """One command on a CPU, and the same file for the same seed."""
     report = json.loads(run("a.png", "--weights", pair, "--seed", "3", "--json").stdout)
@@ -49,7 +50,9 @@ def test_infer_with_a_teacher_and_lgm(here, pair):
     assert (here / "out/a.ply").read_bytes() != first
 
 
-def test_elevation_is_that_of_the_views_and_of_the_result(here, pair):
+@pytest.mark.slow
+def test_elevation_is_that_of_the_views_and_of_the_result(here, pair, monkeypatch):
+    monkeypatch.setattr(AnalyticTeacher, "rig_at", lambda self, e: Cameras.orbit([0, 90, 180, 270], e, 16))
     both = load_two_stage(pair)
     found = both.generate("a.png", seed=1, elevation=30.0).pruned()
     torch.testing.assert_close(found.means, by_hand(pair, 1, 30.0).means)
@@ -63,13 +66,26 @@ def test_bad_pairs_end_in_one_line(here, pair, teacher):
     fails("a.png", "--weights", f"nothing+{here / 'lgm'}", match="no such teacher")
 
 
-def test_infer_says_what_lgm_would_fetch(here, teacher, monkeypatch):
+def test_first_use_says_size_and_licence_and_asks_nobody_where_told(here, teacher, monkeypatch):
     from huggingface_hub import constants
 
+    asked = []
+
+    def hub(model, offline):
+        if not offline:
+            asked.append(model.repo)
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("dd3g.hub_models._download", hub)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repo, file: None)
     picture(here / "a.png")
-    fails("a.png", "--weights", f"{teacher}+lgm", match="830 MB")
+    fails("a.png", "--weights", f"{teacher}+lgm", match="ashawkey/LGM, 830 MB, licence MIT")
+    assert asked == []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    lines = run("a.png", "--weights", f"{teacher}+lgm", code=2).stderr.splitlines()
+    assert lines[0] == "fetching lgm once: ashawkey/LGM, 830 MB, licence MIT (of its code)"
+    assert lines[1].startswith("error: the hub did not give ashawkey/LGM") and len(lines) == 2
+    assert asked == ["ashawkey/LGM"]
 
 
 def test_a_folder_with_a_plus_in_its_name_is_still_a_folder(here):
