@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from dd3g.cameras import Cameras
+from dd3g.cameras import ELEVATION, Cameras
 from dd3g.errors import UserError
+from dd3g.picture import resize_rgba
 from dd3g.training import Batch, generator_for
+from distill.mattes import BELIEVED, ground_of
 from distill.quadruples import Quadruple
 from distill.renders import RenderedObjects
 from distill.unpacked import UnpackedRenders
 
+FRONT = 0.02  # radians from azimuth 0 up to which a view is the input's
 MIRROR = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]))
 
 
@@ -24,13 +28,15 @@ class Sample(Batch):
 
     image: Tensor  # (4, S, S) straight RGBA of the input view
     rig: Cameras  # (V,) relative to the input view
-    views: Tensor  # (V, 4, S, S) what the rig sees
+    views: Tensor  # (V, 4, S, S) what the rig sees, opaque where alpha is not known
+    views_known: Tensor  # (V,) 1 where their alpha is known
     depth: Tensor  # (V, S, S) camera z, 0 where unknown
     has_depth: Tensor  # () 1 where depth is known at all
     noise: Tensor  # (V, C, h, w) the teacher's
     target_cameras: Cameras  # (T,) the input's first
-    targets: Tensor  # (T, 4, S, S) to be matched by renders
-    background: Tensor  # (3,) colour that renders and targets are composited on
+    targets: Tensor  # (T, 4, S, S) to be matched by renders, opaque where alpha is not known
+    targets_known: Tensor  # (T,) 1 where their alpha is known
+    background: Tensor  # (T, 3) colours that renders and targets are composited on
     uniform: Tensor  # (4,) random numbers in 0..1
     index: Tensor  # () of the sample in the run
 
@@ -138,12 +144,14 @@ class RenderDataset:
             image=tint(image.float() / 255),
             rig=rig_cameras,
             views=tint(views.float() / 255),
+            views_known=torch.ones(len(views)),
             depth=depth,
             has_depth=torch.tensor(1.0),
             noise=torch.randn(self.noise_shape, generator=g),
             target_cameras=target_cameras,
             targets=tint(targets.float() / 255),
-            background=background(g),
+            targets_known=torch.ones(self.targets),
+            background=background(g).expand(self.targets, 3),
             uniform=torch.rand(4, generator=g),
             index=torch.tensor(index),
         )
@@ -152,41 +160,109 @@ class RenderDataset:
 class QuadrupleDataset:
     """Quadruples: the teacher's noise, cameras, picture and answer, exactly as it gave them.
 
+    Views may be any number, from anywhere and on any ground. Of views without alpha, those whose matte is
+    believed are used like others; the rest is kept for its colour, on its own ground.
+
     Args:
         quadruples: what the teacher made.
         seed: of the run.
-        targets: number of target views; the teacher's are taken again where it has fewer.
+        targets: number of target views, the input's first; some of the teacher's where it has more, and taken
+            again where it has fewer.
+        size: pixels of the input picture; None is that of the views.
+        believed: confidence from which a matte is used.
     """
 
-    def __init__(self, quadruples: Sequence[Quadruple], seed: int, targets: int = 4) -> None:
+    def __init__(
+        self,
+        quadruples: Sequence[Quadruple],
+        seed: int,
+        targets: int = 4,
+        size: int | None = None,
+        believed: float = BELIEVED,
+    ) -> None:
         self.quadruples, self.seed, self.targets = quadruples, seed, targets
+        self.size, self.believed = size, believed
         if not len(quadruples):
             raise UserError("no quadruples to train on; make some with dd3g simulate")
-        if quadruples[0].outputs.shape[1] != 4:
-            raise UserError(
-                "these quadruples have views without alpha, which training needs: use a teacher with alpha"
-            )
 
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`."""
         g = generator_for(self.seed, index)
         q = self.quadruples[pick(len(self.quadruples), g)]
-        # The input view's own pixels are known exactly: they replace the teacher's copy of them.
-        views = torch.cat([q.input[None], q.outputs[1:]])
-        picked = torch.arange(self.targets) % len(views)
+        size = self.size or q.cameras.width
+        image, cameras = resize_rgba(q.input, size), q.cameras.resized(size)
+        views, known, ground = told_views(q, self.believed)
+        views = resize_rgba(views, size)
+        front, own = front_camera(q)
+        front = front.resized(size)
+        if own is not None:  # its pixels are known exactly: they replace the teacher's copy of them
+            views, known = views.clone(), known.clone()
+            views[own], known[own] = image, 1
+        others = [v for v in range(len(views)) if v != own]
+        if len(others) > self.targets - 1:
+            chosen = torch.randperm(len(others), generator=g)[: self.targets - 1]
+            others = [others[i] for i in chosen.tolist()]
+        # Place 0 is the input's.
+        order = (torch.arange(self.targets) % (len(others) + 1)).tolist()
+        shown = torch.cat([image[None], views[others]])[order]
+        shown_known = torch.cat([torch.ones(1), known[others]])[order]
+        shown_ground = torch.cat([torch.ones(1, 3), ground[others]])[order]
         return Sample(
-            image=q.input,
-            rig=q.cameras,
+            image=image,
+            rig=cameras,
             views=views,
+            views_known=known,
             depth=torch.zeros(len(views), *views.shape[-2:]),
             has_depth=torch.tensor(0.0),
             noise=q.noise,
-            target_cameras=q.cameras[picked],
-            targets=views[picked],
-            background=background(g),
+            target_cameras=joined(front, cameras[others])[order],
+            targets=shown,
+            targets_known=shown_known,
+            background=torch.where(shown_known[:, None] > 0, background(g), shown_ground),
             uniform=torch.rand(4, generator=g),
             index=torch.tensor(index),
         )
+
+
+def told_views(q: Quadruple, believed: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What a quadruple's views tell.
+
+    Args:
+        q: with or without alpha and mattes.
+        believed: confidence from which a matte is used.
+
+    Returns:
+        straight RGBA (V, 4, S, S), opaque where alpha is not known; (V,) 1 where it is; and the colour (V, 3)
+        of the ground that the others stand on.
+    """
+    V = len(q.outputs)
+    if q.outputs.shape[1] == 4:
+        return q.outputs, torch.ones(V), torch.ones(V, 3)
+    opaque = torch.cat([q.outputs, torch.ones_like(q.outputs[:, :1])], 1)
+    if q.mattes is None:
+        return opaque, torch.zeros(V), torch.stack([ground_of(view)[0] for view in q.outputs])
+    known = (q.mattes.confidence >= believed).float()
+    views = torch.where(known[:, None, None, None] > 0, q.mattes.straight(q.outputs), opaque)
+    return views, known, q.mattes.ground
+
+
+def front_camera(q: Quadruple) -> tuple[Cameras, int | None]:
+    """The input's camera (1,), and which of the teacher's views it is, if any.
+
+    A rig without a view at azimuth 0 leaves the input's elevation open: the quadruple tells it, or it is the
+    usual one.
+    """
+    nearest = int(q.cameras.azimuths.abs().argmin())
+    if float(q.cameras.azimuths[nearest].abs()) < FRONT:
+        return q.cameras[nearest : nearest + 1], nearest
+    return Cameras.orbit([0.0], q.meta.get("elevation", ELEVATION), q.cameras.width), None
+
+
+def joined(*parts: Cameras) -> Cameras:
+    """Cameras (V,) of one image size behind one another; they share the widest range of depths."""
+    viewmats, Ks = (torch.cat([getattr(c, name) for c in parts]) for name in ("viewmats", "Ks"))
+    near, far = min(c.near for c in parts), max(c.far for c in parts)
+    return replace(parts[0], viewmats=viewmats, Ks=Ks, near=near, far=far)
 
 
 class MixedDataset:
@@ -227,6 +303,35 @@ def check_fit(
             f"{name} has {found[0]} pictures of {found[1]} pixels and noise {found[2]}, the model takes "
             f"{noise_shape[0]} of {size} and {tuple(noise_shape)}: make the data again at that size, or "
             "change the model's configuration"
+        )
+
+
+def check_rig(dataset: QuadrupleDataset, rig: Cameras) -> None:
+    """Say it now when a generator would imagine other views than the teacher drew.
+
+    Args:
+        dataset: of one teacher.
+        rig: (V,) the generator's.
+
+    Raises:
+        UserError: naming the options that fit; one elevation of all views is the input's, and may be any.
+    """
+    found = dataset[0].rig
+    place, own = found.positions, rig.positions
+    distance = float(place[0].norm())
+    fovy = math.degrees(2 * math.atan(found.height / 2 / float(found.Ks[0, 1, 1])))
+    azimuths = torch.rad2deg(found.azimuths) % 360
+    elevations = torch.rad2deg((place[:, 1] / distance).asin())
+    level = float(elevations.max() - elevations.min()) < 1
+    turned = (found.azimuths - rig.azimuths + math.pi) % (2 * math.pi) - math.pi
+    fits = bool(turned.abs().max() < FRONT) and bool((found.Ks - rig.Ks).abs().max() < 0.01 * found.width)
+    fits = fits and abs(float(own[0].norm()) - distance) < 0.02
+    if not (fits and (level or bool((place - own).abs().max() < 0.02))):
+        words = [",".join(f"{x:g}" for x in v.round(decimals=1).tolist()) for v in (azimuths, elevations)]
+        raise UserError(
+            "the quadruples' views are not those that this generator imagines: give "
+            f"generator.azimuths=[{words[0]}] generator.elevations=[{'' if level else words[1]}] "
+            f"generator.distance={distance:.4g} generator.fovy={fovy:.4g}"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from dd3g.io.atomic import replacing
 from dd3g.io.shards import write_shard
 from dd3g.progress import Progress
 from dd3g.training.processes import held_by_main
-from distill.inputs import Inputs, MatteError, seed_of
+from distill.inputs import NO_MATTE, Inputs, MatteError, seed_of
+from distill.mattes import BELIEVED, matte_views
 from distill.ode import simulate
 from distill.quadruples import Quadruple, encode, noise_of
 from distill.teachers import Teacher
@@ -48,6 +49,7 @@ class ShardSet:
     limit: int | None
     device: torch.device
     captions: bool = True
+    view_matte: str = NO_MATTE
 
     @property
     def order(self) -> list[int]:
@@ -78,6 +80,7 @@ class ShardSet:
             "per_shard": self.per_shard,
             "batch_size": self.batch_size,  # matrices of another size round otherwise
             "captions": self.captions,
+            "view_matte": NO_MATTE if self.teacher.draws_alpha else self.view_matte,
             "elevation": getattr(self.teacher, "elevation", None),
         }
 
@@ -125,9 +128,36 @@ class ShardSet:
                     "guidance_scale": self.guidance_scale,
                 }
                 cameras = made.cameras[b] if len(made.cameras.batch_shape) == 2 else made.cameras
-                one = Quadruple(noise[b], cameras, made.input[b], made.outputs[b], meta)
-                samples.append(encode(one, f"{i:07d}_{number:02d}"))
+                latents = None if made.latents is None else made.latents[b]
+                one = Quadruple(noise[b], cameras, made.input[b], made.outputs[b], meta, latents)
+                try:
+                    samples.append(encode(self.matted(one), f"{i:07d}_{number:02d}"))
+                except NoObjectError as error:
+                    failed[str(i)] = str(error)
         return samples
+
+    def matted(self, one: Quadruple) -> Quadruple:
+        """Views without alpha with their mattes; of a caption's, the first one cut out becomes the input.
+
+        Raises:
+            NoObjectError: when that one's matte is not to be believed.
+        """
+        if self.settings["view_matte"] == NO_MATTE:
+            return one
+        mattes = matte_views(one.outputs, self.view_matte)
+        one = replace(one, mattes=mattes)
+        if self.teacher.sees_picture:
+            return one
+        if mattes.confidence[0] < BELIEVED:
+            raise NoObjectError(
+                f"{one.meta.get('source')}: the object in its first view stands out too little to be an "
+                f"input (confidence {mattes.confidence[0]:.2f})"
+            )
+        return replace(one, input=mattes.straight(one.outputs.cpu())[0])
+
+
+class NoObjectError(UserError):
+    """A view that has to be an input shows no object that can be cut out."""
 
 
 def generate_shards(

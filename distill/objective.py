@@ -94,7 +94,7 @@ class Objective:
             The scalar to minimise and its terms, weighted and detached; they add up to it.
         """
         c = self.config
-        frames = model(batch.noise, batch.rig, batch.image, apart=True)
+        frames = model(batch.noise, batch.rig, batch.image, apart=True, front=batch.target_cameras[:, 0])
         gaussians = Gaussians.cat(frames)
         progress = step / self.total
         terms: dict[str, Tensor] = {}
@@ -105,7 +105,8 @@ class Objective:
             terms[name] = fade * getattr(c, name) * value
         if progress >= boot:
             render = rasterize(gaussians, batch.target_cameras, background=0.0, antialiased=c.antialiased)
-            terms |= self.explicit(render.rgb, render.alpha, batch.targets, batch.background)
+            targets = batch.targets, batch.background, batch.targets_known
+            terms |= self.explicit(render.rgb, render.alpha, *targets)
             if c.implicit and self.verifier is not None and step % c.implicit_every == 0:
                 azimuth = 2 * math.pi * batch.uniform[:, 2]
                 value = self.verifier(gaussians, batch.image, azimuth, batch.uniform[:, 3], batch.index)
@@ -117,18 +118,19 @@ class Objective:
         return loss, {k: v.detach() for k, v in terms.items()}
 
     def explicit(
-        self, premultiplied: Tensor, alpha: Tensor, target: Tensor, background: Tensor
+        self, premultiplied: Tensor, alpha: Tensor, target: Tensor, background: Tensor, known: Tensor
     ) -> dict[str, Tensor]:
         """Renders against target views.
 
         Args:
             premultiplied: (B, T, 3, H, W) rendered over black.
             alpha: (B, T, 1, H, W) rendered.
-            target: (B, T, 4, H, W) straight RGBA; view 0 is the input.
-            background: (B, 3) colour that both are composited on.
+            target: (B, T, 4, H, W) straight RGBA, opaque where alpha is not known; view 0 is the input.
+            background: (B, T, 3) colours that both are composited on.
+            known: (B, T) 1 where a target's alpha is known; elsewhere its colour alone counts.
         """
         c = self.config
-        bg = background[:, None, :, None, None]
+        bg = background[..., None, None]
         mask = target[:, :, 3:]
         shown = premultiplied + (1 - alpha) * bg
         wanted = target[:, :, :3] * mask + (1 - mask) * bg
@@ -140,16 +142,17 @@ class Objective:
             return (x.flatten(2).mean(-1) * weight).sum(1).mean()
 
         error = shown - wanted
+        outline = (alpha - mask) * known[..., None, None, None]
         terms = {
             "color": c.color * mean(error.square()),
             "color_l1": c.color_l1 * mean(error.abs()),
-            "alpha": c.alpha * mean((alpha - mask).square() * (1 + (c.hole_weight - 1) * mask)),
+            "alpha": c.alpha * mean(outline.square() * (1 + (c.hole_weight - 1) * mask)),
         }
         if c.cover:
-            lack = (mask.clamp(max=COVERED) - alpha).clamp(min=0)
+            lack = (mask.clamp(max=COVERED) - alpha).clamp(min=0) * known[..., None, None, None]
             terms["cover"] = c.cover * mean(lack.square())
         if c.structure:
-            found = gradient_differences(torch.cat([error, alpha - mask], 2))
+            found = gradient_differences(torch.cat([error, outline], 2))
             terms["structure"] = c.structure * torch.stack([mean(g) for g in found]).sum()
         if c.perceptual and self.perceptual is not None:
             distance = self.perceptual.to(shown.device)(shown.flatten(0, 1), wanted.flatten(0, 1))
@@ -200,7 +203,7 @@ def direct_terms(frames: list[Gaussians], batch: Sample) -> dict[str, Tensor]:
     """
     imagined, *copied = frames
     targets = [(imagined, batch.rig, batch.views)]
-    targets += [(g, batch.rig[:, :1], batch.image[:, None]) for g in copied]
+    targets += [(g, batch.target_cameras[:, :1], batch.image[:, None]) for g in copied]
     depth_terms, color_terms = [], []
     for gaussians, cameras, rgba in targets:
         V = rgba.shape[1]
@@ -221,7 +224,8 @@ def direct_terms(frames: list[Gaussians], batch: Sample) -> dict[str, Tensor]:
             # The copied ones' opacity is gated by the picture's own alpha already.
             opacity = gaussians.opacities.unflatten(1, (V, s * s)).clamp(1e-4, 1 - 1e-4)
             # torch's own function stops the program at NaN, on CUDA for good; the loop wants to see it.
-            alpha = ((mask - 1) * (-opacity).log1p() - mask * opacity.log()).mean()
+            entropy = ((mask - 1) * (-opacity).log1p() - mask * opacity.log()).mean(-1)  # (B, V)
+            alpha = (entropy * batch.views_known).sum() / batch.views_known.sum().clamp(min=1)
     return {
         "direct_alpha": alpha,
         "direct_depth": torch.stack([d.mean() for d in depth_terms]).mean(),

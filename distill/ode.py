@@ -47,7 +47,8 @@ def simulate(
     views = teacher.codec.decode(latents)
     if not teacher.sees_picture:
         rgba = torch.cat([views[:, 0, :3], torch.ones_like(views[:, 0, :1])], 1)
-    return Quadruple(noise, teacher.rig if cameras is None else cameras, rgba, views)
+    rig = teacher.rig if cameras is None else cameras
+    return Quadruple(noise, rig, rgba, views, latents=latents)
 
 
 def views_of(

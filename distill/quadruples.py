@@ -1,13 +1,18 @@
 """Noise-camera-input-output quadruples: what a teacher was given and what it answered, in shards.
 
-A sample holds noise.npy (float16, exactly what the teacher started from), input.png (RGBA), outputs.png (the
-views side by side, RGBA or RGB, straight alpha) and json: cameras, source, seed, teacher, steps, guidance.
+A sample holds input.png (RGBA), outputs.png (the views side by side: straight RGBA, or RGB as the teacher
+drew them with their mattes as alpha), latents.npy (float16, the end of the ODE, where that is less than the
+views) and json: cameras, source, seed, teacher, steps, guidance, mattes. The noise is told by its seed and
+hash; older samples, and noise of no seed, hold it as noise.npy (float16, exactly what the teacher started
+from).
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,9 +23,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dd3g.cameras import Cameras
+from dd3g.cameras import FAR, NEAR, Cameras
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
+from distill.mattes import Mattes
+
+MOST_NOISE = 2**24  # numbers that a stranger's file may ask for
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,8 @@ class Quadruple:
         input: (4, S, S) or (B, 4, S, S) straight RGBA in 0..1.
         outputs: (V, 4, S, S) or (B, V, 4, S, S) straight RGBA in 0..1; RGB from a teacher without alpha.
         meta: source, sample, seed, teacher, steps, guidance_scale, in a file also the key.
+        latents: (V, C, h, w) or (B, V, C, h, w) the end of the ODE, None where it was not kept.
+        mattes: of RGB outputs; None where there are none.
     """
 
     noise: Tensor
@@ -40,6 +50,8 @@ class Quadruple:
     input: Tensor
     outputs: Tensor
     meta: dict[str, Any] = field(default_factory=dict)
+    latents: Tensor | None = None
+    mattes: Mattes | None = None
 
 
 def noise_of(shape: Sequence[int], seed: int) -> Tensor:
@@ -49,22 +61,33 @@ def noise_of(shape: Sequence[int], seed: int) -> Tensor:
 
 def encode(quadruple: Quadruple, key: str) -> dict[str, bytes | str]:
     """One object as a sample for `dd3g.io.shards.write_shard`; pictures are rounded to eight bits."""
-    cameras = quadruple.cameras
-    description = quadruple.meta | {
+    q, cameras = quadruple, quadruple.cameras
+    noise, seed = q.noise.detach().cpu().half(), q.meta.get("seed")
+    description = q.meta | {
         "width": cameras.width,
         "height": cameras.height,
         "viewmats": cameras.viewmats.tolist(),
         "Ks": cameras.Ks.tolist(),
     }
-    array = io.BytesIO()
-    np.save(array, quadruple.noise.cpu().half().numpy(), allow_pickle=False)
-    return {
-        "__key__": key,
-        "input.png": _png(quadruple.input),
-        "json": json.dumps(description),
-        "noise.npy": array.getvalue(),
-        "outputs.png": _png(torch.cat(list(quadruple.outputs), -1)),
-    }
+    if (cameras.near, cameras.far) != (NEAR, FAR):
+        description |= {"near": cameras.near, "far": cameras.far}
+    files: dict[str, bytes | str] = {"input.png": _png(q.input)}
+    if isinstance(seed, int) and torch.equal(noise_of(noise.shape, seed).half(), noise):
+        description["noise"] = {"shape": list(noise.shape), "sha256": _sha256(noise)}
+    else:
+        files["noise.npy"] = _npy(noise)
+    views = q.outputs
+    if q.mattes is not None:
+        views = torch.cat([views, q.mattes.alpha.to(views)], -3)
+        description["mattes"] = {
+            "model": q.mattes.model,
+            "confidence": [round(c, 4) for c in q.mattes.confidence.tolist()],
+            "ground": [[round(c, 4) for c in colour] for colour in q.mattes.ground.tolist()],
+        }
+    if q.latents is not None and q.latents.numel() < q.outputs.numel():
+        files["latents.npy"] = _npy(q.latents.detach().cpu().half())
+    files["outputs.png"] = _png(torch.cat(list(views), -1))
+    return {"__key__": key, "json": json.dumps(description), **files}
 
 
 def decode(sample: dict[str, Any]) -> Quadruple:
@@ -75,14 +98,31 @@ def decode(sample: dict[str, Any]) -> Quadruple:
     """
     meta = json.loads(sample["json"]) | {"key": sample["__key__"]}
     viewmats, Ks = torch.tensor(meta.pop("viewmats")), torch.tensor(meta.pop("Ks"))
-    cameras = Cameras(viewmats, Ks, meta.pop("width"), meta.pop("height"))
-    noise = np.load(io.BytesIO(sample["noise.npy"]), allow_pickle=False)
-    if not np.isfinite(noise).all():
-        raise ValueError("its noise is not finite")
+    size = meta.pop("width"), meta.pop("height")
+    cameras = Cameras(viewmats, Ks, *size, meta.pop("near", NEAR), meta.pop("far", FAR))
     views = _picture(sample["outputs.png"]).unflatten(-1, (len(cameras), cameras.width)).movedim(-2, 0)
-    return Quadruple(
-        torch.from_numpy(noise).float(), cameras, _picture(sample["input.png"]), views.contiguous(), meta
-    )
+    mattes, told = None, meta.pop("mattes", None)
+    if told is not None:
+        views, alpha = views[:, :3], views[:, 3:].contiguous()
+        mattes = Mattes(alpha, torch.tensor(told["confidence"]), torch.tensor(told["ground"]), told["model"])
+        if not mattes.confidence.shape == mattes.ground.shape[:1] == alpha.shape[:1] == (len(cameras),):
+            raise ValueError(f"{len(cameras)} views need as many mattes")
+    latents = _array(sample["latents.npy"]) if "latents.npy" in sample else None
+    noise, given = _noise(sample, meta), _picture(sample["input.png"])
+    return Quadruple(noise, cameras, given, views.contiguous(), meta, latents, mattes)
+
+
+def _noise(sample: dict[str, Any], meta: dict[str, Any]) -> Tensor:
+    """What the teacher started from: as stored, or drawn again."""
+    if "noise.npy" in sample:
+        return _array(sample["noise.npy"])
+    told = meta.pop("noise")
+    if math.prod(told["shape"]) > MOST_NOISE:
+        raise ValueError(f"noise of shape {told['shape']} is more than any teacher takes")
+    noise = noise_of(told["shape"], meta["seed"])
+    if _sha256(noise) != told["sha256"]:
+        raise ValueError(f"the noise of seed {meta['seed']} is another one here than where this was made")
+    return noise
 
 
 class Quadruples(Sequence[Quadruple]):
@@ -91,7 +131,7 @@ class Quadruples(Sequence[Quadruple]):
     Args:
         source: a folder of shards, or a list of folders or shards.
         cache: decode everything now; pictures are kept as bytes and noise as float16, about 0.2 MB an item at
-            64 pixels. Without it an item costs reading and two small PNGs.
+            64 pixels, and latents are left out. Without it an item costs reading and two small PNGs.
 
     Raises:
         UserError: no shards, or a damaged one.
@@ -112,7 +152,7 @@ class Quadruples(Sequence[Quadruple]):
         """One object, float32; negative indices count from the end."""
         if self._cache:
             q = self._cache[index]
-            return replace(q, noise=q.noise.float(), input=q.input / 255, outputs=q.outputs / 255)
+            return _unpacked(q)
         return self._decode(index)
 
     def key(self, index: int) -> str:
@@ -135,7 +175,33 @@ class Quadruples(Sequence[Quadruple]):
 
 
 def _packed(q: Quadruple) -> Quadruple:
-    return replace(q, noise=q.noise.half(), input=_bytes(q.input), outputs=_bytes(q.outputs))
+    mattes = q.mattes and replace(q.mattes, alpha=_bytes(q.mattes.alpha))
+    return replace(
+        q, noise=q.noise.half(), input=_bytes(q.input), outputs=_bytes(q.outputs), latents=None, mattes=mattes
+    )
+
+
+def _unpacked(q: Quadruple) -> Quadruple:
+    mattes = q.mattes and replace(q.mattes, alpha=q.mattes.alpha / 255)
+    return replace(q, noise=q.noise.float(), input=q.input / 255, outputs=q.outputs / 255, mattes=mattes)
+
+
+def _sha256(noise: Tensor) -> str:
+    """Of its float16 values, little-endian."""
+    return hashlib.sha256(noise.half().numpy().astype("<f2").tobytes()).hexdigest()
+
+
+def _npy(array: Tensor) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array.numpy(), allow_pickle=False)
+    return stream.getvalue()
+
+
+def _array(npy: bytes) -> Tensor:
+    array = np.load(io.BytesIO(npy), allow_pickle=False)
+    if not np.isfinite(array).all():
+        raise ValueError("it holds numbers that are not finite")
+    return torch.from_numpy(array).float()
 
 
 def _bytes(picture: Tensor) -> Tensor:

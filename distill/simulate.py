@@ -21,6 +21,7 @@ from dd3g.device import find_device
 from dd3g.errors import UserError
 from distill.generate_shards import ShardSet, generate_shards
 from distill.inputs import open_inputs
+from distill.mattes import matte_model
 from distill.teachers import load
 from distill.verify import verify
 
@@ -83,6 +84,13 @@ def simulate_command(
             "are reported and left out."
         ),
     ] = "auto",
+    view_matte: Annotated[
+        str,
+        typer.Option(
+            help="Mattes of views that a teacher draws without alpha: ground (its colour, where it is flat), "
+            "a model as in --matte, ground+MODEL, or none; auto: ground, then u2netp where it was fetched."
+        ),
+    ] = "auto",
     captions: Annotated[
         bool, typer.Option(help="Give the teacher what shards of pictures say that they show.")
     ] = True,
@@ -122,6 +130,7 @@ def simulate_command(
         limit=limit,
         device=place,
         captions=captions,
+        view_matte=matte_model(view_matte),
     )
     report = generate_shards(wanted, state, max_minutes, show=not as_json)
     report["seconds"] = round(time.monotonic() - start, 1)

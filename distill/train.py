@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from dd3g.cameras import Cameras
+from dd3g.cameras import ELEVATION, Cameras
 from dd3g.configuration import launch
 from dd3g.errors import UserError
 from dd3g.nn.checkpoint import load_weights
@@ -30,8 +30,10 @@ from distill.datasets import (
     RenderDataset,
     Sample,
     check_fit,
+    check_rig,
     validation_batch,
 )
+from distill.mattes import BELIEVED
 from distill.model_card import write_card
 from distill.objective import Objective, ObjectiveConfig, Verifier
 from distill.quadruples import Quadruples
@@ -54,6 +56,7 @@ class DistillConfig(LoopConfig):
     scan_fraction: float = setting(0.4, "share of renders of scans and PBR objects")
     shape_fraction: float = setting(0.1, "share of renders of untextured shapes with made-up textures")
     targets: int = setting(4, "views a sample is compared in, the input among them")
+    matte_confidence: float = setting(BELIEVED, "least, of views without alpha; below it only colour counts")
     validation_renders: str = setting("", "rendered objects for the contact sheet; never trained on")
     pretrained_teacher_model: str = setting("", "verifier; needed when objective.implicit is not 0")
     init_from: str = setting("", "start from the weights of this generator")
@@ -93,8 +96,11 @@ def training_samples(config: DistillConfig) -> Samples:
             Quadruples(config.quadruples, cache=config.dataloader_num_workers == 0),
             config.seed,
             targets=config.targets,
+            size=size,
+            believed=config.matte_confidence,
         )
         check_fit(quadruples, size, shape)
+        check_rig(quadruples, config.generator.rig_at(ELEVATION))
     if renders and quadruples:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         batch = config.train_batch_size * config.gradient_accumulation_steps * processes

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from dd3g.cameras import FOVY, RADIUS
+from dd3g.cameras import FAR, FOVY, NEAR, RADIUS, Cameras
 from dd3g.nn.clip_vision import ClipVisionConfig
 from dd3g.nn.multiview_unet import MultiViewUNetConfig
 from dd3g.pepd.occupancy import OccupancyConfig
@@ -57,6 +57,10 @@ class GeneratorConfig:
 
     size: int = setting(64, "pixels of the picture; the token grid has side size / 8")
     latent_shape: tuple[int, int, int, int] = setting((4, 64, 16, 16), "the teacher's noise (V, C, h, w)")
+    azimuths: list[float] = setting([], "of the teacher's views from the input's; []: even ones from 0")
+    elevations: list[float] = setting([], "of the teacher's views, degrees; []: the input's")
+    distance: float = setting(RADIUS, "of the teacher's cameras to the origin, world units")
+    fovy: float = setting(FOVY, "of the teacher's cameras, degrees")
     width: int = setting(256, "channels of a token")
     depth: int = setting(3, "0: phase 1 off")
     heads: int = setting(4, "of the attention")
@@ -90,6 +94,17 @@ class GeneratorConfig:
             )
         if self.teacher is not None and self.noise_ratio != 1:
             raise ValueError("generator: with `teacher`, latents must have a side of size / 8")
+        for name in ("azimuths", "elevations"):
+            if len(getattr(self, name)) not in (0, self.latent_shape[0]):
+                raise ValueError(
+                    f"generator: {name} {list(getattr(self, name))} must be one a view of latent_shape "
+                    f"{tuple(self.latent_shape)}, or none"
+                )
+        if self.distance <= 1 or not 0 < self.fovy < 180:
+            raise ValueError(
+                f"generator: distance {self.distance} must be above 1, which the object may reach, and fovy "
+                f"{self.fovy} between 0 and 180 degrees"
+            )
         if self.heads < 1 or self.width % 8 or self.width % self.heads:
             raise ValueError(
                 f"generator: width {self.width} must be a multiple of 8 and of heads {self.heads}"
@@ -108,6 +123,13 @@ class GeneratorConfig:
                 "2, 4 or 8"
             )
 
+    def rig_at(self, elevation: float) -> Cameras:
+        """The teacher's cameras (V,) for a picture that was taken from this elevation, in degrees."""
+        views, further = self.latent_shape[0], self.distance - RADIUS
+        azimuths = self.azimuths or [360.0 * v / views for v in range(views)]
+        rig = Cameras.orbit(azimuths, self.elevations or elevation, self.size, self.distance, self.fovy)
+        return replace(rig, near=NEAR + further, far=FAR + further)
+
     @property
     def noise_ratio(self) -> float:
         """Side of the noise by that of the token grid: 1 for latents at size / 8, 2 at size / 4."""
@@ -116,7 +138,11 @@ class GeneratorConfig:
     @property
     def frame_kinds(self) -> list[FrameKind]:
         """Imagined frames, then copied ones where there are any."""
-        pixel = 2 * RADIUS * math.tan(math.radians(FOVY) / 2) / self.size  # world size of one at the object
-        imagined = FrameKind(self.expansion, 4, 0.6 * 8 / self.expansion * pixel)
+        # World size of a pixel at the object.
+        wide, pixel = (
+            2 * distance * math.tan(math.radians(fovy) / 2) / self.size
+            for distance, fovy in ((self.distance, self.fovy), (RADIUS, FOVY))
+        )
+        imagined = FrameKind(self.expansion, 4, 0.6 * 8 / self.expansion * wide)
         copied = FrameKind(self.copy_expansion, 4 + self.fine, 0.6 * 8 / self.copy_expansion * pixel)
         return [imagined, copied] if self.copy_tokens else [imagined]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dd3g.cameras import ELEVATION, FOVY, Cameras
+from dd3g.cameras import ELEVATION, FOVY, RADIUS, Cameras
 from dd3g.device import find_device
 from dd3g.errors import UserError, first_line
 from dd3g.io.splats import Gaussians
@@ -63,20 +63,35 @@ class Generator(Renamed):
     @property
     def rig(self) -> Cameras:
         """Cameras (V,) that the generator imagines from, the teacher's."""
-        return Cameras.default_rig(self.config.size, self.config.latent_shape[0])
+        return self.config.rig_at(ELEVATION)
 
     @overload
     def forward(
-        self, noise: Tensor, cameras: Cameras, image: Tensor, apart: Literal[False] = False
+        self,
+        noise: Tensor,
+        cameras: Cameras,
+        image: Tensor,
+        apart: Literal[False] = False,
+        front: Cameras | None = None,
     ) -> Gaussians: ...
 
     @overload
     def forward(
-        self, noise: Tensor, cameras: Cameras, image: Tensor, apart: Literal[True]
+        self,
+        noise: Tensor,
+        cameras: Cameras,
+        image: Tensor,
+        apart: Literal[True],
+        front: Cameras | None = None,
     ) -> list[Gaussians]: ...
 
     def forward(
-        self, noise: Tensor, cameras: Cameras, image: Tensor, apart: bool = False
+        self,
+        noise: Tensor,
+        cameras: Cameras,
+        image: Tensor,
+        apart: bool = False,
+        front: Cameras | None = None,
     ) -> Gaussians | list[Gaussians]:
         """One pass.
 
@@ -85,9 +100,10 @@ class Generator(Renamed):
 
         Args:
             noise: (B, V, C, h, w) standard normal, in the teacher's latent shape.
-            cameras: (B, V) or (V,) the teacher's cameras; view 0 is the input's, at azimuth 0.
+            cameras: (B, V) or (V,) the teacher's cameras; azimuths count from the input's.
             image: (B, 4, S, S) straight RGBA in 0..1.
             apart: keep imagined and copied Gaussians apart: (B, V*S*S), then (B, S*S), each pixel by pixel.
+            front: (B,) or (1,) the input's camera; None: the first of the teacher's is.
 
         Returns:
             (B, N) Gaussians in the world of the cameras.
@@ -97,16 +113,18 @@ class Generator(Renamed):
             B, V = noise.shape[:2]
             viewmats, Ks = cameras.viewmats.expand(B, V, 4, 4), cameras.Ks.expand(B, V, 3, 3)
             cameras = replace(cameras, viewmats=viewmats, Ks=Ks)
+        front = cameras[:, 0] if front is None else expanded(front, len(image))
         fine, _, coarse, pooled = self.picture(image)
         seen = (image,) if c.teacher else (coarse, pooled)
         imagined = self.extraction(noise, cameras, *seen) + self.type_embedding[0, :, None, None]
         small = resize(image, c.size // 8 * c.expansion)
-        frames = [Frame(imagined, correspond_rgba(small, cameras.azimuths), cameras)]
+        prior = correspond_rgba(small, cameras.azimuths)
+        frames = [Frame(imagined, prior, cameras, further=c.distance - RADIUS)]
         if self.copied is not None:
-            tokens = self.copied(cameras[:, 0], coarse)[:, None] + self.type_embedding[1, :, None, None]
+            tokens = self.copied(front, coarse)[:, None] + self.type_embedding[1, :, None, None]
             pixels = resize(image, c.size // 8 * c.copy_expansion)
             prior = torch.cat([pixels, F.avg_pool2d(fine, 8 // c.copy_expansion)], 1)
-            frames.append(Frame(tokens, prior[:, None], cameras[:, :1], gated=True))
+            frames.append(Frame(tokens, prior[:, None], front[:, None], gated=True))
         gaussians = self.decoding(frames)
         return gaussians if apart else Gaussians.cat(gaussians)
 
@@ -155,20 +173,24 @@ class Generator(Renamed):
 
         seed = whole_seed(seed)
         rgba = as_picture(picture, matte, mask).rgba.float()
-        device, views = self.type_embedding.device, self.config.latent_shape[0]
+        device = self.type_embedding.device
         image = resize(rgba[None], self.config.size).to(device)
         noise = torch.randn(1, *self.config.latent_shape, generator=torch.Generator().manual_seed(seed))
-        rig = Cameras.orbit([360.0 * v / views for v in range(views)], elevation, self.config.size)
+        rig, front = self.config.rig_at(elevation), Cameras.orbit([0.0], elevation, self.config.size)
         self.eval()
         inputs = noise.to(device), rig.to(device), image
-        fast = self.captured is not None and self.captured.fits(*inputs)
-        gaussians = (self.captured if fast else self)(*inputs)[0]  # type: ignore[misc]
+        # What was captured takes the first view for the input's.
+        usual = self.captured is not None and not self.config.azimuths
+        if usual and self.captured.fits(*inputs):  # type: ignore[union-attr]
+            gaussians = self.captured(*inputs)[0]  # type: ignore[misc]
+        else:
+            gaussians = self(*inputs, front=front.to(device))[0]
         if not raw and self.config.surface != "off":
-            gaussians = solidify(gaussians, rgba, rig[:1], network=self.shape)
+            gaussians = solidify(gaussians, rgba, front, network=self.shape)
             if refine > 0:
-                gaussians = refined(gaussians, rgba.cpu(), rig[:1], refine)
+                gaussians = refined(gaussians, rgba.cpu(), front, refine)
         if fov != FOVY:
-            gaussians = seen_under(gaussians, rig[:1], fov)
+            gaussians = seen_under(gaussians, front, fov)
         return gaussians.to(device)
 
     def generate_each(self, pictures: Iterable[Any], **how: Any) -> list[Gaussians]:
@@ -254,6 +276,12 @@ def teacher_phase(folder: Path, config: dict[str, Any]) -> TeacherPhase:
         "image": build(folder, config.get("image", {}), ClipVisionConfig, lambda c: c),
     }
     return build(folder, config | parts, TeacherPhase, lambda phase: phase)
+
+
+def expanded(cameras: Cameras, count: int) -> Cameras:
+    """Cameras (1,) or (count,) as (count,)."""
+    viewmats, Ks = (x.expand(count, *x.shape[1:]) for x in (cameras.viewmats, cameras.Ks))
+    return replace(cameras, viewmats=viewmats, Ks=Ks)
 
 
 def shipped() -> list[str]:

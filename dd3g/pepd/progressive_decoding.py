@@ -38,6 +38,7 @@ class Frame:
     prior: Tensor  # (B, V, P, S, S) maps at the Gaussians' resolution; first the corresponding straight RGBA
     cameras: Cameras  # (B, V)
     gated: bool = False  # nothing may stand where the prior's alpha is zero
+    further: float = 0.0  # by how much its cameras stand further from the origin than usual, world units
 
     @property
     def axes(self) -> Tensor:
@@ -198,7 +199,9 @@ def to_grids(x: Tensor, like: list[Tensor]) -> list[Tensor]:
 def locate(raw: Tensor, frame: Frame, bounds: Bounds) -> Tensor:
     """Raw channels (B*V, 4, S, S) -> means (B, V*S*S, 3) world: on the rays of the pixels, plus an offset."""
     position = _per_gaussian(raw, frame)
-    depth = interval(position[..., :1], bounds.depth_near, bounds.depth_far, bounds.depth_start)
+    depth = (
+        interval(position[..., :1], bounds.depth_near, bounds.depth_far, bounds.depth_start) + frame.further
+    )
     origins, directions = frame.cameras.resized(
         frame.prior.shape[-1]
     ).rays()  # (B, V, 1, 1, 3), (B, V, S, S, 3)

@@ -51,7 +51,7 @@ class AnalyticTeacher(nn.Module):
 
     prediction: Prediction = "eps"
     background = 1.0
-    follows_elevation, sees_picture = False, True
+    follows_elevation, sees_picture, draws_alpha = False, True, True
     about: ClassVar = {"teacher": "analytic", "licence": "Apache-2.0"}
 
     def __init__(self, config: AnalyticConfig | None = None) -> None:

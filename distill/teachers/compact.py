@@ -90,7 +90,7 @@ class CompactTeacher(nn.Module):
 
     prediction: Prediction = "x0"
     background = 1.0
-    follows_elevation, sees_picture = False, True
+    follows_elevation, sees_picture, draws_alpha = False, True, True
     about: ClassVar = {"teacher": "compact", "licence": "Apache-2.0"}
 
     def __init__(self, config: CompactConfig | None = None) -> None:

@@ -71,6 +71,7 @@ class MVDreamTeacher(Frozen):
     prediction: Prediction = "eps"
     background = 1.0
     follows_elevation = True
+    draws_alpha = False
 
     def __init__(
         self,

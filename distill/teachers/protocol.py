@@ -79,6 +79,10 @@ class Teacher(Protocol):
         """False for one that draws what a caption says."""
 
     @property
+    def draws_alpha(self) -> bool:
+        """Whether its views have alpha."""
+
+    @property
     def about(self) -> dict[str, Any]:
         """Its kind, source, revision and licence, for the index of quadruples and for model cards."""
 

@@ -101,6 +101,7 @@ class Zero123PlusTeacher(Frozen):
 
     prediction: Prediction = "v"
     follows_elevation = False
+    draws_alpha = False
     default_steps, default_guidance = 50, 4.0
     sees_picture = True
     ramp: Tensor  # (77,)

@@ -68,7 +68,7 @@ def test_shapes(objects):
     assert {k: tuple(v.shape) for k, v in tensors(sample).items()} == {
         "image": (4, 32, 32), "rig": (4, 4, 4), "views": (4, 4, 32, 32), "depth": (4, 32, 32),
         "has_depth": (), "noise": NOISE, "target_cameras": (3, 4, 4), "targets": (3, 4, 32, 32),
-        "background": (3,), "uniform": (4,), "index": (),
+        "background": (3, 3), "uniform": (4,), "index": (), "views_known": (4,), "targets_known": (3,),
     }  # fmt: skip
     assert all(v.dtype == torch.float32 for k, v in tensors(sample).items() if k != "index")
 

@@ -52,28 +52,30 @@ def explicit_inputs(seed=0):
     g = torch.Generator().manual_seed(seed)
     alpha, target = torch.rand(2, 3, 1, 8, 8, generator=g), torch.rand(2, 3, 4, 8, 8, generator=g)
     rgb = torch.rand(2, 3, 3, 8, 8, generator=g) * alpha
-    return rgb, alpha, target, torch.rand(2, 3, generator=g)
+    known = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    return rgb, alpha, target, torch.rand(2, 3, 3, generator=g), known
 
 
 def test_explicit_terms_by_brute_force():
     config = ObjectiveConfig(
         color=3.0, color_l1=2.0, alpha=5.0, hole_weight=4.0, cover=9.0, structure=0.7, input_weight=2.5
     )
-    rgb, alpha, target, background = explicit_inputs()
-    found = Objective(config, 10).explicit(rgb, alpha, target, background)
+    rgb, alpha, target, background, known = explicit_inputs()
+    found = Objective(config, 10).explicit(rgb, alpha, target, background, known)
     wanted = dict.fromkeys(("color", "color_l1", "alpha", "cover", "structure"), 0.0)
     for b in range(2):
         for v in range(3):
             weight = (2.5 if v == 0 else 1.0) / 4.5 / 2
-            bg, mask, a = background[b, :, None, None], target[b, v, 3], alpha[b, v, 0]
+            bg, mask, a = background[b, v, :, None, None], target[b, v, 3], alpha[b, v, 0]
             error = rgb[b, v] + (1 - a) * bg - (target[b, v, :3] * mask + (1 - mask) * bg)
             wanted["color"] += weight * 3 * float((error**2).mean())
             wanted["color_l1"] += weight * 2 * float(error.abs().mean())
             hole = torch.where(mask > 0, 1 + 3 * mask, torch.ones(()))
-            wanted["alpha"] += weight * 5 * float(((a - mask) ** 2 * hole).mean())
+            told = float(known[b, v])  # of a view without alpha only the colour counts
+            wanted["alpha"] += told * weight * 5 * float(((a - mask) ** 2 * hole).mean())
             lack = torch.where(a < mask, torch.minimum(mask, torch.tensor(0.65)) - a, 0.0)
-            wanted["cover"] += weight * 9 * float((lack * (lack > 0)).square().mean())
-            both = torch.cat([error, (a - mask)[None]])
+            wanted["cover"] += told * weight * 9 * float((lack * (lack > 0)).square().mean())
+            both = torch.cat([error, told * (a - mask)[None]])
             for scale in (1, 2, 4):
                 small = F.avg_pool2d(both, scale)
                 wanted["structure"] += weight * 0.7 * float((small[:, :, 1:] - small[:, :, :-1]).abs().mean())
@@ -98,7 +100,7 @@ def test_a_perfect_render_costs_nothing():
     target = explicit_inputs()[2]
     mask = target[:, :, 3:]
     terms = Objective(ObjectiveConfig(cover=1.0), 10).explicit(
-        target[:, :, :3] * mask, mask, target, torch.rand(2, 3)
+        target[:, :, :3] * mask, mask, target, torch.rand(2, 3, 3), torch.ones(2, 3)
     )
     assert all(float(t) == pytest.approx(0, abs=1e-9) for t in terms.values())
 
@@ -186,7 +188,8 @@ def test_images_are_rendered_at_the_targets(batch, model, antialiased):
     _, terms = objective(model, batch, 0)
     gaussians = model(batch.noise, batch.rig, batch.image)
     render = rasterize(gaussians, batch.target_cameras, background=0.0, antialiased=antialiased)
-    wanted = objective.explicit(render.rgb, render.alpha, batch.targets, batch.background)
+    told = batch.targets, batch.background, batch.targets_known
+    wanted = objective.explicit(render.rgb, render.alpha, *told)
     assert all(torch.allclose(terms[k], wanted[k], rtol=1e-4) for k in wanted)
 
 
