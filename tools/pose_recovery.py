@@ -154,10 +154,11 @@ def _views(denoiser: RotationDenoiser, motion: Motion, rows: Tensor, seed: int) 
     poses = [
         _combined([(s.views, p) for s, p in zip(scenes, single, strict=True)], i) for i in range(len(rows))
     ]
-    found = torch.stack(poses, 1)  # (V, B, 17, 3)
+    agreed = torch.stack(poses, 1)  # (V, B, 17, 3)
     truth = torch.stack([s.views.pose for s in scenes])
-    errors = {"mpjpe": metrics.mpjpe(found, truth), "pa_mpjpe": metrics.pa_mpjpe(found, truth)}
-    result["views combined (--views)"] = _means(errors)
+    result["views combined (--views)"] = _means(
+        {"mpjpe": metrics.mpjpe(agreed, truth), "pa_mpjpe": metrics.pa_mpjpe(agreed, truth)}
+    )
     return result | {"people": len(rows), "views": VIEWS}
 
 

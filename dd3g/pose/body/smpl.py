@@ -126,7 +126,7 @@ class _Sparse(_StandIn):
         return matrix
 
 
-def _empty(cls: type, *_: Any) -> Any:
+def _empty(cls: type[_StandIn], *_: Any) -> Any:
     """What `copyreg._reconstructor` does for classes of ours."""
     return cls.__new__(cls)
 
