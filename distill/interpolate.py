@@ -109,7 +109,7 @@ def interpolate_command(
     others = [views_of(model, rgba, noise_of(shape, first + k), size, raw) for k in range(noises)]
     output.parent.mkdir(parents=True, exist_ok=True)
     path = save_contact_sheet(torch.stack(rows), output)
-    found = {"output": str(path), "noises": noises, **spread(others)}
+    found: dict[str, Any] = {"output": str(path), "noises": noises, **spread(others)}
     if as_json:
         print(json.dumps(found))
         return

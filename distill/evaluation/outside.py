@@ -29,7 +29,7 @@ from distill.evaluation.predictors import (
 from distill.evaluation.targets import frame
 
 SPLATS, MESHES = (".ply", ".splat", ".spz"), (".obj",)  # .glb holds either
-SUFFIXES = (*SPLATS, ".glb", *MESHES)
+OBJECTS = (*SPLATS, ".glb", *MESHES)
 # A file's axes to x right, y up, z back: row i of the new axes.
 TURNS = {
     "opencv": ((1, 0, 0), (0, -1, 0), (0, 0, -1)),
@@ -76,7 +76,7 @@ class Predictions:
         try:
             if suffix in MESHES or (suffix == ".glb" and not _holds_splats(place)):
                 return mesh_drawing(_mesh(place, self.axes, turn, factor))
-            gaussians = Gaussians.load(place, None if self.axes == "auto" or suffix == ".spz" else self.axes)
+            gaussians = Gaussians.load(place, None if self.axes == "auto" or suffix == ".glb" else self.axes)
         except (ValueError, OSError, KeyError, IndexError) as error:
             raise UserError(f"{place} cannot be read: {first_line(error)}") from error
         if suffix == ".glb" and self.axes not in ("auto", "opengl"):
@@ -86,12 +86,12 @@ class Predictions:
     def find(self, id: str) -> Path | None:
         """The file or the folder of pictures of an object, or None."""
         for name in dict.fromkeys((id, id.replace("/", "-"), id.rpartition("/")[2])):
-            for suffix in SUFFIXES:
+            for suffix in OBJECTS:
                 if (path := self.folder / f"{name}{suffix}").is_file():
                     return path
             inside = self.folder / name
             if inside.is_dir():
-                files = [p for p in sorted(inside.iterdir()) if p.suffix.lower() in SUFFIXES]
+                files = [p for p in sorted(inside.iterdir()) if p.suffix.lower() in OBJECTS]
                 if len(files) > 1:
                     names = ", ".join(p.name for p in files)
                     raise UserError(f"{inside} holds {names}: leave one of them")
@@ -105,7 +105,7 @@ class Predictions:
             more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
             raise UserError(
                 f"{self.name}: {self.folder} has nothing of {len(lacking)} of {len(ids)} objects: "
-                f"{', '.join(lacking[:5])}{more}; expected NAME{', NAME'.join(SUFFIXES)}, or a folder NAME"
+                f"{', '.join(lacking[:5])}{more}; expected NAME{', NAME'.join(OBJECTS)}, or a folder NAME"
             )
 
 
@@ -142,13 +142,14 @@ _OPTIONS = (
 
 
 def _pictures(folder: Path, target: Target) -> Drawing:
-    from dd3g.picture import SUFFIXES, read_rgba, resize_rgba
+    from dd3g.decoding import SUFFIXES, read_rgba
+    from dd3g.picture import resize_rgba
 
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
     if len(paths) != len(target.novel):
         raise UserError(
             f"{folder} holds {len(paths)} pictures, and the protocol has {len(target.novel)} test views of "
-            f"{target.id}: one for each is needed, or one of {', '.join(globals()['SUFFIXES'])}"
+            f"{target.id}: one for each is needed, or one of {', '.join(OBJECTS)}"
         )
     images = [np.asarray(read_rgba(path, str(path))) for path in paths]
     solid = any(image[..., 3].min() < 255 for image in images)
