@@ -128,7 +128,9 @@ class Mesh:
         lines += [f"vn {x:.4f} {y:.4f} {z:.4f}" for x, y, z in self.normals.tolist()]
         lines += [f"vt {u:.6f} {1 - v:.6f}" for u, v in self.places.reshape(-1, 2).tolist()]
         for i, quad in enumerate((self.quads + 1).tolist()):
-            lines.append("f " + " ".join(f"{p}/{4 * i + k}/{p}" for k, p in enumerate(quad, 1)))
+            words = [f"{p}/{4 * i + k}/{p}" for k, p in enumerate(quad, 1)]
+            lines.append(f"f {words[0]} {words[1]} {words[2]}")  # some readers drop faces of four corners
+            lines.append(f"f {words[0]} {words[2]} {words[3]}")
         text = f"newmtl surface\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {picture.name}\n"
         return {
             path: ("\n".join(lines) + "\n").encode("utf-8", "replace"),

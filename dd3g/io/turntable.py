@@ -91,9 +91,8 @@ def save_turntable(images: np.ndarray, path: str | Path, fps: float = 24) -> Pat
             return path
         path = path.with_suffix(".webp")
     if path.suffix.lower() == ".gif" and images.shape[-1] == 4:
-        images = np.concatenate(
-            [images[..., :3], np.where(images[..., 3:] < 128, 0, 255)], -1, dtype=np.uint8
-        )
+        images = images.copy()
+        images[..., 3] = np.where(images[..., 3] < 128, 0, 255)  # a .gif knows no more
     first, *rest = [Image.fromarray(image) for image in images]
     with replacing(path) as partial:
         options: dict[str, Any] = {"quality": 85} if path.suffix.lower() == ".webp" else {"disposal": 2}

@@ -18,6 +18,7 @@ from dd3g.rasterizer import rasterize
 
 SIZE = 256  # pixels a side of the pictures that shape and texture come from
 REACH = 0.58  # of the object from the centre, in the cube that is searched and in every picture
+OPAQUE = 0.95  # alpha of a pixel whose depth carves
 BLUR = 0.8  # standard deviation of the filter on the field, in voxels
 PATCH = 5  # texels a side of a quad; the outer ones lie on its edges, so that neighbours agree there
 
@@ -45,8 +46,10 @@ def mesh_of(gaussians: Gaussians, resolution: int = 128) -> Mesh:
     depth = spread(render.depth / alpha.clamp(min=1e-3), alpha > LEVEL)[:, 0]  # (V, S, S)
     colors = spread(render.rgb / alpha.clamp(min=1e-3), (alpha - LEVEL).clamp(min=0))  # (V, 3, S, S)
     voxel = 2 * HALF / resolution
-    # Centres of Gaussians lie inside what they cover: the surface is a voxel nearer, within the outline.
-    field = smoothed(carved(alpha[:, 0], depth - voxel, cameras, resolution, 4 * voxel), BLUR)
+    # Centres of Gaussians lie inside what they cover: the surface is a voxel nearer, within the outline. What
+    # shines through has a depth between front and back, which says nothing.
+    known = torch.where(alpha[:, 0] > OPAQUE, depth - voxel, 0.0)
+    field = smoothed(carved(alpha[:, 0], known, cameras, resolution, 4 * voxel), BLUR)
     field = unambiguous(field, LEVEL)
     points, normals = surface_nets(field, LEVEL)
     quads = surface_quads(field, LEVEL)

@@ -168,7 +168,7 @@ def carved(alpha: Tensor, depth: Tensor, cameras: Cameras, resolution: int, soft
 
     Args:
         alpha: (V, S, S) in 0..1.
-        depth: (V, S, S) camera depth, also beyond the edge of the mask.
+        depth: (V, S, S) camera depth; 0 where it is not known.
         cameras: (V,) of these.
         resolution: voxels a side, n.
         softness: world units in depth over which the field rises from 0 to 1; `LEVEL` is at the depth.

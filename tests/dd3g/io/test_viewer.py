@@ -180,6 +180,7 @@ def test_the_right_button_moves_the_object_under_the_hand(page, file, draw):
     before = page.screenshot()
     page.mouse("mousePressed", 128, 128, button="right", buttons=2, clickCount=1)
     page.mouse("mouseMoved", 148, 118, button="right", buttons=2)
+    page.wait("view.x !== 0")  # or the release overtakes the move
     page.mouse("mouseReleased", 148, 118, button="right", clickCount=1)
     page.wait("!stale")
     after = page.screenshot()
@@ -272,7 +273,7 @@ def test_the_first_frame_chooses_the_painter(page, file):
     """Here there is no graphics card: a WebGL that pretends to be slow gives way, a quick one stays."""
     for late, painter in ((400, "2d"), (0, "webgl")):
         script = (
-            f"let turn = 0; performance.now = () => (turn += {late} * "
+            f"let clock = 0; performance.now = () => (clock += {late} * "
             "(document.documentElement.dataset.draw === 'webgl') + 1);"
         )
         added = page.call("Page.addScriptToEvaluateOnNewDocument", source=script)

@@ -1,0 +1,152 @@
+"""Meshes of Gaussians: closed, turned outwards, coloured as the Gaussians are, and readable elsewhere."""
+
+import io
+import json
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+from test_viewer import toy as thin
+
+from dd3g.errors import UserError
+from dd3g.gaussians import Gaussians
+from dd3g.pepd.mesh import mesh_of
+from dd3g.pepd.surface import HALF, LEVEL, surface_nets, surface_quads, unambiguous
+
+
+def toy() -> Gaussians:
+    """The ball of the viewer's tests, so dense that nothing shines through."""
+    g = thin()
+    return Gaussians(g.means, g.quats, g.scales * 1.5, torch.full_like(g.opacities, 0.95), g.colors)
+
+
+def solid_of(points, quads) -> trimesh.Trimesh:
+    """The quads cut into triangles, by nobody's code but trimesh's."""
+    quads = np.asarray(quads)
+    faces = np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
+    return trimesh.Trimesh(np.asarray(points), faces, process=False)
+
+
+def ball(n: int, radius: float) -> torch.Tensor:
+    a = (torch.arange(n) + 0.5) / n * 2 * HALF - HALF
+    x, y, z = torch.meshgrid(a, a, a, indexing="ij")
+    return (LEVEL + (radius - (x * x + y * y + z * z).sqrt())).clamp(0, 1)
+
+
+def test_quads_close_a_ball_and_turn_outwards():
+    field = ball(24, 0.4)
+    points, normals = surface_nets(field, LEVEL)
+    solid = solid_of(points, surface_quads(field, LEVEL))
+    assert solid.is_watertight and solid.is_winding_consistent and solid.euler_number == 2
+    assert solid.volume == pytest.approx(4 / 3 * math.pi * 0.4**3, rel=0.03)
+    assert ((solid.vertex_normals * normals.numpy()).sum(-1) > 0.95).all()
+
+
+def test_a_field_that_fills_the_cube_is_closed_at_its_faces():
+    field = torch.ones(6, 6, 6)
+    points, _ = surface_nets(field, LEVEL)
+    solid = solid_of(points, surface_quads(field, LEVEL))
+    assert solid.is_watertight and solid.volume > (2 * HALF * 5 / 6) ** 3
+
+
+def test_noise_without_ambiguous_edges_is_closed():
+    field = torch.rand(14, 14, 14, generator=torch.Generator().manual_seed(0))
+    points, _ = surface_nets(field, LEVEL)
+    assert not solid_of(points, surface_quads(field, LEVEL)).is_watertight  # four quads share a side
+    mended = unambiguous(field, LEVEL)
+    points, _ = surface_nets(mended, LEVEL)
+    solid = solid_of(points, surface_quads(mended, LEVEL))
+    assert solid.is_watertight and solid.is_winding_consistent and solid.volume > 0
+    assert ((mended > LEVEL) >= (field > LEVEL)).all()
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return mesh_of(toy(), resolution=64)
+
+
+def test_a_ball_of_gaussians_becomes_a_ball(mesh):
+    """Red on its +x side, blue on -x, green above, with a yellow bar in front."""
+    solid = solid_of(mesh.points, mesh.quads)
+    assert solid.is_watertight and solid.is_winding_consistent
+    assert solid.volume == pytest.approx(4 / 3 * math.pi * 0.43**3, rel=0.1)
+    assert solid.bounds[0] == pytest.approx([-0.44, -0.44, -0.44], abs=0.04)
+    assert ((solid.vertex_normals * mesh.normals).sum(-1) > 0).mean() > 0.995
+    middle = mesh.points[mesh.quads].mean(1)
+    height, width, _ = mesh.texture.shape
+    at = (mesh.places.mean(1) * [width, height]).astype(int)
+    colour = mesh.texture[at[:, 1], at[:, 0]] / 255
+    for where, wanted in (
+        ((middle[:, 0] > 0.25) & (middle[:, 1] < 0), [1, 0, 0]),
+        ((middle[:, 0] < -0.25) & (middle[:, 1] < 0), [0, 0, 1]),
+        (middle[:, 1] > 0.36, [0, 0.8, 0.2]),
+    ):
+        assert where.sum() > 50
+        assert np.abs(np.median(colour[where], 0) - wanted).max() < 0.06
+
+
+def test_neighbouring_patches_agree_on_their_edge(mesh):
+    """Corners of the texture lie at texel centres; a point has one colour wherever its quads keep it."""
+    height, width, _ = mesh.texture.shape
+    at = np.rint(mesh.places * [width, height] - 0.5).astype(int)
+    np.testing.assert_allclose(mesh.places * [width, height], at + 0.5, atol=1e-3)
+    seen: dict[int, np.ndarray] = {}
+    for quad, places in zip(mesh.quads[:500], at[:500], strict=True):
+        for point, (x, y) in zip(quad.tolist(), places, strict=True):
+            assert (
+                np.abs(seen.setdefault(point, mesh.texture[y, x]) - mesh.texture[y, x].astype(int)) <= 1
+            ).all()
+
+
+def test_place_and_size_are_kept():
+    turned = toy().transformed(translation=torch.tensor([10.0, 0.0, -3.0]), scale=5.0)
+    mesh = mesh_of(turned, resolution=32)
+    low, high = mesh.points.min(0), mesh.points.max(0)
+    np.testing.assert_allclose((low + high) / 2, [10, 0, -3], atol=0.5)
+    np.testing.assert_allclose(high - low, 5 * 0.86, rtol=0.15)
+
+
+def test_nothing_solid_is_an_error():
+    with pytest.raises(UserError, match="none of the Gaussians has an opacity over 0.05"):
+        mesh_of(toy().select(torch.zeros(0, dtype=torch.long)))
+    faint = toy()
+    faint = Gaussians(faint.means, faint.quats, faint.scales * 0.01, faint.opacities * 0.1, faint.colors)
+    with pytest.raises(UserError, match="no surface"):
+        mesh_of(faint, resolution=32)
+
+
+def test_glb_is_read_by_trimesh(mesh, tmp_path):
+    (path,) = mesh.save(tmp_path / "x.mesh.glb")
+    data = path.read_bytes()
+    assert len(data) == struct.unpack_from("<I", data, 8)[0] and len(data) % 4 == 0
+    document = json.loads(data[20 : 20 + struct.unpack_from("<I", data, 12)[0]])
+    assert document["extensionsUsed"] == ["KHR_materials_unlit"]
+    (read,) = trimesh.load(path, process=False).geometry.values()
+    assert len(read.vertices) == 4 * len(mesh.quads) and len(read.faces) == 2 * len(mesh.quads)
+    np.testing.assert_allclose(read.vertices, mesh.points[mesh.quads].reshape(-1, 3), atol=1e-6)
+    np.testing.assert_allclose(read.vertex_normals, mesh.normals[mesh.quads].reshape(-1, 3), atol=1e-5)
+    texture = np.asarray(read.visual.material.baseColorTexture)[..., :3]
+    np.testing.assert_array_equal(texture, mesh.texture)
+    # trimesh's v runs upwards
+    np.testing.assert_allclose(read.visual.uv, mesh.places.reshape(-1, 2) * [1, -1] + [0, 1], atol=1e-6)
+    merged = trimesh.Trimesh(read.vertices, read.faces)  # corners of one place become one
+    assert merged.is_watertight and merged.volume > 0
+
+
+def test_obj_is_read_by_trimesh(mesh, tmp_path):
+    files = mesh.save(tmp_path / "x.mesh.obj")
+    assert [f.name for f in files] == ["x.mesh.obj", "x.mesh.mtl", "x.mesh.png"]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    read = trimesh.load(files[0])
+    assert len(read.faces) == 2 * len(mesh.quads)
+    assert all(len(line.split()) == 4 for line in files[0].read_text().splitlines() if line.startswith("f "))
+    merged = trimesh.Trimesh(read.vertices, read.faces)
+    assert merged.is_watertight
+    assert merged.volume == pytest.approx(solid_of(mesh.points, mesh.quads).volume, rel=1e-3)
+    np.testing.assert_array_equal(np.asarray(read.visual.material.image.convert("RGB")), mesh.texture)
+    assert Image.open(io.BytesIO(Path(files[2]).read_bytes())).size == mesh.texture.shape[1::-1]

@@ -1,0 +1,204 @@
+"""The commands around files: convert, view, turntable, info."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dd3g.__main__ import main
+from dd3g.gaussians import Gaussians
+from dd3g.io import splats
+from dd3g.io.formats import SPLATS, check_format, format_of
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def cluster() -> Gaussians:
+    """Three hundred red Gaussians on the right, as many blue ones above."""
+    draw = torch.Generator().manual_seed(0)
+    means = torch.randn(600, 3, generator=draw) * 0.05
+    means[:300, 0] += 0.3
+    means[300:, 1] += 0.3
+    colors = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]]).repeat_interleave(300, 0)
+    quats = torch.nn.functional.normalize(torch.randn(600, 4, generator=draw), dim=-1)
+    return Gaussians(means, quats, torch.full((600, 3), 0.02), torch.full((600,), 0.9), colors)
+
+
+@pytest.fixture
+def lamp():
+    return splats.save(cluster(), "lamp.ply")
+
+
+def told(capsys, *words):
+    """What a command prints as JSON."""
+    assert main([*map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys, *words):
+    assert main([*map(str, words)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+def red(gaussians: Gaussians) -> torch.Tensor:
+    return gaussians.means[gaussians.colors[:, 0] > 0.5].mean(0)
+
+
+def test_names_end_in_formats():
+    names = {"a.ply": "ply", "a.compressed.PLY": "compressed.ply", "a.mesh.glb": "mesh.glb", "a.b.glb": "glb"}
+    names |= {"x/y.sog": "sog", "compressed.ply": "ply", "a.obj": "obj", "a": ""}
+    assert {name: format_of(name) for name in names} == names
+    for format in SPLATS:
+        check_format(format, "opengl", "inria")
+
+
+@pytest.mark.parametrize("source", SPLATS)
+@pytest.mark.parametrize("target", SPLATS)
+def test_every_format_becomes_every_other(lamp, capsys, source, target):
+    splats.save(cluster(), f"in.{source}")
+    report = told(capsys, "convert", f"in.{source}", f"deep/out.{target}")
+    assert (
+        report["files"] == [f"deep/out.{target}"] and report["gaussians"] == 600 and report["warnings"] == []
+    )
+    got = splats.load(f"deep/out.{target}")
+    torch.testing.assert_close(red(got), red(cluster()), atol=2e-3, rtol=0)
+    torch.testing.assert_close(got.opacities, torch.full((600,), 0.9), atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("format", [f for f in SPLATS if f != "glb"])
+def test_axes_are_turned_both_ways(lamp, capsys, format):
+    told(capsys, "convert", lamp, f"x.{format}", "--axes", "zup")
+    raw = splats.load(f"x.{format}", axes="opengl")  # its own numbers
+    x, y, z = red(cluster()).tolist()
+    torch.testing.assert_close(red(raw), torch.tensor([x, -z, y]), atol=2e-3, rtol=0)
+    told(capsys, "convert", f"x.{format}", "back.ply", "--from-axes", "zup")
+    torch.testing.assert_close(red(splats.load("back.ply")), red(cluster()), atol=2e-3, rtol=0)
+
+
+def test_what_convert_refuses(lamp, capsys):
+    assert "a .glb is y up by its standard" in refused(capsys, "convert", lamp, "x.glb", "--axes", "zup")
+    assert "unknown format 'obj': use one of ply, " in refused(capsys, "convert", lamp, "x.obj")
+    assert "unknown format 'png'" in refused(capsys, "convert", "x.png", "x.ply")
+    assert "cannot read none.ply: No such file" in refused(capsys, "convert", "none.ply", "x.ply")
+    (lamp.parent / "bad.sog").write_bytes(b"PK")
+    assert "bad.sog is not a .sog file that can be read" in refused(capsys, "convert", "bad.sog", "x.ply")
+    assert "unknown layout 'x' of .ply" in refused(capsys, "convert", lamp, "x.ply", "--ply-layout", "x")
+    assert sorted(p.name for p in lamp.parent.resolve().iterdir()) == ["bad.sog", "lamp.ply"]
+
+
+def test_convert_keeps_the_faint_and_passes_on_how_to_draw(capsys):
+    faint = cluster()
+    splats.save(Gaussians(faint.means, faint.quats, faint.scales, faint.opacities * 0.003, faint.colors),
+                "faint.ply", min_opacity=0, antialiased=False)  # fmt: skip
+    assert told(capsys, "convert", "faint.ply", "x.sog")["gaussians"] == 600
+    assert splats.read("x.sog").antialiased is False and len(splats.load("x.sog")) == 600
+    told(capsys, "convert", "faint.ply", "y.ply", "--antialiased", "--ply-layout", "inria")
+    assert (
+        splats.read("y.ply").antialiased is True and b"property float f_rest_44" in open("y.ply", "rb").read()
+    )
+
+
+def test_colour_that_depends_on_the_view_is_missed(lamp, capsys):
+    data = splats.encode(cluster(), "ply", layout="inria")
+    head, _, body = data.partition(b"end_header\n")
+    rows = np.frombuffer(body, "<f4").reshape(600, 62).copy()
+    rows[:, 9] = 0.2
+    (lamp.parent / "sh.ply").write_bytes(head + b"end_header\n" + rows.tobytes())
+    assert told(capsys, "convert", "sh.ply", "x.spz")["warnings"] == [
+        "sh.ply: colour that depends on the view was left out"
+    ]
+    assert main(["convert", "sh.ply", "x.spz"]) == 0
+    assert capsys.readouterr().err == "warning: sh.ply: colour that depends on the view was left out\n"
+
+
+def test_info(lamp, capsys):
+    report = told(capsys, "info", lamp)
+    assert (report["format"], report["gaussians"], report["axes"]) == ("ply", 600, "opencv")
+    assert report["antialiased"] is True and report["view_dependent"] is False
+    assert report["bytes"] == lamp.stat().st_size
+    assert report["scale"] == [0.02, 0.02, 0.02] and report["opacity"] == [0.9, 0.9, 0.9]
+    np.testing.assert_allclose(report["high"], cluster().means.amax(0), atol=1e-4)
+    assert main(["info", str(lamp)]) == 0
+    shown = capsys.readouterr().out
+    assert "Gaussians    600\n" in shown and "axes         opencv\n" in shown
+
+
+def test_view_makes_a_page_and_opens_it(lamp, capsys, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda address: bool(opened.append(address)) or True)
+    splats.save(cluster(), "lamp.compressed.ply", antialiased=False)
+    assert told(capsys, "view", "lamp.compressed.ply") == {
+        "input": "lamp.compressed.ply",
+        "page": "out/lamp.html",
+        "opened": True,
+    }
+    assert opened == [(lamp.parent / "out/lamp.html").resolve().as_uri()]
+    page = (lamp.parent / "out/lamp.html").read_text()
+    assert "<title>lamp</title>" in page and 'data-antialiased="false"' in page
+    assert told(capsys, "view", lamp, "-o", "x.html", "--no-open")["opened"] is False and len(opened) == 1
+    monkeypatch.setattr("webbrowser.open", lambda address: False)
+    assert main(["view", str(lamp)]) == 0
+    assert capsys.readouterr().out == "wrote out/lamp.html; open it in a browser\n"
+
+
+def test_turntable_as_pictures(lamp, capsys):
+    report = told(capsys, "turntable", lamp, "-o", "turn.png", "--frames", 4, "--size", 64)
+    assert report["files"] == [f"turn-00{i}.png" for i in range(4)]
+    front, left, *_ = (np.asarray(Image.open(name)).astype(int) for name in report["files"])
+    assert front.shape == (64, 64, 3) and (front[0, 0] == 255).all()
+
+    def column(picture, channel):
+        others = [c for c in range(3) if c != channel]
+        return np.nonzero(picture[..., channel] - picture[..., others].max(-1) > 100)[1].mean()
+
+    assert column(front, 0) > 40 and 28 < column(front, 2) < 36  # red on the right, blue in the middle
+    assert 28 < column(left, 0) < 36  # from +x it is in front
+    (one,) = told(capsys, "turntable", lamp, "-o", "one.png", "--frames", 1, "--size", 64)["files"]
+    assert one == "one.png" and (np.asarray(Image.open(one)) == front).all()
+
+
+def test_turntable_background(lamp, capsys):
+    for name, wanted in (("#102030", (16, 32, 48)), ("black", (0, 0, 0))):
+        told(capsys, "turntable", lamp, "-o", "x.png", "--frames", 1, "--size", 32, "--background", name)
+        assert Image.open("x.png").getpixel((0, 0)) == wanted
+    for suffix in (".png", ".webp", ".gif"):
+        words = ("--frames", 1 if suffix == ".png" else 2, "--size", 32, "--background", "transparent")
+        told(capsys, "turntable", lamp, "-o", f"t{suffix}", *words)
+        with Image.open(f"t{suffix}") as image:
+            pixels = np.asarray(image.convert("RGBA"))
+        assert pixels[0, 0, 3] == 0 and pixels[..., 3].max() > 200, suffix
+    assert "unknown colour 'nocolour'" in refused(capsys, "turntable", lamp, "--background", "nocolour")
+    message = refused(capsys, "turntable", lamp, "-o", "x.mp4", "--background", "transparent")
+    assert ".mp4 has no transparency, use one of .webm, .webp, .gif, .png" in message
+    assert "unknown video format '.avi'" in refused(capsys, "turntable", lamp, "-o", "x.avi")
+
+
+def test_turntable_as_webm(lamp, capsys):
+    ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg is not installed")
+    for background in ("white", "transparent"):
+        words = ("--frames", 5, "--size", 48, "--fps", 10, "--background", background)
+        assert told(capsys, "turntable", lamp, "-o", "x.webm", *words)["files"] == ["x.webm"]
+        reader = ffmpeg.read_frames("x.webm")
+        meta = next(reader)
+        assert meta["size"] == (48, 48) and meta["fps"] == 10 and "vp9" in meta["codec"]
+        assert len(list(reader)) == 5
+
+
+def test_a_mesh_of_a_file(lamp, capsys):
+    trimesh = pytest.importorskip("trimesh")
+    report = told(capsys, "convert", lamp, "lamp.mesh.glb")
+    assert report["files"] == ["lamp.mesh.glb"]
+    (read,) = trimesh.load("lamp.mesh.glb").geometry.values()
+    merged = trimesh.Trimesh(read.vertices, read.faces)
+    assert merged.is_watertight and math.isfinite(merged.volume) and merged.volume > 0
+    files = told(capsys, "convert", lamp, "lamp.mesh.obj")["files"]
+    assert files == ["lamp.mesh.obj", "lamp.mesh.mtl", "lamp.mesh.png"]
