@@ -91,9 +91,10 @@ def batches(
             yield found
             continue
         for message in found.bad:
-            if message not in bad:
+            name = message.partition(" (")[0]  # decoders tell one damage in several ways
+            if name not in bad:
                 print(f"warning: skipped a sample: {message}", file=sys.stderr, flush=True)
-        bad.update(found.bad)
+            bad.add(name)
         if len(bad) > config.max_bad_samples:
             yield UserError(
                 f"{found.bad[-1]} (more than max_bad_samples={config.max_bad_samples} samples are damaged)"
