@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from dd3g.cameras import ELEVATION
+from dd3g.cameras import ELEVATION, FOVY
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.hub_models import HUB_MODELS
-from dd3g.picture import Picture, load_image
+from dd3g.pepd.perspective import seen_under
+from dd3g.picture import as_picture
 from distill.lgm import LGM, SIZE, check_cameras, load_lgm
 from distill.ode import views_of
 from distill.teachers import Teacher, load
@@ -51,15 +51,21 @@ class TeacherAndLGM:
         elevation: float = ELEVATION,
         raw: bool = False,
         refine: float = 0.0,
+        matte: str = "auto",
+        mask: Any = None,
+        fov: float = FOVY,
     ) -> Gaussians:
         """One object; the arguments are those of `Generator.generate`.
 
         Args:
-            picture: a path, a PIL image, a `Picture`, or straight RGBA (4, S, S) framed as in training.
+            picture: as there.
             seed: draws the noise, on the CPU.
             elevation: degrees by which the picture was taken from above; 0 is what LGM's authors give.
             raw: LGM's splats are always as it makes them.
             refine: must be 0.
+            matte: as in `dd3g.load_image`.
+            mask: as in `dd3g.load_image`.
+            fov: degrees that the framed picture spans.
 
         Returns:
             (N,) Gaussians on LGM's device.
@@ -69,12 +75,12 @@ class TeacherAndLGM:
         """
         if refine:
             raise UserError("--refine fits the discs of a solid body, and LGM gives none: leave it out")
-        if not isinstance(picture, Tensor):
-            picture = (picture if isinstance(picture, Picture) else load_image(picture)).rgba
+        rgba = as_picture(picture, matte, mask).rgba
         rig = self.teacher.rig_at(elevation)
         device = next(self.lgm.parameters()).device
-        views = views_of(self.teacher, picture, seed, cameras=rig, device=device)
-        return self.lgm.reconstruct(views[None].to(device), rig.to(device), self.size)[0]
+        views = views_of(self.teacher, rgba, seed, cameras=rig, device=device)
+        gaussians = self.lgm.reconstruct(views[None].to(device), rig.to(device), self.size)[0]
+        return gaussians if fov == FOVY else seen_under(gaussians, rig[:1], fov)
 
 
 def is_pair(name: str) -> bool:
