@@ -21,7 +21,17 @@ from distill.renders import RenderedObjects
 from distill.shapes import ShapeDataset, input_views, shape_sample
 
 SIZE, BINS = 32, 6
-TINY = GeneratorConfig(SIZE, (4, 8, 8, 8), 32, 1, 2, 8, 8, 16, head_hidden=8)
+TINY = GeneratorConfig(
+    size=SIZE,
+    latent_shape=(4, 8, 8, 8),
+    width=32,
+    depth=1,
+    heads=2,
+    residual_hidden=8,
+    fine=8,
+    mid=16,
+    head_hidden=8,
+)
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,9 @@ def test_training_learns_and_keeps_the_best(renders, tmp_path, capsys):
 
 def test_training_from_the_hulls_of_a_generator_and_on(renders, tmp_path, capsys):
     torch.manual_seed(0)
-    tiny = GeneratorConfig(32, (4, 8, 8, 8), 32, 1, 2, 8, 8, 16, head_hidden=8)
+    tiny = GeneratorConfig(
+        size=32, latent_shape=(4, 8, 8, 8), width=32, depth=1, heads=2, residual_hidden=8, fine=8, mid=16
+    )
     folder = Generator(tiny).save_pretrained(tmp_path / "generator")
     options = {"network.hull": "true", "generator": folder, "max_train_steps": 4, "checkpointing_steps": 2}
     assert train(renders, tmp_path / "whole", **options) == 0
