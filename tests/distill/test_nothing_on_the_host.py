@@ -35,7 +35,7 @@ def test_the_terms_of_the_generator(batch):
         frames = generator(there.noise, there.rig, there.image, apart=True)
         terms = direct_terms(frames, there)
         shown, alpha = there.targets[:, :, :3], there.targets[:, :, 3:]
-        terms |= objective.explicit(shown, alpha, there.targets, there.background)
+        terms |= objective.explicit(shown, alpha, there.targets, there.background, there.targets_known)
     assert len(terms) == 8 and all(t.is_meta and t.shape == () for t in terms.values())
 
 

@@ -465,7 +465,7 @@ def test_noise_that_is_not_finite_names_its_shard(tmp_path):
     wrong = Quadruple(noise_of((4, 64, 4, 4), 0), Cameras.default_rig(16), views[0], views, {"seed": 0})
     wrong.noise[1, 2, 0, 0] = torch.inf
     write_shard(tmp_path / "a.tar", [encode(wrong, "x")])
-    with pytest.raises(UserError, match=r"x in shard .*a\.tar .*its noise is not finite"):
+    with pytest.raises(UserError, match=r"x in shard .*a\.tar .*it holds numbers that are not finite"):
         Quadruples(tmp_path)[0]
 
 

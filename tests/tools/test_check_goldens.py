@@ -178,4 +178,7 @@ def test_folders_that_are_none(tmp_path, capsys, monkeypatch):
     np.savez(tmp_path / "other.npz", x=np.zeros(1))
     (tmp_path / "other.json").write_text("{}")
     assert check_goldens.main([str(tmp_path)]) == 2
-    assert "no check has this name; known are pipeline_mvdream, unet_mvdream" in capsys.readouterr().err
+    assert (
+        "no check has this name; known are lgm, pipeline_mvdream, unet_mvdream, zero123pp"
+        in capsys.readouterr().err
+    )
