@@ -63,22 +63,25 @@ def render_folder(
     processes: int = 1,
     styles: list[str] | None = None,
     limit: int = 0,
+    layout: str = "auto",
 ) -> dict:
     """Render every object of a folder into shards; shards that exist are kept.
 
     Returns:
-        summary: objects, items, views, shards written and kept, megabytes, seconds, failed {key: reason}.
+        summary: objects, items, views, shards written and kept, megabytes, seconds, failed {key: reason} and,
+        by id, objects that lack files.
 
     Raises:
         UserError: no meshes, other options or objects than the folder was started with, a damaged shard, a
             full disk, a process that was killed.
     """
-    items = find_items(folder, options, styles or [], limit)
+    items, missing = find_items(folder, options, styles or [], limit, layout)
     keys = fingerprint("\n".join(item.key for item in items))
     stored = {"styles": styles or [], "limit": limit, "objects": f"{len(items)} items {keys}"}
     _check_same_options(output, asdict(options) | stored | {"mesh files": mesh_files(items)})
     with only_user(output):
-        return _render_items(items, output, options, processes)
+        summary = _render_items(items, output, options, processes)
+    return summary | {"failed": missing | summary["failed"]}
 
 
 def _render_items(items: list[Item], output: Path, options: Options, processes: int) -> dict:
@@ -161,7 +164,8 @@ def _check_same_options(output: Path, options: dict) -> None:
 
 def render_command(
     folder: Annotated[
-        Path, typer.Argument(help="Folder of .glb, .obj or untextured .npz meshes, searched in depth.")
+        Path,
+        typer.Argument(help="Folder of .glb, .obj or untextured .npz meshes at any depth, or of a data set."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the shards.")],
     size: Annotated[int, typer.Option(min=8, help="Pixels a side.")] = 64,
@@ -187,6 +191,9 @@ def render_command(
     ] = False,
     per_shard: Annotated[int, typer.Option(min=1, help="Items a shard.")] = 50,
     limit: Annotated[int, typer.Option(min=0, help="Only the first objects; 0: all.")] = 0,
+    layout: Annotated[
+        str, typer.Option(help="Of the data set, as for `dd3g evaluate`, where its files leave a doubt.")
+    ] = "auto",
     only_styles: Annotated[str, typer.Option(help="Comma-separated styles of the manifest to keep.")] = "",
     as_json: Json = False,
 ) -> None:
@@ -207,7 +214,7 @@ def render_command(
     styles = [s.strip() for s in only_styles.split(",") if s.strip()]
     if not eval_views and not quads + free_quads + novel:
         raise UserError("no views asked for: raise --quads, --free-quads or --novel")
-    summary = render_folder(folder, output, options, processes, styles, limit)
+    summary = render_folder(folder, output, options, processes, styles, limit, layout)
     failed = summary["failed"]
     if as_json:
         print(json.dumps(summary))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -16,11 +15,11 @@ from numpy.typing import NDArray
 from dd3g.cameras import ELEVATION, Cameras
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
+from dd3g.meshes.layouts import FoundObject, find_objects, read_rows
 from dd3g.picture_sources import DEPTH, DEPTH_UNIT, SHEET, VOLUME
 
 FILL = 0.55  # radius of the object's bounding sphere; at radius 1.5 and fovy 49.1 it spans 86 % of the frame
 HALF = 1.02 * FILL  # half the side of the cube whose matter is stored
-MESHES = (".glb", ".obj", ".npz")
 ENDS = 1 << 16  # bytes of either end of a mesh's file that its fingerprint reads
 
 
@@ -45,10 +44,19 @@ class Options:
 class Item:
     """One object in one variant."""
 
-    path: str
-    id: str
+    found: FoundObject
     variant: int
     meta: tuple[tuple[str, str], ...]  # style, source, licence, cluster
+
+    @property
+    def id(self) -> str:
+        """Name of the object."""
+        return self.found.id
+
+    @property
+    def path(self) -> str:
+        """Its mesh, or its archive."""
+        return str(self.found.path)
 
     @property
     def key(self) -> str:
@@ -56,45 +64,45 @@ class Item:
         return f"{self.id.replace('.', '_').replace('/', '-')}-{self.variant}"
 
 
-def find_items(folder: Path, options: Options, styles: list[str], limit: int) -> list[Item]:
-    """Every mesh under the folder times its variants, in a fixed order; metadata from a manifest.csv if any.
+def find_items(
+    folder: Path, options: Options, styles: list[str], limit: int, layout: str = "auto"
+) -> tuple[list[Item], dict[str, str]]:
+    """Every mesh of a data set times its variants, in a fixed order; metadata from a manifest.csv if any.
+
+    Args:
+        folder: of the data set, or one above it.
+        options: how many variants.
+        styles: of the manifest; none for all.
+        limit: only the first objects; 0 for all.
+        layout: of the data set, see `find_objects`.
+
+    Returns:
+        items, and id -> what is missing of objects that are incomplete.
 
     Raises:
         UserError: when the folder holds no mesh, or two objects share a key.
     """
-    # Path.rglob leaves out what links to folders lead to.
-    found = (Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names)
-    paths = sorted(p for p in found if p.suffix.lower() in MESHES)
-    rows: dict[str, dict[str, str]] = {}
-    for manifest in (folder.parent / "manifest.csv", folder / "manifest.csv"):
-        if manifest.is_file():
-            with open(manifest, newline="", encoding="utf-8") as stream:
-                rows |= {row["id"]: row for row in csv.DictReader(stream) if "id" in row}
+    objects, missing = find_objects(folder, layout)
+    if objects[0].layout.holds != "mesh":
+        raise UserError(
+            f"{folder} holds {objects[0].layout.title}, nothing to draw: `dd3g evaluate` reads them"
+        )
+    rows = read_rows(folder)
+    objects.sort(key=lambda o: o.path)
+    chosen = [o for o in objects if not styles or o.style in styles][: limit or None]
     items: list[Item] = []
-    objects = 0
-    for path in paths:
-        name = path.parent if path.stem == "model" and path.parent != folder else path.with_suffix("")
-        row = rows.get(name.name, {})
-        style = row.get("style") or ("shape" if path.suffix.lower() == ".npz" else "unknown")
-        if styles and style not in styles:
-            continue
-        if limit and objects == limit:
-            break
-        objects += 1
-        meta = {"style": style} | {k: row.get(k, "") for k in ("source", "licence", "cluster")}
-        count = options.scan_variants if style in ("scan", "pbr") else options.variants
-        relative = name.relative_to(folder).as_posix()
-        items += [
-            Item(str(path), relative, v, tuple(meta.items())) for v in range(1 if options.eval else count)
-        ]
+    for found in chosen:
+        row = rows.get(found.id.rpartition("/")[2], {})
+        meta = {"style": found.style} | {k: row.get(k, "") for k in ("source", "licence", "cluster")}
+        count = options.scan_variants if found.style in ("scan", "pbr") else options.variants
+        items += [Item(found, v, tuple(meta.items())) for v in range(1 if options.eval else count)]
     if not items:
-        wanted = f" of style {', '.join(styles)}" if styles else ""
-        raise UserError(f"{folder} holds no meshes{wanted} ({' '.join(MESHES)}, searched in all subfolders)")
+        raise UserError(f"{folder} holds no meshes of style {', '.join(styles)}")
     keys = [i.key for i in items]
     if len(set(keys)) < len(keys):
         twice = next(k for k in keys if keys.count(k) > 1)
         raise UserError(f"two objects would both be called {twice!r}: rename one of the files")
-    return items
+    return items, missing
 
 
 def mesh_files(items: list[Item]) -> str:
@@ -145,14 +153,13 @@ def view_plan(options: Options, rng: np.random.Generator, plain: bool) -> dict[s
 def render_item(item: Item, options: Options) -> dict[str, bytes | str]:
     """One sample of a shard; a pure function of the mesh, the seed, the object's id and the variant."""
     from data_gen.meshes import variation
-    from dd3g.meshes.mesh import load_mesh
     from dd3g.meshes.rendering import Light, render_mesh
 
     rng = np.random.default_rng([options.seed, zlib.crc32(item.id.encode()), item.variant])
     plain = item.variant == 0
-    mesh = load_mesh(item.path)
+    mesh = item.found.mesh()
     light, colors, texture = Light(), None, "original"
-    if Path(item.path).suffix.lower() == ".npz":
+    if item.found.path.suffix.lower() == ".npz":
         mesh, texture = variation.painted(mesh, rng)
     if not plain:
         mesh, light = variation.reshaped(mesh, rng), variation.random_light(rng)

@@ -43,6 +43,7 @@ class Layout:
 
 
 ANY = r"(?P<id>[^/]+)"
+RENDERS = r"(?:render|blender_renders\w*)"  # folders in an object's own
 # The first that fits wins. GSO and YCB are z up, as their robotics tools want; OBJ and glTF are y up by
 # custom, and worlds of Blender and NeRF are z up.
 LAYOUTS = (
@@ -59,7 +60,7 @@ LAYOUTS = (
     Layout("objaverse", "Objaverse", r"glbs/\d{3}-\d{3}", (r"(?P<id>[0-9a-f]{32})\.glb",), "mesh", "y",
            "glbs/000-000/UID.glb"),
     Layout("nerf", "pictures with transforms.json, as of NeRF, Blender and OmniObject3D's renders",
-           r"(?P<id>(?!render/)[^/]+)(?:/render)?", (r"transforms(?:_test)?\.json",), "views", "z",
+           rf"(?P<id>(?!{RENDERS}/)[^/]+)(?:/{RENDERS})?", (r"transforms(?:_test)?\.json",), "views", "z",
            "NAME/transforms.json"),
     Layout("cameras", "pictures with cameras.json", ANY, (r"cameras\.json",), "views", "y",
            "NAME/cameras.json"),
@@ -130,8 +131,11 @@ def find_objects(
     chosen = [entry for entry in LAYOUTS if layout in ("auto", entry.name)]
     found: list[FoundObject] = []
     missing: dict[str, str] = {}
+    strange: dict[str, str] = {}
     for entry in chosen:
         found, missing = _fitting(entry, folder, prefix, files)
+        if not found and layout == "auto" and entry.name == "gso-zip":
+            strange, missing = missing, {}  # perhaps archives of something else
         if found or missing:
             break
     if not found and not missing and layout in ("auto", PLAIN.name):
@@ -139,7 +143,7 @@ def find_objects(
     styles = {key: row["style"] for key, row in read_rows(folder).items() if row.get("style")}
     found = [FoundObject(o.id, o.path, o.layout, styles.get(o.id.rpartition("/")[2], o.style)) for o in found]
     if not found:
-        raise UserError(_nothing(folder, layout, missing))
+        raise UserError(_nothing(folder, layout, missing or strange))
     ids = [o.id for o in found]
     if len(set(ids)) < len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
@@ -183,8 +187,8 @@ def _fitting(
     for numbers in have.values():
         id = next(iter(numbers.values()))[0]
         lacking = [part for k, part in enumerate(layout.files) if k not in numbers]
-        if layout.name == "gso-zip" and not _holds_mesh(numbers[0][1]):
-            continue
+        if layout.name == "gso-zip":
+            lacking = _lacking(numbers[0][1])
         # Sixteen common names mean nothing alone.
         if layout.name == "syncdreamer" and len(lacking) > 8:
             continue
@@ -195,12 +199,15 @@ def _fitting(
     return sorted(found, key=lambda o: o.id), missing
 
 
-def _holds_mesh(path: Path) -> bool:
+def _lacking(path: Path) -> list[str]:
+    """What an archive of a scan does not hold."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("meshes/model.obj") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        return [f"a whole archive ({error})"]
+    wanted = next(layout for layout in LAYOUTS if layout.name == "gso").files
+    return [part for part in wanted if not any(re.search(rf"(?:^|/){part}$", name) for name in names)]
 
 
 def _plain(folder: Path, files: list[str]) -> list[FoundObject]:

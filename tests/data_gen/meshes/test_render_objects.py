@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from PIL import Image
 from stand_ins.tiny_objects import write_cube
 from stand_ins.training_runs import files
 
@@ -23,6 +24,7 @@ from data_gen.render import render_folder
 from dd3g.errors import UserError
 from dd3g.io.lock import only_user
 from dd3g.io.shards import Shards, write_shard
+from dd3g.meshes.layouts import PLAIN, FoundObject
 from dd3g.meshes.mesh import normalised
 from distill.renders import RenderedObjects
 
@@ -59,16 +61,38 @@ def make_folder(folder: Path, count: int = 3) -> Path:
 
 def test_items_take_their_style_from_the_manifest(tmp_path):
     folder = make_folder(tmp_path)
-    items = find_items(folder, replace(SMALL, variants=1, scan_variants=3), [], 0)
+    items, missing = find_items(folder, replace(SMALL, variants=1, scan_variants=3), [], 0)
+    assert missing == {}
     assert [i.key for i in items] == ["cube_0-0", "cube_0-1", "cube_0-2", "cube_1-0", "cube_2-0"]
     assert dict(items[0].meta) == {"style": "scan", "source": "me", "licence": "CC0", "cluster": "0"}
-    assert len(find_items(folder, SMALL, ["lowpoly"], 0)) == 4
-    assert len(find_items(folder, SMALL, [], 1)) == 2
+    assert len(find_items(folder, SMALL, ["lowpoly"], 0)[0]) == 4
+    assert len(find_items(folder, SMALL, [], 1)[0]) == 2
     with pytest.raises(UserError, match="no meshes of style pbr"):
         find_items(folder, SMALL, ["pbr"], 0)
     write_cube(folder / "cube_0.glb")
     with pytest.raises(UserError, match="cube_0-0"):
         find_items(folder, SMALL, [], 0)
+
+
+def test_a_public_data_set_is_drawn_upright_under_its_names(tmp_path):
+    """Google's scans are z up; what lacks files is named, and pictures of objects are refused."""
+    write_cube(tmp_path / "cube.glb")
+    block = trimesh.load(tmp_path / "cube.glb", force="mesh")
+    block.apply_scale([1, 1, 3])
+    for name in ("tower", "bare"):
+        (tmp_path / f"gso/{name}/meshes").mkdir(parents=True)
+        block.export(tmp_path / f"gso/{name}/meshes/model.obj")
+    (tmp_path / "gso/tower/materials/textures").mkdir(parents=True)
+    Image.new("RGB", (2, 2)).save(tmp_path / "gso/tower/materials/textures/texture.png")
+    summary = render_folder(tmp_path / "gso", tmp_path / "out", replace(SMALL, eval=True))
+    assert summary["items"] == 1 and list(summary["failed"]) == ["bare"]
+    (item,) = RenderedObjects(tmp_path / "out")
+    alpha = item.rgba[0, 3]
+    assert item.meta["id"] == "tower" and (alpha.amax(1) > 0).sum() > 2 * (alpha.amax(0) > 0).sum()
+    (tmp_path / "views/a").mkdir(parents=True)
+    (tmp_path / "views/a/cameras.json").write_text("{}")
+    with pytest.raises(UserError, match="pictures with cameras.json, nothing to draw: `dd3g evaluate` reads"):
+        find_items(tmp_path / "views", SMALL, [], 0)
 
 
 def test_shards_can_be_read_back(tmp_path):
@@ -151,7 +175,7 @@ def test_seed_and_variant_change_the_picture_but_not_the_plain_one(tmp_path):
     pictures = {}
     for seed in (0, 1):
         for variant in (0, 1):
-            item = Item(str(tmp_path / "cube.glb"), "cube", variant, (("style", "x"),))
+            item = Item(FoundObject("cube", tmp_path / "cube.glb", PLAIN), variant, (("style", "x"),))
             pictures[seed, variant] = render_item(item, replace(SMALL, seed=seed, eval=True))["rgba.png"]
     assert pictures[0, 0] == pictures[1, 0]
     assert len(set(pictures.values())) == 3
@@ -203,7 +227,7 @@ def test_corrupt_mesh_is_reported_and_skipped(tmp_path):
 def test_bad_folders_are_one_clear_line(tmp_path):
     result = run(tmp_path / "nowhere", "--output", tmp_path / "out")
     assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-    assert "holds no meshes" in result.stderr and not (tmp_path / "out").exists()
+    assert "nowhere is no folder" in result.stderr and not (tmp_path / "out").exists()
     folder = make_folder(tmp_path)
     (tmp_path / "file").write_text("")
     result = run(folder, "--output", tmp_path / "file")
@@ -236,7 +260,7 @@ def test_links_to_meshes_and_folders_are_followed(tmp_path):
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked/all").symlink_to(folder, target_is_directory=True)
     (tmp_path / "linked/one.glb").symlink_to(folder / "cube.0/model.glb")
-    items = find_items(tmp_path / "linked", SMALL, [], 0)
+    items, _ = find_items(tmp_path / "linked", SMALL, [], 0)
     assert sorted({i.id for i in items}) == ["all/cube.0", "all/cube.1", "one"]
 
 

@@ -134,6 +134,24 @@ def test_what_is_missing_is_named(tmp_path):
         find_objects(tmp_path)
 
 
+def test_archives_that_are_cut_or_hold_something_else_are_named(tmp_path):
+    write_gso(tmp_path / "unzipped")
+    data = tmp_path / "data"
+    data.mkdir()
+    zip_folder(tmp_path / "unzipped", data / "whole.zip")
+    (tmp_path / "unzipped/materials/textures/texture.png").unlink()
+    zip_folder(tmp_path / "unzipped", data / "bare.zip")
+    (data / "cut.zip").write_bytes((data / "whole.zip").read_bytes()[:400])
+    found, missing = find_objects(data)
+    assert [o.id for o in found] == ["whole"] and sorted(missing) == ["bare", "cut"]
+    assert "lacks a whole archive" in missing["cut"] and "materials/textures/tex" in missing["bare"]
+    (data / "whole.zip").unlink()
+    with pytest.raises(UserError, match="no complete object .2 are not.: bare, .* lacks materials"):
+        find_objects(data)
+    write_layout("meshes", data)  # archives of another kind beside meshes
+    assert [o.id for o in find_objects(data)[0]] == ["any/slab"]
+
+
 def test_a_wrong_folder_is_told_what_would_be_right(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(UserError, match=r"holds no objects: give a folder of meshes \(.glb .obj .npz"):
@@ -197,13 +215,13 @@ def same_cameras(got: Cameras, wanted: Cameras) -> None:
 AZIMUTHS, ELEVATIONS = [20.0, 100.0, 200.0, 290.0], [30.0, 0.0, -20.0, 60.0]
 
 
-@pytest.mark.parametrize("style", ["nerf", "omniobject3d", "zero123", "cameras"])
+@pytest.mark.parametrize("style", ["nerf", "omniobject3d", "blender_renders_24_views", "zero123", "cameras"])
 def test_cameras_of_each_layout_see_what_their_pictures_show(tmp_path, style):
     fovy = 49.134343 if style == "zero123" else 40.0
     rig = Cameras.orbit(AZIMUTHS, ELEVATIONS, 32, 2.0, fovy)
     pictures, folder = ball(rig), tmp_path / "data" / "ball"
-    if style in ("nerf", "omniobject3d"):
-        home = folder / "render" if style == "omniobject3d" else folder
+    if style not in ("zero123", "cameras"):
+        home = folder / {"omniobject3d": "render", "nerf": ""}.get(style, style)
         names = [f"r_{k}" if style == "omniobject3d" else f"./test/r_{k}" for k in range(4)]
         images = [home / ("images" if style == "omniobject3d" else "") / f"{name}.png" for name in names]
         frames = [
