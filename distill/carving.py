@@ -18,6 +18,7 @@ from dd3g.pepd.maps import resize
 from dd3g.pepd.surface import HALF, LEVEL, first_hits, visual_hull
 from distill.quadruples import Quadruple, Quadruples
 from distill.renders import RenderedObject, RenderedObjects
+from distill.unpacked import UnpackedRenders
 
 RESOLUTION = 64  # voxels a side
 
@@ -60,7 +61,7 @@ class Together(Sequence[RenderedObject]):
         parts: in this order.
     """
 
-    def __init__(self, parts: Sequence[RenderedObjects | CarvedQuadruples]) -> None:
+    def __init__(self, parts: Sequence[RenderedObjects | UnpackedRenders | CarvedQuadruples]) -> None:
         self._places = [(part, i) for part in parts for i in range(len(part))]
 
     def __len__(self) -> int:

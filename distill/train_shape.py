@@ -37,6 +37,7 @@ from distill.shapes import (
     shape_sample,
     shape_scores,
 )
+from distill.unpacked import UnpackedRenders, open_renders
 
 # The network that is kept is best at this score of held-out objects; at one half bodies stay thin for long.
 KEPT_BY = "mask_iou_30"
@@ -52,6 +53,7 @@ class ShapeConfig(LoopConfig):
 
     output_dir: str = "runs/shape"
     renders: list[str] = setting(["runs/renders/train"], "shards made by `dd3g data render --volumes`")
+    unpacked_dir: str = setting("", "of this node's disk, into which renders are decoded once")
     quadruples: list[str] = setting([], "a teacher's, whose masks are carved")
     scan_fraction: float = setting(0.4, "share of scans and PBR objects")
     shape_fraction: float = setting(0.15, "share of untextured shapes with made-up textures")
@@ -79,9 +81,9 @@ def training_objects(config: ShapeConfig) -> Together:
     Raises:
         UserError: when nothing was named.
     """
-    parts: list[RenderedObjects | CarvedQuadruples] = []
+    parts: list[RenderedObjects | UnpackedRenders | CarvedQuadruples] = []
     if config.renders:
-        parts.append(RenderedObjects(config.renders, cached=config.dataloader_num_workers == 0))
+        parts.append(open_renders(config.renders, config.unpacked_dir, config.dataloader_num_workers == 0))
     if config.quadruples:
         parts.append(CarvedQuadruples(config.quadruples))
     if not parts:

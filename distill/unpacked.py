@@ -66,6 +66,10 @@ class UnpackedRenders(Sequence[RenderedObject]):
         """The object's `meta` without its pictures."""
         return self._items[index][1]["meta"]
 
+    def shard(self, index: int) -> Path:
+        """File that holds the object, of this folder."""
+        return self._items[index][0]
+
     def __getitem__(self, index: int) -> RenderedObject:  # type: ignore[override]
         """Object by index; its pictures are read when they are looked at."""
         path, item = self._items[index]

@@ -107,6 +107,10 @@ def test_training_from_the_hulls_of_a_generator_and_on(renders, tmp_path, capsys
     assert network.config.hull and float(network.share.abs().max()) > 0
     steps = [line["step"] for line in metrics(tmp_path / "halves") if "loss" in line]
     assert steps == [1, 2, 3, 4]
+    assert train(renders, tmp_path / "arrays", unpacked_dir=tmp_path / "disk", **options) == 0
+    assert list((tmp_path / "disk").glob("*.hulls.npz"))
+    losses = ([row["loss"] for row in metrics(tmp_path / d) if "loss" in row] for d in ("whole", "arrays"))
+    assert next(losses) == next(losses)
 
 
 def test_held_out_clusters_are_not_trained_on(renders, tmp_path):
