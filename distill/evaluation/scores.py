@@ -200,7 +200,8 @@ def compare_with_quadruples(generator: Any, folder: Path, limit: int, seed: int)
     """A generator against the teacher's stored answers to the same noise.
 
     Returns:
-        PSNR over white of front, sides and back with intervals over quadruples; "other_noise" is the same
+        PSNR of front, sides and back with intervals over quadruples, over white, or over the ground that a
+        teacher without alpha draws; "other_noise" is the same
         with each quadruple's noise replaced by the next one's, which shows how much the generator uses it.
     """
     from dd3g.rasterizer import rasterize
@@ -215,12 +216,14 @@ def compare_with_quadruples(generator: Any, folder: Path, limit: int, seed: int)
         q = quadruples[i]
         truth = on_white(q.outputs) if q.outputs.shape[1] == 4 else q.outputs
         cameras = q.cameras.to(device)
+        ground = torch.ones(len(cameras), 3) if q.mattes is None else q.mattes.ground
         other = quadruples[(i + 1) % len(quadruples)].noise
         for name, noise in zip(kinds, (q.noise, other), strict=True):
             with torch.inference_mode():
                 gaussians = generator(noise[None].to(device), cameras, q.input[None].to(device))[0]
-                rgb = rasterize(gaussians, cameras, background=1.0, antialiased=True).rgb.clamp(0, 1).cpu()
-            values = psnr(rgb, truth)
+                render = rasterize(gaussians, cameras, background=0.0, antialiased=True)
+            shown = render.rgb.cpu() + (1 - render.alpha.cpu()) * ground[..., None, None]
+            values = psnr(shown.clamp(0, 1), truth)
             for view, ks in RIG.items():
                 results[name][view].append(float(values[ks].mean()))
     return {

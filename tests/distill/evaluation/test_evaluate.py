@@ -46,6 +46,7 @@ from distill.evaluation.report import (
 from distill.evaluation.scores import BANDS, compare_with_quadruples, score, summarise
 from distill.evaluation.stlpips import STLPIPS
 from distill.evaluation.targets import Targets, open_targets
+from distill.mattes import Mattes
 from distill.quadruples import Quadruple, encode, noise_of
 
 ROOT = Path(__file__).parents[3]
@@ -312,6 +313,20 @@ def test_quadruples_count_and_limit(tmp_path):
     write_shard(tmp_path / "q-00000.tar", quadruples)
     assert compare_with_quadruples(Stub(), tmp_path, 2, 0)["quadruples"] == 2
     assert compare_with_quadruples(Stub(), tmp_path, 0, 0)["same_noise"]["back"]["n"] == 3
+
+
+def test_quadruples_of_a_teacher_that_draws_on_grey(tmp_path):
+    """The generator's answer, drawn on the teacher's ground, is compared there: here they are the same."""
+    image, rig, stub = target_of(ellipsoid()).image, Cameras.default_rig(32), Stub()
+    noise = noise_of((4, 4, 2, 2), 0)
+    with torch.no_grad():
+        drawn = rasterize(stub(noise[None], rig, image[None])[0], rig, background=0.5, antialiased=True)
+    mattes = Mattes(drawn.alpha, torch.ones(4), torch.full((4, 3), 0.5), "ground")
+    write_shard(
+        tmp_path / "q-00000.tar", [encode(Quadruple(noise, rig, image, drawn.rgb, mattes=mattes), "q")]
+    )
+    found = compare_with_quadruples(stub, tmp_path, 0, 0)["same_noise"]
+    assert all(found[view]["mean"] > 45 for view in ("front", "sides", "back"))
 
 
 def test_stlpips_with_its_own_weights():
