@@ -168,7 +168,10 @@ def losses(config: DistillConfig) -> tuple[Verifier | None, nn.Module | None]:
             raise UserError(f"objective.implicit_every must be at least 1, got {c.implicit_every}")
         from distill.teachers import load
 
-        teacher, size = load(config.pretrained_teacher_model), config.generator.size
+        # What is frozen needs no more digits than it computes with; float16 comes with the autocast.
+        numbers = "bfloat16" if config.precision == "bf16" else "float32"
+        teacher = load(config.pretrained_teacher_model, precision=numbers)
+        size = config.generator.size
         if teacher.rig.width != size:
             raise UserError(
                 f"pretrained_teacher_model {config.pretrained_teacher_model} sees pictures of "

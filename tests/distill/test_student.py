@@ -9,6 +9,7 @@ from stand_ins.tiny_objects import write_renders
 from dd3g.cameras import Cameras
 from dd3g.configuration import launch
 from dd3g.errors import UserError
+from dd3g.gaussians import Gaussians
 from dd3g.nn.clip_vision import ClipVision, ClipVisionConfig
 from dd3g.nn.low_rank import LowRankLinear
 from dd3g.nn.multiview_unet import MultiViewUNet, MultiViewUNetConfig, TopLevelUNet
@@ -16,9 +17,10 @@ from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.training.config import LoopConfig
 from dd3g.training.rate import LearningRate
 from dd3g.training.setup import make_optimizer
+from distill.objective import ObjectiveConfig
 from distill.student import StartConfig, start_from_teacher
 from distill.teachers import load
-from distill.train import DistillConfig, run
+from distill.train import DistillConfig, losses, run
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 CONFIG = GeneratorConfig(
@@ -197,6 +199,26 @@ def test_the_command_trains_a_student(folder, tmp_path):
     name = "middle_block.0.in_layers.2.weight"
     assert torch.equal(own[f"extraction.unet.{name}"], published[name])
     assert "phase 1" in (tmp_path / "out" / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("precision, kept", [("bf16", torch.bfloat16), ("no", torch.float32)])
+def test_the_verifier_is_the_frozen_teacher_in_the_precision_of_the_run(folder, precision, kept):
+    config = DistillConfig(
+        pretrained_teacher_model=str(folder), mixed_precision=precision, use_cpu=True,
+        objective=ObjectiveConfig(implicit=0.1), generator=CONFIG,
+    )  # fmt: skip
+    verifier, _ = losses(config)
+    assert not any(p.requires_grad for p in verifier.teacher.parameters())
+    assert {p.dtype for p in verifier.teacher.unet.parameters()} == {kept}
+    means = torch.zeros(1, 8, 3).uniform_(-0.3, 0.3, generator=torch.Generator().manual_seed(0))
+    means.requires_grad_()
+    quats = torch.tensor([1.0, 0, 0, 0]).expand(1, 8, 4)
+    gaussians = Gaussians(
+        means, quats, torch.full((1, 8, 3), 0.1), torch.full((1, 8), 0.9), torch.full((1, 8, 3), 0.4)
+    )
+    value = verifier(gaussians, inputs(1)[2], torch.zeros(1), torch.full((1,), 0.5), torch.zeros(1).long())
+    value.backward()
+    assert value.dtype == torch.float32 and means.grad.isfinite().all() and means.grad.abs().max() > 0
 
 
 def test_recomputed_blocks_learn_the_same(folder):
