@@ -23,6 +23,7 @@ class Export(StrEnum):
     bvh = "bvh"
     glb = "glb"
     trc = "trc"
+    c3d = "c3d"
     csv = "csv"
     npz = "npz"
 

@@ -52,9 +52,13 @@ def train_command(
         Path | None, typer.Option(help="difficulty: folder of the frozen lifter. [default: the shipped one]")
     ] = None,
     graph: Annotated[bool, typer.Option("--graph", help="difficulty: the larger published network.")] = False,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, or auto: CUDA where there is one. Batches are drawn on the CPU.")
+    ] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Train one network of the pose methods; kill it at any time and go on with `--resume`."""
+    from dd3g.device import find_device
     from dd3g.pose import training
     from dd3g.pose.data.motion_files import load_motion
     from dd3g.pose.networks.difficulty import DifficultyConfig
@@ -75,6 +79,12 @@ def train_command(
     ):
         if value and network != owner:
             raise UserError(f"{name} is for the {owner} only: leave it out to train the {network}")
+    where = find_device(device)
+    if where.type not in ("cpu", "cuda") or where.index is not None:
+        raise UserError(
+            f"--device {device} cannot train: give auto, cpu or cuda; CUDA_VISIBLE_DEVICES chooses the GPU"
+        )
+    options["use_cpu"] = where.type == "cpu"
     if network == Network.prior:
         options["init_from"] = init_from
         if blocks is not None:

@@ -3,7 +3,8 @@
 The functions share their arguments: `motion` has the training frames; `output` is the folder for checkpoints
 and the result; `config` is the shape of the network; the run has `steps` of `batch` samples each;
 `learning_rate` is the highest; `seed` is that of all random numbers; `run` holds `minutes` and `resume` for
-`SmallNetworkConfig.of`. They return the network with averaged weights, which `output` holds too.
+`SmallNetworkConfig.of`, and `use_cpu`. Batches are drawn on the CPU, the network learns where `fit` puts it.
+They return the network with averaged weights, on the CPU, which `output` holds too.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def train_prior(
 
     def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
         assert isinstance(model, Prior)
-        return denoising_loss(model, poses(batch, generator), generator)
+        return denoising_loss(model, poses(batch, generator).to(_device(model)), generator)
 
     torch.manual_seed(seed)
     if init_from is not None:
@@ -70,7 +71,7 @@ def train_prior(
         prior.mean.copy_(known.mean(0))
         prior.scale.copy_(1 / (known - prior.mean).square().mean().sqrt())
     training = SmallNetworkConfig.of(output, steps, learning_rate, seed=seed, ema_decay=0.9995, **run)
-    prior = fit(prior, loss, None, training)
+    prior = fit(prior, loss, None, training).cpu()
     generator = generator_for(seed, -2)
     prior.spread.copy_(measure_spread(prior, poses(4096, generator), generator))
     prior.save_pretrained(output)
@@ -91,13 +92,13 @@ def train_lifter(
     """Train on people seen by random cameras through a detector's eyes: mean distance of joints."""
 
     def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
-        views = _views(motion, batch, seed, generator)
+        views = _views(motion, batch, seed, generator).to(_device(model))
         poses = model(normalise(views.keypoints, views.K), views.confidence)
         return (poses - views.pose)[:, 1:].norm(dim=-1).mean()
 
     torch.manual_seed(seed)
     training = SmallNetworkConfig.of(output, steps, learning_rate, seed=seed, **run)
-    lifter = fit(GraphLifter(config), loss, None, training)
+    lifter = fit(GraphLifter(config), loss, None, training).cpu()
     lifter.save_pretrained(output)
     return lifter
 
@@ -131,11 +132,12 @@ def train_difficulty(
 
     def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
         keypoints, lifted, poses = labelled(batch, generator)
-        return nn.functional.mse_loss(model(keypoints), relative_errors(lifted, poses, mean))
+        targets = relative_errors(lifted, poses, mean)
+        return nn.functional.mse_loss(model(keypoints.to(_device(model))), targets.to(_device(model)))
 
     torch.manual_seed(seed)
     training = SmallNetworkConfig.of(output, steps, learning_rate, seed=seed, adam_amsgrad=True, **run)
-    difficulty = fit(Difficulty(config), loss, None, training)
+    difficulty = fit(Difficulty(config), loss, None, training).cpu()
     views = _views(motion, tuning, seed, generator_for(seed, -2))
     difficulty.config.alpha = best_alpha(lifter, difficulty, views)
     difficulty.config.fixed_alpha = best_alpha(lifter, difficulty, views, fixed=True)
@@ -175,13 +177,19 @@ def train_recovery(
             x0, condition = _rotations(motion, chosen, body, generator)
         t = torch.randint(schedule().steps, (batch,), generator=generator)
         eps = torch.randn(x0.shape, generator=generator)
+        device = _device(model)
+        x0, t, eps, condition = x0.to(device), t.to(device), eps.to(device), condition.to(device)
         return (model(schedule().add_noise(x0, eps, t), t, condition) - eps).square().mean()
 
     torch.manual_seed(seed)
     training = SmallNetworkConfig.of(output, steps, learning_rate, seed=seed, lr_warmup_steps=500, **run)
-    model = fit(RotationDenoiser(config), loss, None, training)
+    model = fit(RotationDenoiser(config), loss, None, training).cpu()
     model.save_pretrained(output)
     return model
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _views(motion: Motion, count: int, seed: int, generator: torch.Generator) -> Views:

@@ -1,4 +1,4 @@
-"""A person over time for other programs: .bvh and .glb to animate, .trc, .csv and .npz to measure."""
+"""A person over time for other programs: .bvh and .glb to animate, .trc, .c3d, .csv and .npz to measure."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def save_bodies(
         "bvh": lambda path: save_bvh(rest, rotations, roots, path, times),
         "glb": lambda path: save_glb(rest, rotations, roots, path, times),
         "trc": lambda path: save_trc(poses + roots[:, None], path, times),
+        "c3d": lambda path: save_c3d(poses + roots[:, None], path, times),
         "csv": lambda path: save_csv(poses + roots[:, None], path, times),
         "npz": lambda path: save_parameters(rotations, roots, path, times),
     }
@@ -103,6 +104,69 @@ def save_trc(points: Tensor, path: str | Path, times: Times = (0.0,)) -> Path:
     with replacing(path) as part:
         part.write_text("\n".join(lines) + "\n", "utf-8")
     return Path(path)
+
+
+def save_c3d(points: Tensor, path: str | Path, times: Times = (0.0,)) -> Path:
+    """Write joints as markers for motion capture programs; y up, millimetres; https://www.c3d.org/HTML.
+
+    Args:
+        points: (T, 17, 3) metres, H36M-17, camera frame.
+        path: the .c3d file.
+        times: (T,) seconds; the file has as many frames a second as these on average, evenly.
+    """
+    fps, even = _evenly(times)
+    rows = 1000 * _resampled(points @ FLIP.to(points), times, even)  # (T, 17, 3)
+    labels, last = H36M_17.joints, len(rows)
+    # The counts of 16 bits end at 65,535 frames; TRIAL has the same in two halves.
+    halves = [[number & 0xFFFF, number >> 16] for number in (1, last)]
+    groups: list[tuple[str, list[tuple[str, Any]]]] = [
+        ("POINT", [
+            ("USED", len(labels)), ("SCALE", -1.0), ("RATE", fps), ("DATA_START", 0),
+            ("FRAMES", min(last, 0xFFFF)), ("LABELS", labels), ("UNITS", ["mm"]),
+            ("X_SCREEN", ["+X"]), ("Y_SCREEN", ["+Y"]),
+        ]),
+        ("ANALOG", [("USED", 0)]),
+        ("TRIAL", [("ACTUAL_START_FIELD", halves[0]), ("ACTUAL_END_FIELD", halves[1])]),
+    ]  # fmt: skip
+    blocks = -(-len(_parameters(groups)) // 512)
+    groups[0][1][3] = ("DATA_START", 2 + blocks)
+    head = struct.pack(
+        "<BBHHHHHfHHf", 2, 0x50, len(labels), 0, 1, min(last, 0xFFFF), 0, -1.0, 2 + blocks, 0, fps
+    )
+    fourth = torch.zeros_like(rows[..., :1])  # residual and cameras; below 0 would mean not seen
+    with replacing(path) as part, part.open("wb") as file:
+        file.write(head.ljust(512, b"\0"))
+        file.write(_parameters(groups, blocks).ljust(512 * blocks, b"\0"))
+        data = torch.cat([rows, fourth], -1).numpy().astype("<f4").tobytes()
+        file.write(data + bytes(-len(data) % 512))
+    return Path(path)
+
+
+def _parameters(groups: Sequence[tuple[str, Sequence[tuple[str, Any]]]], blocks: int = 0) -> bytes:
+    """The parameter section of a .c3d: a record a group, then a record a parameter, each with the way on."""
+    records = []
+    for number, (group, parameters) in enumerate(groups, 1):
+        records.append((-number, group, b"\0"))
+        for name, value in parameters:
+            items = list(value) if isinstance(value, Sequence) else [value]
+            if isinstance(items[0], str):
+                width = max(map(len, items))
+                kind, shape = -1, [width, len(items)]
+                data = "".join(item.ljust(width) for item in items).encode("ascii")
+            else:
+                kind, code = (4, "f") if isinstance(items[0], float) else (2, "H")
+                shape, data = (
+                    [len(items)] if len(items) > 1 else [],
+                    struct.pack(f"<{len(items)}{code}", *items),
+                )
+            records.append((number, name, struct.pack("<bB", kind, len(shape)) + bytes(shape) + data + b"\0"))
+    found = struct.pack("<BBBB", 1, 0x50, blocks, 84)  # 84: little-endian, as Intel's
+    for i, (number, name, content) in enumerate(records):
+        way = 0 if i == len(records) - 1 else 2 + len(content)
+        found += (
+            struct.pack("<bb", len(name), number) + name.encode("ascii") + struct.pack("<H", way) + content
+        )
+    return found
 
 
 def save_csv(points: Tensor, path: str | Path, times: Times = (0.0,)) -> Path:

@@ -40,6 +40,10 @@ class Condition:
     features: Tensor  # (B, F)
     view: Tensor | None = None  # (B, 3, 3)
 
+    def to(self, device: str | torch.device) -> Condition:
+        """The same on another device."""
+        return Condition(self.features.to(device), None if self.view is None else self.view.to(device))
+
 
 @dataclass
 class RotationConfig:

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from stand_ins.small_motion import small_archive
@@ -5,6 +7,7 @@ from typer.testing import CliRunner
 
 from dd3g.command import make_app
 from dd3g.pose import training
+from dd3g.pose.data.motion import load_cmu
 from dd3g.pose.networks.difficulty import Difficulty, DifficultyConfig
 from dd3g.pose.networks.lifter import GraphLifter
 from dd3g.pose.networks.prior import Prior, PriorConfig
@@ -43,6 +46,25 @@ def test_a_prior_grows_from_a_shallower_one(tmp_path):
     assert torch.allclose(prior.mean, Prior.from_pretrained(shallow).mean)
 
 
+@pytest.mark.parametrize("network", ["prior", "lifter", "difficulty", "recovery"])
+def test_batches_follow_the_network_to_its_device(tmp_path, monkeypatch, network):
+    settings = []
+
+    def fit(model, loss, samples, config):
+        # A device without numbers: whatever the loss leaves on the CPU is refused beside its weights.
+        elsewhere = copy.deepcopy(model).to("meta")
+        settings.append(config.use_cpu)
+        assert loss(elsewhere, torch.Generator().manual_seed(0), 0).device.type == "meta"
+        return model
+
+    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr(training, "best_alpha", lambda *_, fixed=False: 0.01)
+    motion = load_cmu(small_archive(tmp_path / "motion.npz"), "train")
+    options = {"lifter": GraphLifter.shipped()} if network == "difficulty" else {}
+    getattr(training, f"train_{network}")(motion, tmp_path / network, use_cpu=False, **options)
+    assert settings == [False]
+
+
 def test_help_names_the_defaults():
     text = " ".join(run("--help").output.split())
     for default in ("runs/pose-NETWORK", "the network's own", "the shipped one"):
@@ -60,6 +82,8 @@ def test_bad_input_is_one_clear_line(tmp_path):
         (["recovery", "--motion", motion, "--init-from", tmp_path], "--init-from is for the prior only"),
         (["prior", "--motion", motion, "--lifter", tmp_path], "--lifter is for the difficulty only"),
         (["prior", "--motion", motion, "--graph"], "--graph is for the difficulty only"),
+        (["prior", "--motion", motion, "--device", "tpu"], "unknown device 'tpu'"),
+        (["prior", "--motion", motion, "--device", "meta"], "unknown device 'meta'"),
     ):
         result = run(*arguments, "-o", tmp_path / "run")
         assert result.exit_code == 2 and result.stderr.startswith("error: ") and word in result.stderr
