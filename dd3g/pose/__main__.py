@@ -143,7 +143,10 @@ def _look(path: Path, request: Request) -> tuple[Any, list[Any], list[str]]:
     alone = path.suffix.lower() in KEYPOINTS
     picture = None if alone else load(path)
     file = path if alone else request.keypoints_of(path)
-    keypoints = None if file is None else read_keypoints(file, request.layout, None if alone else path.stem)
+    keypoints = None
+    if file is not None:
+        shown = request.size if picture is None else picture.size
+        keypoints = read_keypoints(file, request.layout, None if alone else path.stem, shown)
     people = detect(picture, keypoints, request.focal, threshold=request.confidence, size=request.size)
     if not people:
         raise UserError(f"no person was found in {path}: give a clearer picture, or --keypoints")
@@ -161,7 +164,7 @@ def _last_line(report: Report, out: Path) -> str:
 def pose(
     inputs: Annotated[
         list[Path],
-        typer.Argument(metavar="PHOTO|FOLDER|VIDEO|KEYPOINTS…", help="Pictures, videos, or .json/.npz."),
+        typer.Argument(metavar="PHOTO|FOLDER|VIDEO|KEYPOINTS…", help="Pictures, videos, or .json/.npz/.txt."),
     ],
     output: OutputFolder = Path("out"),
     method: Annotated[
@@ -173,7 +176,7 @@ def pose(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Same input, same seed: same result.")] = 0,
     keypoints: Annotated[
-        Path | None, typer.Option(help="Another detector's .json or .npz, or a folder of them.")
+        Path | None, typer.Option(help="Another detector's .json, .npz or .txt, or a folder of them.")
     ] = None,
     layout: Annotated[
         str | None,

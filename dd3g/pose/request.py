@@ -13,7 +13,7 @@ from dd3g.errors import UserError
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 ANIMATIONS = (".gif", ".webp", ".png")  # pictures that may have several frames
-KEYPOINTS = (".json", ".npz")
+KEYPOINTS = (".json", ".npz", ".txt")
 RESULT = ".pose"  # results are NAME.pose.*; they are not taken for input when the same folder is given again
 
 
@@ -125,8 +125,11 @@ def find_inputs(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
 
     def useful(files: list[Path]) -> list[Path]:
         files = [p for p in files if Path(p.stem).suffix != RESULT]
-        seen = [p for p in files if p.suffix.lower() in PICTURES + VIDEOS]
-        return seen or [p for p in files if p.suffix.lower() in KEYPOINTS]
+        # Texts come last: beside others they are rather notes.
+        for kinds in (PICTURES + VIDEOS, KEYPOINTS[:2], KEYPOINTS[2:]):
+            if seen := [p for p in files if p.suffix.lower() in kinds]:
+                return seen
+        return []
 
     suffixes = " ".join(PICTURES + VIDEOS + KEYPOINTS)
     return list_inputs(inputs, "input", useful, f"pictures, videos or keypoints ({suffixes})")

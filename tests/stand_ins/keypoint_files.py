@@ -88,6 +88,6 @@ def bad_files(folder):
         (text("ragged.json", f'{{"people": [{person}, {{"keypoints": [1,2,1]}}]}}'), None, "different"),
         (text("text.json", '{"people": [{"keypoints": ["a", "b", "c"]}]}'), None, "regular array of numbers"),
         (text("size.json", f'{{"size": [0, 5], "people": [{person}]}}'), "h36m-17", "width, height"),
-        (text("keypoints.pkl", "x"), None, "keypoints come as .json or .npz, not .pkl"),
+        (text("keypoints.pkl", "x"), None, "keypoints come as .json, .npz or .txt, not .pkl"),
         ("absent.json", None, "does not exist"),
     ]  # fmt: skip

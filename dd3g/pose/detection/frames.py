@@ -177,7 +177,7 @@ def detect_frames(
     """
     found: list[list[Detection]] = []
     if keypoints is not None:
-        seen = read_frames(keypoints, clip.path.stem, layout)
+        seen = read_frames(keypoints, clip.path.stem, layout, clip.size)
         if len(seen) > len(clip.times) + 1:
             raise UserError(
                 f"{keypoints} has {len(seen)} frames, {clip.path} has {len(clip.times)}: give the video that "

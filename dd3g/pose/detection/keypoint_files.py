@@ -6,7 +6,7 @@
 | COCO data set, results; Detectron2 | `annotations` with `images`; a list with `image_id` |
 | AlphaPose | a list with `image_id` that is a name, a track in `idx` |
 | MMPose | `keypoint_scores`; a video has `frame_id` and `instances`, a demo `instance_info` and `meta_info` |
-| Ultralytics (YOLO) | `keypoints` with `x`, `y` and `visible` |
+| Ultralytics (YOLO) | `keypoints` with `x`, `y` and `visible`; .txt, for a video a folder of NAME_1.txt |
 | ViTPose | `skeleton` and `keypoints`, a list of frames {track: [[y, x, score], ...]} |
 | VideoPose3D | npz with `positions_2d` and `metadata` |
 | ours | `people` with `keypoints`, beside them `layout`, `size`, `K`, `distortion`; npz with `keypoints` |
@@ -78,12 +78,14 @@ class KeypointFile:
         layout: of the joints; None where the file does not say.
         video: whether the pictures are the frames of a video.
         beside: `size`, `K`, `distortion`, `heatmaps` and `boxes` where the file has them.
+        shares: whether places are shares of the picture's width and height, and not pixels.
     """
 
     pictures: list[Seen]
     layout: str | None = None
     video: bool = False
     beside: dict[str, Any] = field(default_factory=dict)
+    shares: bool = False
 
     def of(self, picture: str) -> Seen:
         """The people in a picture, by its name without folder and suffix.
@@ -108,44 +110,46 @@ class KeypointFile:
 
 
 def read_file(path: Path) -> KeypointFile:
-    """Read a .json or .npz of any of the formats above; nothing is checked but its form.
+    """Read a .json, .npz or .txt of any of the formats above; nothing is checked but its form.
 
     Raises:
         UserError: another suffix, damaged, or of no known form; FileNotFoundError and OSError as they are.
     """
     parse = PARSERS.get(path.suffix.lower())
     if parse is None:
-        raise UserError(f"keypoints come as {' or '.join(PARSERS)}, not {path.suffix or 'that'}")
+        raise UserError(f"keypoints come as .json, .npz or .txt, not {path.suffix or 'that'}")
     return parse(path)
 
 
 def read_folder(folder: Path, video: str) -> KeypointFile:
-    """The frames of a video, one file each, as OpenPose writes them: NAME_000000000000_keypoints.json.
+    """The frames of a video, one file each.
 
     Args:
-        folder: the folder; it may hold those of other videos too.
+        folder: the folder; it may hold those of other videos too. OpenPose counts the frames from 0,
+            NAME_000000000000_keypoints.json, Ultralytics from 1, NAME_1.txt.
         video: name of the video without suffix.
 
     Raises:
         UserError: no such files.
     """
     found: dict[int, Path] = {}
-    for path in sorted(folder.glob("*.json")):
-        match = re.fullmatch(rf"{re.escape(video)}_(\d+)(_keypoints)?", path.stem)
-        if match:
-            found[int(match[1])] = path
+    for suffix, first_frame in ((".json", 0), (".txt", 1)):
+        for path in sorted(folder.glob(f"*{suffix}")) if not found else ():
+            match = re.fullmatch(rf"{re.escape(video)}_(\d+)(_keypoints)?", path.stem)
+            if match and int(match[1]) >= first_frame:
+                found[int(match[1]) - first_frame] = path
     if not found:
-        raise UserError(f"{folder} has no {video}_000000000000_keypoints.json and the like")
+        raise UserError(f"{folder} has no {video}_000000000000_keypoints.json or {video}_1.txt and the like")
     frames: list[Seen] = [Seen([]) for _ in range(max(found) + 1)]
     first = None
     for number, path in found.items():
-        content = _json(path)
+        content = read_file(path)
         first = first or content
         frames[number] = content.pictures[0] if content.pictures else Seen([])
     assert first is not None
     layouts = [_layout_by_count(seen.people) for seen in frames]
     layout = first.layout or next((name for name in layouts if name), None)
-    return KeypointFile(frames, layout, True, first.beside)
+    return KeypointFile(frames, layout, True, first.beside, first.shares)
 
 
 def _json(path: Path) -> KeypointFile:
@@ -404,4 +408,32 @@ def _videopose(path: Path) -> KeypointFile:
     return KeypointFile(frames, layout, True)
 
 
-PARSERS = {".json": _json, ".npz": _npz}
+def _yolo(path: Path) -> KeypointFile:
+    """A line a person: class, box (4), 17 times x, y or x, y, confidence; then the box's score and the track.
+
+    Score and track are there where Ultralytics was asked for them.
+    """
+    people = []
+    for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
+        try:
+            values = [float(word) for word in line.split()]
+        except ValueError as e:
+            raise UserError(f"line {number} has something else than numbers: save it with save_txt") from e
+        if not values:
+            continue
+        step = next((step for step in (3, 2) if 0 <= len(values) - 5 - 17 * step <= 2), None)
+        if step is None:
+            raise UserError(
+                f"line {number} has {len(values)} numbers: a class, a box and 17 keypoints are 39 or 56; use "
+                "a pose model of COCO's joints"
+            )
+        table = values[5 : 5 + 17 * step]
+        after = values[5 + 17 * step :]
+        # One number alone is a track where it is whole: a score of exactly 1 does not come out of a sigmoid.
+        track = int(after.pop()) if after and after[-1] >= 1 else None
+        rows = [table[i : i + step] for i in range(0, len(table), step)]
+        people.append(Someone(rows, score=after[0] if after else None, track=track))
+    return KeypointFile([Seen(people)], COCO_17.name, shares=True)
+
+
+PARSERS = {".json": _json, ".npz": _npz, ".txt": _yolo}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,12 @@ class Keypoints:
     warnings: tuple[str, ...] = ()
 
 
-def read_keypoints(path: str | Path, layout: str | None = None, picture: str | None = None) -> Keypoints:
+def read_keypoints(
+    path: str | Path,
+    layout: str | None = None,
+    picture: str | None = None,
+    size: tuple[int, int] | None = None,
+) -> Keypoints:
     """Read one picture's keypoints.
 
     Args:
@@ -64,6 +69,7 @@ def read_keypoints(path: str | Path, layout: str | None = None, picture: str | N
         layout: one of `SKELETONS` or `WHOLE_BODY`; None takes the file's word, or the number of joints where
             only one layout has it.
         picture: its name without folder and suffix, for files of several pictures.
+        size: (width, height) of the picture in px, for files whose places are shares of it.
 
     Raises:
         UserError: unreadable, truncated or pickled content, an unknown layout, a wrong number of joints, NaN
@@ -76,20 +82,23 @@ def read_keypoints(path: str | Path, layout: str | None = None, picture: str | N
         if picture is None and len(content.pictures) > 1:
             what = "the frames of a video" if content.video else "several pictures"
             raise UserError(f"holds {what}: give it with --keypoints, beside what it was seen in")
-        return _checked(content, content.of(picture or path.stem), layout)
+        return _checked(content, content.of(picture or path.stem), layout, size)
     except UserError as e:
         raise UserError(f"{path}: {e}") from e
     except OSError as e:
         raise _unreadable(path, e) from e
 
 
-def read_frames(path: str | Path, video: str, layout: str | None = None) -> list[Keypoints | None]:
+def read_frames(
+    path: str | Path, video: str, layout: str | None = None, size: tuple[int, int] | None = None
+) -> list[Keypoints | None]:
     """Read a video's keypoints, frame by frame; None for frames without anybody.
 
     Args:
         path: a file of any format that `keypoint_files` lists, or a folder with a file a frame.
         video: its name without folder and suffix.
         layout: see `read_keypoints`.
+        size: see `read_keypoints`.
 
     Raises:
         UserError: see `read_keypoints`.
@@ -102,7 +111,7 @@ def read_frames(path: str | Path, video: str, layout: str | None = None) -> list
         found: list[Keypoints | None] = []
         for number, seen in enumerate(content.pictures):
             try:
-                found.append(_checked(content, seen, layout) if seen.people else None)
+                found.append(_checked(content, seen, layout, size) if seen.people else None)
             except TooFewJointsError:
                 found.append(None)  # someone who walks out of the picture
             except UserError as e:
@@ -120,7 +129,9 @@ def _unreadable(path: Path, e: OSError) -> UserError:
     return UserError(f"{path} cannot be read ({e.strerror or e}): check the path and its permissions")
 
 
-def _checked(content: KeypointFile, seen: Seen, layout: str | None) -> Keypoints:
+def _checked(
+    content: KeypointFile, seen: Seen, layout: str | None, size: tuple[int, int] | None
+) -> Keypoints:
     """The people of one picture of a file."""
     people = seen.people
     if not people:
@@ -128,6 +139,13 @@ def _checked(content: KeypointFile, seen: Seen, layout: str | None) -> Keypoints
     if len({len(p.points) for p in people}) > 1:
         raise UserError("its people have different numbers of joints")
     rows = [_person(person, i) for i, person in enumerate(people)]
+    if content.shares:
+        if size is None:
+            raise UserError("tells places as shares of the picture: give --size WIDTHxHEIGHT, or the picture")
+        if max(float(np.abs(xy).max()) for xy, _ in rows) > NEAREST:
+            raise UserError("its places must be shares of the picture, 0..1, as Ultralytics saves them")
+        rows = [(xy * np.array(size, np.float32), confidence) for xy, confidence in rows]
+        seen = replace(seen, size=size)
     scores = None
     if any(person.score is not None for person in people):
         # AlphaPose's scores are sums of several and go beyond 1.
