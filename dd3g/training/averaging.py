@@ -10,6 +10,8 @@ from torch.distributed.tensor import DTensor
 class Average:
     """Moving average of what a model saves; whole numbers, such as a count of batches, are the last ones.
 
+    Frozen parameters are their own average: they are not held twice.
+
     Args:
         model: as it is trained.
         decay: share that an update keeps, 0..1.
@@ -19,7 +21,7 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float, warmup: str = "power") -> None:
         self.sources = averaged(model)
-        self.values = [s.detach().clone() for s in self.sources]
+        self.values = [s.detach() if _frozen(s) else s.detach().clone() for s in self.sources]
         self.decay, self.warmup, self.updates = decay, warmup, 0
 
     @torch.no_grad()
@@ -29,15 +31,23 @@ class Average:
         k = self.updates
         limit = 1 - k**-0.75 if self.warmup == "power" else (1 + k) / (10 + k)
         share = 1 - min(self.decay, limit)
-        pairs = [(v, s) for v, s in zip(self.values, self.sources, strict=True) if v.is_floating_point()]
-        values, sources = ([pair[i] for pair in pairs] for i in range(2))
-        # v - share (v - s), with one call for all tensors.
-        steps = torch._foreach_sub(values, sources)
-        torch._foreach_mul_(steps, share)
-        torch._foreach_sub_(values, steps)
+        kinds: dict[bool, tuple[list[Tensor], list[Tensor]]] = {True: ([], []), False: ([], [])}
         for value, source in zip(self.values, self.sources, strict=True):
+            if _frozen(source):
+                continue
             if not value.is_floating_point():
                 value.copy_(source)
+                continue
+            values, sources = kinds[isinstance(value, DTensor)]  # one call takes one kind: buffers are whole
+            values.append(value)
+            sources.append(source)
+        for values, sources in kinds.values():
+            if not values:
+                continue
+            # v - share (v - s), with one call for all tensors.
+            steps = torch._foreach_sub(values, sources)
+            torch._foreach_mul_(steps, share)
+            torch._foreach_sub_(values, steps)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
@@ -55,6 +65,10 @@ def named_averaged(model: nn.Module) -> list[tuple[str, Tensor]]:
 def averaged(model: nn.Module) -> list[Tensor]:
     """`named_averaged` without the names."""
     return [tensor for _, tensor in named_averaged(model)]
+
+
+def _frozen(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
 
 
 def _whole(value: Tensor) -> Tensor:

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -185,13 +190,35 @@ def test_teachers_that_do_not_fit(folder, tmp_path):
         start_from_teacher(CONFIG, StartConfig(teacher="analytic"))
 
 
-@pytest.mark.slow
-def test_the_command_trains_a_student(folder, tmp_path):
+def training(folder, tmp_path, output="out"):
+    """Two steps of a tiny student."""
     renders = write_renders(tmp_path / "renders", size=64)
-    words = [f"renders=[{renders}]", f"output_dir={tmp_path / 'out'}", "train_batch_size=2"]
+    words = [f"renders=[{renders}]", f"output_dir={tmp_path / output}", "train_batch_size=2"]
     words += ["max_train_steps=2", "report_to=none", "mixed_precision=no", "checkpointing_steps=100"]
     words += [f"start.teacher={folder}", "generator.size=64", "generator.latent_shape=[4,4,8,8]"]
-    words += ["generator.width=32", "generator.heads=2", "generator.residual_hidden=16"]
+    return [*words, "generator.width=32", "generator.heads=2", "generator.residual_hidden=16"]
+
+
+@pytest.mark.slow
+def test_a_student_is_split_over_processes(folder, tmp_path):
+    """FSDP2 with gloo: what is frozen, what learns, and buffers, which no process splits."""
+    assert launch(run, DistillConfig, [*training(folder, tmp_path, "whole"), "use_cpu=true"]) == 0
+    words = [*training(folder, tmp_path, "split"), "train_batch_size=1", "use_cpu=true"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    root = Path(__file__).parents[2]
+    found = subprocess.run(
+        [*torchrun, "tests/stand_ins/fsdp_on_cpu.py", *words], cwd=root, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    whole, split = (load_file(tmp_path / n / "model/model.safetensors") for n in ("whole", "split"))
+    assert whole.keys() == split.keys()
+    assert all(torch.allclose(split[n], whole[n], atol=1e-4) for n in whole)
+
+
+@pytest.mark.slow
+def test_the_command_trains_a_student(folder, tmp_path):
+    words = training(folder, tmp_path)
     assert launch(run, DistillConfig, words) == 0
     made = Generator.from_pretrained(tmp_path / "out" / "model")
     assert made.config.teacher is not None and made.config.teacher.level == 981
