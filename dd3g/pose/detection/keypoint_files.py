@@ -93,7 +93,7 @@ class KeypointFile:
         Raises:
             UserError: several pictures, none of which has this name.
         """
-        named = [seen for seen in self.pictures if seen.name is not None and seen.name == picture]
+        named = [seen for seen in self.pictures if seen.name is not None and _same(seen.name, picture)]
         if named:
             return replace(named[0], people=[p for seen in named for p in seen.people])
         if len(self.pictures) == 1:
@@ -107,6 +107,13 @@ class KeypointFile:
             f"holds several pictures, none of which is {picture}: {', '.join(names[:4])}"
             f"{' …' if len(names) > 4 else ''}"
         )
+
+
+def _same(name: str, picture: str) -> bool:
+    """Whether these name one picture; COCO's results give 397133 for 000000397133.jpg."""
+    if name.isdecimal() and picture.isdecimal():
+        return int(name) == int(picture)
+    return name == picture
 
 
 def read_file(path: Path) -> KeypointFile:

@@ -311,6 +311,18 @@ def test_videos_of_every_detector(tmp_path):
         read_frames(folder, "dance")
 
 
+def test_numbers_of_coco_results_are_those_of_its_pictures(tmp_path):
+    entries = [
+        {"image_id": i, "category_id": 1, "keypoints": flat(rows(shift=float(i))), "score": 0.9}
+        for i in (785, 139)
+    ]
+    path = write(tmp_path / "results.json", entries)
+    read = read_keypoints(path, picture="000000000139")
+    torch.testing.assert_close(read.points[0], WANTED + torch.tensor([139.0, 0]), atol=1e-3, rtol=0)
+    with pytest.raises(UserError, match="none of which is 000000001390"):
+        read_keypoints(path, picture="000000001390")
+
+
 def yolo(size, shift=0.0, after="", confident=True):
     """A line as Ultralytics' save_txt writes it."""
     shares = [(x / size[0], y / size[1], c)[: 3 if confident else 2] for x, y, c in rows(shift=shift)]
