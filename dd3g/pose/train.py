@@ -27,11 +27,11 @@ class Network(StrEnum):
 def train_command(
     network: Annotated[Network, typer.Argument(help="Poses alone; 2D to 3D; its errors; body rotations.")],
     motion: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             help="cmu_mocap_30fps.npz, of which the train clips are used; .bvh, .amc, AMASS .npz; a folder."
         ),
-    ],
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the run. [default: runs/pose-NETWORK]")
     ] = None,
@@ -52,6 +52,13 @@ def train_command(
         Path | None, typer.Option(help="difficulty: folder of the frozen lifter. [default: the shipped one]")
     ] = None,
     graph: Annotated[bool, typer.Option("--graph", help="difficulty: the larger published network.")] = False,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="recovery: PARE's features of people in pictures, instead of --motion."),
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="recovery: ScoreHMR's .npz of the same people, with body_pose.")
+    ] = None,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, or auto: CUDA where there is one. Batches are drawn on the CPU.")
     ] = "cpu",
@@ -61,6 +68,7 @@ def train_command(
     from dd3g.device import find_device
     from dd3g.pose import training
     from dd3g.pose.data.motion_files import load_motion
+    from dd3g.pose.data.scorehmr import load_conditioned
     from dd3g.pose.networks.difficulty import DifficultyConfig
     from dd3g.pose.networks.lifter import GraphLifter
     from dd3g.pose.networks.prior import Prior, PriorConfig
@@ -76,9 +84,13 @@ def train_command(
         ("--init-from", init_from, Network.prior),
         ("--lifter", lifter, Network.difficulty),
         ("--graph", graph, Network.difficulty),
+        ("--features", features, Network.recovery),
+        ("--annotations", annotations, Network.recovery),
     ):
         if value and network != owner:
             raise UserError(f"{name} is for the {owner} only: leave it out to train the {network}")
+    if (features is None) != (annotations is None) or (motion is None) == (features is None):
+        raise UserError("give --motion; or for recovery instead of it both --features and --annotations")
     where = find_device(device)
     if where.type not in ("cpu", "cuda") or where.index is not None:
         raise UserError(
@@ -93,7 +105,11 @@ def train_command(
     if network == Network.difficulty:
         options["lifter"] = GraphLifter.from_pretrained(lifter)
         options["config"] = DifficultyConfig("graph" if graph else "mlp")
-    getattr(training, f"train_{network}")(load_motion(motion, "train"), folder, **options)
+    if motion is not None:
+        getattr(training, f"train_{network}")(load_motion(motion, "train"), folder, **options)
+    else:
+        assert features is not None and annotations is not None
+        training.train_recovery_on_features(*load_conditioned(annotations, features), folder, **options)
     print(json.dumps({"output": str(folder)}) if as_json else f"trained: {folder}")
 
 

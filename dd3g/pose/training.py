@@ -29,6 +29,7 @@ from dd3g.pose.networks.rotation_denoiser import (
     Condition,
     RotationConfig,
     RotationDenoiser,
+    Standardise,
     keypoint_condition,
     schedule,
 )
@@ -167,7 +168,9 @@ def train_recovery(
     if motion.rotations is None or motion.rotations_valid is None or not motion.rotations_valid.any():
         raise UserError("recovery learns joint rotations, and this motion has none: train on the CMU archive")
     if config.condition_kind != "keypoints":
-        raise UserError("features of another network cannot be made from motion: train with keypoints")
+        raise UserError(
+            "features of another network cannot be made from motion: see train_recovery_on_features"
+        )
     frames = motion.rotations_valid.nonzero()[:, 0]
     body = default_body()
 
@@ -184,6 +187,54 @@ def train_recovery(
     torch.manual_seed(seed)
     training = SmallNetworkConfig.of(output, steps, learning_rate, seed=seed, lr_warmup_steps=500, **run)
     model = fit(RotationDenoiser(config), loss, None, training).cpu()
+    model.save_pretrained(output)
+    return model
+
+
+def train_recovery_on_features(
+    rotations: Tensor,
+    features: Tensor,
+    output: str | Path,
+    *,
+    config: RotationConfig | None = None,
+    steps: int = 40_000,
+    batch: int = 128,
+    learning_rate: float = 1e-4,
+    seed: int = 0,
+    **run: Any,
+) -> RotationDenoiser:
+    """Train on what another network saw of people in pictures, with rate and batch of ScoreHMR.
+
+    `rotations` (N, 24, 3, 3) have the root's in the camera frame, `features` (N, F) are of the same people.
+    These are standardised by their mean and deviation, which the network keeps.
+
+    Raises:
+        UserError: different numbers of people, nobody, or features that are not finite.
+    """
+    if len(rotations) != len(features) or not len(features):
+        raise UserError(
+            f"rotations are of {len(rotations)} people, features of {len(features)}: give both of all"
+        )
+    if not features.isfinite().all():
+        raise UserError("features must be finite: some are NaN or infinite")
+    states = matrix_to_rotation_6d(rotations).flatten(1)
+
+    def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
+        device, rows = _device(model), torch.randint(len(states), (batch,), generator=generator)
+        t = torch.randint(schedule().steps, (batch,), generator=generator).to(device)
+        x0 = states[rows].to(device)
+        eps = torch.randn((batch, states.shape[1]), generator=generator).to(device)
+        condition = Condition(features[rows].to(device))
+        return (model(schedule().add_noise(x0, eps, t), t, condition) - eps).square().mean()
+
+    torch.manual_seed(seed)
+    model = RotationDenoiser(config or RotationConfig("features", features.shape[1], 1024))
+    assert isinstance(model.encoder, Standardise)
+    model.encoder.mean.copy_(features.mean(0))
+    # A feature that never changes tells nothing, and must not be divided by 0.
+    model.encoder.deviation.copy_(features.std(0, correction=0).clamp(min=1e-6))
+    training = SmallNetworkConfig.of(output, steps, learning_rate, seed=seed, lr_warmup_steps=500, **run)
+    model = fit(model, loss, None, training).cpu()
     model.save_pretrained(output)
     return model
 

@@ -94,6 +94,30 @@ def load_predictions(path: str | Path) -> Predictions:
     )
 
 
+def load_conditioned(annotations: str | Path, features: str | Path) -> tuple[Tensor, Tensor]:
+    """What ScoreHMR's denoiser learns from: rotations (N, 24, 3, 3) and PARE's features of pose (N, 3072).
+
+    People without rotations are left out.
+
+    Args:
+        annotations: see `load_annotations`.
+        features: an npz with pose_feats (M, 128, 24) of all people of `annotations`, in their order.
+
+    Raises:
+        UserError: as `load_annotations`; other people, or nobody with rotations.
+    """
+    people = load_annotations(annotations)
+    (values,) = need(read_npz(features), ["pose_feats"], str(features))
+    seen = tensor(values, (None, 128, 24), f"{features}, pose_feats").flatten(1)
+    if len(seen) != len(people):
+        raise UserError(
+            f"{features} has {len(seen)} people, {annotations} has {len(people)}: give the features of these"
+        )
+    if not people.has_rotations.any():
+        raise UserError(f"{annotations} has nobody with body_pose and has_body_pose: nothing to learn")
+    return people.rotations[people.has_rotations], seen[people.has_rotations]
+
+
 def full_frame_translation(camera: Tensor, center: Tensor, box: Tensor, size: Tensor, focal: float) -> Tensor:
     """Weak perspective in a crop -> translation in the full picture's camera.
 

@@ -81,7 +81,7 @@ class RotationDenoiser(PoseNetwork):
     def __init__(self, config: RotationConfig | None = None) -> None:
         super().__init__()
         self.config = c = config or RotationConfig()
-        self.encoder: nn.Module = _Standardise(c.condition)
+        self.encoder: nn.Module = Standardise(c.condition)
         if c.condition_kind == "keypoints":
             self.encoder = nn.Sequential(
                 nn.Linear(KEYPOINT_FEATURES, c.hidden), nn.GELU(), nn.Linear(c.hidden, c.condition)
@@ -102,7 +102,7 @@ class RotationDenoiser(PoseNetwork):
         return _turned(self.leave(h), back)
 
 
-class _Standardise(nn.Module):
+class Standardise(nn.Module):
     """Features of another network by their mean and deviation over its training set."""
 
     mean: Tensor
@@ -114,6 +114,7 @@ class _Standardise(nn.Module):
         self.register_buffer("deviation", torch.ones(width))
 
     def forward(self, features: Tensor) -> Tensor:
+        """Features (B, ...) -> (B, F)."""
         return (features.flatten(1) - self.mean) / self.deviation
 
 

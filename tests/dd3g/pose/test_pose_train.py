@@ -1,16 +1,20 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from stand_ins.small_motion import small_archive
 from typer.testing import CliRunner
 
 from dd3g.command import make_app
+from dd3g.errors import UserError
 from dd3g.pose import training
+from dd3g.pose.body.geometry import axis_angle_to_matrix, matrix_to_rotation_6d
 from dd3g.pose.data.motion import load_cmu
 from dd3g.pose.networks.difficulty import Difficulty, DifficultyConfig
 from dd3g.pose.networks.lifter import GraphLifter
 from dd3g.pose.networks.prior import Prior, PriorConfig
+from dd3g.pose.networks.rotation_denoiser import RotationConfig, RotationDenoiser, schedule
 from dd3g.pose.train import train_command
 
 
@@ -63,6 +67,63 @@ def test_batches_follow_the_network_to_its_device(tmp_path, monkeypatch, network
     options = {"lifter": GraphLifter.shipped()} if network == "difficulty" else {}
     getattr(training, f"train_{network}")(motion, tmp_path / network, use_cpu=False, **options)
     assert settings == [False]
+
+
+def scorehmr_files(folder, people=6):
+    """Annotations and PARE's features; the last person has no rotations."""
+    rng = np.random.default_rng(0)
+    table = {"imgname": ["a.jpg"] * people, "center": np.zeros((people, 2)), "scale": np.full(people, 200.0)}
+    has = np.arange(people) < people - 1
+    np.savez(folder / "a.npz", **table, body_pose=0.3 * rng.normal(size=(people, 72)), has_body_pose=has)
+    features = rng.normal(3, 2, (people, 128, 24))
+    features[:, 0, 0] = 7  # never changes
+    np.savez(folder / "f.npz", pose_feats=features)
+    return folder / "a.npz", folder / "f.npz", features.reshape(people, -1)[has]
+
+
+def test_recovery_learns_from_features_of_pictures(tmp_path):
+    annotations, features, values = scorehmr_files(tmp_path)
+    options = ["--annotations", annotations, "--features", features, "-o", tmp_path / "run", "--steps", 2]
+    result = run("recovery", *options)
+    assert result.exit_code == 0, result.output
+    model = RotationDenoiser.from_pretrained(tmp_path / "run")
+    assert model.config == RotationConfig("features", 3072, 1024)
+    standard = model.encoder(torch.from_numpy(values).float())
+    torch.testing.assert_close(standard.mean(0), torch.zeros(3072), atol=1e-2, rtol=0)
+    torch.testing.assert_close(standard.std(0, correction=0)[1:], torch.ones(3071), atol=1e-2, rtol=0)
+    np.savez(tmp_path / "few.npz", pose_feats=np.zeros((2, 128, 24)))
+    result = run("recovery", "--annotations", annotations, "--features", tmp_path / "few.npz", "--steps", 1)
+    assert result.exit_code == 2 and "has 2 people" in result.stderr
+    result = run("recovery", "--features", features)
+    assert result.exit_code == 2 and "both --features and --annotations" in result.stderr
+
+
+class Oracle(torch.nn.Module):
+    """Knows the noise from the features, which are one-hot: whose rotations these are."""
+
+    def __init__(self, states):
+        super().__init__()
+        self.states = torch.nn.Parameter(states)
+
+    def forward(self, x_t, t, condition):
+        alpha, sigma = schedule().alpha_sigma(t, x_t)
+        return (x_t - alpha * (condition.features @ self.states)) / sigma
+
+
+def test_features_belong_to_the_rotations(tmp_path, monkeypatch):
+    rotations = axis_angle_to_matrix(torch.randn(4, 24, 3, generator=torch.Generator().manual_seed(0)))
+    states, losses = matrix_to_rotation_6d(rotations).flatten(1), []
+
+    def fit(model, loss, samples, config):
+        for whose in (states, states.roll(1, 0)):
+            losses.append(loss(Oracle(whose), torch.Generator().manual_seed(0), 0).item())
+        return model
+
+    monkeypatch.setattr(training, "fit", fit)
+    training.train_recovery_on_features(rotations, torch.eye(4), tmp_path)
+    assert losses[0] < 1e-6 < 1 < losses[1]
+    with pytest.raises(UserError, match="of 4 people, features of 3"):
+        training.train_recovery_on_features(rotations, torch.eye(3), tmp_path)
 
 
 def test_help_names_the_defaults():
