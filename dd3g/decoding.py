@@ -30,6 +30,8 @@ SUFFIXES = tuple(".png .jpg .jpeg .jfif .mpo .webp .gif .bmp .dib .tif .tiff .av
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "ICO")
 HEIC = re.compile(rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)(?!.{4,40}avi[fs])", re.DOTALL)
 ADDRESS = re.compile(r"https?://", re.IGNORECASE)
+# How pictures begin whose decoders do not know them again once they are cut short.
+CUT = re.compile(rb"....ftypavi[fs]|II\*\0|MM\0\*|II\+\0|MM\0\+", re.DOTALL)
 # How files that are no pictures begin, for messages that help.
 FOREIGN = {
     rb"\s*<(!doctype html|html)": "a web page: give the address of the picture itself",
@@ -142,6 +144,8 @@ def _decoder(data: bytes, name: str) -> Image.Image:
             raise
         return JpegImagePlugin.JpegImageFile(io.BytesIO(data))  # which asks nothing about the size
     except Image.UnidentifiedImageError as e:
+        if CUT.match(data):
+            raise UserError(_damaged(name, "its end is missing")) from e
         for start, kind in FOREIGN.items():
             if re.match(start, data[:2000], re.IGNORECASE | re.DOTALL):
                 raise UserError(f"{name} is {kind}") from e
@@ -162,7 +166,11 @@ def _what_is_wrong(error: Exception, name: str) -> str:
         return known[type(error)]
     if isinstance(error, OSError) and error.errno is not None:  # of the system
         return f"{name} cannot be read ({error.strerror}): check the path"
-    return f"{name} is damaged or cut short ({first_line(error)}): copy or download the picture again"
+    return _damaged(name, first_line(error))
+
+
+def _damaged(name: str, why: str) -> str:
+    return f"{name} is damaged or cut short ({why}): copy or download the picture again"
 
 
 def _too_large(name: str) -> str:
@@ -284,7 +292,8 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
 
 def _in_srgb(image: Image.Image) -> Image.Image:
     """RGBA, by way of the picture's ICC profile where there is one that fits."""
-    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    straight = {"La": "LA", "LAB": "RGB"}.get(image.mode, image.mode)  # Pillow makes Lab transparent
+    rgba = image.convert(straight).convert("RGBA")
     if not (data := image.info.get("icc_profile")):
         return rgba
     try:

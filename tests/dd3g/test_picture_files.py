@@ -409,3 +409,16 @@ def test_too_little_memory_is_not_called_damage(tmp_path, monkeypatch):
 )
 def test_files_that_are_something_else_are_named(tmp_path, data, message):
     fails(bad(tmp_path, data), message)
+
+
+@pytest.mark.parametrize("format", ["AVIF", "TIFF"])
+def test_formats_that_their_decoders_do_not_know_again_cut_short(tmp_path, format):
+    data = io.BytesIO()
+    Image.effect_noise((64, 64), 90).convert("RGB").save(data, format)
+    fails(bad(tmp_path, data.getvalue()[:600]), "damaged or cut short")
+
+
+def test_a_lab_picture_is_opaque(tmp_path):
+    Image.new("LAB", (32, 32), (255, 128, 128)).save(tmp_path / "lab.tif")  # L* 100: white
+    rgba = read_rgba(tmp_path / "lab.tif")
+    assert rgba.getextrema()[3] == (255, 255) and min(low for low, _ in rgba.getextrema()) > 250
