@@ -258,7 +258,8 @@ def _file(made: Made, format: str) -> Response:
 
 
 def _plain(error: UserError) -> str:
-    return re.sub(r"--(?=\w)", "", str(error))  # parameters are called like options, without the dashes
+    words = str(error).replace("--no-matte", "matte=none")
+    return re.sub(r"--(?=\w)", "", words)  # the others are called like the options, without the dashes
 
 
 def _answer_errors(app: FastAPI, answers: Counter) -> None:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from stand_ins.infer_command import ROOT, StubGenerator
 
+from dd3g.errors import UserError
 from dd3g.io.formats import SPLATS
 from dd3g.io.splats import encode, load
 from dd3g.picture import load_image
@@ -335,6 +336,13 @@ def test_a_full_disk_is_507(serve, monkeypatch):
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     answer = serve(post(picture()))
     assert answer.status_code == 507 and "the disk is full" in answer.json()["error"]
+
+
+def test_what_a_message_advises_is_a_parameter():
+    assert (
+        serving._plain(UserError("give alpha, or --no-matte; --seed 3"))
+        == "give alpha, or matte=none; seed 3"
+    )
 
 
 def test_an_object_without_a_visible_gaussian_is_422(serve, gate, monkeypatch):
