@@ -139,7 +139,9 @@ def conclude(
     except KeyboardInterrupt as stop:
         number = getattr(stop, "number", signal.SIGINT)
         done = len(report[f"{kind}s"])
-        report["error"] = f"stopped by {signal.Signals(number).name} after {done} {kind}s, which are complete"
+        report["error"] = (
+            f"stopped by {signal.Signals(number).name} after {done} {kind}s: all files reported are complete"
+        )
         code = 128 + number
     except Exception as e:
         report["error"] = explain(e, Path.cwd(), "smaller inputs")

@@ -19,6 +19,7 @@ from dd3g.command import (
     conclude,
     run_command,
 )
+from dd3g.decoding import SUFFIXES
 from dd3g.ending import explain
 from dd3g.errors import UserError
 from dd3g.inputs import find_pictures
@@ -29,6 +30,8 @@ from dd3g.results import AXES, FORMATS, Request, are_there, write_results
 
 DEFAULT_WEIGHTS = "nano"
 MANY = 16  # passes for which it pays to warm a GPU up
+# Names that mean a file, so that `-o lamp.obj` makes no folder of that name.
+FILES = (*SUFFIXES, ".obj", ".gltf", ".stl", ".fbx", ".usdz", ".html", ".mp4", ".webm", ".json", ".zip")
 TWO_STAGE = "distill.two_stage"  # of a higher floor, so it is only named
 
 
@@ -119,6 +122,10 @@ def _place(output: Path, formats: str | None) -> tuple[Path, str | None, tuple[s
     name = "" if output.is_dir() else output.name
     suffixes = sorted((f for f in FORMATS if name.lower().endswith(f".{f}") and name[: -len(f) - 1]), key=len)
     if not suffixes:
+        if Path(name).suffix.lower() in FILES:
+            raise UserError(
+                f"-o {output} ends like a file that is not written: use one of .{', .'.join(FORMATS)}"
+            )
         return output, None, tuple(dict.fromkeys(given or ["ply"]))
     suffix = suffixes[-1]
     if not name.endswith(suffix):
@@ -223,6 +230,8 @@ def infer(
     report: Report = {"pictures": [], "failed": [], "skipped": []}
 
     def work(progress: Progress) -> Report:
+        if (mask is not None) + no_matte + (matte != "auto") > 1:
+            raise UserError("--matte, --no-matte and --mask each say what the object is: give one of them")
         out, stem, formats = _place(output, format)
         request = Request(
             out=out,

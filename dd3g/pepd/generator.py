@@ -167,11 +167,16 @@ class Generator(Renamed):
 
         Raises:
             ValueError: when the elevation does not lie strictly between -90 and 90.
-            UserError: when the picture cannot be read or shows nothing, or the seed is no whole number.
+            UserError: when the picture cannot be read or shows nothing, the seed is no whole number, or fov
+                or refine is out of range.
         """
         from dd3g.picture import as_picture
 
         seed = whole_seed(seed)
+        if not 1 <= fov <= 100:
+            raise UserError(f"the field of view {fov:g} is out of range: give 1 to 100 degrees")
+        if not 0 <= refine < float("inf"):
+            raise UserError(f"refine={refine:g} must be a number of seconds, 0 or more")
         rgba = as_picture(picture, matte, mask).rgba.float()
         device = self.type_embedding.device
         image = resize(rgba[None], self.config.size).to(device)

@@ -115,6 +115,10 @@ def test_o_names_the_one_file(here, stub):
     [
         (("a.png", "b.png", "-o", "x.ply"), "-o names one file, and there are 2 pictures: give a folder"),
         (("a.png", "-o", "x.ply", "--samples", 2), "-o names one file, and there are 2 --samples"),
+        (("a.png", "-o", "x.obj"), "-o x.obj ends like a file that is not written: use one of .ply, "),
+        (("a.png", "-o", "x.png"), "-o x.png ends like a file that is not written"),
+        (("a.png", "--no-matte", "--matte", "u2netp"), "--matte, --no-matte and --mask each say what"),
+        (("a.png", "--no-matte", "--mask", "b.png"), "--matte, --no-matte and --mask each say what"),
         (("a.png", "-o", "x.ply", "--format", "spz"), "-o x.ply and --format spz differ"),
         (("a.png", "-o", "x.PLY"), "write its suffix in small letters"),
         (("a.png", "b.png", "--mask", "a.png"), "--mask FILE is for one picture"),

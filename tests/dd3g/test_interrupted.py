@@ -53,7 +53,7 @@ def test_a_signal_leaves_whole_results_and_a_report(here, stub, name):
         return
     assert process.returncode == 128 + getattr(signal, name)
     report = json.loads(out)
-    assert report["error"] == f"stopped by {name} after 1 pictures, which are complete"
+    assert report["error"] == f"stopped by {name} after 1 pictures: all files reported are complete"
     (entry,) = report["pictures"]
     assert entry["samples"] == [{"seed": 0, "gaussians": 20, "files": ["out/a-0.ply"]}]
     assert error == f"error: {report['error']}\n"

@@ -196,3 +196,16 @@ def test_the_names_of_the_package_are_shown():
     assert {"Cameras", "Gaussians", "Generator", "load_image", "rasterize", "__version__"} <= set(dir(dd3g))
     for name in dd3g.__all__:
         assert getattr(dd3g, name) is not None
+
+
+@pytest.mark.parametrize(
+    "how, match",
+    [
+        ({"fov": 0}, "field of view 0"),
+        ({"fov": np.nan}, "field of view nan"),
+        ({"refine": np.nan}, "refine=nan"),
+    ],
+)
+def test_options_out_of_range(how, match):
+    with pytest.raises(UserError, match=match):
+        Generator.from_pretrained("nano").generate(Image.new("RGB", (32, 32)), **how)
