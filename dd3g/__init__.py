@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dd3g.cameras import Cameras
+    from dd3g.errors import UserError
     from dd3g.gaussians import Gaussians
     from dd3g.pepd import Generator
     from dd3g.picture import load_image
@@ -16,12 +17,13 @@ __version__ = "0.1.0"
 # Libraries report their use unless told not to, before they are imported; nothing leaves the machine unasked.
 for _name in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
     os.environ.setdefault(_name, "1")
-__all__ = ["Cameras", "Gaussians", "Generator", "load_image", "rasterize"]
+__all__ = ["Cameras", "Gaussians", "Generator", "UserError", "load_image", "rasterize"]
 
 _HOME = {
     "Cameras": "dd3g.cameras",
     "Gaussians": "dd3g.io.splats",  # with `save` and `load`
     "Generator": "dd3g.pepd",
+    "UserError": "dd3g.errors",
     "load_image": "dd3g.picture",
     "rasterize": "dd3g.rasterizer",
 }
@@ -35,4 +37,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
