@@ -35,7 +35,16 @@ sys.exit(main(sys.argv[1:]))
 def start(*words):
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "DD3G_TRACEBACK": ""}
     command = [sys.executable, "-c", SLOW, "infer", *words]
-    return subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=-1, stderr=-1, text=True, start_new_session=True,
+        preexec_fn=usual_signals,
+    )  # fmt: skip
+
+
+def usual_signals():
+    """As in a terminal: nohup and shells without job control have some ignored, which children inherit."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.mark.slow
