@@ -419,5 +419,5 @@ def test_training_again_gives_the_same_network_and_its_folder_loads(tmp_path):
         assert torch.allclose(again.state_dict()[name], value, atol=1e-3), name
     with pytest.raises(UserError, match="no joint|has none"):
         train_recovery(small_motion(8), tmp_path / "c", config=config, steps=1)
-    with pytest.raises(UserError, match="keypoints"):
+    with pytest.raises(UserError, match="cannot be made from motion"):
         train_recovery(turned_motion(8), tmp_path / "d", config=RotationConfig("features", 8, 8), steps=1)
