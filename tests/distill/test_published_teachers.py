@@ -394,7 +394,7 @@ def test_licences_of_known_folders(folders, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["imagedream", "mvdream"])
+@pytest.mark.parametrize("kind", ["imagedream"])
 def test_the_command_makes_quadruples_and_tells_the_licence(kind, folders, tmp_path, capsys, monkeypatch):
     from dd3g.io.shards import write_shard
     from distill import simulate as command
