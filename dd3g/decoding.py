@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import urllib.request
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -116,6 +115,8 @@ def read_bytes(source: Any, name: str) -> bytes:
 
 
 def _fetched(address: str) -> bytes:
+    import urllib.request
+
     request = urllib.request.Request(address, headers={"User-Agent": "dd3g"})
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:

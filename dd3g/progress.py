@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -123,3 +124,20 @@ def print_first(lines: Sequence[str], most: int, rest: str) -> None:
         print(line, file=sys.stderr)
     if len(lines) > most:
         print(rest.replace("{}", str(len(lines) - most)), file=sys.stderr)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Without the bars and notes of diffusers and transformers, which every rank would print every time."""
+    names = [name for name in ("diffusers", "transformers") if importlib.util.find_spec(name)]
+    logs = [importlib.import_module(f"{name}.utils.logging") for name in names]
+    levels = [log.get_verbosity() for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.set_verbosity(level)
+            log.enable_progress_bar()

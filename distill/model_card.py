@@ -26,7 +26,7 @@ def write_card(folder: Path, config: Any, step: int) -> None:
     sources["phase 1"] = [config.start.teacher] * bool(config.start.teacher)
     sources["verifier"] = [config.pretrained_teacher_model] * bool(config.objective.implicit)
     trained_on = "\n".join(
-        f"- {kind}: `{path}`{_made_by(path)}" for kind, paths in sources.items() for path in paths
+        f"- {kind}: `{path}`{made_by(path)}" for kind, paths in sources.items() for path in paths
     )
     options = json.dumps(asdict(config), indent=1)
     text = f"""{CARD.format(repo=config.hub_model_id or folder)}
@@ -44,7 +44,7 @@ The licences of these data, and of the teacher that made them, hold for the weig
         part.write_text(text)
 
 
-def _made_by(path: str) -> str:
+def made_by(path: str) -> str:
     """What is known of a published teacher, or of the one that made a set: its licence, above all."""
     if model := HUB_MODELS.get(path):
         about = {"source": model.repo, "licence": model.licence, "notice": model.notice or None}

@@ -23,7 +23,6 @@ import typer
 from dd3g.command import Json, run_command
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
-from dd3g.training.checkpoints import STATE, checkpoints
 
 SIZES = {"nano": 64, "small": 128, "base": 128}  # pixels of the pictures, as in configs/shape
 RECIPE = Path("runs/recipe")
@@ -31,10 +30,7 @@ RENDERING = 0.35  # of the minutes, at most
 VIEWS = ("--variants", "1", "--scan-variants", "3", "--quads", "2", "--free-quads", "2", "--novel", "8")
 SHARD = 15_000_000  # bytes of a file of weights at most
 TABLE = "| row | PSNR | SSIM | IoU | holes |\n|---|---|---|---|---|"
-CARD = """---
-library_name: dd3g
-pipeline_tag: image-to-3d
----
+ABOUT = """
 # {name}
 
 `dd3g infer picture.png --weights {name}`: the generator `{generator}`, with a shape network made by
@@ -86,13 +82,14 @@ def recipe_command(
     words += [word for d in data or [] for word in ("--data", str(d))]
     words += [word for q in quadruples or [] for word in ("--quadruples", str(q))]
     words += [word for option in options or [] for word in ("--train", option)]
-    source = [f"meshes of {d}" for d in data or []] + [f"quadruples of {q}" for q in quadruples or []]
-    recipe.describe(weights, shlex.join(words), ", ".join(source), table)
+    recipe.describe(weights, shlex.join(words), data or [], quadruples or [], table)
     print(json.dumps({"weights": str(weights), "evaluation": table}) if as_json else f"wrote {weights}")
 
 
 def trained_minutes(shape: Path) -> float:
     """Minutes that the last checkpoint of a run took; 0 without one."""
+    from dd3g.training.checkpoints import STATE, checkpoints
+
     found = checkpoints(shape)
     return json.loads((found[-1] / STATE).read_text())["rate"]["minutes"] if found else 0.0
 
@@ -166,9 +163,10 @@ class Recipe:
         words = [f"output_dir={shape}", f"generator={self.generator}", "report_to=none", "logging_steps=20"]
         words += [f"renders={json.dumps([str(r) for r in renders])}"]
         words += [f"quadruples={json.dumps([str(q) for q in quadruples])}"]
-        minutes = trained_minutes(shape) + max(self.seconds_left - spare, 1) / 60
+        minutes_before = trained_minutes(shape)
+        minutes = minutes_before + max(self.seconds_left - spare, 1) / 60
         words += [f"max_minutes={minutes:.3f}", *options]
-        if checkpoints(shape):
+        if minutes_before:
             words.append("resume=latest")
         self._run("distill.train_shape", "--config", self.size, *words)
 
@@ -197,16 +195,24 @@ class Recipe:
             ["| row | PSNR | SSIM | IoU | holes |", "|---|---|---|---|---|", *map(_row, rows, rows.values())]
         )
 
-    def describe(self, weights: Path, command: str, source: str, table: str | None) -> None:
+    def describe(
+        self, weights: Path, command: str, data: list[Path], quadruples: list[Path], table: str | None
+    ) -> None:
         """The card of the weights: the command that made them, from what, and what they are worth."""
+        from dd3g.pepd.generator import CARD
+        from distill.model_card import made_by
+
+        source = [f"meshes of {d}" for d in data] + [
+            f"quadruples of {q}{made_by(str(q))}" for q in quadruples
+        ]
         path = self.output / "shape" / "model" / "scores.json"
         best = json.loads(path.read_text()) if path.exists() else {}
         lines = (self.output / "shape" / "metrics.jsonl").read_text().splitlines()
-        text = CARD.format(
+        text = CARD.format(repo=weights) + ABOUT.format(
             name=weights,
             generator=self.generator,
             command=command,
-            data=source,
+            data=", ".join(source),
             minutes=trained_minutes(self.output / "shape"),
             steps=json.loads(lines[-1])["step"],
             device=describe_machine(),

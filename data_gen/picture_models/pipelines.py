@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import inspect
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +13,13 @@ from data_gen.filters.rules import UNSAFE
 from data_gen.picture_models.pipeline_folders import (
     check_parts,
     find_folder,
-    installed,
     pipeline_class,
     read_index,
     read_licence,
 )
 from data_gen.picture_models.protocol import ModelConfig
 from dd3g.errors import UserError, first_line
+from dd3g.progress import quiet_libraries
 
 # Keys of ModelConfig -> arguments of the pipelines' call.
 ARGUMENTS = {
@@ -35,23 +32,6 @@ ARGUMENTS = {
 _OURS = {"prompt", "generator", "output_type", "return_dict", "num_images_per_prompt", *ARGUMENTS.values()}
 # Their noise comes from a Brownian tree for the whole batch, so a picture would depend on its neighbours.
 _BATCH_NOISE = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the bars and notes of the libraries, which every rank would print for every batch."""
-    packages = [package for package in ("diffusers", "transformers") if installed(package)]
-    logs = [importlib.import_module(f"{package}.utils.logging") for package in packages]
-    levels = [log.get_verbosity() for log in logs]
-    for log in logs:
-        log.set_verbosity_error()
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.set_verbosity(level)
-            log.enable_progress_bar()
 
 
 class DiffusersModel:
@@ -68,7 +48,7 @@ class DiffusersModel:
         self.pipeline, self.arguments, self.name, self.licence = pipeline, arguments, name, licence
         self.has_alpha = bool(getattr(pipeline, "has_alpha", False))
 
-    @_quiet()
+    @quiet_libraries()
     @torch.no_grad()
     def draw(self, texts: list[str], seeds: list[int]) -> list[Image.Image | str]:
         """As `PictureModel.draw`; the same in any batch but for rounding (1-2 grey levels).
@@ -104,7 +84,7 @@ class DiffusersModel:
         return [UNSAFE if flag else p.convert(mode) for p, flag in zip(pictures, flags, strict=True)]
 
 
-@_quiet()
+@quiet_libraries()
 def load_pipeline(config: ModelConfig, device: torch.device) -> DiffusersModel:
     """Load the pipeline that `config` names; as `data_gen.picture_models.loading.load_model`."""
     dtype = choose_dtype(config.dtype, device)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
@@ -173,6 +174,14 @@ def decode(data: bytes, format: str, axes: str | None = None) -> Splats:
     turn = axes or told or _OWN.get(format, "opencv")
     gaussians = _unit(_turn(found.gaussians, turn, back=True)).pruned(0)
     return replace(found, gaussians=gaussians, axes=turn)
+
+
+def world_turn(axes: str) -> Tensor:
+    """(3, 3) from the axes of a file, one of `AXES`, to our world."""
+    order, sign, _ = _TURNS[axes]
+    turn = torch.zeros(3, 3)
+    turn[order, range(3)] = torch.tensor(sign, dtype=torch.float32)
+    return turn
 
 
 def _turn(gaussians: Gaussians, axes: str, back: bool = False) -> Gaussians:

@@ -16,7 +16,7 @@ from torch import Tensor
 from dd3g.cameras import FOVY, RADIUS, Cameras
 from dd3g.errors import UserError, first_line
 from dd3g.gaussians import Gaussians
-from dd3g.io.splats import AXES
+from dd3g.io.splats import AXES, world_turn
 from distill.evaluation.metrics import on_white
 from distill.evaluation.predictors import (
     Drawing,
@@ -30,12 +30,6 @@ from distill.evaluation.targets import frame
 
 SPLATS, MESHES = (".ply", ".splat", ".spz"), (".obj",)  # .glb holds either
 OBJECTS = (*SPLATS, ".glb", *MESHES)
-# A file's axes to x right, y up, z back: row i of the new axes.
-TURNS = {
-    "opencv": ((1, 0, 0), (0, -1, 0), (0, 0, -1)),
-    "opengl": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
-    "zup": ((1, 0, 0), (0, 0, 1), (0, -1, 0)),
-}
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,7 @@ class Predictions:
         except (ValueError, OSError, KeyError, IndexError) as error:
             raise UserError(f"{place} cannot be read: {first_line(error)}") from error
         if suffix == ".glb" and self.axes not in ("auto", "opengl"):
-            gaussians = gaussians.transformed(torch.tensor(TURNS[self.axes], dtype=torch.float32))
+            gaussians = gaussians.transformed(world_turn(self.axes))
         return drawing_of(gaussians.transformed(turn, scale=factor))
 
     def find(self, id: str) -> Path | None:
@@ -182,6 +176,6 @@ def _mesh(path: Path, axes: str, turn: Tensor, factor: float) -> Any:
     from dd3g.meshes.normals import corner_normals
 
     mesh = load_mesh(path, normal=False)
-    rotation = turn.double().numpy() @ np.array(TURNS["opengl" if axes == "auto" else axes], dtype=np.float64)
+    rotation = turn.double().numpy() @ world_turn("opengl" if axes == "auto" else axes).double().numpy()
     vertices = (factor * mesh.vertices.astype(np.float64) @ rotation.T).astype(np.float32)
     return replace(mesh, vertices=vertices, normals=corner_normals(vertices, mesh.faces))

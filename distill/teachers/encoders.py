@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dd3g.errors import UserError
-from distill.teachers.published import quiet, read_json
+from dd3g.progress import quiet_libraries
+from distill.teachers.published import read_json
 
 START, END, PADDING, LENGTH = 49406, 49407, 0, 77  # of Stable Diffusion 2's token ids; padding is "!"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's pixels
@@ -62,7 +63,7 @@ def load_tokenizer(folder: Path) -> Callable[[str], list[int]] | None:
     from transformers import CLIPTokenizer
 
     try:
-        with quiet():
+        with quiet_libraries():
             tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # of json, and of the library for files that are missing
         raise UserError(f"{folder} cannot be read as a tokenizer ({error}): copy it again") from error

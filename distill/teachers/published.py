@@ -5,10 +5,8 @@ Found by name, hub id, revision or path, and loaded with diffusers and transform
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from dd3g.errors import UserError, first_line
 from dd3g.hub_models import HUB_MODELS, HubModel, commit_of
 from dd3g.nn.checkpoint import check_options
 from dd3g.nn.multiview_unet import MultiViewUNet, MultiViewUNetConfig
+from dd3g.progress import quiet_libraries
 
 INDEX = "model_index.json"
 _PARTS = ("unet", "vae", "text_encoder")
@@ -217,7 +216,7 @@ def load_part(kind: str, folder: Path, dtype: torch.dtype) -> Any:
     variant = file.name.split(".")[1] if file.name.count(".") == 2 else None
     keys: dict[str, Any] = {"torch_dtype" if library == "diffusers" else "dtype": dtype}
     try:
-        with quiet():
+        with quiet_libraries():
             part, info = cls.from_pretrained(
                 str(folder),
                 variant=variant,
@@ -232,22 +231,6 @@ def load_part(kind: str, folder: Path, dtype: torch.dtype) -> Any:
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} tensors of a {name}, first {missing[0]!r}")
     return part
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the bars and notes of the libraries."""
-    logs = [importlib.import_module(f"{library}.utils.logging") for library in ("diffusers", "transformers")]
-    levels = [log.get_verbosity() for log in logs]
-    for log in logs:
-        log.set_verbosity_error()
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.set_verbosity(level)
-            log.enable_progress_bar()
 
 
 class Frozen(nn.Module):

@@ -15,7 +15,8 @@ from test_evaluate import NOVEL, ellipsoid, plain, target_of
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
-from distill.evaluation.outside import TURNS, Predictions, parse_predictions
+from dd3g.io.splats import world_turn
+from distill.evaluation.outside import Predictions, parse_predictions
 from distill.evaluation.predictors import Target, drawing_of
 from distill.evaluation.scores import score
 from distill.evaluation.targets import assembled
@@ -102,7 +103,7 @@ def test_meshes_fall_into_place(tmp_path, suffix, axes):
     mesh = ellipsoid((0.2, 0.6, 0.3), (0.45, 0.2, 0.3))
     mesh = replace(mesh, vertices=mesh.vertices + np.float32([0.05, 0.1, -0.05]))
     target = target_of(mesh)
-    matrix = np.array(TURNS[axes], dtype=float)
+    matrix = world_turn(axes).double().numpy()
     colors = np.tile(np.uint8([51, 153, 77, 255]), (len(mesh.vertices), 1))
     trimesh.Trimesh(mesh.vertices @ matrix, mesh.faces, vertex_colors=colors, process=False).export(
         tmp_path / f"thing{suffix}"
