@@ -14,7 +14,9 @@ class BuildWithConfigs(build_py):
         """Build the packages, then copy the configurations."""
         super().run()
         if not self.editable_mode:
-            shutil.copytree("configs", Path(self.build_lib, "dd3g", "configs"), dirs_exist_ok=True)
+            # Batch scripts are of a clone; commands read the rest.
+            target, scripts = Path(self.build_lib, "dd3g", "configs"), shutil.ignore_patterns("slurm")
+            shutil.copytree("configs", target, ignore=scripts, dirs_exist_ok=True)
 
 
 setup(cmdclass={"build_py": BuildWithConfigs})
