@@ -125,9 +125,12 @@ def shape_sample(
     hull = torch.empty(0) if hulls is None else hulls[index, k]
     second = (first + 1 + pick(len(elevations) - 1, g)) % len(elevations)
     camera = item.cameras[first].resized(size)
-    occupancy = occupancy_along(volume, item.meta["volume"]["half"], camera, slices(bins))
     other = item.cameras[second].turned(-math.radians(item.meta["azimuth"][first]))
     image, seen = recolouring(recolour, g)(item.rgba[[first, second]].float() / 255)
+    image = resize(image[None], size)[0]
+    occupancy = occupancy_along(
+        volume, item.meta["volume"]["half"], camera, slices(bins), image[3] > VISIBLE
+    )
     depth = item.depth[second].float()
     if mirror:
         image, seen, depth, occupancy, hull = (x.flip(-1) for x in (image, seen, depth, occupancy, hull))
@@ -135,7 +138,7 @@ def shape_sample(
     chosen = torch.randint(depth.numel(), (pixels,), generator=g)
     origins, directions = other.rays()
     return ShapeSample(
-        image=resize(image[None], size)[0],
+        image=image,
         elevation=torch.tensor(math.radians(elevations[first])),
         hull=hull.half(),
         occupancy=occupancy.half(),
@@ -164,7 +167,9 @@ def check_volumes(objects: Together, size: int) -> None:
             )
 
 
-def occupancy_along(volume: Tensor, half: float, camera: Cameras, depths: Tensor) -> Tensor:
+def occupancy_along(
+    volume: Tensor, half: float, camera: Cameras, depths: Tensor, shown: Tensor
+) -> Tensor:
     """Share of matter (D, S, S) at `depths` (D,) along the rays of the pixels, between voxels linearly.
 
     Args:
@@ -172,11 +177,14 @@ def occupancy_along(volume: Tensor, half: float, camera: Cameras, depths: Tensor
         half: half the side of the cube.
         camera: batch shape (), in the volume's world.
         depths: camera depth.
+        shown: (S, S) bool, the pixels that matter: the others, most of a picture, stay 0.
     """
     origins, directions = camera.rays()
-    points = origins + depths[:, None, None, None] * directions  # (D, S, S, 3)
-    places = (points / half).flip(-1)[None]
-    return F.grid_sample(volume[None, None].float(), places, align_corners=False)[0, 0]
+    points = origins[0, 0] + depths[:, None, None] * directions[shown]  # (D, P, 3)
+    places = (points / half).flip(-1)[None, None]
+    occupancy = torch.zeros(len(depths), *shown.shape)
+    occupancy[:, shown] = F.grid_sample(volume[None, None].float(), places, align_corners=False)[0, 0, 0]
+    return occupancy
 
 
 def held_out(meta: dict, share: float) -> bool:

@@ -82,7 +82,7 @@ def test_occupancy_is_the_volume_at_the_slices(objects):
     """By hand, voxel by voxel: between two voxels' centres the share lies between theirs."""
     item = objects[0]
     camera = item.cameras[5].resized(8)
-    found = occupancy_along(item.volume, 0.6, camera, slices(6))
+    found = occupancy_along(item.volume, 0.6, camera, slices(6), torch.ones(8, 8, dtype=torch.bool))
     origins, directions = camera.rays()
     for d, y, x in ((1, 3, 4), (2, 4, 4), (3, 2, 5), (2, 1, 1), (3, 4, 2)):
         p = (origins[0, 0] + slices(6)[d] * directions[y, x] + 0.6) / 1.2 * 64 - 0.5
@@ -96,6 +96,8 @@ def test_occupancy_is_the_volume_at_the_slices(objects):
                 total += weight * float(item.volume[tuple(place)])
         assert float(found[d, y, x]) == pytest.approx(total, abs=1e-4)
     assert 0 < found.mean() < 1
+    shown = item.rgba[5, 3, ::4, ::4] > 0
+    assert torch.equal(occupancy_along(item.volume, 0.6, camera, slices(6), shown), found * shown)
 
 
 @pytest.mark.parametrize("mirror", [False, True])
@@ -133,7 +135,7 @@ def test_the_field_of_the_true_occupancy_is_the_object(objects):
     """Along the rays and back onto the grid of the world, which is the volume's own here."""
     item = objects[2]
     camera = item.cameras[[9]]
-    logits = 20 * occupancy_along(item.volume, HALF, camera[0], slices(96)) - 10
+    logits = 20 * occupancy_along(item.volume, HALF, camera[0], slices(96), item.rgba[9, 3] > 0) - 10
     elevation = torch.deg2rad(torch.tensor(item.meta["elevation"][9:10]))
     shape = Shape(logits[None], torch.zeros(1, 4, 1, 1, 1), torch.zeros(1, 4, 8, 8), elevation)
     ahead = item.cameras[[9]].turned(-math.radians(item.meta["azimuth"][9]))
