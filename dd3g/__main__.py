@@ -19,6 +19,7 @@ COMMANDS = {
     "data": ("data_gen.__main__", "make training pictures: from prompts, from pictures, from meshes"),
     "simulate": ("distill.simulate", "pictures to the quadruples of a teacher"),
     "train": ("distill.train", "distil a teacher into a generator"),
+    "claim": ("distill.claim", "students with and without a teacher's quadruples, at equal compute"),
     "recipe": ("distill.recipe", "meshes or quadruples to weights, card, table and sheet, in given minutes"),
     "train-teacher": ("distill.train_teacher", "train a small multi-view teacher"),
     "train-shape": ("distill.train_shape", "train a network that knows where a pictured object is"),

@@ -143,7 +143,7 @@ class Recipe:
         import torch
 
         if torch.cuda.is_available():
-            self._run("distill.smoke")
+            run_stage("distill.smoke")
 
     def renders(self, folders: Sequence[Path], seconds: float) -> list[Path]:
         """Shards of the meshes in each folder; what is missing when the time is up is left out."""
@@ -151,7 +151,7 @@ class Recipe:
         for k, folder in enumerate(folders):
             place = self.output / f"renders-{k}"
             arguments = (str(folder), "-o", str(place), "--volumes", "--size", str(SIZES[self.size]), *VIEWS)
-            self._run("data_gen.render", *arguments, "--per-shard", "10", seconds=end - time.monotonic())
+            run_stage("data_gen.render", *arguments, "--per-shard", "10", seconds=end - time.monotonic())
             if not any(place.glob("*.tar")):
                 raise UserError(f"{folder}: nothing of it was rendered in time: give more --minutes")
             found.append(place)
@@ -168,7 +168,7 @@ class Recipe:
         words += [f"max_minutes={minutes:.3f}", *options]
         if minutes_before:
             words.append("resume=latest")
-        self._run("distill.train_shape", "--config", self.size, *words)
+        run_stage("distill.train_shape", "--config", self.size, *words)
 
     def assemble(self) -> Path:
         """Generator and shape network in one folder of float16 weights."""
@@ -189,7 +189,7 @@ class Recipe:
         place = self.output / "evaluation"
         before = "before=" + self.generator
         arguments = ("--generator", f"{self.size}={weights}", "--generator", before, "-o", str(place))
-        self._run("distill.evaluation", str(test), *arguments, "--sheet-objects", "10")
+        run_stage("distill.evaluation", str(test), *arguments, "--sheet-objects", "10")
         rows = json.loads((place / "evaluation.json").read_text())["rows"]
         return "\n".join(
             ["| row | PSNR | SSIM | IoU | holes |", "|---|---|---|---|---|", *map(_row, rows, rows.values())]
@@ -222,22 +222,27 @@ class Recipe:
         with replacing(weights / "MODEL_CARD.md") as part:
             part.write_text(text)
 
-    def _run(self, module: str, *arguments: str, seconds: float | None = None) -> None:
-        """Run a command of the project; after `seconds` it is asked to stop, as each of them can."""
-        print(f"{shlex.join(['python', '-m', module, *arguments])}", file=sys.stderr)
-        with subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=sys.stderr) as stage:
-            try:
-                code = stage.wait(seconds)
-            except subprocess.TimeoutExpired:
-                stage.send_signal(signal.SIGTERM)
-                stage.wait()
-                return
-            except BaseException:
-                stage.send_signal(signal.SIGTERM)
-                stage.wait()
-                raise
-        if code:
-            raise UserError(f"`{module}` ended with {code}: see above; mend it and go on with --resume")
+
+def run_stage(module: str, *arguments: str, seconds: float | None = None) -> None:
+    """Run a command of the project; after `seconds` it is asked to stop, as each of them can.
+
+    Raises:
+        UserError: when it ends with an error, which it has told.
+    """
+    print(f"{shlex.join(['python', '-m', module, *arguments])}", file=sys.stderr)
+    with subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=sys.stderr) as stage:
+        try:
+            code = stage.wait(seconds)
+        except subprocess.TimeoutExpired:
+            stage.send_signal(signal.SIGTERM)
+            stage.wait()
+            return
+        except BaseException:
+            stage.send_signal(signal.SIGTERM)
+            stage.wait()
+            raise
+    if code:
+        raise UserError(f"`{module}` ended with {code}: see above; mend it and go on")
 
 
 def describe_machine() -> str:

@@ -128,9 +128,7 @@ def shape_sample(
     other = item.cameras[second].turned(-math.radians(item.meta["azimuth"][first]))
     image, seen = recolouring(recolour, g)(item.rgba[[first, second]].float() / 255)
     image = resize(image[None], size)[0]
-    occupancy = occupancy_along(
-        volume, item.meta["volume"]["half"], camera, slices(bins), image[3] > VISIBLE
-    )
+    occupancy = occupancy_along(volume, item.meta["volume"]["half"], camera, slices(bins), image[3] > VISIBLE)
     depth = item.depth[second].float()
     if mirror:
         image, seen, depth, occupancy, hull = (x.flip(-1) for x in (image, seen, depth, occupancy, hull))
@@ -167,9 +165,7 @@ def check_volumes(objects: Together, size: int) -> None:
             )
 
 
-def occupancy_along(
-    volume: Tensor, half: float, camera: Cameras, depths: Tensor, shown: Tensor
-) -> Tensor:
+def occupancy_along(volume: Tensor, half: float, camera: Cameras, depths: Tensor, shown: Tensor) -> Tensor:
     """Share of matter (D, S, S) at `depths` (D,) along the rays of the pixels, between voxels linearly.
 
     Args:
