@@ -17,7 +17,7 @@ from dd3g.device import find_device
 from dd3g.errors import UserError, first_line
 from dd3g.io.splats import Gaussians
 from dd3g.nn import PictureEncoder, correspond_rgba
-from dd3g.nn.checkpoint import CONFIG, INDEX, WEIGHTS, Renamed, build, load_weights, read_config, save_folder
+from dd3g.nn.checkpoint import Renamed, build, load_weights, read_config, save_folder
 from dd3g.nn.clip_vision import ClipVisionConfig
 from dd3g.nn.multiview_unet import MultiViewUNetConfig
 from dd3g.pepd.captured import CapturedPass
@@ -29,14 +29,7 @@ from dd3g.pepd.perspective import seen_under
 from dd3g.pepd.progressive_decoding import Frame, ProgressiveDecoding
 from dd3g.pepd.solid import refined, solidify
 from dd3g.pepd.teacher_extraction import TeacherExtraction
-
-SHIPPED = Path(__file__).parent.parent / "weights"
-CARD = """---
-library_name: dd3g
-pipeline_tag: image-to-3d
----
-One picture to 3D Gaussians in one pass: `dd3g.Generator.from_pretrained("{repo}").generate("picture.png")`.
-"""
+from dd3g.pepd.weights import CARD, find_weights
 
 
 class Generator(Renamed):
@@ -289,11 +282,6 @@ def expanded(cameras: Cameras, count: int) -> Cameras:
     return replace(cameras, viewmats=viewmats, Ks=Ks)
 
 
-def shipped() -> list[str]:
-    """Names of the weights that come with the package."""
-    return sorted(p.parent.name for p in SHIPPED.glob("*/config.json") if '"generator"' in p.read_text())
-
-
 def whole_seed(seed: Any) -> int:
     """A seed of any type of whole numbers, numpy's and torch's among them.
 
@@ -307,55 +295,3 @@ def whole_seed(seed: Any) -> int:
     if not 0 <= whole < 2**64:
         raise UserError(f"the seed {whole} is out of range: give 0 to 2**64 - 1")
     return whole
-
-
-def find_weights(
-    name: str | Path, revision: str | None = None, token: str | None = None, cache_dir: str | None = None
-) -> Path:
-    """Folder of a shipped name, a local folder, or a hub id (downloaded as safetensors and JSON only).
-
-    Args:
-        name: of the weights.
-        revision: branch, tag or commit of a hub id.
-        token: for the hub; None takes the one that `hf auth login` stored.
-        cache_dir: where the hub's files are kept; None is the hub's own folder.
-
-    Raises:
-        UserError: when there are none, or the hub does not give them.
-    """
-    path = Path(name)
-    try:
-        if (SHIPPED / name / CONFIG).is_file():
-            return SHIPPED / name
-        if path.is_dir():
-            return path
-        if path.exists():
-            if path.name in (CONFIG, WEIGHTS):
-                return path.parent
-            raise UserError(
-                f"{name}: weights are a folder with {CONFIG} and {WEIGHTS}; other files, pickles above all, "
-                "are never read: give such a folder"
-            )
-    except OSError as error:
-        raise UserError(
-            f"{name}: cannot be read ({error.strerror or error}); check the path and its permissions"
-        ) from error
-    if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        from huggingface_hub import snapshot_download
-
-        try:
-            return Path(
-                snapshot_download(
-                    name,
-                    revision=revision,
-                    token=token,
-                    cache_dir=cache_dir,
-                    allow_patterns=[CONFIG, "model*.safetensors", INDEX],
-                )
-            )
-        except Exception as error:  # the hub client raises a family of its own for network, rights and names
-            reason = first_line(error)
-            raise UserError(f"{name}: no such folder, and the hub did not give it ({reason})") from error
-    raise UserError(
-        f"{name}: no such weights; shipped are {', '.join(shipped())}, or give a folder or a hub id"
-    )

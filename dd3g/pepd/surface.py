@@ -1,15 +1,15 @@
-"""From soft masks to a surface: visual hull, surface nets and first hits, as numba kernels on the CPU."""
+"""From soft masks to a surface: visual hull, surface nets, first hits; the loops are in `surface_kernels`."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dd3g.cameras import FAR, NEAR, Cameras
+from dd3g.cameras import Cameras
+from dd3g.pepd.surface_kernels import carve, gradients, least_along, march, net_points
 from dd3g.rasterizer.numba_setup import turn
 
 HALF = 0.6  # half the side of the cube that is searched, world units; objects reach 0.55
@@ -38,7 +38,7 @@ def least_alpha(alpha: Tensor, cameras: Cameras, points: Tensor) -> Tensor:
     """
     found = np.empty(len(points), np.float32)
     with turn:
-        _least(_array(alpha), _array(cameras.viewmats), _array(cameras.Ks), _array(points), found)
+        least_along(_array(alpha), _array(cameras.viewmats), _array(cameras.Ks), _array(points), found)
     return torch.from_numpy(found)
 
 
@@ -92,10 +92,10 @@ def surface_nets(field: Tensor, level: float) -> tuple[Tensor, Tensor]:
     """
     values = field.numpy()
     n = len(values)
-    places = np.empty((_nets(values, level, np.empty((0, 3), np.float32)), 3), np.float32)
-    _nets(values, level, places)
+    places = np.empty((net_points(values, level, np.empty((0, 3), np.float32)), 3), np.float32)
+    net_points(values, level, places)
     slopes = np.empty_like(places)
-    _gradients(values, places, slopes)
+    gradients(values, places, slopes)
     points = (torch.from_numpy(places) + 0.5) * (2 * HALF / n) - HALF
     return points, -F.normalize(torch.from_numpy(slopes), dim=-1)
 
@@ -178,7 +178,7 @@ def carved(alpha: Tensor, depth: Tensor, cameras: Cameras, resolution: int, soft
     """
     field = np.empty((resolution,) * 3, np.float32)
     with turn:
-        _carve(
+        carve(
             _array(alpha), _array(depth), _array(cameras.viewmats), _array(cameras.Ks), HALF, softness, field
         )
     return torch.from_numpy(field)
@@ -196,7 +196,7 @@ def first_hits(field: Tensor, level: float, camera: Cameras, mask: Tensor) -> Te
     origins, directions = camera.rays()
     depth = np.zeros(mask.shape, np.float32)
     with turn:
-        _march(
+        march(
             field.numpy(), level, _array(origins[0, 0, 0]), _array(directions[0]), mask.numpy(), HALF, depth
         )
     return torch.from_numpy(depth)
@@ -204,158 +204,3 @@ def first_hits(field: Tensor, level: float, camera: Cameras, mask: Tensor) -> Te
 
 def _array(x: Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(x.detach().numpy(), np.float32)
-
-
-@njit(cache=True, nogil=True, parallel=True)
-def _least(alpha, viewmats, Ks, points, found):  # type: ignore[no-untyped-def]
-    V, S = alpha.shape[0], alpha.shape[1]
-    for p in prange(len(points)):
-        x, y, z = points[p]
-        least = np.float32(1.0)
-        for v in range(V):
-            m, K = viewmats[v], Ks[v]
-            depth = m[2, 0] * x + m[2, 1] * y + m[2, 2] * z + m[2, 3]
-            a = (m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3]) / depth
-            b = (m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3]) / depth
-            seen = _bilinear(alpha[v], K[0, 0] * a + K[0, 2] - 0.5, K[1, 1] * b + K[1, 2] - 0.5, S)
-            least = min(least, seen)
-            if least < 0.1:  # nowhere near a surface any more
-                break
-        found[p] = least
-
-
-@njit(cache=True, nogil=True, parallel=True)
-def _carve(alpha, depth, viewmats, Ks, half, softness, field):  # type: ignore[no-untyped-def]
-    V, S = alpha.shape[0], alpha.shape[1]
-    n = field.shape[0]
-    step = 2 * half / n
-    for i in prange(n):
-        x = (i + 0.5) * step - half
-        for j in range(n):
-            y = (j + 0.5) * step - half
-            for k in range(n):
-                z = (k + 0.5) * step - half
-                least = np.float32(1.0)
-                for v in range(V):
-                    m, K = viewmats[v], Ks[v]
-                    here = m[2, 0] * x + m[2, 1] * y + m[2, 2] * z + m[2, 3]
-                    a = (m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3]) / here
-                    b = (m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3]) / here
-                    column, row = K[0, 0] * a + K[0, 2] - 0.5, K[1, 1] * b + K[1, 2] - 0.5
-                    least = min(least, _bilinear(alpha[v], column, row, S))
-                    if least < 0.1:  # nowhere near a surface any more
-                        break
-                    # The nearest of four pixels: a mean across an edge would carve the nearer side away.
-                    first = np.float32(np.inf)
-                    for c in range(4):
-                        p = min(max(int(np.floor(column)) + (c & 1), 0), S - 1)
-                        q = min(max(int(np.floor(row)) + (c >> 1), 0), S - 1)
-                        first = min(first, depth[v, q, p])
-                    least = min(least, max(np.float32(0.5 + (here - first) / softness), np.float32(0.0)))
-                field[i, j, k] = least
-
-
-@njit(cache=True, nogil=True)
-def _bilinear(image, x, y, size):  # type: ignore[no-untyped-def]
-    """Value at pixel coordinates, 0 beyond the picture."""
-    if x < -1 or y < -1 or x > size or y > size:
-        return np.float32(0.0)
-    x0, y0 = int(np.floor(x)), int(np.floor(y))
-    total = np.float32(0.0)
-    for c in range(4):
-        u, v = x0 + (c & 1), y0 + (c >> 1)
-        if 0 <= u < size and 0 <= v < size:
-            total += image[v, u] * (1 - abs(x - u)) * (1 - abs(y - v))
-    return total
-
-
-@njit(cache=True, nogil=True)
-def _trilinear(field, x, y, z):  # type: ignore[no-untyped-def]
-    """Value at voxel coordinates, clamped to the cube."""
-    n = field.shape[0]
-    x, y, z = min(max(x, 0.0), n - 1.001), min(max(y, 0.0), n - 1.001), min(max(z, 0.0), n - 1.001)
-    i, j, k = int(x), int(y), int(z)
-    fx, fy, fz = x - i, y - j, z - k
-    total = 0.0
-    for c in range(8):
-        a, b, d = c & 1, (c >> 1) & 1, c >> 2
-        weight = (fx if a else 1 - fx) * (fy if b else 1 - fy) * (fz if d else 1 - fz)
-        total += weight * field[i + a, j + b, k + d]
-    return total
-
-
-@njit(cache=True, nogil=True)
-def _nets(field, level, places):  # type: ignore[no-untyped-def]
-    """Count the crossed cells and write as many of their points, in voxel coordinates, as there is room for.
-
-    The ring of cells around the cube counts as outside, so that the surface is closed.
-    """
-    n = field.shape[0]
-    count = 0
-    value = np.empty(8)
-    for i in range(-1, n):
-        for j in range(-1, n):
-            for k in range(-1, n):
-                inside = 0
-                for c in range(8):
-                    x, y, z = i + (c & 1), j + ((c >> 1) & 1), k + (c >> 2)
-                    within = 0 <= x < n and 0 <= y < n and 0 <= z < n
-                    value[c] = field[x, y, z] - level if within else -1.0
-                    inside += value[c] > 0
-                if inside == 0 or inside == 8:
-                    continue
-                if count < len(places):
-                    x = y = z = 0.0
-                    edges = 0
-                    for c in range(8):
-                        for axis in range(3):
-                            d = c | 1 << axis
-                            if d == c or (value[c] > 0) == (value[d] > 0):
-                                continue
-                            t = value[c] / (value[c] - value[d])
-                            x += (c & 1) + (t if axis == 0 else 0.0)
-                            y += ((c >> 1) & 1) + (t if axis == 1 else 0.0)
-                            z += (c >> 2) + (t if axis == 2 else 0.0)
-                            edges += 1
-                    places[count, 0] = i + x / edges
-                    places[count, 1] = j + y / edges
-                    places[count, 2] = k + z / edges
-                count += 1
-    return count
-
-
-@njit(cache=True, nogil=True)
-def _gradients(field, places, slopes):  # type: ignore[no-untyped-def]
-    """Central differences, three quarters of a voxel to either side."""
-    h = 0.75
-    for p in range(len(places)):
-        x, y, z = places[p, 0], places[p, 1], places[p, 2]
-        slopes[p, 0] = _trilinear(field, x + h, y, z) - _trilinear(field, x - h, y, z)
-        slopes[p, 1] = _trilinear(field, x, y + h, z) - _trilinear(field, x, y - h, z)
-        slopes[p, 2] = _trilinear(field, x, y, z + h) - _trilinear(field, x, y, z - h)
-
-
-@njit(cache=True, nogil=True, parallel=True)
-def _march(field, level, origin, directions, mask, half, depth):  # type: ignore[no-untyped-def]
-    """Steps of half a voxel, then the crossing between the last two."""
-    n = field.shape[0]
-    voxel = 2 * half / n
-    step = 0.5 * voxel
-    for r in prange(mask.shape[0]):
-        for c in range(mask.shape[1]):
-            if not mask[r, c]:
-                continue
-            d = directions[r, c]
-            before = -1.0
-            z = NEAR
-            while z < FAR:
-                x = (origin[0] + z * d[0] + half) / voxel - 0.5
-                y = (origin[1] + z * d[1] + half) / voxel - 0.5
-                w = (origin[2] + z * d[2] + half) / voxel - 0.5
-                if 0 <= x <= n - 1 and 0 <= y <= n - 1 and 0 <= w <= n - 1:
-                    here = _trilinear(field, x, y, w) - level
-                    if here > 0:
-                        depth[r, c] = z - step * here / (here - before)
-                        break
-                    before = here
-                z += step

@@ -267,7 +267,7 @@ def _stored(path: Path) -> dict[str, Any]:
 
 def _files(words: str) -> str:
     """Names, sizes and times of what a row reads, so that changed weights are not taken for the old ones."""
-    from dd3g.pepd.generator import SHIPPED
+    from dd3g.pepd.weights import SHIPPED
 
     value = words.partition("=")[2].rpartition("=")[2].partition(",")[0]
     found = []

@@ -1,4 +1,4 @@
-"""Two students at equal compute, with and without quadruples: killed and gone on with, and the table by hand."""
+"""Two students at equal compute, with and without quadruples: trained once, and compared by hand."""
 
 from __future__ import annotations
 
