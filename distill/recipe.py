@@ -1,7 +1,7 @@
 """One command a size: `dd3g recipe nano --minutes 60 --data MESHES -o runs/recipe`.
 
-Meshes or a teacher's quadruples become training data, these a shape network, and with the generator whose
-splats it starts from a folder of weights with a card, a table and a sheet. Each stage is a command that can
+Meshes or a teacher's quadruples become training data, these a shape network, and with a generator
+a folder of weights with a card, a table and a sheet. Each stage is a command that can
 be typed alone, stops in time, and goes on where it was when the recipe is started again.
 """
 
@@ -55,7 +55,7 @@ def recipe_command(
     test: Annotated[
         Path | None, typer.Option(help="Folder of meshes to evaluate on, never trained on.")
     ] = None,
-    generator: Annotated[str, typer.Option(help="Whose splats the shape network starts from.")] = "nano",
+    generator: Annotated[str, typer.Option(help="That gets the shape network.")] = "nano",
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of all that is made.")] = Path(
         "runs/recipe"
     ),
@@ -160,7 +160,7 @@ class Recipe:
     def train(self, renders: list[Path], quadruples: list[Path], spare: float, options: list[str]) -> None:
         """The shape network, until `spare` seconds before the end."""
         shape = self.output / "shape"
-        words = [f"output_dir={shape}", f"generator={self.generator}", "report_to=none", "logging_steps=20"]
+        words = [f"output_dir={shape}", "report_to=none", "logging_steps=20"]
         words += [f"renders={json.dumps([str(r) for r in renders])}"]
         words += [f"quadruples={json.dumps([str(q) for q in quadruples])}"]
         minutes_before = trained_minutes(shape)

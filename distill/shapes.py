@@ -20,7 +20,6 @@ from dd3g.setting import setting
 from dd3g.training import Batch, generator_for
 from distill.carving import Together
 from distill.datasets import StyleShares, chance, mirrored, pick, recolouring
-from distill.hulls import Hulls
 from distill.renders import RenderedObject
 
 LOWEST, HIGHEST = -10.0, 40.0  # elevations that a picture may be taken from, degrees
@@ -36,7 +35,6 @@ class ShapeSample(Batch):
 
     image: Tensor  # (4, S, S) straight RGBA of the input view
     elevation: Tensor  # () of its camera, radians
-    hull: Tensor  # (D, s, s) the generator's hull there, float16; empty without one
     occupancy: Tensor  # (D, S, S) share of matter at the slices along its rays, 0..1, float16
     origin: Tensor  # (3,) where another camera stands
     directions: Tensor  # (P, 3) rays through some of its pixels, of camera depth 1
@@ -54,7 +52,6 @@ class ShapeDataset:
         size: pixels of the input picture.
         bins: slices of its frustum.
         members: indices of the objects to draw from; None is all.
-        hulls: of some pictures of each object, which are the only input views then.
         scan_fraction: share of scans and PBR objects.
         shape_fraction: share of untextured shapes with made-up textures, when there are any.
         pixels: of the other view, P.
@@ -68,14 +65,13 @@ class ShapeDataset:
         size: int,
         bins: int,
         members: Sequence[int] | None = None,
-        hulls: Hulls | None = None,
         scan_fraction: float = 0.4,
         shape_fraction: float = 0.1,
         pixels: int = 768,
         recolour: float = 0.15,
     ) -> None:
         self.objects, self.seed, self.size, self.bins = objects, seed, size, bins
-        self.pixels, self.recolour, self.hulls = pixels, recolour, hulls
+        self.pixels, self.recolour = pixels, recolour
         drawn = range(len(objects)) if members is None else members
         styles = {i: objects.meta(i)["style"] for i in drawn}
         self.styles = StyleShares(styles, scan_fraction, shape_fraction)
@@ -85,9 +81,7 @@ class ShapeDataset:
         g = generator_for(self.seed, index)
         i = self.styles.draw(g)
         item, recolour = self.objects[i], self.recolour
-        return shape_sample(
-            item, g, self.size, self.bins, self.pixels, recolour, chance(0.5, g), self.hulls, i
-        )
+        return shape_sample(item, g, self.size, self.bins, self.pixels, recolour, chance(0.5, g))
 
 
 def input_views(item_meta: dict) -> list[int]:
@@ -103,18 +97,14 @@ def shape_sample(
     pixels: int,
     recolour: float = 0.0,
     mirror: bool = False,
-    hulls: Hulls | None = None,
-    index: int = 0,
 ) -> ShapeSample:
     """One input view of an object, with some pixels of another view; arguments as in `ShapeDataset`.
-
-    The object is number `index` of `hulls`, if there are any.
 
     Raises:
         UserError: when the object has no volume or only one view, or is only seen from too high or low.
     """
     volume, elevations = item.volume, item.meta["elevation"]
-    inputs = input_views(item.meta) if hulls is None else hulls.pictures[index]
+    inputs = input_views(item.meta)
     if volume is None or not inputs or len(elevations) < 2:
         raise UserError(
             f"rendered object {item.meta['id']} needs a volume and two views, one of them from "
@@ -122,7 +112,6 @@ def shape_sample(
         )
     k = pick(len(inputs), g)
     first = inputs[k]
-    hull = torch.empty(0) if hulls is None else hulls[index, k]
     second = (first + 1 + pick(len(elevations) - 1, g)) % len(elevations)
     camera = item.cameras[first].resized(size)
     other = item.cameras[second].turned(-math.radians(item.meta["azimuth"][first]))
@@ -131,14 +120,13 @@ def shape_sample(
     occupancy = occupancy_along(volume, item.meta["volume"]["half"], camera, slices(bins), image[3] > VISIBLE)
     depth = item.depth[second].float()
     if mirror:
-        image, seen, depth, occupancy, hull = (x.flip(-1) for x in (image, seen, depth, occupancy, hull))
+        image, seen, depth, occupancy = (x.flip(-1) for x in (image, seen, depth, occupancy))
         other = mirrored(other)
     chosen = torch.randint(depth.numel(), (pixels,), generator=g)
     origins, directions = other.rays()
     return ShapeSample(
         image=image,
         elevation=torch.tensor(math.radians(elevations[first])),
-        hull=hull.half(),
         occupancy=occupancy.half(),
         origin=origins[0, 0],
         directions=directions.flatten(0, 1)[chosen],
@@ -219,7 +207,7 @@ class ShapeObjective:
     def __call__(self, model: nn.Module, batch: ShapeSample, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """(model, batch, step) -> (loss, weighted and detached terms that add up to it)."""
         c = self.config
-        logits, volume = model(batch.image, batch.elevation, batch.hull if batch.hull.numel() else None)
+        logits, volume = model(batch.image, batch.elevation)
         bce, dice = occupancy_terms(logits, batch)
         seen = ray_logits(logits, batch, batch.jitter, c.steps)
         silhouette = F.binary_cross_entropy_with_logits(seen, batch.rgba[..., 3])
@@ -276,7 +264,7 @@ def shape_scores(model: nn.Module, batches: Iterable[ShapeSample], steps: int = 
     """Means over samples: IoU of volume and of another view's mask at several levels, and error of colour."""
     rows: dict[str, list[Tensor]] = {}
     for batch in batches:
-        logits, volume = model(batch.image, batch.elevation, batch.hull if batch.hull.numel() else None)
+        logits, volume = model(batch.image, batch.elevation)
         mask = batch.image[:, 3:] > VISIBLE
         target = (batch.occupancy > 0.5) & mask
         seen = ray_logits(logits, batch, torch.full_like(batch.depth, 0.5), steps)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from accelerate import PartialState
 
 from dd3g.configuration import launch
 from dd3g.errors import UserError
@@ -24,7 +23,6 @@ from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet
 from dd3g.setting import setting
 from dd3g.training import LoopConfig, fit, generator_for
 from distill.carving import CarvedQuadruples, Together
-from distill.hulls import Hulls, with_hulls
 from distill.renders import RenderedObjects
 from distill.shapes import (
     ShapeDataset,
@@ -33,7 +31,6 @@ from distill.shapes import (
     ShapeSample,
     check_volumes,
     held_out,
-    input_views,
     shape_sample,
     shape_scores,
 )
@@ -61,7 +58,6 @@ class ShapeConfig(LoopConfig):
     held_objects: int = setting(64, "objects of these that are scored at each validation, at most")
     pixels: int = setting(768, "of the other view that a sample is compared in")
     init_from: str = setting("", "start from the weights in this folder")
-    generator: str = setting("nano", "whose hulls the network starts from, where network.hull")
     network: OccupancyConfig = field(default_factory=OccupancyConfig)
     objective: ShapeObjectiveConfig = field(default_factory=ShapeObjectiveConfig)
 
@@ -113,13 +109,10 @@ class Keeper:
         config: of the run.
         objects: renders.
         members: indices of the held-out ones; without any, every network replaces the one before.
-        hulls: that the network looks at.
     """
 
-    def __init__(
-        self, config: ShapeConfig, objects: Together, members: Sequence[int], hulls: Hulls | None
-    ) -> None:
-        self.config, self.objects, self.members, self.hulls = config, objects, members, hulls
+    def __init__(self, config: ShapeConfig, objects: Together, members: Sequence[int]) -> None:
+        self.config, self.objects, self.members = config, objects, members
         self.folder = Path(config.output_dir) / "model"
         path = self.folder / SCORES
         resumed = bool(config.resume_from_checkpoint) and path.exists()
@@ -131,7 +124,7 @@ class Keeper:
         sizes = shape.size, shape.bins, HELD_PIXELS
         for start in range(0, len(self.members), size):
             samples = [
-                shape_sample(self.objects[i], generator_for(0, i), *sizes, hulls=self.hulls, index=i)
+                shape_sample(self.objects[i], generator_for(0, i), *sizes)
                 for i in self.members[start : start + size]
             ]
             yield ShapeSample.collate(samples)
@@ -163,15 +156,9 @@ def run(config: ShapeConfig) -> Path:
     check_volumes(objects, shape.size)
     train, held = split(objects, config)
     shares = config.scan_fraction, config.shape_fraction
-    hulls = None
-    if shape.hull:
-        pictures = [input_views(objects.meta(i)) for i in range(len(objects))]
-        state = PartialState(cpu=config.use_cpu or not torch.cuda.is_available())
-        with state.main_process_first():  # the others read what it wrote
-            hulls = with_hulls(objects, config.generator, pictures, shape.bins, str(state.device))
-    samples = ShapeDataset(objects, config.seed, shape.size, shape.bins, train, hulls, *shares, config.pixels)
-    keeper = Keeper(config, objects, held, hulls)
-    if config.max_minutes:  # of the whole command: hulls alone take a while
+    samples = ShapeDataset(objects, config.seed, shape.size, shape.bins, train, *shares, config.pixels)
+    keeper = Keeper(config, objects, held)
+    if config.max_minutes:  # of the whole command: opening the data takes a while
         config.max_minutes = max(config.max_minutes - (time.monotonic() - start) / 60, 1e-3)
     fit(network, ShapeObjective(config.objective), samples, config, keeper)
     return keeper.folder

@@ -71,15 +71,6 @@ def frustum_places(points: Tensor, elevation: Tensor) -> Tensor:
     return torch.stack([across, down, (z - NEAR) / (FAR - NEAR) * 2 - 1], -1)
 
 
-def frustum_points(rays: Tensor, depths: Tensor, elevation: Tensor) -> Tensor:
-    """World points (D, S, S, 3) at `depths` (D,) along `rays` (2, S, S); elevation () radians, azimuth 0."""
-    x, y = rays
-    sin, cos = elevation.sin(), elevation.cos()
-    d = torch.stack([x, -y * cos - sin, y * sin - cos], -1)  # of camera depth 1
-    eye = RADIUS * torch.stack([torch.zeros_like(sin), sin, cos])
-    return eye + depths[:, None, None, None] * d
-
-
 def inflate(alpha: Tensor, rounds: int = 12) -> Tensor:
     """Half thickness of a body with this silhouette, so that a disc becomes a ball.
 

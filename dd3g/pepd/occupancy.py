@@ -6,7 +6,6 @@ closed body that agrees with the picture.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,11 +16,9 @@ from torch import Tensor, nn
 from dd3g.nn import MultiViewTransformer, ResidualBlock
 from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
 from dd3g.pepd.frustum import (
-    LIMIT,
     OUTSIDE,
     TAN,
     frustum_places,
-    frustum_points,
     inflate,
     pixel_rays,
     plucker,
@@ -46,7 +43,6 @@ class OccupancyConfig:
     heads: int = setting(4, "of the attention")
     residual_hidden: int = setting(128, "channels inside a residual block there")
     color_bins: int = setting(12, "slices of the colour volume, which has half the picture's size")
-    hull: bool = setting(False, "looks at the hull of a generator's soft splats too, and starts from it")
 
     def __post_init__(self) -> None:
         if self.size < 8 or self.size % 8:
@@ -82,8 +78,7 @@ class OccupancyNet(nn.Module):
         half, quarter = c.widths
         emb = c.width
         self.camera = nn.Sequential(nn.Linear(4, emb), nn.SiLU(), nn.Linear(emb, emb))
-        self.stem = nn.Conv2d(4 + 1 + 2 + 6 + (c.bins if c.hull else 0), c.fine, 3, padding=1)
-        self.share = nn.Parameter(torch.zeros(c.bins, 1, 1)) if c.hull else None  # logit of the hull's
+        self.stem = nn.Conv2d(4 + 1 + 2 + 6, c.fine, 3, padding=1)
         self.down1 = down(c.fine, half)
         self.encode1 = ResidualBlock(half, emb, half)
         self.down2 = down(half, quarter)
@@ -103,14 +98,12 @@ class OccupancyNet(nn.Module):
         self.register_buffer("rays", pixel_rays(c.size), persistent=False)
         self.register_buffer("depths", slices(c.bins), persistent=False)
 
-    def forward(self, image: Tensor, elevation: Tensor, hull: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor]:
         """One pass.
 
         Args:
             image: (B, 4, S, S) straight RGBA in 0..1.
             elevation: (B,) of the camera, radians, up is positive.
-            hull: (B, D, s, s) `least_alpha` of the generator's masks at the slices, along the rays of a
-                picture of s pixels a side: 0.5 on its surface. For networks that look at it, and only these.
 
         Returns:
             Occupancy logits (B, D, S, S) at the depths `slices` along the rays of the pixels, and the colour
@@ -121,14 +114,7 @@ class OccupancyNet(nn.Module):
         half = inflate(alpha)
         grid = (self.rays / TAN).expand(len(image), -1, -1, -1)
         body = template(half, upright_depth(self.rays, elevation), self.depths)
-        maps = [rgb, 2 * alpha - 1, 10 * half, grid, plucker(self.rays, elevation)]
-        if self.share is not None:
-            if hull is None:
-                raise ValueError("this network looks at the hull of a generator's splats: give it one")
-            found = F.interpolate(2 * LIMIT * (hull.to(alpha) - 0.5), alpha.shape[-2:], mode="bilinear")
-            maps.append(found)
-            body = torch.lerp(body, found, self.share.sigmoid())
-        x = torch.cat(maps, 1)
+        x = torch.cat([rgb, 2 * alpha - 1, 10 * half, grid, plucker(self.rays, elevation)], 1)
         sin, cos = elevation.sin(), elevation.cos()
         emb = self.camera(torch.stack([sin, cos, 4 * sin * cos, 2 * sin * sin], 1))
 
@@ -152,20 +138,16 @@ class OccupancyNet(nn.Module):
         volume = self.color(y).float().unflatten(1, (4, self.config.color_bins))
         return residue + body, volume
 
-    def shape(self, picture: Tensor, elevation: Tensor, hull: Callable[[Tensor], Tensor]) -> Shape:
+    def shape(self, picture: Tensor, elevation: Tensor) -> Shape:
         """What the network finds in one picture.
 
         Args:
             picture: (4, S, S) straight RGBA of any size, on the CPU.
             elevation: () of its camera, radians.
-            hull: gives `least_alpha` (P,) at world points (P, 3), for networks that look at it.
         """
-        device, seen = self.rays.device, None
+        device = self.rays.device
         image = resize(picture[None].float(), self.config.size)
-        if self.config.hull:
-            points = frustum_points(self.rays.cpu(), self.depths.cpu(), elevation)
-            seen = hull(points.view(-1, 3)).view(1, *points.shape[:-1]).to(device)
-        logits, volume = self(image.to(device), elevation[None].to(device), seen)
+        logits, volume = self(image.to(device), elevation[None].to(device))
         return Shape(logits.float().cpu(), volume.float().cpu(), image, elevation[None])
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:

@@ -55,6 +55,7 @@ class SolidOptions:
     )
     swelling: float = 0.2  # share of the inflated silhouette in the body, which smooths what masks tear
     least: float = 0.3  # its probability that makes the surface: at one half bodies are too thin
+    outlined: float = 0.5  # share of the generator's hull in a body that a shape network finds
     imagined: float = 0.3  # share of the generator's colours in those of a shape network
     blur: float = 0.8  # standard deviation of the filter on the hull
     tangent: float = 0.5  # standard deviation of a disc along the surface
@@ -121,7 +122,7 @@ def solidify(
     if network is None:
         body, colors = from_hull(outlines, picture, camera, o)
     else:
-        body, colors = from_shape(network.shape(picture, camera.elevations[0], outlines.hull), outlines, o)
+        body, colors = from_shape(network.shape(picture, camera.elevations[0]), outlines, o)
 
     def field(resolution: int) -> Tensor:
         cut = visual_hull(picture[3:], camera, resolution)
@@ -143,12 +144,13 @@ def from_hull(outlines: Outlines, picture: Tensor, camera: Cameras, o: SolidOpti
 
 
 def from_shape(shape: Shape, outlines: Outlines, o: SolidOptions) -> tuple[Field, Colors]:
-    """Where an occupancy network finds matter, in its colours and the generator's."""
+    """Where an occupancy network and the generator's outlines find matter, in the colours of both."""
     level = math.log(o.least / (1 - o.least))
 
     def body(resolution: int) -> Tensor:
         logits = shape.occupancy(voxel_centres(resolution)).view((resolution,) * 3)
-        return (LEVEL + (logits - level) / 6).clamp(0, 1)
+        hull = visual_hull(outlines.masks, outlines.cameras, resolution)
+        return torch.lerp((LEVEL + (logits - level) / 6).clamp(0, 1), hull, o.outlined)
 
     def colors(points: Tensor, normals: Tensor) -> Tensor:
         return torch.lerp(shape.colors(points), outlines.colors(points, normals), o.imagined)

@@ -37,7 +37,7 @@ def test_from_meshes_to_weights_and_on(meshes, capfd):
     assert main(words(meshes, "--test", str(meshes / "meshes"))) == 0
     weights = meshes / "out" / "weights"
     generator = Generator.from_pretrained(weights)
-    assert generator.config.shape is not None and generator.config.shape.hull
+    assert generator.config.shape is not None
     picture = torch.zeros(4, 64, 64)
     picture[:, 16:48, 16:48] = 0.7
     picture[3, 16:48, 16:48] = 1
@@ -79,4 +79,4 @@ def test_sizes_are_those_of_the_configurations():
 
     for size, pixels in SIZES.items():
         network = parse(["--config", size], ShapeConfig).network
-        assert network.size == pixels and network.hull
+        assert network.size == pixels

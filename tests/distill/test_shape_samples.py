@@ -233,7 +233,7 @@ class Made(torch.nn.Module):
         self.volume = torch.randn(B, 4, 4, 16, 16, generator=g)
         self.images = batch.image
 
-    def forward(self, image, elevation, hull=None):
+    def forward(self, image, elevation):
         which = [next(i for i, o in enumerate(self.images) if torch.equal(o, one)) for one in image]
         return self.logits[which], self.volume[which]
 
@@ -294,7 +294,7 @@ def test_the_loss_makes_nothing_on_the_host(objects):
     volume = torch.zeros(2, 4, 4, 16, 16, device="meta", requires_grad=True)
     objective = ShapeObjective(ShapeObjectiveConfig())
     with OnMeta():
-        loss, _ = objective(lambda image, elevation, hull: (logits, volume), batch, 0)
+        loss, _ = objective(lambda image, elevation: (logits, volume), batch, 0)
         loss.backward()
     assert logits.grad.is_meta and volume.grad.is_meta
 
@@ -315,12 +315,12 @@ def test_the_truth_costs_little_and_scores_well(objects):
     costs = {}
     for name, made in (("true", true), ("blob", blob)):
         loss = ShapeObjective(ShapeObjectiveConfig(color=0))
-        costs[name] = loss(lambda image, elevation, hull, m=made: (m.logits, m.volume), batch, 0)[1]
+        costs[name] = loss(lambda image, elevation, m=made: (m.logits, m.volume), batch, 0)[1]
     for term in ("bce", "dice", "silhouette"):
         assert costs["true"][term] < 0.4 * costs["blob"][term]
-    scores = shape_scores(lambda image, elevation, hull: (true.logits, true.volume), [batch])
+    scores = shape_scores(lambda image, elevation: (true.logits, true.volume), [batch])
     assert scores["volume_iou_50"] == 1 and scores["mask_iou_50"] > 0.9
-    wrong = shape_scores(lambda image, elevation, hull: (blob.logits, blob.volume), [batch])
+    wrong = shape_scores(lambda image, elevation: (blob.logits, blob.volume), [batch])
     assert wrong["volume_iou_50"] < 0.6 and wrong["mask_iou_50"] < 0.8
     assert {f"{k}_iou_{p}" for k in ("volume", "mask") for p in (30, 40, 50)} < set(scores)
 

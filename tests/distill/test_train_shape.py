@@ -19,7 +19,6 @@ from stand_ins.training_runs import files, fresh, metrics
 from dd3g.__main__ import main
 from dd3g.configuration import launch, parse
 from dd3g.errors import UserError
-from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.pepd.occupancy import OccupancyNet
 from distill import train_shape
 from distill.renders import RenderedObjects
@@ -83,32 +82,9 @@ def test_training_learns_and_keeps_the_best(renders, tmp_path, capsys):
     assert train(renders, tmp_path / "next", init_from=tmp_path / "model", max_train_steps=1) == 0
 
 
-def test_training_from_the_hulls_of_a_generator_and_on(renders, tmp_path, capsys):
-    torch.manual_seed(0)
-    tiny = GeneratorConfig(
-        size=32, latent_shape=(4, 8, 8, 8), width=32, depth=1, heads=2, residual_hidden=8, fine=8, mid=16
-    )
-    folder = Generator(tiny).save_pretrained(tmp_path / "generator")
-    options = {"network.hull": "true", "generator": folder, "max_train_steps": 4, "checkpointing_steps": 2}
-    assert train(renders, tmp_path / "whole", **options) == 0
-    assert (
-        train(renders, tmp_path / "halves", **options | {"max_train_steps": 2, "lr_scheduler": "constant"})
-        == 0
-    )
-    assert (
-        train(
-            renders,
-            tmp_path / "halves",
-            **options | {"resume_from_checkpoint": "latest", "lr_scheduler": "constant"},
-        )
-        == 0
-    )
-    network = OccupancyNet.from_pretrained(tmp_path / "whole/model")
-    assert network.config.hull and float(network.share.abs().max()) > 0
-    steps = [line["step"] for line in metrics(tmp_path / "halves") if "loss" in line]
-    assert steps == [1, 2, 3, 4]
-    assert train(renders, tmp_path / "arrays", unpacked_dir=tmp_path / "disk", **options) == 0
-    assert list((tmp_path / "disk").glob("*.hulls.npz"))
+def test_arrays_on_a_disk_train_alike(renders, tmp_path):
+    assert train(renders, tmp_path / "whole", max_train_steps=4) == 0
+    assert train(renders, tmp_path / "arrays", max_train_steps=4, unpacked_dir=tmp_path / "disk") == 0
     losses = ([row["loss"] for row in metrics(tmp_path / d) if "loss" in row] for d in ("whole", "arrays"))
     assert next(losses) == next(losses)
 
@@ -134,7 +110,7 @@ def test_only_a_better_network_is_kept(tmp_path, monkeypatch):
     network = OccupancyNet(config.network)
     score = {}
     monkeypatch.setattr(train_shape, "shape_scores", lambda model, batches: dict(score))
-    keeper = Keeper(config, None, [0], None)
+    keeper = Keeper(config, None, [0])
     kept = []
     for step, value in ((10, 0.5), (20, 0.4), (30, 0.6), (40, 0.6)):
         score[KEPT_BY] = value
@@ -144,11 +120,11 @@ def test_only_a_better_network_is_kept(tmp_path, monkeypatch):
         kept.append(int(OccupancyNet.from_pretrained(tmp_path / "model").skip.bias[0]))
     assert kept == [10, 10, 30, 30]
     again = Keeper(replace(config, resume_from_checkpoint="latest"), None, [0], None)
-    assert again.best == {"step": 30, KEPT_BY: 0.6} and not Keeper(config, None, [0], None).best
+    assert again.best == {"step": 30, KEPT_BY: 0.6} and not Keeper(config, None, [0]).best
     score[KEPT_BY] = 0.55
     again(network, 20)  # resumed from before step 30
     assert again.best["step"] == 30
-    every = Keeper(config, None, [], None)
+    every = Keeper(config, None, [])
     assert every(network, 50) == {}
 
 

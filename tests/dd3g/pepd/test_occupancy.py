@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from stand_ins.on_meta import OnMeta
 
 from dd3g.cameras import RADIUS, Cameras
@@ -182,35 +180,6 @@ def test_a_network_of_zeros_is_the_template():
     torch.testing.assert_close(logits, twin)
     assert not volume.any()
     assert (logits.amax(1) > 0).equal(image[:, 3] > 0.5)
-
-
-def test_a_network_of_zeros_starts_between_the_hull_and_the_template():
-    net, hull = OccupancyNet(replace(CONFIG, hull=True)), random(2, 12, 8, 8, seed=3)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.zero_()
-        image, elevation = picture()
-        logits, _ = net(image, elevation, hull)
-    body = template(inflate(image[:, 3:]), upright_depth(pixel_rays(16), elevation), slices(12))
-    finer = F.interpolate(hull, (16, 16), mode="bilinear")
-    torch.testing.assert_close(logits, 0.5 * body + 0.5 * (5 * finer - 2.5))
-    with pytest.raises(ValueError, match="give it one"):
-        net(image, elevation)
-
-
-def test_the_hull_is_looked_at_and_asked_for_along_the_rays():
-    torch.manual_seed(0)
-    net = OccupancyNet(replace(CONFIG, hull=True)).eval()
-    image, elevation = picture()
-    camera = Cameras.orbit([0.0], 30.0, 16)
-    with torch.no_grad():
-        shape = net.shape(image[1], elevation[1], lambda points: (points[:, 1] + 0.5).clamp(0, 1))
-        origins, directions = camera.rays()
-        points = origins[0] + slices(12)[:, None, None, None] * directions[0]
-        twin, _ = net(image[1:], elevation[1:], (points[None, ..., 1] + 0.5).clamp(0, 1))
-        other, _ = net(image[1:], elevation[1:], torch.zeros(1, 12, 16, 16))
-    torch.testing.assert_close(shape.logits, twin, atol=1e-4, rtol=0)
-    assert (twin - other).abs().max() > 0.5
 
 
 def test_the_elevation_is_looked_at():

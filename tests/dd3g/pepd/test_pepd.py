@@ -336,7 +336,7 @@ def test_straight_alpha_is_resized_premultiplied():
     assert resize(rgba, 2) is rgba
 
 
-SHAPE = OccupancyConfig(32, 8, 8, (8, 16), 16, 1, 2, 8, 4, hull=True)
+SHAPE = OccupancyConfig(32, 8, 8, (8, 16), 16, 1, 2, 8, 4)
 
 
 def test_a_shape_network_is_part_of_the_generator(tmp_path):

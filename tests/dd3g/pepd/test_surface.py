@@ -1,6 +1,7 @@
 """Hull, nets and hits against brute force, and what a solid body must be."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -215,8 +216,8 @@ class Known:
     def __init__(self, radius):
         self.radius = radius
 
-    def shape(self, picture, elevation, hull):
-        self.elevation, self.hull = elevation, hull
+    def shape(self, picture, elevation):
+        self.elevation = elevation
         return self
 
     def occupancy(self, points):
@@ -229,20 +230,22 @@ class Known:
 def test_a_network_has_the_say_where_matter_is():
     camera = Cameras.orbit([0.0], 10.0, 64)
     soft, known = haze(), Known(0.2)
-    solid = solidify(soft, picture_of(soft, camera), camera, SolidOptions(least=0.5, imagined=0.0), known)
+    picture, alone = picture_of(soft, camera), SolidOptions(least=0.5, imagined=0.0, outlined=0.0)
+    solid = solidify(soft, picture, camera, alone, known)
     assert math.degrees(float(known.elevation)) == pytest.approx(10, abs=1e-3)
-    assert known.hull(torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0]])).tolist() == pytest.approx(
-        [1, 0], abs=0.1
-    )
     body = solid.select(solid.opacities == 0.97)
     assert (body.means.norm(dim=-1) - 0.2 + 0.8 * 1.2 / 72).abs().max() < 0.01
     back = rasterize(solid, Cameras.orbit([180.0], -10.0, 64)).rgb[0, :, 32, 32]
     torch.testing.assert_close(back, torch.tensor([0.1, 0.8, 0.3]), atol=0.05, rtol=0)
-    fatter = solidify(soft, picture_of(soft, camera), camera, SolidOptions(least=0.1), known)
+    fatter = solidify(soft, picture, camera, replace(alone, least=0.1), known)
     assert (
         fatter.select(fatter.opacities == 0.97).means.norm(dim=-1).mean()
         > body.means.norm(dim=-1).mean() + 0.03
     )
+    outlines = solidify(soft, picture, camera, replace(alone, imagined=1.0, outlined=1.0), known)
+    hull = solidify(soft, picture, camera, SolidOptions(swelling=0.0))
+    torch.testing.assert_close(outlines.means, hull.means)
+    torch.testing.assert_close(outlines.colors, hull.colors)
 
 
 def test_masks_are_taken_from_around_above_and_below():
