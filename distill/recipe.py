@@ -29,7 +29,6 @@ RECIPE = Path("runs/recipe")
 RENDERING = 0.35  # of the minutes, at most
 VIEWS = ("--variants", "1", "--scan-variants", "3", "--quads", "2", "--free-quads", "2", "--novel", "8")
 SHARD = 15_000_000  # bytes of a file of weights at most
-TABLE = "| row | PSNR | SSIM | IoU | holes |\n|---|---|---|---|---|"
 ABOUT = """
 # {name}
 
@@ -92,12 +91,6 @@ def trained_minutes(shape: Path) -> float:
 
     found = checkpoints(shape)
     return json.loads((found[-1] / STATE).read_text())["rate"]["minutes"] if found else 0.0
-
-
-def _row(name: str, row: dict[str, Any]) -> str:
-    """One line of the card's table."""
-    values = [row["novel"].get(k, {}).get("mean", float("nan")) for k in ("psnr", "ssim", "iou", "holes")]
-    return f"| {name} | " + " | ".join(f"{v:.3f}" for v in values) + " |"
 
 
 def _check_begun(path: Path, told: dict[str, Any], resume: bool) -> None:
@@ -190,10 +183,7 @@ class Recipe:
         before = "before=" + self.generator
         arguments = ("--generator", f"{self.size}={weights}", "--generator", before, "-o", str(place))
         run_stage("distill.evaluation", str(test), *arguments, "--sheet-objects", "10")
-        rows = json.loads((place / "evaluation.json").read_text())["rows"]
-        return "\n".join(
-            ["| row | PSNR | SSIM | IoU | holes |", "|---|---|---|---|---|", *map(_row, rows, rows.values())]
-        )
+        return (place / "table.md").read_text()
 
     def describe(
         self, weights: Path, command: str, data: list[Path], quadruples: list[Path], table: str | None
