@@ -93,7 +93,7 @@ def evaluate(
 
 def claims(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Comparisons that the results at hand allow: two values and whether the first is as it should be."""
-    from dd3g.pose.methods.advice import CALIBRATION
+    from dd3g.pose.methods import registry
 
     result: dict[str, dict[str, Any]] = {}
     scores = {(name, m): s for name, found in report["results"].items() for m, s in found["m"].items()}
@@ -116,7 +116,7 @@ def claims(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     claim("restoration not above the lifter, m = 1", best("restoration", 1), best("lifter", 1), strict=False)
     baseline = scores.get(("lifter", "1"), {})
     for (name, m), s in scores.items():
-        if name not in CALIBRATION:
+        if name not in registry.METHODS:
             claim(f"{name}, m {m}: recommended not above average", s["recommended"], s["average"], False)
         else:
             for key in ("recommended", "recommended_pa"):

@@ -17,8 +17,8 @@ from dd3g.pose import metrics
 from dd3g.pose.body.geometry import solve_translation
 from dd3g.pose.body.skeletons import bone_lengths
 from dd3g.pose.hypotheses import Hypotheses
-from dd3g.pose.methods import guided
-from dd3g.pose.methods.advice import CALIBRATION, advise
+from dd3g.pose.methods import guided, registry
+from dd3g.pose.methods.advice import advise
 from dd3g.pose.methods.recovery import recover_people
 from dd3g.pose.methods.restoration import restore
 from dd3g.pose.methods.zedo import zedo
@@ -104,12 +104,12 @@ def make_methods(
 
 def make_advice(name: str, weights: Path | None = None) -> Advice | None:
     """What makes the one answer of a method; None for baselines, whose answer is their mean."""
-    if name not in CALIBRATION:
+    if name not in registry.METHODS:
         return None
     folder = weights or WEIGHTS
     lifter = GraphLifter.from_pretrained(folder / GraphLifter.kind)
     prior = Prior.from_pretrained(folder / Prior.kind)
-    return lambda h, p: advise(h, p.keypoints, p.confidence, p.K, p.size[0], name, lifter=lifter, prior=prior)
+    return lambda h, p: advise(h, p.keypoints, p.confidence, p.K, p.size[0], lifter=lifter, prior=prior)
 
 
 def score(

@@ -110,7 +110,7 @@ def lift(
     keypoints, confidence, K = (stacked(people, name) for name in ("keypoints", "confidence", "K"))
     width = torch.tensor([float(person.size[0]) for person in people])
     hypotheses = Hypotheses.joined([person.hypotheses for person in found])
-    advised = advise(hypotheses, keypoints, confidence, K, width, method, height=height)
+    advised = advise(hypotheses, keypoints, confidence, K, width, height=height)
     answers = [replace(person, hypotheses=advised[i : i + 1]) for i, person in enumerate(found)]
     nearest = min(float(person.translation[2]) for person in answers)
     if nearest > FARTHEST:
