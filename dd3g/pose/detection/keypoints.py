@@ -14,14 +14,8 @@ from torch import Tensor
 from dd3g.errors import UserError
 from dd3g.pose.body.skeletons import WHOLE_BODY, skeleton, to_h36m
 from dd3g.pose.detection.camera import undistorted
-from dd3g.pose.detection.keypoint_files import (
-    LAYOUT_OF_COUNT,
-    KeypointFile,
-    Seen,
-    Someone,
-    read_file,
-    read_folder,
-)
+from dd3g.pose.detection.detected import LAYOUT_OF_COUNT, KeypointFile, Seen, Someone
+from dd3g.pose.detection.keypoint_files import read_file, read_folder
 
 MIN_JOINTS = 4
 FARTHEST = 1e6  # px that a keypoint may lie from the picture's corner; NaN is farther
@@ -106,10 +100,11 @@ def read_frames(
     path = Path(path)
     try:
         content = read_folder(path, video) if path.is_dir() else read_file(path)
-        if not any(seen.people for seen in content.pictures):
+        frames = content.frames(video)
+        if not any(seen.people for seen in frames):
             raise UserError("no person in it: nothing to estimate")
         found: list[Keypoints | None] = []
-        for number, seen in enumerate(content.pictures):
+        for number, seen in enumerate(frames):
             try:
                 found.append(_checked(content, seen, layout, size) if seen.people else None)
             except TooFewJointsError:
@@ -166,15 +161,15 @@ def _person(person: Someone, i: int) -> tuple[np.ndarray, np.ndarray]:
     xy = _numbers(person.points, "keypoints").numpy()
     if xy.ndim != 2 or xy.shape[1] not in (2, 3):
         raise UserError(f"keypoints must be (people, joints, 2 or 3), got {(i + 1, *xy.shape)}")
-    if person.confidence is not None:
+    if person.confidence is not None and any(value is not None for value in person.confidence):
         c = _numbers(person.confidence, "confidence").numpy().ravel()
         if len(c) != len(xy):
             raise UserError(f"confidence must be {(1, len(xy))} like the keypoints, got {(1, len(c))}")
     elif xy.shape[1] == 3:
         c = xy[:, 2]
     else:
-        # Detectors that give no confidence write a joint that they missed as (0, 0).
-        c = (xy != 0).any(-1).astype(np.float32)
+        # Detectors that give no confidence write a joint that they missed as (0, 0), or as NaN.
+        c = ((xy != 0).any(-1) & np.isfinite(xy).all(-1)).astype(np.float32)
     return xy[:, :2], c
 
 
@@ -268,8 +263,8 @@ def _points(points: Any, confidence: Any) -> tuple[Tensor, Tensor]:
     elif xy.shape[-1] == 3:
         c = xy[..., 2]
     else:
-        # Detectors that give no confidence write a joint that they missed as (0, 0).
-        c = (xy != 0).any(-1).float()
+        # Detectors that give no confidence write a joint that they missed as (0, 0), or as NaN.
+        c = ((xy != 0).any(-1) & xy.isfinite().all(-1)).float()
     if c.shape != xy.shape[:2]:
         raise UserError(f"confidence must be {tuple(xy.shape[:2])} like the keypoints, got {tuple(c.shape)}")
     return xy[..., :2], _confidence(torch.where(torch.isnan(c), 0.0, c))

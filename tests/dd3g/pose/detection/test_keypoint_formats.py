@@ -111,6 +111,24 @@ ONE_PICTURE = {
         "keypoints": [{"0": [[y, x, c] for x, y, c in rows()]}],
         "skeleton": {str(i): name for i, name in enumerate(NAMES)},
     },
+    "mmpose, one person": instance(),
+    "mmpose, one more axis": [instance(keypoints=[POINTS.tolist()], keypoint_scores=[SCORES.tolist()])],
+    "mmpose inferencer": {"predictions": [[instance()]], "visualization": []},
+    "mmpose frame": {"frame_id": 3, "instances": [instance()]},
+    "openpose, one person": openpose(OPENPOSE_25),
+    "openpose 1.0": {"version": 1.0, "people": [{"pose_keypoints": flat(rows(OPENPOSE_18))}]},
+    "alphapose, openpose's form": {"people": [{"pose_keypoints_2d": flat(rows(OPENPOSE_18))}]},
+    "alphapose, openpose's joints": {
+        "demo.jpg": {"version": "0.3", "bodies": [{"joints": flat(rows(OPENPOSE_18))}]}
+    },
+    "detectron2": {"pred_keypoints": [rows()], "scores": [0.9], "pred_boxes": [[90, 95, 510, 505]]},
+    "detectron2 instances": {"instances": {"pred_keypoints": [rows()], "scores": [0.9]}},
+    "rtmlib": {"keypoints": [POINTS.tolist()], "scores": [SCORES.tolist()]},
+    "ultralytics with a box alone": [
+        {"name": "dog", "class": 16, "confidence": 0.9, "box": {"x1": 1.0, "y1": 1.0, "x2": 9.0, "y2": 9.0}},
+        {"keypoints": {"x": POINTS[:, 0].tolist(), "y": POINTS[:, 1].tolist(), "visible": SCORES.tolist()}},
+    ],
+    "vitpose without names": {"keypoints": [{"0": [[y, x, c] for x, y, c in rows()]}], "skeleton": None},
     "transformers": [
         {"keypoints": POINTS.tolist(), "scores": SCORES.tolist(), "labels": list(BODY),
          "bbox": [90, 95, 510, 505]}
@@ -134,6 +152,36 @@ def test_a_picture_of_every_detector(tmp_path, name):
     torch.testing.assert_close(read.points[0, known], WANTED[known], atol=1e-3, rtol=0)
     torch.testing.assert_close(read.confidence[0, known], SEEN[known], atol=1e-5, rtol=0)
     assert len(read.points) == 1
+
+
+def test_missed_joints_are_nan_null_or_zero(tmp_path):
+    """Without confidences; where all of them are null there are none either."""
+    for missed in ([None, None], [float("nan")] * 2, [0, 0]):
+        points = [*POINTS[:9].tolist(), missed, *POINTS[10:].tolist()]  # the left wrist
+        for beside in ({}, {"keypoint_scores": [None] * 17}):
+            person = {"keypoints": points, "bbox": [90, 95, 420, 410], **beside}
+            read = read_keypoints(write(tmp_path / "a.json", [person]))
+            assert read.confidence[0].tolist() == [float(j != 13) for j in range(17)], missed
+
+
+def test_only_people_of_a_data_set_are_read(tmp_path):
+    crowd = {"image_id": 397133, "id": 3, "category_id": 1, "iscrowd": 1, "segmentation": {}}
+    hand = {"image_id": 397133, "id": 4, "category_id": 9, "keypoints": [5, 5, 2] * 2}
+    data = {
+        "images": [IMAGE],
+        "annotations": [crowd, hand, ANNOTATION],
+        "categories": [{"id": 9, "name": "hand", "keypoints": ["wrist", "thumb"]}, *PERSON],
+    }
+    read = read_keypoints(write(tmp_path / "a.json", data))
+    assert len(read.points) == 1 and read.size == (640, 427)
+    torch.testing.assert_close(read.points[0], WANTED, atol=1e-3, rtol=0)
+    with pytest.raises(UserError, match="has no joint nose.*, only wrist, thumb: use a model of COCO's"):
+        read_keypoints(write(tmp_path / "b.json", data | {"annotations": [hand]}))
+
+
+def test_a_byte_order_mark_is_no_damage(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([instance()]), "utf-8-sig")
+    assert len(read_keypoints(tmp_path / "a.json").points) == 1
 
 
 def test_halpes_head_is_the_crown():
@@ -309,6 +357,93 @@ def test_videos_of_every_detector(tmp_path):
         read_keypoints(files["mmpose"])
     with pytest.raises(UserError, match="has no dance_000000000000_keypoints.json"):
         read_frames(folder, "dance")
+
+
+def frame(i, **beside):
+    return {"frame_id": i, "instances": [instance(float(i), **beside)]}
+
+
+LEFT_OUT = {
+    "mmpose, out of order": [frame(i) for i in (4, 0, 1)],
+    "mmpose, numbers as texts": [frame(str(i)) for i in (0, 4, 1)],
+    "mmpose, frames without people": [
+        *map(frame, (0, 1, 4)), {"frame_id": 2}, {"frame_id": 3, "instances": None}
+    ],
+    "mmpose inferencer": [
+        {"predictions": [frame(i)["instances"] if i in (0, 1, 4) else []]} for i in range(5)
+    ],
+    "alphapose": [alphapose(f"{i}.jpg", shift=float(i)) for i in (4, 1, 0)],
+    "alphapose, frames as pictures": [alphapose(f"f_{i:05d}.jpg", shift=float(i)) for i in (0, 1, 4)],
+    "coco results": [alphapose(i, shift=float(i)) for i in (0, 1, 4)],
+    "coco data set": {
+        "images": [{"id": 70 + i, "file_name": f"{i:06d}.jpg"} for i in range(5)],
+        "annotations": [
+            ANNOTATION | {"image_id": 70 + i, "keypoints": flat([[x + i, y, 2] for x, y in POINTS])}
+            for i in (4, 0, 1)
+        ],
+    },
+    "people by frame": {str(i): frame(i)["instances"] if i in (0, 1, 4) else [] for i in range(5)},
+    "ours": {
+        "layout": "coco-17",
+        "frames": [{"index": i, "people": [{"keypoints": rows(shift=float(i))}]} for i in (0, 1, 4)],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_frames_that_a_file_leaves_out_keep_their_time(tmp_path, name):
+    found = read_frames(write(tmp_path / "a.json", LEFT_OUT[name]), "clip")
+    assert [k is not None for k in found] == [True, True, False, False, True]
+    for i in (0, 1, 4):
+        wanted = WANTED[2] + torch.tensor([float(i), 0])
+        torch.testing.assert_close(found[i].points[0, 2], wanted, atol=1e-3, rtol=0)
+
+
+def test_tracks_may_have_names(tmp_path):
+    def tracks(name, names):
+        frames = [
+            {"frame_id": i, "instances": [instance(track_id=t) for t in row]} for i, row in enumerate(names)
+        ]
+        return [k.tracks for k in read_frames(write(tmp_path / name, frames), "clip")]
+
+    assert tracks("a.json", [["7", "12"], ["12", "7"]]) == [(7, 12), (12, 7)]
+    assert tracks("b.json", [["ann", "bob"], ["bob"], ["carl", 3]]) == [(4, 5), (5,), (6, 3)]
+    assert tracks("c.json", [["-1", -1], ["", None]]) == [(None, None), (None, None)]
+
+
+def test_folders_of_frames_that_were_taken_apart(tmp_path):
+    for i in (1, 4):
+        person = openpose(OPENPOSE_25, pose_keypoints_2d=flat(rows(OPENPOSE_25, float(i))))
+        write(tmp_path / f"frame_{i:04d}_keypoints.json", {"people": [person]})
+    found = read_frames(tmp_path, "clip")
+    assert [k is not None for k in found] == [True, False, False, True]
+    (tmp_path / "frame_0003_keypoints.json").write_text("")
+    with pytest.raises(UserError, match="frame_0003_keypoints.json: not JSON, or cut short"):
+        read_frames(tmp_path, "clip")
+
+
+def test_videopose_files_of_several_videos(tmp_path):
+    lost = np.full((17, 2), np.nan)
+    metadata = {"layout_name": "coco", "num_joints": 17, "video_metadata": {"clip.mp4": {"w": 640, "h": 480}}}
+    views = {
+        name: {"custom": [np.asarray(frames, np.float32)]}
+        for name, frames in {"clip.mp4": [POINTS, lost, POINTS + 4], "dance.mp4": [POINTS + 9]}.items()
+    }
+    np.savez_compressed(tmp_path / "a.npz", positions_2d=views, metadata=metadata)
+    found = read_frames(tmp_path / "a.npz", "clip")
+    assert [k is not None for k in found] == [True, False, True] and found[2].size == (640, 480)
+    torch.testing.assert_close(found[2].points[0], WANTED + 4, atol=1e-3, rtol=0)
+    torch.testing.assert_close(read_frames(tmp_path / "a.npz", "dance")[0].points[0], WANTED + 9)
+    with pytest.raises(UserError, match="several videos, none of which is walk: clip, dance"):
+        read_frames(tmp_path / "a.npz", "walk")
+
+
+def test_rows_of_an_array_are_people_of_a_picture_or_frames_of_a_video(tmp_path):
+    np.savez(tmp_path / "a.npz", keypoints=np.stack([POINTS, POINTS + 4]), layout="coco-17")
+    assert len(read_keypoints(tmp_path / "a.npz").points) == 2
+    found = read_frames(tmp_path / "a.npz", "clip")
+    assert [k.tracks for k in found] == [(0,), (0,)]
+    torch.testing.assert_close(found[1].points[0], WANTED + 4, atol=1e-3, rtol=0)
 
 
 def test_numbers_of_coco_results_are_those_of_its_pictures(tmp_path):
