@@ -200,6 +200,9 @@ def pose(
     cameras: Annotated[
         Path | None, typer.Option(help='For --views: JSON {"NAME": {"R": 3x3, "t": 3, "K": 3x3}}, metres.')
     ] = None,
+    moving: Annotated[
+        bool, typer.Option("--moving-camera", help="A video's camera moves: no floor is looked for.")
+    ] = False,
     export: Annotated[
         list[Export] | None,
         typer.Option(help="Also write each person as this; may be repeated. npz: SMPL's parameters."),
@@ -222,7 +225,7 @@ def pose(
     def work(progress: Progress) -> Report:
         request = Request(
             output, method.value, hypotheses, viewer, seed, keypoints, layout, focal, every, confidence,
-            parse_size(size), height, views, cameras, tuple(e.value for e in export or ()),
+            parse_size(size), height, views, cameras, moving, tuple(e.value for e in export or ()),
         )  # fmt: skip
         return run(inputs, request, progress)
 

@@ -54,6 +54,7 @@ class Request:
         size: (width, height) of pictures that keypoint files do not tell the size of.
         height: metres, how tall the people are; None takes a grown person's.
         views: the pictures show one person at one instant.
+        moving: the camera of a video moves; else it is taken as standing still, and the floor is looked for.
         export: further formats for each person, of `Export`.
         cameras: JSON with where their cameras stand, see `dd3g.pose.views.read_stations`.
     """
@@ -72,6 +73,7 @@ class Request:
     height: float | None = None
     views: bool = False
     cameras: Path | None = None
+    moving: bool = False
     export: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from dd3g.pose.detection.frames import FPS, detect_frames, open_clip, tracks
 from dd3g.pose.detection.people import Detection, stacked
 from dd3g.pose.estimation import lift
 from dd3g.pose.export.results import write_results
+from dd3g.pose.ground import Ground, find_ground
 from dd3g.pose.hypotheses import PersonHypotheses
 from dd3g.pose.methods.advice import sized
 from dd3g.pose.request import Request
@@ -60,9 +61,21 @@ def estimate_video(
     if not any(found):
         raise UserError(f"no person was found in {path}: give a clearer video, or --keypoints")
     people = lift_tracks(found, request.method, request.m, request.seed, times, request.height)
-    result = write_results(people, path, folder, stem, request, clip=clip)
+    ground = None if request.moving else _ground(people, times)
+    result = write_results(people, path, folder, stem, request, clip=clip, ground=ground)
     result["warnings"] += clip.warnings
     return result
+
+
+def _ground(people: Sequence[Sequence[PersonHypotheses]], times: Sequence[float]) -> Ground | None:
+    """The floor under everyone."""
+    joints: dict[int, list[Tensor]] = {}
+    stamps: dict[int, list[float]] = {}
+    for time, frame in zip(times, people, strict=True):
+        for person in frame:
+            joints.setdefault(person.track or 0, []).append(person.pose + person.translation)
+            stamps.setdefault(person.track or 0, []).append(time)
+    return find_ground([(torch.stack(joints[n]), torch.tensor(stamps[n])) for n in joints])
 
 
 def lift_tracks(

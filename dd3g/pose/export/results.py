@@ -18,11 +18,13 @@ from dd3g.pose.detection.frames import Clip
 from dd3g.pose.export.figures import save_figure, save_overlay
 from dd3g.pose.export.skeletons import save_bodies
 from dd3g.pose.export.viewer import save_viewer
+from dd3g.pose.ground import Ground
 from dd3g.pose.hypotheses import PersonHypotheses
 from dd3g.pose.request import RESULT, Request
 
 FRAME = "camera: x right, y down, z forward, metres"
-CAMERA = "taken as standing still; places are relative to it"
+STILL = "taken as standing still; places are relative to it"
+MOVING = "moves; places are relative to where it is in each frame"
 
 
 def write_results(
@@ -33,6 +35,7 @@ def write_results(
     request: Request,
     picture: Image.Image | None = None,
     clip: Clip | None = None,
+    ground: Ground | None = None,
 ) -> dict[str, Any]:
     """Write all files of a picture or a video, as `stem`.pose.json and so on.
 
@@ -44,6 +47,7 @@ def write_results(
         request: what to write, and n.
         picture: RGB, the background of the figure; None where only keypoints were given.
         clip: the video that the frames are of; None for a picture.
+        ground: the floor of the video, where it was found.
 
     Returns:
         `{"people", "warnings", "files"}`: the number of people or tracks, and the files' names.
@@ -54,7 +58,8 @@ def write_results(
     fps = 0 if clip is None else clip.fps / request.every
     content: dict[str, Any] = {"size": list(everyone[0].detection.size), **head(request.method)}
     if video:
-        content = {"video": str(path), "fps": fps, "every": request.every, **content, "camera": CAMERA}
+        content = {"video": str(path), "fps": fps, "every": request.every, **content}
+        content |= {"camera": MOVING if request.moving else STILL, "ground": _floor(ground)}
         content["frames"] = [
             {"index": i * request.every, "time": time, "people": as_json(people, hypotheses=False)}
             for i, (time, people) in enumerate(zip(times, frames, strict=False))
@@ -74,10 +79,20 @@ def write_results(
         save_viewer(frames, folder / files[-1], stem, fps)
     for number, track in enumerate(tracks):
         own = name if len(tracks) == 1 else f"{stem}-{number}{RESULT}"
-        files += save_bodies([p for _, p in track], folder, own, [t for t, _ in track], request.export)
+        stamps = [t for t, _ in track]
+        files += save_bodies([p for _, p in track], folder, own, stamps, request.export, ground)
     seen = [] if video else enumerate(everyone)
     warnings = [f"{path}: person {i}: {w}" for i, p in seen for w in p.detection.warnings]
     return {"people": len(tracks), "warnings": warnings, "files": files}
+
+
+def _floor(ground: Ground | None) -> dict[str, Any] | None:
+    """The plane normal · x = -height of the camera frame, and the way into the world that stands on it."""
+    if ground is None:
+        return None
+    world = {"R": ground.rotation, "t": ground.offset}
+    names = "normal", "height", "spread", "seconds"
+    return {**{name: getattr(ground, name) for name in names}, "world_from_camera": world}
 
 
 def as_json(people: Sequence[PersonHypotheses], hypotheses: bool = True) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.geometry import matrix_to_axis_angle
 from dd3g.pose.body.inverse import body_rotations
 from dd3g.pose.body.skeletons import H36M_17, SMPL_24, bone_lengths
+from dd3g.pose.ground import Ground
 from dd3g.pose.hypotheses import PersonHypotheses
 from dd3g.pose.methods.advice import grown
 from dd3g.quaternions import matrix_to_quaternion, quaternion_to_matrix
@@ -45,6 +46,7 @@ def save_bodies(
     stem: str,
     times: Times = (0.0,),
     formats: Sequence[str] = (),
+    ground: Ground | None = None,
 ) -> list[str]:
     """Write one person over time for other programs.
 
@@ -54,6 +56,7 @@ def save_bodies(
         stem: of their names.
         times: seconds of each frame.
         formats: of `dd3g.pose.request.Export`; "bvh" and "glb" in any case where the method gave a body.
+        ground: the floor, on which everything but .csv stands; None leaves it to the camera what is up.
 
     Returns:
         Names of the files.
@@ -67,12 +70,18 @@ def save_bodies(
     rotations = body_rotations(poses, torch.stack(given) if len(given) == len(people) else None)
     rest = default_body().pose(torch.eye(3).expand(1, 24, 3, 3))[0][0]
     rest = rest * (bone_lengths(poses).sum(-1).mean() / grown().bones)
+    points = poses + roots[:, None]
+    seen = points
+    if ground is not None:  # as a level camera on the floor sees them, which the formats turn up
+        level, lift = FLIP @ ground.rotation, FLIP @ ground.offset
+        points, roots = (values @ level.T + lift for values in (points, roots))
+        rotations = torch.cat([level @ rotations[:, :1], rotations[:, 1:]], 1)
     write = {
         "bvh": lambda path: save_bvh(rest, rotations, roots, path, times),
         "glb": lambda path: save_glb(rest, rotations, roots, path, times),
-        "trc": lambda path: save_trc(poses + roots[:, None], path, times),
-        "c3d": lambda path: save_c3d(poses + roots[:, None], path, times),
-        "csv": lambda path: save_csv(poses + roots[:, None], path, times),
+        "trc": lambda path: save_trc(points, path, times),
+        "c3d": lambda path: save_c3d(points, path, times),
+        "csv": lambda path: save_csv(seen, path, times),
         "npz": lambda path: save_parameters(rotations, roots, path, times),
     }
     for name in wanted:

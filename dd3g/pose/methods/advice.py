@@ -42,6 +42,7 @@ class Size(NamedTuple):
 
     bones: float  # sum of the 16 bones of H36M-17
     height: float  # standing, from sole to crown
+    ankle: float  # standing, from sole to ankle
 
 
 @cache
@@ -51,7 +52,9 @@ def grown() -> Size:
     body = default_body()
     pose = body.points(rest, torch.zeros(1, 10))
     heel = body.points(rest, torch.zeros(1, 10), "openpose-25")[0, 21, 1]
-    return Size(float(bone_lengths(pose).sum()), float(pose[0, 10, 1] - heel))
+    return Size(
+        float(bone_lengths(pose).sum()), float(pose[0, 10, 1] - heel), float(pose[0, [3, 6], 1].mean() - heel)
+    )
 
 
 def sized(poses: Tensor, bones: float) -> Tensor:
