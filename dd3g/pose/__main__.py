@@ -139,6 +139,7 @@ def _look(path: Path, request: Request) -> tuple[Any, list[Any], list[str]]:
     """
     from dd3g.pose.detection.keypoints import read_keypoints
     from dd3g.pose.detection.people import detect, load
+    from dd3g.pose.detection.regressed import read_regressed
 
     alone = path.suffix.lower() in KEYPOINTS
     picture = None if alone else load(path)
@@ -150,6 +151,8 @@ def _look(path: Path, request: Request) -> tuple[Any, list[Any], list[str]]:
     people = detect(picture, keypoints, request.focal, threshold=request.confidence, size=request.size)
     if not people:
         raise UserError(f"no person was found in {path}: give a clearer picture, or --keypoints")
+    if request.predictions is not None:
+        people = read_regressed(request.predictions).in_picture(people, path.stem)
     return picture, people, [] if keypoints is None else [f"{path}: {text}" for text in keypoints.warnings]
 
 
@@ -200,6 +203,9 @@ def pose(
     cameras: Annotated[
         Path | None, typer.Option(help='For --views: JSON {"NAME": {"R": 3x3, "t": 3, "K": 3x3}}, metres.')
     ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="For recovery: HMR2's or ProHMR's .npz of the people, to start from.")
+    ] = None,
     moving: Annotated[
         bool, typer.Option("--moving-camera", help="A video's camera moves: no floor is looked for.")
     ] = False,
@@ -225,7 +231,8 @@ def pose(
     def work(progress: Progress) -> Report:
         request = Request(
             output, method.value, hypotheses, viewer, seed, keypoints, layout, focal, every, confidence,
-            parse_size(size), height, views, cameras, moving, tuple(e.value for e in export or ()),
+            parse_size(size), height, views, cameras, predictions, moving,
+            tuple(e.value for e in export or ()),
         )  # fmt: skip
         return run(inputs, request, progress)
 

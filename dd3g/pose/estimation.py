@@ -17,7 +17,7 @@ from dd3g.pose.detection.keypoints import Keypoints
 from dd3g.pose.detection.people import Detection, detect, load, stacked
 from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
 from dd3g.pose.methods import guided
-from dd3g.pose.methods.advice import advise
+from dd3g.pose.methods.advice import advise, agreed
 from dd3g.pose.methods.registry import METHODS
 from dd3g.pose.networks.prior import Prior
 
@@ -106,11 +106,29 @@ def lift(
         raise UserError(f"{m} hypotheses are none: give 1 or more")
     if not people:
         return []
+    given = [person.start is not None for person in people]
+    if any(given) and not all(given):  # each as well as it can be told
+        parts = {
+            one: iter(
+                lift(
+                    [p for p, g in zip(people, given, strict=True) if g == one],
+                    method,
+                    m,
+                    seed,
+                    height=height,
+                )
+            )
+            for one in (True, False)
+        }
+        return [next(parts[one]) for one in given]
     found = METHODS[method].lift_people(people, m, seed, times)
     keypoints, confidence, K = (stacked(people, name) for name in ("keypoints", "confidence", "K"))
     width = torch.tensor([float(person.size[0]) for person in people])
     hypotheses = Hypotheses.joined([person.hypotheses for person in found])
-    advised = advise(hypotheses, keypoints, confidence, K, width, height=height)
+    if all(given):
+        advised = agreed(hypotheses, height)  # a regressor looked at the picture, the lifter does not
+    else:
+        advised = advise(hypotheses, keypoints, confidence, K, width, height=height)
     answers = [replace(person, hypotheses=advised[i : i + 1]) for i, person in enumerate(found)]
     nearest = min(float(person.translation[2]) for person in answers)
     if nearest > FARTHEST:

@@ -11,7 +11,7 @@ from dd3g.command import list_inputs
 from dd3g.errors import UserError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".3gp", ".wmv", ".flv")
 ANIMATIONS = (".gif", ".webp", ".png")  # pictures that may have several frames
 KEYPOINTS = (".json", ".npz", ".txt")
 RESULT = ".pose"  # results are NAME.pose.*; they are not taken for input when the same folder is given again
@@ -54,6 +54,7 @@ class Request:
         size: (width, height) of pictures that keypoint files do not tell the size of.
         height: metres, how tall the people are; None takes a grown person's.
         views: the pictures show one person at one instant.
+        predictions: HMR2's or ProHMR's npz of the same people, for recovery to start from.
         moving: the camera of a video moves; else it is taken as standing still, and the floor is looked for.
         export: further formats for each person, of `Export`.
         cameras: JSON with where their cameras stand, see `dd3g.pose.views.read_stations`.
@@ -73,6 +74,7 @@ class Request:
     height: float | None = None
     views: bool = False
     cameras: Path | None = None
+    predictions: Path | None = None
     moving: bool = False
     export: tuple[str, ...] = ()
 
@@ -85,6 +87,8 @@ class Request:
             raise UserError(f"--focal {self.focal:g} is no focal length: give it in pixels, above 0")
         if self.cameras is not None and not self.views:
             raise UserError("--cameras tells where the cameras of several views stand: add --views")
+        if self.predictions is not None and self.method != Method.recovery:
+            raise UserError("--predictions are bodies to start recovery from: add --method recovery")
         if not 0 <= self.confidence <= 1:
             raise UserError(f"--confidence {self.confidence:g} is no confidence: give it in 0..1")
         if self.keypoints is not None and not self.keypoints.exists():

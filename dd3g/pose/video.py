@@ -15,6 +15,7 @@ from dd3g.pose.body.geometry import solve_translation, translation_at_depth
 from dd3g.pose.body.skeletons import bone_lengths
 from dd3g.pose.detection.frames import FPS, detect_frames, open_clip, tracks
 from dd3g.pose.detection.people import Detection, stacked
+from dd3g.pose.detection.regressed import read_regressed
 from dd3g.pose.estimation import lift
 from dd3g.pose.export.results import write_results
 from dd3g.pose.ground import Ground, find_ground
@@ -60,6 +61,8 @@ def estimate_video(
     )  # fmt: skip
     if not any(found):
         raise UserError(f"no person was found in {path}: give a clearer video, or --keypoints")
+    if request.predictions is not None:
+        found = read_regressed(request.predictions).in_frames(found)
     people = lift_tracks(found, request.method, request.m, request.seed, times, request.height)
     ground = None if request.moving else _ground(people, times)
     result = write_results(people, path, folder, stem, request, clip=clip, ground=ground)
@@ -102,12 +105,21 @@ def lift_tracks(
     stamps = [f / FPS for f in range(len(frames))] if times is None else times
     result: list[list[PersonHypotheses]] = [[] for _ in frames]
     for number, track in enumerate(tracks(frames, stamps)):
-        seen = [frames[f][i] for f, i in track]
+        seen = _started([frames[f][i] for f, i in track])
         when = torch.tensor([stamps[f] for f, _ in track], dtype=torch.float64)
         lifted = steadied(_in_windows(seen, when, method, m, seed, height), when)
         for (f, _), person in zip(track, lifted, strict=True):
             result[f].append(replace(person, track=number))
     return result
+
+
+def _started(seen: list[Detection]) -> list[Detection]:
+    """Frames that a regressor left out start as the nearest one of the same person."""
+    given = [k for k, person in enumerate(seen) if person.start is not None]
+    if not given:
+        return seen
+    nearest = (min(given, key=lambda g: abs(g - k)) for k in range(len(seen)))
+    return [replace(p, start=seen[n].start) for p, n in zip(seen, nearest, strict=True)]
 
 
 def _in_windows(

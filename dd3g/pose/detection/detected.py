@@ -81,7 +81,7 @@ class KeypointFile:
         Raises:
             UserError: several pictures, none of which has this name.
         """
-        named = [seen for seen in self.pictures if seen.name is not None and _same(seen.name, picture)]
+        named = [seen for seen in self.pictures if seen.name is not None and same_picture(seen.name, picture)]
         if named:
             (found,) = _tracked([replace(named[0], people=[p for seen in named for p in seen.people])])
             return found
@@ -127,7 +127,7 @@ class KeypointFile:
         return _tracked(placed)
 
 
-def _same(name: str, picture: str) -> bool:
+def same_picture(name: str, picture: str) -> bool:
     """Whether these name one picture; COCO's results give 397133 for 000000397133.jpg."""
     if name.isdecimal() and picture.isdecimal():
         return int(name) == int(picture)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -76,20 +77,22 @@ def open_clip(path: Path) -> Clip:
             reason = "it has no picture track"
         raise UserError(f"{path} cannot be read as a video: {reason}")
     times = tuple((stamp - stamps[0]) * unit for stamp in stamps)
-    return Clip(path, times, size, _promised(path, len(stamps)))
+    return Clip(path, times, size, _promised(path, times))
 
 
-def _promised(path: Path, found: int) -> tuple[str, ...]:
+def _promised(path: Path, times: Sequence[float]) -> tuple[str, ...]:
     """Warn of a file that was cut, by what its head says."""
-    import imageio_ffmpeg
-
+    found = len(times)
     try:
-        reader = imageio_ffmpeg.read_frames(str(path))
+        reader = _reader(path)
         meta = next(reader)
         reader.close()
     except Exception:  # a head that cannot be read promises nothing
         return ()
-    wanted = round(meta.get("fps", 0) * meta.get("duration", 0))
+    # Uneven frames are fewer than their highest rate promises, and yet go on to the end.
+    step = times[-1] / (found - 1) if found > 1 else 1 / FPS
+    whole = times[-1] + step >= WHOLE * meta.get("duration", 0)
+    wanted = 0 if whole else round(meta.get("fps", 0) * meta.get("duration", 0))
     with path.open("rb") as file:
         head = file.read(4096)
     if head[:4] == b"RIFF" and (at := head.find(b"avih")) > 0:
@@ -134,10 +137,8 @@ def frames(path: Path, every: int = 1) -> Iterator[tuple[int, Image.Image]]:
                     yield i, image.convert("RGB")
             return
         _ffmpeg(path)
-        import imageio_ffmpeg
-
         # Every frame once: by default frames are repeated or dropped until they are even.
-        reader = imageio_ffmpeg.read_frames(str(path), output_params=["-fps_mode", "passthrough"])
+        reader = _reader(path, "-fps_mode", "passthrough")
         width, height = next(reader)["size"]
         for i, data in enumerate(reader):
             if i % every == 0:
@@ -278,6 +279,14 @@ class _Going:
             return (person.keypoints - self.last.keypoints)[both], max(side, 1.0)
         middles = [(p.square[:2] + p.square[2:]) / 2 for p in (self.last, person)]
         return (middles[1] - middles[0])[None], max(side, 1.0)
+
+
+def _reader(path: Path, *words: str) -> Any:
+    """The frames of a video after what its head says; a phone's are turned as it was held, without a note."""
+    import imageio_ffmpeg
+
+    logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
+    return imageio_ffmpeg.read_frames(str(path), output_params=list(words))
 
 
 def _ffmpeg(path: Path) -> Any:

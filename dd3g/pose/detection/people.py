@@ -37,6 +37,7 @@ class Detection:
         box: (4,) left, top, right, bottom of the heatmaps in px.
         region: where BlazePose looks for them in the next frame of a video.
         track: their number in a video, where another detector gave one.
+        start: (24, 3, 3) SMPL-24 rotations that a regressor saw, the root's in the camera frame.
     """
 
     keypoints: Tensor  # (17, 2)
@@ -50,6 +51,7 @@ class Detection:
     box: Tensor | None = None  # (4,)
     region: Region | None = None
     track: int | None = None
+    start: Tensor | None = None  # (24, 3, 3)
 
     @property
     def warnings(self) -> tuple[str, ...]:

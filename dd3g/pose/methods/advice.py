@@ -62,6 +62,28 @@ def sized(poses: Tensor, bones: float) -> Tensor:
     return poses * (bones / bone_lengths(poses).sum(-1).clamp(min=1e-6))[..., None, None]
 
 
+def _scale(height: float | None) -> float:
+    """How large someone is beside a grown person.
+
+    Raises:
+        UserError: a height that nobody has.
+    """
+    if height is None:
+        return 1.0
+    if not SHORTEST <= height <= TALLEST:
+        raise UserError(
+            f"nobody is {height:g} m tall: give the height in metres, {SHORTEST:g} to {TALLEST:g}"
+        )
+    return height / grown().height
+
+
+def agreed(hypotheses: Hypotheses, height: float | None = None) -> Hypotheses:
+    """Add the mean of hypotheses that are trusted more than the lifter, in a person's size, see `advise`."""
+    mean, spread = hypotheses.recommended()
+    size = grown().bones * _scale(height)
+    return replace(hypotheses, advised=sized(mean, size), expected=spread)
+
+
 @torch.no_grad()
 def advise(
     hypotheses: Hypotheses,
@@ -89,11 +111,7 @@ def advise(
     Raises:
         UserError: a height that nobody has.
     """
-    size = grown()
-    if height is not None and not SHORTEST <= height <= TALLEST:
-        raise UserError(
-            f"nobody is {height:g} m tall: give the height in metres, {SHORTEST:g} to {TALLEST:g}"
-        )
+    size, scale = grown(), _scale(height)
     lifter, prior = lifter or GraphLifter.shipped(), prior or Prior.shipped()
     K = K.expand(len(keypoints), 3, 3)
     lifted = restore(lifter, None, keypoints, confidence, K, width, 1, alpha=0.0).poses  # (B, 1, 17, 3)
@@ -111,5 +129,4 @@ def advise(
     experts = lifted, start[:, None], repaired
     apart = [(poses - answer[:, None]).norm(dim=-1).mean((1, 2)) for poses in experts]
     expected = SLOPE * torch.stack(apart).mean(0)  # (B,)
-    scale = 1.0 if height is None else height / size.height
     return replace(hypotheses, advised=scale * answer, expected=scale * expected)

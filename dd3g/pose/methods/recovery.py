@@ -231,6 +231,7 @@ def recover_people(
     denoiser: RotationDenoiser | None = None,
     body: PosedBody | None = None,
     betas: Tensor | None = None,
+    start: Tensor | None = None,
 ) -> Recovery:
     """Bodies from keypoints alone: the denoiser imagines a start for each, then `recover`.
 
@@ -246,6 +247,7 @@ def recover_people(
         denoiser: the shipped one by default.
         body: the shipped one by default.
         betas: (B, 10) shapes; None is the mean.
+        start: (B, 24, 3, 3) of a regressor, instead of what the denoiser imagines.
 
     Returns:
         B * m bodies, people first; `.hypotheses(m)` folds them.
@@ -257,11 +259,11 @@ def recover_people(
     rows = torch.arange(len(keypoints)).repeat_interleave(m)
     generator = torch.Generator().manual_seed(seed)
     condition = keypoint_condition(points[rows], trust[rows], K[rows])
-    start = imagine(denoiser, condition, len(rows), generator)
+    begun = imagine(denoiser, condition, len(rows), generator) if start is None else start[rows]
     body, betas = body or default_body(), keypoints.new_zeros(len(rows), 10) if betas is None else betas[rows]
     side = float(max(size))
     evidence = BodyKeypoints(body, betas, keypoints[rows], confidence[rows], K[rows], side, layout)
-    return recover(denoiser, start, evidence, condition, plan, generator=generator)
+    return recover(denoiser, begun, evidence, condition, plan, generator=generator)
 
 
 def load_networks() -> None:
@@ -273,7 +275,10 @@ def load_networks() -> None:
 def lift_people(
     people: Sequence[Detection], m: int, seed: int, times: Tensor | None
 ) -> list[PersonHypotheses]:
-    """By the shipped denoiser on the shipped body, the frames of a video together; see `registry.Method`."""
+    """By the shipped denoiser on the shipped body, the frames of a video together; see `registry.Method`.
+
+    Where a regressor saw everyone's body, it starts from there.
+    """
     denoiser, squares = RotationDenoiser.shipped(), stacked(people, "square")
     # The energies are in pixels of a picture of 1000: small people and large ones must mean the same there.
     factor = (SIDE / (squares[:, 2] - squares[:, 0]))[:, None, None]
@@ -281,7 +286,11 @@ def lift_people(
     keypoints, K = keypoints * factor, torch.cat([K[:, :2] * factor, K[:, 2:]], 1)
     if times is not None:
         m = 1  # hypotheses of different frames would not belong together
-    result = recover_people(keypoints, confidence, K, (1000, 1000), m=m, seed=seed, denoiser=denoiser)
+    given = all(person.start is not None for person in people)
+    result = recover_people(
+        keypoints, confidence, K, (1000, 1000), m=m, seed=seed, denoiser=denoiser,
+        plan=FAST if given else IMAGINED, start=stacked(people, "start") if given else None,
+    )  # fmt: skip
     if times is not None and len(people) > 1:
         evidence = BodyKeypoints(default_body(), result.betas, keypoints, confidence, K, 1000.0)
         condition = keypoint_condition(keypoints, confidence, K)

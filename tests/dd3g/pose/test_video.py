@@ -16,11 +16,13 @@ from dd3g.errors import UserError
 from dd3g.pose import video
 from dd3g.pose.__main__ import main
 from dd3g.pose.body.geometry import project
+from dd3g.pose.body.skeletons import bone_lengths
 from dd3g.pose.data.motion import load_cmu
 from dd3g.pose.data.synthesis import synthesise
 from dd3g.pose.detection.frames import detect_frames, frames, open_clip, tracks
 from dd3g.pose.detection.people import Detection
 from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
+from dd3g.pose.methods.advice import sized
 from dd3g.pose.request import is_video
 
 G = torch.Generator().manual_seed(2)
@@ -40,6 +42,36 @@ def test_uneven_frames_keep_their_times(tmp_path):
     assert clip.times == pytest.approx(wanted, abs=0.041)  # the file counts in frames of 1/25
     assert clip.fps == pytest.approx(15 / wanted[-1], rel=0.05)
     assert sum(1 for _ in frames(path)) == len(clip.times) == 16
+
+
+def test_uneven_frames_are_no_cut(tmp_path):
+    """Every third frame at first: Matroska promises the highest rate for all of its length."""
+    path = tmp_path / "a.mkv"
+    thin = "select='not(mod(n,3))+gt(n,20)'"
+    source = "testsrc=size=64x48:rate=30:duration=1"
+    ffmpeg("-f", "lavfi", "-i", source, "-vf", thin, "-fps_mode", "vfr", path)
+    clip = open_clip(path)
+    assert len(clip.times) == 16 and clip.times[7:9] == pytest.approx([0.7, 22 / 30], abs=2e-3)
+    assert clip.warnings == ()
+
+
+def test_a_phone_held_upright(tmp_path, caplog):
+    """Its frames lie on their side in the file, which says how to turn them."""
+    ffmpeg("-f", "lavfi", "-i", "color=red:size=64x48:rate=10:duration=0.3", tmp_path / "a.mp4")
+    ffmpeg("-display_rotation", "90", "-i", tmp_path / "a.mp4", "-c", "copy", tmp_path / "b.mp4")
+    clip = open_clip(tmp_path / "b.mp4")
+    assert clip.size == (48, 64) and {frame.size for _, frame in frames(clip.path)} == {(48, 64)}
+    assert not caplog.records
+
+
+def test_a_video_of_one_frame_and_one_that_begins_late(tmp_path):
+    ffmpeg("-f", "lavfi", "-i", "testsrc=size=64x48:rate=10:duration=0.1", tmp_path / "a.mp4")
+    clip = open_clip(tmp_path / "a.mp4")
+    assert clip.times == (0.0,) and clip.fps == 25 and not clip.warnings
+    ffmpeg("-f", "lavfi", "-i", "testsrc=size=64x48:rate=10:duration=0.4", tmp_path / "b.mp4")
+    ffmpeg("-itsoffset", "5", "-i", tmp_path / "b.mp4", "-c", "copy", tmp_path / "c.mp4")
+    late = open_clip(tmp_path / "c.mp4")
+    assert late.times == pytest.approx([0, 0.1, 0.2, 0.3]) and not late.warnings
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
@@ -132,6 +164,38 @@ def test_sparse_frames_are_not_smeared():
     when = torch.arange(20, dtype=torch.float64) / 3.8
     values = torch.randn(20, 2, generator=G)
     torch.testing.assert_close(video.smoothed(values, when, video.STEADY), values, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("fps", "pose", "depth"), [(60, 0.5, 0.1), (30, 0.6, 0.15), (3.8, 1.001, 0.6)])
+def test_steadied_is_never_worse(fps, pose, depth):
+    """Someone who walks away, sways and waves, seen with 4 px and lifted with 4 cm of noise a frame."""
+    count = round(6 * fps)
+    when = torch.arange(count, dtype=torch.float64) / fps
+    t = when.float()
+    true = STANDING.repeat(count, 1, 1)
+    true[:, 16, 1] += 0.25 * torch.sin(2 * np.pi * 0.8 * t)  # a hand, up to 1.3 m a second
+    true[:, 15, 1] += 0.1 * torch.sin(2 * np.pi * 0.8 * t)
+    way = torch.stack([0.3 * torch.sin(2 * t), 0 * t, 4 + 0.4 * t], 1)
+    g = torch.Generator().manual_seed(1)
+    seen = project(true + way[:, None], K) + 4 * torch.randn(count, 17, 2, generator=g)
+    noise = 0.04 * torch.randn(true.shape, generator=g)
+    lifted = sized(true + noise - noise[:, :1], float(bone_lengths(STANDING).sum()))  # as all answers are
+    people = []
+    for points, one in zip(seen, lifted, strict=True):
+        h = Hypotheses(one[None, None], torch.zeros(1, 1), None, one[None], torch.full((1,), 0.1))
+        people.append(PersonHypotheses(replace(detection(), keypoints=points), "guided", h))
+
+    def scores(found):
+        poses, roots = (torch.stack([getattr(p, n) for p in found]) for n in ("pose", "translation"))
+        wrong = roots - way
+        across = wrong[:, :2].norm(dim=-1).mean()
+        jitter = (wrong - wrong.mean(0)).diff(dim=0).abs().mean(0)[2]
+        return (poses - true).norm(dim=-1).mean(), jitter, across
+
+    before, after = scores(people), scores(video.steadied(people, when))
+    assert after[0] < pose * before[0]
+    assert after[1] < depth * before[1]
+    assert after[2] < 1.02 * before[2]
 
 
 def test_windows_fade_into_each_other(monkeypatch):
