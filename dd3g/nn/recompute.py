@@ -28,7 +28,7 @@ def recompute_blocks(model: nn.Module) -> int:
     return count
 
 
-def _forgetful(forward: Callable[..., Any], *args: Any) -> Any:
+def _forgetful(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
     # Lists may have grown when the block runs again.
     args = tuple(list(a) if isinstance(a, list) else a for a in args)
-    return checkpoint(forward, *args, use_reentrant=False)
+    return checkpoint(forward, *args, use_reentrant=False, **options)

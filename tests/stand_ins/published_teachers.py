@@ -81,15 +81,15 @@ def write_imagedream(
     return folder
 
 
-def write_zero123plus(folder: Path, seed: int = 1) -> Path:
-    """A Zero123++ with views of 16 pixels."""
+def write_zero123plus(folder: Path, seed: int = 1, levels: int = 2) -> Path:
+    """A Zero123++ with views of 16 pixels. Its VAE has `levels`, 4 in the published ones."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     with torch.device("meta"):
         network = UNet2DConditionModel(**CANVAS_UNET)
         encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(**IMAGE))
-    configs, shapes = _shared(CANVAS_UNET, network)
+    configs, shapes = _shared(CANVAS_UNET, network, levels)
     configs["vision_encoder"], shapes["vision_encoder"] = IMAGE, shapes_of(encoder)
     write_folder(folder, configs, shapes, seed)
     levels = {"beta_schedule": "linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
