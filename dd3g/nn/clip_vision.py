@@ -40,7 +40,7 @@ class ClipVision(nn.Module):
         self.embeddings = _Embeddings(c)
         self.pre_layrnorm = nn.LayerNorm(c.hidden_size)  # so spelled in the published files
         self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(_Block(c) for _ in range(c.num_hidden_layers - 1))
+        self.encoder.layers = nn.ModuleList(ClipBlock(c) for _ in range(c.num_hidden_layers - 1))
         for name, values in (("mean", MEAN), ("std", STD)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
@@ -69,7 +69,9 @@ class _Embeddings(nn.Module):
         return torch.cat([first, patches], 1) + self.position_embedding.weight
 
 
-class _Block(nn.Module):
+class ClipBlock(nn.Module):
+    """Attention and a feed-forward, each behind a norm and with a skip."""
+
     def __init__(self, c: ClipVisionConfig) -> None:
         super().__init__()
         self.heads = c.num_attention_heads
@@ -84,6 +86,7 @@ class _Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
         h = self.layer_norm1(x)
         q, k, v = (
             self.self_attn[part](h).unflatten(-1, (self.heads, -1)).transpose(1, 2)

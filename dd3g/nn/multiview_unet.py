@@ -7,7 +7,7 @@ frame.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from dd3g.nn.embeddings import timestep_embedding
 from dd3g.nn.unet_blocks import (
+    Context,
+    ContextTokens,
     Downsample,
     KeyValues,
     Resampler,
@@ -47,7 +49,7 @@ class MultiViewUNetConfig:
 class Stage(nn.Sequential):
     """One entry of `input_blocks`, `middle_block` or `output_blocks`."""
 
-    def forward(self, x: Tensor, emb: Tensor, frames: int, context: list[KeyValues]) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, emb: Tensor, frames: int, context: Sequence[Context]) -> Tensor:  # type: ignore[override]
         """Maps x (B*F, C, h, w) -> (B*F, C', h', w')."""
         for layer in self:
             if isinstance(layer, UNetResidual):
@@ -133,6 +135,11 @@ class MultiViewUNet(nn.Module):
         """What the weights are stored in, and the network computes in."""
         return self.time_embed[0].get_parameter("weight").dtype
 
+    @property
+    def blocks(self) -> int:
+        """How many transformer blocks there are, each with a context of its own."""
+        return sum(len(t.transformer_blocks) for t in self.transformers())
+
     def transformers(self) -> Iterator[UNetTransformer]:
         """In the order in which they are run."""
         return (m for m in self.modules() if isinstance(m, UNetTransformer))
@@ -144,16 +151,20 @@ class MultiViewUNet(nn.Module):
             text: (B, M, context_dim) tokens of the caption.
             image: (B, L, image_dim) tokens of the picture, for a network with `ip_dim`; zeros stand for none.
         """
-        text = text.to(self.dtype)
-        tokens = self.image_embed(image.to(self.dtype)) if image is not None else None
-        return [kv for transformer in self.transformers() for kv in transformer.context(text, tokens)]
+        tokens = self.tokens(text, image)
+        return [kv for transformer in self.transformers() for kv in transformer.context(*tokens)]
+
+    def tokens(self, text: Tensor, image: Tensor | None = None) -> ContextTokens:
+        """What every cross-attention sees, for a network that is called once; arguments as `context`."""
+        seen = self.image_embed(image.to(self.dtype)) if image is not None else None
+        return ContextTokens(text.to(self.dtype), seen)
 
     def embedding(self, t: Tensor, cameras: Tensor) -> Tensor:
         """Levels t (B,) and camera codes (B, F, 16) -> (B*F, E)."""
         time = self.time_embed(timestep_embedding(t, self.config.model_channels).to(self.dtype))
         return (time[:, None] + self.camera_embed(cameras.to(self.dtype))).flatten(0, 1)
 
-    def features(self, x: Tensor, t: Tensor, cameras: Tensor, context: list[KeyValues]) -> Tensor:
+    def features(self, x: Tensor, t: Tensor, cameras: Tensor, context: Sequence[Context]) -> Tensor:
         """The map before the last norm and convolution (B*F, width, h, w); arguments as `forward`."""
         frames = x.shape[1]
         emb = self.embedding(t, cameras)
@@ -166,14 +177,14 @@ class MultiViewUNet(nn.Module):
             h = stage(torch.cat([h, skips.pop()], 1), emb, frames, context)
         return h
 
-    def forward(self, x: Tensor, t: Tensor, cameras: Tensor, context: list[KeyValues]) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cameras: Tensor, context: Sequence[Context]) -> Tensor:
         """One network call.
 
         Args:
             x: (B, F, C, h, w) noisy latents; with `ip_dim` the picture's clean latent is the last frame.
             t: (B,) schedule index.
             cameras: (B, F, 16) codes; zeros for the clean frame.
-            context: as `context` gives it.
+            context: as `context` gives it, or `tokens` for each block.
 
         Returns:
             (B, F, C, h, w) predicted noise, in the type of x.
@@ -201,7 +212,7 @@ class TopLevelUNet(MultiViewUNet):
         for i, transformer in enumerate(self.transformers()):
             transformer.first = i * config.transformer_depth
 
-    def features(self, x: Tensor, t: Tensor, cameras: Tensor, context: list[KeyValues]) -> Tensor:
+    def features(self, x: Tensor, t: Tensor, cameras: Tensor, context: Sequence[Context]) -> Tensor:
         """As `MultiViewUNet.features`."""
         frames, emb = x.shape[1], self.embedding(t, cameras)
         h, skips = x.to(self.dtype).flatten(0, 1), []

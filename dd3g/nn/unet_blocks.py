@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,16 @@ class KeyValues(NamedTuple):
         """Those of one object, for each of a batch."""
         wide = {n: x.expand(batch, -1, -1, -1) for n, x in self._asdict().items() if x is not None}
         return self._replace(**wide)
+
+
+class ContextTokens(NamedTuple):
+    """What a cross-attention looks at before its own projections: it makes its keys and values itself."""
+
+    text: Tensor  # (B, M, Dc) of the caption
+    image: Tensor | None = None  # (B, M', Dc) of the picture
+
+
+Context = KeyValues | ContextTokens
 
 
 class UNetResidual(nn.Module):
@@ -148,8 +158,10 @@ class UNetTransformerBlock(nn.Module):
         self.attn2 = UNetAttention(dim, context_dim, head_dim, image)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
 
-    def forward(self, x: Tensor, context: KeyValues) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         """Tokens of all frames x (B, F*L, D) -> (B, F*L, D)."""
+        if isinstance(context, ContextTokens):
+            context = self.attn2.key_values(*context)
         h = self.norm1(x)
         x = x + self.attn1(h, self.attn1.key_values(h))
         # One context for all frames of an object, or one for each.
@@ -187,7 +199,7 @@ class UNetTransformer(nn.Module):
         blocks: Iterable[Any] = self.transformer_blocks
         return [block.attn2.key_values(text, image) for block in blocks]
 
-    def forward(self, x: Tensor, frames: int, context: list[KeyValues]) -> Tensor:
+    def forward(self, x: Tensor, frames: int, context: Sequence[Context]) -> Tensor:
         """Maps x (B*F, C, h, w) -> the same shape; `context` is the whole network's."""
         N, C, h, w = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2).reshape(N // frames, frames * h * w, C)

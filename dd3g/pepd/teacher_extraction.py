@@ -72,7 +72,8 @@ class TeacherExtraction(nn.Module):
         codes = orbit_code(cameras)
         codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], 1)  # the clean frame has no camera
         t = torch.full((B,), self.phase.level, device=noise.device)
-        context = self.unet.context(self.caption.expand(B, -1, -1), tokens)
+        # One call: each block makes its keys and values, also where its weights are split over processes.
+        context = [self.unet.tokens(self.caption.expand(B, -1, -1), tokens)] * self.unet.blocks
         h = self.unet.features(torch.cat([noise, clean[:, None]], 1), t, codes, context)
         h = h.unflatten(0, (B, V + 1))[:, :V].flatten(0, 1)
         return h, self.unet.out(h).to(noise.dtype).unflatten(0, (B, V))

@@ -28,7 +28,7 @@ from dd3g.training.metrics import Metrics
 from dd3g.training.processes import from_all, held_by_main, on_main
 from dd3g.training.rate import LearningRate
 from dd3g.training.sessions import record_session
-from dd3g.training.setup import check_options, make_accelerator, make_optimizer
+from dd3g.training.setup import check_options, make_accelerator, make_optimizer, split_present_blocks
 from dd3g.training.stopping import Stopped, StopRequest
 from dd3g.training.trackers import show_picture, start_trackers
 
@@ -114,6 +114,7 @@ class _Run:
         self.average_model: Any = copy.deepcopy(model).requires_grad_(False).eval()
         if config.gradient_checkpointing:
             recompute_blocks(model)
+        split_present_blocks(self.accelerator, model)
         fused = config.adam_fused or self.accelerator.device.type == "cuda"
         self.model, optimizer = self.accelerator.prepare(model, make_optimizer(model, config, fused))
         self.optimizer = optimizer

@@ -106,6 +106,16 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
     return accelerator
 
 
+def split_present_blocks(accelerator: Accelerator, model: nn.Module) -> None:
+    """Of the kinds of blocks that FSDP is to split, name accelerate those that the model has."""
+    if not accelerator.is_fsdp2:
+        return
+    plugin = accelerator.state.fsdp_plugin
+    there = {type(module).__name__ for module in model.modules()}
+    named = plugin.transformer_cls_names_to_wrap or []
+    plugin.transformer_cls_names_to_wrap = [name for name in named if name in there]
+
+
 def check_options(accelerator: Accelerator, config: LoopConfig) -> None:
     """Refuse what this loop does not do, and processes with different options."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -200,17 +201,27 @@ def training(folder, tmp_path, output="out"):
 
 
 @pytest.mark.slow
-def test_a_student_is_split_over_processes(folder, tmp_path):
+@pytest.mark.parametrize("lever", ["start.lower=low_rank", "gradient_checkpointing=true"])
+def test_a_student_is_split_over_processes(folder, tmp_path, lever):
     """FSDP2 with gloo: what is frozen, what learns, and buffers, which no process splits."""
-    assert launch(run, DistillConfig, [*training(folder, tmp_path, "whole"), "use_cpu=true"]) == 0
-    words = [*training(folder, tmp_path, "split"), "train_batch_size=1", "use_cpu=true"]
+    assert launch(run, DistillConfig, [*training(folder, tmp_path, "whole"), "use_cpu=true", lever]) == 0
+    words = [*training(folder, tmp_path, "split"), "train_batch_size=1", "use_cpu=true", lever]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     root = Path(__file__).parents[2]
     found = subprocess.run(
         [*torchrun, "tests/stand_ins/fsdp_on_cpu.py", *words], cwd=root, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"},
+        env=os.environ
+        | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}", "SPLIT": str(tmp_path / "units")},
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
+    # Every block by itself: a process never holds more than one of them whole, beside what is in none.
+    kinds = Counter(row.split()[1] for row in (tmp_path / "units").read_text().splitlines())
+    model = student(folder)
+    wanted = ("UNetTransformerBlock", "UNetResidual", "ClipBlock", "MultiViewTransformer", "ResidualBlock")
+    there = Counter(type(m).__name__ for m in model.modules())
+    assert kinds == {"Generator": 1} | {name: there[name] for name in wanted if there[name]}
+    assert min(kinds[name] for name in wanted[:3]) > 0
+    assert all(float(row.split()[2]) == 1 for row in (tmp_path / "units").read_text().splitlines())
     whole, split = (load_file(tmp_path / n / "model/model.safetensors") for n in ("whole", "split"))
     assert whole.keys() == split.keys()
     assert all(torch.allclose(split[n], whole[n], atol=1e-4) for n in whole)
@@ -257,7 +268,8 @@ def test_recomputed_blocks_learn_the_same(folder):
         return {n: p.grad for n, p in generator.named_parameters() if p.grad is not None}
 
     plain, other = student(folder, lower="trained"), student(folder, lower="trained")
-    assert recompute_blocks(other.extraction.unet) >= 8  # stages; inside them nothing is wrapped twice
+    # Stages of the U-Net, inside which nothing is wrapped twice, and the blocks of other people's encoders.
+    assert recompute_blocks(other) > recompute_blocks(MultiViewUNet(other.extraction.unet.config)) >= 8
     wanted, found = gradients(plain), gradients(other)
     assert wanted.keys() == found.keys()
     assert all(torch.allclose(found[n], wanted[n], rtol=1e-4, atol=1e-6) for n in wanted)

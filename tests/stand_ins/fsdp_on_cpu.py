@@ -29,8 +29,34 @@ def pretend() -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
+def tell_units(path: str) -> None:
+    """Let each FSDP model write down its parts: name, kind, and the share of parameters that are split."""
+    from accelerate import Accelerator
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+    prepare = Accelerator.prepare
+
+    def told(self, *args, **options):
+        made = prepare(self, *args, **options)
+        if self.is_main_process:
+            rows = []
+            for name, module in made[0].named_modules():
+                if isinstance(module, FSDPModule):
+                    own = list(module.parameters())
+                    share = sum(isinstance(p, DTensor) for p in own) / len(own)
+                    kind = type(module).__name__.removeprefix("FSDP")
+                    rows.append(f"{name or '.'} {kind} {share}\n")
+            Path(path).write_text("".join(rows))
+        return made
+
+    Accelerator.prepare = told
+
+
 def main() -> int:
     pretend()
+    if "SPLIT" in os.environ:
+        tell_units(os.environ["SPLIT"])
 
     from dd3g.configuration import launch
     from distill.train import DistillConfig, run
