@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 1200  # seconds: each process loads torch, and others may be at work on the machine
 
 
 def fresh():
@@ -12,6 +19,32 @@ def fresh():
 
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
+
+
+def torchrun(*line, seconds=PATIENCE):
+    """A script in two processes: exit code and what it said; where they do not end, where each of them stood.
+
+    torchrun gives every process a session of its own, so a time-out of `subprocess` would leave them behind.
+    """
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *line],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
+    )  # fmt: skip
+    try:
+        _, said = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        found = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
+        )
+        for child in map(int, found.stdout.split()):
+            os.kill(child, signal.SIGABRT)  # the fault handler tells the stack
+        os.kill(process.pid, signal.SIGTERM)
+        raise AssertionError(
+            f"two processes did not end in {seconds} s:\n{process.communicate()[1]}"
+        ) from None
+    return process.returncode, said
 
 
 def metrics(output):
