@@ -7,12 +7,14 @@ Nothing is computed in full: the networks run on tensors without values, so a la
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+import yaml
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
@@ -24,21 +26,38 @@ from dd3g.command import run_command
 from dd3g.configuration import parse
 from dd3g.gaussians import Gaussians
 from dd3g.io.atomic import replacing
+from dd3g.nn.multiview_unet import MultiViewUNetConfig
 from dd3g.nn.recompute import recompute_blocks
-from dd3g.pepd import Generator
+from dd3g.pepd import Generator, GeneratorConfig
+from dd3g.pepd.config import TeacherPhase
 from distill.train import DistillConfig
 
 TEMPLATE = Path(__file__).parent / "scale.md"
+FSDP = Path(__file__).parents[1] / "configs/accelerate/fsdp.yaml"
 CONFIGS = ("nano", "small", "base")
+COMPACT = "base, compact phase 1"  # start.teacher=''
+# ImageDream as published; its files need not be there.
+IMAGEDREAM = TeacherPhase(
+    unet=MultiViewUNetConfig(ip_dim=16),
+    vae={
+        "block_out_channels": [128, 256, 512, 512],
+        "layers_per_block": 2,
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "latent_channels": 4,
+        "scaling_factor": 0.18215,
+    },
+)
 GPUS = (1, 8, 64)
 PICTURES, EPOCHS = 120_000, 50
 PEAK = 989e12  # multiplications and additions a second of an H100 or H200 in bfloat16, without sparsity
 TARGET = 0.35  # of that, which a training should reach
+INTERVAL = 2000  # checkpointing_steps of base
 DISK = 1e9  # bytes a second to and from a shared file system
 GB = 1e9
 # One H200, torch 2.11 with CUDA 13.0, bfloat16 autocast, commit f7c212d, 28 November 2026: batch,
 # milliseconds forward and backward of the network alone, and peak GB while it ran.
-MEASURED = {"nano": (64, 66.6, 2.4), "small": (32, 101.9, 12.6), "base": (4, 138.0, 14.1)}
+MEASURED = {"nano": (64, 66.6, 2.4), "small": (32, 101.9, 12.6), COMPACT: (4, 138.0, 14.1)}
 # torch counts the attention of GPUs only.
 ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
@@ -57,53 +76,79 @@ class Counted:
     name: str
     batch: int  # of a process, as configured
     parameters: int
+    trained: int  # of them; the others have neither gradient nor moments nor an average of their own
     block: int  # parameters of the largest block
     gaussians: int
     flops: int  # of a sample's forward pass; a multiplication and an addition are two
+    both: int  # of forward and backward pass
     saved: int  # bytes that the backward pass of a sample needs
     saved_recomputed: int  # the same with gradient checkpointing
     recomputed: int  # FLOPs of a sample that gradient checkpointing does again
+    copies: int  # bytes of bfloat16 weights that the backward pass needs, whatever the batch
     sample: int  # bytes that go to the GPU for a sample
 
+    @property
+    def checkpoint(self) -> int:
+        """Bytes of a checkpoint: weights, and average and two moments of what is trained."""
+        return 4 * self.parameters + 12 * self.trained
 
+
+@cache
 def count(name: str) -> Counted:
-    """Count the generator of a packaged configuration."""
-    config = parse(["--config", name], DistillConfig)
+    """Count the generator of a packaged configuration, or `COMPACT`."""
+    config = parse(["--config", name.partition(",")[0]], DistillConfig)
+    shape = config.generator
+    if config.start.teacher and name != COMPACT:
+        start = config.start
+        phase = replace(
+            IMAGEDREAM,
+            top_only=start.top_only,
+            lower=start.lower,
+            rank=start.rank,
+            lower_rate=start.lower_rate,
+        )
+        shape = replace(shape, teacher=phase)
     with FakeTensorMode():
-        plain, blocks = Generator(config.generator), Generator(config.generator)
+        plain, blocks = Generator(shape), Generator(shape)
         recompute_blocks(blocks)
-        flops, saved, made = _pass(plain)
-        again, saved_recomputed, _ = _pass(blocks, backward=True)
+        flops, one, made = _pass(plain)
+        _, two, _ = _pass(plain, batch=2)
         both, _, _ = _pass(plain, backward=True)
-    size, (views, *latent) = config.generator.size, config.generator.latent_shape
-    pixels = size * size
-    noise = views * latent[0] * latent[1] * latent[2]
-    # Input, views with depth, targets; cameras are small beside them.
-    numbers = 4 * pixels * (1 + views + config.targets) + views * pixels + noise
+        again, one_recomputed, _ = _pass(blocks, backward=True)
+        _, two_recomputed, _ = _pass(blocks, batch=2)
     return Counted(
         name=name,
         batch=config.train_batch_size,
         parameters=sum(p.numel() for p in plain.parameters()),
+        trained=sum(p.numel() for p in plain.parameters() if p.requires_grad),
         block=max(_blocks(plain)),
         gaussians=made,
         flops=flops,
-        saved=saved,
-        saved_recomputed=saved_recomputed,
+        both=both,
+        saved=two - one,
+        saved_recomputed=two_recomputed - one_recomputed,
         recomputed=again - both,
-        sample=4 * numbers,
+        copies=2 * one - two,
+        sample=4 * _numbers(shape, config.targets),
     )
+
+
+def _numbers(shape: GeneratorConfig, targets: int) -> int:
+    """Of a sample: input, views with depth, targets, noise; cameras are small beside them."""
+    pixels, (views, *latent) = shape.size**2, shape.latent_shape
+    return 4 * pixels * (1 + views + targets) + views * (pixels + latent[0] * latent[1] * latent[2])
 
 
 def _blocks(model: nn.Module) -> list[int]:
     """Parameters of each module that configs/accelerate/fsdp.yaml splits by itself."""
-    kinds = ("MultiViewTransformer", "ResidualBlock")
+    kinds = yaml.safe_load(FSDP.read_text())["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"].split(",")
     return [sum(p.numel() for p in m.parameters()) for m in model.modules() if type(m).__name__ in kinds]
 
 
-def _pass(generator: Generator, backward: bool = False) -> tuple[int, int, int]:
-    """FLOPs, bytes kept for the backward pass, and Gaussians, of one sample in bfloat16."""
+def _pass(generator: Generator, backward: bool = False, batch: int = 1) -> tuple[int, int, int]:
+    """FLOPs, bytes kept for the backward pass, and Gaussians of a sample, in bfloat16."""
     c = generator.config
-    noise, image = torch.empty(1, *c.latent_shape), torch.empty(1, 4, c.size, c.size)
+    noise, image = torch.empty(batch, *c.latent_shape), torch.empty(batch, 4, c.size, c.size)
     cameras = Cameras(torch.empty(len(noise[0]), 4, 4), torch.empty(len(noise[0]), 3, 3), c.size, c.size)
     own = {t.untyped_storage()._cdata for t in (*generator.parameters(), *generator.buffers(), noise, image)}
     kept: dict[int, int] = {}
@@ -137,30 +182,34 @@ def state_bytes(counted: Counted, split: str, gpus: int) -> float:
         split: "DDP", "FSDP2", "ZeRO-2" or "ZeRO-3".
         gpus: processes.
     """
-    P, live = counted.parameters, counted.block
-    if (
-        split == "DDP"
-    ):  # float32: weights, gradients, two moments, average; reduction buckets; bfloat16 copies
-        return P * (4 + 4 + 8 + 4 + 2 + (4 if gpus > 1 else 0))
+    P, T, live = counted.parameters, counted.trained, counted.block
+    if split == "DDP":  # float32: weights, gradients, moments, average; reduction buckets; bfloat16 copies
+        return 4 * P + T * (4 + 8 + 4 + (4 if gpus > 1 else 0)) + counted.copies
     if split == "FSDP2":  # two blocks at a time are whole
-        return P * (4 + 4 + 8 + 4) / gpus + 2 * live * (4 + 4 + 2)
+        return (4 * P + T * (4 + 8 + 4)) / gpus + 2 * live * (4 + 4 + 2)
     # Rajbhandari et al. 2020, table 1, with the average beside the optimiser's float32 weights.
-    optimizer = P * (4 + 8 + 4) / gpus
+    optimizer = T * (4 + 8 + 4) / gpus
     if split == "ZeRO-2":
-        return 2 * P + 2 * P / gpus + optimizer
-    return 4 * P / gpus + optimizer + 2 * live * (2 + 2)
+        return 2 * P + 2 * T / gpus + optimizer
+    return 2 * (P + T) / gpus + optimizer + 2 * live * (2 + 2)
 
 
 def hours(counted: Counted, gpus: int, utilisation: float, recompute: bool = False) -> float:
-    """Hours for all epochs over all pictures: forward and twice that backward."""
-    flops = 3 * counted.flops + (counted.recomputed if recompute else 0)
+    """Hours for all epochs over all pictures, forward and backward."""
+    flops = counted.both + (counted.recomputed if recompute else 0)
     return PICTURES * EPOCHS * flops / (gpus * PEAK * utilisation) / 3600
 
 
 def utilisation(name: str, counted: Counted) -> float:
     """Share of the peak that was measured, of the network alone."""
     batch, milliseconds, _ = MEASURED[name]
-    return 3 * counted.flops * batch / (milliseconds / 1e3) / PEAK
+    return counted.both * batch / (milliseconds / 1e3) / PEAK
+
+
+def working_set(counted: Counted) -> float:
+    """Bytes that the measured batch needs: what is kept, float32 weights and gradients, bfloat16 copies."""
+    batch = MEASURED[counted.name][0]
+    return batch * counted.saved + 4 * (counted.parameters + counted.trained) + counted.copies
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -173,33 +222,32 @@ def page(found: list[Counted]) -> str:
     counted = _table(
         ["", *(c.name for c in found)],
         [
-            ["parameters, millions", *(f"{c.parameters / 1e6:.1f}" for c in found)],
+            ["parameters, millions", *(f"{c.parameters / 1e6:,.1f}" for c in found)],
+            ["of them trained, millions", *(f"{c.trained / 1e6:,.1f}" for c in found)],
             ["Gaussians", *(f"{c.gaussians:,}" for c in found)],
             ["forward, GFLOP a sample", *(f"{c.flops / 1e9:,.1f}" for c in found)],
-            ["forward and backward, GFLOP", *(f"{3 * c.flops / 1e9:,.1f}" for c in found)],
+            ["forward and backward, GFLOP", *(f"{c.both / 1e9:,.1f}" for c in found)],
             ["kept for the backward pass, GB a sample", *(f"{c.saved / GB:.3f}" for c in found)],
             ["the same with gradient_checkpointing", *(f"{c.saved_recomputed / GB:.3f}" for c in found)],
-            ["FLOPs that costs, share", *(f"{c.recomputed / (3 * c.flops):.0%}" for c in found)],
+            ["FLOPs that costs, share", *(f"{c.recomputed / c.both:.0%}" for c in found)],
             ["to the GPU, MB a sample", *(f"{c.sample / 1e6:.2f}" for c in found)],
             ["train_batch_size", *(str(c.batch) for c in found)],
             ["to the GPU, MB a step and GPU", *(f"{c.batch * c.sample / 1e6:.1f}" for c in found)],
-            ["checkpoint, GB", *(f"{16 * c.parameters / GB:.2f}" for c in found)],
+            ["checkpoint, GB", *(f"{c.checkpoint / GB:.2f}" for c in found)],
         ],
     )  # fmt: skip
+    ran = [c for c in found if c.name in MEASURED]
     measured = _table(
-        ["network alone, forward and backward", *(c.name for c in found)],
+        ["network alone, forward and backward", *(c.name for c in ran)],
         [
-            ["batch", *(str(MEASURED[c.name][0]) for c in found)],
-            ["milliseconds", *(str(MEASURED[c.name][1]) for c in found)],
-            ["share of the bfloat16 peak", *(f"{utilisation(c.name, c):.1%}" for c in found)],
-            ["peak memory, GB", *(str(MEASURED[c.name][2]) for c in found)],
-            [
-                "counted for that batch, GB",
-                *(f"{(MEASURED[c.name][0] * c.saved + 10 * c.parameters) / GB:.1f}" for c in found),
-            ],
+            ["batch", *(str(MEASURED[c.name][0]) for c in ran)],
+            ["milliseconds", *(str(MEASURED[c.name][1]) for c in ran)],
+            ["share of the bfloat16 peak", *(f"{utilisation(c.name, c):.1%}" for c in ran)],
+            ["peak memory, GB", *(str(MEASURED[c.name][2]) for c in ran)],
+            ["counted for that batch, GB", *(f"{working_set(c) / GB:.1f}" for c in ran)],
         ],
     )
-    base = found[-1]
+    base = next(c for c in found if c.name == "base")
     memory = _table(
         ["split", *(f"{gpus} GPU{'s' * (gpus > 1)}" for gpus in GPUS)],
         [
@@ -209,14 +257,15 @@ def page(found: list[Counted]) -> str:
     )
     rows = []
     for c in found:
-        for share, said in ((utilisation(c.name, c), "measured"), (TARGET, "target")):
+        shares = [(utilisation(c.name, c), "measured")] if c in ran else []
+        for share, said in (*shares, (TARGET, "target")):
             cells = [f"{hours(c, gpus, share):,.2f}" for gpus in GPUS]
             again = f"{hours(c, 8, share, recompute=True):,.2f}"
             rows.append([f"{c.name} at {share:.0%}, {said}", *cells, again])
     wall = _table(
         ["hours", *(f"{gpus} GPU{'s' * (gpus > 1)}" for gpus in GPUS), "8, gradient_checkpointing"], rows
     )
-    seconds = 16 * base.parameters / DISK
+    seconds = base.checkpoint / DISK
     return TEMPLATE.read_text(encoding="utf-8").format(
         counted=counted,
         measured=measured,
@@ -228,6 +277,8 @@ def page(found: list[Counted]) -> str:
         target=TARGET,
         disk=DISK / GB,
         seconds=seconds,
+        interval=INTERVAL,
+        share=2 * seconds / (INTERVAL * base.batch * base.both / (PEAK * TARGET)),
     )
 
 
@@ -235,7 +286,7 @@ def scale_command(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File; else it is printed.")] = None,
 ) -> None:
     """Count what a distillation costs."""
-    text = page([count(name) for name in CONFIGS])
+    text = page([count(name) for name in (*CONFIGS, COMPACT)])
     if output is None:
         print(text, end="")
         return

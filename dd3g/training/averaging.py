@@ -21,7 +21,7 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float, warmup: str = "power") -> None:
         self.sources = averaged(model)
-        self.values = [s.detach() if _frozen(s) else s.detach().clone() for s in self.sources]
+        self.values = [s.detach() if frozen(s) else s.detach().clone() for s in self.sources]
         self.decay, self.warmup, self.updates = decay, warmup, 0
 
     @torch.no_grad()
@@ -33,7 +33,7 @@ class Average:
         share = 1 - min(self.decay, limit)
         kinds: dict[bool, tuple[list[Tensor], list[Tensor]]] = {True: ([], []), False: ([], [])}
         for value, source in zip(self.values, self.sources, strict=True):
-            if _frozen(source):
+            if frozen(source):
                 continue
             if not value.is_floating_point():
                 value.copy_(source)
@@ -67,7 +67,8 @@ def averaged(model: nn.Module) -> list[Tensor]:
     return [tensor for _, tensor in named_averaged(model)]
 
 
-def _frozen(tensor: Tensor) -> bool:
+def frozen(tensor: Tensor) -> bool:
+    """Whether a tensor of a model is a parameter that never changes, and its own average."""
     return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
 
 

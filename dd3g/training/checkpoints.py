@@ -1,8 +1,9 @@
 """Checkpoints of a training run: whole folders of tensors and one JSON file, for any number of processes.
 
 checkpoint-STEP holds model.safetensors, average.safetensors and optimizer.safetensors, whole tensors by the
-names of the model's parameters, and state.json: counts, configuration, and a checksum of each file. One
-process, DDP and FSDP write the same, and each goes on from the other's. Only the main process touches files.
+names of the model's parameters, and state.json: counts, configuration, and a checksum of each file. What is
+frozen is in the first alone. One process, DDP and FSDP write the same, and each goes on from the other's.
+Only the main process touches files.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dd3g.errors import UserError, first_line
-from dd3g.training.averaging import Average, named_averaged
+from dd3g.training.averaging import Average, frozen, named_averaged
 from dd3g.training.config import LoopConfig
 from dd3g.training.processes import on_main
 from dd3g.training.rate import LearningRate
@@ -55,8 +56,8 @@ class State:
         if name == "model":
             return dict(self.model.state_dict())
         if name == "average":
-            names = (n for n, _ in named_averaged(self.model))
-            return dict(zip(names, self.average.values, strict=True))
+            pairs = zip(named_averaged(self.model), self.average.values, strict=True)
+            return {name: value for (name, source), value in pairs if not frozen(source)}
         return {
             f"{parameter}.{key}": value
             for parameter, p in self.model.named_parameters()
