@@ -54,6 +54,7 @@ class ObjectiveConfig:
     implicit: float = setting(0.0, "lambda of the verification")
     implicit_form: Literal["score", "literal", "x0"] = setting("x0", "or score, literal; see Verifier")
     implicit_guidance: float = setting(1.0, "classifier-free guidance of the verifier; 1 is none")
+    implicit_shared: bool = setting(False, "the verifier uses the student's frozen weights: `start.lower`")
     implicit_every: int = setting(1, "verify at every n-th step only")
     ramp: Literal["sigmoid", "constant"] = setting("sigmoid", "of the verification over the run; or constant")
     ramp_center: float = setting(0.3, "share of the steps at which the sigmoid stands at one half")

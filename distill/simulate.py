@@ -55,6 +55,8 @@ Precision = Annotated[
     str, typer.Option(help="Of a published teacher: auto (float16 on CUDA), float32, bfloat16, float16.")
 ]
 
+Attention = Annotated[str, typer.Option(help="Of a published teacher: sdpa (PyTorch's own) or xformers.")]
+
 
 def simulate_command(
     inputs: Annotated[
@@ -96,6 +98,7 @@ def simulate_command(
     ] = True,
     elevation: Elevation = None,
     precision: Precision = "auto",
+    attention: Attention = "sdpa",
     max_minutes: Annotated[
         float, typer.Option(min=0, help="Start no shard after this long; 0: no limit.")
     ] = 0.0,
@@ -116,7 +119,7 @@ def simulate_command(
         raise UserError(f"--guidance-scale {guidance_scale} is no strength: give a number, 1 is none")
     pictures = open_inputs(inputs, matte)
     state, place = _partial_state(device)
-    model = load(teacher, place, precision, elevation)
+    model = load(teacher, place, precision, elevation, attention)
     wanted = ShardSet(
         teacher=model,
         inputs=pictures,
@@ -154,6 +157,7 @@ def verify_command(
     samples: Annotated[int, typer.Option(min=1, help="Quadruples to recompute.")] = 8,
     elevation: Elevation = None,
     precision: Precision = "auto",
+    attention: Attention = "sdpa",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -162,7 +166,7 @@ def verify_command(
     Exit code 1: it does not, or shards are missing.
     """
     _, place = _partial_state(device)
-    report = verify(folder, load(teacher, place, precision, elevation), samples, str(place))
+    report = verify(folder, load(teacher, place, precision, elevation, attention), samples, str(place))
     if as_json:
         print(json.dumps(report))
     else:

@@ -66,6 +66,40 @@ def start_from_teacher(config: GeneratorConfig, start: StartConfig) -> Generator
     return generator
 
 
+def share_frozen(generator: Generator, teacher: MVDreamTeacher) -> int:
+    """Let a teacher use the student's frozen tensors, where both have them, in place of its own.
+
+    Low-rank changes lie beside the weights that they change, so a student whose lower levels learn that way
+    still holds the teacher's.
+
+    Args:
+        generator: made by `start_from_teacher`, before anything wraps or splits it.
+        teacher: the same one, in float32.
+
+    Returns:
+        How many parameters are held once instead of twice.
+
+    Raises:
+        UserError: when the student holds nothing of this teacher.
+    """
+    extraction: Any = generator.extraction
+    pairs = [("unet", teacher.unet), ("image", teacher.image), ("vae", teacher.codec.vae)]
+    count = 0
+    for part, theirs in pairs if generator.config.teacher else []:
+        frozen = {n: p for n, p in getattr(extraction, part).named_parameters() if not p.requires_grad}
+        for name, tensor in list(theirs.named_parameters()):
+            if name in frozen and torch.equal(frozen[name], tensor):
+                owner, _, leaf = name.rpartition(".")
+                setattr(theirs.get_submodule(owner), leaf, frozen[name])
+                count += tensor.numel()
+    if not count:
+        raise UserError(
+            "objective.implicit_shared: the student holds no frozen weights of the verifier: set "
+            "start.teacher to it with start.lower=frozen or low_rank, or leave implicit_shared out"
+        )
+    return count
+
+
 @torch.no_grad()
 def _take(own: nn.Module, theirs: nn.Module) -> None:
     """Copy every tensor that both have by the same name; new ones of ours stay as they began."""

@@ -37,7 +37,7 @@ from distill.mattes import BELIEVED
 from distill.model_card import write_card
 from distill.objective import Objective, ObjectiveConfig, Verifier
 from distill.quadruples import Quadruples
-from distill.student import StartConfig, start_from_teacher
+from distill.student import StartConfig, share_frozen, start_from_teacher
 from distill.unpacked import open_renders
 
 
@@ -143,7 +143,12 @@ def run(config: DistillConfig) -> Path:
         # Renders are first looked at after the bootstrap, hours into a long run.
         get_ready(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
     held = validation_batch(config.validation_renders, config.generator.size, shape)
-    objective = Objective(config.objective, config.max_train_steps, *losses(config))
+    verifier, perceptual = losses(config)
+    if verifier is not None and config.objective.implicit_shared:
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            raise UserError("objective.implicit_shared needs whole weights, which FSDP splits: leave it out")
+        share_frozen(generator, verifier.teacher)
+    objective = Objective(config.objective, config.max_train_steps, verifier, perceptual)
     output = Path(config.output_dir)
 
     def publish(average: Generator, step: int) -> None:
@@ -169,7 +174,7 @@ def losses(config: DistillConfig) -> tuple[Verifier | None, nn.Module | None]:
         from distill.teachers import load
 
         # What is frozen needs no more digits than it computes with; float16 comes with the autocast.
-        numbers = "bfloat16" if config.precision == "bf16" else "float32"
+        numbers = "bfloat16" if config.precision == "bf16" and not c.implicit_shared else "float32"
         teacher = load(config.pretrained_teacher_model, precision=numbers)
         size = config.generator.size
         if teacher.rig.width != size:

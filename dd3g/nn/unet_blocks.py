@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dd3g.nn.attention import AttentionKernel
+
 
 class KeyValues(NamedTuple):
     """What one cross-attention looks at, split into heads: (B, heads, M, d) each."""
@@ -103,6 +105,7 @@ class UNetAttention(nn.Module):
             self.to_k_ip = nn.Linear(context_dim, dim, bias=False)
             self.to_v_ip = nn.Linear(context_dim, dim, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+        self.attend = AttentionKernel()
 
     def key_values(self, context: Tensor, image: Tensor | None = None) -> KeyValues:
         """Of tokens (B, M, Dc), and of the picture's (B, M', Dc)."""
@@ -114,9 +117,9 @@ class UNetAttention(nn.Module):
     def forward(self, x: Tensor, context: KeyValues) -> Tensor:
         """Tokens x (B, L, D) -> (B, L, D)."""
         q = self._split(self.to_q(x))
-        h = F.scaled_dot_product_attention(q, context.k, context.v)
+        h = self.attend(q, context.k, context.v)
         if context.k_image is not None and context.v_image is not None:
-            h = h + F.scaled_dot_product_attention(q, context.k_image, context.v_image)
+            h = h + self.attend(q, context.k_image, context.v_image)
         return self.to_out[0](h.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ def load(
     device: str | torch.device = "cpu",
     precision: str = "auto",
     elevation: float | None = None,
+    attention: str = "sdpa",
 ) -> Teacher:
     """Load a teacher.
 
@@ -38,6 +39,7 @@ def load(
         device: where it goes.
         precision: of the weights of a published one: auto (float16 on CUDA), float32, bfloat16 or float16.
         elevation: degrees of the rig, for a teacher that is not bound to one; None is its own default.
+        attention: of a published one: sdpa, torch's own, or xformers where it is installed.
 
     Raises:
         UserError: when nothing is found under that name, or what is found is not a teacher.
@@ -45,7 +47,12 @@ def load(
     folder = SHIPPED / str(name) if (SHIPPED / str(name) / "config.json").is_file() else Path(name)
     if not (folder / "config.json").is_file() and str(name) != "analytic":
         if (teacher := _published(name, device, precision, elevation)) is not None:
+            from distill.teachers.published import choose_attention
+
+            choose_attention(teacher, attention)
             return teacher
+    if attention != "sdpa":
+        raise UserError(f"{name} attends by torch's own kernels: leave the attention out")
     if elevation is not None:
         raise UserError(f"{name} was trained with its own cameras: leave the elevation out")
     if not folder.is_dir():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dd3g.errors import UserError, first_line
 from dd3g.hub_models import HUB_MODELS, HubModel, commit_of
+from dd3g.nn.attention import KERNELS, AttentionKernel, use_kernel
 from dd3g.nn.checkpoint import check_options
 from dd3g.nn.multiview_unet import MultiViewUNet, MultiViewUNetConfig
 from dd3g.progress import quiet_libraries
@@ -123,6 +124,29 @@ def choose_dtype(name: str, device: str | torch.device) -> torch.dtype:
     if name == "float16" and kind == "cpu":
         raise UserError("precision float16 needs a GPU: give float32 or bfloat16 on the CPU")
     return getattr(torch, name)
+
+
+def choose_attention(teacher: Any, name: str) -> None:
+    """Let a teacher's U-Net attend by "sdpa", torch's own, or by "xformers".
+
+    Raises:
+        UserError: for another name, and where xformers is not installed or does not run on the device.
+    """
+    if name not in KERNELS:
+        raise UserError(f"attention {name!r} is unknown: give {' or '.join(KERNELS)}")
+    use_kernel(teacher, name)
+    if name == "sdpa":
+        return
+    weight = next(teacher.parameters())
+    q = torch.zeros(1, 1, 8, 64, device=weight.device, dtype=weight.dtype)
+    try:
+        next(m for m in teacher.modules() if isinstance(m, AttentionKernel))(q, q, q)
+    except Exception as error:  # not there, or no kernel for this device
+        use_kernel(teacher, "sdpa")
+        raise UserError(
+            f"attention xformers cannot be used here ({first_line(error)}): install xformers for your torch "
+            "and GPU, or leave the option out: PyTorch's own attention serves"
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

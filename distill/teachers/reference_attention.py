@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from dd3g.nn.attention import AttentionKernel
 
 
 class ReferenceAttention:
@@ -22,12 +23,13 @@ class ReferenceAttention:
     the other. Cross-attention takes keys and values that were computed once.
 
     Args:
-        unet: diffusers' UNet2DConditionModel; its processors are replaced.
+        unet: diffusers' UNet2DConditionModel; its processors are replaced, and `attend` of it is theirs.
     """
 
     def __init__(self, unet: Any) -> None:
         self.kept: dict[str, Tensor] = {}  # block -> the reference's tokens (N, L', D)
         self.keeping = False
+        self.attend = unet.attend = AttentionKernel()
         self.context: dict[str, tuple[Tensor, Tensor]] = {}
         self._cross = {
             name.removesuffix(".processor"): unet.get_submodule(name.removesuffix(".processor"))
@@ -69,4 +71,4 @@ class _Processor:
                 seen = torch.cat([x, whole.kept[self.name]], 1)
             k, v = attn.to_k(seen), attn.to_v(seen)
         q, k, v = (a.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for a in (attn.to_q(x), k, v))
-        return attn.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return attn.to_out[0](whole.attend(q, k, v).transpose(1, 2).flatten(2))

@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from stand_ins.published_teachers import write_imagedream, write_zero123plus
 
@@ -286,6 +289,49 @@ def test_another_number_format(folders, imagedream):
         load(folders["imagedream"], precision="float16")
     with pytest.raises(UserError, match="'int8' is unknown"):
         load(folders["imagedream"], precision="int8")
+
+
+def test_xformers_where_it_is_asked_for(folders, monkeypatch, capsys):
+    """A stand-in with xformers' own order of dimensions, and plain softmax inside."""
+    calls = []
+
+    def attention(q, k, v):
+        calls.append(q.shape)
+        weights = torch.einsum("blhd,bmhd->bhlm", q, k) / q.shape[-1] ** 0.5
+        return torch.einsum("bhlm,bmhd->blhd", weights.softmax(-1), v)
+
+    monkeypatch.setitem(sys.modules, "xformers", types.ModuleType("xformers"))
+    monkeypatch.setitem(
+        sys.modules, "xformers.ops", types.SimpleNamespace(memory_efficient_attention=attention)
+    )
+    for kind in ("imagedream", "zero123plus"):
+        plain, other = load(folders[kind]), load(folders[kind], attention="xformers")
+        if kind == "zero123plus":
+            for teacher in (plain, other):
+                teacher.size = 16
+        calls.clear()
+        rgba, t = pictures(1, plain.picture_size), torch.tensor([500])
+        x = noise(plain, 1)
+        wanted = plain(x, t, plain.condition(rgba))
+        assert not calls
+        assert torch.allclose(other(x, t, other.condition(rgba)), wanted, atol=1e-5) and len(calls) > 4
+
+
+def test_xformers_that_cannot_be_used(folders, teacher, tmp_path, monkeypatch, capsys):
+    from distill.simulate import main
+
+    monkeypatch.setitem(sys.modules, "xformers", None)  # not installed
+    words = [str(tmp_path), "-o", str(tmp_path / "out"), "--device", "cpu", "--attention"]
+    pictures_ = tmp_path / "a.png"
+    Image.new("RGBA", (16, 16), (200, 0, 0, 90)).save(pictures_)
+    for name, kind, message in (
+        ("xformers", folders["imagedream"], "attention xformers cannot be used here ("),
+        ("flash", folders["imagedream"], "attention 'flash' is unknown: give sdpa or xformers"),
+        ("xformers", teacher, "attends by torch's own kernels: leave the attention out"),
+    ):
+        assert main([*words, name, "--teacher", str(kind)]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
 
 
 def test_captions(imagedream, mvdream, folders):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from stand_ins.published_teachers import IMAGE, write_imagedream
 from stand_ins.tiny_objects import write_renders
+from stand_ins.training_runs import fresh, metrics
 
 from dd3g.cameras import Cameras
 from dd3g.configuration import launch
@@ -24,7 +25,7 @@ from dd3g.training.config import LoopConfig
 from dd3g.training.rate import LearningRate
 from dd3g.training.setup import make_optimizer
 from distill.objective import ObjectiveConfig
-from distill.student import StartConfig, start_from_teacher
+from distill.student import StartConfig, share_frozen, start_from_teacher
 from distill.teachers import load
 from distill.train import DistillConfig, losses, run
 
@@ -257,6 +258,52 @@ def test_the_verifier_is_the_frozen_teacher_in_the_precision_of_the_run(folder, 
     value = verifier(gaussians, inputs(1)[2], torch.zeros(1), torch.full((1,), 0.5), torch.zeros(1).long())
     value.backward()
     assert value.dtype == torch.float32 and means.grad.isfinite().all() and means.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("lower", ["frozen", "low_rank"])
+def test_a_verifier_shares_what_the_student_does_not_change(folder, lower):
+    generator, verifier, apart = student(folder, lower=lower, rank=2), load(folder), load(folder)
+    shared = share_frozen(generator, verifier)
+    own = dict(generator.extraction.unet.named_parameters())
+    once = {n for n, p in verifier.unet.named_parameters() if own[n] is p}
+    assert once == {n for n, p in verifier.unet.named_parameters() if not own[n].requires_grad} != set(own)
+    assert shared > sum(own[n].numel() for n in once)  # encoders come on top
+    noise, rig, rgba = inputs(1)
+
+    def answer(teacher):
+        with torch.no_grad():
+            return teacher(noise, torch.tensor([500]), teacher.condition(rgba, rig))
+
+    wanted = answer(apart)
+    assert torch.equal(answer(verifier), wanted)
+    # What the student learns is nothing to the verifier.
+    with torch.no_grad():
+        for p in generator.parameters():
+            if p.requires_grad:
+                p.add_(0.1)
+    assert torch.equal(answer(verifier), wanted)
+
+
+def test_a_verifier_with_nothing_to_share(folder, tmp_path):
+    other = write_imagedream(tmp_path / "other", seed=2, levels=4)
+    for generator in (student(folder, lower="trained"), Generator(CONFIG)):
+        with pytest.raises(UserError, match="holds no frozen weights of the verifier: set start.teacher"):
+            share_frozen(generator, load(other))
+
+
+@pytest.mark.slow
+def test_the_command_shares_the_verifiers_weights(folder, tmp_path, monkeypatch, capsys):
+    words = [*training(folder, tmp_path), "use_cpu=true", "start.lower=low_rank", "objective.implicit=0.05"]
+    words += [f"pretrained_teacher_model={folder}", "objective.bootstrap=0", "objective.ramp=constant"]
+    fresh()
+    assert launch(run, DistillConfig, words) == 0
+    fresh()
+    again = [*words, "objective.implicit_shared=true", f"output_dir={tmp_path / 'shared'}"]
+    assert launch(run, DistillConfig, again) == 0
+    assert metrics(tmp_path / "out") == metrics(tmp_path / "shared")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert launch(run, DistillConfig, [*again, f"output_dir={tmp_path / 'split'}"]) == 2
+    assert "implicit_shared needs whole weights" in capsys.readouterr().err
 
 
 def test_recomputed_blocks_learn_the_same(folder):
