@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
+from stand_ins.published_teachers import write_imagedream
 
+from dd3g.cameras import Cameras
 from dd3g.nn import multiview_unet, unet_blocks
 from dd3g.nn.embeddings import timestep_embedding
+from distill.teachers import load
+from distill.teachers.encoders import END, START
 from tools import check_goldens
 from tools.goldens import made_up, unet
 from tools.goldens.golden import CALL, Compared, Golden
@@ -77,6 +82,7 @@ def unet_golden(seed: int, views: int, ip_dim: int, width: int, side: int) -> Go
         "part.small.input_blocks.1.0": (frames, width, 8, 8),
         "part.attn2": (frames, 12, width),
         "part.camera_embed": (frames, 4 * width),
+        "part.time_embed": (4, 4 * width),
         "probe.middle_block": (66,),
     }
     return Golden("unet_mvdream", {k: np.zeros(s) for k, s in shapes.items()}, about, seed)
@@ -96,9 +102,68 @@ def write(golden: Golden, folder: Path) -> Golden:
 def test_other_seeds_sizes_views_and_tokens(seed, views, ip_dim, width, side, tmp_path, capsys):
     write(unet_golden(seed, views, ip_dim, width, side), tmp_path)
     assert check_goldens.main([str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count(" ok") == 11
+    assert capsys.readouterr().out.count(" ok") == 12
     assert check_goldens.main([str(tmp_path), "--seed", str(seed + 1)]) == 1
     assert "OVER 2e-05" in capsys.readouterr().out
+
+
+def test_the_seed_is_found_where_nobody_tells_it(tmp_path, capsys):
+    write(unet_golden(37, 2, 4, 32, 4), tmp_path)
+    about = json.loads((tmp_path / "unet_mvdream.json").read_text())
+    del about["seed"]
+    (tmp_path / "unet_mvdream.json").write_text(json.dumps(about))
+    assert check_goldens.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("seed 37, as the made-up inputs are\n")
+    assert check_goldens.main([str(tmp_path), "--seed", "1"]) == 1
+
+
+@pytest.mark.parametrize("seed, views, ip_dim", [(11, 3, 8), (12, 2, 4)])
+def test_pipelines_of_other_seeds_views_and_tokens(seed, views, ip_dim, tmp_path, capsys):
+    """Loops against a loop written out: guidance by two calls, DDIM by its formula."""
+    folder = write_imagedream(tmp_path / "teacher", seed=seed, ip_dim=ip_dim)
+    text = write_imagedream(tmp_path / "text", seed=seed, ip_dim=0)
+    configs, shapes = {}, {}
+    for part in ("unet", "vae", "text_encoder", "image_encoder"):
+        configs[part] = json.loads((folder / part / "config.json").read_text())
+        shapes[part] = {
+            k: list(v.shape) for k, v in load_file(next((folder / part).glob("*.safetensors"))).items()
+        }
+    configs["unet_text"] = json.loads((text / "unet/config.json").read_text())
+    weights = load_file(next((text / "unet").glob("*.safetensors")))
+    shapes["unet_text"] = {k: list(v.shape) for k, v in weights.items()}
+
+    teacher = load(folder)
+    golden = Golden("pipeline_mvdream", {}, {"configs": configs, "shapes": shapes}, seed)
+    side = teacher.codec.size // teacher.codec.factor
+    x = golden.normal("noise.b", (views + 1, 4, side, side))[None, :views]
+    rgb = torch.from_numpy(golden.picture("picture", 200, 200)).permute(2, 0, 1)[None]
+    rig = Cameras.orbit([-90 + 360 * v / views for v in range(views)], 5.0)
+    condition = teacher.condition(torch.cat([rgb, torch.ones_like(rgb[:, :1])], 1), rig, [""])
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alpha_bar = (1 - betas).cumprod(0)
+    states, levels = [], [751, 501, 251, 1]
+    with torch.no_grad():
+        for t in levels:
+            blank = teacher(x, torch.tensor([t]), condition.null())
+            eps = blank + 5.0 * (teacher(x, torch.tensor([t]), condition) - blank)
+            now, then = alpha_bar[t], alpha_bar[max(t - 250, 0)]
+            x0 = (x - (1 - now).sqrt() * eps) / now.sqrt()
+            x = (then.sqrt() * x0 + (1 - then).sqrt() * eps).float()
+            states.append(x)
+    ids = np.full((2, 77), 0)
+    ids[:, :2] = [START, END]
+    arrays = {
+        "b.latents": torch.cat(states).numpy(), "b.timesteps": np.array(levels, float), "ids": ids,
+        "picture": golden.picture("picture", 200, 200)[::20, ::20],
+        "b.images": teacher.codec.decode(x)[0].permute(0, 2, 3, 1)[:, ::2, ::2].numpy(),
+    }  # fmt: skip
+    out = tmp_path / "goldens"
+    out.mkdir()
+    np.savez(out / "pipeline_mvdream.npz", **arrays)
+    (out / "pipeline_mvdream.json").write_text(json.dumps(golden.about))
+    assert check_goldens.main([str(out)]) == 0, capsys.readouterr().out
+    assert f"seed {seed}," in capsys.readouterr().out
+    assert check_goldens.main([str(out), "--seed", "1"]) == 1
 
 
 def sines_first(t, dim):

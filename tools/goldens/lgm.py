@@ -27,7 +27,7 @@ def check(golden: Golden) -> Iterator[Compared]:
     """Compare every array of the file."""
     kinds = sorted(golden.about["shapes"])
     size = golden.about["configs"][kinds[0]]["input_size"]
-    views = golden.about.get("views", 4)
+    views = golden.about.get("views") or (len(golden["input"]) if "input" in golden else 4)
     azimuths = [360.0 * v / views for v in range(views)]
     # The authors roll the diffusion's frames: the second one shows the front.
     drawn = np.stack([golden.picture(f"view{(v + 1) % views}", 256, 256) for v in range(views)])

@@ -141,7 +141,7 @@ def _loop(
     """Noise to views; the last steps of the latents, or all of them."""
     wanted = golden[f"{loop}.latents"]
     kept, views, *size = wanted.shape
-    steps = len(golden[f"{loop}.timesteps"]) if f"{loop}.timesteps" in golden else 4
+    steps = len(golden[f"{loop}.timesteps"]) if f"{loop}.timesteps" in golden else kept if kept > 1 else 4
     teacher.negative = negative
     frames = views + teacher.sees_picture  # the authors draw noise for the clean frame, too
     noise = golden.normal(f"noise.{loop}", (frames, *size))[None, :views]
