@@ -66,21 +66,22 @@ def _main_parts(solid: np.ndarray) -> np.ndarray:
     cell = -(-max(height, width) // 256)
     padded = np.pad(solid, ((0, -height % cell), (0, -width % cell)))
     counts = padded.reshape(padded.shape[0] // cell, cell, -1, cell).sum((1, 3))  # (h, w)
-    part = _connected(counts > 0)
+    part = connected(counts > 0)
     area = np.bincount(part.ravel(), counts.ravel())
     kept = np.kron(area[part] >= 0.01 * area.max(), np.ones((cell, cell), bool))
     return solid & kept[:height, :width]
 
 
-def _connected(mask: np.ndarray) -> np.ndarray:
-    """A number for each cell of a grid (h, w), the same in cells that touch, at corners too."""
+def connected(mask: np.ndarray, corners: bool = True) -> np.ndarray:
+    """A number for each cell of a grid (h, w), the same in cells that touch, with `corners` at these too."""
     outside = mask.size
     parent = np.arange(mask.size + 1)
+    steps = [(i, j) for i in range(3) for j in range(3) if corners or 1 in (i, j)]
     label = np.where(mask, parent[:-1].reshape(mask.shape), outside)
     while True:
         near = np.pad(label, 1, constant_values=outside)
         h, w = mask.shape
-        lowest = np.minimum.reduce([near[i : i + h, j : j + w] for i in range(3) for j in range(3)])
+        lowest = np.minimum.reduce([near[i : i + h, j : j + w] for i, j in steps])
         if (lowest[mask] == label[mask]).all():
             return label
         np.minimum.at(parent, label[mask], lowest[mask])

@@ -13,6 +13,7 @@ from PIL import Image
 from dd3g.decoding import Source, name_of, read_rgba
 from dd3g.errors import UserError
 from dd3g.framing import CORE, FILL, SOLID, bounding_box, cut_frame, object_box, object_frame
+from dd3g.haze import without_haze
 from dd3g.io.atomic import replacing
 from dd3g.matting import predict_matte
 
@@ -207,6 +208,16 @@ def cut_out(
         notes.append(f"the object in {name} is translucent (largest alpha {top} of 255), and was made solid")
         alpha = alpha.point(lambda value: min(255, round(255 * value / top)))
         image.putalpha(alpha)
+    box, taken = bounding_box(np.asarray(alpha) >= SOLID), 0.0
+    if not predicted and mask is None:
+        image, taken = without_haze(image)
+    alpha = image.getchannel("A")
+    if taken > 0.01 or box != object_box(alpha):
+        advice = "" if predicted or mask is not None else f"; --mask {name} takes its alpha as it is"
+        notes.append(
+            f"faint or small parts around the object in {name}, such as a shadow or stray pixels, were left "
+            f"out when it was framed: look at the saved matte{advice}"
+        )
     return image, notes + _doubts(alpha, name, factor, predicted)
 
 
@@ -235,11 +246,6 @@ def _doubts(alpha: Image.Image, name: str, factor: int, predicted: bool) -> list
         return []
     longest = _longest(box)
     notes = []
-    if box != bounding_box(np.asarray(alpha) >= SOLID):
-        notes.append(
-            f"faint or small parts around the object in {name}, such as a shadow or stray pixels, were left "
-            "out when it was framed: look at the saved matte"
-        )
     if longest * factor < SMALL:
         notes.append(
             f"the object in {name} is only {longest * factor} pixels long: the result will be blurred; give "

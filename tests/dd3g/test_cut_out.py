@@ -8,7 +8,7 @@ from stand_ins.made_up_pictures import disc, extent
 
 import dd3g.picture
 from dd3g.errors import UserError
-from dd3g.framing import _connected, object_box
+from dd3g.framing import connected, object_box
 from dd3g.picture import is_cut_out, load_image
 
 
@@ -166,7 +166,7 @@ def test_parts_and_soft_edges_of_an_object_count():
     assert soft[top:bottom, left:right].sum() > 0.999 * soft.sum() and load_image(picture).warnings == ()
 
 
-def test_connected_parts_against_brute_force():
+def testconnected_parts_against_brute_force():
     rng = np.random.default_rng(0)
     spiral = np.zeros((33, 33), bool)
     for ring in range(0, 16, 4):
@@ -175,7 +175,7 @@ def test_connected_parts_against_brute_force():
         spiral[ring + 2, ring : ring + 5] = True
     grids = [spiral, np.ones((5, 7), bool), *(rng.random((23, 31)) < p for p in (0.1, 0.3, 0.5, 0.7))]
     for grid in grids:
-        label, seen = _connected(grid), np.zeros(grid.shape, bool)
+        label, seen = connected(grid), np.zeros(grid.shape, bool)
         for start in zip(*grid.nonzero(), strict=True):
             if seen[start]:
                 continue
