@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dd3g.errors import UserError
+
 FOVY = 49.1
 RADIUS = 1.5
 ELEVATION = 10.0
@@ -72,12 +74,13 @@ class Cameras:
             Cameras with batch shape (V,).
 
         Raises:
-            ValueError: when an elevation looks straight along the vertical axis, where "up" is undefined.
+            UserError: when an elevation looks straight along the vertical axis, where "up" is undefined.
         """
         a = torch.deg2rad(torch.as_tensor(azimuths, dtype=torch.float64))  # (V,)
         e = torch.deg2rad(torch.as_tensor(elevations, dtype=torch.float64)).expand_as(a)  # (V,)
-        if (e.abs() >= math.pi / 2 - 1e-6).any():
-            raise ValueError("elevations must lie strictly between -90 and 90 degrees")
+        wrong = torch.rad2deg(e[~(e.abs() < math.pi / 2 - 1e-6)])
+        if len(wrong):
+            raise UserError(f"elevation {wrong[0]:g} is out of range: give degrees between -90 and 90")
         position = radius * torch.stack([e.cos() * a.sin(), e.sin(), e.cos() * a.cos()], -1)  # (V, 3)
         forward = -position / radius
         up = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64).expand_as(forward)

@@ -11,7 +11,17 @@ import typer
 
 from dd3g.command import Json, run_command
 from dd3g.errors import UserError
-from dd3g.io.formats import AXES, LAYOUTS, MESHES, SPLATS, check_format, format_of
+from dd3g.io.formats import (
+    AXES,
+    LAYOUTS,
+    MESHES,
+    SPLATS,
+    TELLING,
+    check_drawing,
+    check_format,
+    check_layout,
+    format_of,
+)
 
 
 def convert(
@@ -28,7 +38,10 @@ def convert(
     ] = "compact",
     antialiased: Annotated[
         bool | None,
-        typer.Option("--antialiased/--classic", help="How OUT is to be drawn; default: as IN says."),
+        typer.Option(
+            "--antialiased/--classic",
+            help=f"How OUT, one of .{', .'.join(TELLING)}, is to be drawn; default: as IN says.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -37,8 +50,10 @@ def convert(
     Everything is kept but colour that depends on the view; what a format quantises is in docs/viewers.md.
     """
     format = format_of(target)
-    check_format(format, axes, ply_layout, (*SPLATS, *MESHES))
+    check_format(format, axes, (*SPLATS, *MESHES))
+    check_layout(ply_layout, (format,))
     check_format(format_of(source), from_axes)
+    check_drawing(antialiased, format)
     from dd3g.io.splats import read, save
 
     found = read(source, from_axes)
@@ -52,6 +67,8 @@ def convert(
         mode = found.drawn_antialiased if antialiased is None else antialiased
         written = [save(found.gaussians, target, axes, format, 0, mode, ply_layout)]
     warnings = [f"{source}: colour that depends on the view was left out"] if found.harmonics else []
+    if format in SPLATS and format not in TELLING and not found.drawn_antialiased:
+        warnings.append(f"{source} is to be drawn without antialiasing, which a .{format} cannot say")
     report: dict[str, Any] = {
         "input": str(source),
         "files": [str(path) for path in written],

@@ -5,11 +5,43 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from dd3g.errors import UserError
+
 # Training renders put a unit sphere scaled by 0.55 at distance 1.5 under a 49.1 degree field of view: at the
 # depth of its centre it spans 0.8 of the frame.
 FILL = 0.8
 SOLID = 26  # least alpha, of 255, of a pixel that belongs to an object
 CORE = 128  # least alpha of what is object rather than shadow, glow or blur
+
+
+def check_how(elevation: float, fov: float, raw: bool, refine: float, dashes: str = "") -> None:
+    """Refuse options of `Generator.generate` that are out of range, or that exclude each other.
+
+    Args:
+        elevation: degrees from which the picture looks down, within -80..80.
+        fov: degrees that the framed picture spans, within 1..100.
+        raw: whether to leave out the solid body.
+        refine: seconds for which its discs are fitted to the picture, 0 or more.
+        dashes: what a command line writes before their names.
+
+    Raises:
+        UserError: names the value and what would be right.
+    """
+    if not -80 <= elevation <= 80:
+        raise UserError(
+            f"{dashes}elevation {elevation:g} is out of range: give -80 to 80 degrees, 0 for a picture taken "
+            "from the side and 40 for one from well above"
+        )
+    if not 1 <= fov <= 100:
+        what = "--fov" if dashes else "the field of view"
+        raise UserError(f"{what} {fov:g} is out of range: give 1 to 100 degrees")
+    if not 0 <= refine < float("inf"):
+        what = "--refine " if dashes else "refine="
+        raise UserError(f"{what}{refine:g} must be a number of seconds, 0 or more")
+    if raw and refine:
+        raise UserError(
+            f"{dashes}refine fits the discs of a solid body, which {dashes}raw leaves out: give one"
+        )
 
 
 def object_frame(alpha: Image.Image, fill: float = FILL) -> tuple[float, float, float] | None:

@@ -11,7 +11,7 @@ from PIL import Image
 from dd3g.errors import UserError
 from dd3g.models import obtain_model
 
-FOUND = 0.7  # saliency from which there is an object in the picture
+FOUND = 0.9  # saliency from which there is an object in the picture
 
 
 def predict_matte(image: Image.Image, model: str, threads: int = 0) -> Image.Image:
@@ -26,7 +26,7 @@ def predict_matte(image: Image.Image, model: str, threads: int = 0) -> Image.Ima
         threads: of the CPU for one picture; 0 takes all. Of u2netp only; the others take OMP_NUM_THREADS.
 
     Returns:
-        Matte of the same size, mode L.
+        Matte of the same size, mode L; u2netp's is empty where it finds no object.
 
     Raises:
         UserError: when the model is unknown, or not on this machine and cannot be fetched.
@@ -39,8 +39,9 @@ def predict_matte(image: Image.Image, model: str, threads: int = 0) -> Image.Ima
     batch = small.transpose(2, 0, 1)[None].astype(np.float32)  # (1, 3, 320, 320)
     saliency = session.run(None, {session.get_inputs()[0].name: batch})[0][0, 0]  # (320, 320)
     low, high = saliency.min(), saliency.max()
-    # Blank pictures reach .002 to .08, a single odd pixel .51, objects over .99: stretched, each would count.
-    mask = (saliency - low) / (high - low) if high > FOUND else saliency
+    # Blank pictures reach .002 to .08, a single odd pixel .51, most noise under .85, objects .98 and more:
+    # stretched, each would count.
+    mask = (saliency - low) / (high - low) if high > FOUND else np.zeros_like(saliency)
     return Image.fromarray((mask * 255).astype(np.uint8)).resize(image.size, Image.Resampling.LANCZOS)
 
 

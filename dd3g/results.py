@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dd3g.errors import UserError
+from dd3g.framing import check_how
 from dd3g.io.atomic import appearing
 from dd3g.io.formats import AXES as AXES
-from dd3g.io.formats import MESHES, SPLATS, check_format
+from dd3g.io.formats import MESHES, SPLATS, check_format, check_layout
 
 if TYPE_CHECKING:
     from dd3g.gaussians import Gaussians
@@ -63,29 +64,18 @@ class Request:
 
     def __post_init__(self) -> None:
         for format in self.formats:
-            check_format(format, self.axes, self.ply_layout, FORMATS)
+            check_format(format, self.axes, known=FORMATS)
+        check_layout(self.ply_layout, self.formats)
         if self.samples < 1:
             raise UserError(f"--samples must be at least 1, got {self.samples}")
         highest = SEEDS - self.samples
         if not 0 <= self.seed <= highest:
             raise UserError(f"--seed {self.seed} is out of range: give 0 to {highest}")
-        if not -80 <= self.elevation <= 80:
-            raise UserError(
-                f"--elevation {self.elevation:g} is out of range: give -80 to 80 degrees, 0 for a picture "
-                "taken from the side and 40 for one from well above"
-            )
+        check_how(self.elevation, self.fov, self.raw, self.refine, "--")
         if not 0.1 <= self.foreground_ratio <= 1:
             raise UserError(f"--foreground-ratio {self.foreground_ratio:g} is out of range: give 0.1 to 1")
         if self.stem is not None and self.samples > 1:
             raise UserError(f"-o names one file, and there are {self.samples} --samples: give a folder")
-        if not 1 <= self.fov <= 100:
-            raise UserError(f"--fov {self.fov:g} is out of range: give 1 to 100 degrees")
-        if not 0 <= self.refine < float("inf"):
-            raise UserError(f"--refine {self.refine:g} must be a number of seconds, 0 or more")
-        if self.raw and self.refine:
-            raise UserError(
-                "--refine fits the discs of a solid body, which --raw leaves out: give one of the two"
-            )
 
     def mask_of(self, picture: str) -> Path | None:
         """The mask that belongs to a picture, None where none was given.

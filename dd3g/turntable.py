@@ -33,7 +33,12 @@ def turntable(
         float, typer.Option(min=-89, max=89, help="Degrees from which the camera looks down.")
     ] = 10.0,
     distance: Annotated[float, typer.Option(min=0.1, max=100, help="Of the camera to the centre.")] = 1.5,
-    fps: Annotated[float, typer.Option(min=0.1, max=240, help="Pictures a second.")] = 24.0,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, max=240, help="Pictures a second; default: 24. Not for .png.", show_default=False
+        ),
+    ] = None,
     axes: Annotated[
         str | None, typer.Option(help=f"Of the file: {', '.join(AXES)}; default: what it says.")
     ] = None,
@@ -51,12 +56,15 @@ def turntable(
     from dd3g.io.turntable import check_movie, render_turntable, save_frames, save_turntable
 
     check_movie(target, transparent=colour is None)
+    single = target.suffix.lower() == ".png"
+    if fps is not None:
+        _check_rate(fps, target.suffix.lower())
     found = read(file, axes)
     mode = found.drawn_antialiased if antialiased is None else antialiased
     images = render_turntable(found.gaussians, frames, size, elevation, colour, mode, distance)
-    single = target.suffix.lower() == ".png"
     written = [
-        str(p) for p in (save_frames(images, target) if single else [save_turntable(images, target, fps)])
+        str(p)
+        for p in (save_frames(images, target) if single else [save_turntable(images, target, fps or 24)])
     ]
     if as_json:
         typer.echo(json.dumps({"input": str(file), "files": written, "frames": frames, "size": size}))
@@ -67,6 +75,13 @@ def turntable(
         typer.echo(f"for {target.suffix} install the extra 'video': pip install 'dd3g[video]'", err=True)
 
 
+def _check_rate(fps: float, suffix: str) -> None:
+    if suffix == ".png":
+        raise UserError("--fps is for videos and animations, and .png are pictures: leave it out")
+    if suffix == ".gif" and fps > 50:  # whole hundredths of a second, and browsers slow one down
+        raise UserError(f"a .gif shows at most 50 pictures a second, and --fps is {fps:g}: use .webp or .mp4")
+
+
 def _colour(name: str) -> tuple[float, ...] | None:
     """SRGB in 0..1 of a colour by name or #rrggbb; None is transparent."""
     from PIL import ImageColor
@@ -74,11 +89,14 @@ def _colour(name: str) -> tuple[float, ...] | None:
     if name == "transparent":
         return None
     try:
-        return tuple(value / 255 for value in ImageColor.getrgb(name)[:3])
+        red, green, blue, *alpha = ImageColor.getrgb(name)
     except ValueError as error:
         raise UserError(
             f"unknown colour {name!r}: give a name such as white, #rrggbb, or transparent"
         ) from error
+    if alpha and alpha[0] < 255:
+        raise UserError(f"the colour {name!r} is translucent: give #rrggbb, or transparent")
+    return red / 255, green / 255, blue / 255
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from dd3g.command import Json, run_command
+from dd3g.errors import UserError
 from dd3g.io.formats import AXES, SPLATS, check_format, format_of
 
 
@@ -29,6 +30,8 @@ def view(
 ) -> None:
     """Make a page that shows a splat file, and open it in the browser."""
     check_format(format_of(file), axes)
+    if output is not None and output.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"-o {output} is to be a page: give a name that ends in .html")
     from dd3g.io.splats import read
     from dd3g.io.viewer import save_viewer
 

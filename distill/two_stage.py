@@ -14,6 +14,7 @@ import torch
 
 from dd3g.cameras import ELEVATION, FOVY
 from dd3g.errors import UserError
+from dd3g.framing import check_how
 from dd3g.gaussians import Gaussians
 from dd3g.hub_models import HUB_MODELS
 from dd3g.pepd.perspective import seen_under
@@ -71,8 +72,9 @@ class TeacherAndLGM:
             (N,) Gaussians on LGM's device.
 
         Raises:
-            UserError: for `refine`, which fits a solid's discs.
+            UserError: for `refine`, which fits a solid's discs, or when the elevation or fov is out of range.
         """
+        check_how(elevation, fov, False, 0)
         if refine:
             raise UserError("--refine fits the discs of a solid body, and LGM gives none: leave it out")
         rgba = as_picture(picture, matte, mask).rgba

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 SPLATS = ("ply", "compressed.ply", "splat", "spz", "sog", "glb")
 MESHES = ("mesh.glb", "mesh.obj")
+TELLING = ("ply", "compressed.ply", "sog")  # those that say whether they are drawn with antialiasing
 AXES = ("opencv", "opengl", "zup")
 LAYOUTS = ("compact", "inria")  # of .ply: 14 columns, or the 62 of the first implementation
 
@@ -46,10 +47,8 @@ def format_of(path: str | Path) -> str:
     return max(known, key=len) if known else Path(name).suffix.removeprefix(".")
 
 
-def check_format(
-    format: str, axes: str | None = None, layout: str = "compact", known: tuple[str, ...] = SPLATS
-) -> None:
-    """Refuse a format that is not `known`, and axes or a layout that it cannot have.
+def check_format(format: str, axes: str | None = None, known: tuple[str, ...] = SPLATS) -> None:
+    """Refuse a format that is not `known`, and axes that it cannot have.
 
     Raises:
         UserError: names the wrong one and what would be right.
@@ -64,5 +63,31 @@ def check_format(
             f"a .{format} is y up by {why} and cannot have the axes {axes!r}: leave --axes out, or use one "
             f"of {', '.join(SPLATS[:-1])}"
         )
+
+
+def check_layout(layout: str, formats: tuple[str, ...]) -> None:
+    """Refuse an unknown layout, and one where no .ply is written.
+
+    Raises:
+        UserError: names what would be right.
+    """
     if layout not in LAYOUTS:
         raise UserError(f"unknown layout {layout!r} of .ply: use one of {', '.join(LAYOUTS)}")
+    if layout != "compact" and "ply" not in formats:
+        raise UserError(
+            f"the layout {layout!r} is one of .ply, and .{', .'.join(formats)} has none: leave it out, or "
+            "write a .ply"
+        )
+
+
+def check_drawing(antialiased: bool | None, format: str) -> None:
+    """Refuse to say how Gaussians are to be drawn where the format has no word for it.
+
+    Raises:
+        UserError: names the formats that have.
+    """
+    if antialiased is not None and format not in TELLING:
+        raise UserError(
+            f"a .{format} cannot say whether it is to be drawn with antialiasing: leave --antialiased and "
+            f"--classic out, or write a .{', .'.join(TELLING)}"
+        )

@@ -13,7 +13,7 @@ from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.io import compressed_ply, glb, packed, ply, sog
 from dd3g.io.atomic import replacing
-from dd3g.io.formats import AXES, SPLATS, Splats, check_format, format_of
+from dd3g.io.formats import AXES, SPLATS, Splats, check_format, check_layout, format_of
 from dd3g.quaternions import quaternion_multiply
 
 FORMATS = SPLATS
@@ -58,7 +58,8 @@ def save(
     """
     path = Path(path)
     format = format or format_of(path)
-    check_format(format, axes, layout)
+    check_format(format, axes)
+    check_layout(layout, (format,))
     with replacing(path) as partial:
         partial.write_bytes(encode(gaussians, format, axes, min_opacity, antialiased, layout))
     return path
@@ -121,7 +122,8 @@ def encode(
     Raises:
         UserError: on an unknown format, axes or layout, or when no Gaussian is left.
     """
-    check_format(format, axes, layout)
+    check_format(format, axes)
+    check_layout(layout, (format,))
     kept = gaussians.detach().to("cpu", torch.float32).pruned(min_opacity)
     if len(kept) == 0:
         raise UserError(

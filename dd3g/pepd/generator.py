@@ -15,6 +15,7 @@ from torch import Tensor
 from dd3g.cameras import ELEVATION, FOVY, RADIUS, Cameras
 from dd3g.device import find_device
 from dd3g.errors import UserError, first_line
+from dd3g.framing import check_how
 from dd3g.io.splats import Gaussians
 from dd3g.nn import PictureEncoder, correspond_rgba
 from dd3g.nn.checkpoint import Renamed, build, load_weights, read_config, save_folder
@@ -159,17 +160,17 @@ class Generator(Renamed):
             (N,) Gaussians on the generator's device.
 
         Raises:
-            ValueError: when the elevation does not lie strictly between -90 and 90.
-            UserError: when the picture cannot be read or shows nothing, the seed is no whole number, or fov
-                or refine is out of range.
+            UserError: when the picture cannot be read or shows nothing, the seed is no whole number, an
+                option is out of range, or there is no solid body to refine.
         """
         from dd3g.picture import as_picture
 
         seed = whole_seed(seed)
-        if not 1 <= fov <= 100:
-            raise UserError(f"the field of view {fov:g} is out of range: give 1 to 100 degrees")
-        if not 0 <= refine < float("inf"):
-            raise UserError(f"refine={refine:g} must be a number of seconds, 0 or more")
+        check_how(elevation, fov, raw, refine)
+        if refine and self.config.surface == "off":
+            raise UserError(
+                "refine fits the discs of a solid body, and this generator makes none: leave it out"
+            )
         rgba = as_picture(picture, matte, mask).rgba.float()
         device = self.type_embedding.device
         image = resize(rgba[None], self.config.size).to(device)

@@ -74,6 +74,14 @@ class Parameters(BaseModel, extra="forbid"):
             raise UserError(f"unknown format {self.format!r}: give one of {', '.join(FORMATS)}")
         if self.refine > MAX_REFINE:
             raise UserError(f"refine {self.refine:g} is out of range: give 0 to {MAX_REFINE:g} seconds")
+        if self.format == PAGE and (self.axes or self.ply_layout != "compact"):
+            raise UserError(
+                "axes and ply_layout are those of a splat file, and html is a page: leave them out"
+            )
+        if self.matte == "u2netp" and worker.matte == "none":
+            raise UserError(
+                "this server runs without matting models: leave matte out, or send a picture cut out"
+            )
         return Order(
             out=Path(),
             formats=FORMATS[:1] if self.format == PAGE else (self.format,),

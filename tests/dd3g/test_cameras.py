@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dd3g.cameras import ELEVATION, FOVY, RADIUS, Cameras
+from dd3g.errors import UserError
 
 
 def test_orbit_by_hand():
@@ -36,9 +37,9 @@ def test_orbit_is_rigid_and_looks_at_the_origin():
     assert torch.allclose(back, torch.eye(4).expand(22, 4, 4), atol=1e-5)
 
 
-@pytest.mark.parametrize("elevation", [90, -90])
+@pytest.mark.parametrize("elevation", [90, -90, 135, float("nan")])
 def test_orbit_refuses_the_poles(elevation):
-    with pytest.raises(ValueError, match="elevations"):
+    with pytest.raises(UserError, match=f"elevation {elevation} is out of range"):
         Cameras.orbit([0], elevation)
 
 

@@ -189,6 +189,38 @@ def testconnected_parts_against_brute_force():
             seen |= part
 
 
+# --- what a model found -------------------------------------------------------------------------------------
+
+
+def test_a_matte_that_is_none_shows_no_object(monkeypatch):
+    y, x = np.mgrid[:160, :160]
+    distance, rng = np.hypot(x - 80, y - 80), np.random.default_rng(0)
+    texture = np.where((x // 8 + y // 8) % 2, 220, 40).astype(np.uint8)
+    noise = rng.integers(0, 256, (160, 160, 3), np.uint8)
+    disc_of = np.where(distance < 40, 255, 0)
+    mattes = {  # matte, picture, whether there is an object
+        "disc": (disc_of, texture, True),
+        "soft disc": (np.clip(255 - 6 * (distance - 40), 0, 255), texture, True),
+        "on noise": (disc_of, np.where(distance < 40, texture, noise[..., 0]), True),
+        "flat with grain": (disc_of, np.clip(rng.normal(120, 8, (160, 160)), 0, 255), True),
+        "throughout": (np.full((160, 160), 255), texture, False),
+        "nearly throughout": (np.where((x < 1) | (y < 1), 0, 250), texture, False),
+        "haze": (np.clip(180 - 2 * distance, 30, 255), texture, False),
+        "of noise": (disc_of, noise, False),
+        "of grey noise": (disc_of, noise[..., 0], False),
+        "of black and white": (disc_of, np.where(noise[..., 0] > 127, 255, 0), False),
+    }
+    for name, (matte, pixels, found) in mattes.items():
+        given = Image.fromarray(matte.astype(np.uint8))
+        monkeypatch.setattr(dd3g.picture, "predict_matte", lambda image, model, given=given: given)
+        pixels = pixels.astype(np.uint8)
+        if found:
+            assert load_image(pixels).rgba[3].max() == 1, name
+        else:
+            with pytest.raises(UserError, match="no object was found"):
+                load_image(pixels)
+
+
 # --- warnings ----------------------------------------------------------------------------------------------
 
 

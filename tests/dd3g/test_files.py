@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from dd3g.__main__ import main
+from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.io import splats
-from dd3g.io.formats import SPLATS, check_format, format_of
+from dd3g.io.formats import SPLATS, check_format, check_layout, format_of
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +59,7 @@ def test_names_end_in_formats():
     names |= {"x/y.sog": "sog", "compressed.ply": "ply", "a.obj": "obj", "a": ""}
     assert {name: format_of(name) for name in names} == names
     for format in SPLATS:
-        check_format(format, "opengl", "inria")
+        check_format(format, "opengl")
 
 
 @pytest.mark.parametrize("source", SPLATS)
@@ -93,6 +94,39 @@ def test_what_convert_refuses(lamp, capsys):
     assert "bad.sog is not a .sog file that can be read" in refused(capsys, "convert", "bad.sog", "x.ply")
     assert "unknown layout 'x' of .ply" in refused(capsys, "convert", lamp, "x.ply", "--ply-layout", "x")
     assert sorted(p.name for p in lamp.parent.resolve().iterdir()) == ["bad.sog", "lamp.ply"]
+
+
+@pytest.mark.parametrize("format", ["spz", "splat", "glb", "mesh.glb", "mesh.obj"])
+@pytest.mark.parametrize("how", ["--antialiased", "--classic"])
+def test_formats_that_cannot_say_how_they_are_drawn(lamp, capsys, format, how):
+    assert f"a .{format} cannot say whether" in refused(capsys, "convert", lamp, f"x.{format}", how)
+
+
+@pytest.mark.parametrize("format", ["compressed.ply", "sog", "spz", "mesh.obj"])
+def test_the_layout_is_that_of_a_ply(lamp, capsys, format):
+    words = "convert", lamp, f"x.{format}", "--ply-layout", "inria"
+    assert f"is one of .ply, and .{format} has none" in refused(capsys, *words)
+    with pytest.raises(UserError, match="is one of .ply"):
+        check_layout("inria", (format,))
+
+
+@pytest.mark.parametrize("format", ["spz", "splat", "glb"])
+def test_what_is_lost_about_drawing_is_said(capsys, format):
+    splats.save(cluster(), "a.ply", antialiased=False)
+    (warning,) = told(capsys, "convert", "a.ply", f"x.{format}")["warnings"]
+    assert warning == f"a.ply is to be drawn without antialiasing, which a .{format} cannot say"
+
+
+def test_what_view_and_turntable_refuse(lamp, capsys):
+    for words, message in {
+        ("view", lamp, "-o", "x.ply"): "-o x.ply is to be a page: give a name that ends in .html",
+        ("turntable", lamp, "-o", "x.png", "--fps", 12): "--fps is for videos and animations",
+        ("turntable", lamp, "-o", "x.gif", "--fps", 60): "a .gif shows at most 50 pictures a second",
+        ("turntable", lamp, "-o", "x.gif", "--background", "#10203080"): "'#10203080' is translucent",
+        ("turntable", lamp, "-o", "x.mp4", "--background", "transparent"): ".mp4 has no transparency",
+    }.items():
+        assert message in refused(capsys, *words)
+    assert [p.name for p in lamp.parent.resolve().iterdir()] == ["lamp.ply"]
 
 
 def test_convert_keeps_the_faint_and_passes_on_how_to_draw(capsys):

@@ -246,6 +246,8 @@ def test_how_the_object_is_made_reaches_the_generator(here, stub, monkeypatch):
         (("--refine", -1), "--refine -1 must be a number of seconds"),
         (("--refine", "inf"), "--refine inf must be a number of seconds"),
         (("--raw", "--refine", 1), "which --raw leaves out"),
+        (("--ply-layout", "inria", "--format", "spz"), "is one of .ply, and .spz has none"),
+        (("--ply-layout", "inria", "-o", "a.mesh.glb"), "is one of .ply, and .mesh.glb has none"),
     ],
 )
 def test_wrong_ways_to_make_it_are_said(here, stub, options, message):

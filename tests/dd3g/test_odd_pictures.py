@@ -69,3 +69,19 @@ def test_blank_pictures_show_no_object_whatever_their_format(here, tiny):
     report = json.loads(run("in", "--weights", tiny, "--json", code=1).stdout)
     assert report["pictures"] == [] and len(report["failed"]) == 24
     assert all("no object was found in" in f["error"] for f in report["failed"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(model_path("u2netp") is None, reason="u2netp is not fetched")
+def test_noise_shows_no_object(here, tiny):
+    (here / "in").mkdir()
+    rng = np.random.default_rng(0)
+    for size in ((256, 256), (150, 300), (330, 340)):
+        noise = rng.integers(0, 256, (*size, 3), np.uint8)
+        kinds = {"uniform": noise, "grey": noise[..., 0], "bits": np.where(noise[..., 0] > 127, 255, 0)}
+        kinds["normal"] = rng.normal(128, 60, (*size, 3)).clip(0, 255)
+        for name, pixels in kinds.items():
+            Image.fromarray(pixels.astype(np.uint8)).save(here / "in" / f"{name} {size[1]}.png")
+    report = json.loads(run("in", "--weights", tiny, "--json", code=1).stdout)
+    assert report["pictures"] == [] and len(report["failed"]) == 12
+    assert all("no object was found in" in f["error"] for f in report["failed"])

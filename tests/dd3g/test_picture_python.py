@@ -206,8 +206,19 @@ def test_the_names_of_the_package_are_shown():
         ({"fov": 0}, "field of view 0"),
         ({"fov": np.nan}, "field of view nan"),
         ({"refine": np.nan}, "refine=nan"),
+        ({"elevation": 95}, "elevation 95 is out of range: give -80 to 80"),
+        ({"elevation": -80.5}, "elevation -80.5 is out of range"),
+        ({"elevation": float("nan")}, "elevation nan is out of range"),
+        ({"elevation": float("inf")}, "elevation inf is out of range"),
+        ({"raw": True, "refine": 1}, "refine fits the discs of a solid body, which raw leaves out"),
     ],
 )
 def test_options_out_of_range(how, match):
     with pytest.raises(UserError, match=match):
         Generator.from_pretrained("nano").generate(Image.new("RGB", (32, 32)), **how)
+
+
+def test_nothing_is_refined_where_there_is_no_body():
+    generator = Generator(GeneratorConfig(width=16, depth=1, heads=1, surface="off"))
+    with pytest.raises(UserError, match="this generator makes none"):
+        generator.generate(disc(), refine=1)

@@ -168,6 +168,22 @@ def test_wrong_parameters_are_400(serve, gate, name):
     assert gate.calls == []
 
 
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"format": "html", "axes": "zup"}, "axes and ply_layout are those of a splat file"),
+        ({"format": "html", "ply_layout": "inria"}, "axes and ply_layout are those of a splat file"),
+        ({"format": "sog", "ply_layout": "inria"}, "the layout 'inria' is one of .ply, and .sog has none"),
+        ({"format": "glb", "axes": "opencv"}, "a .glb is y up by its standard"),
+        ({"raw": True, "refine": 1}, "refine fits the discs of a solid body, which raw leaves out"),
+    ],
+)
+def test_parameters_that_would_be_ignored_are_400(serve, gate, how, message):
+    answer = serve(post(picture(), **how))
+    assert answer.status_code == 400 and answer.json()["error"].startswith(message)
+    assert gate.calls == []
+
+
 def shown_nothing():
     file = io.BytesIO()
     Image.new("RGBA", (32, 32)).save(file, "PNG")
