@@ -137,7 +137,10 @@ def _decoder(data: bytes, name: str) -> Image.Image:
                 "it as JPEG"
             ) from e
         register_heif_opener()
-        return Image.open(io.BytesIO(data), formats=("HEIF",))
+        try:
+            return Image.open(io.BytesIO(data), formats=("HEIF",))
+        except Image.UnidentifiedImageError as e:
+            raise UserError(_damaged(name, "its head is broken, or its end is missing")) from e
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
@@ -146,11 +149,34 @@ def _decoder(data: bytes, name: str) -> Image.Image:
         return JpegImagePlugin.JpegImageFile(io.BytesIO(data))  # which asks nothing about the size
     except Image.UnidentifiedImageError as e:
         if CUT.match(data):
+            if _has_tags(data):
+                raise UserError(
+                    f"{name} is a kind of TIFF that is not read, such as a camera's raw file: save it as PNG "
+                    "or JPEG"
+                ) from e
             raise UserError(_damaged(name, "its end is missing")) from e
         for start, kind in FOREIGN.items():
             if re.match(start, data[:2000], re.IGNORECASE | re.DOTALL):
                 raise UserError(f"{name} is {kind}") from e
         raise
+
+
+def _has_tags(data: bytes) -> bool:
+    """Whether a TIFF's first directory and the pixels that it places lie within the file."""
+    order = {b"II": "little", b"MM": "big"}.get(data[:2])
+    if order is None or data[2:4] not in (b"*\0", b"\0*"):
+        return False
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(data[at : at + size], order)  # type: ignore[arg-type]
+
+    start = number(4, 4)
+    end = start + 2 + 12 * number(start, 2)
+    if not 8 <= start < end <= len(data):
+        return False
+    tags = {number(at, 2): (number(at + 4, 4), number(at + 8, 4)) for at in range(start + 2, end, 12)}
+    (strips, place), (_, size) = tags.get(273, (0, 0)), tags.get(279, (0, 0))
+    return strips != 1 or place + size <= len(data)
 
 
 def _what_is_wrong(error: Exception, name: str) -> str:
@@ -275,12 +301,16 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     deep = np.asarray(image)  # (H, W)
     if image.mode == "F":
         # Floats have no range here: they are read as 0..1 where they can be, else as 0..255.
+        if np.isfinite(deep).all() and not -1 < deep.min() <= deep.max() < 256:
+            raise UserError(_too_deep(deep, name))
         large = np.isfinite(deep).all() and deep.max() > 1.1
         grey = _bytes_of(np.rint(deep).astype(int) if large else deep, name)
-    elif image.mode == "I" and deep.max() < 256:  # made by convert("I"): as 16 bits it would be black
+    elif (
+        image.mode == "I" and 0 <= deep.min() <= deep.max() < 256
+    ):  # made by convert("I"): as 16 bits it would be black
         grey = _bytes_of(deep, name)
     elif deep.min() < 0 or deep.max() > 65535:
-        raise UserError(f"{name} holds values from {deep.min()} to {deep.max()}: save it with 8 or 16 bits")
+        raise UserError(_too_deep(deep, name))
     else:
         grey = (deep.astype(np.int64) >> 8).astype(np.uint8)
     clear = image.info.get("transparency")  # a grey level
@@ -289,6 +319,18 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     if clear is not None:
         result.putalpha(Image.fromarray(np.where(deep == clear, 0, 255).astype(np.uint8)))
     return result
+
+
+def _too_deep(values: np.ndarray, name: str) -> str:
+    return f"{name} holds values from {values.min():.6g} to {values.max():.6g}: save it with 8 or 16 bits"
+
+
+def _is_srgb(profile: ImageCms.ImageCmsProfile) -> bool:
+    """Whether a profile changes no colour by more than rounding does; names tell nothing: "linear sRGB"."""
+    steps = np.linspace(0, 255, 9).astype(np.uint8)
+    cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(27, 27, 3)
+    turned: Any = ImageCms.profileToProfile(Image.fromarray(cube), profile, ImageCms.createProfile("sRGB"))
+    return bool(np.abs(np.asarray(turned).astype(int) - cube).max() <= 3)
 
 
 def _in_srgb(image: Image.Image) -> Image.Image:
@@ -300,7 +342,9 @@ def _in_srgb(image: Image.Image) -> Image.Image:
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
         space = profile.profile.xcolor_space.strip()
-        if space == "RGB" and image.mode != "CMYK" and "sRGB" not in ImageCms.getProfileDescription(profile):
+        if space == "RGB" and image.mode != "CMYK":
+            if _is_srgb(profile):
+                return rgba
             given = rgba.convert("RGB")
         elif (space, image.mode) in (("CMYK", "CMYK"), ("GRAY", "L")):
             given = image

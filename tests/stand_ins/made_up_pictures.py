@@ -59,3 +59,7 @@ def matrix_profile(primaries: tuple[tuple[float, float, float], ...], gamma: flo
 DISPLAY_P3 = matrix_profile(
     ((0.51512, 0.2412, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571, 0.06657, 0.78407)), 2.2
 )
+# Linear light, whose makers call it sRGB all the same.
+LINEAR = matrix_profile(
+    ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.7141)), 1.0
+).replace(b"wide\0", b"sRGB\0")

@@ -15,9 +15,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 if __package__ or __name__ != "__main__":
-    from stand_ins.made_up_pictures import DISPLAY_P3, disc
+    from stand_ins.made_up_pictures import DISPLAY_P3, LINEAR, disc
 else:
-    from made_up_pictures import DISPLAY_P3, disc
+    from made_up_pictures import DISPLAY_P3, LINEAR, disc
 
 RED, GREY = (200, 80, 40), (111, 111, 111)
 Expected = tuple[int, int, int] | str  # the colour in the middle of the matte, or a part of the message
@@ -203,6 +203,7 @@ def metadata() -> Odd:
         ("avif", "AVIF"),
     ):
         odd[f"icc p3.{suffix}"] = encoded(wide, format, icc_profile=DISPLAY_P3), (8, 200, 0)
+        odd[f"icc linear.{suffix}"] = encoded(wide, format, icc_profile=LINEAR), (162, 227, 133)
         odd[f"icc cut.{suffix}"] = encoded(red, format, icc_profile=DISPLAY_P3[:150]), RED
     for name, text, zip in (
         ("long", "x" * 3_000_000, False),
@@ -215,6 +216,50 @@ def metadata() -> Odd:
     odd["comment.jpg"] = encoded(red, "JPEG", comment=b"c" * 60_000), RED
     odd["dpi of nothing.jpg"] = encoded(red, "JPEG", dpi=(0, 0)), RED
     return odd
+
+
+def tiff(
+    bits: int, format: int, values: bytes, *, samples: int = 1, kind: int = 1, packing: int = 1
+) -> bytes:
+    """A TIFF of one strip, 48x32 pixels, of a kind that Pillow would not write."""
+    longs = {256: 48, 257: 32, 273: 0, 278: 32, 279: len(values)}
+    shorts = {258: bits, 259: packing, 262: kind, 277: samples, 339: format}
+    tags = sorted({**longs, **shorts})
+    start = 10 + 12 * len(tags) + 4
+    more = {258: bits, 339: format} if samples == 3 else {}
+    longs[273] = start + 8 * len(more)
+    rows, behind = b"", b""
+    for tag in tags:
+        if tag in more:
+            rows += struct.pack("<HHII", tag, 3, 3, start + len(behind))
+            behind += struct.pack("<4H", *[more[tag]] * 3, 0)
+        elif tag in longs:
+            rows += struct.pack("<HHII", tag, 4, 1, longs[tag])
+        else:
+            rows += struct.pack("<HHIHH", tag, 3, 1, shorts[tag], 0)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + rows + bytes(4) + behind + values
+
+
+def tiffs() -> Odd:
+    """Numbers of any size in TIFFs; and those that no reader here knows, which are not damaged."""
+    grey, red = np.full((32, 48), 111 / 255), np.full((32, 48, 3), np.array(RED) / 255)
+    colour = {"samples": 3, "kind": 2}
+    strange = "is a kind of TIFF that is not read, such as a camera's raw file"
+    deep = np.rint(red * 65535).astype("<u2").tobytes()
+    return {
+        "tiff 16 bit colour.tif": (tiff(16, 1, deep, **colour), RED),
+        "tiff white is 0.tif": (tiff(8, 1, np.rint(255 - 255 * grey).astype("u1").tobytes(), kind=0), GREY),
+        "tiff float colour.tif": (tiff(32, 3, red.astype("<f4").tobytes(), **colour), strange),
+        "tiff half colour.tif": (tiff(16, 3, red.astype("<f2").tobytes(), **colour), strange),
+        "tiff double.tif": (tiff(64, 3, grey.astype("<f8").tobytes()), strange),
+        "tiff raw.tif": (tiff(14, 1, bytes(32 * 48 * 2), kind=32803), strange),
+        "tiff packed.tif": (tiff(8, 1, bytes(99), packing=34892), strange),
+        "tiff 32 bit.tif": (tiff(32, 1, np.full((32, 48), 3_000_000_000, "<u4").tobytes()), "8 or 16 bits"),
+        "tiff float cut.tif": (
+            tiff(32, 3, red.astype("<f4").tobytes(), **colour)[:-900],
+            "its end is missing",
+        ),
+    }
 
 
 def damage() -> Odd:
@@ -286,7 +331,7 @@ def names() -> Odd:
     return odd
 
 
-KINDS: tuple[Callable[[], Odd], ...] = (formats, alphas, sizes, metadata, damage, names)
+KINDS: tuple[Callable[[], Odd], ...] = (formats, tiffs, alphas, sizes, metadata, damage, names)
 
 
 def make(folder: Path) -> dict[str, Expected]:
