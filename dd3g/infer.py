@@ -31,7 +31,8 @@ from dd3g.results import AXES, FORMATS, Request, are_there, write_results
 DEFAULT_WEIGHTS = "nano"
 MANY = 16  # passes for which it pays to warm a GPU up
 # Names that mean a file, so that `-o lamp.obj` makes no folder of that name.
-FILES = (*SUFFIXES, ".obj", ".gltf", ".stl", ".fbx", ".usdz", ".html", ".mp4", ".webm", ".json", ".zip")
+FILES = (*SUFFIXES, *".obj .gltf .stl .fbx .usdz .usd .usda .usdc .dae .3mf .ksplat .splatv .npz".split())
+FILES = (*FILES, *".html .mp4 .webm .json .zip .txt".split())
 TWO_STAGE = "distill.two_stage"  # of a higher floor, so it is only named
 
 
@@ -119,7 +120,13 @@ def run(
 def _place(output: Path, formats: str | None) -> tuple[Path, str | None, tuple[str, ...]]:
     """What -o and --format say: the folder, the stem of the one file that -o names, and the formats."""
     given = None if formats is None else [f.strip().lower().lstrip(".") for f in formats.split(",")]
+    if str(output) == "-":
+        raise UserError("-o -: results are not written to standard output; name a file or a folder")
     name = "" if output.is_dir() else output.name
+    if name.lstrip(".") in FORMATS and name.startswith("."):
+        raise UserError(
+            f"-o {output} is a suffix without a name: give a file such as lamp{name}, or a folder"
+        )
     suffixes = sorted((f for f in FORMATS if name.lower().endswith(f".{f}") and name[: -len(f) - 1]), key=len)
     if not suffixes:
         if Path(name).suffix.lower() in FILES:

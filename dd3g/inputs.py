@@ -36,6 +36,8 @@ class Input:
     def source(self) -> Any:
         """What `dd3g.picture.load_image` reads."""
         if self.name == STDIN:
+            if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+                raise UserError("nothing is piped in: `dd3g infer - < photo.jpg`, or give a picture's path")
             return sys.stdin.buffer
         return self.name if ADDRESS.match(self.name) else Path(self.name)
 
@@ -63,13 +65,18 @@ def find_pictures(inputs: list[str], recursive: bool = False) -> Inputs:
         recursive: look into folders below folders too; results lie in folders of the same names.
 
     Raises:
-        UserError: when the only input is a folder without pictures, or one that cannot be read.
+        UserError: when the only input is a folder without pictures, or one that cannot be read, or neither a
+            path nor an address.
     """
     listed = Inputs()
     places: dict[str, Path] = {}  # name -> where its results would go if no other had the same place
     for word in inputs:
         if word == STDIN:
             places[word] = Path("stdin")
+        elif wrong := _no_path(word):
+            if len(inputs) == 1:
+                raise UserError(wrong)
+            listed.failed.append({"picture": word, "error": wrong})
         elif ADDRESS.match(word):
             parts = urlsplit(word)
             last = unquote(parts.path).rstrip("/").rpartition("/")[2] or parts.hostname or "picture"
@@ -92,6 +99,19 @@ def find_pictures(inputs: list[str], recursive: bool = False) -> Inputs:
             places.setdefault(str(Path(word)), Path(Path(word).name))
     listed.found = [Input(name, stem) for name, stem in zip(places, _stems([*places.values()]), strict=True)]
     return listed
+
+
+def _no_path(word: str) -> str:
+    """Why a word names no picture; empty where it may name one."""
+    if not word.strip():
+        return "an empty word names no picture: a variable of the shell may be unset"
+    scheme = re.match(r"(\w[\w+.-]+)://|(data):", word)
+    if scheme and not ADDRESS.match(word) and not os.path.exists(word):
+        kind = scheme[1] or scheme[2]
+        return (
+            f"{word[:100]}: addresses of the kind {kind} are not read: give one of http or https, or a path"
+        )
+    return ""
 
 
 def _listed(folder: Path, recursive: bool) -> Iterator[tuple[Path, str]]:

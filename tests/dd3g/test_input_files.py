@@ -98,6 +98,47 @@ def test_skip_existing_makes_only_what_is_missing(here, stub):
     assert len(json.loads(run(*again, "--viewer").stdout)["pictures"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("file:///tmp/a.png",),
+            "file:///tmp/a.png: addresses of the kind file are not read: give one of http",
+        ),
+        (("ftp://host/a.png",), "addresses of the kind ftp are not read"),
+        (("data:image/png;base64,iVBOR",), "addresses of the kind data are not read"),
+        (("",), "an empty word names no picture"),
+        (("a.png", "-o", "-"), "-o -: results are not written to standard output"),
+        (("a.png", "-o", "lamp.ksplat"), "-o lamp.ksplat ends like a file that is not written"),
+        (("a.png", "-o", "lamp.usdz"), "-o lamp.usdz ends like a file that is not written"),
+        (("a.png", "-o", "made/.ply"), "-o made/.ply is a suffix without a name"),
+    ],
+)
+def test_words_that_are_neither_picture_nor_place(here, stub, words, message):
+    picture("a.png")
+    fails(*words, match=message)
+
+
+def test_an_address_of_another_kind_loses_no_other_picture(here, stub):
+    picture("a.png")
+    report = json.loads(run("a.png", "s3://bucket/b.png", "", "--json", code=1).stdout)
+    assert [f["picture"] for f in report["failed"]] == ["s3://bucket/b.png", ""]
+    assert [p["picture"] for p in report["pictures"]] == ["a.png"]
+
+
+@pytest.mark.parametrize("stream", [None, "terminal"])
+def test_nothing_piped_in(here, stub, monkeypatch, stream):
+    class Terminal:
+        closed = False
+
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("dd3g.inputs.sys", type("sys", (), {"stdin": stream and Terminal()}))
+    with pytest.raises(UserError, match="nothing is piped in"):
+        find_pictures(["-"]).found[0].source  # noqa: B018
+
+
 def test_o_names_the_one_file(here, stub):
     assert run(picture("chair.png"), "-o", "made/lamp.ply").stdout.startswith(
         "wrote made/lamp.ply, made/lamp.matte"

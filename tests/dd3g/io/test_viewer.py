@@ -220,6 +220,23 @@ def test_the_keys_are_explained(page, file):
     assert len(labels) == 6 and all(labels)
 
 
+def test_the_hint_is_one_whole_line_in_windows_of_any_width(page, file):
+    page.open(file, "#spin=0")
+    for width in (200, 270, 320, 375, 560, 700, 821, 900, 1024, 1101, 1280, 1920):
+        size = {"width": width, "height": 700, "deviceScaleFactor": 1, "mobile": False}
+        page.call("Emulation.setDeviceMetricsOverride", **size)
+        tall, cut, behind = page.eval(
+            "(() => { const hint = byId('hint'), box = hint.getBoundingClientRect(); return [box.height, "
+            "hint.scrollWidth - hint.clientWidth, [...document.querySelectorAll('nav button')].some((b) => {"
+            "const a = b.getBoundingClientRect(); return a.left < box.right && a.right > box.left && "
+            "a.top < box.bottom && a.bottom > box.top; })]; })()"
+        )
+        assert tall < 25 and not behind and (cut <= 0 or width < 250), width
+    text = page.eval("byId('hint').textContent")
+    assert text.startswith("Drag to turn, scroll or pinch to zoom") and text.endswith(". ? shows the keys")
+    page.call("Emulation.setDeviceMetricsOverride", **(size | {"width": SIZE, "height": SIZE}))
+
+
 def test_full_screen(page, file):
     page.open(file, "#spin=0")
     page.eval("page.requestFullscreen = () => { page.dataset.full = 'yes'; }")
