@@ -117,7 +117,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     """
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+)\s*[xX,]\s*(\d+)", text.strip())
+    found = re.fullmatch(r"(\d+)\s*[xX×,]\s*(\d+)", text.strip())
     if found is None or not (int(found[1]) and int(found[2])):
         raise UserError(f"--size {text} is no size: give WIDTHxHEIGHT in pixels, e.g. 1920x1080")
     return int(found[1]), int(found[2])

@@ -84,7 +84,7 @@ def load_h36m(
                 K = intrinsics(*lens["focal_length"], *lens["center"])
                 if undistort:
                     k1, k2, k3 = lens["radial_distortion"]
-                    seen = undistorted(seen, K, torch.tensor([k1, k2, *lens["tangential_distortion"], k3]))
+                    seen, _ = undistorted(seen, K, torch.tensor([k1, k2, *lens["tangential_distortion"], k3]))
                 recording = record(
                     _to_camera(points, station), seen, K, (lens["res_w"], lens["res_h"]),
                     subject, re.sub(r" \d+$", "", action), lens["id"],

@@ -32,10 +32,17 @@ def intrinsics(
         K (3, 3) in px with the principal point at the centre; "flag", "exif" or "default".
 
     Raises:
-        UserError: when the focal length is not positive and finite.
+        UserError: a focal length that is not positive, or that no lens has.
     """
     width, height = size
     source = "flag"
+    if focal is not None and not (math.isfinite(focal) and focal > 0):
+        raise UserError(f"the focal length must be positive, got {focal:g}: give it in pixels")
+    if focal is not None and not LENSES[0] <= focal / math.hypot(width, height) <= LENSES[1]:
+        raise UserError(
+            f"a focal length of {focal:g} is none of a picture of {width} x {height} pixels: give it in "
+            "pixels of that picture, and not in millimetres"
+        )
     if focal is None:
         focal = _exif_focal(picture, size) if picture is not None else None
         if focal is not None and not LENSES[0] <= focal / math.hypot(width, height) <= LENSES[1]:
@@ -43,8 +50,6 @@ def intrinsics(
         source = "exif"
     if focal is None:
         focal, source = math.hypot(width, height), "default"
-    if not (math.isfinite(focal) and focal > 0):
-        raise UserError(f"the focal length must be positive, got {focal:g}: give it in pixels")
     return torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]), source
 
 
@@ -56,7 +61,7 @@ def check_camera(K: Tensor, size: tuple[int, int]) -> None:
     """
     diagonal = math.hypot(*size)
     focal, centre = K[0, 0].item(), (K[0, 2].item(), K[1, 2].item())
-    inside = all(-side <= c <= 2 * side for c, side in zip(centre, size, strict=True))
+    inside = all(-side / 2 <= c <= 1.5 * side for c, side in zip(centre, size, strict=True))
     if not LENSES[0] <= focal / diagonal <= LENSES[1] or not inside:
         raise UserError(
             f"K with focal length {focal:g} and centre ({centre[0]:g}, {centre[1]:g}) is none of a picture "
@@ -84,7 +89,7 @@ def _exif_focal(picture: Image.Image, size: tuple[int, int]) -> float | None:
     return None
 
 
-def undistorted(pixels: Tensor, K: Tensor, distortion: Tensor, steps: int = 8) -> Tensor:
+def undistorted(pixels: Tensor, K: Tensor, distortion: Tensor, steps: int = 30) -> tuple[Tensor, Tensor]:
     """Where a pinhole camera would see what a lens shows at some pixels, by fixed-point steps (Brown 1966).
 
     Args:
@@ -92,17 +97,29 @@ def undistorted(pixels: Tensor, K: Tensor, distortion: Tensor, steps: int = 8) -
         K: (3, 3) pixels.
         distortion: (4 to 8,) k1, k2, p1, p2, then k3, then k4, k5, k6, as OpenCV orders them.
         steps: of the iteration.
+
+    Returns:
+        pixels (..., 2), and how far (...) in px the lens would show these from where it did: much where the
+        steps found nothing, since a lens of such coefficients shows nothing there.
     """
     k1, k2, p1, p2, k3, k4, k5, k6 = torch.nn.functional.pad(distortion, (0, 8 - len(distortion))).to(pixels)
     focal, centre = torch.stack([K[0, 0], K[1, 1]]), K[:2, 2]
     seen = (pixels - centre) / focal
     seen = seen - torch.stack([K[0, 1] / K[0, 0] * seen[..., 1], torch.zeros_like(seen[..., 1])], -1)
     p = torch.stack([p2, p1])
-    x = seen
-    for _ in range(steps):
+
+    def bent(x: Tensor) -> tuple[Tensor, Tensor]:
+        """The lens as x * factor + shift."""
         r2 = x.square().sum(-1, keepdim=True)
         radial = (1 + r2 * (k1 + r2 * (k2 + r2 * k3))) / (1 + r2 * (k4 + r2 * (k5 + r2 * k6)))
         # 2 p1 x y + p2 (r^2 + 2 x^2) is r^2 p2 + 2 x (p1 y + p2 x), and likewise for y.
-        x = (seen - r2 * p) / (radial + 2 * (x * p).sum(-1, keepdim=True))
+        return radial + 2 * (x * p).sum(-1, keepdim=True), r2 * p
+
+    x = seen
+    for _ in range(steps):
+        factor, shift = bent(x)
+        x = (seen - shift) / factor
+    factor, shift = bent(x)
+    away = ((x * factor + shift - seen) * focal).norm(dim=-1)
     x = x + torch.stack([K[0, 1] / K[0, 0] * x[..., 1], torch.zeros_like(x[..., 1])], -1)
-    return x * focal + centre
+    return x * focal + centre, away

@@ -20,6 +20,7 @@ from dd3g.pose.detection.keypoint_files import read_file, read_folder
 MIN_JOINTS = 4
 FARTHEST = 1e6  # px that a keypoint may lie from the picture's corner; NaN is farther
 NEAREST = 2.0  # px; with all keypoints this near to the corner they are no pixels but shares of the picture
+POINT = 0.1  # px; someone as small is none
 SURE = 1.1  # detectors that regress their confidence overshoot 1 by a little
 
 
@@ -207,7 +208,7 @@ def checked(
         UserError: see `read_keypoints`.
     """
     xy, trust = _points(points, confidence)
-    layout = str(layout) if layout else _layout_of(xy.shape[1])
+    layout = str(layout).lower() if layout else _layout_of(xy.shape[1])
     camera = None if K is None else _camera(K)
     if layout in WHOLE_BODY:
         if len(whole := WHOLE_BODY[layout]) > xy.shape[1]:
@@ -215,7 +216,12 @@ def checked(
         xy, trust, layout = xy[:, : len(whole)], trust[:, : len(whole)], whole.name
     _check_units(xy, trust)
     if distortion is not None:
-        xy = undistorted(xy, *_lens(camera, distortion))
+        xy, away = undistorted(xy, *_lens(camera, distortion))
+        if not (away[trust > 0] < NEAREST).all():
+            raise UserError(
+                "'distortion' has coefficients of no lens that shows these keypoints: give k1, k2, p1, p2 "
+                "and so on as OpenCV has them"
+            )
     canonical, seen = to_h36m(xy, trust, layout)
     broken = (~(xy.abs() < FARTHEST).all(-1) & (trust > 0)).nonzero()
     if len(broken):
@@ -236,6 +242,10 @@ def checked(
     ]
     if not keep.any():
         raise TooFewJointsError(f"{few[0]}: give at least {MIN_JOINTS}")
+    low, high = (torch.where(seen[..., None] > 0, canonical, s * torch.inf) for s in (1, -1))
+    extent = (high.amax(1) - low.amin(1)).amax(-1)  # (P,)
+    if (extent[keep] < POINT).all():
+        raise UserError("all joints of a person lie at one point: give them where they are in the picture")
     return Keypoints(
         canonical[keep],
         seen[keep],
@@ -300,6 +310,8 @@ def _check_units(xy: Tensor, confidence: Tensor) -> None:
 def _lens(K: Tensor | None, distortion: Any) -> tuple[Tensor, Tensor]:
     """K and 4 to 8 coefficients."""
     found = _numbers(distortion, "distortion").flatten()
+    if len(found) > 8 and not found[8:].any():  # OpenCV's 12 and 14 also have prisms and tilted sensors
+        found = found[:8]
     if K is None:
         raise UserError("'distortion' needs 'K', the camera matrix that it was measured with")
     if not 4 <= len(found) <= 8 or not found.isfinite().all():
@@ -355,6 +367,7 @@ def _size(values: Any) -> tuple[int, int]:
 
 def _camera(values: Any) -> Tensor:
     K = _numbers(values, "K")
+    K = K.reshape(3, 3) if K.numel() == 9 else K
     if K.shape != (3, 3) or not torch.isfinite(K).all():
         raise UserError(f"K must be 3 x 3 finite numbers, got {K.tolist()}")
     if K[0, 0] <= 0 or K[1, 1] <= 0:

@@ -122,6 +122,7 @@ def detect(
         K, source = keypoints.K, "file"
     else:
         K, source = intrinsics(size, focal, picture)
+    _check_inside(keypoints, size)
     rows = (_from_file(keypoints, i, size, K, source, threshold) for i in range(len(keypoints.points)))
     people = [person for person in rows if person is not None]
     if not people:
@@ -129,6 +130,25 @@ def detect(
             f"nobody has {MIN_JOINTS} joints with a confidence of {threshold:g} or more: lower --confidence"
         )
     return people
+
+
+def _check_inside(keypoints: Keypoints, size: tuple[int, int]) -> None:
+    """Refuse keypoints of another picture; people who walk out of one are at most as far away as it is large.
+
+    Raises:
+        UserError: everyone is farther outside.
+    """
+    shares = keypoints.points / torch.tensor(size)
+    middles = torch.stack(
+        [p[c > 0].median(0).values for p, c in zip(shares, keypoints.confidence, strict=True)]
+    )
+    outside = ((middles < -1) | (middles > 2)).any(-1)
+    if outside.all():
+        x, y = (middles[0] * torch.tensor(size)).tolist()
+        raise UserError(
+            f"its keypoints lie about ({x:.0f}, {y:.0f}), far outside of a picture of {size[0]} x {size[1]} "
+            "pixels: give that picture's size, and pixels"
+        )
 
 
 def _from_file(

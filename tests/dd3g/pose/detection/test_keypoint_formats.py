@@ -519,3 +519,46 @@ def test_frames_in_npz_may_have_tracks(tmp_path):
     np.savez(tmp_path / "a.npz", keypoints=frames, layout="coco-17", tracks=[[4, 9], [9, 4], [4, 9]])
     content = read_file(tmp_path / "a.npz")
     assert content.video and [p.track for p in content.pictures[1].people] == [9, 4]
+
+
+@pytest.mark.parametrize(
+    ("points", "size", "message"),
+    [
+        (POINTS, (64, 48), r"far outside of a picture of 64 x 48 pixels"),
+        (100 * POINTS, (640, 480), r"far outside of a picture of 640 x 480 pixels"),
+        (POINTS + 90_000, (640, 480), r"lie about \(9\d+, 9\d+\), far outside"),
+    ],
+)
+def test_keypoints_of_another_picture_are_refused(tmp_path, points, size, message):
+    keypoints = read_keypoints(write(tmp_path / "a.json", [instance(keypoints=points.tolist())]))
+    with pytest.raises(UserError, match=message):
+        detect(None, keypoints, size=size)
+
+
+def test_people_half_out_of_the_picture_are_not_refused(tmp_path):
+    for shift in (-500, 400):
+        keypoints = read_keypoints(write(tmp_path / "a.json", [instance(float(shift))]))
+        assert len(detect(None, keypoints, size=(640, 480))) == 1
+
+
+def test_a_person_of_no_size_is_refused(tmp_path):
+    with pytest.raises(UserError, match="all joints of a person lie at one point"):
+        read_keypoints(write(tmp_path / "a.json", [instance(keypoints=[[300, 200]] * 17)]))
+
+
+def test_a_focal_length_in_millimetres_is_refused(tmp_path):
+    keypoints = read_keypoints(write(tmp_path / "a.json", [instance()]))
+    with pytest.raises(UserError, match="of 35 is none of a picture of 640 x 480 pixels: .* not in milli"):
+        detect(None, keypoints, 35.0, size=(640, 480))
+
+
+def test_coefficients_of_no_lens_are_refused_and_zeros_do_nothing(tmp_path):
+    K = [[600.0, 0, 320], [0, 610, 240], [0, 0, 1]]
+    data = {"layout": "COCO-17", "size": [640, 480], "people": [{"keypoints": POINTS.tolist()}]}
+    flat_K = [v for row in K for v in row]
+    read = read_keypoints(write(tmp_path / "a.json", data | {"K": flat_K, "distortion": [0] * 14}))
+    torch.testing.assert_close(read.points[0], WANTED, atol=1e-3, rtol=0)
+    with pytest.raises(UserError, match="coefficients of no lens that shows these keypoints"):
+        read_keypoints(write(tmp_path / "b.json", data | {"K": K, "distortion": [-5, 0, 0, 0]}))
+    with pytest.raises(UserError, match="must be 4 to 8 numbers"):
+        read_keypoints(write(tmp_path / "c.json", data | {"K": K, "distortion": [0.0] * 11 + [0.1]}))
