@@ -244,6 +244,11 @@ def _verified(path: Path) -> dict[str, Any]:
         for name, checksum in about["sha256"].items():
             if _checksum(path / name) != checksum:
                 raise ValueError(f"{name} is not what was written")
+        lacking = sorted(
+            {"consumed", "processes", "average_updates", "rate", "scaler", "config"} - set(about)
+        )
+        if lacking or about["step"] != _step_of(path):
+            raise ValueError(f"{STATE} lacks {lacking[0]}" if lacking else f"{STATE} is of another step")
         return about
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{error.filename} {error.strerror}" if isinstance(error, OSError) else first_line(error)

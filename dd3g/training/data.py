@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, Self
 
 import torch
@@ -12,8 +13,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dd3g.errors import UserError
+from dd3g.errors import UserError, first_line
 from dd3g.training.config import LoopConfig
+from dd3g.training.stopping import SIGNALS
 
 SPARES = 16  # tries to make one sample
 # From one try to the next: behind the end of any run, and elsewhere in the 32 bits of a seed that torch uses.
@@ -84,9 +86,10 @@ def batches(
         prefetch_factor=config.dataloader_prefetch_factor if workers else None,
         multiprocessing_context="spawn" if workers else None,
         pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=_leave_signals_to_the_main_process,
     )
     bad: set[str] = set()
-    for found in loader:
+    for found in _until_a_worker_dies(loader):
         if isinstance(found, UserError):
             yield found
             continue
@@ -101,6 +104,25 @@ def batches(
             )
         else:
             yield found.batch
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Schedulers and terminals send signals to whole groups of processes; the last step needs its batch."""
+    for name in SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def _until_a_worker_dies(loader: DataLoader[Any]) -> Iterator[Any]:
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        yield UserError(
+            f"a process that makes samples ended ({first_line(error)}): where the system killed it for "
+            "memory, lower dataloader_num_workers or dataloader_prefetch_factor; then resume"
+        )
 
 
 @dataclass(frozen=True)
@@ -157,11 +179,20 @@ class _Collated(Dataset):
 
 
 def _finite(sample: Batch, index: int) -> Batch:
+    for name, value in _tensors(sample):
+        if not value.isfinite().all():
+            raise UserError(f"sample {index} of the run has {name} that is not finite")
+    return sample
+
+
+def _tensors(sample: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a sample, and of what it is made of, such as cameras."""
     for f in fields(sample):
         value = getattr(sample, f.name)
-        if isinstance(value, Tensor) and not value.isfinite().all():
-            raise UserError(f"sample {index} of the run has {f.name} that is not finite")
-    return sample
+        if isinstance(value, Tensor):
+            yield prefix + f.name, value
+        elif is_dataclass(value):
+            yield from _tensors(value, f"{prefix}{f.name}.")
 
 
 def _unchanged(batch: Any) -> Any:

@@ -190,9 +190,9 @@ class _Run:
         if step > first:
             self.save(step)
         self.accelerator.end_training()
-        if broken:
-            raise UserError(broken)
-        raise Stopped(number)
+        if number:
+            raise Stopped(number)
+        raise UserError(broken)
 
     def advance(self, loss: Loss, parts: list[Any], step: int) -> dict[str, float]:
         """One optimiser step on its batches; returns its numbers, the same on all processes."""

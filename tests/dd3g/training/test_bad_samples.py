@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+import signal
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,15 +12,22 @@ from stand_ins import line_run
 from stand_ins.line_run import LINE, Points
 from stand_ins.training_runs import fresh, metrics
 
+from dd3g.cameras import Cameras
 from dd3g.configuration import launch
 from dd3g.errors import UserError
-from dd3g.training import LoopConfig, data
+from dd3g.training import Batch, LoopConfig, data
 from dd3g.training.checkpoints import checkpoints
 
 
 @pytest.fixture(autouse=True)
 def _one_thread(one_thread):
     """Several threads would take longer here."""
+
+
+@dataclass(frozen=True)
+class Seen(Batch):
+    rig: Cameras
+    alpha: torch.Tensor
 
 
 class Damaged(Points):
@@ -93,3 +102,57 @@ def test_other_faults_are_not_taken_for_damage(tmp_path, monkeypatch):
 
     with pytest.raises(RuntimeError, match="inconsistent"):
         line(tmp_path, monkeypatch, Wrong)
+
+
+def test_what_a_sample_is_made_of_is_looked_at_too(tmp_path):
+    cameras = Cameras.default_rig(8)
+    broken = replace(cameras, viewmats=cameras.viewmats * torch.tensor(float("nan")))
+    for rig, message in (
+        (cameras, None),
+        (broken, "sample 5 of the run has rig.viewmats that is not finite"),
+    ):
+        if message is None:
+            assert data._finite(Seen(rig, torch.ones(2)), 5)
+        else:
+            with pytest.raises(UserError, match=message):
+                data._finite(Seen(rig, torch.ones(2)), 5)
+
+
+class Group(Points):
+    """Sample 13 sends a signal: to its own process, or to all processes of its session."""
+
+    name = "SIGTERM"
+
+    def __getitem__(self, index):
+        if index == 13 and torch.utils.data.get_worker_info() is not None:
+            if self.name == "SIGKILL":
+                os.kill(os.getpid(), signal.SIGKILL)
+            else:
+                for process in (os.getpid(), os.getppid()):
+                    os.kill(process, getattr(signal, self.name))
+        return super().__getitem__(index)
+
+
+class Killed(Group):
+    name = "SIGKILL"
+
+
+class Warned(Group):
+    name = "SIGUSR1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("samples", "code"), [(Group, 143), (Warned, 0), (Killed, 2)])
+def test_signals_to_workers(tmp_path, monkeypatch, capsys, samples, code):
+    """A signal to the whole group leaves workers alone; one that is killed ends the run with a checkpoint."""
+    monkeypatch.setattr(line_run, samples.__name__, samples, raising=False)
+    options = {"dataloader_num_workers": 1, "dataloader_prefetch_factor": 1, "checkpointing_steps": 100}
+    assert line(tmp_path, monkeypatch, samples, **options) == code
+    error = capsys.readouterr().err
+    (kept,) = checkpoints(tmp_path)
+    step = int(kept.name.removeprefix("checkpoint-"))
+    assert 1 <= step <= 4 and len(metrics(tmp_path)) == step
+    assert ("a process that makes samples ended (DataLoader worker" in error) == (samples is Killed)
+    monkeypatch.setattr(samples, "__getitem__", Points.__getitem__)
+    assert line(tmp_path, monkeypatch, resume_from_checkpoint="latest", samples=Points) == 0
+    assert seen(tmp_path) == list(range(32))

@@ -100,6 +100,18 @@ def test_a_run_says_what_it_was_started_with(tmp_path):
     assert state["config"]["seed"] == 0 and state["step"] == 8 and state["consumed"] == 32
 
 
+@pytest.mark.parametrize("change", [{"step": 5}, {"config": None}, {"consumed": None}], ids=str)
+def test_a_state_that_does_not_fit_its_folder(tmp_path, capsys, change):
+    assert line(tmp_path, "max_train_steps=6") == 0
+    path = tmp_path / "checkpoint-6/state.json"
+    about = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({k: v for k, v in about.items() if change.get(k, 1) is not None}))
+    assert line(tmp_path, LATEST) == 0
+    error = capsys.readouterr().err
+    assert "it is now damaged-checkpoint-6, going on from checkpoint-3" in error
+    assert ("state.json is of another step" in error) == ("step" in change)
+
+
 class Bomb:
     def __reduce__(self):
         return os.mkdir, ("exploded",)
