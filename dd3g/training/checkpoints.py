@@ -135,7 +135,10 @@ def _finish(scratch: Path, path: Path, about: dict[str, Any], config: LoopConfig
         raise _full(scratch, error, config) from error
     limit = config.checkpoints_total_limit
     for old in checkpoints(path.parent)[:-limit] if limit else []:
-        shutil.rmtree(old)
+        try:
+            shutil.rmtree(old)
+        except OSError as error:  # a colleague reads it over NFS: no reason to end a run
+            print(f"warning: {old} cannot be deleted ({error.strerror})", file=sys.stderr)
 
 
 def _sync(path: Path) -> None:

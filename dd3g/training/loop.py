@@ -234,13 +234,16 @@ class _Run:
     def publish(self, publish: Publish | None, step: int) -> dict[str, float]:
         """Show the averaged model; all processes call this together."""
         self.average.copy_to(self.average_model)
-        numbers = None
-        if self.accelerator.is_main_process and publish is not None:
+
+        def show() -> dict[str, float] | None:
+            if publish is None:
+                return None
             with torch.no_grad():
                 numbers = publish(self.average_model.to(self.accelerator.device), step)
             show_picture(self.accelerator, self.output / f"sheet-{step:06d}.png", step)
-        self.accelerator.wait_for_everyone()
-        return numbers or {}
+            return numbers
+
+        return on_main(show) or {}
 
 
 def _means(accelerator: Accelerator, terms: dict[str, Tensor]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dd3g.command import guarded
 from dd3g.configuration import parse
 from dd3g.errors import UserError
-from dd3g.training import Batch, LoopConfig, checkpoints, fit, generator_for, loop
+from dd3g.training import Batch, LoopConfig, checkpoints, fit, generator_for, loop, processes
 from dd3g.training.rate import learning_rate
 from dd3g.training.stopping import Stopped
 
@@ -298,6 +298,61 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
         fit_line(tmp_path, resume_from_checkpoint="latest")
     assert files(tmp_path / "checkpoint-3") == before
     assert [p.name for p in tmp_path.glob("checkpoint*")] == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize(("signals", "kept"), [(["SIGTERM"], 6), (["SIGTERM", "SIGUSR1"], 3)])
+def test_a_signal_in_the_middle_of_a_checkpoint(tmp_path, monkeypatch, signals, kept):
+    """One is noted, and the checkpoint is finished first; a second one leaves the last whole checkpoint."""
+    whole, _ = fit_line(tmp_path / "whole")
+    save = checkpoints.save_file
+
+    def interrupted(tensors, path, metadata):
+        save(tensors, path, metadata)
+        if path.name == "model.safetensors" and checkpoints.checkpoints(path.parent.parent):
+            for name in signals:
+                os.kill(os.getpid(), getattr(signal, name))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_file", interrupted)
+        with pytest.raises(Stopped):
+            fit_line(tmp_path / "cut")
+    assert checkpoints.checkpoints(tmp_path / "cut")[-1].name == f"checkpoint-{kept}"
+    again, _ = fit_line(tmp_path / "cut", resume_from_checkpoint="latest")
+    assert all(map(torch.equal, whole.parameters(), again.parameters()))
+    assert not (tmp_path / "cut" / checkpoints.SCRATCH).exists()
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted(tmp_path, monkeypatch, capsys):
+    remove = checkpoints.shutil.rmtree
+
+    def busy(path, *words, **options):
+        if Path(path).name == "checkpoint-3":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        remove(path, *words, **options)
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", busy)
+    fit_line(tmp_path, checkpoints_total_limit=1)
+    assert len(metrics(tmp_path)) == 8
+    assert "checkpoint-3 cannot be deleted (Device or resource busy)" in capsys.readouterr().err
+
+
+def test_the_others_do_not_wait_for_a_main_process_that_fails(tmp_path, monkeypatch):
+    """What is broadcast, and what each of two processes raises."""
+    sent = []
+
+    class Two:
+        num_processes = 2
+
+        def __init__(self, main):
+            self.is_main_process = main
+
+    monkeypatch.setattr(processes, "broadcast_object_list", lambda found: sent.append(found) or sent[0])
+    monkeypatch.setattr(processes, "PartialState", lambda: Two(True))
+    with pytest.raises(ZeroDivisionError):
+        processes.on_main(lambda: 1 / 0)
+    monkeypatch.setattr(processes, "PartialState", lambda: Two(False))
+    with pytest.raises(UserError, match=r"the main process failed \(division by zero\)"):
+        processes.on_main(lambda: 1 / 0)
 
 
 def test_a_full_disk_keeps_the_metrics(tmp_path, monkeypatch):
