@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -63,11 +63,16 @@ def parse(argv: Sequence[str], schema: type[T]) -> T:
             overrides.append(f"{key}={value}")
     try:
         parts = [OmegaConf.load(f) for f in files]
+        for file, part in zip(files, parts, strict=True):
+            if not isinstance(part, DictConfig):
+                raise ValueError(f"{file} holds no keys with values")
         merged = OmegaConf.merge(OmegaConf.structured(schema), *parts, OmegaConf.from_dotlist(overrides))
         config: Any = OmegaConf.to_object(merged)
         return replace(config, **paths)
     except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, ArithmeticError) as error:
         where = getattr(error, "full_key", None)  # of OmegaConf's errors
+        if mark := getattr(error, "problem_mark", None):  # of YAML's
+            where, error = f"{mark.name}, line {mark.line + 1}", ValueError(getattr(error, "problem", error))
         message = f"{where}: {error}".splitlines()[0] if where else str(error).splitlines()[0]
         raise UserError(f"configuration: {message}; --help lists every key with its default") from error
 

@@ -15,7 +15,7 @@ Notation of the paper (DD3G, arXiv 2504.00457) and of diffusion, and the names h
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -59,6 +59,16 @@ class ObjectiveConfig:
     ramp: Literal["sigmoid", "constant"] = setting("sigmoid", "of the verification over the run; or constant")
     ramp_center: float = setting(0.3, "share of the steps at which the sigmoid stands at one half")
     ramp_width: float = setting(0.05, "of the sigmoid, share of the steps")
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, float) and not 0 <= value < math.inf:
+                raise ValueError(f"objective.{f.name} must be at least 0, got {value}")
+        if self.bootstrap > 1:
+            raise ValueError(f"objective.bootstrap is a share: give 0 to 1, got {self.bootstrap}")
+        if self.implicit_every < 1:
+            raise ValueError(f"objective.implicit_every must be at least 1, got {self.implicit_every}")
 
 
 class Objective:

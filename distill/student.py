@@ -28,6 +28,14 @@ class StartConfig:
     rank: int = setting(16, "of low-rank changes")
     lower_rate: float = setting(0.1, "share of the learning rate for lower levels that are trained")
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 1000:
+            raise ValueError(f"start.steps must be 1 to 1000, as of the quadruples, got {self.steps}")
+        if self.rank < 1:
+            raise ValueError(f"start.rank must be at least 1, got {self.rank}")
+        if not 0 <= self.lower_rate <= 1:
+            raise ValueError(f"start.lower_rate is a share: give 0 to 1, got {self.lower_rate}")
+
 
 def start_from_teacher(config: GeneratorConfig, start: StartConfig) -> Generator:
     """A generator of `config`, with the teacher's network, encoders and empty caption in phase 1.

@@ -211,6 +211,41 @@ def test_an_exploding_run(data, tmp_path, capsys):
     assert len(metrics(tmp_path)) == 1 and all(t.isfinite().all() for t in kept.values())
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("objective.implicit=-1", "objective.implicit must be at least 0, got -1.0"),
+        ("objective.color=nan", "objective.color must be at least 0, got nan"),
+        ("objective.bootstrap=1.5", "objective.bootstrap is a share: give 0 to 1, got 1.5"),
+        ("objective.implicit_every=0", "objective.implicit_every must be at least 1, got 0"),
+        ("start.rank=0", "start.rank must be at least 1, got 0"),
+        ("start.steps=0", "start.steps must be 1 to 1000"),
+        ("start.lower_rate=2", "start.lower_rate is a share"),
+        ("objective.implict=1", "Did you mean one of: 'implicit'"),
+        ("train_batch_size=two", "train_batch_size: Value 'two' of type 'str' could not be converted"),
+    ],
+)
+def test_options_that_cannot_be(tmp_path, capsys, word, message):
+    assert launch(run, DistillConfig, [f"output_dir={tmp_path / 'out'}", word]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 2\n\tlearning_rate: 1\n", "bad.yaml, line 2: "),
+        ("- a\n- b\n", "bad.yaml holds no keys with values"),
+        ("seed: 1\nseed: [\n", "bad.yaml, line "),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path, capsys, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    assert launch(run, DistillConfig, ["--config", str(tmp_path / "bad.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
 def test_nothing_to_train_on(tmp_path, capsys):
     line = [w for w in words("x", tmp_path) if not w.startswith("renders")]
     for more, message in (
