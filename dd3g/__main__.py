@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from dd3g import __version__
 from dd3g.command import dispatch
+from dd3g.ending import say
 
 # Name -> module with main(argv) -> exit code, and a line about it. Modules on higher floors are only named.
 COMMANDS = {
@@ -32,11 +34,15 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    if words == ["--version"]:
+        say(f"dd3g {__version__}")
+        return 0
     about, hint = (
         "Pictures to 3D Gaussians, and what makes such a generator.",
         "; pictures go to `dd3g infer`",
     )
-    return dispatch(COMMANDS, argv, "dd3g", about, hint=hint)
+    return dispatch(COMMANDS, words, "dd3g", about, hint=hint)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,14 @@ def read_bytes(source: Any, name: str) -> bytes:
         with open(source, "rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     elif hasattr(source, "read"):
+        if getattr(source, "closed", False):
+            raise UserError(
+                f"{name} is an open file that was closed: give it before it is closed, or its path"
+            )
         data = source.read(MAX_BYTES + 1)
+        if not data and source.seekable() and source.tell():  # it was read before
+            source.seek(0)
+            data = source.read(MAX_BYTES + 1)
     else:
         data = None
     if not isinstance(data, bytes):
@@ -208,8 +215,13 @@ def _from_numbers(source: Any, name: str) -> Image.Image:
     """A picture from an array (H, W[, C]) or a tensor ([C, ]H, W)."""
     array = source
     if not isinstance(source, np.ndarray):
-        tensor = source.detach().cpu()
-        array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        try:
+            tensor = source.detach().cpu()
+            array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        except (RuntimeError, TypeError) as e:
+            raise UserError(
+                f"{name} is a tensor that cannot be read ({first_line(e)}): give a dense one"
+            ) from e
         array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 2, 3, 4))):
         raise UserError(

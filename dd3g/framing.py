@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
@@ -27,6 +29,8 @@ def check_how(elevation: float, fov: float, raw: bool, refine: float, dashes: st
     Raises:
         UserError: names the value and what would be right.
     """
+    for name, value in (("elevation", elevation), ("fov", fov), ("refine", refine)):
+        check_number(f"{dashes}{name}", value)
     if not -80 <= elevation <= 80:
         raise UserError(
             f"{dashes}elevation {elevation:g} is out of range: give -80 to 80 degrees, 0 for a picture taken "
@@ -42,6 +46,20 @@ def check_how(elevation: float, fov: float, raw: bool, refine: float, dashes: st
         raise UserError(
             f"{dashes}refine fits the discs of a solid body, which {dashes}raw leaves out: give one"
         )
+
+
+def check_number(name: str, value: Any) -> None:
+    """Refuse what is no single number, of Python's types, numpy's or torch's.
+
+    Raises:
+        UserError: names the value.
+    """
+    try:
+        if isinstance(value, str):
+            raise TypeError
+        float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"{name} {value!r} is not a number: give one") from None
 
 
 def object_frame(alpha: Image.Image, fill: float = FILL) -> tuple[float, float, float] | None:

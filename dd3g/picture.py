@@ -12,7 +12,16 @@ from PIL import Image
 
 from dd3g.decoding import Source, name_of, read_rgba
 from dd3g.errors import UserError
-from dd3g.framing import CORE, FILL, SOLID, bounding_box, cut_frame, object_box, object_frame
+from dd3g.framing import (
+    CORE,
+    FILL,
+    SOLID,
+    bounding_box,
+    check_number,
+    cut_frame,
+    object_box,
+    object_frame,
+)
 from dd3g.haze import without_haze
 from dd3g.io.atomic import replacing
 from dd3g.matting import predict_matte
@@ -83,6 +92,11 @@ def load_image(
         UserError: when the source cannot be read as a picture, is too small or too large, or shows nothing.
     """
     name = name_of(source)
+    if not isinstance(size, int | np.integer) or not 1 <= size <= 8192:
+        raise UserError(f"the size {size!r} is out of range: give 1 to 8192 pixels")
+    if not isinstance(matte, str):
+        raise UserError(f"matte={matte!r} is no name: give 'auto', 'none', 'u2netp' or a model of rembg")
+    check_number("the foreground ratio", fill)
     if not 0.1 <= fill <= 1:
         raise UserError(f"the foreground ratio {fill:g} is out of range: give 0.1 to 1, of the frame's side")
     if not recentre and mask is None and _is_framed(source):
@@ -142,7 +156,8 @@ def read_mask(source: Source, size: tuple[int, int]) -> Image.Image:
     if high == 1:  # a map of labels, 1 the object
         mask, high = mask.point(lambda value: 255 * value), 255
     if high < SOLID:
-        raise UserError(f"{name} is black throughout: paint the object white")
+        how = f"nearly black (at most {high} of 255)" if high else "black throughout"
+        raise UserError(f"{name} is {how}: paint the object white")
     if abs(mask.width * size[1] - mask.height * size[0]) > 0.02 * mask.width * size[1] + max(size):
         raise UserError(
             f"{name} is {mask.width}x{mask.height} pixels and its picture {size[0]}x{size[1]}: give a mask "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dd3g.decoding import SUFFIXES
 from dd3g.errors import UserError
 from dd3g.framing import check_how
 from dd3g.io.atomic import appearing
@@ -86,7 +87,7 @@ class Request:
         if self.mask is None or not self.mask.is_dir():
             return self.mask
         stem = Path(picture).stem
-        found = sorted(path for path in self.mask.iterdir() if path.stem == stem and not path.is_dir())
+        found = sorted(p for p in self.mask.iterdir() if p.stem == stem and p.suffix.lower() in SUFFIXES)
         if not found:
             raise UserError(f"no mask for {picture} in {self.mask}: looked for {stem}.*")
         return found[0]

@@ -51,15 +51,24 @@ def render_turntable(
 
     Returns:
         (F, size, size, 3) uint8 sRGB, or straight RGBA where the background is transparent.
+
+    Raises:
+        UserError: when a number is out of range.
     """
+    behind = torch.as_tensor(0.0 if background is None else background).float()
+    if frames < 1 or size < 1 or not distance > 0 or behind.shape not in ((), (3,)):
+        raise UserError(
+            "a turntable needs 1 or more frames and pixels, a distance above 0, and a grey level or three of "
+            f"sRGB behind it; got {frames}, {size}, {distance:g} and {background}"
+        )
     cameras = Cameras.orbit([360.0 * i / frames for i in range(frames)], elevation, size, distance)
     far = max(cameras.far, distance + float(gaussians.means.norm(dim=-1).max()) if len(gaussians) else 0)
     cameras = replace(cameras, near=min(cameras.near, 0.1 * distance), far=far)
     cameras = cameras.to(gaussians.means.device)
     # A few views at a time, because a rasteriser that draws them together also holds them together.
     parts = [cameras[i : i + 8] for i in range(0, frames, 8)]
-    behind = torch.as_tensor(0.0 if background is None else background, device=gaussians.means.device)
-    views = [rasterize(gaussians, part, behind.float(), antialiased=antialiased) for part in parts]
+    behind = behind.to(gaussians.means.device)
+    views = [rasterize(gaussians, part, behind, antialiased=antialiased) for part in parts]
     rgb, alpha = torch.cat([view.rgb for view in views]), torch.cat([view.alpha for view in views])
     if background is None:
         rgb = torch.cat([rgb / alpha.clamp(min=1e-6), alpha], 1)

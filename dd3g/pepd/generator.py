@@ -198,7 +198,15 @@ class Generator(Renamed):
         Args:
             pictures: as `generate` takes them.
             **how: options of `generate`, for all of them.
+
+        Raises:
+            UserError: for a single picture, or as `generate`.
         """
+        alone = isinstance(pictures, str | bytes | Path) or getattr(pictures, "ndim", 4) < 4
+        if alone or not hasattr(pictures, "__iter__"):
+            raise UserError(
+                "`generate_each` takes several pictures: give a list, or one picture to `generate`"
+            )
         return [self.generate(picture, **how) for picture in pictures]
 
     def save_pretrained(

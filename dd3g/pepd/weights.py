@@ -33,10 +33,18 @@ def find_weights(
         cache_dir: where the hub's files are kept; None is the hub's own folder.
 
     Raises:
-        UserError: when there are none, or the hub does not give them.
+        UserError: when there are none, the hub does not give them, or a revision is asked of what is here.
     """
+    if not isinstance(name, str | Path) or not str(name).strip():
+        raise UserError(
+            f"{name!r} names no weights; shipped are {', '.join(shipped())}, or give a folder or a hub id"
+        )
     path = Path(name)
     try:
+        if revision is not None and ((SHIPPED / name / CONFIG).is_file() or path.exists()):
+            raise UserError(
+                f"{name} is on this machine and has no revision {revision!r}: leave it out, or give a hub id"
+            )
         if (SHIPPED / name / CONFIG).is_file():
             return SHIPPED / name
         if path.is_dir():

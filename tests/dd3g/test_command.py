@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from stand_ins.infer_command import ROOT
 
+import dd3g
 from data_gen.__main__ import COMMANDS as DATA
 from dd3g.__main__ import COMMANDS, main
 from dd3g.command import dispatch, guarded
@@ -62,6 +63,11 @@ def test_a_wrong_option_is_one_line(capsys):
         error = capsys.readouterr().err
         assert error.startswith(f"error: {message}") and error.count("\n") == 1 and "--help explains" in error
     assert main(["infer"]) == 2 and capsys.readouterr().out.startswith("Usage: dd3g infer")
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dd3g {dd3g.__version__}\n"
 
 
 def test_dashes_and_underscores_are_one(capsys):

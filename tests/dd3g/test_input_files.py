@@ -179,6 +179,7 @@ def test_masks_by_file_and_by_folder(here, stub):
         Path("masks").mkdir(exist_ok=True)
         Image.fromarray(mask).save(Path("masks", Path(name).with_suffix(".bmp").name))
     Path("masks/b.bmp").unlink()
+    Path("masks/a.aaa").write_text("no picture, and before the mask by its name")
     result = run("in", "--mask", "masks", code=1)
     assert "no mask for in/b.png in masks: looked for b.*" in result.stderr
     alpha = np.asarray(Image.open("out/a.matte.png"))[..., 3]

@@ -222,3 +222,64 @@ def test_nothing_is_refined_where_there_is_no_body():
     generator = Generator(GeneratorConfig(width=16, depth=1, heads=1, surface="off"))
     with pytest.raises(UserError, match="this generator makes none"):
         generator.generate(disc(), refine=1)
+
+
+def test_files_that_were_read_or_closed(tmp_path):
+    data = io.BytesIO()
+    Image.fromarray(disc()).save(data, "PNG")
+    data.seek(0)
+    whole = load_image(data).rgba
+    assert torch.equal(load_image(data).rgba, whole)  # at its end by now
+    data.close()
+    with pytest.raises(UserError, match="is an open file that was closed"):
+        load_image(data)
+
+
+@pytest.mark.parametrize(
+    ("how", "match"),
+    [
+        ({"size": 0}, "the size 0 is out of range: give 1 to 8192"),
+        ({"size": -64}, "the size -64"),
+        ({"size": 64.5}, "the size 64.5"),
+        ({"size": "64"}, "the size '64'"),
+        ({"matte": None}, "matte=None is no name"),
+        ({"matte": True}, "matte=True is no name"),
+        ({"fill": "most"}, "the foreground ratio 'most' is not a number"),
+        ({"fill": None}, "the foreground ratio None is not a number"),
+        ({"mask": np.full((64, 96), 7, np.uint8)}, "nearly black .at most 7 of 255.: paint the object white"),
+    ],
+)
+def test_wrong_options_of_load_image(how, match):
+    with pytest.raises(UserError, match=match):
+        load_image(disc(), **how)
+
+
+@pytest.mark.parametrize("name", ["elevation", "fov", "refine"])
+@pytest.mark.parametrize("value", ["10", None, [10], np.zeros(2)])
+def test_what_is_no_number(name, value):
+    generator = Generator(GeneratorConfig(width=16, depth=1, heads=1))
+    with pytest.raises(UserError, match=f"{name} .* is not a number: give one"):
+        generator.generate(disc(), **{name: value})
+
+
+def test_a_sparse_tensor_is_not_called_damaged():
+    with pytest.raises(UserError, match="is a tensor that cannot be read .*: give a dense one"):
+        load_image(torch.zeros(3, 16, 16).to_sparse())
+
+
+def test_one_picture_is_not_several():
+    generator = Generator(GeneratorConfig(width=16, depth=1, heads=1))
+    tensor = torch.rand(4, 64, 64)
+    for alone in ("a.png", b"x", Image.fromarray(disc()), disc(), tensor, load_image(disc()), 5):
+        with pytest.raises(UserError, match="`generate_each` takes several pictures"):
+            generator.generate_each(alone)
+
+
+def test_a_revision_of_what_is_here_is_not_ignored(tmp_path):
+    Generator(GeneratorConfig(width=16, depth=1, heads=1)).save_pretrained(tmp_path / "mine")
+    for name in ("nano", tmp_path / "mine"):
+        with pytest.raises(UserError, match="has no revision 'v1': leave it out"):
+            Generator.from_pretrained(name, revision="v1")
+    for name in ("", None, 5):
+        with pytest.raises(UserError, match="names no weights; shipped are nano"):
+            Generator.from_pretrained(name)

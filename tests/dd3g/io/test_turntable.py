@@ -49,6 +49,17 @@ def test_front_comes_first_and_the_camera_goes_to_plus_x(images):
     assert place(half, 0)[0] < 14 and place(half, 2)[0] > 34
 
 
+@pytest.mark.parametrize(
+    "how",
+    [{"frames": 0}, {"size": 0}, {"distance": 0}, {"distance": float("nan")}, {"background": (1, 2)}],
+)
+def test_a_turntable_of_nothing_is_refused(how):
+    with pytest.raises(UserError, match="a turntable needs 1 or more frames and pixels"):
+        render_turntable(marks(), **{"frames": 2, "size": 16, **how})
+    with pytest.raises(UserError, match="elevation 90 is out of range"):
+        render_turntable(marks(), 2, 16, elevation=90)
+
+
 def test_background_and_elevation():
     grey = render_turntable(marks(), frames=1, size=16, background=0.5)
     assert abs(int(grey[0, 0, 0, 0]) - 128) <= 1
