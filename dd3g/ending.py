@@ -113,7 +113,12 @@ def say(text: str, err: bool = False) -> None:
         UserError: when stdout cannot be written to; stderr then has no use either, and is let be.
     """
     # File names may hold bytes that are not text, and messages of libraries may hold line breaks.
-    line = " ".join(text.encode("utf-8", "replace").decode().split("\n"))
+    # A name whose bytes are text is known as such, even where the locale has only ASCII.
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        data = text.encode("utf-8", "replace")
+    line = " ".join(data.decode("utf-8", "backslashreplace").split("\n"))
     encoding = getattr(sys.stderr if err else sys.stdout, "encoding", None) or "utf-8"
     try:
         typer.echo(line.encode(encoding, "backslashreplace").decode(encoding), err=err)

@@ -15,6 +15,7 @@ import dd3g
 from data_gen.__main__ import COMMANDS as DATA
 from dd3g.__main__ import COMMANDS, main
 from dd3g.command import dispatch, guarded
+from dd3g.ending import say
 from dd3g.errors import UserError
 
 GROUPS = ("data", "models", "benchmark")
@@ -114,3 +115,14 @@ def test_the_first_word_may_name_another_command(capsys):
     assert capsys.readouterr().out == "simulate a\nverify a\n"
     assert dispatch({"verify": verify}, ["--help"], "x", "About.", otherwise=simulate) == 0
     assert "Simulate." in capsys.readouterr().out
+
+
+def test_names_are_shown_as_what_their_bytes_mean(capsys):
+    for name, shown in {
+        "椅子".encode().decode("ascii", "surrogateescape"): "椅子",  # as in a locale without UTF-8
+        b"\xff\xfe.png".decode("utf-8", "surrogateescape"): "\\xff\\xfe.png",
+        "\ud800": "?",
+        "a\nb": "a b",
+    }.items():
+        say(name)
+        assert capsys.readouterr().out == f"{shown}\n"
