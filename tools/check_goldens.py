@@ -78,8 +78,10 @@ def command(
     for path in paths:
         golden = Golden.read(path, seed, getattr(torch, dtype))
         if seed is None and "seed" not in golden.about:
-            if found is None and (found := find_seed(folder)) != 1:
-                print(f"seed {found}, as the made-up inputs are")
+            if found is None:
+                found = find_seed(folder)
+                if found != 1:
+                    print(f"seed {found}, as the made-up inputs are")
             golden = replace(golden, seed=found)
         left = set(golden.arrays)
         for one in check(golden):
