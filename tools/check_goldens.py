@@ -46,15 +46,19 @@ def check(golden: Golden) -> Iterator[Compared]:
         yield from getattr(import_module(module), function)(golden)
 
 
-def default_folder() -> Path | None:
-    """The folder `goldens` beside `$DD3G_DATA`."""
+def default_folder() -> Path:
+    """The folder `goldens` beside `$DD3G_DATA`, else the one of the tests."""
     data = os.environ.get("DD3G_DATA")
-    return Path(data).parent / "goldens" if data else None
+    own = Path(__file__).parents[1] / "tests/golden/teachers"
+    return Path(data).parent / "goldens" if data else own
 
 
 def command(
     folder: Annotated[
-        Path | None, typer.Argument(help="Folder of goldens; default: `goldens` beside $DD3G_DATA.")
+        Path | None,
+        typer.Argument(
+            help="Folder of goldens; default: `goldens` beside $DD3G_DATA, or tests/golden/teachers."
+        ),
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Names of files, without .npz.")] = None,
     seed: Annotated[
@@ -66,7 +70,7 @@ def command(
 ) -> None:
     """Compare what this project computes with what the authors' code computed on made-up weights."""
     folder = folder or default_folder()
-    if folder is None or not folder.is_dir():
+    if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of goldens; give one with NAME.npz and NAME.json in it")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"--dtype {dtype}: give float32, bfloat16 or float16")
@@ -74,15 +78,15 @@ def command(
     if not paths:
         raise UserError(f"{folder} holds no {' or '.join(only) + '.npz' if only else 'NAME.npz'}")
     torch.set_num_threads(1)
-    wrong, found = 0, seed
+    wrong, told = 0, seed
     for path in paths:
         golden = Golden.read(path, seed, getattr(torch, dtype))
         if seed is None and "seed" not in golden.about:
-            if found is None:
-                found = find_seed(folder)
-                if found != 1:
-                    print(f"seed {found}, as the made-up inputs are")
-            golden = replace(golden, seed=found)
+            if told is None:
+                told = find_seed(folder)
+                if told != 1:
+                    print(f"seed {told}, as the made-up inputs are")
+            golden = replace(golden, seed=told)
         left = set(golden.arrays)
         for one in check(golden):
             left.discard(one.name)
@@ -99,7 +103,7 @@ def command(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    return run_command(command, argv, "tools.check_goldens")
+    return run_command(command, argv, "tools.check_goldens", needs_words=False)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,7 @@ def test_the_seed_is_found_where_nobody_tells_it(tmp_path, capsys):
     assert check_goldens.main([str(tmp_path), "--seed", "1"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed, views, ip_dim", [(11, 3, 8), (12, 2, 4)])
 def test_pipelines_of_other_seeds_views_and_tokens(seed, views, ip_dim, tmp_path, capsys):
     """Loops against a loop written out: guidance by two calls, DDIM by its formula."""
@@ -240,6 +241,10 @@ def test_folders_that_are_none(tmp_path, capsys, monkeypatch):
     ):
         assert check_goldens.main(words) == 2
         assert message in capsys.readouterr().err
+    assert check_goldens.default_folder() == GOLDEN
+    monkeypatch.setenv("DD3G_DATA", str(tmp_path / "no/data"))
+    assert check_goldens.main([]) == 2  # without words it compares, and prints no help
+    assert f"{tmp_path}/no/goldens: no such folder of goldens" in capsys.readouterr().err
     np.savez(tmp_path / "other.npz", x=np.zeros(1))
     (tmp_path / "other.json").write_text("{}")
     assert check_goldens.main([str(tmp_path)]) == 2
