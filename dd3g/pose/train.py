@@ -24,6 +24,13 @@ class Network(StrEnum):
     recovery = "recovery"
 
 
+class Optimizer(StrEnum):
+    """See `dd3g.training.config.LoopConfig.optimizer`."""
+
+    adamw = "adamw"
+    muon = "muon"
+
+
 def train_command(
     network: Annotated[Network, typer.Argument(help="Poses alone; 2D to 3D; its errors; body rotations.")],
     motion: Annotated[
@@ -40,6 +47,9 @@ def train_command(
     learning_rate: Annotated[
         float | None, typer.Option(help="The highest. [default: the network's own]")
     ] = None,
+    optimizer: Annotated[
+        Optimizer, typer.Option(help="muon: orthogonal steps for matrices, AdamW for the rest.")
+    ] = Optimizer.adamw,
     seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     blocks: Annotated[
@@ -96,7 +106,7 @@ def train_command(
         raise UserError(
             f"--device {device} cannot train: give auto, cpu or cuda; CUDA_VISIBLE_DEVICES chooses the GPU"
         )
-    options["use_cpu"] = where.type == "cpu"
+    options |= {"use_cpu": where.type == "cpu", "optimizer": optimizer.value}
     if network == Network.prior:
         options["init_from"] = init_from
         if blocks is not None:

@@ -3,8 +3,8 @@
 The functions share their arguments: `motion` has the training frames; `output` is the folder for checkpoints
 and the result; `config` is the shape of the network; the run has `steps` of `batch` samples each;
 `learning_rate` is the highest; `seed` is that of all random numbers; `run` holds `minutes` and `resume` for
-`SmallNetworkConfig.of`, and `use_cpu`. Batches are drawn on the CPU, the network learns where `fit` puts it.
-They return the network with averaged weights, on the CPU, which `output` holds too.
+`SmallNetworkConfig.of`, `use_cpu` and `optimizer`. Batches are drawn on the CPU, the network learns where
+`fit` puts it. They return the network with averaged weights, on the CPU, which `output` holds too.
 """
 
 from __future__ import annotations

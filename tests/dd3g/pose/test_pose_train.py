@@ -69,6 +69,20 @@ def test_batches_follow_the_network_to_its_device(tmp_path, monkeypatch, network
     assert settings == [False]
 
 
+@pytest.mark.parametrize("words", [[], ["--optimizer", "muon"]])
+def test_the_optimizer_is_the_one_named(tmp_path, monkeypatch, words):
+    configs = []
+
+    def fit(model, loss, samples, config):
+        configs.append(config)
+        return model
+
+    monkeypatch.setattr(training, "fit", fit)
+    motion = small_archive(tmp_path / "motion.npz")
+    assert run("lifter", "--motion", motion, "-o", tmp_path / "run", *words).exit_code == 0
+    assert [config.optimizer for config in configs] == [words[1] if words else "adamw"]
+
+
 def scorehmr_files(folder, people=6):
     """Annotations and PARE's features; the last person has no rotations."""
     rng = np.random.default_rng(0)
