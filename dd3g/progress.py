@@ -52,8 +52,11 @@ class Progress:
         return (self.done - self._before) / max(time.monotonic() - self._start, 1e-9)
 
     def at(self, item: str) -> None:
-        """Show `item` on the bar, which is worked on now."""
+        """Show `item` on the bar, which is worked on now; where there is none, now and then as a line."""
         self._bar.update(self._task, description=item)
+        if self._lines and time.monotonic() - self._printed > self._seconds:
+            self._printed = time.monotonic()
+            self.say(item)
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count `count` more as done.

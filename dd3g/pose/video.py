@@ -48,24 +48,30 @@ def estimate_video(
     """
     clip = open_clip(path)
     times = clip.times[:: request.every]
-    done = 0
 
-    def tick(count: int) -> None:
-        nonlocal done
-        done += count
-        at(f"{path.name}, frame {done} of {len(times)}")
+    def counted(what: str, total: int) -> Callable[[int], None]:
+        done = 0
+
+        def tick(count: int) -> None:
+            nonlocal done
+            done += count
+            at(f"{path.name}, {what} {done} of {total}")
+
+        return tick
 
     found = detect_frames(
         clip, request.every, request.focal, threshold=request.confidence, keypoints=request.keypoints,
-        layout=request.layout, tick=tick,
+        layout=request.layout, tick=counted("people in frame", len(times)),
     )  # fmt: skip
     if not any(found):
         raise UserError(f"no person was found in {path}: give a clearer video, or --keypoints")
     if request.predictions is not None:
         found = read_regressed(request.predictions).in_frames(found)
-    people = lift_tracks(found, request.method, request.m, request.seed, times, request.height)
+    lifted = counted("pose", sum(map(len, found)))
+    people = lift_tracks(found, request.method, request.m, request.seed, times, request.height, lifted)
     ground = None if request.moving else _ground(people, times)
-    result = write_results(people, path, folder, stem, request, clip=clip, ground=ground)
+    drawn = counted("drawing frame", len(times))
+    result = write_results(people, path, folder, stem, request, clip=clip, ground=ground, tick=drawn)
     result["warnings"] += clip.warnings
     return result
 
@@ -88,6 +94,7 @@ def lift_tracks(
     seed: int = 0,
     times: Sequence[float] | None = None,
     height: float | None = None,
+    tick: Callable[[int], None] = lambda count: None,
 ) -> list[list[PersonHypotheses]]:
     """The people of a video in 3D, each followed over time.
 
@@ -98,6 +105,7 @@ def lift_tracks(
         seed: of all random numbers.
         times: seconds of each frame; None takes 25 a second.
         height: see `lift`.
+        tick: told how many poses were found since it was last called.
 
     Returns:
         For each frame the people in it, with the numbers of their tracks. Of the hypotheses the first stays.
@@ -107,7 +115,7 @@ def lift_tracks(
     for number, track in enumerate(tracks(frames, stamps)):
         seen = _started([frames[f][i] for f, i in track])
         when = torch.tensor([stamps[f] for f, _ in track], dtype=torch.float64)
-        lifted = steadied(_in_windows(seen, when, method, m, seed, height), when)
+        lifted = steadied(_in_windows(seen, when, method, m, seed, height, tick), when)
         for (f, _), person in zip(track, lifted, strict=True):
             result[f].append(replace(person, track=number))
     return result
@@ -123,7 +131,13 @@ def _started(seen: list[Detection]) -> list[Detection]:
 
 
 def _in_windows(
-    seen: Sequence[Detection], when: Tensor, method: str, m: int, seed: int, height: float | None
+    seen: Sequence[Detection],
+    when: Tensor,
+    method: str,
+    m: int,
+    seed: int,
+    height: float | None,
+    tick: Callable[[int], None],
 ) -> list[PersonHypotheses]:
     """One person's frames, refined in windows that fade into each other."""
     people: list[PersonHypotheses] = []
@@ -137,6 +151,7 @@ def _in_windows(
         for k in range(shared):
             people[start + k] = _between(people[start + k], part[k], (k + 1) / (shared + 1))
         people += part[shared:]
+        tick(len(part) - shared)
         if stop == len(seen):
             return people
         start = stop - SHARED

@@ -17,9 +17,16 @@ def test_a_line_now_and_then_where_no_terminal_is(capsys):
     assert error.startswith("6 of 10 pictures, loss 0.5  ") and error.endswith(" left\n")
 
 
+def test_what_takes_long_is_told_while_it_is_worked_on(capsys):
+    with Progress(total=1, name="inputs", seconds=-1) as progress:
+        progress.at("a.mp4, frame 7 of 9")
+    assert capsys.readouterr().err == "a.mp4, frame 7 of 9\n"
+
+
 def test_no_lines_in_between_and_none_when_hidden(capsys):
     for progress in (Progress(total=3, name="shards"), Progress(show=False, seconds=-1)):
         with progress:
+            progress.at("a")
             progress.advance()
     assert capsys.readouterr().err == ""
 

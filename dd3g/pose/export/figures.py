@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,13 @@ def draw_overlay(people: Sequence[PersonHypotheses], picture: Image.Image | None
 
 
 def save_overlay(
-    path: Path, people: Sequence[Sequence[PersonHypotheses]], folder: Path, stem: str, every: int, fps: float
+    path: Path,
+    people: Sequence[Sequence[PersonHypotheses]],
+    folder: Path,
+    stem: str,
+    every: int,
+    fps: float,
+    tick: Callable[[int], None] = lambda count: None,
 ) -> str:
     """Write `stem`.mp4, or `stem`.gif for an animation.
 
@@ -104,11 +110,18 @@ def save_overlay(
         stem: of its name.
         every: n.
         fps: frames a second of what is written.
+        tick: called with 1 for every frame.
 
     Returns:
         The file's name.
     """
-    drawn = (draw_overlay(here, frame) for here, (_, frame) in zip(people, frames(path, every), strict=False))
+
+    def draw() -> Iterator[Image.Image]:
+        for here, (_, frame) in zip(people, frames(path, every), strict=False):
+            yield draw_overlay(here, frame)
+            tick(1)
+
+    drawn = draw()
     if path.suffix.lower() in ANIMATIONS:
         small = [image.reduce(2) for image in drawn]
         small[0].save(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def write_results(
     picture: Image.Image | None = None,
     clip: Clip | None = None,
     ground: Ground | None = None,
+    tick: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
     """Write all files of a picture or a video, as `stem`.pose.json and so on.
 
@@ -48,6 +49,7 @@ def write_results(
         picture: RGB, the background of the figure; None where only keypoints were given.
         clip: the video that the frames are of; None for a picture.
         ground: the floor of the video, where it was found.
+        tick: called with 1 for every frame that is drawn.
 
     Returns:
         `{"people", "warnings", "files"}`: the number of people or tracks, and the files' names.
@@ -60,14 +62,14 @@ def write_results(
     if video:
         content = {"video": str(path), "fps": fps, "every": request.every, **content}
         content |= {"camera": MOVING if request.moving else STILL, "ground": _floor(ground)}
-        content["frames"] = [
+        content["frames"] = (
             {"index": i * request.every, "time": time, "people": as_json(people, hypotheses=False)}
             for i, (time, people) in enumerate(zip(times, frames, strict=False))
-        ]
+        )
         timed = [(t, person) for t, people in zip(times, frames, strict=False) for person in people]
         numbers = sorted({person.track or 0 for _, person in timed})
         tracks = [[(t, p) for t, p in timed if (p.track or 0) == number] for number in numbers]
-        files = [f"{name}.json", save_overlay(path, frames, folder, name, request.every, fps)]
+        files = [f"{name}.json", save_overlay(path, frames, folder, name, request.every, fps, tick)]
     else:
         content = {"picture": str(path), **content, "people": as_json(everyone)}
         tracks = [[(0.0, person)] for person in everyone]
@@ -101,9 +103,12 @@ def as_json(people: Sequence[PersonHypotheses], hypotheses: bool = True) -> list
 
 
 def save_json(content: dict[str, Any], path: str | Path) -> Path:
-    """Write standard JSON: no NaN, numbers with six digits."""
-    with replacing(path) as part:
-        part.write_text(json.dumps(_rounded(content), allow_nan=False) + "\n", "utf-8")
+    """Write standard JSON: no NaN, numbers with six digits.
+
+    What is an iterator becomes a list; its items are written as they come, for an hour of video has many.
+    """
+    with replacing(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(_encoded(content))
     return Path(path)
 
 
@@ -140,6 +145,19 @@ def _person(person: PersonHypotheses, hypotheses: bool) -> dict[str, Any]:
     if d.warnings:
         result["warnings"] = list(d.warnings)
     return result
+
+
+def _encoded(content: dict[str, Any]) -> Iterator[str]:
+    for i, (key, value) in enumerate(content.items()):
+        yield f"{', ' if i else '{'}{json.dumps(key)}: "
+        if isinstance(value, Iterator):
+            yield "["
+            for k, item in enumerate(value):
+                yield (", " if k else "") + json.dumps(_rounded(item), allow_nan=False)
+            yield "]"
+        else:
+            yield json.dumps(_rounded(value), allow_nan=False)
+    yield "}\n"
 
 
 def _rounded(value: Any) -> Any:

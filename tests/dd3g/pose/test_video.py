@@ -210,8 +210,9 @@ def test_windows_fade_into_each_other(monkeypatch):
         return [PersonHypotheses(p, method, h[i : i + 1]) for i, p in enumerate(people)]
 
     monkeypatch.setattr(video, "lift", lift)
-    found = video.lift_tracks([[detection()] for _ in range(100)], "guided", 1)
-    assert calls == [64, 52]
+    told = []
+    found = video.lift_tracks([[detection()] for _ in range(100)], "guided", 1, tick=told.append)
+    assert calls == [64, 52] and told == [64, 36]
     ways = torch.stack([people[0].pose for people in found]).diff(dim=0).norm(dim=-1)
     assert ways.max() < 0.04
     assert all(people[0].hypotheses.poses.shape[1] == 1 for people in found)
