@@ -4,6 +4,7 @@ import json
 import math
 import re
 import struct
+import weakref
 
 import numpy as np
 import pytest
@@ -41,6 +42,31 @@ def test_json_says_what_was_estimated(tmp_path):
     assert [h["energy"] for h in first["hypotheses"]] == list(range(8))
     assert 0.03 < first["recommended"]["expected_error"] < 0.12
     assert second["recommended"]["expected_error"] is None  # one hypothesis has no spread; NaN is no JSON
+
+
+def test_frames_are_written_as_they_come(tmp_path):
+    """Those of an hour, all as Python numbers at once, take a gigabyte."""
+
+    class Frame(dict):
+        pass
+
+    def frames():
+        before = []
+        for i in range(4):
+            assert all(frame() is None for frame in before[:-1])
+            frame = Frame(index=i, pose=torch.full((2,), i / 3))
+            before.append(weakref.ref(frame))
+            yield frame
+            del frame
+
+    listed = {"a": [1.5, None], "frames": [{"index": i, "pose": [i / 3, i / 3]} for i in range(4)], "b": {}}
+    results.save_json(listed, tmp_path / "list.json")
+    results.save_json(listed | {"frames": frames()}, tmp_path / "iterator.json")
+    assert (tmp_path / "iterator.json").read_bytes() == (tmp_path / "list.json").read_bytes()
+    read = json.loads((tmp_path / "list.json").read_text())
+    assert read["frames"][1] == {"index": 1, "pose": [0.333333, 0.333333]} and read["a"] == [1.5, None]
+    results.save_json({"frames": iter(())}, tmp_path / "none.json")
+    assert json.loads((tmp_path / "none.json").read_text()) == {"frames": []}
 
 
 def test_translation_puts_the_pose_on_its_keypoints():
@@ -204,15 +230,28 @@ def test_glb_holds_the_posed_joints(tmp_path):
             assert away.min() < 1e-4, SMPL_24.joints[child]
 
 
-def test_blender_sees_one_armature_and_one_action(tmp_path):
+@pytest.mark.parametrize("kind", ["glb", "bvh"])
+def test_blender_sees_the_joints_of_one_armature_and_one_action(tmp_path, kind):
     bpy = pytest.importorskip("bpy", reason="Blender as a module: pip install bpy")
-    R, roots = rotations(3, seed=1), torch.tensor([[0.3, -0.2, 3.0]]).expand(3, 3)
-    path = skeletons.save_glb(rest(), R, roots, tmp_path / "a.glb", [0.0, 0.5, 1.0])
+    R, roots = rotations(3, seed=1), torch.tensor([[0.3, -0.2, 3], [0.4, -0.2, 3], [0.4, -0.1, 3.2]])
+    save = skeletons.save_glb if kind == "glb" else skeletons.save_bvh
+    path = str(save(rest(), R, roots, tmp_path / f"a.{kind}", [0.0, 0.5, 1.0]))
     bpy.ops.wm.read_factory_settings(use_empty=True)
-    bpy.ops.import_scene.gltf(filepath=str(path))
-    kinds = [o.type for o in bpy.data.objects]
-    assert kinds.count("ARMATURE") == 1 and len(bpy.data.actions) == 1
-    assert len(next(o for o in bpy.data.objects if o.type == "ARMATURE").data.bones) == 24
+    bpy.context.scene.render.fps = 2
+    if kind == "glb":
+        bpy.ops.import_scene.gltf(filepath=path)
+    else:
+        bpy.ops.import_anim.bvh(filepath=path, global_scale=0.01)
+    (armature,) = (o for o in bpy.data.objects if o.type == "ARMATURE")
+    (action,) = bpy.data.actions
+    assert len(armature.data.bones) == 24
+    want = (default_body().pose(R)[0] + roots[:, None])[..., [0, 2, 1]] * torch.tensor([1.0, 1, -1])  # z up
+    for frame in range(3):
+        bpy.context.scene.frame_set(round(action.frame_range[0]) + frame)
+        found = {b.name: armature.matrix_world @ b.head for b in armature.pose.bones}
+        for joint, name in enumerate(SMPL_24.joints):
+            at = np.array(found[skeletons.NAMES[name]])
+            np.testing.assert_allclose(at, want[frame, joint], atol=1e-3, err_msg=f"{name}, frame {frame}")
 
 
 def test_quaternions_do_not_jump_between_frames(tmp_path):
