@@ -87,9 +87,11 @@ def test_what_is_no_motion_is_one_line(tmp_path):
             load_motion(tmp_path / name)
 
 
-def test_training_takes_them(tmp_path):
+@pytest.mark.parametrize("name", ["m", "m/a.npz", "b.bvh", "motion.npz"])
+def test_training_takes_them(tmp_path, name):
     amass(tmp_path / "m" / "a.npz", frames=40)
-    words = ["lifter", "--motion", tmp_path / "m", "-o", tmp_path / "run", "--steps", 1]
+    bvh(tmp_path / "b.bvh")
+    small_archive(tmp_path / "motion.npz")
+    words = ["lifter", "--motion", tmp_path / name, "-o", tmp_path / "run", "--steps", 1]
     result = CliRunner().invoke(make_app(train_command), [str(w) for w in words])
     assert result.exit_code == 0, result.output
-    assert len(load_motion(small_archive(tmp_path / "motion.npz"))) > 0

@@ -8,14 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from dd3g.command import make_app
 from dd3g.errors import UserError
 from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.geometry import axis_angle_to_matrix
 from dd3g.pose.data.acclaim import read_amc
 from dd3g.pose.data.bvh import parse_bvh, positions, read_bvh
 from dd3g.pose.data.motion import load_cmu
+from dd3g.pose.data.motion_files import load_motion
 from dd3g.pose.export.skeletons import save_bvh
+from dd3g.pose.train import train_command
 
 DATA = Path(os.environ.get("DD3G_DATA", Path(__file__).parents[5] / "shared" / "data"))
 ARCHIVE = DATA / "motion" / "cmu_mocap_30fps.npz"
@@ -363,6 +367,17 @@ def test_amc_by_hand(tmp_path):
     }
     for joint, place in expected.items():
         torch.testing.assert_close(bent[joint], torch.tensor(place).float(), atol=1e-4, rtol=0)
+
+
+def test_a_take_of_cmu_finds_its_skeleton_and_can_be_learnt_from(tmp_path):
+    (tmp_path / "07.asf").write_text(asf())
+    (tmp_path / "08.asf").write_text(asf().replace("length 8", "length 9"))
+    (tmp_path / "07_01.amc").write_text(AMC)
+    found, want = load_motion(tmp_path / "07_01.amc"), read_amc(tmp_path / "07.asf", tmp_path / "07_01.amc")
+    assert torch.equal(found.joints, want.joints) and torch.equal(found.root, want.root)
+    words = ["lifter", "--motion", tmp_path / "07_01.amc", "-o", tmp_path / "run", "--steps", 1]
+    result = CliRunner().invoke(make_app(train_command), [str(w) for w in words])
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(
