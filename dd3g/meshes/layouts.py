@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dd3g.errors import UserError
-from dd3g.meshes.mesh import Mesh, load_mesh
+from dd3g.meshes.mesh import Mesh, load_mesh, missing_materials
 
 MESHES = (".glb", ".obj", ".npz")
 RING = tuple(f"{k:03d}.png" for k in range(16))
@@ -96,11 +96,29 @@ class FoundObject:
             ValueError: when it is no mesh.
         """
         if self.path.suffix != ".zip":
-            return load_mesh(self.path, self.layout.up)
+            return _whole(self.path, self.layout.up)
         with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(self.path) as archive:
             archive.extractall(folder)
             (path, *_) = Path(folder).rglob("meshes/model.obj")
-            return load_mesh(path, self.layout.up)
+            return _whole(path, self.layout.up)
+
+    def files(self) -> list[Path]:
+        """What it is read from, so that a change is noticed: pictures and materials too."""
+        if self.path.suffix.lower() in (".glb", ".npz", ".zip"):
+            return [self.path]
+        home = self.path.parent
+        if self.layout.holds == "views":
+            return sorted(p for p in home.rglob("*") if p.is_file())
+        folders = (home, home.parent / "materials" / "textures")
+        there = (p for folder in folders if folder.is_dir() for p in folder.iterdir() if p.is_file())
+        return sorted(p for p in there if p == self.path or p.suffix.lower() not in MESHES)
+
+
+def _whole(path: Path, up: str) -> Mesh:
+    """A mesh with its colours: without them it would be scored as a grey one."""
+    if lacking := missing_materials(path):
+        raise ValueError(f"{path.name} names {', '.join(lacking)}, which is not there")
+    return load_mesh(path, up)
 
 
 def find_objects(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,29 @@ def load_mesh(path: str | Path, up: str = "y", normal: bool = True) -> Mesh:
         rest=vertices,
         solid=np.zeros((0, 0, 0, 3), np.uint8),
     )
+
+
+def missing_materials(path: Path) -> list[str]:
+    """Materials and textures that an OBJ names and that `load_mesh` will not find; none for other files."""
+    if path.suffix.lower() != ".obj":
+        return []
+    near, lacking = _Nearby(path), []
+    with open(path, "rb") as stream:
+        head = stream.read(1 << 16)  # materials are named before the faces that they paint, the library first
+    for library in re.findall(rb"^mtllib[ \t]+(.+?)\s*$", head, re.MULTILINE):
+        try:
+            lines = near.get(library.decode("utf-8", "replace"))
+        except OSError:
+            lacking.append(library.decode("utf-8", "replace"))
+            continue
+        for words in re.findall(rb"^\s*map_Kd[ \t]+(.+?)\s*$", lines, re.MULTILINE):
+            name = words.decode("utf-8", "replace")
+            name = name.split()[-1] if name.startswith("-") else name  # behind options
+            try:
+                near.get(name)
+            except OSError:
+                lacking.append(name)
+    return lacking
 
 
 def normalised(vertices: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -96,7 +96,9 @@ def _transforms(path: Path) -> tuple[list[Path], Tensor, Tensor]:
 
 def _named(folder: Path, name: str) -> Path:
     """The picture that a frame means: with or without suffix, beside the file or in its `images`."""
-    for path in (folder / name, folder / f"{name}.png", folder / "images" / name):
+    last = Path(name).name  # some files tell a path of the machine that drew them
+    for path in (folder / name, folder / f"{name}.png", folder / "images" / name, folder / "images" / last,
+                 folder / "images" / f"{last}.png", folder / last, folder / f"{last}.png"):  # fmt: skip
         if path.is_file():
             return path
     return folder / "images" / f"{name}.png"

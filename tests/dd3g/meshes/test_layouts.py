@@ -134,6 +134,30 @@ def test_what_is_missing_is_named(tmp_path):
         find_objects(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["gso", "gso-zip", "omniobject3d", "ycb", "toys4k"])
+def test_a_scan_without_its_colours_is_no_grey_one(tmp_path, name):
+    """A material or a texture that an OBJ names and that is not there."""
+    write_layout(name, tmp_path / "data")
+    home = tmp_path / ("unzipped" if name == "gso-zip" else "data")
+    (library,) = home.rglob("*.mtl")
+    lost = library.name
+
+    def mesh():
+        if name == "gso-zip":
+            zip_folder(home, tmp_path / "data" / "slab.zip")
+        return find_objects(tmp_path / "data")[0][0].mesh()
+
+    words = library.read_text()
+    library.unlink()
+    with pytest.raises(ValueError, match=f"names {lost}, which is not there"):
+        mesh()
+    library.write_text(words.replace("map_Kd ", "map_Kd -s 1 1 1 lost_"))
+    with pytest.raises(ValueError, match="names lost_.*, which is not there"):
+        mesh()
+    library.write_text(words)
+    assert looks_right(mesh())
+
+
 def test_archives_that_are_cut_or_hold_something_else_are_named(tmp_path):
     write_gso(tmp_path / "unzipped")
     data = tmp_path / "data"
