@@ -76,6 +76,21 @@ def spread(views: list[Tensor]) -> dict[str, float]:
     }
 
 
+def perceptual_spread(views: list[Tensor]) -> dict[str, float | str]:
+    """Mean ST-LPIPS between the views of every two noises, `st_lpips`; or why it is `missing`."""
+    from distill.evaluation.learned import load_metrics
+
+    metrics, about = load_metrics(["st-lpips"])
+    if not metrics:
+        return {"missing": f"ST-LPIPS was not measured: {about['st-lpips']['missing']}"}
+    metric = metrics[0]
+    if metric.compare is None or views[0].shape[-1] < metric.smallest:
+        return {"missing": f"ST-LPIPS needs {metric.smallest} pixels a side"}
+    seen = [metric.features(v) for v in views]
+    apart = [float(metric.compare(a, b).mean()) for i, a in enumerate(seen) for b in seen[:i]]
+    return {"st_lpips": sum(apart) / len(apart)}
+
+
 def interpolate_command(
     picture: Annotated[Path, typer.Argument(help="A picture of an object.")],
     first: Annotated[int, typer.Argument(min=0, help="Seed of the noise at the top of the sheet.")],
@@ -110,12 +125,15 @@ def interpolate_command(
     output.parent.mkdir(parents=True, exist_ok=True)
     path = save_contact_sheet(torch.stack(rows), output)
     found: dict[str, Any] = {"output": str(path), "noises": noises, **spread(others)}
+    found |= perceptual_spread(others)
     if as_json:
         print(json.dumps(found))
         return
+    apart = found.get("missing") or f"ST-LPIPS between two noises {found['st_lpips']:.4f}"
     print(
         f"over {noises} noises a pixel deviates by {255 * found['deviation']:.1f} of 255 "
-        f"({255 * found['front']:.1f} in the input view, {255 * found['back']:.1f} from behind); wrote {path}"
+        f"({255 * found['front']:.1f} in the input view, {255 * found['back']:.1f} from behind); "
+        f"{apart}; wrote {path}"
     )
 
 

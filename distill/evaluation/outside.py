@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dd3g.cameras import FOVY, RADIUS, Cameras
+from dd3g.decoding import SUFFIXES
 from dd3g.errors import UserError, first_line
 from dd3g.gaussians import Gaussians
 from dd3g.io.splats import AXES, world_turn
@@ -28,7 +29,7 @@ from distill.evaluation.predictors import (
 )
 from distill.evaluation.targets import frame
 
-SPLATS, MESHES = (".ply", ".splat", ".spz"), (".obj",)  # .glb holds either
+SPLATS, MESHES = (".ply", ".compressed.ply", ".splat", ".spz", ".sog"), (".obj",)  # .glb holds either
 OBJECTS = (*SPLATS, ".glb", *MESHES)
 
 
@@ -38,7 +39,7 @@ class Predictions:
 
     Args:
         name: of the row.
-        folder: holds `ID.ply`, `.splat`, `.spz`, `.glb` or `.obj`, or a folder `ID` with one of these or
+        folder: holds `ID` with one of `OBJECTS` behind it, or a folder `ID` with one of these or
             with a picture for each test view, in the protocol's order when sorted by name.
         axes: of the files; "auto" believes a .ply's comment, and takes "opencv" for .ply and .splat, "opengl"
             for the others.
@@ -71,7 +72,9 @@ class Predictions:
             if suffix in MESHES or (suffix == ".glb" and not _holds_splats(place)):
                 return mesh_drawing(_mesh(place, self.axes, turn, factor))
             gaussians = Gaussians.load(place, None if self.axes == "auto" or suffix == ".glb" else self.axes)
-        except (ValueError, OSError, KeyError, IndexError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # a stranger's file can make a loader fail in any way
             raise UserError(f"{place} cannot be read: {first_line(error)}") from error
         if suffix == ".glb" and self.axes not in ("auto", "opengl"):
             gaussians = gaussians.transformed(world_turn(self.axes))
@@ -85,9 +88,12 @@ class Predictions:
                     return path
             inside = self.folder / name
             if inside.is_dir():
-                files = [p for p in sorted(inside.iterdir()) if p.suffix.lower() in OBJECTS]
+                files = _objects_in(inside)
+                if not files and not any(p.suffix.lower() in SUFFIXES for p in inside.iterdir()):
+                    # TripoSR and SF3D number the pictures of each call: ID/0/mesh.glb.
+                    files = [p for deeper in sorted(inside.iterdir()) for p in _objects_in(deeper)]
                 if len(files) > 1:
-                    names = ", ".join(p.name for p in files)
+                    names = ", ".join(p.relative_to(inside).as_posix() for p in files)
                     raise UserError(f"{inside} holds {names}: leave one of them")
                 return files[0] if files else inside
         return None
@@ -135,8 +141,13 @@ _OPTIONS = (
 )
 
 
+def _objects_in(folder: Path) -> list[Path]:
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [p for p in there if p.is_file() and p.suffix.lower() in OBJECTS]
+
+
 def _pictures(folder: Path, target: Target) -> Drawing:
-    from dd3g.decoding import SUFFIXES, read_rgba
+    from dd3g.decoding import read_rgba
     from dd3g.picture import resize_rgba
 
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)

@@ -66,12 +66,24 @@ def load_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
                 f"{paths[0]} and {path} saw other objects ({len(mine)} and {len(theirs)}; different: "
                 f"{', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}): evaluate both on the same"
             )
+        for key in first["metrics"].keys() & report["metrics"].keys():
+            nets = [(m["net"], m["weights"]) for r in (first, report) if "net" in (m := r["metrics"][key])]
+            if len(set(nets)) > 1:
+                raise UserError(
+                    f"{paths[0]} measured {key} with {' '.join(nets[0])}, {path} with {' '.join(nets[1])}: "
+                    "their numbers do not compare; evaluate both with the same weights"
+                )
     return reports
 
 
 def join(reports: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     """One report with the rows of all; equal rows count once, others of one label get their run's name."""
     joined = reports[0] | {"rows": {}, "per_object": {}, "runs": {}}
+    joined["metrics"] = {
+        key: next((about for about in abouts if "missing" not in about), abouts[0])
+        for key in reports[0]["metrics"]
+        if (abouts := [r["metrics"][key] for r in reports])
+    }
     for name, report in zip(names, reports, strict=True):
         for label, row in report["rows"].items():
             values = report["per_object"][label]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -96,6 +97,15 @@ class Protocol:
         """16 hex digits of all that decides a number; prose does not."""
         decisive = {k: v for k, v in asdict(self).items() if k not in ("name", "about", "chosen")}
         return fingerprint(json.dumps([CODE, decisive], sort_keys=True))
+
+    def pinned(self) -> dict[str, str]:
+        """Id -> hash, or "" where any will do, of the objects that must be there; an id may hold spaces."""
+        found = {}
+        for line in self.objects:
+            id, _, hash = line.strip().rpartition(" ")
+            known = bool(id) and re.fullmatch("[0-9a-f]{16}", hash) is not None
+            found[id.strip() if known else line.strip()] = hash if known else ""
+        return found
 
     def test_views(self) -> list[tuple[float, float]]:
         """(azimuth, elevation) of each test view, degrees."""

@@ -55,6 +55,7 @@ class Targets(Sequence[Target]):
                 )
         self._indices = list(zip(*plain, strict=True))[: limit or None]
         self.ids: list[str] = [metas[order[0]][chosen[0]]["id"] for chosen in self._indices]
+        self._files = sorted(p for s in sources for p in (s.glob("*.tar") if s.is_dir() else [s]))
         self._sizes = [metas[source][0]["size"] for source in order]
 
     def __len__(self) -> int:
@@ -63,6 +64,10 @@ class Targets(Sequence[Target]):
     def __getitem__(self, index: int) -> Target:  # type: ignore[override]
         pairs = zip(self._renders, self._indices[index], strict=True)
         return of_renders(*(renders[i] for renders, i in pairs))
+
+    def files(self, index: int) -> list[Path]:
+        """What an object is read from: the shards."""
+        return self._files
 
     def protocol(self, asked: Protocol) -> Protocol:
         """The protocol that these renders follow: `asked` where they are drawn so, another hash otherwise."""
@@ -121,6 +126,10 @@ class FoundTargets(Sequence[Target]):
         found = self.found[index]
         return drawn(found, self.asked) if found.layout.holds == "mesh" else seen(found, self.asked)
 
+    def files(self, index: int) -> list[Path]:
+        """What an object is read from."""
+        return self.found[index].files()
+
     def protocol(self, asked: Protocol) -> Protocol:
         """The protocol itself; where the data bring their own views, it says so."""
         if self.found[0].layout.holds == "mesh":
@@ -151,8 +160,7 @@ def open_targets(
             f"{sources[rendered.index(False)]} holds no renders: give one folder of a data set, or folders "
             "of renders only, one a size"
         )
-    wanted = [line.split()[0] for line in protocol.objects]
-    found, failed = find_objects(sources[0], layout, wanted)
+    found, failed = find_objects(sources[0], layout, list(protocol.pinned()))
     return FoundTargets(found[: limit or None], protocol), failed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,12 +26,13 @@ from dd3g.io.atomic import replacing
 from distill.evaluation.alignment import find_move, moved
 from distill.evaluation.learned import Metric, load_metrics
 from distill.evaluation.metrics import on_white, psnr
+from distill.evaluation.outside import parse_predictions
 from distill.evaluation.predictors import Drawing, Pictures, Predictor, Target
 from distill.evaluation.protocol import Protocol
 from distill.evaluation.report import NOT_ON_SHEETS, sheet_tiles, true_tiles
 from distill.evaluation.rows import Settings, make_rows
 from distill.evaluation.scores import score, surface_score, true_features
-from distill.evaluation.targets import open_targets
+from distill.evaluation.targets import Targets, open_targets
 
 TURNS, TURN_SIZE, STRIP_SIZE = 16, 96, 96  # of the page's pictures
 
@@ -69,11 +71,11 @@ class Job:
         """The file of an object's results."""
         return self.output / "objects" / f"{id.replace('/', '-')}.json"
 
-    def stamp(self, words: str, id: str) -> str:
-        """What must be the same for a stored result of a row to be of use."""
+    def stamp(self, words: str, id: str, data: str) -> str:
+        """What must be the same for a stored row to be of use; `data` tells the object's files."""
         parts = (words, id, self.protocol.hash, *map(str, self.source), self.layout, str(self.settings),
                  str(self.seeds), str(self.pictures), str(id in self.on_sheet), self.code,
-                 _files(words))  # fmt: skip
+                 data, _listed(_read_by(words, id)))  # fmt: skip
         return fingerprint("\n".join(parts))
 
 
@@ -103,18 +105,19 @@ class Work:
     def __call__(self, index: int) -> dict[str, Any]:
         """Results of one object: from its file where they are of this job, computed and stored otherwise."""
         job, id = self.job, self.targets.ids[index]
-        path = job.path(id)
+        path, data = job.path(id), _listed(self.targets.files(index))
+        stamps = {words: job.stamp(words, id, data) for words in job.rows}
         stored = _stored(path)
-        have = {words: part for words in job.rows if (part := stored["rows"].get(job.stamp(words, id)))}
+        have = {words: part for words in job.rows if (part := stored["rows"].get(stamps[words]))}
         if len(have) == len(job.rows):
             return stored | {"rows": have, "new": False}
         try:
             target = self.targets[index]
-        except UserError:
-            raise
         except Exception as error:  # a stranger's mesh can make a loader fail in any way
+            if isinstance(error, UserError) and isinstance(self.targets, Targets):
+                raise  # a damaged shard holds more than this object
             return {"id": id, "failed": first_line(error)}
-        expected = dict(line.split() for line in job.protocol.objects if " " in line).get(id, target.hash)
+        expected = job.protocol.pinned().get(id) or target.hash
         if expected != target.hash:
             raise UserError(
                 f"{id} is not the object that the protocol means: its hash is {target.hash}, not {expected}; "
@@ -127,6 +130,7 @@ class Work:
         stored["truth"] = {
             m.key: packed(truths[m.key]) for m in self.metrics if m.compare is None and m.key in truths
         }
+        save_input(target, job.output / "inputs", path.stem)
         if id in job.on_sheet:
             stored["tiles"] = png(true_tiles(target))
         if job.pictures:
@@ -134,7 +138,7 @@ class Work:
         for words, rows in self.rows.items():
             if words not in have:
                 have[words] = {label: self._row(label, row, target, truths) for label, row in rows.items()}
-                stored["rows"][job.stamp(words, id)] = have[words]
+                stored["rows"][stamps[words]] = have[words]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # After each row: one that is slow should not be repeated because of another.
                 with replacing(path) as part:
@@ -265,19 +269,53 @@ def _stored(path: Path) -> dict[str, Any]:
         return {"rows": {}}
 
 
-def _files(words: str) -> str:
-    """Names, sizes and times of what a row reads, so that changed weights are not taken for the old ones."""
+def _read_by(words: str, id: str) -> list[Path]:
+    """Files that a row reads to predict an object, so that changed ones are not taken for the old ones."""
     from dd3g.pepd.weights import SHIPPED
 
-    value = words.partition("=")[2].rpartition("=")[2].partition(",")[0]
+    kind, _, value = words.partition("=")
+    if kind == "predictions":
+        place = parse_predictions(value).find(id)
+        return [] if place is None else _files_of(place)
     found = []
-    for name in value.split("+"):  # TEACHER+LGM
-        for path in (Path(name), SHIPPED / name):
-            if name not in ("", ".") and path.exists():
-                files = sorted(p for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file())
-                found += [f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files]
-                break
-    return "\n".join(found)
+    for name in (value.partition("=")[2] or value).split("+"):  # LABEL=PATH, or TEACHER+LGM
+        places = (path for path in (Path(name), SHIPPED / name) if name not in ("", ".") and path.exists())
+        if place := next(places, None):
+            found += _files_of(place)
+    return found
+
+
+def _files_of(place: Path) -> list[Path]:
+    return sorted(p for p in (place.rglob("*") if place.is_dir() else [place]) if p.is_file())
+
+
+def _listed(files: Sequence[Path]) -> str:
+    """Names, sizes and times of files."""
+    about = [(path, path.stat()) for path in files]
+    return "\n".join(f"{path} {s.st_size} {s.st_mtime_ns}" for path, s in about)
+
+
+def save_input(target: Target, folder: Path, name: str) -> None:
+    """Write what other tools need: the input picture, and the cameras from which it is predicted.
+
+    Args:
+        target: the object.
+        folder: for NAME.png, the input as fine as there is, and NAME.json: `fovy` in degrees, and the
+            matrices `input` and `test` (4, 4 each), from the world of `Target.cameras` to OpenCV cameras.
+        name: of both.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    first, viewmats = target.cameras[target.rig[0]], target.cameras.viewmats
+    half = 0.5 * target.size / float(first.Ks[1, 1])
+    cameras = {
+        "fovy": round(2 * math.degrees(math.atan(half)), 4),
+        "input": viewmats[target.rig[0]].tolist(),
+        "test": viewmats[target.novel].tolist(),
+    }
+    with replacing(folder / f"{name}.png") as part:
+        Image.fromarray(_pixels(target.finest.image)).save(part, "PNG")
+    with replacing(folder / f"{name}.json") as part:
+        part.write_text(json.dumps(cameras))
 
 
 def png(tiles: Tensor) -> str:

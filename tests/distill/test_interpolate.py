@@ -11,7 +11,7 @@ from PIL import Image
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
 from dd3g.pepd import Generator, GeneratorConfig
-from distill.interpolate import AZIMUTHS, between, main, spread
+from distill.interpolate import AZIMUTHS, between, main, perceptual_spread, spread
 from distill.quadruples import noise_of
 
 
@@ -48,6 +48,22 @@ class Balls(torch.nn.Module):
         scales = (self.radius * (1 + 0.5 * torch.tanh(noise[:, 0, 0, 0, 0])))[:, None, None].expand(1, 1, 3)
         quats = torch.tensor([1.0, 0, 0, 0]).expand(1, 1, 4)
         return Gaussians(torch.zeros(1, 1, 3), quats, scales, torch.full((1, 1), 0.99), torch.zeros(1, 1, 3))
+
+
+def test_the_perceptual_spread_is_the_mean_over_pairs_of_noises(monkeypatch):
+    from distill.evaluation import learned
+
+    monkeypatch.setitem(
+        learned.METRICS,
+        "st-lpips",
+        lambda: learned.Metric("st_lpips", {}, lambda rgb: rgb, lambda a, b: (a - b).abs().mean((1, 2, 3))),
+    )
+    views = [torch.full((6, 3, 16, 16), x) for x in (0.0, 0.1, 0.4)]
+    assert perceptual_spread(views)["st_lpips"] == pytest.approx((0.1 + 0.4 + 0.3) / 3)
+    assert "16 pixels" in perceptual_spread([v[..., :8, :8] for v in views])["missing"]
+    monkeypatch.setattr(learned, "model_path", lambda name: None)
+    monkeypatch.setitem(learned.METRICS, "st-lpips", learned._st_lpips)
+    assert "dd3g models fetch stlpips_alex" in perceptual_spread(views)["missing"]
 
 
 def test_the_command_writes_a_sheet_and_tells_what_the_noise_decides(tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stand_ins.headless_chromium import CHROMIUM, Page
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
@@ -99,6 +100,71 @@ def test_a_stopped_run_goes_on_and_more_rows_are_only_added(tmp_path, boxes, row
     assert {id for _, id in ASKED} == {"box0", "box1", "box2"}
 
 
+def test_what_changed_on_disk_is_computed_again(tmp_path, boxes, rows):
+    """A mesh of the data, or a file of a row, options behind the folder or none."""
+    import shutil
+
+    import trimesh
+
+    data, theirs, out = tmp_path / "data", tmp_path / "theirs", tmp_path / "out"
+    shutil.copytree(boxes, data)
+    theirs.mkdir()
+    for k in range(3):
+        trimesh.creation.box((0.3, 0.3 + 0.3 * k, 0.3)).export(theirs / f"box{k}.glb")
+    for options in ("", ",axes=opengl,elevation=0"):
+        words = [GREY, f"predictions=theirs={theirs}{options}"]
+        before = run(data, out, words)["per_object"]["theirs"]["iou"]
+        assert run(data, out, words)["per_object"]["theirs"]["iou"] == before
+        kept = (theirs / "box1.glb").read_bytes()
+        (theirs / "box1.glb").write_bytes((theirs / "box2.glb").read_bytes())
+        after = run(data, out, words)["per_object"]["theirs"]["iou"]
+        assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
+        (theirs / "box1.glb").write_bytes(kept)
+    hashes = [o["hash"] for o in run(data, out, [GREY])["objects"]]
+    ASKED.clear()
+    (data / "box0.glb").write_bytes((boxes / "box2.glb").read_bytes())
+    assert [o["hash"] for o in run(data, out, [GREY])["objects"]] == [hashes[2], *hashes[1:]]
+    assert {id for _, id in ASKED} == {"box0"}
+
+
+def test_other_tools_get_the_input_and_its_cameras(tmp_path, boxes, rows):
+    from PIL import Image
+
+    from distill.evaluation.protocol import load_protocol
+    from distill.evaluation.targets import open_targets
+
+    words = ["sizes=[16,32]", "test_rings=[[20,4,10]]", "metrics=[]", "supersample=1"]
+    run(boxes, tmp_path, [GREY], words, protocol="grm")
+    targets, _ = open_targets(boxes, load_protocol("grm", words))
+    for target in targets:
+        picture = np.asarray(Image.open(tmp_path / "inputs" / f"{target.id}.png"))
+        wanted = (target.finest.image * 255).round().byte().movedim(0, -1).numpy()
+        assert picture.shape == (32, 32, 4) and (picture == wanted).all()
+        cameras = json.loads((tmp_path / "inputs" / f"{target.id}.json").read_text())
+        assert cameras["fovy"] == pytest.approx(50, abs=1e-3) and len(cameras["test"]) == 4
+        assert np.allclose(cameras["input"], target.cameras.viewmats[target.rig[0]])
+        assert np.allclose(cameras["test"], target.cameras.viewmats[target.novel])
+
+
+def test_one_object_without_a_picture_is_left_out_and_named(tmp_path, rows):
+    from PIL import Image
+
+    rig = Cameras.orbit([0.0, 90.0, 180.0], 10.0, 16)
+    for name in ("whole", "partial"):
+        home = tmp_path / "data" / name
+        home.mkdir(parents=True)
+        for k in range(3):
+            pixels = np.zeros((16, 16, 4), np.uint8)
+            pixels[4:12, 4:12] = (200, 30, 30, 255)
+            Image.fromarray(pixels).save(home / f"{k}.png")
+        meta = {"fovy": 49.1, "viewmats": rig.viewmats.tolist(), "pictures": [f"{k}.png" for k in range(3)]}
+        (home / "cameras.json").write_text(json.dumps(meta))
+    (tmp_path / "data" / "partial" / "2.png").unlink()
+    report = run(tmp_path / "data", tmp_path / "out", [GREY])
+    assert [o["id"] for o in report["objects"]] == ["whole"]
+    assert "2.png" in report["data"]["failed"]["partial"]
+
+
 def test_the_report_says_what_was_measured(tmp_path, boxes, rows):
     report = run(boxes, tmp_path, [GREY, WHITE], [*SMALL, "metrics=[lpips-vgg]"])
     assert report["protocol"]["name"] == "house" and len(report["protocol"]["hash"]) == 16
@@ -141,6 +207,14 @@ def test_a_pinned_object_must_be_that_one(tmp_path, boxes, rows):
         run(boxes, tmp_path / "c", [GREY], [*SMALL, f"objects=[box1 {hashes[0][1]}]"])
     with pytest.raises(UserError, match="lacks 1 of 2 objects of the list: sofa"):
         run(boxes, tmp_path / "d", [GREY], [*SMALL, "objects=[box1, sofa]"])
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "my box.glb").write_bytes((boxes / "box0.glb").read_bytes())
+    for line in ("my box", f"my box {hashes[0][1]}"):
+        assert run(tmp_path / "in", tmp_path / "e", [GREY], [*SMALL, f"objects=['{line}']"])["data"][
+            "objects"
+        ]
+    with pytest.raises(UserError, match="my box is not the object that the protocol means"):
+        run(tmp_path / "in", tmp_path / "f", [GREY], [*SMALL, f"objects=['my box {hashes[1][1]}']"])
 
 
 def _pinned(out: Path, boxes: Path) -> list[str]:
@@ -198,6 +272,44 @@ def test_the_page_holds_everything(tmp_path, boxes, rows):
     from PIL import Image
 
     assert Image.open(tmp_path / "sheet.png").size == (7 * 18 - 2, 3 * 18 - 2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_page_sorts_and_turns_in_a_browser(tmp_path, boxes, rows):
+    run(boxes, tmp_path / "out", [GREY, WHITE, DARK], page=True)
+    page = Page(tmp_path / "profile", 1200)
+    try:
+        page.call("Page.navigate", url=(tmp_path / "out" / "index.html").as_uri() + "#o1")
+        page.wait("document.readyState === 'complete' && document.querySelectorAll('.turn').length === 9")
+        assert page.eval("document.querySelector('details[open]').id") == "o1"
+
+        def column(number: int) -> list[str]:
+            return page.eval(
+                "[...document.querySelector('.sortable').tBodies[0].rows]"
+                f".map(row => row.cells[{number}].dataset.value ?? row.cells[{number}].textContent)"
+            )
+
+        for number in (1, 0):  # numbers and words
+            for state in ("descending", "ascending"):
+                page.eval(f"document.querySelectorAll('.sortable th')[{number}].click()")
+                found = column(number)
+                order = sorted(found, key=float if number else str, reverse=state == "descending")
+                assert found == order and len(set(found)) == 3
+                shown = "[...document.querySelectorAll('[aria-sort]')].map(h => [h.cellIndex, h.ariaSort])"
+                assert page.eval(shown) == [[number, state]]
+        turn = "document.querySelector('#o1 .turn')"
+        page.eval(f"{turn}.scrollIntoView({{block: 'center'}})")
+        x, y = page.eval(f"(b => [b.x + 48, b.y + 48])({turn}.getBoundingClientRect())")
+        assert page.eval(f"{turn}.style.backgroundPositionX") == ""
+        for kind, at in (("mousePressed", x), ("mouseMoved", x - 24), ("mouseReleased", x - 24)):
+            page.mouse(kind, at, y, button="left", clickCount=1)
+        assert page.eval(f"{turn}.style.backgroundPositionX") == "-288px"  # three frames of 96 pixels on
+        page.mouse("mouseMoved", x + 40, y)
+        assert page.eval(f"{turn}.style.backgroundPositionX") == "-288px"
+        assert page.errors == [] and all(not r.startswith("http") for r in page.requests)
+    finally:
+        page.close()
 
 
 def test_features_and_tiles_survive_json():
@@ -268,6 +380,19 @@ def test_other_protocols_and_objects_refuse_to_share_a_table(tmp_path, boxes, ro
     (tmp_path / "x.json").write_text("{}")
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "x.json")]) == 2
     assert "x.json is no evaluation.json of this version" in capsys.readouterr().err
+
+
+def test_other_weights_of_a_metric_refuse_to_share_a_table(tmp_path, boxes, rows):
+    """One protocol, but LPIPS of other weights; one that was not measured is no hindrance."""
+    net = {"library": "torchmetrics 1.0", "net": "LPIPS vgg", "weights": "0" * 16}
+    for name, about in (("a", net), ("b", net | {"weights": "1" * 16}), ("c", {"missing": "no weights"})):
+        run(boxes, tmp_path / name, [f"tinted={name}=0.5"])
+        path = tmp_path / name / "evaluation.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {"lpips-vgg": about}}))
+    with pytest.raises(UserError, match="measured lpips-vgg with LPIPS vgg 0{16}, .*/b with LPIPS vgg 1{16}"):
+        paired.load_reports([tmp_path / "a", tmp_path / "b"])
+    reports = paired.load_reports([tmp_path / "c", tmp_path / "a"])
+    assert paired.join(reports, ["c", "a"])["metrics"] == {"lpips-vgg": net}
 
 
 def test_keys_of_the_table_have_headings():

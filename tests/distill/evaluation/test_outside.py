@@ -44,7 +44,9 @@ def target() -> Target:
     [
         ("thing.ply", "opencv", ""), ("thing.ply", "opengl", ""), ("thing.ply", "zup", ",axes=zup"),
         ("thing.splat", "zup", ",axes=zup"), ("thing.splat", "opencv", ""), ("thing.spz", None, ""),
-        ("thing.glb", None, ""), ("thing/out.ply", "opencv", ""),
+        ("thing.glb", None, ""), ("thing/out.ply", "opencv", ""), ("thing/0/out.ply", "opencv", ""),
+        ("thing.compressed.ply", "zup", ""), ("thing.sog", "opencv", ""),
+        ("thing/x.compressed.ply", "opengl", ""),
     ],
 )  # fmt: skip
 def test_splats_of_any_format_and_axes_fall_into_place(tmp_path, target, name, axes, option):
@@ -163,4 +165,14 @@ def test_bad_predictions_are_told(tmp_path, target):
         (inside / name).write_bytes(b"")
     with pytest.raises(UserError, match="holds a.ply, b.obj: leave one of them"):
         row.find("thing")
+    for name in ("a.ply", "b.obj"):
+        (inside / name).unlink()
+    for number in ("0", "1"):
+        (inside / number).mkdir()
+        (inside / number / "mesh.glb").write_bytes(b"glTF" + bytes(30))
+    with pytest.raises(UserError, match="holds 0/mesh.glb, 1/mesh.glb: leave one of them"):
+        row.find("thing")
+    (inside / "1" / "mesh.glb").unlink()
+    with pytest.raises(UserError, match="thing/0/mesh.glb cannot be read: "):
+        row(target)
     assert Path(row.folder) == tmp_path and plain is not None
