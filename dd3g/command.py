@@ -195,12 +195,20 @@ def run_command(
     """
     words = sys.argv[1:] if argv is None else argv
     tolerate_names()
-    try:
-        code = make_app(command)(words or ["-h"] * needs_words, prog_name=name, standalone_mode=False)
-    except UsageError as error:
-        say(f"error: {error.format_message().rstrip('.')}; {name} --help explains the options", err=True)
-        return 2
-    return (code or 0) if words or not needs_words else 2
+
+    def run() -> int:
+        parser = typer.main.get_command(make_app(command))
+        try:  # typer's own main would swallow Ctrl-C
+            with parser.make_context(name, [*words] or ["-h"] * needs_words) as context:
+                parser.invoke(context)
+        except UsageError as error:
+            say(f"error: {error.format_message().rstrip('.')}; {name} --help explains the options", err=True)
+            return 2
+        except typer.Exit as done:
+            return done.exit_code if words or not needs_words else 2
+        return 0
+
+    return guarded(run, as_json="--json" in words)
 
 
 def dispatch(
@@ -238,7 +246,7 @@ def dispatch(
     command = commands[first]
     if not isinstance(command, tuple):
         return run_command(command, words[1:], f"{name} {first}", needs_words=False)
-    return guarded(lambda: import_module(command[0]).main(words[1:]))
+    return guarded(lambda: import_module(command[0]).main(words[1:]), as_json="--json" in words)
 
 
 def summary(documented: Callable[..., Any]) -> str:

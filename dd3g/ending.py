@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import signal
 import sys
@@ -75,12 +76,17 @@ def signals_stop() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def guarded(work: Callable[[], int | None], go_on: str = "run the same command again to resume") -> int:
+def guarded(
+    work: Callable[[], int | None],
+    go_on: str = "run the same command again to resume",
+    as_json: bool = False,
+) -> int:
     """Exit code of some work: its own, 2 with one line when something is wrong, that of a signal.
 
     Args:
         work: returns an exit code; None counts as 0.
         go_on: what a user may do after Ctrl-C.
+        as_json: whether a program waits for a report; it is told of Ctrl-C where the work did not begin.
     """
     try:
         code = work() or 0
@@ -91,6 +97,8 @@ def guarded(work: Callable[[], int | None], go_on: str = "run the same command a
         code = 2
     except KeyboardInterrupt as stop:  # of Ctrl-C, or of another signal that the work took for one
         say(f"stopped: {go_on}", err=True)
+        if as_json:
+            say(json.dumps({"error": f"stopped: {go_on}"}))
         code = getattr(stop, "code", 128 + signal.SIGINT)
     try:
         if sys.stdout is not None:

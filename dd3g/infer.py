@@ -26,7 +26,7 @@ from dd3g.inputs import find_pictures
 from dd3g.io.atomic import remove_leftovers
 from dd3g.io.formats import LAYOUTS
 from dd3g.progress import Progress
-from dd3g.results import AXES, FORMATS, Request, are_there, write_results
+from dd3g.results import AXES, FORMATS, NO_ENCODER, Request, are_there, write_results
 
 DEFAULT_WEIGHTS = "nano"
 MANY = 16  # passes for which it pays to warm a GPU up
@@ -112,6 +112,9 @@ def run(
                     report["pictures"].append(entry)
                 entry["samples"].append(sample)
                 entry["seconds"] = round(time.perf_counter() - start, 3)
+                webp = any(file.endswith(".turntable.webp") for file in sample["files"])
+                if webp and len(report["pictures"]) == len(entry["samples"]) == 1:  # it is said once
+                    entry["warnings"].append(NO_ENCODER)
         except Exception as e:
             report["failed"].append({"picture": item.name, "error": explain(e, request.out, "--device cpu")})
     return report

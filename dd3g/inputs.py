@@ -66,8 +66,10 @@ def find_pictures(inputs: list[str], recursive: bool = False) -> Inputs:
 
     Raises:
         UserError: when the only input is a folder without pictures, or one that cannot be read, or neither a
-            path nor an address.
+            path nor an address; when `recursive` finds no folder to look into.
     """
+    if recursive and all(word == STDIN or ADDRESS.match(word) or os.path.isfile(word) for word in inputs):
+        raise UserError("--recursive looks into folders, and none was given: give one, or leave it out")
     listed = Inputs()
     places: dict[str, Path] = {}  # name -> where its results would go if no other had the same place
     for word in inputs:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 FORMATS = (*SPLATS, *MESHES)
 SEEDS = 2**64  # torch knows no more
+NO_ENCODER = (
+    "the turntable is an animated .webp: for .mp4 install the extra 'video': pip install 'dd3g[video]'"
+)
 
 
 @dataclass(frozen=True)

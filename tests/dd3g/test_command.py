@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import subprocess
 import sys
 from importlib import import_module
@@ -126,3 +127,20 @@ def test_names_are_shown_as_what_their_bytes_mean(capsys):
     }.items():
         say(name)
         assert capsys.readouterr().out == f"{shown}\n"
+
+
+@pytest.mark.parametrize("place", ["dd3g.command.import_module", "typer.main.get_command"])
+@pytest.mark.parametrize("as_json", [True, False])
+def test_ctrl_c_before_the_work_begins_still_gives_a_report(monkeypatch, capsys, place, as_json):
+    """While a command's module is loaded, and while its words are read, where typer would swallow it."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, interrupt)
+    commands = {"loaded": ("nowhere", "a module"), "read": interrupt}
+    name = "loaded" if "import" in place else "read"
+    assert dispatch(commands, [name, *["--json"] * as_json], "x", "") == 130
+    out, said = capsys.readouterr()
+    assert said == "stopped: run the same command again to resume\n"
+    assert out == (json.dumps({"error": said.strip()}) + "\n" if as_json else "")

@@ -14,6 +14,7 @@ from dd3g import infer
 from dd3g.decoding import SUFFIXES
 from dd3g.gaussians import Gaussians
 from dd3g.io import splats
+from dd3g.results import NO_ENCODER
 
 
 def test_one_picture(here, stub):
@@ -46,6 +47,15 @@ def test_turntable_and_viewer(here, stub):
     assert "<title>chair" in Path("out/chair.html").read_text()
     (movie,) = set(written()) - {"chair.html", "chair.matte.png", "chair.ply"}
     assert movie.startswith("chair.turntable.") and Path("out", movie).stat().st_size > 1000
+
+
+def test_a_turntable_without_an_encoder_says_why_it_is_another_file(here, stub, monkeypatch):
+    from dd3g.io import turntable
+
+    monkeypatch.setattr(turntable, "_ffmpeg_is_here", lambda: False)
+    said = run(picture("a.png"), picture("b.png"), "--turntable", "--samples", 2).stderr
+    assert "a-1.turntable.webp" in written() and "b-1.turntable.webp" in written()
+    assert said == "warning: " + NO_ENCODER + "\n" and "pip install 'dd3g[video]'" in said
 
 
 def test_seed_gives_the_same_bytes_and_samples_count_on(here, stub):

@@ -163,6 +163,7 @@ def test_o_names_the_one_file(here, stub):
         (("a.png", "-o", "x.ply", "--format", "spz"), "-o x.ply and --format spz differ"),
         (("a.png", "-o", "x.PLY"), "write its suffix in small letters"),
         (("a.png", "b.png", "--mask", "a.png"), "--mask FILE is for one picture"),
+        (("a.png", "b.png", "--recursive"), "--recursive looks into folders, and none was given"),
         (("a.png", "--foreground-ratio", 2), "--foreground-ratio 2 is out of range"),
     ],
 )
