@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
 
 import numpy as np
-from PIL import BmpImagePlugin, Image, ImageChops, ImageCms, ImageOps, JpegImagePlugin, PngImagePlugin
+from PIL import BmpImagePlugin, Image, ImageChops, ImageOps, JpegImagePlugin, PngImagePlugin
 
+from dd3g.colours import colour_code, in_srgb
 from dd3g.errors import UserError, first_line
 from dd3g.framing import SOLID
 
@@ -50,7 +51,8 @@ BmpImagePlugin.USE_RAW_ALPHA = True
 def read_rgba(source: Source, name: str = "the picture") -> Image.Image:
     """Decode a picture to upright 8-bit RGBA at its full size.
 
-    EXIF rotation is applied; colours with an ICC profile are brought to sRGB; 16-bit pictures keep their
+    EXIF rotation is applied; colours with an ICC profile, or that the file tells by numbers, are brought to
+    sRGB; 16-bit pictures keep their
     upper eight bits; animations and files of several pages give their first picture; a JPEG of more than 80
     million pixels is reduced while it is decoded.
 
@@ -71,7 +73,9 @@ def read_rgba(source: Source, name: str = "the picture") -> Image.Image:
             elif isinstance(source, np.ndarray) or hasattr(source, "is_floating_point"):
                 opened = nullcontext(_from_numbers(source, name))
             else:
-                opened = _decoder(read_bytes(source, name), name)
+                data = read_bytes(source, name)
+                opened = _decoder(data, name)
+                opened.info["colour code"] = colour_code(data)
             with opened as image:
                 return _to_rgba(image, name)
     except UserError:
@@ -270,7 +274,7 @@ def _to_rgba(image: Image.Image, name: str) -> Image.Image:
         )
     bitmap = image.format in ("BMP", "DIB")
     image = _eight_bits(_upright(_loaded(image)), name)
-    rgba = _in_srgb(image)
+    rgba = in_srgb(image)
     top = np.asarray(rgba.getchannel("A")).max()
     if top == 0 and bitmap:
         rgba.putalpha(255)
@@ -335,40 +339,3 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
 
 def _too_deep(values: np.ndarray, name: str) -> str:
     return f"{name} holds values from {values.min():.6g} to {values.max():.6g}: save it with 8 or 16 bits"
-
-
-def _is_srgb(profile: ImageCms.ImageCmsProfile) -> bool:
-    """Whether a profile changes no colour by more than rounding does; names tell nothing: "linear sRGB"."""
-    steps = np.linspace(0, 255, 9).astype(np.uint8)
-    cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(27, 27, 3)
-    turned: Any = ImageCms.profileToProfile(Image.fromarray(cube), profile, ImageCms.createProfile("sRGB"))
-    return bool(np.abs(np.asarray(turned).astype(int) - cube).max() <= 3)
-
-
-def _in_srgb(image: Image.Image) -> Image.Image:
-    """RGBA, by way of the picture's ICC profile where there is one that fits."""
-    straight = {"La": "LA", "LAB": "RGB"}.get(image.mode, image.mode)  # Pillow makes Lab transparent
-    rgba = image.convert(straight).convert("RGBA")
-    if not (data := image.info.get("icc_profile")):
-        return rgba
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
-        space = profile.profile.xcolor_space.strip()
-        if space == "RGB" and image.mode != "CMYK":
-            if _is_srgb(profile):
-                return rgba
-            given = rgba.convert("RGB")
-        elif (space, image.mode) in (("CMYK", "CMYK"), ("GRAY", "L")):
-            given = image
-        elif (space, image.mode) == ("GRAY", "LA"):
-            given = image.getchannel("L")
-        else:
-            return rgba
-        srgb = ImageCms.createProfile("sRGB")
-        colour: Any = ImageCms.profileToProfile(given, profile, srgb, outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return rgba  # a damaged profile; its numbers are taken as sRGB
-    colour.putalpha(rgba.getchannel("A"))
-    colour.info = rgba.info
-    result: Image.Image = colour
-    return result
