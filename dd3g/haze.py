@@ -12,21 +12,23 @@ EDGE = 0.02  # of the object's longest side: faint alpha so close to what is sol
 BLACK = 8  # most of a channel where a shadow was painted
 SMOOTH = 6  # levels of alpha, of 255, by which what is smooth may differ from the mean around it
 FADES = 0.2  # of its mean alpha that a part loses from cell to cell, at most, where it fades out
+STEP = 25  # levels of alpha from cell to cell, on average, by which an object ends that is not blurred
 SHADE = 204  # least alpha, of 255, of a black pixel that is solid
 
 
 def without_haze(image: Image.Image) -> tuple[Image.Image, float]:
     """Take away faint alpha that surrounds an object but does not belong to it.
 
-    That is, further from what is solid than an edge is wide, and not enclosed by it, each connected part that
+    That is, further from what is solid than an edge is wide, not enclosed by it, and where what is solid is
+    not blurred itself, each connected part that
 
-    - is hardly there, with alpha under a tenth on average and more than lines, or apart from the object;
     - reaches all four corners of the picture;
-    - is smooth and no line, and either black, as shadows are painted, or fades out where it ends, as
-      shadows, glows and reflections do.
+    - is more than lines, and hardly there, with alpha under a tenth on average;
+    - is more than lines and smooth, and either black and less than half there, as shadows are painted, or
+      fades out where it ends, as shadows, glows and reflections do.
 
-    Glass within a rim or with an outline of its own, hair, fur and wings remain. The edge beside a part that
-    goes loses what it had of it.
+    Glass within a rim or with an outline of its own, lenses, hair, fur and wings remain. The edge beside a
+    part that goes loses what it had of it.
 
     Args:
         image: RGBA, straight alpha.
@@ -43,13 +45,14 @@ def without_haze(image: Image.Image) -> tuple[Image.Image, float]:
     black = cells[..., :3].max(-1) <= BLACK
     solid: np.ndarray = np.any(cells[..., 3] >= np.where(black, SHADE, CORE), (1, 3))  # (h, w)
     black = np.all(black | (cells[..., 3] == 0), (1, 3))
-    faint = np.where(solid, 0.0, cells[..., 3].max((1, 3)))
+    alpha = cells[..., 3].max((1, 3)).astype(float)
+    faint = np.where(solid, 0.0, alpha)
     box = bounding_box(solid)
     if box is None or not faint.any():
         return image, 0.0
     edge = 2 + round(EDGE * max(box[2] - box[0], box[3] - box[1]))
     far = (faint > 0) & ~grown(solid, edge) & _open(solid)
-    haze = _haze(far, faint, black, solid, edge)
+    haze = _haze(far, alpha, black, solid, edge)
     if not haze.any():
         return image, 0.0
     # Beside it the object's edge was seen through it, where it was at least as dense.
@@ -63,10 +66,10 @@ def without_haze(image: Image.Image) -> tuple[Image.Image, float]:
     return cleaned, float((haze & (faint >= SOLID)).sum() / solid.sum())
 
 
-def _haze(far: np.ndarray, faint: np.ndarray, black: np.ndarray, solid: np.ndarray, edge: int) -> np.ndarray:
+def _haze(far: np.ndarray, alpha: np.ndarray, black: np.ndarray, solid: np.ndarray, edge: int) -> np.ndarray:
     """Which of the cells `far` (h, w) are haze; see `without_haze`."""
     label = connected(far)
-    there = (faint > 0) | solid
+    there, faint = alpha > 0, np.where(solid, 0.0, alpha)
     inner = far & (box_sum(far, 1) == 9)
     rough = np.abs(faint - box_sum(faint, 1) / 9)
 
@@ -75,19 +78,20 @@ def _haze(far: np.ndarray, faint: np.ndarray, black: np.ndarray, solid: np.ndarr
         count, total = (np.bincount(label[where], v, far.size + 1) for v in (where[where], values[where]))
         return np.where(count > 0, total / np.maximum(count, 1), np.inf)
 
-    def has(where: np.ndarray) -> np.ndarray:
-        return np.bincount(label[far & where], minlength=far.size + 1) > 0
-
+    border = grown(solid, 1) & grown(~solid, 1)
+    near = box_sum(border, 2 * edge)
+    steps = box_sum(np.hypot(*np.gradient(alpha)) * border, 2 * edge) / np.maximum(near, 1)
+    sharp = mean(steps, far & (near > 0)) > STEP  # as is what lies apart
     level = mean(faint)
     rim = far & (np.abs(faint / np.maximum(level, 1)[label] - 0.5) < 0.2)
     slope = mean(np.hypot(*np.gradient(faint)), rim)
     wide = mean(~grown(~there, edge // 2)) > 0.2
-    hardly = (level < SOLID) & (wide | ~has(grown(solid, edge + 1)))
-    smooth = wide & (mean(rough, inner) < SMOOTH)
-    shade = smooth & ((mean(black) > 0.95) | (slope < FADES * level))
+    smooth = mean(rough, inner) < SMOOTH
+    shade = smooth & ((mean(black) > 0.95) & (level < CORE) | (slope < FADES * level))
+    haze = sharp & wide & ((level < SOLID) | shade)
     corners = label[[0, 0, -1, -1], [0, -1, 0, -1]]
     film = far[0, 0] and (corners == corners[0]).all()
-    return far & ((hardly | shade)[label] | (film & (label == corners[0])))
+    return far & (haze[label] | (film & (label == corners[0])))
 
 
 def _open(solid: np.ndarray) -> np.ndarray:

@@ -36,6 +36,8 @@ HAZE = {
     "on the ground": (np.where(ELLIPSE, 63, 0), 0),
     "contact": (blurred(np.where(ELLIPSE, 90, 0), 4), 0),
     "bluish": (dropped(15, 15, 8, 80), (60, 60, 120)),
+    "tinted": (blurred(np.where(ELLIPSE, 120, 0), 5), (60, 60, 120)),
+    "plate": (np.where((abs(X - 128) < 110) & (abs(Y - 128) < 120), 20, 0), (200, 200, 200)),
     "noise": (np.random.default_rng(0).integers(0, 30, (256, 256)), (90, 200, 30)),
     "film": (np.full((256, 256), 60), (200, 200, 200)),
     "faint film": (np.full((256, 256), 9), (200, 200, 200)),
@@ -85,6 +87,7 @@ def hair(colour) -> list[Image.Image]:
 BOWL = ((X - 128) / 55) ** 2 + ((Y - 85) / 70) ** 2
 FOOT = np.where((abs(X - 128) < 5) & (Y > 150) & (Y < 230) | (abs(X - 128) < 40) & (abs(Y - 232) < 6), 255, 0)
 WINGS = np.minimum(abs(X - 65), abs(X - 191)) ** 2 / 55**2 + (Y - 100.0) ** 2 / 30**2 < 1
+DISC = np.hypot(X - 128, Y - 128) < 60
 MATTER = {
     "glass": lambda: [layer(np.where(BOWL < 1, 70, 0), (190, 210, 230)), layer(FOOT, 170)],
     "soft glass": lambda: [layer(blurred(np.where(BOWL < 1, 70, 0), 1.2), (190, 210, 230)), layer(FOOT, 170)],
@@ -97,6 +100,16 @@ MATTER = {
         layer(np.where(WINGS, 90, 0), (240, 220, 240)),
         layer(np.where((abs(X - 128) < 8) & (abs(Y - 110) < 50), 255, 0), 40),
     ],
+    "black lenses": lambda: [
+        layer(np.where(np.minimum(abs(X - 80), abs(X - 176)) ** 2 + (Y - 128) ** 2 < 35**2, 150, 0), 0),
+        layer(np.where((abs(Y - 100) < 4) & (abs(X - 128) < 90), 255, 0), 0),
+    ],
+    "ghost": lambda: [  # solid in stripes, with a sharp outline
+        layer(np.where((abs(X - 128) < 55) & (abs(Y - 128) < 80), 90 + 40 * np.sin(X / 10), 0), 230)
+    ],
+    "out of focus": lambda: [layer(blurred(np.where(DISC, 255, 0), 9), (240, 240, 250))],
+    "black out of focus": lambda: [layer(blurred(np.where(DISC, 255, 0), 7), 3)],
+    "flame": lambda: [layer(np.clip(280 - 3 * np.hypot(1.8 * (X - 128), Y - 165.0), 0, 255), (255, 180, 40))],
     "hair": lambda: hair((70, 50, 40)),
     "black hair": lambda: hair(0),
     "lamp": lambda: [Image.fromarray(LAMP)],
