@@ -49,7 +49,8 @@ def read_views(found: FoundObject, size: int) -> PosedPictures:
     readers = {"nerf": _transforms, "cameras": _cameras, "zero123": _numbered, "syncdreamer": _ring}
     try:
         paths, viewmats, K = readers[found.layout.name](found.path)
-    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        _check(viewmats, K)
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, ArithmeticError) as error:
         raise UserError(
             f"{found.path} does not hold cameras as {found.layout.title} do: {error or type(error).__name__}"
         ) from error
@@ -57,6 +58,22 @@ def read_views(found: FoundObject, size: int) -> PosedPictures:
     Ks = K * torch.tensor([size, size, 1.0], dtype=torch.float64)[:, None]
     cameras = Cameras(viewmats.float(), Ks.float().repeat(len(paths), 1, 1), size, size)
     return PosedPictures(pictures, cameras)
+
+
+def _check(viewmats: Tensor, K: Tensor) -> None:
+    """Raise ValueError at cameras that see nothing, or nothing as it is: their numbers would mean nothing."""
+    if not (K.isfinite().all() and 0.05 < float(K[0, 0]) < 1e3 and 0.05 < float(K[1, 1]) < 1e3):
+        raise ValueError(
+            "a field of view is between 0 and 168 degrees, in radians where it is camera_angle_x"
+        )
+    turns = viewmats[:, :3, :3]
+    off = (turns @ turns.mT - torch.eye(3, dtype=turns.dtype)).abs().amax((1, 2))
+    wrong = ~(off < 0.01) | ~(torch.linalg.det(turns) > 0) | ~viewmats[:, :3, 3].isfinite().all(1)
+    if wrong.any():
+        raise ValueError(f"the matrix of view {int(wrong.nonzero()[0])} is no rotation and shift")
+    near = viewmats[:, :3, 3].norm(dim=1) < 1e-3
+    if near.any():
+        raise ValueError(f"view {int(near.nonzero()[0])} stands in the middle of the object")
 
 
 def _picture(path: Path, size: int) -> Tensor:
@@ -71,13 +88,15 @@ def _picture(path: Path, size: int) -> Tensor:
 
 def _pinhole(fov: float) -> Tensor:
     """(3, 3) intrinsics of a picture of side 1 from its field of view in radians."""
-    focal = 0.5 / math.tan(fov / 2)
+    focal = 0.5 / math.tan(fov / 2) if 0 < fov < math.pi else math.nan
     return torch.tensor([[focal, 0, 0.5], [0, focal, 0.5], [0, 0, 1]], dtype=torch.float64)
 
 
 def _transforms(path: Path) -> tuple[list[Path], Tensor, Tensor]:
     """NeRF's file: cameras to a world with z up, OpenGL axes, in frames[].transform_matrix."""
     meta: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    if not meta["frames"]:
+        raise ValueError("there is no view")
     poses = torch.tensor([frame["transform_matrix"] for frame in meta["frames"]], dtype=torch.float64)
     poses = torch.cat([poses[:, :3, :3] / poses[:, :3, :3].norm(dim=1, keepdim=True), poses[:, :3, 3:]], 2)
     last = torch.tensor([[[0.0, 0, 0, 1]]], dtype=torch.float64).expand(len(poses), 1, 4)

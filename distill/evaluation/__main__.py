@@ -89,7 +89,10 @@ def evaluate_command(
         print_table(report)
         files = ["evaluation.json", "objects.csv", "table.md", "table.tex", *(["index.html"] if page else [])]
         print(f"wrote {', '.join([*files, *report['sheets']])} to {output}")
-    if report["data"]["failed"]:
+    failed = report["data"]["failed"]
+    if failed:
+        for id, reason in failed.items():
+            print(f"left out {id}: {reason}", file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -78,6 +79,8 @@ class Predictions:
             raise UserError(f"{place} cannot be read: {first_line(error)}") from error
         if suffix == ".glb" and self.axes not in ("auto", "opengl"):
             gaussians = gaussians.transformed(world_turn(self.axes))
+        if not len(gaussians):
+            raise UserError(f"{place} holds no Gaussian whose numbers are all finite")
         return drawing_of(gaussians.transformed(turn, scale=factor))
 
     def find(self, id: str) -> Path | None:
@@ -131,6 +134,17 @@ def parse_predictions(value: str) -> Predictions:
             raise UserError(f"predictions {name}: {option!r} cannot be: {_OPTIONS}") from error
         if key not in ("azimuth", "elevation", "radius", "fovy"):
             raise UserError(f"predictions {name}: no option {key!r}: {_OPTIONS}")
+    ranges = {
+        "elevation": (-90, 90),
+        "radius": (0, math.inf),
+        "fovy": (0, 180),
+        "azimuth": (-math.inf, math.inf),
+    }
+    for key, (low, high) in ranges.items():
+        if key in found and not low < found[key] < high:
+            raise UserError(
+                f"predictions {name}: {key} lies between {low:g} and {high:g}, not {found[key]:g}"
+            )
     if not Path(folder).is_dir():
         raise UserError(f"predictions {name}: {folder} is no folder")
     return Predictions(name, Path(folder), **found)
@@ -157,6 +171,10 @@ def _pictures(folder: Path, target: Target) -> Drawing:
             f"{target.id}: one for each is needed, or one of {', '.join(OBJECTS)}"
         )
     images = [np.asarray(read_rgba(path, str(path))) for path in paths]
+    for path, image in zip(paths, images, strict=True):
+        if image.shape[0] != image.shape[1]:
+            shape = f"{image.shape[1]} x {image.shape[0]}"
+            raise UserError(f"{path} is {shape}: test views are square, at any number of pixels")
     solid = any(image[..., 3].min() < 255 for image in images)
 
     def draw(at: Target, views: list[int]) -> Prediction:

@@ -286,6 +286,11 @@ def test_intrinsics_in_pixels_and_scaled_poses(tmp_path):
     meta = {"fl_x": focal, "fl_y": focal, "cx": 64, "cy": 64, "w": 128, "h": 128, "frames": frames}
     (tmp_path / "ball" / "transforms.json").write_text(json.dumps(meta))
     same_cameras(read_views(find_objects(tmp_path)[0][0], 32).cameras, rig)
+    for change, words in (({"frames": []}, "there is no view"), ({"w": 0}, "division by zero"),
+                          ({"fl_x": math.nan}, "a field of view is between")):  # fmt: skip
+        (tmp_path / "ball" / "transforms.json").write_text(json.dumps(meta | change))
+        with pytest.raises(UserError, match=words):
+            read_views(find_objects(tmp_path)[0][0], 32)
 
 
 def test_rendered_gso_of_syncdreamer(tmp_path):
@@ -329,6 +334,24 @@ def test_bad_pictures_and_cameras_are_told(tmp_path):
     Image.new("RGBA", (16, 12), (9, 9, 9, 128)).save(home / "1.png")
     with pytest.raises(UserError, match="1.png is 16 x 12: only square"):
         read()
+    save(ball(rig)[1:], [home / "1.png"])
+    mirrored, flat, inside, lost = (rig.viewmats.clone() for _ in range(4))
+    mirrored[1, 0] *= -1
+    flat[1, :3] = 0
+    inside[1, :3, 3] = 0
+    lost[1, 0, 3] = torch.nan
+    for viewmats in (mirrored, flat, lost):
+        with pytest.raises(
+            UserError, match="does not hold cameras as .*: the matrix of view 1 is no rotation"
+        ):
+            read(viewmats=viewmats.tolist())
+    with pytest.raises(UserError, match="view 1 stands in the middle of the object"):
+        read(viewmats=inside.tolist())
+    for fovy in (0, -40, 200, math.nan):
+        with pytest.raises(UserError, match="a field of view is between 0 and 168 degrees"):
+            read(fovy=fovy)
+    with pytest.raises(UserError, match="0 pictures"):
+        read(pictures=[], viewmats=[])
     (home / "cameras.json").write_text("{}")
     with pytest.raises(UserError, match="does not hold cameras"):
         read_views(find_objects(tmp_path)[0][0], 16)

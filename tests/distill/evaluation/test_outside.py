@@ -131,6 +131,9 @@ def test_pictures_are_scored_in_the_order_of_the_test_views(tmp_path):
     for path in folder.iterdir():  # without alpha, masks are unknown
         Image.open(path).convert("RGB").save(path)
     assert math.isnan(score(target, parse_predictions(f"x={tmp_path}")(target))["novel"]["iou"])
+    Image.new("RGB", (16, 12)).save(folder / "000.png")
+    with pytest.raises(UserError, match="000.png is 16 x 12: test views are square"):
+        parse_predictions(f"theirs={tmp_path}")(target)
     (folder / "000.png").unlink()
     with pytest.raises(UserError, match="holds 5 pictures, and the protocol has 6 test views of thing"):
         parse_predictions(f"theirs={tmp_path}")(target)
@@ -139,6 +142,21 @@ def test_pictures_are_scored_in_the_order_of_the_test_views(tmp_path):
 def test_bad_predictions_are_told(tmp_path, target):
     with pytest.raises(UserError, match="give NAME=FOLDER"):
         parse_predictions("lgm")
+    for option, words in (
+        ("radius=0", "0 and inf, not 0"), ("fovy=200", "0 and 180, not 200"), ("elevation=nan", "-90 and 90"),
+        ("elevation=90", "-90 and 90"), ("azimuth=nan", "azimuth lies between"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            parse_predictions(f"a={tmp_path},{option}")
+    balls().save(tmp_path / "thing.ply")
+    data = (tmp_path / "thing.ply").read_bytes()
+    head = data.index(b"end_header\n") + 11
+    (tmp_path / "thing.ply").write_bytes(
+        data[:head] + np.full((len(data) - head) // 4, np.nan, "f4").tobytes()
+    )
+    with pytest.raises(UserError, match="thing.ply holds no Gaussian whose numbers are all finite"):
+        parse_predictions(f"a={tmp_path}")(target)
+    (tmp_path / "thing.ply").unlink()
     with pytest.raises(UserError, match="nowhere is no folder"):
         parse_predictions(f"lgm={tmp_path}/nowhere")
     with pytest.raises(UserError, match=r"'axes=up' cannot be: options are axes \(auto, opencv"):
