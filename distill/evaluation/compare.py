@@ -30,6 +30,7 @@ from distill.evaluation.protocol import RULES, load_protocol
 from distill.evaluation.report import Sheet, evenly, write_csv
 from distill.evaluation.rows import Settings, labelled
 from distill.evaluation.scores import (
+    BANDS,
     FINE_INPUT,
     FINE_VIEWS,
     check_quadruples,
@@ -178,6 +179,7 @@ def evaluate(
             report["rows"][label]["psnr_over_flat_card"] = bootstrap_mean(gain, seed)
         report["rows"][label]["sets"] = _sets(results, found_scores)
     report["differences"] = differences(scores, seed)
+    report["grouped_differences"] = grouped_differences(scores, seed)
     report["objects"] = objects
     report["per_object"] = {label: _columns(rows) for label, rows in scores.items()}
     if quadruples is not None:
@@ -207,6 +209,31 @@ def differences(scores: dict[str, list[dict[str, Any]]], seed: int) -> list[dict
                 if metric in columns[b] and metric.startswith(COMPARED):
                     x, y = columns[a][metric], columns[b][metric]
                     found.append({"a": a, "b": b, "metric": metric, **paired_difference(x, y, seed)})
+    return found
+
+
+def grouped_differences(scores: dict[str, list[dict[str, Any]]], seed: int) -> list[dict[str, Any]]:
+    """Paired differences in PSNR of every two rows by style and by band of azimuth, later minus earlier.
+
+    Returns:
+        a, b, group (a style, where there are several, or a band of degrees from the input), and what
+        `paired_difference` gives.
+    """
+    shown = {label: rows for label, rows in scores.items() if "novel" in rows[0]}
+    styles = sorted({row["style"] for rows in shown.values() for row in rows})
+
+    def column(rows: list[dict[str, Any]], group: str) -> list[float | None]:
+        if group in BANDS:
+            return [row.get("bands", {}).get(group, {}).get("psnr") for row in rows]
+        return [row["novel"]["psnr"] if row["style"] == group else None for row in rows]
+
+    labels, found = list(shown), []
+    for i, a in enumerate(labels):
+        for b in labels[:i]:
+            for group in [*(styles if len(styles) > 1 else []), *BANDS]:
+                difference = paired_difference(column(shown[a], group), column(shown[b], group), seed)
+                if difference["n"]:
+                    found.append({"a": a, "b": b, "group": group, **difference})
     return found
 
 

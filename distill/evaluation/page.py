@@ -30,6 +30,7 @@ def save_page(report: dict[str, Any], results: list[dict[str, Any]], path: Path)
         "chosen": "".join(f"<li>{escape(line)}</li>" for line in report["protocol"]["chosen"]),
         "table": _table(report),
         "differences": _differences(report),
+        "grouped": _grouped(report),
         "extremes": _extremes(report),
         "objects": "\n".join(_object(report, k, found) for k, found in enumerate(results)),
         "command": escape(report["command"]),
@@ -73,6 +74,28 @@ def _differences(report: dict[str, Any]) -> str:
     return (
         f"<table class=sortable><thead>{head}</thead><tbody>{''.join(lines)}</tbody></table>" if lines else ""
     )
+
+
+def _grouped(report: dict[str, Any]) -> str:
+    """Paired differences in PSNR by style and band, a line a pair; bold where p is below .05."""
+    found = report["grouped_differences"]
+    groups = list(dict.fromkeys(d["group"] for d in found))
+    pairs: dict[tuple[str, str], dict[str, Any]] = {}
+    for d in found:
+        pairs.setdefault((d["a"], d["b"]), {})[d["group"]] = d
+    lines = []
+    for (a, b), by in pairs.items():
+        cells = []
+        for d in (by.get(group) for group in groups):
+            if d is None:
+                cells.append(_td("-", None))
+                continue
+            title = f"[{d['low']:.2f}, {d['high']:.2f}], p {d['p']:.4f}, {d['n']} objects"
+            weight = " style='font-weight: bold'" if d["p"] < 0.05 else ""
+            cells.append(f'<td data-value="{d["mean"]}" title="{title}"{weight}>{d["mean"]:+.2f}</td>')
+        lines.append(f"<tr><td>{escape(a)} − {escape(b)}</td>{''.join(cells)}</tr>")
+    head = "".join(f"<th>{escape(h)}</th>" for h in ("rows", *groups))
+    return f"<table class=sortable><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 def _extremes(report: dict[str, Any]) -> str:

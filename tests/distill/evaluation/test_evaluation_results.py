@@ -19,6 +19,7 @@ from distill.evaluation import paired, tables, work
 from distill.evaluation.__main__ import main
 from distill.evaluation.predictors import Drawing, Prediction, Target
 from distill.evaluation.rows import KINDS, Settings
+from distill.evaluation.scores import BANDS
 from distill.evaluation.work import from_png, packed, png, unpacked
 
 SMALL = ("sizes=[16]", "test_rings=[[10,3,60]]", "supersample=1", "metrics=[]", "rig=false")
@@ -177,6 +178,8 @@ def test_the_report_says_what_was_measured(tmp_path, boxes, rows):
     (pair,) = [d for d in report["differences"] if d["metric"] == "psnr"]
     assert (pair["a"], pair["b"]) == ("bright", "grey")
     assert pair["mean"] == pytest.approx((bright - grey).mean(), abs=1e-4) and pair["p"] >= 0.25
+    grouped = {d["group"]: d["mean"] for d in report["grouped_differences"]}
+    assert grouped and set(grouped) <= set(BANDS)  # boxes have one style
     row = report["rows"]["grey"]
     assert row["novel"]["psnr"]["mean"] == pytest.approx(grey.mean(), abs=1e-4)
     assert set(row["latency"]) == {"p50", "p95"} and row["peak_mb"] is None or row["peak_mb"] > 50
@@ -188,6 +191,24 @@ def test_the_report_says_what_was_measured(tmp_path, boxes, rows):
     best = max(("grey", grey.mean()), ("bright", bright.mean()), key=lambda x: x[1])
     line = next(x for x in tex.splitlines() if x.startswith(best[0]))
     assert line.startswith(rf"{best[0]} & \textbf{{{best[1]:.2f}}}") and r"PSNR$\uparrow$" in tex
+
+
+def test_differences_are_paired_within_styles_and_bands():
+    def row(style: str, psnr: float, **bands: float) -> dict:
+        by = {name.strip("b").replace("_", "-"): {"psnr": value} for name, value in bands.items()}
+        return {"style": style, "novel": {"psnr": psnr}, "bands": by}
+
+    first = [row("pbr", 10, b60_90=9), row("scan", 20, b60_90=8, b0_30=5), row("scan", 30)]
+    second = [row("pbr", 10, b60_90=11), row("scan", 22, b60_90=10, b0_30=7), row("scan", 34)]
+    found = tool.grouped_differences({"a": first, "b": second, "c": [{"style": "pbr"}] * 3}, 0)
+    assert [(d["a"], d["b"], d["group"], d["mean"], d["n"], d["p"]) for d in found] == [
+        ("b", "a", "pbr", 0.0, 1, 1.0),
+        ("b", "a", "scan", 3.0, 2, 0.5),
+        ("b", "a", "0-30", 2.0, 1, 1.0),
+        ("b", "a", "60-90", 2.0, 2, 0.5),
+    ]
+    alone = tool.grouped_differences({"a": first[1:], "b": second[1:]}, 0)
+    assert "scan" not in [d["group"] for d in alone]  # one style is all objects
 
 
 def test_seeds_show_diversity_and_the_best_of_them(tmp_path, boxes, rows):
@@ -222,12 +243,16 @@ def _pinned(out: Path, boxes: Path) -> list[str]:
     return (out / "objects.txt").read_text().splitlines()
 
 
-def test_meshes_that_cannot_be_drawn_are_left_out_and_named(tmp_path, boxes, rows):
+def test_meshes_that_cannot_be_drawn_are_left_out_and_named(tmp_path, boxes, rows, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "fine.glb").write_bytes((boxes / "box0.glb").read_bytes())
     (tmp_path / "in" / "torn.glb").write_bytes(b"glTF")
     report = run(tmp_path / "in", tmp_path / "out", [GREY])
     assert report["data"]["objects"] == 1 and list(report["data"]["failed"]) == ["torn"]
+    words = ["--no-baselines", "--row", GREY, "--no-page", "--sheet-objects", "0"]
+    words += [w for change in SMALL for w in ("--set", change)]
+    assert main([str(tmp_path / "in"), "-o", str(tmp_path / "out"), *words]) == 1
+    assert re.search(r"^left out torn: \S", capsys.readouterr().err, re.MULTILINE)
     (tmp_path / "in" / "fine.glb").unlink()
     with pytest.raises(UserError, match="no object could be drawn: torn: "):
         run(tmp_path / "in", tmp_path / "out", [GREY])
