@@ -108,11 +108,11 @@ def _turned(
         pass  # no colours at all: they are taken as those of sRGB
     if light is _light and np.abs(matrix - np.eye(3)).max() < 0.02:
         return rgba
-    lights = light(np.arange(256) / 255).clip(0, 1)
+    lights = light(np.arange(256) / 255).clip(0, 1).astype(np.float32)
     codes = np.rint(255 * _coded(np.linspace(0, 1, FINE))).astype(np.uint8)
     pixels = np.array(rgba)  # (H, W, 4)
     for rows in np.split(pixels, range(256, len(pixels), 256)):  # a few at a time, as floats take much memory
-        turned = (lights[rows[..., :3]] @ matrix.T).clip(0, 1)
+        turned = (lights[rows[..., :3]] @ matrix.T.astype(np.float32)).clip(0, 1)
         rows[..., :3] = codes[np.rint(turned * (FINE - 1)).astype(int)]
     result = Image.fromarray(pixels)
     result.info = rgba.info

@@ -166,7 +166,7 @@ def test_parts_and_soft_edges_of_an_object_count():
     assert soft[top:bottom, left:right].sum() > 0.999 * soft.sum() and load_image(picture).warnings == ()
 
 
-def testconnected_parts_against_brute_force():
+def test_connected_parts_against_brute_force():
     rng = np.random.default_rng(0)
     spiral = np.zeros((33, 33), bool)
     for ring in range(0, 16, 4):
