@@ -99,7 +99,7 @@ def fit(
                     run.save(step)
         if metrics is not None:
             metrics.close()
-        run.accelerator.end_training()
+        run.end()
     return run.average_model
 
 
@@ -177,6 +177,14 @@ class _Run:
             save_checkpoint(self.state, self.output, step, self.config)
             self.saved = step
 
+    def end(self) -> None:
+        """Close trackers and leave the group of processes; nothing is trained afterwards."""
+        # A wrapped model that outlives its group takes it along when it goes, and waits for gloo's threads
+        # while it holds the interpreter's lock, for which these may be waiting.
+        self.model = None
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+
     def go_on(self, request: StopRequest, parts: list[Any], step: int, first: int) -> None:
         """Leave with a checkpoint where any process got a signal or no batch; all leave at one step."""
         broken = next((str(part) for part in parts if isinstance(part, UserError)), "")
@@ -189,7 +197,7 @@ class _Run:
         number, broken = max(n for n, _ in asked), next((b for _, b in asked if b), "")
         if step > first:
             self.save(step)
-        self.accelerator.end_training()
+        self.end()
         if number:
             raise Stopped(number)
         raise UserError(broken)

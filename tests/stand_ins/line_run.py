@@ -5,6 +5,7 @@ torchrun --nproc_per_node 2 tests/stand_ins/line_run.py OUTPUT [fsdp] [key=value
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import destroy_process_group
+from torch.nn.parallel import DistributedDataParallel
 
 from dd3g.configuration import launch
 from dd3g.training import Batch, LoopConfig, fit, generator_for
@@ -63,6 +66,13 @@ class Points:
         return Point(x, x.sum()[None], torch.tensor(index))
 
 
+def leave_group(*args):
+    """As torch does; a wrapper that outlived the group could wait for gloo's threads for ever."""
+    alive = [thing for thing in gc.get_objects() if type(thing) is DistributedDataParallel]
+    assert not alive, "the group of processes ends before the model that is wrapped for it"
+    destroy_process_group(*args)
+
+
 def run(config: LoopConfig) -> Path:
     """Train; each process writes down which samples it saw."""
     torch.manual_seed(config.seed)
@@ -88,5 +98,6 @@ if __name__ == "__main__":
 
         pretend()
         rest = rest[1:]
+    torch.distributed.destroy_process_group = leave_group
     words = [f"{k}={v}" for k, v in LINE.items()]
     sys.exit(launch(run, LoopConfig, [*words, f"output_dir={output}", *rest]))
