@@ -60,7 +60,9 @@ def _table(report: dict[str, Any]) -> str:
 
 def _td(text: str, value: Any) -> str:
     number = value.get("mean") if isinstance(value, dict) else value
-    return f'<td data-value="{"" if number is None else number}">{escape(text)}</td>'
+    mean, bracket, interval = escape(text).partition(" [")
+    shown = f"{mean}<br><small>[{interval}</small>" if bracket else mean
+    return f'<td data-value="{"" if number is None else number}">{shown}</td>'
 
 
 def _differences(report: dict[str, Any]) -> str:
@@ -109,7 +111,7 @@ def _extremes(report: dict[str, Any]) -> str:
                 ", ".join(f'<a href="#o{k}">{escape(ids[k])}</a> {v:.1f}' for v, k in p) for p in parts
             )
             lines.append(f"<tr><td>{escape(label)}</td><td>{worst}</td><td>{best}</td></tr>")
-    return f"<table><tr><th>row</th><th>worst</th><th>best</th></tr>{''.join(lines)}</table>"
+    return f"<table class=words><tr><th>row</th><th>worst</th><th>best</th></tr>{''.join(lines)}</table>"
 
 
 def _object(report: dict[str, Any], number: int, found: dict[str, Any]) -> str:

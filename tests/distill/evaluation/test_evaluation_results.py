@@ -293,6 +293,8 @@ def test_the_page_holds_everything(tmp_path, boxes, rows):
     assert page.count("<details") == 3 and page.count("class=turn") == 6
     assert page.count("data:image/webp;base64,") == 3 + 6 + 6  # strips of truth and rows, and turns
     assert "class=sortable" in page and report["protocol"]["hash"] in page and "bright − grey" in page
+    psnr = report["rows"]["grey"]["novel"]["psnr"]  # the interval below the mean, not broken into two
+    assert f"{psnr['mean']:.2f}<br><small>[{psnr['low']:.2f}, {psnr['high']:.2f}]</small>" in page
     assert report["sheets"] == ["sheet.png"]
     from PIL import Image
 
