@@ -31,8 +31,11 @@ from dd3g.results import AXES, FORMATS, NO_ENCODER, Request, are_there, write_re
 DEFAULT_WEIGHTS = "nano"
 MANY = 16  # passes for which it pays to warm a GPU up
 # Names that mean a file, so that `-o lamp.obj` makes no folder of that name.
-FILES = (*SUFFIXES, *".obj .gltf .stl .fbx .usdz .usd .usda .usdc .dae .3mf .ksplat .splatv .npz".split())
-FILES = (*FILES, *".html .mp4 .webm .json .zip .txt".split())
+FILES = (
+    *SUFFIXES,
+    *".obj .gltf .stl .fbx .usdz .usd .usda .usdc .dae .3mf .ksplat .splatv .npz".split(),
+    *".html .mp4 .webm .json .zip .txt".split(),
+)
 TWO_STAGE = "distill.two_stage"  # of a higher floor, so it is only named
 
 

@@ -16,12 +16,8 @@ def least_along(alpha, viewmats, Ks, points, found):  # type: ignore[no-untyped-
         x, y, z = points[p]
         least = np.float32(1.0)
         for v in range(V):
-            m, K = viewmats[v], Ks[v]
-            depth = m[2, 0] * x + m[2, 1] * y + m[2, 2] * z + m[2, 3]
-            a = (m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3]) / depth
-            b = (m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3]) / depth
-            seen = _bilinear(alpha[v], K[0, 0] * a + K[0, 2] - 0.5, K[1, 1] * b + K[1, 2] - 0.5, S)
-            least = min(least, seen)
+            column, row, _ = _projected(viewmats[v], Ks[v], x, y, z)
+            least = min(least, _bilinear(alpha[v], column, row, S))
             if least < 0.1:  # nowhere near a surface any more
                 break
         found[p] = least
@@ -41,11 +37,7 @@ def carve(alpha, depth, viewmats, Ks, half, softness, field):  # type: ignore[no
                 z = (k + 0.5) * step - half
                 least = np.float32(1.0)
                 for v in range(V):
-                    m, K = viewmats[v], Ks[v]
-                    here = m[2, 0] * x + m[2, 1] * y + m[2, 2] * z + m[2, 3]
-                    a = (m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3]) / here
-                    b = (m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3]) / here
-                    column, row = K[0, 0] * a + K[0, 2] - 0.5, K[1, 1] * b + K[1, 2] - 0.5
+                    column, row, here = _projected(viewmats[v], Ks[v], x, y, z)
                     least = min(least, _bilinear(alpha[v], column, row, S))
                     if least < 0.1:  # nowhere near a surface any more
                         break
@@ -57,6 +49,15 @@ def carve(alpha, depth, viewmats, Ks, half, softness, field):  # type: ignore[no
                         first = min(first, depth[v, q, p])
                     least = min(least, max(np.float32(0.5 + (here - first) / softness), np.float32(0.0)))
                 field[i, j, k] = least
+
+
+@njit(cache=True, nogil=True)
+def _projected(m, K, x, y, z):  # type: ignore[no-untyped-def]
+    """Column and row, 0 at the centre of the first pixel, and camera z of a world point."""
+    depth = m[2, 0] * x + m[2, 1] * y + m[2, 2] * z + m[2, 3]
+    a = (m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3]) / depth
+    b = (m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3]) / depth
+    return K[0, 0] * a + K[0, 2] - 0.5, K[1, 1] * b + K[1, 2] - 0.5, depth
 
 
 @njit(cache=True, nogil=True)
