@@ -9,9 +9,14 @@ import numpy as np
 from PIL import Image
 
 from dd3g.errors import UserError
+from dd3g.framing import CORE, SOLID, object_box
 from dd3g.models import obtain_model
 
 FOUND = 0.9  # saliency from which there is an object in the picture
+SPECK = 0.03  # of the picture, below which a model has seen a speck of dust
+THROUGHOUT = 0.98  # of the picture, from which a model tells nothing apart
+UNSURE = 1.5  # times the area of an object; that of soft edges reaches once
+NOISE = 25  # levels of grey, of 255, by which noise that is more than a sensor's differs
 
 
 def predict_matte(image: Image.Image, model: str, threads: int = 0) -> Image.Image:
@@ -43,6 +48,27 @@ def predict_matte(image: Image.Image, model: str, threads: int = 0) -> Image.Ima
     # stretched, each would count.
     mask = (saliency - low) / (high - low) if high > FOUND else np.zeros_like(saliency)
     return Image.fromarray((mask * 255).astype(np.uint8)).resize(image.size, Image.Resampling.LANCZOS)
+
+
+def shows_object(image: Image.Image) -> bool:
+    """Whether the matte that a model gave a picture (RGBA) is that of an object.
+
+    Blank pictures and noise are taken for a speck, for one object throughout, or for something without an
+    outline. White noise may have one, but inside it no pixel is like its neighbours.
+    """
+    alpha = image.getchannel("A")
+    matte, box = np.asarray(alpha), object_box(alpha)
+    if matte.max() < CORE or box is None or max(box[2] - box[0], box[3] - box[1]) < SPECK * max(matte.shape):
+        return False
+    sure, unsure = (matte >= CORE).mean(), ((matte >= SOLID) & (matte < 255 - SOLID)).mean()
+    if sure > THROUGHOUT or unsure > UNSURE * sure:
+        return False
+    grey, inside = np.asarray(image.convert("RGB").convert("L"), np.float64), matte >= CORE  # (H, W)
+    grey = grey - grey[inside].mean()
+    pairs = inside[:, 1:] & inside[:, :-1]
+    left, right = grey[:, :-1][pairs], grey[:, 1:][pairs]
+    alike = (left * right).sum() / max((left**2 + right**2).sum() / 2, 1e-9)
+    return bool(grey[inside].std() < NOISE or len(left) < 400 or abs(alike) > 0.15)
 
 
 def _providers() -> list[Any]:

@@ -24,7 +24,7 @@ from dd3g.framing import (
 )
 from dd3g.haze import without_haze
 from dd3g.io.atomic import replacing
-from dd3g.matting import predict_matte
+from dd3g.matting import predict_matte, shows_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
 SIZE = 256
 TRANSLUCENT = 200  # largest alpha of an object that is taken for a faded one
 SMALL = 32  # pixels of an object's longest side, from which it is shown too blurred
-SPECK = 0.03  # of the picture, below which a model has seen a speck of dust
-THROUGHOUT = 0.98  # of the picture, from which a model tells nothing apart
-UNSURE = 1.5  # times the area of an object; that of soft edges reaches once
-NOISE = 25  # levels of grey, of 255, by which noise that is more than a sensor's differs
 NARROW = 0.15  # of the picture, from which a matting model sees little of the object
 
 
@@ -218,7 +214,7 @@ def cut_out(
         image.putalpha(predict_matte(image.convert("RGB"), matte))
     alpha = image.getchannel("A")
     top = int(np.asarray(alpha).max())
-    if predicted and not _shows_object(image):
+    if predicted and not shows_object(image):
         image.putalpha(0)
         return image, []
     if top < TRANSLUCENT and not predicted:
@@ -236,27 +232,6 @@ def cut_out(
             f"out when it was framed: look at the saved matte{advice}"
         )
     return image, notes + _doubts(alpha, name, factor, predicted)
-
-
-def _shows_object(image: Image.Image) -> bool:
-    """Whether the matte that a model gave a picture (RGBA) is that of an object.
-
-    Blank pictures and noise are taken for a speck, for one object throughout, or for something without an
-    outline. White noise may have one, but inside it no pixel is like its neighbours.
-    """
-    alpha = image.getchannel("A")
-    matte, box = np.asarray(alpha), object_box(alpha)
-    if matte.max() < CORE or box is None or _longest(box) < SPECK * max(matte.shape):
-        return False
-    sure, unsure = (matte >= CORE).mean(), ((matte >= SOLID) & (matte < 255 - SOLID)).mean()
-    if sure > THROUGHOUT or unsure > UNSURE * sure:
-        return False
-    grey, inside = np.asarray(image.convert("RGB").convert("L"), np.float64), matte >= CORE  # (H, W)
-    grey = grey - grey[inside].mean()
-    pairs = inside[:, 1:] & inside[:, :-1]
-    left, right = grey[:, :-1][pairs], grey[:, 1:][pairs]
-    alike = (left * right).sum() / max((left**2 + right**2).sum() / 2, 1e-9)
-    return bool(grey[inside].std() < NOISE or len(left) < 400 or abs(alike) > 0.15)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
