@@ -29,12 +29,13 @@ def meshes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe")
     for k in range(6):
         write_cube(folder / "meshes" / f"cube{k}" / "model.glb", 0.5 + 0.1 * k)
+    write_cube(folder / "test" / "cube" / "model.glb", 0.75)
     return folder
 
 
 @pytest.mark.slow
 def test_from_meshes_to_weights_and_on(meshes, capfd):
-    assert main(words(meshes, "--test", str(meshes / "meshes"))) == 0
+    assert main(words(meshes, "--test", str(meshes / "test"))) == 0
     weights = meshes / "out" / "weights"
     generator = Generator.from_pretrained(weights)
     assert generator.config.shape is not None
