@@ -3,7 +3,7 @@
 Soft splats hide a wrong shape from pixel losses and show it to people. `solidify` keeps what the generator
 knows, the outline and the colour from every side, and drops the rest: masks from around -> visual hull, with
 a share of the inflated silhouette -> closed surface -> a disc at every point of it -> colour from the picture
-where it shows, from the generator elsewhere.
+where it shows, elsewhere from the generator, with what the picture shows in finer detail than it knows.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class SolidOptions:
     least: float = 0.3  # its probability that makes the surface: at one half bodies are too thin
     outlined: float = 0.5  # share of the generator's hull in a body that a shape network finds
     imagined: float = 0.3  # share of the generator's colours in those of a shape network
+    coarse: int = 32  # pixels a side: what the picture shows in finer detail, the hidden side has too; 0: not
     blur: float = 0.8  # standard deviation of the filter on the hull
     tangent: float = 0.5  # standard deviation of a disc along the surface
     thickness: float = 0.2  # and across it
@@ -123,6 +124,8 @@ def solidify(
         body, colors = from_hull(outlines, picture, camera, o)
     else:
         body, colors = from_shape(network.shape(picture, camera.elevations[0]), outlines, o)
+    if o.coarse:
+        colors = detailed(colors, picture, camera, o.coarse)
 
     def field(resolution: int) -> Tensor:
         cut = visual_hull(picture[3:], camera, resolution)
@@ -156,6 +159,24 @@ def from_shape(shape: Shape, outlines: Outlines, o: SolidOptions) -> tuple[Field
         return torch.lerp(shape.colors(points), outlines.colors(points, normals), o.imagined)
 
     return body, colors
+
+
+def detailed(colors: Colors, picture: Tensor, camera: Cameras, coarse: int) -> Colors:
+    """Colours with the fine detail of the picture, carried along its rays through the body.
+
+    A network that sees few pixels leaves the hidden side smooth, which looks wrong on all that has a texture.
+    Its colours are right on average, so only what they cannot have is added: grain, rings, seams.
+
+    Args:
+        colors: of the hidden side.
+        picture: (4, S, S) straight RGBA.
+        camera: (1,) of this size that took it.
+        coarse: pixels a side that hold none of the detail.
+    """
+    small = resize(picture[None], coarse)
+    mean = F.interpolate(spread(small[:, :3], small[:, 3:]), picture.shape[-2:], mode="bilinear")
+    fine = spread(picture[None, :3] - mean, picture[None, 3:])
+    return lambda points, normals: colors(points, normals) + sampled(fine, camera.project(points)[0])[0].T
 
 
 def within(picture: Tensor, camera: Cameras, options: SolidOptions) -> tuple[Tensor, Cameras]:

@@ -12,7 +12,15 @@ from scipy import ndimage
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
 from dd3g.pepd.maps import spread
-from dd3g.pepd.solid import SolidOptions, mask_cameras, refined, solidify, tangent_axes, visible_side
+from dd3g.pepd.solid import (
+    SolidOptions,
+    detailed,
+    mask_cameras,
+    refined,
+    solidify,
+    tangent_axes,
+    visible_side,
+)
 from dd3g.pepd.surface import HALF, first_hits, least_alpha, smoothed, surface_nets, visual_hull
 from dd3g.rasterizer import rasterize
 
@@ -183,6 +191,25 @@ def test_nothing_to_stand_on_leaves_the_splats():
     camera = Cameras.orbit([0.0], 10.0, 32)
     soft = haze(count=10)
     assert solidify(soft, torch.zeros(4, 32, 32), camera).means.equal(soft.means)
+
+
+def test_the_hidden_side_has_the_pictures_detail_and_keeps_its_own_colour():
+    camera = Cameras.orbit([0.0], 0.0, 128)
+    rows = torch.arange(128) // 2 % 2 * 0.4 + 0.3  # stripes two pixels wide around .5, in all channels
+    picture = torch.cat([rows[None, :, None].expand(3, 128, 128), torch.ones(1, 128, 128)])
+    points = torch.tensor([[0.0, 0.0, -0.3]]).repeat(256, 1)
+    points[:, 1] = torch.linspace(-0.3, 0.3, 256)
+    own = torch.tensor([0.2, 0.5, 0.6])
+    shown = detailed(lambda p, n: own.expand_as(p), picture, camera, 32)(points, -points)
+    torch.testing.assert_close(shown.mean(0), own, atol=0.01, rtol=0)
+    uv, _ = camera.project(points)
+    row = ((uv[0, :, 1] + 1) * 64 - 0.5).round().long()
+    twin = own + (rows[row] - 0.5)[:, None]
+    inner = ((uv[0, :, 1] + 1) * 64 - 0.5 - row).abs() < 0.1  # next to a pixel's centre
+    torch.testing.assert_close(shown[inner], twin[inner], atol=0.06, rtol=0)
+    plain = torch.cat([picture[:3] * 0 + 0.7, picture[3:]])
+    same = detailed(lambda p, n: own.expand_as(p), plain, camera, 32)(points, -points)
+    torch.testing.assert_close(same, own.expand_as(same), atol=1e-5, rtol=0)
 
 
 def test_discs_on_a_plane_that_faces_the_camera_have_a_pixels_size():
