@@ -101,6 +101,15 @@ def true_tiles(target: Target) -> Tensor:
     return on_white(target.finest.rgba[sheet_views(target)])
 
 
+def titled_tiles(target: Target) -> Tensor:
+    """`true_tiles`, each with its azimuth from the input in a corner."""
+    size, titled = target.finest.size, []
+    for view, tile in zip(sheet_views(target), true_tiles(target), strict=True):
+        pixels = (tile * 255).round().byte().movedim(0, -1).contiguous().numpy()
+        titled.append(_written(Image.fromarray(pixels), f"{target.azimuth[view]:.0f}°", 2, size // 16))
+    return torch.stack(titled)
+
+
 def sheet_tiles(target: Target, drawing: Drawing) -> Tensor:
     """(6, 3, S, S) the predicted ones, white where there is none."""
     views, finest = sheet_views(target), target.finest
@@ -118,12 +127,16 @@ def evenly(there: int, count: int) -> list[int]:
 
 def _label(text: str, size: int) -> Tensor:
     """(3, size, size) tile with a word on it."""
-    tile = Image.new("RGB", (size, size), "white")
     height = max(10, size // 13)
     lines = "\n".join(textwrap.wrap(text.replace("_", " "), max(2 * size // height, 1)))
-    font = ImageFont.load_default(height)
-    ImageDraw.Draw(tile).multiline_text((2, size // 2 - height), lines, fill="black", font=font)
-    return torch.from_numpy(np.asarray(tile).copy()).movedim(-1, 0) / 255
+    return _written(Image.new("RGB", (size, size), "white"), lines, size // 2 - height, height)
+
+
+def _written(image: Image.Image, text: str, top: int, height: int) -> Tensor:
+    """(3, H, W) picture with text at its left edge."""
+    font = ImageFont.load_default(max(10, height))
+    ImageDraw.Draw(image).multiline_text((2, top), text, fill="black", font=font)
+    return torch.from_numpy(np.asarray(image).copy()).movedim(-1, 0) / 255
 
 
 Column = tuple[str, tuple[str, ...], int]  # heading, where its value is in a row, digits

@@ -29,7 +29,7 @@ from distill.evaluation.metrics import on_white, psnr
 from distill.evaluation.outside import parse_predictions
 from distill.evaluation.predictors import Drawing, Pictures, Predictor, Target
 from distill.evaluation.protocol import Protocol
-from distill.evaluation.report import NOT_ON_SHEETS, sheet_tiles, true_tiles
+from distill.evaluation.report import NOT_ON_SHEETS, sheet_tiles, titled_tiles, true_tiles
 from distill.evaluation.rows import Settings, make_rows
 from distill.evaluation.scores import score, surface_score, true_features
 from distill.evaluation.targets import Targets, open_targets
@@ -132,7 +132,7 @@ class Work:
         }
         save_input(target, job.output / "inputs", path.stem)
         if id in job.on_sheet:
-            stored["tiles"] = png(true_tiles(target))
+            stored["tiles"] = png(titled_tiles(target))
         if job.pictures:
             stored["strip"] = _strip(true_tiles(target))
         for words, rows in self.rows.items():

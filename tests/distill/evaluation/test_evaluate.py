@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import ImageDraw
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
@@ -40,6 +41,7 @@ from distill.evaluation.report import (
     print_table,
     sheet_tiles,
     sheet_views,
+    titled_tiles,
     true_tiles,
     write_csv,
 )
@@ -489,3 +491,22 @@ def test_sheets_show_the_views_that_are_named(tmp_path):
     for column in range(6):
         assert (tile(0, column + 1) == true[column]).all() and (tile(1, column + 1) == true[column]).all()
     assert (tile(2, 2) == 255).all() and (tile(2, 3) == true[2]).all()
+
+
+def test_true_views_of_a_sheet_tell_their_azimuths(monkeypatch):
+    azimuths = [0.0, 90, 180, 270, 50, 131]
+    rgba = torch.ones(6, 4, 96, 96)
+    target = Target(
+        "x", "x", rgba, Cameras.orbit(azimuths, [10.0] * 6, 96), torch.tensor(azimuths), RIG, [4, 5]
+    )
+    written: list[str] = []
+    draw = ImageDraw.ImageDraw.multiline_text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "multiline_text",
+        lambda d, at, text, **k: (written.append(text), draw(d, at, text, **k)),
+    )
+    tiles = titled_tiles(target)
+    assert written == ["0°", "50°", "90°", "131°", "180°", "270°"]
+    ink = (tiles < 0.5).any(1)  # in the upper left corner only
+    assert ink[:, :16, :32].flatten(1).any(1).all() and not ink[:, 16:].any() and not ink[:, :, 32:].any()
