@@ -35,6 +35,7 @@ from dd3g.pepd.surface import (
 )
 from dd3g.quaternions import matrix_to_quaternion
 from dd3g.rasterizer import rasterize
+from dd3g.rasterizer.projection import EPS2D
 
 Field = Callable[[int], Tensor]  # voxels a side n -> (n, n, n) over the cube, high inside
 Colors = Callable[[Tensor, Tensor], Tensor]  # points and normals (P, 3) -> sRGB (P, 3)
@@ -63,7 +64,7 @@ class SolidOptions:
     thickness: float = 0.2  # and across it
     inset: float = 0.8  # discs lie this far inside, so that what they cover ends at the surface
     opacity: float = 0.97
-    front: float = 0.45  # of the visible side's discs, one a picture pixel: standard deviation in pixels
+    front: float = 0.5  # of the visible side's discs, one a picture pixel: standard deviation in pixels
     lift: float = 0.004  # world units by which these lie before the others
     stretch: float = 3.0  # longest by shortest axis of a visible disc that is seen at a slant
     behind: float = 1.5  # depth behind the first hit up to which a point counts as visible
@@ -250,7 +251,11 @@ def shaded(points: Tensor, normals: Tensor, views: Tensor, cameras: Cameras, pow
 
 
 def visible_side(picture: Tensor, camera: Cameras, depth: Tensor, o: SolidOptions) -> Gaussians:
-    """One disc a pixel with alpha, at `depth` (S, S) on its ray, in the plane of the depth's slope."""
+    """One disc a pixel with alpha, at `depth` (S, S) on its ray, in the plane of the depth's slope.
+
+    Discs that leave no gaps reach into their neighbours: colours are sharpened by what that blurs, and at the
+    outline, where discs overlap with the body's, opacities are the square of alpha.
+    """
     depth = F.avg_pool2d(F.pad(depth[None], (2, 2, 2, 2), mode="replicate"), 5, 1)[0]
     origins, directions = camera.rays()
     eye = origins[0, 0, 0]
@@ -273,10 +278,26 @@ def visible_side(picture: Tensor, camera: Cameras, depth: Tensor, o: SolidOption
     axes = torch.where(
         flat[:, None, None], axes, torch.stack([steep, torch.linalg.cross(normals, steep), normals], -1)
     )
+    sharp = sharpened(picture, math.sqrt(o.front**2 + EPS2D))
     scales = torch.stack([o.front * pixel / slant, o.front * pixel, 0.25 * pixel], -1)
     return Gaussians(
-        points, matrix_to_quaternion(axes), scales, 0.98 * picture[3][keep], picture[:3, keep].T.contiguous()
+        points,
+        matrix_to_quaternion(axes),
+        scales,
+        0.98 * picture[3][keep].square(),
+        sharp[:, keep].T.contiguous(),
     )
+
+
+def sharpened(picture: Tensor, deviation: float) -> Tensor:
+    """Colours (3, S, S) of a picture (4, S, S) and as much again as a blur of so many pixels would take."""
+    radius = 3
+    x = torch.arange(-radius, radius + 1.0)
+    weights = F.normalize((-0.5 * (x / deviation).square()).exp(), p=1, dim=0)
+    rgb = spread(picture[None, :3], picture[None, 3:] > 0.5).transpose(0, 1)  # (3, 1, S, S)
+    padded = F.pad(rgb, (radius,) * 4, mode="replicate")
+    blurred = F.conv2d(F.conv2d(padded, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))
+    return (2 * rgb - blurred)[:, 0].clamp(0, 1)
 
 
 def refined(

@@ -17,6 +17,7 @@ from dd3g.pepd.solid import (
     detailed,
     mask_cameras,
     refined,
+    sharpened,
     solidify,
     tangent_axes,
     visible_side,
@@ -219,8 +220,23 @@ def test_discs_on_a_plane_that_faces_the_camera_have_a_pixels_size():
     )
     discs = visible_side(picture, camera, torch.full((32, 32), 1.5), SolidOptions())
     pixel = 1.5 / float(camera.Ks[0, 0, 0])
-    torch.testing.assert_close(discs.scales[:, :2], torch.full((1024, 2), 0.45 * pixel), rtol=0.2, atol=0)
+    torch.testing.assert_close(discs.scales[:, :2], torch.full((1024, 2), 0.5 * pixel), rtol=0.2, atol=0)
     torch.testing.assert_close(discs.means[:, 2], torch.full((1024,), 0.004), atol=1e-5, rtol=0)
+
+
+def test_sharpening_undoes_a_blur_inside_and_ignores_what_is_beyond_the_outline():
+    x = torch.linspace(0, 2 * math.pi, 65)[:-1]
+    wave = 0.5 + 0.2 * torch.sin(4 * x)  # 16 pixels long
+    picture = torch.cat([wave.expand(3, 64, 64), torch.ones(1, 64, 64)])
+    swing = math.exp(-0.5 * (2 * math.pi / 16 * 0.75) ** 2)  # what a blur leaves of it
+    sharp = sharpened(picture, 0.75)
+    inner = slice(8, 56)
+    expected = 0.5 + (2 - swing) * (wave - 0.5)
+    torch.testing.assert_close(sharp[:, :, inner], expected.expand(3, 64, 64)[:, :, inner], atol=2e-3, rtol=0)
+    picture[3, :, 32:] = 0
+    other = picture.clone()
+    other[:3, :, 32:] = 1.0  # unseen
+    torch.testing.assert_close(sharpened(other, 0.75)[:, :, :30], sharpened(picture, 0.75)[:, :, :30])
 
 
 def test_refining_lowers_the_error_of_the_input_view():
