@@ -1,6 +1,8 @@
-"""The device that a command was asked to run on."""
+"""The device that a command was asked to run on, and its cores."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 
@@ -32,3 +34,9 @@ def find_device(name: str) -> torch.device:
     except RuntimeError as e:
         raise UserError(f"the device {name!r} does not work ({first_line(e)}): {advice}") from e
     return device
+
+
+def cores_each() -> int:
+    """CPU cores for each of the processes that a launcher started on this machine, at least 1."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

@@ -5,7 +5,6 @@ Mattes come from the CPU, or from the GPU where onnxruntime-gpu is installed in 
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data_gen.filters.foreground import estimate_foreground
+from dd3g.device import cores_each
 from dd3g.framing import cut_frame, object_frame
 from dd3g.matting import predict_matte
 from dd3g.setting import setting
@@ -81,12 +81,6 @@ def matte_and_frame(image: Image.Image, config: MatteConfig) -> Matted | None:
         rgba = np.dstack([colour, alpha])
     rgba[rgba[..., 3] == 0] = 0
     return Matted(rgba, np.array(matte))
-
-
-def cores_each() -> int:
-    """CPU cores for each of the processes that a launcher started on this machine, at least 1."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 class MattePool:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dd3g.device import cores_each
 from dd3g.errors import UserError, first_line
 from dd3g.training.config import LoopConfig
 from dd3g.training.stopping import SIGNALS
@@ -75,7 +76,7 @@ def batches(
     if samples is None:
         yield from (generator_for(config.seed, consumed + k) for k in range(left))
         return
-    workers = config.dataloader_num_workers
+    workers = min(config.dataloader_num_workers, cores_each())  # more would only wait for each other
     loader: DataLoader[Any] = DataLoader(
         _Collated(samples),
         batch_sampler=_Indices(

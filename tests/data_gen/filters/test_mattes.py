@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 
 import numpy as np
@@ -149,7 +150,7 @@ def test_a_pool_gives_what_one_picture_after_another_gives(workers):
 
 @pytest.mark.parametrize(("ranks", "workers"), [(None, 8), ("4", 2), ("3", 2), ("16", 1)])
 def test_processes_of_a_machine_share_its_cores(monkeypatch, ranks, workers):
-    monkeypatch.setattr(mattes.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     if ranks:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)

@@ -19,7 +19,7 @@ from stand_ins.training_runs import files, fresh, metrics, torchrun
 
 from dd3g.configuration import launch
 from dd3g.io.lock import only_user
-from dd3g.training import LoopConfig
+from dd3g.training import LoopConfig, data
 from dd3g.training.checkpoints import checkpoints
 from dd3g.training.data import batches
 
@@ -215,6 +215,23 @@ def test_another_number_of_processes_goes_on_where_they_stopped():
         if first + steps == 6:
             assert all(next(rank, None) is None for rank in ranks)
     assert samples == list(range(consumed)) and consumed == 24 + 32 + 4
+
+
+def test_there_are_no_more_workers_than_cores(monkeypatch):
+    """A config for 16 cores took a minute and a half to make its first step on two."""
+
+    class Started(Exception):
+        pass
+
+    def loader(*_, num_workers, **__):
+        raise Started(num_workers)
+
+    monkeypatch.setattr(data, "DataLoader", loader)
+    for cores, local, workers in ((2, 1, 2), (64, 8, 8), (64, 1, 12), (1, 4, 1)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: set(range(n)), raising=False)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+        with pytest.raises(Started, match=f"^{workers}$"):
+            next(batches(Ranks(1, 0), Points(), LoopConfig(dataloader_num_workers=12), 0, 0))
 
 
 @pytest.mark.slow
