@@ -80,7 +80,7 @@ class TinyTrainConfig:
     lr_warmup_steps: int = setting(100, "first steps, over which the learning rate rises")
     adam_weight_decay: float = setting(0.01, "of AdamW; 0 is Adam")
     max_grad_norm: float = setting(1.0, "0 does not clip")
-    mixed_precision: str = setting("auto", "no or bf16; auto: bf16 on CUDA, none on CPUs")
+    mixed_precision: str = setting("auto", "no or bf16; auto: bf16 where it is faster")
     ema_decay: float = setting(0.998, "of the average of the weights that is the result")
     checkpointing_steps: int = setting(500, "a checkpoint this often; a kill loses at most these")
     resume_from_checkpoint: str = setting("", '"latest" resumes the run in output_dir')

@@ -46,7 +46,7 @@ class LoopConfig:
     adam_amsgrad: bool = setting(False, "the variant that keeps the largest mean square")
     adam_fused: bool = setting(False, "one kernel on CPUs too; it rounds in another order")
     max_grad_norm: float = setting(1.0, "0 does not clip")
-    mixed_precision: str = setting("auto", "no (or fp32), fp16, bf16; auto: bf16 on CUDA, none on CPUs")
+    mixed_precision: str = setting("auto", "no (or fp32), fp16, bf16; auto: bf16 where it is faster")
     ema_decay: float = setting(0.998, "of the average of the weights that is the result")
     ema_warmup: str = setting("power", "at most 1 - k^-0.75 at step k; or ratio, (1 + k) / (10 + k)")
     checkpointing_steps: int = setting(500, "a checkpoint this often; a kill loses at most these")
@@ -111,14 +111,18 @@ class LoopConfig:
 def precision_here(mixed_precision: str, use_cpu: bool = False) -> str:
     """What "auto" means on this machine; the others mean themselves.
 
-    CPUs multiply bfloat16 slower than float32: 1.4 times with AVX-512 BF16, ten times with AVX2 alone.
+    With AMX a CPU core trains the networks of nano 1.35 times faster in bfloat16 than in float32. Without it
+    bfloat16 is slower: 1.4 times with AVX-512 BF16, ten times with AVX2 alone.
     """
     if mixed_precision != "auto":
         return mixed_precision
     import torch
 
-    cuda = torch.cuda.is_available() and not use_cpu
-    return "bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
+    if torch.cuda.is_available() and not use_cpu:
+        faster = torch.cuda.is_bf16_supported()
+    else:
+        faster = torch.cpu._is_amx_tile_supported()
+    return "bf16" if faster else "no"
 
 
 @dataclass

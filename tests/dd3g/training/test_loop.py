@@ -420,17 +420,20 @@ def test_precisions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("cuda", "bf16", "use_cpu", "precision"),
+    ("cuda", "bf16", "amx", "use_cpu", "precision"),
     [
-        (False, True, False, "no"),
-        (True, True, False, "bf16"),
-        (True, False, False, "no"),
-        (True, True, True, "no"),
+        (False, True, False, False, "no"),
+        (False, True, True, False, "bf16"),
+        (True, True, False, False, "bf16"),
+        (True, False, True, False, "no"),
+        (True, True, False, True, "no"),
+        (True, False, True, True, "bf16"),
     ],
 )
-def test_precision_suits_the_machine(monkeypatch, cuda, bf16, use_cpu, precision):
+def test_precision_suits_the_machine(monkeypatch, cuda, bf16, amx, use_cpu, precision):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert LoopConfig(use_cpu=use_cpu).precision == precision
     assert LoopConfig(mixed_precision="fp16", use_cpu=use_cpu).precision == "fp16"
 
