@@ -20,7 +20,7 @@ import torch
 import typer
 
 from dd3g.command import run_command
-from dd3g.errors import UserError
+from dd3g.errors import UserError, first_line
 from tools.goldens.golden import Compared, Golden
 from tools.goldens.seeds import find_seed
 
@@ -37,13 +37,21 @@ def check(golden: Golden) -> Iterator[Compared]:
     """Compare one file's arrays, with a single thread: more of them sum in another order.
 
     Raises:
-        UserError: when no check is known by its name.
+        UserError: when no check is known by its name, or its .json does not describe its arrays.
     """
     if golden.name not in CHECKS:
         raise UserError(f"{golden.name}.npz: no check has this name; known are {', '.join(sorted(CHECKS))}")
     module, function = CHECKS[golden.name].split(":")
     with torch.no_grad():
-        yield from getattr(import_module(module), function)(golden)
+        try:
+            yield from getattr(import_module(module), function)(golden)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a configuration, a shape or a name that does not fit leads to
+            raise UserError(
+                f"{golden.name}.json does not describe what {golden.name}.npz holds "
+                f"({type(error).__name__}: {first_line(error)}): copy both again, from one folder"
+            ) from error
 
 
 def default_folder() -> Path:
@@ -84,7 +92,10 @@ def command(
         if seed is None and "seed" not in golden.about:
             if told is None:
                 told = find_seed(folder)
-                if told != 1:
+                if told is None:
+                    told = 1
+                    print("the seed of the made-up inputs was not found, 1 is taken: give it by --seed")
+                elif told != 1:
                     print(f"seed {told}, as the made-up inputs are")
             golden = replace(golden, seed=told)
         left = set(golden.arrays)

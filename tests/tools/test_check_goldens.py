@@ -18,6 +18,7 @@ from distill.teachers.encoders import END, START
 from tools import check_goldens
 from tools.goldens import made_up, unet
 from tools.goldens.golden import CALL, Compared, Golden
+from tools.goldens.seeds import find_seed
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "teachers"
 
@@ -75,6 +76,7 @@ def unet_golden(seed: int, views: int, ip_dim: int, width: int, side: int) -> Go
         "out": (2 * frames, 4, side, side),
         "text.out": (2 * views, 4, side, side),
         f"camera.{views}.20.45": (views, 16),
+        f"camera.{views}.-12.5.0": (views, 16),
         "part.image_embed": (2, ip_dim, 48),
         "part.input_blocks.1.1": (frames, width, 8, 8),
         "part.input_blocks.2.0": (frames, width, 4, 4),
@@ -102,9 +104,59 @@ def write(golden: Golden, folder: Path) -> Golden:
 def test_other_seeds_sizes_views_and_tokens(seed, views, ip_dim, width, side, tmp_path, capsys):
     write(unet_golden(seed, views, ip_dim, width, side), tmp_path)
     assert check_goldens.main([str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count(" ok") == 12
+    assert capsys.readouterr().out.count(" ok") == 13
     assert check_goldens.main([str(tmp_path), "--seed", str(seed + 1)]) == 1
     assert "OVER 2e-05" in capsys.readouterr().out
+
+
+def test_arrays_that_are_left_out_and_other_number_types(tmp_path, capsys):
+    golden = write(unet_golden(5, 2, 4, 32, 4), tmp_path)
+    kept = {k: v.astype(np.float64) for k, v in golden.arrays.items() if k in ("out", "part.time_embed")}
+    np.savez(tmp_path / "unet_mvdream.npz", **kept)
+    assert check_goldens.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count(" ok") == 2
+
+
+def test_damaged_files_are_told_in_one_line(tmp_path, capsys):
+    write(unet_golden(5, 2, 4, 32, 4), tmp_path)
+    arrays, about = tmp_path / "unet_mvdream.npz", tmp_path / "unet_mvdream.json"
+    whole, text = arrays.read_bytes(), about.read_text()
+    rotten = bytearray(whole)
+    rotten[len(whole) // 2 : len(whole) // 2 + 99] = bytes(99)
+    other = json.dumps(json.loads(text) | {"config": json.loads(text)["config_text"]})
+    for data, words, message in (
+        (whole[: len(whole) // 2], text, "cannot be read"),
+        (bytes(rotten), text, "cannot be read"),
+        (b"", text, "cannot be read"),
+        (whole, "[]", "holds no JSON object"),
+        (whole, "{}", "unet_mvdream.json does not describe what unet_mvdream.npz holds (KeyError: 'config')"),
+        (whole, other, "does not describe what unet_mvdream.npz holds (RuntimeError: "),
+    ):
+        arrays.write_bytes(data)
+        about.write_text(words)
+        assert check_goldens.main([str(tmp_path), "--seed", "5"]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+def test_seeds_of_pictures(tmp_path, capsys):
+    """Each kind of file by itself, and a seed that is none of those tried."""
+    seen = (255 * made_up.picture("zpicture", 40, 50, 4321)).round().astype(np.uint8)
+    framed = (255 * made_up.picture("lgm.picture", 30, 40, 54_321)).round().astype(np.uint8)
+    alpha = np.full((40, 50, 1), 7, np.uint8)
+    inputs = {
+        "zero123pp": ("input_rgba", np.concatenate([seen, alpha], -1), 4321),
+        "lgm": ("preprocess.rgba", np.concatenate([framed, alpha[:30, :40]], -1), 54_321),
+        "pipeline_mvdream": ("picture", made_up.picture("picture", 200, 200, 99_999)[::20, ::20], None),
+    }
+    for name, (array, values, seed) in inputs.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        np.savez(folder / f"{name}.npz", **{array: values})
+        (folder / f"{name}.json").write_text("{}")
+        assert find_seed(folder) == seed
+    check_goldens.main([str(tmp_path / "pipeline_mvdream")])
+    assert "not found, 1 is taken: give it by --seed" in capsys.readouterr().out
 
 
 def test_the_seed_is_found_where_nobody_tells_it(tmp_path, capsys):

@@ -89,14 +89,16 @@ class Golden:
             dtype: as the attribute.
 
         Raises:
-            UserError: when one of the two cannot be read.
+            UserError: when one of the two is missing or damaged.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
             about = json.loads(path.with_suffix(".json").read_text())
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of json, and of zip files, which have errors of their own
             raise UserError(f"{path} and its .json cannot be read ({error}): copy them again") from error
+        if not isinstance(about, dict):
+            raise UserError(f"{path.with_suffix('.json')} holds no JSON object: copy it again")
         return Golden(path.stem, arrays, about, about.get("seed", 1) if seed is None else seed, dtype)
 
     def __getitem__(self, name: str) -> np.ndarray:

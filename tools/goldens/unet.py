@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from tools.goldens.golden import CALL, PART, Compared, Golden
 LEVEL, ELEVATION = 441, 5.0  # of the calls, where the .json names no others
 TOKENS = (77, 257)  # of a caption and of a picture
 LEVELS = (1, 21, 500, 999)  # of the embedding of time
+_CAMERA = re.compile(r"(\d+)\.(-?\d+(?:\.\d+)?)\.(-?\d+(?:\.\d+)?)")  # views, elevation, azimuth
 
 
 def make_unet(golden: Golden, config: dict[str, Any], shapes: dict[str, list[int]]) -> MultiViewUNet:
@@ -38,7 +40,7 @@ def orbit(views: int, elevation: float, azimuth: float = 0.0) -> Tensor:
 def check(golden: Golden) -> Iterator[Compared]:
     """Compare all arrays of the file."""
     for name, rest in golden.named("camera."):
-        views, elevation, azimuth = rest.split(".")
+        views, elevation, azimuth = _CAMERA.fullmatch(rest).groups()  # type: ignore[union-attr]
         yield golden.compare(name, orbit(int(views), float(elevation), float(azimuth)), PART)
     unet = make_unet(golden, golden.about["config"], golden.about["shapes"])
     yield from _calls(golden, unet)

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from dd3g.diffusion import Schedule, sample
+from dd3g.errors import UserError
 from distill.teachers.encoders import clip_pixels, pixels, to_pil
 from distill.teachers.published import Source
 from distill.teachers.zero123plus import (
@@ -75,11 +76,14 @@ def check(golden: Golden) -> Iterator[Compared]:
             size=sizes["canvas_hw"][1] // 2,
         )
     yield from _levels(golden, teacher)
+    if "input_rgba" not in golden:
+        raise UserError(f"{golden.name}.npz lacks input_rgba, of which the others were made: copy it again")
     rgba = torch.from_numpy(golden["input_rgba"]).permute(2, 0, 1)[None] / 255
     yield from _inputs(golden, teacher, rgba)
     condition = teacher.condition(rgba)
     teacher.reference_noise = golden.normal("ref", teacher.reference_noise.shape)
-    yield from _call(golden, teacher, condition)
+    if "call.out" in golden:
+        yield from _call(golden, teacher, condition)
     for loop, run in LOOPS.items():
         if f"{loop}.latents" in golden:
             yield from _loop(golden, teacher, condition, loop, run)
@@ -128,8 +132,8 @@ def _inputs(golden: Golden, teacher: Zero123PlusTeacher, rgba: Tensor) -> Iterat
     for name, (array, tolerance) in found.items():
         if name in golden:
             yield golden.compare(name, strided(array, golden[name].shape), tolerance)
-    if "input_rgba" in golden:  # given, and compared with what reaches the network as a picture
-        yield golden.compare("input_rgba", (rgba[0] * 255).round().permute(1, 2, 0), PART)
+    # Given, and compared with what reaches the network as a picture.
+    yield golden.compare("input_rgba", (rgba[0] * 255).round().permute(1, 2, 0), PART)
 
 
 def _call(golden: Golden, teacher: Zero123PlusTeacher, condition: Zero123PlusCondition) -> Iterator[Compared]:
@@ -156,7 +160,7 @@ def _loop(
 ) -> Iterator[Compared]:
     """Noise to a canvas; the last steps of the latents, or all of them."""
     wanted = golden[f"{name}.latents"]
-    steps = len(golden[f"{name}.timesteps"])
+    steps = len(golden[f"{name}.timesteps"]) if f"{name}.timesteps" in golden else len(wanted)
     noise = golden.normal("znoise", (1, *wanted.shape[1:]))
     reference = golden.normal("ref", teacher.reference_noise.shape)
     teacher.reference_noise = reference
@@ -187,7 +191,8 @@ def _loop(
             states.append(x)
     canvases = torch.cat([joined(x) for x in states])
     yield golden.compare(f"{name}.latents", canvases[-len(wanted) :], LOOP)
-    yield golden.compare(f"{name}.timesteps", np.array(levels, np.float64), PART)
+    if f"{name}.timesteps" in golden:
+        yield golden.compare(f"{name}.timesteps", np.array(levels, np.float64), PART)
     if f"{name}.canvas" in golden:
         rgb = teacher.codec.canvas(canvases[-1:])
         yield golden.compare(f"{name}.canvas", strided(rgb, golden[f"{name}.canvas"].shape), LOOP)
