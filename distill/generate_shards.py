@@ -130,6 +130,12 @@ class ShardSet:
                 cameras = made.cameras[b] if len(made.cameras.batch_shape) == 2 else made.cameras
                 latents = None if made.latents is None else made.latents[b]
                 one = Quadruple(noise[b], cameras, made.input[b], made.outputs[b], meta, latents)
+                if not one.outputs.isfinite().all():
+                    failed[str(i)] = (
+                        f"{about.get('source')}: the teacher's views hold numbers that are not finite: give "
+                        "--precision bfloat16 or float32, or fetch its weights again"
+                    )
+                    continue
                 try:
                     samples.append(encode(self.matted(one), f"{i:07d}_{number:02d}"))
                 except NoObjectError as error:

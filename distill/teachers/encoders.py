@@ -103,7 +103,14 @@ def to_pil(pictures: Tensor, truncate: bool) -> list[Image.Image]:
 
 
 def crop_size(folder: Path, default: int) -> int:
-    """Side in pixels that a folder's preprocessor_config.json asks for."""
+    """Side in pixels that a folder's preprocessor_config.json asks for.
+
+    Raises:
+        UserError: when it names none.
+    """
     path = folder / "preprocessor_config.json"
     size = read_json(path).get("crop_size", default) if path.is_file() else default
-    return int(size["height"] if isinstance(size, dict) else size)
+    side = size.get("height") if isinstance(size, dict) else size
+    if not isinstance(side, int) or side < 1:
+        raise UserError(f"{path}: crop_size {size!r} is no side in pixels: copy or fetch it again")
+    return side

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dd3g.diffusion import Schedule
 from dd3g.errors import UserError, first_line
 from dd3g.hub_models import HUB_MODELS, HubModel, commit_of
 from dd3g.nn.attention import KERNELS, AttentionKernel, use_kernel
@@ -24,6 +25,7 @@ from dd3g.nn.multiview_unet import MultiViewUNet, MultiViewUNetConfig
 from dd3g.progress import quiet_libraries
 
 INDEX = "model_index.json"
+AGAIN = "copy or fetch it again"
 _PARTS = ("unet", "vae", "text_encoder")
 
 
@@ -160,9 +162,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: copy or fetch the teacher's folder again, whole") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): copy or fetch it again") from error
+        raise UserError(f"{path} cannot be read ({error}): {AGAIN}") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object: copy or fetch it again")
+        raise UserError(f"{path} holds no JSON object: {AGAIN}")
     return found
 
 
@@ -185,10 +187,39 @@ def weights_file(folder: Path) -> Path:
             else "has none"
         )
         raise UserError(f"{folder} must hold its weights in one safetensors file, and {why}")
-    with open(files[0], "rb") as stream:
-        if stream.read(40).startswith(b"version https://git-lfs"):
-            raise UserError(f"{files[0]} is a Git LFS pointer, not the weights: run `git lfs pull` there")
+    try:
+        with open(files[0], "rb") as stream:
+            start = stream.read(40)
+    except OSError as error:
+        raise UserError(f"{files[0]} cannot be read ({error.strerror}): {AGAIN}") from error
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{files[0]} is a Git LFS pointer, not the weights: run `git lfs pull` there")
     return files[0]
+
+
+def load_schedule(folder: Path, prediction: str, **changes: Any) -> Schedule:
+    """The noise levels of a teacher's folder.
+
+    Args:
+        folder: the teacher's, with a part `scheduler`.
+        prediction: what its network predicts, as diffusers calls it.
+        **changes: options that take the place of the file's.
+
+    Raises:
+        UserError: when the file does not describe levels, or is of a network that predicts something else.
+    """
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(path) | changes
+    # A file that is not of this teacher would give other levels without a word.
+    found = config.get("prediction_type", "epsilon")
+    if found != prediction:
+        raise UserError(f"{path} says prediction_type {found!r}, this teacher's is {prediction!r}: {AGAIN}")
+    if not {"beta_schedule", "trained_betas"} & set(config):
+        raise UserError(f"{path} has no beta_schedule: {AGAIN}")
+    try:
+        return Schedule.from_config(config)
+    except Exception as error:  # whatever a wrong option leads to in diffusers
+        raise UserError(f"{path} describes no noise levels ({first_line(error)}): {AGAIN}") from error
 
 
 def load_unet(folder: Path, dtype: torch.dtype) -> MultiViewUNet:
@@ -204,13 +235,16 @@ def load_unet(folder: Path, dtype: torch.dtype) -> MultiViewUNet:
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is no complete safetensors file ({error}): copy or fetch it again"
-        ) from error
+        raise UserError(f"{path} is no complete safetensors file ({error}): {AGAIN}") from error
     if "image_embed.proj_in.weight" in state:
         config["image_dim"] = state["image_embed.proj_in.weight"].shape[1]
-    with torch.device("meta"):
-        unet = MultiViewUNet(MultiViewUNetConfig(**config))
+    try:
+        with torch.device("meta"):
+            unet = MultiViewUNet(MultiViewUNetConfig(**config))
+    except Exception as error:  # whatever a wrong option leads to in torch
+        raise UserError(
+            f"{folder / 'config.json'} describes no network ({first_line(error)}): {AGAIN}"
+        ) from error
     own = unet.state_dict()
     wrong = sorted(set(own) ^ set(state)) or sorted(k for k in own if own[k].shape != state[k].shape)
     if wrong:

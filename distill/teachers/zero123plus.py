@@ -19,7 +19,14 @@ from dd3g.errors import UserError, first_line
 from dd3g.fingerprint import fingerprint, folder_fingerprint
 from distill.teachers.encoders import TextEncoder, clip_pixels, crop_size, pixels, to_pil
 from distill.teachers.latents import LatentCodec
-from distill.teachers.published import Frozen, Source, device_of, load_part, read_json
+from distill.teachers.published import (
+    Frozen,
+    Source,
+    device_of,
+    load_part,
+    load_schedule,
+    read_json,
+)
 from distill.teachers.reference_attention import ReferenceAttention
 
 ROWS, COLUMNS = 3, 2
@@ -159,7 +166,7 @@ class Zero123PlusTeacher(Frozen):
         folder = source.folder
         index = read_json(folder / "model_index.json")
         ramp = index.get("ramping_coefficients")
-        if not isinstance(ramp, list) or len(ramp) != 77:
+        if not isinstance(ramp, list) or len(ramp) != 77 or not all(isinstance(r, int | float) for r in ramp):
             raise UserError(
                 f"{folder}/model_index.json has no 77 ramping_coefficients: it is not of Zero123++"
             )
@@ -170,16 +177,14 @@ class Zero123PlusTeacher(Frozen):
             identity += _replace_weights(network, white_unet.folder, dtype)
             about = about | {f"unet_{key}": value for key, value in white_unet.about.items()}
             options["white"] = True
-        # Deterministic moves end at the clean sample; the file's scheduler would leave 3 % of noise.
-        levels = read_json(folder / "scheduler" / "scheduler_config.json")
-        levels |= {"timestep_spacing": "trailing", "set_alpha_to_one": True}
         named = re.search(r"v(1\.[12])", f"{source.name} {folder.resolve()}")
         return cls(
             network,
             CanvasCodec(load_part("diffusers.AutoencoderKL", folder / "vae", dtype), 0),
             TextEncoder(load_part("transformers.CLIPTextModel", folder / "text_encoder", dtype)),
             load_part("transformers.CLIPVisionModelWithProjection", folder / "vision_encoder", dtype),
-            Schedule.from_config(levels),
+            # Deterministic moves end at the clean sample; the file's scheduler would leave 3 % of noise.
+            load_schedule(folder, "v_prediction", timestep_spacing="trailing", set_alpha_to_one=True),
             ramp,
             about=about,
             identity=identity,

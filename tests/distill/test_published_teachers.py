@@ -22,6 +22,7 @@ from distill.teachers.published import find_source
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 IMAGE = "image_encoder/model.safetensors"
+LEVELS = "scheduler/scheduler_config.json"
 
 
 @pytest.fixture(scope="module")
@@ -376,6 +377,12 @@ def less(path):
     save_file(state, path)
 
 
+def with_side(folder, size):
+    part = folder / "feature_extractor_vae"
+    part.mkdir(exist_ok=True)
+    (part / "preprocessor_config.json").write_text(json.dumps({"crop_size": size}))
+
+
 FAULTS = {
     "part missing": ("imagedream", lambda f: shutil.rmtree(f / "vae"), "vae must hold its weights"),
     "config missing": ("imagedream", lambda f: (f / "unet/config.json").unlink(), "config.json is missing"),
@@ -403,6 +410,37 @@ FAULTS = {
         "lacks 1 tensors",
     ),
     "no ramp": ("zero123plus", lambda f: (f / "model_index.json").write_text("{}"), "ramping_coefficients"),
+    "words in the ramp": (
+        "zero123plus",
+        lambda f: edited(f / "model_index.json", ramping_coefficients=["a"] * 77),
+        "ramping_coefficients",
+    ),
+    "weights are a folder": (
+        "mvdream",
+        lambda f: ((f / UNET).unlink(), (f / UNET).mkdir()),
+        "cannot be read",
+    ),
+    "width in words": (
+        "mvdream",
+        lambda f: edited(f / "unet/config.json", model_channels="32"),
+        "unet/config.json describes no network",
+    ),
+    "odd width": ("mvdream", lambda f: edited(f / "unet/config.json", model_channels=33), "describes no net"),
+    "no levels": ("mvdream", lambda f: (f / LEVELS).write_text("{}"), "has no beta_schedule"),
+    "odd levels": ("mvdream", lambda f: edited(f / LEVELS, beta_schedule="odd"), "describes no noise levels"),
+    "levels in words": ("mvdream", lambda f: edited(f / LEVELS, beta_start="x"), "describes no noise levels"),
+    "levels of Zero123++": (
+        "imagedream",
+        lambda f: edited(f / LEVELS, prediction_type="v_prediction"),
+        "says prediction_type 'v_prediction', this teacher's is 'epsilon'",
+    ),
+    "levels of ImageDream": (
+        "zero123plus",
+        lambda f: edited(f / LEVELS, prediction_type="epsilon"),
+        "says prediction_type 'epsilon', this teacher's is 'v_prediction'",
+    ),
+    "side in words": ("zero123plus", lambda f: with_side(f, "x"), "crop_size 'x' is no side in pixels"),
+    "no side": ("zero123plus", lambda f: with_side(f, {"width": 224}), "is no side in pixels"),
 }
 
 

@@ -201,6 +201,20 @@ def test_bad_pictures_are_reported_and_the_others_come_out(pictures, teacher, tm
     assert again.err == printed.err and len(json.loads(again.out)["failed"]) == 2
 
 
+def test_views_that_are_not_finite_are_left_out(pictures, teacher, tmp_path, capsys, monkeypatch):
+    """As half precision gives them where it overflows."""
+
+    def overflows(*words):
+        made = simulate(*words)
+        made.outputs[1, 2, 0, 0, 0] = torch.nan
+        return made
+
+    monkeypatch.setattr("distill.generate_shards.simulate", overflows)
+    assert main(command(pictures, teacher, tmp_path / "set", "--seeds", "1")) == 1
+    assert "views hold numbers that are not finite: give --precision bfloat16" in capsys.readouterr().err
+    assert len(Quadruples(tmp_path / "set")) == 5
+
+
 @pytest.mark.parametrize("case", ["empty", "missing", "teacher", "file", "device", "guidance", "foreign"])
 def test_bad_requests_end_in_one_line(case, pictures, teacher, tmp_path, capsys):
     inputs, out, more = pictures, tmp_path / "set", []
