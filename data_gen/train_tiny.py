@@ -6,7 +6,7 @@ accelerate launch -m data_gen.train_tiny --config configs/data_gen/tiny_train.ya
 from __future__ import annotations
 
 import json
-import math
+import os
 import re
 import sys
 from collections import Counter
@@ -29,8 +29,7 @@ from dd3g.io.atomic import replacing
 from dd3g.io.shards import Shards
 from dd3g.picture_sources import SHEET, split_sheet
 from dd3g.setting import setting
-from dd3g.training import SmallNetworkConfig, fit
-from dd3g.training.config import precision_here
+from dd3g.training import LoopConfig, SmallNetworkConfig, fit
 
 SHOWN = (
     "a red apple", "a green pine tree", "a brown wooden chair", "a blue fish", "a grey rock", "a yellow car",
@@ -62,51 +61,40 @@ class TinyShape:
 
 
 @dataclass
-class TinyTrainConfig:
-    """Everything that a run needs; names as in the other trainings of this project."""
+class TinyTrainConfig(SmallNetworkConfig):
+    """Everything that a run needs."""
 
-    aliases: ClassVar[dict[str, str]] = {"resume": "resume_from_checkpoint"}
     configs: ClassVar[str] = "data_gen"
+    resume_flag: ClassVar[str] = LoopConfig.resume_flag
+    changed_flag: ClassVar[str] = LoopConfig.changed_flag
 
-    output_dir: str = setting("runs/tiny", "folder for checkpoints, the model and a contact sheet")
+    output_dir: str = "runs/tiny"
+    train_batch_size: int = 16
+    max_train_steps: int = 5_000
+    lr_warmup_steps: int = 100
+    adam_weight_decay: float = 0.01
+    mixed_precision: str = "auto"
+    ema_decay: float = 0.998
+    checkpointing_steps: int = 500
+    validation_steps: int = 500
+    logging_steps: int = 50
+    use_cpu: bool = False
+
     renders: list[str] = setting(["runs/renders/train"], "shards made by `dd3g data render`")
     manifest: str = setting("", "csv with id, name, category: better words than the ids alone")
     views: int = setting(4, "of each rendered object, kept in memory: 16 kB each at 64 pixels")
-    seed: int = setting(0, "of the weights, the batches and their noise")
-    train_batch_size: int = setting(16, "pictures a step")
-    max_train_steps: int = setting(5_000, "optimiser steps")
-    max_minutes: float = setting(0.0, "of all sessions; the learning rate falls with them; 0 is no limit")
-    learning_rate: float = setting(1e-3, "at the end of the warm-up")
-    lr_warmup_steps: int = setting(100, "first steps, over which the learning rate rises")
-    adam_weight_decay: float = setting(0.01, "of AdamW; 0 is Adam")
-    max_grad_norm: float = setting(1.0, "0 does not clip")
-    mixed_precision: str = setting("auto", "no or bf16; auto: bf16 where it is faster")
-    ema_decay: float = setting(0.998, "of the average of the weights that is the result")
-    checkpointing_steps: int = setting(500, "a checkpoint this often; a kill loses at most these")
-    resume_from_checkpoint: str = setting("", '"latest" resumes the run in output_dir')
     condition_dropout: float = setting(0.1, "share of pictures without words, for classifier-free guidance")
     word_dropout: float = setting(0.25, "share of words left out")
     recolour: float = setting(0.3, "share of pictures whose colour channels change places")
     model: TinyShape = field(default_factory=TinyShape)
 
     def __post_init__(self) -> None:
-        # YAML reads no as False.
-        self.mixed_precision = {"False": "no", "fp32": "no"}.get(self.mixed_precision, self.mixed_precision)
-        if self.mixed_precision not in ("auto", "no", "bf16"):
-            raise ValueError(f"mixed_precision {self.mixed_precision!r} is not one of auto, no, bf16")
-        if self.resume_from_checkpoint not in ("", "latest"):
-            raise ValueError(
-                f"resume_from_checkpoint {self.resume_from_checkpoint!r} must be latest or empty"
-            )
-        counts = ("views", "train_batch_size", "max_train_steps", "checkpointing_steps")
-        shares = ("condition_dropout", "word_dropout", "recolour", "ema_decay")
-        sizes = ("max_minutes", "learning_rate", "lr_warmup_steps", "adam_weight_decay", "max_grad_norm")
-        for name in (*counts, *shares, *sizes):
-            value, least = getattr(self, name), int(name in counts)
-            if name in shares and not 0 <= value <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {value}")
-            if not least <= value < math.inf:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        super().__post_init__()
+        if self.views < 1:
+            raise ValueError(f"views must be at least 1, got {self.views}")
+        for name in ("condition_dropout", "word_dropout", "recolour"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
 
 
 class CaptionedViews:
@@ -193,38 +181,34 @@ class TinyLoss:
     Args:
         views: what to learn from.
         batch_size: pictures a step.
-        device: of the model.
-        mixed: whether the model runs in bfloat16.
     """
 
-    def __init__(self, views: CaptionedViews, batch_size: int, device: torch.device, mixed: bool) -> None:
-        self.views, self.batch_size, self.device, self.mixed = views, batch_size, device, mixed
+    def __init__(self, views: CaptionedViews, batch_size: int) -> None:
+        self.views, self.batch_size = views, batch_size
         self.schedule = Schedule.from_config(dict(scheduler().config))
 
     def __call__(self, model: nn.Module, g: torch.Generator, step: int) -> Tensor:
         """Mean loss of a batch that `g` decides."""
         assert isinstance(model, TinyDenoiser)
         rgba, texts = self.views.draw(self.batch_size, g)
-        x0 = encode(rgba.to(self.device))
+        x0 = encode(rgba.to(model.device))
         # One level from each of B equal parts of the schedule: the loss varies less from batch to batch.
         spread = (torch.arange(len(x0)) + torch.rand(len(x0), generator=g)) / len(x0)
-        t = (spread * self.schedule.steps).long().to(self.device)  # (B,)
+        t = (spread * self.schedule.steps).long().to(x0.device)  # (B,)
         x_t = self.schedule.add_noise(x0, torch.randn(x0.shape, generator=g).to(x0), t)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
-            predicted = model(x_t, t, model.condition(texts))
+        predicted = model(x_t, t, model.condition(texts))
         sigma2 = (1 - self.schedule.ab(t)).clamp(min=0.25).to(x0)  # (B,)
         return ((predicted.float() - x0).square().mean((-1, -2, -3)) / sigma2).mean()
 
 
-def draw_contact_sheet(model: TinyDenoiser, path: Path, mixed: bool) -> None:
+def draw_contact_sheet(model: TinyDenoiser, path: Path) -> None:
     """Draw the texts in `SHOWN` over white and grey, side by side, into one picture."""
     from PIL import Image
 
     pipeline = TinyRgbaPipeline(model, scheduler())
     pipeline.set_progress_bar_config(disable=True)
     sources = [torch.Generator().manual_seed(i) for i in range(len(SHOWN))]
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed):
-        rgba = pipeline(list(SHOWN), num_inference_steps=10, generator=sources, output_type="np").images
+    rgba = pipeline(list(SHOWN), num_inference_steps=10, generator=sources, output_type="np").images
     strips = [over + rgba[..., 3:] * (rgba[..., :3] - over) for over in (1.0, 0.5)]
     sheet = np.concatenate([np.concatenate(list(strip), 1) for strip in strips])
     with replacing(path) as partial:
@@ -242,47 +226,27 @@ def save(model: TinyDenoiser, folder: Path, count: int) -> Path:
 
 def run(config: TinyTrainConfig) -> Path:
     """Train; returns the folder of the averaged model, a diffusers pipeline."""
-    from accelerate import PartialState
-
-    state = PartialState(cpu=not torch.cuda.is_available())
-    if state.num_processes > 1:
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise UserError(
-            f"this model is too small to share: launch it with --num_processes 1, not {state.num_processes}"
+            f"this model is too small to share: launch it with --num_processes 1, not {processes}"
         )
     torch.manual_seed(config.seed)
     try:
-        model = TinyDenoiser(**asdict(config.model), lexicon=lexicon()).to(state.device)
+        model = TinyDenoiser(**asdict(config.model), lexicon=lexicon())
     except ValueError as error:
         raise UserError(f"configuration: {error}") from error
     views = CaptionedViews(config)
     model.learn([*COLORS, *LOOKS, *{word for words in views.words for word in words}])
-    output, mixed = Path(config.output_dir), precision_here(config.mixed_precision) == "bf16"
-    count = sum(len(p) for p in views.pictures)
-    loss = TinyLoss(views, config.train_batch_size, state.device, mixed)
+    output, count = Path(config.output_dir), sum(len(p) for p in views.pictures)
+    loss = TinyLoss(views, config.train_batch_size)
 
     def publish(average: TinyDenoiser, step: int) -> dict[str, float]:
         save(average, output / "model", count)
-        draw_contact_sheet(average, output / "sheet.png", mixed)
+        draw_contact_sheet(average, output / "sheet.png")
         fixed = [loss(average, torch.Generator().manual_seed(i), step) for i in range(4)]
         return {"average_loss": float(torch.stack(fixed).mean())}
 
-    options = SmallNetworkConfig.of(
-        output,
-        config.max_train_steps,
-        config.learning_rate,
-        config.max_minutes,
-        config.seed,
-        bool(config.resume_from_checkpoint),
-        lr_warmup_steps=config.lr_warmup_steps,
-        ema_decay=config.ema_decay,
-        adam_weight_decay=config.adam_weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        checkpointing_steps=config.checkpointing_steps,
-        validation_steps=config.checkpointing_steps,
-        logging_steps=min(50, config.checkpointing_steps),
-        use_cpu=state.device.type == "cpu",
-    )
-    fit(model, loss, None, options, publish)
+    fit(model, loss, None, config, publish)
     return output / "model"
 
 
