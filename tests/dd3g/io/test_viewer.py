@@ -124,6 +124,41 @@ def test_page_and_rasteriser_agree(page, file, draw, azimuth, elevation):
     assert psnr(drawn(azimuth, elevation, antialiased=False), want) < 48
 
 
+def layered() -> Gaussians:
+    """A grey haze: some 200 layers in each pixel that it covers."""
+    n, gen = 60_000, torch.Generator().manual_seed(0)
+    return Gaussians(
+        means=0.15 * torch.randn(n, 3, generator=gen).clamp(-2, 2),
+        quats=torch.tensor([[1.0, 0, 0, 0]]).repeat(n, 1),
+        scales=torch.full((n, 3), 0.006),
+        opacities=torch.full((n,), 0.03),
+        colors=0.3 + 0.4 * torch.rand(n, 3, generator=gen),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("half_floats", [True, False])
+def test_hundreds_of_layers_add_up_without_roundings(page, tmp_path, half_floats):
+    """In the 8 bits of a canvas they are 45 dB away; a browser without half floats still shows them."""
+    haze = save_viewer(layered(), tmp_path / "haze.html")
+    inside = splats.decode(splats.encode(layered(), "spz"), "spz").gaussians
+    window = {"deviceScaleFactor": 1, "mobile": False}
+    script = "" if half_floats else "WebGL2RenderingContext.prototype.getExtension = () => null"
+    added = page.call("Page.addScriptToEvaluateOnNewDocument", source=script)
+    try:
+        page.open(haze, "#spin=0&draw=webgl")
+        page.eval(BARE)
+        for size in (SIZE, 200, SIZE):  # what is drawn into follows the window
+            page.call("Emulation.setDeviceMetricsOverride", width=size, height=size, **window)
+            page.wait(f"!stale && canvas.width === {size}")
+            rgb = rasterize(inside, Cameras.orbit([0], 10, size), antialiased=True).rgb[0]
+            got = psnr(page.screenshot(), rgb.clamp(0, 1).mul(255).movedim(0, -1).numpy())
+            assert got > 55 if half_floats else 40 < got < 50
+        assert page.errors == []
+    finally:
+        page.call("Page.removeScriptToEvaluateOnNewDocument", identifier=added["identifier"])
+
+
 @pytest.mark.parametrize("draw", ["webgl", "2d"])
 def test_what_was_trained_without_antialiasing_is_drawn_without(page, tmp_path, draw):
     page.open(save_viewer(toy(), tmp_path / "x.html", antialiased=False), f"#spin=0&draw={draw}")
