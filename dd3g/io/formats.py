@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dd3g.gaussians import Gaussians
 
 SPLATS = ("ply", "compressed.ply", "splat", "spz", "sog", "glb")
-MESHES = ("mesh.glb", "mesh.obj")
+MESHES = ("mesh.glb", "mesh.usdz", "mesh.obj")
 TELLING = ("ply", "compressed.ply", "sog")  # those that say whether they are drawn with antialiasing
 AXES = ("opencv", "opengl", "zup")
 LAYOUTS = ("compact", "inria")  # of .ply: 14 columns, or the 62 of the first implementation
@@ -58,7 +58,7 @@ def check_format(format: str, axes: str | None = None, known: tuple[str, ...] = 
     if axes is not None and axes not in AXES:
         raise UserError(f"unknown axes {axes!r}: use one of {', '.join(AXES)}")
     if axes not in (None, "opengl") and format not in SPLATS[:-1]:
-        why = "its standard" if format.endswith("glb") else "custom"
+        why = "custom" if format == "mesh.obj" else "its standard"
         raise UserError(
             f"a .{format} is y up by {why} and cannot have the axes {axes!r}: leave --axes out, or use one "
             f"of {', '.join(SPLATS[:-1])}"

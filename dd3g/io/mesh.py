@@ -1,9 +1,10 @@
-"""A textured mesh to a file: .glb, or .obj with its .mtl and .png; y up, light baked into the colours."""
+"""A textured mesh to a file: .glb, .usdz, or .obj with its .mtl and .png; y up, light baked into the colours."""
 
 from __future__ import annotations
 
 import json
 import struct
+import zipfile
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +14,62 @@ import numpy as np
 from PIL import Image
 
 from dd3g.io.atomic import replacing
+
+# Of an object that shines by itself, as its colours hold the light already; a USD scene's st runs upwards.
+_USDA = """#usda 1.0
+(
+    defaultPrim = "object"
+    metersPerUnit = 1
+    upAxis = "Y"
+)
+
+def Xform "object" (kind = "component")
+{
+    def Mesh "surface" (prepend apiSchemas = ["MaterialBindingAPI"])
+    {
+        uniform token subdivisionScheme = "none"
+        float3[] extent = [%(extent)s]
+        int[] faceVertexCounts = [%(counts)s]
+        int[] faceVertexIndices = [%(quads)s]
+        point3f[] points = [%(points)s]
+        normal3f[] normals = [%(normals)s] (interpolation = "vertex")
+        texCoord2f[] primvars:st = [%(places)s] (interpolation = "faceVarying")
+        rel material:binding = </object/material>
+    }
+
+    def Material "material"
+    {
+        token outputs:surface.connect = </object/material/shader.outputs:surface>
+
+        def Shader "shader"
+        {
+            uniform token info:id = "UsdPreviewSurface"
+            color3f inputs:diffuseColor = (0, 0, 0)
+            color3f inputs:emissiveColor.connect = </object/material/texture.outputs:rgb>
+            float inputs:roughness = 1
+            token outputs:surface
+        }
+
+        def Shader "texture"
+        {
+            uniform token info:id = "UsdUVTexture"
+            asset inputs:file = @%(picture)s@
+            token inputs:sourceColorSpace = "sRGB"
+            float2 inputs:st.connect = </object/material/places.outputs:result>
+            token inputs:wrapS = "clamp"
+            token inputs:wrapT = "clamp"
+            float3 outputs:rgb
+        }
+
+        def Shader "places"
+        {
+            uniform token info:id = "UsdPrimvarReader_float2"
+            string inputs:varname = "st"
+            float2 outputs:result
+        }
+    }
+}
+"""
 
 
 @dataclass(frozen=True)
@@ -34,7 +91,7 @@ class Mesh:
     texture: np.ndarray
 
     def save(self, path: str | Path) -> list[Path]:
-        """Write a .glb, or an .obj with its material and texture beside it.
+        """Write a .glb or a .usdz, or an .obj with its material and texture beside it.
 
         Returns:
             The files, the one that was named first.
@@ -45,6 +102,8 @@ class Mesh:
         path = Path(path)
         if path.suffix.lower() == ".glb":
             contents = {path: self._glb()}
+        elif path.suffix.lower() == ".usdz":
+            contents = {path: self._usdz()}
         else:
             contents = self._obj(path)
         for target, content in reversed(contents.items()):
@@ -121,6 +180,27 @@ class Mesh:
         ]
         return head + b"".join(chunks)
 
+    def _usdz(self) -> bytes:
+        """A zip without compression, each of whose files starts at a multiple of 64 bytes (USDZ 1.3)."""
+        st = self.places.reshape(-1, 2) * [1, -1] + [0, 1]
+        text = _USDA % {
+            "extent": _tuples([self.points.min(0), self.points.max(0)]),
+            "counts": ", ".join(["4"] * len(self.quads)),
+            "quads": ", ".join(map(str, self.quads.reshape(-1).tolist())),
+            "points": _tuples(self.points),
+            "normals": _tuples(self.normals, 4),
+            "places": _tuples(st),
+            "picture": "texture.png",
+        }
+        written = BytesIO()
+        with zipfile.ZipFile(written, "w") as package:
+            for name, content in (("object.usda", text.encode()), ("texture.png", _png(self.texture))):
+                entry = zipfile.ZipInfo(name)  # of 1980: the same mesh gives the same file
+                padding = -(written.tell() + 30 + len(name) + 4) % 64
+                entry.extra = struct.pack("<HH", 0x1986, padding) + bytes(padding)
+                package.writestr(entry, content)
+        return written.getvalue()
+
     def _obj(self, path: Path) -> dict[Path, bytes]:
         material, picture = path.with_suffix(".mtl"), path.with_suffix(".png")
         lines = [f"mtllib {material.name}", "o object", "usemtl surface"]
@@ -137,6 +217,12 @@ class Mesh:
             material: text.encode("utf-8", "replace"),
             picture: _png(self.texture),
         }
+
+
+def _tuples(rows: Any, digits: int = 6) -> str:
+    return ", ".join(
+        "(" + ", ".join(f"{value:.{digits}g}" for value in row) + ")" for row in np.asarray(rows).tolist()
+    )
 
 
 def _png(pixels: np.ndarray) -> bytes:

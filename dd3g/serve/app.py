@@ -28,7 +28,7 @@ from dd3g.results import Request as Order
 from dd3g.serve.worker import FORMATS, PAGE, Made, Unwritten, Worker
 
 MAX_REFINE = 10.0  # seconds of the one thread that a caller may ask for
-TYPES = {"glb": "model/gltf-binary", PAGE: "text/html; charset=utf-8"}
+TYPES = {"glb": "model/gltf-binary", "usdz": "model/vnd.usdz+zip", PAGE: "text/html; charset=utf-8"}
 GONE = 499  # for the metrics alone: nobody is there to read it
 # Inline, since the frame of the object inherits this policy, and it is one file.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dd3g.pepd import Generator
 
 PAGE = "html"  # the viewer page
-FORMATS = (*SPLATS, "mesh.glb", PAGE)  # one file each, as an answer is; a mesh.obj would be three
+FORMATS = (*SPLATS, *MESHES[:-1], PAGE)  # one file each, as an answer is; a mesh.obj would be three
 KEPT = 8  # objects that are remembered, so that another format of one costs no second pass
 
 

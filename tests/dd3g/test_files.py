@@ -96,7 +96,7 @@ def test_what_convert_refuses(lamp, capsys):
     assert sorted(p.name for p in lamp.parent.resolve().iterdir()) == ["bad.sog", "lamp.ply"]
 
 
-@pytest.mark.parametrize("format", ["spz", "splat", "glb", "mesh.glb", "mesh.obj"])
+@pytest.mark.parametrize("format", ["spz", "splat", "glb", "mesh.glb", "mesh.usdz", "mesh.obj"])
 @pytest.mark.parametrize("how", ["--antialiased", "--classic"])
 def test_formats_that_cannot_say_how_they_are_drawn(lamp, capsys, format, how):
     assert f"a .{format} cannot say whether" in refused(capsys, "convert", lamp, f"x.{format}", how)

@@ -30,7 +30,7 @@ def test_every_format(here, stub):
     run(picture("chair.png"), "--format", "ply,SPZ,.splat,glb,ply,sog,compressed.ply", "-o", "deep/er")
     suffixes = ["compressed.ply", "glb", "matte.png", "ply", "sog", "splat", "spz"]
     assert written("deep/er") == [f"chair.{suffix}" for suffix in suffixes]
-    assert infer.FORMATS[:-2] == splats.FORMATS and infer.FORMATS[-2:] == ("mesh.glb", "mesh.obj")
+    assert infer.FORMATS == (*splats.FORMATS, "mesh.glb", "mesh.usdz", "mesh.obj")
 
 
 @pytest.mark.parametrize("axes", infer.AXES)

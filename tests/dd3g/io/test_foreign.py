@@ -94,13 +94,37 @@ def test_the_validator_misses_nothing_of_the_splats_but_their_extension(tmp_path
     assert all("KHR_gaussian_splatting:" in m["pointer"] for m in found)
 
 
+def test_usd_opens_the_mesh(tmp_path):
+    pytest.importorskip("pxr", reason="usd-core is not installed: pip install usd-core")
+    from pxr import Ar, Usd, UsdGeom, UsdShade, UsdValidation
+
+    mesh = mesh_of(toy(), 32)
+    stage = Usd.Stage.Open(str(mesh.save(tmp_path / "x.mesh.usdz")[0]))
+    assert stage.GetDefaultPrim().GetPath() == "/object" and UsdGeom.GetStageUpAxis(stage) == "Y"
+    found = UsdGeom.Mesh(stage.GetPrimAtPath("/object/surface"))
+    np.testing.assert_allclose(found.GetPointsAttr().Get(), mesh.points, atol=1e-5)
+    np.testing.assert_allclose(found.GetNormalsAttr().Get(), mesh.normals, atol=1e-4)
+    assert set(found.GetFaceVertexCountsAttr().Get()) == {4}
+    np.testing.assert_array_equal(found.GetFaceVertexIndicesAttr().Get(), mesh.quads.reshape(-1))
+    st = UsdGeom.PrimvarsAPI(found).GetPrimvar("st").Get()
+    np.testing.assert_allclose(st, mesh.places.reshape(-1, 2) * [1, -1] + [0, 1], atol=1e-5)
+    material, _ = UsdShade.MaterialBindingAPI(found).ComputeBoundMaterial()
+    assert material.ComputeSurfaceSource()[0].GetShaderId() == "UsdPreviewSurface"
+    picture = UsdShade.Shader(stage.GetPrimAtPath("/object/material/texture")).GetInput("file").Get()
+    assert Ar.GetResolver().OpenAsset(Ar.ResolvedPath(picture.resolvedPath)).GetSize() > 1000
+    validators = UsdValidation.ValidationRegistry().GetOrLoadAllValidators()
+    assert len(validators) > 10 and UsdValidation.ValidationContext(validators).Validate(stage) == []
+
+
 def test_blender_opens_the_mesh(tmp_path):
     bpy = pytest.importorskip("bpy", reason="bpy is 360 MB and is not installed in CI: pip install bpy")
     bmesh = pytest.importorskip("bmesh")
-    for path in (mesh_of(toy(), 32).save(tmp_path / f"x.{f}")[0] for f in ("mesh.glb", "mesh.obj")):
+    for path in (mesh_of(toy(), 32).save(tmp_path / f"x.{f}")[0] for f in ("mesh.glb", "mesh.usdz", "mesh.obj")):
         bpy.ops.wm.read_factory_settings(use_empty=True)
         if path.suffix == ".glb":
             bpy.ops.import_scene.gltf(filepath=str(path))
+        elif path.suffix == ".usdz":
+            bpy.ops.wm.usd_import(filepath=str(path))
         else:
             bpy.ops.wm.obj_import(filepath=str(path))
         (found,) = [o for o in bpy.data.objects if o.type == "MESH"]

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,24 @@ def test_glb_is_read_by_trimesh(mesh, tmp_path):
     np.testing.assert_allclose(read.visual.uv, mesh.places.reshape(-1, 2) * [1, -1] + [0, 1], atol=1e-6)
     merged = trimesh.Trimesh(read.vertices, read.faces)  # corners of one place become one
     assert merged.is_watertight and merged.volume > 0
+
+
+def test_usdz_is_a_zip_as_usd_wants_it(mesh, tmp_path):
+    """Nothing compressed, each file at a multiple of 64 bytes, the scene first; and the same each time."""
+    (path,) = mesh.save(tmp_path / "x.mesh.usdz")
+    data = path.read_bytes()
+    assert mesh.save(tmp_path / "y.mesh.usdz")[0].read_bytes() == data
+    with zipfile.ZipFile(path) as package:
+        assert package.testzip() is None
+        entries = package.infolist()
+        assert [entry.filename for entry in entries] == ["object.usda", "texture.png"]
+        for entry in entries:
+            name, extra = struct.unpack_from("<HH", data, entry.header_offset + 26)
+            assert entry.compress_type == zipfile.ZIP_STORED
+            assert (entry.header_offset + 30 + name + extra) % 64 == 0
+        texture = np.asarray(Image.open(io.BytesIO(package.read("texture.png"))))
+        assert package.read("object.usda").startswith(b"#usda 1.0\n")
+    np.testing.assert_array_equal(texture, mesh.texture)
 
 
 def test_obj_is_read_by_trimesh(mesh, tmp_path):
