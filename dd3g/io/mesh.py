@@ -1,4 +1,4 @@
-"""A textured mesh to a file: .glb, .usdz, or .obj with its .mtl and .png; y up, light baked into the colours."""
+"""A textured mesh to a file: .glb, .usdz, or .obj with .mtl and .png; y up, light baked into the colours."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_picture_that_needs_a_matte_that_is_not_there(here, stub, monkeypatch):
     [
         (
             ("--format", "obj"),
-            "unknown format 'obj': use one of ply, compressed.ply, splat, spz, sog, glb, mesh.glb, mesh.usdz, mesh.obj",
+            "unknown format 'obj': use one of ply, compressed.ply, splat, spz, sog, glb, mesh.glb, mesh.",
         ),
         (("--format", ""), "unknown format"),
         (("--axes", "left"), "unknown axes 'left': use one of opencv, opengl, zup"),

@@ -119,7 +119,8 @@ def test_usd_opens_the_mesh(tmp_path):
 def test_blender_opens_the_mesh(tmp_path):
     bpy = pytest.importorskip("bpy", reason="bpy is 360 MB and is not installed in CI: pip install bpy")
     bmesh = pytest.importorskip("bmesh")
-    for path in (mesh_of(toy(), 32).save(tmp_path / f"x.{f}")[0] for f in ("mesh.glb", "mesh.usdz", "mesh.obj")):
+    formats = ("mesh.glb", "mesh.usdz", "mesh.obj")
+    for path in (mesh_of(toy(), 32).save(tmp_path / f"x.{f}")[0] for f in formats):
         bpy.ops.wm.read_factory_settings(use_empty=True)
         if path.suffix == ".glb":
             bpy.ops.import_scene.gltf(filepath=str(path))
