@@ -10,9 +10,10 @@ from dd3g.framing import CORE, SOLID, bounding_box, connected
 CELLS = 256  # of the grid on which it is judged, along the longer side
 EDGE = 0.02  # of the object's longest side: faint alpha so close to what is solid is its edge
 BLACK = 8  # most of a channel where a shadow was painted
-SMOOTH = 6  # levels of alpha, of 255, by which what is smooth may differ from the mean around it
+SMOOTH = 3  # levels of alpha, of 255, by which what is smooth may differ from the mean around it
 FADES = 0.2  # of its mean alpha that a part loses from cell to cell, at most, where it fades out
 STEP = 25  # levels of alpha from cell to cell, on average, by which an object ends that is not blurred
+CAST = 2  # times the solid area that a shadow with an outline covers, at most
 SHADE = 204  # least alpha, of 255, of a black pixel that is solid
 
 
@@ -24,7 +25,7 @@ def without_haze(image: Image.Image) -> tuple[Image.Image, float]:
 
     - reaches all four corners of the picture;
     - is more than lines, and hardly there, with alpha under a tenth on average;
-    - is more than lines and smooth, and either black and less than half there, as shadows are painted, or
+    - is more than lines and smooth, and either black, less than half there and no larger than a shadow, or
       fades out where it ends, as shadows, glows and reflections do.
 
     Glass within a rim or with an outline of its own, lenses, hair, fur and wings remain. The edge beside a
@@ -87,7 +88,8 @@ def _haze(far: np.ndarray, alpha: np.ndarray, black: np.ndarray, solid: np.ndarr
     slope = mean(np.hypot(*np.gradient(faint)), rim)
     wide = mean(~grown(~there, edge // 2)) > 0.2
     smooth = mean(rough, inner) < SMOOTH
-    shade = smooth & ((mean(black) > 0.95) & (level < CORE) | (slope < FADES * level))
+    cast = np.bincount(label[far], minlength=far.size + 1) < CAST * solid.sum()
+    shade = smooth & (cast & (mean(black) > 0.95) & (level < CORE) | (slope < FADES * level))
     haze = sharp & wide & ((level < SOLID) | shade)
     corners = label[[0, 0, -1, -1], [0, -1, 0, -1]]
     film = far[0, 0] and (corners == corners[0]).all()

@@ -84,6 +84,10 @@ def hair(colour) -> list[Image.Image]:
     return [layer(np.asarray(drawn.resize((512, 512))), colour), layer(head, (200, 160, 140))]
 
 
+def blurred_layer(image: Image.Image, radius: float) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(radius))
+
+
 BOWL = ((X - 128) / 55) ** 2 + ((Y - 85) / 70) ** 2
 FOOT = np.where((abs(X - 128) < 5) & (Y > 150) & (Y < 230) | (abs(X - 128) < 40) & (abs(Y - 232) < 6), 255, 0)
 WINGS = np.minimum(abs(X - 65), abs(X - 191)) ** 2 / 55**2 + (Y - 100.0) ** 2 / 30**2 < 1
@@ -91,6 +95,8 @@ DISC = np.hypot(X - 128, Y - 128) < 60
 MATTER = {
     "glass": lambda: [layer(np.where(BOWL < 1, 70, 0), (190, 210, 230)), layer(FOOT, 170)],
     "soft glass": lambda: [layer(blurred(np.where(BOWL < 1, 70, 0), 1.2), (190, 210, 230)), layer(FOOT, 170)],
+    "black glass": lambda: [layer(np.where(BOWL < 1, 70, 0), 0), layer(FOOT, 0)],
+    "soft black glass": lambda: [layer(blurred(np.where(BOWL < 1, 90, 0), 1.2), 0), layer(FOOT, 170)],
     "black glass in a rim": lambda: [
         layer(np.where(BOWL < 1, 70, 0), 0),
         layer(FOOT, 170),
@@ -104,6 +110,10 @@ MATTER = {
         layer(np.where(np.minimum(abs(X - 80), abs(X - 176)) ** 2 + (Y - 128) ** 2 < 35**2, 150, 0), 0),
         layer(np.where((abs(Y - 100) < 4) & (abs(X - 128) < 90), 255, 0), 0),
     ],
+    "black lenses without a rim": lambda: [
+        layer(np.where(np.minimum(abs(X - 80), abs(X - 176)) ** 2 + (Y - 128) ** 2 < 35**2, 90, 0), 0),
+        layer(np.where((abs(Y - 128) < 4) & (abs(X - 128) < 20), 255, 0), 0),
+    ],
     "ghost": lambda: [  # solid in stripes, with a sharp outline
         layer(np.where((abs(X - 128) < 55) & (abs(Y - 128) < 80), 90 + 40 * np.sin(X / 10), 0), 230)
     ],
@@ -112,6 +122,7 @@ MATTER = {
     "flame": lambda: [layer(np.clip(280 - 3 * np.hypot(1.8 * (X - 128), Y - 165.0), 0, 255), (255, 180, 40))],
     "hair": lambda: hair((70, 50, 40)),
     "black hair": lambda: hair(0),
+    "blurred black hair": lambda: [blurred_layer(hair(0)[0], 1.5), hair(0)[1]],
     "lamp": lambda: [Image.fromarray(LAMP)],
 }
 
