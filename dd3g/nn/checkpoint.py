@@ -87,8 +87,9 @@ def save_folder(
     return folder
 
 
-def read_config(folder: str | Path, kind: str) -> dict[str, Any]:
-    """Read config.json of a model folder and check that it describes a `kind` ("generator" or "teacher")."""
+def read_config(folder: str | Path, *kinds: str) -> dict[str, Any]:
+    """Read config.json of a model folder and check that it describes one of `kinds` ("generator", …)."""
+    kind = " or ".join(kinds)
     path = Path(folder) / CONFIG
     try:
         config = json.loads(path.read_text())
@@ -100,7 +101,7 @@ def read_config(folder: str | Path, kind: str) -> dict[str, Any]:
         raise UserError(_unreadable(path, error)) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); copy the checkpoint again") from error
-    if not isinstance(config, dict) or config.get("kind") != kind:
+    if not isinstance(config, dict) or config.get("kind") not in kinds:
         found = config.get("kind") if isinstance(config, dict) else type(config).__name__
         raise UserError(f"{path}: describes {found!r}, not a dd3g {kind}; give a folder made by this project")
     return config

@@ -38,17 +38,17 @@ def run(inputs: list[Path], request: Request, progress: Progress) -> dict[str, A
             are missing.
     """
     paths, failed = find_inputs(inputs)
-    _prepare(paths, request)
+    networks = _prepare(paths, request)
     progress.phase("inputs", len(paths))
     report: dict[str, Any] = {"inputs": [], "failed": failed}
     if request.views:
-        return report | {"inputs": _estimate_views(paths, request)}
+        return report | {"inputs": _estimate_views(paths, request, networks)}
     for path, stem in zip(paths, output_stems(paths), strict=True):
         start = time.perf_counter()
         progress.at(path.name)
         try:
             with tempfile.TemporaryDirectory(dir=request.out, prefix=".dd3g-") as temporary:
-                result = _estimate(path, Path(temporary), stem, request, progress.at)
+                result = _estimate(path, Path(temporary), stem, request, networks, progress.at)
                 for file in sorted(Path(temporary).iterdir()):
                     file.replace(request.out / file.name)
         except (UserError, OSError, MemoryError, RuntimeError) as e:
@@ -62,40 +62,51 @@ def run(inputs: list[Path], request: Request, progress: Progress) -> dict[str, A
     return report
 
 
-def _prepare(paths: list[Path], request: Request) -> None:
-    """Fail before the first picture where something is missing that every picture needs."""
+def _prepare(paths: list[Path], request: Request) -> Any:
+    """The networks; fails before the first picture where something is missing that every picture needs."""
     from dd3g.pose.detection import blazepose
-    from dd3g.pose.methods.registry import METHODS
+    from dd3g.pose.methods.registry import load_networks
+    from dd3g.pose.networks.rotation_denoiser import RotationDenoiser
 
     there = [p for p in paths if os.path.exists(p)]  # seconds of loading for a mistyped name are too many
-    if there:
-        METHODS[request.method].load_networks()
+    networks = load_networks(request.method, request.weights) if there else None
+    if networks is not None and request.method == Method.recovery and request.predictions is None:
+        shape = networks[RotationDenoiser].config
+        if shape.condition_kind == "features":
+            raise UserError(
+                f"the --weights look at {shape.condition} features of the picture: add --predictions FILE "
+                "with pose_feats"
+            )
     if request.keypoints is None and any(p.suffix.lower() not in KEYPOINTS for p in there):
         blazepose.load()
     check_writable(request.out)
+    return networks
 
 
 def _estimate(
-    path: Path, folder: Path, stem: str, request: Request, at: Callable[[str], None]
+    path: Path, folder: Path, stem: str, request: Request, networks: Any, at: Callable[[str], None]
 ) -> dict[str, Any]:
     """Everything for one input, written into `folder`."""
     from dd3g.pose.estimation import lift
     from dd3g.pose.export.results import write_results
+    from dd3g.pose.series import Track
     from dd3g.pose.video import estimate_video
 
     if is_video(path):
-        return estimate_video(path, folder, stem, request, at)
+        return estimate_video(path, folder, stem, request, networks, at)
     picture, people, warnings = _look(path, request)
-    lifted = lift(people, request.method, request.m, request.seed, height=request.height)
-    result = write_results([lifted], path, folder, stem, request, picture)
+    lifted = lift(people, request.method, request.m, request.seed, None, request.height, networks)
+    tracks = [Track.of([person]) for person in lifted]
+    result = write_results([lifted], tracks, path, folder, stem, request, picture)
     result["warnings"] += warnings
     return result
 
 
-def _estimate_views(paths: list[Path], request: Request) -> list[dict[str, Any]]:
+def _estimate_views(paths: list[Path], request: Request, networks: Any) -> list[dict[str, Any]]:
     """The largest person of each picture is one person: everything about them, written for each picture."""
     from dd3g.pose.estimation import lift
     from dd3g.pose.export.results import write_results
+    from dd3g.pose.series import Track
     from dd3g.pose.views import combine, read_stations
 
     start = time.perf_counter()
@@ -106,14 +117,16 @@ def _estimate_views(paths: list[Path], request: Request) -> list[dict[str, Any]]
         stations = read_stations(request.cameras, [path.stem for path in paths])
     looks = [_look(path, request) for path in paths]
     seen = [max(people, key=lambda p: float(p.square[2] - p.square[0])) for _, people, _ in looks]
-    lifted = combine(lift(seen, request.method, request.m, request.seed, height=request.height), stations)
+    lifted = combine(
+        lift(seen, request.method, request.m, request.seed, None, request.height, networks), stations
+    )
     inputs = []
     with tempfile.TemporaryDirectory(dir=request.out, prefix=".dd3g-") as temporary:
         folder = Path(temporary)
         for path, stem, person, (picture, people, warnings) in zip(
             paths, output_stems(paths), lifted, looks, strict=True
         ):
-            result = write_results([[person]], path, folder, stem, request, picture)
+            result = write_results([[person]], [Track.of([person])], path, folder, stem, request, picture)
             if len(people) > 1:
                 warnings = [*warnings, f"{path}: of {len(people)} people the largest is taken"]
             files = [str(request.out / name) for name in result["files"]]
@@ -206,6 +219,10 @@ def pose(
     predictions: Annotated[
         Path | None, typer.Option(help="For recovery: HMR2's or ProHMR's .npz of the people, to start from.")
     ] = None,
+    weights: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of train-pose or `pose convert` to take instead; may be repeated."),
+    ] = None,
     moving: Annotated[
         bool, typer.Option("--moving-camera", help="A video's camera moves: no floor is looked for.")
     ] = False,
@@ -232,7 +249,7 @@ def pose(
         request = Request(
             output, method.value, hypotheses, viewer, seed, keypoints, layout, focal, every, confidence,
             parse_size(size), height, views, cameras, predictions, moving,
-            tuple(e.value for e in export or ()),
+            tuple(e.value for e in export or ()), tuple(weights or ()),
         )  # fmt: skip
         return run(inputs, request, progress)
 

@@ -19,6 +19,8 @@ from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
 from dd3g.pose.methods import guided
 from dd3g.pose.methods.advice import advise, agreed
 from dd3g.pose.methods.registry import METHODS
+from dd3g.pose.networks.chosen import SHIPPED, Networks
+from dd3g.pose.networks.lifter import GraphLifter
 from dd3g.pose.networks.prior import Prior
 
 FARTHEST = 200.0  # metres at which a person is a few pixels high, or their keypoints are in other units
@@ -33,6 +35,7 @@ def estimate(
     focal: float | None = None,
     height: float | None = None,
     seed: int = 0,
+    weights: Sequence[str | Path] = (),
 ) -> list[PersonHypotheses]:
     """3D hypotheses for each person in a picture.
 
@@ -44,6 +47,7 @@ def estimate(
         focal: px; None looks at the keypoints' file, then at EXIF, then takes the picture's diagonal.
         height: metres, how tall the people are; None takes a grown person's.
         seed: of all random numbers; same picture, same seed, same answer.
+        weights: folders of networks that take the place of shipped ones, see `Networks`.
 
     Returns:
         People, largest first for BlazePose, else in the file's order.
@@ -56,7 +60,7 @@ def estimate(
     people = detect(image, keypoints, focal)
     if not people:
         raise UserError(f"no person was found in {name}: give a clearer picture, or --keypoints")
-    return lift(people, method, m, seed, height=height)
+    return lift(people, method, m, seed, height=height, networks=Networks(weights))
 
 
 def generate(n: int, *, seed: int = 0, **options: Any) -> Tensor:
@@ -86,6 +90,7 @@ def lift(
     seed: int = 0,
     times: Tensor | None = None,
     height: float | None = None,
+    networks: Networks = SHIPPED,
 ) -> list[PersonHypotheses]:
     """2D to 3D by one of the methods, everyone in one batch, with the one answer to give.
 
@@ -96,6 +101,7 @@ def lift(
         seed: of all random numbers.
         times: (B,) seconds, for a video; ties the frames together.
         height: see `estimate`.
+        networks: to run.
 
     Raises:
         UserError: unknown method, weights that are missing, or a height that nobody has.
@@ -116,19 +122,23 @@ def lift(
                     m,
                     seed,
                     height=height,
+                    networks=networks,
                 )
             )
             for one in (True, False)
         }
         return [next(parts[one]) for one in given]
-    found = METHODS[method].lift_people(people, m, seed, times)
+    found = METHODS[method].lift_people(people, m, seed, times, networks)
     keypoints, confidence, K = (stacked(people, name) for name in ("keypoints", "confidence", "K"))
     width = torch.tensor([float(person.size[0]) for person in people])
     hypotheses = Hypotheses.joined([person.hypotheses for person in found])
     if all(given):
         advised = agreed(hypotheses, height)  # a regressor looked at the picture, the lifter does not
     else:
-        advised = advise(hypotheses, keypoints, confidence, K, width, height=height)
+        advised = advise(
+            hypotheses, keypoints, confidence, K, width, height=height, lifter=networks[GraphLifter],
+            prior=networks[Prior],
+        )  # fmt: skip
     answers = [replace(person, hypotheses=advised[i : i + 1]) for i, person in enumerate(found)]
     nearest = min(float(person.translation[2]) for person in answers)
     if nearest > FARTHEST:

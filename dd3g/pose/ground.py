@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dd3g.pose.body.skeletons import H36M_17, bone_lengths
 from dd3g.pose.methods.advice import grown
+from dd3g.pose.series import Values, parts
 
 ANKLES = [H36M_17.joints.index(f"{side}_ankle") for side in "lr"]
 THORAX = H36M_17.joints.index("thorax")
@@ -58,7 +59,7 @@ class Ground:
         return points @ self.rotation.T + self.offset
 
 
-def find_ground(tracks: Sequence[tuple[Tensor, Tensor]]) -> Ground | None:
+def find_ground(tracks: Sequence[tuple[Values, Tensor]]) -> Ground | None:
     """Fit the floor to feet that stand still.
 
     Feet on one line do not tell how the floor tilts across it, nor does someone who stands on one spot; what
@@ -75,10 +76,9 @@ def find_ground(tracks: Sequence[tuple[Tensor, Tensor]]) -> Ground | None:
     for joints, times in tracks:
         if len(joints) < 3:
             continue
-        joints, times = joints.double(), times.double()
-        ankles = joints[:, ANKLES]  # (T, 2, 3)
-        up = joints[:, THORAX] - ankles.mean(1)
-        up = up.sum(0) / up.sum(0).norm()
+        times = times.double()
+        ankles, bodies, lengths = _feet(joints)
+        up = bodies.sum(0) / bodies.sum(0).norm()
         (speed,) = torch.gradient(ankles, spacing=(times,), dim=0)
         heights = ankles @ up  # (T, 2)
         standing = speed.norm(dim=-1) < STILL
@@ -86,7 +86,7 @@ def find_ground(tracks: Sequence[tuple[Tensor, Tensor]]) -> Ground | None:
         passed = torch.gradient(times)[0].clamp(max=STANCE)[:, None].expand_as(standing)
         feet.append(ankles[standing])
         weights.append(passed[standing])
-        size = float(bone_lengths(joints).sum(-1).mean()) / grown().bones
+        size = float(lengths.mean()) / grown().bones
         above.append(torch.full_like(weights[-1], size * grown().ankle))
         ups.append(len(joints) * up)
     if not feet or float(sum(w.sum() for w in weights)) < ENOUGH:
@@ -94,6 +94,17 @@ def find_ground(tracks: Sequence[tuple[Tensor, Tensor]]) -> Ground | None:
     points, weight, lift = torch.cat(feet), torch.cat(weights), torch.cat(above)
     up = torch.stack(ups).sum(0)
     return _fitted(points, weight, lift, up / up.norm())
+
+
+def _feet(joints: Values) -> tuple[Tensor, Tensor, Tensor]:
+    """Ankles (T, 2, 3), the ways (T, 3) from between them to the thorax, and lengths (T,) of all bones."""
+    found = []
+    for part in parts(len(joints)):
+        here = joints[part].double()
+        ankles = here[:, ANKLES]
+        found.append((ankles, here[:, THORAX] - ankles.mean(1), bone_lengths(here).sum(-1)))
+    ankles, bodies, lengths = (torch.cat(values) for values in zip(*found, strict=True))
+    return ankles, bodies, lengths
 
 
 def _fitted(points: Tensor, weight: Tensor, lift: Tensor, up: Tensor) -> Ground:

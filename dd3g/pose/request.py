@@ -54,6 +54,7 @@ class Request:
         size: (width, height) of pictures that keypoint files do not tell the size of.
         height: metres, how tall the people are; None takes a grown person's.
         views: the pictures show one person at one instant.
+        weights: folders of networks that take the place of shipped ones.
         predictions: HMR2's or ProHMR's npz of the same people, for recovery to start from.
         moving: the camera of a video moves; else it is taken as standing still, and the floor is looked for.
         export: further formats for each person, of `Export`.
@@ -77,6 +78,7 @@ class Request:
     predictions: Path | None = None
     moving: bool = False
     export: tuple[str, ...] = ()
+    weights: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.m < 1:

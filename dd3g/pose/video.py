@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import tempfile
+from bisect import bisect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
 from dd3g.pose.body.geometry import solve_translation, translation_at_depth
 from dd3g.pose.body.skeletons import bone_lengths
-from dd3g.pose.detection.frames import FPS, detect_frames, open_clip, tracks
-from dd3g.pose.detection.people import Detection, stacked
+from dd3g.pose.crowd import Crowd
+from dd3g.pose.detection.frames import Tracker, detect_frames, open_clip
+from dd3g.pose.detection.people import Detection
 from dd3g.pose.detection.regressed import read_regressed
 from dd3g.pose.estimation import lift
 from dd3g.pose.export.results import write_results
-from dd3g.pose.ground import Ground, find_ground
+from dd3g.pose.ground import find_ground
 from dd3g.pose.hypotheses import PersonHypotheses
 from dd3g.pose.methods.advice import sized
+from dd3g.pose.networks.chosen import SHIPPED, Networks
 from dd3g.pose.request import Request
+from dd3g.pose.series import Series, Values, parts
 
 WINDOW, SHARED = 64, 16  # frames of a track that are refined together, and that two windows share
 STEADY = 0.05  # seconds over which poses are averaged
@@ -29,7 +35,12 @@ STEADY_DEPTH = 0.25  # and distances, which change more slowly than their estima
 
 
 def estimate_video(
-    path: Path, folder: Path, stem: str, request: Request, at: Callable[[str], None] = lambda item: None
+    path: Path,
+    folder: Path,
+    stem: str,
+    request: Request,
+    networks: Networks = SHIPPED,
+    at: Callable[[str], None] = lambda item: None,
 ) -> dict[str, Any]:
     """Everything for one video, written into `folder`.
 
@@ -38,6 +49,7 @@ def estimate_video(
         folder: where the files go.
         stem: of their names.
         request: what to make of it.
+        networks: to run.
         at: told what is worked on.
 
     Returns:
@@ -63,98 +75,109 @@ def estimate_video(
         clip, request.every, request.focal, threshold=request.confidence, keypoints=request.keypoints,
         layout=request.layout, tick=counted("people in frame", len(times)),
     )  # fmt: skip
-    if not any(found):
-        raise UserError(f"no person was found in {path}: give a clearer video, or --keypoints")
     if request.predictions is not None:
-        found = read_regressed(request.predictions).in_frames(found)
-    lifted = counted("pose", sum(map(len, found)))
-    people = lift_tracks(found, request.method, request.m, request.seed, times, request.height, lifted)
-    ground = None if request.moving else _ground(people, times)
-    drawn = counted("drawing frame", len(times))
-    result = write_results(people, path, folder, stem, request, clip=clip, ground=ground, tick=drawn)
+        found = read_regressed(request.predictions).in_frames(found, request.every)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".people-") as files:
+        crowd = Crowd(Path(files), times, request.method)
+        tracker = Tracker()
+        for time, people in zip(times, found, strict=False):
+            crowd.add(people, tracker.follow(people, time))
+        if not crowd.frames:
+            raise UserError(f"no person was found in {path}: give a clearer video, or --keypoints")
+        lift_tracks(
+            crowd, request.m, request.seed, request.height, networks,
+            tick=counted("pose", len(crowd.frames)),
+        )  # fmt: skip
+        tracks = [crowd.track(rows) for rows in crowd.everyone()]
+        ground = None
+        if not request.moving:
+            ground = find_ground(
+                [(track.points, torch.tensor(track.times, dtype=torch.float64)) for track in tracks]
+            )
+        drawn = counted("drawing frame", len(times))
+        result = write_results(
+            crowd, tracks, path, folder, stem, request, clip=clip, ground=ground, tick=drawn
+        )
     result["warnings"] += clip.warnings
     return result
 
 
-def _ground(people: Sequence[Sequence[PersonHypotheses]], times: Sequence[float]) -> Ground | None:
-    """The floor under everyone."""
-    joints: dict[int, list[Tensor]] = {}
-    stamps: dict[int, list[float]] = {}
-    for time, frame in zip(times, people, strict=True):
-        for person in frame:
-            joints.setdefault(person.track or 0, []).append(person.pose + person.translation)
-            stamps.setdefault(person.track or 0, []).append(time)
-    return find_ground([(torch.stack(joints[n]), torch.tensor(stamps[n])) for n in joints])
-
-
 def lift_tracks(
-    frames: Sequence[Sequence[Detection]],
-    method: str,
+    crowd: Crowd,
     m: int,
     seed: int = 0,
-    times: Sequence[float] | None = None,
     height: float | None = None,
+    networks: Networks = SHIPPED,
     tick: Callable[[int], None] = lambda count: None,
-) -> list[list[PersonHypotheses]]:
-    """The people of a video in 3D, each followed over time.
+) -> None:
+    """Add the answers to everyone in a video, each followed over time.
 
     Args:
-        frames: the people of each frame.
-        method: one of `METHODS`.
+        crowd: the people of each frame.
         m: hypotheses a person and frame.
         seed: of all random numbers.
-        times: seconds of each frame; None takes 25 a second.
         height: see `lift`.
+        networks: to run.
         tick: told how many poses were found since it was last called.
-
-    Returns:
-        For each frame the people in it, with the numbers of their tracks. Of the hypotheses the first stays.
     """
-    stamps = [f / FPS for f in range(len(frames))] if times is None else times
-    result: list[list[PersonHypotheses]] = [[] for _ in frames]
-    for number, track in enumerate(tracks(frames, stamps)):
-        seen = _started([frames[f][i] for f, i in track])
-        when = torch.tensor([stamps[f] for f, _ in track], dtype=torch.float64)
-        lifted = steadied(_in_windows(seen, when, method, m, seed, height, tick), when)
-        for (f, _), person in zip(track, lifted, strict=True):
-            result[f].append(replace(person, track=number))
-    return result
+    for rows in crowd.everyone():
+        when = torch.tensor(crowd.when(rows), dtype=torch.float64)
+        _lift_windows(crowd, rows, when, m, seed, height, networks, tick)
+        for part, steady in steady_poses(crowd.column("lifted", rows), when):
+            crowd.write("pose", rows[part], steady)
+        poses, *seen = (crowd.column(name, rows) for name in ("pose", "keypoints", "confidence", "K"))
+        for part, roots in steady_roots(poses, seen, when):
+            crowd.write("root", rows[part], roots)
 
 
-def _started(seen: list[Detection]) -> list[Detection]:
-    """Frames that a regressor left out start as the nearest one of the same person."""
-    given = [k for k, person in enumerate(seen) if person.start is not None]
-    if not given:
-        return seen
-    nearest = (min(given, key=lambda g: abs(g - k)) for k in range(len(seen)))
-    return [replace(p, start=seen[n].start) for p, n in zip(seen, nearest, strict=True)]
-
-
-def _in_windows(
-    seen: Sequence[Detection],
+def _lift_windows(
+    crowd: Crowd,
+    rows: np.ndarray,
     when: Tensor,
-    method: str,
     m: int,
     seed: int,
     height: float | None,
+    networks: Networks,
     tick: Callable[[int], None],
-) -> list[PersonHypotheses]:
+) -> None:
     """One person's frames, refined in windows that fade into each other."""
-    people: list[PersonHypotheses] = []
+    given = [k for k, row in enumerate(rows) if row in crowd.starts]
+    shared: list[PersonHypotheses] = []  # what the window before makes of this one's first frames
     start = 0
     while True:
-        stop = min(start + WINDOW, len(seen))
-        part = lift(seen[start:stop], method, m, seed, times=when[start:stop], height=height)
-        # The other hypotheses of an hour of video would not fit into memory.
-        part = [replace(p, hypotheses=p.hypotheses.kept()) for p in part]
-        shared = len(people) - start
-        for k in range(shared):
-            people[start + k] = _between(people[start + k], part[k], (k + 1) / (shared + 1))
-        people += part[shared:]
-        tick(len(part) - shared)
-        if stop == len(seen):
-            return people
-        start = stop - SHARED
+        stop = min(start + WINDOW, len(rows))
+        seen = _started(crowd, rows, given, slice(start, stop))
+        found = lift(seen, crowd.method, m, seed, when[start:stop], height, networks)
+        for k, before in enumerate(shared):
+            found[k] = _between(before, found[k], (k + 1) / (len(shared) + 1))
+        tick(len(found) - len(shared))
+        done = len(found) if stop == len(rows) else len(found) - SHARED
+        _write(crowd, rows[start : start + done], found[:done])
+        if stop == len(rows):
+            return
+        shared, start = found[done:], stop - SHARED
+
+
+def _write(crowd: Crowd, rows: np.ndarray, people: Sequence[PersonHypotheses]) -> None:
+    answers = [person.hypotheses.recommended() for person in people]
+    crowd.write("lifted", rows, torch.cat([poses for poses, _ in answers]))
+    crowd.write("expected", rows, torch.cat([expected for _, expected in answers]))
+    for name in ("rotations", "betas"):
+        given = [values for p in people if (values := getattr(p, name)) is not None]
+        if given:
+            crowd.write(name, rows, torch.stack(given))
+
+
+def _started(crowd: Crowd, rows: np.ndarray, given: Sequence[int], part: slice) -> list[Detection]:
+    """Some frames of a person; those that a regressor left out start as the nearest of the given ones."""
+    seen = crowd.seen(rows[part])
+    if given:
+        for k in range(part.start, part.stop):
+            after = bisect(given, k)
+            nearest = min(given[max(after - 1, 0) : after + 1], key=lambda g: abs(g - k))
+            start, features = crowd.starts[rows[nearest]]
+            seen[k - part.start] = replace(seen[k - part.start], start=start, features=features)
+    return seen
 
 
 def _between(first: PersonHypotheses, second: PersonHypotheses, share: float) -> PersonHypotheses:
@@ -165,39 +188,43 @@ def _between(first: PersonHypotheses, second: PersonHypotheses, share: float) ->
     return replace(nearer, hypotheses=replace(nearer.hypotheses, advised=advised, expected=expected))
 
 
-def steadied(people: Sequence[PersonHypotheses], when: Tensor) -> list[PersonHypotheses]:
-    """Poses and roots of one person, averaged over time.
+def steady_poses(poses: Values, when: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Poses (T, 17, 3) of one person at times (T,), averaged over time, in parts."""
+    size = torch.cat([bone_lengths(poses[part]).sum(-1) for part in parts(len(when))]).mean()
+    flat = Series(len(when), lambda part: poses[part].flatten(1))
+    for part, steady in smoothed(flat, when, STEADY):
+        # Averages of bones that turn are too short.
+        yield part, sized(steady.unflatten(1, (-1, 3)), 1.0) * size
+
+
+def steady_roots(poses: Values, seen: Sequence[Values], when: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Roots (T, 3) of one person, in parts.
 
     A root's distance follows from the size of the pose, in every frame anew, and jitters by its error; so it
     is averaged over longer, and the place across the picture follows from the keypoints at that distance.
 
     Args:
-        people: one in each frame.
+        poses: (T, 17, 3) metres, steady.
+        seen: keypoints (T, 17, 2) in px, confidences (T, 17) and cameras (T, 3, 3).
         when: (T,) seconds, rising.
     """
-    keypoints, confidence, K = (
-        stacked([p.detection for p in people], name) for name in ("keypoints", "confidence", "K")
-    )
-    poses = torch.stack([p.pose for p in people])
-    steady = sized(smoothed(poses.flatten(1), when, STEADY).view_as(poses), 1.0)
-    steady = steady * bone_lengths(poses).sum(-1).mean()  # averages of bones that turn are too short
-    depth = solve_translation(steady, keypoints, confidence, K)[:, 2:].clamp(min=0.1)
-    depth = smoothed(depth.log(), when, STEADY_DEPTH).exp()
-    roots = translation_at_depth(steady, keypoints, confidence, K, depth)
-    return [
-        replace(person, hypotheses=replace(h, advised=pose[None], expected=h.recommended()[1]), root=root)
-        for person, h, pose, root in zip(people, (p.hypotheses for p in people), steady, roots, strict=True)
-    ]
+
+    def picture(part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        keypoints, confidence, K = (values[part] for values in seen)
+        return keypoints, confidence, K
+
+    depths = [solve_translation(poses[part], *picture(part))[:, 2:] for part in parts(len(when))]
+    for part, away in smoothed(torch.cat(depths).clamp(min=0.1).log(), when, STEADY_DEPTH):
+        yield part, translation_at_depth(poses[part], *picture(part), away.exp())
 
 
-def smoothed(values: Tensor, when: Tensor, sigma: float) -> Tensor:
+def smoothed(values: Values, when: Tensor, sigma: float) -> Iterator[tuple[slice, Tensor]]:
     """Local lines under Gaussian weights (Cleveland 1979): values (T, C) at times (T,), sigma seconds.
 
     A line, and not a mean, is right at the ends and where frames are uneven in time.
     """
-    result = torch.empty_like(values)
-    for start in range(0, len(values), 256):  # bounds the memory
-        own = when[start : start + 256]
+    for part in parts(len(when)):
+        own = when[part]
         low = int(torch.searchsorted(when, own[0] - 4 * sigma))
         high = int(torch.searchsorted(when, own[-1] + 4 * sigma, right=True))
         away = when[low:high] - own[:, None]  # (256, N)
@@ -208,5 +235,5 @@ def smoothed(values: Tensor, when: Tensor, sigma: float) -> Tensor:
         # One frame alone, or all at one time, have no slope.
         flat = (spread < 1e-6 * total.square() * sigma**2)[:, None]
         weight = weight * torch.where(flat, 1 / total[:, None], line)
-        result[start : start + 256] = (weight @ values[low:high].double()).to(values)
-    return result
+        near = values[low:high]
+        yield part, (weight @ near.double()).to(near)

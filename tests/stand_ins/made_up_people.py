@@ -4,6 +4,8 @@ import numpy as np
 import torch
 
 from dd3g.pose.body.geometry import project
+from dd3g.pose.crowd import Crowd
+from dd3g.pose.detection.frames import Tracker
 from dd3g.pose.detection.people import Detection
 from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
 
@@ -33,6 +35,20 @@ def person(x: float = 0.0, m: int = 8, spread: float = 0.05, **body) -> PersonHy
     noise[:, :, 0] = 0
     hypotheses = Hypotheses(STANDING + noise, torch.arange(m).float()[None])
     return PersonHypotheses(detection(x), "guided", hypotheses, **body)
+
+
+def crowd_of(folder, frames, method="guided", times=None) -> Crowd:
+    """The people of each frame, with the numbers of their tracks."""
+    crowd = Crowd(folder, [f / 25 for f in range(len(frames))] if times is None else times, method)
+    for people, numbers in zip(frames, tracks(frames, crowd.times), strict=True):
+        crowd.add(people, numbers)
+    return crowd
+
+
+def tracks(frames, times=None) -> list[list[int]]:
+    """The numbers of everyone in each frame."""
+    tracker = Tracker()
+    return [tracker.follow(people, f / 25 if times is None else times[f]) for f, people in enumerate(frames)]
 
 
 def hp_points(n):

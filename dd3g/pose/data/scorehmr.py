@@ -41,7 +41,7 @@ class Predictions:
     betas: Tensor  # (N, 10)
     camera: Tensor  # (N, 3) weak perspective in the crop: s, tx, ty
     translation: Tensor | None  # (N, 3) metres
-    pose_features: Tensor | None  # (N, 3072) of PARE, 128 x 24 flattened
+    pose_features: Tensor | None  # (N, F), e.g. 128 x 24 of PARE flattened
     shape_features: Tensor | None  # (N, 1536) of PARE, 64 x 24 flattened
 
     def __len__(self) -> int:
@@ -83,7 +83,8 @@ def load_predictions(path: str | Path) -> Predictions:
     def optional(name: str, *shape: int) -> Tensor | None:
         return tensor(found[name], (n, *shape), f"{where}, {name}") if name in found else None
 
-    features, shapes = optional("pose_feats", 128, 24), optional("cam_shape_feats", 64, 24)
+    seen = np.shape(found.get("pose_feats", ()))[1:]  # (128, 24) of PARE, (2048,) of ProHMR
+    features, shapes = optional("pose_feats", *seen), optional("cam_shape_feats", 64, 24)
     return Predictions(
         rotations,
         tensor(betas, (n, 10), f"{where}, pred_betas"),

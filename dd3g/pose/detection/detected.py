@@ -17,7 +17,7 @@ LAYOUT_OF_COUNT = {
 LONGEST = 10_000_000  # frames of a video; greater numbers are those of pictures in a data set
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Someone:
     """A person as a file has them.
 
@@ -34,7 +34,7 @@ class Someone:
     track: int | str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Seen:
     """The people in one picture or frame.
 

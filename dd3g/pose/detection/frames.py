@@ -160,8 +160,8 @@ def detect_frames(
     keypoints: Path | None = None,
     layout: str | None = None,
     tick: Callable[[int], None] = lambda count: None,
-) -> list[list[Detection]]:
-    """The people of every n-th frame.
+) -> Iterator[list[Detection]]:
+    """The people of every n-th frame, one after the other.
 
     Args:
         clip: the video.
@@ -176,7 +176,6 @@ def detect_frames(
     Raises:
         UserError: when a file cannot be read, or is of fewer frames than the video.
     """
-    found: list[list[Detection]] = []
     if keypoints is not None:
         seen = read_frames(keypoints, clip.path.stem, layout, clip.size)
         if len(seen) > len(clip.times) + 1:
@@ -184,66 +183,68 @@ def detect_frames(
                 f"{keypoints} has {len(seen)} frames, {clip.path} has {len(clip.times)}: give the video that "
                 "the detector saw"
             )
-        seen += [None] * (len(clip.times) - len(seen))  # nobody at the end
-        for points in seen[: len(clip.times) : every]:
+        for number in range(0, len(clip.times), every):
+            points = seen[number] if number < len(seen) else None  # nobody at the end
             try:
                 people = [] if points is None else detect(
                     None, replace(points, size=clip.size), focal, threshold=threshold
                 )  # fmt: skip
             except TooFewJointsError:
                 people = []
-            found.append(people)
+            yield people
             tick(1)
-        return found
+        return
+    people = []
     for _, frame in frames(clip.path, every):
-        before = found[-1] if found else ()
+        before = people
         people = detect(frame, None, focal, tiles=False, before=before, threshold=threshold)
         people = people or detect(frame, None, focal, threshold=threshold)
         # Heatmaps of a long video would not fit into memory.
-        found.append([replace(p, heatmaps=None, box=None) for p in people])
+        people = [replace(p, heatmaps=None, box=None) for p in people]
+        yield people
         tick(1)
-    return found
 
 
-Track = list[tuple[int, int]]
-"""(frame, index in the frame) of one person."""
+class Tracker:
+    """Follows people from frame to frame: whoever is nearest to where a person was on the way to.
 
-
-def tracks(frames: Sequence[Sequence[Detection]], times: Sequence[float] | None = None) -> list[Track]:
-    """Follow people from frame to frame: whoever is nearest to where a person was on the way to.
-
-    Args:
-        frames: the people of each frame; those whom their detector numbered keep together by that.
-        times: seconds of each; None takes 25 frames a second.
-
-    Returns:
-        Tracks in the order of their first frames; someone who was hidden for up to `MAX_GAP` seconds goes on
-        in the old track.
+    Someone who was hidden for up to `MAX_GAP` seconds goes on in the old track. Those whom their detector
+    numbered keep together by that.
     """
-    numbered: dict[int, Track] = {}
-    done: list[Track] = []
-    going: list[_Going] = []
-    for f, people in enumerate(frames):
-        now = f / FPS if times is None else times[f]
-        done += [g.track for g in going if now - g.time > MAX_GAP + 1e-6]
-        going = [g for g in going if now - g.time <= MAX_GAP + 1e-6]
-        pairs = []
-        for i, person in enumerate(people):
-            if person.track is not None:
-                numbered.setdefault(person.track, []).append((f, i))
-                continue
-            pairs += [(g.away(person, now), t, i) for t, g in enumerate(going)]
+
+    def __init__(self) -> None:
+        self._going: list[_Going] = []
+        self._numbered: dict[int, int] = {}  # a detector's numbers -> ours
+        self._count = 0
+
+    def follow(self, people: Sequence[Detection], now: float) -> list[int]:
+        """The numbers of the tracks of the next frame's people, counted from 0 as they appear.
+
+        Args:
+            people: of the frame.
+            now: its time in seconds.
+        """
+        self._going = [g for g in self._going if now - g.time <= MAX_GAP + 1e-6]
+        alone = [(i, person) for i, person in enumerate(people) if person.track is None]
+        pairs = [(g.away(person, now), t, i) for i, person in alone for t, g in enumerate(self._going)]
         used: set[int] = set()
-        placed: set[int] = set()
+        numbers: dict[int, int] = {}
         for away, t, i in sorted(pairs):
-            if away > SAME_TRACK or t in used or i in placed:
+            if away > SAME_TRACK or t in used or i in numbers:
                 continue
             used.add(t)
-            placed.add(i)
-            going[t].follow(people[i], now, (f, i))
-        new = [i for i, p in enumerate(people) if p.track is None and i not in placed]
-        going += [_Going(people[i], now, [(f, i)]) for i in new]
-    return sorted([*done, *(g.track for g in going), *numbered.values()])
+            self._going[t].follow(people[i], now)
+            numbers[i] = self._going[t].number
+        for i, person in enumerate(people):
+            if i in numbers:
+                continue
+            if person.track is not None:
+                numbers[i] = self._numbered.setdefault(person.track, self._count)
+            else:
+                numbers[i] = self._count
+                self._going.append(_Going(person, now, self._count))
+            self._count += numbers[i] == self._count
+        return [numbers[i] for i in range(len(people))]
 
 
 @dataclass
@@ -252,24 +253,24 @@ class _Going:
 
     last: Detection
     time: float
-    track: Track
+    number: int
 
     def __post_init__(self) -> None:
         self.speed = torch.zeros(2)  # px a second
+        self.new = True
 
     def away(self, person: Detection, now: float) -> float:
         """How far the person is from where this one is expected, in sides of the square."""
         shift, side = self._shift(person)
         return float((shift - self.speed * (now - self.time)).norm(dim=-1).mean()) / side
 
-    def follow(self, person: Detection, now: float, place: tuple[int, int]) -> None:
+    def follow(self, person: Detection, now: float) -> None:
         """Go on with this person."""
         passed = max(now - self.time, 1e-3)
         speed = self._shift(person)[0].mean(0) / passed
         # The keypoints of one frame are too noisy to extrapolate.
-        self.speed = speed if len(self.track) == 1 else 0.6 * self.speed + 0.4 * speed
-        self.last, self.time = person, now
-        self.track.append(place)
+        self.speed = speed if self.new else 0.6 * self.speed + 0.4 * speed
+        self.last, self.time, self.new = person, now, False
 
     def _shift(self, person: Detection) -> tuple[Tensor, float]:
         """Ways (J, 2) in px of the joints that both frames show, or that of the squares' middles."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def read_keypoints(
 
 def read_frames(
     path: str | Path, video: str, layout: str | None = None, size: tuple[int, int] | None = None
-) -> list[Keypoints | None]:
+) -> VideoKeypoints:
     """Read a video's keypoints, frame by frame; None for frames without anybody.
 
     Args:
@@ -96,7 +97,7 @@ def read_frames(
         size: see `read_keypoints`.
 
     Raises:
-        UserError: see `read_keypoints`.
+        UserError: see `read_keypoints`; what a frame's people are is checked when that frame is asked for.
     """
     path = Path(path)
     try:
@@ -104,19 +105,34 @@ def read_frames(
         frames = content.frames(video)
         if not any(seen.people for seen in frames):
             raise UserError("no person in it: nothing to estimate")
-        found: list[Keypoints | None] = []
-        for number, seen in enumerate(frames):
-            try:
-                found.append(_checked(content, seen, layout, size) if seen.people else None)
-            except TooFewJointsError:
-                found.append(None)  # someone who walks out of the picture
-            except UserError as e:
-                raise UserError(f"frame {number}: {e}") from e
-        return found
+        return VideoKeypoints(path, content, frames, layout, size)
     except UserError as e:
         raise UserError(f"{path}: {e}") from e
     except OSError as e:
         raise _unreadable(path, e) from e
+
+
+@dataclass(frozen=True)
+class VideoKeypoints(Sequence[Keypoints | None]):
+    """The frames of a video as a file has them, checked one by one."""
+
+    path: Path
+    content: KeypointFile
+    frames: list[Seen]
+    layout: str | None
+    size: tuple[int, int] | None
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, number: Any) -> Any:
+        seen = self.frames[number]
+        try:
+            return _checked(self.content, seen, self.layout, self.size) if seen.people else None
+        except TooFewJointsError:
+            return None  # someone who walks out of the picture
+        except UserError as e:
+            raise UserError(f"{self.path}: frame {number}: {e}") from e
 
 
 def _unreadable(path: Path, e: OSError) -> UserError:

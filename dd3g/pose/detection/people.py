@@ -38,6 +38,7 @@ class Detection:
         region: where BlazePose looks for them in the next frame of a video.
         track: their number in a video, where another detector gave one.
         start: (24, 3, 3) SMPL-24 rotations that a regressor saw, the root's in the camera frame.
+        features: (F,) of the picture, beside them.
     """
 
     keypoints: Tensor  # (17, 2)
@@ -52,6 +53,7 @@ class Detection:
     region: Region | None = None
     track: int | None = None
     start: Tensor | None = None  # (24, 3, 3)
+    features: Tensor | None = None  # (F,)
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def draw_overlay(people: Sequence[PersonHypotheses], picture: Image.Image | None
 
 def save_overlay(
     path: Path,
-    people: Sequence[Sequence[PersonHypotheses]],
+    people: Iterable[Sequence[PersonHypotheses]],
     folder: Path,
     stem: str,
     every: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from dd3g.pose.export.viewer import save_viewer
 from dd3g.pose.ground import Ground
 from dd3g.pose.hypotheses import PersonHypotheses
 from dd3g.pose.request import RESULT, Request
+from dd3g.pose.series import Track
 
 FRAME = "camera: x right, y down, z forward, metres"
 STILL = "taken as standing still; places are relative to it"
@@ -28,7 +29,8 @@ MOVING = "moves; places are relative to where it is in each frame"
 
 
 def write_results(
-    frames: Sequence[Sequence[PersonHypotheses]],
+    frames: Iterable[Sequence[PersonHypotheses]],
+    tracks: Sequence[Track],
     path: Path,
     folder: Path,
     stem: str,
@@ -42,6 +44,7 @@ def write_results(
 
     Args:
         frames: the people of every n-th frame of a video, with their tracks; or those of one picture.
+        tracks: the same people, each over time.
         path: the input.
         folder: where the files go.
         stem: of their names.
@@ -54,37 +57,32 @@ def write_results(
     Returns:
         `{"people", "warnings", "files"}`: the number of people or tracks, and the files' names.
     """
-    everyone = [person for people in frames for person in people]
-    name, video = stem + RESULT, clip is not None
-    times = () if clip is None else clip.times[:: request.every]
-    fps = 0 if clip is None else clip.fps / request.every
-    content: dict[str, Any] = {"size": list(everyone[0].detection.size), **head(request.method)}
-    if video:
-        content = {"video": str(path), "fps": fps, "every": request.every, **content}
+    name = stem + RESULT
+    fps = 0.0 if clip is None else clip.fps / request.every
+    content: dict[str, Any] = {"size": None, **head(request.method)}
+    warnings = []
+    if clip is not None:
+        content = {"video": str(path), "fps": fps, "every": request.every, **content, "size": list(clip.size)}
         content |= {"camera": MOVING if request.moving else STILL, "ground": _floor(ground)}
         content["frames"] = (
             {"index": i * request.every, "time": time, "people": as_json(people, hypotheses=False)}
-            for i, (time, people) in enumerate(zip(times, frames, strict=False))
+            for i, (time, people) in enumerate(zip(clip.times[:: request.every], frames, strict=False))
         )
-        timed = [(t, person) for t, people in zip(times, frames, strict=False) for person in people]
-        numbers = sorted({person.track or 0 for _, person in timed})
-        tracks = [[(t, p) for t, p in timed if (p.track or 0) == number] for number in numbers]
         files = [f"{name}.json", save_overlay(path, frames, folder, name, request.every, fps, tick)]
     else:
-        content = {"picture": str(path), **content, "people": as_json(everyone)}
-        tracks = [[(0.0, person)] for person in everyone]
+        (everyone,) = frames
+        size = list(everyone[0].detection.size)
+        content = {"picture": str(path), **content, "size": size, "people": as_json(everyone)}
         files = [f"{name}.json", f"{name}.png"]
         save_figure(everyone, picture, folder / files[1])
+        warnings = [f"{path}: person {i}: {w}" for i, p in enumerate(everyone) for w in p.detection.warnings]
     save_json(content, folder / files[0])
     if request.viewer:
         files.append(f"{name}.html")
         save_viewer(frames, folder / files[-1], stem, fps)
     for number, track in enumerate(tracks):
         own = name if len(tracks) == 1 else f"{stem}-{number}{RESULT}"
-        stamps = [t for t, _ in track]
-        files += save_bodies([p for _, p in track], folder, own, stamps, request.export, ground)
-    seen = [] if video else enumerate(everyone)
-    warnings = [f"{path}: person {i}: {w}" for i, p in seen for w in p.detection.warnings]
+        files += save_bodies(track, folder, own, request.export, ground)
     return {"people": len(tracks), "warnings": warnings, "files": files}
 
 

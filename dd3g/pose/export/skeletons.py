@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from dd3g.pose.body.geometry import matrix_to_axis_angle
 from dd3g.pose.body.inverse import body_rotations
 from dd3g.pose.body.skeletons import H36M_17, SMPL_24, bone_lengths
 from dd3g.pose.ground import Ground
-from dd3g.pose.hypotheses import PersonHypotheses
 from dd3g.pose.methods.advice import grown
+from dd3g.pose.series import Series, Track, Values, parts
 from dd3g.quaternions import matrix_to_quaternion, quaternion_to_matrix
 
 FLIP = torch.diag(torch.tensor([1.0, -1.0, -1.0]))  # OpenCV axes to y up, z towards the viewer
@@ -41,47 +42,44 @@ Times = Sequence[float]
 
 
 def save_bodies(
-    people: Sequence[PersonHypotheses],
-    folder: Path,
-    stem: str,
-    times: Times = (0.0,),
-    formats: Sequence[str] = (),
-    ground: Ground | None = None,
+    track: Track, folder: Path, stem: str, formats: Sequence[str] = (), ground: Ground | None = None
 ) -> list[str]:
     """Write one person over time for other programs.
 
     Args:
-        people: the person in each frame.
+        track: the person.
         folder: where the files go.
         stem: of their names.
-        times: seconds of each frame.
         formats: of `dd3g.pose.request.Export`; "bvh" and "glb" in any case where the method gave a body.
         ground: the floor, on which everything but .csv stands; None leaves it to the camera what is up.
 
     Returns:
         Names of the files.
     """
-    wanted = list(dict.fromkeys([*(("bvh", "glb") if people[0].rotations is not None else ()), *formats]))
+    given, times = track.rotations, track.times
+    wanted = list(dict.fromkeys([*(("bvh", "glb") if given is not None else ()), *formats]))
     if not wanted:
         return []
-    poses = torch.stack([p.pose for p in people])
-    roots = torch.stack([p.translation for p in people])
-    given = [p.rotations for p in people if p.rotations is not None]
-    rotations = body_rotations(poses, torch.stack(given) if len(given) == len(people) else None)
     rest = default_body().pose(torch.eye(3).expand(1, 24, 3, 3))[0][0]
-    rest = rest * (bone_lengths(poses).sum(-1).mean() / grown().bones)
-    points = poses + roots[:, None]
-    seen = points
+    lengths = torch.cat([bone_lengths(track.poses[part]).sum(-1) for part in parts(len(times))])
+    rest = rest * (lengths.mean() / grown().bones)
+    level, lift = torch.eye(3), torch.zeros(3)
     if ground is not None:  # as a level camera on the floor sees them, which the formats turn up
         level, lift = FLIP @ ground.rotation, FLIP @ ground.offset
-        points, roots = (values @ level.T + lift for values in (points, roots))
-        rotations = torch.cat([level @ rotations[:, :1], rotations[:, 1:]], 1)
+
+    def levelled(part: slice) -> Tensor:
+        turned = body_rotations(track.poses[part], None if given is None else given[part])
+        return torch.cat([level @ turned[:, :1], turned[:, 1:]], 1)
+
+    rotations = Series(len(times), levelled)
+    roots = Series(len(times), lambda part: track.roots[part] @ level.T + lift)
+    points = Series(len(times), lambda part: track.points[part] @ level.T + lift)
     write = {
         "bvh": lambda path: save_bvh(rest, rotations, roots, path, times),
         "glb": lambda path: save_glb(rest, rotations, roots, path, times),
         "trc": lambda path: save_trc(points, path, times),
         "c3d": lambda path: save_c3d(points, path, times),
-        "csv": lambda path: save_csv(seen, path, times),
+        "csv": lambda path: save_csv(track.points, path, times),
         "npz": lambda path: save_parameters(rotations, roots, path, times),
     }
     for name in wanted:
@@ -89,7 +87,7 @@ def save_bodies(
     return [f"{stem}.{name}" for name in wanted]
 
 
-def save_trc(points: Tensor, path: str | Path, times: Times = (0.0,)) -> Path:
+def save_trc(points: Values, path: str | Path, times: Times = (0.0,)) -> Path:
     """Write joints as markers for OpenSim; y up, millimetres.
 
     Args:
@@ -98,24 +96,25 @@ def save_trc(points: Tensor, path: str | Path, times: Times = (0.0,)) -> Path:
         times: (T,) seconds; the file has as many frames a second as these on average, evenly.
     """
     fps, even = _evenly(times)
-    rows = 1000 * _resampled(points @ FLIP.to(points), times, even)
     names, count = H36M_17.joints, len(H36M_17)
     lines = [
         f"PathFileType\t4\t(X/Y/Z)\t{Path(path).name}",
         "DataRate\tCameraRate\tNumFrames\tNumMarkers\tUnits\tOrigDataRate\tOrigDataStartFrame\tOrigNumFrames",
-        f"{fps:.6f}\t{fps:.6f}\t{len(rows)}\t{count}\tmm\t{fps:.6f}\t1\t{len(rows)}",
+        f"{fps:.6f}\t{fps:.6f}\t{len(even)}\t{count}\tmm\t{fps:.6f}\t1\t{len(even)}",
         "Frame#\tTime\t" + "\t\t\t".join(names) + "\t\t",
         "\t\t" + "\t".join(f"{axis}{i + 1}" for i in range(count) for axis in "XYZ"),
         "",
     ]
-    for i, (time, row) in enumerate(zip(even, rows.flatten(1).tolist(), strict=True)):
-        lines.append("\t".join([str(i + 1), f"{time:.6f}", *(f"{v:.3f}" for v in row)]))
-    with replacing(path) as part:
-        part.write_text("\n".join(lines) + "\n", "utf-8")
+    with _lines(path) as write:
+        write(*lines)
+        for part, rows in _resampled(points, times, even):
+            rows = 1000 * (rows @ FLIP)
+            for i, row in enumerate(rows.flatten(1).tolist(), part.start):
+                write("\t".join([str(i + 1), f"{even[i]:.6f}", *(f"{v:.3f}" for v in row)]))
     return Path(path)
 
 
-def save_c3d(points: Tensor, path: str | Path, times: Times = (0.0,)) -> Path:
+def save_c3d(points: Values, path: str | Path, times: Times = (0.0,)) -> Path:
     """Write joints as markers for motion capture programs; y up, millimetres; https://www.c3d.org/HTML.
 
     Args:
@@ -124,8 +123,7 @@ def save_c3d(points: Tensor, path: str | Path, times: Times = (0.0,)) -> Path:
         times: (T,) seconds; the file has as many frames a second as these on average, evenly.
     """
     fps, even = _evenly(times)
-    rows = 1000 * _resampled(points @ FLIP.to(points), times, even)  # (T, 17, 3)
-    labels, last = H36M_17.joints, len(rows)
+    labels, last = H36M_17.joints, len(even)
     # The counts of 16 bits end at 65,535 frames; TRIAL has the same in two halves.
     halves = [[number & 0xFFFF, number >> 16] for number in (1, last)]
     groups: list[tuple[str, list[tuple[str, Any]]]] = [
@@ -142,12 +140,14 @@ def save_c3d(points: Tensor, path: str | Path, times: Times = (0.0,)) -> Path:
     head = struct.pack(
         "<BBHHHHHfHHf", 2, 0x50, len(labels), 0, 1, min(last, 0xFFFF), 0, -1.0, 2 + blocks, 0, fps
     )
-    fourth = torch.zeros_like(rows[..., :1])  # residual and cameras; below 0 would mean not seen
     with replacing(path) as part, part.open("wb") as file:
         file.write(head.ljust(512, b"\0"))
         file.write(_parameters(groups, blocks).ljust(512 * blocks, b"\0"))
-        data = torch.cat([rows, fourth], -1).numpy().astype("<f4").tobytes()
-        file.write(data + bytes(-len(data) % 512))
+        for frames, rows in _resampled(points, times, even):
+            # The fourth is for residual and cameras; below 0 it would mean not seen.
+            data = torch.nn.functional.pad(1000 * (rows @ FLIP), (0, 1))
+            file.write(data.numpy().astype("<f4").tobytes())
+        file.write(bytes(-16 * len(labels) * last % 512))
     return Path(path)
 
 
@@ -178,7 +178,7 @@ def _parameters(groups: Sequence[tuple[str, Sequence[tuple[str, Any]]]], blocks:
     return found
 
 
-def save_csv(points: Tensor, path: str | Path, times: Times = (0.0,)) -> Path:
+def save_csv(points: Values, path: str | Path, times: Times = (0.0,)) -> Path:
     """Write a row a frame with its time in seconds and x, y, z of each joint in metres, camera frame.
 
     Args:
@@ -187,16 +187,22 @@ def save_csv(points: Tensor, path: str | Path, times: Times = (0.0,)) -> Path:
         times: (T,) seconds.
     """
     header = ["time", *(f"{joint}_{axis}" for joint in H36M_17.joints for axis in "xyz")]
-    rows = [
-        [f"{time:.6f}", *(f"{v:.5f}" for v in row)]
-        for time, row in zip(times, points.flatten(1).tolist(), strict=True)
-    ]
-    with replacing(path) as part:
-        part.write_text("\n".join(",".join(row) for row in [header, *rows]) + "\n", "utf-8")
+    with _lines(path) as write:
+        write(",".join(header))
+        for part in parts(len(times)):
+            for time, row in zip(times[part], points[part].flatten(1).tolist(), strict=True):
+                write(",".join([f"{time:.6f}", *(f"{v:.5f}" for v in row)]))
     return Path(path)
 
 
-def save_parameters(rotations: Tensor, roots: Tensor, path: str | Path, times: Times = (0.0,)) -> Path:
+@contextmanager
+def _lines(path: str | Path) -> Iterator[Callable[..., None]]:
+    """Gives what writes lines to a text file."""
+    with replacing(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+        yield lambda *lines: file.writelines(f"{line}\n" for line in lines)
+
+
+def save_parameters(rotations: Values, roots: Values, path: str | Path, times: Times = (0.0,)) -> Path:
     """Write SMPL's parameters as AMASS has them: poses (T, 72), betas (10,), trans (T, 3), fps; y up.
 
     The tree is SMPL's, the body is not: shapes stay 0, and `trans` is where the pelvis is.
@@ -207,14 +213,17 @@ def save_parameters(rotations: Tensor, roots: Tensor, path: str | Path, times: T
         path: the .npz file.
         times: (T,) seconds.
     """
-    turned, places = _y_up(rotations, roots)
     fps, _ = _evenly(times)
-    with replacing(path) as part, part.open("wb") as file:
+    poses, places = np.empty((len(times), 72), np.float32), np.empty((len(times), 3), np.float32)
+    for part in parts(len(times)):
+        turned, where = _y_up(rotations[part], roots[part])
+        poses[part], places[part] = matrix_to_axis_angle(turned).flatten(1).numpy(), where.numpy()
+    with replacing(path) as partial, partial.open("wb") as file:
         np.savez(
             file,
-            poses=matrix_to_axis_angle(turned).flatten(1).numpy().astype(np.float32),
+            poses=poses,
             betas=np.zeros(10, np.float32),
-            trans=places.numpy().astype(np.float32),
+            trans=places,
             gender=np.array("neutral"),
             mocap_framerate=np.array(fps),
             times=np.asarray(times),
@@ -239,11 +248,15 @@ def _between(times: Times, even: Times) -> tuple[Tensor, Tensor]:
     return low, share.clamp(0, 1).float()
 
 
-def _resampled(values: Tensor, times: Times, even: Times) -> Tensor:
-    """Values (T, ...) at other times, linearly."""
+def _resampled(values: Values, times: Times, even: Times) -> Iterator[tuple[slice, Tensor]]:
+    """Values (T, ...) at other times, linearly, in parts."""
     low, share = _between(times, even)
-    high = (low + 1).clamp(max=len(values) - 1)
-    return torch.lerp(values[low], values[high], share.view(-1, *[1] * (values.dim() - 1)).to(values))
+    for part in parts(len(even)):
+        first = int(low[part.start])
+        here = values[first : int(low[part.stop - 1]) + 2]
+        near = low[part] - first
+        far = (near + 1).clamp(max=len(here) - 1)
+        yield part, torch.lerp(here[near], here[far], share[part].view(-1, *[1] * (here.dim() - 1)).to(here))
 
 
 def _continuous(quaternions: Tensor) -> Tensor:
@@ -253,7 +266,7 @@ def _continuous(quaternions: Tensor) -> Tensor:
     return quaternions * signs[..., None]
 
 
-def save_bvh(rest: Tensor, rotations: Tensor, roots: Tensor, path: str | Path, times: Times = (0.0,)) -> Path:
+def save_bvh(rest: Tensor, rotations: Values, roots: Values, path: str | Path, times: Times = (0.0,)) -> Path:
     """Write a skeleton's motion for animation programs; y up, centimetres, Z X Y rotations.
 
     Args:
@@ -281,19 +294,23 @@ def save_bvh(rest: Tensor, rotations: Tensor, roots: Tensor, path: str | Path, t
         lines.append(f"{pad}}}")
 
     write(0, 0)
-    turned, places = _y_up(rotations, roots)
     fps, even = _evenly(times)
-    turned = quaternion_to_matrix(_resampled(_continuous(matrix_to_quaternion(turned)), times, even))
-    places = _resampled(places, times, even)
-    angles = torch.rad2deg(_zxy(turned))[:, order]  # (T, 24, 3)
-    rows = torch.cat([100 * places, angles.flatten(1)], 1)
-    lines += ["MOTION", f"Frames: {len(rows)}", f"Frame Time: {1 / fps:.7f}", *map(_row, rows)]
-    with replacing(path) as part:
-        part.write_text("\n".join(lines) + "\n", "utf-8")
+
+    def read(part: slice) -> Tensor:
+        """Quaternions and places (P, 99)."""
+        turned, places = _y_up(rotations[part], roots[part])
+        return torch.cat([_continuous(matrix_to_quaternion(turned)).flatten(1), places], 1)
+
+    with _lines(path) as print_lines:
+        print_lines(*lines, "MOTION", f"Frames: {len(even)}", f"Frame Time: {1 / fps:.7f}")
+        for _, rows in _resampled(Series(len(times), read), times, even):
+            turned = quaternion_to_matrix(rows[:, :96].unflatten(1, (24, 4)))
+            angles = torch.rad2deg(_zxy(turned))[:, order]  # (P, 24, 3)
+            print_lines(*map(_row, torch.cat([100 * rows[:, 96:], angles.flatten(1)], 1)))
     return Path(path)
 
 
-def save_glb(rest: Tensor, rotations: Tensor, roots: Tensor, path: str | Path, times: Times = (0.0,)) -> Path:
+def save_glb(rest: Tensor, rotations: Values, roots: Values, path: str | Path, times: Times = (0.0,)) -> Path:
     """Write a skinned body of bones: one armature of 24 joints, one mesh, and one action for several frames.
 
     Args:
@@ -303,14 +320,18 @@ def save_glb(rest: Tensor, rotations: Tensor, roots: Tensor, path: str | Path, t
         path: the .glb file.
         times: (T,) seconds.
     """
-    turned, places = _y_up(rotations, roots)
-    quaternions = _continuous(matrix_to_quaternion(turned))[..., [1, 2, 3, 0]]  # (T, 24, 4) xyzw
+    quaternions, places = torch.empty(24, len(times), 4), torch.empty(len(times), 3)
+    last = torch.empty(0, 24, 4)
+    for part in parts(len(times)):
+        turned, places[part] = _y_up(rotations[part], roots[part])
+        own = _continuous(torch.cat([last, matrix_to_quaternion(turned)]))[len(last) :]
+        quaternions[:, part], last = own[..., [1, 2, 3, 0]].transpose(0, 1), own[-1:]  # xyzw
     buffer = _Buffer()
     nodes: list[dict[str, Any]] = []
     for joint, parent in enumerate(SMPL_24.parents):
         offset = places[0] if parent < 0 else rest[joint] - rest[parent]
         node = {"name": NAMES[SMPL_24.joints[joint]], "translation": offset.tolist()}
-        node["rotation"] = quaternions[0, joint].tolist()
+        node["rotation"] = quaternions[joint, 0].tolist()
         if children := SMPL_24.children(joint):
             node["children"] = children
         nodes.append(node)
@@ -351,10 +372,10 @@ def save_glb(rest: Tensor, rotations: Tensor, roots: Tensor, path: str | Path, t
         channels = [{"sampler": 0, "target": {"node": 0, "path": "translation"}}]
         for joint in range(24):
             channels.append({"sampler": len(samplers), "target": {"node": joint, "path": "rotation"}})
-            samplers.append({"input": stamps, "output": buffer.add(quaternions[:, joint], "VEC4")})
+            samplers.append({"input": stamps, "output": buffer.add(quaternions[joint], "VEC4")})
         document["animations"] = [{"name": "Pose", "samplers": samplers, "channels": channels}]
-    with replacing(path) as part:
-        part.write_bytes(buffer.packed(document))
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.writelines(buffer.packed(document))
     return Path(path)
 
 
@@ -362,14 +383,15 @@ class _Buffer:
     """The binary part of a glb and the views and accessors into it."""
 
     def __init__(self) -> None:
-        self.data = b""
+        self.data: list[np.ndarray] = []
+        self.length = 0
         self.views: list[dict[str, Any]] = []
         self.accessors: list[dict[str, Any]] = []
 
     def add(self, values: Tensor, kind: str, bounds: bool = False) -> int:
         """Append float32 values, or bytes; returns the accessor's index."""
         narrow = values.dtype == torch.uint8
-        data = values.contiguous().numpy().astype("u1" if narrow else "<f4").tobytes()
+        data = values.contiguous().numpy().astype("u1" if narrow else "<f4", copy=False)
         accessor: dict[str, Any] = {
             "bufferView": len(self.views),
             "componentType": 5121 if narrow else 5126,
@@ -378,23 +400,25 @@ class _Buffer:
         if bounds:
             flat = values.float().reshape(len(values), -1)
             accessor |= {"min": flat.amin(0).tolist(), "max": flat.amax(0).tolist()}
-        self.views.append({"buffer": 0, "byteOffset": len(self.data), "byteLength": len(data)})
+        self.views.append({"buffer": 0, "byteOffset": self.length, "byteLength": data.nbytes})
         self.accessors.append(accessor)
-        self.data += data
+        self.data.append(data)
+        self.length += data.nbytes
         return len(self.accessors) - 1
 
-    def packed(self, document: dict[str, Any]) -> bytes:
-        """The whole file."""
+    def packed(self, document: dict[str, Any]) -> Iterator[bytes | memoryview]:
+        """The whole file, piece by piece."""
         document = document | {
             "bufferViews": self.views,
             "accessors": self.accessors,
-            "buffers": [{"byteLength": len(self.data)}],
+            "buffers": [{"byteLength": self.length}],
         }
         text = json.dumps(document, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 4)
-        size = 28 + len(text) + len(self.data)
-        start = struct.pack("<4sII", b"glTF", 2, size) + struct.pack("<I4s", len(text), b"JSON")
-        return start + text + struct.pack("<I4s", len(self.data), b"BIN\0") + self.data
+        yield struct.pack("<4sII", b"glTF", 2, 28 + len(text) + self.length)
+        yield struct.pack("<I4s", len(text), b"JSON") + text
+        yield struct.pack("<I4s", self.length, b"BIN\0")
+        yield from (data.data for data in self.data)
 
 
 def _bone_mesh(rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,41 +17,39 @@ from dd3g.pose.hypotheses import PersonHypotheses
 
 
 def save_viewer(
-    frames: Sequence[Sequence[PersonHypotheses]], path: str | Path, title: str | None = None, fps: float = 0
+    frames: Iterable[Sequence[PersonHypotheses]],
+    path: str | Path,
+    title: str | None = None,
+    fps: float = 0,
 ) -> Path:
     """Write a self-contained page that shows the people in 3D: drag, zoom, spin; a video plays.
 
     Args:
-        frames: the people of each frame; a picture is one frame.
+        frames: the people of each frame; a picture is one frame, and shows the hypotheses too.
         path: the .html file.
         title: shown on the page; None takes the file's name.
-        fps: frames a second.
+        fps: frames a second; 0 for a picture.
     """
     path = Path(path)
-    drawn = [
-        [
-            [_millimetres((h + p.translation)[None])[0] for h in (p.pose, *p.hypotheses.poses[0])]
-            if len(frames) == 1
-            else [_millimetres((p.pose + p.translation)[None])[0]]
-            for p in people
-        ]
-        for people in frames
-    ]
-    data = {
-        "bones": H36M_17.bones,
-        "colors": ["#{:02x}{:02x}{:02x}".format(*c) for c in bone_colors()],
-        "frames": drawn,
-        "fps": fps,
-    }
-    values = {
-        "title": escape(path.stem if title is None else title),
-        "data": json.dumps(data, separators=(",", ":")),
-    }
+    shown = escape(path.stem if title is None else title)
     template = Path(__file__).with_name("viewer.html").read_text("utf-8")
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
-    with replacing(path) as part:
-        part.write_bytes(page.encode("utf-8", "replace"))
+    above, below = (half.replace("{{title}}", shown) for half in template.split("{{data}}"))
+    colors = ["#{:02x}{:02x}{:02x}".format(*c) for c in bone_colors()]
+    opening = _compact({"bones": H36M_17.bones, "colors": colors})[:-1] + ',"frames":['
+    with replacing(path) as part, part.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
+        file.write(above + opening)
+        for i, people in enumerate(frames):
+            drawn = []
+            for p in people:
+                poses = [p.pose] if fps else [p.pose, *p.hypotheses.poses[0]]
+                drawn.append([_millimetres(pose + p.translation) for pose in poses])
+            file.write(("," if i else "") + _compact(drawn))
+        file.write(f'],"fps":{_compact(fps)}}}' + below)
     return path
+
+
+def _compact(data: Any) -> str:
+    return json.dumps(data, separators=(",", ":"))
 
 
 def _millimetres(points: Tensor) -> list[Any]:

@@ -27,9 +27,11 @@ from dd3g.pose.methods.guided_energies import (
     Smooth,
     keypoint_noise,
 )
+from dd3g.pose.networks.chosen import SHIPPED, Networks
 from dd3g.pose.networks.prior import JOINTS, Prior
 
 TALLEST = 4.0  # metres between two joints of anybody
+NETWORKS = (Prior,)
 NOISE = 0.01  # of a detector, in sides of the square around a person
 
 
@@ -312,19 +314,14 @@ def complete(
     return sample_poses(prior, len(joints), m, [Known3D(points=points, mask=known)], **options)
 
 
-def load_networks() -> None:
-    """Load the shipped prior now; see `registry.Method`."""
-    Prior.shipped()
-
-
 def lift_people(
-    people: Sequence[Detection], m: int, seed: int, times: Tensor | None
+    people: Sequence[Detection], m: int, seed: int, times: Tensor | None, networks: Networks = SHIPPED
 ) -> list[PersonHypotheses]:
-    """By the shipped prior, with heatmaps where everyone has them; see `registry.Method`."""
+    """By the prior, with heatmaps where everyone has them; see `registry.Method`."""
     mapped = all(p.heatmaps is not None for p in people)
     squares = stacked(people, "square")
     hypotheses = lift(
-        Prior.shipped(),
+        networks[Prior],
         stacked(people, "keypoints"),
         stacked(people, "confidence"),
         stacked(people, "K"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dd3g.diffusion import Denoiser, Energy, Step, descent, refine, sample
+from dd3g.errors import UserError
 from dd3g.pose.body.bodies import PosedBody, default_body
 from dd3g.pose.body.skeletons import to_h36m
 from dd3g.pose.detection.people import Detection, stacked
@@ -23,6 +24,7 @@ from dd3g.pose.methods.recovery_energies import (
     matrices,
     state,
 )
+from dd3g.pose.networks.chosen import SHIPPED, Networks
 from dd3g.pose.networks.rotation_denoiser import (
     STATE,
     Condition,
@@ -31,6 +33,7 @@ from dd3g.pose.networks.rotation_denoiser import (
     schedule,
 )
 
+NETWORKS = (RotationDenoiser,)
 WEIGHT = 0.003  # of the reprojection energy
 SAMPLES = 8  # noises of a restart
 SIDE = 800.0  # px of the square around a person in the picture of 1000 px that the energies are set up for
@@ -232,6 +235,7 @@ def recover_people(
     body: PosedBody | None = None,
     betas: Tensor | None = None,
     start: Tensor | None = None,
+    condition: Condition | None = None,
 ) -> Recovery:
     """Bodies from keypoints alone: the denoiser imagines a start for each, then `recover`.
 
@@ -248,17 +252,19 @@ def recover_people(
         body: the shipped one by default.
         betas: (B, 10) shapes; None is the mean.
         start: (B, 24, 3, 3) of a regressor, instead of what the denoiser imagines.
+        condition: of the denoiser, B rows; None is that of the keypoints.
 
     Returns:
         B * m bodies, people first; `.hypotheses(m)` folds them.
     """
     denoiser = denoiser or RotationDenoiser.shipped()
-    points, trust = to_h36m(keypoints, confidence, layout)
     K = K.expand(len(keypoints), 3, 3)
+    if condition is None:
+        condition = keypoint_condition(*to_h36m(keypoints, confidence, layout), K)
     keypoints = torch.where(confidence[..., None] > 0, keypoints, 0.0)
     rows = torch.arange(len(keypoints)).repeat_interleave(m)
     generator = torch.Generator().manual_seed(seed)
-    condition = keypoint_condition(points[rows], trust[rows], K[rows])
+    condition = condition.rows(rows)
     begun = imagine(denoiser, condition, len(rows), generator) if start is None else start[rows]
     body, betas = body or default_body(), keypoints.new_zeros(len(rows), 10) if betas is None else betas[rows]
     side = float(max(size))
@@ -266,20 +272,15 @@ def recover_people(
     return recover(denoiser, begun, evidence, condition, plan, generator=generator)
 
 
-def load_networks() -> None:
-    """Load the shipped denoiser and body now; see `registry.Method`."""
-    RotationDenoiser.shipped()
-    default_body()
-
-
 def lift_people(
-    people: Sequence[Detection], m: int, seed: int, times: Tensor | None
+    people: Sequence[Detection], m: int, seed: int, times: Tensor | None, networks: Networks = SHIPPED
 ) -> list[PersonHypotheses]:
-    """By the shipped denoiser on the shipped body, the frames of a video together; see `registry.Method`.
+    """On the shipped body, the frames of a video together; see `registry.Method`.
 
-    Where a regressor saw everyone's body, it starts from there.
+    Where a regressor saw everyone's body, it starts from there. A denoiser that is conditioned on features of
+    the picture refines these bodies as published, and leaves people without one to the shipped denoiser.
     """
-    denoiser, squares = RotationDenoiser.shipped(), stacked(people, "square")
+    squares = stacked(people, "square")
     # The energies are in pixels of a picture of 1000: small people and large ones must mean the same there.
     factor = (SIDE / (squares[:, 2] - squares[:, 0]))[:, None, None]
     keypoints, confidence, K = (stacked(people, name) for name in ("keypoints", "confidence", "K"))
@@ -287,15 +288,21 @@ def lift_people(
     if times is not None:
         m = 1  # hypotheses of different frames would not belong together
     given = all(person.start is not None for person in people)
+    denoiser, plan, video = networks[RotationDenoiser], FAST if given else IMAGINED, VIDEO
+    condition = keypoint_condition(keypoints, confidence, K)
+    if denoiser.config.condition_kind == "features":
+        if given:
+            condition, plan, video = _seen_features(people, denoiser), PUBLISHED, PUBLISHED_VIDEO
+        else:
+            denoiser = RotationDenoiser.shipped()
     result = recover_people(
-        keypoints, confidence, K, (1000, 1000), m=m, seed=seed, denoiser=denoiser,
-        plan=FAST if given else IMAGINED, start=stacked(people, "start") if given else None,
+        keypoints, confidence, K, (1000, 1000), m=m, seed=seed, denoiser=denoiser, plan=plan,
+        start=stacked(people, "start") if given else None, condition=condition,
     )  # fmt: skip
     if times is not None and len(people) > 1:
         evidence = BodyKeypoints(default_body(), result.betas, keypoints, confidence, K, 1000.0)
-        condition = keypoint_condition(keypoints, confidence, K)
         smooth = SmoothRotations.over(times)
-        result = recover(denoiser, result.rotations, evidence, condition, VIDEO, together=smooth, gate=False)
+        result = recover(denoiser, result.rotations, evidence, condition, video, together=smooth, gate=False)
     hypotheses = result.hypotheses(m)
     rotations, betas = (x.unflatten(0, (-1, m)) for x in (result.rotations, result.betas))
     answers = []
@@ -305,6 +312,27 @@ def lift_people(
         nearest = int((one.poses[0] - one.recommended()[0][0]).norm(dim=-1).mean(-1).argmin())
         answers.append(PersonHypotheses(detection, "recovery", one, rotations[i, nearest], betas[i, nearest]))
     return answers
+
+
+def _seen_features(people: Sequence[Detection], denoiser: RotationDenoiser) -> Condition:
+    """Features of everyone's picture.
+
+    Raises:
+        UserError: the regressor's file has none, or others than the denoiser learnt from.
+    """
+    width = denoiser.config.condition
+    found = [person.features for person in people if person.features is not None]
+    if len(found) < len(people):
+        raise UserError(
+            f"the weights look at {width} features of the picture: give --predictions with 'pose_feats'"
+        )
+    features = torch.stack(found)
+    if features.shape[1] != width:
+        raise UserError(
+            f"the predictions have {features.shape[1]} features of the picture, the weights look at {width}: "
+            "give those of the network that they were trained with"
+        )
+    return Condition(features)
 
 
 def _restart(

@@ -15,9 +15,11 @@ from dd3g.pose.body.skeletons import H36M_17, flip
 from dd3g.pose.data.synthesis import Views
 from dd3g.pose.detection.people import Detection
 from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
+from dd3g.pose.networks.chosen import SHIPPED, Networks
 from dd3g.pose.networks.difficulty import Difficulty, shown
 from dd3g.pose.networks.lifter import FOCAL, GraphLifter, Lifter, lift, normalise
 
+NETWORKS = (GraphLifter, Difficulty)
 ALPHA = 0.005  # what the paper takes on Human3.6M
 ALPHAS = (0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08)
 GUESSED = 0.2  # confidence in a missing keypoint that was put where the lifted pose has it
@@ -133,17 +135,11 @@ def best_alpha(
     return best
 
 
-def load_networks() -> None:
-    """Load the shipped lifter and its difficulty now; see `registry.Method`."""
-    GraphLifter.shipped()
-    Difficulty.shipped()
-
-
 def lift_people(
-    people: Sequence[Detection], m: int, seed: int, times: Tensor | None
+    people: Sequence[Detection], m: int, seed: int, times: Tensor | None, networks: Networks = SHIPPED
 ) -> list[PersonHypotheses]:
-    """By the shipped networks, frame by frame; see `registry.Method`."""
-    lifter, difficulty = GraphLifter.shipped(), Difficulty.shipped()
+    """By the lifter and its difficulty, frame by frame; see `registry.Method`."""
+    lifter, difficulty = networks[GraphLifter], networks[Difficulty]
     # One by one, with the same noise: a person's answer depends on nobody else in the picture, and a
     # hypothesis goes on from frame to frame.
     found = [

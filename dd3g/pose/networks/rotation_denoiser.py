@@ -44,6 +44,10 @@ class Condition:
         """The same on another device."""
         return Condition(self.features.to(device), None if self.view is None else self.view.to(device))
 
+    def rows(self, rows: Tensor) -> Condition:
+        """Of some of the people, by their numbers."""
+        return Condition(self.features[rows], None if self.view is None else self.view[rows])
+
 
 @dataclass
 class RotationConfig:

@@ -14,6 +14,7 @@ from dd3g.pose.data.bvh import read_bvh
 from dd3g.pose.export.skeletons import save_bodies
 from dd3g.pose.ground import ANKLES, Ground, find_ground
 from dd3g.pose.methods.advice import grown, sized
+from dd3g.pose.series import Track
 
 FPS = 25.0
 TIMES = torch.arange(100) / FPS
@@ -110,7 +111,7 @@ def test_files_stand_on_the_floor(tmp_path):
     """Markers and skeletons of a video are y up from the floor; .csv stays in the camera frame."""
     ground = Ground(pitched(20)[:, 1], 1.5, 0.0, 1.0)
     people = [person(spread=0.0), person(0.1, spread=0.0)]
-    save_bodies(people, tmp_path, "a", [0.0, 0.1], ["bvh", "trc", "csv", "npz"], ground)
+    save_bodies(Track.of(people, [0.0, 0.1]), tmp_path, "a", ["bvh", "trc", "csv", "npz"], ground)
     wanted = torch.stack([ground.place(p.pose + p.translation) for p in people])
     rows = [line.split("\t") for line in (tmp_path / "a.trc").read_text().splitlines()[6:]]
     read = np.array([[float(v) for v in row[2:]] for row in rows]).reshape(2, 17, 3) / 1000

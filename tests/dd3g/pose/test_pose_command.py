@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from stand_ins.keypoint_files import bad_files
-from stand_ins.made_up_people import SIZE, STANDING, K, detection, person
+from stand_ins.made_up_people import SIZE, STANDING, K, detection, person, tracks
 from typer.testing import CliRunner
 
 from dd3g.command import make_app
@@ -22,9 +22,10 @@ from dd3g.pose.body.skeletons import BLAZEPOSE_33, H36M_17, bone_lengths
 from dd3g.pose.detection import blazepose as detector
 from dd3g.pose.detection import people as detection_module
 from dd3g.pose.detection.blazepose import Person
-from dd3g.pose.detection.frames import frames, open_clip, tracks
+from dd3g.pose.detection.frames import frames, open_clip
 from dd3g.pose.detection.keypoints import checked
 from dd3g.pose.export.figures import save_overlay
+from dd3g.pose.methods import registry
 from dd3g.pose.methods.advice import grown
 from dd3g.pose.methods.registry import METHODS
 from dd3g.pose.networks.difficulty import Difficulty
@@ -156,7 +157,7 @@ def test_one_bad_input_is_exit_code_two_and_writes_nothing(tmp_path):
 
 
 def test_a_mistyped_name_is_answered_without_loading(tmp_path, monkeypatch):
-    monkeypatch.setattr(METHODS["guided"], "load_networks", lambda: pytest.fail("loaded a network"))
+    monkeypatch.setattr(registry, "load_networks", lambda *_: pytest.fail("loaded a network"))
     monkeypatch.setattr(detector, "load", lambda: pytest.fail("loaded the detector"))
     code, _, errors = run(tmp_path / "absent.png", "-o", tmp_path / "out")
     assert code == 2 and "does not exist" in errors
@@ -273,9 +274,9 @@ def test_tracks_follow_the_nearest():
         [detection(0.9), detection(0.95), detection(1.0)],
     )
     people = [[a[0], b[0]], [b[1], a[1]], [], [b[2], a[2]]]
-    assert tracks(people) == [[(0, 0), (1, 1), (3, 1)], [(0, 1), (1, 0), (3, 0)]]
+    assert tracks(people) == [[0, 1], [1, 0], [], [1, 0]]
     # Half a second later they may be others.
-    assert [len(track) for track in tracks(people, [0, 0.1, 0.4, 0.7])] == [2, 2, 1, 1]
+    assert tracks(people, [0, 0.1, 0.4, 0.7]) == [[0, 1], [1, 0], [], [2, 3]]
 
 
 def test_recommended_is_no_worse_than_the_mean_of_hypotheses():

@@ -1,4 +1,4 @@
-"""Bodies of HMR2 and the like as the start of recovery, through the command: pictures, videos and views."""
+"""Bodies of HMR2 and the like as the start of recovery, and published weights that look at their features."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,12 @@ from dd3g.pose.body.geometry import axis_angle_to_matrix, project
 from dd3g.pose.body.skeletons import SMPL_24
 from dd3g.pose.detection.regressed import read_regressed
 from dd3g.pose.estimation import lift
+from dd3g.pose.methods import recovery
+from dd3g.pose.methods.recovery import IMAGINED, PUBLISHED, PUBLISHED_VIDEO, recover
 from dd3g.pose.metrics import mpjpe
+from dd3g.pose.networks.chosen import Networks
+from dd3g.pose.networks.difficulty import Difficulty, DifficultyConfig
+from dd3g.pose.networks.rotation_denoiser import RotationConfig, RotationDenoiser
 
 G = torch.Generator().manual_seed(5)
 
@@ -102,14 +107,17 @@ def test_bodies_of_a_video_have_its_frames_in_their_names(tmp_path):
     names = [f"clip/{i:06d}.jpg" for i in (3, 1)]
     centers = torch.stack([(crowd[f][0].square[:2] + crowd[f][0].square[2:]) / 2 for f in (2, 0)])
     file = hmr2(tmp_path / "a.npz", turned[[2, 0]], imgname=names, center=centers)
-    found = read_regressed(file).in_frames(crowd)
+    found = list(read_regressed(file).in_frames(crowd))
     torch.testing.assert_close(found[0][0].start, turned[0])
     torch.testing.assert_close(found[2][0].start, turned[2])
     assert found[1][0].start is None
-    plain = read_regressed(hmr2(tmp_path / "b.npz", turned)).in_frames(crowd)
+    plain = list(read_regressed(hmr2(tmp_path / "b.npz", turned)).in_frames(crowd))
     torch.testing.assert_close(plain[1][0].start, turned[1])
     with pytest.raises(UserError, match="has 2 bodies, the video shows 3 in all its frames"):
-        read_regressed(hmr2(tmp_path / "c.npz", turned[:2])).in_frames(crowd)
+        list(read_regressed(hmr2(tmp_path / "c.npz", turned[:2])).in_frames(crowd))
+    # The names are those of all frames, of which every second is looked at: 0, and 2 with body 3.jpg.
+    halves = list(read_regressed(file).in_frames(crowd[::2], 2))
+    torch.testing.assert_close(halves[1][0].start, turned[2])
 
 
 def answers(folder, name):
@@ -160,3 +168,77 @@ def test_the_command_starts_from_predictions(tmp_path, capsys):
     assert mpjpe(answers(out, "left")[0], joints[0]) < 50
     assert main([str(tmp_path / "one.png"), "--predictions", str(file), "-o", str(out)]) == 2
     assert "add --method recovery" in capsys.readouterr().err
+
+
+def conditioned(folder, width=8):
+    """A denoiser of features of the picture as `pose convert` writes it."""
+    torch.manual_seed(3)
+    network = RotationDenoiser(RotationConfig("features", width, 16, 2))
+    network.encoder.deviation.fill_(0.5)
+    return network.save_pretrained(folder, dtype=None)
+
+
+@pytest.mark.slow
+def test_weights_that_look_at_features_refine_as_published(tmp_path, monkeypatch):
+    turned, joints = bodies(2)
+    seen = people(joints, [(-0.5, 0, 4.0), (0.5, 0, 4.0)])
+    networks = Networks([conditioned(tmp_path / "weights")])
+    features = torch.randn(2, 8, generator=G)
+    starts = off(turned)
+    given = [replace(p, start=s, features=f) for p, s, f in zip(seen, starts, features, strict=True)]
+    plans, conditions = [], []
+
+    def noted(denoiser, start, evidence, condition, plan, **options):
+        plans.append(plan)
+        conditions.append(condition)
+        return recover(denoiser, start, evidence, condition, replace(plan, rounds=1), **options)
+
+    monkeypatch.setattr(recovery, "recover", noted)
+    found = recovery.lift_people(given, 1, 0, None, networks)
+    assert plans == [PUBLISHED] and torch.equal(conditions[0].features, features)
+    assert conditions[0].view is None and plans[0].tolerance == 1e-5
+    other = [replace(p, features=-p.features) for p in given]
+    assert not torch.equal(recovery.lift_people(other, 1, 0, None, networks)[0].pose, found[0].pose)
+    # It ties a video's frames together too; the shipped one takes whom the regressor missed.
+    recovery.lift_people(given, 1, 0, torch.tensor([0.0, 0.04]), networks)
+    assert plans[2:] == [PUBLISHED, PUBLISHED_VIDEO]
+    recovery.lift_people(seen, 1, 0, None, networks)
+    assert plans[-1] == IMAGINED and conditions[-1].view is not None
+    for wrong, message in (
+        (replace(given[0], features=None), "give --predictions with 'pose_feats'"),
+        (replace(given[0], features=torch.zeros(9)), "have 9 features of the picture, the weights look at 8"),
+    ):
+        with pytest.raises(UserError, match=message):
+            recovery.lift_people([wrong], 1, 0, None, networks)
+
+
+@pytest.mark.slow
+def test_weights_are_of_use_to_the_method_or_refused(tmp_path, capsys):
+    turned, joints = bodies(1)
+    (seen,) = people(joints, [(0, 0, 4.0)])
+    np.savez(tmp_path / "one.npz", keypoints=seen.keypoints, layout="h36m-17", K=K, size=SIZE)
+    conditioned(tmp_path / "looks")
+    conditioned(tmp_path / "again")
+    Difficulty(DifficultyConfig("graph")).save_pretrained(tmp_path / "graph")
+    (tmp_path / "empty").mkdir()
+
+    def run(method, *weights, **beside):
+        words = [word for name in weights for word in ("--weights", str(tmp_path / name))]
+        words += [word for name, value in beside.items() for word in (f"--{name}", str(value))]
+        code = main([str(tmp_path / "one.npz"), "--method", method, "-o", str(tmp_path / "out"), *words])
+        return code, capsys.readouterr().err
+
+    for method, weights, message in (
+        ("guided", ["looks"], "of pose-recovery are of no use to guided, which runs pose-prior, pose-lifter"),
+        ("recovery", ["looks"], "look at 8 features of the picture: add --predictions FILE with pose_feats"),
+        ("recovery", ["looks", "again"], "again is a second pose-recovery"),
+        ("recovery", ["empty"], "no config.json there"),
+    ):
+        code, errors = run(method, *weights)
+        assert code == 2 and message in errors and errors.count("\n") == 1, errors
+    file = hmr2(tmp_path / "hmr2.npz", off(turned), pose_feats=np.ones((1, 2, 4)))
+    assert run("recovery", "looks", predictions=file, hypotheses=1) == (0, "")
+    error = mpjpe(answers(tmp_path / "out", "one")[0], joints[0])
+    assert error < 100  # the network is random, the keypoints are not
+    assert run("restoration", "graph", hypotheses=2)[0] == 0
+    assert (tmp_path / "out" / "one.pose.json").is_file()

@@ -19,6 +19,7 @@ from dd3g.pose.body.geometry import axis_angle_to_matrix, project
 from dd3g.pose.body.skeletons import H36M_17, SMPL_24
 from dd3g.pose.export import results, skeletons, viewer
 from dd3g.pose.export.figures import LEFT, RIGHT, bone_colors, draw_overlay, draw_view, figure
+from dd3g.pose.series import Track
 from dd3g.quaternions import quaternion_to_matrix
 
 
@@ -319,12 +320,12 @@ def test_parameters_are_those_of_amass(tmp_path):
 
 
 def test_bodies_are_written_where_there_are_rotations_or_a_format_is_named(tmp_path):
-    assert skeletons.save_bodies([person()], tmp_path, "a") == []
+    assert skeletons.save_bodies(Track.of([person()]), tmp_path, "a") == []
     body = person(rotations=rotations(1)[0], betas=torch.zeros(10))
-    assert skeletons.save_bodies([body], tmp_path, "a") == ["a.bvh", "a.glb"]
+    assert skeletons.save_bodies(Track.of([body]), tmp_path, "a") == ["a.bvh", "a.glb"]
     names = ["a.trc", "a.c3d", "a.csv", "a.npz", "a.glb"]
     formats = [name[2:] for name in names]
-    assert skeletons.save_bodies([person()] * 2, tmp_path, "a", [0.0, 0.1], formats) == names
+    assert skeletons.save_bodies(Track.of([person()] * 2, [0.0, 0.1]), tmp_path, "a", formats) == names
     entry = results.as_json([body])[0]["body"]
     assert entry["joints"] == list(SMPL_24.joints) and entry["rotations"].shape == (24, 3)
 

@@ -1,0 +1,73 @@
+"""One person over the frames of a video, in parts: an hour of it would not fit into memory at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dd3g.pose.hypotheses import PersonHypotheses
+
+PART = 256  # frames
+
+
+class Series:
+    """Values (T, ...) of T frames that are read or computed as parts of them are asked for, like a Tensor.
+
+    Args:
+        count: T.
+        read: gives those of a slice.
+    """
+
+    def __init__(self, count: int, read: Callable[[slice], Tensor]) -> None:
+        self.count, self.read = count, read
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, part: slice) -> Tensor:
+        """Values (P, ...) of consecutive frames."""
+        return self.read(slice(*part.indices(self.count)))
+
+
+Values = Tensor | Series
+
+
+def parts(count: int, size: int = PART) -> Iterator[slice]:
+    """Slices that cover so many frames."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+@dataclass(frozen=True)
+class Track:
+    """One person over time.
+
+    Args:
+        times: (T,) seconds, rising.
+        poses: (T, 17, 3) metres, H36M-17, camera frame, root-relative.
+        roots: (T, 3) metres, camera frame.
+        rotations: (T, 24, 3, 3) of SMPL-24 joints relative to their parents, where the method gave a body.
+    """
+
+    times: Sequence[float]
+    poses: Values  # (T, 17, 3)
+    roots: Values  # (T, 3)
+    rotations: Values | None = None  # (T, 24, 3, 3)
+
+    @staticmethod
+    def of(people: Sequence[PersonHypotheses], times: Sequence[float] = (0.0,)) -> Track:
+        """Of the person in each frame."""
+        given = [p.rotations for p in people if p.rotations is not None]
+        return Track(
+            times,
+            torch.stack([p.pose for p in people]),
+            torch.stack([p.translation for p in people]),
+            torch.stack(given) if len(given) == len(people) else None,
+        )
+
+    @property
+    def points(self) -> Series:
+        """(T, 17, 3) metres, joints in the camera frame."""
+        return Series(len(self.times), lambda part: self.poses[part] + self.roots[part][:, None])
