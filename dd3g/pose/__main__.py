@@ -65,9 +65,12 @@ def run(inputs: list[Path], request: Request, progress: Progress) -> dict[str, A
 def _prepare(paths: list[Path], request: Request) -> Any:
     """The networks; fails before the first picture where something is missing that every picture needs."""
     from dd3g.pose.detection import blazepose
+    from dd3g.pose.export.fbx import check_blender
     from dd3g.pose.methods.registry import load_networks
     from dd3g.pose.networks.rotation_denoiser import RotationDenoiser
 
+    if Export.fbx in request.export:
+        check_blender()
     there = [p for p in paths if os.path.exists(p)]  # seconds of loading for a mistyped name are too many
     networks = load_networks(request.method, request.weights) if there else None
     if networks is not None and request.method == Method.recovery and request.predictions is None:
@@ -228,7 +231,9 @@ def pose(
     ] = False,
     export: Annotated[
         list[Export] | None,
-        typer.Option(help="Also write each person as this; may be repeated. npz: SMPL's parameters."),
+        typer.Option(
+            help="Also write each person as this; may be repeated. npz: parameters of SMPL and SMPL-X."
+        ),
     ] = None,
     every: Annotated[int, typer.Option(help="Take every n-th frame of a video.")] = 1,
     as_json: Json = False,

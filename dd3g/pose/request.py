@@ -26,6 +26,7 @@ class Export(StrEnum):
     c3d = "c3d"
     csv = "csv"
     npz = "npz"
+    fbx = "fbx"
 
 
 class Method(StrEnum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.geometry import matrix_to_axis_angle
 from dd3g.pose.body.inverse import body_rotations
 from dd3g.pose.body.skeletons import H36M_17, SMPL_24, bone_lengths
+from dd3g.pose.export.fbx import save_fbx
 from dd3g.pose.ground import Ground
 from dd3g.pose.methods.advice import grown
 from dd3g.pose.series import Series, Track, Values, parts
@@ -81,6 +83,7 @@ def save_bodies(
         "c3d": lambda path: save_c3d(points, path, times),
         "csv": lambda path: save_csv(track.points, path, times),
         "npz": lambda path: save_parameters(rotations, roots, path, times),
+        "fbx": lambda path: _save_fbx(rest, rotations, roots, path, times),
     }
     for name in wanted:
         write[name](folder / f"{stem}.{name}")
@@ -205,7 +208,8 @@ def _lines(path: str | Path) -> Iterator[Callable[..., None]]:
 def save_parameters(rotations: Values, roots: Values, path: str | Path, times: Times = (0.0,)) -> Path:
     """Write SMPL's parameters as AMASS has them: poses (T, 72), betas (10,), trans (T, 3), fps; y up.
 
-    The tree is SMPL's, the body is not: shapes stay 0, and `trans` is where the pelvis is.
+    SMPL-X' are there too, root_orient (T, 3) and pose_body (T, 63): its first 22 joints are SMPL's. The tree
+    is theirs, the body is not: shapes stay 0, and `trans` is where the pelvis is.
 
     Args:
         rotations: (T, 24, 3, 3) relative to the parent, the root's in the camera frame.
@@ -222,10 +226,13 @@ def save_parameters(rotations: Values, roots: Values, path: str | Path, times: T
         np.savez(
             file,
             poses=poses,
+            root_orient=poses[:, :3],
+            pose_body=poses[:, 3:66],
             betas=np.zeros(10, np.float32),
             trans=places,
             gender=np.array("neutral"),
-            mocap_framerate=np.array(fps),
+            mocap_framerate=np.array(fps),  # SMPL-X' files spell it otherwise
+            mocap_frame_rate=np.array(fps),
             times=np.asarray(times),
         )
     return Path(path)
@@ -377,6 +384,12 @@ def save_glb(rest: Tensor, rotations: Values, roots: Values, path: str | Path, t
     with replacing(path) as partial, partial.open("wb") as file:
         file.writelines(buffer.packed(document))
     return Path(path)
+
+
+def _save_fbx(rest: Tensor, rotations: Values, roots: Values, path: Path, times: Times) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".dd3g-") as folder:
+        glb = save_glb(rest, rotations, roots, Path(folder) / "body.glb", times)
+        save_fbx(glb, path, _evenly(times)[0], len(times))
 
 
 class _Buffer:

@@ -1,5 +1,6 @@
 """JSON, figure, page, .bvh and .glb: written, and read back by other means."""
 
+import importlib.util
 import json
 import math
 import re
@@ -14,10 +15,12 @@ from PIL import Image
 from stand_ins.headless_chromium import CHROMIUM, Page
 from stand_ins.made_up_people import SIZE, STANDING, K, person
 
+from dd3g.errors import UserError
 from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.geometry import axis_angle_to_matrix, project
 from dd3g.pose.body.skeletons import H36M_17, SMPL_24
 from dd3g.pose.export import results, skeletons, viewer
+from dd3g.pose.export.fbx import check_blender, save_fbx
 from dd3g.pose.export.figures import LEFT, RIGHT, bone_colors, draw_overlay, draw_view, figure
 from dd3g.pose.series import Track
 from dd3g.quaternions import quaternion_to_matrix
@@ -231,18 +234,23 @@ def test_glb_holds_the_posed_joints(tmp_path):
             assert away.min() < 1e-4, SMPL_24.joints[child]
 
 
-@pytest.mark.parametrize("kind", ["glb", "bvh"])
+@pytest.mark.parametrize("kind", ["glb", "bvh", "fbx"])
 def test_blender_sees_the_joints_of_one_armature_and_one_action(tmp_path, kind):
     bpy = pytest.importorskip("bpy", reason="Blender as a module: pip install bpy")
     R, roots = rotations(3, seed=1), torch.tensor([[0.3, -0.2, 3], [0.4, -0.2, 3], [0.4, -0.1, 3.2]])
-    save = skeletons.save_glb if kind == "glb" else skeletons.save_bvh
-    path = str(save(rest(), R, roots, tmp_path / f"a.{kind}", [0.0, 0.5, 1.0]))
+    save = skeletons.save_bvh if kind == "bvh" else skeletons.save_glb
+    path = save(rest(), R, roots, tmp_path / f"a.{save.__name__[-3:]}", [0.0, 0.5, 1.0])
+    if kind == "fbx":
+        path = save_fbx(path, tmp_path / "a.fbx", 2.0, 3)
+        assert path.read_bytes().startswith(b"Kaydara FBX Binary")
     bpy.ops.wm.read_factory_settings(use_empty=True)
     bpy.context.scene.render.fps = 2
     if kind == "glb":
-        bpy.ops.import_scene.gltf(filepath=path)
+        bpy.ops.import_scene.gltf(filepath=str(path))
+    elif kind == "bvh":
+        bpy.ops.import_anim.bvh(filepath=str(path), global_scale=0.01)
     else:
-        bpy.ops.import_anim.bvh(filepath=path, global_scale=0.01)
+        bpy.ops.import_scene.fbx(filepath=str(path))
     (armature,) = (o for o in bpy.data.objects if o.type == "ARMATURE")
     (action,) = bpy.data.actions
     assert len(armature.data.bones) == 24
@@ -253,6 +261,12 @@ def test_blender_sees_the_joints_of_one_armature_and_one_action(tmp_path, kind):
         for joint, name in enumerate(SMPL_24.joints):
             at = np.array(found[skeletons.NAMES[name]])
             np.testing.assert_allclose(at, want[frame, joint], atol=1e-3, err_msg=f"{name}, frame {frame}")
+
+
+def test_fbx_without_blender_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs Blender as a module: pip install 'dd3g\[fbx\]'"):
+        check_blender()
 
 
 def test_quaternions_do_not_jump_between_frames(tmp_path):
@@ -313,6 +327,10 @@ def test_parameters_are_those_of_amass(tmp_path):
     with np.load(skeletons.save_parameters(R, roots, tmp_path / "a.npz", [0.0, 0.02])) as found:
         assert found["poses"].shape == (2, 72) and found["betas"].shape == (10,)
         assert str(found["gender"]) == "neutral" and float(found["mocap_framerate"]) == pytest.approx(50)
+        # SMPL-X' names; its body is SMPL's without the hands.
+        body = np.concatenate([found["root_orient"], found["pose_body"]], 1)
+        assert body.shape == (2, 66) and (body == found["poses"][:, :66]).all()
+        assert found["mocap_frame_rate"] == found["mocap_framerate"]
         back = axis_angle_to_matrix(torch.from_numpy(found["poses"]).reshape(2, 24, 3))
         trans = torch.from_numpy(found["trans"])
     want = (default_body().pose(R)[0] + roots[:, None]) * torch.tensor([1.0, -1, -1])
