@@ -2,5 +2,6 @@
 
 - `results.py`, read first: all files of a picture or a video, and the JSON among them.
 - `figures.py`: the picture, or a video, with the poses drawn in, and three views of the hypotheses.
-- `viewer.py`: a page that shows poses in 3D; `skeletons.py`: the posed skeleton as .bvh and .glb.
+- `viewer.py`: a page that shows poses in 3D; `skeletons.py`: the posed skeleton as .bvh, .glb and more.
+- `fbx.py`: .fbx, by Blender.
 """

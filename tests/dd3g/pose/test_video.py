@@ -1,5 +1,6 @@
 """Videos: true times, broken files, who is who, and steady poses."""
 
+import gc
 import json
 import os
 import subprocess
@@ -17,10 +18,12 @@ from dd3g.pose import video
 from dd3g.pose.__main__ import main
 from dd3g.pose.body.geometry import project, solve_translation
 from dd3g.pose.body.skeletons import bone_lengths
+from dd3g.pose.crowd import Crowd
 from dd3g.pose.data.motion import load_cmu
 from dd3g.pose.data.synthesis import synthesise
 from dd3g.pose.detection.frames import detect_frames, frames, open_clip
 from dd3g.pose.detection.people import Detection
+from dd3g.pose.export import results
 from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
 from dd3g.pose.methods.advice import sized
 from dd3g.pose.request import is_video
@@ -221,6 +224,37 @@ def test_windows_fade_into_each_other(tmp_path, monkeypatch):
     ways = torch.stack([people[0].pose for people in found]).diff(dim=0).norm(dim=-1)
     assert ways.max() < 0.04
     assert all(people[0].expected_error == pytest.approx(0.1) for people in found)
+
+
+def test_a_long_video_is_not_held_in_memory(tmp_path, monkeypatch):
+    """However many frames it has, the people of few of them are objects at a time."""
+    frames, most = 1500, []
+
+    def count():
+        most.append(sum(type(o) in (Detection, PersonHypotheses) for o in gc.get_objects()))
+
+    def lift(people, method, m, seed, times, height, networks):
+        count()
+        poses = STANDING.expand(len(people), 1, 17, 3)
+        h = Hypotheses(poses, torch.zeros(len(people), 1), None, poses[:, 0], torch.full((len(people),), 0.1))
+        body = {"rotations": torch.eye(3).expand(24, 3, 3), "betas": torch.zeros(10)}
+        return [PersonHypotheses(p, method, h[i : i + 1], **body) for i, p in enumerate(people)]
+
+    monkeypatch.setattr(video, "lift", lift)
+    crowd = Crowd(tmp_path, [f / 25 for f in range(frames)], "recovery")
+    for f in range(frames):
+        crowd.add([detection(0.001 * f)] if f % 10 else [], [0] if f % 10 else [])
+    count()
+    before = most[-1]
+    video.lift_tracks(crowd, 1)
+    results.save_json({"frames": (results.as_json(people, False) for people in crowd)}, tmp_path / "a.json")
+    for f, people in enumerate(crowd):
+        assert len(people) == (f % 10 > 0)
+        if f % 50 == 1:
+            count()
+            x = float(people[0].translation[0])
+            assert x == pytest.approx(0.001 * f, abs=1e-3) and people[0].rotations is not None
+    assert max(most) - before < 700, most
 
 
 def test_keypoints_of_another_detector_for_a_video(tmp_path):

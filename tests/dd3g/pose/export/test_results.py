@@ -22,7 +22,7 @@ from dd3g.pose.body.skeletons import H36M_17, SMPL_24
 from dd3g.pose.export import results, skeletons, viewer
 from dd3g.pose.export.fbx import check_blender, save_fbx
 from dd3g.pose.export.figures import LEFT, RIGHT, bone_colors, draw_overlay, draw_view, figure
-from dd3g.pose.series import Track
+from dd3g.pose.series import PART, Track
 from dd3g.quaternions import quaternion_to_matrix
 
 
@@ -179,6 +179,34 @@ def test_bvh_of_uneven_frames_is_even(tmp_path):
     np.testing.assert_allclose(placed[:, 0, 0], [0, 20, 40], atol=0.01)
 
 
+def test_long_motions_are_written_in_parts_that_fit(tmp_path):
+    """Someone who walks at one speed, in uneven frames: all files put them on one line."""
+    count = 2 * PART + 10
+    times = torch.cumsum(0.02 + 0.04 * torch.rand(count, generator=torch.Generator().manual_seed(2)), 0)
+    roots = torch.stack([0.5 * times, 0 * times, 3 + 0 * times], 1)
+    track = Track(times.tolist(), STANDING.expand(count, 17, 3), roots, rotations(1).expand(count, 24, 3, 3))
+    skeletons.save_bodies(track, tmp_path, "a", ["bvh", "trc", "c3d", "csv", "npz", "glb"])
+    even = times[0] + (times[-1] - times[0]) * torch.arange(count) / (count - 1)
+    at = {}
+    at["bvh"] = end_points((tmp_path / "a.bvh").read_text())[1][:, 0, 0] / 100
+    lines = (tmp_path / "a.trc").read_text().splitlines()[6:]
+    assert [int(line.split("\t")[0]) for line in lines] == list(range(1, count + 1))
+    at["trc"] = np.array([float(line.split("\t")[2]) for line in lines]) / 1000
+    content = (tmp_path / "a.c3d").read_bytes()
+    assert len(content) % 512 == 0
+    rows = np.frombuffer(content, "<f4", count * 17 * 4, 512 * (struct.unpack("<H", content[16:18])[0] - 1))
+    at["c3d"] = rows.reshape(count, 17, 4)[:, 0, 0] / 1000
+    for name, found in at.items():
+        np.testing.assert_allclose(found, 0.5 * even, atol=1e-3, err_msg=name)
+    table = np.genfromtxt(tmp_path / "a.csv", delimiter=",", names=True)
+    np.testing.assert_allclose(table["hip_x"], roots[:, 0], atol=1e-4)
+    with np.load(tmp_path / "a.npz") as found:
+        np.testing.assert_allclose(found["trans"][:, 0], roots[:, 0], atol=1e-5)
+    document, values = document_of(tmp_path / "a.glb")
+    moves = values(document["animations"][0]["samplers"][0]["output"])
+    np.testing.assert_allclose(moves[:, 0], roots[:, 0], atol=1e-5)
+
+
 def document_of(path):
     data = path.read_bytes()
     length = int.from_bytes(data[12:16], "little")
@@ -270,10 +298,12 @@ def test_fbx_without_blender_says_what_to_install(monkeypatch):
 
 
 def test_quaternions_do_not_jump_between_frames(tmp_path):
-    angle = torch.linspace(0, 2 * math.pi, 40)
-    R = torch.eye(3).repeat(40, 24, 1, 1)
-    R[:, 16] = axis_angle_to_matrix(angle[:, None] * torch.tensor([0.0, 0, 1]))  # a whole turn
-    path = skeletons.save_glb(rest(), R, torch.zeros(40, 3), tmp_path / "a.glb", [i / 30 for i in range(40)])
+    count = 2 * PART + 40  # written in parts
+    angle = torch.linspace(0, 28 * math.pi, count)
+    R = torch.eye(3).repeat(count, 24, 1, 1)
+    R[:, 16] = axis_angle_to_matrix(angle[:, None] * torch.tensor([0.0, 0, 1]))  # 14 turns
+    times = [i / 30 for i in range(count)]
+    path = skeletons.save_glb(rest(), R, torch.zeros(count, 3), tmp_path / "a.glb", times)
     document, values = document_of(path)
     samplers = document["animations"][0]["samplers"]
     assert np.abs(np.diff(values(samplers[17]["output"]), axis=0)).max() < 0.1
