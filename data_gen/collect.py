@@ -26,7 +26,7 @@ from data_gen.sources.pictures import open_source
 from dd3g.errors import UserError
 from dd3g.picture import is_cut_out
 from dd3g.progress import Progress
-from dd3g.setting import setting
+from dd3g.setting import check_ranges, setting
 
 USAGE = "dd3g data collect SOURCE --output SET"
 MODEL = "collected"  # of pictures whose metadata name no model
@@ -43,10 +43,10 @@ class CollectConfig:
     source: str = setting("", "folder or file: pictures, parquet, shards of pictures or of renders")
     output: str = setting("", "folder or URL of a bucket prefix")
     licence: str = setting("unknown", "of pictures whose metadata name none")
-    views: int = setting(1, "pictures of each rendered object")
-    limit: int = setting(0, "use only the first pictures; 0: all")
-    shard_size: int = setting(1000, "pictures a shard, before the filters")
-    batch_size: int = setting(8, "pictures opened at once")
+    views: int = setting(1, "pictures of each rendered object", 1)
+    limit: int = setting(0, "use only the first pictures; 0: all", 0)
+    shard_size: int = setting(1000, "pictures a shard, before the filters", 1)
+    batch_size: int = setting(8, "pictures opened at once", 1)
     device: str = setting("auto", "of mattes and learned filters: auto, cpu, cuda, cuda:1, mps")
     rank: int | None = setting(None, "of this process, where no launcher tells; with world")
     world: int | None = setting(None, "number of processes that make the set")
@@ -55,9 +55,7 @@ class CollectConfig:
     filters: FilterConfig = field(default_factory=FilterConfig)
 
     def __post_init__(self) -> None:
-        for name, least in (("views", 1), ("shard_size", 1), ("batch_size", 1), ("limit", 0)):
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        check_ranges(self)
 
 
 def collect(

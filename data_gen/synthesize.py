@@ -24,7 +24,7 @@ from data_gen.shards.storage import Storage
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.progress import Progress, print_first
-from dd3g.setting import setting
+from dd3g.setting import check_ranges, setting
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,9 +44,9 @@ class SynthesizeConfig:
     prompts: str = setting("", "file that `dd3g data prompts` wrote, or a list of one's own")
     output: str = setting("", "folder or URL of a bucket prefix")
     seed: int = setting(0, "of the run; a picture's follows from it, its prompt and the attempt")
-    shard_size: int = setting(1000, "prompts a shard")
-    batch_size: int = setting(8, "pictures drawn at once")
-    attempts: int = setting(4, "tries a prompt")
+    shard_size: int = setting(1000, "prompts a shard", 1, 100_000)
+    batch_size: int = setting(8, "pictures drawn at once", 1)
+    attempts: int = setting(4, "tries a prompt", 1, 100)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps; auto gives each process its own GPU")
     rank: int | None = setting(None, "of this process, where no launcher tells; with world")
     world: int | None = setting(None, "number of processes that make the set")
@@ -56,11 +56,7 @@ class SynthesizeConfig:
     filters: FilterConfig = field(default_factory=FilterConfig)
 
     def __post_init__(self) -> None:
-        for name, most in (("shard_size", 100_000), ("batch_size", None), ("attempts", 100)):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-            if most and value > most:
-                raise ValueError(f"{name} must be at most {most}, got {value}")
+        check_ranges(self)
 
     def options(self) -> dict[str, Any]:
         """What decides the pictures, flat: `{"seed": 0, "model.path": …}`.

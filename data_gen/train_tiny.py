@@ -82,19 +82,11 @@ class TinyTrainConfig(SmallNetworkConfig):
 
     renders: list[str] = setting(["runs/renders/train"], "shards made by `dd3g data render`")
     manifest: str = setting("", "csv with id, name, category: better words than the ids alone")
-    views: int = setting(4, "of each rendered object, kept in memory: 16 kB each at 64 pixels")
-    condition_dropout: float = setting(0.1, "share of pictures without words, for classifier-free guidance")
-    word_dropout: float = setting(0.25, "share of words left out")
-    recolour: float = setting(0.3, "share of pictures whose colour channels change places")
+    views: int = setting(4, "of each rendered object, kept in memory: 16 kB each at 64 pixels", 1)
+    condition_dropout: float = setting(0.1, "share without words, for classifier-free guidance", 0, 1)
+    word_dropout: float = setting(0.25, "share of words left out", 0, 1)
+    recolour: float = setting(0.3, "share of pictures whose colour channels change places", 0, 1)
     model: TinyShape = field(default_factory=TinyShape)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.views < 1:
-            raise ValueError(f"views must be at least 1, got {self.views}")
-        for name in ("condition_dropout", "word_dropout", "recolour"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
 
 
 class CaptionedViews:

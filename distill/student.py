@@ -12,7 +12,7 @@ from dd3g.errors import UserError
 from dd3g.nn.clip_vision import ClipVisionConfig
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.pepd.config import TeacherPhase
-from dd3g.setting import setting
+from dd3g.setting import check_ranges, setting
 from distill.teachers import load
 from distill.teachers.mvdream import MVDreamTeacher
 
@@ -22,19 +22,14 @@ class StartConfig:
     """Where a generator's phase 1 comes from."""
 
     teacher: str = setting("", "ImageDream: its name, hub id or folder; empty: the compact stack, untrained")
-    steps: int = setting(50, "of the quadruples: decides at which noise level the network is called")
+    steps: int = setting(50, "of the quadruples: decides at which noise level the network is called", 1, 1000)
     top_only: bool = setting(False, "only its level at full resolution")
     lower: Literal["frozen", "low_rank", "trained"] = setting("frozen", "levels below the top: or another")
-    rank: int = setting(16, "of low-rank changes")
-    lower_rate: float = setting(0.1, "share of the learning rate for lower levels that are trained")
+    rank: int = setting(16, "of low-rank changes", 1)
+    lower_rate: float = setting(0.1, "share of the learning rate for lower levels that are trained", 0, 1)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= 1000:
-            raise ValueError(f"start.steps must be 1 to 1000, as of the quadruples, got {self.steps}")
-        if self.rank < 1:
-            raise ValueError(f"start.rank must be at least 1, got {self.rank}")
-        if not 0 <= self.lower_rate <= 1:
-            raise ValueError(f"start.lower_rate is a share: give 0 to 1, got {self.lower_rate}")
+        check_ranges(self, "start.")
 
 
 def start_from_teacher(config: GeneratorConfig, start: StartConfig) -> Generator:

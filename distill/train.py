@@ -51,11 +51,11 @@ class DistillConfig(LoopConfig):
     quadruples: list[str] = setting([], "shards made by `dd3g simulate`")
     renders: list[str] = setting([], "shards made by `dd3g data render`")
     unpacked_dir: str = setting("", "of this node's disk, into which renders are decoded once")
-    quadruples_start: float = setting(0.5, "with both: share of the steps before the first quadruple")
-    quadruples_share: float = setting(0.5, "with both: share of quadruples from then on")
-    scan_fraction: float = setting(0.4, "share of renders of scans and PBR objects")
-    shape_fraction: float = setting(0.1, "share of renders of untextured shapes with made-up textures")
-    targets: int = setting(4, "views a sample is compared in, the input among them")
+    quadruples_start: float = setting(0.5, "with both: share of the steps before the first quadruple", 0, 1)
+    quadruples_share: float = setting(0.5, "with both: share of quadruples from then on", 0, 1)
+    scan_fraction: float = setting(0.4, "share of renders of scans and PBR objects", 0, 1)
+    shape_fraction: float = setting(0.1, "share of renders of untextured shapes with made-up textures", 0, 1)
+    targets: int = setting(4, "views a sample is compared in, the input among them", 1)
     matte_confidence: float = setting(BELIEVED, "least, of views without alpha; below it only colour counts")
     validation_renders: str = setting("", "rendered objects for the contact sheet; never trained on")
     pretrained_teacher_model: str = setting("", "verifier; needed when objective.implicit is not 0")
@@ -68,13 +68,8 @@ class DistillConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("quadruples_start", "quadruples_share", "scan_fraction", "shape_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share: give 0 to 1, got {getattr(self, name)}")
         if self.push_to_hub and self.hub_model_id.count("/") != 1:
             raise ValueError(f"push_to_hub needs hub_model_id=OWNER/NAME, got {self.hub_model_id!r}")
-        if self.targets < 1:
-            raise ValueError(f"targets must be at least 1, got {self.targets}")
 
 
 def training_samples(config: DistillConfig) -> Samples:

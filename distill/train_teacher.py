@@ -34,17 +34,11 @@ class TeacherConfig(LoopConfig):
     renders: list[str] = setting(["runs/renders/train"], "shards made by `dd3g data render`")
     unpacked_dir: str = setting("", "of this node's disk, into which renders are decoded once")
     validation_renders: str = setting("", "rendered objects for the contact sheet; never trained on")
-    scan_fraction: float = setting(0.4, "share of scans and PBR objects")
-    shape_fraction: float = setting(0.1, "share of untextured shapes with made-up textures")
-    turned_fraction: float = setting(0.15, "share whose rig is turned from the input, for the verifier")
-    condition_dropout: float = setting(0.1, "share without a picture, for classifier-free guidance")
+    scan_fraction: float = setting(0.4, "share of scans and PBR objects", 0, 1)
+    shape_fraction: float = setting(0.1, "share of untextured shapes with made-up textures", 0, 1)
+    turned_fraction: float = setting(0.15, "share whose rig is turned from the input, for the verifier", 0, 1)
+    condition_dropout: float = setting(0.1, "share without a picture, for classifier-free guidance", 0, 1)
     teacher: CompactConfig = field(default_factory=CompactConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("scan_fraction", "shape_fraction", "turned_fraction", "condition_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share: give 0 to 1, got {getattr(self, name)}")
 
 
 class TeacherLoss:

@@ -16,7 +16,7 @@ from data_gen.filters.foreground import estimate_foreground
 from dd3g.device import cores_each
 from dd3g.framing import cut_frame, object_frame
 from dd3g.matting import predict_matte
-from dd3g.setting import setting
+from dd3g.setting import check_ranges, setting
 
 
 @dataclass
@@ -24,17 +24,14 @@ class MatteConfig:
     """How objects are cut out; pictures that come with alpha need no model."""
 
     model: str = setting("u2netp", "or another model of rembg, such as isnet-general-use or birefnet-general")
-    workers: int = setting(0, "pictures cut out at a time; 0: this process's share of the CPU cores")
+    workers: int = setting(0, "pictures cut out at a time; 0: this process's share of the CPU cores", 0)
     decontaminate: bool = setting(True, "take the background's colour out of soft edges")
-    size: int = setting(256, "pixels a side of the result")
+    size: int = setting(256, "pixels a side of the result", 16, 4096)
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ValueError("matte model is empty: give u2netp or the name of a model of rembg")
-        if self.workers < 0:
-            raise ValueError(f"matte workers must be at least 0, got {self.workers}")
-        if not 16 <= self.size <= 4096:
-            raise ValueError(f"matte size must be between 16 and 4096, got {self.size}")
+        check_ranges(self, "matte ")
 
 
 @dataclass(frozen=True)

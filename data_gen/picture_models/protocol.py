@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dd3g.setting import setting
+from dd3g.setting import check_ranges, setting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,11 +56,11 @@ class ModelConfig:
     dtype: str = setting("auto", "bfloat16 or else float16 on CUDA, float32 on the CPU")
     scheduler: str = setting("", "class name in diffusers, such as DPMSolverMultistepScheduler")
     scheduler_options: dict[str, Any] = setting({}, "override the scheduler's config")
-    steps: int = setting(0, "of the sampler")
-    guidance: float | None = setting(None, "classifier-free guidance scale")
+    steps: int = setting(0, "of the sampler", 0)
+    guidance: float | None = setting(None, "classifier-free guidance scale", 0)
     negative_prompt: str = setting("", "what no picture should show")
-    height: int = setting(0, "pixels, as drawn")
-    width: int = setting(0, "likewise")
+    height: int = setting(0, "pixels, as drawn", 0)
+    width: int = setting(0, "likewise", 0)
     call_options: dict[str, Any] = setting({}, "further arguments of the pipeline's call")
     attention: str = setting("sdpa", "or xformers")
     offload: str = setting("none", "or model, sequential: weights wait in CPU memory; slower, far less VRAM")
@@ -74,8 +74,4 @@ class ModelConfig:
                 raise ValueError(f"{name} {value!r} is not one of {', '.join(choices)}")
         if not self.path:
             raise ValueError("path is empty: give a pipeline's folder, a hub id, or shapes")
-        for name in ("steps", "height", "width"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.guidance is not None and self.guidance < 0:
-            raise ValueError(f"guidance must be at least 0, got {self.guidance}")
+        check_ranges(self)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from dd3g.setting import setting
+from dd3g.setting import check_ranges, setting
 
 PRECISIONS = {
     "no": "no",
@@ -30,42 +29,42 @@ class LoopConfig:
 
     output_dir: str = setting("runs/train", "folder for checkpoints, the model, and curves")
     seed: int = setting(0, "of the weights, the samples and their noise")
-    train_batch_size: int = setting(8, "per process and micro-step")
-    gradient_accumulation_steps: int = setting(1, "micro-steps an optimiser step")
-    max_train_steps: int = setting(10_000, "optimiser steps")
-    max_minutes: float = setting(0.0, "stop with a checkpoint after this long; 0 never")
-    learning_rate: float = setting(1e-3, "at the end of the warm-up")
+    train_batch_size: int = setting(8, "per process and micro-step", 1)
+    gradient_accumulation_steps: int = setting(1, "micro-steps an optimiser step", 1)
+    max_train_steps: int = setting(10_000, "optimiser steps", 1)
+    max_minutes: float = setting(0.0, "stop with a checkpoint after this long; 0 never", 0)
+    learning_rate: float = setting(1e-3, "at the end of the warm-up", 0)
     lr_scheduler: str = setting("warmup_stable_decay", "or linear, cosine, timed_cosine, constant")
-    lr_warmup_steps: int = setting(100, "first steps, over which the learning rate rises")
-    lr_decay_steps: int = setting(1_000, "last steps, warmup_stable_decay only")
+    lr_warmup_steps: int = setting(100, "first steps, over which the learning rate rises", 0)
+    lr_decay_steps: int = setting(1_000, "last steps, warmup_stable_decay only", 0)
     optimizer: str = setting("adamw", "or muon: orthogonal steps for matrices, AdamW for the rest")
     adam_beta1: float = setting(0.9, "decay of the mean of the gradient; 0.95 for muon's matrices")
     adam_beta2: float = setting(0.95, "decay of the mean of its square")
-    adam_weight_decay: float = setting(0.05, "of both optimisers; 0 is Adam")
-    adam_epsilon: float = setting(1e-8, "added to the root of the mean square")
+    adam_weight_decay: float = setting(0.05, "of both optimisers; 0 is Adam", 0)
+    adam_epsilon: float = setting(1e-8, "added to the root of the mean square", 0)
     adam_amsgrad: bool = setting(False, "the variant that keeps the largest mean square")
     adam_fused: bool = setting(False, "one kernel on CPUs too; it rounds in another order")
-    max_grad_norm: float = setting(1.0, "0 does not clip")
+    max_grad_norm: float = setting(1.0, "0 does not clip", 0)
     mixed_precision: str = setting("auto", "no (or fp32), fp16, bf16; auto: bf16 where it is faster")
-    ema_decay: float = setting(0.998, "of the average of the weights that is the result")
+    ema_decay: float = setting(0.998, "of the average of the weights that is the result", 0, 1)
     ema_warmup: str = setting("power", "at most 1 - k^-0.75 at step k; or ratio, (1 + k) / (10 + k)")
-    checkpointing_steps: int = setting(500, "a checkpoint this often; a kill loses at most these")
-    checkpoints_total_limit: int = setting(2, "0 keeps all")
+    checkpointing_steps: int = setting(500, "a checkpoint this often; a kill loses at most these", 1)
+    checkpoints_total_limit: int = setting(2, "0 keeps all", 0)
     resume_from_checkpoint: str = setting("", '"latest" or a checkpoint folder')
     allow_changed: bool = setting(False, "resume with other options than the checkpoint was written with")
-    validation_steps: int = setting(500, "the model and a contact sheet this often")
-    logging_steps: int = setting(1, "steps over which a line of metrics.jsonl is averaged")
+    validation_steps: int = setting(500, "the model and a contact sheet this often", 1)
+    logging_steps: int = setting(1, "steps over which a line of metrics.jsonl is averaged", 1)
     report_to: str = setting("tensorboard", "wandb, or none")
     tracker_project_name: str = setting("dd3g", "under which the tracker shows the run")
     logging_dir: str = setting("", "of the tracker's files; empty: logs in output_dir")
-    dataloader_num_workers: int = setting(0, "0: samples are decoded once, at the start")
-    dataloader_prefetch_factor: int = setting(2, "batches that a worker makes ahead")
-    max_bad_samples: int = setting(100, "damaged ones that a process replaces by others before it gives up")
+    dataloader_num_workers: int = setting(0, "0: samples are decoded once, at the start", 0)
+    dataloader_prefetch_factor: int = setting(2, "batches that a worker makes ahead", 1)
+    max_bad_samples: int = setting(100, "damaged ones that a process replaces before it gives up", 0)
     use_cpu: bool = setting(False, "also where there is a GPU")
     gradient_checkpointing: bool = setting(False, "half the memory or less for a third more time")
     allow_tf32: bool = setting(False, "19 bits for float32 products on CUDA")
     torch_compile: bool = setting(False, "compile the network; the first steps take minutes")
-    ddp_timeout: int = setting(1800, "seconds that processes wait for each other")
+    ddp_timeout: int = setting(1800, "seconds that processes wait for each other", 1)
 
     def __post_init__(self) -> None:
         if self.mixed_precision not in PRECISIONS:
@@ -81,26 +80,12 @@ class LoopConfig:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
-        ones = (
-            *("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps"),
-            *("validation_steps", "logging_steps", "dataloader_prefetch_factor", "ddp_timeout"),
-        )
-        zeros = (
-            *("max_minutes", "learning_rate", "lr_warmup_steps", "lr_decay_steps", "adam_weight_decay"),
-            *("adam_epsilon", "max_grad_norm", "checkpoints_total_limit", "dataloader_num_workers"),
-            "max_bad_samples",
-        )
-        lowest = dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0)
-        for name, low in lowest.items():
-            if not low <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        check_ranges(self)
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed must be below 2^63, got {self.seed}")
-        if not 0 <= self.ema_decay <= 1:
-            raise ValueError(f"ema_decay must be between 0 and 1, got {self.ema_decay}")
 
     @property
     def precision(self) -> str:

@@ -66,8 +66,8 @@ def test_parse(tmp_path):
         (["adam_beta2=1"], "adam_beta2 must be"),
         (["ema_decay=2"], "ema_decay must be between 0 and 1, got 2"),
         (["max_minutes=-1"], "max_minutes must be at least 0"),
-        (["quadruples_share=-1"], "quadruples_share is a share: give 0 to 1, got -1"),
-        (["scan_fraction=.nan"], "scan_fraction is a share"),
+        (["quadruples_share=-1"], "quadruples_share must be between 0 and 1, got -1"),
+        (["scan_fraction=.nan"], "scan_fraction must be between 0 and 1"),
         (["targets=0"], "targets must be at least 1, got 0"),
         ([f"seed={10**20}"], f"seed must be below 2^63, got {10**20}"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
@@ -82,8 +82,8 @@ def test_wrong_command_lines(line, message, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("condition_dropout=2", "condition_dropout is a share: give 0 to 1, got 2"),
-        ("turned_fraction=.nan", "turned_fraction is a share"),
+        ("condition_dropout=2", "condition_dropout must be between 0 and 1, got 2"),
+        ("turned_fraction=.nan", "turned_fraction must be between 0 and 1"),
         ("teacher.heads=-2", "heads -2"),
         ("teacher.depth=-1", "depth -1"),
         ("teacher.steps=0", "steps 0"),
@@ -236,3 +236,10 @@ def test_accelerate_reads_its_configurations(path):
     config = load_config_from_file(str(path))
     kinds = {"cpu": "NO", "gpu1": "NO", "gpu8": "MULTI_GPU", "multi_node": "MULTI_GPU", "fsdp": "FSDP"}
     assert str(config.distributed_type).split(".")[-1] == kinds[path.stem]
+
+
+def test_another_default_keeps_the_range_of_the_base():
+    assert TinyTrainConfig(max_minutes=0).train_batch_size == 16
+    for wrong in ({"train_batch_size": 0}, {"max_minutes": float("inf")}, {"ema_decay": float("nan")}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be "):
+            TinyTrainConfig(**wrong)
