@@ -139,7 +139,7 @@ def launch(
     """Main function of a configured command: its exit code; see `dd3g.command.guarded`.
 
     Args:
-        run: works from a `schema` object; returns an exit code, or the folder it wrote, which is then told.
+        run: works from a `schema` object; returns an exit code, or the folder it wrote, to be printed.
         schema: a dataclass.
         argv: words after the command's name; None takes the command line's.
         name: of the command.

@@ -55,12 +55,12 @@ def info(
     if as_json:
         typer.echo(json.dumps(report))
         return
-    said = {True: "yes", False: "no", None: "the file does not say"}
+    answers = {True: "yes", False: "no", None: "the file does not say"}
     lines = {
         "file": f"{file} (.{report['format']}, {report['bytes'] / 1e6:.2f} MB)",
         "Gaussians": f"{report['gaussians']:,}",
         "axes": str(report["axes"]),
-        "antialiased": said[report["antialiased"]],
+        "antialiased": answers[report["antialiased"]],
         "colours": "depend on the view, which is left out" if report["view_dependent"] else "one each",
         "from": " ".join(f"{v:g}" for v in report["low"]),
         "to": " ".join(f"{v:g}" for v in report["high"]),

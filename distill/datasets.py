@@ -191,7 +191,7 @@ class QuadrupleDataset:
         q = self.quadruples[pick(len(self.quadruples), g)]
         size = self.size or q.cameras.width
         image, cameras = resize_rgba(q.input, size), q.cameras.resized(size)
-        views, known, ground = told_views(q, self.believed)
+        views, known, ground = known_views(q, self.believed)
         views = resize_rgba(views, size)
         front, own = front_camera(q)
         front = front.resized(size)
@@ -224,8 +224,8 @@ class QuadrupleDataset:
         )
 
 
-def told_views(q: Quadruple, believed: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What a quadruple's views tell.
+def known_views(q: Quadruple, believed: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The views of a quadruple, and where their alpha is known.
 
     Args:
         q: with or without alpha and mattes.

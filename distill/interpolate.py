@@ -100,7 +100,7 @@ def interpolate_command(
     ),
     generator: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = "nano",
     steps: Annotated[int, typer.Option(min=2, help="Rows of the sheet, both ends included.")] = 6,
-    noises: Annotated[int, typer.Option(min=2, help="Independent noises whose spread is told.")] = 4,
+    noises: Annotated[int, typer.Option(min=2, help="Independent noises whose spread is reported.")] = 4,
     size: Annotated[int, typer.Option(min=16, help="Pixels a side of each view.")] = 128,
     raw: Annotated[bool, typer.Option("--raw", help="The network's own splats.")] = False,
     device: Device = "auto",

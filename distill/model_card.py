@@ -50,5 +50,5 @@ def made_by(path: str) -> str:
         about = {"source": model.repo, "licence": model.licence, "notice": model.notice or None}
     else:
         about = teacher_of(Path(path))
-    told = ", ".join(f"{key} {value}" for key, value in about.items() if value is not None)
-    return f" ({told})" if told else ""
+    known = ", ".join(f"{key} {value}" for key, value in about.items() if value is not None)
+    return f" ({known})" if known else ""

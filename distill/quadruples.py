@@ -2,7 +2,7 @@
 
 A sample holds input.png (RGBA), outputs.png (the views side by side: straight RGBA, or RGB as the teacher
 drew them with their mattes as alpha), latents.npy (float16, the end of the ODE, where that is less than the
-views) and json: cameras, source, seed, teacher, steps, guidance, mattes. The noise is told by its seed and
+views) and json: cameras, source, seed, teacher, steps, guidance, mattes. The noise is stored by its seed and
 hash; older samples, and noise of no seed, hold it as noise.npy (float16, exactly what the teacher started
 from).
 """
@@ -101,10 +101,12 @@ def decode(sample: dict[str, Any]) -> Quadruple:
     size = meta.pop("width"), meta.pop("height")
     cameras = Cameras(viewmats, Ks, *size, meta.pop("near", NEAR), meta.pop("far", FAR))
     views = _picture(sample["outputs.png"]).unflatten(-1, (len(cameras), cameras.width)).movedim(-2, 0)
-    mattes, told = None, meta.pop("mattes", None)
-    if told is not None:
+    mattes, stored = None, meta.pop("mattes", None)
+    if stored is not None:
         views, alpha = views[:, :3], views[:, 3:].contiguous()
-        mattes = Mattes(alpha, torch.tensor(told["confidence"]), torch.tensor(told["ground"]), told["model"])
+        mattes = Mattes(
+            alpha, torch.tensor(stored["confidence"]), torch.tensor(stored["ground"]), stored["model"]
+        )
         if not mattes.confidence.shape == mattes.ground.shape[:1] == alpha.shape[:1] == (len(cameras),):
             raise ValueError(f"{len(cameras)} views need as many mattes")
     latents = _array(sample["latents.npy"]) if "latents.npy" in sample else None
@@ -116,11 +118,11 @@ def _noise(sample: dict[str, Any], meta: dict[str, Any]) -> Tensor:
     """What the teacher started from: as stored, or drawn again."""
     if "noise.npy" in sample:
         return _array(sample["noise.npy"])
-    told = meta.pop("noise")
-    if math.prod(told["shape"]) > MOST_NOISE:
-        raise ValueError(f"noise of shape {told['shape']} is more than any teacher takes")
-    noise = noise_of(told["shape"], meta["seed"])
-    if _sha256(noise) != told["sha256"]:
+    stored = meta.pop("noise")
+    if math.prod(stored["shape"]) > MOST_NOISE:
+        raise ValueError(f"noise of shape {stored['shape']} is more than any teacher takes")
+    noise = noise_of(stored["shape"], meta["seed"])
+    if _sha256(noise) != stored["sha256"]:
         raise ValueError(f"the noise of seed {meta['seed']} is another one here than where this was made")
     return noise
 

@@ -86,18 +86,18 @@ def command(
     if not paths:
         raise UserError(f"{folder} holds no {' or '.join(only) + '.npz' if only else 'NAME.npz'}")
     torch.set_num_threads(1)
-    wrong, told = 0, seed
+    wrong, chosen = 0, seed
     for path in paths:
         golden = Golden.read(path, seed, getattr(torch, dtype))
         if seed is None and "seed" not in golden.about:
-            if told is None:
-                told = find_seed(folder)
-                if told is None:
-                    told = 1
+            if chosen is None:
+                chosen = find_seed(folder)
+                if chosen is None:
+                    chosen = 1
                     print("the seed of the made-up inputs was not found, 1 is taken: give it by --seed")
-                elif told != 1:
-                    print(f"seed {told}, as the made-up inputs are")
-            golden = replace(golden, seed=told)
+                elif chosen != 1:
+                    print(f"seed {chosen}, as the made-up inputs are")
+            golden = replace(golden, seed=chosen)
         left = set(golden.arrays)
         for one in check(golden):
             left.discard(one.name)

@@ -15,7 +15,7 @@ from dd3g.errors import UserError
 from dd3g.io.shards import Shards, write_shard
 from dd3g.pepd import Generator, GeneratorConfig
 from distill import teachers
-from distill.datasets import QuadrupleDataset, Sample, check_rig, front_camera, joined, told_views
+from distill.datasets import QuadrupleDataset, Sample, check_rig, front_camera, joined, known_views
 from distill.mattes import Mattes
 from distill.objective import Objective, ObjectiveConfig
 from distill.quadruples import Quadruple, Quadruples, decode, encode, noise_of
@@ -131,7 +131,7 @@ def test_a_cache_keeps_mattes(tmp_path):
 
 def test_a_bad_matte_leaves_colour_and_takes_alpha():
     q = six_views()
-    views, known, ground = told_views(q, 0.5)
+    views, known, ground = known_views(q, 0.5)
     assert known.tolist() == [1, 1, 0, 1, 1, 1]
     torch.testing.assert_close(views[2, :3], q.outputs[2])
     assert (views[2, 3] == 1).all() and (ground == torch.tensor(GREY)).all()
