@@ -306,12 +306,13 @@ def check_fit(
         )
 
 
-def check_rig(dataset: QuadrupleDataset, rig: Cameras) -> None:
+def check_rig(dataset: QuadrupleDataset, rig: Cameras, name: str = "the quadruples") -> None:
     """Say it now when a generator would imagine other views than the teacher drew.
 
     Args:
         dataset: of one teacher.
         rig: (V,) the generator's.
+        name: of the data, in messages.
 
     Raises:
         UserError: naming the options that fit; one elevation of all views is the input's, and may be any.
@@ -329,7 +330,7 @@ def check_rig(dataset: QuadrupleDataset, rig: Cameras) -> None:
     if not (fits and (level or bool((place - own).abs().max() < 0.02))):
         words = [",".join(f"{x:g}" for x in v.round(decimals=1).tolist()) for v in (azimuths, elevations)]
         raise UserError(
-            "the quadruples' views are not those that this generator imagines: give "
+            f"the views of {name} are not those that this generator imagines: give "
             f"generator.azimuths=[{words[0]}] generator.elevations=[{'' if level else words[1]}] "
             f"generator.distance={distance:.4g} generator.fovy={fovy:.4g}"
         )

@@ -87,6 +87,10 @@ def training_samples(config: DistillConfig) -> Samples:
         )
         check_fit(renders, size, shape)
     if config.quadruples:
+        for source in config.quadruples:  # each of another teacher, perhaps
+            part = QuadrupleDataset(Quadruples(source), config.seed, size=size)
+            check_fit(part, size, shape, source)
+            check_rig(part, config.generator.rig_at(ELEVATION), source)
         quadruples = QuadrupleDataset(
             Quadruples(config.quadruples, cache=config.dataloader_num_workers == 0),
             config.seed,
@@ -94,8 +98,6 @@ def training_samples(config: DistillConfig) -> Samples:
             size=size,
             believed=config.matte_confidence,
         )
-        check_fit(quadruples, size, shape)
-        check_rig(quadruples, config.generator.rig_at(ELEVATION))
     if renders and quadruples:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         batch = config.train_batch_size * config.gradient_accumulation_steps * processes

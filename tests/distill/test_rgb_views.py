@@ -22,6 +22,7 @@ from distill.quadruples import Quadruple, Quadruples, decode, encode, noise_of
 from distill.simulate import main
 from distill.teachers.analytic import AnalyticTeacher
 from distill.teachers.compact import SpaceToDepth
+from distill.train import DistillConfig, training_samples
 
 GREY = 127 / 255
 AZIMUTHS, ELEVATIONS = [30, 90, 150, 210, 270, 330], [20, -10] * 3  # Zero123++'s
@@ -184,6 +185,30 @@ def test_a_generator_says_which_rig_it_would_need(tmp_path):
     check_rig(level, GeneratorConfig(size=32, latent_shape=(4, 64, 8, 8)).rig_at(40.0))
     with pytest.raises(ValueError, match="azimuths"):
         replace(plain, azimuths=[0.0, 90.0])
+
+
+def test_sets_of_teachers_that_do_not_go_together(tmp_path):
+    """The one that does not fit is named before the first step, wherever it stands in the list."""
+    four = write_quadruples(tmp_path / "four")
+    six = tmp_path / "six"
+    six.mkdir()
+    write_shard(six / "quadruples-00-00000.tar", [encode(six_views(), "0_0")])
+    turned = tmp_path / "turned"
+    turned.mkdir()
+    one = Quadruples(four)[0]
+    other = replace(one, cameras=Cameras.orbit([0, 60, 120, 180], 10.0, one.cameras.width))
+    write_shard(turned / "quadruples-00-00000.tar", [encode(other, "0_0")])
+    generator = GeneratorConfig(size=32, latent_shape=tuple(one.noise.shape))
+
+    def samples(*sets):
+        return training_samples(DistillConfig(quadruples=[str(s) for s in sets], generator=generator))
+
+    samples(four, four)
+    for sets in ((four, six), (six, four)):
+        with pytest.raises(UserError, match="six has 6 pictures of 32 pixels"):
+            samples(*sets)
+    with pytest.raises(UserError, match="the views of .*turned are not those that this generator imagines"):
+        samples(four, turned)
 
 
 TINY = dict(width=32, depth=1, heads=2, residual_hidden=8, fine=8, mid=16, head_hidden=8)
