@@ -81,7 +81,9 @@ class Crowd:
         """A whole column, mapped for the moment: nothing of the file stays in this process."""
         path, shape = self.folder / name, (len(self.frames), *SHAPES[name])
         with path.open("ab") as file:
-            file.truncate(4 * int(np.prod(shape)))
+            # Zeros, and not a hole: where the disk is full, writing to a mapped hole would kill the process.
+            for part in parts(4 * int(np.prod(shape)) - file.tell(), 2**20):
+                file.write(bytes(part.stop - part.start))
         return np.memmap(path, "<f4", "r+", shape=shape)
 
     def has(self, name: str) -> bool:

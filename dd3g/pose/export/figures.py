@@ -67,7 +67,8 @@ def draw_overlay(people: Sequence[PersonHypotheses], picture: Image.Image | None
         Image.Resampling.LANCZOS,
     )
     draw = ImageDraw.Draw(image)
-    for number, person in enumerate(people):
+    for i, person in enumerate(people):
+        number = i if person.track is None else person.track
         detection = person.detection
         points = project(person.pose + person.translation, detection.K) * scale
         side = float(detection.square[2] - detection.square[0]) * scale

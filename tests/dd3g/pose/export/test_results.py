@@ -6,6 +6,7 @@ import math
 import re
 import struct
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -102,6 +103,11 @@ def test_figure_has_three_views_for_each_person():
     side = np.asarray(draw_view(person(spread=0.0), "side", 220)).astype(int)
     drawn = np.argwhere(np.ptp(side, axis=-1) > 60)
     assert np.ptp(drawn[:, 1]) < 30 < np.ptp(drawn[:, 0])  # someone who stands is thin from the side
+
+
+def test_people_of_a_video_keep_their_numbers_when_others_leave():
+    drawn = [draw_overlay([replace(person(), track=n)], None).tobytes() for n in (None, 0, 3)]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def end_points(text: str) -> tuple[list[str], np.ndarray]:
