@@ -16,6 +16,8 @@ FOUND = 0.9  # saliency from which there is an object in the picture
 SPECK = 0.03  # of the picture, below which a model has seen a speck of dust
 THROUGHOUT = 0.98  # of the picture, from which a model tells nothing apart
 UNSURE = 1.5  # times the area of an object; that of soft edges reaches once
+VAGUE = 0.25  # times the area of an object; that of soft edges, from which smooth noise is suspected
+EVEN = 1.4  # times as steep as the rest is what smooth noise is taken for, at most
 NOISE = 25  # levels of grey, of 255, by which noise that is more than a sensor's differs
 
 
@@ -54,7 +56,8 @@ def shows_object(image: Image.Image) -> bool:
     """Whether the matte that a model gave a picture (RGBA) is that of an object.
 
     Blank pictures and noise are taken for a speck, for one object throughout, or for something without an
-    outline. White noise may have one, but inside it no pixel is like its neighbours.
+    outline. White noise may have one, but inside it no pixel is like its neighbours. Smooth noise (clouds,
+    fractals) is as steep inside it and along it as elsewhere, which photos of objects are not.
     """
     alpha = image.getchannel("A")
     matte, box = np.asarray(alpha), object_box(alpha)
@@ -68,7 +71,24 @@ def shows_object(image: Image.Image) -> bool:
     pairs = inside[:, 1:] & inside[:, :-1]
     left, right = grey[:, :-1][pairs], grey[:, 1:][pairs]
     alike = (left * right).sum() / max((left**2 + right**2).sum() / 2, 1e-9)
+    if unsure > VAGUE * sure and _even(image):
+        return False
     return bool(grey[inside].std() < NOISE or len(left) < 400 or abs(alike) > 0.15)
+
+
+def _even(image: Image.Image) -> bool:
+    """Whether a picture (RGBA) changes as much where its matte says there is an object as elsewhere."""
+    parts = [image.convert("RGB").convert("L"), image.getchannel("A")]  # together, alpha would weigh colours
+    for part in parts:
+        part.thumbnail((256, 256))
+    grey, matte = (np.asarray(part, np.float64) for part in parts)
+    inside, outside = matte >= CORE, matte < SOLID
+    outline = np.hypot(*np.gradient(matte)) > 16
+    if not (inside.any() and outside.any() and outline.any()):
+        return False
+    slope = np.hypot(*np.gradient(grey))
+    within = slope[inside].mean() / max(slope[outside].mean(), 0.1)
+    return bool(1 / EVEN < within < EVEN and slope[outline].mean() < EVEN * max(slope.mean(), 0.1))
 
 
 def _providers() -> list[Any]:

@@ -198,9 +198,14 @@ def test_a_matte_that_is_none_shows_no_object(monkeypatch):
     texture = np.where((x // 8 + y // 8) % 2, 220, 40).astype(np.uint8)
     noise = rng.integers(0, 256, (160, 160, 3), np.uint8)
     disc_of = np.where(distance < 40, 255, 0)
+    soft = np.clip(255 - 20 * (distance - 40), 0, 255)
+    frequency = np.hypot(np.fft.fftfreq(160)[:, None], np.fft.rfftfreq(160)) + 1e-9
+    clouds = np.fft.irfft2(np.fft.rfft2(noise[..., 0] - 127.5) / frequency**1.5, (160, 160))
+    clouds = 255 * (clouds - clouds.min()) / np.ptp(clouds)
     mattes = {  # matte, picture, whether there is an object
         "disc": (disc_of, texture, True),
-        "soft disc": (np.clip(255 - 6 * (distance - 40), 0, 255), texture, True),
+        "soft disc": (soft, np.where(distance < 60, texture, 128), True),
+        "blob of smooth noise": (soft, clouds, False),
         "on noise": (disc_of, np.where(distance < 40, texture, noise[..., 0]), True),
         "flat with grain": (disc_of, np.clip(rng.normal(120, 8, (160, 160)), 0, 255), True),
         "throughout": (np.full((160, 160), 255), texture, False),
