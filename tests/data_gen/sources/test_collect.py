@@ -373,6 +373,7 @@ def test_useless_sources(tmp_path, capsys):
         ([str(mixed)], "output is not set"),
         (["--output", out], "source is not set"),
         ([str(mixed), "-o", out, "views=0"], "views must be at least 1"),
+        ([str(mixed), "-o", out, "shard_size=200000"], "shard_size must be between 1 and 100000, got 200000"),
         ([str(mixed), "-o", out, "no.such=1"], "configuration"),
         ([str(mixed / "a.png"), "-o", str(tmp_path / "file.txt" / "set")], "file.txt"),
         ([str(mixed / "a.png"), "-o"], "'-o': expected --key value"),
