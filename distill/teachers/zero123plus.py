@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -177,7 +178,8 @@ class Zero123PlusTeacher(Frozen):
             identity += _replace_weights(network, white_unet.folder, dtype)
             about = about | {f"unet_{key}": value for key, value in white_unet.about.items()}
             options["white"] = True
-        named = re.search(r"v(1\.[12])", f"{source.name} {folder.resolve()}")
+        if "version" not in options:
+            options["version"] = _version(source)
         return cls(
             network,
             CanvasCodec(load_part("diffusers.AutoencoderKL", folder / "vae", dtype), 0),
@@ -193,7 +195,6 @@ class Zero123PlusTeacher(Frozen):
                     crop_size(folder / "feature_extractor_vae", 512),
                     crop_size(folder / "feature_extractor_clip", 224),
                 ),
-                "version": named.group(1) if named else "1.2",
                 **options,
             },
         )
@@ -298,6 +299,20 @@ def parted(canvas: Tensor) -> Tensor:
     """The inverse of `joined`."""
     tiles = canvas.unflatten(-1, (COLUMNS, -1)).unflatten(-3, (ROWS, -1))  # (..., C, 3, h, 2, w)
     return tiles.transpose(-3, -2).movedim(-5, -3).flatten(-5, -4)
+
+
+def _version(source: Source) -> str:
+    """Which release a folder holds, by its name or its place in the hub's cache; its files do not say."""
+    place = str(source.folder.resolve())
+    named = re.search(r"v(1\.[12])", source.name) or re.search(r"zero123[^/]*v(1\.[12])", place)
+    if named:
+        return named.group(1)
+    print(
+        f"warning: {source.folder} is taken for Zero123++ v1.2, whose cameras differ from those of v1.1: put "
+        "v1.1 or v1.2 into the folder's name",
+        file=sys.stderr,
+    )
+    return "1.2"
 
 
 def _replace_weights(network: nn.Module, folder: Path, dtype: torch.dtype) -> str:

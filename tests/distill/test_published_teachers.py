@@ -91,7 +91,7 @@ def test_the_front_is_the_input_and_azimuths_count_from_it(imagedream):
     assert codes[4].abs().max() == 0  # the clean frame
 
 
-def test_cameras_of_zero123plus(folders, zero123plus, tmp_path):
+def test_cameras_of_zero123plus(folders, zero123plus, tmp_path, capsys):
     rig = zero123plus.rig
     azimuths = rig.azimuths.rad2deg() % 360
     assert azimuths.tolist() == pytest.approx([30, 90, 150, 210, 270, 330], abs=1e-3)
@@ -101,8 +101,10 @@ def test_cameras_of_zero123plus(folders, zero123plus, tmp_path):
     own = Cameras.default_rig(320)
     assert rig.Ks[0, 0, 0] / 2.557 == pytest.approx(float(own.Ks[0, 0, 0]) / 1.5, rel=1e-3)
     assert rig.near < 2.557 - 0.9 and rig.far > 2.557 + 0.9
-    shutil.copytree(folders["zero123plus"], tmp_path / "a")
-    later = load(tmp_path / "a")
+    shutil.copytree(folders["zero123plus"], tmp_path / "release-v1.1" / "a")
+    capsys.readouterr()
+    later = load(tmp_path / "release-v1.1" / "a")
+    assert capsys.readouterr().err.count("a is taken for Zero123++ v1.2") == 1
     heights = later.rig.positions[:, 1] / later.rig.positions.norm(dim=-1)
     assert heights.asin().rad2deg().tolist() == pytest.approx([20, -10] * 3, abs=1e-3)
     assert later.fingerprint != zero123plus.fingerprint

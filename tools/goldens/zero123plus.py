@@ -72,6 +72,7 @@ def check(golden: Golden) -> Iterator[Compared]:
         teacher = Zero123PlusTeacher.from_source(
             Source(folder, "made up", None, "none"),
             golden.dtype,
+            version="1.2",
             sides=(sizes["cond"], sizes["clip"]),
             size=sizes["canvas_hw"][1] // 2,
         )
