@@ -55,11 +55,11 @@ class SolidOptions:
         0.54  # alpha that counts as the outline: lower swells haze into matter, higher leaves holes
     )
     swelling: float = 0.2  # share of the inflated silhouette in the body, which smooths what masks tear
-    least: float = 0.3  # its probability that makes the surface: at one half bodies are too thin
-    outlined: float = 0.5  # share of the generator's hull in a body that a shape network finds
+    least: float = 0.45  # its probability that makes the surface: at one half bodies are too thin
+    outlined: float = 0.3  # share of the generator's hull in a body that a shape network finds
     imagined: float = 0.3  # share of the generator's colours in those of a shape network
     coarse: int = 32  # pixels a side: what the picture shows in finer detail, the hidden side has too; 0: not
-    blur: float = 0.8  # standard deviation of the filter on the hull
+    blur: float = 0.45  # standard deviation of the filter on the hull
     tangent: float = 0.5  # standard deviation of a disc along the surface
     thickness: float = 0.2  # and across it
     inset: float = 0.8  # discs lie this far inside, so that what they cover ends at the surface
@@ -256,7 +256,9 @@ def visible_side(picture: Tensor, camera: Cameras, depth: Tensor, o: SolidOption
     Discs that leave no gaps reach into their neighbours: colours are sharpened by what that blurs, and at the
     outline, where discs overlap with the body's, opacities are the square of alpha.
     """
-    depth = F.avg_pool2d(F.pad(depth[None], (2, 2, 2, 2), mode="replicate"), 5, 1)[0]
+    # The median of 5 x 5 pixels: a mean would hang a comb of discs between a leg and what is seen behind it.
+    around = F.unfold(F.pad(depth[None, None], (2, 2, 2, 2), mode="replicate"), 5)  # (1, 25, S * S)
+    depth = around.median(1).values.view_as(depth)
     origins, directions = camera.rays()
     eye = origins[0, 0, 0]
     grid = eye + (depth - o.lift)[..., None] * directions[0]  # (S, S, 3)

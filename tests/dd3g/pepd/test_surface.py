@@ -224,6 +224,15 @@ def test_discs_on_a_plane_that_faces_the_camera_have_a_pixels_size():
     torch.testing.assert_close(discs.means[:, 2], torch.full((1024,), 0.004), atol=1e-5, rtol=0)
 
 
+def test_no_disc_hangs_between_a_near_and_a_far_surface():
+    camera = Cameras.orbit([0.0], 0.0, 32)
+    depth = torch.full((32, 32), 1.2)
+    depth[:, 16:] = 1.8
+    discs = visible_side(torch.ones(4, 32, 32), camera, depth, SolidOptions())
+    z = 1.5 - discs.means[:, 2]  # from the camera
+    assert ((z > 1.25) & (z < 1.75)).sum() == 0 and (z > 1.75).any() and (z < 1.25).any()
+
+
 def test_sharpening_undoes_a_blur_inside_and_ignores_what_is_beyond_the_outline():
     x = torch.linspace(0, 2 * math.pi, 65)[:-1]
     wave = 0.5 + 0.2 * torch.sin(4 * x)  # 16 pixels long
