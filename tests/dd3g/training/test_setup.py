@@ -72,6 +72,7 @@ def test_levers_reach_their_libraries(tmp_path, monkeypatch):
     original = setup.Accelerator
     monkeypatch.setattr(setup, "Accelerator", spy)
     monkeypatch.setattr(data, "DataLoader", Loader)
+    monkeypatch.setattr(data, "cores_each", lambda: 16)
     precision = torch.get_float32_matmul_precision()
     words = ["torch_compile=true", "allow_tf32=true", "ddp_timeout=77", "dataloader_prefetch_factor=5"]
     try:
