@@ -40,7 +40,7 @@ from dd3g.rasterizer.projection import EPS2D
 Field = Callable[[int], Tensor]  # voxels a side n -> (n, n, n) over the cube, high inside
 Colors = Callable[[Tensor, Tensor], Tensor]  # points and normals (P, 3) -> sRGB (P, 3)
 
-VISIBLE = 0.02  # alpha from which a pixel of the picture gets a disc
+VISIBLE = 0.075  # alpha from which a pixel gets a disc: the square of less is not written
 # Where masks are taken from: rings at three elevations, for outlines of legs as well as of tops.
 RING = ((10.0, 12, 0.0), (40.0, 6, 0.0), (-10.0, 4, 45.0))  # elevation, cameras, first azimuth
 
