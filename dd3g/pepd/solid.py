@@ -64,7 +64,7 @@ class SolidOptions:
     thickness: float = 0.2  # and across it
     inset: float = 0.8  # discs lie this far inside, so that what they cover ends at the surface
     opacity: float = 0.97
-    front: float = 0.5  # of the visible side's discs, one a picture pixel: standard deviation in pixels
+    front: float = 0.45  # of the visible side's discs, one a picture pixel: standard deviation in pixels
     lift: float = 0.004  # world units by which these lie before the others
     stretch: float = 3.0  # longest by shortest axis of a visible disc that is seen at a slant
     behind: float = 1.5  # depth behind the first hit up to which a point counts as visible
