@@ -6,7 +6,7 @@ closed body that agrees with the picture.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,8 @@ from dd3g.pepd.frustum import (
 )
 from dd3g.pepd.maps import resize, spread
 from dd3g.setting import setting
+
+PEAK = 8.0  # logits that a place on a ray falls by for each that it is less likely than the likeliest
 
 
 @dataclass
@@ -181,6 +183,16 @@ class Shape:
         grid = places[:, None, None]
         found = F.grid_sample(self.logits[:, None], grid, align_corners=False, padding_mode="border")
         return torch.where((places[0].abs() < 1).all(-1), found.view(-1), OUTSIDE)
+
+    def shown(self, certainty: float) -> Shape:
+        """The same with matter on each ray that shows the object, as the picture says.
+
+        A network in doubt about the depth of a thin part spreads its probability along the ray until none of
+        it is matter. Its likeliest place is raised to the logit `certainty`, less likely ones by less.
+        """
+        likeliest = self.logits.amax(1, keepdim=True)
+        raised = self.logits.maximum(certainty - PEAK * (likeliest - self.logits))
+        return replace(self, logits=torch.where(self.image[:, 3:] > 0.5, raised, self.logits))
 
     def colors(self, points: Tensor) -> Tensor:
         """Colours (P, 3), sRGB, at world points (P, 3)."""

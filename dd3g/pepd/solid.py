@@ -55,7 +55,7 @@ class SolidOptions:
         0.54  # alpha that counts as the outline: lower swells haze into matter, higher leaves holes
     )
     swelling: float = 0.2  # share of the inflated silhouette in the body, which smooths what masks tear
-    least: float = 0.45  # its probability that makes the surface: at one half bodies are too thin
+    certainty: float = 2.0  # logits above the surface's that each ray of the picture reaches, where likeliest
     outlined: float = 0.3  # share of the generator's hull in a body that a shape network finds
     imagined: float = 0.3  # share of the generator's colours in those of a shape network
     coarse: int = 32  # pixels a side: what the picture shows in finer detail, the hidden side has too; 0: not
@@ -149,12 +149,12 @@ def from_hull(outlines: Outlines, picture: Tensor, camera: Cameras, o: SolidOpti
 
 def from_shape(shape: Shape, outlines: Outlines, o: SolidOptions) -> tuple[Field, Colors]:
     """Where an occupancy network and the generator's outlines find matter, in the colours of both."""
-    level = math.log(o.least / (1 - o.least))
+    shape = shape.shown(o.certainty)
 
     def body(resolution: int) -> Tensor:
         logits = shape.occupancy(voxel_centres(resolution)).view((resolution,) * 3)
         hull = visual_hull(outlines.masks, outlines.cameras, resolution)
-        return torch.lerp((LEVEL + (logits - level) / 6).clamp(0, 1), hull, o.outlined)
+        return torch.lerp((LEVEL + logits / 6).clamp(0, 1), hull, o.outlined)
 
     def colors(points: Tensor, normals: Tensor) -> Tensor:
         return torch.lerp(shape.colors(points), outlines.colors(points, normals), o.imagined)

@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from distill.evaluation.outside import parse_predictions
 from distill.evaluation.predictors import (
+    Drawing,
     Predictor,
+    Target,
     all_white,
+    drawing_of,
     flat_card,
     generator_predictor,
     inflated_silhouette_row,
@@ -23,6 +27,7 @@ from distill.evaluation.predictors import (
     teacher_views,
     true_shape,
 )
+from distill.evaluation.targets import frame
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,21 @@ def generator_rows(value: str, settings: Settings) -> dict[str, Predictor]:
     }
 
 
+def told_rows(value: str, settings: Settings) -> dict[str, Predictor]:
+    """A generator that is told from which elevation its input was taken; the value is LABEL=NAME_OR_FOLDER."""
+    from dd3g.pepd import Generator
+
+    label, path = labelled(value)
+    model = Generator.from_pretrained(path, device=settings.device).compiled()
+
+    def predict(target: Target) -> Drawing:
+        upright = model.generate(target.finest.image, seed=settings.seed, elevation=target.elevation)
+        turn, _ = frame(Cameras.orbit([0.0], target.elevation, target.size), 0)
+        return drawing_of(upright.transformed(turn))
+
+    return {f"{label}, elevation told": predict}
+
+
 def prediction_rows(value: str, settings: Settings) -> dict[str, Predictor]:
     """What another tool made; the value is that of `parse_predictions`, NAME=FOLDER with options."""
     row = parse_predictions(value)
@@ -95,6 +115,7 @@ KINDS: dict[str, Callable[[str, Settings], dict[str, Predictor]]] = {
     "baseline": baseline_rows,
     "teacher": teacher_rows,
     "generator": generator_rows,
+    "told": told_rows,
     "predictions": prediction_rows,
 }
 

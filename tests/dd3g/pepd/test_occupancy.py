@@ -150,6 +150,18 @@ def test_occupancy_of_points_is_the_nearest_slices_and_rays(elevation):
     assert shape.occupancy(origins.view(-1, 3)).tolist() == [OUTSIDE]
 
 
+def test_every_ray_that_shows_the_object_meets_matter():
+    image = torch.zeros(1, 4, 8, 8)
+    image[0, 3, 2, 3:5] = 1.0
+    logits = torch.full((1, 4, 8, 8), -3.0)
+    logits[0, 1, 2, 3:6], logits[0, 2, 2, 3] = -2.0, -2.1
+    logits[0, 3, 2, 4] = 5.0  # this ray meets matter already
+    found = Shape(logits, torch.zeros(1, 4, 1, 1, 1), image, torch.zeros(1)).shown(2.0).logits
+    expected = logits.clone()
+    expected[0, 1:3, 2, 3] = torch.tensor([2.0, 1.2])
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_ball_along_the_rays_is_a_ball_in_the_world():
     elevation, n = 25.0, 40
     origins, directions = Cameras.orbit([0.0], elevation, 32).rays()

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from dd3g.cameras import Cameras
 from dd3g.errors import UserError
+from dd3g.gaussians import Gaussians
+from dd3g.pepd import Generator
+from dd3g.rasterizer import rasterize
 from distill.evaluation import rows
 from distill.evaluation.predictors import all_white
 from distill.evaluation.rows import BASELINES, KINDS, Settings, labelled, make_rows
+from distill.evaluation.targets import assembled
 
 
 def test_a_new_kind_is_one_line(monkeypatch):
@@ -31,3 +37,35 @@ def test_rows_that_cannot_be_made_are_told():
     with pytest.raises(UserError, match="'all white' is the name of another row"):
         make_rows(["baseline", "baseline=all white"], Settings())
     assert rows.baseline_rows("all white", Settings()) == {"all white": all_white}
+
+
+class Upright:
+    """Stands for a generator that knows the world in which the object stands upright."""
+
+    made = Gaussians(
+        torch.tensor([[0.0, 0.3, 0.0]]),
+        torch.tensor([[1.0, 0, 0, 0]]),
+        torch.full((1, 3), 0.1),
+        torch.tensor([0.9]),
+        torch.tensor([[0.2, 0.5, 0.1]]),
+    )
+
+    def compiled(self):
+        return self
+
+    def generate(self, picture, seed, elevation):
+        self.elevation = elevation
+        return self.made
+
+
+def test_a_told_generator_is_drawn_in_the_world_of_the_input(monkeypatch):
+    generator = Upright()
+    monkeypatch.setattr(Generator, "from_pretrained", lambda path, device: generator)
+    upright = Cameras.orbit([0.0, 80.0], [30.0, -5.0], 32)
+    target = assembled("x", "scan", [(torch.ones(2, 4, 32, 32), upright)], [0], [1], "")
+    (label, row), *_ = make_rows(["told=a=folder"], Settings()).items()
+    found = row(target)(target, [0, 1])
+    assert label == "a, elevation told" and generator.elevation == pytest.approx(30)
+    expected = rasterize(generator.made, upright, background=1.0, antialiased=True).rgb
+    assert (expected < 0.9).any(-1).any(-1).all()
+    torch.testing.assert_close(found.rgb, expected, atol=1e-4, rtol=0)
