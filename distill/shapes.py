@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,7 @@ class ShapeDataset:
         shape_fraction: share of untextured shapes with made-up textures, when there are any.
         pixels: of the other view, P.
         recolour: largest change of brightness; half of the samples also permute the colour channels.
+        stretch: largest change of width, by its logarithm.
     """
 
     def __init__(
@@ -69,9 +70,10 @@ class ShapeDataset:
         shape_fraction: float = 0.1,
         pixels: int = 768,
         recolour: float = 0.15,
+        stretch: float = 0.0,
     ) -> None:
         self.objects, self.seed, self.size, self.bins = objects, seed, size, bins
-        self.pixels, self.recolour = pixels, recolour
+        self.pixels, self.recolour, self.stretch = pixels, recolour, stretch
         drawn = range(len(objects)) if members is None else members
         styles = {i: objects.meta(i)["style"] for i in drawn}
         self.styles = StyleShares(styles, scan_fraction, shape_fraction)
@@ -80,8 +82,8 @@ class ShapeDataset:
         """Sample `index`."""
         g = generator_for(self.seed, index)
         i = self.styles.draw(g)
-        item, recolour = self.objects[i], self.recolour
-        return shape_sample(item, g, self.size, self.bins, self.pixels, recolour, chance(0.5, g))
+        item, mirror = self.objects[i], chance(0.5, g)
+        return shape_sample(item, g, self.size, self.bins, self.pixels, self.recolour, mirror, self.stretch)
 
 
 def input_views(item_meta: dict) -> list[int]:
@@ -97,6 +99,7 @@ def shape_sample(
     pixels: int,
     recolour: float = 0.0,
     mirror: bool = False,
+    stretch: float = 0.0,
 ) -> ShapeSample:
     """One input view of an object, with some pixels of another view; arguments as in `ShapeDataset`.
 
@@ -117,6 +120,10 @@ def shape_sample(
     other = item.cameras[second].turned(-math.radians(item.meta["azimuth"][first]))
     image, seen = recolouring(recolour, g)(item.rgba[[first, second]].float() / 255)
     image = resize(image[None], size)[0]
+    width = 1.0
+    if stretch:
+        width = min(math.exp(stretch * (2 * float(torch.rand((), generator=g)) - 1)), room_beside(image))
+        image, camera = widened(image, width), seen_wider(camera, width)
     occupancy = occupancy_along(volume, item.meta["volume"]["half"], camera, slices(bins), image[3] > VISIBLE)
     depth = item.depth[second].float()
     if mirror:
@@ -124,16 +131,41 @@ def shape_sample(
         other = mirrored(other)
     chosen = torch.randint(depth.numel(), (pixels,), generator=g)
     origins, directions = other.rays()
+    wider = torch.tensor([width, 1.0, 1.0])  # the input's right is +x
     return ShapeSample(
         image=image,
         elevation=torch.tensor(math.radians(elevations[first])),
         occupancy=occupancy.half(),
-        origin=origins[0, 0],
-        directions=directions.flatten(0, 1)[chosen],
+        origin=wider * origins[0, 0],
+        directions=wider * directions.flatten(0, 1)[chosen],
         rgba=seen.flatten(1).T[chosen],
         depth=depth.flatten()[chosen],
         jitter=torch.rand(pixels, generator=g),
     )
+
+
+def room_beside(image: Tensor) -> float:
+    """By how much the object in (4, S, S) may be widened before it touches the frame."""
+    size = image.shape[-1]
+    columns = (image[3] > 0).any(0).nonzero()
+    reach = (columns - (size - 1) / 2).abs().max() + 1.5 if len(columns) else torch.tensor(size / 2)
+    return size / 2 / float(reach)
+
+
+def widened(image: Tensor, width: float) -> Tensor:
+    """Picture (4, S, S), straight RGBA, `width` times as wide about its middle."""
+    theta = torch.tensor([[[1 / width, 0, 0], [0, 1.0, 0]]])
+    grid = F.affine_grid(theta, [1, *image.shape], align_corners=False)
+    weighted = torch.cat([image[:3] * image[3:], image[3:]])[None]
+    moved = F.grid_sample(weighted, grid, align_corners=False)[0]
+    return torch.cat([moved[:3] / moved[3:].clamp(min=1e-6), moved[3:]]).clamp(0, 1)
+
+
+def seen_wider(camera: Cameras, width: float) -> Cameras:
+    """The camera whose picture is `width` times as wide, as if the object were, at the same depths."""
+    Ks = camera.Ks.clone()
+    Ks[..., 0, 0] *= width
+    return replace(camera, Ks=Ks)
 
 
 def check_volumes(objects: Together, size: int) -> None:

@@ -54,6 +54,7 @@ class ShapeConfig(LoopConfig):
     quadruples: list[str] = setting([], "a teacher's, whose masks are carved")
     scan_fraction: float = setting(0.4, "share of scans and PBR objects")
     shape_fraction: float = setting(0.15, "share of untextured shapes with made-up textures")
+    stretch: float = setting(0.3, "largest change of an object's width, by its logarithm")
     held_out: float = setting(0.05, "share of clusters that are never trained on; 0 keeps the last network")
     held_objects: int = setting(64, "objects of these that are scored at each validation, at most")
     pixels: int = setting(768, "of the other view that a sample is compared in")
@@ -156,7 +157,8 @@ def run(config: ShapeConfig) -> Path:
     check_volumes(objects, shape.size)
     train, held = split(objects, config)
     shares = config.scan_fraction, config.shape_fraction
-    samples = ShapeDataset(objects, config.seed, shape.size, shape.bins, train, *shares, config.pixels)
+    sizes = shape.size, shape.bins, train
+    samples = ShapeDataset(objects, config.seed, *sizes, *shares, config.pixels, stretch=config.stretch)
     keeper = Keeper(config, objects, held)
     if config.max_minutes:  # of the whole command: opening the data takes a while
         config.max_minutes = max(config.max_minutes - (time.monotonic() - start) / 60, 1e-3)

@@ -100,25 +100,39 @@ def test_occupancy_is_the_volume_at_the_slices(objects):
     assert torch.equal(occupancy_along(item.volume, 0.6, camera, slices(6), shown), found * shown)
 
 
-@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize(("mirror", "stretch"), [(False, 0.0), (True, 0.0), (True, 0.5)])
 @pytest.mark.parametrize("which", ["objects", "cubes"])
-def test_matter_lies_along_a_ray_where_the_picture_shows_it(which, mirror, request):
+def test_matter_lies_along_a_ray_where_the_picture_shows_it(which, mirror, stretch, request):
     items = request.getfixturevalue(which)
     for k in range(6):
         item = items[k % len(items)]
-        sample = shape_sample(item, generator_for(0, k), SIZE, 96, 8, mirror=mirror)
+        sample = shape_sample(item, generator_for(0, k), SIZE, 96, 8, 0.0, mirror, stretch)
         found, true = sample.occupancy.amax(0) > 0.5, sample.image[3] > 0.5
         assert float(iou(found[None], true[None])) > 0.93
 
 
-@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize(("mirror", "stretch"), [(False, 0.0), (True, 0.0), (True, 0.5)])
 @pytest.mark.parametrize("which", ["objects", "cubes"])
-def test_the_true_volume_has_the_other_views_mask(which, mirror, request):
+def test_the_true_volume_has_the_other_views_mask(which, mirror, stretch, request):
     items = request.getfixturevalue(which)
     for k in range(6):
         item = items[k % len(items)]
-        batch = ShapeSample.collate([shape_sample(item, generator_for(1, k), SIZE, 96, 2000, mirror=mirror)])
+        sample = shape_sample(item, generator_for(1, k), SIZE, 96, 2000, 0.0, mirror, stretch)
+        batch = ShapeSample.collate([sample])
         assert float(iou(silhouette(batch), batch.rgba[..., 3] > 0.5)) > 0.9
+
+
+def test_stretched_objects_stay_in_the_picture_and_keep_their_colours(objects):
+    widths = set()
+    for k in range(12):
+        plain = shape_sample(objects[0], generator_for(5, k), SIZE, 8, 4)
+        wide = shape_sample(objects[0], generator_for(5, k), SIZE, 8, 4, stretch=0.7)
+        extents = [int((s.image[3] > 0.5).any(0).sum()) for s in (plain, wide)]
+        widths.add(round(extents[1] / extents[0], 1))
+        assert float(wide.image[3, :, [0, -1]].max()) == 0
+        means = [(s.image[:3] * s.image[3:]).sum((1, 2)) / s.image[3].sum() for s in (plain, wide)]
+        torch.testing.assert_close(means[1], means[0], atol=0.03, rtol=0)
+    assert min(widths) < 0.75 and max(widths) > 1.2 and len(widths) > 4
 
 
 def test_matter_begins_at_the_other_views_depth(objects):
