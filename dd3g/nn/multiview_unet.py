@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dd3g.nn.embeddings import timestep_embedding
+from dd3g.nn.blocks import timestep_embedding
 from dd3g.nn.unet_blocks import (
     Context,
     ContextTokens,

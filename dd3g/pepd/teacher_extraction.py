@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
+from dd3g.nn.blocks import orbit_code
 from dd3g.nn.clip_vision import ClipVision
-from dd3g.nn.embeddings import orbit_code
 from dd3g.nn.low_rank import make_low_rank
 from dd3g.nn.multiview_unet import MultiViewUNet, TopLevelUNet
 from dd3g.pepd.config import GeneratorConfig, TeacherPhase

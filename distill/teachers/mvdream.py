@@ -14,7 +14,7 @@ from dd3g.cameras import Cameras
 from dd3g.diffusion import ClassifierFree, Denoiser, Prediction, Schedule
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint, folder_fingerprint
-from dd3g.nn.embeddings import orbit_code
+from dd3g.nn.blocks import orbit_code
 from dd3g.nn.multiview_unet import MultiViewUNet
 from dd3g.nn.unet_blocks import KeyValues
 from distill.teachers.encoders import TextEncoder, clip_pixels, load_tokenizer, to_pil

@@ -12,7 +12,7 @@ from stand_ins.published_teachers import write_imagedream
 
 from dd3g.cameras import Cameras
 from dd3g.nn import multiview_unet, unet_blocks
-from dd3g.nn.embeddings import timestep_embedding
+from dd3g.nn.blocks import timestep_embedding
 from distill.teachers import load
 from distill.teachers.encoders import END, START
 from tools import check_goldens

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import linear, silu
 
-from dd3g.nn.embeddings import timestep_embedding
+from dd3g.nn.blocks import timestep_embedding
 from tools.goldens import made_up
 from tools.goldens.golden import PART, Compared, Golden
 from tools.goldens.unet import LEVELS

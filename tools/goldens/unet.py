@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
-from dd3g.nn.embeddings import orbit_code, timestep_embedding
+from dd3g.nn.blocks import orbit_code, timestep_embedding
 from dd3g.nn.multiview_unet import MultiViewUNet, MultiViewUNetConfig
 from dd3g.nn.unet_blocks import Downsample, UNetResidual, UNetTransformer, Upsample
 from tools.goldens.golden import CALL, PART, Compared, Golden
