@@ -1,18 +1,26 @@
-"""The CPU engine: project, bin and blend in numba behind torch's autograd."""
+"""The CPU engine: project, bin and blend in numba behind torch's autograd.
+
+One stable sort by depth for each image, then a counting pass and a fill: every tile lists its Gaussians front
+to back without a sort of its own. A Gaussian owns one row of the gradient buffer for each tile it touches, so
+tiles write without atomics, and rows are added up in a fixed order whatever the number of threads.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
+from numba import njit, prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
-from dd3g.rasterizer.cpu_binning import bin_splats, sum_gradients
 from dd3g.rasterizer.cpu_blending import blend, blend_backward
 from dd3g.rasterizer.cpu_projection import project_fused
+from dd3g.rasterizer.numba_setup import HEAD, TILE, Bins, turn
 from dd3g.rasterizer.projection import project
 
 
@@ -97,3 +105,190 @@ class Blend(torch.autograd.Function):
             torch.from_numpy(v.reshape(B, V, *v.shape[1:])) for v in grads[:4]
         )
         return means2d, conics, depths, opacities, None, torch.from_numpy(grads[4]), None, None
+
+
+CHUNK = 256  # Gaussians that one task gathers
+
+
+def bin_splats(projected: list[np.ndarray], colors: np.ndarray, width: int, height: int) -> Bins:
+    """Sort and bin.
+
+    Args:
+        projected: means2d (I, N, 2), conics (I, N, 3), depths (I, N), opacities (I, N), extents (I, N, 2).
+        colors: (B, N, C); I is a multiple of B.
+        width: pixels.
+        height: pixels.
+
+    Returns:
+        Bins with every splat whose box holds a pixel centre.
+    """
+    means2d, conics, depths, opacities, extents = projected
+    images, N = depths.shape
+    visible, touched = np.zeros(images + 1, np.int64), np.zeros(images + 1, np.int64)
+    with turn:
+        _count(means2d, extents, width, height, visible, touched)
+    visible, touched = visible.cumsum(), touched.cumsum()
+    K = -(-(colors.shape[-1] + 1) // 4) * 4
+    bins = Bins(
+        splats=np.zeros((visible[-1], HEAD + K), depths.dtype),
+        rank=np.full((images, N), -1, np.int32),
+        rows=np.full(visible[-1] + 1, touched[-1]),
+        isects=np.empty((touched[-1], 2), np.int32),
+        tiles=np.full(images * -(-width // TILE) * -(-height // TILE) + 1, touched[-1]),
+    )
+    # Positive floats sort like the integers that share their bits.
+    keys = depths.view(np.uint32 if depths.dtype == np.float32 else np.uint64)
+    with turn:
+        _fill(
+            means2d, conics, depths, keys, opacities, extents, colors, width, height, visible, touched,
+            bins.splats, bins.rank, bins.rows, bins.isects, bins.tiles,
+        )  # fmt: skip
+    return bins
+
+
+def sum_gradients(bins: Bins, v_isects: np.ndarray, batch: int, channels: int) -> tuple[np.ndarray, ...]:
+    """Add up the gradient buffer.
+
+    Args:
+        bins: of I images.
+        v_isects: (L, HEAD + K) gradients of `bins.splats`, one row for each tile that a splat touches.
+        batch: B objects.
+        channels: C.
+
+    Returns:
+        Gradients of means2d (I, N, 2), conics (I, N, 3), depths (I, N), opacities (I, N), colors (B, N, C).
+    """
+    images, N = bins.rank.shape
+    shapes = ((images, N, 2), (images, N, 3), (images, N), (images, N), (batch, N, channels))
+    means2d, conics, depths, opacities, colors = (np.zeros(s, v_isects.dtype) for s in shapes)
+    with turn:
+        _sum_gradients(v_isects, bins.rank, bins.rows, means2d, conics, depths, opacities, colors)
+    return means2d, conics, depths, opacities, colors
+
+
+@njit(cache=True, nogil=True)
+def _tile_box(center: Any, extent: Any, width: int, height: int) -> tuple[int, int, int, int]:
+    """First x, last x, first y, last y of the tiles with a pixel centre in the box; first > last if none."""
+    x, y, hx, hy = center[0] - 0.5, center[1] - 0.5, extent[0], extent[1]
+    if not hx > 0:
+        return 1, 0, 1, 0
+    x0, x1 = math.ceil(max(x - hx, 0.0)), math.floor(min(x + hx, width - 1.0))
+    y0, y1 = math.ceil(max(y - hy, 0.0)), math.floor(min(y + hy, height - 1.0))
+    if x0 > x1 or y0 > y1:
+        return 1, 0, 1, 0
+    return int(x0) // TILE, int(x1) // TILE, int(y0) // TILE, int(y1) // TILE
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _count(means2d: Any, extents: Any, width: int, height: int, visible: Any, touched: Any) -> None:
+    for i in prange(means2d.shape[0]):
+        splats, isects = 0, 0
+        for n in range(means2d.shape[1]):
+            x0, x1, y0, y1 = _tile_box(means2d[i, n], extents[i, n], width, height)
+            if x0 <= x1:
+                splats += 1
+                isects += (x1 - x0 + 1) * (y1 - y0 + 1)
+        visible[i + 1], touched[i + 1] = splats, isects
+
+
+@njit(cache=True, nogil=True)
+def _sort_by_key(keys: Any, index: Any) -> None:
+    """Stable radix sort of `index` by the unsigned keys[index], 11 bits a pass."""
+    low, high = keys[index[0]], keys[index[0]]
+    for n in index:
+        low, high = min(low, keys[n]), max(high, keys[n])
+    source, target = index, np.empty_like(index)
+    shift = 0
+    while shift < 64 and (high - low) >> np.uint64(shift) > 0:
+        first = np.zeros(2049, np.int64)
+        for n in source:
+            first[(((keys[n] - low) >> np.uint64(shift)) & np.uint64(2047)) + np.uint64(1)] += 1
+        for d in range(2048):
+            first[d + 1] += first[d]
+        for n in source:
+            d = ((keys[n] - low) >> np.uint64(shift)) & np.uint64(2047)
+            target[first[d]] = n
+            first[d] += 1
+        source, target = target, source
+        shift += 11
+    index[:] = source
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _fill(
+    means2d: Any, conics: Any, depths: Any, keys: Any, opacities: Any, extents: Any, colors: Any,
+    width: int, height: int, visible: Any, touched: Any,
+    splats: Any, rank: Any, rows: Any, isects: Any, tiles: Any,
+) -> None:  # fmt: skip
+    images, N = depths.shape
+    C, views = colors.shape[2], images // max(1, colors.shape[0])
+    across, down = -(-width // TILE), -(-height // TILE)
+    for i in prange(images):
+        m0 = visible[i]
+        order = np.empty(visible[i + 1] - m0, np.int32)
+        box = np.empty((N, 4), np.int16)  # tiles touched by each Gaussian
+        seen = 0
+        for n in range(N):
+            x0, x1, y0, y1 = _tile_box(means2d[i, n], extents[i, n], width, height)
+            if x0 <= x1:
+                box[n, 0], box[n, 1], box[n, 2], box[n, 3] = x0, x1, y0, y1
+                order[seen] = n
+                seen += 1
+        if seen > 1:
+            _sort_by_key(keys[i], order)
+
+        first = np.zeros(across * down + 1, np.int64)
+        row = touched[i]
+        for k in range(seen):
+            n, m = order[k], m0 + k
+            rank[i, n] = m
+            splats[m, 0], splats[m, 1] = means2d[i, n, 0], means2d[i, n, 1]
+            splats[m, 2], splats[m, 3], splats[m, 4] = conics[i, n, 0], conics[i, n, 1], conics[i, n, 2]
+            splats[m, 5], splats[m, 6] = opacities[i, n], extents[i, n, 1]
+            for c in range(C):
+                splats[m, HEAD + c] = colors[i // views, n, c]
+            splats[m, HEAD + C] = depths[i, n]
+            rows[m] = row
+            for ty in range(box[n, 2], box[n, 3] + 1):
+                for tx in range(box[n, 0], box[n, 1] + 1):
+                    first[ty * across + tx + 1] += 1
+                    row += 1
+        first[0] = touched[i]
+        for t in range(across * down):
+            first[t + 1] += first[t]
+            tiles[i * across * down + t] = first[t]
+        for k in range(seen):
+            n = order[k]
+            row = rows[m0 + k]
+            for ty in range(box[n, 2], box[n, 3] + 1):
+                for tx in range(box[n, 0], box[n, 1] + 1):
+                    t = ty * across + tx
+                    isects[first[t], 0], isects[first[t], 1] = m0 + k, row
+                    first[t] += 1
+                    row += 1
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _sum_gradients(
+    v_isects: Any, rank: Any, rows: Any,
+    v_means2d: Any, v_conics: Any, v_depths: Any, v_opacities: Any, v_colors: Any,
+) -> None:  # fmt: skip
+    B, N, C = v_colors.shape
+    views = rank.shape[0] // max(1, B)
+    chunks = -(-N // CHUNK)
+    for task in prange(B * chunks):
+        b = task // chunks
+        total = np.empty(v_isects.shape[1], v_isects.dtype)
+        for n in range(task % chunks * CHUNK, min(N, (task % chunks + 1) * CHUNK)):
+            for i in range(b * views, (b + 1) * views):
+                m = rank[i, n]
+                if m >= 0:
+                    total[:] = v_isects[rows[m]]
+                    for row in range(rows[m] + 1, rows[m + 1]):
+                        for j in range(len(total)):
+                            total[j] += v_isects[row, j]
+                    v_means2d[i, n, 0], v_means2d[i, n, 1] = total[0], total[1]
+                    v_conics[i, n, 0], v_conics[i, n, 1], v_conics[i, n, 2] = total[2], total[3], total[4]
+                    v_opacities[i, n], v_depths[i, n] = total[5], total[HEAD + C]
+                    for c in range(C):
+                        v_colors[b, n, c] += total[HEAD + c]

@@ -16,8 +16,7 @@ import numpy as np
 from numba import njit, prange
 from numba.extending import overload
 
-from dd3g.rasterizer.cpu_binning import HEAD, TILE, Bins
-from dd3g.rasterizer.numba_setup import turn
+from dd3g.rasterizer.numba_setup import HEAD, TILE, Bins, turn
 from dd3g.rasterizer.projection import MIN_ALPHA
 
 MAX_ALPHA = 0.999

@@ -1,4 +1,4 @@
-"""Numba's thread pool and cache, settled before the first kernel is declared."""
+"""What the kernels share: numba's thread pool and cache, set up before the first of them, and tile lists."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import contextlib
 import importlib.util
 import tempfile
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
+import numpy as np
 import torch
+
+TILE = 16
+HEAD = 7  # columns of a splat before its features: x, y, conic xx, xy, yy, opacity, half height
 
 _config: Any = numba.config
 
@@ -36,3 +40,22 @@ except RuntimeError:
 _threads = torch.get_num_threads()
 numba.get_num_threads()  # starts the pool
 torch.set_num_threads(_threads)
+
+
+class Bins(NamedTuple):
+    """Visible splats of I images and which tiles they touch.
+
+    Args:
+        splats: (M, HEAD + K) by image, then by depth. K is the C colours and the depth, zero-padded to a
+            multiple of 4.
+        rank: (I, N) row of each Gaussian in `splats`, -1 if it is not visible.
+        rows: (M + 1,) first row of each splat in the gradient buffer.
+        isects: (L, 2) row in `splats` and row in the gradient buffer, by image, then tile, then depth.
+        tiles: (I * tiles + 1,) first intersection of each tile, row by row.
+    """
+
+    splats: np.ndarray
+    rank: np.ndarray
+    rows: np.ndarray
+    isects: np.ndarray
+    tiles: np.ndarray
