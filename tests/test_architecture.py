@@ -15,7 +15,6 @@ PACKAGES = ("dd3g", "data_gen", "distill", "tools")
 # of its own package that does not make a circle.
 FLOORS = (
     ("dd3g.errors",),
-    ("dd3g.quaternions",),
     ("dd3g.cameras", "dd3g.gaussians"),
     ("dd3g.io", "dd3g.rasterizer", "dd3g.meshes"),
     ("dd3g.nn", "dd3g.diffusion", "dd3g.training"),

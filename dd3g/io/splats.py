@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
-from dd3g.gaussians import Gaussians
+from dd3g.gaussians import Gaussians, quaternion_multiply
 from dd3g.io import compressed_ply, glb, packed, ply, sog
 from dd3g.io.atomic import replacing
 from dd3g.io.formats import AXES, SPLATS, Splats, check_format, check_layout, format_of
-from dd3g.quaternions import quaternion_multiply
 
 FORMATS = SPLATS
 MIN_OPACITY = 0.005  # Gaussians below it are not written

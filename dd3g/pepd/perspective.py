@@ -8,8 +8,7 @@ from dataclasses import replace
 import torch
 
 from dd3g.cameras import Cameras
-from dd3g.gaussians import Gaussians
-from dd3g.quaternions import matrix_to_quaternion, quaternion_to_matrix
+from dd3g.gaussians import Gaussians, matrix_to_quaternion, quaternion_to_matrix
 
 
 def seen_under(gaussians: Gaussians, camera: Cameras, fovy: float) -> Gaussians:

@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
-from dd3g.gaussians import Gaussians
+from dd3g.gaussians import Gaussians, matrix_to_quaternion, quaternion_multiply
 from dd3g.nn import MultiViewTransformer, fourier
 from dd3g.pepd.config import Bounds, GeneratorConfig
 from dd3g.pepd.point_transformer import PointTransformer, nearest
-from dd3g.quaternions import matrix_to_quaternion, quaternion_multiply
 
 CHANNELS = {"position": 4, "scale": 3, "rotation": 4, "opacity": 1, "color": 3}
 ORDERS: dict[str, list[tuple[str, ...]]] = {

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dd3g.cameras import Cameras
-from dd3g.gaussians import Gaussians
+from dd3g.gaussians import Gaussians, matrix_to_quaternion
 from dd3g.pepd.frustum import inflate
 from dd3g.pepd.maps import resize, sampled, spread
 from dd3g.pepd.occupancy import OccupancyNet, Shape
@@ -33,7 +33,6 @@ from dd3g.pepd.surface import (
     visual_hull,
     voxel_centres,
 )
-from dd3g.quaternions import matrix_to_quaternion
 from dd3g.rasterizer import rasterize
 from dd3g.rasterizer.projection import EPS2D
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from dd3g.cameras import Cameras
-from dd3g.gaussians import Gaussians
-from dd3g.quaternions import quaternion_to_matrix
+from dd3g.gaussians import Gaussians, quaternion_to_matrix
 
 EPS2D = 0.3  # px^2 added to the diagonal, so that no splat falls between the pixel centres
 MAX_EXTENT = 3.33  # standard deviations at which exp(-x^2 / 2) is just under 1/255

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dd3g.gaussians import Gaussians
-from dd3g.quaternions import matrix_to_quaternion, quaternion_multiply, quaternion_to_matrix
+from dd3g.gaussians import Gaussians, matrix_to_quaternion, quaternion_multiply, quaternion_to_matrix
 
 
 def some(*batch, n=5, seed=0):

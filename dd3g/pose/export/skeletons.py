@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dd3g.gaussians import matrix_to_quaternion, quaternion_to_matrix
 from dd3g.io.atomic import replacing
 from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.geometry import matrix_to_axis_angle
@@ -23,7 +24,6 @@ from dd3g.pose.export.fbx import save_fbx
 from dd3g.pose.ground import Ground
 from dd3g.pose.methods.advice import grown
 from dd3g.pose.series import Series, Track, Values, parts
-from dd3g.quaternions import matrix_to_quaternion, quaternion_to_matrix
 
 FLIP = torch.diag(torch.tensor([1.0, -1.0, -1.0]))  # OpenCV axes to y up, z towards the viewer
 

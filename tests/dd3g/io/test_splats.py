@@ -15,9 +15,8 @@ import torch
 from PIL import Image
 
 from dd3g.errors import UserError
-from dd3g.gaussians import Gaussians
+from dd3g.gaussians import Gaussians, quaternion_to_matrix
 from dd3g.io import splats
-from dd3g.quaternions import quaternion_to_matrix
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 DATA = os.environ.get("DD3G_DATA")

@@ -8,14 +8,13 @@ import torch
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
-from dd3g.gaussians import Gaussians
+from dd3g.gaussians import Gaussians, quaternion_to_matrix
 from dd3g.nn import correspond_rgba
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.pepd.config import Bounds
 from dd3g.pepd.maps import resize
 from dd3g.pepd.occupancy import OccupancyConfig
 from dd3g.pepd.progressive_decoding import CHANNELS, Frame, activate, interval, to_grids, to_tokens
-from dd3g.quaternions import quaternion_to_matrix
 
 TINY = GeneratorConfig(
     size=32,

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from dd3g.cameras import FOVY, RADIUS, Cameras
-from dd3g.gaussians import Gaussians
+from dd3g.gaussians import Gaussians, quaternion_to_matrix
 from dd3g.pepd.perspective import seen_under
-from dd3g.quaternions import quaternion_to_matrix
 
 
 def some(n=200):

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from dd3g.cameras import Cameras
-from dd3g.gaussians import Gaussians
-from dd3g.quaternions import quaternion_to_matrix
+from dd3g.gaussians import Gaussians, quaternion_to_matrix
 
 
 def dense_render(g: Gaussians, viewmat: Tensor, K: Tensor, cameras: Cameras, antialiased: bool = False):

@@ -17,6 +17,7 @@ from stand_ins.headless_chromium import CHROMIUM, Page
 from stand_ins.made_up_people import SIZE, STANDING, K, person
 
 from dd3g.errors import UserError
+from dd3g.gaussians import quaternion_to_matrix
 from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.geometry import axis_angle_to_matrix, project
 from dd3g.pose.body.skeletons import H36M_17, SMPL_24
@@ -24,7 +25,6 @@ from dd3g.pose.export import results, skeletons, viewer
 from dd3g.pose.export.fbx import check_blender, save_fbx
 from dd3g.pose.export.figures import LEFT, RIGHT, bone_colors, draw_overlay, draw_view, figure
 from dd3g.pose.series import PART, Track
-from dd3g.quaternions import quaternion_to_matrix
 
 
 def rotations(frames: int, seed: int = 0) -> torch.Tensor:
