@@ -32,47 +32,6 @@ RENAMED = {"out": "output"}  # options that had another name once
 Report = dict[str, Any]  # a list of results, "failed", "seconds", and "error" for what stopped the run
 
 
-def list_inputs(
-    inputs: list[Path], kind: str, choose: Callable[[list[Path]], list[Path]], none: str
-) -> tuple[list[Path], list[dict[str, str]]]:
-    """The input files; a folder stands for its usable files, sorted by name.
-
-    Args:
-        inputs: files and folders.
-        kind: what an input is called in the report.
-        choose: picks the usable ones of a folder's files.
-        none: names them, where a folder holds none.
-
-    Returns:
-        The files, and `{kind, "error"}` for each of several inputs that cannot be used.
-
-    Raises:
-        UserError: when the only input is a folder without usable files, or one that cannot be read.
-    """
-    found: list[Path] = []
-    failed = []
-    for path in inputs:
-        try:
-            # Path.is_dir would raise where a parent folder may not be searched.
-            found += _listed(path, choose, none) if os.path.isdir(path) else [path]
-        except UserError as e:
-            if len(inputs) == 1:
-                raise
-            failed.append({kind: str(path), "error": str(e)})
-    return list(dict.fromkeys(found)), failed
-
-
-def _listed(folder: Path, choose: Callable[[list[Path]], list[Path]], none: str) -> list[Path]:
-    try:
-        files = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    except OSError as e:
-        reason = e.strerror or e
-        raise UserError(f"cannot read the folder {folder} ({reason}): check its permissions") from e
-    if not (chosen := choose(files)):
-        raise UserError(f"the folder {folder} holds no {none}")
-    return chosen
-
-
 def output_stems(inputs: list[Path]) -> list[str]:
     """A unique name for the results of each input: `a.png` and `a.jpg` give `a_png` and `a_jpg`."""
     shared = Counter(p.stem.casefold() for p in inputs)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from dd3g.command import list_inputs
 from dd3g.errors import UserError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -127,21 +127,40 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def find_inputs(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
-    """What the command line names, and what is of no use; see `dd3g.command.list_inputs`.
+    """The input files; a folder stands for its pictures and videos, or where there are none, its keypoint files.
 
-    A folder stands for its pictures and videos, or where there are none for its keypoint files.
+    Returns:
+        The files, and `{"input", "error"}` for each of several inputs that cannot be used.
+
+    Raises:
+        UserError: when the only input is a folder without usable files, or one that cannot be read.
     """
+    found: list[Path] = []
+    failed = []
+    for path in inputs:
+        try:
+            # Path.is_dir would raise where a parent folder may not be searched.
+            found += _usable(path) if os.path.isdir(path) else [path]
+        except UserError as e:
+            if len(inputs) == 1:
+                raise
+            failed.append({"input": str(path), "error": str(e)})
+    return list(dict.fromkeys(found)), failed
 
-    def useful(files: list[Path]) -> list[Path]:
-        files = [p for p in files if Path(p.stem).suffix != RESULT]
-        # Texts come last: beside others they are rather notes.
-        for kinds in (PICTURES + VIDEOS, KEYPOINTS[:2], KEYPOINTS[2:]):
-            if seen := [p for p in files if p.suffix.lower() in kinds]:
-                return seen
-        return []
 
+def _usable(folder: Path) -> list[Path]:
+    try:
+        files = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError as e:
+        reason = e.strerror or e
+        raise UserError(f"cannot read the folder {folder} ({reason}): check its permissions") from e
+    files = [p for p in files if Path(p.stem).suffix != RESULT]
+    # Texts come last: beside others they are rather notes.
+    for kinds in (PICTURES + VIDEOS, KEYPOINTS[:2], KEYPOINTS[2:]):
+        if usable := [p for p in files if p.suffix.lower() in kinds]:
+            return usable
     suffixes = " ".join(PICTURES + VIDEOS + KEYPOINTS)
-    return list_inputs(inputs, "input", useful, f"pictures, videos or keypoints ({suffixes})")
+    raise UserError(f"the folder {folder} holds no pictures, videos or keypoints ({suffixes})")
 
 
 def is_video(path: Path) -> bool:
