@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 
 from dd3g import __version__
-from dd3g.command import dispatch
-from dd3g.ending import say
+from dd3g.command import dispatch, say
 
 # Name -> module with main(argv) -> exit code, and a line about it. Modules on higher floors are only named.
 COMMANDS = {

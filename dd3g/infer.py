@@ -17,10 +17,10 @@ from dd3g.command import (
     Report,
     check_writable,
     conclude,
+    explain,
     run_command,
 )
 from dd3g.decoding import SUFFIXES
-from dd3g.ending import explain
 from dd3g.errors import UserError
 from dd3g.inputs import find_pictures
 from dd3g.io.atomic import remove_leftovers

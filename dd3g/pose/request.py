@@ -127,7 +127,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def find_inputs(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
-    """The input files; a folder stands for its pictures and videos, or where there are none, its keypoint files.
+    """The input files; a folder stands for its pictures and videos, else for its keypoint files.
 
     Returns:
         The files, and `{"input", "error"}` for each of several inputs that cannot be used.

@@ -15,8 +15,7 @@ from stand_ins.infer_command import ROOT
 import dd3g
 from data_gen.__main__ import COMMANDS as DATA
 from dd3g.__main__ import COMMANDS, main
-from dd3g.command import dispatch, guarded
-from dd3g.ending import say
+from dd3g.command import dispatch, guarded, say
 from dd3g.errors import UserError
 
 GROUPS = ("data", "models", "benchmark")
