@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from data_gen.filters.foreground import estimate_foreground
-from dd3g.device import cores_each
 from dd3g.framing import cut_frame, object_frame
+from dd3g.machine import cores_each
 from dd3g.matting import predict_matte
 from dd3g.setting import check_ranges, setting
 

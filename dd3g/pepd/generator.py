@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dd3g.cameras import ELEVATION, FOVY, RADIUS, Cameras
-from dd3g.device import find_device
 from dd3g.errors import UserError, first_line
 from dd3g.framing import check_how
 from dd3g.io.splats import Gaussians
+from dd3g.machine import find_device
 from dd3g.nn import PictureEncoder, correspond_rgba
 from dd3g.nn.checkpoint import Renamed, build, load_weights, read_config, save_folder
 from dd3g.nn.clip_vision import ClipVisionConfig

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dd3g.device import cores_each
 from dd3g.errors import UserError, first_line
+from dd3g.machine import cores_each
 from dd3g.training.config import LoopConfig
 from dd3g.training.stopping import SIGNALS
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from dd3g.device import find_device
 from dd3g.errors import UserError
+from dd3g.machine import find_device
 
 
 def test_names():
