@@ -21,8 +21,7 @@ from data_gen.meshes.objects import Item, Options, find_items, mesh_files, rende
 from dd3g.command import Json, run_command
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
-from dd3g.io.atomic import replacing
-from dd3g.io.lock import only_user
+from dd3g.io.atomic import only_user, replacing
 from dd3g.io.shards import Shards, write_shard
 from dd3g.progress import Progress
 

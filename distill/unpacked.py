@@ -20,8 +20,7 @@ import torch
 
 from dd3g.cameras import Cameras
 from dd3g.fingerprint import fingerprint
-from dd3g.io.atomic import replacing
-from dd3g.io.lock import only_user
+from dd3g.io.atomic import only_user, replacing
 from dd3g.progress import track
 from distill.renders import RenderedObject, RenderedObjects
 

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from dd3g.errors import UserError, first_line
-from dd3g.io.lock import only_user
+from dd3g.io.atomic import only_user
 
 T = TypeVar("T")
 

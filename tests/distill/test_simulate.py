@@ -20,7 +20,7 @@ from stand_ins.tiny_objects import write_quadruples, write_renders
 from dd3g.cameras import Cameras
 from dd3g.diffusion import sample
 from dd3g.errors import UserError
-from dd3g.io.lock import only_user
+from dd3g.io.atomic import only_user
 from dd3g.io.shards import Shards, write_shard
 from distill.inputs import open_inputs, seed_of
 from distill.ode import simulate

@@ -22,7 +22,7 @@ from data_gen import render
 from data_gen.meshes.objects import Item, Options, find_items, render_item, view_plan
 from data_gen.render import render_folder
 from dd3g.errors import UserError
-from dd3g.io.lock import only_user
+from dd3g.io.atomic import only_user
 from dd3g.io.shards import Shards, write_shard
 from dd3g.meshes.layouts import PLAIN, FoundObject
 from dd3g.meshes.mesh import normalised

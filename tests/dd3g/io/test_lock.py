@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from dd3g.errors import UserError
-from dd3g.io.atomic import replacing
-from dd3g.io.lock import only_user
+from dd3g.io.atomic import only_user, replacing
 from dd3g.io.shards import write_shard
 
 ROOT = Path(__file__).parents[3]
@@ -39,7 +38,7 @@ def test_a_second_command_is_told_who_holds_the_folder(tmp_path):
 
 def test_a_killed_process_holds_nothing(tmp_path):
     killed_while(
-        "from dd3g.io.lock import only_user\nwith only_user(folder): os.kill(os.getpid(), 9)", tmp_path
+        "from dd3g.io.atomic import only_user\nwith only_user(folder): os.kill(os.getpid(), 9)", tmp_path
     )
     assert (tmp_path / ".lock").exists()
     with only_user(tmp_path):

@@ -18,7 +18,7 @@ from stand_ins.line_run import LINE, Points
 from stand_ins.training_runs import files, fresh, metrics, torchrun
 
 from dd3g.configuration import launch
-from dd3g.io.lock import only_user
+from dd3g.io.atomic import only_user
 from dd3g.training import LoopConfig, data
 from dd3g.training.checkpoints import checkpoints
 from dd3g.training.data import batches
@@ -189,7 +189,7 @@ def test_a_folder_that_is_in_use(tmp_path, capsys):
 
 
 def test_a_killed_process_holds_nothing(tmp_path):
-    holder = "from dd3g.io.lock import only_user; import os\nwith only_user('.'): os.kill(os.getpid(), 9)"
+    holder = "from dd3g.io.atomic import only_user; import os\nwith only_user('.'): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", holder], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert (tmp_path / ".lock").exists()
     with only_user(tmp_path):
