@@ -28,10 +28,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dd3g.errors import UserError, first_line
 from dd3g.training.averaging import Average, frozen, named_averaged
-from dd3g.training.config import LoopConfig
+from dd3g.training.config import LoopConfig, changes
+from dd3g.training.optimizer import LearningRate
 from dd3g.training.processes import on_main
-from dd3g.training.rate import LearningRate
-from dd3g.training.settings import changes
 
 STATE = "state.json"
 SCRATCH = "checkpoint-saving"

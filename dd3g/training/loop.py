@@ -24,13 +24,17 @@ from dd3g.training.averaging import Average
 from dd3g.training.checkpoints import State, checkpoints, resume, save_checkpoint
 from dd3g.training.config import LoopConfig
 from dd3g.training.data import Samples, batches, mixed_seed
-from dd3g.training.metrics import Metrics
-from dd3g.training.processes import from_all, held_by_main, on_main
-from dd3g.training.rate import LearningRate
-from dd3g.training.sessions import record_session
-from dd3g.training.setup import check_options, make_accelerator, make_optimizer, split_present_blocks
+from dd3g.training.optimizer import LearningRate, make_optimizer
+from dd3g.training.processes import (
+    check_options,
+    from_all,
+    held_by_main,
+    make_accelerator,
+    on_main,
+    split_present_blocks,
+)
+from dd3g.training.records import Metrics, record_session, show_picture, start_trackers
 from dd3g.training.stopping import Stopped, StopRequest
-from dd3g.training.trackers import show_picture, start_trackers
 
 METRICS = "metrics.jsonl"
 MIN_LOSS_SCALE = 1e-4  # fp16: below this nothing but overflows happens

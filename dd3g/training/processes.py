@@ -1,17 +1,31 @@
-"""What several processes of one run do together."""
+"""The processes of a run: what each of them runs on, and what they do together."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import (
+    DistributedType,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    broadcast_object_list,
+    gather_object,
+)
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from dd3g.errors import UserError, first_line
 from dd3g.io.atomic import only_user
+from dd3g.training.config import LoopConfig, changes
 
 T = TypeVar("T")
 
@@ -53,3 +67,88 @@ def held_by_main(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
         on_main(lambda: stack.enter_context(only_user(folder)))
         yield
+
+
+def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
+    """This process's part in the run: device, precision, process group, tracker.
+
+    Raises:
+        UserError: what was asked for does not work on this machine, or the folder cannot be made.
+    """
+    cuda = torch.cuda.is_available()
+    if config.mixed_precision == "fp16" and not cuda:
+        raise UserError("mixed_precision 'fp16' needs a CUDA device and there is none: take bf16 or no")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    # Only accelerate launch sets it; torchrun may well be meant for CPUs.
+    for_gpus = os.environ.get("ACCELERATE_USE_CPU", "true").lower() == "false"
+    if for_gpus and processes > 1 and not cuda and not config.use_cpu:
+        raise UserError(
+            f"{processes} processes were started for GPUs, and this machine shows no CUDA device: check its "
+            "driver and CUDA_VISIBLE_DEVICES, or train on CPUs with use_cpu=true"
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write output_dir {output}: {error.strerror}; choose another folder"
+        ) from error
+    if config.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+    # accelerate keeps one precision a process; here each run has its own. The process group stays.
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    try:
+        accelerator = Accelerator(
+            # Without CUDA, cpu=True lets torchrun start several processes.
+            cpu=config.use_cpu or not cuda,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            mixed_precision=config.precision,
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_config=ProjectConfiguration(
+                project_dir=str(output), logging_dir=config.logging_dir or str(output / "logs")
+            ),
+            dynamo_backend="inductor" if config.torch_compile else None,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.ddp_timeout))],
+        )
+    except ValueError as error:
+        raise UserError(
+            f"mixed_precision {config.mixed_precision!r} or report_to {config.report_to!r} does not work "
+            f"here: {error}"
+        ) from error
+    if config.report_to != "none" and not accelerator.log_with:  # accelerate only warns
+        raise UserError(
+            f"report_to {config.report_to!r} needs a package that is not installed: install it, or take "
+            "report_to=tensorboard or none"
+        )
+    if accelerator.is_fsdp2:
+        # Its policy would round what enters and leaves the network, cameras and Gaussians among it. Under
+        # autocast the network multiplies in the same precision on one GPU and on many.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    return accelerator
+
+
+def split_present_blocks(accelerator: Accelerator, model: nn.Module) -> None:
+    """Of the kinds of blocks that FSDP is to split, name accelerate those that the model has."""
+    if not accelerator.is_fsdp2:
+        return
+    plugin = accelerator.state.fsdp_plugin
+    there = {type(module).__name__ for module in model.modules()}
+    named = plugin.transformer_cls_names_to_wrap or []
+    plugin.transformer_cls_names_to_wrap = [name for name in named if name in there]
+
+
+def check_options(accelerator: Accelerator, config: LoopConfig) -> None:
+    """Refuse what this loop does not do, and processes with different options."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise UserError(
+            "DeepSpeed makes steps of its own, which this loop cannot check or resume: take "
+            "configs/accelerate/fsdp.yaml, which splits the same tensors"
+        )
+    shown = from_all(asdict(config))
+    for rank, other in enumerate(shown):
+        named, _ = changes(shown[0], other)
+        if named:
+            raise UserError(
+                f"process {rank} has other options than process 0: {', '.join(named)}; give all the same"
+            )

@@ -22,8 +22,7 @@ from dd3g.nn.low_rank import LowRankLinear
 from dd3g.nn.multiview_unet import MultiViewUNet, MultiViewUNetConfig, TopLevelUNet
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.training.config import LoopConfig
-from dd3g.training.rate import LearningRate
-from dd3g.training.setup import make_optimizer
+from dd3g.training.optimizer import LearningRate, make_optimizer
 from distill.objective import ObjectiveConfig
 from distill.student import StartConfig, share_frozen, start_from_teacher
 from distill.teachers import load

@@ -17,7 +17,7 @@ from dd3g.command import guarded
 from dd3g.configuration import parse
 from dd3g.errors import UserError
 from dd3g.training import Batch, LoopConfig, checkpoints, fit, generator_for, loop, processes
-from dd3g.training.rate import learning_rate
+from dd3g.training.optimizer import learning_rate
 from dd3g.training.stopping import Stopped
 
 

@@ -12,7 +12,7 @@ from stand_ins.training_runs import fresh, metrics
 
 from dd3g.configuration import launch
 from dd3g.nn.recompute import recompute_blocks
-from dd3g.training import LoopConfig, data, loop, setup
+from dd3g.training import LoopConfig, data, loop, optimizer, processes
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_processes_for_gpus_do_not_train_on_cpus(
     if use_cpu:
         monkeypatch.setenv("ACCELERATE_USE_CPU", use_cpu)
     made = []
-    monkeypatch.setattr(setup, "Accelerator", lambda **options: made.append(options) or 1 / 0)
+    monkeypatch.setattr(processes, "Accelerator", lambda **options: made.append(options) or 1 / 0)
     if code:
         assert line(tmp_path, *filter(None, [word])) == code
         assert "8 processes were started for GPUs, and this machine shows no CUDA" in capsys.readouterr().err
@@ -69,8 +69,8 @@ def test_levers_reach_their_libraries(tmp_path, monkeypatch):
             super().__init__(*args, **options | {"num_workers": 0, "prefetch_factor": None}
                              | {"multiprocessing_context": None})  # fmt: skip
 
-    original = setup.Accelerator
-    monkeypatch.setattr(setup, "Accelerator", spy)
+    original = processes.Accelerator
+    monkeypatch.setattr(processes, "Accelerator", spy)
     monkeypatch.setattr(data, "DataLoader", Loader)
     monkeypatch.setattr(data, "cores_each", lambda: 16)
     precision = torch.get_float32_matmul_precision()
@@ -119,7 +119,7 @@ def test_recomputed_blocks_keep_values_and_gradients(tmp_path):
 
 def test_deepspeed_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        setup.Accelerator, "distributed_type", property(lambda self: setup.DistributedType.DEEPSPEED)
+        processes.Accelerator, "distributed_type", property(lambda self: processes.DistributedType.DEEPSPEED)
     )
     assert line(tmp_path) == 2
     assert "configs/accelerate/fsdp.yaml" in capsys.readouterr().err
@@ -128,10 +128,10 @@ def test_deepspeed_is_refused(tmp_path, monkeypatch, capsys):
 def test_fused_adamw_on_gpus(tmp_path, monkeypatch):
     """The optimiser of a CUDA device is the fused one without being asked for."""
     asked = []
-    original = setup.make_optimizer
+    original = optimizer.make_optimizer
     monkeypatch.setattr(
         loop, "make_optimizer", lambda m, c, fused: asked.append(fused) or original(m, c, fused)
     )
     assert line(tmp_path / "a") == 0 and line(tmp_path / "b", "adam_fused=true") == 0
     assert asked == [False, True]
-    assert setup.make_optimizer(Line(), LoopConfig(), True).defaults["fused"] is True
+    assert optimizer.make_optimizer(Line(), LoopConfig(), True).defaults["fused"] is True

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dd3g.training.muon import Muon, is_matrix, orthogonal_factor
+from dd3g.training.optimizer import Muon, is_matrix, orthogonal_factor
 
 OPTIONS = {"lr": 0.02, "weight_decay": 0.1}
 
