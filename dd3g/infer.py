@@ -55,7 +55,7 @@ def run(
         inputs: as `dd3g.inputs.find_pictures` takes them.
         request: what to write.
         weights: as `Generator.from_pretrained` takes them.
-        device: as `dd3g.machine.find_device` takes it.
+        device: as `dd3g.nn.checkpoint.find_device` takes it.
         progress: counts pictures.
         report: filled as the work goes on: `{"pictures": [{"picture", "warnings", "seconds", "matte",
             "samples"}], "failed": [{"picture", "error"}], "skipped": [{"picture", "reason"}]}`.
@@ -95,7 +95,7 @@ def run(
             report["failed"].append({"picture": item.name, "error": explain(e, request.out, "--device cpu")})
             continue
         if generator is None:
-            from dd3g.machine import find_device
+            from dd3g.nn.checkpoint import find_device
 
             generator = load_generator(weights, str(find_device(device)))
             if len(listed.found) * request.samples >= MANY and (captured := generator.compiled().captured):

@@ -1,4 +1,4 @@
-"""The machine: the device to run on, its cores, and what a reader needs to repeat a measurement."""
+"""The machine: its cores, and what a reader needs to repeat a measurement: command, commit, versions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 import dd3g
-from dd3g.errors import UserError, first_line
 
 LIBRARIES = ("torch", "numpy", "numba", "torchmetrics")
 
@@ -65,33 +64,6 @@ def _processor() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name, after it has answered.
-
-    Args:
-        name: auto (CUDA when there is one, else the CPU), cpu, cuda, cuda:1 or mps.
-
-    Raises:
-        UserError: for another name, or a device that is not there or does not work.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    known = {"cpu": torch.cpu, "cuda": torch.cuda, "mps": torch.backends.mps}
-    try:
-        device = torch.device(name)
-        backend = known[device.type]
-    except (RuntimeError, KeyError) as e:
-        raise UserError(f"unknown device {name!r}: give auto, cpu, cuda, cuda:1 or mps") from e
-    advice = "give --device cpu, or leave it out"
-    if not backend.is_available():
-        raise UserError(f"torch finds no {device.type} device on this machine: {advice}")
-    try:
-        torch.zeros(1, device=device)
-    except RuntimeError as e:
-        raise UserError(f"the device {name!r} does not work ({first_line(e)}): {advice}") from e
-    return device
 
 
 def cores_each() -> int:

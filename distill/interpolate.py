@@ -107,7 +107,7 @@ def interpolate_command(
     as_json: Json = False,
 ) -> None:
     """Draw objects along the path between two noises, and tell how much the noise decides."""
-    from dd3g.machine import find_device
+    from dd3g.nn.checkpoint import find_device
     from dd3g.pepd import Generator
     from dd3g.picture import load_image
     from distill.contact_sheet import save_contact_sheet

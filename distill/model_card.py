@@ -10,7 +10,7 @@ from typing import Any
 import dd3g
 from dd3g.hub_models import HUB_MODELS
 from dd3g.io.atomic import replacing
-from dd3g.pepd.weights import CARD
+from dd3g.nn.checkpoint import CARD
 from distill.generate_shards import teacher_of
 
 

@@ -189,7 +189,7 @@ class Recipe:
         self, weights: Path, command: str, data: list[Path], quadruples: list[Path], table: str | None
     ) -> None:
         """The card of the weights: the command that made them, from what, and what they are worth."""
-        from dd3g.pepd.weights import CARD
+        from dd3g.nn.checkpoint import CARD
         from distill.model_card import made_by
 
         source = [f"meshes of {d}" for d in data] + [

@@ -18,7 +18,7 @@ import typer
 
 from dd3g.command import Device, Json, dispatch
 from dd3g.errors import UserError
-from dd3g.machine import find_device
+from dd3g.nn.checkpoint import find_device
 from distill.generate_shards import ShardSet, generate_shards
 from distill.inputs import open_inputs
 from distill.mattes import matte_model

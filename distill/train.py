@@ -17,9 +17,8 @@ from torch import nn
 from dd3g.cameras import ELEVATION, Cameras
 from dd3g.configuration import launch
 from dd3g.errors import UserError
-from dd3g.nn.checkpoint import load_weights
+from dd3g.nn.checkpoint import find_weights, load_weights
 from dd3g.pepd import Generator, GeneratorConfig
-from dd3g.pepd.weights import find_weights
 from dd3g.rasterizer import get_ready, rasterize
 from dd3g.setting import setting
 from dd3g.training import LoopConfig, Samples, fit

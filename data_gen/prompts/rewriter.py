@@ -51,7 +51,7 @@ class Rewriter:
     """
 
     def __init__(self, folder: str | Path, seed: int = 0, batch_size: int = 16, device: str = "auto") -> None:
-        from dd3g.machine import find_device
+        from dd3g.nn.checkpoint import find_device
 
         self.folder, self.seed, self.batch_size = Path(folder), seed, batch_size
         self.device = find_device(device)

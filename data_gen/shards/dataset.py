@@ -86,7 +86,7 @@ class DatasetSpec:
     shard_size: int = 1000  # prompts a shard
     batch_size: int = 8  # pictures drawn at once; decides nothing about them
     attempts: int = 4  # tries a prompt
-    device: str = "auto"  # where learned filters run, as `dd3g.machine.find_device` takes it
+    device: str = "auto"  # where learned filters run, as `dd3g.nn.checkpoint.find_device` takes it
 
     @property
     def shards(self) -> int:

@@ -64,7 +64,7 @@ class ProcessGroup:
         """
         import torch
 
-        from dd3g.machine import find_device
+        from dd3g.nn.checkpoint import find_device
 
         if name in ("auto", "cuda") and torch.cuda.is_available():
             # By its number: every process that asks for just "cuda" takes memory of the first.

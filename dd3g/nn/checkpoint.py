@@ -1,4 +1,7 @@
-"""Model folders: config.json + model.safetensors, written whole or not at all, read without pickle."""
+"""Networks on disk: where weights are, folders of config.json and model.safetensors, the device they go to.
+
+Folders are written whole or not at all, and read without pickle.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,112 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dd3g.errors import UserError
+from dd3g.errors import UserError, first_line
 from dd3g.io.atomic import replacing
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PARTS = "model{suffix}.safetensors"
+SHIPPED = Path(__file__).parent.parent / "weights"
+CARD = """---
+library_name: dd3g
+pipeline_tag: image-to-3d
+---
+One picture to 3D Gaussians in one pass: `dd3g.Generator.from_pretrained("{repo}").generate("picture.png")`.
+"""
 Config = TypeVar("Config")
 Model = TypeVar("Model")
+
+
+def shipped() -> list[str]:
+    """Names of the weights that come with the package."""
+    return sorted(p.parent.name for p in SHIPPED.glob("*/config.json") if '"generator"' in p.read_text())
+
+
+def find_weights(
+    name: str | Path, revision: str | None = None, token: str | None = None, cache_dir: str | None = None
+) -> Path:
+    """Folder of a shipped name, a local folder, or a hub id (downloaded as safetensors and JSON only).
+
+    Args:
+        name: of the weights.
+        revision: branch, tag or commit of a hub id.
+        token: for the hub; None takes the one that `hf auth login` stored.
+        cache_dir: where the hub's files are kept; None is the hub's own folder.
+
+    Raises:
+        UserError: when there are none, the hub does not give them, or a revision is asked of what is here.
+    """
+    if not isinstance(name, str | Path) or not str(name).strip():
+        raise UserError(
+            f"{name!r} names no weights; shipped are {', '.join(shipped())}, or give a folder or a hub id"
+        )
+    path = Path(name)
+    try:
+        if revision is not None and ((SHIPPED / name / CONFIG).is_file() or path.exists()):
+            raise UserError(
+                f"{name} is on this machine and has no revision {revision!r}: leave it out, or give a hub id"
+            )
+        if (SHIPPED / name / CONFIG).is_file():
+            return SHIPPED / name
+        if path.is_dir():
+            return path
+        if path.exists():
+            if path.name in (CONFIG, WEIGHTS):
+                return path.parent
+            raise UserError(
+                f"{name}: weights are a folder with {CONFIG} and {WEIGHTS}; other files, pickles above all, "
+                "are never read: give such a folder"
+            )
+    except OSError as error:
+        raise UserError(
+            f"{name}: cannot be read ({error.strerror or error}); check the path and its permissions"
+        ) from error
+    if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(
+                snapshot_download(
+                    name,
+                    revision=revision,
+                    token=token,
+                    cache_dir=cache_dir,
+                    allow_patterns=[CONFIG, "model*.safetensors", INDEX],
+                )
+            )
+        except Exception as error:  # the hub client raises a family of its own for network, rights and names
+            reason = first_line(error)
+            raise UserError(f"{name}: no such folder, and the hub did not give it ({reason})") from error
+    raise UserError(
+        f"{name}: no such weights; shipped are {', '.join(shipped())}, or give a folder or a hub id"
+    )
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name, after it has answered.
+
+    Args:
+        name: auto (CUDA when there is one, else the CPU), cpu, cuda, cuda:1 or mps.
+
+    Raises:
+        UserError: for another name, or a device that is not there or does not work.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    known = {"cpu": torch.cpu, "cuda": torch.cuda, "mps": torch.backends.mps}
+    try:
+        device = torch.device(name)
+        backend = known[device.type]
+    except (RuntimeError, KeyError) as e:
+        raise UserError(f"unknown device {name!r}: give auto, cpu, cuda, cuda:1 or mps") from e
+    advice = "give --device cpu, or leave it out"
+    if not backend.is_available():
+        raise UserError(f"torch finds no {device.type} device on this machine: {advice}")
+    try:
+        torch.zeros(1, device=device)
+    except RuntimeError as e:
+        raise UserError(f"the device {name!r} does not work ({first_line(e)}): {advice}") from e
+    return device
 
 
 class Renamed(nn.Module):

@@ -16,9 +16,17 @@ from dd3g.cameras import ELEVATION, FOVY, RADIUS, Cameras
 from dd3g.errors import UserError, first_line
 from dd3g.framing import check_how
 from dd3g.io.splats import Gaussians
-from dd3g.machine import find_device
 from dd3g.nn import PictureEncoder, correspond_rgba
-from dd3g.nn.checkpoint import Renamed, build, load_weights, read_config, save_folder
+from dd3g.nn.checkpoint import (
+    CARD,
+    Renamed,
+    build,
+    find_device,
+    find_weights,
+    load_weights,
+    read_config,
+    save_folder,
+)
 from dd3g.nn.clip_vision import ClipVisionConfig
 from dd3g.nn.multiview_unet import MultiViewUNetConfig
 from dd3g.pepd.captured import CapturedPass
@@ -30,7 +38,6 @@ from dd3g.pepd.perspective import seen_under
 from dd3g.pepd.progressive_decoding import Frame, ProgressiveDecoding
 from dd3g.pepd.solid import refined, solidify
 from dd3g.pepd.teacher_extraction import TeacherExtraction
-from dd3g.pepd.weights import CARD, find_weights
 
 
 class Generator(Renamed):

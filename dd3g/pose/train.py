@@ -75,7 +75,7 @@ def train_command(
     as_json: Json = False,
 ) -> None:
     """Train one network of the pose methods; kill it at any time and go on with `--resume`."""
-    from dd3g.machine import find_device
+    from dd3g.nn.checkpoint import find_device
     from dd3g.pose import training
     from dd3g.pose.data.motion_files import load_motion
     from dd3g.pose.data.scorehmr import load_conditioned

@@ -42,8 +42,8 @@ def serve(
         from dd3g.serve.app import Limits, make_app
     except ImportError as error:
         raise UserError(f"dd3g serve needs the extra 'serve' ({error}): pip install 'dd3g[serve]'") from error
-    from dd3g.machine import find_device
     from dd3g.models import require_model
+    from dd3g.nn.checkpoint import find_device
     from dd3g.pepd import Generator
     from dd3g.serve.worker import Worker
 

@@ -70,7 +70,7 @@ def evaluate_command(
     as_json: Json = False,
 ) -> None:
     """Compare generators, a teacher, other tools and simple baselines with the true views of objects."""
-    from dd3g.machine import find_device
+    from dd3g.nn.checkpoint import find_device
     from distill.evaluation.compare import evaluate, named
     from distill.evaluation.report import print_table
 

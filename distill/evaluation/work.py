@@ -271,7 +271,7 @@ def _stored(path: Path) -> dict[str, Any]:
 
 def _read_by(words: str, id: str) -> list[Path]:
     """Files that a row reads to predict an object, so that changed ones are not taken for the old ones."""
-    from dd3g.pepd.weights import SHIPPED
+    from dd3g.nn.checkpoint import SHIPPED
 
     kind, _, value = words.partition("=")
     if kind == "predictions":

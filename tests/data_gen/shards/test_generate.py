@@ -299,7 +299,7 @@ def test_processes_of_their_own_share_the_gpus_of_a_machine(monkeypatch):
     import torch
 
     current = []
-    monkeypatch.setattr("dd3g.machine.find_device", torch.device)
+    monkeypatch.setattr("dd3g.nn.checkpoint.find_device", torch.device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)

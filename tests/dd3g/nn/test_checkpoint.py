@@ -14,9 +14,8 @@ from torch import nn
 
 from dd3g.errors import UserError
 from dd3g.nn import checkpoint
-from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
+from dd3g.nn.checkpoint import SHIPPED, build, load_weights, read_config, save_folder
 from dd3g.pepd.generator import Generator
-from dd3g.pepd.weights import SHIPPED
 from dd3g.pose.body.bodies import Body
 from dd3g.pose.networks.difficulty import Difficulty
 from dd3g.pose.networks.lifter import GraphLifter

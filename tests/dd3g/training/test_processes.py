@@ -34,15 +34,13 @@ def test_device_and_first_step_are_told(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("processes", "use_cpu", "word", "code"),
+    ("count", "use_cpu", "word", "code"),
     [("8", "False", "", 2), ("8", "False", "use_cpu=true", 0), ("1", "False", "", 0), ("8", "", "", 0)],
 )
-def test_processes_for_gpus_do_not_train_on_cpus(
-    tmp_path, monkeypatch, capsys, processes, use_cpu, word, code
-):
+def test_processes_for_gpus_do_not_train_on_cpus(tmp_path, monkeypatch, capsys, count, use_cpu, word, code):
     """As `accelerate launch --config_file configs/accelerate/gpu8.yaml` starts them."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setenv("WORLD_SIZE", count)
     if use_cpu:
         monkeypatch.setenv("ACCELERATE_USE_CPU", use_cpu)
     made = []

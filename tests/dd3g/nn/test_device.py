@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dd3g.errors import UserError
-from dd3g.machine import find_device
+from dd3g.nn.checkpoint import find_device
 
 
 def test_names():
