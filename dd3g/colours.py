@@ -1,4 +1,4 @@
-"""Colours as files tell them -> sRGB."""
+"""Colours by the profile, code or chunks of a file -> sRGB; loaded for pictures that have one."""
 
 from __future__ import annotations
 
@@ -35,16 +35,15 @@ def colour_code(data: bytes) -> tuple[int, int] | None:
     return (found[1][0], found[2][0]) if found else None
 
 
-def in_srgb(image: Image.Image) -> Image.Image:
+def in_srgb(image: Image.Image, rgba: Image.Image) -> Image.Image:
     """RGBA, by way of what a picture says about its colours, if that fits.
 
-    That is a code (see `colour_code`), else an ICC profile, else the gAMA and cHRM chunks of a PNG.
+    That is a code of ITU-T H.273, else an ICC profile, else the gAMA and cHRM chunks of a PNG.
 
     Args:
-        image: of any mode; its info may hold a "colour code".
+        image: of any mode, as it was opened; its info may hold a "colour code".
+        rgba: the same picture, its colours as they are.
     """
-    straight = {"La": "LA", "LAB": "RGB"}.get(image.mode, image.mode)  # Pillow makes Lab transparent
-    rgba = image.convert(straight).convert("RGBA")
     info, code = image.info, image.info.get("colour code")
     data = info.get("icc_profile")
     if code:

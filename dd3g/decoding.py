@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
 import numpy as np
 from PIL import BmpImagePlugin, Image, ImageChops, ImageOps, JpegImagePlugin, PngImagePlugin
 
-from dd3g.colours import colour_code, in_srgb
 from dd3g.errors import UserError, first_line
 from dd3g.framing import SOLID
 
@@ -29,6 +28,7 @@ SUFFIXES = tuple(".png .jpg .jpeg .jfif .mpo .webp .gif .bmp .dib .tif .tiff .av
 # A fixed list, since Pillow also opens formats that start other programs (EPS starts Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "ICO")
 HEIC = re.compile(rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)(?!.{4,40}avi[fs])", re.DOTALL)
+COLOURED = {"colour code", "icc_profile", "gamma", "chromaticity"}  # what a picture's info may say of colours
 ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 # How pictures begin whose decoders do not know them again once they are cut short.
 CUT = re.compile(rb"....ftypavi[fs]|II\*\0|MM\0\*|II\+\0|MM\0\+", re.DOTALL)
@@ -51,10 +51,9 @@ BmpImagePlugin.USE_RAW_ALPHA = True
 def read_rgba(source: Source, name: str = "the picture") -> Image.Image:
     """Decode a picture to upright 8-bit RGBA at its full size.
 
-    EXIF rotation is applied; colours with an ICC profile, or that the file tells by numbers, are brought to
-    sRGB; 16-bit pictures keep their
-    upper eight bits; animations and files of several pages give their first picture; a JPEG of more than 80
-    million pixels is reduced while it is decoded.
+    EXIF rotation is applied; colours for which the file has a profile or numbers are converted to sRGB;
+    16-bit pictures keep their upper eight bits; animations and files of several pages give their first
+    picture; a JPEG of more than 80 million pixels is reduced while it is decoded.
 
     Args:
         source: a file, an http(s) address, the bytes of a file, an open binary file, a PIL picture, an array
@@ -75,7 +74,10 @@ def read_rgba(source: Source, name: str = "the picture") -> Image.Image:
             else:
                 data = read_bytes(source, name)
                 opened = _decoder(data, name)
-                opened.info["colour code"] = colour_code(data)
+                if b"cICP" in data or b"colrnclx" in data:
+                    from dd3g.colours import colour_code
+
+                    opened.info["colour code"] = colour_code(data)
             with opened as image:
                 return _to_rgba(image, name)
     except UserError:
@@ -274,7 +276,12 @@ def _to_rgba(image: Image.Image, name: str) -> Image.Image:
         )
     bitmap = image.format in ("BMP", "DIB")
     image = _eight_bits(_upright(_loaded(image)), name)
-    rgba = in_srgb(image)
+    straight = {"La": "LA", "LAB": "RGB"}.get(image.mode, image.mode)  # Pillow makes Lab transparent
+    rgba = image.convert(straight).convert("RGBA")
+    if COLOURED & image.info.keys():
+        from dd3g.colours import in_srgb
+
+        rgba = in_srgb(image, rgba)
     top = np.asarray(rgba.getchannel("A")).max()
     if top == 0 and bitmap:
         rgba.putalpha(255)
