@@ -21,8 +21,8 @@ from dd3g.framing import (
     cut_frame,
     object_box,
     object_frame,
+    without_haze,
 )
-from dd3g.haze import without_haze
 from dd3g.io.atomic import replacing
 from dd3g.matting import predict_matte, shows_object
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from dd3g import Generator, load_image
-from dd3g.haze import box_sum, grown, without_haze
+from dd3g.framing import box_sum, grown, without_haze
 
 LAMP = np.asarray(Image.open(Path(__file__).parents[2] / "assets/lamp.png").convert("RGBA"))
 Y, X = np.mgrid[:256, :256]
