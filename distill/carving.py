@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
-from dd3g.pepd.maps import resize
+from dd3g.pepd.frustum import resize
 from dd3g.pepd.surface import HALF, LEVEL, first_hits, visual_hull
 from distill.quadruples import Quadruple, Quadruples
 from distill.renders import RenderedObject, RenderedObjects

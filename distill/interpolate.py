@@ -42,7 +42,7 @@ def views_of(generator: Any, rgba: Tensor, noise: Tensor, size: int, raw: bool) 
         size: pixels a side.
         raw: the network's own splats, where the solid body hides what differs.
     """
-    from dd3g.pepd.maps import resize
+    from dd3g.pepd.frustum import resize
     from dd3g.pepd.solid import solidify
     from dd3g.rasterizer import rasterize
 

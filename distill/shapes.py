@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
-from dd3g.pepd.frustum import FAR, NEAR, OUTSIDE, frustum_places, slices
-from dd3g.pepd.maps import resize
+from dd3g.pepd.frustum import FAR, NEAR, OUTSIDE, frustum_places, resize, slices
 from dd3g.pepd.occupancy import color_at
 from dd3g.setting import setting
 from dd3g.training import Batch, generator_for

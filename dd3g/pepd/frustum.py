@@ -1,4 +1,4 @@
-"""The frustum of the camera that took the picture: slices, the body that a silhouette suggests, its field.
+"""Maps on the picture's pixels, and the frustum of its camera: slices, inflated silhouette, its field.
 
 The camera stands at azimuth 0 and some elevation of the canonical orbit. Its frustum is cut into slices of
 equal camera depth; occupancy is known along the rays of the pixels, at the slices' centres.
@@ -114,3 +114,29 @@ def template(half: Tensor, middle: Tensor, depths: Tensor) -> Tensor:
         depths: (D,) of the slices.
     """
     return ((half - (depths[:, None, None] - middle).abs()) / SOFTNESS).clamp(-LIMIT, LIMIT)
+
+
+def spread(values: Tensor, weight: Tensor) -> Tensor:
+    """Carry values (V, C, S, S) beyond where their weight (V, 1, S, S) ends, from coarser means."""
+    weight = weight.to(values)
+    levels = [torch.cat([values * weight, weight], 1)]
+    while levels[-1].shape[-1] > 1:
+        levels.append(F.avg_pool2d(levels[-1], 2, ceil_mode=True))
+    found = levels.pop()
+    for level in reversed(levels):
+        found = level + 1e-3 * F.interpolate(found, level.shape[-2:], mode="bilinear")
+    return found[:, :-1] / found[:, -1:].clamp(min=1e-30)
+
+
+def resize(rgba: Tensor, size: int) -> Tensor:
+    """Area-resize straight RGBA (B, 4, H, W) to a square; colours are averaged by their alpha."""
+    if rgba.shape[-2:] == (size, size):
+        return rgba
+    premultiplied = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
+    small = F.interpolate(premultiplied, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
+    return torch.cat([(small[:, :3] / small[:, 3:].clamp(min=1e-6)).clamp(0, 1), small[:, 3:]], 1)
+
+
+def sampled(maps: Tensor, uv: Tensor) -> Tensor:
+    """Maps (V, C, S, S) at places (V, P, 2) in -1..1 -> (V, C, P); beyond the edge as at it."""
+    return F.grid_sample(maps, uv[:, :, None], align_corners=False, padding_mode="border")[..., 0]

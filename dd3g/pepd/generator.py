@@ -31,7 +31,7 @@ from dd3g.nn.clip_vision import ClipVisionConfig
 from dd3g.nn.multiview_unet import MultiViewUNetConfig
 from dd3g.pepd.captured import CapturedPass
 from dd3g.pepd.config import Bounds, GeneratorConfig, TeacherPhase
-from dd3g.pepd.maps import resize
+from dd3g.pepd.frustum import resize
 from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet
 from dd3g.pepd.pattern_extraction import CopiedTokens, PatternExtraction, type_embedding
 from dd3g.pepd.perspective import seen_under

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
-from dd3g.pepd.frustum import inflate
-from dd3g.pepd.maps import resize, sampled, spread
+from dd3g.pepd.frustum import inflate, resize, sampled, spread
 from dd3g.pepd.solid import Colors, SolidOptions, discs_on, within
 from dd3g.pepd.surface import LEVEL, inflated_field, smoothed, visual_hull
 

@@ -22,11 +22,12 @@ from dd3g.pepd.frustum import (
     inflate,
     pixel_rays,
     plucker,
+    resize,
     slices,
+    spread,
     template,
     upright_depth,
 )
-from dd3g.pepd.maps import resize, spread
 from dd3g.setting import setting
 
 PEAK = 8.0  # logits that a place on a ray falls by for each that it is less likely than the likeliest

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians, matrix_to_quaternion
-from dd3g.pepd.frustum import inflate
-from dd3g.pepd.maps import resize, sampled, spread
+from dd3g.pepd.frustum import inflate, resize, sampled, spread
 from dd3g.pepd.occupancy import OccupancyNet, Shape
 from dd3g.pepd.surface import (
     HALF,

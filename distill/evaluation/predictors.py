@@ -256,7 +256,7 @@ def teacher_views(
 
 def teacher_predictor(views: Callable[[Target], Tensor]) -> Predictor:
     """What `teacher_views` gives, at the rig alone."""
-    from dd3g.pepd.maps import resize
+    from dd3g.pepd.frustum import resize
 
     def predict(target: Target) -> Drawing:
         answer = views(target)

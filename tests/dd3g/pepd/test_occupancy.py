@@ -18,10 +18,10 @@ from dd3g.pepd.frustum import (
     pixel_rays,
     plucker,
     slices,
+    spread,
     template,
     upright_depth,
 )
-from dd3g.pepd.maps import spread
 from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet, Shape, color_at
 from dd3g.pepd.surface import HALF, voxel_centres
 

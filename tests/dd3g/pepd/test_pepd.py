@@ -12,7 +12,7 @@ from dd3g.gaussians import Gaussians, quaternion_to_matrix
 from dd3g.nn import correspond_rgba
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.pepd.config import Bounds
-from dd3g.pepd.maps import resize
+from dd3g.pepd.frustum import resize
 from dd3g.pepd.occupancy import OccupancyConfig
 from dd3g.pepd.progressive_decoding import CHANNELS, Frame, activate, interval, to_grids, to_tokens
 

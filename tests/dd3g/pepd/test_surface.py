@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
-from dd3g.pepd.maps import spread
+from dd3g.pepd.frustum import spread
 from dd3g.pepd.solid import (
     SolidOptions,
     detailed,
