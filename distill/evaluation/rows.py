@@ -90,7 +90,7 @@ def generator_rows(value: str, settings: Settings) -> dict[str, Predictor]:
 
 
 def told_rows(value: str, settings: Settings) -> dict[str, Predictor]:
-    """A generator that is told the elevation of its input; the value is LABEL=NAME_OR_FOLDER."""
+    """A generator that is given the elevation of its input; the value is LABEL=NAME_OR_FOLDER."""
     from dd3g.pepd import Generator
 
     label, path = labelled(value)
