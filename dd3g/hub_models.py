@@ -21,27 +21,18 @@ TEXT = ("*.json", "tokenizer/*.txt", "README.md")  # beside the weights
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model of the hub.
+    """A model of the hub."""
 
-    Args:
-        repo: `owner/name`.
-        files: patterns of its files of weights; each must match one.
-        size: bytes of all that is fetched, about.
-        licence: of the weights, as their page or their authors name it.
-        purpose: what it is used for.
-        sha256: digests of files, where they are known; they are checked after the download.
-        revision: branch, tag or commit. The commit that was fetched is the name of the folder in the cache.
-        notice: what a user must know of the licence.
-    """
-
-    repo: str
-    files: tuple[str, ...]
-    size: int
-    licence: str
-    purpose: str
+    repo: str  # `owner/name`
+    files: tuple[str, ...]  # patterns of its files of weights; each must match one
+    size: int  # bytes of all that is fetched, about
+    licence: str  # of the weights, as their page or their authors name it
+    purpose: str  # what it is used for
+    # Digests of files, where they are known; they are checked after the download
     sha256: Mapping[str, str] = field(default_factory=dict)
+    # Branch, tag or commit. The commit that was fetched is the name of the folder in the cache
     revision: str = "main"
-    notice: str = ""
+    notice: str = ""  # what a user must know of the licence
 
     def path(self) -> Path | None:
         """The folder in the hub's cache, or None when it or a file of it is not there; never asks the hub."""

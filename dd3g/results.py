@@ -28,43 +28,24 @@ NO_ENCODER = (
 
 @dataclass(frozen=True)
 class Request:
-    """What to write for each picture, checked.
+    """What to write for each picture, checked."""
 
-    Args:
-        out: output folder.
-        formats: some of `FORMATS`.
-        axes: one of `AXES`, or None for the convention of each format.
-        turntable: also write an orbit video.
-        viewer: also write a self-contained HTML page.
-        seed: seed of the first sample; sample k uses seed + k, below `SEEDS`.
-        samples: objects made from one picture, >= 1.
-        matte: as in `dd3g.picture.load_image`.
-        mask: the object's own matte: a file, or a folder of files named like the pictures.
-        foreground_ratio: part of the frame that the object's longest side spans, within 0.1..1.
-        stem: of the one result's files; None takes the picture's.
-        elevation: degrees from which the pictures look down on their objects, within -80..80.
-        fov: degrees that the framed pictures span, within 1..100.
-        raw: write the network's soft splats, not a solid body.
-        refine: seconds for which the visible discs are fitted to the picture, 0 or more.
-        ply_layout: of a .ply, one of `dd3g.io.formats.LAYOUTS`.
-    """
-
-    out: Path
-    formats: tuple[str, ...]
-    axes: str | None
-    turntable: bool
-    viewer: bool
-    seed: int
-    samples: int
-    matte: str
-    mask: Path | None = None
-    foreground_ratio: float = 0.8
-    stem: str | None = None
-    elevation: float = 10.0
-    fov: float = 49.1
-    raw: bool = False
-    refine: float = 0.0
-    ply_layout: str = "compact"
+    out: Path  # output folder
+    formats: tuple[str, ...]  # some of `FORMATS`
+    axes: str | None  # one of `AXES`, or None for the convention of each format
+    turntable: bool  # also write an orbit video
+    viewer: bool  # also write a self-contained HTML page
+    seed: int  # seed of the first sample; sample k uses seed + k, below `SEEDS`
+    samples: int  # objects made from one picture, >= 1
+    matte: str  # as in `dd3g.picture.load_image`
+    mask: Path | None = None  # the object's own matte: a file, or a folder of files named like the pictures
+    foreground_ratio: float = 0.8  # part of the frame that the object's longest side spans, within 0.1..1
+    stem: str | None = None  # of the one result's files; None takes the picture's
+    elevation: float = 10.0  # degrees from which the pictures look down on their objects, within -80..80
+    fov: float = 49.1  # degrees that the framed pictures span, within 1..100
+    raw: bool = False  # write the network's soft splats, not a solid body
+    refine: float = 0.0  # seconds for which the visible discs are fitted to the picture, 0 or more
+    ply_layout: str = "compact"  # of a .ply, one of `dd3g.io.formats.LAYOUTS`
 
     def __post_init__(self) -> None:
         for format in self.formats:

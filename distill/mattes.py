@@ -22,19 +22,12 @@ DOUBT = 0.2  # doubtful pixels, by those of the object, at which nothing is beli
 
 @dataclass(frozen=True)
 class Mattes:
-    """Mattes of V views.
+    """Mattes of V views."""
 
-    Args:
-        alpha: (V, 1, S, S) in 0..1.
-        confidence: (V,) 0..1; see `matte_view`.
-        ground: (V, 3) colour that each view stands on, as far as it is one.
-        model: what they were made with.
-    """
-
-    alpha: Tensor
-    confidence: Tensor
-    ground: Tensor
-    model: str
+    alpha: Tensor  # (V, 1, S, S) in 0..1
+    confidence: Tensor  # (V,) 0..1; see `matte_view`
+    ground: Tensor  # (V, 3) colour that each view stands on, as far as it is one
+    model: str  # what they were made with
 
     def straight(self, views: Tensor) -> Tensor:
         """Views (V, 3, S, S) on their ground -> straight RGBA (V, 4, S, S)."""

@@ -33,25 +33,17 @@ MOST_NOISE = 2**24  # numbers that a stranger's file may ask for
 
 @dataclass(frozen=True)
 class Quadruple:
-    """N, C, II, OI of one object, or of a batch B.
+    """N, C, II, OI of one object, or of a batch B."""
 
-    Args:
-        noise: (V, C, h, w) or (B, V, C, h, w) float32.
-        cameras: (V,) relative to the input view, shared by a batch; or (B, V).
-        input: (4, S, S) or (B, 4, S, S) straight RGBA in 0..1.
-        outputs: (V, 4, S, S) or (B, V, 4, S, S) straight RGBA in 0..1; RGB from a teacher without alpha.
-        meta: source, sample, seed, teacher, steps, guidance_scale, in a file also the key.
-        latents: (V, C, h, w) or (B, V, C, h, w) the end of the ODE, None where it was not kept.
-        mattes: of RGB outputs; None where there are none.
-    """
-
-    noise: Tensor
-    cameras: Cameras
-    input: Tensor
-    outputs: Tensor
+    noise: Tensor  # (V, C, h, w) or (B, V, C, h, w) float32
+    cameras: Cameras  # (V,) relative to the input view, shared by a batch; or (B, V)
+    input: Tensor  # (4, S, S) or (B, 4, S, S) straight RGBA in 0..1
+    outputs: Tensor  # (V, 4, S, S) or (B, V, 4, S, S) straight RGBA in 0..1; RGB from a teacher without alpha
+    # Source, sample, seed, teacher, steps, guidance_scale, in a file also the key
     meta: dict[str, Any] = field(default_factory=dict)
+    # (V, C, h, w) or (B, V, C, h, w) the end of the ODE, None where it was not kept
     latents: Tensor | None = None
-    mattes: Mattes | None = None
+    mattes: Mattes | None = None  # of RGB outputs; None where there are none
 
 
 def noise_of(shape: Sequence[int], seed: int) -> Tensor:

@@ -21,23 +21,16 @@ from dd3g.progress import Progress
 
 @dataclass(frozen=True)
 class RenderedObject:
-    """All views of one object in one variant of light, colour and shape.
+    """All views of one object in one variant of light, colour and shape."""
 
-    Args:
-        rgba: (V, 4, H, W) uint8, straight alpha.
-        depth: (V, H, W) float32 camera z, 0 where there is nothing.
-        cameras: batch shape (V,).
-        meta: id, style, source, licence, cluster, variant, azimuth and elevation (V degrees each), quads
-            (lists of four view indices at azimuths a, a + 90, a + 180, a + 270 and one elevation), novel
-            (indices of free views), light, texture; volume (resolution and half) where there is one.
-        bits: of the volume as its file holds them; nothing where there is none.
-    """
-
-    rgba: Tensor  # (V, 4, H, W) uint8
-    depth: Tensor  # (V, H, W) float32
-    cameras: Cameras  # (V,)
+    rgba: Tensor  # (V, 4, H, W) uint8, straight alpha
+    depth: Tensor  # (V, H, W) float32 camera z, 0 where there is nothing
+    cameras: Cameras  # batch shape (V,)
+    # id, style, source, licence, cluster, variant, azimuth and elevation (V degrees each), quads (lists of
+    # four view indices at azimuths a, a + 90, a + 180, a + 270 and one elevation), novel (indices of free
+    # views), light, texture; volume (resolution and half) where there is one
     meta: dict
-    bits: bytes = b""
+    bits: bytes = b""  # of the volume as its file holds them; nothing where there is none
 
     @property
     def volume(self) -> Tensor | None:

@@ -64,16 +64,11 @@ class ClassifierFree:
     """Classifier-free guidance u + s (c - u) (Ho & Salimans 2022, eq. 6), itself a `Denoiser`.
 
     It may mix eps, x0 or v outputs: at one x_t each is an affine function of the others.
-
-    Args:
-        denoiser: the network.
-        null: its condition for the unconditional call.
-        scale: s; 1 is the conditional prediction, 0 the unconditional one.
     """
 
-    denoiser: Denoiser
-    null: Any
-    scale: float
+    denoiser: Denoiser  # the network
+    null: Any  # its condition for the unconditional call
+    scale: float  # s; 1 is the conditional prediction, 0 the unconditional one
 
     @property
     def prediction(self) -> Prediction:

@@ -20,19 +20,13 @@ LAYOUTS = ("compact", "inria")  # of .ply: 14 columns, or the 62 of the first im
 
 @dataclass(frozen=True)
 class Splats:
-    """What a splat file holds.
+    """What a splat file holds."""
 
-    Args:
-        gaussians: (N,) float32 on the CPU.
-        axes: one of `AXES`, None where the file does not say.
-        antialiased: whether they are made to be drawn with antialiasing, None where the format cannot say.
-        harmonics: whether the file has colour that depends on the view, which is left out.
-    """
-
-    gaussians: Gaussians
-    axes: str | None = None
+    gaussians: Gaussians  # (N,) float32 on the CPU
+    axes: str | None = None  # one of `AXES`, None where the file does not say
+    # Whether they are made to be drawn with antialiasing, None where the format cannot say
     antialiased: bool | None = None
-    harmonics: bool = False
+    harmonics: bool = False  # whether the file has colour that depends on the view, which is left out
 
     @property
     def drawn_antialiased(self) -> bool:

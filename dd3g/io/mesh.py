@@ -74,21 +74,13 @@ def Xform "object" (kind = "component")
 
 @dataclass(frozen=True)
 class Mesh:
-    """A surface of quads with a texture.
+    """A surface of quads with a texture."""
 
-    Args:
-        points: (P, 3) in the world.
-        normals: (P, 3) unit, outwards.
-        quads: (Q, 4) indices of points, counterclockwise as seen from outside.
-        places: (Q, 4, 2) of the quads' corners in the texture, 0..1 from its upper left corner.
-        texture: (H, W, 3) uint8 sRGB.
-    """
-
-    points: np.ndarray
-    normals: np.ndarray
-    quads: np.ndarray
-    places: np.ndarray
-    texture: np.ndarray
+    points: np.ndarray  # (P, 3) in the world
+    normals: np.ndarray  # (P, 3) unit, outwards
+    quads: np.ndarray  # (Q, 4) indices of points, counterclockwise as seen from outside
+    places: np.ndarray  # (Q, 4, 2) of the quads' corners in the texture, 0..1 from its upper left corner
+    texture: np.ndarray  # (H, W, 3) uint8 sRGB
 
     def save(self, path: str | Path) -> list[Path]:
         """Write a .glb or a .usdz, or an .obj with its material and texture beside it.

@@ -90,19 +90,13 @@ def comments(axes: str, antialiased: bool) -> str:
 
 @dataclass(frozen=True)
 class Header:
-    """What the text before the values says.
+    """What the text before the values says."""
 
-    Args:
-        elements: name and count of each, in order, with its lines of properties.
-        axes: that our comment names.
-        antialiased: whether they are made to be drawn with antialiasing.
-        start: of the values, in bytes.
-    """
-
+    # Name and count of each, in order, with its lines of properties
     elements: list[tuple[str, int, list[str]]]
-    axes: str | None
-    antialiased: bool
-    start: int
+    axes: str | None  # that our comment names
+    antialiased: bool  # whether they are made to be drawn with antialiasing
+    start: int  # of the values, in bytes
 
     @property
     def compressed(self) -> bool:

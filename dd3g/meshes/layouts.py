@@ -20,26 +20,18 @@ RING = tuple(f"{k:03d}.png" for k in range(16))
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a data set keeps the files of an object.
+    """Where a data set keeps the files of an object."""
 
-    Args:
-        name: what `--layout` calls it.
-        title: what people call it.
-        root: regular expression of an object's folder, from any folder above it on; its group `id` names the
-            object, unless `files` has it.
-        files: regular expressions below the root; the first is the one that is read, and all must be there.
-        holds: "mesh" or "views".
-        up: "y" or "z", the axis of the files that points up.
-        shown: the layout in words.
-    """
-
-    name: str
-    title: str
+    name: str  # what `--layout` calls it
+    title: str  # what people call it
+    # Regular expression of an object's folder, from any folder above it on; its group `id` names the object,
+    # unless `files` has it
     root: str
+    # Regular expressions below the root; the first is the one that is read, and all must be there
     files: tuple[str, ...]
-    holds: str
-    up: str
-    shown: str
+    holds: str  # "mesh" or "views"
+    up: str  # "y" or "z", the axis of the files that points up
+    shown: str  # the layout in words
 
 
 ANY = r"(?P<id>[^/]+)"
@@ -75,19 +67,12 @@ NAMES = tuple(layout.name for layout in (*LAYOUTS, PLAIN))
 
 @dataclass(frozen=True)
 class FoundObject:
-    """One object on disk.
+    """One object on disk."""
 
-    Args:
-        id: its name in tables; unique in a data set.
-        path: its mesh, its archive, or the file with its cameras.
-        layout: of the data set.
-        style: group for reports, from a manifest.csv; "unknown" without.
-    """
-
-    id: str
-    path: Path
-    layout: Layout
-    style: str = "unknown"
+    id: str  # its name in tables; unique in a data set
+    path: Path  # its mesh, its archive, or the file with its cameras
+    layout: Layout  # of the data set
+    style: str = "unknown"  # group for reports, from a manifest.csv; "unknown" without
 
     def mesh(self) -> Mesh:
         """Load it, y up and normalised as `load_mesh` does.

@@ -24,15 +24,10 @@ _FLIP = torch.diag(torch.tensor([1.0, -1, -1, 1], dtype=torch.float64))  # OpenG
 
 @dataclass(frozen=True)
 class PosedPictures:
-    """Pictures and cameras of one object.
+    """Pictures and cameras of one object."""
 
-    Args:
-        rgba: (V, 4, S, S) straight alpha in 0..1.
-        cameras: (V,) in a world with y up.
-    """
-
-    rgba: Tensor
-    cameras: Cameras
+    rgba: Tensor  # (V, 4, S, S) straight alpha in 0..1
+    cameras: Cameras  # (V,) in a world with y up
 
 
 def read_views(found: FoundObject, size: int) -> PosedPictures:

@@ -43,19 +43,12 @@ torch.set_num_threads(_threads)
 
 
 class Bins(NamedTuple):
-    """Visible splats of I images and which tiles they touch.
+    """Visible splats of I images and which tiles they touch."""
 
-    Args:
-        splats: (M, HEAD + K) by image, then by depth. K is the C colours and the depth, zero-padded to a
-            multiple of 4.
-        rank: (I, N) row of each Gaussian in `splats`, -1 if it is not visible.
-        rows: (M + 1,) first row of each splat in the gradient buffer.
-        isects: (L, 2) row in `splats` and row in the gradient buffer, by image, then tile, then depth.
-        tiles: (I * tiles + 1,) first intersection of each tile, row by row.
-    """
-
+    # (M, HEAD + K) by image, then by depth. K is the C colours and the depth, zero-padded to a multiple of 4
     splats: np.ndarray
-    rank: np.ndarray
-    rows: np.ndarray
+    rank: np.ndarray  # (I, N) row of each Gaussian in `splats`, -1 if it is not visible
+    rows: np.ndarray  # (M + 1,) first row of each splat in the gradient buffer
+    # (L, 2) row in `splats` and row in the gradient buffer, by image, then tile, then depth
     isects: np.ndarray
-    tiles: np.ndarray
+    tiles: np.ndarray  # (I * tiles + 1,) first intersection of each tile, row by row

@@ -18,22 +18,15 @@ J_MARGIN = 0.3  # the Jacobian is evaluated at most this many half-images outsid
 
 
 class Projection(NamedTuple):
-    """Gaussians on the image planes of V cameras.
+    """Gaussians on the image planes of V cameras."""
 
-    Args:
-        means2d: (B, V, N, 2) centres in pixels.
-        conics: (B, V, N, 3) inverse covariance, its xx, xy and yy entries in 1/px^2.
-        depths: (B, V, N) camera z.
-        opacities: (B, V, N) after the antialiasing compensation.
-        extents: (B, V, N, 2) half width and height in pixels of the box outside which alpha < 1/255; both are
-            0 where the Gaussian is not drawn. gsplat's `radii` are these rounded up. Carries no gradient.
-    """
-
-    means2d: Tensor  # (B, V, N, 2) pixels
-    conics: Tensor  # (B, V, N, 3) 1/px^2
-    depths: Tensor  # (B, V, N)
-    opacities: Tensor  # (B, V, N)
-    extents: Tensor  # (B, V, N, 2) pixels, 0 = culled
+    means2d: Tensor  # (B, V, N, 2) centres in pixels
+    conics: Tensor  # (B, V, N, 3) inverse covariance, its xx, xy and yy entries in 1/px^2
+    depths: Tensor  # (B, V, N) camera z
+    opacities: Tensor  # (B, V, N) after the antialiasing compensation
+    # (B, V, N, 2) half width and height in pixels of the box outside which alpha < 1/255; both are 0 where
+    # the Gaussian is not drawn. gsplat's `radii` are these rounded up. Carries no gradient
+    extents: Tensor
 
 
 def project(gaussians: Gaussians, cameras: Cameras, antialiased: bool = False) -> Projection:

@@ -13,17 +13,11 @@ from distill.evaluation.predictors import Drawing, Prediction, Target
 
 @dataclass(frozen=True)
 class Move:
-    """x -> scale * x + shift of a prediction's world.
+    """x -> scale * x + shift of a prediction's world."""
 
-    Args:
-        scale: factor.
-        shift: (3,) across the input view.
-        residual: 1 - IoU of the masks in the input view after it.
-    """
-
-    scale: float
-    shift: Tensor
-    residual: float
+    scale: float  # factor
+    shift: Tensor  # (3,) across the input view
+    residual: float  # 1 - IoU of the masks in the input view after it
 
 
 def find_move(drawing: Drawing, target: Target, steps: int = 8) -> Move:

@@ -31,21 +31,14 @@ class Missing(UserError):
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of pictures through a network.
+    """A metric of pictures through a network."""
 
-    Args:
-        key: of its value in results.
-        about: library, net and hash of the weights.
-        features: RGB over white (V, 3, H, W) in 0..1 -> whatever `compare` takes.
-        compare: features of predicted and of true views -> (V,); None for a metric of sets.
-        smallest: pixels a side below which nothing is left of the picture in the net.
-    """
-
-    key: str
-    about: dict[str, str]
-    features: Callable[[Tensor], Any]
+    key: str  # of its value in results
+    about: dict[str, str]  # library, net and hash of the weights
+    features: Callable[[Tensor], Any]  # RGB over white (V, 3, H, W) in 0..1 -> whatever `compare` takes
+    # Features of predicted and of true views -> (V,); None for a metric of sets
     compare: Callable[[Any, Any], Tensor] | None = None
-    smallest: int = 16
+    smallest: int = 16  # pixels a side below which nothing is left of the picture in the net
 
 
 def _st_lpips() -> Metric:

@@ -36,27 +36,19 @@ OBJECTS = (*SPLATS, ".glb", *MESHES)
 
 @dataclass(frozen=True)
 class Predictions:
-    """A predictor that reads what another tool made of the input pictures.
+    """A predictor that reads what another tool made of the input pictures."""
 
-    Args:
-        name: of the row.
-        folder: holds `ID` with one of `OBJECTS` behind it, or a folder `ID` with one of these or
-            with a picture for each test view, in the protocol's order when sorted by name.
-        axes: of the files; "auto" believes a .ply's comment, and takes "opencv" for .ply and .splat, "opengl"
-            for the others.
-        azimuth: where the tool's input camera stands in its world after `axes`, degrees.
-        elevation: the same; None: the object stands upright, so that it is the true one.
-        radius: distance of that camera, in units of the file.
-        fovy: its field of view, degrees.
-    """
-
-    name: str
+    name: str  # of the row
+    # Holds `ID` with one of `OBJECTS` behind it, or a folder `ID` with one of these or with a picture for
+    # each test view, in the protocol's order when sorted by name
     folder: Path
+    # Of the files; "auto" believes a .ply's comment, and takes "opencv" for .ply and .splat, "opengl" for the
+    # others
     axes: str = "auto"
-    azimuth: float = 0.0
-    elevation: float | None = None
-    radius: float = RADIUS
-    fovy: float = FOVY
+    azimuth: float = 0.0  # where the tool's input camera stands in its world after `axes`, degrees
+    elevation: float | None = None  # the same; None: the object stands upright, so that it is the true one
+    radius: float = RADIUS  # distance of that camera, in units of the file
+    fovy: float = FOVY  # its field of view, degrees
 
     def __call__(self, target: Target) -> Drawing:
         """The prediction of one object."""

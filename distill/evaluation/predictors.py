@@ -24,35 +24,21 @@ from distill.evaluation.metrics import on_white
 
 @dataclass(frozen=True)
 class Target:
-    """One object to be predicted from one of its views.
+    """One object to be predicted from one of its views."""
 
-    Args:
-        id: name of the object.
-        style: group for the report.
-        rgba: (V, 4, S, S) true views, straight alpha in 0..1; view `rig[0]` is the input.
-        cameras: (V,) in the world that the input tells: its camera stands at azimuth 0, elevation 10.
-        azimuth: (V,) degrees from the input.
-        rig: four view indices at azimuth 0, 90, 180, 270 of the input's elevation, or the input's alone.
-        novel: indices of the views that count as novel; the input is not among them.
-        finer: the same views with more pixels, the finest last.
-        hash: of the object.
-        surface: (P, 6) points of the true surface and their normals, where it is known.
-        side: longest side of the true surface's bounding box before it was turned.
-        elevation: of the input camera in the world where the object stands upright, degrees.
-    """
-
-    id: str
-    style: str
-    rgba: Tensor
-    cameras: Cameras
-    azimuth: Tensor
+    id: str  # name of the object
+    style: str  # group for the report
+    rgba: Tensor  # (V, 4, S, S) true views, straight alpha in 0..1; view `rig[0]` is the input
+    cameras: Cameras  # (V,) in the world that the input tells: its camera stands at azimuth 0, elevation 10
+    azimuth: Tensor  # (V,) degrees from the input
+    # Four view indices at azimuth 0, 90, 180, 270 of the input's elevation, or the input's alone
     rig: list[int]
-    novel: list[int]
-    finer: tuple[Target, ...] = ()
-    hash: str = ""
-    surface: Tensor | None = None
-    side: float = 0.0
-    elevation: float = 10.0
+    novel: list[int]  # indices of the views that count as novel; the input is not among them
+    finer: tuple[Target, ...] = ()  # the same views with more pixels, the finest last
+    hash: str = ""  # of the object
+    surface: Tensor | None = None  # (P, 6) points of the true surface and their normals, where it is known
+    side: float = 0.0  # longest side of the true surface's bounding box before it was turned
+    elevation: float = 10.0  # of the input camera in the world where the object stands upright, degrees
 
     @property
     def size(self) -> int:
@@ -72,19 +58,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted views of a target.
+    """Predicted views of a target."""
 
-    Args:
-        views: indices of the target's views that are predicted.
-        rgb: (len(views), 3, S, S) over white.
-        alpha: (len(views), 1, S, S), or None where the predictor knows none.
-        depth: (len(views), 1, S, S) mean camera z where alpha is above 0, or None.
-    """
-
-    views: list[int]
-    rgb: Tensor
-    alpha: Tensor | None
-    depth: Tensor | None = None
+    views: list[int]  # indices of the target's views that are predicted
+    rgb: Tensor  # (len(views), 3, S, S) over white
+    alpha: Tensor | None  # (len(views), 1, S, S), or None where the predictor knows none
+    depth: Tensor | None = None  # (len(views), 1, S, S) mean camera z where alpha is above 0, or None
 
 
 # These views of a target: the one that was predicted, one with more pixels, or one with other cameras in the

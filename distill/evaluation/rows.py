@@ -32,19 +32,12 @@ from distill.evaluation.targets import frame
 
 @dataclass(frozen=True)
 class Settings:
-    """What all rows share.
+    """What all rows share."""
 
-    Args:
-        seed: of the noise.
-        device: of networks.
-        teacher_steps: DDIM steps of a teacher; None takes its own.
-        guidance_scale: of a teacher; None takes its own.
-    """
-
-    seed: int = 0
-    device: str = "cpu"
-    teacher_steps: int | None = None
-    guidance_scale: float | None = None
+    seed: int = 0  # of the noise
+    device: str = "cpu"  # of networks
+    teacher_steps: int | None = None  # DDIM steps of a teacher; None takes its own
+    guidance_scale: float | None = None  # of a teacher; None takes its own
 
 
 BASELINES: dict[str, Predictor] = {

@@ -104,15 +104,10 @@ def of_renders(item: RenderedObject, *finer: RenderedObject) -> Target:
 
 @dataclass(frozen=True)
 class FoundTargets(Sequence[Target]):
-    """Objects on disk, drawn or read when they are asked for.
+    """Objects on disk, drawn or read when they are asked for."""
 
-    Args:
-        found: the objects, which hold meshes or views.
-        asked: the protocol.
-    """
-
-    found: Sequence[FoundObject]
-    asked: Protocol
+    found: Sequence[FoundObject]  # the objects, which hold meshes or views
+    asked: Protocol  # the protocol
 
     @property
     def ids(self) -> list[str]:

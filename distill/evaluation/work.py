@@ -39,33 +39,19 @@ TURNS, TURN_SIZE, STRIP_SIZE = 16, 96, 96  # of the page's pictures
 
 @dataclass(frozen=True)
 class Job:
-    """What one evaluation asks of each of its objects; it travels to other processes.
+    """What one evaluation asks of each of its objects; it travels to other processes."""
 
-    Args:
-        source: folders, see `open_targets`.
-        layout: of the data set.
-        limit: only the first objects; 0 for all.
-        protocol: see there.
-        rows: "KIND=VALUE" each, see `make_rows`.
-        settings: of the rows.
-        seeds: how many noises a row is tried with.
-        output: folder of the evaluation.
-        pictures: store strips and turns for the page.
-        on_sheet: ids of objects whose views are stored for sheets.
-        code: version and commit of this program.
-    """
-
-    source: tuple[Path, ...]
-    layout: str
-    limit: int
-    protocol: Protocol
-    rows: tuple[str, ...]
-    settings: Settings
-    seeds: int
-    output: Path
-    pictures: bool
-    on_sheet: frozenset[str]
-    code: str
+    source: tuple[Path, ...]  # folders, see `open_targets`
+    layout: str  # of the data set
+    limit: int  # only the first objects; 0 for all
+    protocol: Protocol  # see there
+    rows: tuple[str, ...]  # "KIND=VALUE" each, see `make_rows`
+    settings: Settings  # of the rows
+    seeds: int  # how many noises a row is tried with
+    output: Path  # folder of the evaluation
+    pictures: bool  # store strips and turns for the page
+    on_sheet: frozenset[str]  # ids of objects whose views are stored for sheets
+    code: str  # version and commit of this program
 
     def path(self, id: str) -> Path:
         """The file of an object's results."""

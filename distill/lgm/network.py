@@ -17,23 +17,14 @@ HALF = math.sqrt(0.5)  # keeps the variance of the sum of a branch and its short
 
 @dataclass(frozen=True)
 class Layout:
-    """Shape of an LGM; the three published ones are big, small and tiny.
+    """Shape of an LGM; the three published ones are big, small and tiny."""
 
-    Args:
-        down: channels of each block on the way down; all but the last halve the map.
-        up: channels of each block on the way up; all but the last double the map.
-        down_attention: whether the layers of these blocks look at all views; one a block.
-        up_attention: likewise.
-        down_layers: layers of a block on the way down, each of which is a skip connection.
-        mid_attention: whether the middle looks at all views.
-    """
-
-    down: tuple[int, ...]
-    up: tuple[int, ...]
-    down_attention: tuple[bool, ...]
-    up_attention: tuple[bool, ...]
-    down_layers: int = 2
-    mid_attention: bool = True
+    down: tuple[int, ...]  # channels of each block on the way down; all but the last halve the map
+    up: tuple[int, ...]  # channels of each block on the way up; all but the last double the map
+    down_attention: tuple[bool, ...]  # whether the layers of these blocks look at all views; one a block
+    up_attention: tuple[bool, ...]  # likewise
+    down_layers: int = 2  # layers of a block on the way down, each of which is a skip connection
+    mid_attention: bool = True  # whether the middle looks at all views
 
     def __post_init__(self) -> None:
         if not 0 < len(self.up) <= len(self.down):

@@ -31,21 +31,13 @@ _PARTS = ("unet", "vae", "text_encoder")
 
 @dataclass(frozen=True)
 class Source:
-    """A folder in the published layout, and what is known of it.
+    """A folder in the published layout, and what is known of it."""
 
-    Args:
-        folder: where it lies.
-        name: hub id, or the folder's own name.
-        revision: commit of the hub; None for a folder of another origin.
-        licence: of the weights.
-        notice: what a user must know of the licence.
-    """
-
-    folder: Path
-    name: str
-    revision: str | None
-    licence: str
-    notice: str = ""
+    folder: Path  # where it lies
+    name: str  # hub id, or the folder's own name
+    revision: str | None  # commit of the hub; None for a folder of another origin
+    licence: str  # of the weights
+    notice: str = ""  # what a user must know of the licence
 
     @property
     def about(self) -> dict[str, str | None]:

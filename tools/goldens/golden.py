@@ -22,19 +22,12 @@ PART, CALL, LOOP = 1e-5, 2e-5, 1e-4
 
 @dataclass(frozen=True)
 class Compared:
-    """One array of ours beside the golden one.
+    """One array of ours beside the golden one."""
 
-    Args:
-        name: of the array.
-        found: ours.
-        wanted: the golden one.
-        tolerance: of rmse / rms.
-    """
-
-    name: str
-    found: np.ndarray
-    wanted: np.ndarray
-    tolerance: float
+    name: str  # of the array
+    found: np.ndarray  # ours
+    wanted: np.ndarray  # the golden one
+    tolerance: float  # of rmse / rms
 
     @property
     def largest(self) -> float:
@@ -63,21 +56,14 @@ class Compared:
 
 @dataclass(frozen=True)
 class Golden:
-    """NAME.npz and NAME.json of a folder.
+    """NAME.npz and NAME.json of a folder."""
 
-    Args:
-        name: of the two files.
-        arrays: what was computed.
-        about: of what: configurations, and name -> shape of every weight as in the published files.
-        seed: of weights and inputs.
-        dtype: what networks compute in here; the goldens are of float32.
-    """
-
-    name: str
-    arrays: Mapping[str, np.ndarray]
+    name: str  # of the two files
+    arrays: Mapping[str, np.ndarray]  # what was computed
+    # Of what: configurations, and name -> shape of every weight as in the published files
     about: dict[str, Any]
-    seed: int
-    dtype: torch.dtype = torch.float32
+    seed: int  # of weights and inputs
+    dtype: torch.dtype = torch.float32  # what networks compute in here; the goldens are of float32
 
     @staticmethod
     def read(path: Path, seed: int | None = None, dtype: torch.dtype = torch.float32) -> Golden:

@@ -35,19 +35,12 @@ LEVEL, GUIDANCE = 500, 4.0
 
 @dataclass(frozen=True)
 class Loop:
-    """How one of the loops goes down.
+    """How one of the loops goes down."""
 
-    Args:
-        scheduler: of diffusers; its noise levels.
-        last: `set_alpha_to_one`.
-        fresh: noise is drawn for the reference at each step, and for the state.
-        guidance: 1 is none.
-    """
-
-    scheduler: str
-    last: bool = False
-    fresh: bool = False
-    guidance: float = GUIDANCE
+    scheduler: str  # of diffusers; its noise levels
+    last: bool = False  # `set_alpha_to_one`
+    fresh: bool = False  # noise is drawn for the reference at each step, and for the state
+    guidance: float = GUIDANCE  # 1 is none
 
 
 LOOPS = {
