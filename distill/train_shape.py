@@ -18,7 +18,7 @@ import torch
 from dd3g.configuration import launch
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
-from dd3g.nn.checkpoint import load_weights
+from dd3g.nn.checkpoint import find_weights, load_weights, read_config
 from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet
 from dd3g.setting import setting
 from dd3g.training import LoopConfig, fit, generator_for
@@ -58,7 +58,7 @@ class ShapeConfig(LoopConfig):
     held_out: float = setting(0.05, "share of clusters that are never trained on; 0 keeps the last network")
     held_objects: int = setting(64, "objects of these that are scored at each validation, at most")
     pixels: int = setting(768, "of the other view that a sample is compared in")
-    init_from: str = setting("", "start from the weights in this folder")
+    init_from: str = setting("", "start from these weights of a shape network, or of a generator with one")
     network: OccupancyConfig = field(default_factory=OccupancyConfig)
     objective: ShapeObjectiveConfig = field(default_factory=ShapeObjectiveConfig)
 
@@ -152,7 +152,9 @@ def run(config: ShapeConfig) -> Path:
     torch.manual_seed(config.seed)
     network, shape = OccupancyNet(config.network), config.network
     if config.init_from:
-        load_weights(config.init_from, network)
+        folder = find_weights(config.init_from)
+        whole = read_config(folder, "shape", "generator")["kind"] == "generator"
+        load_weights(folder, network, within="shape." if whole else "")
     objects = training_objects(config)
     check_volumes(objects, shape.size)
     train, held = split(objects, config)

@@ -251,13 +251,17 @@ def check_options(folder: str | Path, config: Any, known: Iterable[str]) -> None
         )
 
 
-def load_weights(folder: str | Path, module: nn.Module, without: str = "") -> None:
+def load_weights(folder: str | Path, module: nn.Module, without: str = "", within: str = "") -> None:
     """Fill `module` from model.safetensors; every tensor must be there with its shape, in any float type.
 
-    Tensors of the file whose names begin with `without` are passed over.
+    Tensors of the file whose names begin with `without`, or don't with `within`, are passed over.
     """
     path = Path(folder) / WEIGHTS
-    state = {n: t for n, t in read_tensors(path).items() if not (without and n.startswith(without))}
+    state = {
+        name.removeprefix(within): tensor
+        for name, tensor in read_tensors(path).items()
+        if name.startswith(within) and not (without and name.startswith(without))
+    }
     own = module.state_dict()
     if isinstance(module, Renamed):
         module.rename(state)

@@ -19,6 +19,7 @@ from stand_ins.training_runs import files, fresh, metrics
 from dd3g.__main__ import main
 from dd3g.configuration import launch, parse
 from dd3g.errors import UserError
+from dd3g.nn.checkpoint import save_folder
 from dd3g.pepd.occupancy import OccupancyNet
 from distill import train_shape
 from distill.renders import RenderedObjects
@@ -79,7 +80,14 @@ def test_training_learns_and_keeps_the_best(renders, tmp_path, capsys):
     logits, _ = network(torch.rand(1, 4, 32, 32), torch.zeros(1))
     assert logits.shape == (1, 16, 32, 32) and logits.isfinite().all()
     assert train(renders, tmp_path, **options) == 2 and "--resume latest" in capsys.readouterr().err
-    assert train(renders, tmp_path / "next", init_from=tmp_path / "model", max_train_steps=1) == 0
+    # The same from a generator that holds this network.
+    whole = torch.nn.ModuleDict({"shape": network, "extraction": torch.nn.Linear(2, 2)})
+    save_folder(tmp_path / "generator", whole, {"kind": "generator"})
+    losses = []
+    for name in ("model", "generator"):
+        assert train(renders, tmp_path / f"from-{name}", init_from=tmp_path / name, max_train_steps=1) == 0
+        losses.append(metrics(tmp_path / f"from-{name}")[0]["loss"])
+    assert losses[0] == losses[1] < 0.9 * early
 
 
 def test_arrays_on_a_disk_train_alike(renders, tmp_path):
