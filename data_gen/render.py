@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +24,7 @@ from dd3g.fingerprint import fingerprint
 from dd3g.io.atomic import only_user, replacing
 from dd3g.io.shards import Shards, write_shard
 from dd3g.progress import Progress
+from dd3g.setting import flattened
 
 
 def render_shard(task: tuple[Path, list[Item], Options]) -> tuple[int, list[tuple[str, str]]]:
@@ -145,7 +146,7 @@ def _check_same_options(output: Path, options: dict) -> None:
         output.mkdir(parents=True, exist_ok=True)
         if path.exists():
             # What a folder of an earlier version lacks, it had by default.
-            before = asdict(Options()) | json.loads(path.read_text())
+            before = asdict(Options(scan_variants=2)) | json.loads(path.read_text())
             changed = [f"{k} {before[k]} -> {v}" for k, v in options.items() if before.get(k, v) != v]
             if changed:
                 raise UserError(
@@ -161,34 +162,15 @@ def _check_same_options(output: Path, options: dict) -> None:
         raise UserError(f"cannot write in {output}: {error.strerror or error}") from error
 
 
+@flattened
 def render_command(
     folder: Annotated[
         Path,
         typer.Argument(help="Folder of .glb, .obj or untextured .npz meshes at any depth, or of a data set."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the shards.")],
-    size: Annotated[int, typer.Option(min=8, help="Pixels a side.")] = 64,
+    options: Options,
     processes: Annotated[int, typer.Option(min=1, help="CPU processes.")] = os.cpu_count() or 1,
-    variants: Annotated[
-        int, typer.Option(min=1, help="Variants an object; 0 is plain, the others are random.")
-    ] = 2,
-    scan_variants: Annotated[
-        int, typer.Option(min=0, help="Variants of scans and PBR objects; 0: as --variants.")
-    ] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all random choices.")] = 0,
-    quads: Annotated[
-        int, typer.Option(min=0, help="Sets of four views 90 degrees apart at elevation 10.")
-    ] = 4,
-    free_quads: Annotated[int, typer.Option(min=0, help="The same at a random elevation, -10 to 40.")] = 1,
-    novel: Annotated[int, typer.Option(min=0, help="Free views, elevation -15 to 50.")] = 8,
-    eval_views: Annotated[
-        bool, typer.Option("--eval", help="Evaluation views: variant 0, one quad and 16 fixed novel views.")
-    ] = False,
-    supersample: Annotated[int, typer.Option(min=1, max=8, help="s x s samples a pixel.")] = 4,
-    volumes: Annotated[
-        bool, typer.Option("--volumes", help="Store where each object's matter is, for train-shape.")
-    ] = False,
-    per_shard: Annotated[int, typer.Option(min=1, help="Items a shard.")] = 50,
     limit: Annotated[int, typer.Option(min=0, help="Only the first objects; 0: all.")] = 0,
     layout: Annotated[
         str, typer.Option(help="Of the data set, as for `dd3g evaluate`, where its files leave a doubt.")
@@ -197,21 +179,9 @@ def render_command(
     as_json: Json = False,
 ) -> None:
     """Render a folder of meshes into shards of RGBA and depth; run it again to resume."""
-    options = Options(
-        size,
-        supersample,
-        seed,
-        variants,
-        scan_variants or variants,
-        quads,
-        free_quads,
-        novel,
-        eval_views,
-        per_shard,
-        volumes,
-    )
+    options = replace(options, scan_variants=options.scan_variants or options.variants)
     styles = [s.strip() for s in only_styles.split(",") if s.strip()]
-    if not eval_views and not quads + free_quads + novel:
+    if not options.eval and not options.quads + options.free_quads + options.novel:
         raise UserError("no views asked for: raise --quads, --free-quads or --novel")
     summary = render_folder(folder, output, options, processes, styles, limit, layout)
     failed = summary["failed"]

@@ -1,13 +1,18 @@
-"""Fields of a configuration that say what they are for, and what they may be."""
+"""Fields of a configuration, or options of a command, that say what they are for, and what they may be."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from dataclasses import field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import MISSING, field, fields, is_dataclass
+from typing import Annotated, Any, get_type_hints
 
 
-def setting(default: Any, help: str, least: float | None = None, most: float = math.inf) -> Any:
+def setting(
+    default: Any, help: str, least: float | None = None, most: float = math.inf, option: str = ""
+) -> Any:
     """A dataclass field with its default, and the words that `--help` shows for it.
 
     Args:
@@ -15,8 +20,9 @@ def setting(default: Any, help: str, least: float | None = None, most: float = m
         help: what the value means, its unit or choices.
         least: of a number that `check_ranges` holds; None: it may be any.
         most: likewise; without it a number is finite.
+        option: of a command line, where it is not the field's name with dashes.
     """
-    metadata = {"help": help} if least is None else {"help": help, "range": (least, most)}
+    metadata = {"help": help, "option": option} | ({} if least is None else {"range": (least, most)})
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -41,3 +47,47 @@ def check_ranges(config: Any, section: str = "") -> None:
         if value is not None and not (least <= value <= most and value < math.inf):
             limits = f"at least {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
             raise ValueError(f"{section}{name} must be {limits}, got {value}")
+
+
+def flattened(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorates a command: its parameter of a dataclass becomes an option for each of the settings in it.
+
+    Args:
+        command: with typer's annotations; a flag that is off by default has no form with --no.
+    """
+    hints, groups, parameters = get_type_hints(command, include_extras=True), {}, []
+    for name, own in inspect.signature(command).parameters.items():
+        if is_dataclass(hints[name]):
+            groups[name] = hints[name]
+            parameters += [(key, kind, default) for key, kind, default in _options(hints[name])]
+        else:
+            parameters.append((name, hints[name], own.default))
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        made = {n: cls(**{f.name: values.pop(f.name) for f in fields(cls)}) for n, cls in groups.items()}
+        command(**values, **made)
+
+    by_name = inspect.Parameter.KEYWORD_ONLY
+    signature = [inspect.Parameter(n, by_name, default=d, annotation=kind) for n, kind, d in parameters]
+    vars(run)["__signature__"] = inspect.Signature(signature)
+    run.__annotations__ = {name: kind for name, kind, _ in parameters}
+    return run
+
+
+def _options(cls: type) -> list[tuple[str, Any, Any]]:
+    """Name, annotated type and default of the option that each setting of a dataclass becomes."""
+    import typer
+
+    hints, found = get_type_hints(cls), []
+    for one in fields(cls):
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        words = [one.metadata["option"]] if one.metadata["option"] else []
+        if default is False and not words:
+            words = [f"--{one.name.replace('_', '-')}"]
+        least, most = one.metadata.get("range", (None, math.inf))
+        about = typer.Option(
+            *words, help=one.metadata["help"], min=least, max=None if most == math.inf else most
+        )
+        found.append((one.name, Annotated[hints[one.name], about], default))
+    return found

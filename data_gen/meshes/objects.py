@@ -17,6 +17,7 @@ from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.meshes.layouts import FoundObject, find_objects, read_rows
 from dd3g.picture_sources import DEPTH, DEPTH_UNIT, SHEET, VOLUME
+from dd3g.setting import setting
 
 FILL = 0.55  # radius of the object's bounding sphere; at radius 1.5 and fovy 49.1 it spans 86 % of the frame
 HALF = 1.02 * FILL  # half the side of the cube whose matter is stored
@@ -27,17 +28,17 @@ ENDS = 1 << 16  # bytes of either end of a mesh's file that its fingerprint read
 class Options:
     """What decides the pixels; stored beside the shards so that one folder never mixes two settings."""
 
-    size: int = 64
-    supersample: int = 4
-    seed: int = 0
-    variants: int = 2
-    scan_variants: int = 2
-    quads: int = 4
-    free_quads: int = 1
-    novel: int = 8
-    eval: bool = False
-    per_shard: int = 50
-    volumes: bool = False
+    size: int = setting(64, "Pixels a side.", 8)
+    variants: int = setting(2, "Variants an object; 0 is plain, the others are random.", 1)
+    scan_variants: int = setting(0, "Variants of scans and PBR objects; 0: as --variants.", 0)
+    seed: int = setting(0, "Seed of all random choices.", 0)
+    quads: int = setting(4, "Sets of four views 90 degrees apart at elevation 10.", 0)
+    free_quads: int = setting(1, "The same at a random elevation, -10 to 40.", 0)
+    novel: int = setting(8, "Free views, elevation -15 to 50.", 0)
+    eval: bool = setting(False, "Evaluation views: variant 0, one quad and 16 fixed novel views.")
+    supersample: int = setting(4, "s x s samples a pixel.", 1, 8)
+    volumes: bool = setting(False, "Store where each object's matter is, for train-shape.")
+    per_shard: int = setting(50, "Items a shard.", 1)
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def find_items(
     for found in chosen:
         row = rows.get(found.id.rpartition("/")[2], {})
         meta = {"style": found.style} | {k: row.get(k, "") for k in ("source", "licence", "cluster")}
-        count = options.scan_variants if found.style in ("scan", "pbr") else options.variants
+        count = (options.scan_variants if found.style in ("scan", "pbr") else 0) or options.variants
         items += [Item(found, v, tuple(meta.items())) for v in range(1 if options.eval else count)]
     if not items:
         raise UserError(f"{folder} holds no meshes of style {', '.join(styles)}")
