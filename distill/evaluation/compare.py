@@ -24,11 +24,12 @@ from dd3g.machine import provenance
 from dd3g.progress import Progress, track
 from distill.evaluation.learned import frechet_distance, kernel_distance, load_metrics
 from distill.evaluation.metrics import bootstrap_mean
+from distill.evaluation.options import Evaluation
 from distill.evaluation.outside import parse_predictions
 from distill.evaluation.page import save_page
 from distill.evaluation.protocol import RULES, load_protocol
 from distill.evaluation.report import Sheet, evenly, write_csv
-from distill.evaluation.rows import Settings, labelled
+from distill.evaluation.rows import Settings
 from distill.evaluation.scores import (
     BANDS,
     FINE_INPUT,
@@ -45,43 +46,7 @@ from distill.evaluation.work import Job, Work, from_png, unpacked
 COMPARED = ("psnr", "ssim", "iou", "st_lpips", "lpips", "clip", "chamfer", "f_")  # of which rows are paired
 
 
-def named(values: list[str]) -> dict[str, str]:
-    """["A=path", "nano"] -> {"A": "path", "nano": "nano"}.
-
-    Raises:
-        UserError: when two share a label.
-    """
-    result: dict[str, str] = {}
-    for value in values:
-        label, path = labelled(value)
-        if label in result:
-            raise UserError(f"two generators are called {label!r}: give each its own LABEL=PATH")
-        result[label] = path
-    return result
-
-
-def evaluate(
-    source: Path | Sequence[Path],
-    output: Path,
-    generators: dict[str, str],
-    teacher: str | None = None,
-    teacher_steps: int | None = None,
-    guidance_scale: float | None = None,
-    quadruples: Path | None = None,
-    size: int = 0,
-    limit: int = 0,
-    seed: int = 0,
-    device: str = "cpu",
-    sheet_objects: int = 10,
-    more_rows: Sequence[str] = (),
-    protocol: str = "house",
-    changes: Sequence[str] = (),
-    layout: str = "auto",
-    baselines: bool = True,
-    seeds: int = 1,
-    processes: int = 0,
-    page: bool = True,
-) -> dict[str, Any]:
+def evaluate(source: Path | Sequence[Path], output: Path, options: Evaluation) -> dict[str, Any]:
     """Run every row, and write evaluation.json, objects.csv, tables, a page and sheets into `output`.
 
     What each object gives is stored in `output`/objects as soon as it is known: a run that was stopped goes
@@ -90,56 +55,47 @@ def evaluate(
     Args:
         source: a folder of a data set, or of renders in one or more sizes; see `open_targets`.
         output: folder for the results.
-        generators: names or folders by label; each makes a row, and one of its raw splats.
-        teacher: whose own views make a row.
-        teacher_steps: DDIM steps.
-        guidance_scale: of the teacher.
-        quadruples: held-out ones, on whose noise generators are compared with the teacher.
-        size: pixels a side of what is scored; 0: the protocol's.
-        limit: only the first objects and quadruples; 0 for all.
-        seed: of the noise and the bootstrap.
-        device: of teacher and generators.
-        sheet_objects: how many are drawn on sheets.
-        more_rows: "KIND=VALUE" each, see `make_rows`.
-        protocol: name or file.
-        changes: "key=value" each, of the protocol; they change its hash.
-        layout: of the data set.
-        baselines: whether the rows without a network are there.
-        seeds: noises each row is tried with; more than one adds diversity and best-of-K.
-        processes: objects at a time; 0: as many as there are cores, one on a GPU or for few objects.
-        page: write index.html.
+        options: rows, protocol and the rest.
 
     Raises:
         UserError: nothing to evaluate, unknown weights, a damaged shard, an output that cannot be written.
     """
-    asked = load_protocol(protocol, list(changes))
-    if size:
-        asked = replace(asked, sizes=sorted({size, *(s for s in asked.sizes[1:] if s > size)}))
-    rows = [*(["baseline"] if baselines else []), *([f"teacher={teacher}"] if teacher else []), *more_rows]
+    o, generators = options, options.generators
+    asked = load_protocol(o.protocol, o.changes)
+    if o.size:
+        asked = replace(asked, sizes=sorted({o.size, *(s for s in asked.sizes[1:] if s > o.size)}))
+    rows = [*["baseline"] * o.baselines, *([f"teacher={o.teacher}"] if o.teacher else []), *o.row]
+    rows += [f"predictions={words}" for words in o.predictions]
     rows += [f"generator={label}={path}" for label, path in generators.items()]
     if not rows:
         raise UserError("there is nothing to evaluate: give --generator, --predictions or --row")
-    targets, failed = open_targets(source, asked, layout, limit)
-    protocol_used = targets.protocol(asked)
+    targets, failed = open_targets(source, asked, o.layout, o.limit)
     _check_predictions(rows, targets)
-    settings = Settings(seed, device, teacher_steps, guidance_scale)
-    about = provenance(device)
-    on_sheet = frozenset(targets.ids[i] for i in evenly(len(targets), sheet_objects))
-    sources = (source,) if isinstance(source, Path) else tuple(source)
-    code = f"{dd3g.__version__} {about['commit']}"
-    job = Job(sources, layout, limit, asked, tuple(rows), settings, seeds, output, page, on_sheet, code)
-    work = Work(job)  # here too: what cannot be loaded is told before other processes start
-    models = _quadruple_models(generators, quadruples, device)
+    about = provenance(o.device)
+    job = Job(
+        source=(source,) if isinstance(source, Path) else tuple(source),
+        layout=o.layout,
+        limit=o.limit,
+        protocol=asked,
+        rows=tuple(rows),
+        settings=Settings(o.seed, o.device, o.teacher_steps, o.guidance_scale),
+        seeds=o.seeds,
+        output=output,
+        pictures=o.page,
+        on_sheet=frozenset(targets.ids[i] for i in evenly(len(targets), o.sheet_objects)),
+        code=f"{dd3g.__version__} {about['commit']}",
+    )
+    work = Work(job)  # here too: what cannot be loaded is reported before other processes start
+    models = _quadruple_models(generators, o.quadruples, o.device)
     check_writable(output)
-    results, first_size = [], asked.sizes[0] if isinstance(targets, FoundTargets) else targets[0].size
-    for found in _results(job, work, len(targets), processes):
+    results = []
+    for found in _results(job, work, len(targets), o.processes):
         if "failed" in found:
             failed[found["id"]] = found["failed"]
         else:
             results.append(found)
     if not results:
         raise UserError(f"no object could be drawn: {'; '.join(f'{k}: {v}' for k, v in failed.items())}")
-
     order = {id: k for k, id in enumerate(targets.ids)}
     results.sort(key=lambda found: order[found["id"]])
     scores: dict[str, list[dict[str, Any]]] = {}
@@ -147,56 +103,71 @@ def evaluate(
         for part in found["rows"].values():
             for label, row in part.items():
                 scores.setdefault(label, []).append(row)
-    objects = [{key: found[key] for key in ("id", "style", "hash")} for found in results]
-    sizes = protocol_used.sizes
-    report: dict[str, Any] = {
-        **about,
-        "protocol": {
-            "name": protocol_used.name, "hash": protocol_used.hash, **asdict(protocol_used), "rules": RULES,
-            "seed": seed, "seeds": seeds, "teacher_steps": teacher_steps, "guidance_scale": guidance_scale,
-        },
-        "objects_hash": fingerprint("\n".join(f"{o['id']} {o['hash']}" for o in objects)),
-        "metrics": load_metrics(asked.metrics)[1],
-        "data": {
-            "source": " ".join(map(str, sources)),
-            "layout": targets.found[0].layout.title if isinstance(targets, FoundTargets) else "renders",
-            "objects": len(results),
-            "size": first_size,
-            "fine_size": FINE_VIEWS if FINE_VIEWS in sizes[1:] else first_size,
-            "input_size": FINE_INPUT if FINE_INPUT in sizes[1:] else None,
-            "novel_views": results[0]["novel"],
-            "failed": failed,
-            "processes": _processes(processes, device, len(targets)),
-        },
-        "generators": generators,
-        "teacher": teacher,
-        "rows": {label: summarise(s, seed) for label, s in scores.items()},
-    }  # fmt: skip
-    card = [s["novel"]["psnr"] for s in scores.get("flat card", ())]
-    for label, found_scores in scores.items():
-        if card and "novel" in found_scores[0]:
-            gain = [s["novel"]["psnr"] - c for s, c in zip(found_scores, card, strict=True)]
-            report["rows"][label]["psnr_over_flat_card"] = bootstrap_mean(gain, seed)
-        report["rows"][label]["sets"] = _sets(results, found_scores)
-    report["differences"] = differences(scores, seed)
-    report["grouped_differences"] = grouped_differences(scores, seed)
-    report["objects"] = objects
-    report["per_object"] = {label: _columns(rows) for label, rows in scores.items()}
-    if quadruples is not None:
+
+    report = about | _described(job, o, targets, results) | _compared(results, scores, o.seed)
+    report["data"] |= {"failed": failed, "processes": _processes(o.processes, o.device, len(targets))}
+    report |= {"generators": generators, "teacher": o.teacher, "sheets": _sheets(results, output)}
+    if o.quadruples is not None:
         report["against_teacher"] = {
-            label: compare_with_quadruples(model, quadruples, limit, seed)
+            label: compare_with_quadruples(model, o.quadruples, o.limit, o.seed)
             for label, model in track(list(models.items()), "generators against quadruples")
         }
-    report["sheets"] = _sheets(results, output)
     write_csv(output / "objects.csv", scores)
     with replacing(output / "objects.txt") as part:
-        part.write_text("".join(f"{o['id']} {o['hash']}\n" for o in objects))
+        part.write_text("".join(f"{found['id']} {found['hash']}\n" for found in report["objects"]))
     save_tables(report, output)
-    if page:
+    if o.page:
         save_page(report, results, output / "index.html")
     with replacing(output / "evaluation.json") as part:
         part.write_text(json.dumps(report, indent=1))
     return report
+
+
+def _described(
+    job: Job, options: Evaluation, targets: Targets | FoundTargets, results: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Protocol, metrics and objects of a report."""
+    o, used = options, targets.protocol(job.protocol)
+    found = targets.found[0] if isinstance(targets, FoundTargets) else None
+    first_size = job.protocol.sizes[0] if found else targets[0].size
+    objects = [{key: result[key] for key in ("id", "style", "hash")} for result in results]
+    return {
+        "protocol": {
+            "name": used.name, "hash": used.hash, **asdict(used), "rules": RULES, "seed": o.seed,
+            "seeds": o.seeds, "teacher_steps": o.teacher_steps, "guidance_scale": o.guidance_scale,
+        },
+        "objects": objects,
+        "objects_hash": fingerprint("\n".join(f"{one['id']} {one['hash']}" for one in objects)),
+        "metrics": load_metrics(job.protocol.metrics)[1],
+        "data": {
+            "source": " ".join(map(str, job.source)),
+            "layout": found.layout.title if found else "renders",
+            "objects": len(results),
+            "size": first_size,
+            "fine_size": FINE_VIEWS if FINE_VIEWS in used.sizes[1:] else first_size,
+            "input_size": FINE_INPUT if FINE_INPUT in used.sizes[1:] else None,
+            "novel_views": results[0]["novel"],
+        },
+    }  # fmt: skip
+
+
+def _compared(
+    results: list[dict[str, Any]], scores: dict[str, list[dict[str, Any]]], seed: int
+) -> dict[str, Any]:
+    """Means of each row, and differences between rows."""
+    rows = {label: summarise(of_row, seed) for label, of_row in scores.items()}
+    card = [s["novel"]["psnr"] for s in scores.get("flat card", ())]
+    for label, of_row in scores.items():
+        if card and "novel" in of_row[0]:
+            gain = [s["novel"]["psnr"] - c for s, c in zip(of_row, card, strict=True)]
+            rows[label]["psnr_over_flat_card"] = bootstrap_mean(gain, seed)
+        rows[label]["sets"] = _sets(results, of_row)
+    return {
+        "rows": rows,
+        "differences": differences(scores, seed),
+        "grouped_differences": grouped_differences(scores, seed),
+        "per_object": {label: _columns(of_row) for label, of_row in scores.items()},
+    }
 
 
 def differences(scores: dict[str, list[dict[str, Any]]], seed: int) -> list[dict[str, Any]]:

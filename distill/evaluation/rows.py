@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
+from distill.evaluation.options import labelled
 from distill.evaluation.outside import parse_predictions
 from distill.evaluation.predictors import (
     Drawing,
@@ -111,12 +112,6 @@ KINDS: dict[str, Callable[[str, Settings], dict[str, Predictor]]] = {
     "told": told_rows,
     "predictions": prediction_rows,
 }
-
-
-def labelled(value: str) -> tuple[str, str]:
-    """Label and path: "A=path" -> A and path, "nano" -> nano twice."""
-    label, _, path = value.partition("=")
-    return label, path or value
 
 
 def make_rows(asked: Sequence[str], settings: Settings, taken: Collection[str] = ()) -> dict[str, Predictor]:

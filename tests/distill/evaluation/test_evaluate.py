@@ -25,6 +25,7 @@ from dd3g.pepd import GeneratorConfig
 from dd3g.rasterizer import rasterize
 from distill.evaluation import compare as tool
 from distill.evaluation.metrics import on_white, view_metrics
+from distill.evaluation.options import Evaluation
 from distill.evaluation.predictors import (
     Prediction,
     Target,
@@ -246,10 +247,11 @@ def test_evaluate_writes_everything(tmp_path, monkeypatch):
         samples.append(encode(Quadruple(noise, rig, image, views), f"q{i}"))
     write_shard(tmp_path / "quadruples" / "q-00000.tar", samples)
 
-    arguments = dict(
-        generators={"mine": "good", "tiny": "none"}, teacher="analytic", quadruples=tmp_path / "quadruples"
-    )
-    report = tool.evaluate(tmp_path / "renders", tmp_path / "out", sheet_objects=2, **arguments)
+    asked = Evaluation(
+        generator=["mine=good", "tiny=none"], teacher="analytic", quadruples=tmp_path / "quadruples",
+        device="cpu", sheet_objects=2,
+    )  # fmt: skip
+    report = tool.evaluate(tmp_path / "renders", tmp_path / "out", asked)
     rows = report["rows"]
     assert list(rows) == [
         "all white", "flat card", "mean-colour blob", "inflated silhouette", "true shape in our decoder",
@@ -280,7 +282,7 @@ def test_evaluate_writes_everything(tmp_path, monkeypatch):
     assert Image.open(tmp_path / "out" / "sheet.png").size == (7 * 34 - 2, 2 * 6 * 34 - 2)
     assert not list((tmp_path / "out").glob(".*"))
 
-    again = tool.evaluate(tmp_path / "renders", tmp_path / "again", sheet_objects=0, **arguments)
+    again = tool.evaluate(tmp_path / "renders", tmp_path / "again", replace(asked, sheet_objects=0))
     for label in rows:
         a, b = dict(again["rows"][label]), dict(rows[label])
         for measured in ("seconds_per_object", "latency", "peak_mb"):
@@ -290,12 +292,12 @@ def test_evaluate_writes_everything(tmp_path, monkeypatch):
     made["other"] = Stub()
     made["other"].config = GeneratorConfig(size=16, latent_shape=(4, 4, 4, 4))
     with pytest.raises(UserError, match=r"noise of \(4, 4, 2, 2\), and b takes \(4, 4, 4, 4\)"):
-        tool.evaluate(
-            tmp_path / "renders", tmp_path / "x", {"b": "other"}, quadruples=tmp_path / "quadruples"
-        )
+        other = Evaluation(generator=["b=other"], quadruples=tmp_path / "quadruples", device="cpu")
+        tool.evaluate(tmp_path / "renders", tmp_path / "x", other)
     made["teacher"] = made["good"]
     with pytest.raises(UserError, match="'teacher' is the name of another row"):
-        tool.evaluate(tmp_path / "renders", tmp_path / "x", {"teacher": "teacher"}, teacher="analytic")
+        asked = Evaluation(generator=["teacher"], teacher="analytic", device="cpu")
+        tool.evaluate(tmp_path / "renders", tmp_path / "x", asked)
 
 
 def test_missing_cells_in_the_csv(tmp_path):
@@ -349,8 +351,9 @@ def test_stlpips_with_its_own_weights():
 @pytest.mark.slow
 def test_bad_calls_are_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="two generators are called 'a'"):
-        tool.named(["a=x", "a=y"])
-    assert tool.named(["nano", "b=out/x=1"]) == {"nano": "nano", "b": "out/x=1"}
+        Evaluation(generator=["a=x", "a=y"]).generators
+    named = Evaluation(generator=["nano", "b=out/x=1"]).generators
+    assert named == {"nano": "nano", "b": "out/x=1"}
     command = [sys.executable, "-m", "tools.evaluate", str(tmp_path / "nowhere"), "-o", str(tmp_path / "out")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
@@ -366,7 +369,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, monke
     monkeypatch.setattr("distill.evaluation.work.score", lambda *_: pytest.fail("evaluated first"))
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match="cannot write to the output folder .*taken"):
-        tool.evaluate(tmp_path / "renders", tmp_path / "taken", {})
+        tool.evaluate(tmp_path / "renders", tmp_path / "taken", Evaluation(device="cpu"))
 
 
 @pytest.mark.parametrize(
@@ -438,7 +441,8 @@ def test_generators_see_the_finest_picture_and_make_two_rows(three_sizes, tmp_pa
     monkeypatch.setattr(dd3g.pepd.Generator, "from_pretrained", lambda name, device="cpu": stub)
     folders = [three_sizes / name for name in ("32", "128", "256")]
     words = ["metrics=[]"]
-    report = tool.evaluate(folders, tmp_path / "out", {"mine": "x"}, limit=1, sheet_objects=1, changes=words)
+    asked = Evaluation(generator=["mine=x"], limit=1, sheet_objects=1, changes=words, device="cpu")
+    report = tool.evaluate(folders, tmp_path / "out", asked)
     assert stub.pictures == [(256, True)] * 2 + [(256, False)] * 2  # once to warm up
     assert report["rows"]["mine"]["novel"] == report["rows"]["mine (raw)"]["novel"]
     assert (report["data"]["size"], report["data"]["fine_size"], report["data"]["input_size"]) == (

@@ -17,6 +17,7 @@ from dd3g.errors import UserError
 from distill.evaluation import compare as tool
 from distill.evaluation import paired, tables, work
 from distill.evaluation.__main__ import main
+from distill.evaluation.options import Evaluation
 from distill.evaluation.predictors import Drawing, Prediction, Target
 from distill.evaluation.rows import KINDS, Settings
 from distill.evaluation.scores import BANDS
@@ -63,8 +64,8 @@ def boxes(tmp_path_factory) -> Path:
 
 
 def run(boxes: Path, out: Path, words: list[str], changes=SMALL, **more) -> dict:
-    more = {"page": False, "sheet_objects": 0} | more
-    return tool.evaluate(boxes, out, {}, more_rows=words, changes=changes, baselines=False, **more)
+    more = {"page": False, "sheet_objects": 0, "device": "cpu"} | more
+    return tool.evaluate(boxes, out, Evaluation(row=words, changes=changes, baselines=False, **more))
 
 
 GREY, WHITE, DARK = "tinted=grey=0.5", "tinted=bright=1.0", "tinted=dark=0.1"

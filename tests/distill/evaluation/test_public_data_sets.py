@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from distill.evaluation import compare as tool
+from distill.evaluation.options import Evaluation
 
 sys.path.append(str(Path(__file__).parents[2] / "dd3g" / "meshes"))
 from test_layouts import blender_poses, zip_folder  # noqa: E402
@@ -64,10 +65,10 @@ def lay_out(name: str, root: Path) -> None:
 def evaluate(data: Path, out: Path, protocol: str, *changes: str, **more) -> dict:
     words = ["supersample=1", *changes]
     rows = ["baseline=flat card", "baseline=true shape in our decoder"]
-    return tool.evaluate(
-        data, out, {}, more_rows=rows, changes=words, baselines=False, protocol=protocol, page=False,
-        sheet_objects=0, **more,
-    )  # fmt: skip
+    asked = Evaluation(
+        protocol, words, row=rows, baselines=False, page=False, sheet_objects=0, device="cpu", **more
+    )
+    return tool.evaluate(data, out, asked)
 
 
 needs_objects = pytest.mark.skipif(not REAL.is_dir(), reason="needs $DD3G_DATA/objects/dev-eval")
