@@ -284,9 +284,7 @@ def signals_stop() -> Iterator[None]:
 
 
 def guarded(
-    work: Callable[[], int | None],
-    go_on: str = "run the same command again to resume",
-    as_json: bool = False,
+    work: Callable[[], int | None], go_on: str = "run the same command again to resume", as_json: bool = False
 ) -> int:
     """Exit code of some work: its own, 2 with one line when something is wrong, that of a signal.
 

@@ -98,10 +98,7 @@ def _download(model: HubModel, offline: bool) -> str:
 
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     return snapshot_download(
-        model.repo,
-        revision=model.revision,
-        allow_patterns=[*TEXT, *model.files],
-        local_files_only=offline,
+        model.repo, revision=model.revision, allow_patterns=[*TEXT, *model.files], local_files_only=offline
     )
 
 

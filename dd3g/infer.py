@@ -11,15 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import (
-    Device,
-    Json,
-    Report,
-    check_writable,
-    conclude,
-    explain,
-    run_command,
-)
+from dd3g.command import Device, Json, Report, check_writable, conclude, explain, run_command
 from dd3g.decoding import SUFFIXES
 from dd3g.errors import UserError
 from dd3g.inputs import find_pictures

@@ -177,13 +177,7 @@ def losses(config: DistillConfig) -> tuple[Verifier | None, nn.Module | None]:
                 f"{teacher.rig.width} pixels, the generator of {size}: give a verifier of that size"
             )
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
-        verifier = Verifier(
-            teacher,
-            c.implicit_form,
-            config.seed,
-            c.implicit_guidance,
-            precision,
-        )
+        verifier = Verifier(teacher, c.implicit_form, config.seed, c.implicit_guidance, precision)
     if c.perceptual:
         from distill.perceptual import VggDistance
 

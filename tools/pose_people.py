@@ -50,7 +50,7 @@ PROTOCOLS = {
     },
     "3dpw": {
         "smpl24": "3DPW, frames with a valid camera, its own OpenPose keypoints; truth is jointPositions as "
-        "H36M-17, not the 14 joints regressed from meshes: not comparable with published tables",
+        "H36M-17, not the 14 joints regressed from meshes: not comparable with published tables"
     },
 }
 
@@ -118,12 +118,7 @@ def detector(dataset: str, protocol: str, keypoints: str | None) -> str | None:
 
 
 def load_people(
-    dataset: str,
-    source: Path,
-    protocol: str,
-    keypoints: str | None = None,
-    limit: int = 0,
-    seed: int = 0,
+    dataset: str, source: Path, protocol: str, keypoints: str | None = None, limit: int = 0, seed: int = 0
 ) -> list[People]:
     """People of a data set, one entry for each size of picture.
 

@@ -20,14 +20,7 @@ from dd3g.errors import UserError, first_line
 from dd3g.gaussians import Gaussians
 from dd3g.io.splats import AXES, world_turn
 from distill.evaluation.metrics import on_white
-from distill.evaluation.predictors import (
-    Drawing,
-    Pictures,
-    Prediction,
-    Target,
-    drawing_of,
-    mesh_drawing,
-)
+from distill.evaluation.predictors import Drawing, Pictures, Prediction, Target, drawing_of, mesh_drawing
 from distill.evaluation.targets import frame
 
 SPLATS, MESHES = (".ply", ".compressed.ply", ".splat", ".spz", ".sog"), (".obj",)  # .glb holds either

@@ -127,10 +127,7 @@ def load_protocol(name: str, changes: list[str] | None = None) -> Protocol:
         UserError: no such file, an unknown key, or a value that cannot be.
     """
     protocol = parse(["--config", str(find_config(name, FOLDER)), *(changes or [])], Protocol)
-    allowed = {
-        "alignment": ("none", "input"),
-        "geometry_alignment": ("none", "icp"),
-    }
+    allowed = {"alignment": ("none", "input"), "geometry_alignment": ("none", "icp")}
     for key, values in allowed.items():
         if getattr(protocol, key) not in values:
             raise UserError(

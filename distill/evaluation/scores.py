@@ -33,10 +33,7 @@ RIG = {"front": [0], "sides": [1, 3], "back": [2]}
 
 
 def score(
-    target: Target,
-    drawing: Drawing,
-    learned: Sequence[Metric] = (),
-    truths: Mapping[str, Any] | None = None,
+    target: Target, drawing: Drawing, learned: Sequence[Metric] = (), truths: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """One object: means over its novel views, by band, of the input view and of the rig.
 

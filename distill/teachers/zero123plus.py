@@ -20,14 +20,7 @@ from dd3g.errors import UserError, first_line
 from dd3g.fingerprint import fingerprint, folder_fingerprint
 from distill.teachers.encoders import TextEncoder, clip_pixels, crop_size, pixels, to_pil
 from distill.teachers.latents import LatentCodec
-from distill.teachers.published import (
-    Frozen,
-    Source,
-    device_of,
-    load_part,
-    load_schedule,
-    read_json,
-)
+from distill.teachers.published import Frozen, Source, device_of, load_part, load_schedule, read_json
 from distill.teachers.reference_attention import ReferenceAttention
 
 ROWS, COLUMNS = 3, 2

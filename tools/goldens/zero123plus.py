@@ -19,14 +19,7 @@ from dd3g.diffusion import Schedule, sample
 from dd3g.errors import UserError
 from distill.teachers.encoders import clip_pixels, pixels, to_pil
 from distill.teachers.published import Source
-from distill.teachers.zero123plus import (
-    MEAN,
-    STD,
-    Zero123PlusCondition,
-    Zero123PlusTeacher,
-    joined,
-    parted,
-)
+from distill.teachers.zero123plus import MEAN, STD, Zero123PlusCondition, Zero123PlusTeacher, joined, parted
 from tools.goldens.golden import CALL, LOOP, PART, Compared, Golden
 from tools.goldens.pipeline import strided, write_folder, write_scheduler
 
