@@ -28,7 +28,7 @@ from dd3g.gaussians import Gaussians
 from dd3g.rasterizer import rasterize
 from dd3g.setting import setting
 from dd3g.training import generator_for
-from distill.datasets import Sample
+from distill.render_samples import Sample
 
 COVERED = 0.65  # alpha from which a pixel inside the mask is no hole, with some room above one half
 

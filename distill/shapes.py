@@ -18,7 +18,7 @@ from dd3g.pepd.occupancy import color_at
 from dd3g.setting import setting
 from dd3g.training import Batch, generator_for
 from distill.carving import Together
-from distill.datasets import StyleShares, chance, mirrored, pick, recolouring
+from distill.render_samples import StyleShares, chance, mirrored, pick, recolouring
 from distill.renders import RenderedObject
 
 LOWEST, HIGHEST = -10.0, 40.0  # elevations that a picture may be taken from, degrees

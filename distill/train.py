@@ -23,19 +23,12 @@ from dd3g.rasterizer import get_ready, rasterize
 from dd3g.setting import setting
 from dd3g.training import LoopConfig, Samples, fit
 from distill.contact_sheet import save_contact_sheet
-from distill.datasets import (
-    MixedDataset,
-    QuadrupleDataset,
-    RenderDataset,
-    Sample,
-    check_fit,
-    check_rig,
-    validation_batch,
-)
+from distill.datasets import MixedDataset, QuadrupleDataset, check_fit, check_rig, validation_batch
 from distill.mattes import BELIEVED
 from distill.model_card import write_card
 from distill.objective import Objective, ObjectiveConfig, Verifier
 from distill.quadruples import Quadruples
+from distill.render_samples import RenderDataset, Sample
 from distill.student import StartConfig, share_frozen, start_from_teacher
 from distill.unpacked import open_renders
 

@@ -19,7 +19,8 @@ from dd3g.errors import UserError
 from dd3g.setting import setting
 from dd3g.training import LoopConfig, fit
 from distill.contact_sheet import save_contact_sheet
-from distill.datasets import RenderDataset, Sample, check_fit, validation_batch
+from distill.datasets import check_fit, validation_batch
+from distill.render_samples import RenderDataset, Sample
 from distill.teachers.compact import CompactCondition, CompactConfig, CompactTeacher
 from distill.unpacked import open_renders
 

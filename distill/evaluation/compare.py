@@ -26,6 +26,7 @@ from distill.evaluation.learned import frechet_distance, kernel_distance, load_m
 from distill.evaluation.metrics import bootstrap_mean
 from distill.evaluation.options import Evaluation
 from distill.evaluation.outside import parse_predictions
+from distill.evaluation.packing import from_png, unpacked
 from distill.evaluation.page import save_page
 from distill.evaluation.protocol import RULES, load_protocol
 from distill.evaluation.report import Sheet, evenly, write_csv
@@ -41,7 +42,7 @@ from distill.evaluation.scores import (
 from distill.evaluation.statistics import paired_difference
 from distill.evaluation.tables import save_tables
 from distill.evaluation.targets import FoundTargets, Targets, open_targets
-from distill.evaluation.work import Job, Work, from_png, unpacked
+from distill.evaluation.work import Job, Work
 
 COMPARED = ("psnr", "ssim", "iou", "st_lpips", "lpips", "clip", "chamfer", "f_")  # of which rows are paired
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dd3g.io.atomic import replacing
+from distill.evaluation.packing import TURN_SIZE, TURNS
 from distill.evaluation.tables import caption, cell, heading, table
-from distill.evaluation.work import TURN_SIZE, TURNS
 
 WORST = 3  # objects named at either end
 

@@ -11,17 +11,9 @@ from stand_ins.tiny_objects import AZIMUTHS, ELEVATIONS, QUADS, ellipsoid, write
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.training import generator_for
-from distill.datasets import (
-    MixedDataset,
-    QuadrupleDataset,
-    RenderDataset,
-    Sample,
-    background,
-    check_fit,
-    mirrored,
-    recolouring,
-)
+from distill.datasets import MixedDataset, QuadrupleDataset, check_fit
 from distill.quadruples import Quadruples
+from distill.render_samples import RenderDataset, Sample, background, mirrored, recolouring
 from distill.renders import RenderedObjects
 
 SIZE, NOISE = 32, (4, 64, 8, 8)

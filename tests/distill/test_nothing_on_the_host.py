@@ -10,8 +10,8 @@ from stand_ins.on_meta import OnMeta
 from stand_ins.tiny_objects import write_renders
 
 from dd3g.pepd import Generator, GeneratorConfig
-from distill.datasets import RenderDataset, Sample
 from distill.objective import Objective, ObjectiveConfig, direct_terms
+from distill.render_samples import RenderDataset, Sample
 from distill.renders import RenderedObjects
 from distill.teachers.compact import CompactConfig, CompactTeacher
 from distill.train_teacher import TeacherLoss

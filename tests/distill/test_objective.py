@@ -15,8 +15,8 @@ from dd3g.gaussians import Gaussians
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.rasterizer import rasterize
 from dd3g.training import generator_for
-from distill.datasets import RenderDataset, Sample
 from distill.objective import Objective, ObjectiveConfig, Verifier, direct_terms
+from distill.render_samples import RenderDataset, Sample
 from distill.renders import RenderedObjects
 from distill.teachers.compact import SpaceToDepth
 

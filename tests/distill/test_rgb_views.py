@@ -15,10 +15,11 @@ from dd3g.errors import UserError
 from dd3g.io.shards import Shards, write_shard
 from dd3g.pepd import Generator, GeneratorConfig
 from distill import teachers
-from distill.datasets import QuadrupleDataset, Sample, check_rig, front_camera, joined, known_views
+from distill.datasets import QuadrupleDataset, check_rig, front_camera, joined, known_views
 from distill.mattes import Mattes
 from distill.objective import Objective, ObjectiveConfig
 from distill.quadruples import Quadruple, Quadruples, decode, encode, noise_of
+from distill.render_samples import Sample
 from distill.simulate import main
 from distill.teachers.analytic import AnalyticTeacher
 from distill.teachers.compact import SpaceToDepth

@@ -13,7 +13,7 @@ from stand_ins.training_runs import files
 
 from dd3g.errors import UserError
 from distill import renders, unpacked
-from distill.datasets import RenderDataset
+from distill.render_samples import RenderDataset
 from distill.renders import RenderedObjects
 from distill.unpacked import UnpackedRenders
 

@@ -18,10 +18,10 @@ from distill.evaluation import compare as tool
 from distill.evaluation import paired, tables, work
 from distill.evaluation.__main__ import main
 from distill.evaluation.options import Evaluation
+from distill.evaluation.packing import from_png, packed, png, unpacked
 from distill.evaluation.predictors import Drawing, Prediction, Target
 from distill.evaluation.rows import KINDS, Settings
 from distill.evaluation.scores import BANDS
-from distill.evaluation.work import from_png, packed, png, unpacked
 
 SMALL = ("sizes=[16]", "test_rings=[[10,3,60]]", "supersample=1", "metrics=[]", "rig=false")
 ASKED: list[tuple[str, str]] = []
