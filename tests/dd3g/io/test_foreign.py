@@ -3,11 +3,13 @@
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_splats import example
+import torch
+from test_splats import covariances, example
 from test_viewer import toy
 
 from dd3g.io import splats
@@ -54,6 +56,10 @@ def test_splat_transform_reads(tmp_path, format):
     ):
         got = np.stack([read[f"{name}{i}"] for i in range(3)], -1)
         np.testing.assert_allclose(got[order], column, atol=atol)
+    turns = torch.tensor(np.stack([read[f"rot_{i}"] for i in range(4)], -1)[order]).float()
+    turned = covariances(replace(kept, quats=torch.nn.functional.normalize(turns, dim=-1)))
+    flip = torch.tensor([1.0, -1, -1])
+    torch.testing.assert_close(turned, covariances(kept) * flip[:, None] * flip, atol=1e-3, rtol=0)
     opacity = 1 / (1 + np.exp(-read["opacity"][order]))
     np.testing.assert_allclose(opacity, kept.opacities.numpy(), atol=0.003)
 
