@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import time
 import warnings
+import zlib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
@@ -24,6 +26,7 @@ MIN_SIDE = 8
 MAX_PIXELS = 80_000_000
 MAX_JPEG_PIXELS = 500_000_000  # these are reduced while they are decoded
 MAX_BYTES = 1 << 30  # of a file, a stream or an answer
+PATIENCE = 300  # seconds for an answer
 SUFFIXES = tuple(".png .jpg .jpeg .jfif .mpo .webp .gif .bmp .dib .tif .tiff .avif .heic .heif .ico".split())
 # A fixed list, since Pillow also opens formats that start other programs (EPS starts Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "ICO")
@@ -32,6 +35,8 @@ COLOURED = {"colour code", "icc_profile", "gamma", "chromaticity"}  # what a pic
 ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 # How pictures begin whose decoders do not know them again once they are cut short.
 CUT = re.compile(rb"....ftypavi[fs]|II\*\0|MM\0\*|II\+\0|MM\0\+", re.DOTALL)
+# How pictures begin that are read, if they are whole.
+BEGINS = re.compile(rb"\x89PNG|\xff\xd8|GIF8|RIFF....WEBP|BM....\0{4}", re.DOTALL)
 # How files that are no pictures begin, for messages that help.
 FOREIGN = {
     rb"\s*<(!doctype html|html)": "a web page: give the address of the picture itself",
@@ -39,6 +44,7 @@ FOREIGN = {
     rb"%PDF": "a PDF: export the page as PNG",
     rb"version https://git-lfs": "a pointer of Git LFS: run `git lfs pull`",
     rb"8BPS": "a Photoshop file: export it as PNG",
+    rb"\x1f\x8b|PK\x03\x04": "an archive: unpack it",
     rb"....ftyp": "a video, or a kind of HEIF that is not read: save a frame as PNG",
 }
 
@@ -128,14 +134,23 @@ def read_bytes(source: Any, name: str) -> bytes:
 
 
 def _fetched(address: str) -> bytes:
+    import urllib.parse
     import urllib.request
 
-    request = urllib.request.Request(address, headers={"User-Agent": "dd3g"})
+    until, data = time.monotonic() + PATIENCE, bytearray()
     try:
+        # As browsers show them: with spaces and letters of any script.
+        quoted = urllib.parse.quote(address, "%/:?#[]@!$&'()*+,;=~")
+        request = urllib.request.Request(quoted, headers={"User-Agent": "dd3g"})
         with urllib.request.urlopen(request, timeout=30) as answer:
-            data: bytes = answer.read(MAX_BYTES + 1)
-            return data
-    except Exception as e:  # of urllib, http, ssl and socket
+            while len(data) <= MAX_BYTES and (part := answer.read1(1 << 20)):
+                data += part
+                if time.monotonic() > until:
+                    raise TimeoutError(f"it took more than {PATIENCE} seconds")
+            if answer.headers.get("Content-Encoding") == "gzip":  # which was not asked for
+                return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data, MAX_BYTES + 1)
+        return bytes(data)
+    except Exception as e:  # of urllib, http, ssl, socket and zlib
         raise UserError(f"{address} could not be fetched ({first_line(e)}): check the address") from e
 
 
@@ -154,6 +169,11 @@ def _decoder(data: bytes, name: str) -> Image.Image:
             return Image.open(io.BytesIO(data), formats=("HEIF",))
         except Image.UnidentifiedImageError as e:
             raise UserError(_damaged(name, "its head is broken, or its end is missing")) from e
+    if _is_strange_jpeg(data):
+        raise UserError(
+            f"{name} is a kind of JPEG that is not read, such as a lossless one or one of 12 bits: save it "
+            "as PNG"
+        )
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
@@ -171,7 +191,22 @@ def _decoder(data: bytes, name: str) -> Image.Image:
         for start, kind in FOREIGN.items():
             if re.match(start, data[:2000], re.IGNORECASE | re.DOTALL):
                 raise UserError(f"{name} is {kind}") from e
+        if BEGINS.match(data):
+            raise UserError(_damaged(name, "its head is broken")) from e
         raise
+
+
+def _is_strange_jpeg(data: bytes) -> bool:
+    """Whether the frame of a JPEG is neither baseline nor extended nor progressive, or not of 8 bits."""
+    at = 2 if data[:2] == b"\xff\xd8" else len(data)
+    while data[at : at + 1] == b"\xff":
+        marker = data[at + 1] if at + 4 < len(data) else 0xDA
+        if marker == 0xDA:  # the pixels
+            break
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # of tables
+            return marker not in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA) or data[at + 4] != 8
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4])
+    return False
 
 
 def _has_tags(data: bytes) -> bool:

@@ -98,8 +98,13 @@ def _no_path(word: str) -> str:
     """Why a word names no picture; empty where it may name one."""
     if not word.strip():
         return "an empty word names no picture: a variable of the shell may be unset"
+    if ADDRESS.match(word):
+        try:
+            return "" if urlsplit(word).hostname else f"{word}: the address names no host"
+        except ValueError as e:
+            return f"{word}: the address is not one ({e})"
     scheme = re.match(r"(\w[\w+.-]+)://|(data):", word)
-    if scheme and not ADDRESS.match(word) and not os.path.exists(word):
+    if scheme and not os.path.exists(word):
         kind = scheme[1] or scheme[2]
         return (
             f"{word[:100]}: addresses of the kind {kind} are not read: give one of http or https, or a path"

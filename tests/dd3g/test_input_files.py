@@ -1,8 +1,11 @@
 """Where pictures come from, and where their results go."""
 
+import contextlib
+import gzip
 import json
 import os
 import threading
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,7 +16,7 @@ from PIL import Image
 from stand_ins.infer_command import fails, picture, run, written
 from typer.testing import CliRunner
 
-from dd3g import infer
+from dd3g import decoding, infer
 from dd3g.command import make_app
 from dd3g.errors import UserError
 from dd3g.inputs import find_pictures
@@ -241,6 +244,45 @@ def test_an_address(here, stub, site):
     ):
         fails(f"{site}{path}", match=match)
     fails("http://127.0.0.1:9/a.png", match="could not be fetched (")
+    fails("http://[::1/a.png", match="the address is not one (Invalid IPv6 URL)")
+    fails("http:///a.png", match="the address names no host")
+
+
+def test_an_address_as_browsers_show_it(here, stub, site):
+    picture("www/a chair é.png")
+    run(f"{site}/a chair é.png", "-o", "x")
+    run(f"{site}/a%20chair%20%C3%A9.png", "-o", "y")
+    assert written("x") == written("y") == ["a_chair_é.matte.png", "a_chair_é.ply"]
+
+
+def test_an_answer_that_is_packed_or_never_ends(here, stub, monkeypatch):
+    data = picture("a.png").read_bytes()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            if self.path == "/packed.png":
+                self.send_header("Content-Encoding", "gzip")
+            self.end_headers()
+            if self.path == "/packed.png":
+                self.wfile.write(gzip.compress(data))
+            with contextlib.suppress(OSError):  # until nobody listens
+                while self.path == "/slow.png":
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(decoding, "PATIENCE", 1)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        site = f"http://127.0.0.1:{server.server_address[1]}"
+        fails(f"{site}/slow.png", match="could not be fetched (it took more than 1 seconds)")
+        run(f"{site}/packed.png")
+        monkeypatch.setattr(decoding, "MAX_BYTES", len(data) - 1)
+        fails(f"{site}/packed.png", match="has more than")
+        server.shutdown()
 
 
 def test_other_schemes_are_no_addresses(here):

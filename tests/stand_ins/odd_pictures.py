@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import struct
@@ -110,6 +111,18 @@ def formats() -> Odd:
             png_chunks(48, 32, depth, 3, (b"\0" + packed) * 32, palette),
             RED,
         )
+    inside = np.zeros((32, 48, 1), bool)
+    inside[8:24, 12:36] = True
+    for name, kind, values in (("grey", 4, GREY[:1]), ("colour", 6, RED)):
+        deep = np.where(inside, np.array([*values, 255]) * 257, 0).astype(">u2")
+        odd[f"png {name} and alpha of 16 bits.png"] = (
+            png_chunks(48, 32, 16, kind, b"".join(b"\0" + row.tobytes() for row in deep)),
+            GREY if kind == 4 else RED,
+        )
+    rows = b"".join(b"\0" + row.tobytes() for row in inside[..., 0].astype(np.uint8))
+    for name, clear in (("all", b"\0\xff"), ("first", b"\0")):
+        chunks = (b"PLTE", bytes((0, 0, 255, *RED))), (b"tRNS", clear)
+        odd[f"png palette with alpha of {name}.png"] = png_chunks(48, 32, 8, 3, rows, *chunks), RED
     for suffix, format in (
         ("gif", "GIF"),
         ("webp", "WEBP"),
@@ -288,6 +301,14 @@ def damage() -> Odd:
     odd["two in one.jpg"] = whole + encoded(Image.new("RGB", (48, 32), "blue"), "JPEG"), RED
     odd["really a jpeg.png"] = whole, RED
     odd["really a webp.jpg"] = encoded(Image.new("RGB", (48, 32), RED), "WEBP"), RED
+    odd["no width.png"] = png_chunks(0, 32, 8, 2, b""), "is damaged or cut short (its head is broken)"
+    mailed = encoded(noise, "PNG").replace(b"\n", b"\r\n")
+    odd["sent as text.png"] = mailed, "is damaged or cut short (its head is broken)"
+    frame = whole.index(b"\xff\xc0")
+    for name, at, value in (("lossless", 1, 0xC3), ("of 12 bits", 4, 12)):
+        data = bytearray(whole)
+        data[frame + at] = value
+        odd[f"jpg {name}.jpg"] = bytes(data), "is a kind of JPEG that is not read"
     wrong = bytearray(encoded(noise, "PNG"))
     wrong[60] ^= 255
     odd["wrong checksum.png"] = bytes(wrong), "damaged or cut short"
@@ -301,6 +322,7 @@ def damage() -> Odd:
         ("postscript", b"%!PS-Adobe-3.0 EPSF-3.0\n", "is not a PNG, JPEG"),
         ("zeros", bytes(999), "is not a PNG, JPEG"),
         ("photoshop", b"8BPS\0\1" + bytes(99), "is a Photoshop file"),
+        ("archive", gzip.compress(whole), "is an archive: unpack it"),
     ):
         odd[f"{name}.png"] = data, message
     return odd
@@ -325,6 +347,7 @@ def names() -> Odd:
         "x" * 200,
     ]
     stems += ["a..b", "CON", "comma,comma", "a=b", "{0}", "a;b", "a&b", "(copy)", "back\\slash", "*", "?"]
+    stems += ["L" * 251, "é" * 125, "new\nline"]
     odd: Odd = {f"{stem}.png": (data, RED) for stem in stems}
     odd["UPPER.PNG"] = data, RED
     odd[os.fsdecode(b"\xff\xfe.png")] = data, RED
