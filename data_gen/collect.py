@@ -48,7 +48,7 @@ class CollectConfig:
     shard_size: int = setting(1000, "pictures a shard, before the filters", 1, 100_000)
     batch_size: int = setting(8, "pictures opened at once", 1)
     device: str = setting("auto", "of mattes and learned filters: auto, cpu, cuda, cuda:1, mps")
-    rank: int | None = setting(None, "of this process, where no launcher tells; with world")
+    rank: int | None = setting(None, "of this process, where no launcher sets it; with world")
     world: int | None = setting(None, "number of processes that make the set")
     json: bool = setting(False, "print the report as JSON")
     matte: MatteConfig = field(default_factory=MatteConfig)

@@ -48,7 +48,7 @@ class SynthesizeConfig:
     batch_size: int = setting(8, "pictures drawn at once", 1)
     attempts: int = setting(4, "tries a prompt", 1, 100)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps; auto gives each process its own GPU")
-    rank: int | None = setting(None, "of this process, where no launcher tells; with world")
+    rank: int | None = setting(None, "of this process, where no launcher sets it; with world")
     world: int | None = setting(None, "number of processes that make the set")
     json: bool = setting(False, "print the report as JSON")
     model: ModelConfig = field(default_factory=ModelConfig)

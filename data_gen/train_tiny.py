@@ -50,7 +50,7 @@ the colours and the kinds of things in them, and little else. Load it with
 class TinyShape:
     """Shape of the network; see `TinyDenoiser`."""
 
-    size: int = setting(64, "pixels a side, a multiple of 8")
+    size: int = setting(64, "pixels per side, a multiple of 8")
     width: int = setting(256, "channels of the tokens of 8 x 8 pixels")
     depth: int = setting(5, "pairs of residual and transformer blocks")
     heads: int = setting(4, "of the attention")
@@ -149,7 +149,7 @@ def _views(shards: Shards, index: int, count: int) -> tuple[NDArray[np.uint8], d
         return views, {"id": meta["id"], "style": meta["style"], "elevation": meta["elevation"]}
     except Exception as error:  # Pillow raises nearly every type there is on damaged pictures
         raise UserError(
-            f"{shards.key(index)} in shard {shards.where(index)} is no rendered object or damaged ({error}): "
+            f"{shards.key(index)} in shard {shards.where(index)} is damaged or no render ({error}): "
             "delete the shard and render it again with the same command"
         ) from error
 

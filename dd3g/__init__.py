@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Libraries report their use unless told not to, before they are imported; nothing leaves the machine unasked.
+# Libraries report their use unless this is set before they are imported; nothing leaves the machine unasked.
 for _name in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
     os.environ.setdefault(_name, "1")
 __all__ = ["Cameras", "Gaussians", "Generator", "UserError", "load_image", "rasterize"]

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 # Chromaticities x, y of white, red, green and blue.
 SRGB = (0.3127, 0.3290, 0.640, 0.330, 0.300, 0.600, 0.150, 0.060)
-PRIMARIES = {  # by the numbers of ITU-T H.273; others are hardly to be told from sRGB
+PRIMARIES = {  # by the numbers of ITU-T H.273; others hardly differ from sRGB
     9: (0.3127, 0.3290, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),  # Rec. 2020
     12: (0.3127, 0.3290, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),  # Display P3
 }
@@ -74,7 +74,7 @@ def in_srgb(image: Image.Image, rgba: Image.Image) -> Image.Image:
 
 
 def _is_srgb(profile: ImageCms.ImageCmsProfile) -> bool:
-    """Whether a profile changes no colour by more than rounding does; names tell nothing: "linear sRGB"."""
+    """Whether a profile changes no colour by more than rounding does; names prove nothing: "linear sRGB"."""
     steps = np.linspace(0, 255, 9).astype(np.uint8)
     cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(27, 27, 3)
     turned: Any = ImageCms.profileToProfile(Image.fromarray(cube), profile, ImageCms.createProfile("sRGB"))

@@ -297,7 +297,7 @@ def guarded(
     Args:
         work: returns an exit code; None counts as 0.
         go_on: what a user may do after Ctrl-C.
-        as_json: whether a program waits for a report; it is told of Ctrl-C where the work did not begin.
+        as_json: print a report as JSON even where Ctrl-C came before the work began.
     """
     try:
         code = work() or 0

@@ -286,7 +286,7 @@ def _bytes_of(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind not in "iuf":
         raise UserError(f"{name} holds values of type {array.dtype}: give uint8 in 0..255 or floats in 0..1")
     if not np.isfinite(array).all():
-        raise UserError(f"{name} holds values that are no numbers (NaN or infinite): give floats in 0..1")
+        raise UserError(f"{name} holds values that are not numbers (NaN or infinite): give floats in 0..1")
     low, high = array.min(), array.max()
     whole = array.dtype.kind != "f"
     # A resampling filter may reach beyond the range a little.

@@ -108,7 +108,7 @@ def run(
                 entry["samples"].append(sample)
                 entry["seconds"] = round(time.perf_counter() - start, 3)
                 webp = any(file.endswith(".turntable.webp") for file in sample["files"])
-                if webp and len(report["pictures"]) == len(entry["samples"]) == 1:  # it is said once
+                if webp and len(report["pictures"]) == len(entry["samples"]) == 1:  # once is enough
                     entry["warnings"].append(NO_ENCODER)
         except Exception as e:
             report["failed"].append({"picture": item.name, "error": explain(e, request.out, "--device cpu")})

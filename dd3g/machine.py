@@ -59,7 +59,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _processor() -> str:
-    """The name of this machine's CPU, or its kind where the system tells no name."""
+    """The name of this machine's CPU, or its kind where the system gives no name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

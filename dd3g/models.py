@@ -150,7 +150,7 @@ def require_model(name: str) -> Path:
 
 
 def obtain_model(name: str) -> Path:
-    """The file called `name`, fetched where it is missing or damaged, which is said on stderr.
+    """The file called `name`, fetched where it is missing or damaged, with a note on stderr.
 
     Raises:
         UserError: when it cannot be fetched, or could not be by an earlier call.

@@ -91,7 +91,7 @@ def load_image(
     if not isinstance(size, int | np.integer) or not 1 <= size <= 8192:
         raise UserError(f"the size {size!r} is out of range: give 1 to 8192 pixels")
     if not isinstance(matte, str):
-        raise UserError(f"matte={matte!r} is no name: give 'auto', 'none', 'u2netp' or a model of rembg")
+        raise UserError(f"matte={matte!r} is not a name: give 'auto', 'none', 'u2netp' or a model of rembg")
     check_number("the foreground ratio", fill)
     if not 0.1 <= fill <= 1:
         raise UserError(f"the foreground ratio {fill:g} is out of range: give 0.1 to 1, of the frame's side")

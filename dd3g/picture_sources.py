@@ -37,7 +37,7 @@ class Found:
             try:
                 size = file.stat().st_size
             except OSError:
-                size = 0  # a link to nowhere, say; opening it tells
+                size = 0  # a link to nowhere, say; opening it shows
             yield os.path.relpath(file, self.root), size
 
 

@@ -25,7 +25,7 @@ def turntable(
         ),
     ] = None,
     frames: Annotated[int, typer.Option(min=1, max=3600, help="Pictures of a whole turn.")] = 48,
-    size: Annotated[int, typer.Option(min=16, max=4096, help="Pixels a side.")] = 512,
+    size: Annotated[int, typer.Option(min=16, max=4096, help="Pixels per side.")] = 512,
     background: Annotated[
         str, typer.Option(help="A colour such as white, '#102030', or transparent (not in .mp4).")
     ] = "white",

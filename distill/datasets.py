@@ -113,8 +113,8 @@ def known_views(q: Quadruple, believed: float) -> tuple[Tensor, Tensor, Tensor]:
 def front_camera(q: Quadruple) -> tuple[Cameras, int | None]:
     """The input's camera (1,), and which of the teacher's views it is, if any.
 
-    A rig without a view at azimuth 0 leaves the input's elevation open: the quadruple tells it, or it is the
-    usual one.
+    A rig without a view at azimuth 0 leaves the input's elevation open: the quadruple records it, or it is
+    the usual one.
     """
     nearest = int(q.cameras.azimuths.abs().argmin())
     if float(q.cameras.azimuths[nearest].abs()) < FRONT:

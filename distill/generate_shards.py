@@ -181,7 +181,7 @@ def generate_shards(
 
     Returns:
         {"output", "shards", "present", "written", "quadruples", "failed", "complete"}, over all processes;
-        `failed` tells what was wrong with each picture that could not be used, in this run or an earlier one.
+        `failed` says what was wrong with each picture that could not be used, in this run or an earlier one.
     """
     with held_by_main(wanted.output):
         return _generate(wanted, state, max_minutes, show)

@@ -39,7 +39,7 @@ def views_of(generator: Any, rgba: Tensor, noise: Tensor, size: int, raw: bool) 
         generator: see `dd3g.pepd.Generator`.
         rgba: (4, S, S) the framed picture.
         noise: (V, C, h, w).
-        size: pixels a side.
+        size: pixels per side.
         raw: the network's own splats, where the solid body hides what differs.
     """
     from dd3g.pepd.frustum import resize
@@ -85,7 +85,7 @@ def perceptual_spread(views: list[Tensor]) -> dict[str, float | str]:
         return {"missing": f"ST-LPIPS was not measured: {about['st-lpips']['missing']}"}
     metric = metrics[0]
     if metric.compare is None or views[0].shape[-1] < metric.smallest:
-        return {"missing": f"ST-LPIPS needs {metric.smallest} pixels a side"}
+        return {"missing": f"ST-LPIPS needs {metric.smallest} pixels per side"}
     seen = [metric.features(v) for v in views]
     apart = [float(metric.compare(a, b).mean()) for i, a in enumerate(seen) for b in seen[:i]]
     return {"st_lpips": sum(apart) / len(apart)}
@@ -101,12 +101,12 @@ def interpolate_command(
     generator: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = "nano",
     steps: Annotated[int, typer.Option(min=2, help="Rows of the sheet, both ends included.")] = 6,
     noises: Annotated[int, typer.Option(min=2, help="Independent noises whose spread is reported.")] = 4,
-    size: Annotated[int, typer.Option(min=16, help="Pixels a side of each view.")] = 128,
+    size: Annotated[int, typer.Option(min=16, help="Pixels per side of each view.")] = 128,
     raw: Annotated[bool, typer.Option("--raw", help="The network's own splats.")] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Draw objects along the path between two noises, and tell how much the noise decides."""
+    """Draw objects along the path between two noises, and report how much the noise decides."""
     from dd3g.nn.checkpoint import find_device
     from dd3g.pepd import Generator
     from dd3g.picture import load_image

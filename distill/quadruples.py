@@ -86,7 +86,7 @@ def decode(sample: dict[str, Any]) -> Quadruple:
     """The inverse of `encode`.
 
     Raises:
-        Exception: of nearly every type, when the sample is no quadruple or damaged.
+        Exception: of nearly every type, when the sample is not a quadruple, or is damaged.
     """
     meta = json.loads(sample["json"]) | {"key": sample["__key__"]}
     viewmats, Ks = torch.tensor(meta.pop("viewmats")), torch.tensor(meta.pop("Ks"))
@@ -163,7 +163,7 @@ class Quadruples(Sequence[Quadruple]):
             return decode(sample)
         except Exception as error:  # of json, numpy and Pillow, which raise nearly every type there is
             raise UserError(
-                f"{self.key(index)} in shard {self._shards.where(index)} is no quadruple or damaged "
+                f"{self.key(index)} in shard {self._shards.where(index)} is not a quadruple, or is damaged "
                 f"({error}): delete the shard and run distill.simulate again with the same command"
             ) from error
 

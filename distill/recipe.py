@@ -68,8 +68,8 @@ def recipe_command(
     if not data and not quadruples:
         raise UserError("nothing to train on: give --data MESHES, --quadruples FOLDER, or both")
     begun = output / "recipe.json"
-    told = {"size": size, "data": data, "quadruples": quadruples, "generator": generator}
-    _check_begun(begun, json.loads(json.dumps(told, default=str)), resume)
+    stored = {"size": size, "data": data, "quadruples": quadruples, "generator": generator}
+    _check_begun(begun, json.loads(json.dumps(stored, default=str)), resume)
     recipe = Recipe(size, output, generator, time.monotonic() + 60 * minutes)
     recipe.smoke()
     renders = recipe.renders(data or [], 60 * minutes * RENDERING)
@@ -93,7 +93,7 @@ def trained_minutes(shape: Path) -> float:
     return json.loads((found[-1] / STATE).read_text())["rate"]["minutes"] if found else 0.0
 
 
-def _check_begun(path: Path, told: dict[str, Any], resume: bool) -> None:
+def _check_begun(path: Path, stored: dict[str, Any], resume: bool) -> None:
     """Store what a folder was begun with, or compare with it.
 
     Raises:
@@ -101,10 +101,10 @@ def _check_begun(path: Path, told: dict[str, Any], resume: bool) -> None:
     """
     if not path.exists():
         with replacing(path) as part:
-            part.write_text(json.dumps(told, indent=1) + "\n")
+            part.write_text(json.dumps(stored, indent=1) + "\n")
         return
     before = json.loads(path.read_text())
-    changed = [f"{k} {before.get(k)} -> {v}" for k, v in told.items() if before.get(k) != v]
+    changed = [f"{k} {before.get(k)} -> {v}" for k, v in stored.items() if before.get(k) != v]
     if changed:
         raise UserError(
             f"{path.parent} was begun otherwise ({', '.join(changed)}): use that, or another --output"
@@ -217,7 +217,7 @@ def run_stage(module: str, *arguments: str, seconds: float | None = None) -> Non
     """Run a command of the project; after `seconds` it is asked to stop, as each of them can.
 
     Raises:
-        UserError: when it ends with an error, which it has told.
+        UserError: when it ends with an error, which it has printed.
     """
     print(f"{shlex.join(['python', '-m', module, *arguments])}", file=sys.stderr)
     with subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=sys.stderr) as stage:

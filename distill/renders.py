@@ -143,6 +143,6 @@ class RenderedObjects(Sequence[RenderedObject]):
     def _damaged(self, index: int, error: Exception) -> UserError:
         shards = self._shards
         return UserError(
-            f"{shards.key(index)} in shard {shards.where(index)} is no rendered object or damaged ({error}): "
+            f"{shards.key(index)} in shard {shards.where(index)} is damaged or no render ({error}): "
             "delete the shard and render it again with the same command"
         )

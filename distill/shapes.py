@@ -179,7 +179,7 @@ def check_volumes(objects: Together, size: int) -> None:
             raise UserError(f"rendered object {meta['id']} has no volume: render it again with --volumes")
         if meta["size"] < size:
             raise UserError(
-                f"rendered object {meta['id']} has {meta['size']} pixels a side, the network takes {size}: "
+                f"rendered object {meta['id']} has {meta['size']} pixels per side, the network takes {size}: "
                 "render it again at that size, or change network.size"
             )
 

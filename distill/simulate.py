@@ -116,7 +116,7 @@ def simulate_command(
             f"{output} is a URL: give a folder of this machine, and copy it there when it is done"
         )
     if guidance_scale is not None and not math.isfinite(guidance_scale):
-        raise UserError(f"--guidance-scale {guidance_scale} is no strength: give a number, 1 is none")
+        raise UserError(f"--guidance-scale {guidance_scale} is not a strength: give a number, 1 is none")
     pictures = open_inputs(inputs, matte)
     state, place = _partial_state(device)
     model = load(teacher, place, precision, elevation, attention)

@@ -40,7 +40,9 @@ def start_from_teacher(config: GeneratorConfig, start: StartConfig) -> Generator
     """
     teacher = load(start.teacher)
     if not isinstance(teacher, MVDreamTeacher) or not teacher.sees_picture:
-        raise UserError(f"start.teacher {start.teacher} is no ImageDream, whose network phase 1 can be")
+        raise UserError(
+            f"start.teacher {start.teacher} is not an ImageDream teacher, whose network phase 1 could be"
+        )
     wanted = (teacher.picture_size, teacher.latent_shape)
     if (config.size, tuple(config.latent_shape)) != wanted:
         raise UserError(

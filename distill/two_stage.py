@@ -30,7 +30,7 @@ class TeacherAndLGM:
     Args:
         teacher: with four views around the object.
         lgm: the reconstructor.
-        size: pixels a side of the views that LGM sees.
+        size: pixels per side of the views that LGM sees.
 
     Raises:
         UserError: when the teacher's views are not those that LGM needs.

@@ -45,7 +45,7 @@ def verify(output: str | Path, teacher: Teacher, samples: int = 8, device: str =
         lacking = [name for name in ("teacher", "seed", "steps", "guidance_scale") if name not in q.meta]
         if lacking:
             raise UserError(
-                f"{output}: {quadruples.key(i)} does not tell its {', '.join(lacking)}: give a set that "
+                f"{output}: {quadruples.key(i)} does not record its {', '.join(lacking)}: give a set that "
                 "distill.simulate made"
             )
         same_teacher &= q.meta["teacher"] == teacher.fingerprint

@@ -73,7 +73,7 @@ def command(
         int | None, typer.Option(help='Of weights and inputs; default: "seed" in NAME.json, or found out.')
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="Another than float32 tells the drift of networks computed in it.")
+        str, typer.Option(help="Another type than float32 shows how far networks drift in it.")
     ] = "float32",
 ) -> None:
     """Compare what this project computes with what the authors' code computed on made-up weights."""

@@ -102,7 +102,7 @@ class Load:
                 answer = connection.getresponse()
                 content = answer.read()
             except (OSError, http.client.HTTPException) as error:
-                # A server that has been told to stop takes no new connection; one that was open is answered.
+                # A stopping server takes no new connection; one that was open is answered.
                 if not (self.over.is_set() and isinstance(error, ConnectionRefusedError)):
                     self._lose(f"{query}: {type(error).__name__}: {error}")
                 return
@@ -142,7 +142,7 @@ def load(clients: int, seconds: float) -> dict[str, Any]:
 
     Args:
         clients: that post at the same time.
-        seconds: until the server is told to stop.
+        seconds: until the server is asked to stop.
 
     Returns:
         `answers` by status, `lost` requests in words, `latency` of good ones in seconds at the median, the
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
         clients: Annotated[int, typer.Option(help="That post at the same time.")] = 64,
         seconds: Annotated[float, typer.Option(help="Until the server is stopped.")] = 600.0,
     ) -> None:
-        """Put load on a server of this machine, and tell what became of it."""
+        """Put load on a server of this machine, and report what became of it."""
         report = load(clients, seconds)
         typer.echo(json.dumps(report, indent=1))
         if report["lost"] or report["exit_code"]:

@@ -121,7 +121,7 @@ def main(
     """Estimate GPU hours, disk and wall time of a set of pictures from a measured batch."""
     given = {"--seconds-per-picture": seconds, "--bytes-per-picture": size, "--acceptance": acceptance}
     if trial and (double := [k for k, v in given.items() if v is not None]):
-        raise UserError(f"{trial} tells what {double[0]} would: give either a set or figures")
+        raise UserError(f"{trial} already holds what {double[0]} gives: pass either a set or figures")
     if trial:
         measured = measure(trial)
     elif seconds is None:

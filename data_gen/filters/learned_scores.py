@@ -144,7 +144,7 @@ def _safety_checker(folder: str) -> Any:
 def _load(kind: Any, folder: str, key: str, what: str) -> Any:
     path = Path(folder)
     if not (path / "config.json").is_file():
-        raise UserError(f"{key} {folder} is no folder with a config.json: give the folder of {what}")
+        raise UserError(f"{key} {folder} is not a folder with a config.json: give the folder of {what}")
     if not any(path.glob(f"*{WEIGHTS}")):
         raise UserError(
             f"{key} {folder} holds no {WEIGHTS} weights; other formats can run code and are not read: get "

@@ -26,7 +26,7 @@ class MatteConfig:
     model: str = setting("u2netp", "or another model of rembg, such as isnet-general-use or birefnet-general")
     workers: int = setting(0, "pictures cut out at a time; 0: this process's share of the CPU cores", 0)
     decontaminate: bool = setting(True, "take the background's colour out of soft edges")
-    size: int = setting(256, "pixels a side of the result", 16, 4096)
+    size: int = setting(256, "pixels per side of the result", 16, 4096)
 
     def __post_init__(self) -> None:
         if not self.model:

@@ -15,7 +15,7 @@ from dd3g.setting import setting
 if TYPE_CHECKING:
     from data_gen.filters.mattes import Matted
 
-SIDE = 128  # pixels a side at which form, colour and sharpness are measured
+SIDE = 128  # pixels per side at which form, colour and sharpness are measured
 OBJECT = 128  # alpha of 255 from which a pixel belongs to the object
 _CLEAR, _OPAQUE = 26, 230  # alpha of 255 between which a pixel is neither background nor object
 _INSIDE = 250  # alpha of 255 from which a colour is free of the background's

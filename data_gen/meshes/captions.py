@@ -68,7 +68,7 @@ def read_manifest(path: str | Path) -> dict[str, list[str]]:
         raise UserError(f"cannot read the manifest {path}: {error.strerror or error}") from error
     except (KeyError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
-            f"{path} is no manifest ({error}): it needs the columns id, name and category"
+            f"{path} is not a manifest ({error}): it needs the columns id, name and category"
         ) from error
 
 

@@ -28,17 +28,17 @@ ENDS = 1 << 16  # bytes of either end of a mesh's file that its fingerprint read
 class Options:
     """What decides the pixels; stored beside the shards so that one folder never mixes two settings."""
 
-    size: int = setting(64, "Pixels a side.", 8)
-    variants: int = setting(2, "Variants an object; 0 is plain, the others are random.", 1)
+    size: int = setting(64, "Pixels per side.", 8)
+    variants: int = setting(2, "Variants per object; 0 is plain, the others are random.", 1)
     scan_variants: int = setting(0, "Variants of scans and PBR objects; 0: as --variants.", 0)
     seed: int = setting(0, "Seed of all random choices.", 0)
     quads: int = setting(4, "Sets of four views 90 degrees apart at elevation 10.", 0)
     free_quads: int = setting(1, "The same at a random elevation, -10 to 40.", 0)
     novel: int = setting(8, "Free views, elevation -15 to 50.", 0)
     eval: bool = setting(False, "Evaluation views: variant 0, one quad and 16 fixed novel views.")
-    supersample: int = setting(4, "s x s samples a pixel.", 1, 8)
+    supersample: int = setting(4, "s x s samples per pixel.", 1, 8)
     volumes: bool = setting(False, "Store where each object's matter is, for train-shape.")
-    per_shard: int = setting(50, "Items a shard.", 1)
+    per_shard: int = setting(50, "Items per shard.", 1)
 
 
 @dataclass(frozen=True)

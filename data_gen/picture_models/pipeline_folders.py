@@ -30,7 +30,7 @@ _NAME = re.compile(r"[\w-]+(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors")
 
 
 def find_folder(config: ModelConfig) -> tuple[Path, str]:
-    """The local folder of the pipeline, fetched from the hub when `config.path` is no folder.
+    """The local folder of the pipeline, fetched from the hub when `config.path` is not a folder.
 
     Returns:
         The folder, and the name for records: the hub id with the commit, or the pipeline's class, the
@@ -50,7 +50,7 @@ def find_folder(config: ModelConfig) -> tuple[Path, str]:
             "write a folder with save_pretrained"
         )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", config.path):
-        raise UserError(f"there is no folder {config.path}, and it is no hub id (owner/name) either")
+        raise UserError(f"there is no folder {config.path}, and it is not a hub id (owner/name) either")
     folder = _fetch(config)
     return folder, f"{config.path}@{folder.name[:8]}"
 
@@ -124,7 +124,9 @@ def pipeline_class(name: str) -> type:
     }
     for reason, holds in reasons.items():
         if holds:
-            raise UserError(f"{name} is no text-to-image pipeline ({reason}): give one that draws from texts")
+            raise UserError(
+                f"{name} is not a text-to-image pipeline ({reason}): give one that draws from texts"
+            )
     return cls
 
 

@@ -27,7 +27,7 @@ class Shapes:
     """The picture model "shapes".
 
     Args:
-        side: pixels a side.
+        side: pixels per side.
         faulty: share of pictures that show nothing, a speck, two pieces, or an object cut off by the border.
         repeated: share of pictures that are one of a hundred, whatever text and seed.
     """

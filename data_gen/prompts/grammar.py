@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-WORDS = Path(__file__).parent / "words"  # a file of nouns a group, one a line, and what may be said of them
+WORDS = Path(__file__).parent / "words"  # a file of nouns per group, one per line, with their attributes
 WHOLE = "whole object in view"
 
 

@@ -206,7 +206,7 @@ def _fingerprint(folder: Path) -> str:
         parts.append((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{folder} is no folder of a language model ({getattr(error, 'strerror', '') or error}): give "
+            f"{folder} is not a folder of a language model ({getattr(error, 'strerror', '') or error}): give "
             "one that holds config.json, *.safetensors and a tokenizer"
         ) from error
     return fingerprint("\n".join(parts))

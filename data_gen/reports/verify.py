@@ -127,7 +127,7 @@ def _prompts(storage: Storage, found: set[str], missing: set[str]) -> list[str]:
         asked = {p.id for p in stored_prompts(storage)}
     except UserError as error:
         return [str(error)]
-    problems = [f"{i} is no prompt of the set" for i in sorted((found | missing) - asked)]
+    problems = [f"{i} is not a prompt of the set" for i in sorted((found | missing) - asked)]
     problems += [f"{i} is both there and missing" for i in sorted(found & missing)]
     if lost := sorted(asked - found - missing):
         problems.append(f"{len(lost)} prompts have neither picture nor reason, first {lost[0]}: {_RESUME}")

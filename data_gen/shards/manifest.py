@@ -138,7 +138,7 @@ class ShardManifest:
 def _check_types(found: Any, types: dict[str, type] | type) -> None:
     """Raise a ValueError unless `found` is a dictionary with values of these types, or all of one."""
     if not isinstance(found, dict):
-        raise ValueError(f"{str(found)[:40]!r} is no object")
+        raise ValueError(f"{str(found)[:40]!r} is not an object")
     for key, kind in (types if isinstance(types, dict) else dict.fromkeys(found, types)).items():
         value = found.get(key)
         good = isinstance(value, int | float if kind is float else kind)

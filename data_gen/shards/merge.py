@@ -108,7 +108,7 @@ class _Choice:
         return bool(new.records or new.missing)
 
     def taken(self, old: ShardManifest, number: int) -> ShardManifest:
-        """Manifest of shard `number` of the merged set; without what only its tar can tell."""
+        """Manifest of shard `number` of the merged set; without what only its tar holds."""
         records = [r for r in old.records if self.kept.get(r["id"]) == number]
         ids = (*old.missing, *(r["id"] for r in old.records))
         found = {id: self.missing[id] for id in ids if id in self.missing}

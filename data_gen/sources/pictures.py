@@ -105,7 +105,7 @@ def _metadata(path: Path, warn: Warn) -> Iterator[tuple[str, dict[str, Any]]]:
             names = [found[n] for n in NAMES["file"] if isinstance(found.get(n), str)]
             yield Path(names[0]).as_posix(), found
         except (ValueError, AttributeError):
-            warn(f"{path}, line {number}, is no JSON object")
+            warn(f"{path}, line {number}, is not a JSON object")
         except IndexError:
             warn(f"{path}, line {number}, has no {NAMES['file'][0]}")
 
@@ -149,7 +149,7 @@ class RenderedViews:
                     self.items.append(describe(named_id(name), words | meta, name, (i, view, count), **about))
             except (KeyError, IndexError, TypeError) as error:
                 raise UserError(
-                    f"{key} in {shards.where(i)} is no rendered object ({error!r}): render it again with "
+                    f"{key} in {shards.where(i)} is not a rendered object ({error!r}): render it again with "
                     "`dd3g data render`"
                 ) from error
 

@@ -15,7 +15,7 @@ from dd3g.cameras import FOVY, RADIUS, Cameras
 from dd3g.gaussians import Gaussians
 from dd3g.rasterizer import rasterize
 
-# Gaussians, pixels a side, and how many times faster than torch tiles the CPU engine must be.
+# Gaussians, pixels per side, and how many times faster than torch tiles the CPU engine must be.
 SCENES = ((16_384, 128, 8.0), (65_536, 256, 9.0))
 
 

@@ -17,8 +17,8 @@ def encode(gaussians: Gaussians, axes: str, antialiased: bool) -> bytes:
 
     Args:
         gaussians: (N,) in the axes of the file.
-        axes: their name, told in a comment.
-        antialiased: told in another comment.
+        axes: their name, stored in a comment.
+        antialiased: stored in another comment.
     """
     import gsply
 

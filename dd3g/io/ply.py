@@ -61,8 +61,8 @@ def encode(gaussians: Gaussians, axes: str, antialiased: bool, layout: str) -> b
 
     Args:
         gaussians: (N,) in the axes of the file.
-        axes: their name, told in a comment.
-        antialiased: told in another comment.
+        axes: their name, stored in a comment.
+        antialiased: stored in another comment.
         layout: "compact", the columns `FIELDS`; "inria" adds normals and the 45 harmonics of degree 3, all
             zero, for importers that count columns.
     """
@@ -134,7 +134,7 @@ def read_header(data: bytes) -> Header:
         raise ValueError(
             "only binary little-endian PLY is read; convert it with splat-transform or SuperSplat"
         )
-    said = {
+    stated = {
         key: line.removeprefix(key).strip()
         for line in lines
         for key in (_AXES, _MODE)
@@ -146,9 +146,9 @@ def read_header(data: bytes) -> Header:
         first, *properties = text.splitlines()
         name, count = first.split()
         elements.append((name, int(count), [line for line in properties if line.startswith("property ")]))
-    # Ours said nothing once and always were; the others' are not unless they say so.
-    antialiased = said.get(_MODE, "mip" if _AXES in said else "default") == "mip"
-    return Header(elements, said.get(_AXES), antialiased, end + len(b"end_header\n"))
+    # Early ones of ours state nothing and are; those of others are not unless they say so.
+    antialiased = stated.get(_MODE, "mip" if _AXES in stated else "default") == "mip"
+    return Header(elements, stated.get(_AXES), antialiased, end + len(b"end_header\n"))
 
 
 def _vertices(header: Header) -> tuple[int, np.dtype]:

@@ -23,8 +23,8 @@ def encode(gaussians: Gaussians, axes: str, antialiased: bool) -> bytes:
 
     Args:
         gaussians: (N,) in the axes of the file.
-        axes: their name; told where it is not "opencv", as every reader assumes.
-        antialiased: told as the "model".
+        axes: their name; stored unless it is "opencv", which every reader assumes.
+        antialiased: stored as the "model".
     """
     raw = to_raw(gaussians).astype(np.float64)
     places = np.sign(raw[:, :3]) * np.log1p(np.abs(raw[:, :3]))
@@ -85,7 +85,7 @@ def decode(data: bytes) -> Splats:
             _pixels(archive, meta[k]["files"][0], count) for k in ("quats", "scales", "sh0")
         )
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(str(error) or "it is no zip") from error
+        raise ValueError(str(error) or "it is not a zip file") from error
     mins, maxs = (np.array(meta["means"][k], np.float64) for k in ("mins", "maxs"))
     places = mins + (low + 256 * high) / 65535 * (maxs - mins)
     opacity = (sh0[:, 3] / 255).clip(1e-6, 1 - 1e-6)

@@ -171,8 +171,8 @@ def decode(data: bytes, format: str, axes: str | None = None) -> Splats:
     except (LookupError, TypeError, AttributeError, struct.error, RecursionError, MemoryError) as error:
         reason = error if str(error) else type(error).__name__
         raise ValueError(f"its header is broken ({reason})") from error
-    told = found.axes if found.axes in AXES else None
-    turn = axes or told or _OWN.get(format, "opencv")
+    named = found.axes if found.axes in AXES else None
+    turn = axes or named or _OWN.get(format, "opencv")
     gaussians = _unit(_turn(found.gaussians, turn, back=True)).pruned(0)
     return replace(found, gaussians=gaussians, axes=turn)
 

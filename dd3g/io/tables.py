@@ -102,7 +102,7 @@ def _open(file: Path) -> Any:
     try:
         return ParquetFile(file)
     except (ArrowException, OSError) as error:
-        raise UserError(f"{file} is no parquet file or is damaged ({error}): copy it again") from error
+        raise UserError(f"{file} is not a parquet file, or is damaged ({error}): copy it again") from error
 
 
 def _image_column(file: Path, table: Any) -> str:

@@ -86,7 +86,7 @@ def save_turntable(images: np.ndarray, path: str | Path, fps: float = 24) -> Pat
         fps: pictures a second.
 
     Returns:
-        The file that was written; its suffix tells whether a video became a .webp.
+        The file that was written; its suffix shows whether a video became a .webp.
 
     Raises:
         UserError: on another suffix, a place that can't be written to, or a video that ffmpeg can't finish.
@@ -173,5 +173,5 @@ def _write_video(images: np.ndarray, path: Path, fps: float) -> None:
         capture_output=True,
     )
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise OSError(said[-1] if said else f"ffmpeg ended with code {done.returncode}")
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise OSError(lines[-1] if lines else f"ffmpeg ended with code {done.returncode}")

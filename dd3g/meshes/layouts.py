@@ -125,7 +125,7 @@ def find_objects(
     if layout != "auto" and layout not in NAMES:
         raise UserError(f"no layout {layout!r}: choose auto or one of {', '.join(NAMES)}")
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: give that of a data set")
+        raise UserError(f"{folder} is not a folder: give that of a data set")
     files = sorted(Path(at, name).relative_to(folder).as_posix()
                    for at, _, names in os.walk(folder, followlinks=True) for name in names)  # fmt: skip
     prefix = (
@@ -230,7 +230,7 @@ def _nothing(folder: Path, layout: str, missing: dict[str, str]) -> str:
         return f"{folder} holds no complete object ({len(missing)} are not): {id}, {reason}"
     if layout != "auto":
         (entry,) = [e for e in (*LAYOUTS, PLAIN) if e.name == layout]
-        return f"{folder} is no folder of {entry.title}: expected {entry.shown}"
+        return f"{folder} is not a folder of {entry.title}: expected {entry.shown}"
     return (
         f"{folder} holds no objects: give a folder of meshes ({' '.join(MESHES)}, in any subfolder), "
         "of pictures with transforms.json or cameras.json, or one of "

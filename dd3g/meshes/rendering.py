@@ -42,7 +42,7 @@ def render_mesh(
         cameras: batch shape (V,).
         light: light in the world; None for the default.
         color_matrix: (3, 4) affine map of the surface's sRGB colour before it is lit; None keeps it.
-        supersample: s x s samples a pixel.
+        supersample: s x s samples per pixel.
         smooth: use the corner normals; otherwise each face its own.
 
     Returns:
@@ -163,7 +163,7 @@ def _render_view(  # type: ignore[no-untyped-def]
     vertices, faces, normals, uvs, colors, face_texture, texels, sizes, starts, rest, solid,
     viewmat, K, ambient, light_directions, light_colors, color_matrix, s, smooth, rgba, depth,
 ):  # fmt: skip
-    """One view, in place: z-buffer at s x s samples a pixel, shade each covered sample, average."""
+    """One view, in place: z-buffer at s x s samples per pixel, shade each covered sample, average."""
     H, W = depth.shape
     N = len(vertices)
     screen = np.empty((N, 3))  # sample x, sample y, 1 / camera z (0 = behind)

@@ -35,7 +35,7 @@ def read_views(found: FoundObject, size: int) -> PosedPictures:
 
     Args:
         found: the object.
-        size: pixels a side.
+        size: pixels per side.
 
     Raises:
         UserError: a missing or unreadable file, pictures that are not square or without alpha, or cameras
@@ -65,7 +65,7 @@ def _check(viewmats: Tensor, K: Tensor) -> None:
     off = (turns @ turns.mT - torch.eye(3, dtype=turns.dtype)).abs().amax((1, 2))
     wrong = ~(off < 0.01) | ~(torch.linalg.det(turns) > 0) | ~viewmats[:, :3, 3].isfinite().all(1)
     if wrong.any():
-        raise ValueError(f"the matrix of view {int(wrong.nonzero()[0])} is no rotation and shift")
+        raise ValueError(f"the matrix of view {int(wrong.nonzero()[0])} is not a rotation and shift")
     near = viewmats[:, :3, 3].norm(dim=1) < 1e-3
     if near.any():
         raise ValueError(f"view {int(near.nonzero()[0])} stands in the middle of the object")
@@ -110,7 +110,7 @@ def _transforms(path: Path) -> tuple[list[Path], Tensor, Tensor]:
 
 def _named(folder: Path, name: str) -> Path:
     """The picture that a frame means: with or without suffix, beside the file or in its `images`."""
-    last = Path(name).name  # some files tell a path of the machine that drew them
+    last = Path(name).name  # some files name a path of the machine that rendered them
     for path in (folder / name, folder / f"{name}.png", folder / "images" / name, folder / "images" / last,
                  folder / "images" / f"{last}.png", folder / last, folder / f"{last}.png"):  # fmt: skip
         if path.is_file():

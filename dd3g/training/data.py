@@ -95,7 +95,7 @@ def batches(
             yield found
             continue
         for message in found.bad:
-            name = message.partition(" (")[0]  # decoders tell one damage in several ways
+            name = message.partition(" (")[0]  # decoders describe one damage in several ways
             if name not in bad:
                 print(f"warning: skipped a sample: {message}", file=sys.stderr, flush=True)
             bad.add(name)

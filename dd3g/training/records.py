@@ -107,7 +107,7 @@ def start_trackers(accelerator: Accelerator, config: LoopConfig, run: str, step:
         accelerator: made with `log_with`.
         config: shown beside the curves.
         run: name that all sessions of a run share.
-        step: what an earlier session told of later steps is dropped.
+        step: what an earlier session logged of later steps is dropped.
     """
     plain = {
         k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flat(asdict(config)).items()

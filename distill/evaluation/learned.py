@@ -38,7 +38,7 @@ class Metric:
     features: Callable[[Tensor], Any]  # RGB over white (V, 3, H, W) in 0..1 -> whatever `compare` takes
     # Features of predicted and of true views -> (V,); None for a metric of sets
     compare: Callable[[Any, Any], Tensor] | None = None
-    smallest: int = 16  # pixels a side below which nothing is left of the picture in the net
+    smallest: int = 16  # pixels per side below which nothing is left of the picture in the net
 
 
 def _st_lpips() -> Metric:

@@ -32,7 +32,7 @@ class Evaluation:
     quadruples: Path | None = setting(
         None, "Held-out quadruples: generators against the teacher on the same noise."
     )
-    size: int = setting(0, "Pixels a side of what is scored; 0: the protocol's.", 0)
+    size: int = setting(0, "Pixels per side of what is scored; 0: the protocol's.", 0)
     limit: int = setting(0, "Only the first objects (and quadruples); 0: all.", 0)
     seed: int = setting(0, "Of the noise and the bootstrap.", 0)
     seeds: int = setting(1, "Noises for each object; two or more show diversity and best-of-K.", 1)

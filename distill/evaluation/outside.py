@@ -131,7 +131,7 @@ def parse_predictions(value: str) -> Predictions:
                 f"predictions {name}: {key} lies between {low:g} and {high:g}, not {found[key]:g}"
             )
     if not Path(folder).is_dir():
-        raise UserError(f"predictions {name}: {folder} is no folder")
+        raise UserError(f"predictions {name}: {folder} is not a folder")
     return Predictions(name, Path(folder), **found)
 
 
@@ -180,7 +180,7 @@ def _holds_splats(path: Path) -> bool:
     """Whether a GLB's JSON names KHR_gaussian_splatting."""
     data = path.read_bytes()
     if data[:4] != b"glTF" or len(data) < 20:
-        raise ValueError("it is no glTF binary")
+        raise ValueError("it is not a glTF binary")
     length = struct.unpack_from("<I", data, 12)[0]
     return "KHR_gaussian_splatting" in json.loads(data[20 : 20 + length]).get("extensionsUsed", [])
 

@@ -125,7 +125,9 @@ def _load(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is no evaluation.json of this version ({error}): evaluate again") from error
+        raise UserError(
+            f"{file} is not an evaluation.json of this version ({error}): evaluate again"
+        ) from error
 
 
 def _name(path: Path) -> str:

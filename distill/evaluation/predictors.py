@@ -29,7 +29,7 @@ class Target:
     id: str  # name of the object
     style: str  # group for the report
     rgba: Tensor  # (V, 4, S, S) true views, straight alpha in 0..1; view `rig[0]` is the input
-    cameras: Cameras  # (V,) in the world that the input tells: its camera stands at azimuth 0, elevation 10
+    cameras: Cameras  # (V,) in the world that the input defines: its camera stands at azimuth 0, elevation 10
     azimuth: Tensor  # (V,) degrees from the input
     # Four view indices at azimuth 0, 90, 180, 270 of the input's elevation, or the input's alone
     rig: list[int]
@@ -42,7 +42,7 @@ class Target:
 
     @property
     def size(self) -> int:
-        """Pixels a side."""
+        """Pixels per side."""
         return self.rgba.shape[-1]
 
     @property

@@ -27,10 +27,10 @@ RULES = {
     "holes": "share of the true mask with predicted alpha < 0.5; holes_eroded: mask shrunk by one pixel",
     "leak": "mean predicted alpha outside the true mask",
     "color_error": "mean absolute difference of the foregrounds' mean colours",
-    "st_lpips": "ST-LPIPS with AlexNet (shift-tolerant; not LPIPS); st_lpips_S: at S pixels a side",
+    "st_lpips": "ST-LPIPS with AlexNet (shift-tolerant; not LPIPS); st_lpips_S: at S pixels per side",
     "alpha_fuzz": "pixels with .05 < alpha < .95 beyond one pixel of the true and the predicted edge "
     "(alpha 0.5), by those of the true mask",
-    "input": "the input view; psnr_S is measured at S pixels a side",
+    "input": "the input view; psnr_S is measured at S pixels per side",
     "picture": "generators get the input as fine as it was rendered and reduce it themselves",
     "frame": "a method knows the input picture only: its world is turned and scaled so that the input camera "
     "becomes the generator's own (azimuth 0, elevation 10, the frame as wide at the origin)",
@@ -64,7 +64,7 @@ class Protocol:
     name: str = setting("", "what tables call it")
     about: str = setting("", "whose protocol it is, and what it measures")
     chosen: list[str] = setting([], "what its source leaves open or does otherwise, and what is done here")
-    sizes: list[int] = setting([256], "pixels a side; the first is scored, the last is the input's")
+    sizes: list[int] = setting([256], "pixels per side; the first is scored, the last is the input's")
     fovy: float = setting(FOVY, "vertical field of view, degrees")
     radius: float = setting(RADIUS, "of the cameras' sphere")
     extent: float = setting(0.55, "of the object: farthest vertex from the middle of its bounding box")
@@ -77,7 +77,7 @@ class Protocol:
     )
     input_view: int = setting(0, "which one is the input, where a data set brings its own views")
     light: LightSettings = field(default_factory=LightSettings)
-    supersample: int = setting(4, "s x s samples a pixel")
+    supersample: int = setting(4, "s x s samples per pixel")
     alignment: str = setting(
         "none", "of every row to the input view's mask: none, or input (scale, and shift across the view)"
     )

@@ -83,7 +83,7 @@ def generator_rows(value: str, settings: Settings) -> dict[str, Predictor]:
     }
 
 
-def told_rows(value: str, settings: Settings) -> dict[str, Predictor]:
+def elevation_rows(value: str, settings: Settings) -> dict[str, Predictor]:
     """A generator that is given the elevation of its input; the value is LABEL=NAME_OR_FOLDER."""
     from dd3g.pepd import Generator
 
@@ -95,7 +95,7 @@ def told_rows(value: str, settings: Settings) -> dict[str, Predictor]:
         turn, _ = frame(Cameras.orbit([0.0], target.elevation, target.size), 0)
         return drawing_of(upright.transformed(turn))
 
-    return {f"{label}, elevation told": predict}
+    return {f"{label}, elevation given": predict}
 
 
 def prediction_rows(value: str, settings: Settings) -> dict[str, Predictor]:
@@ -109,7 +109,7 @@ KINDS: dict[str, Callable[[str, Settings], dict[str, Predictor]]] = {
     "baseline": baseline_rows,
     "teacher": teacher_rows,
     "generator": generator_rows,
-    "told": told_rows,
+    "elevation": elevation_rows,
     "predictions": prediction_rows,
 }
 

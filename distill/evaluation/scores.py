@@ -28,7 +28,7 @@ from distill.evaluation.protocol import Protocol
 from distill.evaluation.targets import probe_cameras
 
 BANDS = {f"{a}-{a + 30}": (a, a + 30) for a in range(0, 180, 30)} | {"60-120": (60, 120)}
-FINE_VIEWS, FINE_INPUT = 128, 256  # pixels a side of what is measured as people see it
+FINE_VIEWS, FINE_INPUT = 128, 256  # pixels per side of what is measured as people see it
 RIG = {"front": [0], "sides": [1, 3], "back": [2]}
 
 
@@ -110,12 +110,12 @@ def true_features(target: Target, learned: Sequence[Metric]) -> dict[str, Any]:
 
 
 def fine_views(target: Target) -> Target:
-    """The target with 128 pixels a side, where there is such a render: for ST-LPIPS and alpha fuzz."""
+    """The target with 128 pixels per side, where there is such a render: for ST-LPIPS and alpha fuzz."""
     return next((t for t in target.finer if t.size == FINE_VIEWS), target)
 
 
 def fine_input(target: Target) -> Target | None:
-    """The target with 256 pixels a side, where there is such a render."""
+    """The target with 256 pixels per side, where there is such a render."""
     return next((t for t in target.finer if t.size == FINE_INPUT), None)
 
 

@@ -240,7 +240,7 @@ def assembled(
     novel: list[int],
     hash: str = "",
 ) -> Target:
-    """A target in the world that its input picture tells, see `frame`.
+    """A target in the world that its input picture defines, see `frame`.
 
     Args:
         id: name of the object.
@@ -264,7 +264,7 @@ def assembled(
 
 
 def frame(cameras: Cameras, first: int) -> tuple[Tensor, float]:
-    """Rotation (3, 3) and scale from the world of some cameras to the one that the input picture tells.
+    """Rotation (3, 3) and scale from the world of some cameras to the one that the input picture defines.
 
     There the input camera (view `first`) stands at azimuth 0 and elevation 10 and sees a frame as wide at the
     origin as the generator's camera does. Only for a camera at elevation 10 is the new world upright too.

@@ -50,7 +50,7 @@ class Job:
         return self.output / "objects" / f"{id.replace('/', '-')}.json"
 
     def stamp(self, words: str, id: str, data: str) -> str:
-        """What must be the same for a stored row to be of use; `data` tells the object's files."""
+        """What must be the same for a stored row to be of use; `data` describes the object's files."""
         parts = (words, id, self.protocol.hash, *map(str, self.source), self.layout, str(self.settings),
                  str(self.seeds), str(self.pictures), str(id in self.on_sheet), self.code,
                  data, _listed(_read_by(words, id)))  # fmt: skip
@@ -195,7 +195,7 @@ def seed_scores(
 
 @contextmanager
 def peak_memory(device: str) -> Iterator[Callable[[], float | None]]:
-    """Highest memory within: the device's on CUDA, else the process's resident memory where Linux tells it.
+    """Highest memory within: the device's on CUDA, else the process's resident memory where Linux reports it.
 
     Yields:
         a function that gives it in MB afterwards, None where it is unknown.

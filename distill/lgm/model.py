@@ -13,7 +13,7 @@ from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from distill.lgm.network import BIG, Layout, MultiViewUNet
 
-SIZE = 256  # pixels a side of a view in training
+SIZE = 256  # pixels per side of a view in training
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
@@ -62,7 +62,7 @@ class LGM(nn.Module):
         Args:
             views: (B, V, 3, H, W) over white, or straight RGBA (B, V, 4, H, W), in 0..1.
             cameras: (V,) around the origin at radius 1.5, field of view 49.1 degrees.
-            size: pixels a side that the network sees.
+            size: pixels per side that the network sees.
 
         Returns:
             (B, V * s * s) Gaussians.
@@ -84,7 +84,7 @@ def lgm_input(views: Tensor, cameras: Cameras, size: int = SIZE) -> Tensor:
     Args:
         views: (B, V, 3, H, W) over white, or straight RGBA (B, V, 4, H, W), in 0..1.
         cameras: (V,) of the views.
-        size: pixels a side of the result.
+        size: pixels per side of the result.
 
     Returns:
         (B, V, 9, size, size).

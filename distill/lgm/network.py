@@ -28,7 +28,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         if not 0 < len(self.up) <= len(self.down):
-            raise ValueError(f"{len(self.down)} blocks down and {len(self.up)} up are no U-Net")
+            raise ValueError(f"{len(self.down)} blocks down and {len(self.up)} up do not make a U-Net")
 
     @property
     def shrink(self) -> int:

@@ -16,7 +16,7 @@ NAME = "lgm"
 
 
 def load_lgm(source: str | Path = NAME, device: str | torch.device = "cpu") -> LGM:
-    """Read an LGM; the file's tensors tell its layout.
+    """Read an LGM; the file's tensors determine its layout.
 
     Args:
         source: "lgm" for the published weights, fetched where they are not on this machine; a safetensors

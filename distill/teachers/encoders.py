@@ -112,5 +112,5 @@ def crop_size(folder: Path, default: int) -> int:
     size = read_json(path).get("crop_size", default) if path.is_file() else default
     side = size.get("height") if isinstance(size, dict) else size
     if not isinstance(side, int) or side < 1:
-        raise UserError(f"{path}: crop_size {size!r} is no side in pixels: copy or fetch it again")
+        raise UserError(f"{path}: crop_size {size!r} is not a side in pixels: copy or fetch it again")
     return side

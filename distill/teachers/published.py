@@ -227,7 +227,7 @@ def load_unet(folder: Path, dtype: torch.dtype) -> MultiViewUNet:
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no complete safetensors file ({error}): {AGAIN}") from error
+        raise UserError(f"{path} is not a complete safetensors file ({error}): {AGAIN}") from error
     if "image_embed.proj_in.weight" in state:
         config["image_dim"] = state["image_embed.proj_in.weight"].shape[1]
     try:

@@ -115,7 +115,7 @@ class SplatsToViews:
         Args:
             splats: one or more objects.
             views: of each, V.
-            size: pixels a side.
+            size: pixels per side.
             elevation: degrees of the cameras.
             background: grey level in 0..1.
 

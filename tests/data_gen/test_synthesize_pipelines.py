@@ -95,5 +95,5 @@ def test_a_model_that_will_not_do_is_one_line(disc, tmp_path, capsys):
     index = folder / "model_index.json"
     index.write_text(index.read_text().replace("StableDiffusionPipeline", "AudioLDM2Pipeline"))
     assert main(command(tmp_path, folder)) == 2
-    assert "AudioLDM2Pipeline is no text-to-image pipeline" in capsys.readouterr().err
+    assert "AudioLDM2Pipeline is not a text-to-image pipeline" in capsys.readouterr().err
     assert not list((tmp_path / "set").glob("pictures-*"))

@@ -49,7 +49,7 @@ def test_damaged_pictures(here, stub):
 def test_decompression_bomb(here, stub):
     Image.new("L", (9, 9)).save("bomb.gif")
     data = bytearray(Path("bomb.gif").read_bytes())
-    data[6:10] = b"\xff" * 4  # 65,535 pixels a side
+    data[6:10] = b"\xff" * 4  # 65,535 pixels per side
     Path("bomb.gif").write_bytes(data)
     fails("bomb.gif", match="has more than 80 million pixels: scale it down first")
 

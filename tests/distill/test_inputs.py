@@ -156,7 +156,7 @@ def test_parquet_rows_in_any_order(tmp_path):
 
 def test_parquet_that_cannot_be_read(tmp_path, teacher, monkeypatch, capsys):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no PAR1")
-    with pytest.raises(UserError, match=r"a\.parquet is no parquet file or is damaged"):
+    with pytest.raises(UserError, match=r"a\.parquet is not a parquet file, or is damaged"):
         open_inputs(tmp_path / "a.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert main(command(tmp_path / "a.parquet", teacher, tmp_path / "set")) == 2

@@ -441,8 +441,8 @@ FAULTS = {
         lambda f: edited(f / LEVELS, prediction_type="epsilon"),
         "says prediction_type 'epsilon', this teacher's is 'v_prediction'",
     ),
-    "side in words": ("zero123plus", lambda f: with_side(f, "x"), "crop_size 'x' is no side in pixels"),
-    "no side": ("zero123plus", lambda f: with_side(f, {"width": 224}), "is no side in pixels"),
+    "side in words": ("zero123plus", lambda f: with_side(f, "x"), "crop_size 'x' is not a side in pixels"),
+    "no side": ("zero123plus", lambda f: with_side(f, {"width": 224}), "is not a side in pixels"),
 }
 
 

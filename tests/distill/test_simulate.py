@@ -330,7 +330,9 @@ def test_damaged_quadruples_never_raise_anything_else(tmp_path, name, content):
     write_quadruples(tmp_path, count=1)
     (sample,) = Shards(tmp_path)
     write_shard(tmp_path / "quadruples-00000.tar", [sample | {name: content}])
-    with pytest.raises(UserError, match=r"q0 in shard .* is no quadruple or damaged \(.*delete the shard"):
+    with pytest.raises(
+        UserError, match=r"q0 in shard .* is not a quadruple, or is damaged \(.*delete the shard"
+    ):
         Quadruples(tmp_path)[0]
 
 
@@ -344,7 +346,7 @@ def test_damaged_renders_never_raise_anything_else(tmp_path, monkeypatch, kind):
     write_shard(tmp_path / "renders-00000.tar", [sample | {"rgba.png": content}])
     if kind == "bomb":
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UserError, match="object0 in shard .* is no rendered object or damaged .*delete the"):
+    with pytest.raises(UserError, match="object0 in shard .* is damaged or no render .*delete the"):
         RenderedObjects(tmp_path)[0]
 
 

@@ -1,4 +1,4 @@
-"""Which seed a folder of goldens was made with: its files need not tell it."""
+"""Which seed a folder of goldens was made with, where its files do not say."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tools.goldens.golden import PART, Compared, Golden
 from tools.goldens.unet import LEVELS
 
 LAST = 65_535  # seed that is tried
-PIXELS = 4  # a side of the grid of pixels that tells a picture
-FEW = 8  # outputs that tell a network; a draw of fewer rows is the beginning of that of all
+PIXELS = 4  # a side of the grid of pixels that identifies a picture
+FEW = 8  # outputs that identify a network; a draw of fewer rows is the beginning of that of all
 
 
 def find_seed(folder: Path) -> int | None:

@@ -113,7 +113,7 @@ def refused(words: str, **options: str) -> None:
 
 @pytest.mark.slow
 def test_missing_and_foreign_weights_are_refused(clip, tmp_path):
-    refused("is no folder with a config.json", clip=str(tmp_path / "nowhere"))
+    refused("is not a folder with a config.json", clip=str(tmp_path / "nowhere"))
     pickled = tmp_path / "pickled"
     pickled.mkdir()
     (pickled / "config.json").write_text((clip / "config.json").read_text())

@@ -227,7 +227,7 @@ def test_corrupt_mesh_is_reported_and_skipped(tmp_path):
 def test_bad_folders_are_one_clear_line(tmp_path):
     result = run(tmp_path / "nowhere", "--output", tmp_path / "out")
     assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-    assert "nowhere is no folder" in result.stderr and not (tmp_path / "out").exists()
+    assert "nowhere is not a folder" in result.stderr and not (tmp_path / "out").exists()
     folder = make_folder(tmp_path)
     (tmp_path / "file").write_text("")
     result = run(folder, "--output", tmp_path / "file")

@@ -59,7 +59,7 @@ def test_large_weights_are_told_apart_by_pieces(tmp_path, monkeypatch):
 
 
 def test_a_missing_folder_is_no_hub_id(tmp_path):
-    fails(tmp_path / "nowhere", "no folder .*nowhere, and it is no hub id")
+    fails(tmp_path / "nowhere", "no folder .*nowhere, and it is not a hub id")
 
 
 def test_a_single_file_is_not_a_folder(tmp_path):

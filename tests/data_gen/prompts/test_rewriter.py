@@ -152,11 +152,11 @@ def test_command(tmp_path, model_folder, capsys):
     assert report["rewritten"] == 0 and read_prompts(out) == make_prompts(6)
     assert [p.name for p in tmp_path.iterdir()] == ["p.jsonl"]
     out.unlink()
-    folders = {"nowhere": "is no folder of a language model"}
+    folders = {"nowhere": "is not a folder of a language model"}
     for name, missing in (("plain", "*"), ("weightless", "*.safetensors"), ("wordless", "tokenizer*")):
         shutil.copytree(model_folder, tmp_path / name, ignore=shutil.ignore_patterns(missing))
         folders[name] = (
-            "is no folder of a language model" if name == "plain" else "cannot be used as a language model"
+            "is not a folder of a language model" if name == "plain" else "cannot be used as a language model"
         )
     shutil.copytree(model_folder, tmp_path / "picture")
     (tmp_path / "picture" / "config.json").write_text('{"model_type": "vit"}')

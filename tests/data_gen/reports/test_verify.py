@@ -180,7 +180,9 @@ def test_a_stranger_and_a_contradiction(folder):
     one = Shards(folder / "pictures-00001.tar").key(0)
     edit(folder, lambda s: s["missing"].update({"f" * 16: "blur", one: "blur"}))
     found = problems(folder)
-    assert "ffffffffffffffff is no prompt of the set" in found and f"{one} is both there and missing" in found
+    assert (
+        "ffffffffffffffff is not a prompt of the set" in found and f"{one} is both there and missing" in found
+    )
 
 
 DAMAGED = [

@@ -131,7 +131,7 @@ def test_folder(tmp_path, folder, green_screen, capsys):
         assert f"could not be opened: {name}" in said.err
     assert said.err.endswith("to have these too, repair them and collect into another --output\n")
     assert f"skipped {folder / 'cut.png'} is damaged or cut short" in said.err
-    for line, why in ((4, "is no JSON object"), (5, "is no JSON object"), (6, "has no file_name")):
+    for line, why in ((4, "is not a JSON object"), (5, "is not a JSON object"), (6, "has no file_name")):
         assert f"line {line}, {why}" in said.err
     assert "describes nowhere.png, which is not there" in said.err
 
@@ -274,7 +274,7 @@ def test_parquet(tmp_path):
     with pytest.raises(UserError, match="has the columns words: one of image,"):
         open_source(source)
     (source / "c.parquet").write_bytes(b"PAR1 no PAR1")
-    with pytest.raises(UserError, match=r"c\.parquet is no parquet file or is damaged"):
+    with pytest.raises(UserError, match=r"c\.parquet is not a parquet file, or is damaged"):
         open_source(source)
 
 

@@ -181,12 +181,12 @@ def test_a_wrong_folder_is_told_what_would_be_right(tmp_path):
     with pytest.raises(UserError, match=r"holds no objects: give a folder of meshes \(.glb .obj .npz"):
         find_objects(tmp_path)
     with pytest.raises(
-        UserError, match="is no folder of YCB: expected NAME/google_16k/textured.obj and texture_map"
+        UserError, match="is not a folder of YCB: expected NAME/google_16k/textured.obj and texture_map"
     ):
         find_objects(tmp_path, "ycb")
     with pytest.raises(UserError, match="no layout 'gsox': choose auto or one of gso, gso-zip"):
         find_objects(tmp_path, "gsox")
-    with pytest.raises(UserError, match="nowhere is no folder"):
+    with pytest.raises(UserError, match="nowhere is not a folder"):
         find_objects(tmp_path / "nowhere")
     assert len(NAMES) == 12
     for folder in ("a", "b"):

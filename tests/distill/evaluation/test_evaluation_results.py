@@ -407,7 +407,7 @@ def test_other_protocols_and_objects_refuse_to_share_a_table(tmp_path, boxes, ro
     assert main(["compare", str(tmp_path / "a")]) == 2
     (tmp_path / "x.json").write_text("{}")
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "x.json")]) == 2
-    assert "x.json is no evaluation.json of this version" in capsys.readouterr().err
+    assert "x.json is not an evaluation.json of this version" in capsys.readouterr().err
 
 
 def test_other_weights_of_a_metric_refuse_to_share_a_table(tmp_path, boxes, rows):

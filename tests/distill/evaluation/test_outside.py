@@ -157,7 +157,7 @@ def test_bad_predictions_are_told(tmp_path, target):
     with pytest.raises(UserError, match="thing.ply holds no Gaussian whose numbers are all finite"):
         parse_predictions(f"a={tmp_path}")(target)
     (tmp_path / "thing.ply").unlink()
-    with pytest.raises(UserError, match="nowhere is no folder"):
+    with pytest.raises(UserError, match="nowhere is not a folder"):
         parse_predictions(f"lgm={tmp_path}/nowhere")
     with pytest.raises(UserError, match=r"'axes=up' cannot be: options are axes \(auto, opencv"):
         parse_predictions(f"lgm={tmp_path},axes=up")
@@ -174,7 +174,7 @@ def test_bad_predictions_are_told(tmp_path, target):
         row(target)
     (tmp_path / "thing.ply").unlink()
     (tmp_path / "thing.glb").write_bytes(b"nonsense that is long enough to read")
-    with pytest.raises(UserError, match="thing.glb cannot be read: it is no glTF binary"):
+    with pytest.raises(UserError, match="thing.glb cannot be read: it is not a glTF binary"):
         row(target)
     (tmp_path / "thing.glb").unlink()
     inside = tmp_path / "thing"

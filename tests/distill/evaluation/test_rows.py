@@ -58,14 +58,14 @@ class Upright:
         return self.made
 
 
-def test_a_told_generator_is_drawn_in_the_world_of_the_input(monkeypatch):
+def test_a_generator_that_knows_the_elevation_is_drawn_in_the_world_of_the_input(monkeypatch):
     generator = Upright()
     monkeypatch.setattr(Generator, "from_pretrained", lambda path, device: generator)
     upright = Cameras.orbit([0.0, 80.0], [30.0, -5.0], 32)
     target = assembled("x", "scan", [(torch.ones(2, 4, 32, 32), upright)], [0], [1], "")
-    (label, row), *_ = make_rows(["told=a=folder"], Settings()).items()
+    (label, row), *_ = make_rows(["elevation=a=folder"], Settings()).items()
     found = row(target)(target, [0, 1])
-    assert label == "a, elevation told" and generator.elevation == pytest.approx(30)
+    assert label == "a, elevation given" and generator.elevation == pytest.approx(30)
     expected = rasterize(generator.made, upright, background=1.0, antialiased=True).rgb
     assert (expected < 0.9).any(-1).any(-1).all()
     torch.testing.assert_close(found.rgb, expected, atol=1e-4, rtol=0)
