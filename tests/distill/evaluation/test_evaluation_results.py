@@ -15,7 +15,7 @@ from stand_ins.headless_chromium import CHROMIUM, Page
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from distill.evaluation import compare as tool
-from distill.evaluation import paired, tables, work
+from distill.evaluation import packing, paired, tables, work
 from distill.evaluation.__main__ import main
 from distill.evaluation.options import Evaluation
 from distill.evaluation.packing import from_png, packed, png, unpacked
@@ -359,7 +359,7 @@ def test_the_first_frame_of_a_turn_is_the_input(boxes):
         return Prediction(views, torch.ones(len(views), 3, 96, 96), None)
 
     target = targets[0]
-    work._turn(target, draw)
+    packing.turn(target, draw)
     torch.testing.assert_close(asked[0].viewmats[0], target.cameras.viewmats[0], atol=1e-4, rtol=0)
     first = target.cameras[0].resized(96)
     torch.testing.assert_close(asked[0].Ks[0], first.Ks, atol=1e-3, rtol=0)
