@@ -115,6 +115,18 @@ def conclude(
         report["error"] = explain(e, Path.cwd(), "smaller inputs")
         code = 2
     report["seconds"] = round(time.perf_counter() - start, 3)
+    _print_troubles(report, kind, as_json)
+    if as_json:
+        say(json.dumps(report))
+    elif code != 2:
+        failed = f", {len(report['failed'])} failed" if report["failed"] else ""
+        say(f"{last_line(report)} in {report['seconds']:.1f} s{failed}")
+    if code:
+        raise typer.Exit(code)
+
+
+def _print_troubles(report: Report, kind: str, as_json: bool) -> None:
+    """Warnings, failures, what was skipped and why the run stopped, on stderr."""
     for result in report[f"{kind}s"]:
         for warning in result["warnings"] if not as_json else ():
             say(f"warning: {warning}", err=True)
@@ -127,13 +139,6 @@ def conclude(
         say(f"skipped {len(names)}: {', '.join(names[:20])}{more}", err=True)
     if "error" in report:
         say(f"error: {report['error']}", err=True)
-    if as_json:
-        say(json.dumps(report))
-    elif code != 2:
-        failed = f", {len(report['failed'])} failed" if report["failed"] else ""
-        say(f"{last_line(report)} in {report['seconds']:.1f} s{failed}")
-    if code:
-        raise typer.Exit(code)
 
 
 def make_app(command: Callable[..., None]) -> typer.Typer:
@@ -226,11 +231,10 @@ def print_help(text: str) -> None:
     """Print a page; a reader such as `head` may close the pipe early."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
-        silence_stdout()
     except OSError as error:
         silence_stdout()
-        say(f"error: cannot print the help ({error.strerror or error})", err=True)
+        if not isinstance(error, BrokenPipeError):
+            say(f"error: cannot print the help ({error.strerror or error})", err=True)
 
 
 def explain(error: Exception, out: Path, less: str) -> str:
@@ -331,8 +335,7 @@ def say(text: str, err: bool = False) -> None:
     Raises:
         UserError: when stdout cannot be written to; stderr then has no use either, and is let be.
     """
-    # File names may hold bytes that are not text, and messages of libraries may hold line breaks.
-    # A name whose bytes are text is known as such, even where the locale has only ASCII.
+    # File names may hold bytes that are not text, even where the locale is ASCII; messages hold line breaks.
     try:
         data = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

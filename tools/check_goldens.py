@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -86,30 +87,38 @@ def command(
     if not paths:
         raise UserError(f"{folder} holds no {' or '.join(only) + '.npz' if only else 'NAME.npz'}")
     torch.set_num_threads(1)
-    wrong, chosen = 0, seed
+    wrong, found = 0, cache(_found_seed)
     for path in paths:
         golden = Golden.read(path, seed, getattr(torch, dtype))
         if seed is None and "seed" not in golden.about:
-            if chosen is None:
-                chosen = find_seed(folder)
-                if chosen is None:
-                    chosen = 1
-                    print("the seed of the made-up inputs was not found, 1 is taken: give it by --seed")
-                elif chosen != 1:
-                    print(f"seed {chosen}, as the made-up inputs are")
-            golden = replace(golden, seed=chosen)
-        left = set(golden.arrays)
-        for one in check(golden):
-            left.discard(one.name)
-            wrong += not one.agrees
-            verdict = "ok" if one.agrees else f"OVER {one.tolerance:.0e}"
-            print(f"{golden.name}  {one.name:44} max {one.largest:.1e}  rmse {one.rmse:.1e}  {verdict}")
-        for name in sorted(left):
-            wrong += 1
-            print(f"{golden.name}  {name:44} NOT COMPARED")
+            golden = replace(golden, seed=found(folder))
+        wrong += _print_checks(golden)
     print(f"{wrong} arrays do not agree" if wrong else "all arrays agree")
     if wrong and dtype == "float32":
         raise typer.Exit(1)
+
+
+def _found_seed(folder: Path) -> int:
+    """The seed that the inputs of a folder were made with; 1, with a note, where that is not found."""
+    seed = find_seed(folder)
+    if seed is None:
+        print("the seed of the made-up inputs was not found, 1 is taken: give it by --seed")
+    elif seed != 1:
+        print(f"seed {seed}, as the made-up inputs are")
+    return 1 if seed is None else seed
+
+
+def _print_checks(golden: Golden) -> int:
+    """Compare and print each array of a golden; returns how many do not agree or were not compared."""
+    wrong, left = 0, set(golden.arrays)
+    for one in check(golden):
+        left.discard(one.name)
+        wrong += not one.agrees
+        verdict = "ok" if one.agrees else f"OVER {one.tolerance:.0e}"
+        print(f"{golden.name}  {one.name:44} max {one.largest:.1e}  rmse {one.rmse:.1e}  {verdict}")
+    for name in sorted(left):
+        print(f"{golden.name}  {name:44} NOT COMPARED")
+    return wrong + len(left)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -153,26 +153,29 @@ def check_parts(
         converted = not (here / "spiece.model").exists() or (here / "tokenizer.json").exists()
         if not converted and not installed("sentencepiece"):
             raise UserError(f"{here} needs sentencepiece to be read: pip install sentencepiece protobuf")
-        if not (here / "config.json").exists():  # tokenizers, schedulers
-            continue
-        files = sorted(here.glob("*.safetensors"))
-        for file in files:
-            with open(file, "rb") as stream:
-                if stream.read(40).startswith(b"version https://git-lfs"):
-                    raise UserError(
-                        f"{file} is a Git LFS pointer, not the weights: run `git lfs pull` in {folder}"
-                    )
-        variants = {m["variant"] or "" for f in files if (m := _NAME.fullmatch(f.name))}
-        if not files:
-            pickles = any(here.glob("*.bin")) or any(here.glob("*.ckpt")) or any(here.glob("*.pt"))
-            why = "only as pickles, which are never loaded" if pickles else "none at all"
-            raise UserError(
-                f"{here} has no weights in the safetensors format ({why}): get the pipeline with its "
-                "*.safetensors files, or load it with diffusers and write it with save_pretrained"
-            )
-        if "" not in variants and variant not in variants:
-            has = ", ".join(sorted(variants))
-            raise UserError(f"{here} has its weights only in the variant {has}: set model.variant={has}")
+        if (here / "config.json").exists():  # tokenizers and schedulers have none
+            _check_weights(here, variant)
+
+
+def _check_weights(part: Path, variant: str) -> None:
+    files = sorted(part.glob("*.safetensors"))
+    for file in files:
+        with open(file, "rb") as stream:
+            if stream.read(40).startswith(b"version https://git-lfs"):
+                raise UserError(
+                    f"{file} is a Git LFS pointer, not the weights: run `git lfs pull` in {part.parent}"
+                )
+    if not files:
+        pickles = any(path.suffix in (".bin", ".ckpt", ".pt") for path in part.iterdir())
+        why = "only as pickles, which are never loaded" if pickles else "none at all"
+        raise UserError(
+            f"{part} has no weights in the safetensors format ({why}): get the pipeline with its "
+            "*.safetensors files, or load it with diffusers and write it with save_pretrained"
+        )
+    variants = {m["variant"] or "" for f in files if (m := _NAME.fullmatch(f.name))}
+    if "" not in variants and variant not in variants:
+        has = ", ".join(sorted(variants))
+        raise UserError(f"{part} has its weights only in the variant {has}: set model.variant={has}")
 
 
 def read_licence(folder: Path) -> str:

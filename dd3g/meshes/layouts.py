@@ -8,7 +8,7 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dd3g.errors import UserError
@@ -126,16 +126,32 @@ def find_objects(
         raise UserError(f"no layout {layout!r}: choose auto or one of {', '.join(NAMES)}")
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give that of a data set")
-    files = sorted(Path(at, name).relative_to(folder).as_posix()
-                   for at, _, names in os.walk(folder, followlinks=True) for name in names)  # fmt: skip
-    prefix = (
-        folder.resolve().as_posix().strip("/")
-    )  # so that the named folder may itself be one of the layout
-    chosen = [entry for entry in LAYOUTS if layout in ("auto", entry.name)]
+    found, missing = _search(folder, layout)
+    by_id: dict[str, FoundObject] = {}
+    for one in found:
+        if one.id in by_id:
+            paths = f"{by_id[one.id].path} and {one.path}"
+            raise UserError(f"two objects are called {one.id!r} ({paths}): give a folder with one of them")
+        by_id[one.id] = one
+    if not wanted:
+        return found, missing
+    if lacking := [name for name in wanted if name not in by_id]:
+        reasons = [f"{name} ({missing[name]})" if name in missing else name for name in lacking]
+        raise UserError(
+            f"{folder} lacks {len(lacking)} of {len(wanted)} objects of the list: {', '.join(reasons)}"
+        )
+    return [one for one in found if one.id in set(wanted)], {}
+
+
+def _search(folder: Path, layout: str) -> tuple[list[FoundObject], dict[str, str]]:
+    """Objects of the first layout that fits, and what is missing of the others; else plain meshes."""
+    walk = os.walk(folder, followlinks=True)
+    files = sorted(Path(at, name).relative_to(folder).as_posix() for at, _, names in walk for name in names)
+    prefix = folder.resolve().as_posix().strip("/")  # the named folder may itself be one of the layout
     found: list[FoundObject] = []
     missing: dict[str, str] = {}
     strange: dict[str, str] = {}
-    for entry in chosen:
+    for entry in (entry for entry in LAYOUTS if layout in ("auto", entry.name)):
         found, missing = _fitting(entry, folder, prefix, files)
         if not found and layout == "auto" and entry.name == "gso-zip":
             strange, missing = missing, {}  # perhaps archives of something else
@@ -143,24 +159,10 @@ def find_objects(
             break
     if not found and not missing and layout in ("auto", PLAIN.name):
         found = _plain(folder, files)
-    styles = {key: row["style"] for key, row in read_rows(folder).items() if row.get("style")}
-    found = [FoundObject(o.id, o.path, o.layout, styles.get(o.id.rpartition("/")[2], o.style)) for o in found]
     if not found:
         raise UserError(_nothing(folder, layout, missing or strange))
-    ids = [o.id for o in found]
-    if len(set(ids)) < len(ids):
-        twice = next(i for i in ids if ids.count(i) > 1)
-        paths = " and ".join(str(o.path) for o in found if o.id == twice)
-        raise UserError(f"two objects are called {twice!r} ({paths}): give a folder with one of them")
-    if wanted:
-        lacking = [name for name in wanted if name not in ids]
-        if lacking:
-            reasons = [f"{name} ({missing[name]})" if name in missing else name for name in lacking]
-            raise UserError(
-                f"{folder} lacks {len(lacking)} of {len(wanted)} objects of the list: {', '.join(reasons)}"
-            )
-        return [o for o in found if o.id in set(wanted)], {}
-    return found, missing
+    styles = {key: row["style"] for key, row in read_rows(folder).items() if row.get("style")}
+    return [replace(o, style=styles.get(o.id.rpartition("/")[2], o.style)) for o in found], missing
 
 
 def read_rows(folder: Path) -> dict[str, dict[str, str]]:
