@@ -306,7 +306,7 @@ def test_verify_of_a_foreign_set(teacher, tmp_path, capsys):
 
 def test_damaged_quadruple_names_its_shard(tmp_path):
     write_shard(tmp_path / "a.tar", [{"__key__": "x", "json": "{}", "noise.npy": b"junk"}])
-    with pytest.raises(UserError, match=r"x in shard .*a\.tar is no quadruple"):
+    with pytest.raises(UserError, match=r"x in shard .*a\.tar is not a quadruple"):
         Quadruples(tmp_path)[0]
     with pytest.raises(UserError, match="dd3g simulate"):
         Quadruples([])

@@ -342,7 +342,7 @@ def test_bad_pictures_and_cameras_are_told(tmp_path):
     lost[1, 0, 3] = torch.nan
     for viewmats in (mirrored, flat, lost):
         with pytest.raises(
-            UserError, match="does not hold cameras as .*: the matrix of view 1 is no rotation"
+            UserError, match="does not hold cameras as .*: the matrix of view 1 is not a rotation"
         ):
             read(viewmats=viewmats.tolist())
     with pytest.raises(UserError, match="view 1 stands in the middle of the object"):
