@@ -153,8 +153,8 @@ def _look(path: Path, request: Request) -> tuple[Any, list[Any], list[str]]:
     Raises:
         UserError: a file that cannot be read, or nobody in it.
     """
-    from dd3g.pose.detection.keypoints import read_keypoints
     from dd3g.pose.detection.people import detect, load
+    from dd3g.pose.detection.reading import read_keypoints
     from dd3g.pose.detection.regressed import read_regressed
 
     alone = path.suffix.lower() in KEYPOINTS

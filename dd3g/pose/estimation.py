@@ -43,7 +43,7 @@ def estimate(
         picture: a file, a PIL picture or a uint8 array (H, W, 3 or 4); None with keypoints alone.
         method: one of `METHODS`.
         m: hypotheses a person.
-        keypoints: of another detector, see `detection.keypoints.read_keypoints`; None runs BlazePose.
+        keypoints: of another detector, see `detection.reading.read_keypoints`; None runs BlazePose.
         focal: px; None looks at the keypoints' file, then at EXIF, then takes the picture's diagonal.
         height: metres, how tall the people are; None takes a grown person's.
         seed: of all random numbers; same picture, same seed, same answer.

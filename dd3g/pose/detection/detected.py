@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from posixpath import basename, splitext
+from string import digits
 from typing import Any
 
 from dd3g.errors import UserError
@@ -14,6 +14,7 @@ LAYOUT_OF_COUNT = {
     18: "coco-18", 25: "openpose-25", 26: "halpe-26", 33: "blazepose-33", 133: "coco-wholebody-133",
     136: "halpe-136",
 }  # fmt: skip
+NOBODY = "no person in it: nothing to estimate"
 LONGEST = 10_000_000  # frames of a video; greater numbers are those of pictures in a data set
 
 
@@ -36,17 +37,17 @@ class Someone:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The people in one picture or frame.
+    """One picture or frame.
 
     Args:
-        people: in the file's order.
+        at: numbers of the file's entries that tell of its people.
         name: of the picture, without folder and suffix; None where the file does not say.
         size: (width, height) in px.
         number: of the frame; None where the file does not say.
         video: name of the video, in files of several.
     """
 
-    people: list[Someone]
+    at: Sequence[int] = ()
     name: str | None = None
     size: Any = None
     number: int | None = None
@@ -58,35 +59,47 @@ class KeypointFile:
     """What a detector wrote.
 
     Args:
+        read: gives the people of an entry; those of an hour of video would not fit into memory at once.
         pictures: or the frames of a video, in order.
         layout: of the joints; None where the file does not say.
         video: whether the pictures are the frames of a video.
         beside: `size`, `K`, `distortion`, `heatmaps` and `boxes` where the file has them.
+        coco: whether 17 joints without a layout are COCO's.
         shares: whether places are shares of the picture's width and height, and not pixels.
         first: number of a video's first frame; None takes 0, or 1 where no frame has number 0.
         bare: whether it is one array of rows, which may be people in a picture or one person in frames.
     """
 
+    read: Callable[[int], list[Someone]]
     pictures: list[Seen]
     layout: str | None = None
     video: bool = False
     beside: dict[str, Any] = field(default_factory=dict)
+    coco: bool = False
     shares: bool = False
     first: int | None = None
     bare: bool = False
 
+    @staticmethod
+    def of_picture(people: list[Someone], **known: Any) -> KeypointFile:
+        """Of one picture with these people."""
+        return KeypointFile(lambda i: people, [Seen((0,))], **known)
+
+    def people(self, seen: Seen) -> list[Someone]:
+        """The people in a picture or frame, in the file's order."""
+        return [person for i in seen.at for person in self.read(i)]
+
     def of(self, picture: str) -> Seen:
-        """The people in a picture, by its name without folder and suffix.
+        """A picture by its name without folder and suffix.
 
         Raises:
             UserError: several pictures, none of which has this name.
         """
         named = [seen for seen in self.pictures if seen.name is not None and same_picture(seen.name, picture)]
         if named:
-            (found,) = _tracked([replace(named[0], people=[p for seen in named for p in seen.people])])
-            return found
+            return replace(named[0], at=[i for seen in named for i in seen.at])
         if len(self.pictures) == 1:
-            return _tracked(self.pictures)[0]
+            return self.pictures[0]
         names = [seen.name for seen in self.pictures if seen.name is not None]
         if self.video or not names:
             raise UserError(
@@ -98,7 +111,7 @@ class KeypointFile:
         )
 
     def frames(self, video: str) -> list[Seen]:
-        """The people in every frame of a video, nobody in those that the file leaves out.
+        """Every frame of a video, with nobody in those that the file leaves out.
 
         Args:
             video: its name without folder and suffix.
@@ -108,7 +121,7 @@ class KeypointFile:
         """
         seen = self.pictures
         if self.bare:
-            return [Seen([replace(person, track=0)]) for person in seen[0].people]
+            return [Seen((i,)) for i in seen[0].at]
         names = {one.video for one in seen}
         if len(names) > 1:
             seen = [one for one in seen if one.video == video]
@@ -117,14 +130,14 @@ class KeypointFile:
                 raise UserError(f"holds several videos, none of which is {video}: {known}")
         numbers = [one.number for one in seen if one.number is not None]
         if not seen or len(numbers) < len(seen) or max(numbers) > LONGEST:
-            return _tracked(seen)
+            return seen
         first = min(1, *numbers) if self.first is None else self.first
-        placed = [Seen([]) for _ in range(max(numbers) - first + 1)]
+        placed = [Seen()] * (max(numbers) - first + 1)
         for one, number in zip(seen, numbers, strict=True):
             if number < first:
                 raise UserError(f"has a frame {number}: they are counted from {first}")
-            placed[number - first] = replace(one, people=placed[number - first].people + one.people)
-        return _tracked(placed)
+            placed[number - first] = replace(one, at=(*placed[number - first].at, *one.at))
+        return placed
 
 
 def same_picture(name: str, picture: str) -> bool:
@@ -134,39 +147,23 @@ def same_picture(name: str, picture: str) -> bool:
     return name == picture
 
 
-def _tracked(seen: Sequence[Seen]) -> list[Seen]:
-    """The same with numbers for the tracks that have names."""
-    tracks = [person.track for one in seen for person in one.people]
-    free = 1 + max((track for track in tracks if isinstance(track, int)), default=-1)
-    names = list(dict.fromkeys(track for track in tracks if isinstance(track, str)))
-    number = {name: free + i for i, name in enumerate(names)}
-
-    def named(person: Someone) -> Someone:
-        track = person.track
-        return replace(person, track=number[track]) if isinstance(track, str) else person
-
-    return [replace(one, people=[named(person) for person in one.people]) for one in seen]
-
-
 def numbered(pictures: Sequence[Seen]) -> list[Seen]:
     """The same with the numbers that their names end with, where nothing else differs."""
-    ends = [re.fullmatch(r"(.*?)(\d+)", one.name or "") for one in pictures]
-    if len({end and end[1] for end in ends}) != 1 or ends[0] is None:
+    fronts = {(one.name or "").rstrip(digits) for one in pictures}
+    if len(fronts) != 1 or any(one.name in (None, *fronts) for one in pictures):
         return list(pictures)
-    return [replace(one, number=int(end[2])) for one, end in zip(pictures, ends, strict=True) if end]
+    start = len(fronts.pop())
+    return [replace(one, number=int((one.name or "")[start:])) for one in pictures]
+
+
+def grouped(keys: Iterable[tuple[int, Any]]) -> dict[Any, list[int]]:
+    """The entries of each picture, by what tells which picture an entry is of."""
+    found: dict[Any, list[int]] = {}
+    for i, key in keys:
+        found.setdefault(key, []).append(i)
+    return found
 
 
 def stem(name: Any) -> str:
     """The name of a picture without folder and suffix, whatever the system that wrote it."""
-    return Path(str(name).replace("\\", "/")).stem
-
-
-def layout_by_count(people: Iterable[Someone]) -> str | None:
-    """What the number of joints tells."""
-    return next((LAYOUT_OF_COUNT[n] for p in people if (n := len(p.points)) in LAYOUT_OF_COUNT), None)
-
-
-def coco_or(people: Iterable[Someone]) -> str | None:
-    """COCO's order of 17, or what the number of joints tells."""
-    people = list(people)
-    return "coco-17" if any(len(p.points) == 17 for p in people) else layout_by_count(people)
+    return splitext(basename(str(name).replace("\\", "/")))[0]

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from dd3g.errors import UserError, first_line
-from dd3g.pose.detection.keypoints import TooFewJointsError, read_frames
+from dd3g.pose.detection.keypoints import TooFewJointsError
 from dd3g.pose.detection.people import MIN_CONFIDENCE, Detection, detect
+from dd3g.pose.detection.reading import read_frames
 from dd3g.pose.request import ANIMATIONS
 
 MAX_GAP = 0.5  # seconds for which someone may be hidden and stay the same person
@@ -214,7 +215,7 @@ class Tracker:
 
     def __init__(self) -> None:
         self._going: list[_Going] = []
-        self._numbered: dict[int, int] = {}  # a detector's numbers -> ours
+        self._numbered: dict[int | str, int] = {}  # a detector's numbers -> ours
         self._count = 0
 
     def follow(self, people: Sequence[Detection], now: float) -> list[int]:

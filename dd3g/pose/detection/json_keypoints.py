@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,19 @@ from dd3g.errors import UserError
 from dd3g.pose.body.skeletons import COCO_17
 from dd3g.pose.detection.detected import (
     LAYOUT_OF_COUNT,
+    NOBODY,
     KeypointFile,
     Seen,
     Someone,
-    coco_or,
-    layout_by_count,
+    grouped,
     numbered,
     stem,
 )
+from dd3g.pose.detection.long_json import Items, read_json
 
 BESIDE = ("layout", "size", "K", "distortion", "heatmaps", "boxes")  # beside `people` in our own
 POINTS = ("pose_keypoints_2d", "pose_keypoints", "keypoints", "joints")  # what files call a person's joints
+LISTS = (list, Items)
 UNKNOWN = "no list of people in it: see `dd3g pose --help` for the formats"
 
 
@@ -34,7 +36,7 @@ def parse_json(path: Path) -> KeypointFile:
         UserError: no JSON, or of no known form.
     """
     try:
-        data = json.loads(path.read_text("utf-8-sig"))
+        data = read_json(path)
     except (ValueError, RecursionError) as e:
         raise UserError(f"not JSON, or cut short ({e}): save or copy it again") from e
     return _parsed(data)
@@ -43,7 +45,9 @@ def parse_json(path: Path) -> KeypointFile:
 def _parsed(data: Any) -> KeypointFile:
     if isinstance(data, dict):
         return _of_dict(data)
-    if isinstance(data, list):
+    if isinstance(data, Items) and data.names:
+        return _of_names(data.names, data)
+    if isinstance(data, LISTS):
         return _of_list(data)
     raise UserError(UNKNOWN)
 
@@ -52,27 +56,26 @@ def _of_dict(data: dict[str, Any]) -> KeypointFile:
     for key, parse in (("annotations", _coco), ("instance_info", _mmpose_demo), ("skeleton", _vitpose)):
         if key in data:
             return parse(data)
-    if isinstance(data.get("predictions"), list):  # MMPose's inferencer
+    if isinstance(data.get("predictions"), LISTS):  # MMPose's inferencer
         return _of_list(data["predictions"])
     if "instances" in data:  # one frame of MMPose's, or Detectron2's instances
         return _parsed(data["instances"])
     beside = {name: data[name] for name in BESIDE if data.get(name) is not None}
     layout = beside.pop("layout", None)
-    if isinstance(data.get("frames"), list):
-        frames = [
-            Seen(_people(frame.get("people")), number=_number(frame.get("index", i)))
-            for i, frame in enumerate(data["frames"])
+    frames = data.get("frames")
+    if isinstance(frames, LISTS):
+        seen = [
+            Seen((i,), number=_number(frame.get("index", i)))
+            for i, frame in enumerate(frames)
             if isinstance(frame, dict)
         ]
-        return KeypointFile(frames, layout, True, beside, first=0)
+        return KeypointFile(lambda i: _people(frames[i].get("people")), seen, layout, True, beside, first=0)
     if "people" in data or "bodies" in data:
-        entries = data.get("people", data.get("bodies"))
-        people = _people([entries] if isinstance(entries, dict) else entries)
-        if layout is None and any("keypoints" not in p for p in _dicts(entries)):
-            layout = layout_by_count(people)  # OpenPose's
-        return KeypointFile([Seen(people)], layout, False, beside)
+        people = data.get("people", data.get("bodies"))
+        people = _people([people] if isinstance(people, dict) else people)
+        return KeypointFile.of_picture(people, layout=layout, beside=beside)
     joints = data.get("pred_keypoints", data.get("keypoints"))
-    if isinstance(joints, list) and joints:
+    if isinstance(joints, LISTS) and joints:
         if all(isinstance(frame, dict) for frame in joints):
             return _vitpose(data)
         if _depth(joints) == 3:
@@ -80,67 +83,80 @@ def _of_dict(data: dict[str, Any]) -> KeypointFile:
     if any(name in data for name in POINTS):
         return _of_list([data])
     if data and all(isinstance(people, list | dict) for people in data.values()):
-        return _of_names(data)
+        return _of_names(list(data), list(data.values()))
     raise UserError(UNKNOWN)
 
 
-def _of_list(data: list[Any]) -> KeypointFile:
+def _of_list(data: Sequence[Any]) -> KeypointFile:
     if not data:
-        raise UserError("no person in it: nothing to estimate")
-    dicts = _dicts(data)
-    if len(dicts) == len(data):
-        if any("image_id" in entry for entry in dicts):
-            return _results(dicts)
-        if all("predictions" in entry for entry in dicts):  # MMPose's inferencer, called frame by frame
-            return _of_list([people for entry in dicts for people in entry["predictions"] or [[]]])
-        if any("instances" in entry for entry in dicts):
-            return _mmpose_video(dicts)
-        people = _people(data)
-        known = any({"keypoint_scores", "scores", "bbox", "box"} & set(entry) for entry in dicts)
-        return KeypointFile([Seen(people)], coco_or(people) if known else None)
-    if all(isinstance(frame, list) and len(_dicts(frame)) == len(frame) for frame in data):
-        frames = [Seen(_people(frame)) for frame in data]  # a list a frame, as of Ultralytics
-        return KeypointFile(frames, coco_or(p for seen in frames for p in seen.people), len(frames) > 1)
+        raise UserError(NOBODY)
+    kinds = {type(entry) for entry in data}
+    if kinds == {dict}:
+        known = {name for entry in data for name in entry}
+        if "image_id" in known:
+            return _results(data)
+        if "predictions" in known:  # MMPose's inferencer, called frame by frame
+            return _of_batches(data)
+        if "instances" in known:
+            return _mmpose_video(data)
+        coco = bool({"keypoint_scores", "scores", "bbox", "box"} & known)
+        return KeypointFile.of_picture(_people(data), coco=coco)
+    if kinds != {list}:
+        raise UserError(UNKNOWN)
+    if all(isinstance(person, dict) for frame in data for person in frame):
+        frames = [Seen((i,)) for i in range(len(data))]  # a list a frame, as of Ultralytics
+        return KeypointFile(lambda i: _people(data[i]), frames, video=len(frames) > 1, coco=True)
     if _depth(data) == 2:  # one person's rows
-        return KeypointFile([Seen([Someone(data)])])
-    return KeypointFile([Seen([Someone(points) for points in data])], bare=True)
+        return KeypointFile.of_picture([Someone(data)])
+    return KeypointFile(lambda i: [Someone(data[i], track=0)], [Seen(range(len(data)))], bare=True)
 
 
-def _of_arrays(data: dict[str, Any], joints: list[Any]) -> KeypointFile:
+def _of_batches(data: Sequence[dict[str, Any]]) -> KeypointFile:
+    """{"predictions": [people of a frame, ...]} a batch of frames."""
+
+    def frames(batch: dict[str, Any]) -> list[Any]:
+        return batch.get("predictions") or [[]]
+
+    at = [(i, k) for i, batch in enumerate(data) for k in range(len(frames(batch)))]
+    seen = [Seen((n,)) for n in range(len(at))]
+
+    def read(n: int) -> list[Someone]:
+        i, k = at[n]
+        return _people(frames(data[i])[k])
+
+    return KeypointFile(read, seen, video=len(seen) > 1, coco=True)
+
+
+def _of_arrays(data: dict[str, Any], joints: Sequence[Any]) -> KeypointFile:
     """Everyone's joints in one array, their confidences and scores in others: Detectron2, rtmlib."""
     given = [data.get(name) for name in ("keypoint_scores", "keypoints_scores", "scores")]
-    trust = next((v for v in given if isinstance(v, list) and v and isinstance(v[0], list)), None)
-    sure = data.get("scores")
-    people = []
-    for i, points in enumerate(joints):
-        score = sure[i] if isinstance(sure, list) and i < len(sure) else None
-        people.append(
-            Someone(
-                points,
-                trust[i] if trust is not None and i < len(trust) else None,
-                float(score) if isinstance(score, int | float) else None,
-            )
-        )
-    return KeypointFile([Seen(people)], coco_or(people))
+    trust = next((v for v in given if isinstance(v, LISTS) and v and isinstance(v[0], list)), ())
+    sure = data["scores"] if isinstance(data.get("scores"), LISTS) else ()
+    people = [
+        Someone(points, c, float(score) if isinstance(score, int | float) else None)
+        for points, c, score in zip_longest(joints, trust[: len(joints)], sure[: len(joints)])
+    ]
+    return KeypointFile.of_picture(people, coco=True)
 
 
-def _of_names(data: dict[str, Any]) -> KeypointFile:
+def _of_names(names: Sequence[str], pictures: Sequence[Any]) -> KeypointFile:
     """People by the name or number of their picture; AlphaPose writes {"bodies": ...} for each."""
-    pictures = []
-    for name, entry in data.items():
-        people = entry.get("people", entry.get("bodies")) if isinstance(entry, dict) else entry
-        pictures.append(Seen(_people(people), stem(name)))
-    frames = len(pictures) > 1 and all(stem(name).isdecimal() for name in data)
-    everyone = [p for seen in pictures for p in seen.people]
-    return KeypointFile(numbered(pictures), coco_or(everyone), frames)
+
+    def read(i: int) -> list[Someone]:
+        entry = pictures[i]
+        return _people(entry.get("people", entry.get("bodies")) if isinstance(entry, dict) else entry)
+
+    seen = numbered([Seen((i,), stem(name)) for i, name in enumerate(names)])
+    frames = len(seen) > 1 and all(stem(name).isdecimal() for name in names)
+    return KeypointFile(read, seen, video=frames, coco=True)
 
 
-def _dicts(values: Any) -> list[dict[str, Any]]:
-    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
+def _dicts(values: Any) -> Iterator[dict[str, Any]]:
+    return (value for value in values if isinstance(value, dict)) if isinstance(values, LISTS) else iter(())
 
 
 def _depth(values: Any) -> int:
-    return 1 + _depth(values[0]) if isinstance(values, list) and values else 0
+    return 1 + _depth(values[0]) if isinstance(values, LISTS) and values else 0
 
 
 def _number(value: Any) -> int | None:
@@ -150,14 +166,15 @@ def _number(value: Any) -> int | None:
     return int(value) if isinstance(value, int | float) and value == value // 1 else None
 
 
-def _people(people: Any) -> list[Someone]:
-    if not isinstance(people, list):
+def _people(people: Any, first: int = 0) -> list[Someone]:
+    """The people of a list, whose entries are counted from `first` in what is said about them."""
+    if not isinstance(people, LISTS):
         raise UserError(UNKNOWN)
     # Boxes without joints stand beside people in some files.
     some = any(any(name in p for name in POINTS) for p in _dicts(people))
     found = [
         _someone(p, i)
-        for i, p in enumerate(people)
+        for i, p in enumerate(people, first)
         if not (some and isinstance(p, dict) and all(p.get(name) is None for name in POINTS))
     ]
     return [p for p in found if p is not None]
@@ -172,12 +189,12 @@ def _someone(person: Any, i: int) -> Someone | None:
     if isinstance(values, dict) and isinstance(values.get("x"), list) and isinstance(values.get("y"), list):
         seen = values.get("visible") or [1.0] * len(values["x"])  # Ultralytics
         values = [list(row) for row in zip(values["x"], values["y"], seen, strict=False)]
-    if not isinstance(values, list):
+    if not isinstance(values, LISTS):
         raise UserError(f"person {i} has no list of 'keypoints'")
     if not values:
         return None
     given = [person.get(name) for name in ("confidence", "keypoint_scores", "scores", "keypoints_visible")]
-    confidence = next((value for value in given if isinstance(value, list)), None)
+    confidence = next((value for value in given if isinstance(value, LISTS)), None)
     if _depth(values) == 3 and len(values) == 1:
         values = values[0]
     if not isinstance(values[0], list):  # x, y, confidence in turns, or x, y where those stand beside
@@ -207,77 +224,81 @@ def _track(person: dict[str, Any]) -> int | str | None:
 
 def _coco(data: dict[str, Any]) -> KeypointFile:
     """A data set: annotations, images with names and sizes, the joints' names in the categories."""
-    images = {str(i.get("id")): i for i in data.get("images") or [] if isinstance(i, dict)}
+    entries = data["annotations"]
+    if not isinstance(entries, LISTS):
+        raise UserError("'annotations' is no list: get the file anew")
     joints = {c.get("id"): c["keypoints"] for c in _dicts(data.get("categories")) if c.get("keypoints")}
     bodies = {key: names for key, names in joints.items() if not _missing(names)}
-    # Hands and animals have joints too, crowds and things have none.
-    entries = [a for a in _dicts(data["annotations"]) if a.get("keypoints") is not None]
-    entries = [a for a in entries if a.get("category_id") in bodies] or entries
-    by_image: dict[str, list[Any]] = {}
-    for annotation in entries:
-        by_image.setdefault(str(annotation.get("image_id")), []).append(annotation)
+
+    def people(kinds: Collection[Any] | None) -> Iterator[tuple[int, str]]:
+        # Crowds and things have no joints.
+        for i, entry in enumerate(entries):
+            if isinstance(entry, dict) and entry.get("keypoints") is not None:
+                if kinds is None or entry.get("category_id") in kinds:
+                    yield i, str(entry.get("image_id"))
+
+    # Hands and animals have joints too.
+    by_image = grouped(people(bodies)) or grouped(people(None))
     if not by_image:
-        raise UserError("no person in it: nothing to estimate")
-    pictures = []
-    for key, people in by_image.items():
-        image = images.get(key, {})
-        size = [image["width"], image["height"]] if {"width", "height"} <= set(image) else None
-        name = stem(image.get("file_name", key))
-        pictures.append(Seen(_people(people), name, size, _number(image.get("frame_id"))))
+        raise UserError(NOBODY)
+    images = {}
+    for image in _dicts(data.get("images")):
+        if (key := str(image.get("id"))) in by_image:
+            size = (image["width"], image["height"]) if {"width", "height"} <= set(image) else None
+            images[key] = stem(image.get("file_name", key)), size, _number(image.get("frame_id"))
+    pictures = [Seen(at, *images.get(key, (stem(key),))) for key, at in by_image.items()]
     if any(seen.number is None for seen in pictures):
         pictures = numbered(pictures)
-    everyone = [p for seen in pictures for p in seen.people]
-    if joints:
-        names = next(iter((bodies or joints).values()))
-        return _named(KeypointFile(pictures), joints.get(entries[0].get("category_id"), names))
-    return KeypointFile(pictures, coco_or(everyone))
+    found = KeypointFile(lambda i: _people([entries[i]], i), pictures, coco=True)
+    if not joints:
+        return found
+    names = next(iter((bodies or joints).values()))
+    return _named(found, joints.get(entries[pictures[0].at[0]].get("category_id"), names))
 
 
-def _results(entries: list[dict[str, Any]]) -> KeypointFile:
+def _results(entries: Sequence[dict[str, Any]]) -> KeypointFile:
     """COCO results, Detectron2's, AlphaPose's: one entry a person, with the picture's id or name."""
-    by_image: dict[Any, list[Any]] = {}
-    for entry in entries:
-        by_image.setdefault(entry.get("image_id"), []).append(entry)
-    pictures = numbered([Seen(_people(people), stem(key)) for key, people in by_image.items()])
-    everyone = [p for seen in pictures for p in seen.people]
+    by_image = grouped((i, entry.get("image_id")) for i, entry in enumerate(entries))
+    pictures = numbered([Seen(at, stem(key)) for key, at in by_image.items()])
     # AlphaPose numbers the frames of a video from 0: 0.jpg, 1.jpg, ...
     frames = len(by_image) > 1 and all(isinstance(key, str) and stem(key).isdecimal() for key in by_image)
-    return KeypointFile(pictures, coco_or(everyone), frames, first=0 if frames else None)
+    return KeypointFile(
+        lambda i: _people([entries[i]], i), pictures, video=frames, coco=True, first=0 if frames else None
+    )
 
 
-def _mmpose_video(frames: Sequence[dict[str, Any]], layout: str | None = None) -> KeypointFile:
-    pictures = [
-        Seen(_people(frame.get("instances") or []), number=_number(frame.get("frame_id"))) for frame in frames
-    ]
-    everyone = [p for seen in pictures for p in seen.people]
-    return KeypointFile(pictures, layout or coco_or(everyone), len(pictures) > 1)
+def _mmpose_video(frames: Sequence[dict[str, Any]]) -> KeypointFile:
+    seen = [Seen((i,), number=_number(frame.get("frame_id"))) for i, frame in enumerate(frames)]
+    return KeypointFile(
+        lambda i: _people(frames[i].get("instances") or []), seen, video=len(seen) > 1, coco=True
+    )
 
 
 def _mmpose_demo(data: dict[str, Any]) -> KeypointFile:
     entries = data["instance_info"]
-    if not isinstance(entries, list):
+    if not isinstance(entries, LISTS):
         raise UserError("'instance_info' is no list: save it again with --save-predictions")
-    video = any("instances" in entry for entry in _dicts(entries))
-    found = _mmpose_video(_dicts(entries)) if video else KeypointFile([Seen(_people(entries))])
+    if any("instances" in entry for entry in _dicts(entries)):
+        found = _mmpose_video(entries)
+    else:
+        found = KeypointFile.of_picture(_people(entries), coco=True)
     names = (data.get("meta_info") or {}).get("keypoint_id2name")
-    if not isinstance(names, dict):
-        return replace(found, layout=coco_or(p for s in found.pictures for p in s.people))
-    return _named(found, _in_order(names))
+    return _named(found, _in_order(names)) if isinstance(names, dict) else found
 
 
 def _vitpose(data: dict[str, Any]) -> KeypointFile:
     """easy_ViTPose: its keypoints are y, x, score."""
     frames = data.get("keypoints")
-    if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
+    if not isinstance(frames, LISTS) or not all(isinstance(frame, dict) for frame in frames):
         raise UserError("'keypoints' must be a list of frames {track: [[y, x, score], ...]}")
-    pictures = []
-    for frame in frames:
-        people = []
-        for track, rows in frame.items():
-            turned = [[row[1], row[0], *row[2:]] for row in rows]
-            people.append(Someone(turned, track=_track({"track": track})))
-        pictures.append(Seen(people))
-    found = KeypointFile(pictures, coco_or(p for s in pictures for p in s.people), len(pictures) > 1)
+
+    def read(i: int) -> list[Someone]:
+        return [
+            Someone([[row[1], row[0], *row[2:]] for row in rows], track=_track({"track": track}))
+            for track, rows in frames[i].items()
+        ]
+
+    found = KeypointFile(read, [Seen((i,)) for i in range(len(frames))], video=len(frames) > 1, coco=True)
     names = data.get("skeleton")
     return _named(found, _in_order(names)) if isinstance(names, dict) else found
 
@@ -315,8 +336,7 @@ def _named(found: KeypointFile, names: Sequence[Any]) -> KeypointFile:
             return values
         return [values[i] for i in order]
 
-    def renamed(seen: Seen) -> Seen:
-        people = [replace(p, points=chosen(p.points), confidence=chosen(p.confidence)) for p in seen.people]
-        return replace(seen, people=people)
+    def read(i: int) -> list[Someone]:
+        return [replace(p, points=chosen(p.points), confidence=chosen(p.confidence)) for p in found.read(i)]
 
-    return replace(found, pictures=[renamed(seen) for seen in found.pictures], layout=COCO_17.name)
+    return replace(found, read=read, layout=COCO_17.name)

@@ -15,10 +15,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ import numpy as np
 from dd3g.errors import UserError
 from dd3g.pose.body.skeletons import COCO_17
 from dd3g.pose.data.arrays import read_npz
-from dd3g.pose.detection.detected import KeypointFile, Seen, Someone, layout_by_count, stem
+from dd3g.pose.detection.detected import NOBODY, KeypointFile, Seen, Someone, stem
 from dd3g.pose.detection.json_keypoints import parse_json
 
 # Beside the keypoints, in npz files.
@@ -69,24 +71,26 @@ def read_folder(folder: Path, video: str) -> KeypointFile:
         found = _counted(folder, ".json", FRAMES) or _counted(folder, ".txt", FRAMES)
     if not found:
         raise UserError(f"{folder} has no {video}_000000000000_keypoints.json or {video}_1.txt and the like")
-    files, frames = [], []
-    for number, path in sorted(found.items()):
+
+    def file(number: int) -> KeypointFile:
         try:
-            files.append(read_file(path))
+            return read_file(folder / found[number])
         except UserError as e:
-            raise UserError(f"{path.name}: {e}") from e
-        people = [person for seen in files[-1].pictures for person in seen.people]
-        frames.append(Seen(people, number=number))
-    layouts = [files[0].layout, *(layout_by_count(seen.people) for seen in frames)]
-    layout = next((name for name in layouts if name), None)
-    return KeypointFile(frames, layout, True, files[0].beside, files[0].shares, first)
+            raise UserError(f"{found[number]}: {e}") from e
+
+    def read(number: int) -> list[Someone]:
+        content = file(number)
+        return [person for seen in content.pictures for person in content.people(seen)]
+
+    seen = [Seen((number,), number=number) for number in sorted(found)]
+    return replace(file(min(found)), read=read, pictures=seen, video=True, first=first, bare=False)
 
 
-def _counted(folder: Path, suffix: str, names: Sequence[str], first: int = 0) -> dict[int, Path]:
+def _counted(folder: Path, suffix: str, names: Sequence[str], first: int = 0) -> dict[int, str]:
     """The files whose names are one of these and a number, by that number."""
-    pattern = re.compile(rf"(?:{'|'.join(map(re.escape, names))})(\d+)(?:_keypoints)?")
-    matches = [(pattern.fullmatch(path.stem), path) for path in sorted(folder.glob(f"*{suffix}"))]
-    return {int(match[1]): path for match, path in matches if match and int(match[1]) >= first}
+    pattern = re.compile(rf"(?:{'|'.join(map(re.escape, names))})(\d+)(?:_keypoints)?{re.escape(suffix)}")
+    matches = (pattern.fullmatch(name) for name in sorted(os.listdir(folder)))
+    return {number: match[0] for match in matches if match and (number := int(match[1])) >= first}
 
 
 def _npz(path: Path) -> KeypointFile:
@@ -108,16 +112,17 @@ def _npz(path: Path) -> KeypointFile:
     if points.ndim == 4:  # frames of a video, (frames, people, joints, 2 or 3)
         trust = confidence if confidence is not None else [[None] * points.shape[1]] * len(points)
         numbers = tracks if tracks is not None else [range(points.shape[1])] * len(points)
-        frames = [
-            Seen([Someone(p, c, None, int(t)) for p, c, t in zip(*row, strict=True) if np.isfinite(p).any()])
-            for row in zip(points, trust, numbers, strict=True)
-        ]
-        return KeypointFile(frames, layout, True, content)
+
+        def people(i: int) -> list[Someone]:
+            row = zip(points[i], trust[i], numbers[i], strict=True)
+            return [Someone(p, c, None, int(t)) for p, c, t in row if np.isfinite(p).any()]
+
+        return KeypointFile(people, [Seen((i,)) for i in range(len(points))], layout, True, content)
     points = points[None] if points.ndim == 2 else points
     if points.ndim != 3:
         raise UserError(f"keypoints must be (people, joints, 2 or 3), got {points.shape}")
     if not len(points):
-        raise UserError("no person in it: nothing to estimate")
+        raise UserError(NOBODY)
     trust = [None] * len(points)
     if confidence is not None:
         flat = confidence[None] if confidence.ndim == 1 else confidence
@@ -129,8 +134,11 @@ def _npz(path: Path) -> KeypointFile:
     sure = [None] * len(points) if scores is None else np.ravel(scores).tolist()
     if len(sure) != len(points):
         raise UserError(f"scores must be one for each of {len(points)} people, got {len(sure)}")
-    people = [Someone(p, c, s) for p, c, s in zip(points, trust, sure, strict=True)]
-    return KeypointFile([Seen(people)], layout, False, content, bare=True)
+
+    def rows(i: int) -> list[Someone]:
+        return [Someone(points[i], trust[i], sure[i], track=0)]
+
+    return KeypointFile(rows, [Seen(range(len(points)))], layout, beside=content, bare=True)
 
 
 def _videopose(path: Path) -> KeypointFile:
@@ -140,18 +148,22 @@ def _videopose(path: Path) -> KeypointFile:
     if not isinstance(videos, dict) or not videos:
         raise UserError("positions_2d must be {video: {'custom': [(frames, joints, 2)]}}, it has nothing")
     frames: list[Seen] = []
+    rows: list[np.ndarray] = []
     for video, views in videos.items():
         take = next(iter(views.values())) if isinstance(views, dict) and views else None
         if not isinstance(take, list) or len(take) != 1 or np.ndim(take[0]) != 3:
             raise UserError("positions_2d must be {video: {'custom': [(frames, joints, 2)]}}")
         information = (metadata.get("video_metadata") or {}).get(video) or {}
         size = [information["w"], information["h"]] if {"w", "h"} <= set(information) else None
-        frames += [
-            Seen([Someone(points, track=0)] if np.isfinite(points).any() else [], None, size, i, stem(video))
-            for i, points in enumerate(np.asarray(take[0]))
-        ]
+        name, before = stem(video), len(rows)
+        rows.extend(np.asarray(take[0]))
+        frames += [Seen((before + i,), None, size, i, name) for i in range(len(rows) - before)]
+
+    def people(i: int) -> list[Someone]:
+        return [Someone(rows[i], track=0)] if np.isfinite(rows[i]).any() else []
+
     layout = {"coco": "coco-17", "h36m": "h36m-17"}.get(str(metadata.get("layout_name")))
-    return KeypointFile(frames, layout, True, first=0)
+    return KeypointFile(people, frames, layout, True, first=0)
 
 
 def _yolo(path: Path) -> KeypointFile:
@@ -179,7 +191,7 @@ def _yolo(path: Path) -> KeypointFile:
         track = int(after.pop()) if after and after[-1] >= 1 else None
         rows = [table[i : i + step] for i in range(0, len(table), step)]
         people.append(Someone(rows, score=after[0] if after else None, track=track))
-    return KeypointFile([Seen(people)], COCO_17.name, shares=True)
+    return KeypointFile.of_picture(people, layout=COCO_17.name, shares=True)
 
 
 PARSERS = {".json": parse_json, ".npz": _npz, ".txt": _yolo}

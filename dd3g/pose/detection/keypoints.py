@@ -1,11 +1,9 @@
-"""Keypoints of any detector, checked: one form for whatever `keypoint_files` reads."""
+"""Keypoints of any detector, checked: one form for whatever `reading` reads."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,7 @@ from torch import Tensor
 from dd3g.errors import UserError
 from dd3g.pose.body.skeletons import WHOLE_BODY, skeleton, to_h36m
 from dd3g.pose.detection.camera import undistorted
-from dd3g.pose.detection.detected import LAYOUT_OF_COUNT, KeypointFile, Seen, Someone
-from dd3g.pose.detection.keypoint_files import read_file, read_folder
+from dd3g.pose.detection.detected import LAYOUT_OF_COUNT, NOBODY
 
 MIN_JOINTS = 4
 FARTHEST = 1e6  # px that a keypoint may lie from the picture's corner; NaN is farther
@@ -37,7 +34,7 @@ class Keypoints:
         heatmaps: (P, 17, h, w) >= 0.
         boxes: (P, 4) left, top, right, bottom of the heatmaps in px.
         scores: (P,) how sure the detector is of each person.
-        tracks: their numbers in a video, None for whom the file does not number.
+        tracks: their numbers or names in a video, None for whom the file does not number.
         warnings: sentences for the user about people that are left out, having too few joints.
     """
 
@@ -48,146 +45,8 @@ class Keypoints:
     heatmaps: Tensor | None = None  # (P, 17, h, w)
     boxes: Tensor | None = None  # (P, 4)
     scores: Tensor | None = None  # (P,)
-    tracks: tuple[int | None, ...] = ()
+    tracks: tuple[int | str | None, ...] = ()
     warnings: tuple[str, ...] = ()
-
-
-def read_keypoints(
-    path: str | Path,
-    layout: str | None = None,
-    picture: str | None = None,
-    size: tuple[int, int] | None = None,
-) -> Keypoints:
-    """Read one picture's keypoints.
-
-    Args:
-        path: a file of any format that `keypoint_files` lists.
-        layout: one of `SKELETONS` or `WHOLE_BODY`; None takes the file's word, or the number of joints where
-            only one layout has it.
-        picture: its name without folder and suffix, for files of several pictures.
-        size: (width, height) of the picture in px, for files whose places are shares of it.
-
-    Raises:
-        UserError: unreadable, truncated or pickled content, an unknown layout, a wrong number of joints, NaN
-            at joints with confidence, confidences that are none, units that are no pixels, or nobody with
-            confidence in enough joints.
-    """
-    path = Path(path)
-    try:
-        content = read_file(path)
-        if picture is None and len(content.pictures) > 1:
-            what = "the frames of a video" if content.video else "several pictures"
-            raise UserError(f"holds {what}: give it with --keypoints, beside what it was seen in")
-        return _checked(content, content.of(picture or path.stem), layout, size)
-    except UserError as e:
-        raise UserError(f"{path}: {e}") from e
-    except OSError as e:
-        raise _unreadable(path, e) from e
-
-
-def read_frames(
-    path: str | Path, video: str, layout: str | None = None, size: tuple[int, int] | None = None
-) -> VideoKeypoints:
-    """Read a video's keypoints, frame by frame; None for frames without anybody.
-
-    Args:
-        path: a file of any format that `keypoint_files` lists, or a folder with a file a frame.
-        video: its name without folder and suffix.
-        layout: see `read_keypoints`.
-        size: see `read_keypoints`.
-
-    Raises:
-        UserError: see `read_keypoints`; what a frame's people are is checked when that frame is asked for.
-    """
-    path = Path(path)
-    try:
-        content = read_folder(path, video) if path.is_dir() else read_file(path)
-        frames = content.frames(video)
-        if not any(seen.people for seen in frames):
-            raise UserError("no person in it: nothing to estimate")
-        return VideoKeypoints(path, content, frames, layout, size)
-    except UserError as e:
-        raise UserError(f"{path}: {e}") from e
-    except OSError as e:
-        raise _unreadable(path, e) from e
-
-
-@dataclass(frozen=True)
-class VideoKeypoints(Sequence[Keypoints | None]):
-    """The frames of a video as a file has them, checked one by one."""
-
-    path: Path
-    content: KeypointFile
-    frames: list[Seen]
-    layout: str | None
-    size: tuple[int, int] | None
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __getitem__(self, number: Any) -> Any:
-        seen = self.frames[number]
-        try:
-            return _checked(self.content, seen, self.layout, self.size) if seen.people else None
-        except TooFewJointsError:
-            return None  # someone who walks out of the picture
-        except UserError as e:
-            raise UserError(f"{self.path}: frame {number}: {e}") from e
-
-
-def _unreadable(path: Path, e: OSError) -> UserError:
-    if isinstance(e, FileNotFoundError):
-        return UserError(f"{path} does not exist: check the path")
-    return UserError(f"{path} cannot be read ({e.strerror or e}): check the path and its permissions")
-
-
-def _checked(
-    content: KeypointFile, seen: Seen, layout: str | None, size: tuple[int, int] | None
-) -> Keypoints:
-    """The people of one picture of a file."""
-    people = seen.people
-    if not people:
-        raise UserError("no person in it: nothing to estimate")
-    if len({len(p.points) for p in people}) > 1:
-        raise UserError("its people have different numbers of joints")
-    rows = [_person(person, i) for i, person in enumerate(people)]
-    if content.shares:
-        if size is None:
-            raise UserError("tells places as shares of the picture: give --size WIDTHxHEIGHT, or the picture")
-        if max(float(np.abs(xy).max()) for xy, _ in rows) > NEAREST:
-            raise UserError("its places must be shares of the picture, 0..1, as Ultralytics saves them")
-        rows = [(xy * np.array(size, np.float32), confidence) for xy, confidence in rows]
-        seen = replace(seen, size=size)
-    scores = None
-    if any(person.score is not None for person in people):
-        # AlphaPose's scores are sums of several and go beyond 1.
-        scores = [1.0 if p.score is None else min(max(p.score, 0.0), 1.0) for p in people]
-    beside = content.beside | ({} if seen.size is None else {"size": seen.size})
-    return checked(
-        np.stack([points for points, _ in rows]),
-        np.stack([confidence for _, confidence in rows]),
-        layout or content.layout,
-        scores=scores,
-        tracks=[person.track for person in people],
-        **{name: value for name, value in beside.items() if name not in ("confidence", "layout", "tracks")},
-    )
-
-
-def _person(person: Someone, i: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places (J, 2) and confidences (J,), each person by itself."""
-    xy = _numbers(person.points, "keypoints").numpy()
-    if xy.ndim != 2 or xy.shape[1] not in (2, 3):
-        raise UserError(f"keypoints must be (people, joints, 2 or 3), got {(i + 1, *xy.shape)}")
-    if person.confidence is not None and any(value is not None for value in person.confidence):
-        c = _numbers(person.confidence, "confidence").numpy().ravel()
-        if len(c) != len(xy):
-            raise UserError(f"confidence must be {(1, len(xy))} like the keypoints, got {(1, len(c))}")
-    elif xy.shape[1] == 3:
-        c = xy[:, 2]
-    else:
-        # Detectors that give no confidence write a joint that they missed as (0, 0), or as NaN.
-        c = ((xy != 0).any(-1) & np.isfinite(xy).all(-1)).astype(np.float32)
-    return xy[:, :2], c
 
 
 class TooFewJointsError(UserError):
@@ -218,10 +77,10 @@ def checked(
         boxes: (P, 4).
         scores: (P,).
         distortion: 4 to 8 coefficients of the lens in OpenCV's order, with K; points come out without it.
-        tracks: P numbers or None.
+        tracks: P numbers, names or None.
 
     Raises:
-        UserError: see `read_keypoints`.
+        UserError: see `reading.read_keypoints`.
     """
     xy, trust = _points(points, confidence)
     layout = str(layout).lower() if layout else _layout_of(xy.shape[1])
@@ -277,23 +136,32 @@ def checked(
 
 def _points(points: Any, confidence: Any) -> tuple[Tensor, Tensor]:
     """Pixels (P, J, 2) and confidences (P, J) in 0..1."""
+    if not len(points):
+        raise UserError(NOBODY)
+    if np.ndim(points[0][:1]) == 1:
+        points, confidence = [points], [confidence]
+    rows = [_person(p, c) for p, c in zip(points, confidence or [None] * len(points), strict=True)]
+    if len({len(xy) for xy, _ in rows}) > 1:
+        raise UserError("its people have different numbers of joints")
+    xy, trust = (torch.stack(values) for values in zip(*rows, strict=True))
+    return xy, _confidence(trust.nan_to_num())
+
+
+def _person(points: Any, confidence: Any) -> tuple[Tensor, Tensor]:
+    """Places (J, 2) and confidences (J,), each person by itself."""
     xy = _numbers(points, "keypoints")
-    xy = xy[None] if xy.dim() == 2 else xy
-    if xy.dim() != 3 or xy.shape[-1] not in (2, 3):
-        raise UserError(f"keypoints must be (people, joints, 2 or 3), got {tuple(xy.shape)}")
-    if not len(xy):
-        raise UserError("no person in it: nothing to estimate")
-    if confidence is not None:
-        c = _numbers(confidence, "confidence")
-        c = c.reshape(xy.shape[:2]) if c.numel() == xy[..., 0].numel() else c
-    elif xy.shape[-1] == 3:
-        c = xy[..., 2]
+    if xy.dim() != 2 or xy.shape[1] not in (2, 3):
+        raise UserError(f"keypoints must be (people, joints, 2 or 3), got {(1, *xy.shape)}")
+    if confidence is not None and any(value is not None for value in confidence):
+        c = _numbers(confidence, "confidence").flatten()
+    elif xy.shape[1] == 3:
+        c = xy[:, 2]
     else:
         # Detectors that give no confidence write a joint that they missed as (0, 0), or as NaN.
         c = ((xy != 0).any(-1) & xy.isfinite().all(-1)).float()
-    if c.shape != xy.shape[:2]:
-        raise UserError(f"confidence must be {tuple(xy.shape[:2])} like the keypoints, got {tuple(c.shape)}")
-    return xy[..., :2], _confidence(torch.where(torch.isnan(c), 0.0, c))
+    if len(c) != len(xy):
+        raise UserError(f"confidence must be {(1, len(xy))} like the keypoints, got {(1, len(c))}")
+    return xy[:, :2], c
 
 
 def _confidence(c: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class Detection:
         heatmaps: (17, h, w) over `boxes`.
         box: (4,) left, top, right, bottom of the heatmaps in px.
         region: where BlazePose looks for them in the next frame of a video.
-        track: their number in a video, where another detector gave one.
+        track: their number or name in a video, where another detector gave one.
         start: (24, 3, 3) SMPL-24 rotations that a regressor saw, the root's in the camera frame.
         features: (F,) of the picture, beside them.
     """
@@ -51,7 +51,7 @@ class Detection:
     heatmaps: Tensor | None = None  # (17, h, w)
     box: Tensor | None = None  # (4,)
     region: Region | None = None
-    track: int | None = None
+    track: int | str | None = None
     start: Tensor | None = None  # (24, 3, 3)
     features: Tensor | None = None  # (F,)
 

@@ -75,7 +75,7 @@ class Regressed:
                 )
             return
         numbers: dict[int, list[int]] = {}
-        for row, seen in enumerate(numbered([Seen([], name) for name in self.names])):
+        for row, seen in enumerate(numbered([Seen((), name) for name in self.names])):
             if seen.number is None:
                 raise UserError(
                     f"{self.path}: 'imgname' must end with the frames' numbers, 000001.jpg and so on"

@@ -12,8 +12,8 @@ from stand_ins.keypoint_files import bad_files, some
 from dd3g.errors import UserError
 from dd3g.pose.body.skeletons import SKELETONS, to_h36m
 from dd3g.pose.detection.camera import intrinsics
-from dd3g.pose.detection.keypoints import read_keypoints
 from dd3g.pose.detection.people import load
+from dd3g.pose.detection.reading import read_keypoints
 
 COUNTS = {"coco-17": 17, "openpose-25": 25, "h36m-17": 17, "blazepose-33": 33}
 

@@ -1,0 +1,139 @@
+"""Keypoint files of any detector, a picture or a frame at a time, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dd3g.errors import UserError
+from dd3g.pose.body.skeletons import COCO_17
+from dd3g.pose.detection.detected import NOBODY, KeypointFile, Seen
+from dd3g.pose.detection.keypoint_files import read_file, read_folder
+from dd3g.pose.detection.keypoints import NEAREST, Keypoints, TooFewJointsError, checked
+
+
+def read_keypoints(
+    path: str | Path,
+    layout: str | None = None,
+    picture: str | None = None,
+    size: tuple[int, int] | None = None,
+) -> Keypoints:
+    """Read one picture's keypoints.
+
+    Args:
+        path: a file of any format that `keypoint_files` lists.
+        layout: one of `SKELETONS` or `WHOLE_BODY`; None takes the file's word, or the number of joints where
+            only one layout has it.
+        picture: its name without folder and suffix, for files of several pictures.
+        size: (width, height) of the picture in px, for files whose places are shares of it.
+
+    Raises:
+        UserError: unreadable, truncated or pickled content, an unknown layout, a wrong number of joints, NaN
+            at joints with confidence, confidences that are none, units that are no pixels, or nobody with
+            confidence in enough joints.
+    """
+    path = Path(path)
+    try:
+        content = read_file(path)
+        if picture is None and len(content.pictures) > 1:
+            what = "the frames of a video" if content.video else "several pictures"
+            raise UserError(f"holds {what}: give it with --keypoints, beside what it was seen in")
+        found = _checked(content, content.of(picture or path.stem), layout, size)
+        if found is None:
+            raise UserError(NOBODY)
+        return found
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
+    except OSError as e:
+        raise _unreadable(path, e) from e
+
+
+def read_frames(
+    path: str | Path, video: str, layout: str | None = None, size: tuple[int, int] | None = None
+) -> VideoKeypoints:
+    """Read a video's keypoints, frame by frame; None for frames without anybody.
+
+    Args:
+        path: a file of any format that `keypoint_files` lists, or a folder with a file a frame.
+        video: its name without folder and suffix.
+        layout: see `read_keypoints`.
+        size: see `read_keypoints`.
+
+    Raises:
+        UserError: see `read_keypoints`; what a frame's people are is checked when that frame is asked for.
+    """
+    path = Path(path)
+    try:
+        content = read_folder(path, video) if path.is_dir() else read_file(path)
+        frames = content.frames(video)
+        if not any(content.people(seen) for seen in frames):
+            raise UserError(NOBODY)
+        return VideoKeypoints(path, replace(content, pictures=[]), frames, layout, size)
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
+    except OSError as e:
+        raise _unreadable(path, e) from e
+
+
+@dataclass(frozen=True)
+class VideoKeypoints(Sequence[Keypoints | None]):
+    """The frames of a video as a file has them, checked one by one."""
+
+    path: Path
+    content: KeypointFile
+    frames: list[Seen]
+    layout: str | None
+    size: tuple[int, int] | None
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, number: Any) -> Any:
+        try:
+            return _checked(self.content, self.frames[number], self.layout, self.size)
+        except TooFewJointsError:
+            return None  # someone who walks out of the picture
+        except UserError as e:
+            raise UserError(f"{self.path}: frame {number}: {e}") from e
+
+
+def _unreadable(path: Path, e: OSError) -> UserError:
+    if isinstance(e, FileNotFoundError):
+        return UserError(f"{path} does not exist: check the path")
+    return UserError(f"{path} cannot be read ({e.strerror or e}): check the path and its permissions")
+
+
+def _checked(
+    content: KeypointFile, seen: Seen, layout: str | None, size: tuple[int, int] | None
+) -> Keypoints | None:
+    """The people of one picture of a file; None where there are none."""
+    people = content.people(seen)
+    if not people:
+        return None
+    points, seen_size = [person.points for person in people], seen.size
+    if content.shares:
+        if size is None:
+            raise UserError("tells places as shares of the picture: give --size WIDTHxHEIGHT, or the picture")
+        shares = [np.array(rows) for rows in points]
+        if max(np.abs(rows[:, :2]).max() for rows in shares) > NEAREST:
+            raise UserError("its places must be shares of the picture, 0..1, as Ultralytics saves them")
+        points = [rows * np.array([*size, 1])[: rows.shape[1]] for rows in shares]
+        seen_size = size
+    if not (layout or content.layout) and content.coco and len(points[0]) == 17:
+        layout = COCO_17.name
+    scores = None
+    if any(person.score is not None for person in people):
+        # AlphaPose's scores are sums of several and go beyond 1.
+        scores = [1.0 if p.score is None else min(max(p.score, 0.0), 1.0) for p in people]
+    return checked(
+        points,
+        [person.confidence for person in people],
+        layout or content.layout,
+        scores=scores,
+        tracks=[person.track for person in people],
+        **content.beside | ({} if seen_size is None else {"size": seen_size}),
+    )
