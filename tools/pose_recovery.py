@@ -19,7 +19,8 @@ from dd3g.pose.data.synthesis import Views, normal, posed, synthesise
 from dd3g.pose.detection.people import Detection
 from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
 from dd3g.pose.methods.fitting import PosePrior, fit_body
-from dd3g.pose.methods.recovery import (
+from dd3g.pose.methods.recovery_energies import BodyKeypoints, MultiView, SmoothRotations
+from dd3g.pose.methods.refinement import (
     FAST,
     PUBLISHED,
     PUBLISHED_VIEWS,
@@ -28,7 +29,6 @@ from dd3g.pose.methods.recovery import (
     RecoveryPlan,
     recover,
 )
-from dd3g.pose.methods.recovery_energies import BodyKeypoints, MultiView, SmoothRotations
 from dd3g.pose.networks.pretrained import WEIGHTS
 from dd3g.pose.networks.rotation_denoiser import Condition, RotationDenoiser, keypoint_condition
 from dd3g.pose.views import combine

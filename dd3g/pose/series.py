@@ -33,6 +33,7 @@ class Series:
 
 
 Values = Tensor | Series
+Times = Sequence[float]
 
 
 def parts(count: int, size: int = PART) -> Iterator[slice]:
@@ -71,3 +72,31 @@ class Track:
     def points(self) -> Series:
         """(T, 17, 3) metres, joints in the camera frame."""
         return Series(len(self.times), lambda part: self.poses[part] + self.roots[part][:, None])
+
+
+def evenly(times: Times) -> tuple[float, list[float]]:
+    """Frames a second on average, and as many even times."""
+    if len(times) < 2:
+        return 30.0, [0.0] * len(times)
+    fps = (len(times) - 1) / (times[-1] - times[0])
+    return fps, [times[0] + i / fps for i in range(len(times))]
+
+
+def _between(times: Times, even: Times) -> tuple[Tensor, Tensor]:
+    """Index of the frame before each time, and the share (T,) of the way to the next."""
+    have, want = (torch.tensor(list(t), dtype=torch.float64) for t in (times, even))
+    low = (torch.searchsorted(have, want, right=True) - 1).clamp(0, max(len(have) - 2, 0))
+    high = (low + 1).clamp(max=len(have) - 1)
+    share = (want - have[low]) / (have[high] - have[low]).clamp(min=1e-9)
+    return low, share.clamp(0, 1).float()
+
+
+def resampled(values: Values, times: Times, even: Times) -> Iterator[tuple[slice, Tensor]]:
+    """Values (T, ...) at other times, linearly, in parts."""
+    low, share = _between(times, even)
+    for part in parts(len(even)):
+        first = int(low[part.start])
+        here = values[first : int(low[part.stop - 1]) + 2]
+        near = low[part] - first
+        far = (near + 1).clamp(max=len(here) - 1)
+        yield part, torch.lerp(here[near], here[far], share[part].view(-1, *[1] * (here.dim() - 1)).to(here))

@@ -16,7 +16,7 @@ from dd3g.errors import UserError
 from dd3g.pose import metrics
 from dd3g.pose.data.h36m import CAMERAS, load_h36m
 from dd3g.pose.hypotheses import Hypotheses
-from dd3g.pose.methods.recovery import RecoveryPlan
+from dd3g.pose.methods.refinement import RecoveryPlan
 from tools import evaluate_pose as tool
 from tools import pose_recovery
 from tools.pose_methods import METHODS, run_method, score, summarise

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from dd3g.gaussians import matrix_to_quaternion
 
+FLIP = torch.diag(torch.tensor([1.0, -1.0, -1.0]))  # OpenCV axes to y up, z towards the viewer
+
 
 def project(points: Tensor, K: Tensor) -> Tensor:
     """Pinhole projection.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dd3g.pose.body.bodies import PosedBody
-from dd3g.pose.body.geometry import axis_angle_to_matrix, matrix_to_axis_angle, project
+from dd3g.pose.body.geometry import FLIP, axis_angle_to_matrix, matrix_to_axis_angle, project
 from dd3g.pose.body.skeletons import H36M_17, SMPL_24
 from dd3g.pose.data.motion import Motion
 
@@ -229,8 +229,7 @@ def _cameras(
     turn = axis_angle_to_matrix(azimuth[:, None] * torch.tensor([0.0, 1.0, 0.0]))
     tilt = axis_angle_to_matrix(elevation[:, None] * torch.tensor([1.0, 0.0, 0.0]))
     lean = axis_angle_to_matrix(roll[:, None] * torch.tensor([0.0, 0.0, 1.0]))
-    down = torch.diag(torch.tensor([1.0, -1.0, -1.0]))  # y up, looking along -z -> OpenCV
-    R = lean @ down @ tilt @ turn
+    R = lean @ FLIP @ tilt @ turn
     focal = size * (0.8 + u[:, 3])  # field of view 64 to 31 degrees
     share = 0.35 + 0.45 * u[:, 4]  # of the picture's height that an upright person of 1.8 m fills
     distance = (1.8 * focal / (share * size)).clamp(min=2.0)

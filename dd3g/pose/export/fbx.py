@@ -39,7 +39,7 @@ def check_blender() -> None:
 
 
 def save_fbx(glb: str | Path, path: str | Path, fps: float, frames: int) -> Path:
-    """Convert a body that `skeletons.save_glb` wrote.
+    """Convert a body that `skinned.save_glb` wrote.
 
     Args:
         glb: the .glb file.

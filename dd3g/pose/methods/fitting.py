@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dd3g.pose.body.geometry import axis_angle_to_matrix, matrix_to_axis_angle
 from dd3g.pose.data.motion import Motion
-from dd3g.pose.methods.recovery import Recovery
 from dd3g.pose.methods.recovery_energies import BodyKeypoints, state
+from dd3g.pose.methods.refinement import Recovery
 
 FLOOR = 0.05  # radians added to each standard deviation of the prior
 
@@ -64,7 +64,7 @@ def fit_body(
         learning_rate: of Adam; falls to a tenth.
 
     Returns:
-        The bodies, as `dd3g.pose.methods.recovery.recover` gives them.
+        The bodies, as `dd3g.pose.methods.refinement.recover` gives them.
     """
     reprojection = replace(evidence, translation=None)
     with torch.no_grad():

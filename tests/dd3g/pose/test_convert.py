@@ -2,15 +2,21 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from stand_ins.made_up_people import SIZE, K
 
 from dd3g.errors import UserError
 from dd3g.pose.__main__ import main
+from dd3g.pose.body.bodies import default_body
+from dd3g.pose.body.geometry import FLIP, axis_angle_to_matrix, project
 from dd3g.pose.body.skeletons import H36M_17
 from dd3g.pose.convert import convert, feature_statistics
+from dd3g.pose.metrics import mpjpe
 from dd3g.pose.networks.difficulty import Difficulty
 from dd3g.pose.networks.lifter import published_adjacency
 from dd3g.pose.networks.rotation_denoiser import Condition, RotationDenoiser
@@ -171,10 +177,15 @@ def test_prposes_graph_network(tmp_path):
         torch.testing.assert_close(network(x), published_graph(state, x), atol=1e-4, rtol=1e-3)
 
 
-def test_prposes_perceptron(tmp_path):
+def perceptron():
     state = linear("w1", 34, 64) | norm("batch_norm1", 64) | linear("w2", 64, 17)
     for k in (1, 2):
         state |= linear(f"linear_stages.0.w{k}", 64, 64) | norm(f"linear_stages.0.batch_norm{k}", 64)
+    return state
+
+
+def test_prposes_perceptron(tmp_path):
+    state = perceptron()
     torch.save(state, tmp_path / "avg_model_mgcn_lw.pth")
     network = convert(tmp_path / "avg_model_mgcn_lw.pth")
 
@@ -192,6 +203,71 @@ def test_prposes_perceptron(tmp_path):
     wanted = h @ state["w2.weight"].T + state["w2.bias"]
     with torch.no_grad():
         torch.testing.assert_close(network(x), wanted, atol=1e-5, rtol=1e-4)
+
+
+def dd3g(*words):
+    """The command itself, in a process of its own."""
+    call = [sys.executable, "-m", "dd3g", *map(str, words)]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def poses(folder, name="one"):
+    """Of all hypotheses, and the recommended one."""
+    (person,) = json.loads((folder / f"{name}.pose.json").read_text())["people"]
+    every = torch.tensor([h["pose"] for h in person["hypotheses"]])
+    return every, torch.tensor(person["recommended"]["pose"])
+
+
+@pytest.fixture
+def someone(tmp_path):
+    """A body, its file of keypoints, and one of a regressor that is wrong by 12 degrees at each joint."""
+    turned = torch.eye(3).repeat(1, 24, 1, 1)
+    turned[:, 0] = FLIP
+    joints = default_body().points(turned, torch.zeros(1, 10), "h36m-17")
+    seen = project(joints + torch.tensor([0, 0, 4.0]), K)
+    np.savez(tmp_path / "one.npz", keypoints=seen, layout="h36m-17", K=K, size=SIZE)
+    start = turned @ axis_angle_to_matrix(random(1, 24, 3, scale=0.12))
+    np.savez(
+        tmp_path / "hmr2.npz", pred_pose=start, pred_betas=np.zeros((1, 10)), pred_cam=np.ones((1, 3)),
+        pose_feats=np.full((1, 2, 4), 3.0),
+    )  # fmt: skip
+    return joints[0], default_body().points(start, torch.zeros(1, 10), "h36m-17")[0]
+
+
+@pytest.mark.slow
+def test_the_chain_from_scorehmrs_file_to_a_pose(tmp_path, someone):
+    """A denoiser that finds no noise anywhere leaves the start to the keypoints, 500 moves of them."""
+    truth, start = someone
+    state = scorehmr()
+    state |= {name: torch.zeros_like(state[name]) for name in ("final_mlp.weight", "final_mlp.bias")}
+    path = checkpoint(tmp_path / "model-100.pt", state)
+    np.savez(tmp_path / "stats.npz", pose_feats_mean=np.full((2, 4), 3.0), pose_feats_std=np.ones((2, 4)))
+    dd3g("pose", "convert", path, "--features", tmp_path / "stats.npz", "-o", tmp_path / "weights")
+    dd3g(
+        "pose", tmp_path / "one.npz", "--method", "recovery", "--hypotheses", 1, "-o", tmp_path / "out",
+        "--weights", tmp_path / "weights", "--predictions", tmp_path / "hmr2.npz",
+    )  # fmt: skip
+    _, found = poses(tmp_path / "out")
+    assert mpjpe(found, truth) < 60 < 120 < mpjpe(start, truth)
+
+
+@pytest.mark.slow
+def test_the_chain_from_prposes_file_to_a_pose(tmp_path, someone):
+    """A network that only doubts the left wrist gives hypotheses that differ there."""
+    wrist, state = H36M_17.joints.index("l_wrist"), perceptron()
+    state |= {"w2.weight": torch.zeros(17, 64), "w2.bias": torch.ones(17) + 60 * torch.eye(17)[wrist]}
+    torch.save(state, tmp_path / "avg_model_mgcn_lw.pth")
+    dd3g("pose", "convert", tmp_path / "avg_model_mgcn_lw.pth", "-o", tmp_path / "weights")
+    command = ["pose", tmp_path / "one.npz", "--method", "restoration"]
+    dd3g(*command, "-o", tmp_path / "shipped")
+    dd3g(*command, "-o", tmp_path / "out", "--weights", tmp_path / "weights")
+    (before, _), (after, found) = (poses(tmp_path / name) for name in ("shipped", "out"))
+    spread = after.std(0).norm(dim=-1)
+    assert spread[wrist] > 2 * before.std(0).norm(dim=-1)[wrist]
+    assert spread.argmax() == wrist
+    assert mpjpe(found, someone[0]) < 100
 
 
 class Bomb:

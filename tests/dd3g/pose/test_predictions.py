@@ -17,7 +17,7 @@ from dd3g.pose.body.skeletons import SMPL_24
 from dd3g.pose.detection.regressed import read_regressed
 from dd3g.pose.estimation import lift
 from dd3g.pose.methods import recovery
-from dd3g.pose.methods.recovery import IMAGINED, PUBLISHED, PUBLISHED_VIDEO, recover
+from dd3g.pose.methods.refinement import IMAGINED, PUBLISHED, PUBLISHED_VIDEO, recover
 from dd3g.pose.metrics import mpjpe
 from dd3g.pose.networks.chosen import Networks
 from dd3g.pose.networks.difficulty import Difficulty, DifficultyConfig

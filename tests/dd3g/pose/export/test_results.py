@@ -21,7 +21,7 @@ from dd3g.gaussians import quaternion_to_matrix
 from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.geometry import axis_angle_to_matrix, project
 from dd3g.pose.body.skeletons import H36M_17, SMPL_24
-from dd3g.pose.export import results, skeletons, viewer
+from dd3g.pose.export import markers, results, skeletons, skinned, viewer
 from dd3g.pose.export.fbx import check_blender, save_fbx
 from dd3g.pose.export.figures import LEFT, RIGHT, bone_colors, draw_overlay, draw_view, figure
 from dd3g.pose.series import PART, Track
@@ -160,7 +160,7 @@ def end_points(text: str) -> tuple[list[str], np.ndarray]:
     return names, np.array(frames)
 
 
-OURS = {name: joint for joint, name in skeletons.NAMES.items()}
+OURS = {name: joint for joint, name in skinned.NAMES.items()}
 
 
 def test_bvh_holds_the_posed_joints(tmp_path):
@@ -231,17 +231,17 @@ def document_of(path):
 
 def test_glb_holds_the_posed_joints(tmp_path):
     R, roots = rotations(2, seed=1), torch.tensor([[0.3, -0.2, 3.0], [0.0, 0, 3]])
-    path = skeletons.save_glb(rest(), R, roots, tmp_path / "a.glb", [0.0, 0.5])
+    path = skinned.save_glb(rest(), R, roots, tmp_path / "a.glb", [0.0, 0.5])
     scene = trimesh.load(path)
     want = (default_body().pose(R)[0] + roots[:, None]) * torch.tensor([1.0, -1, -1])
     for joint, name in enumerate(SMPL_24.joints):
-        found = scene.graph.get(skeletons.NAMES[name])[0][:3, 3]
+        found = scene.graph.get(skinned.NAMES[name])[0][:3, 3]
         np.testing.assert_allclose(found, want[0, joint], atol=1e-4, err_msg=name)
     document, values = document_of(path)
     (animation,), (skin,), (mesh,) = document["animations"], document["skins"], document["meshes"]
     assert len(animation["channels"]) == 25 and len(skin["joints"]) == 24 and "skin" in document["nodes"][25]
     assert values(animation["samplers"][0]["input"]).ravel().tolist() == [0, 0.5]
-    still = skeletons.save_glb(rest(), R[:1], roots[:1], tmp_path / "b.glb").read_bytes()
+    still = skinned.save_glb(rest(), R[:1], roots[:1], tmp_path / "b.glb").read_bytes()
     assert b"animations" not in still
     # Skinned by the letter of glTF, each bone reaches from its joint to the child's, in both frames.
     attributes = mesh["primitives"][0]["attributes"]
@@ -260,11 +260,11 @@ def test_glb_holds_the_posed_joints(tmp_path):
                 local[:3, 3] = values(animation["samplers"][moved["translation0"]]["output"])[frame]
             world.append(local if parent < 0 else world[parent] @ local)
         matrices = np.stack(world) @ bind
-        skinned = np.einsum(
+        carried = np.einsum(
             "nij,nj->ni", matrices[joints], np.pad(vertices, ((0, 0), (0, 1)), constant_values=1)
         )
         for child in range(1, 24):
-            away = np.linalg.norm(skinned[:, :3] - want[frame, child].numpy(), axis=1)
+            away = np.linalg.norm(carried[:, :3] - want[frame, child].numpy(), axis=1)
             assert away.min() < 1e-4, SMPL_24.joints[child]
 
 
@@ -272,7 +272,7 @@ def test_glb_holds_the_posed_joints(tmp_path):
 def test_blender_sees_the_joints_of_one_armature_and_one_action(tmp_path, kind):
     bpy = pytest.importorskip("bpy", reason="Blender as a module: pip install bpy")
     R, roots = rotations(3, seed=1), torch.tensor([[0.3, -0.2, 3], [0.4, -0.2, 3], [0.4, -0.1, 3.2]])
-    save = skeletons.save_bvh if kind == "bvh" else skeletons.save_glb
+    save = skeletons.save_bvh if kind == "bvh" else skinned.save_glb
     path = save(rest(), R, roots, tmp_path / f"a.{save.__name__[-3:]}", [0.0, 0.5, 1.0])
     if kind == "fbx":
         path = save_fbx(path, tmp_path / "a.fbx", 2.0, 3)
@@ -293,7 +293,7 @@ def test_blender_sees_the_joints_of_one_armature_and_one_action(tmp_path, kind):
         bpy.context.scene.frame_set(round(action.frame_range[0]) + frame)
         found = {b.name: armature.matrix_world @ b.head for b in armature.pose.bones}
         for joint, name in enumerate(SMPL_24.joints):
-            at = np.array(found[skeletons.NAMES[name]])
+            at = np.array(found[skinned.NAMES[name]])
             np.testing.assert_allclose(at, want[frame, joint], atol=1e-3, err_msg=f"{name}, frame {frame}")
 
 
@@ -309,7 +309,7 @@ def test_quaternions_do_not_jump_between_frames(tmp_path):
     R = torch.eye(3).repeat(count, 24, 1, 1)
     R[:, 16] = axis_angle_to_matrix(angle[:, None] * torch.tensor([0.0, 0, 1]))  # 14 turns
     times = [i / 30 for i in range(count)]
-    path = skeletons.save_glb(rest(), R, torch.zeros(count, 3), tmp_path / "a.glb", times)
+    path = skinned.save_glb(rest(), R, torch.zeros(count, 3), tmp_path / "a.glb", times)
     document, values = document_of(path)
     samplers = document["animations"][0]["samplers"]
     assert np.abs(np.diff(values(samplers[17]["output"]), axis=0)).max() < 0.1
@@ -318,21 +318,21 @@ def test_quaternions_do_not_jump_between_frames(tmp_path):
 def test_marker_files_and_tables_hold_the_joints(tmp_path):
     points = torch.randn(3, 17, 3, generator=torch.Generator().manual_seed(1))
     times = [0.0, 0.04, 0.08]
-    lines = skeletons.save_trc(points, tmp_path / "a.trc", times).read_text().splitlines()
+    lines = markers.save_trc(points, tmp_path / "a.trc", times).read_text().splitlines()
     assert lines[2].split("\t")[:5] == ["25.000000", "25.000000", "3", "17", "mm"]
     assert lines[3].split("\t")[2::3][:17] == list(H36M_17.joints)
     rows = np.array([[float(v) for v in line.split("\t")] for line in lines[6:]])
     np.testing.assert_allclose(rows[:, 1], times, atol=1e-5)
     want = 1000 * points * torch.tensor([1.0, -1, -1])
     np.testing.assert_allclose(rows[:, 2:].reshape(3, 17, 3), want, atol=1e-2)
-    table = np.genfromtxt(skeletons.save_csv(points, tmp_path / "a.csv", times), delimiter=",", names=True)
+    table = np.genfromtxt(markers.save_csv(points, tmp_path / "a.csv", times), delimiter=",", names=True)
     np.testing.assert_allclose(table["time"], times)
     np.testing.assert_allclose(table["l_wrist_y"], points[:, 13, 1], atol=1e-4)
 
 
 def test_c3d_holds_the_joints_byte_by_byte(tmp_path):
     points = torch.randn(3, 17, 3, generator=torch.Generator().manual_seed(1))
-    content = skeletons.save_c3d(points, tmp_path / "a.c3d", [0.0, 0.04, 0.08]).read_bytes()
+    content = markers.save_c3d(points, tmp_path / "a.c3d", [0.0, 0.04, 0.08]).read_bytes()
     assert content[:2] == b"\x02\x50" and content[512:516] == bytes([1, 0x50, content[514], 84])
     count, analog, first, last, gap, scale, start, _, rate = struct.unpack("<5HfHHf", content[2:24])
     assert (count, analog, first, last, gap, scale, rate) == (17, 0, 1, 3, 0, -1.0, 25.0)
@@ -347,7 +347,7 @@ def test_c3d_holds_the_joints_byte_by_byte(tmp_path):
 def test_another_reader_of_c3d_sees_the_joints(tmp_path, frames):
     c3d = pytest.importorskip("c3d", reason="a reader of .c3d: pip install c3d")
     points = torch.randn(frames, 17, 3, generator=torch.Generator().manual_seed(1))
-    path = skeletons.save_c3d(points, tmp_path / "a.c3d", [i / 30 for i in range(frames)])
+    path = markers.save_c3d(points, tmp_path / "a.c3d", [i / 30 for i in range(frames)])
     with path.open("rb") as file:
         reader = c3d.Reader(file)
         assert reader.point_rate == pytest.approx(30)

@@ -13,17 +13,7 @@ from dd3g.pose.body.geometry import axis_angle_to_matrix, project
 from dd3g.pose.body.skeletons import SMPL_24
 from dd3g.pose.data.synthesis import posed
 from dd3g.pose.methods.fitting import PosePrior, fit_body
-from dd3g.pose.methods.recovery import (
-    PUBLISHED,
-    PUBLISHED_VIDEO,
-    PUBLISHED_VIEWS,
-    WEIGHT,
-    RecoveryPlan,
-    _Watch,
-    imagine,
-    recover,
-    recover_people,
-)
+from dd3g.pose.methods.recovery import recover_people
 from dd3g.pose.methods.recovery_energies import (
     Balanced,
     BodyKeypoints,
@@ -32,6 +22,16 @@ from dd3g.pose.methods.recovery_energies import (
     curvatures,
     matrices,
     state,
+)
+from dd3g.pose.methods.refinement import (
+    PUBLISHED,
+    PUBLISHED_VIDEO,
+    PUBLISHED_VIEWS,
+    WEIGHT,
+    RecoveryPlan,
+    _Watch,
+    imagine,
+    recover,
 )
 from dd3g.pose.networks.rotation_denoiser import (
     KEYPOINT_FEATURES,

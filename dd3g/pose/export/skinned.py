@@ -1,0 +1,191 @@
+"""A person over time as a skinned .glb, and what it shares with .bvh: the names of joints, y up."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dd3g.gaussians import matrix_to_quaternion, quaternion_to_matrix
+from dd3g.io.atomic import replacing
+from dd3g.pose.body.geometry import FLIP
+from dd3g.pose.body.skeletons import SMPL_24
+from dd3g.pose.series import Times, Values, parts
+
+# What animation programs and retargeters call the joints.
+NAMES = dict(
+    pelvis="Hips", spine1="Spine", spine2="Spine1", spine3="Spine2", neck="Neck", head="Head",
+    **{
+        f"{side[0].lower()}_{joint}": side + name
+        for side in ("Left", "Right")
+        for joint, name in (
+            ("hip", "UpLeg"), ("knee", "Leg"), ("ankle", "Foot"), ("foot", "ToeBase"), ("collar", "Shoulder"),
+            ("shoulder", "Arm"), ("elbow", "ForeArm"), ("wrist", "Hand"), ("hand", "HandMiddle1"),
+        )
+    },
+)  # fmt: skip
+
+
+def save_glb(rest: Tensor, rotations: Values, roots: Values, path: str | Path, times: Times = (0.0,)) -> Path:
+    """Write a skinned body of bones: one armature of 24 joints, one mesh, and one action for several frames.
+
+    Args:
+        rest: (24, 3) metres, SMPL-24 joints at rest, y up, pelvis at zero.
+        rotations: (T, 24, 3, 3) relative to the parent, the root's in the camera frame.
+        roots: (T, 3) metres, camera frame.
+        path: the .glb file.
+        times: (T,) seconds.
+    """
+    quaternions, places = torch.empty(24, len(times), 4), torch.empty(len(times), 3)
+    last = torch.empty(0, 24, 4)
+    for part in parts(len(times)):
+        turned, places[part] = y_up(rotations[part], roots[part])
+        own = continuous(torch.cat([last, matrix_to_quaternion(turned)]))[len(last) :]
+        quaternions[:, part], last = own[..., [1, 2, 3, 0]].transpose(0, 1), own[-1:]  # xyzw
+    buffer = _Buffer()
+    nodes: list[dict[str, Any]] = []
+    for joint, parent in enumerate(SMPL_24.parents):
+        offset = places[0] if parent < 0 else rest[joint] - rest[parent]
+        node = {"name": NAMES[SMPL_24.joints[joint]], "translation": offset.tolist()}
+        node["rotation"] = quaternions[joint, 0].tolist()
+        if children := SMPL_24.children(joint):
+            node["children"] = children
+        nodes.append(node)
+    vertices, normals, bones = _bone_mesh(rest)
+    joints = torch.nn.functional.pad(bones[:, None], (0, 3))
+    attributes = {
+        "POSITION": buffer.add(vertices, "VEC3", bounds=True),
+        "NORMAL": buffer.add(normals, "VEC3"),
+        "JOINTS_0": buffer.add(joints.to(torch.uint8), "VEC4"),
+        "WEIGHTS_0": buffer.add(torch.eye(4)[0].expand(len(bones), 4), "VEC4"),
+    }
+    # The mesh is at rest with the pelvis at zero; matrices are column by column.
+    inverse = torch.eye(4).repeat(24, 1, 1)
+    inverse[:, 3, :3] = -rest
+    armature = {"name": "Armature", "children": [0, 25]}
+    figure = {"name": "Body", "mesh": 0, "skin": 0}
+    document: dict[str, Any] = {
+        "asset": {"version": "2.0", "generator": "dd3g"},
+        "scene": 0,
+        "scenes": [{"nodes": [24]}],
+        "nodes": [*nodes, armature, figure],
+        "meshes": [{"name": "Body", "primitives": [{"attributes": attributes, "material": 0}]}],
+        "skins": [
+            {
+                "name": "Armature",
+                "inverseBindMatrices": buffer.add(inverse.flatten(1), "MAT4"),
+                "joints": list(range(24)),
+                "skeleton": 0,
+            }
+        ],
+        "materials": [
+            {"pbrMetallicRoughness": {"baseColorFactor": [0.72, 0.55, 0.45, 1], "metallicFactor": 0}}
+        ],
+    }
+    if len(rotations) > 1:
+        stamps = buffer.add(torch.tensor(list(times)) - times[0], "SCALAR", bounds=True)
+        samplers = [{"input": stamps, "output": buffer.add(places, "VEC3")}]
+        channels = [{"sampler": 0, "target": {"node": 0, "path": "translation"}}]
+        for joint in range(24):
+            channels.append({"sampler": len(samplers), "target": {"node": joint, "path": "rotation"}})
+            samplers.append({"input": stamps, "output": buffer.add(quaternions[joint], "VEC4")})
+        document["animations"] = [{"name": "Pose", "samplers": samplers, "channels": channels}]
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.writelines(buffer.packed(document))
+    return Path(path)
+
+
+def y_up(rotations: Tensor, roots: Tensor) -> tuple[Tensor, Tensor]:
+    """Camera frame to y up and z towards the viewer; only the root's rotation knows the frame."""
+    turned = rotations.clone()
+    turned[:, 0] = FLIP.to(rotations) @ rotations[:, 0]
+    return turned, roots @ FLIP.to(roots)
+
+
+def continuous(quaternions: Tensor) -> Tensor:
+    """Quaternions (T, J, 4) of the same rotations, each nearest to the one before: q and -q are one."""
+    dots = (quaternions[1:] * quaternions[:-1]).sum(-1)
+    signs = torch.cat([torch.ones_like(quaternions[:1, :, 0]), torch.where(dots < 0, -1.0, 1.0)]).cumprod(0)
+    return quaternions * signs[..., None]
+
+
+class _Buffer:
+    """The binary part of a glb and the views and accessors into it."""
+
+    def __init__(self) -> None:
+        self.data: list[np.ndarray] = []
+        self.length = 0
+        self.views: list[dict[str, Any]] = []
+        self.accessors: list[dict[str, Any]] = []
+
+    def add(self, values: Tensor, kind: str, bounds: bool = False) -> int:
+        """Append float32 values, or bytes; returns the accessor's index."""
+        narrow = values.dtype == torch.uint8
+        data = values.contiguous().numpy().astype("u1" if narrow else "<f4", copy=False)
+        accessor: dict[str, Any] = {
+            "bufferView": len(self.views),
+            "componentType": 5121 if narrow else 5126,
+        }
+        accessor |= {"count": len(values), "type": kind}
+        if bounds:
+            flat = values.float().reshape(len(values), -1)
+            accessor |= {"min": flat.amin(0).tolist(), "max": flat.amax(0).tolist()}
+        self.views.append({"buffer": 0, "byteOffset": self.length, "byteLength": data.nbytes})
+        self.accessors.append(accessor)
+        self.data.append(data)
+        self.length += data.nbytes
+        return len(self.accessors) - 1
+
+    def packed(self, document: dict[str, Any]) -> Iterator[bytes | memoryview]:
+        """The whole file, piece by piece."""
+        document = document | {
+            "bufferViews": self.views,
+            "accessors": self.accessors,
+            "buffers": [{"byteLength": self.length}],
+        }
+        text = json.dumps(document, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 4)
+        yield struct.pack("<4sII", b"glTF", 2, 28 + len(text) + self.length)
+        yield struct.pack("<I4s", len(text), b"JSON") + text
+        yield struct.pack("<I4s", self.length, b"BIN\0")
+        yield from (data.data for data in self.data)
+
+
+def _bone_mesh(rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A double pyramid from each joint (24, 3) to each child, with flat faces.
+
+    Returns:
+        Vertices (N, 3), three a triangle, their normals (N, 3), and the joint that moves each (N,).
+    """
+    ring = torch.tensor([[0.5, 0.2, 0.5], [0.5, 0.2, -0.5], [-0.5, 0.2, -0.5], [-0.5, 0.2, 0.5]])
+    low, high = torch.zeros(3), torch.tensor([0.0, 1.0, 0.0])
+    faces = []
+    for a, b in zip(ring, ring.roll(-1, 0), strict=True):
+        faces += [torch.stack([a, b, high]), torch.stack([b, a, low])]
+    pyramid = torch.stack(faces)  # (8, 3, 3)
+    shapes, bones = [], []
+    for parent, child in SMPL_24.bones:
+        offset = rest[child] - rest[parent]
+        length = float(offset.norm())
+        width = min(0.12 * length + 0.012, 0.05)
+        turn = quaternion_to_matrix(_from_y(offset / length)[[3, 0, 1, 2]])
+        shapes.append((pyramid * torch.tensor([width, length, width])) @ turn.T + rest[parent])
+        bones += [parent] * 24
+    triangles = torch.cat(shapes)
+    normals = torch.linalg.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
+    normals = torch.nn.functional.normalize(normals, dim=-1)[:, None].expand(-1, 3, -1)
+    return triangles.reshape(-1, 3), normals.reshape(-1, 3), torch.tensor(bones)
+
+
+def _from_y(direction: Tensor) -> Tensor:
+    """Quaternion x, y, z, w that turns +y into a unit direction."""
+    x, y, z = direction.tolist()
+    if y < -0.999999:
+        return torch.tensor([1.0, 0.0, 0.0, 0.0])
+    return torch.nn.functional.normalize(torch.tensor([z, 0.0, -x, 1 + y]), dim=0)
