@@ -23,6 +23,8 @@ SMOOTH = 3  # levels of alpha, of 255, by which what is smooth may differ from t
 FADES = 0.2  # of its mean alpha that a part loses from cell to cell, at most, where it fades out
 STEP = 25  # levels of alpha from cell to cell, on average, by which an object ends that is not blurred
 CAST = 2  # times the solid area that a shadow with an outline covers, at most
+COAT = 0.8  # of an outline that fur covers, at least
+FUR = (1.2, 0.42)  # levels of its detail, and of that by that of forms four times as large, at least
 SHADE = 204  # least alpha, of 255, of a black pixel that is solid
 
 
@@ -171,8 +173,10 @@ def without_haze(image: Image.Image) -> tuple[Image.Image, float]:
     - is more than lines and smooth, and either black, less than half there and no larger than a shadow, or
       fades out where it ends, as shadows, glows and reflections do.
 
-    Glass within a rim or with an outline of its own, lenses, hair, fur and wings remain. The edge beside a
-    part that goes loses what it had of it.
+    Glass within a rim or with an outline of its own, lenses, hair, fur and wings remain. Black hair blurred
+    by more than some 3 pixels of 512 remains where it is a coat all around; on one side alone nothing tells
+    it from the shadow of a shape with as much detail. The edge beside a part that goes loses what it had of
+    it.
 
     Args:
         image: RGBA, straight alpha.
@@ -231,6 +235,13 @@ def _haze(far: np.ndarray, alpha: np.ndarray, black: np.ndarray, solid: np.ndarr
     slope = mean(np.hypot(*np.gradient(faint)), rim)
     wide = mean(~grown(~there, edge // 2)) > 0.2
     smooth = mean(rough, inner) < SMOOTH
+    # A coat of blurred fur lies all around, and has more detail for its coarser forms than one blur leaves.
+    outline = grown(solid, 1) & ~solid & _open(solid)
+    if grown(far, edge + 2)[outline].mean() > COAT:
+        means = [box_sum(faint, by) / (2 * by + 1) ** 2 for by in (1, 3, 2, 6)]
+        within = far & (box_sum(far, 6) == 13**2)
+        fine, coarse = (mean(np.abs(a - b), within) for a, b in (means[:2], means[2:]))
+        smooth &= ~((fine > FUR[0]) & (fine > FUR[1] * coarse) & (fine < np.inf))
     cast = np.bincount(label[far], minlength=far.size + 1) < CAST * solid.sum()
     shade = smooth & (cast & (mean(black) > 0.95) & (level < CORE) | (slope < FADES * level))
     haze = sharp & wide & ((level < SOLID) | shade)

@@ -42,6 +42,7 @@ HAZE = {
     "film": (np.full((256, 256), 60), (200, 200, 200)),
     "faint film": (np.full((256, 256), 9), (200, 200, 200)),
     "glow": (dropped(0, 0, 12, 100), (255, 230, 120)),
+    "black glow": (dropped(0, 0, 8, 200), 0),
 }
 
 
@@ -70,11 +71,12 @@ def test_a_shadow_adds_no_gaussians(kind):
     assert len(generator.generate(found)) == pytest.approx(plain, rel=0.05)
 
 
-def hair(colour) -> list[Image.Image]:
+def hair(colour, first: float = np.pi) -> list[Image.Image]:
+    """Strands at angles from `first` to a whole turn, below the head."""
     rng, drawn = np.random.default_rng(0), Image.new("L", (1024, 1024))
     pen = ImageDraw.Draw(drawn)
     for _ in range(900):
-        angle, length, bend = rng.uniform(np.pi, 2 * np.pi), rng.uniform(110, 190), rng.normal(0, 0.25)
+        angle, length, bend = rng.uniform(first, 2 * np.pi), rng.uniform(110, 190), rng.normal(0, 0.25)
         radii = [100 + (length - 100) * k / 6 for k in range(7)]
         turns = [angle + bend * k / 6 for k in range(7)]
         line = [(2 * (256 + np.cos(t) * r), 2 * (300 + np.sin(t) * r)) for t, r in zip(turns, radii)]
@@ -123,6 +125,8 @@ MATTER = {
     "hair": lambda: hair((70, 50, 40)),
     "black hair": lambda: hair(0),
     "blurred black hair": lambda: [blurred_layer(hair(0)[0], 1.5), hair(0)[1]],
+    "blurred coat of black fur": lambda: [blurred_layer(hair(0, 0)[0], 3), hair(0)[1]],
+    "blurred coat of brown fur": lambda: [blurred_layer(hair((70, 50, 40), 0)[0], 3), hair(0)[1]],
     "lamp": lambda: [Image.fromarray(LAMP)],
 }
 
