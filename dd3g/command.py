@@ -13,7 +13,6 @@ import tempfile
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -32,26 +31,7 @@ OutputFolder = Annotated[Path, typer.Option("-o", "--output", help="Output folde
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # of all wrong options; typer has no public name for it
 RENAMED = {"out": "output"}  # options that had another name once
-LONGEST = 200  # bytes of a stem, of 255 that a name has
 Report = dict[str, Any]  # a list of results, "failed", "seconds", and "error" for what stopped the run
-
-
-def output_stems(inputs: list[Path]) -> list[str]:
-    """A unique name for the results of each input: `a.png` and `a.jpg` give `a_png` and `a_jpg`.
-
-    None is longer than file systems allow with a suffix behind it.
-    """
-    shared = Counter(p.stem.casefold() for p in inputs)
-    stems: dict[str, str] = {}  # keys ignore case, as some file systems do
-    for p in inputs:
-        base = p.stem if shared[p.stem.casefold()] == 1 else p.name.replace(".", "_")
-        while len(os.fsencode(base)) > LONGEST:
-            base = base[:-1]
-        stem, n = base, 2
-        while stem.casefold() in stems:
-            stem, n = f"{base}-{n}", n + 1
-        stems[stem.casefold()] = stem
-    return list(stems.values())
 
 
 def check_writable(out: Path) -> None:

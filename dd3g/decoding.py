@@ -76,7 +76,9 @@ def read_rgba(source: Source, name: str = "the picture") -> Image.Image:
             if isinstance(source, Image.Image):
                 opened: Any = nullcontext(source)
             elif isinstance(source, np.ndarray) or hasattr(source, "is_floating_point"):
-                opened = nullcontext(_from_numbers(source, name))
+                from dd3g.eight_bits import from_numbers
+
+                opened = nullcontext(from_numbers(source, name))
             else:
                 data = read_bytes(source, name)
                 opened = _decoder(data, name)
@@ -252,52 +254,6 @@ def _too_large(name: str) -> str:
     return f"{name} has more than {MAX_PIXELS / 1e6:.0f} million pixels: scale it down first"
 
 
-def _from_numbers(source: Any, name: str) -> Image.Image:
-    """A picture from an array (H, W[, C]) or a tensor ([C, ]H, W)."""
-    array = source
-    if not isinstance(source, np.ndarray):
-        try:
-            tensor = source.detach().cpu()
-            array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-        except (RuntimeError, TypeError) as e:
-            raise UserError(
-                f"{name} is a tensor that cannot be read ({first_line(e)}): give a dense one"
-            ) from e
-        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
-    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 2, 3, 4))):
-        raise UserError(
-            f"{name} must be an array (H, W) or (H, W, 1..4), or a tensor (H, W) or (1|3|4, H, W), got "
-            f"{type(source).__name__} {tuple(source.shape)}"
-        )
-    if not array.size:
-        raise UserError(f"{name} has no pixels: got shape {tuple(source.shape)}")
-    array = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
-    return Image.fromarray(np.ascontiguousarray(_bytes_of(array, name)))
-
-
-def _bytes_of(array: np.ndarray, name: str) -> np.ndarray:
-    """Values of any type as uint8."""
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.uint16:
-        return (array >> 8).astype(np.uint8)
-    if array.dtype == bool:
-        return array.astype(np.uint8) * 255
-    if array.dtype.kind not in "iuf":
-        raise UserError(f"{name} holds values of type {array.dtype}: give uint8 in 0..255 or floats in 0..1")
-    if not np.isfinite(array).all():
-        raise UserError(f"{name} holds values that are not numbers (NaN or infinite): give floats in 0..1")
-    low, high = array.min(), array.max()
-    whole = array.dtype.kind != "f"
-    # A resampling filter may reach beyond the range a little.
-    if low < (0 if whole else -0.1) or high > (255 if whole else 1.1):
-        right = (
-            "give whole numbers in 0..255" if whole else "floats lie in 0..1; divide by 255, or give uint8"
-        )
-        raise UserError(f"{name} holds values from {low:g} to {high:g}: {right}")
-    return (array if whole else np.rint(255 * np.clip(array, 0, 1))).astype(np.uint8)
-
-
 def _to_rgba(image: Image.Image, name: str) -> Image.Image:
     pixels = image.width * image.height
     if isinstance(image, JpegImagePlugin.JpegImageFile) and MAX_PIXELS < pixels <= MAX_JPEG_PIXELS:
@@ -310,7 +266,11 @@ def _to_rgba(image: Image.Image, name: str) -> Image.Image:
             f"{name} is {image.width}x{image.height} pixels, too small: give at least {MIN_SIDE} a side"
         )
     bitmap = image.format in ("BMP", "DIB")
-    image = _eight_bits(_upright(_loaded(image)), name)
+    image = _upright(_loaded(image))
+    if image.mode.startswith(("I", "F")):
+        from dd3g.eight_bits import eight_bits
+
+        image = eight_bits(image, name)
     straight = {"La": "LA", "LAB": "RGB"}.get(image.mode, image.mode)  # Pillow makes Lab transparent
     rgba = image.convert(straight).convert("RGBA")
     if COLOURED & image.info.keys():
@@ -350,34 +310,3 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception:
         # Damaged EXIF is no error: Pillow raises as many types on it as its decoders do.
         return image
-
-
-def _eight_bits(image: Image.Image, name: str) -> Image.Image:
-    """Grey of more than eight bits with eight; Pillow would clip it."""
-    if not image.mode.startswith(("I", "F")):
-        return image
-    deep = np.asarray(image)  # (H, W)
-    if image.mode == "F":
-        # Floats have no range here: they are read as 0..1 where they can be, else as 0..255.
-        if np.isfinite(deep).all() and not -1 < deep.min() <= deep.max() < 256:
-            raise UserError(_too_deep(deep, name))
-        large = np.isfinite(deep).all() and deep.max() > 1.1
-        grey = _bytes_of(np.rint(deep).astype(int) if large else deep, name)
-    elif (
-        image.mode == "I" and 0 <= deep.min() <= deep.max() < 256
-    ):  # made by convert("I"): as 16 bits it would be black
-        grey = _bytes_of(deep, name)
-    elif deep.min() < 0 or deep.max() > 65535:
-        raise UserError(_too_deep(deep, name))
-    else:
-        grey = (deep.astype(np.int64) >> 8).astype(np.uint8)
-    clear = image.info.get("transparency")  # a grey level
-    result = Image.fromarray(grey)
-    result.info = {key: value for key, value in image.info.items() if key != "transparency"}
-    if clear is not None:
-        result.putalpha(Image.fromarray(np.where(deep == clear, 0, 255).astype(np.uint8)))
-    return result
-
-
-def _too_deep(values: np.ndarray, name: str) -> str:
-    return f"{name} holds values from {values.min():.6g} to {values.max():.6g}: save it with 8 or 16 bits"

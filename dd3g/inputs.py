@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from dd3g.command import output_stems
 from dd3g.decoding import ADDRESS, SUFFIXES
 from dd3g.errors import UserError
 
 # Names of its own files that a command skips when it is given the same folder again.
 OWN_PICTURES = (".matte", ".turntable")
 STDIN = "-"
+LONGEST = 200  # bytes of a stem, of 255 that a name has
 
 
 @dataclass(frozen=True)
@@ -145,3 +146,21 @@ def _stems(places: list[Path]) -> list[str]:
         for i, stem in zip(group, output_stems([places[i] for i in group]), strict=True):
             stems[i] = (folder / stem).as_posix()
     return stems
+
+
+def output_stems(inputs: list[Path]) -> list[str]:
+    """A unique name for the results of each input: `a.png` and `a.jpg` give `a_png` and `a_jpg`.
+
+    None is longer than file systems allow with a suffix behind it.
+    """
+    shared = Counter(p.stem.casefold() for p in inputs)
+    stems: dict[str, str] = {}  # keys ignore case, as some file systems do
+    for p in inputs:
+        base = p.stem if shared[p.stem.casefold()] == 1 else p.name.replace(".", "_")
+        while len(os.fsencode(base)) > LONGEST:
+            base = base[:-1]
+        stem, n = base, 2
+        while stem.casefold() in stems:
+            stem, n = f"{base}-{n}", n + 1
+        stems[stem.casefold()] = stem
+    return list(stems.values())

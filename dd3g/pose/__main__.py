@@ -19,10 +19,10 @@ from dd3g.command import (
     check_writable,
     conclude,
     explain,
-    output_stems,
     run_command,
 )
 from dd3g.errors import UserError
+from dd3g.inputs import output_stems
 from dd3g.pose.request import KEYPOINTS, Export, Method, Request, find_inputs, is_video, parse_size
 from dd3g.progress import Progress
 
