@@ -45,7 +45,7 @@ class CollectConfig:
     licence: str = setting("unknown", "of pictures whose metadata name none")
     views: int = setting(1, "pictures of each rendered object", 1)
     limit: int = setting(0, "use only the first pictures; 0: all", 0)
-    shard_size: int = setting(1000, "pictures a shard, before the filters", 1, 100_000)
+    shard_size: int = setting(1000, "pictures per shard, before the filters", 1, 100_000)
     batch_size: int = setting(8, "pictures opened at once", 1)
     device: str = setting("auto", "of mattes and learned filters: auto, cpu, cuda, cuda:1, mps")
     rank: int | None = setting(None, "of this process, where no launcher sets it; with world")

@@ -173,7 +173,7 @@ def render_command(
     processes: Annotated[int, typer.Option(min=1, help="CPU processes.")] = os.cpu_count() or 1,
     limit: Annotated[int, typer.Option(min=0, help="Only the first objects; 0: all.")] = 0,
     layout: Annotated[
-        str, typer.Option(help="Of the data set, as for `dd3g evaluate`, where its files leave a doubt.")
+        str, typer.Option(help="Layout of the data set, as for `dd3g evaluate`, where it is ambiguous.")
     ] = "auto",
     only_styles: Annotated[str, typer.Option(help="Comma-separated styles of the manifest to keep.")] = "",
     as_json: Json = False,

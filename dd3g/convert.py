@@ -26,12 +26,12 @@ from dd3g.io.formats import (
 
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help=f"A file that ends in .{', .'.join(SPLATS)}.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help=f"The same, or .{', .'.join(MESHES)}.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help=f"Any of these, or .{', .'.join(MESHES)}.")],
     axes: Annotated[
-        str | None, typer.Option(help=f"Of OUT: {', '.join(AXES)}; default: what viewers expect.")
+        str | None, typer.Option(help=f"Axes of OUT: {', '.join(AXES)}; default: what viewers expect.")
     ] = None,
     from_axes: Annotated[
-        str | None, typer.Option(help="Of IN; default: what the file says, else what viewers expect.")
+        str | None, typer.Option(help="Axes of IN; default: what the file says, else what viewers expect.")
     ] = None,
     ply_layout: Annotated[
         str, typer.Option(help=f"Columns of a .ply: {' or '.join(LAYOUTS)} (62).")
@@ -40,7 +40,7 @@ def convert(
         bool | None,
         typer.Option(
             "--antialiased/--classic",
-            help=f"How OUT, one of .{', .'.join(TELLING)}, is to be drawn; default: as IN says.",
+            help=f"How to draw OUT, one of .{', .'.join(TELLING)}; default: as IN says.",
         ),
     ] = None,
     as_json: Json = False,

@@ -44,9 +44,9 @@ def described(path: Path, axes: str | None = None) -> dict[str, Any]:
 
 
 def info(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help=f"It ends in .{', .'.join(SPLATS)}.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=f"A file that ends in .{', .'.join(SPLATS)}.")],
     axes: Annotated[
-        str | None, typer.Option(help=f"Of the file: {', '.join(AXES)}; default: what it says.")
+        str | None, typer.Option(help=f"Axes of the file: {', '.join(AXES)}; default: what it says.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -15,13 +15,13 @@ from dd3g.io.formats import AXES, SPLATS, check_format, format_of
 
 
 def turntable(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help=f"It ends in .{', .'.join(SPLATS)}.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=f"A file that ends in .{', .'.join(SPLATS)}.")],
     output: Annotated[
         Path | None,
         typer.Option(
             "-o",
             "--output",
-            help="Ends in .mp4, .webm, .webp, .gif, or .png for a picture each; default: out/NAME.mp4.",
+            help="A .mp4, .webm, .webp or .gif, or .png for single pictures; default: out/NAME.mp4.",
         ),
     ] = None,
     frames: Annotated[int, typer.Option(min=1, max=3600, help="Pictures of a whole turn.")] = 48,
@@ -32,15 +32,17 @@ def turntable(
     elevation: Annotated[
         float, typer.Option(min=-89, max=89, help="Degrees from which the camera looks down.")
     ] = 10.0,
-    distance: Annotated[float, typer.Option(min=0.1, max=100, help="Of the camera to the centre.")] = 1.5,
+    distance: Annotated[
+        float, typer.Option(min=0.1, max=100, help="Distance of the camera to the centre.")
+    ] = 1.5,
     fps: Annotated[
         float | None,
         typer.Option(
-            min=0.1, max=240, help="Pictures a second; default: 24. Not for .png.", show_default=False
+            min=0.1, max=240, help="Pictures per second; default: 24. Not for .png.", show_default=False
         ),
     ] = None,
     axes: Annotated[
-        str | None, typer.Option(help=f"Of the file: {', '.join(AXES)}; default: what it says.")
+        str | None, typer.Option(help=f"Axes of the file: {', '.join(AXES)}; default: what it says.")
     ] = None,
     antialiased: Annotated[
         bool | None, typer.Option("--antialiased/--classic", help="How to draw; default: as the file says.")

@@ -15,12 +15,12 @@ from dd3g.io.formats import AXES, SPLATS, check_format, format_of
 
 
 def view(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help=f"It ends in .{', .'.join(SPLATS)}.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=f"A file that ends in .{', .'.join(SPLATS)}.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The page; default: out/NAME.html.")
+        Path | None, typer.Option("-o", "--output", help="HTML page to write; default: out/NAME.html.")
     ] = None,
     axes: Annotated[
-        str | None, typer.Option(help=f"Of the file: {', '.join(AXES)}; default: what it says.")
+        str | None, typer.Option(help=f"Axes of the file: {', '.join(AXES)}; default: what it says.")
     ] = None,
     antialiased: Annotated[
         bool | None, typer.Option("--antialiased/--classic", help="How to draw; default: as the file says.")

@@ -36,12 +36,17 @@ def claim_command(
         list[Path], typer.Option(help="Shards of `dd3g simulate` on pictures without a mesh; likewise.")
     ],
     test: Annotated[
-        Path, typer.Option(help="Folder to evaluate on, of any layout; best with kinds beyond the renders'.")
+        Path,
+        typer.Option(
+            help="Folder to evaluate on, in any layout; best with other kinds of objects than the renders'."
+        ),
     ],
-    steps: Annotated[int, typer.Option(min=2, help="Of each student.")] = 1500,
-    config: Annotated[str, typer.Option(help="Of both students, see configs/distill.")] = "nano",
-    options: Annotated[list[str] | None, typer.Option("--train", help="KEY=VALUE of both.")] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of all that is made.")] = Path(
+    steps: Annotated[int, typer.Option(min=2, help="Training steps of each student.")] = 1500,
+    config: Annotated[
+        str, typer.Option(help="Configuration of both students, see configs/distill.")
+    ] = "nano",
+    options: Annotated[list[str] | None, typer.Option("--train", help="KEY=VALUE for both students.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for all results.")] = Path(
         "runs/claim"
     ),
     as_json: Json = False,

@@ -95,7 +95,7 @@ def interpolate_command(
     picture: Annotated[Path, typer.Argument(help="A picture of an object.")],
     first: Annotated[int, typer.Argument(min=0, help="Seed of the noise at the top of the sheet.")],
     last: Annotated[int, typer.Argument(min=0, help="Seed of the noise at the bottom.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The sheet, a .png.")] = Path(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Contact sheet to write, a .png.")] = Path(
         "out/interpolation.png"
     ),
     generator: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = "nano",

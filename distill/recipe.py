@@ -48,18 +48,20 @@ ABOUT = """
 
 def recipe_command(
     size: Annotated[str, typer.Argument(help=f"{', '.join(SIZES)}: see configs/shape.", metavar="SIZE")],
-    minutes: Annotated[float, typer.Option(min=0.1, help="Of the wall clock, for all of it.")],
+    minutes: Annotated[float, typer.Option(min=0.1, help="Wall-clock minutes for everything.")],
     data: Annotated[list[Path] | None, typer.Option(help="Folder of meshes; may be repeated.")] = None,
-    quadruples: Annotated[list[Path] | None, typer.Option(help="Folder of a teacher's, likewise.")] = None,
+    quadruples: Annotated[
+        list[Path] | None, typer.Option(help="Folder of a teacher's quadruples; may be repeated.")
+    ] = None,
     test: Annotated[
         Path | None, typer.Option(help="Folder of meshes to evaluate on, never trained on.")
     ] = None,
-    generator: Annotated[str, typer.Option(help="That gets the shape network.")] = "nano",
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of all that is made.")] = Path(
+    generator: Annotated[str, typer.Option(help="Generator that gets the shape network.")] = "nano",
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for all results.")] = Path(
         "runs/recipe"
     ),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on in a folder that was begun.")] = False,
-    options: Annotated[list[str] | None, typer.Option("--train", help="KEY=VALUE of train-shape.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an earlier run in this folder.")] = False,
+    options: Annotated[list[str] | None, typer.Option("--train", help="KEY=VALUE for train-shape.")] = None,
     as_json: Json = False,
 ) -> None:
     """Data, training, evaluation and weights of one size, within the given minutes."""

@@ -52,10 +52,15 @@ Elevation = Annotated[
     typer.Option(help="Degrees that pictures were taken from, where they don't say: for ImageDream."),
 ]
 Precision = Annotated[
-    str, typer.Option(help="Of a published teacher: auto (float16 on CUDA), float32, bfloat16, float16.")
+    str,
+    typer.Option(
+        help="Precision of a published teacher: auto (float16 on CUDA), float32, bfloat16, float16."
+    ),
 ]
 
-Attention = Annotated[str, typer.Option(help="Of a published teacher: sdpa (PyTorch's own) or xformers.")]
+Attention = Annotated[
+    str, typer.Option(help="Attention of a published teacher: sdpa (PyTorch's own) or xformers.")
+]
 
 
 def simulate_command(
@@ -75,7 +80,7 @@ def simulate_command(
         float | None, typer.Option(help="Classifier-free guidance; default: the teacher's, 1 is none.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Noises for each picture.")] = 2,
-    seed: Annotated[int, typer.Option(help="Of the order, the views and the noises.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order, the views and the noises.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     per_shard: Annotated[int, typer.Option(min=1, help="Quadruples in one shard.")] = 64,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only this many of the pictures.")] = None,
@@ -94,7 +99,7 @@ def simulate_command(
         ),
     ] = "auto",
     captions: Annotated[
-        bool, typer.Option(help="Give the teacher what shards of pictures say that they show.")
+        bool, typer.Option(help="Give the teacher the captions that shards of pictures hold.")
     ] = True,
     elevation: Elevation = None,
     precision: Precision = "auto",

@@ -71,7 +71,8 @@ def command(
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Names of files, without .npz.")] = None,
     seed: Annotated[
-        int | None, typer.Option(help='Of weights and inputs; default: "seed" in NAME.json, or found out.')
+        int | None,
+        typer.Option(help='Seed of weights and inputs; default: "seed" in NAME.json, or found out.'),
     ] = None,
     dtype: Annotated[
         str, typer.Option(help="Another type than float32 shows how far networks drift in it.")

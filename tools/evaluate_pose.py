@@ -237,15 +237,17 @@ def main(
     keypoints: Annotated[
         str | None, typer.Option(help="NAME of data_2d_h36m_NAME.npz and the like; default: as published.")
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="Folder of networks; default: the shipped.")] = None,
-    limit: Annotated[int, typer.Option(min=0, help="At most so many people, evenly spread; 0: all.")] = 0,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of networks; default: the shipped ones.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="At most this many people, evenly spread; 0: all.")] = 0,
     bodies: Annotated[
         int, typer.Option(min=0, help="CMU: people for recovery from perturbed bodies; 0: none.")
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Of cameras, detector and hypotheses.")] = 0,
-    chunk: Annotated[int, typer.Option(min=1, help="People a batch.")] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of cameras, detector and hypotheses.")] = 0,
+    chunk: Annotated[int, typer.Option(min=1, help="People per batch.")] = 16,
     steps: Annotated[int, typer.Option(min=1, help="Network calls of guided sampling.")] = 30,
-    zedo_iterations: Annotated[int, typer.Option(min=1, help="Of ZeDO's main loop.")] = 200,
+    zedo_iterations: Annotated[int, typer.Option(min=1, help="Steps of ZeDO's main loop.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON instead of tables.")] = False,
 ) -> None:
     """Compare the pose methods on a data set, by the protocols of the literature."""

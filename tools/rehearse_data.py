@@ -175,12 +175,12 @@ def curve(steps: list[Step]) -> str:
 
 
 def main(
-    output: Annotated[Path, typer.Argument(help="A new folder.")],
-    count: Annotated[int, typer.Option(min=1, help="Pictures.")] = 120_000,
-    processes: Annotated[int, typer.Option(min=1, help="That make pictures at the same time.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of prompts, pictures and moments of kills.")] = 0,
+    output: Annotated[Path, typer.Argument(help="New folder to work in.")],
+    count: Annotated[int, typer.Option(min=1, help="Number of pictures.")] = 120_000,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that make pictures at the same time.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of prompts, pictures and moments of kills.")] = 0,
     kills: Annotated[
-        int, typer.Option(min=0, help="Make it again, killed so often at random moments, and compare.")
+        int, typer.Option(min=0, help="Make the set again, killed this often at random moments, and compare.")
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:

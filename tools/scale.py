@@ -283,7 +283,9 @@ def page(found: list[Counted]) -> str:
 
 
 def scale_command(
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="File; else it is printed.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write; default: standard output.")
+    ] = None,
 ) -> None:
     """Count what a distillation costs."""
     text = page([count(name) for name in (*CONFIGS, COMPACT)])

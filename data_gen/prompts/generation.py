@@ -166,13 +166,13 @@ def prompts_command(
         "prompts.jsonl"
     ),
     count: Annotated[
-        int | None, typer.Option(min=1, help=f"How many; default: {COUNT}, or all of --from.")
+        int | None, typer.Option(min=1, help=f"Number of prompts; default: {COUNT}, or all of --from.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of prompts, and of their rewriting.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of prompts and of their rewriting.")] = 0,
     source: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="Your own list: text, one a line, or jsonl with text, prompt or caption."
+            "--from", help="Your own list: text, one per line, or jsonl with text, prompt or caption."
         ),
     ] = None,
     rewrite: Annotated[
@@ -180,7 +180,7 @@ def prompts_command(
         typer.Option(help="Folder of a transformers language model that puts each prompt in its own words."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts rewritten at once.")] = 16,
-    device: Annotated[str, typer.Option(help="For --rewrite: auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device for --rewrite: auto, cpu, cuda, cuda:1, mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Write prompts for pictures of single objects, one JSON object a line.

@@ -49,10 +49,10 @@ def report(figures: Figures, processes: int = 1) -> dict[str, Any]:
 
 def stats_command(
     folder: Annotated[str, typer.Argument(metavar="SET", help="Folder or bucket prefix of a set.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The page.")] = Path("stats.html"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="HTML page to write.")] = Path("stats.html"),
     pictures: Annotated[int, typer.Option(min=0, max=500, help="Pictures on the contact sheet.")] = 60,
     processes: Annotated[
-        int, typer.Option(min=1, help="Processes that continue the set; for the hours left.")
+        int, typer.Option(min=1, help="Processes that continue the set, to estimate the hours left.")
     ] = 1,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the figures as one JSON object too.")

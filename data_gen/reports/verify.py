@@ -203,9 +203,9 @@ def _index(storage: Storage) -> list[str]:
 
 def verify_command(
     folder: Annotated[str, typer.Argument(metavar="SET", help=f"Folder or bucket prefix with {OPTIONS}.")],
-    threads: Annotated[int, typer.Option(min=1, help="Shards looked at at once.")] = os.cpu_count() or 1,
+    threads: Annotated[int, typer.Option(min=1, help="Shards checked at once.")] = os.cpu_count() or 1,
     write: Annotated[
-        bool, typer.Option("--write-index", help="Write index.json and README.md anew when all else is well.")
+        bool, typer.Option("--write-index", help="Rewrite index.json and README.md when all else is intact.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:

@@ -60,8 +60,8 @@ def infer(
 
 
 def pose(
-    photo: Annotated[Path | None, typer.Argument(help="With people; else one is made up.")] = None,
-    hypotheses: Annotated[int, typer.Option(min=1, help="3D hypotheses a person.")] = 20,
+    photo: Annotated[Path | None, typer.Argument(help="Photo of people; default: a synthetic one.")] = None,
+    hypotheses: Annotated[int, typer.Option(min=1, help="3D hypotheses per person.")] = 20,
     repeats: Repeats = 5,
     check: Check = False,
     as_json: Json = False,

@@ -20,8 +20,8 @@ def compare_command(
     results: Annotated[
         list[Path], typer.Argument(help="evaluation.json of two or more runs, or their folders.")
     ],
-    metric: Annotated[str, typer.Option(help="Whose paired differences are shown.")] = "psnr",
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    metric: Annotated[str, typer.Option(help="Metric whose paired differences are shown.")] = "psnr",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Put rows of several evaluations into one table, if they followed one protocol on the same objects."""
