@@ -115,9 +115,7 @@ def main(
     acceptance: Annotated[
         float | None, typer.Option(help="Share of tries that pass the filters. [default: 0.7]")
     ] = None,
-    pictures: Annotated[list[int], typer.Option(min=1, help="Pictures in the set; repeatable.")] = list(
-        SIZES
-    ),
+    pictures: Annotated[list[int], typer.Option(min=1, help="Sizes of the set; repeatable.")] = list(SIZES),
     gpus: Annotated[list[int], typer.Option(min=1, help="Number of GPUs; may be repeated.")] = list(GPUS),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
