@@ -217,6 +217,7 @@ class Tracker:
         self._going: list[_Going] = []
         self._numbered: dict[int | str, int] = {}  # a detector's numbers -> ours
         self._count = 0
+        self._before = 0.0  # time of the frame before
 
     def follow(self, people: Sequence[Detection], now: float) -> list[int]:
         """The numbers of the tracks of the next frame's people, counted from 0 as they appear.
@@ -225,7 +226,9 @@ class Tracker:
             people: of the frame.
             now: its time in seconds.
         """
-        self._going = [g for g in self._going if now - g.time <= MAX_GAP + 1e-6]
+        # How long nobody saw them, which ends with the frame before: frames may be half a second apart.
+        self._going = [g for g in self._going if self._before - g.time <= MAX_GAP + 1e-6]
+        self._before = now
         alone = [(i, person) for i, person in enumerate(people) if person.track is None]
         pairs = [(g.away(person, now), t, i) for i, person in alone for t, g in enumerate(self._going)]
         used: set[int] = set()

@@ -99,7 +99,8 @@ def _of_list(data: Sequence[Any]) -> KeypointFile:
             return _of_batches(data)
         if "instances" in known:
             return _mmpose_video(data)
-        coco = bool({"keypoint_scores", "scores", "bbox", "box"} & known)
+        tables = any(isinstance(entry.get("keypoints"), dict) for entry in data)  # Ultralytics
+        coco = tables or bool({"keypoint_scores", "scores", "bbox", "box"} & known)
         return KeypointFile.of_picture(_people(data), coco=coco)
     if kinds != {list}:
         raise UserError(UNKNOWN)

@@ -19,6 +19,7 @@ MIN_JOINTS = 4
 FARTHEST = 1e6  # px that a keypoint may lie from the picture's corner; NaN is farther
 NEAREST = 2.0  # px; with all keypoints this near to the corner they are no pixels but shares of the picture
 POINT = 0.1  # px; someone as small is none
+BEST = 10.0  # AlphaPose's scores of people are sums of several and go beyond 1
 SURE = 1.1  # detectors that regress their confidence overshoot 1 by a little
 
 
@@ -35,7 +36,7 @@ class Keypoints:
         boxes: (P, 4) left, top, right, bottom of the heatmaps in px.
         scores: (P,) how sure the detector is of each person.
         tracks: their numbers or names in a video, None for whom the file does not number.
-        warnings: sentences for the user about people that are left out, having too few joints.
+        warnings: sentences for the user about people that are left out.
     """
 
     points: Tensor  # (P, 17, 2)
@@ -109,18 +110,30 @@ def checked(
     sure = None if scores is None else _numbers(scores, "scores").flatten()
     if sure is not None and len(sure) != len(xy):
         raise UserError(f"scores must be one for each of {len(xy)} people, got {len(sure)}")
+    if sure is not None and not ((sure >= 0) & (sure <= BEST)).all():
+        raise UserError(
+            f"the scores of people must lie in 0..1, one is {sure[(sure - 0.5).abs().argmax()]:g}"
+        )
     counts = (seen > 0).sum(-1)
     keep = counts >= MIN_JOINTS
-    few = [
-        f"person {i} has {f'only {counts[i]} of 17 joints' if counts[i] else 'confidence 0 everywhere'}"
+    left_out = [
+        f"person {i} has {f'only {counts[i]} of 17 joints' if counts[i] else 'confidence 0 everywhere'}, and "
+        f"is left out: {MIN_JOINTS} are needed"
         for i in (~keep).nonzero()[:, 0].tolist()
     ]
     if not keep.any():
-        raise TooFewJointsError(f"{few[0]}: give at least {MIN_JOINTS}")
+        raise TooFewJointsError(f"{left_out[0].partition(',')[0]}: give at least {MIN_JOINTS}")
     low, high = (torch.where(seen[..., None] > 0, canonical, s * torch.inf) for s in (1, -1))
     extent = (high.amax(1) - low.amin(1)).amax(-1)  # (P,)
     if (extent[keep] < POINT).all():
         raise UserError("all joints of a person lie at one point: give them where they are in the picture")
+    tiny = keep & (extent < NEAREST)
+    if not tiny[keep].all():  # else they would all be in other units
+        keep = keep & ~tiny
+        left_out += [
+            f"person {i} is {extent[i]:.2g} px large, and is left out: give everyone in pixels"
+            for i in tiny.nonzero()[:, 0].tolist()
+        ]
     return Keypoints(
         canonical[keep],
         seen[keep],
@@ -128,9 +141,9 @@ def checked(
         camera,
         None if maps is None else maps[keep],
         None if squares is None else squares[keep],
-        None if sure is None else sure[keep],
+        None if sure is None else sure[keep].clamp(max=1),
         tuple(t for t, k in zip(tracks or [None] * len(keep), keep.tolist(), strict=True) if k),
-        tuple(f"{person}, and is left out: {MIN_JOINTS} are needed" for person in few),
+        tuple(left_out),
     )
 
 

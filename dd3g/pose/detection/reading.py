@@ -127,8 +127,7 @@ def _checked(
         layout = COCO_17.name
     scores = None
     if any(person.score is not None for person in people):
-        # AlphaPose's scores are sums of several and go beyond 1.
-        scores = [1.0 if p.score is None else min(max(p.score, 0.0), 1.0) for p in people]
+        scores = [1.0 if p.score is None else p.score for p in people]
     return checked(
         points,
         [person.confidence for person in people],

@@ -131,7 +131,9 @@ def save_overlay(
         return f"{stem}.gif"
     from imageio.v2 import get_writer  # the one that takes frames one by one
 
-    writer: Any = get_writer(folder / f"{stem}.mp4", format="FFMPEG", fps=fps, macro_block_size=2)
+    writer: Any = get_writer(
+        folder / f"{stem}.mp4", format="FFMPEG", fps=fps, macro_block_size=2, ffmpeg_log_level="error"
+    )
     with writer:
         for image in drawn:
             # The codec wants even sides.

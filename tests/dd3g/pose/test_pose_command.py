@@ -314,6 +314,45 @@ def test_people_at_impossible_distances_are_refused(tmp_path):
     assert code == 2 and "m away or farther: keypoints and K must be in pixels of the same picture" in errors
 
 
+def lengths_in(folder):
+    """Numbers in metres, millimetres or centimetres in each file of one person, and where in it they are."""
+    (person_entry,) = json.loads((folder / "a.pose.json").read_text())["people"]
+    answer = person_entry["recommended"]
+    glb = (folder / "a.pose.glb").read_bytes()
+    document = json.loads(glb[20 : 20 + int.from_bytes(glb[12:16], "little")])
+    c3d, npz = (folder / "a.pose.c3d").read_bytes(), np.load(folder / "a.pose.npz")
+    bvh = (folder / "a.pose.bvh").read_text()
+    return {
+        "pose": answer["pose"],
+        "translation": answer["translation"],
+        "expected": answer["expected_error"],
+        "csv": np.loadtxt(folder / "a.pose.csv", delimiter=",", skiprows=1)[1:],
+        "trc": np.array((folder / "a.pose.trc").read_text().splitlines()[-1].split("\t")[2:], float),
+        "c3d": np.frombuffer(c3d, "<f4", 17 * 4, 512 * (int.from_bytes(c3d[16:18], "little") - 1)),
+        "npz": npz["trans"],
+        "bvh": [float(v) for line in bvh.splitlines() if "OFFSET" in line for v in line.split()[1:]],
+        "bvh, where": [float(v) for v in bvh.splitlines()[-1].split()[:3]],
+        "glb": [node["translation"] for node in document["nodes"] if "translation" in node],
+    }, npz["poses"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_childs_height_sizes_every_file(tmp_path, method):
+    """Half as tall, everything is half as large and half as far, and turned alike."""
+    data = {"layout": "h36m-17", "size": list(SIZE), "K": K.tolist()}
+    data["people"] = [{"keypoints": detection().keypoints.tolist()}]
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    command = [tmp_path / "a.json", "--method", method, "--hypotheses", 2]
+    command += [word for kind in ("bvh", "glb", "trc", "c3d", "csv", "npz") for word in ("--export", kind)]
+    assert run(*command, "-o", tmp_path / "grown")[0] == 0
+    assert run(*command, "-o", tmp_path / "child", "--height", grown().height / 2)[0] == 0
+    (large, turned), (small, alike) = (lengths_in(tmp_path / name) for name in ("grown", "child"))
+    for name, lengths in large.items():
+        wrong = np.abs(2 * np.array(small[name]) - lengths).max()
+        assert wrong < (0.03 if name in ("trc", "c3d", "bvh", "bvh, where") else 3e-5), name
+    np.testing.assert_allclose(alike, turned, atol=1e-4)
+
+
 def test_importing_the_package_is_light():
     code = "import sys, dd3g.pose; print(sorted({'torch', 'imageio', 'ai_edge_litert'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -126,6 +126,17 @@ def test_people_hidden_for_a_moment_stay_the_same():
     assert tracks(crowd, times) == [[] if f in (5, 6, 7) else [0, 1] for f in range(12)]
 
 
+@pytest.mark.parametrize(
+    ("fps", "hidden", "same"),
+    [(25, 12, True), (25, 13, False), (120, 60, True), (120, 61, False), (3.8, 1, True), (3.8, 2, False),
+     (1, 0, True), (1, 1, False)],
+)  # fmt: skip
+def test_half_a_second_is_bridged_at_any_rate(fps, hidden, same):
+    frames = [[seen_at(-0.5)], *[[]] * hidden, [seen_at(-0.49)]]
+    found = tracks(frames, [f / fps for f in range(len(frames))])
+    assert (found[-1] == found[0]) == same
+
+
 def test_people_who_cross_keep_their_numbers():
     times = [f / 25 for f in range(41)]
     ways = [(-1.0 + 0.05 * f, 1.0 - 0.05 * f) for f in range(41)]

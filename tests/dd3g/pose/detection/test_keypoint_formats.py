@@ -116,6 +116,9 @@ ONE_PICTURE = {
             "keypoints": {"x": POINTS[:, 0].tolist(), "y": POINTS[:, 1].tolist(), "visible": SCORES.tolist()},
         }
     ],
+    "ultralytics, keypoints alone": [
+        {"keypoints": {"x": POINTS[:, 0].tolist(), "y": POINTS[:, 1].tolist(), "visible": SCORES.tolist()}}
+    ],
     "vitpose": {
         "keypoints": [{"0": [[y, x, c] for x, y, c in rows()]}],
         "skeleton": {str(i): name for i, name in enumerate(NAMES)},
@@ -225,6 +228,20 @@ def test_confidences_out_of_range_are_refused(tmp_path, scale):
     # RTMPose goes over 1 by a little.
     slightly = [instance(keypoint_scores=[1.05] * 17)]
     assert read_keypoints(write(tmp_path / "b.json", slightly)).confidence.max() == 1
+
+
+@pytest.mark.parametrize("score", [91, 230.0, -0.5])
+def test_scores_of_people_out_of_range_are_refused(tmp_path, score):
+    with pytest.raises(UserError, match=rf"scores of people must lie in 0\.\.1, one is {score:g}"):
+        read_keypoints(write(tmp_path / "a.json", [instance(), instance(bbox_score=score)]))
+
+
+def test_one_person_in_other_units_is_left_out(tmp_path):
+    """They would stand 2 km away."""
+    people = [instance(), instance(keypoints=(POINTS / 600).tolist())]
+    read = read_keypoints(write(tmp_path / "a.json", people))
+    torch.testing.assert_close(read.points, WANTED[None], atol=1e-3, rtol=0)
+    assert read.warnings == ("person 1 is 0.55 px large, and is left out: give everyone in pixels",)
 
 
 @pytest.mark.parametrize("scale", [1 / 600, 1 / 1000])
