@@ -159,6 +159,11 @@ def run_command(
             return 2
         except typer.Exit as done:
             return done.exit_code if words or not needs_words else 2
+        except (UserError, OSError):
+            raise
+        except Exception as error:
+            say(f"error: {explain(error, Path.cwd(), 'smaller inputs')}", err=True)
+            return 2
         return 0
 
     return guarded(run, as_json="--json" in words)
@@ -287,6 +292,9 @@ def guarded(
         code = work() or 0
     except typer.Exit as done:
         code = done.exit_code
+    except BrokenPipeError:  # a reader such as `head` has seen enough
+        silence_stdout()
+        code = 0
     except (UserError, OSError) as error:
         say(f"error: {error}", err=True)
         code = 2

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import Json, run_command
-from dd3g.errors import UserError
+from dd3g.command import Json, run_command, say
 from dd3g.io.formats import (
     AXES,
     LAYOUTS,
@@ -54,16 +53,14 @@ def convert(
     check_layout(ply_layout, (format,))
     check_format(format_of(source), from_axes)
     check_drawing(antialiased, format)
-    from dd3g.io.splats import read, save
+    from dd3g.io.splats import read_some, save
 
-    found = read(source, from_axes)
+    found = read_some(source, from_axes)
     if format in MESHES:
         from dd3g.pepd.mesh import mesh_of
 
         written = mesh_of(found.gaussians).save(target)
     else:
-        if len(found.gaussians) == 0:
-            raise UserError(f"{source} holds no Gaussians that are finite: nothing to convert")
         mode = found.drawn_antialiased if antialiased is None else antialiased
         written = [save(found.gaussians, target, axes, format, 0, mode, ply_layout)]
     warnings = [f"{source}: colour that depends on the view was left out"] if found.harmonics else []
@@ -77,11 +74,11 @@ def convert(
         "warnings": warnings,
     }
     if as_json:
-        typer.echo(json.dumps(report))
+        say(json.dumps(report))
         return
     for warning in warnings:
-        typer.echo(f"warning: {warning}", err=True)
-    typer.echo(
+        say(f"warning: {warning}", err=True)
+    say(
         f"wrote {', '.join(report['files'])} of {len(found.gaussians):,} Gaussians, "
         f"{report['bytes'] / 1e6:.2f} MB"
     )

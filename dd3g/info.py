@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import Json, run_command
+from dd3g.command import Json, run_command, say
 from dd3g.io.formats import AXES, SPLATS, format_of
 
 
@@ -53,7 +53,7 @@ def info(
     """Tell what a splat file holds, in the axes x right, y up, z towards the viewer."""
     report = described(file, axes)
     if as_json:
-        typer.echo(json.dumps(report))
+        say(json.dumps(report))
         return
     answers = {True: "yes", False: "no", None: "the file does not say"}
     lines = {
@@ -67,7 +67,8 @@ def info(
         "scale": " ".join(f"{v:g}" for v in report["scale"]) + "  (least, median, most)",
         "opacity": " ".join(f"{v:g}" for v in report["opacity"]),
     }
-    typer.echo("\n".join(f"{name:<13}{value}" for name, value in lines.items()))
+    for name, value in lines.items():
+        say(f"{name:<13}{value}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from typing import Annotated
 
 import typer
 
-from dd3g.command import Json, dispatch
+from dd3g.command import Json, dispatch, say
 from dd3g.errors import UserError
 from dd3g.hub_models import HUB_MODELS, HubModel
 from dd3g.progress import paused
@@ -263,8 +263,8 @@ def list_models(as_json: Json = False) -> None:
     for name, model in MODELS.items():
         state = "here   " if paths[name] else "missing"
         size = f"{model.size / 1e6:6.1f} MB"
-        typer.echo(f"{name:20} {state} {size}  {model.licence:13} {model.purpose}")
-    typer.echo(f"cache: {models_folder()}, and the hub's own for {', '.join(HUB_MODELS)}")
+        say(f"{name:20} {state} {size}  {model.licence:13} {model.purpose}")
+    say(f"cache: {models_folder()}, and the hub's own for {', '.join(HUB_MODELS)}")
 
 
 def fetch_models(

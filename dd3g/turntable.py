@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dd3g.command import Json, run_command
+from dd3g.command import Json, run_command, say
 from dd3g.errors import UserError
 from dd3g.io.formats import AXES, SPLATS, check_format, format_of
 
@@ -54,14 +54,14 @@ def turntable(
     stem = file.name[: -len(format_of(file)) - 1]
     target = output or Path("out") / f"{stem}.mp4"
     colour = _colour(background)
-    from dd3g.io.splats import read
+    from dd3g.io.splats import read_some
     from dd3g.io.turntable import check_movie, render_turntable, save_frames, save_turntable
 
     check_movie(target, transparent=colour is None)
     single = target.suffix.lower() == ".png"
     if fps is not None:
         _check_rate(fps, target.suffix.lower())
-    found = read(file, axes)
+    found = read_some(file, axes)
     mode = found.drawn_antialiased if antialiased is None else antialiased
     images = render_turntable(found.gaussians, frames, size, elevation, colour, mode, distance)
     written = [
@@ -69,12 +69,12 @@ def turntable(
         for p in (save_frames(images, target) if single else [save_turntable(images, target, fps or 24)])
     ]
     if as_json:
-        typer.echo(json.dumps({"input": str(file), "files": written, "frames": frames, "size": size}))
+        say(json.dumps({"input": str(file), "files": written, "frames": frames, "size": size}))
         return
     many = f"{written[0]} to {Path(written[-1]).name}" if len(written) > 1 else written[0]
-    typer.echo(f"wrote {many}")
+    say(f"wrote {many}")
     if not many.endswith(target.suffix):
-        typer.echo(f"for {target.suffix} install the extra 'video': pip install 'dd3g[video]'", err=True)
+        say(f"for {target.suffix} install the extra 'video': pip install 'dd3g[video]'", err=True)
 
 
 def _check_rate(fps: float, suffix: str) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dd3g.command import Json, run_command
+from dd3g.command import Json, run_command, say
 from dd3g.errors import UserError
 from dd3g.io.formats import AXES, SPLATS, check_format, format_of
 
@@ -32,10 +32,10 @@ def view(
     check_format(format_of(file), axes)
     if output is not None and output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"-o {output} is to be a page: give a name that ends in .html")
-    from dd3g.io.splats import read
+    from dd3g.io.splats import read_some
     from dd3g.io.viewer import save_viewer
 
-    found = read(file, axes)
+    found = read_some(file, axes)
     stem = file.name[: -len(format_of(file)) - 1]
     mode = found.drawn_antialiased if antialiased is None else antialiased
     page = save_viewer(found.gaussians, output or Path("out") / f"{stem}.html", stem, mode)
@@ -44,9 +44,9 @@ def view(
 
         show = webbrowser.open(page.resolve().as_uri())
     if as_json:
-        typer.echo(json.dumps({"input": str(file), "page": str(page), "opened": show}))
+        say(json.dumps({"input": str(file), "page": str(page), "opened": show}))
     else:
-        typer.echo(f"wrote {page}" + ("" if show else "; open it in a browser"))
+        say(f"wrote {page}" + ("" if show else "; open it in a browser"))
 
 
 def main(argv: list[str] | None = None) -> int:

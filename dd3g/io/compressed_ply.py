@@ -35,6 +35,8 @@ def decode(data: bytes, header: Header) -> Splats:
     Raises:
         ValueError: when the data is not such a file, or ends too early.
     """
+    if header.order != "<":
+        raise ValueError("a compressed .ply is little-endian")
     (_, chunks, bounds), (_, count, columns) = header.elements[:2]
     if count < 1 or chunks != -(-count // _CHUNK):
         raise ValueError(f"its {chunks} chunks do not fit its {count} Gaussians")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+import re
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,10 +22,11 @@ FIELDS = (
 )
 _AXES, _MODE = "comment dd3g axes: ", "comment SplatRenderMode: "
 _TYPES = {
-    **{"char": "i1", "uchar": "u1", "short": "<i2", "ushort": "<u2", "int": "<i4", "uint": "<u4"},
-    **{"int8": "i1", "uint8": "u1", "int16": "<i2", "uint16": "<u2", "int32": "<i4", "uint32": "<u4"},
-    **{"float": "<f4", "double": "<f8", "float32": "<f4", "float64": "<f8"},
+    **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
+    **{"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4"},
+    **{"float": "f4", "double": "f8", "float32": "f4", "float64": "f8"},
 }
+_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": ""}
 
 
 def to_raw(gaussians: Gaussians) -> np.ndarray:
@@ -97,6 +100,7 @@ class Header:
     axes: str | None  # that our comment names
     antialiased: bool  # whether they are made to be drawn with antialiasing
     start: int  # of the values, in bytes
+    order: str = "<"  # of their bytes, as numpy has it; "" where they are text
 
     @property
     def compressed(self) -> bool:
@@ -111,6 +115,8 @@ def decode(data: bytes, header: Header) -> Splats:
         ValueError: when the data is not such a file, or ends too early.
     """
     count, columns = _vertices(header)
+    if not header.order:
+        data, header = _as_binary(data[header.start :], count, columns), replace(header, start=0)
     needed, there = count * columns.itemsize, len(data) - header.start
     if count < 0 or there < needed:
         raise ValueError(f"it ends too early: {count} Gaussians need {needed} bytes, {there} are there")
@@ -121,19 +127,18 @@ def decode(data: bytes, header: Header) -> Splats:
 
 
 def read_header(data: bytes) -> Header:
-    """The header of any binary little-endian .ply.
+    """The header of any .ply.
 
     Raises:
         ValueError: when there is none.
     """
-    end = data.find(b"end_header\n", 0, 1 << 16)
-    if not data.startswith(b"ply") or end < 0:
+    end = re.search(rb"end_header\r?\n", data[: 1 << 16])
+    if not data.startswith(b"ply") or end is None:
         raise ValueError("it has no PLY header")
-    lines = data[:end].decode("ascii", "replace").splitlines()
-    if "format binary_little_endian 1.0" not in lines:
-        raise ValueError(
-            "only binary little-endian PLY is read; convert it with splat-transform or SuperSplat"
-        )
+    lines = data[: end.start()].decode("ascii", "replace").splitlines()
+    orders = [_ORDERS[kind] for kind in _ORDERS if f"format {kind} 1.0" in lines]
+    if not orders:
+        raise ValueError(f"its header names none of the formats {', '.join(_ORDERS)} 1.0")
     stated = {
         key: line.removeprefix(key).strip()
         for line in lines
@@ -148,7 +153,7 @@ def read_header(data: bytes) -> Header:
         elements.append((name, int(count), [line for line in properties if line.startswith("property ")]))
     # Early ones of ours state nothing and are; those of others are not unless they say so.
     antialiased = stated.get(_MODE, "mip" if _AXES in stated else "default") == "mip"
-    return Header(elements, stated.get(_AXES), antialiased, end + len(b"end_header\n"))
+    return Header(elements, stated.get(_AXES), antialiased, end.end(), orders[0])
 
 
 def _vertices(header: Header) -> tuple[int, np.dtype]:
@@ -163,4 +168,16 @@ def _vertices(header: Header) -> tuple[int, np.dtype]:
     if missing:
         listed = ", ".join(name for name in FIELDS if name in missing)
         raise ValueError(f"it holds no Gaussians: the columns {listed} are missing")
-    return count, np.dtype([(name, _TYPES[kind]) for kind, name in columns])
+    return count, np.dtype([(name, (header.order or "<") + _TYPES[kind]) for kind, name in columns])
+
+
+def _as_binary(text: bytes, count: int, columns: np.dtype) -> bytes:
+    """The first rows of numbers in a text, as a file of the columns would hold them."""
+    if not count:
+        return b""
+    names = columns.names or ()
+    values = np.loadtxt(io.BytesIO(text), max_rows=max(count, 0), ndmin=2, usecols=range(len(names)))
+    rows = np.empty(len(values), columns)
+    for name, column in zip(names, values.T, strict=True):
+        rows[name] = column
+    return rows.tobytes()

@@ -81,7 +81,7 @@ def load(path: str | Path, axes: str | None = None) -> Gaussians:
 
 
 def read(path: str | Path, axes: str | None = None) -> Splats:
-    """As `load`, with what the file says about itself."""
+    """As `load`, with what the file says about itself; there may be no Gaussian in it."""
     path = Path(path)
     format = format_of(path)
     check_format(format, axes)
@@ -93,6 +93,14 @@ def read(path: str | Path, axes: str | None = None) -> Splats:
         return decode(data, format, axes)
     except ValueError as error:
         raise UserError(f"{path} is not a .{format} file that can be read: {error}") from error
+
+
+def read_some(path: str | Path, axes: str | None = None) -> Splats:
+    """As `read`, and raises a UserError where no Gaussian is in the file."""
+    found = read(path, axes)
+    if len(found.gaussians) == 0:
+        raise UserError(f"{path} holds no Gaussians that are finite: there is nothing to show or to convert")
+    return found
 
 
 Gaussians.save = save

@@ -2,11 +2,16 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stand_ins.infer_command import ROOT
 
 from dd3g.__main__ import main
 from dd3g.errors import UserError
@@ -236,3 +241,26 @@ def test_a_mesh_of_a_file(lamp, capsys):
     assert merged.is_watertight and math.isfinite(merged.volume) and merged.volume > 0
     files = told(capsys, "convert", lamp, "lamp.mesh.obj")["files"]
     assert files == ["lamp.mesh.obj", "lamp.mesh.mtl", "lamp.mesh.png"]
+
+
+@pytest.mark.parametrize("words", [("convert", "x.spz"), ("view", "--no-open"), ("turntable", "-o", "x.gif")])
+def test_a_file_of_no_gaussians_shows_nothing(lamp, capsys, words):
+    header, _, _ = lamp.read_bytes().partition(b"end_header\n")
+    Path("none.ply").write_bytes(header.replace(b"vertex 600", b"vertex 0") + b"end_header\n")
+    assert "holds no Gaussians that are finite" in refused(capsys, words[0], "none.ply", *words[1:])
+    assert told(capsys, "info", "none.ply")["gaussians"] == 0
+    assert sorted(path.name for path in Path().iterdir()) == ["lamp.ply", "none.ply"]
+
+
+@pytest.mark.parametrize("words", [["info"], ["convert"], ["info", "--help"]])
+def test_output_that_nobody_takes_or_that_has_no_room(lamp, words):
+    """Whoever reads only the first line makes no error; a full disk does, in one line."""
+    named = [] if "--help" in words else ["lamp.ply", *(["x.sog"] if words[0] == "convert" else [])]
+    command = [sys.executable, "-m", "dd3g", *words, *named]
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for out, code in ((writer, 0), (os.open("/dev/full", os.O_WRONLY), 2)):
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, env=environment)
+        os.close(out)
+        assert done.returncode == code and len(done.stderr.splitlines()) == (code > 0), done.stderr

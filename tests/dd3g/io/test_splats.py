@@ -401,7 +401,9 @@ def test_foreign_splat_files_survive_a_round_trip():
         assert sorted(map(bytes, again[:, :28])) == sorted(map(bytes, original[:, :28])), path.name
 
 
-def test_ply_of_other_tools(tmp_path):
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("kind", ["binary_little_endian", "binary_big_endian", "ascii"])
+def test_ply_of_other_tools(tmp_path, kind, end):
     """Normals, extra harmonics, doubles, another column order and a second element do no harm."""
     rows = ply_table(splats.encode(example(), "ply"))
     names = "x y z f_dc_0 f_dc_1 f_dc_2 opacity scale_0 scale_1 scale_2 rot_0 rot_1 rot_2 rot_3".split()
@@ -411,9 +413,14 @@ def test_ply_of_other_tools(tmp_path):
     for i, name in enumerate(names):
         table[name] = rows[:, i]
     kinds = {"<f8": "double", "<f4": "float", "u1": "uchar"}
-    header = ["ply", "format binary_little_endian 1.0", "comment Vertical Axis: y", "element vertex 3"]
+    header = ["ply", f"format {kind} 1.0", "comment Vertical Axis: y", "element vertex 3"]
     header += [f"property {kinds[kind]} {name}" for kind, name in columns]
     header += ["element extrinsic 1", "property float extrinsic", "end_header\n"]
     path = tmp_path / "x.ply"
-    path.write_bytes("\n".join(header).encode() + table.tobytes() + bytes(4))
+    if kind == "binary_big_endian":
+        table = table.astype(table.dtype.newbyteorder(">"))
+    values = table.tobytes() + bytes(4)
+    if kind == "ascii":
+        values = end.join(" ".join(map(str, row)) for row in [*table.tolist(), (1.5,)]).encode()
+    path.write_bytes(end.join(header).encode() + values)
     assert_same(splats.load(path), example().pruned(), atol=1e-6, rtol=1e-5)
