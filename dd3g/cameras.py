@@ -129,7 +129,7 @@ class Cameras:
     def elevations(self) -> Tensor:
         """(...) elevation of each camera centre in radians, up is positive."""
         p = self.positions
-        return torch.atan2(p[..., 1], p[..., [0, 2]].norm(dim=-1))
+        return torch.atan2(p[..., 1], p[..., ::2].norm(dim=-1))
 
     def rays(self) -> tuple[Tensor, Tensor]:
         """Rays through the pixel centres.

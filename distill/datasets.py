@@ -49,6 +49,10 @@ class QuadrupleDataset:
         if not len(quadruples):
             raise UserError("no quadruples to train on; make some with dd3g simulate")
 
+    def __len__(self) -> int:
+        """Number of quadruples."""
+        return len(self.quadruples)
+
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`."""
         g = generator_for(self.seed, index)
@@ -145,6 +149,10 @@ class MixedDataset:
     ) -> None:
         self.renders, self.quadruples = renders, quadruples
         self.start, self.share, self.seed = start, share, seed
+
+    def __len__(self) -> int:
+        """Number of objects and quadruples."""
+        return len(self.renders) + len(self.quadruples)
 
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`."""

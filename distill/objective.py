@@ -305,9 +305,7 @@ class Verifier:
         render = rasterize(gaussians, cameras, background=0.0, antialiased=True)
         straight = torch.cat([render.rgb / render.alpha.clamp(min=1e-3), render.alpha], 2)
         z = teacher.codec.encode(straight)  # (B, V, C, h, w)
-        # Samples are made with seed, the choice between renders and quadruples with seed + 1.
-        generators = [generator_for(self.seed + 2, i) for i in index.tolist()]
-        eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
+        eps = self.noise(index, z)
         t = ((0.02 + 0.96 * level) * schedule.steps).long().clamp(0, schedule.steps - 1)
         condition = teacher.condition(image, cameras)
         denoiser = teacher.denoiser(condition, self.guidance_scale)
@@ -328,3 +326,9 @@ class Verifier:
         if self.form == "score":
             return 0.5 * (z - (z - gradient).detach()).square().mean()
         return (z - x0).square().mean()
+
+    def noise(self, index: Tensor, like: Tensor) -> Tensor:
+        """Standard normal of each sample's own, drawn on the CPU, in the shape of `like` and where it is."""
+        # Samples are made with seed, the choice between renders and quadruples with seed + 1.
+        generators = [generator_for(self.seed + 2, i) for i in index.tolist()]
+        return torch.stack([torch.randn(like.shape[1:], generator=g) for g in generators]).to(like)

@@ -62,6 +62,10 @@ class StyleShares:
         if not self.pools:
             raise UserError(f"none of the {len(styles)} rendered objects has a style with a share above 0")
 
+    def __len__(self) -> int:
+        """Number of objects that may be drawn."""
+        return sum(len(pool) for _, pool in self.pools)
+
     def draw(self, g: torch.Generator) -> int:
         """Index of one object."""
         weights = torch.tensor([share for share, _ in self.pools])
@@ -102,6 +106,10 @@ class RenderDataset:
         self.targets, self.recolour = targets, recolour
         styles = {i: objects.meta(i)["style"] for i in range(len(objects))}
         self.styles = StyleShares(styles, scan_fraction, shape_fraction)
+
+    def __len__(self) -> int:
+        """Number of objects that samples are drawn from."""
+        return len(self.styles)
 
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`."""

@@ -77,6 +77,10 @@ class ShapeDataset:
         styles = {i: objects.meta(i)["style"] for i in drawn}
         self.styles = StyleShares(styles, scan_fraction, shape_fraction)
 
+    def __len__(self) -> int:
+        """Number of objects that samples are drawn from."""
+        return len(self.styles)
+
     def __getitem__(self, index: int) -> ShapeSample:
         """Sample `index`."""
         g = generator_for(self.seed, index)

@@ -105,6 +105,26 @@ def share_frozen(generator: Generator, teacher: MVDreamTeacher) -> int:
     return count
 
 
+def check_steps(start: StartConfig, made_by: dict[str, Any], steps: int | None, name: str) -> None:
+    """Refuse a student that takes a teacher's noise at another level than it entered at.
+
+    Args:
+        start: of the student.
+        made_by: what is known of the quadruples' teacher, see `distill.generate_shards.teacher_of`.
+        steps: that they were made in; None where they do not say.
+        name: of the quadruples, in the message.
+
+    Raises:
+        UserError: naming the option that fits.
+    """
+    same = start.teacher and made_by.get("teacher") == "imagedream"
+    if same and steps is not None and steps != start.steps:
+        raise UserError(
+            f"{name} was made in {steps} steps, and start.steps={start.steps}: its noise enters at another "
+            f"level of the network; set start.steps={steps}"
+        )
+
+
 @torch.no_grad()
 def _take(own: nn.Module, theirs: nn.Module) -> None:
     """Copy every tensor that both have by the same name; new ones of ours stay as they began."""

@@ -5,6 +5,7 @@ accelerate launch distill/train.py --config configs/distill/nano.yaml
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import dataclass, field
@@ -24,13 +25,16 @@ from dd3g.setting import setting
 from dd3g.training import LoopConfig, Samples, fit
 from distill.contact_sheet import save_contact_sheet
 from distill.datasets import MixedDataset, QuadrupleDataset, check_fit, check_rig, validation_batch
+from distill.generate_shards import teacher_of
 from distill.mattes import BELIEVED
 from distill.model_card import write_card
 from distill.objective import Objective, ObjectiveConfig, Verifier
 from distill.quadruples import Quadruples
 from distill.render_samples import RenderDataset, Sample
-from distill.student import StartConfig, share_frozen, start_from_teacher
+from distill.student import StartConfig, check_steps, share_frozen, start_from_teacher
 from distill.unpacked import open_renders
+
+SHOWN = 8  # objects on a contact sheet
 
 
 @dataclass
@@ -49,7 +53,7 @@ class DistillConfig(LoopConfig):
     shape_fraction: float = setting(0.1, "share of renders of untextured shapes with made-up textures", 0, 1)
     targets: int = setting(4, "views a sample is compared in, the input among them", 1)
     matte_confidence: float = setting(BELIEVED, "least, of views without alpha; below it only colour counts")
-    validation_renders: str = setting("", "rendered objects for the contact sheet; never trained on")
+    validation_renders: str = setting("", "for the contact sheet, never trained on; empty: some quadruples")
     pretrained_teacher_model: str = setting("", "verifier; needed when objective.implicit is not 0")
     init_from: str = setting("", "start from the weights of this generator")
     push_to_hub: bool = setting(False, "upload the model at the end, to hub_model_id")
@@ -83,6 +87,8 @@ def training_samples(config: DistillConfig) -> Samples:
             part = QuadrupleDataset(Quadruples(source), config.seed, size=size)
             check_fit(part, size, shape, source)
             check_rig(part, config.generator.rig_at(ELEVATION), source)
+            steps = part.quadruples[0].meta.get("steps")
+            check_steps(config.start, teacher_of(Path(source)), steps, source)
         quadruples = QuadrupleDataset(
             Quadruples(config.quadruples, cache=config.dataloader_num_workers == 0),
             config.seed,
@@ -90,15 +96,31 @@ def training_samples(config: DistillConfig) -> Samples:
             size=size,
             believed=config.matte_confidence,
         )
-    if renders and quadruples:
+    if renders is not None and quadruples is not None:
+        config.count_epochs(len(renders) + len(quadruples))
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         batch = config.train_batch_size * config.gradient_accumulation_steps * processes
         start = int(config.quadruples_start * config.max_train_steps * batch)
         return MixedDataset(renders, quadruples, start, config.quadruples_share, config.seed)
-    samples = renders or quadruples
+    samples = renders if renders is not None else quadruples
     if samples is None:
         raise UserError("nothing to train on: set quadruples=[FOLDER], renders=[FOLDER], or both")
+    config.count_epochs(len(samples))
     return samples
+
+
+def first_quadruples(samples: Samples) -> Sample | None:
+    """Eight quadruples to be shown where no renders are held out; None where there are none."""
+    dataset = samples.quadruples if isinstance(samples, MixedDataset) else samples
+    if not isinstance(dataset, QuadrupleDataset):
+        return None
+    found: list[Sample] = []
+    for index in range(8 * SHOWN):
+        with contextlib.suppress(UserError):  # damaged ones cost themselves
+            found.append(dataset[index])
+        if len(found) == SHOWN:
+            break
+    return Sample.collate(found) if found else None
 
 
 def draw_contact_sheet(generator: Generator, batch: Sample, path: Path) -> None:
@@ -106,7 +128,7 @@ def draw_contact_sheet(generator: Generator, batch: Sample, path: Path) -> None:
     device = next(generator.parameters()).device
     batch = batch.to(device)
     oblique = Cameras.orbit([45.0, 135.0, 315.0], 25.0, batch.rig.width).to(device)
-    gaussians = generator(batch.noise, batch.rig, batch.image)
+    gaussians = generator(batch.noise, batch.rig, batch.image, front=batch.target_cameras[:, 0])
     shown = [rasterize(gaussians, cameras, antialiased=True).rgb for cameras in (batch.rig, oblique)]
     alpha = batch.views[:, :, 3:]
     save_contact_sheet(torch.cat([batch.views[:, :, :3] * alpha + 1 - alpha, *shown], 1), path)
@@ -133,6 +155,9 @@ def run(config: DistillConfig) -> Path:
         get_ready(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
     held = validation_batch(config.validation_renders, config.generator.size, shape)
     verifier, perceptual = losses(config)
+    samples = training_samples(config)
+    if held is None:
+        held = first_quadruples(samples)
     if verifier is not None and config.objective.implicit_shared:
         if os.environ.get("ACCELERATE_USE_FSDP") == "true":
             raise UserError("objective.implicit_shared needs whole weights, which FSDP splits: leave it out")
@@ -146,7 +171,7 @@ def run(config: DistillConfig) -> Path:
         if held is not None:
             draw_contact_sheet(average, held, output / f"sheet-{step:06d}.png")
 
-    average = fit(generator, objective, training_samples(config), config, publish)
+    average = fit(generator, objective, samples, config, publish)
     if config.push_to_hub and int(os.environ.get("RANK", "0")) == 0:
         print(f"uploaded to {average.push_to_hub(config.hub_model_id)}")
     return output / "model"

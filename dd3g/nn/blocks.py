@@ -134,7 +134,8 @@ def orbit_code(cameras: Cameras) -> Tensor:
     pose = cameras.camera_to_world.clone()
     pose[..., :3, 1:3] *= -1
     pose[..., :3, 3] /= pose[..., :3, 3].norm(dim=-1, keepdim=True)
-    return pose[..., [2, 0, 1, 3], :].flatten(-2)
+    x, y, z, last = pose.unbind(-2)  # a list as an index would be copied to a GPU, which no graph can hold
+    return torch.stack([z, x, y, last], -2).flatten(-2)
 
 
 def correspond(features: Tensor, azimuths: Tensor) -> Tensor:

@@ -129,13 +129,18 @@ class Generator(Renamed):
         gaussians = self.decoding(frames)
         return gaussians if apart else Gaussians.cat(gaussians)
 
-    def compiled(self) -> Generator:
+    def compiled(self, dtype: torch.dtype | None = None) -> Generator:
         """Itself; on CUDA, `generate` launches its pass at once from now on, after a warm-up of some passes.
 
         Worth it for many pictures. On other devices it changes nothing.
+
+        Args:
+            dtype: that the network multiplies in: bfloat16 for speed; None is that of its weights.
         """
-        if self.type_embedding.device.type == "cuda" and self.captured is None:
-            self.captured = CapturedPass(self.eval())
+        if self.type_embedding.device.type == "cuda" and (
+            self.captured is None or self.captured.dtype != dtype
+        ):
+            self.captured = CapturedPass(self.eval(), dtype=dtype)
         return self
 
     @torch.no_grad()

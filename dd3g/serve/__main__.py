@@ -51,9 +51,12 @@ def serve(
         require_model("u2netp")
     with _listening(host, port) as listener:
         place = str(find_device(device))
-        worker = Worker(Generator.from_pretrained(weights, device=place), "none" if no_matte else "auto")
+        generator = Generator.from_pretrained(weights, device=place)
+        worker = Worker(generator, "none" if no_matte else "auto")
         try:
             worker.warm_up()
+            if generator.captured is not None:
+                typer.echo(f"warmed up in {generator.captured.seconds:.1f} s", err=True)
             about = {"version": dd3g.__version__, "weights": weights, "device": place}
             app = make_app(worker, about, Limits(max_waiting, max_megabytes, max_seconds))
             server = uvicorn.Server(

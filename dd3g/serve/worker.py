@@ -67,7 +67,7 @@ class Worker:
         self._thread = ThreadPoolExecutor(1, "dd3g-worker")
 
     def warm_up(self) -> None:
-        """Load the matting model and compile all kernels, which takes seconds once."""
+        """Load the matting model and compile all kernels, which takes seconds once; on CUDA, one graph."""
         self._thread.submit(self._warm_up).result()
         self.mean_seconds = 1.0
 
@@ -92,6 +92,7 @@ class Worker:
     def _warm_up(self) -> None:
         from PIL import Image
 
+        self._generator.compiled()
         if self.matte != "none":
             predict_matte(Image.new("RGB", (32, 32)), self.matte)
         canvas = Image.new("RGBA", (64, 64))

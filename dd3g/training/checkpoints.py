@@ -46,6 +46,7 @@ class State:
     average: Average
     rate: LearningRate
     consumed: int = 0  # samples of all processes so far; batches where the loss draws them
+    items: int = 0  # that samples are drawn from, 0 where that is not known
     files: dict[str, str] = field(
         default_factory=lambda: dict.fromkeys(("model", "average", "optimizer"), "")
     )
@@ -93,6 +94,8 @@ def save_checkpoint(state: State, output: Path, step: int, config: LoopConfig) -
         "step": step,
         "consumed": state.consumed,
         "processes": state.accelerator.num_processes,
+        "precision": config.precision,
+        "items": state.items,
         "average_updates": state.average.updates,
         "rate": state.rate.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else None,
@@ -170,7 +173,7 @@ def resume(state: State, output: Path, config: LoopConfig) -> int:
     path, about = on_main(lambda: _chosen(output, config))
     if path is None:
         return 0
-    _check_changes(path, about, config, state.accelerator)
+    _check_changes(path, about, config, state)
     try:
         for name in state.files:
             _load(state, path, name)
@@ -259,11 +262,16 @@ def _verified(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _check_changes(path: Path, about: dict[str, Any], config: LoopConfig, accelerator: Accelerator) -> None:
+def _check_changes(path: Path, about: dict[str, Any], config: LoopConfig, state: State) -> None:
     """Name what differs from the run that wrote the checkpoint; refuse it unless it is allowed."""
     named, free = changes(about["config"], asdict(config))
-    if about["processes"] != accelerator.num_processes:
-        free.append(f"processes {about['processes']} (now {accelerator.num_processes})")
+    # Of another machine, and of a folder that grew or shrank: what was asked for is the same.
+    here = {
+        "processes": state.accelerator.num_processes,
+        "precision": config.precision,
+        "items": state.items,
+    }
+    free += [f"{k} {about[k]} (now {v})" for k, v in here.items() if about.get(k, v) != v]
     if named and not config.allow_changed:
         advice = f", accept the change with {config.changed_flag}" if config.changed_flag else ""
         raise UserError(
@@ -271,7 +279,7 @@ def _check_changes(path: Path, about: dict[str, Any], config: LoopConfig, accele
             "another output folder"
         )
     if named or free:
-        accelerator.print(f"changed since {path.name}: {', '.join(named + free)}", file=sys.stderr)
+        state.accelerator.print(f"changed since {path.name}: {', '.join(named + free)}", file=sys.stderr)
 
 
 def _load(state: State, path: Path, name: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -32,6 +34,7 @@ class LoopConfig:
     train_batch_size: int = setting(8, "per process and micro-step", 1)
     gradient_accumulation_steps: int = setting(1, "micro-steps per optimiser step", 1)
     max_train_steps: int = setting(10_000, "optimiser steps", 1)
+    num_train_epochs: float = setting(0.0, "in place of max_train_steps: samples by items to draw from", 0)
     max_minutes: float = setting(0.0, "stop with a checkpoint after this long; 0 never", 0)
     learning_rate: float = setting(1e-3, "at the end of the warm-up", 0)
     lr_scheduler: str = setting("warmup_stable_decay", "or linear, cosine, timed_cosine, constant")
@@ -86,6 +89,13 @@ class LoopConfig:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed must be below 2^63, got {self.seed}")
+
+    def count_epochs(self, items: int) -> None:
+        """Set `max_train_steps` by `num_train_epochs`, where that is given, for data of so many items."""
+        if self.num_train_epochs:
+            processes = int(os.environ.get("WORLD_SIZE", "1"))
+            batch = self.train_batch_size * self.gradient_accumulation_steps * processes
+            self.max_train_steps = max(1, math.ceil(self.num_train_epochs * items / batch))
 
     @property
     def precision(self) -> str:
@@ -159,7 +169,8 @@ class SmallNetworkConfig(LoopConfig):
 
 # Where a run lies, how long it is, how it is watched and how fast: these change no step that is made.
 FREE = {
-    *("output_dir", "resume_from_checkpoint", "allow_changed", "max_train_steps", "max_minutes"),
+    *("output_dir", "resume_from_checkpoint", "allow_changed"),
+    *("max_train_steps", "num_train_epochs", "max_minutes"),
     *("checkpointing_steps", "checkpoints_total_limit", "validation_steps", "logging_steps", "report_to"),
     *("tracker_project_name", "logging_dir", "dataloader_num_workers", "dataloader_prefetch_factor"),
     *("use_cpu", "max_bad_samples", "gradient_checkpointing", "torch_compile", "ddp_timeout"),

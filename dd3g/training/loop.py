@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +33,7 @@ from dd3g.training.processes import (
     on_main,
     split_present_blocks,
 )
-from dd3g.training.records import Metrics, record_session, show_picture, start_trackers
+from dd3g.training.records import Metrics, log, record_session, show_picture, start_trackers, stop_trackers
 from dd3g.training.stopping import Stopped, StopRequest
 
 METRICS = "metrics.jsonl"
@@ -67,7 +67,10 @@ def fit(
             of the step before), the checkpoint to resume from is missing or broken, the folder holds another
             run, or the disk is full.
     """
+    if config.num_train_epochs and samples is None:
+        raise UserError("num_train_epochs: batches are drawn here without end: set max_train_steps")
     run = _Run(model, config, samples is not None)
+    run.state.items = len(samples) if isinstance(samples, Sized) else 0
     gpus = run.gpus
     with torch.random.fork_rng(devices=gpus), StopRequest() as request, held_by_main(run.output):
         step = first = resume(run.state, run.output, config)
@@ -186,6 +189,7 @@ class _Run:
         # A wrapped model that outlives its group takes it along when it goes, and waits for gloo's threads
         # while it holds the interpreter's lock, for which these may be waiting.
         self.model = None
+        stop_trackers(self.accelerator)
         self.accelerator.free_memory()
         self.accelerator.end_training()
 
@@ -240,7 +244,7 @@ class _Run:
             self.rate.count += 1
             self.average.step()
         if config.report_to != "none":
-            accelerator.log(numbers, step=step + 1)
+            log(accelerator, numbers, step + 1)
         return numbers
 
     def publish(self, publish: Publish | None, step: int) -> dict[str, float]:

@@ -145,7 +145,7 @@ def check_options(accelerator: Accelerator, config: LoopConfig) -> None:
             "DeepSpeed makes steps of its own, which this loop cannot check or resume: take "
             "configs/accelerate/fsdp.yaml, which splits the same tensors"
         )
-    shown = from_all(asdict(config))
+    shown = from_all(asdict(config) | {"precision": config.precision})
     for rank, other in enumerate(shown):
         named, _ = changes(shown[0], other)
         if named:

@@ -6,12 +6,15 @@ import json
 import os
 import secrets
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from dd3g.errors import first_line
 from dd3g.io.atomic import replacing
 from dd3g.machine import provenance
 from dd3g.training.config import LoopConfig, flat
@@ -121,6 +124,11 @@ def start_trackers(accelerator: Accelerator, config: LoopConfig, run: str, step:
     accelerator.init_trackers(config.tracker_project_name, plain, options)
 
 
+def log(accelerator: Accelerator, numbers: dict[str, float], step: int) -> None:
+    """Give the trackers a step's numbers; what cannot be shown costs curves, not the run."""
+    _try(lambda: accelerator.log(numbers, step=step))
+
+
 def show_picture(accelerator: Accelerator, path: Path, step: int) -> None:
     """Give the trackers a picture, where there is one at `path`."""
     if not path.is_file():
@@ -132,4 +140,24 @@ def show_picture(accelerator: Accelerator, path: Path, step: int) -> None:
         pixels = np.array(image.convert("RGB"))[None]  # (1, H, W, 3)
     for tracker in accelerator.trackers:
         layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-        tracker.log_images({path.stem.partition("-")[0]: pixels}, step=step, **layout)
+        name = path.stem.partition("-")[0]
+        _try(partial(tracker.log_images, {name: pixels}, step=step, **layout))
+
+
+def stop_trackers(accelerator: Accelerator) -> None:
+    """Let the trackers write what they hold."""
+    for tracker in accelerator.trackers:
+        _try(tracker.finish)
+    accelerator.trackers = []
+
+
+def _try(work: Callable[[], None]) -> None:
+    try:
+        work()
+    except Exception as error:  # of a full disk, or of a service that cannot be reached
+        _warn(f"the tracker fails ({first_line(error)}): its curves have a gap")
+
+
+@cache
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)

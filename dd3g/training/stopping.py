@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any, Self
 
 # Ctrl-C; the end of a job, of a session; and Slurm's warning before its time is up.
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+ECHO = 2.0  # seconds in which a launcher hands on what the scheduler has sent to all processes at once
 
 
 class Stopped(KeyboardInterrupt):
@@ -27,18 +29,20 @@ class Stopped(KeyboardInterrupt):
 class StopRequest:
     """While this is entered, the first signal is noted in `number`, for the step under way to be finished.
 
-    A second one raises `Stopped` at once. Outside the main thread, where Python handles no signals, `number`
-    stays 0.
+    A second one raises `Stopped` at once, unless it is the first one's echo, or SIGUSR1, which only says
+    again that the time is up. Signals that the process was started to ignore, as under nohup, stay ignored.
+    Outside the main thread, where Python handles no signals, `number` stays 0.
     """
 
     def __init__(self) -> None:
-        self.number = 0
+        self.number, self.since = 0, 0.0
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
-                self.before[number] = signal.signal(number, self._note)
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -46,6 +50,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
+        echo = number == self.number and time.monotonic() - self.since < ECHO
+        if self.number and not echo and signal.Signals(number).name != "SIGUSR1":
             raise Stopped(number)
-        self.number = number
+        if not self.number:
+            self.number, self.since = number, time.monotonic()

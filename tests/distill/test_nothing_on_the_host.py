@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from contextlib import nullcontext
+from dataclasses import fields, is_dataclass, replace
 
 import pytest
 import torch
 from stand_ins.on_meta import OnMeta
+from stand_ins.published_teachers import write_imagedream, write_zero123plus
 from stand_ins.tiny_objects import write_renders
 
+from dd3g.cameras import Cameras
+from dd3g.configuration import parse
 from dd3g.pepd import Generator, GeneratorConfig
-from distill.objective import Objective, ObjectiveConfig, direct_terms
+from dd3g.pepd.occupancy import OccupancyNet
+from dd3g.rasterizer import Render
+from distill import objective as objective_module
+from distill.lgm import LGM
+from distill.objective import Objective, ObjectiveConfig, Verifier, direct_terms, zero_of
+from distill.perceptual import VggDistance
 from distill.render_samples import RenderDataset, Sample
 from distill.renders import RenderedObjects
+from distill.teachers import load
 from distill.teachers.compact import CompactConfig, CompactTeacher
+from distill.teachers.encoders import END, START
+from distill.teachers.zero123plus import Zero123PlusTeacher
+from distill.train import DistillConfig
+from distill.train_shape import ShapeConfig
 from distill.train_teacher import TeacherLoss
+from tools.scale import IMAGEDREAM
 
 SHAPE = {"size": 32, "width": 32, "depth": 1, "heads": 2, "residual_hidden": 8, "fine": 8, "mid": 16}
 
@@ -66,3 +81,130 @@ def test_a_batch_moves_as_a_whole(batch):
     assert all(
         v.is_meta if isinstance(v, torch.Tensor) else v.viewmats.is_meta and v.Ks.is_meta for v in values
     )
+
+
+@pytest.mark.parametrize("name", ["nano", "small", "base", "base, compact phase 1"])
+def test_generators_as_configured(name):
+    """Forward and backward; base starts from ImageDream at its published size."""
+    config = parse(["--config", name.partition(",")[0]], DistillConfig)
+    shape = config.generator
+    if config.start.teacher and "compact" not in name:
+        shape = replace(shape, teacher=IMAGEDREAM)
+    with torch.device("meta"):
+        generator = Generator(shape)
+    c = generator.config
+    rig = generator.rig.to("meta")
+    noise, image = (torch.empty(1, *s, device="meta") for s in (c.latent_shape, (4, c.size, c.size)))
+    with OnMeta():
+        made = generator(noise, rig, image)
+        zero_of(*(getattr(made, f.name) for f in fields(made))).backward()
+    assert made.means.is_meta
+    assert all(p.grad.is_meta for p in generator.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["nano", "small", "base"])
+def test_shape_networks_as_configured(name):
+    config = parse(["--config", name], ShapeConfig).network
+    with torch.device("meta"):
+        network = OccupancyNet(config)
+    image, elevation = (
+        torch.empty(1, 4, config.size, config.size, device="meta"),
+        torch.empty(1, device="meta"),
+    )
+    with OnMeta():
+        logits, volume = network(image, elevation)
+        zero_of(logits, volume).backward()
+    assert all(p.grad.is_meta for p in network.parameters())
+
+
+def test_lgm_as_published():
+    with torch.device("meta"):
+        model = LGM().requires_grad_(False)
+    with OnMeta():
+        made = model(torch.empty(1, 4, 9, 256, 256, device="meta"))
+    assert made.means.is_meta and made.means.shape == (1, 65_536, 3)
+
+
+@pytest.mark.parametrize("kind", ["imagedream", "mvdream", "zero123plus", "compact"])
+def test_a_teachers_guided_loop(kind, tmp_path, monkeypatch):
+    """What condition makes of pictures and words is of the host, once a picture; the loop is not."""
+    monkeypatch.setitem(Zero123PlusTeacher.__init__.__kwdefaults__, "size", 32)
+    if kind == "compact":
+        teacher = CompactTeacher(CompactConfig(**SHAPE))
+    elif kind == "zero123plus":
+        teacher = load(write_zero123plus(tmp_path / "zero123plus-v1.2"))
+    else:
+        teacher = load(write_imagedream(tmp_path / kind, ip_dim=4 if kind == "imagedream" else 0))
+    rgba = torch.rand(2, 4, teacher.picture_size, teacher.picture_size)
+    words = ["a cup", "a lamp"] if kind == "mvdream" else None
+    if words:
+        teacher.text.tokenizer = lambda text: [START, 7, END]
+    condition = on_meta(teacher.condition(rgba, captions=words))
+    x = torch.empty(2, *teacher.latent_shape, device="meta")
+    denoiser = looked_up(teacher).denoiser(condition)
+    plan = teacher.schedule.plan(2)
+    with OnMeta(), torch.no_grad():
+        for t, _ in plan:
+            out = denoiser(x, torch.full((2,), t, device="meta"), condition)
+        views = teacher.codec.decode(out)
+        assert teacher.codec.encode(views).shape == x.shape
+    assert out.shape == x.shape and views.is_meta
+
+
+@pytest.mark.parametrize("form", ["x0", "score", "literal"])
+def test_the_whole_objective(batch, monkeypatch, form):
+    """Renders, verification and their gradients; only the verifier's noise is drawn on the host."""
+
+    def drawn(gaussians, cameras, background=1.0, antialiased=False):
+        value = zero_of(*(getattr(gaussians, f.name) for f in fields(gaussians)))
+        B, V, S = len(gaussians.means), cameras.viewmats.shape[-3], cameras.width
+        return Render(*(value.expand(B, V, channels, S, S) for channels in (3, 1, 1)))
+
+    monkeypatch.setattr(objective_module, "rasterize", drawn)
+    monkeypatch.setattr(Verifier, "noise", lambda self, index, like: torch.empty_like(like))
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # of "meta" there is none
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(latent_shape=(4, 64, 8, 8), head_hidden=8, **SHAPE)).to("meta")
+    verifier = Verifier(looked_up(CompactTeacher(CompactConfig(**SHAPE))), form, 0, 1.5)
+    verifier.rig = verifier.teacher.rig.to("meta")
+    with torch.device("meta"):
+        perceptual = MadeUpVgg()
+    config = ObjectiveConfig(cover=1.0, implicit=1.0, bootstrap=0.0, implicit_form=form, perceptual=1.0)
+    objective = Objective(config, 100, verifier, perceptual)
+    there = batch.to("meta")
+    with OnMeta():
+        loss, terms = objective(generator, there, 50)
+        loss.backward()
+    assert {"implicit", "perceptual", "cover", "color"} <= set(terms) and loss.is_meta
+    assert all(p.grad.is_meta for p in generator.parameters())
+
+
+class MadeUpVgg(VggDistance):
+    """Without weights, which have to be fetched."""
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        blocks = ([torch.nn.Conv2d(channels, 4, 3, padding=1)] for channels in (3, 4, 4, 4, 4))
+        self.blocks = torch.nn.ModuleList(map(torch.nn.ModuleList, blocks))
+        self.register_buffer("mean", torch.empty(3, 1, 1))
+
+
+def looked_up(teacher):
+    """The teacher on "meta", whose levels of noise are there, too, as from the first call on."""
+    teacher = teacher.to("meta")
+    teacher.schedule.ab(torch.zeros(1, dtype=torch.long, device="meta"))
+    return teacher
+
+
+def on_meta(value):
+    """A condition, whatever it is made of, without its values."""
+    if isinstance(value, torch.Tensor | Cameras):
+        return value.to("meta")
+    if isinstance(value, list | tuple):
+        made = map(on_meta, value)
+        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+    if isinstance(value, dict):
+        return {k: on_meta(v) for k, v in value.items()}
+    if is_dataclass(value):
+        return replace(value, **{f.name: on_meta(getattr(value, f.name)) for f in fields(value)})
+    return value

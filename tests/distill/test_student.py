@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from stand_ins.published_teachers import IMAGE, write_imagedream
-from stand_ins.tiny_objects import write_renders
+from stand_ins.tiny_objects import write_quadruples, write_renders
 from stand_ins.training_runs import fresh, metrics
 
 from dd3g.cameras import Cameras
@@ -26,7 +27,7 @@ from dd3g.training.optimizer import LearningRate, make_optimizer
 from distill.objective import ObjectiveConfig
 from distill.student import StartConfig, share_frozen, start_from_teacher
 from distill.teachers import load
-from distill.train import DistillConfig, losses, run
+from distill.train import DistillConfig, losses, run, training_samples
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 CONFIG = GeneratorConfig(
@@ -189,6 +190,24 @@ def test_teachers_that_do_not_fit(folder, tmp_path):
         start_from_teacher(GeneratorConfig(), StartConfig(teacher=str(folder)))
     with pytest.raises(UserError, match="is no ImageDream"):
         start_from_teacher(CONFIG, StartConfig(teacher="analytic"))
+
+
+def test_quadruples_that_were_made_in_another_number_of_steps(tmp_path):
+    """Their noise enters the network at another level; a teacher of another kind has levels of its own."""
+    folder = write_quadruples(tmp_path)  # in 10 steps
+    shape = GeneratorConfig(size=32, latent_shape=(4, 64, 8, 8))
+
+    def samples(kind, steps):
+        (folder / "simulate.json").write_text(json.dumps({"made_by": {"teacher": kind}}))
+        start = StartConfig(teacher="imagedream", steps=steps)
+        config = DistillConfig(quadruples=[str(folder)], generator=shape, start=start, num_train_epochs=5)
+        return training_samples(config), config
+
+    with pytest.raises(UserError, match=r"made in 10 steps, and start.steps=50: .*; set start.steps=10"):
+        samples("imagedream", 50)
+    for kind, steps in (("imagedream", 10), ("zero123plus", 50)):
+        found, config = samples(kind, steps)
+        assert len(found) == 3 and config.max_train_steps == 2  # 5 times 3 samples in batches of 8
 
 
 def training(folder, tmp_path, output="out"):

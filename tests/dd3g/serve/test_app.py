@@ -428,6 +428,15 @@ def test_the_front_page_is_whole(serve):
     assert "http" not in page and answer.headers["content-security-policy"].startswith("default-src 'none'")
 
 
+def test_the_pass_becomes_a_graph_before_the_first_picture(gate):
+    """In the worker's own thread, as CUDA wants it."""
+    gate.compiled = lambda: gate.calls.append(threading.current_thread().name)
+    worker = Worker(gate, "none")
+    worker.warm_up()
+    worker.close()
+    assert gate.calls[0].startswith("dd3g-worker") and len(gate.calls) > 1
+
+
 def test_closing_answers_what_is_worked_on_and_drops_what_waits(gate):
     gate.open.clear()
     worker = Worker(gate, "none")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dd3g.command import guarded
 from dd3g.configuration import parse
 from dd3g.errors import UserError
-from dd3g.training import Batch, LoopConfig, checkpoints, fit, generator_for, loop, processes
+from dd3g.training import Batch, LoopConfig, checkpoints, fit, generator_for, loop, processes, stopping
 from dd3g.training.optimizer import learning_rate
 from dd3g.training.stopping import Stopped
 
@@ -154,6 +154,41 @@ def test_a_second_signal_does_not_wait_for_the_step(tmp_path):
     with pytest.raises(Stopped, match="SIGINT"):
         fit_line(tmp_path, loss=asked_at(4, "SIGTERM", "SIGINT"))
     assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize(
+    "names", [("SIGTERM", "SIGTERM"), ("SIGUSR1", "SIGUSR1"), ("SIGTERM", "SIGUSR1", "SIGTERM")], ids="-".join
+)
+def test_an_echo_waits_for_the_step(tmp_path, names):
+    """A scheduler signals all processes of a job, and the launcher among them hands it on to the others."""
+    with pytest.raises(Stopped, match=names[0]):
+        fit_line(tmp_path, loss=asked_at(4, *names))
+    assert checkpoints.checkpoints(tmp_path)[-1].name == "checkpoint-5"
+
+
+def test_the_same_signal_from_an_impatient_user(tmp_path, monkeypatch):
+    monkeypatch.setattr(stopping, "ECHO", 0.0)
+    with pytest.raises(Stopped, match="SIGINT"):
+        fit_line(tmp_path, loss=asked_at(4, "SIGINT", "SIGINT"))
+    assert checkpoints.checkpoints(tmp_path)[-1].name == "checkpoint-3"
+
+
+def test_the_time_is_up_is_no_reason_for_haste(tmp_path, monkeypatch):
+    """Whenever it is said again."""
+    monkeypatch.setattr(stopping, "ECHO", 0.0)
+    with pytest.raises(Stopped) as stopped:
+        fit_line(tmp_path, loss=asked_at(4, "SIGUSR1", "SIGUSR1", "SIGUSR1"))
+    assert stopped.value.code == 0 and checkpoints.checkpoints(tmp_path)[-1].name == "checkpoint-5"
+
+
+def test_nohup_is_respected(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        fit_line(tmp_path, loss=asked_at(4, "SIGHUP"))
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(metrics(tmp_path)) == 8
 
 
 def test_a_signal_in_the_last_step_leaves_a_finished_run(tmp_path):
@@ -300,7 +335,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.glob("checkpoint*")] == ["checkpoint-3"]
 
 
-@pytest.mark.parametrize(("signals", "kept"), [(["SIGTERM"], 6), (["SIGTERM", "SIGUSR1"], 3)])
+@pytest.mark.parametrize(("signals", "kept"), [(["SIGTERM"], 6), (["SIGTERM", "SIGHUP"], 3)])
 def test_a_signal_in_the_middle_of_a_checkpoint(tmp_path, monkeypatch, signals, kept):
     """One is noted, and the checkpoint is finished first; a second one leaves the last whole checkpoint."""
     whole, _ = fit_line(tmp_path / "whole")

@@ -14,7 +14,7 @@ from stand_ins.line_run import LINE
 from stand_ins.training_runs import fresh
 
 from dd3g.configuration import launch
-from dd3g.training import LoopConfig
+from dd3g.training import LoopConfig, records
 
 
 @pytest.fixture(autouse=True)
@@ -118,3 +118,20 @@ def test_curves_in_another_folder(tmp_path):
     assert line(tmp_path / "run", "report_to=tensorboard", f"logging_dir={tmp_path / 'curves'}") == 0
     assert list((tmp_path / "curves").rglob("events.out.tfevents*"))
     assert not (tmp_path / "run/logs").exists()
+
+
+def test_what_cannot_be_shown_costs_curves_and_not_the_run(tmp_path, wandb, monkeypatch, capsys):
+    """A full disk, or a service that is gone; said once."""
+    tracker = accelerate.tracking.LOGGER_TYPE_TO_CLASS["wandb"]
+
+    def fail(self, *args, **options):
+        raise OSError(28, "No space left on device")
+
+    for name in ("log", "log_images", "finish"):
+        monkeypatch.setattr(tracker, name, fail)
+    tmp_path.joinpath("run").mkdir()
+    Image.new("RGB", (6, 4)).save(tmp_path / "run/sheet-000004.png")
+    records._warn.cache_clear()
+    assert line(tmp_path / "run", "report_to=wandb", "validation_steps=4") == 0
+    assert capsys.readouterr().err.count("No space left on device): its curves have a gap") == 1
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 8

@@ -18,8 +18,9 @@ from stand_ins.line_run import LINE, Points
 from stand_ins.training_runs import files, fresh, metrics, torchrun
 
 from dd3g.configuration import launch
+from dd3g.errors import UserError
 from dd3g.io.atomic import only_user
-from dd3g.training import LoopConfig, data
+from dd3g.training import LoopConfig, data, fit
 from dd3g.training.checkpoints import checkpoints
 from dd3g.training.data import batches
 
@@ -288,3 +289,38 @@ def test_processes_with_different_options(tmp_path):
     code, said = lines(tmp_path / "run", script=script)
     assert code != 0
     assert "error: process 1 has other options than process 0: learning_rate 0.1 (now 0.2)" in said
+
+
+class Some(Points):
+    """So many points."""
+
+    count = 7
+
+    def __len__(self):
+        return self.count
+
+
+def test_what_another_machine_or_a_changed_folder_brings_is_named(tmp_path, capsys, monkeypatch):
+    """Precision that "auto" chose, and data that grew or shrank: what was asked for is the same."""
+    monkeypatch.setattr(line_run, "Points", Some)
+    monkeypatch.setattr(LoopConfig, "precision", property(lambda self: "no"))
+    assert line(tmp_path, "max_train_steps=3", "mixed_precision=auto") == 0
+    monkeypatch.setattr(Some, "count", 5)
+    monkeypatch.setattr(LoopConfig, "precision", property(lambda self: "bf16"))
+    capsys.readouterr()
+    assert line(tmp_path, "max_train_steps=4", "mixed_precision=auto", LATEST) == 0
+    assert "precision no (now bf16), items 7 (now 5)" in capsys.readouterr().err
+
+
+def test_epochs_in_place_of_steps(monkeypatch):
+    config = LoopConfig(num_train_epochs=2.5, train_batch_size=3, gradient_accumulation_steps=2)
+    config.count_epochs(12)
+    assert config.max_train_steps == 5
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    config.count_epochs(12)
+    assert config.max_train_steps == 2
+    plain = LoopConfig(max_train_steps=11)
+    plain.count_epochs(12)
+    assert plain.max_train_steps == 11
+    with pytest.raises(UserError, match="set max_train_steps"):
+        fit(torch.nn.Linear(1, 1), None, None, config)

@@ -1,0 +1,57 @@
+"""The smoke test of CUDA, as far as a CPU can go it, and what it hands to gsplat."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from dd3g.cameras import Cameras
+from dd3g.gaussians import Gaussians
+from dd3g.rasterizer.cuda import rasterize_batch
+from distill import smoke
+
+CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_it_goes_as_far_as_a_cpu_can_and_says_so(capsys):
+    """Without words, as the recipe starts it."""
+    assert smoke.main([]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if "smoke test: " in line]
+    parts = ("no CUDA here, so the CPU", "kernels are there", "rasteriser", "a pass", "a pass as one graph")
+    parts += ("shape network has gradients", "resumed, precision no", "resumed, precision bf16")
+    assert all(part in line for part, line in zip(parts, said, strict=False)) and len(said) == len(parts) + 1
+    assert said[-1].startswith("error: smoke test: there is no CUDA here")
+
+
+@CPU_ONLY
+def test_a_difference_ends_it(monkeypatch, capsys):
+    monkeypatch.setattr(smoke, "drawn", lambda gaussians, device: torch.rand(4))
+    assert smoke.main([]) == 2
+    assert "error: smoke test: rasteriser differs by 0." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("antialiased", [False, True])
+def test_what_gsplat_is_asked_for_is_what_it_takes(monkeypatch, antialiased):
+    """Names and shapes, by the signature of the version that is installed; its kernels need a GPU."""
+    gsplat = pytest.importorskip("gsplat")
+    signature = inspect.signature(gsplat.rasterization)
+
+    def stand_in(*args, **options):
+        given = signature.bind(*args, **options).arguments
+        assert given["means"].shape == (2, 5, 3) and given["quats"].shape == (2, 5, 4)
+        assert given["opacities"].shape == (2, 5) and given["colors"].shape == (2, 5, 3)
+        assert given["viewmats"].shape == (2, 4, 4, 4) and given["Ks"].shape == (2, 4, 3, 3)
+        assert given["packed"] is False and given["render_mode"] == "RGB+D"
+        assert given["rasterize_mode"] == ("antialiased" if antialiased else "classic")
+        return torch.zeros(2, 4, 6, 8, 4), torch.zeros(2, 4, 6, 8, 1), {}
+
+    monkeypatch.setattr(gsplat, "rasterization", stand_in)
+    gaussians = Gaussians(*(torch.rand(2, 5, *s) for s in ((3,), (4,), (3,), (), (3,))))
+    rig = Cameras.default_rig(8, 4)
+    cameras = Cameras(rig.viewmats.expand(2, 4, 4, 4), rig.Ks.expand(2, 4, 3, 3), 8, 6)
+    image, alpha = rasterize_batch(gaussians, cameras, antialiased)
+    assert image.shape == (2, 4, 4, 6, 8) and alpha.shape == (2, 4, 1, 6, 8)
