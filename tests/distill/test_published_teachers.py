@@ -398,7 +398,7 @@ FAULTS = {
         lambda f: (f / UNET).write_text("version https://git-lfs.github.com/spec/v1\n"),
         "run `git lfs pull`",
     ),
-    "torn": ("imagedream", lambda f: (f / UNET).write_bytes(b"123"), "no complete safetensors file"),
+    "torn": ("imagedream", lambda f: (f / UNET).write_bytes(b"123"), "not a complete safetensors file"),
     "other shape": (
         "imagedream",
         lambda f: edited(f / "unet/config.json", model_channels=64),

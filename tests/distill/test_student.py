@@ -188,7 +188,7 @@ def test_lower_levels_learn_at_a_tenth_of_the_rate(folder):
 def test_teachers_that_do_not_fit(folder, tmp_path):
     with pytest.raises(UserError, match="set generator.size=64 and generator.latent_shape=\\[4, 4, 8, 8\\]"):
         start_from_teacher(GeneratorConfig(), StartConfig(teacher=str(folder)))
-    with pytest.raises(UserError, match="is no ImageDream"):
+    with pytest.raises(UserError, match="is not an ImageDream teacher"):
         start_from_teacher(CONFIG, StartConfig(teacher="analytic"))
 
 
