@@ -255,6 +255,6 @@ def test_a_model_of_the_hub_is_named_with_its_commit(copy, monkeypatch, tmp_path
     ]
     asked.clear()
     edit(snapshot, lambda index: index.update(_class_name="StableDiffusionImg2ImgPipeline"))
-    with pytest.raises(UserError, match="no text-to-image pipeline"):
+    with pytest.raises(UserError, match="not a text-to-image pipeline"):
         find_folder(config)
     assert [name for _, name, *_ in asked] == [INDEX]  # no gigabytes for a model that will not do
