@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,19 +114,12 @@ def lift(
         return []
     given = [person.start is not None for person in people]
     if any(given) and not all(given):  # each as well as it can be told
-        parts = {
-            one: iter(
-                lift(
-                    [p for p, g in zip(people, given, strict=True) if g == one],
-                    method,
-                    m,
-                    seed,
-                    height=height,
-                    networks=networks,
-                )
-            )
-            for one in (True, False)
-        }
+
+        def lifted(one: bool) -> Iterator[PersonHypotheses]:
+            alike = [p for p, g in zip(people, given, strict=True) if g == one]
+            return iter(lift(alike, method, m, seed, height=height, networks=networks))
+
+        parts = {one: lifted(one) for one in (True, False)}
         return [next(parts[one]) for one in given]
     found = METHODS[method].lift_people(people, m, seed, times, networks)
     keypoints, confidence, K = (stacked(people, name) for name in ("keypoints", "confidence", "K"))
