@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 from dd3g import __version__
-from dd3g.command import dispatch, say
 
 # Name -> module with main(argv) -> exit code, and a line about it. Modules on higher floors are only named.
 COMMANDS = {
@@ -33,6 +32,11 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    try:
+        from dd3g.command import dispatch, say
+    except KeyboardInterrupt:  # while Python reads its own files
+        print("stopped", file=sys.stderr)
+        return 130
     words = sys.argv[1:] if argv is None else argv
     if words == ["--version"]:
         say(f"dd3g {__version__}")

@@ -238,7 +238,7 @@ def test_full_disk_through_the_real_command(here, untrained):
 
     # Without --json a line of progress may stand before the error where the machine is slow.
     result = command(picture("chair.png"), "--weights", untrained, "--json", preexec_fn=full)
-    assert result.returncode == 2 and "could not write" in json.loads(result.stdout)["failed"][0]["error"]
+    assert result.returncode == 2 and "File too large" in json.loads(result.stdout)["failed"][0]["error"]
     assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
     assert written() == []
 
