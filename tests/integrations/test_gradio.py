@@ -57,7 +57,7 @@ def test_the_page_asks_for_nothing_from_elsewhere(app, tmp_path):
     try:
         assert shared is None
         page.call("Page.navigate", url=address)
-        page.wait("document.body.innerText.includes('Make it')", seconds=120)
+        page.wait("!!document.body?.innerText.includes('Make it')", seconds=120)
         time.sleep(1)
         page.eval("1")
         foreign = [u for u in page.requests if not u.startswith((address, "data:", "blob:", "about:"))]
