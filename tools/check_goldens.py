@@ -85,8 +85,13 @@ def command(
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"--dtype {dtype}: give float32, bfloat16 or float16")
     paths = [p for p in sorted(folder.glob("*.npz")) if not only or p.stem in only]
+    there = {p.stem for p in paths}
+    described = {p.stem for p in folder.glob("*.json") if p.stem in CHECKS and not only}
+    # A file that nobody compares is none that agrees.
+    if lacking := sorted((set(only or []) | described) - there):
+        raise UserError(f"{folder} holds no {lacking[0]}.npz: copy it whole")
     if not paths:
-        raise UserError(f"{folder} holds no {' or '.join(only) + '.npz' if only else 'NAME.npz'}")
+        raise UserError(f"{folder} holds no NAME.npz")
     torch.set_num_threads(1)
     wrong, found = 0, cache(_found_seed)
     for path in paths:

@@ -266,6 +266,27 @@ def test_figures_by_hand():
     assert not Compared("x", np.full(4, np.nan), wanted, 1.0).agrees
 
 
+def test_a_file_that_is_missing(tmp_path, capsys):
+    """Half a folder agrees with nothing."""
+    write(unet_golden(3, 2, 4, 32, 4), tmp_path)
+    words = [str(tmp_path), "--only", "unet_mvdream"]
+    assert check_goldens.main([*words, "--only", "lgm"]) == 2
+    assert "holds no lgm.npz: copy it whole" in capsys.readouterr().err
+    (tmp_path / "zero123pp.json").write_text("{}")
+    assert check_goldens.main([str(tmp_path)]) == 2
+    assert "holds no zero123pp.npz: copy it whole" in capsys.readouterr().err
+    assert check_goldens.main(words) == 0
+
+
+def test_an_array_of_another_shape(tmp_path, capsys):
+    golden = write(unet_golden(3, 2, 4, 32, 4), tmp_path)
+    arrays = dict(golden.arrays) | {"part.time_embed": golden.arrays["part.time_embed"][:, :-1]}
+    np.savez(tmp_path / "unet_mvdream.npz", **arrays)
+    assert check_goldens.main([str(tmp_path)]) == 1
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "OVER" in line)
+    assert "part.time_embed" in line and "rmse inf" in line
+
+
 def test_what_nobody_compares_is_told(tmp_path, capsys):
     golden = unet_golden(3, 2, 4, 32, 4)
     write(golden, tmp_path)
