@@ -276,7 +276,7 @@ def test_tracks_follow_the_nearest():
     people = [[a[0], b[0]], [b[1], a[1]], [], [b[2], a[2]]]
     assert tracks(people) == [[0, 1], [1, 0], [], [1, 0]]
     # Half a second later they may be others.
-    assert tracks(people, [0, 0.1, 0.4, 0.7]) == [[0, 1], [1, 0], [], [2, 3]]
+    assert tracks(people, [0, 0.1, 0.65, 0.7]) == [[0, 1], [1, 0], [], [2, 3]]
 
 
 def test_recommended_is_no_worse_than_the_mean_of_hypotheses():
