@@ -31,6 +31,7 @@ OutputFolder = Annotated[Path, typer.Option("-o", "--output", help="Output folde
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # of all wrong options; typer has no public name for it
 RENAMED = {"out": "output"}  # options that had another name once
+_came: list[int] = []  # signals, see `signals_stop`
 Report = dict[str, Any]  # a list of results, "failed", "seconds", and "error" for what stopped the run
 
 
@@ -232,6 +233,8 @@ def explain(error: Exception, out: Path, less: str) -> str:
         out: output folder.
         less: an option that needs less memory.
     """
+    if _came:  # and was lost in a compiler's callback, whose work then failed
+        raise Interrupted(_came[-1]) from error
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
@@ -264,11 +267,14 @@ def signals_stop() -> Iterator[None]:
     """Inside, SIGTERM and SIGHUP end the work as Ctrl-C does, so that nothing half-done stays behind."""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        _came.append(number)
         raise Interrupted(number)
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():  # Python handles signals nowhere else
-        for number in (getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)):
+        for number in (
+            getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+        ):
             if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                 before[number] = signal.signal(number, stop)
     try:
@@ -276,6 +282,7 @@ def signals_stop() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _came.clear()
 
 
 def guarded(

@@ -1,5 +1,6 @@
 """What is left, and what is said, when a run is ended from outside or a stream fails."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from stand_ins.infer_command import ROOT, picture, run, written
 
+from dd3g.command import Interrupted, explain, signals_stop
 from dd3g.gaussians import Gaussians
 from dd3g.io.atomic import TEMPORARY, appearing, remove_leftovers
 
@@ -236,3 +238,14 @@ def test_when_a_seed_gives_the_same_file(here):
     assert len(one) == len(two)
     for name in ("means", "scales", "opacities", "colors"):
         assert np.allclose(getattr(one, name), getattr(two, name), atol=1e-3), name
+
+
+def test_a_signal_that_is_lost_in_a_callback_still_ends_the_work():
+    """As in one of numba's compiler, after which an error of its own comes."""
+    with pytest.raises(Interrupted) as stop, signals_stop():
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+        explain(RuntimeError("no compiled object yet"), Path(), "less")
+    assert stop.value.code == 143
+    with signals_stop():
+        assert "no compiled object yet" in explain(RuntimeError("no compiled object yet"), Path(), "less")
