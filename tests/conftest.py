@@ -1,9 +1,15 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 import torch
+
+# As in a terminal: under nohup and in shells without job control some are ignored, by us and what we start.
+for _signal, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_signal) == signal.SIG_IGN:
+        signal.signal(_signal, _handler)
 
 
 @pytest.fixture
