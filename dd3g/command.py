@@ -264,7 +264,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def signals_stop() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP end the work as Ctrl-C does, so that nothing half-done stays behind."""
+    """Inside, signals end the work by an exception, so that nothing half-done stays behind."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         _came.append(number)
@@ -272,10 +272,9 @@ def signals_stop() -> Iterator[None]:
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():  # Python handles signals nowhere else
-        for number in (
-            getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-        ):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has not all of them
+            if number and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                 before[number] = signal.signal(number, stop)
     try:
         yield
