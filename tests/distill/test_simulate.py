@@ -301,7 +301,7 @@ def test_verify_of_a_foreign_set(teacher, tmp_path, capsys):
     write_shard(tmp_path / "set" / "a.tar", [encode(foreign, "a")])
     assert main(["verify", str(tmp_path / "set"), "--device", "cpu", "--teacher", str(teacher)]) == 2
     error = capsys.readouterr().err
-    assert "a does not tell its teacher, seed, steps" in error and error.count("\n") == 1
+    assert "a does not record its teacher, seed, steps" in error and error.count("\n") == 1
 
 
 def test_damaged_quadruple_names_its_shard(tmp_path):
