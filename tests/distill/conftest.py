@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import pytest
 from PIL import Image
+from stand_ins.published_teachers import write_imagedream, write_zero123plus
 from stand_ins.simulated_sets import ellipsoid_views
+
+from distill.teachers import load
+from distill.teachers.encoders import END, START
 
 
 @pytest.fixture
@@ -13,3 +17,34 @@ def pictures(tmp_path):
         Image.fromarray(rgba).save(folder / f"object.{i}.{'webp' if i == 3 else 'png'}", lossless=True)
     (folder / "notes.txt").write_text("not a picture")
     return folder
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("published")
+    return {
+        "imagedream": write_imagedream(root / "imagedream"),
+        "mvdream": write_imagedream(root / "mvdream", ip_dim=0),
+        "zero123plus": write_zero123plus(root / "zero123plus-v1.1"),
+    }
+
+
+@pytest.fixture(scope="module")
+def imagedream(folders):
+    return with_words(load(folders["imagedream"]))
+
+
+@pytest.fixture(scope="module")
+def mvdream(folders):
+    return with_words(load(folders["mvdream"]))
+
+
+@pytest.fixture(scope="module")
+def zero123plus(folders):
+    return load(folders["zero123plus"])
+
+
+def with_words(teacher):
+    """Words are numbers in these tests."""
+    teacher.text.tokenizer = lambda text: [START, *(1000 + len(w) for w in text.split()), END]
+    return teacher

@@ -126,3 +126,8 @@ def _shared(
     configs = {"unet": unet, "vae": vae_config, "text_encoder": TEXT}
     text_shapes = {k: v for k, v in shapes_of(text, "text_model.").items() if "position_ids" not in k}
     return configs, {"unet": shapes_of(network), "vae": shapes_of(vae), "text_encoder": text_shapes}
+
+
+def pictures(count, size, seed=0):
+    rgba = torch.rand(count, 4, size, size, generator=torch.Generator().manual_seed(seed))
+    return (rgba * 255).round() / 255
