@@ -18,7 +18,6 @@ from distill.teachers import load
 from distill.teachers.encoders import END, START, TextEncoder
 
 
-
 def noise(teacher, batch, seed=0):
     return torch.randn(batch, *teacher.latent_shape, generator=torch.Generator().manual_seed(seed))
 
