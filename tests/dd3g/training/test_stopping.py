@@ -1,0 +1,112 @@
+"""Signals during a run: which wait for the step, which do not, and what they leave."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+from stand_ins.line import fit_line, squared
+from stand_ins.training_runs import metrics
+
+from dd3g.command import guarded
+from dd3g.training import checkpoints, stopping
+from dd3g.training.stopping import Stopped
+
+pytestmark = pytest.mark.usefixtures("one_thread")  # several threads would take longer here
+
+
+def asked_at(step, *signals):
+    """The loss, during whose call at this step the process gets signals."""
+
+    def loss(model, batch, now):
+        if now == step:
+            for name in signals:
+                os.kill(os.getpid(), getattr(signal, name))
+        return squared(model, batch, now)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("SIGUSR1", 0)]
+)
+def test_a_signal_ends_the_run_with_a_checkpoint_of_its_step(tmp_path, name, code):
+    whole, _ = fit_line(tmp_path / "whole")
+    handler = signal.getsignal(getattr(signal, name))
+    assert guarded(lambda: fit_line(tmp_path / "cut", loss=asked_at(4, name)) and None) == code
+    assert [p.name for p in checkpoints.checkpoints(tmp_path / "cut")] == ["checkpoint-3", "checkpoint-5"]
+    assert [line["step"] for line in metrics(tmp_path / "cut")] == [1, 2, 3, 4, 5]
+    assert signal.getsignal(getattr(signal, name)) == handler
+    again, _ = fit_line(tmp_path / "cut", resume_from_checkpoint="latest")
+    assert all(map(torch.equal, whole.parameters(), again.parameters()))
+    assert (tmp_path / "cut/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
+def test_a_second_signal_does_not_wait_for_the_step(tmp_path):
+    with pytest.raises(Stopped, match="SIGINT"):
+        fit_line(tmp_path, loss=asked_at(4, "SIGTERM", "SIGINT"))
+    assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize(
+    "names", [("SIGTERM", "SIGTERM"), ("SIGUSR1", "SIGUSR1"), ("SIGTERM", "SIGUSR1", "SIGTERM")], ids="-".join
+)
+def test_an_echo_waits_for_the_step(tmp_path, names):
+    """A scheduler signals all processes of a job, and the launcher among them hands it on to the others."""
+    with pytest.raises(Stopped, match=names[0]):
+        fit_line(tmp_path, loss=asked_at(4, *names))
+    assert checkpoints.checkpoints(tmp_path)[-1].name == "checkpoint-5"
+
+
+def test_the_same_signal_from_an_impatient_user(tmp_path, monkeypatch):
+    monkeypatch.setattr(stopping, "ECHO", 0.0)
+    with pytest.raises(Stopped, match="SIGINT"):
+        fit_line(tmp_path, loss=asked_at(4, "SIGINT", "SIGINT"))
+    assert checkpoints.checkpoints(tmp_path)[-1].name == "checkpoint-3"
+
+
+def test_the_time_is_up_is_no_reason_for_haste(tmp_path, monkeypatch):
+    """Whenever it is said again."""
+    monkeypatch.setattr(stopping, "ECHO", 0.0)
+    with pytest.raises(Stopped) as stopped:
+        fit_line(tmp_path, loss=asked_at(4, "SIGUSR1", "SIGUSR1", "SIGUSR1"))
+    assert stopped.value.code == 0 and checkpoints.checkpoints(tmp_path)[-1].name == "checkpoint-5"
+
+
+def test_nohup_is_respected(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        fit_line(tmp_path, loss=asked_at(4, "SIGHUP"))
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(metrics(tmp_path)) == 8
+
+
+def test_a_signal_in_the_last_step_leaves_a_finished_run(tmp_path):
+    fit_line(tmp_path, loss=asked_at(7, "SIGTERM"))
+    assert (tmp_path / "model/line.pt").is_file() and len(metrics(tmp_path)) == 8
+
+
+@pytest.mark.parametrize(("signals", "kept"), [(["SIGTERM"], 6), (["SIGTERM", "SIGHUP"], 3)])
+def test_a_signal_in_the_middle_of_a_checkpoint(tmp_path, monkeypatch, signals, kept):
+    """One is noted, and the checkpoint is finished first; a second one leaves the last whole checkpoint."""
+    whole, _ = fit_line(tmp_path / "whole")
+    save = checkpoints.save_file
+
+    def interrupted(tensors, path, metadata):
+        save(tensors, path, metadata)
+        if path.name == "model.safetensors" and checkpoints.checkpoints(path.parent.parent):
+            for name in signals:
+                os.kill(os.getpid(), getattr(signal, name))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_file", interrupted)
+        with pytest.raises(Stopped):
+            fit_line(tmp_path / "cut")
+    assert checkpoints.checkpoints(tmp_path / "cut")[-1].name == f"checkpoint-{kept}"
+    again, _ = fit_line(tmp_path / "cut", resume_from_checkpoint="latest")
+    assert all(map(torch.equal, whole.parameters(), again.parameters()))
+    assert not (tmp_path / "cut" / checkpoints.SCRATCH).exists()
