@@ -1,74 +1,20 @@
-"""From objects on disk to tables, a page and comparisons; stopped and gone on with."""
+"""From objects on disk to tables; stopped and gone on with."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from stand_ins.headless_chromium import CHROMIUM, Page
+from stand_ins.tinted_rows import ASKED, GREY, SMALL, WHITE, run
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
-from distill.evaluation import compare as tool
-from distill.evaluation import packing, paired, tables, work
+from distill.evaluation import work
 from distill.evaluation.__main__ import main
-from distill.evaluation.options import Evaluation
-from distill.evaluation.packing import from_png, packed, png, unpacked
-from distill.evaluation.predictors import Drawing, Prediction, Target
-from distill.evaluation.rows import KINDS, Settings
 from distill.evaluation.scores import BANDS
-
-SMALL = ("sizes=[16]", "test_rings=[[10,3,60]]", "supersample=1", "metrics=[]", "rig=false")
-ASKED: list[tuple[str, str]] = []
-
-
-def tinted(value: str, settings: Settings) -> dict:
-    """NAME=LEVEL: the truth, but as bright as the level; seeds add noise."""
-    name, _, level = value.partition("=")
-
-    def predict(target: Target) -> Drawing:
-        ASKED.append((name, target.id))
-        g = torch.Generator().manual_seed(settings.seed)
-
-        def draw(at: Target, views: list[int]) -> Prediction:
-            size = at.rgba.shape[-1]
-            rgb = torch.full((len(views), 3, size, size), float(level))
-            rgb = rgb + 0.02 * torch.randn(rgb.shape, generator=g) * (settings.seed > 0)
-            alpha = torch.ones(len(views), 1, size, size)
-            return Prediction(views, rgb, alpha, 1.5 * alpha)
-
-        return draw
-
-    return {name: predict}
-
-
-@pytest.fixture
-def rows(monkeypatch):
-    monkeypatch.setitem(KINDS, "tinted", tinted)
-    ASKED.clear()
-
-
-@pytest.fixture(scope="module")
-def boxes(tmp_path_factory) -> Path:
-    import trimesh
-
-    folder = tmp_path_factory.mktemp("boxes")
-    for i in range(3):
-        trimesh.creation.box((1, 1 + i, 1)).export(folder / f"box{i}.glb")
-    return folder
-
-
-def run(boxes: Path, out: Path, words: list[str], changes=SMALL, **more) -> dict:
-    more = {"page": False, "sheet_objects": 0, "device": "cpu"} | more
-    return tool.evaluate(boxes, out, Evaluation(row=words, changes=changes, baselines=False, **more))
-
-
-GREY, WHITE, DARK = "tinted=grey=0.5", "tinted=bright=1.0", "tinted=dark=0.1"
 
 
 def test_a_stopped_run_goes_on_and_more_rows_are_only_added(tmp_path, boxes, rows, monkeypatch):
@@ -194,33 +140,6 @@ def test_the_report_says_what_was_measured(tmp_path, boxes, rows):
     assert line.startswith(rf"{best[0]} & \textbf{{{best[1]:.2f}}}") and r"PSNR$\uparrow$" in tex
 
 
-def test_differences_are_paired_within_styles_and_bands():
-    def row(style: str, psnr: float, **bands: float) -> dict:
-        by = {name.strip("b").replace("_", "-"): {"psnr": value} for name, value in bands.items()}
-        return {"style": style, "novel": {"psnr": psnr}, "bands": by}
-
-    first = [row("pbr", 10, b60_90=9), row("scan", 20, b60_90=8, b0_30=5), row("scan", 30)]
-    second = [row("pbr", 10, b60_90=11), row("scan", 22, b60_90=10, b0_30=7), row("scan", 34)]
-    found = tool.grouped_differences({"a": first, "b": second, "c": [{"style": "pbr"}] * 3}, 0)
-    assert [(d["a"], d["b"], d["group"], d["mean"], d["n"], d["p"]) for d in found] == [
-        ("b", "a", "pbr", 0.0, 1, 1.0),
-        ("b", "a", "scan", 3.0, 2, 0.5),
-        ("b", "a", "0-30", 2.0, 1, 1.0),
-        ("b", "a", "60-90", 2.0, 2, 0.5),
-    ]
-    alone = tool.grouped_differences({"a": first[1:], "b": second[1:]}, 0)
-    assert "scan" not in [d["group"] for d in alone]  # one style is all objects
-
-
-def test_seeds_show_diversity_and_the_best_of_them(tmp_path, boxes, rows):
-    report = run(boxes, tmp_path, [GREY], seeds=3, limit=1)
-    found = {k: v["mean"] for k, v in report["rows"]["grey"]["seeds"].items()}
-    assert found["psnr_best"] >= found["psnr_mean"]
-    # Seed 0 is plain; two noises of deviation 0.02 are 0.02 * sqrt 2 apart.
-    apart = [10 * np.log10(1 / v) for v in (0.0004, 0.0004, 0.0008)]
-    assert found["psnr_apart"] == pytest.approx(np.mean(apart), abs=0.4)
-
-
 def test_a_pinned_object_must_be_that_one(tmp_path, boxes, rows):
     hashes = [line.split() for line in _pinned(tmp_path / "a", boxes)]
     words = [*SMALL, f"objects=[{hashes[0][0]} {hashes[0][1]}]"]
@@ -285,148 +204,6 @@ def test_processes_give_the_same(tmp_path, boxes):
     one = run(boxes, tmp_path / "one", words, processes=1)
     two = run(boxes, tmp_path / "two", words, processes=2)
     assert one["per_object"] == two["per_object"] and two["data"]["processes"] == 2
-
-
-def test_the_page_holds_everything(tmp_path, boxes, rows):
-    report = run(boxes, tmp_path, [GREY, WHITE], page=True, sheet_objects=1)
-    page = (tmp_path / "index.html").read_text()
-    assert not re.search(r"\{\{\w+\}\}|https?://", page)  # all is filled in, and nothing comes from elsewhere
-    assert page.count("<details") == 3 and page.count("class=turn") == 6
-    assert page.count("data:image/webp;base64,") == 3 + 6 + 6  # strips of truth and rows, and turns
-    assert "class=sortable" in page and report["protocol"]["hash"] in page and "bright − grey" in page
-    psnr = report["rows"]["grey"]["novel"]["psnr"]  # the interval below the mean, not broken into two
-    assert f"{psnr['mean']:.2f}<br><small>[{psnr['low']:.2f}, {psnr['high']:.2f}]</small>" in page
-    assert report["sheets"] == ["sheet.png"]
-    from PIL import Image
-
-    assert Image.open(tmp_path / "sheet.png").size == (7 * 18 - 2, 3 * 18 - 2)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_the_page_sorts_and_turns_in_a_browser(tmp_path, boxes, rows):
-    run(boxes, tmp_path / "out", [GREY, WHITE, DARK], page=True)
-    page = Page(tmp_path / "profile", 1200)
-    try:
-        page.call("Page.navigate", url=(tmp_path / "out" / "index.html").as_uri() + "#o1")
-        page.wait("document.readyState === 'complete' && document.querySelectorAll('.turn').length === 9")
-        assert page.eval("document.querySelector('details[open]').id") == "o1"
-
-        def column(number: int) -> list[str]:
-            return page.eval(
-                "[...document.querySelector('.sortable').tBodies[0].rows]"
-                f".map(row => row.cells[{number}].dataset.value ?? row.cells[{number}].textContent)"
-            )
-
-        for number in (1, 0):  # numbers and words
-            for state in ("descending", "ascending"):
-                page.eval(f"document.querySelectorAll('.sortable th')[{number}].click()")
-                found = column(number)
-                order = sorted(found, key=float if number else str, reverse=state == "descending")
-                assert found == order and len(set(found)) == 3
-                shown = "[...document.querySelectorAll('[aria-sort]')].map(h => [h.cellIndex, h.ariaSort])"
-                assert page.eval(shown) == [[number, state]]
-        turn = "document.querySelector('#o1 .turn')"
-        page.eval(f"{turn}.scrollIntoView({{block: 'center'}})")
-        x, y = page.eval(f"(b => [b.x + 48, b.y + 48])({turn}.getBoundingClientRect())")
-        assert page.eval(f"{turn}.style.backgroundPositionX") == ""
-        for kind, at in (("mousePressed", x), ("mouseMoved", x - 24), ("mouseReleased", x - 24)):
-            page.mouse(kind, at, y, button="left", clickCount=1)
-        assert page.eval(f"{turn}.style.backgroundPositionX") == "-288px"  # three frames of 96 pixels on
-        page.mouse("mouseMoved", x + 40, y)
-        assert page.eval(f"{turn}.style.backgroundPositionX") == "-288px"
-        assert page.errors == [] and all(not r.startswith("http") for r in page.requests)
-    finally:
-        page.close()
-
-
-def test_features_and_tiles_survive_json():
-    x = torch.randn(3, 5)
-    assert np.allclose(unpacked(packed(x)), x, atol=2e-3)
-    tiles = (torch.rand(6, 3, 8, 8) * 255).round() / 255
-    assert torch.equal(from_png(png(tiles)), tiles)
-
-
-def test_the_first_frame_of_a_turn_is_the_input(boxes):
-    from distill.evaluation.protocol import load_protocol
-    from distill.evaluation.targets import open_targets
-
-    targets, _ = open_targets(boxes, load_protocol("grm", ["sizes=[16]", "supersample=1"]))
-    asked = []
-
-    def draw(at: Target, views: list[int]) -> Prediction:
-        asked.append(at.cameras)
-        return Prediction(views, torch.ones(len(views), 3, 96, 96), None)
-
-    target = targets[0]
-    packing.turn(target, draw)
-    torch.testing.assert_close(asked[0].viewmats[0], target.cameras.viewmats[0], atol=1e-4, rtol=0)
-    first = target.cameras[0].resized(96)
-    torch.testing.assert_close(asked[0].Ks[0], first.Ks, atol=1e-3, rtol=0)
-    assert isinstance(asked[0], Cameras) and replace(target, hash="").hash == ""
-
-
-# ---- dd3g evaluate compare -------------------------------------------------------------------------------
-
-
-def test_two_runs_of_one_protocol_share_a_table(tmp_path, boxes, rows, capsys):
-    run(boxes, tmp_path / "a", [GREY, WHITE])
-    run(boxes, tmp_path / "b", [GREY, DARK])
-    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b" / "evaluation.json")]) == 0
-    out = capsys.readouterr().out
-    assert [line.split(" |")[0] for line in out.splitlines()[2:5]] == ["| grey", "| bright", "| dark"]
-    assert re.search(r"dark - bright: psnr [+-]\d+\.\d+ \[.*\], p 0\.\d+, n 3", out)
-    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--metric", "iou", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["differences"]
-    assert {(d["a"], d["b"]) for d in found} == {("dark", "grey"), ("dark", "bright")}
-
-
-def test_rows_of_one_label_get_the_names_of_their_runs(tmp_path, boxes, rows):
-    run(boxes, tmp_path / "a", ["tinted=mine=0.5"])
-    run(boxes, tmp_path / "b", ["tinted=mine=0.6"])
-    reports = paired.load_reports([tmp_path / "a", tmp_path / "b"])
-    joined = paired.join(reports, ["a", "b"])
-    assert list(joined["rows"]) == ["mine (a)", "mine (b)"]
-    (pair,) = paired.between(joined, "psnr", 0)
-    x, y = (np.array(joined["per_object"][k]["psnr"]) for k in ("mine (b)", "mine (a)"))
-    assert pair["mean"] == pytest.approx((x - y).mean(), abs=1e-4)
-    with pytest.raises(UserError, match="no metric 'fid' in these results: choose from"):
-        paired.between(joined, "fid", 0)
-
-
-def test_other_protocols_and_objects_refuse_to_share_a_table(tmp_path, boxes, rows, capsys):
-    run(boxes, tmp_path / "a", [GREY])
-    run(boxes, tmp_path / "b", [GREY], [*SMALL, "fovy=50"])
-    run(boxes, tmp_path / "c", [GREY], limit=2)
-    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
-    err = capsys.readouterr().err
-    assert "their numbers do not compare (different: fovy); evaluate both by one protocol" in err
-    assert err.count("\n") == 1
-    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "c")]) == 2
-    assert "saw other objects (3 and 2; different: box2)" in capsys.readouterr().err
-    assert main(["compare", str(tmp_path / "a")]) == 2
-    (tmp_path / "x.json").write_text("{}")
-    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "x.json")]) == 2
-    assert "x.json is not an evaluation.json of this version" in capsys.readouterr().err
-
-
-def test_other_weights_of_a_metric_refuse_to_share_a_table(tmp_path, boxes, rows):
-    """One protocol, but LPIPS of other weights; one that was not measured is no hindrance."""
-    net = {"library": "torchmetrics 1.0", "net": "LPIPS vgg", "weights": "0" * 16}
-    for name, about in (("a", net), ("b", net | {"weights": "1" * 16}), ("c", {"missing": "no weights"})):
-        run(boxes, tmp_path / name, [f"tinted={name}=0.5"])
-        path = tmp_path / name / "evaluation.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {"lpips-vgg": about}}))
-    with pytest.raises(UserError, match="measured lpips-vgg with LPIPS vgg 0{16}, .*/b with LPIPS vgg 1{16}"):
-        paired.load_reports([tmp_path / "a", tmp_path / "b"])
-    reports = paired.load_reports([tmp_path / "c", tmp_path / "a"])
-    assert paired.join(reports, ["c", "a"])["metrics"] == {"lpips-vgg": net}
-
-
-def test_keys_of_the_table_have_headings():
-    assert tables.heading("st_lpips_128") == "ST-LPIPS 128" and tables.heading("f_0.1") == "F 0.1"
-    assert tables.heading("psnr") == "PSNR" and tables._start("holes_eroded") == ""
-    assert tables._tex("a_b & 50 %") == r"a\_b \& 50 \%"
 
 
 def test_distances_of_sets_are_over_all_views_of_all_objects(tmp_path, boxes, rows, monkeypatch):
