@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dd3g.pose.body.geometry import axis_angle_to_matrix
 from dd3g.pose.data.motion import Motion
 
 STANDING = torch.tensor(
@@ -45,3 +46,9 @@ def small_archive(path: Path, frames: int = 64) -> Path:
         fps=np.float32(30),
     )
     return path
+
+
+def rotations(frames: int, seed: int = 0) -> torch.Tensor:
+    """(frames, 24, 3, 3), by seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return axis_angle_to_matrix(0.6 * torch.randn(frames, 24, 3, generator=generator))
