@@ -1,59 +1,23 @@
-"""Splat files: golden bytes, foreign readers, orientation."""
+"""Splat files of all formats: golden bytes, foreign readers, orientation."""
 
 import gzip
-import io
-import json
 import math
 import os
 import struct
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from stand_ins.splat_files import TOLERANCE, assert_same, covariances, example, nearest, ply_table, unzipped
 
 from dd3g.errors import UserError
-from dd3g.gaussians import Gaussians, quaternion_to_matrix
+from dd3g.gaussians import Gaussians
 from dd3g.io import splats
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 DATA = os.environ.get("DD3G_DATA")
 FOREIGN = sorted(Path(DATA, "splats").glob("*.splat")) if DATA else []
-
-
-def example() -> Gaussians:
-    """Three Gaussians to keep, one too faint, one not finite; the second has a quaternion of length 2."""
-    return Gaussians(
-        means=torch.tensor(
-            [[0, 1, 0], [0.5, -0.25, 0.125], [-1, 0, 0.75], [0, 0, 0], [math.nan, 0, 0]]
-        ).float(),
-        quats=torch.tensor(
-            [[1, 0, 0, 0], [1, 1, 1, 1], [0.6, 0, 0.8, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
-        ).float(),
-        scales=torch.tensor([[0.01, 0.02, 0.04], [0.1, 0.1, 0.3], [0.05, 0.2, 0.1], [1, 1, 1], [1, 1, 1]]),
-        opacities=torch.tensor([1.0, 0.75, 0.25, 0.004, 0.5]),
-        colors=torch.tensor([[1, 0.5, 0], [0.2, 0.4, 0.6], [0, 1, 0.1], [1, 1, 1], [1, 1, 1]]),
-    )
-
-
-def covariances(gaussians: Gaussians) -> torch.Tensor:
-    """(N, 3, 3): what a rotation and its scales mean, whichever quaternion was chosen."""
-    factor = quaternion_to_matrix(gaussians.quats) * gaussians.scales[:, None, :]
-    return factor @ factor.transpose(-1, -2)
-
-
-def assert_same(got: Gaussians, want: Gaussians, **tolerance: float) -> None:
-    torch.testing.assert_close(got.means, want.means, **tolerance)
-    torch.testing.assert_close(covariances(got), covariances(want), **tolerance)
-    torch.testing.assert_close(got.opacities, want.opacities, **tolerance)
-    torch.testing.assert_close(got.colors, want.colors, **tolerance)
-
-
-def ply_table(data: bytes) -> np.ndarray:
-    """(N, 14) by a reader that knows only the 3DGS column order."""
-    return np.frombuffer(data[data.index(b"end_header\n") + 11 :], "<f4").reshape(-1, 14)
 
 
 @pytest.mark.parametrize("format", splats.FORMATS)
@@ -67,16 +31,6 @@ def test_golden_bytes(format):
     if format == "sog":
         golden, written = unzipped(golden), unzipped(written)  # libwebp, too
     assert written == golden
-
-
-def unzipped(data: bytes) -> dict[str, bytes]:
-    """Name -> the pixels of a .webp, or the bytes."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        inside = {name: archive.read(name) for name in archive.namelist()}
-    return {
-        name: Image.open(io.BytesIO(content)).tobytes() if name.endswith(".webp") else content
-        for name, content in inside.items()
-    }
 
 
 def test_ply_holds_raw_values_in_rdf():
@@ -125,32 +79,6 @@ def test_axes_turn_places_and_shapes(tmp_path, axes, matrix, format):
     told = format in ("ply", "compressed.ply", "sog")
     back = splats.load(path) if told else splats.load(path, axes=axes)
     assert_same(back.select(nearest(expected.means, back.means)), expected, **tolerance)
-
-
-TOLERANCE = {
-    "ply": {"atol": 1e-6, "rtol": 1e-5},
-    "splat": {"atol": 5e-3, "rtol": 1e-2},
-    "compressed.ply": {"atol": 3e-3, "rtol": 1e-2},
-    "spz": {"atol": 1e-2, "rtol": 0.14},
-    "sog": {"atol": 6e-3, "rtol": 2e-2},
-    "glb": {"atol": 1e-6, "rtol": 1e-5},
-}
-
-
-def nearest(wanted: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
-    """For each place (N, 3), the index of the mean that lies nearest."""
-    return torch.cdist(wanted, means).argmin(1)
-
-
-@pytest.mark.parametrize("axes", ["opencv", "zup"])
-def test_glb_has_one_orientation_and_says_why(tmp_path, axes):
-    with pytest.raises(UserError, match=f"a .glb is y up by its standard and cannot have the axes '{axes}'"):
-        splats.save(example(), tmp_path / "x.glb", axes=axes)
-    assert list(tmp_path.iterdir()) == []
-    kept = splats.save(example(), tmp_path / "x.glb", axes="opengl").read_bytes()
-    assert kept == splats.encode(example(), "glb")
-    with pytest.raises(UserError, match="leave --axes out"):
-        splats.load(tmp_path / "x.glb", axes=axes)
 
 
 @pytest.mark.parametrize("format", splats.FORMATS)
@@ -209,88 +137,6 @@ def test_the_first_layout_has_62_columns():
         splats.encode(example(), "ply", layout="wide")
 
 
-def test_compressed_ply_is_read_by_its_content(tmp_path):
-    gsply = pytest.importorskip("gsply")
-    draw = torch.Generator().manual_seed(0)
-    many = Gaussians(
-        means=torch.rand(1000, 3, generator=draw),
-        quats=torch.nn.functional.normalize(torch.randn(1000, 4, generator=draw), dim=-1),
-        scales=torch.rand(1000, 3, generator=draw) * 0.05 + 0.01,
-        opacities=torch.rand(1000, generator=draw) * 0.9 + 0.05,
-        colors=torch.rand(1000, 3, generator=draw),
-    )
-    data = splats.encode(many, "compressed.ply", axes="opengl")
-    assert len(data) < 1000 * 16 + 4 * 72 + 1000
-    (tmp_path / "x.ply").write_bytes(data)
-    loaded = splats.load(tmp_path / "x.ply")  # four chunks, the last one not full
-    read = gsply.decompress_from_bytes(data)
-    np.testing.assert_allclose(loaded.means, read.means, atol=1e-6)
-    np.testing.assert_allclose(loaded.scales, np.exp(read.scales), rtol=1e-5)
-    order = nearest(many.means, loaded.means)
-    assert order.unique().numel() > 990
-    assert_same(loaded.select(order), many, atol=0.02, rtol=0.02)
-    header = data[: data.index(b"end_header\n")].replace(b"element chunk 4", b"element chunk 3")
-    (tmp_path / "x.ply").write_bytes(header + data[len(header) :])
-    with pytest.raises(UserError, match="its 3 chunks do not fit its 1000 Gaussians"):
-        splats.load(tmp_path / "x.ply")
-
-
-def test_sog_holds_what_its_specification_says():
-    inside = unzipped(splats.encode(example(), "sog"))
-    assert list(inside) == [*(f"{n}.webp" for n in "means_l means_u quats scales sh0".split()), "meta.json"]
-    meta = json.loads(inside["meta.json"])
-    assert (meta["version"], meta["count"], meta["model"]) == (2, 3, "antialiased")
-    pixels = {
-        n: np.frombuffer(inside[f"{n}.webp"], np.uint8).reshape(-1, 4)[:3].astype(int)
-        for n in meta_files(meta)
-    }
-    low, high = np.array(meta["means"]["mins"]), np.array(meta["means"]["maxs"])
-    steps = pixels["means_l"][:, :3] + 256 * pixels["means_u"][:, :3]
-    places = low + steps / 65535 * (high - low)
-    places = np.sign(places) * (np.exp(np.abs(places)) - 1)
-    order = [2, 0, 1]  # along the Morton curve
-    np.testing.assert_allclose(places, [[-1, 0, -0.75], [0, -1, 0], [0.5, 0.25, -0.125]], atol=2e-5)
-    scales = np.exp(np.array(meta["scales"]["codebook"])[pixels["scales"][:, :3]])
-    np.testing.assert_allclose(scales, example().scales[order], rtol=1e-4)
-    colors = np.array(meta["sh0"]["codebook"])[pixels["sh0"][:, :3]] * 0.28209479177387814 + 0.5
-    np.testing.assert_allclose(colors, example().colors[order], atol=1e-4)
-    assert list(pixels["sh0"][:, 3]) == [64, 255, 191]
-    # After a half turn about x, (.6, 0, .8, 0) is (0, .6, 0, .8): z is the largest and left out.
-    assert list(pixels["quats"][0]) == [128, 236, 128, 255]
-
-
-def meta_files(meta: dict) -> list[str]:
-    """Names of the pictures that meta.json lists, without .webp."""
-    return [
-        f.removesuffix(".webp")
-        for part in meta.values()
-        if isinstance(part, dict)
-        for f in part.get("files", [])
-    ]
-
-
-def test_many_scales_and_colours_lose_little_in_a_sog():
-    draw = torch.Generator().manual_seed(0)
-    many = Gaussians(
-        means=torch.randn(5000, 3, generator=draw) * 0.3,
-        quats=torch.nn.functional.normalize(torch.randn(5000, 4, generator=draw), dim=-1),
-        scales=(torch.randn(5000, 3, generator=draw) - 4).exp(),
-        opacities=torch.rand(5000, generator=draw) * 0.9 + 0.05,
-        colors=torch.rand(5000, 3, generator=draw),
-    )
-    data = splats.encode(many, "sog")
-    loaded = splats.decode(data, "sog").gaussians
-    order = nearest(many.means, loaded.means)
-    assert order.unique().numel() > 4990
-    loaded = loaded.select(order)
-    assert (loaded.means - many.means).abs().max() < 5e-5
-    assert (loaded.scales / many.scales).log().abs().mean() < 0.01
-    assert (loaded.colors - many.colors).abs().max() < 0.005
-    assert (loaded.opacities - many.opacities).abs().max() < 0.0021
-    assert len(data) * 3 < len(splats.encode(many, "ply"))  # of noise; objects shrink more
-    assert splats.encode(many, "sog") == data
-
-
 def test_spz_cells_by_hand():
     """Unpacked by the published layout: 24-bit positions, then alphas, colours, log scales, rotations."""
     raw = gzip.decompress(splats.encode(example(), "spz"))
@@ -344,49 +190,6 @@ def test_gsply_writes_what_we_read(tmp_path):
     np.testing.assert_allclose(loaded.scales, np.exp(raw[:, 7:10]), rtol=1e-5)
     np.testing.assert_allclose(loaded.opacities, 1 / (1 + np.exp(-raw[:, 6])), rtol=1e-5)
     np.testing.assert_array_equal(ply_table(splats.encode(loaded, "ply", min_opacity=0))[:, :3], raw[:, :3])
-
-
-def test_glb_opens_as_a_point_cloud(tmp_path):
-    trimesh = pytest.importorskip("trimesh")
-    kept = example().pruned()
-    (cloud,) = trimesh.load(kept.save(tmp_path / "x.glb")).geometry.values()
-    assert isinstance(cloud, trimesh.PointCloud)
-    np.testing.assert_array_equal(cloud.vertices, kept.means)  # y up, as the standard asks
-    linear = [[255, 55, 0, 255], [8, 34, 81, 191], [0, 255, 3, 64]]  # IEC 61966-2-1 by hand
-    assert np.abs(cloud.colors.astype(int) - linear).max() <= 1
-
-
-def test_glb_follows_the_extension():
-    data = splats.encode(example(), "glb")
-    magic, version, length, size = struct.unpack_from("<4sIII", data)
-    assert (magic, version, length, length % 4, size % 4) == (b"glTF", 2, len(data), 0, 0)
-    document = json.loads(data[20 : 20 + size])
-    primitive = document["meshes"][0]["primitives"][0]
-    assert document["extensionsUsed"] == ["KHR_gaussian_splatting"] and primitive["mode"] == 0
-    assert primitive["extensions"]["KHR_gaussian_splatting"] == {
-        "kernel": "ellipse",
-        "colorSpace": "srgb_rec709_display",
-    }
-
-    def column(name: str) -> np.ndarray:
-        accessor = document["accessors"][primitive["attributes"][name]]
-        view = document["bufferViews"][accessor["bufferView"]]
-        assert accessor["componentType"] == 5126 and view["byteOffset"] % 4 == 0
-        return np.frombuffer(data, "<f4", view["byteLength"] // 4, 28 + size + view["byteOffset"]).reshape(
-            3, -1
-        )
-
-    kept = example().pruned()
-    np.testing.assert_array_equal(column("KHR_gaussian_splatting:SCALE"), kept.scales)
-    np.testing.assert_array_equal(column("KHR_gaussian_splatting:OPACITY")[:, 0], kept.opacities)
-    np.testing.assert_allclose(column("KHR_gaussian_splatting:ROTATION")[2], [0, 0.8, 0, 0.6], rtol=1e-6)
-    sh0 = column("KHR_gaussian_splatting:SH_DEGREE_0_COEF_0")
-    np.testing.assert_allclose(sh0 * 0.28209479177387814 + 0.5, kept.colors, atol=1e-6)
-    assert document["accessors"][0]["min"] == [-1, -0.25, 0] and document["accessors"][0]["max"] == [
-        0.5,
-        1,
-        0.75,
-    ]
 
 
 @pytest.mark.skipif(not FOREIGN, reason="the folder of foreign .splat files is not here (set DD3G_DATA)")
