@@ -1,28 +1,18 @@
-import math
+"""Recovery of people: plans, guidance, the gate, and what comes out."""
+
 from dataclasses import replace
 
 import pytest
 import torch
-from stand_ins.small_motion import small_motion
+from stand_ins.seen_people import network, normal, people, turned_motion
 from torch import nn
 
-from dd3g.diffusion import Step, descent, guide, invert, predict, refine, sample
-from dd3g.errors import UserError
+from dd3g.diffusion import Step, descent, invert, refine, sample
 from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.geometry import axis_angle_to_matrix, project
-from dd3g.pose.body.skeletons import SMPL_24
-from dd3g.pose.data.synthesis import posed
 from dd3g.pose.methods.fitting import PosePrior, fit_body
 from dd3g.pose.methods.recovery import recover_people
-from dd3g.pose.methods.recovery_energies import (
-    Balanced,
-    BodyKeypoints,
-    MultiView,
-    SmoothRotations,
-    curvatures,
-    matrices,
-    state,
-)
+from dd3g.pose.methods.recovery_energies import MultiView, matrices, state
 from dd3g.pose.methods.refinement import (
     PUBLISHED,
     PUBLISHED_VIDEO,
@@ -33,26 +23,7 @@ from dd3g.pose.methods.refinement import (
     imagine,
     recover,
 )
-from dd3g.pose.networks.rotation_denoiser import (
-    KEYPOINT_FEATURES,
-    STATE,
-    Condition,
-    RotationConfig,
-    RotationDenoiser,
-    keypoint_condition,
-    look_at,
-    schedule,
-)
-from dd3g.pose.training import train_recovery
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def network(seed=0):
-    torch.manual_seed(seed)
-    return RotationDenoiser(RotationConfig(condition=16, hidden=32)).eval()
+from dd3g.pose.networks.rotation_denoiser import STATE, Condition, schedule
 
 
 class Counted(nn.Module):
@@ -70,152 +41,6 @@ class Counted(nn.Module):
         mean = torch.zeros_like(x_t) if self.believed is None else self.believed
         # The exact noise of a Gaussian around the mean.
         return (1 - ab).sqrt() * (x_t - ab.sqrt() * mean) / (1 - ab + ab * self.width**2)
-
-
-def people(count=4, seed=0, angle=0.25):
-    """Rotations, evidence without noise, and its condition, of people three metres away."""
-    rotations = axis_angle_to_matrix(angle * normal(count, 24, 3, seed=seed))
-    rotations[:, 0] = axis_angle_to_matrix(torch.tensor([math.pi, 0, 0])) @ rotations[:, 0]
-    betas = 0.5 * normal(count, 10, seed=seed + 1)
-    K = torch.tensor([[1000.0, 0, 500], [0, 1000, 500], [0, 0, 1]]).expand(count, 3, 3)
-    points = default_body().points(rotations, betas)
-    keypoints = project(points + torch.tensor([0.0, 0, 3]), K)
-    confidence = torch.ones(count, 17)
-    evidence = BodyKeypoints(default_body(), betas, keypoints, confidence, K, 1000.0)
-    return rotations, evidence, keypoint_condition(keypoints, confidence, K)
-
-
-def test_parameter_count_of_the_published_network():
-    model = RotationDenoiser(RotationConfig("features", 3072, 1024))
-    assert sum(p.numel() for p in model.parameters()) == 11_307_024
-    out = model(normal(2, STATE), torch.tensor([3, 900]), Condition(normal(2, 128, 24)))
-    assert out.shape == (2, STATE)
-
-
-def test_turning_the_camera_turns_the_answer():
-    model, x, t = network(), normal(3, STATE), torch.tensor([5, 300, 900])
-    features, turn = normal(3, KEYPOINT_FEATURES), axis_angle_to_matrix(normal(3, 3))
-    view = axis_angle_to_matrix(normal(3, 3, seed=4))
-    turned = x.clone()
-    turned[:, :3] = (turn @ x[:, :3, None])[..., 0]
-    turned[:, 3:6] = (turn @ x[:, 3:6, None])[..., 0]
-    here = model(x, t, Condition(features, view))
-    there = model(turned, t, Condition(features, view @ turn.transpose(1, 2)))
-    assert torch.allclose(there[:, 6:], here[:, 6:], atol=1e-5)
-    assert torch.allclose(there[:, :3], (turn @ here[:, :3, None])[..., 0], atol=1e-5)
-    assert torch.allclose(there[:, 3:6], (turn @ here[:, 3:6, None])[..., 0], atol=1e-5)
-
-
-def test_features_do_not_depend_on_the_camera():
-    rotations, evidence, condition = people(3)
-    # Another focal length, principal point and picture size show the same rays.
-    A = torch.tensor([[0.5, 0, 40], [0, 0.7, -30], [0, 0, 1]])
-    keypoints = evidence.keypoints @ A[:2, :2].T + A[:2, 2]
-    other = keypoint_condition(keypoints, evidence.confidence, A @ evidence.K)
-    assert torch.allclose(other.features, condition.features, atol=1e-4)
-    # A camera that looks aside sees the person elsewhere; features stay up to a roll about the optical axis.
-    aside = axis_angle_to_matrix(torch.tensor([0.0, 0.3, 0.0]))
-    points = (default_body().points(rotations, evidence.betas) + torch.tensor([0.0, 0, 3])) @ aside.T
-    moved = keypoint_condition(project(points, evidence.K), evidence.confidence, evidence.K)
-    assert torch.allclose(moved.features, condition.features, atol=0.02)
-    assert torch.allclose(moved.view @ aside, condition.view, atol=0.02)
-
-
-def test_a_missing_keypoint_is_not_looked_at():
-    _, evidence, _ = people(2)
-    confidence = evidence.confidence.clone()
-    confidence[:, 5] = 0
-    spoiled = evidence.keypoints.clone()
-    spoiled[:, 5] = float("nan")
-    a = keypoint_condition(evidence.keypoints, confidence, evidence.K)
-    b = keypoint_condition(spoiled, confidence, evidence.K)
-    assert torch.equal(a.features, b.features) and torch.equal(a.view, b.view)
-    nothing = keypoint_condition(spoiled, torch.zeros(2, 17), evidence.K)
-    assert nothing.features.isfinite().all()
-    assert torch.allclose(nothing.view, torch.eye(3).expand(2, 3, 3))
-
-
-def test_looking_at_something_puts_it_on_the_axis():
-    direction = normal(20, 3) * torch.tensor([1.0, 1, 0.1]) + torch.tensor([0.0, 0, 2])
-    R = look_at(direction)
-    assert torch.allclose(R @ R.transpose(1, 2), torch.eye(3).expand(20, 3, 3), atol=1e-6)
-    ahead = (R @ direction[..., None])[..., 0]
-    assert torch.allclose(ahead[:, :2], torch.zeros(20, 2), atol=1e-5) and (ahead[:, 2] > 0).all()
-
-
-def test_robust_reprojection_is_the_formula():
-    rotations, evidence, _ = people(2)
-    keypoints = evidence.keypoints + 30 * normal(2, 17, 2, seed=5)
-    confidence = torch.rand(2, 17, generator=torch.Generator().manual_seed(6))
-    T = torch.tensor([[0.1, 0.0, 3.2], [0.0, 0.2, 2.9]])
-    evidence = replace(evidence, keypoints=keypoints, confidence=confidence, translation=T, size=500.0)
-    found = evidence(state(rotations))
-    points = default_body().points(rotations, evidence.betas)
-    for b in range(2):
-        total = 0.0
-        for j in range(17):
-            X = points[b, j] + T[b]
-            pixel = (1000 * X[0] / X[2] + 500, 1000 * X[1] / X[2] + 500)
-            for axis in range(2):
-                r = float(pixel[axis] - keypoints[b, j, axis])
-                total += 4 * float(confidence[b, j]) ** 2 * 1e4 * r * r / (1e4 + r * r)
-        assert found[b].item() == pytest.approx(total, rel=1e-3)
-
-
-def test_balance_changes_the_gradient_and_not_the_energy():
-    rotations, evidence, _ = people(2)
-    x = (state(rotations) + 0.02 * normal(2, STATE)).requires_grad_()
-    curvature = curvatures(evidence, torch.tensor([3.0, 3.0]))
-    balanced = Balanced(evidence, curvature, 2.0)
-    assert torch.equal(balanced(x), evidence(x))
-    (plain,) = torch.autograd.grad(evidence(x).sum(), x)
-    (even,) = torch.autograd.grad(balanced(x).sum(), x)
-    assert torch.allclose(even, plain * (2 / curvature).repeat_interleave(6, 1), rtol=1e-4, atol=1e-6)
-    joint = SMPL_24.joints.index
-    # The hips carry everything, the elbow one point, the hand none.
-    assert (curvature[:, 0] > 20 * curvature[:, joint("l_elbow")]).all()
-    assert (curvature[:, joint("l_elbow")] > 5 * curvature[:, joint("l_hand")]).all()
-    # Farther away, a person is smaller in the picture.
-    far = curvatures(evidence, torch.tensor([6.0, 6.0]))
-    assert torch.allclose(far[:, 0] / curvature[:, 0], torch.full((2,), 0.25), atol=0.01)
-
-
-def test_two_views_cost_450_halves_of_their_distance_squared():
-    x, d = normal(1, STATE), normal(1, STATE, seed=1)
-    d[:, :6] = 0
-    energy = MultiView(2)(torch.cat([x, x + d]))
-    assert energy.sum().item() == pytest.approx(450 * d.square().sum().item() / 2, rel=1e-5)
-    turned = x.clone()
-    turned[:, :6] += 1  # the root is another one in every camera
-    assert MultiView(2)(torch.cat([x, turned])).sum() == 0
-    # People do not mix.
-    two = MultiView(2)(torch.cat([x, x + d, 5 * x, 5 * x]))
-    assert torch.allclose(two[:2], energy) and two[2:].abs().max() < 1e-6
-
-
-def test_smoothness_is_30_times_the_squared_steps():
-    x = normal(6, STATE)
-    energy = SmoothRotations(3)(x)
-    expected = sum((x[i] - x[i - 1]).square().sum() for i in (1, 2, 4, 5))
-    assert energy.sum().item() == pytest.approx(30 * expected.item(), rel=1e-5)
-
-
-def test_guidance_by_keypoints_is_the_closed_form_shift():
-    rotations, evidence, condition = people(2)
-    model, t, weight = network(), 50, 0.003
-    evidence = replace(evidence, translation=torch.tensor([[0.0, 0, 3], [0.1, 0, 3]]))
-    x = state(rotations) + 0.05 * normal(2, STATE, seed=3)
-    eps, x0 = predict(model, schedule(), x, t, condition)
-    leaf = x0.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(evidence(leaf).sum(), leaf)
-    with torch.no_grad():
-        _, shifted, _ = guide(
-            schedule(), lambda y: predict(model, schedule(), y, t, condition), x, t, weight * evidence
-        )
-    ab = schedule().ab(t).item()
-    assert (1 - ab) / ab == pytest.approx(0.00834, abs=1e-5)
-    expected = -weight * (1 - ab) / ab * gradient
-    assert torch.allclose(shifted - x0, expected, atol=1e-5 * expected.abs().max().item() + 1e-6)
 
 
 def test_inversion_then_sampling_returns_the_rotations():
@@ -394,30 +219,3 @@ def test_fitting_follows_the_keypoints():
     assert torch.equal(found.betas, evidence.betas)
     stuck = fit_body(rotations, evidence, None, camera_steps=0, steps=1, learning_rate=0.5)
     assert stuck.kept.all() and torch.allclose(stuck.rotations, rotations)
-
-
-def turned_motion(frames):
-    rotations = 0.3 * normal(frames, 24, 3)
-    return replace(small_motion(frames), rotations=rotations, rotations_valid=torch.arange(frames) % 2 == 0)
-
-
-def test_posed_motion_wears_the_body():
-    motion, rows = turned_motion(8), torch.tensor([5, 1])
-    betas = normal(2, 10)
-    frames = posed(motion, rows, default_body(), betas)
-    expected = default_body().points(axis_angle_to_matrix(motion.rotations[rows]), betas)
-    assert torch.equal(frames.joints, expected) and len(frames) == 2
-
-
-def test_training_again_gives_the_same_network_and_its_folder_loads(tmp_path):
-    config = RotationConfig(condition=8, hidden=16, blocks=1)
-    whole = train_recovery(turned_motion(8), tmp_path / "a", config=config, steps=6, batch=4)
-    train_recovery(turned_motion(8), tmp_path / "b", config=config, steps=6, batch=4)
-    again = RotationDenoiser.from_pretrained(tmp_path / "b")
-    assert again.config == config
-    for name, value in whole.state_dict().items():
-        assert torch.allclose(again.state_dict()[name], value, atol=1e-3), name
-    with pytest.raises(UserError, match="no joint|has none"):
-        train_recovery(small_motion(8), tmp_path / "c", config=config, steps=1)
-    with pytest.raises(UserError, match="cannot be made from motion"):
-        train_recovery(turned_motion(8), tmp_path / "d", config=RotationConfig("features", 8, 8), steps=1)
