@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 from stand_ins.published_teachers import write_imagedream, write_zero123plus
 from stand_ins.simulated_sets import ellipsoid_views
+from stand_ins.tiny_objects import write_quadruples, write_renders
 
 from distill.teachers import load
 from distill.teachers.encoders import END, START
@@ -48,3 +49,9 @@ def with_words(teacher):
     """Words are numbers in these tests."""
     teacher.text.tokenizer = lambda text: [START, *(1000 + len(w) for w in text.split()), END]
     return teacher
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return write_renders(folder / "renders"), write_quadruples(folder / "quadruples")
