@@ -4,8 +4,11 @@ import pytest
 from PIL import Image
 from stand_ins.published_teachers import write_imagedream, write_zero123plus
 from stand_ins.simulated_sets import ellipsoid_views
-from stand_ins.tiny_objects import write_quadruples, write_renders
+from stand_ins.tiny_objects import write_cube, write_quadruples, write_renders
 
+from data_gen.meshes.objects import Options
+from data_gen.render import render_folder
+from distill.renders import RenderedObjects
 from distill.teachers import load
 from distill.teachers.encoders import END, START
 
@@ -55,3 +58,19 @@ def with_words(teacher):
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     return write_renders(folder / "renders"), write_quadruples(folder / "quadruples")
+
+
+@pytest.fixture(scope="session")
+def objects(tmp_path_factory):
+    folder = write_renders(tmp_path_factory.mktemp("renders"), volumes=True)
+    return RenderedObjects(folder, cached=True)
+
+
+@pytest.fixture(scope="session")
+def cubes(tmp_path_factory):
+    """A real mesh, drawn and carved by data_gen, plain and reshaped."""
+    folder = tmp_path_factory.mktemp("cubes")
+    write_cube(folder / "meshes/cube/model.glb")
+    options = Options(size=32, quads=2, free_quads=1, novel=4, volumes=True)
+    render_folder(folder / "meshes", folder / "out", options)
+    return RenderedObjects(folder / "out", cached=True)
