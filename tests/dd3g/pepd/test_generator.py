@@ -1,0 +1,145 @@
+"""The generator as a user has it: generated, saved, loaded, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from stand_ins.tiny_generator import TINY, generator, inputs, same
+
+from dd3g.errors import UserError
+from dd3g.gaussians import Gaussians
+from dd3g.pepd import Generator
+from dd3g.pepd.config import Bounds
+from dd3g.pepd.frustum import resize
+from dd3g.pepd.occupancy import OccupancyConfig
+
+
+def test_the_default_names_stay():
+    names = set(Generator(TINY).state_dict())
+    assert {
+        "type_embedding",
+        "picture.place",
+        "extraction.stem.0.weight",
+        "decoding.heads.2.1.out.bias",
+    } <= names
+    assert {n.split(".")[2] for n in names if n.startswith("decoding.feedback")} == {"0", "1"}
+    assert names == set(Generator(replace(TINY, latent_shape=(4, 8, 4, 4))).state_dict())
+
+
+def test_older_names_are_read():
+    model = generator()
+    state = {k: torch.ones_like(v) for k, v in model.state_dict().items()}
+    state["kind"] = state.pop("type_embedding")
+    nested = torch.nn.ModuleDict({"inner": model})
+    nested.load_state_dict({f"inner.{k}": v for k, v in state.items()})
+    assert torch.equal(model.type_embedding, torch.ones(2, 32)) and "type_embedding" not in state
+
+
+def test_generate_is_deterministic_and_follows_the_seed(tmp_path):
+    model = generator()
+    picture = torch.rand(4, 50, 50, generator=torch.Generator().manual_seed(3))
+    first = model.generate(picture, seed=4)
+    files = []
+    for i in range(2):
+        again = model.generate(picture, seed=4)
+        assert isinstance(again, Gaussians) and same(first, again)
+        files.append(again.save(tmp_path / f"{i}.ply").read_bytes())
+    assert files[0] == files[1]
+    raw = model.generate(picture, seed=4, raw=True)
+    assert not same(raw, model.generate(picture, seed=5, raw=True), 1e-5)
+    assert not same(raw, model.generate(picture, seed=4, raw=True, elevation=30.0), 1e-5)
+    first.means.requires_grad_()  # what comes out can be optimised further
+    first.means.sum().backward()
+
+
+def test_pretrained_round_trip(tmp_path):
+    model = generator(order="swapped", bounds=Bounds(offset=0.02))
+    again = Generator.from_pretrained(model.save_pretrained(tmp_path))
+    assert again.config == replace(model.config, latent_shape=[4, 8, 8, 8], blocks=[1, 1, 1])
+    with torch.no_grad():
+        assert same(model(*inputs()), again(*inputs()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 30}, "size 30 must be a multiple of 8"),
+        ({"latent_shape": (4, 8, 9, 9)}, "with side 4 or 8 for size 32"),
+        ({"latent_shape": (4, 0, 8, 8)}, "with side 4 or 8 for size 32"),
+        ({"width": 30}, "width 30"),
+        ({"heads": 5}, "heads 5"),
+        ({"width": 0}, "width 0 must be 1 or more"),
+        ({"fine": 0}, "fine 0 must be 1 or more"),
+        ({"expansion": 3}, "expansion 3"),
+        ({"depth": -1}, "depth -1"),
+        ({"blocks": (1, -1, 1)}, "must be 0 or more"),
+        ({"pt_mode": "knn", "neighbours": 0}, "neighbours 0"),
+        ({"bounds": Bounds(scale_max=0.02)}, "between the bounds"),
+        ({"order": "reverse"}, "order must be one of"),
+    ],
+)
+def test_wrong_shapes_are_named(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        Generator(replace(TINY, **changes))
+
+
+def test_a_config_that_builds_nothing(tmp_path):
+    path = Generator(TINY).save_pretrained(tmp_path) / "config.json"
+    path.write_text(path.read_text().replace('"width": 32', '"width": 30'))
+    with pytest.raises(UserError, match="does not build a generator .*width 30"):
+        Generator.from_pretrained(tmp_path)
+
+
+def test_straight_alpha_is_resized_premultiplied():
+    rgba = torch.zeros(1, 4, 2, 2)
+    rgba[0, :, 0, 0] = torch.tensor([0.8, 0.2, 0.0, 1.0])
+    small = resize(rgba, 1)[0, :, 0, 0]
+    assert torch.allclose(small, torch.tensor([0.8, 0.2, 0.0, 0.25]), atol=1e-5)
+    assert resize(rgba, 2) is rgba
+
+
+SHAPE = OccupancyConfig(32, 8, 8, (8, 16), 16, 1, 2, 8, 4)
+
+
+def test_a_shape_network_is_part_of_the_generator(tmp_path):
+    whole, plain = generator(shape=SHAPE), generator()
+    assert sum(name.startswith("shape.") for name in whole.state_dict()) > 50
+    plain.load_state_dict({k: v for k, v in whole.state_dict().items() if not k.startswith("shape.")})
+    again = Generator.from_pretrained(whole.save_pretrained(tmp_path / "whole"))
+    own, read = whole.state_dict(), again.state_dict()
+    assert own.keys() == read.keys() and all(torch.equal(own[name], read[name]) for name in own)
+    y, x = torch.meshgrid(torch.arange(48) - 23.5, torch.arange(48) - 23.5, indexing="ij")
+    disc = ((x**2 + y**2).sqrt() < 14).float()
+    picture = torch.cat([torch.rand(3, 48, 48, generator=torch.Generator().manual_seed(0)), disc[None]])
+    with torch.no_grad():
+        whole.shape.occupancy[-1].bias.fill_(1.0)  # matter, where the untrained splats leave none
+        soft, solid, hull = (
+            whole.generate(picture, raw=True),
+            whole.generate(picture),
+            plain.generate(picture),
+        )
+    assert torch.equal(soft.means, plain.generate(picture, raw=True).means)
+    assert len(solid.means) != len(hull.means) and solid.means.isfinite().all()
+    whole.config.surface = "off"
+    assert torch.equal(whole.generate(picture).means, soft.means)
+
+
+def test_a_large_model_is_kept_in_several_files(tmp_path):
+    whole = generator(shape=SHAPE)
+    folder = whole.save_pretrained(tmp_path / "parts", torch.float16, 100_000)
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) > 2 and max(f.stat().st_size for f in files[1:]) < 210_000
+    again, single = Generator.from_pretrained(folder), whole.half().float()
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), single.parameters(), strict=True))
+    whole.save_pretrained(folder, torch.float16)  # in one: the index of before must not be read
+    files[-1].unlink()
+    assert Generator.from_pretrained(folder).config == again.config
+    folder = whole.save_pretrained(tmp_path / "torn", torch.float16, 100_000)
+    sorted(folder.glob("*.safetensors"))[1].unlink()
+    with pytest.raises(UserError, match="model-00002-of-.*: missing"):
+        Generator.from_pretrained(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../secret.safetensors"}}')
+    with pytest.raises(UserError, match="torn/secret.safetensors: missing"):
+        Generator.from_pretrained(folder)
