@@ -84,21 +84,52 @@ def checked(
         UserError: see `reading.read_keypoints`.
     """
     xy, trust = _points(points, confidence)
-    layout = str(layout).lower() if layout else _layout_of(xy.shape[1])
+    xy, trust, layout = _bodies(xy, trust, str(layout).lower() if layout else _layout_of(xy.shape[1]))
     camera = None if K is None else _camera(K)
-    if layout in WHOLE_BODY:
-        if len(whole := WHOLE_BODY[layout]) > xy.shape[1]:
-            raise UserError(f"{layout} has {layout.rpartition('-')[2]} joints, got {xy.shape[1]}")
-        xy, trust, layout = xy[:, : len(whole)], trust[:, : len(whole)], whole.name
     _check_units(xy, trust)
     if distortion is not None:
-        xy, away = undistorted(xy, *_lens(camera, distortion))
-        if not (away[trust > 0] < NEAREST).all():
-            raise UserError(
-                "'distortion' has coefficients of no lens that shows these keypoints: give k1, k2, p1, p2 "
-                "and so on as OpenCV has them"
-            )
+        xy = _straightened(xy, trust, camera, distortion)
     canonical, seen = to_h36m(xy, trust, layout)
+    _check_places(xy, trust, layout)
+    maps, squares = (None, None) if heatmaps is None else _heatmaps(heatmaps, boxes, len(xy))
+    sure = None if scores is None else _scores(scores, len(xy))
+    keep, left_out = _usable(canonical, seen)
+    return Keypoints(
+        canonical[keep],
+        seen[keep],
+        None if size is None else _size(size),
+        camera,
+        None if maps is None else maps[keep],
+        None if squares is None else squares[keep],
+        None if sure is None else sure[keep],
+        tuple(t for t, k in zip(tracks or [None] * len(keep), keep.tolist(), strict=True) if k),
+        left_out,
+    )
+
+
+def _bodies(xy: Tensor, trust: Tensor, layout: str) -> tuple[Tensor, Tensor, str]:
+    """The joints of the body alone, of layouts with hands and faces, and the layout that these have."""
+    if layout not in WHOLE_BODY:
+        return xy, trust, layout
+    body = WHOLE_BODY[layout]
+    if len(body) > xy.shape[1]:
+        raise UserError(f"{layout} has {layout.rpartition('-')[2]} joints, got {xy.shape[1]}")
+    return xy[:, : len(body)], trust[:, : len(body)], body.name
+
+
+def _straightened(xy: Tensor, trust: Tensor, camera: Tensor | None, distortion: Any) -> Tensor:
+    """Keypoints without the distortion of their lens."""
+    straight, away = undistorted(xy, *_lens(camera, distortion))
+    if not (away[trust > 0] < NEAREST).all():
+        raise UserError(
+            "'distortion' has coefficients of no lens that shows these keypoints: give k1, k2, p1, p2 "
+            "and so on as OpenCV has them"
+        )
+    return straight
+
+
+def _check_places(xy: Tensor, trust: Tensor, layout: str) -> None:
+    """Refuse joints that count and are not a number, or far outside of any picture."""
     broken = (~(xy.abs() < FARTHEST).all(-1) & (trust > 0)).nonzero()
     if len(broken):
         person, joint = broken[0].tolist()
@@ -106,14 +137,21 @@ def checked(
             f"joint {skeleton(layout).joints[joint]} of person {person} is not a number of pixels: give it "
             "confidence 0 where the detector missed it"
         )
-    maps, squares = (None, None) if heatmaps is None else _heatmaps(heatmaps, boxes, len(xy))
-    sure = None if scores is None else _numbers(scores, "scores").flatten()
-    if sure is not None and len(sure) != len(xy):
-        raise UserError(f"scores must be one for each of {len(xy)} people, got {len(sure)}")
-    if sure is not None and not ((sure >= 0) & (sure <= BEST)).all():
-        raise UserError(
-            f"the scores of people must lie in 0..1, one is {sure[(sure - 0.5).abs().argmax()]:g}"
-        )
+
+
+def _scores(scores: Any, people: int) -> Tensor:
+    """(P,) in 0..1."""
+    sure = _numbers(scores, "scores").flatten()
+    if len(sure) != people:
+        raise UserError(f"scores must be one for each of {people} people, got {len(sure)}")
+    if not ((sure >= 0) & (sure <= BEST)).all():
+        worst = sure[(sure - 0.5).abs().argmax()]
+        raise UserError(f"the scores of people must lie in 0..1, one is {worst:g}")
+    return sure.clamp(max=1)
+
+
+def _usable(points: Tensor, seen: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+    """Who has joints enough and is of some size, (P,), and a sentence about each of the others."""
     counts = (seen > 0).sum(-1)
     keep = counts >= MIN_JOINTS
     left_out = [
@@ -123,28 +161,18 @@ def checked(
     ]
     if not keep.any():
         raise TooFewJointsError(f"{left_out[0].partition(',')[0]}: give at least {MIN_JOINTS}")
-    low, high = (torch.where(seen[..., None] > 0, canonical, s * torch.inf) for s in (1, -1))
+    low, high = (torch.where(seen[..., None] > 0, points, s * torch.inf) for s in (1, -1))
     extent = (high.amax(1) - low.amin(1)).amax(-1)  # (P,)
     if (extent[keep] < POINT).all():
         raise UserError("all joints of a person lie at one point: give them where they are in the picture")
     tiny = keep & (extent < NEAREST)
-    if not tiny[keep].all():  # else they would all be in other units
-        keep = keep & ~tiny
-        left_out += [
-            f"person {i} is {extent[i]:.2g} px large, and is left out: give everyone in pixels"
-            for i in tiny.nonzero()[:, 0].tolist()
-        ]
-    return Keypoints(
-        canonical[keep],
-        seen[keep],
-        None if size is None else _size(size),
-        camera,
-        None if maps is None else maps[keep],
-        None if squares is None else squares[keep],
-        None if sure is None else sure[keep].clamp(max=1),
-        tuple(t for t, k in zip(tracks or [None] * len(keep), keep.tolist(), strict=True) if k),
-        tuple(left_out),
-    )
+    if tiny[keep].all():  # they are in other units, and none is small
+        return keep, tuple(left_out)
+    left_out += [
+        f"person {i} is {extent[i]:.2g} px large, and is left out: give everyone in pixels"
+        for i in tiny.nonzero()[:, 0].tolist()
+    ]
+    return keep & ~tiny, tuple(left_out)
 
 
 def _points(points: Any, confidence: Any) -> tuple[Tensor, Tensor]:
