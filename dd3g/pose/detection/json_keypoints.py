@@ -60,20 +60,8 @@ def _of_dict(data: dict[str, Any]) -> KeypointFile:
         return _of_list(data["predictions"])
     if "instances" in data:  # one frame of MMPose's, or Detectron2's instances
         return _parsed(data["instances"])
-    beside = {name: data[name] for name in BESIDE if data.get(name) is not None}
-    layout = beside.pop("layout", None)
-    frames = data.get("frames")
-    if isinstance(frames, LISTS):
-        seen = [
-            Seen((i,), number=_number(frame.get("index", i)))
-            for i, frame in enumerate(frames)
-            if isinstance(frame, dict)
-        ]
-        return KeypointFile(lambda i: _people(frames[i].get("people")), seen, layout, True, beside, first=0)
-    if "people" in data or "bodies" in data:
-        people = data.get("people", data.get("bodies"))
-        people = _people([people] if isinstance(people, dict) else people)
-        return KeypointFile.of_picture(people, layout=layout, beside=beside)
+    if isinstance(data.get("frames"), LISTS) or "people" in data or "bodies" in data:
+        return _own(data)
     joints = data.get("pred_keypoints", data.get("keypoints"))
     if isinstance(joints, LISTS) and joints:
         if all(isinstance(frame, dict) for frame in joints):
@@ -85,6 +73,23 @@ def _of_dict(data: dict[str, Any]) -> KeypointFile:
     if data and all(isinstance(people, list | dict) for people in data.values()):
         return _of_names(list(data), list(data.values()))
     raise UserError(UNKNOWN)
+
+
+def _own(data: dict[str, Any]) -> KeypointFile:
+    """The people of a picture, or frames of such, and what stands beside them."""
+    beside = {name: data[name] for name in BESIDE if data.get(name) is not None}
+    layout = beside.pop("layout", None)
+    frames = data.get("frames")
+    if isinstance(frames, LISTS):
+        seen = [
+            Seen((i,), number=_number(frame.get("index", i)))
+            for i, frame in enumerate(frames)
+            if isinstance(frame, dict)
+        ]
+        return KeypointFile(lambda i: _people(frames[i].get("people")), seen, layout, True, beside, first=0)
+    people = data.get("people", data.get("bodies"))
+    people = _people([people] if isinstance(people, dict) else people)
+    return KeypointFile.of_picture(people, layout=layout, beside=beside)
 
 
 def _of_list(data: Sequence[Any]) -> KeypointFile:
@@ -185,29 +190,42 @@ def _someone(person: Any, i: int) -> Someone | None:
     """One person; None for an empty entry, which OpenPose writes where a hand or face was all that it saw."""
     if isinstance(person, list):
         return Someone(person)
-    given = [person.get(name) for name in POINTS] if isinstance(person, dict) else []
-    values = next((value for value in given if value is not None), None)
-    if isinstance(values, dict) and isinstance(values.get("x"), list) and isinstance(values.get("y"), list):
-        seen = values.get("visible") or [1.0] * len(values["x"])  # Ultralytics
-        values = [list(row) for row in zip(values["x"], values["y"], seen, strict=False)]
+    values = _first(person, POINTS, object) if isinstance(person, dict) else None
+    if isinstance(values, dict):
+        values = _columns(values)
     if not isinstance(values, LISTS):
         raise UserError(f"person {i} has no list of 'keypoints'")
     if not values:
         return None
-    given = [person.get(name) for name in ("confidence", "keypoint_scores", "scores", "keypoints_visible")]
-    confidence = next((value for value in given if isinstance(value, LISTS)), None)
+    confidence = _first(person, ("confidence", "keypoint_scores", "scores", "keypoints_visible"), LISTS)
     if _depth(values) == 3 and len(values) == 1:
         values = values[0]
-    if not isinstance(values[0], list):  # x, y, confidence in turns, or x, y where those stand beside
-        step = 3
-        if confidence is not None and len(values) == 2 * len(confidence):
-            step = 2
-        elif len(values) // 3 not in (17, *LAYOUT_OF_COUNT) and len(values) // 2 in (17, *LAYOUT_OF_COUNT):
-            step = 2
-        values = [values[k : k + step] for k in range(0, len(values), step)]
-    sure = [person.get(name) for name in ("score", "bbox_score", "confidence")]
-    score = next((float(value) for value in sure if isinstance(value, int | float)), None)
-    return Someone(values, confidence, score, _track(person))
+    if not isinstance(values[0], list):
+        values = _table(values, confidence)
+    score = _first(person, ("score", "bbox_score", "confidence"), (int, float))
+    return Someone(values, confidence, None if score is None else float(score), _track(person))
+
+
+def _first(person: dict[str, Any], names: Sequence[str], kinds: Any) -> Any:
+    """The first entry of these names that is of these kinds; None where there is none."""
+    given = (person.get(name) for name in names)
+    return next((value for value in given if value is not None and isinstance(value, kinds)), None)
+
+
+def _columns(values: dict[str, Any]) -> list[list[Any]] | None:
+    """Rows of Ultralytics' columns `x`, `y` and `visible`."""
+    x, y = values.get("x"), values.get("y")
+    if not isinstance(x, list) or not isinstance(y, list):
+        return None
+    return [list(row) for row in zip(x, y, values.get("visible") or [1.0] * len(x), strict=False)]
+
+
+def _table(values: Sequence[Any], confidence: Sequence[Any] | None) -> list[Sequence[Any]]:
+    """Rows of x, y, confidence that stand in one list, or of x, y where confidences stand beside it."""
+    known = (17, *LAYOUT_OF_COUNT)
+    pairs = confidence is not None and len(values) == 2 * len(confidence)
+    step = 2 if pairs or (len(values) // 3 not in known and len(values) // 2 in known) else 3
+    return [values[k : k + step] for k in range(0, len(values), step)]
 
 
 def _track(person: dict[str, Any]) -> int | str | None:
