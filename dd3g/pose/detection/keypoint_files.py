@@ -94,22 +94,14 @@ def _counted(folder: Path, suffix: str, names: Sequence[str], first: int = 0) ->
 
 
 def _npz(path: Path) -> KeypointFile:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if "positions_2d" in arrays:
-                return _videopose(path)
-            if "keypoints" not in arrays:
-                maps = ": heatmaps alone do not do" if "heatmaps" in arrays else ""
-                raise UserError(f"no array 'keypoints' in it, only {', '.join(arrays) or 'nothing'}{maps}")
-            points = np.asarray(arrays["keypoints"])
-            content: dict[str, Any] = {name: arrays[name] for name in BESIDE if name in arrays}
-    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as e:
-        if "allow_pickle" in str(e):
-            raise UserError("holds pickled objects, which are never read: save plain arrays") from e
-        raise UserError(f"damaged or cut short ({e}): save or copy it again") from e
+    """Our arrays: (people or frames, joints, 2 or 3), or (frames, people, joints, 2 or 3)."""
+    content = _arrays(path)
+    if "positions_2d" in content:
+        return _videopose(path)
+    points = content.pop("keypoints")
     layout = str(content.pop("layout")) if "layout" in content else None
     confidence, scores, tracks = (content.pop(name, None) for name in ("confidence", "scores", "tracks"))
-    if points.ndim == 4:  # frames of a video, (frames, people, joints, 2 or 3)
+    if points.ndim == 4:
         trust = confidence if confidence is not None else [[None] * points.shape[1]] * len(points)
         numbers = tracks if tracks is not None else [range(points.shape[1])] * len(points)
 
@@ -123,22 +115,42 @@ def _npz(path: Path) -> KeypointFile:
         raise UserError(f"keypoints must be (people, joints, 2 or 3), got {points.shape}")
     if not len(points):
         raise UserError(NOBODY)
-    trust = [None] * len(points)
+    trust, sure = [None] * len(points), [None] * len(points)
     if confidence is not None:
-        flat = confidence[None] if confidence.ndim == 1 else confidence
-        if len(flat) != len(points):
+        trust = list(np.atleast_2d(confidence))
+        if len(trust) != len(points):
             raise UserError(
                 f"confidence must be {points.shape[:2]} like the keypoints, got {confidence.shape}"
             )
-        trust = list(flat)
-    sure = [None] * len(points) if scores is None else np.ravel(scores).tolist()
-    if len(sure) != len(points):
-        raise UserError(f"scores must be one for each of {len(points)} people, got {len(sure)}")
+    if scores is not None:
+        sure = np.ravel(scores).tolist()
+        if len(sure) != len(points):
+            raise UserError(f"scores must be one for each of {len(points)} people, got {len(sure)}")
 
     def rows(i: int) -> list[Someone]:
         return [Someone(points[i], trust[i], sure[i], track=0)]
 
     return KeypointFile(rows, [Seen(range(len(points)))], layout, beside=content, bare=True)
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    """The arrays of a file that say something of keypoints.
+
+    Raises:
+        UserError: damaged, pickled, or without keypoints.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if "positions_2d" in arrays:
+                return {"positions_2d": None}  # pickled, see `_videopose`
+            if "keypoints" not in arrays:
+                maps = ": heatmaps alone do not do" if "heatmaps" in arrays else ""
+                raise UserError(f"no array 'keypoints' in it, only {', '.join(arrays) or 'nothing'}{maps}")
+            return {name: np.asarray(arrays[name]) for name in ("keypoints", *BESIDE) if name in arrays}
+    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as e:
+        if "allow_pickle" in str(e):
+            raise UserError("holds pickled objects, which are never read: save plain arrays") from e
+        raise UserError(f"damaged or cut short ({e}): save or copy it again") from e
 
 
 def _videopose(path: Path) -> KeypointFile:

@@ -114,25 +114,26 @@ def _checked(
     people = content.people(seen)
     if not people:
         return None
-    points, seen_size = [person.points for person in people], seen.size
+    points, beside = [person.points for person in people], dict(content.beside)
+    if seen.size is not None:
+        beside["size"] = seen.size
     if content.shares:
-        if size is None:
-            raise UserError("tells places as shares of the picture: give --size WIDTHxHEIGHT, or the picture")
-        shares = [np.array(rows) for rows in points]
-        if max(np.abs(rows[:, :2]).max() for rows in shares) > NEAREST:
-            raise UserError("its places must be shares of the picture, 0..1, as Ultralytics saves them")
-        points = [rows * np.array([*size, 1])[: rows.shape[1]] for rows in shares]
-        seen_size = size
-    if not (layout or content.layout) and content.coco and len(points[0]) == 17:
+        points, beside["size"] = _in_pixels(points, size), size
+    layout = layout or content.layout
+    if not layout and content.coco and len(points[0]) == 17:
         layout = COCO_17.name
-    scores = None
-    if any(person.score is not None for person in people):
-        scores = [1.0 if p.score is None else p.score for p in people]
-    return checked(
-        points,
-        [person.confidence for person in people],
-        layout or content.layout,
-        scores=scores,
-        tracks=[person.track for person in people],
-        **content.beside | ({} if seen_size is None else {"size": seen_size}),
-    )
+    scores = [person.score for person in people]
+    if any(score is not None for score in scores):
+        beside["scores"] = [1.0 if score is None else score for score in scores]
+    trust, tracks = [person.confidence for person in people], [person.track for person in people]
+    return checked(points, trust, layout, tracks=tracks, **beside)
+
+
+def _in_pixels(points: list[Any], size: tuple[int, int] | None) -> list[np.ndarray]:
+    """Each person's rows with places that were shares of the picture."""
+    if size is None:
+        raise UserError("tells places as shares of the picture: give --size WIDTHxHEIGHT, or the picture")
+    shares = [np.array(rows) for rows in points]
+    if max(np.abs(rows[:, :2]).max() for rows in shares) > NEAREST:
+        raise UserError("its places must be shares of the picture, 0..1, as Ultralytics saves them")
+    return [rows * np.array([*size, 1])[: rows.shape[1]] for rows in shares]
