@@ -32,6 +32,7 @@ OutputFolder = Annotated[Path, typer.Option("-o", "--output", help="Output folde
 UsageError: Any = typer.BadParameter.__mro__[1]  # of all wrong options; typer has no public name for it
 RENAMED = {"out": "output"}  # options that had another name once
 _came: list[int] = []  # signals, see `signals_stop`
+_waits: list[None] = []  # one for each `signals_wait` that is open
 Report = dict[str, Any]  # a list of results, "failed", "seconds", and "error" for what stopped the run
 
 
@@ -57,7 +58,7 @@ def conclude(
     several: bool,
     as_json: bool,
     last_line: Callable[[Report], str],
-    report: Report | None = None,
+    report: Report,
 ) -> None:
     """Run a command's work under a progress bar, print its report, and exit.
 
@@ -67,14 +68,13 @@ def conclude(
         several: whether one failure leaves others that may succeed.
         as_json: print the report alone.
         last_line: says what was written.
-        report: what `work` fills as it goes, so that it is printed whatever ends the work.
+        report: of empty lists, which `work` fills as it goes: it is printed whatever ends the work.
 
     Raises:
         typer.Exit: 1 when some of several inputs failed, 2 when the input was bad, 128 + the number of a
             signal that ended the work.
     """
     start = time.perf_counter()
-    report = {f"{kind}s": [], "failed": []} if report is None else report
     code = 0
     try:
         # Libraries that print would break the JSON.
@@ -268,7 +268,8 @@ def signals_stop() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         _came.append(number)
-        raise Interrupted(number)
+        if not _waits:
+            raise Interrupted(number)
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():  # Python handles signals nowhere else
@@ -282,6 +283,18 @@ def signals_stop() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _came.clear()
+
+
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Inside, signals of `signals_stop` end the work only after the block, whose steps belong together."""
+    _waits.append(None)
+    try:
+        yield
+    finally:
+        _waits.pop()
+    if _came:
+        raise Interrupted(_came[-1])
 
 
 def guarded(

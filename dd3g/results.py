@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dd3g.command import signals_wait
 from dd3g.decoding import SUFFIXES
 from dd3g.errors import UserError
 from dd3g.framing import check_how
-from dd3g.io.atomic import appearing
+from dd3g.io.atomic import move_files, temporary_folder
 from dd3g.io.formats import AXES as AXES
 from dd3g.io.formats import MESHES, SPLATS, check_format, check_layout
 
@@ -89,8 +90,8 @@ def write_results(
         request: what to write.
 
     Yields:
-        `{"seed", "gaussians", "files"}` as --json prints it, once the sample's files have their places;
-        `gaussians` is how many the splat files hold.
+        `{"seed", "gaussians", "files"}` as --json prints it, once the sample's files have their places, and
+        before a signal can end the work; `gaussians` is how many the splat files hold.
 
     Raises:
         UserError: when the generator made nothing visible, or the files cannot be written.
@@ -108,15 +109,17 @@ def write_results(
             raw=request.raw,
             refine=request.refine,
         ).to("cpu")
-        with appearing(request.out) as folder:
+        with temporary_folder(request.out) as folder:
             try:
                 if k == 0:
                     picture.save(folder / f"{stem}.matte.png")
                 files = _write_one(gaussians, folder, name, request)
             except UserError as e:
                 raise UserError(str(e).replace(str(folder), str(request.out))) from e
-        count = len(gaussians.pruned(MIN_OPACITY))
-        yield {"seed": request.seed + k, "gaussians": count, "files": files}
+            count = len(gaussians.pruned(MIN_OPACITY))
+            with signals_wait():
+                move_files(folder, request.out)
+                yield {"seed": request.seed + k, "gaussians": count, "files": files}
 
 
 def are_there(stem: str, request: Request) -> bool:

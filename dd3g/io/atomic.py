@@ -62,33 +62,31 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """A temporary folder below `folder` whose files move there when the block ends well, else vanish.
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """A folder below `folder` that vanishes with the block, locked as long as this process lives."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY) as name, _locked(Path(name)):
+        yield Path(name)
+
+
+def move_files(temporary: Path, folder: Path) -> None:
+    """Move all files of a folder into another one, of the same file system.
 
     Args:
-        folder: where the files belong; it exists. Files in folders of their own keep these.
-
-    Yields:
-        The temporary folder, locked as long as this process lives.
+        temporary: files in folders of their own keep these.
+        folder: where the files belong; it exists.
 
     Raises:
-        UserError: when a file's place is taken by a folder.
+        UserError: when a file's place is taken by a folder; none is moved then.
         OSError: when nothing can be written.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY) as name:
-        temporary = Path(name)
-        with _locked(temporary):
-            yield temporary
-            files = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
-            targets = [folder / path.relative_to(temporary) for path in files]
-            for target in targets:
-                if target.is_dir():
-                    raise UserError(
-                        f"cannot write {target}: it is a folder; move it away, or choose another with -o"
-                    )
-            for path, target in zip(files, targets, strict=True):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                path.replace(target)
+    files = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
+    targets = [folder / path.relative_to(temporary) for path in files]
+    for target in targets:
+        if target.is_dir():
+            raise UserError(f"cannot write {target}: it is a folder; move it away, or choose another with -o")
+    for path, target in zip(files, targets, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
 
 
 def remove_leftovers(folder: Path) -> None:

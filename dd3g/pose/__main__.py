@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,18 +19,27 @@ from dd3g.command import (
     conclude,
     explain,
     run_command,
+    signals_wait,
 )
 from dd3g.errors import UserError
 from dd3g.inputs import output_stems
+from dd3g.io.atomic import move_files, remove_leftovers, temporary_folder
 from dd3g.pose.request import KEYPOINTS, Export, Method, Request, find_inputs, is_video, parse_size
 from dd3g.progress import Progress
 
 
-def run(inputs: list[Path], request: Request, progress: Progress) -> dict[str, Any]:
+def run(inputs: list[Path], request: Request, progress: Progress, report: Report) -> Report:
     """Estimate everything; a failing input is reported and the others still come out.
 
+    Args:
+        inputs: files and folders.
+        request: what to estimate and write.
+        progress: counts inputs.
+        report: filled as the work goes on: `{"inputs": [{"input", "people", "warnings", "files",
+            "seconds"}], "failed": [{"input", "error"}]}`.
+
     Returns:
-        `{"inputs": [{"input", "people", "warnings", "files", "seconds"}], "failed": [{"input", "error"}]}`.
+        The report.
 
     Raises:
         UserError: what stops the whole run: no input, an output folder that cannot be written, weights that
@@ -40,24 +48,26 @@ def run(inputs: list[Path], request: Request, progress: Progress) -> dict[str, A
     paths, failed = find_inputs(inputs)
     networks = _prepare(paths, request)
     progress.phase("inputs", len(paths))
-    report: dict[str, Any] = {"inputs": [], "failed": failed}
+    report["failed"] += failed
     if request.views:
-        return report | {"inputs": _estimate_views(paths, request, networks)}
+        _estimate_views(paths, request, networks, report)
+        return report
     for path, stem in zip(paths, output_stems(paths), strict=True):
         start = time.perf_counter()
         progress.at(path.name)
         try:
-            with tempfile.TemporaryDirectory(dir=request.out, prefix=".dd3g-") as temporary:
-                result = _estimate(path, Path(temporary), stem, request, networks, progress.at)
-                for file in sorted(Path(temporary).iterdir()):
-                    file.replace(request.out / file.name)
-        except (UserError, OSError, MemoryError, RuntimeError) as e:
+            with temporary_folder(request.out) as folder:
+                result = _estimate(path, folder, stem, request, networks, progress.at)
+                files = [str(request.out / name) for name in result.pop("files")]
+                with signals_wait():
+                    move_files(folder, request.out)
+                    seconds = round(time.perf_counter() - start, 3)
+                    report["inputs"].append(
+                        {"input": str(path), **result, "files": files, "seconds": seconds}
+                    )
+        except Exception as e:  # whatever it is, the other inputs still come out
             message = explain(e, request.out, "fewer --hypotheses")
             report["failed"].append({"input": str(path), "error": message})
-        else:
-            files = [str(request.out / name) for name in result.pop("files")]
-            seconds = round(time.perf_counter() - start, 3)
-            report["inputs"].append({"input": str(path), **result, "files": files, "seconds": seconds})
         progress.advance()
     return report
 
@@ -83,6 +93,7 @@ def _prepare(paths: list[Path], request: Request) -> Any:
     if request.keypoints is None and any(p.suffix.lower() not in KEYPOINTS for p in there):
         blazepose.load()
     check_writable(request.out)
+    remove_leftovers(request.out)
     return networks
 
 
@@ -105,7 +116,7 @@ def _estimate(
     return result
 
 
-def _estimate_views(paths: list[Path], request: Request, networks: Any) -> list[dict[str, Any]]:
+def _estimate_views(paths: list[Path], request: Request, networks: Any, report: Report) -> None:
     """The largest person of each picture is one person: everything about them, written for each picture."""
     from dd3g.pose.estimation import lift
     from dd3g.pose.export.results import write_results
@@ -124,8 +135,7 @@ def _estimate_views(paths: list[Path], request: Request, networks: Any) -> list[
         lift(seen, request.method, request.m, request.seed, None, request.height, networks), stations
     )
     inputs = []
-    with tempfile.TemporaryDirectory(dir=request.out, prefix=".dd3g-") as temporary:
-        folder = Path(temporary)
+    with temporary_folder(request.out) as folder:
         for path, stem, person, (picture, people, warnings) in zip(
             paths, output_stems(paths), lifted, looks, strict=True
         ):
@@ -142,9 +152,9 @@ def _estimate_views(paths: list[Path], request: Request, networks: Any) -> list[
                     "seconds": round((time.perf_counter() - start) / len(paths), 3),
                 }
             )
-        for file in sorted(folder.iterdir()):
-            file.replace(request.out / file.name)
-    return inputs
+        with signals_wait():
+            move_files(folder, request.out)
+            report["inputs"] += inputs
 
 
 def _look(path: Path, request: Request) -> tuple[Any, list[Any], list[str]]:
@@ -256,10 +266,11 @@ def pose(
             parse_size(size), height, views, cameras, predictions, moving,
             tuple(e.value for e in export or ()), tuple(weights or ()),
         )  # fmt: skip
-        return run(inputs, request, progress)
+        return run(inputs, request, progress, report)
 
+    report: Report = {"inputs": [], "failed": []}
     several = len(inputs) > 1 or os.path.isdir(inputs[0])
-    conclude(work, "input", several, as_json, lambda report: _last_line(report, output))
+    conclude(work, "input", several, as_json, lambda report: _last_line(report, output), report)
 
 
 def main(argv: list[str] | None = None) -> int:

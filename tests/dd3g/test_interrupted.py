@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from stand_ins.infer_command import ROOT, picture, run, written
 
-from dd3g.command import Interrupted, explain, signals_stop
+from dd3g.command import Interrupted, explain, signals_stop, signals_wait
 from dd3g.gaussians import Gaussians
-from dd3g.io.atomic import TEMPORARY, appearing, remove_leftovers
+from dd3g.io.atomic import TEMPORARY, remove_leftovers, temporary_folder
 
 # The real command, with a generator that takes its time.
 SLOW = """
@@ -70,6 +70,34 @@ def test_a_signal_leaves_whole_results_and_a_report(here, stub, name):
     assert error == f"error: {report['error']}\n"
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_signal_between_files_that_move_waits_for_the_report(here, stub, monkeypatch, name, count):
+    """It comes after the first of four files, or the last; what lies there is what the report names."""
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.default_int_handler)  # which nohup has ignored
+    replace, moved = Path.replace, []
+
+    def move(path, target):
+        result = replace(path, target)
+        moved.append(target)
+        if len(moved) == count:
+            os.kill(os.getpid(), number)
+        return result
+
+    monkeypatch.setattr(Path, "replace", move)
+    try:
+        result = run(picture("a.png"), "--samples", 2, "--format", "ply,spz,glb", "--json", code=128 + number)
+    finally:
+        signal.signal(number, before)
+    report = json.loads(result.stdout)
+    (entry,) = report["pictures"]
+    named = [*entry["samples"][0]["files"], entry["matte"]]
+    assert sorted(named) == sorted(f"out/{name}" for name in written())
+    assert written() == ["a-0.glb", "a-0.ply", "a-0.spz", "a.matte.png"] and len(entry["samples"]) == 1
+    assert report["error"].startswith(f"stopped by {name} after 1 pictures")
+
+
 def test_a_result_is_final_when_the_next_one_fails(here, stub, monkeypatch):
     draw = stub.generate
 
@@ -88,10 +116,9 @@ def test_a_result_is_final_when_the_next_one_fails(here, stub, monkeypatch):
 
 def test_what_a_killed_run_left_goes_with_the_next(here, stub):
     Path("out").mkdir()
-    code = "from pathlib import Path; import os, time; from dd3g.io.atomic import appearing\n"
-    code += (
-        "with appearing(Path('out')) as f: (f / 'half.ply').touch(); print(f, flush=True); time.sleep(600)"
-    )
+    code = "from pathlib import Path; import os, time; from dd3g.io.atomic import temporary_folder\n"
+    code += "with temporary_folder(Path('out')) as f:\n"
+    code += "  (f / 'half.ply').touch(); print(f, flush=True); time.sleep(600)"
     living, killed = (
         subprocess.Popen(
             [sys.executable, "-c", code], stdout=-1, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
@@ -111,7 +138,7 @@ def test_what_a_killed_run_left_goes_with_the_next(here, stub):
     living.wait()
     run("a.png")
     assert written() == ["a.matte.png", "a.ply"]
-    with appearing(Path("out")) as young:
+    with temporary_folder(Path("out")) as young:
         remove_leftovers(Path("out"))
         assert young.is_dir()
 
@@ -247,6 +274,13 @@ def test_a_signal_that_is_lost_in_a_callback_still_ends_the_work():
             os.kill(os.getpid(), signal.SIGTERM)
         explain(RuntimeError("no compiled object yet"), Path(), "less")
     assert stop.value.code == 143
+    with pytest.raises(Interrupted), signals_stop():
+        with signals_wait(), signals_wait():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            done = True
+        pytest.fail("the signal was lost")
+    assert done
     with signals_stop():
         assert (
             explain(MemoryError(), Path(), "less") == "not enough memory: close other programs, or give less"

@@ -1,6 +1,8 @@
 """The command from end to end, with small untrained networks and a detector that knows one person."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +85,32 @@ def run(*arguments) -> tuple[int, str, str]:
     result = CliRunner().invoke(make_app(pose), [str(a) for a in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("views", [[], ["--views"]])
+def test_a_signal_leaves_what_the_report_names(tmp_path, monkeypatch, views):
+    """It comes between the files of the second picture, which move into place."""
+    replace, moved = Path.replace, []
+
+    def move(path, target):
+        moved.append(target)
+        if target.name == "b.pose.png":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", move)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        pictures = [photo(tmp_path / f"{name}.png") for name in "abc"]
+        out = tmp_path / "out"
+        code, text, _ = run(*pictures, "-o", out, "--hypotheses", 2, "--json", *views)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    report = json.loads(text)
+    count = 3 if views else 2  # one pose for all views: all or none
+    assert code == 143 and report["error"].startswith(f"stopped by SIGTERM after {count} inputs")
+    named = sorted(file for entry in report["inputs"] for file in entry["files"])
+    assert named == sorted(map(str, out.iterdir())) == sorted(map(str, moved)) and len(named) == 2 * count
 
 
 @pytest.mark.parametrize("method", METHODS)
