@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
@@ -29,6 +31,9 @@ from distill.evaluation.predictors import (
     true_shape,
 )
 from distill.evaluation.targets import frame
+
+if TYPE_CHECKING:
+    from dd3g.pepd import Generator
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,18 @@ def teacher_rows(value: str, settings: Settings) -> dict[str, Predictor]:
     return rows | ({"teacher + LGM": lgm_predictor(views, pair.lgm, pair.size, s.device)} if pair else {})
 
 
-def generator_rows(value: str, settings: Settings) -> dict[str, Predictor]:
-    """A generator's raw splats, and its solid body where it makes one; the value is LABEL=NAME_OR_FOLDER."""
+@cache
+def _generator(path: str, device: str) -> Generator:
+    """Loaded once, however many rows show it."""
     from dd3g.pepd import Generator
 
+    return Generator.from_pretrained(path, device=device).compiled()
+
+
+def generator_rows(value: str, settings: Settings) -> dict[str, Predictor]:
+    """A generator's raw splats, and its solid body where it makes one; the value is LABEL=NAME_OR_FOLDER."""
     label, path = labelled(value)
-    model = Generator.from_pretrained(path, device=settings.device).compiled()
+    model = _generator(path, settings.device)
     if model.config.surface == "off":
         return {label: generator_predictor(model, settings.seed, raw=True)}
     return {
@@ -85,10 +96,8 @@ def generator_rows(value: str, settings: Settings) -> dict[str, Predictor]:
 
 def elevation_rows(value: str, settings: Settings) -> dict[str, Predictor]:
     """A generator that is given the elevation of its input; the value is LABEL=NAME_OR_FOLDER."""
-    from dd3g.pepd import Generator
-
     label, path = labelled(value)
-    model = Generator.from_pretrained(path, device=settings.device).compiled()
+    model = _generator(path, settings.device)
 
     def predict(target: Target) -> Drawing:
         upright = model.generate(target.finest.image, seed=settings.seed, elevation=target.elevation)

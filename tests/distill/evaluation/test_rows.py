@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+import dd3g.pepd
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
-from dd3g.pepd import Generator
+from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.rasterizer import rasterize
 from distill.evaluation import rows
 from distill.evaluation.predictors import all_white
@@ -69,3 +70,24 @@ def test_a_generator_that_knows_the_elevation_is_drawn_in_the_world_of_the_input
     expected = rasterize(generator.made, upright, background=1.0, antialiased=True).rgb
     assert (expected < 0.9).any(-1).any(-1).all()
     torch.testing.assert_close(found.rgb, expected, atol=1e-4, rtol=0)
+
+
+def test_a_generator_is_loaded_once_for_all_rows_and_seeds(monkeypatch):
+    loaded = []
+
+    class Loaded:
+        config = GeneratorConfig()
+
+        @classmethod
+        def from_pretrained(cls, path, device):
+            loaded.append((path, device))
+            return cls()
+
+        def compiled(self):
+            return self
+
+    monkeypatch.setattr(dd3g.pepd, "Generator", Loaded)
+    for seed in (0, 1):
+        rows = make_rows(["generator=mine=a/folder", "elevation=a/folder"], Settings(seed))
+        assert list(rows) == ["mine (raw)", "mine", "a/folder, elevation given"]
+    assert loaded == [("a/folder", "cpu")]
