@@ -279,6 +279,7 @@ def test_an_answer_that_is_packed_or_never_ends(here, stub, monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         site = f"http://127.0.0.1:{server.server_address[1]}"
         fails(f"{site}/slow.png", match="could not be fetched (it took more than 1 seconds)")
+        monkeypatch.setattr(decoding, "PATIENCE", 60)
         run(f"{site}/packed.png")
         monkeypatch.setattr(decoding, "MAX_BYTES", len(data) - 1)
         fails(f"{site}/packed.png", match="has more than")

@@ -68,13 +68,14 @@ def test_a_batch_equals_single_runs(imagedream, mvdream):
         assert torch.equal(again.outputs, batch.outputs)
 
 
-def small(zero123plus):
-    zero123plus.size = 16
-    return zero123plus
+def small_zero123plus(folders):
+    teacher = load(folders["zero123plus"])
+    teacher.size = 16
+    return teacher
 
 
-def test_a_batch_equals_single_runs_of_zero123plus(zero123plus):
-    teacher = small(zero123plus)
+def test_a_batch_equals_single_runs_of_zero123plus(folders):
+    teacher = small_zero123plus(folders)
     rgba, x = pictures(2, 16), noise(teacher, 2)
     batch = simulate(teacher, rgba, x, 2, 4.0)
     assert batch.outputs.shape == (2, 6, 3, 16, 16)
@@ -118,7 +119,7 @@ def test_the_unconditional_half_sees_nothing_of_the_picture(imagedream):
     assert imagedream.denoiser(first, 1.0) is imagedream
 
 
-def test_what_does_not_change_is_computed_once(imagedream, zero123plus):
+def test_what_does_not_change_is_computed_once(imagedream, folders):
     def counted(modules, run):
         calls = []
         hooks = [m.register_forward_hook(lambda *_: calls.append(1)) for m in modules]
@@ -135,7 +136,7 @@ def test_what_does_not_change_is_computed_once(imagedream, zero123plus):
     # Of the condition and of the unconditional half.
     assert counted(cross, lambda: simulate(imagedream, rgba, x, 3)) == 2 * len(cross)
     assert counted([imagedream.unet.image_embed], lambda: simulate(imagedream, rgba, x, 3)) == 2
-    teacher = small(zero123plus)
+    teacher = small_zero123plus(folders)
     cross = [m.to_k for n, m in teacher.unet.named_modules() if n.endswith("attn2")]
     assert counted(cross, lambda: simulate(teacher, rgba, noise(teacher, 2), 3)) == 2 * len(cross)
 

@@ -1,15 +1,20 @@
-"""One command from meshes to weights: within its minutes, killed and gone on with."""
+"""One command from meshes to weights: within its minutes, and gone on with."""
 
 from __future__ import annotations
 
+import importlib
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from stand_ins.tiny_objects import write_cube
+from stand_ins.training_runs import fresh
 
 from dd3g.pepd import Generator
-from distill.recipe import SIZES, main, trained_minutes
+from distill import recipe
+from distill.recipe import SIZES, Recipe, main, trained_minutes
 
 SMALL = (
     "network.fine=8 network.widths=[8,16] network.width=16 network.depth=1 network.heads=2 network.bins=8 "
@@ -20,7 +25,7 @@ SMALL = (
 
 def words(folder, *more, steps=2):
     train = [word for option in (*SMALL, f"max_train_steps={steps}") for word in ("--train", option)]
-    start = ["nano", "--minutes", "3", "--data", str(folder / "meshes"), "-o", str(folder / "out")]
+    start = ["nano", "--minutes", "600", "--data", str(folder / "meshes"), "-o", str(folder / "out")]
     return [*start, *train, *more]
 
 
@@ -33,8 +38,14 @@ def meshes(tmp_path_factory):
     return folder
 
 
+def in_this_process(module, *arguments, seconds=None):
+    fresh()
+    assert importlib.import_module(module).main(list(arguments)) == 0
+
+
 @pytest.mark.slow
-def test_from_meshes_to_weights_and_on(meshes, capfd):
+def test_from_meshes_to_weights_and_on(meshes, monkeypatch, capfd):
+    """What ends each stage is its work: the minutes are more than any machine needs."""
     assert main(words(meshes, "--test", str(meshes / "test"))) == 0
     weights = meshes / "out" / "weights"
     generator = Generator.from_pretrained(weights)
@@ -45,7 +56,7 @@ def test_from_meshes_to_weights_and_on(meshes, capfd):
     assert len(generator.generate(picture).means) > 500
     assert {t.dtype for t in generator.state_dict().values() if t.is_floating_point()} == {torch.float32}
     card = (weights / "MODEL_CARD.md").read_text()
-    assert f"dd3g recipe nano --minutes 3 --data {meshes / 'meshes'} --train network.fine=8" in card
+    assert f"dd3g recipe nano --minutes 600 --data {meshes / 'meshes'} --train network.fine=8" in card
     assert "| nano |" in card and "2 steps" in card and str(meshes / "meshes") in card
     assert (meshes / "out/evaluation/sheet.png").exists()
     first = trained_minutes(meshes / "out/shape")
@@ -55,10 +66,41 @@ def test_from_meshes_to_weights_and_on(meshes, capfd):
     assert "go on with --resume" in capfd.readouterr().err
     assert main(words(meshes, "--resume", "--generator", "other")) == 2
     assert "generator nano -> other" in capfd.readouterr().err
+    monkeypatch.setattr(recipe, "run_stage", in_this_process)
     assert main(words(meshes, "--resume", steps=4)) == 0
     assert trained_minutes(meshes / "out/shape") > first > 0
     lines = (meshes / "out/shape/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines if "loss" in json.loads(line)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "rendering"), [(10, [21 * 60, 11 * 60]), (25, [21 * 60, -4 * 60]), (40, [21 * 60, -19 * 60])]
+)
+@pytest.mark.parametrize("test", [False, True])
+def test_the_minutes_are_shared(tmp_path, monkeypatch, minutes, rendering, test):
+    """Of an hour, by a clock on which rendering one folder takes some minutes."""
+    now, asked = [5000.0], []
+
+    def stage(module, *arguments, seconds=None):
+        asked.append((module, arguments, seconds))
+        if module == "data_gen.render":
+            now[0] += 60 * minutes
+            place = Path(arguments[arguments.index("-o") + 1])
+            place.mkdir(parents=True)
+            (place / "renders-00000.tar").touch()
+
+    monkeypatch.setattr(recipe, "run_stage", stage)
+    monkeypatch.setattr(recipe, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for name, answer in {"smoke": None, "assemble": tmp_path, "evaluate": "", "describe": None}.items():
+        monkeypatch.setattr(Recipe, name, lambda *_, answer=answer: answer)
+    words = ["nano", "--minutes", "60", "--data", "a", "--data", "b", "-o", str(tmp_path / "out")]
+    assert main([*words, *(["--test", "c"] if test else [])]) == 0
+    assert [seconds for module, _, seconds in asked if module == "data_gen.render"] == rendering
+    module, arguments, _ = asked[-1]
+    (given,) = [word for word in arguments if word.startswith("max_minutes=")]
+    spare = 60 * (0.12 if test else 0.02)
+    left = max(60 - 2 * minutes - spare, 1 / 60)
+    assert module == "distill.train_shape" and given == f"max_minutes={left:.3f}"
 
 
 @pytest.mark.parametrize(

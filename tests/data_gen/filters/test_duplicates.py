@@ -168,9 +168,9 @@ def test_120k_hashes_take_seconds():
     hashes = rng.integers(0, 2**64, 120_000, dtype=np.uint64)
     planted = np.arange(100_000, 101_200)
     hashes[planted] = hashes[planted - 90_000] ^ np.uint64(0b1011)
-    start = time.perf_counter()
+    start = time.process_time()
     found = near_duplicates(hashes, 4)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert np.array_equal(np.flatnonzero(found >= 0), planted)
     assert np.array_equal(found[planted], planted - 90_000)
 
@@ -178,9 +178,9 @@ def test_120k_hashes_take_seconds():
 @pytest.mark.slow
 def test_120k_hashes_around_one_take_seconds():
     hashes = crowded(np.random.default_rng(0), 120_000, 1, 4)
-    start = time.perf_counter()
+    start = time.process_time()
     found = near_duplicates(hashes, 4)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
     kept = hashes[found < 0]
     assert np.bitwise_count(hashes[found >= 0] ^ hashes[found[found >= 0]]).max() <= 4
     assert near_duplicates(kept, 4).max() == -1

@@ -25,8 +25,10 @@ def test_what_takes_too_long_is_504_and_the_next_is_served(serve, gate):
         late = await client.post("/generate", content=picture())
         never = await client.post("/generate", content=picture(colour=(1, 2, 3)))
         gate.open.set()
-        await asyncio.sleep(0.3)
-        return late, never, await client.post("/generate", content=picture(colour=(0, 0, 255)))
+        good = await client.post("/generate", content=picture(colour=(0, 0, 255)))
+        while good.status_code in (503, 504):  # on a busy machine, until the first has ended
+            good = await client.post("/generate", content=picture(colour=(0, 0, 255)))
+        return late, never, good
 
     late, never, good = serve(work, seconds=1)
     assert (late.status_code, never.status_code, good.status_code) == (504, 504, 200)
@@ -65,7 +67,7 @@ def test_a_picture_whose_turn_would_come_too_late_is_503(serve, gate, mean_secon
         gate.entered.clear()
         colours = [(n, n, mean_seconds) for n in range(2)]
         first = asyncio.create_task(client.post("/generate", content=picture(colours[0])))
-        await asyncio.to_thread(gate.entered.wait, 10)
+        await asyncio.to_thread(gate.entered.wait, 60)
         second = asyncio.create_task(client.post("/generate", content=picture(colours[1])))
         await asyncio.sleep(0.2)
         gate.open.set()
@@ -78,7 +80,7 @@ def test_a_caller_that_leaves_is_not_worked_for(serve, gate):
     async def work(client):
         gate.open.clear()
         first = asyncio.create_task(client.post("/generate", content=picture()))
-        await asyncio.to_thread(gate.entered.wait, 10)
+        await asyncio.to_thread(gate.entered.wait, 60)
         app = client._transport.app
         said = asyncio.Queue()
         said.put_nowait({"type": "http.request", "body": picture(colour=(1, 1, 1)), "more_body": False})
@@ -111,11 +113,11 @@ def test_closing_answers_what_is_worked_on_and_drops_what_waits(gate):
     worker = Worker(gate, "none")
     order = serving.Parameters().order(worker)
     first, second = (worker.submit(picture(colour=(0, 0, i)), "ply", order) for i in range(2))
-    assert gate.entered.wait(10)
+    assert gate.entered.wait(60)
     closing = threading.Thread(target=worker.close)
     closing.start()
     while not second.cancelled():
         time.sleep(0.01)
     gate.open.set()
-    closing.join(30)
+    closing.join(60)
     assert first.result(1).gaussians == 20 and len(gate.calls) == 1
