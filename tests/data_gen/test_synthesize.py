@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from stand_ins.made_up_dataset import contents
+from stand_ins.training_runs import PATIENCE
 
 from data_gen.__main__ import main as commands
 from data_gen.picture_models.protocol import ModelConfig
@@ -208,12 +208,9 @@ def test_a_full_disk_ends_with_one_line_and_space_lets_it_go_on(shapes, tmp_path
 
 @pytest.mark.slow
 def test_two_processes_make_the_same_set(shapes, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     process = start([*torchrun, "-m", "data_gen", "synthesize", *command(tmp_path / "set", "--json")])
-    out, error = process.communicate(timeout=200)
+    out, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, error
     assert json.loads(out)["complete"]
     assert contents(tmp_path / "set") == contents(shapes)
@@ -241,7 +238,7 @@ def test_two_same_commands_at_once(shapes, tmp_path, capsys):
 
 def committed(process, folder):
     """Wait for the first part."""
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + PATIENCE
     while not list(folder.glob("parts/*/*.tar")) and not list(folder.glob("*.tar")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
@@ -260,6 +257,7 @@ def test_ctrl_c(shapes, tmp_path):
     assert contents(folder) == contents(shapes)
 
 
+@pytest.mark.slow
 def test_the_command_killed(shapes, tmp_path):
     """The real command, killed once it has committed something."""
     folder = tmp_path / "set"

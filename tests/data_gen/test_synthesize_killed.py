@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from stand_ins.made_up_dataset import contents
+from stand_ins.training_runs import PATIENCE
 
 from data_gen.reports.verify import verify
 from data_gen.shards.manifest import ShardManifest, finished_shards
@@ -131,6 +132,6 @@ def test_one_of_two_ranks_of_a_launch_killed(whole, tmp_path):
         time.sleep(0.005)
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    assert launcher.wait(timeout=60) != 0
+    assert launcher.wait(timeout=PATIENCE) != 0
     assert main(command(folder)) == 0
     check(folder, whole)

@@ -118,6 +118,7 @@ def test_draws_are_flipped_recoloured_and_captioned(renders):
         CaptionedViews(view_config(renders, size=64))
 
 
+@pytest.mark.slow
 def test_training_killed_and_resumed_ends_the_same(renders, tmp_path, monkeypatch):
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     assert train_tiny.main(options(renders, whole)) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 
@@ -16,6 +17,7 @@ from dd3g.io.shards import Shards
 GREEN = (0, 255, 0)
 
 
+@functools.cache
 def shapes(count: int) -> list[Image.Image]:
     """Different pictures with alpha that all filters let through, with room."""
     strict = FilterConfig(max_colourfulness=90, min_sharpness=0.4, min_contrast=5, min_coverage=0.1)

@@ -16,7 +16,7 @@ import torch
 import trimesh
 from PIL import Image
 from stand_ins.tiny_objects import write_cube
-from stand_ins.training_runs import files
+from stand_ins.training_runs import PATIENCE, files
 
 from data_gen import render
 from data_gen.meshes.objects import Item, Options, find_items, render_item, view_plan
@@ -197,7 +197,7 @@ def test_untextured_shape_gets_a_texture(tmp_path):
 
 def run(*arguments: str | Path, **more) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "tools.render_objects", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **more)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, **more)
 
 
 SMALL_FLAGS = "--size 16 --supersample 2 --quads 1 --free-quads 1 --novel 2 --processes 1".split()

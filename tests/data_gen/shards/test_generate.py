@@ -195,6 +195,7 @@ def killed(folder, seconds):
     return status == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_at_random_moments(filters, tmp_path, reference, seed):
     rng = random.Random(seed)
