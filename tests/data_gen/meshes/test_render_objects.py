@@ -16,7 +16,7 @@ import torch
 import trimesh
 from PIL import Image
 from stand_ins.tiny_objects import write_cube
-from stand_ins.training_runs import PATIENCE, files
+from stand_ins.training_runs import files
 
 from data_gen import render
 from data_gen.meshes.objects import Item, Options, find_items, render_item, view_plan
@@ -195,47 +195,41 @@ def test_untextured_shape_gets_a_texture(tmp_path):
     assert means.std(0).min() > 20
 
 
-def run(*arguments: str | Path, **more) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tools.render_objects", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, **more)
-
-
 SMALL_FLAGS = "--size 16 --supersample 2 --quads 1 --free-quads 1 --novel 2 --processes 1".split()
 
 
-@pytest.mark.slow
-def test_corrupt_mesh_is_reported_and_skipped(tmp_path):
+def test_corrupt_mesh_is_reported_and_skipped(tmp_path, capsys):
     folder = make_folder(tmp_path)
     (folder / "broken.glb").write_bytes(b"glTF, or so it says")
     (folder / "empty.obj").write_text("v 0 0 0\n")
     (folder / "line.obj").write_text("v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n")
     np.savez(folder / "far.npz", V=np.zeros((3, 3), np.int16), F=np.array([[0, 1, 9]]))
-    flags = [*SMALL_FLAGS, "--variants", "1", "--output", tmp_path / "out"]
-    first = run(folder, *flags)
-    assert first.returncode == 1, first.stderr
-    assert "4 failed" in first.stdout and "Traceback" not in first.stderr
+    words = [str(folder), *SMALL_FLAGS, "--variants", "1", "--output", str(tmp_path / "out")]
+    assert render.main(words) == 1
+    said = capsys.readouterr()
+    assert "4 failed" in said.out and "Traceback" not in said.err
     for name in ("broken-0", "empty-0", "far-0", "line-0"):
-        assert f"skipped {name}: " in first.stderr
+        assert f"skipped {name}: " in said.err
     shards = Shards(tmp_path / "out")
     assert [shards.key(i) for i in range(len(shards))] == ["cube_0-0", "cube_1-0", "cube_2-0"]
-    again = run(folder, *flags, "--json")
-    assert again.returncode == 1
-    assert set(json.loads(again.stdout)["failed"]) == {"broken-0", "empty-0", "far-0", "line-0"}
+    assert render.main([*words, "--json"]) == 1
+    failed = json.loads(capsys.readouterr().out)["failed"]
+    assert set(failed) == {"broken-0", "empty-0", "far-0", "line-0"}
 
 
-@pytest.mark.slow
-def test_bad_folders_are_one_clear_line(tmp_path):
-    result = run(tmp_path / "nowhere", "--output", tmp_path / "out")
-    assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-    assert "nowhere is not a folder" in result.stderr and not (tmp_path / "out").exists()
+def test_bad_folders_are_one_clear_line(tmp_path, capsys):
+    assert render.main([str(tmp_path / "nowhere"), "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "nowhere is not a folder" in error and not (tmp_path / "out").exists()
     folder = make_folder(tmp_path)
     (tmp_path / "file").write_text("")
-    result = run(folder, "--output", tmp_path / "file")
-    assert result.returncode == 2 and "error: cannot write in" in result.stderr
+    assert render.main([str(folder), "--output", str(tmp_path / "file")]) == 2
+    assert "error: cannot write in" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_kill_and_resume(tmp_path):
+def test_kill_and_resume(tmp_path, capsys):
     folder = make_folder(tmp_path, 12)
     flags = [*SMALL_FLAGS, "--size", "64", "--novel", "20", "--per-shard", "1"]
     command = [sys.executable, "-m", "tools.render_objects", str(folder), *flags, "--output"]
@@ -246,9 +240,8 @@ def test_kill_and_resume(tmp_path):
     process.wait()
     done = len(list((tmp_path / "killed").glob("*.tar")))
     assert 2 <= done < 24
-    result = run(folder, *flags, "--output", tmp_path / "killed", "--json")
-    assert result.returncode == 0, result.stderr
-    summary = json.loads(result.stdout)
+    assert render.main([str(folder), *flags, "--output", str(tmp_path / "killed"), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
     assert summary["kept_shards"] == done and summary["items"] == 24
     render_folder(folder, tmp_path / "whole", replace(SMALL, size=64, novel=20, per_shard=1))
     for path in (tmp_path / "whole").glob("*.tar"):

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -205,12 +203,8 @@ def test_prposes_perceptron(tmp_path):
         torch.testing.assert_close(network(x), wanted, atol=1e-5, rtol=1e-4)
 
 
-def dd3g(*words):
-    """The command itself, in a process of its own."""
-    call = [sys.executable, "-m", "dd3g", *map(str, words)]
-    done = subprocess.run(call, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run(*words):
+    assert main([str(word) for word in words]) == 0
 
 
 def poses(folder, name="one"):
@@ -244,9 +238,9 @@ def test_the_chain_from_scorehmrs_file_to_a_pose(tmp_path, someone):
     state |= {name: torch.zeros_like(state[name]) for name in ("final_mlp.weight", "final_mlp.bias")}
     path = checkpoint(tmp_path / "model-100.pt", state)
     np.savez(tmp_path / "stats.npz", pose_feats_mean=np.full((2, 4), 3.0), pose_feats_std=np.ones((2, 4)))
-    dd3g("pose", "convert", path, "--features", tmp_path / "stats.npz", "-o", tmp_path / "weights")
-    dd3g(
-        "pose", tmp_path / "one.npz", "--method", "recovery", "--hypotheses", 1, "-o", tmp_path / "out",
+    run("convert", path, "--features", tmp_path / "stats.npz", "-o", tmp_path / "weights")
+    run(
+        tmp_path / "one.npz", "--method", "recovery", "--hypotheses", 1, "-o", tmp_path / "out",
         "--weights", tmp_path / "weights", "--predictions", tmp_path / "hmr2.npz",
     )  # fmt: skip
     _, found = poses(tmp_path / "out")
@@ -259,10 +253,10 @@ def test_the_chain_from_prposes_file_to_a_pose(tmp_path, someone):
     wrist, state = H36M_17.joints.index("l_wrist"), perceptron()
     state |= {"w2.weight": torch.zeros(17, 64), "w2.bias": torch.ones(17) + 60 * torch.eye(17)[wrist]}
     torch.save(state, tmp_path / "avg_model_mgcn_lw.pth")
-    dd3g("pose", "convert", tmp_path / "avg_model_mgcn_lw.pth", "-o", tmp_path / "weights")
-    command = ["pose", tmp_path / "one.npz", "--method", "restoration"]
-    dd3g(*command, "-o", tmp_path / "shipped")
-    dd3g(*command, "-o", tmp_path / "out", "--weights", tmp_path / "weights")
+    run("convert", tmp_path / "avg_model_mgcn_lw.pth", "-o", tmp_path / "weights")
+    command = [tmp_path / "one.npz", "--method", "restoration"]
+    run(*command, "-o", tmp_path / "shipped")
+    run(*command, "-o", tmp_path / "out", "--weights", tmp_path / "weights")
     (before, _), (after, found) = (poses(tmp_path / name) for name in ("shipped", "out"))
     spread = after.std(0).norm(dim=-1)
     assert spread[wrist] > 2 * before.std(0).norm(dim=-1)[wrist]
