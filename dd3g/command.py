@@ -127,7 +127,7 @@ def make_app(command: Callable[..., None]) -> typer.Typer:
 
     @functools.wraps(command)
     def run(**options: Any) -> None:
-        if code := guarded(lambda: command(**options)):
+        if code := guarded(lambda: command(**options), as_json=bool(options.get("as_json"))):
             raise typer.Exit(code)
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import Json, run_command, say
+from dd3g.command import Json, run_command, say, signals_stop
 from dd3g.io.formats import (
     AXES,
     LAYOUTS,
@@ -23,6 +23,7 @@ from dd3g.io.formats import (
 )
 
 
+@signals_stop()
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help=f"A file that ends in .{', .'.join(SPLATS)}.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help=f"Any of these, or .{', .'.join(MESHES)}.")],

@@ -22,7 +22,7 @@ from typing import Annotated
 
 import typer
 
-from dd3g.command import Json, dispatch, say
+from dd3g.command import Json, dispatch, say, signals_stop
 from dd3g.errors import UserError
 from dd3g.hub_models import HUB_MODELS, HubModel
 from dd3g.progress import paused
@@ -267,6 +267,7 @@ def list_models(as_json: Json = False) -> None:
     say(f"cache: {models_folder()}, and the hub's own for {', '.join(HUB_MODELS)}")
 
 
+@signals_stop()
 def fetch_models(
     names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Names as `list` shows them.")],
     as_json: Json = False,

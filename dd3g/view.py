@@ -9,11 +9,12 @@ from typing import Annotated
 
 import typer
 
-from dd3g.command import Json, run_command, say
+from dd3g.command import Json, run_command, say, signals_stop
 from dd3g.errors import UserError
 from dd3g.io.formats import AXES, SPLATS, check_format, format_of
 
 
+@signals_stop()
 def view(
     file: Annotated[Path, typer.Argument(metavar="FILE", help=f"A file that ends in .{', .'.join(SPLATS)}.")],
     output: Annotated[

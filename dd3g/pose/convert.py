@@ -21,7 +21,7 @@ import torch
 import typer
 from torch import Tensor
 
-from dd3g.command import Json, run_command
+from dd3g.command import Json, run_command, signals_stop
 from dd3g.errors import UserError, first_line
 from dd3g.pose.data.arrays import read_npz, tensor
 from dd3g.pose.networks.difficulty import Difficulty, DifficultyConfig
@@ -175,6 +175,7 @@ def _loaded(network: Network, state: Tensors, path: str | Path) -> Network:
     return network.eval()
 
 
+@signals_stop()
 def convert_command(
     weights: Annotated[Path, typer.Argument(help="ScoreHMR's model-N.pt or PRPose's avg_model_*.pth.")],
     output: Annotated[

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stand_ins.infer_command import ROOT, picture, run, written
+from stand_ins.infer_command import ROOT, StubGenerator, picture, run, written
 
+from dd3g import load_image
+from dd3g.__main__ import main
 from dd3g.command import Interrupted, explain, signals_stop, signals_wait
 from dd3g.gaussians import Gaussians
 from dd3g.io.atomic import TEMPORARY, remove_leftovers, temporary_folder
+from dd3g.io.splats import save
 
 # The real command, with a generator that takes its time.
 SLOW = """
@@ -112,6 +115,31 @@ def test_a_result_is_final_when_the_next_one_fails(here, stub, monkeypatch):
     report = json.loads(result.stdout)
     assert [s["seed"] for s in report["pictures"][0]["samples"]] == [0, 1]
     assert report["failed"][0]["error"].startswith("not enough memory")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize(
+    "words", ["convert a.ply out/b.spz", "view a.ply", "turntable a.ply -o out/t.gif --frames 2 --size 16"]
+)
+def test_a_signal_leaves_no_half_file_of_any_command(here, monkeypatch, capsys, words, name):
+    save(StubGenerator().generate(load_image(picture("a.png"))), "a.ply")
+    number = getattr(signal, name)
+
+    def stopped(*_):
+        assert len(written()) == 1  # the file is written, under another name
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    monkeypatch.setattr(os, "replace", stopped)
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        assert main([*words.split(), "--json"]) == 128 + number
+    finally:
+        signal.signal(number, before)
+    assert written() == []
+    shown = capsys.readouterr()
+    assert shown.err == "stopped: run the same command again to resume\n"
+    assert json.loads(shown.out) == {"error": shown.err.strip()}
 
 
 def test_what_a_killed_run_left_goes_with_the_next(here, stub):
