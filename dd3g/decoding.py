@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import time
 import warnings
 import zlib
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import BmpImagePlugin, Image, ImageChops, ImageOps, JpegImagePlugin, PngImagePlugin
@@ -20,7 +21,7 @@ from dd3g.framing import SOLID
 if TYPE_CHECKING:
     from torch import Tensor
 
-Source: TypeAlias = Union[str, Path, bytes, BinaryIO, Image.Image, np.ndarray, "Tensor"]
+Source: TypeAlias = Union[str, "os.PathLike[str]", bytes, BinaryIO, Image.Image, np.ndarray, "Tensor"]
 
 MIN_SIDE = 8
 MAX_PIXELS = 80_000_000
@@ -96,7 +97,30 @@ def read_rgba(source: Source, name: str = "the picture") -> Image.Image:
 
 def name_of(source: Any) -> str:
     """How messages call a picture."""
-    return f"{source}" if isinstance(source, str | Path) else "the picture"
+    if not isinstance(source, str | os.PathLike):
+        return "the picture"
+    name = os.fsdecode(source)
+    return name if len(name) < 1000 else f"{name[:100]}..."  # as of a picture taken for a path
+
+
+def no_path(word: str) -> str:
+    """Why a word names no picture; empty where it may name one."""
+    if not word.strip():
+        return "an empty word names no picture: a variable of the shell may be unset"
+    if "\0" in word:
+        return f"{word[:100]!r} names no picture: no path holds a zero byte"
+    if ADDRESS.match(word):
+        try:
+            return "" if urlsplit(word).hostname else f"{word}: the address names no host"
+        except ValueError as e:
+            return f"{word}: the address is not one ({e})"
+    scheme = re.match(r"(\w[\w+.-]+)://|(data):", word)
+    if scheme and not os.path.exists(word):
+        kind = scheme[1] or scheme[2]
+        return (
+            f"{word[:100]}: addresses of the kind {kind} are not read: give one of http or https, or a path"
+        )
+    return ""
 
 
 def read_bytes(source: Any, name: str) -> bytes:
@@ -107,16 +131,17 @@ def read_bytes(source: Any, name: str) -> bytes:
     """
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
-    elif isinstance(source, str) and ADDRESS.match(source):
-        data = _fetched(source)
-    elif isinstance(source, str | Path):
-        with open(source, "rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
+    elif isinstance(source, str | os.PathLike):
+        if wrong := no_path(os.fsdecode(source)):
+            raise UserError(wrong)
+        if isinstance(source, str) and ADDRESS.match(source):
+            data = _fetched(source)
+        else:
+            with open(source, "rb") as stream:
+                data = stream.read(MAX_BYTES + 1)
     elif hasattr(source, "read"):
         if getattr(source, "closed", False):
-            raise UserError(
-                f"{name} is an open file that was closed: give it before it is closed, or its path"
-            )
+            raise ValueError("closed")
         data = source.read(MAX_BYTES + 1)
         if not data and source.seekable() and source.tell():  # it was read before
             source.seek(0)
@@ -243,6 +268,8 @@ def _what_is_wrong(error: Exception, name: str) -> str:
         return known[type(error)]
     if isinstance(error, OSError) and error.errno is not None:  # of the system
         return f"{name} cannot be read ({error.strerror}): check the path"
+    if "closed" in first_line(error):
+        return f"{name} was closed before it was read: give it while it is open, or its path"
     return _damaged(name, first_line(error))
 
 

@@ -37,7 +37,9 @@ def _bytes_of(array: np.ndarray, name: str) -> np.ndarray:
     """Values of any type as uint8."""
     if array.dtype == np.uint8:
         return array
-    if array.dtype == np.uint16:
+    if (array.dtype.kind, array.dtype.itemsize) == ("u", 2):  # in either order of bytes
+        if 0 < array.max() < 256:
+            raise UserError(f"{name} holds uint16 up to {array.max()}, of 65535: give uint8 in 0..255")
         return (array >> 8).astype(np.uint8)
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
@@ -49,9 +51,8 @@ def _bytes_of(array: np.ndarray, name: str) -> np.ndarray:
     whole = array.dtype.kind != "f"
     # A resampling filter may reach beyond the range a little.
     if low < (0 if whole else -0.1) or high > (255 if whole else 1.1):
-        right = (
-            "give whole numbers in 0..255" if whole else "floats lie in 0..1; divide by 255, or give uint8"
-        )
+        right = "floats lie in 0..1; divide by 255, or give uint8" if low >= -0.1 else "floats lie in 0..1"
+        right = "give whole numbers in 0..255" if whole else right
         raise UserError(f"{name} holds values from {low:g} to {high:g}: {right}")
     return (array if whole else np.rint(255 * np.clip(array, 0, 1))).astype(np.uint8)
 
@@ -60,10 +61,10 @@ def eight_bits(image: Image.Image, name: str) -> Image.Image:
     """Grey of more than eight bits with eight; Pillow would clip it."""
     deep = np.asarray(image)  # (H, W)
     if image.mode == "F":
-        # Floats have no range here: they are read as 0..1 where they can be, else as 0..255.
-        if np.isfinite(deep).all() and not -1 < deep.min() <= deep.max() < 256:
-            raise UserError(_too_deep(deep, name))
+        # Floats have no range here: 0..1 where they can be, else 0..255 where that is not black throughout.
         large = np.isfinite(deep).all() and deep.max() > 1.1
+        if large and not (deep.min() > -1 and 16 <= deep.max() < 256):
+            raise UserError(_too_deep(deep, name))
         grey = _bytes_of(np.rint(deep).astype(int) if large else deep, name)
     elif (
         image.mode == "I" and 0 <= deep.min() <= deep.max() < 256

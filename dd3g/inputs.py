@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from dd3g.decoding import ADDRESS, SUFFIXES
+from dd3g.decoding import ADDRESS, SUFFIXES, no_path
 from dd3g.errors import UserError
 
 # Names of its own files that a command skips when it is given the same folder again.
@@ -67,7 +67,7 @@ def find_pictures(inputs: list[str], recursive: bool = False) -> Inputs:
     for word in inputs:
         if word == STDIN:
             places[word] = Path("stdin")
-        elif wrong := _no_path(word):
+        elif wrong := no_path(word):
             if len(inputs) == 1:
                 raise UserError(wrong)
             listed.failed.append({"picture": word, "error": wrong})
@@ -93,24 +93,6 @@ def find_pictures(inputs: list[str], recursive: bool = False) -> Inputs:
             places.setdefault(str(Path(word)), Path(Path(word).name))
     listed.found = [Input(name, stem) for name, stem in zip(places, _stems([*places.values()]), strict=True)]
     return listed
-
-
-def _no_path(word: str) -> str:
-    """Why a word names no picture; empty where it may name one."""
-    if not word.strip():
-        return "an empty word names no picture: a variable of the shell may be unset"
-    if ADDRESS.match(word):
-        try:
-            return "" if urlsplit(word).hostname else f"{word}: the address names no host"
-        except ValueError as e:
-            return f"{word}: the address is not one ({e})"
-    scheme = re.match(r"(\w[\w+.-]+)://|(data):", word)
-    if scheme and not os.path.exists(word):
-        kind = scheme[1] or scheme[2]
-        return (
-            f"{word[:100]}: addresses of the kind {kind} are not read: give one of http or https, or a path"
-        )
-    return ""
 
 
 def _listed(folder: Path, recursive: bool) -> Iterator[tuple[Path, str]]:

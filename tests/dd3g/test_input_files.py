@@ -284,10 +284,3 @@ def test_an_answer_that_is_packed_or_never_ends(here, stub, monkeypatch):
         monkeypatch.setattr(decoding, "MAX_BYTES", len(data) - 1)
         fails(f"{site}/packed.png", match="has more than")
         server.shutdown()
-
-
-def test_other_schemes_are_no_addresses(here):
-    with pytest.raises(UserError, match="does not exist"):
-        from dd3g.picture import load_image
-
-        load_image("ftp://host/a.png")

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from stand_ins.made_up_pictures import disc
 
 import dd3g
+from dd3g.decoding import read_rgba
 from dd3g.errors import UserError
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.picture import Picture, load_image
@@ -231,8 +233,59 @@ def test_files_that_were_read_or_closed(tmp_path):
     whole = load_image(data).rgba
     assert torch.equal(load_image(data).rgba, whole)  # at its end by now
     data.close()
-    with pytest.raises(UserError, match="is an open file that was closed"):
+    with pytest.raises(
+        UserError, match="was closed before it was read: give it while it is open, or its path"
+    ):
         load_image(data)
+
+
+def test_a_picture_whose_file_was_closed(tmp_path):
+    Image.fromarray(disc()).save(tmp_path / "a.png")
+    with open(tmp_path / "a.png", "rb") as stream:
+        lazy = Image.open(stream)
+    closed = Image.open(tmp_path / "a.png")
+    closed.close()
+    for image in (lazy, closed):
+        with pytest.raises(UserError, match="the picture was closed before it was read: give it while"):
+            load_image(image)
+
+
+def test_paths_of_any_kind_and_what_is_none(tmp_path):
+    Image.fromarray(disc()).save(tmp_path / "a.png")
+    whole = load_image(disc()).rgba
+
+    class Place:
+        def __fspath__(self):
+            return str(tmp_path / "a.png")
+
+    for path in (Place(), PurePath(tmp_path / "a.png"), np.str_(tmp_path / "a.png")):
+        assert torch.equal(load_image(path).rgba, whole)
+    for word, match in (
+        ("", "an empty word names no picture"),
+        (f"file://{tmp_path}/a.png", "addresses of the kind file are not read: give one of http or https"),
+        ("data:image/png;base64,iVBORw0KGgo" + 9999 * "A", "^data:image.{90}: addresses of the kind data"),
+        (9999 * "A", r"^A{100}\.\.\. cannot be read .File name too long.: check the path$"),
+        ("a\0.png", r"^'a\\x00.png' names no picture: no path holds a zero byte$"),
+        (Path("a\0.png"), "no path holds a zero byte"),
+    ):
+        with pytest.raises(UserError, match=match):
+            load_image(word)
+
+
+def test_numbers_whose_range_is_another():
+    deep = np.full((32, 32, 3), 99 << 8, np.uint16)
+    for array in (deep, deep.astype(">u2"), deep.astype("<u2")):
+        assert np.asarray(read_rgba(array))[0, 0].tolist() == [99, 99, 99, 255]
+    with pytest.raises(UserError, match="the picture holds uint16 up to 99, of 65535: give uint8 in 0..255"):
+        load_image(deep >> 8)
+    with pytest.raises(UserError, match="the picture holds values from -1 to 1: floats lie in 0..1$"):
+        load_image(torch.linspace(-1, 1, 3 * 16 * 16).view(3, 16, 16))
+    for value, shown in ((0.5, 128), (1.05, 255), (99.0, 99)):
+        image = Image.new("F", (16, 16), value)
+        assert np.asarray(read_rgba(image))[0, 0].tolist() == [shown, shown, shown, 255]
+    for value in (1.5, 4.0, 256.0, -0.5):  # brighter than white, or black?
+        with pytest.raises(UserError, match=f"the picture holds values from {value:g} to {value:g}: "):
+            read_rgba(Image.new("F", (16, 16), value))
 
 
 @pytest.mark.parametrize(
