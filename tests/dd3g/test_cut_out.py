@@ -259,6 +259,31 @@ def test_a_cut_out_trimmed_to_its_object_misses_nothing(asked):
     assert "touches the border" in warning  # of a photo, even on all sides
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["alpha", "mask", "none"])
+def test_a_small_object_on_a_large_canvas_keeps_its_detail(how):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 4), dtype=np.uint8)
+    noise[..., 3] = 255
+    canvas = np.zeros((4200, 4300, 4), np.uint8)
+    canvas[900:1100, 4100:] = noise  # at the border, which is said
+    close = canvas[600:1400, 3500:]
+    given = {"mask": canvas[..., 3]} if how == "mask" else {}
+    matte = "none" if how == "none" else "auto"
+    far, near = load_image(canvas, matte=matte, **given), load_image(close, matte=matte)
+    assert (far.rgba - near.rgba).abs().max() < 0.01 and far.warnings == near.warnings
+    assert (how == "none") == (far.warnings == ())
+
+
+def test_a_matte_that_looks_inverted_is_said():
+    y, x = np.mgrid[:96, :128]
+    rest = np.where(np.hypot(x - 64, y - 48) < 30, 0, 255).astype(np.uint8)
+    for found in (load_image(photo(rest)), load_image(photo(255), mask=rest)):
+        (warning,) = found.warnings
+        assert "covers its border and leaves out what is within: invert it if" in warning
+    for mask in (255 - rest, rounded(20)):
+        assert load_image(photo(255), mask=mask).warnings == ()
+
+
 def test_foreground_ratio():
     for ratio in (0.5, 0.8, 1.0):
         left, right, _, _ = extent(load_image(disc(), size=200, fill=ratio).rgba[3])

@@ -328,6 +328,52 @@ def damage() -> Odd:
     return odd
 
 
+def corners() -> Odd:
+    """What standards allow, tools write and readers meet seldom."""
+    red, turned = Image.new("RGB", (48, 32), RED), Image.Exif()
+    turned[0x0112] = 6
+    rows = b"".join(b"\0" + row.tobytes() for row in np.asarray(red))
+    png = {
+        "two of PLTE": ((b"PLTE", bytes(30)),),
+        "gamma 0": ((b"gAMA", bytes(4)),),
+        "chromaticities 0": ((b"cHRM", bytes(32)),),
+        "no frames": ((b"acTL", bytes(8)),),
+        "turned": ((b"eXIf", turned.tobytes()[6:]),),
+        "wide pixels": ((b"pHYs", struct.pack(">IIB", 1, 2, 0)),),
+        "empty data first": ((b"IDAT", b""),),
+    }
+    odd: Odd = {f"corner {n}.png": (png_chunks(48, 32, 8, 2, rows, *more), RED) for n, more in png.items()}
+    whole = png_chunks(48, 32, 8, 2, rows)
+    odd["corner no end.png"] = whole[:-12], RED
+    odd["corner rows too many.png"] = png_chunks(48, 32, 8, 2, rows + bytes(9999)), RED
+    odd["corner filter.png"] = png_chunks(48, 32, 8, 2, b"\x09" + rows[1:]), "damaged or cut short"
+    jpeg, start = encoded(red, "JPEG", quality=95), b"http://ns.adobe.com/xap/1.0/\0"
+    xmp = start + b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"/>'
+    for name, block in {
+        "xmp": xmp,
+        "turned by a long": b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\4\0\0\0\1\0\0\0\6\0\0\0\0",
+        "turned by a text": b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\2\0\0\0\0026\0\0\0\0\0\0\0",
+    }.items():
+        marked = b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block
+        odd[f"corner {name}.jpg"] = jpeg[:2] + marked + jpeg[2:], RED
+    odd["corner fill bytes.jpg"] = jpeg[:2] + b"\xff\xff\xff" + jpeg[2:], RED
+    odd["corner two starts.jpg"] = b"\xff\xd8" + jpeg, "damaged or cut short"
+    odd["corner in a letter.jpg"] = b"Content-Type: image/jpeg\r\n\r\n" + jpeg, "is not a PNG, JPEG"
+    odd["corner 411.jpg"] = encoded(red.resize((47, 31)), "JPEG", subsampling="4:1:1", quality=95), RED
+    odd["corner predictor.tif"] = encoded(red, "TIFF", compression="tiff_lzw", tiffinfo={317: 2}), RED
+    odd["corner turned.tif"] = encoded(red, "TIFF", tiffinfo={274: 6}), RED
+    bmp = encoded(red, "BMP")
+    odd["corner no size.bmp"] = bmp[:34] + bytes(4) + bmp[38:], RED
+    odd["corner wrong size.bmp"] = bmp[:2] + b"\7\0\0\0" + bmp[6:], RED
+    odd["corner interlaced.gif"] = encoded(red.quantize(4), "GIF", interlace=1), RED
+    blank = {"save_all": True, "append_images": [red.convert("RGBA")], "disposal": 2}
+    odd["corner blank first.gif"] = encoded(Image.new("RGBA", (48, 32)), "GIF", **blank), "fully transparent"
+    odd["corner turned.webp"] = encoded(red, "WEBP", exif=turned.tobytes(), quality=95), RED
+    odd["corner more behind.webp"] = encoded(red, "WEBP", quality=95) + bytes(999), RED
+    odd["corner without pictures.ico"] = b"\0\0\1\0\0\0", "is not a PNG, JPEG"
+    return odd
+
+
 def names() -> Odd:
     """Names that file systems allow."""
     data = encoded(Image.new("RGB", (48, 32), RED), "PNG")
@@ -354,7 +400,7 @@ def names() -> Odd:
     return odd
 
 
-KINDS: tuple[Callable[[], Odd], ...] = (formats, tiffs, alphas, sizes, metadata, damage, names)
+KINDS: tuple[Callable[[], Odd], ...] = (formats, tiffs, alphas, sizes, metadata, damage, corners, names)
 
 
 def make(folder: Path) -> dict[str, Expected]:
