@@ -27,7 +27,6 @@ from dd3g.progress import Progress
 # Options that several commands share.
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-OutputFolder = Annotated[Path, typer.Option("-o", "--output", help="Output folder.")]
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # of all wrong options; typer has no public name for it
 RENAMED = {"out": "output"}  # options that had another name once

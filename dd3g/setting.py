@@ -20,7 +20,7 @@ def setting(
         help: what the value means, its unit or choices.
         least: of a number that `check_ranges` holds; None: it may be any.
         most: likewise; without it a number is finite.
-        option: of a command line, where it is not the field's name with dashes.
+        option: names of a command line's, where it is not the field's with dashes.
     """
     metadata = {"help": help, "option": option} | ({} if least is None else {"range": (least, most)})
     if isinstance(default, list | dict):
@@ -82,7 +82,7 @@ def _options(cls: type) -> list[tuple[str, Any, Any]]:
     hints, found = get_type_hints(cls), []
     for one in fields(cls):
         default = one.default if one.default_factory is MISSING else one.default_factory()
-        words = [one.metadata["option"]] if one.metadata["option"] else []
+        words = one.metadata["option"].split()
         if default is False and not words:
             words = [f"--{one.name.replace('_', '-')}"]
         least, most = one.metadata.get("range", (None, math.inf))

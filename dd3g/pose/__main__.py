@@ -11,21 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import (
-    Json,
-    OutputFolder,
-    Report,
-    check_writable,
-    conclude,
-    explain,
-    run_command,
-    signals_wait,
-)
+from dd3g.command import Json, Report, check_writable, conclude, dispatch, explain, signals_wait
 from dd3g.errors import UserError
 from dd3g.inputs import output_stems
 from dd3g.io.atomic import move_files, remove_leftovers, temporary_folder
-from dd3g.pose.request import KEYPOINTS, Export, Method, Request, find_inputs, is_video, parse_size
+from dd3g.pose.request import KEYPOINTS, Export, Method, Request, find_inputs, is_video
 from dd3g.progress import Progress
+from dd3g.setting import flattened
 
 
 def run(inputs: list[Path], request: Request, progress: Progress, report: Report) -> Report:
@@ -45,6 +37,7 @@ def run(inputs: list[Path], request: Request, progress: Progress, report: Report
         UserError: what stops the whole run: no input, an output folder that cannot be written, weights that
             are missing.
     """
+    request.check()
     paths, failed = find_inputs(inputs)
     networks = _prepare(paths, request)
     progress.phase("inputs", len(paths))
@@ -172,9 +165,11 @@ def _look(path: Path, request: Request) -> tuple[Any, list[Any], list[str]]:
     file = path if alone else request.keypoints_of(path)
     keypoints = None
     if file is not None:
-        shown = request.size if picture is None else picture.size
+        shown = request.picture_size if picture is None else picture.size
         keypoints = read_keypoints(file, request.layout, None if alone else path.stem, shown)
-    people = detect(picture, keypoints, request.focal, threshold=request.confidence, size=request.size)
+    people = detect(
+        picture, keypoints, request.focal, threshold=request.confidence, size=request.picture_size
+    )
     if not people:
         raise UserError(f"no person was found in {path}: give a clearer picture, or --keypoints")
     if request.predictions is not None:
@@ -190,62 +185,13 @@ def _last_line(report: Report, out: Path) -> str:
     return f"{persons}: wrote {what or 'nothing'}"
 
 
+@flattened
 def pose(
     inputs: Annotated[
         list[Path],
         typer.Argument(metavar="PHOTO|FOLDER|VIDEO|KEYPOINTS…", help="Pictures, videos, or .json/.npz/.txt."),
     ],
-    output: OutputFolder = Path("out"),
-    method: Annotated[
-        Method, typer.Option(help="Prior with guidance; lifter with noise; body refined by diffusion.")
-    ] = Method.guided,
-    hypotheses: Annotated[int, typer.Option(help="3D poses for each person.")] = 20,
-    viewer: Annotated[
-        bool, typer.Option("--viewer", help="Also write an HTML page that shows the poses in 3D.")
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Same input, same seed: same result.")] = 0,
-    keypoints: Annotated[
-        Path | None, typer.Option(help="Another detector's .json, .npz or .txt, or a folder of them.")
-    ] = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(help="coco-17, coco-18, openpose-25, h36m-17, halpe-26 …; default: the file's."),
-    ] = None,
-    confidence: Annotated[
-        float, typer.Option(help="Joints that the detector is less sure of, 0..1, count as not seen.")
-    ] = 0.3,
-    size: Annotated[
-        str | None, typer.Option(help="WIDTHxHEIGHT of the pictures, where keypoint files do not tell.")
-    ] = None,
-    height: Annotated[
-        float | None, typer.Option(help="How tall the people are, metres; default: grown. Children need it.")
-    ] = None,
-    focal: Annotated[
-        float | None, typer.Option(help="Focal length in pixels; default: EXIF, else the picture's diagonal.")
-    ] = None,
-    views: Annotated[
-        bool, typer.Option("--views", help="The pictures show one person at one instant: one pose for all.")
-    ] = False,
-    cameras: Annotated[
-        Path | None, typer.Option(help='For --views: JSON {"NAME": {"R": 3x3, "t": 3, "K": 3x3}}, metres.')
-    ] = None,
-    predictions: Annotated[
-        Path | None, typer.Option(help="For recovery: HMR2's or ProHMR's .npz of the people, to start from.")
-    ] = None,
-    weights: Annotated[
-        list[Path] | None,
-        typer.Option(help="Folder of train-pose or `pose convert` to take instead; may be repeated."),
-    ] = None,
-    moving: Annotated[
-        bool, typer.Option("--moving-camera", help="A video's camera moves: no floor is looked for.")
-    ] = False,
-    export: Annotated[
-        list[Export] | None,
-        typer.Option(
-            help="Also write each person as this; may be repeated. npz: parameters of SMPL and SMPL-X."
-        ),
-    ] = None,
-    every: Annotated[int, typer.Option(help="Take every n-th frame of a video.")] = 1,
+    request: Request,
     as_json: Json = False,
 ) -> None:
     """Estimate the 3D pose of each person, as several hypotheses with one recommended answer.
@@ -259,28 +205,22 @@ def pose(
     joints, 2 or 3) and beside them "confidence", "layout", "size", "K", or "heatmaps" (people, 17, h, w) over
     "boxes" (people, 4). Where a file does not tell the size of its picture, give --size or the picture.
     """
-
-    def work(progress: Progress) -> Report:
-        request = Request(
-            output, method.value, hypotheses, viewer, seed, keypoints, layout, focal, every, confidence,
-            parse_size(size), height, views, cameras, predictions, moving,
-            tuple(e.value for e in export or ()), tuple(weights or ()),
-        )  # fmt: skip
-        return run(inputs, request, progress, report)
-
     report: Report = {"inputs": [], "failed": []}
     several = len(inputs) > 1 or os.path.isdir(inputs[0])
-    conclude(work, "input", several, as_json, lambda report: _last_line(report, output), report)
+    conclude(
+        lambda progress: run(inputs, request, progress, report),
+        "input",
+        several,
+        as_json,
+        lambda report: _last_line(report, request.out),
+        report,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code. With `convert` as first word it is that of `dd3g.pose.convert`."""
-    words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["convert"]:
-        from dd3g.pose import convert
-
-        return convert.main(words[1:])
-    return run_command(pose, argv, "dd3g pose")
+    """Command line; returns the exit code."""
+    convert = {"convert": ("dd3g.pose.convert", "published weights as folders of ours")}
+    return dispatch(convert, argv, "dd3g pose", "Poses of people.", otherwise=pose)
 
 
 if __name__ == "__main__":

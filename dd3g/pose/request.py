@@ -6,9 +6,11 @@ import os
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 
 from dd3g.errors import UserError
+from dd3g.setting import setting
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".3gp", ".wmv", ".flv")
@@ -39,49 +41,43 @@ class Method(StrEnum):
 
 @dataclass(frozen=True)
 class Request:
-    """What to make of each input, checked.
+    """What to make of each input: the options of `dd3g pose`."""
 
-    Args:
-        out: output folder.
-        method: one of `Method`.
-        m: hypotheses a person, >= 1.
-        viewer: also write a self-contained HTML page.
-        seed: of all random numbers.
-        keypoints: another detector's file, or a folder of files named like the pictures.
-        layout: their joint layout; None takes the file's word.
-        focal: px; None looks into keypoint files and EXIF.
-        every: take every n-th frame of a video.
-        confidence: joints with less count as not seen, 0..1.
-        size: (width, height) of pictures that keypoint files do not tell the size of.
-        height: metres, how tall the people are; None takes a grown person's.
-        views: the pictures show one person at one instant.
-        weights: folders of networks that take the place of shipped ones.
-        predictions: HMR2's or ProHMR's npz of the same people, for recovery to start from.
-        moving: the camera of a video moves; else it is taken as standing still, and the floor is looked for.
-        export: further formats for each person, of `Export`.
-        cameras: JSON with where their cameras stand, see `dd3g.pose.views.read_stations`.
-    """
+    out: Path = setting(Path("out"), "Output folder.", option="-o --output")
+    method: Method = setting(
+        Method.guided, "Prior with guidance; lifter with noise; body refined by diffusion."
+    )
+    m: int = setting(20, "3D poses for each person.", option="--hypotheses")
+    viewer: bool = setting(False, "Also write an HTML page that shows the poses in 3D.")
+    seed: int = setting(0, "Same input, same seed: same result.", 0)
+    keypoints: Path | None = setting(None, "Another detector's .json, .npz or .txt, or a folder of them.")
+    layout: str | None = setting(
+        None, "coco-17, coco-18, openpose-25, h36m-17, halpe-26 …; default: the file's."
+    )
+    confidence: float = setting(0.3, "Joints that the detector is less sure of, 0..1, count as not seen.")
+    size: str | None = setting(None, "WIDTHxHEIGHT of the pictures, where keypoint files do not tell.")
+    height: float | None = setting(None, "How tall the people are, metres; default: grown. Children need it.")
+    focal: float | None = setting(None, "Focal length in pixels; default: EXIF, else the picture's diagonal.")
+    views: bool = setting(False, "The pictures show one person at one instant: one pose for all.")
+    cameras: Path | None = setting(None, 'For --views: JSON {"NAME": {"R": 3x3, "t": 3, "K": 3x3}}, metres.')
+    predictions: Path | None = setting(
+        None, "For recovery: HMR2's or ProHMR's .npz of the people, to start from."
+    )
+    weights: list[Path] = setting(
+        [], "Folder of train-pose or `pose convert` to take instead; may be repeated."
+    )
+    moving: bool = setting(False, "A video's camera moves: no floor is looked for.", option="--moving-camera")
+    export: list[Export] = setting(
+        [], "Also write each person as this; may be repeated. npz: parameters of SMPL and SMPL-X."
+    )
+    every: int = setting(1, "Take every n-th frame of a video.")
 
-    out: Path
-    method: str = "guided"
-    m: int = 20
-    viewer: bool = False
-    seed: int = 0
-    keypoints: Path | None = None
-    layout: str | None = None
-    focal: float | None = None
-    every: int = 1
-    confidence: float = 0.3
-    size: tuple[int, int] | None = None
-    height: float | None = None
-    views: bool = False
-    cameras: Path | None = None
-    predictions: Path | None = None
-    moving: bool = False
-    export: tuple[str, ...] = ()
-    weights: tuple[Path, ...] = ()
+    def check(self) -> None:
+        """Hold the options against their ranges and each other.
 
-    def __post_init__(self) -> None:
+        Raises:
+            UserError: for the first that cannot be.
+        """
         if self.m < 1:
             raise UserError(f"--hypotheses {self.m} makes nothing: give 1 or more")
         if self.every < 1:
@@ -96,6 +92,21 @@ class Request:
             raise UserError(f"--confidence {self.confidence:g} is no confidence: give it in 0..1")
         if self.keypoints is not None and not self.keypoints.exists():
             raise UserError(f"--keypoints {self.keypoints} does not exist: check the path")
+        self.picture_size  # raises
+
+    @cached_property
+    def picture_size(self) -> tuple[int, int] | None:
+        """(width, height) of pictures that keypoint files do not tell the size of.
+
+        Raises:
+            UserError: anything else than WIDTHxHEIGHT.
+        """
+        if self.size is None:
+            return None
+        found = re.fullmatch(r"(\d+)\s*[xX×,]\s*(\d+)", self.size.strip())
+        if found is None or not (int(found[1]) and int(found[2])):
+            raise UserError(f"--size {self.size} is no size: give WIDTHxHEIGHT in pixels, e.g. 1920x1080")
+        return int(found[1]), int(found[2])
 
     def keypoints_of(self, picture: Path) -> Path | None:
         """The keypoint file that belongs to a picture; None where BlazePose shall look.
@@ -110,20 +121,6 @@ class Request:
             if (self.keypoints / name).is_file():
                 return self.keypoints / name
         raise UserError(f"no keypoints for {picture} in {self.keypoints}: looked for {', '.join(names)}")
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """WIDTHxHEIGHT as two numbers.
-
-    Raises:
-        UserError: anything else.
-    """
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+)\s*[xX×,]\s*(\d+)", text.strip())
-    if found is None or not (int(found[1]) and int(found[2])):
-        raise UserError(f"--size {text} is no size: give WIDTHxHEIGHT in pixels, e.g. 1920x1080")
-    return int(found[1]), int(found[2])
 
 
 def find_inputs(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:

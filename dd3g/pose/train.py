@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ import typer
 
 from dd3g.command import Json, run_command
 from dd3g.errors import UserError
+from dd3g.setting import flattened, setting
 
 
 class Network(StrEnum):
@@ -31,47 +32,71 @@ class Optimizer(StrEnum):
     muon = "muon"
 
 
+# Options that only one network has.
+OWNERS = {
+    "blocks": Network.prior,
+    "init_from": Network.prior,
+    "lifter": Network.difficulty,
+    "graph": Network.difficulty,
+    "features": Network.recovery,
+    "annotations": Network.recovery,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a network is trained, and on what."""
+
+    motion: Path | None = setting(
+        None, "cmu_mocap_30fps.npz, of which the train clips are used; .bvh, .amc, AMASS .npz; a folder."
+    )
+    output: Path | None = setting(
+        None, "Folder of the run. [default: runs/pose-NETWORK]", option="--output -o"
+    )
+    minutes: float | None = setting(None, "End after these, all sessions together.")
+    steps: int | None = setting(None, "[default: the network's own]", 1)
+    learning_rate: float | None = setting(None, "The highest. [default: the network's own]")
+    optimizer: Optimizer = setting(
+        Optimizer.adamw, "muon: orthogonal steps for matrices, AdamW for the rest."
+    )
+    seed: int = setting(0, "Seed of all random numbers.")
+    resume: bool = setting(False, "Go on from the run's last checkpoint.")
+    blocks: int | None = setting(None, "prior: its depth. [default: 2, or as --init-from]", 1)
+    init_from: Path | None = setting(
+        None, "prior: folder of a prior of at most as many blocks to begin with."
+    )
+    lifter: Path | None = setting(None, "difficulty: folder of the frozen lifter. [default: the shipped one]")
+    graph: bool = setting(False, "difficulty: the larger published network.")
+    features: Path | None = setting(
+        None, "recovery: PARE's features of people in pictures, instead of --motion."
+    )
+    annotations: Path | None = setting(None, "recovery: ScoreHMR's .npz of the same people, with body_pose.")
+    device: str = setting("cpu", "cpu, cuda, or auto: CUDA where there is one. Batches are drawn on the CPU.")
+
+    def check(self, network: Network) -> None:
+        """Hold the options against each other.
+
+        Raises:
+            UserError: those of another network, nothing to learn from, or a number that cannot be.
+        """
+        for name in ("learning_rate", "minutes"):
+            number = getattr(self, name)
+            if number is not None and not number > 0:
+                raise UserError(f"--{name.replace('_', '-')} must be positive, got {number:g}")
+        for name, owner in OWNERS.items():
+            if getattr(self, name) and network != owner:
+                raise UserError(
+                    f"--{name.replace('_', '-')} is for the {owner} only: leave it out to train the {network}"
+                )
+        features = self.features is not None
+        if features != (self.annotations is not None) or features == (self.motion is not None):
+            raise UserError("give --motion; or for recovery instead of it both --features and --annotations")
+
+
+@flattened
 def train_command(
     network: Annotated[Network, typer.Argument(help="Poses alone; 2D to 3D; its errors; body rotations.")],
-    motion: Annotated[
-        Path | None,
-        typer.Option(
-            help="cmu_mocap_30fps.npz, of which the train clips are used; .bvh, .amc, AMASS .npz; a folder."
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the run. [default: runs/pose-NETWORK]")
-    ] = None,
-    minutes: Annotated[float | None, typer.Option(help="End after these, all sessions together.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="[default: the network's own]")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="The highest. [default: the network's own]")
-    ] = None,
-    optimizer: Annotated[
-        Optimizer, typer.Option(help="muon: orthogonal steps for matrices, AdamW for the rest.")
-    ] = Optimizer.adamw,
-    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
-    blocks: Annotated[
-        int | None, typer.Option(min=1, help="prior: its depth. [default: 2, or as --init-from]")
-    ] = None,
-    init_from: Annotated[
-        Path | None, typer.Option(help="prior: folder of a prior of at most as many blocks to begin with.")
-    ] = None,
-    lifter: Annotated[
-        Path | None, typer.Option(help="difficulty: folder of the frozen lifter. [default: the shipped one]")
-    ] = None,
-    graph: Annotated[bool, typer.Option("--graph", help="difficulty: the larger published network.")] = False,
-    features: Annotated[
-        Path | None,
-        typer.Option(help="recovery: PARE's features of people in pictures, instead of --motion."),
-    ] = None,
-    annotations: Annotated[
-        Path | None, typer.Option(help="recovery: ScoreHMR's .npz of the same people, with body_pose.")
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda, or auto: CUDA where there is one. Batches are drawn on the CPU.")
-    ] = "cpu",
+    options: Options,
     as_json: Json = False,
 ) -> None:
     """Train one network of the pose methods; kill it at any time and go on with `--resume`."""
@@ -79,48 +104,41 @@ def train_command(
     from dd3g.pose import training
     from dd3g.pose.data.motion_files import load_motion
     from dd3g.pose.data.scorehmr import load_conditioned
+
+    o = options
+    o.check(network)
+    folder = o.output or Path("runs") / f"pose-{network}"
+    where = find_device(o.device)
+    if where.type not in ("cpu", "cuda") or where.index is not None:
+        raise UserError(
+            f"--device {o.device} cannot train: give auto, cpu or cuda; CUDA_VISIBLE_DEVICES chooses the GPU"
+        )
+    own = {"steps": o.steps, "learning_rate": o.learning_rate}
+    run = {name: value for name, value in own.items() if value is not None} | _shape(network, o)
+    run |= {"minutes": o.minutes, "seed": o.seed, "resume": o.resume}
+    run |= {"use_cpu": where.type == "cpu", "optimizer": o.optimizer.value}
+    if o.features is not None and o.annotations is not None:
+        training.train_recovery_on_features(*load_conditioned(o.annotations, o.features), folder, **run)
+    elif o.motion is not None:
+        getattr(training, f"train_{network}")(load_motion(o.motion, "train"), folder, **run)
+    print(json.dumps({"output": str(folder)}) if as_json else f"trained: {folder}")
+
+
+def _shape(network: Network, options: Options) -> dict[str, Any]:
+    """What only one network is made with."""
     from dd3g.pose.networks.difficulty import DifficultyConfig
     from dd3g.pose.networks.lifter import GraphLifter
     from dd3g.pose.networks.prior import Prior, PriorConfig
 
-    folder = output or Path("runs") / f"pose-{network}"
-    options: dict[str, Any] = {"minutes": minutes, "seed": seed, "resume": resume}
-    options |= {k: v for k, v in {"steps": steps, "learning_rate": learning_rate}.items() if v is not None}
-    for name, number in (("--learning-rate", learning_rate), ("--minutes", minutes)):
-        if number is not None and not number > 0:
-            raise UserError(f"{name} must be positive, got {number:g}")
-    for name, value, owner in (
-        ("--blocks", blocks, Network.prior),
-        ("--init-from", init_from, Network.prior),
-        ("--lifter", lifter, Network.difficulty),
-        ("--graph", graph, Network.difficulty),
-        ("--features", features, Network.recovery),
-        ("--annotations", annotations, Network.recovery),
-    ):
-        if value and network != owner:
-            raise UserError(f"{name} is for the {owner} only: leave it out to train the {network}")
-    if (features is None) != (annotations is None) or (motion is None) == (features is None):
-        raise UserError("give --motion; or for recovery instead of it both --features and --annotations")
-    where = find_device(device)
-    if where.type not in ("cpu", "cuda") or where.index is not None:
-        raise UserError(
-            f"--device {device} cannot train: give auto, cpu or cuda; CUDA_VISIBLE_DEVICES chooses the GPU"
-        )
-    options |= {"use_cpu": where.type == "cpu", "optimizer": optimizer.value}
-    if network == Network.prior:
-        options["init_from"] = init_from
-        if blocks is not None:
-            config = Prior.from_pretrained(init_from).config if init_from else PriorConfig()
-            options["config"] = replace(config, blocks=blocks)
     if network == Network.difficulty:
-        options["lifter"] = GraphLifter.from_pretrained(lifter)
-        options["config"] = DifficultyConfig("graph" if graph else "mlp")
-    if motion is not None:
-        getattr(training, f"train_{network}")(load_motion(motion, "train"), folder, **options)
-    else:
-        assert features is not None and annotations is not None
-        training.train_recovery_on_features(*load_conditioned(annotations, features), folder, **options)
-    print(json.dumps({"output": str(folder)}) if as_json else f"trained: {folder}")
+        config = DifficultyConfig("graph" if options.graph else "mlp")
+        return {"lifter": GraphLifter.from_pretrained(options.lifter), "config": config}
+    if network != Network.prior:
+        return {}
+    if options.blocks is None:
+        return {"init_from": options.init_from}
+    known = Prior.from_pretrained(options.init_from).config if options.init_from else PriorConfig()
+    return {"init_from": options.init_from, "config": replace(known, blocks=options.blocks)}
 
 
 def main(argv: list[str] | None = None) -> int:
