@@ -7,6 +7,7 @@ Nothing is computed in full: the networks run on tensors without values, so a la
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -212,65 +213,68 @@ def working_set(counted: Counted) -> float:
     return batch * counted.saved + 4 * (counted.parameters + counted.trained) + counted.copies
 
 
+# Lines of the tables with a column for each network.
+COUNTED: dict[str, Callable[[Counted], str]] = {
+    "parameters, millions": lambda c: f"{c.parameters / 1e6:,.1f}",
+    "of them trained, millions": lambda c: f"{c.trained / 1e6:,.1f}",
+    "Gaussians": lambda c: f"{c.gaussians:,}",
+    "forward, GFLOP a sample": lambda c: f"{c.flops / 1e9:,.1f}",
+    "forward and backward, GFLOP": lambda c: f"{c.both / 1e9:,.1f}",
+    "kept for the backward pass, GB a sample": lambda c: f"{c.saved / GB:.3f}",
+    "the same with gradient_checkpointing": lambda c: f"{c.saved_recomputed / GB:.3f}",
+    "FLOPs that costs, share": lambda c: f"{c.recomputed / c.both:.0%}",
+    "to the GPU, MB a sample": lambda c: f"{c.sample / 1e6:.2f}",
+    "train_batch_size": lambda c: str(c.batch),
+    "to the GPU, MB a step and GPU": lambda c: f"{c.batch * c.sample / 1e6:.1f}",
+    "checkpoint, GB": lambda c: f"{c.checkpoint / GB:.2f}",
+}
+RAN: dict[str, Callable[[Counted], str]] = {
+    "batch": lambda c: str(MEASURED[c.name][0]),
+    "milliseconds": lambda c: str(MEASURED[c.name][1]),
+    "share of the bfloat16 peak": lambda c: f"{utilisation(c.name, c):.1%}",
+    "peak memory, GB": lambda c: str(MEASURED[c.name][2]),
+    "counted for that batch, GB": lambda c: f"{working_set(c) / GB:.1f}",
+}
+
+
 def _table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def _by_network(head: str, lines: dict[str, Callable[[Counted], str]], found: list[Counted]) -> str:
+    rows = [[label, *(text(c) for c in found)] for label, text in lines.items()]
+    return _table([head, *(c.name for c in found)], rows)
+
+
+def _hours(c: Counted) -> list[list[str]]:
+    """Hours at the measured share of the peak, where there is one, and at the target's."""
+    measured = [(utilisation(c.name, c), "measured")] if c.name in MEASURED else []
+    return [
+        [
+            f"{c.name} at {share:.0%}, {said}",
+            *(f"{hours(c, gpus, share):,.2f}" for gpus in GPUS),
+            f"{hours(c, 8, share, recompute=True):,.2f}",
+        ]
+        for share, said in (*measured, (TARGET, "target"))
+    ]
+
+
 def page(found: list[Counted]) -> str:
     """docs/scale.md."""
-    counted = _table(
-        ["", *(c.name for c in found)],
-        [
-            ["parameters, millions", *(f"{c.parameters / 1e6:,.1f}" for c in found)],
-            ["of them trained, millions", *(f"{c.trained / 1e6:,.1f}" for c in found)],
-            ["Gaussians", *(f"{c.gaussians:,}" for c in found)],
-            ["forward, GFLOP a sample", *(f"{c.flops / 1e9:,.1f}" for c in found)],
-            ["forward and backward, GFLOP", *(f"{c.both / 1e9:,.1f}" for c in found)],
-            ["kept for the backward pass, GB a sample", *(f"{c.saved / GB:.3f}" for c in found)],
-            ["the same with gradient_checkpointing", *(f"{c.saved_recomputed / GB:.3f}" for c in found)],
-            ["FLOPs that costs, share", *(f"{c.recomputed / c.both:.0%}" for c in found)],
-            ["to the GPU, MB a sample", *(f"{c.sample / 1e6:.2f}" for c in found)],
-            ["train_batch_size", *(str(c.batch) for c in found)],
-            ["to the GPU, MB a step and GPU", *(f"{c.batch * c.sample / 1e6:.1f}" for c in found)],
-            ["checkpoint, GB", *(f"{c.checkpoint / GB:.2f}" for c in found)],
-        ],
-    )  # fmt: skip
-    ran = [c for c in found if c.name in MEASURED]
-    measured = _table(
-        ["network alone, forward and backward", *(c.name for c in ran)],
-        [
-            ["batch", *(str(MEASURED[c.name][0]) for c in ran)],
-            ["milliseconds", *(str(MEASURED[c.name][1]) for c in ran)],
-            ["share of the bfloat16 peak", *(f"{utilisation(c.name, c):.1%}" for c in ran)],
-            ["peak memory, GB", *(str(MEASURED[c.name][2]) for c in ran)],
-            ["counted for that batch, GB", *(f"{working_set(c) / GB:.1f}" for c in ran)],
-        ],
-    )
     base = next(c for c in found if c.name == "base")
-    memory = _table(
-        ["split", *(f"{gpus} GPU{'s' * (gpus > 1)}" for gpus in GPUS)],
-        [
-            [split, *(f"{state_bytes(base, split, gpus) / GB:.2f}" for gpus in GPUS)]
-            for split in ("DDP", "FSDP2", "ZeRO-2", "ZeRO-3")
-        ],
-    )
-    rows = []
-    for c in found:
-        shares = [(utilisation(c.name, c), "measured")] if c in ran else []
-        for share, said in (*shares, (TARGET, "target")):
-            cells = [f"{hours(c, gpus, share):,.2f}" for gpus in GPUS]
-            again = f"{hours(c, 8, share, recompute=True):,.2f}"
-            rows.append([f"{c.name} at {share:.0%}, {said}", *cells, again])
-    wall = _table(
-        ["hours", *(f"{gpus} GPU{'s' * (gpus > 1)}" for gpus in GPUS), "8, gradient_checkpointing"], rows
-    )
+    gpus = [f"{count} GPU{'s' * (count > 1)}" for count in GPUS]
+    memory = [
+        [split, *(f"{state_bytes(base, split, count) / GB:.2f}" for count in GPUS)]
+        for split in ("DDP", "FSDP2", "ZeRO-2", "ZeRO-3")
+    ]
+    ran = [c for c in found if c.name in MEASURED]
     seconds = base.checkpoint / DISK
     return TEMPLATE.read_text(encoding="utf-8").format(
-        counted=counted,
-        measured=measured,
-        memory=memory,
-        wall=wall,
+        counted=_by_network("", COUNTED, found),
+        measured=_by_network("network alone, forward and backward", RAN, ran),
+        memory=_table(["split", *gpus], memory),
+        wall=_table(["hours", *gpus, "8, gradient_checkpointing"], [row for c in found for row in _hours(c)]),
         pictures=PICTURES,
         epochs=EPOCHS,
         peak=PEAK / 1e12,
