@@ -18,7 +18,7 @@ def setting(
     Args:
         default: of the field; each object has its own copy of a list or a dictionary.
         help: what the value means, its unit or choices.
-        least: of a number that `check_ranges` holds; None: it may be any.
+        least: of a number that `check_ranges` holds, -inf for any that is finite; None: it may be any.
         most: likewise; without it a number is finite.
         option: names of a command line's, where it is not the field's with dashes.
     """
@@ -44,8 +44,10 @@ def check_ranges(config: Any, section: str = "") -> None:
             ranges |= {name: one.metadata["range"]} if "range" in one.metadata else {}
     for name, (least, most) in ranges.items():
         value = getattr(config, name)
-        if value is not None and not (least <= value <= most and value < math.inf):
-            limits = f"at least {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
+        if value is not None and not (least <= value <= most and abs(value) < math.inf):
+            limits = f"between {least:g} and {most:g}"
+            if most == math.inf:
+                limits = f"at least {least:g}" if least > -math.inf else "a finite number"
             raise ValueError(f"{section}{name} must be {limits}, got {value}")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dd3g.setting import setting
+from dd3g.setting import check_ranges, setting
 
 if TYPE_CHECKING:
     from data_gen.filters.mattes import Matted
@@ -43,14 +43,6 @@ RULES = {
     "clip": ("clip", "min_clip", "the picture does not show what the prompt says"),
     "ugly": ("aesthetic", "min_aesthetic", "the aesthetic score is low"),
 }
-# Thresholds that may lie elsewhere than in 0..1.
-RANGES = {
-    "min_contrast": (0.0, 127.5),
-    "min_colourfulness": (0.0, math.inf),
-    "max_colourfulness": (0.0, math.inf),
-    "min_clip": (-1.0, 1.0),
-    "min_aesthetic": (-math.inf, math.inf),
-}
 # What the shard worker itself finds, beside the rules.
 UNREADABLE = "unreadable"
 NO_OBJECT = "no_object"
@@ -70,40 +62,40 @@ class FilterConfig:
     A threshold at the end of its score's range rejects nothing.
     """
 
-    min_coverage: float = setting(0.01, "of the picture as drawn, 0..1")
-    max_coverage: float = setting(0.85, "likewise")
-    max_border: float = setting(0.005, "share of the picture's outermost pixels that show the object, 0..1")
-    min_main: float = setting(0.9, "share of the object in its largest part, 0..1")
-    max_soft: float = setting(0.2, "share of the matte that is half transparent beyond its outline, 0..1")
-    min_aspect: float = setting(0.04, "shorter over longer side of the object's box, 0..1")
-    min_fill: float = setting(0.1, "share of that box that the object covers, 0..1")
-    min_thickness: float = setting(0.02, "diameter of the largest disc inside the object, over the frame")
-    min_sharpness: float = setting(0.3, "0..1, about 0.3 for a Gaussian blur of 1.5 % of the frame")
-    min_contrast: float = setting(2.0, "standard deviation of luminance on the object, 0..127")
-    min_colourfulness: float = setting(0.0, "Hasler and Suesstrunk's measure, 0..about 180")
-    max_colourfulness: float = setting(130.0, "likewise")
-    duplicate_distance: int = setting(4, "bits of 64 by which hashes of repeats may differ; -1 keeps all")
+    min_coverage: float = setting(0.01, "of the picture as drawn, 0..1", 0, 1)
+    max_coverage: float = setting(0.85, "likewise", 0, 1)
+    max_border: float = setting(
+        0.005, "share of the picture's outermost pixels that show the object, 0..1", 0, 1
+    )
+    min_main: float = setting(0.9, "share of the object in its largest part, 0..1", 0, 1)
+    max_soft: float = setting(
+        0.2, "share of the matte that is half transparent beyond its outline, 0..1", 0, 1
+    )
+    min_aspect: float = setting(0.04, "shorter over longer side of the object's box, 0..1", 0, 1)
+    min_fill: float = setting(0.1, "share of that box that the object covers, 0..1", 0, 1)
+    min_thickness: float = setting(
+        0.02, "diameter of the largest disc inside the object, over the frame", 0, 1
+    )
+    min_sharpness: float = setting(0.3, "0..1, about 0.3 for a Gaussian blur of 1.5 % of the frame", 0, 1)
+    min_contrast: float = setting(2.0, "standard deviation of luminance on the object, 0..127", 0, 127.5)
+    min_colourfulness: float = setting(0.0, "Hasler and Suesstrunk's measure, 0..about 180", 0)
+    max_colourfulness: float = setting(130.0, "likewise", 0)
+    duplicate_distance: int = setting(
+        4, "bits of 64 by which hashes of repeats may differ; -1 keeps all", -1, 62
+    )
     clip: str = setting("", "folder of a CLIP model")
-    min_clip: float = setting(0.2, "cosine of picture and prompt, -1..1")
+    min_clip: float = setting(0.2, "cosine of picture and prompt, -1..1", -1, 1)
     aesthetic: str = setting("", ".safetensors head on the pooled CLIP features; needs clip")
-    min_aesthetic: float = setting(4.5, "1..10 for the LAION predictors")
+    min_aesthetic: float = setting(4.5, "1..10 for the LAION predictors", -math.inf)
     safety: str = setting("", "folder of a diffusers safety checker, or .safetensors head on CLIP")
-    max_unsafe: float = setting(0.5, "0..1")
+    max_unsafe: float = setting(0.5, "0..1", 0, 1)
 
     def __post_init__(self) -> None:
-        for _, name, _ in RULES.values():
-            value, (low, high) = getattr(self, name), RANGES.get(name, (0.0, 1.0))
-            if not math.isfinite(value):
-                raise ValueError(f"{name} must be a number, got {value}")
-            if not low <= value <= high:
-                limits = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low:g}"
-                raise ValueError(f"{name} must be {limits}, got {value:g}")
+        check_ranges(self)
         for name in ("coverage", "colourfulness"):
             low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
             if low > high:
                 raise ValueError(f"min_{name} {low:g} is above max_{name} {high:g}: no picture could pass")
-        if not -1 <= self.duplicate_distance <= 62:
-            raise ValueError(f"duplicate_distance must be from -1 to 62, got {self.duplicate_distance}")
         if not self.clip and (self.aesthetic or self.safety.endswith(".safetensors")):
             head = "aesthetic" if self.aesthetic else "safety"
             raise ValueError(f"{head} {getattr(self, head)!r} works on CLIP features: set clip as well")

@@ -10,7 +10,7 @@ from dd3g.cameras import FAR, FOVY, NEAR, RADIUS, Cameras
 from dd3g.nn.clip_vision import ClipVisionConfig
 from dd3g.nn.multiview_unet import MultiViewUNetConfig
 from dd3g.pepd.occupancy import OccupancyConfig
-from dd3g.setting import setting
+from dd3g.setting import check_ranges, setting
 
 
 @dataclass
@@ -61,28 +61,29 @@ class GeneratorConfig:
     elevations: list[float] = setting([], "of the teacher's views, degrees; []: the input's")
     distance: float = setting(RADIUS, "of the teacher's cameras to the origin, world units")
     fovy: float = setting(FOVY, "of the teacher's cameras, degrees")
-    width: int = setting(256, "channels of a token")
-    depth: int = setting(3, "0: phase 1 off")
-    heads: int = setting(4, "of the attention")
-    residual_hidden: int = setting(64, "channels inside a residual block")
-    fine: int = setting(16, "channels of the picture's map at full size")
-    mid: int = setting(64, "channels of the picture's map at size / 4")
+    width: int = setting(256, "channels of a token", 1)
+    depth: int = setting(3, "0: phase 1 off", 0)
+    heads: int = setting(4, "of the attention", 1)
+    residual_hidden: int = setting(64, "channels inside a residual block", 1)
+    fine: int = setting(16, "channels of the picture's map at full size", 1)
+    mid: int = setting(64, "channels of the picture's map at size / 4", 1)
     blocks: tuple[int, int, int] = setting((1, 1, 1), "of the decoder, before each of its three taps")
     order: Literal["progressive", "swapped", "one_shot"] = setting("progressive", "or, as ablations, another")
     use_noise: bool = setting(True, "False: the noise is not looked at (an ablation)")
     copy_tokens: bool = setting(True, "tokens and Gaussians straight from the picture")
     expansion: int = setting(4, "Gaussians per token side of an imagined frame")
     copy_expansion: int = setting(8, "one Gaussian per pixel of the picture")
-    head_hidden: int = setting(32, "channels inside a pixel head")
+    head_hidden: int = setting(32, "channels inside a pixel head", 1)
     detach_taps: bool = setting(False, "later attributes send no gradient through earlier ones")
     pt_mode: Literal["plain", "knn"] = setting("plain", "knn: behind the position tap, nearest tokens only")
-    neighbours: int = setting(16, "of a token, for pt_mode knn")
+    neighbours: int = setting(16, "of a token, for pt_mode knn", 1)
     surface: Literal["hull", "off"] = setting("hull", "what `generate` gives: a solid; off: splats")
     bounds: Bounds = field(default_factory=Bounds)
     teacher: TeacherPhase | None = setting(None, "phase 1 as a teacher's network; `start` makes it")
     shape: OccupancyConfig | None = setting(None, "network that finds matter, made by train-shape")
 
     def __post_init__(self) -> None:
+        check_ranges(self, "generator: ")
         if self.size < 8 or self.size % 8:
             raise ValueError(f"generator: size {self.size} must be a multiple of 8")
         square = min(self.latent_shape) > 0 and self.latent_shape[3] == self.latent_shape[2]
@@ -105,18 +106,12 @@ class GeneratorConfig:
                 f"generator: distance {self.distance} must be above 1, which the object may reach, and fovy "
                 f"{self.fovy} between 0 and 180 degrees"
             )
-        if self.heads < 1 or self.width % 8 or self.width % self.heads:
+        if self.width % 8 or self.width % self.heads:
             raise ValueError(
                 f"generator: width {self.width} must be a multiple of 8 and of heads {self.heads}"
             )
-        if self.depth < 0 or min(self.blocks) < 0 or self.neighbours < 1:
-            raise ValueError(
-                f"generator: depth {self.depth} and blocks {list(self.blocks)} must be 0 or more, neighbours "
-                f"{self.neighbours} 1 or more"
-            )
-        for name in ("width", "residual_hidden", "fine", "mid", "head_hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"generator: {name} {getattr(self, name)} must be 1 or more")
+        if min(self.blocks) < 0:
+            raise ValueError(f"generator: blocks {list(self.blocks)} must be 0 or more")
         if not {self.expansion, self.copy_expansion} <= {2, 4, 8}:
             raise ValueError(
                 f"generator: expansion {self.expansion} and copy_expansion {self.copy_expansion} must be "

@@ -27,7 +27,7 @@ from dd3g.nn import (
     timestep_embedding,
 )
 from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
-from dd3g.setting import setting
+from dd3g.setting import check_ranges, setting
 
 
 @dataclass
@@ -36,24 +36,21 @@ class CompactConfig:
 
     size: int = setting(64, "pixels; the token grid has side size / 8")
     views: int = setting(4, "a set of the teacher's, around the object")
-    width: int = setting(256, "channels of a token")
-    depth: int = setting(5, "pairs of residual and multi-view transformer blocks")
-    heads: int = setting(4, "of the attention")
-    residual_hidden: int = setting(64, "channels inside a residual block")
-    fine: int = setting(16, "channels of the picture's map at full size")
-    mid: int = setting(96, "channels of the maps at size / 4")
+    width: int = setting(256, "channels of a token", 1)
+    depth: int = setting(5, "pairs of residual and multi-view transformer blocks", 0)
+    heads: int = setting(4, "of the attention", 1)
+    residual_hidden: int = setting(64, "channels inside a residual block", 1)
+    fine: int = setting(16, "channels of the picture's map at full size", 1)
+    mid: int = setting(96, "channels of the maps at size / 4", 1)
     guidance_scale: float = setting(1.5, "pixels saturate early under classifier-free guidance")
-    steps: int = setting(10, "of the sampler, where none are named")
+    steps: int = setting(10, "of the sampler, where none are named", 1)
 
     def __post_init__(self) -> None:
+        check_ranges(self, "teacher: ")
         if self.size < 8 or self.size % 8:
             raise ValueError(f"teacher: size {self.size} must be a multiple of 8")
-        if self.heads < 1 or self.width % 8 or self.width % self.heads:
+        if self.width % 8 or self.width % self.heads:
             raise ValueError(f"teacher: width {self.width} must be a multiple of 8 and of heads {self.heads}")
-        lowest = dict.fromkeys(("width", "residual_hidden", "fine", "mid", "steps"), 1) | {"depth": 0}
-        for name, low in lowest.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"teacher: {name} {getattr(self, name)} must be {low} or more")
 
 
 @dataclass

@@ -57,8 +57,8 @@ def test_parse(tmp_path):
         (["train_batch_size=0"], "train_batch_size must be at least 1"),
         (["objective.implicit_form=sds"], "sds"),
         (["generator.width=30"], "width 30"),
-        (["generator.heads=0"], "heads 0"),
-        (["generator.heads=-4"], "heads -4"),
+        (["generator.heads=0"], "heads must be at least 1, got 0"),
+        (["generator.heads=-4"], "heads must be at least 1, got -4"),
         (["learning_rate=-1"], "learning_rate must be at least 0, got -1"),
         (["learning_rate=.nan"], "learning_rate must be at least 0, got nan"),
         (["checkpoints_total_limit=-1"], "checkpoints_total_limit must be at least 0"),
@@ -84,9 +84,9 @@ def test_wrong_command_lines(line, message, capsys):
     [
         ("condition_dropout=2", "condition_dropout must be between 0 and 1, got 2"),
         ("turned_fraction=.nan", "turned_fraction must be between 0 and 1"),
-        ("teacher.heads=-2", "heads -2"),
-        ("teacher.depth=-1", "depth -1"),
-        ("teacher.steps=0", "steps 0"),
+        ("teacher.heads=-2", "heads must be at least 1, got -2"),
+        ("teacher.depth=-1", "depth must be at least 0, got -1"),
+        ("teacher.steps=0", "steps must be at least 1, got 0"),
     ],
 )
 def test_wrong_values_for_the_teacher(line, message, capsys):

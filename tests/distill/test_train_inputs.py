@@ -72,7 +72,7 @@ def test_an_exploding_run(data, tmp_path, capsys):
     [
         ("objective.implicit=-1", "objective.implicit must be at least 0, got -1.0"),
         ("objective.color=nan", "objective.color must be at least 0, got nan"),
-        ("objective.bootstrap=1.5", "objective.bootstrap is a share: give 0 to 1, got 1.5"),
+        ("objective.bootstrap=1.5", "objective.bootstrap must be between 0 and 1, got 1.5"),
         ("objective.implicit_every=0", "objective.implicit_every must be at least 1, got 0"),
         ("start.rank=0", "start.rank must be at least 1, got 0"),
         ("start.steps=0", "start.steps must be between 1 and 1000"),
