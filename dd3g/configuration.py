@@ -34,11 +34,28 @@ def parse(argv: Sequence[str], schema: type[T]) -> T:
     Raises:
         UserError: for an unknown key, a value of the wrong type or range, or an unreadable file.
     """
-    words = list(argv)
-    kinds = get_type_hints(schema)
+    files, overrides, paths = _read_words(argv, schema)
+    try:
+        parts = [OmegaConf.load(f) for f in files]
+        for file, part in zip(files, parts, strict=True):
+            if not isinstance(part, DictConfig):
+                raise ValueError(f"{file} holds no keys with values")
+        merged = OmegaConf.merge(OmegaConf.structured(schema), *parts, OmegaConf.from_dotlist(overrides))
+        config: Any = OmegaConf.to_object(merged)
+        return replace(config, **paths)
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, ArithmeticError) as error:
+        raise UserError(
+            f"configuration: {_first_line(error)}; --help lists every key with its default"
+        ) from error
+
+
+def _read_words(argv: Sequence[str], schema: type) -> tuple[list[Path], list[str], dict[str, str]]:
+    """Files, overrides, and paths by key, which may hold signs that mean something in YAML."""
+    words, kinds = list(argv), get_type_hints(schema)
     aliases: dict[str, str] = getattr(schema, "aliases", {}) | {"o": "output"}
-    paths: dict[str, str] = {}  # these may hold signs that mean something in YAML
-    files, overrides = [], []
+    files: list[Path] = []
+    overrides: list[str] = []
+    paths: dict[str, str] = {}
     positional: str = getattr(schema, "positional", "")
     if positional and words and not words[0].startswith("-"):
         paths[positional] = words.pop(0)
@@ -61,20 +78,15 @@ def parse(argv: Sequence[str], schema: type[T]) -> T:
             paths["output" if "output" in kinds else "output_dir"] = value
         else:
             overrides.append(f"{key}={value}")
-    try:
-        parts = [OmegaConf.load(f) for f in files]
-        for file, part in zip(files, parts, strict=True):
-            if not isinstance(part, DictConfig):
-                raise ValueError(f"{file} holds no keys with values")
-        merged = OmegaConf.merge(OmegaConf.structured(schema), *parts, OmegaConf.from_dotlist(overrides))
-        config: Any = OmegaConf.to_object(merged)
-        return replace(config, **paths)
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, ArithmeticError) as error:
-        where = getattr(error, "full_key", None)  # of OmegaConf's errors
-        if mark := getattr(error, "problem_mark", None):  # of YAML's
-            where, error = f"{mark.name}, line {mark.line + 1}", ValueError(getattr(error, "problem", error))
-        message = f"{where}: {error}".splitlines()[0] if where else str(error).splitlines()[0]
-        raise UserError(f"configuration: {message}; --help lists every key with its default") from error
+    return files, overrides, paths
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, with the key or the line of the file that it is about."""
+    if mark := getattr(error, "problem_mark", None):  # of YAML's errors
+        return f"{mark.name}, line {mark.line + 1}: {getattr(error, 'problem', error)}".splitlines()[0]
+    where = getattr(error, "full_key", None)  # of OmegaConf's
+    return f"{where}: {error}".splitlines()[0] if where else str(error).splitlines()[0]
 
 
 def find_config(name: str, folder: str) -> Path:

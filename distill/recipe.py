@@ -25,7 +25,6 @@ from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 
 SIZES = {"nano": 64, "small": 128, "base": 128}  # pixels of the pictures, as in configs/shape
-RECIPE = Path("runs/recipe")
 RENDERING = 0.35  # of the minutes, at most
 VIEWS = ("--variants", "1", "--scan-variants", "3", "--quads", "2", "--free-quads", "2", "--novel", "8")
 SHARD = 15_000_000  # bytes of a file of weights at most
@@ -69,22 +68,29 @@ def recipe_command(
         raise UserError(f"there is no recipe {size!r}: give {', '.join(SIZES)}")
     if not data and not quadruples:
         raise UserError("nothing to train on: give --data MESHES, --quadruples FOLDER, or both")
-    begun = output / "recipe.json"
     stored = {"size": size, "data": data, "quadruples": quadruples, "generator": generator}
-    _check_begun(begun, json.loads(json.dumps(stored, default=str)), resume)
+    data, quadruples, options = data or [], quadruples or [], options or []
+    _check_begun(output / "recipe.json", json.loads(json.dumps(stored, default=str)), resume)
     recipe = Recipe(size, output, generator, time.monotonic() + 60 * minutes)
     recipe.smoke()
-    renders = recipe.renders(data or [], 60 * minutes * RENDERING)
+    renders = recipe.renders(data, 60 * minutes * RENDERING)
     spare = 60 * minutes * (0.12 if test else 0.02)
-    recipe.train(renders, quadruples or [], spare, options or [])
+    recipe.train(renders, quadruples, spare, options)
     weights = recipe.assemble()
     table = recipe.evaluate(weights, test) if test else None
-    words = ["dd3g", "recipe", size, "--minutes", f"{minutes:g}"]
-    words += [word for d in data or [] for word in ("--data", str(d))]
-    words += [word for q in quadruples or [] for word in ("--quadruples", str(q))]
-    words += [word for option in options or [] for word in ("--train", option)]
-    recipe.describe(weights, shlex.join(words), data or [], quadruples or [], table)
+    command = typed_again(size, minutes, data, quadruples, options)
+    recipe.describe(weights, command, data, quadruples, table)
     print(json.dumps({"weights": str(weights), "evaluation": table}) if as_json else f"wrote {weights}")
+
+
+def typed_again(
+    size: str, minutes: float, data: list[Path], quadruples: list[Path], options: list[str]
+) -> str:
+    """The command that makes the same weights, for their card."""
+    words = ["dd3g", "recipe", size, "--minutes", f"{minutes:g}"]
+    for option, values in (("--data", data), ("--quadruples", quadruples), ("--train", options)):
+        words += [word for value in values for word in (option, str(value))]
+    return shlex.join(words)
 
 
 def trained_minutes(shape: Path) -> float:

@@ -28,7 +28,7 @@ from distill.evaluation.options import Evaluation
 from distill.evaluation.outside import parse_predictions
 from distill.evaluation.packing import from_png, unpacked
 from distill.evaluation.page import save_page
-from distill.evaluation.protocol import RULES, load_protocol
+from distill.evaluation.protocol import RULES, Protocol, load_protocol
 from distill.evaluation.report import Sheet, evenly, write_csv
 from distill.evaluation.rows import Settings
 from distill.evaluation.scores import (
@@ -39,7 +39,7 @@ from distill.evaluation.scores import (
     compare_with_quadruples,
     summarise,
 )
-from distill.evaluation.statistics import paired_difference
+from distill.evaluation.statistics import later_and_earlier, paired_difference
 from distill.evaluation.tables import save_tables
 from distill.evaluation.targets import FoundTargets, Targets, open_targets
 from distill.evaluation.work import Job, Work
@@ -61,24 +61,17 @@ def evaluate(source: Path | Sequence[Path], output: Path, options: Evaluation) -
     Raises:
         UserError: nothing to evaluate, unknown weights, a damaged shard, an output that cannot be written.
     """
-    o, generators = options, options.generators
-    asked = load_protocol(o.protocol, o.changes)
-    if o.size:
-        asked = replace(asked, sizes=sorted({o.size, *(s for s in asked.sizes[1:] if s > o.size)}))
-    rows = [*["baseline"] * o.baselines, *([f"teacher={o.teacher}"] if o.teacher else []), *o.row]
-    rows += [f"predictions={words}" for words in o.predictions]
-    rows += [f"generator={label}={path}" for label, path in generators.items()]
-    if not rows:
-        raise UserError("there is nothing to evaluate: give --generator, --predictions or --row")
-    targets, failed = open_targets(source, asked, o.layout, o.limit)
+    o = options
+    protocol, rows = _protocol(o), _rows(o)
+    targets, failed = open_targets(source, protocol, o.layout, o.limit)
     _check_predictions(rows, targets)
     about = provenance(o.device)
     job = Job(
         source=(source,) if isinstance(source, Path) else tuple(source),
         layout=o.layout,
         limit=o.limit,
-        protocol=asked,
-        rows=tuple(rows),
+        protocol=protocol,
+        rows=rows,
         settings=Settings(o.seed, o.device, o.teacher_steps, o.guidance_scale),
         seeds=o.seeds,
         output=output,
@@ -87,41 +80,73 @@ def evaluate(source: Path | Sequence[Path], output: Path, options: Evaluation) -
         code=f"{dd3g.__version__} {about['commit']}",
     )
     work = Work(job)  # here too: what cannot be loaded is reported before other processes start
-    models = _quadruple_models(generators, o.quadruples, o.device)
+    models = _quadruple_models(o.generators, o.quadruples, o.device)
     check_writable(output)
-    results = []
-    for found in _results(job, work, len(targets), o.processes):
-        if "failed" in found:
-            failed[found["id"]] = found["failed"]
-        else:
-            results.append(found)
+    found = list(_results(job, work, len(targets), o.processes))
+    failed |= {one["id"]: one["failed"] for one in found if "failed" in one}
+    results = sorted((one for one in found if "failed" not in one), key=lambda r: targets.ids.index(r["id"]))
     if not results:
         raise UserError(f"no object could be drawn: {'; '.join(f'{k}: {v}' for k, v in failed.items())}")
-    order = {id: k for k, id in enumerate(targets.ids)}
-    results.sort(key=lambda found: order[found["id"]])
     scores: dict[str, list[dict[str, Any]]] = {}
-    for found in results:
-        for part in found["rows"].values():
-            for label, row in part.items():
-                scores.setdefault(label, []).append(row)
+    for one in results:
+        for label, row in _by_label(one).items():
+            scores.setdefault(label, []).append(row)
 
     report = about | _described(job, o, targets, results) | _compared(results, scores, o.seed)
     report["data"] |= {"failed": failed, "processes": _processes(o.processes, o.device, len(targets))}
-    report |= {"generators": generators, "teacher": o.teacher, "sheets": _sheets(results, output)}
+    report |= {"generators": o.generators, "teacher": o.teacher, "sheets": _sheets(results, output)}
     if o.quadruples is not None:
         report["against_teacher"] = {
             label: compare_with_quadruples(model, o.quadruples, o.limit, o.seed)
             for label, model in track(list(models.items()), "generators against quadruples")
         }
+    _write(report, scores, results, output, o.page)
+    return report
+
+
+def _protocol(options: Evaluation) -> Protocol:
+    protocol = load_protocol(options.protocol, options.changes)
+    if not options.size:
+        return protocol
+    larger = (size for size in protocol.sizes[1:] if size > options.size)
+    return replace(protocol, sizes=[options.size, *larger])
+
+
+def _rows(options: Evaluation) -> tuple[str, ...]:
+    """Every row as KIND=VALUE, in the order of tables."""
+    o = options
+    rows = (
+        *["baseline"] * o.baselines,
+        *([f"teacher={o.teacher}"] if o.teacher else []),
+        *o.row,
+        *(f"predictions={words}" for words in o.predictions),
+        *(f"generator={label}={path}" for label, path in o.generators.items()),
+    )
+    if not rows:
+        raise UserError("there is nothing to evaluate: give --generator, --predictions or --row")
+    return rows
+
+
+def _by_label(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rows of one object."""
+    return {label: row for part in result["rows"].values() for label, row in part.items()}
+
+
+def _write(
+    report: dict[str, Any],
+    scores: dict[str, list[dict[str, Any]]],
+    results: list[dict[str, Any]],
+    output: Path,
+    page: bool,
+) -> None:
     write_csv(output / "objects.csv", scores)
     with replacing(output / "objects.txt") as part:
         part.write_text("".join(f"{found['id']} {found['hash']}\n" for found in report["objects"]))
     save_tables(report, output)
-    if o.page:
+    if page:
         save_page(report, results, output / "index.html")
     with replacing(output / "evaluation.json") as part:
         part.write_text(json.dumps(report, indent=1))
-    return report
 
 
 def _described(
@@ -174,13 +199,12 @@ def _compared(
 def differences(scores: dict[str, list[dict[str, Any]]], seed: int) -> list[dict[str, Any]]:
     """Paired differences of every two rows, later minus earlier, by metric."""
     columns = {label: _columns(rows) for label, rows in scores.items() if "novel" in rows[0]}
-    labels, found = list(columns), []
-    for i, a in enumerate(labels):
-        for b in labels[:i]:
-            for metric in columns[a]:
-                if metric in columns[b] and metric.startswith(COMPARED):
-                    x, y = columns[a][metric], columns[b][metric]
-                    found.append({"a": a, "b": b, "metric": metric, **paired_difference(x, y, seed)})
+    found = []
+    for a, b in later_and_earlier(columns):
+        for metric in columns[a]:
+            if metric in columns[b] and metric.startswith(COMPARED):
+                x, y = columns[a][metric], columns[b][metric]
+                found.append({"a": a, "b": b, "metric": metric, **paired_difference(x, y, seed)})
     return found
 
 
@@ -199,13 +223,12 @@ def grouped_differences(scores: dict[str, list[dict[str, Any]]], seed: int) -> l
             return [row.get("bands", {}).get(group, {}).get("psnr") for row in rows]
         return [row["novel"]["psnr"] if row["style"] == group else None for row in rows]
 
-    labels, found = list(shown), []
-    for i, a in enumerate(labels):
-        for b in labels[:i]:
-            for group in [*(styles if len(styles) > 1 else []), *BANDS]:
-                difference = paired_difference(column(shown[a], group), column(shown[b], group), seed)
-                if difference["n"]:
-                    found.append({"a": a, "b": b, "group": group, **difference})
+    found = []
+    for a, b in later_and_earlier(shown):
+        for group in [*(styles if len(styles) > 1 else []), *BANDS]:
+            difference = paired_difference(column(shown[a], group), column(shown[b], group), seed)
+            if difference["n"]:
+                found.append({"a": a, "b": b, "group": group, **difference})
     return found
 
 
@@ -234,8 +257,8 @@ def _sheets(results: list[dict[str, Any]], output: Path) -> list[str]:
     sheet = Sheet(output)
     for found in results:
         if "tiles" in found:
-            rows = {label: row for part in found["rows"].values() for label, row in part.items()}
-            shown = {label: from_png(row["tiles"]) for label, row in rows.items() if "tiles" in row}
+            rows = _by_label(found).items()
+            shown = {label: from_png(row["tiles"]) for label, row in rows if "tiles" in row}
             sheet.add(found["id"], {"": from_png(found["tiles"])} | shown)
     sheet.finish()
     return [path.name for path in sheet.paths]

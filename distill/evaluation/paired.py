@@ -12,7 +12,7 @@ import typer
 from dd3g.command import Json
 from dd3g.errors import UserError
 from distill.evaluation.compare import COMPARED
-from distill.evaluation.statistics import paired_difference
+from distill.evaluation.statistics import later_and_earlier, paired_difference
 from distill.evaluation.tables import HEADINGS, markdown
 
 
@@ -29,7 +29,7 @@ def compare_command(
     joined = join(reports, [_name(path) for path in results])
     pairs = between(joined, metric, seed)
     if as_json:
-        print(json.dumps({"rows": {k: joined["rows"][k] for k in joined["rows"]}, "differences": pairs}))
+        print(json.dumps({"rows": joined["rows"], "differences": pairs}))
         return
     print(markdown(joined))
     for d in pairs:
@@ -107,13 +107,11 @@ def between(joined: dict[str, Any], metric: str, seed: int) -> list[dict[str, An
         raise UserError(
             f"no metric {metric!r} in these results: choose from {', '.join(there) or ', '.join(HEADINGS)}"
         )
-    found, labels = [], list(columns)
-    for i, a in enumerate(labels):
-        for b in labels[:i]:
-            if joined["runs"][a] != joined["runs"][b]:
-                difference = paired_difference(columns[a], columns[b], seed)
-                found.append({"a": a, "b": b, "metric": metric, **difference})
-    return found
+    return [
+        {"a": a, "b": b, "metric": metric, **paired_difference(columns[a], columns[b], seed)}
+        for a, b in later_and_earlier(columns)
+        if joined["runs"][a] != joined["runs"][b]
+    ]
 
 
 def _load(path: Path) -> dict[str, Any]:

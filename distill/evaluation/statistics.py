@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 
 import numpy as np
@@ -10,6 +10,12 @@ import numpy as np
 from distill.evaluation.metrics import bootstrap_mean
 
 DRAWS = 10_000
+
+
+def later_and_earlier(rows: Iterable[str]) -> list[tuple[str, str]]:
+    """Every two of some rows of a table, the later one first."""
+    labels = list(rows)
+    return [(a, b) for i, a in enumerate(labels) for b in labels[:i]]
 
 
 def paired_difference(
