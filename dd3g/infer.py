@@ -16,9 +16,9 @@ from dd3g.decoding import SUFFIXES
 from dd3g.errors import UserError
 from dd3g.inputs import find_pictures
 from dd3g.io.atomic import remove_leftovers
-from dd3g.io.formats import LAYOUTS
 from dd3g.progress import Progress
-from dd3g.results import AXES, FORMATS, NO_ENCODER, Request, are_there, write_results
+from dd3g.results import FORMATS, NO_ENCODER, Options, Request, are_there, write_results
+from dd3g.setting import flattened
 
 DEFAULT_WEIGHTS = "nano"
 MANY = 16  # passes for which it pays to warm a GPU up
@@ -168,6 +168,7 @@ def _last_line(report: Report, out: Path) -> str:
     return f"wrote {', '.join(files) if files else 'nothing'}"
 
 
+@flattened
 def infer(
     pictures: Annotated[
         list[str],
@@ -182,20 +183,7 @@ def infer(
         str | None,
         typer.Option(help=f"One or more of {','.join(FORMATS)}; default: ply.", show_default=False),
     ] = None,
-    turntable: Annotated[bool, typer.Option("--turntable", help="Also write an orbit video.")] = False,
-    viewer: Annotated[
-        bool, typer.Option("--viewer", help="Also write an HTML page that shows the object.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Picture and seed give the same file on the same machine.")] = 0,
-    samples: Annotated[int, typer.Option(help="Objects per picture, with seeds SEED, SEED+1, ….")] = 1,
-    elevation: Annotated[
-        float, typer.Option(help="Degrees from which the picture looks down on the object.")
-    ] = 10.0,
-    fov: Annotated[
-        float, typer.Option(help="Degrees that the framed object's picture spans; less for a tele lens.")
-    ] = 49.1,
-    refine: Annotated[float, typer.Option(help="Seconds to fit the visible side to the picture.")] = 0.0,
-    raw: Annotated[bool, typer.Option("--raw", help="Write the network's soft splats, not a solid.")] = False,
+    options: Options = Options(),
     weights: Annotated[
         str, typer.Option(help="Shipped name, folder or hub id; TEACHER+lgm: slow.")
     ] = DEFAULT_WEIGHTS,
@@ -207,24 +195,11 @@ def infer(
     no_matte: Annotated[
         bool, typer.Option("--no-matte", help="Use the whole picture as the object.")
     ] = False,
-    mask: Annotated[
-        Path | None,
-        typer.Option(help="Your own matte, white on black or as alpha; or a folder, by the pictures' names."),
-    ] = None,
-    foreground_ratio: Annotated[
-        float, typer.Option(help="Part of the frame that the object fills; training saw 0.8.")
-    ] = 0.8,
-    axes: Annotated[
-        str | None, typer.Option(help=f"{', '.join(AXES)}; default: what each format's viewers expect.")
-    ] = None,
-    ply_layout: Annotated[
-        str, typer.Option(help=f"Columns of a .ply: {' or '.join(LAYOUTS)} (62).")
-    ] = "compact",
     recursive: Annotated[
         bool, typer.Option("--recursive", help="Look into folders below folders too.")
     ] = False,
     skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Pass over pictures whose results are there.")
+        bool, typer.Option("--skip-existing", help="Skip pictures whose results are there.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -235,27 +210,11 @@ def infer(
     report: Report = {"pictures": [], "failed": [], "skipped": []}
 
     def work(progress: Progress) -> Report:
-        if (mask is not None) + no_matte + (matte != "auto") > 1:
+        if (options.mask is not None) + no_matte + (matte != "auto") > 1:
             raise UserError("--matte, --no-matte and --mask each say what the object is: give one of them")
         out, stem, formats = _place(output, format)
-        request = Request(
-            out=out,
-            formats=formats,
-            axes=axes,
-            turntable=turntable,
-            viewer=viewer,
-            seed=seed,
-            samples=samples,
-            matte="none" if no_matte else matte,
-            mask=mask,
-            foreground_ratio=foreground_ratio,
-            stem=stem,
-            elevation=elevation,
-            fov=fov,
-            raw=raw,
-            refine=refine,
-            ply_layout=ply_layout,
-        )
+        cut = "none" if no_matte else matte
+        request = Request(**vars(options), out=out, formats=formats, matte=cut, stem=stem)
         return run(pictures, request, weights, device, progress, report, recursive, skip_existing)
 
     several = len(pictures) > 1 or os.path.isdir(pictures[0])

@@ -13,7 +13,8 @@ from dd3g.errors import UserError
 from dd3g.framing import check_how
 from dd3g.io.atomic import move_files, temporary_folder
 from dd3g.io.formats import AXES as AXES
-from dd3g.io.formats import MESHES, SPLATS, check_format, check_layout
+from dd3g.io.formats import LAYOUTS, MESHES, SPLATS, check_format, check_layout
+from dd3g.setting import setting
 
 if TYPE_CHECKING:
     from dd3g.gaussians import Gaussians
@@ -28,25 +29,33 @@ NO_ENCODER = (
 
 
 @dataclass(frozen=True)
-class Request:
+class Options:
+    """How objects are made and written: options of `dd3g infer`."""
+
+    turntable: bool = setting(False, "Also write an orbit video.")
+    viewer: bool = setting(False, "Also write an HTML page that shows the object.")
+    seed: int = setting(0, "Picture and seed give the same file on the same machine.")
+    samples: int = setting(1, "Objects per picture, with seeds SEED, SEED+1, ….")
+    elevation: float = setting(10.0, "Degrees from which the picture looks down on the object.")
+    fov: float = setting(49.1, "Degrees that the framed object's picture spans; less for a tele lens.")
+    refine: float = setting(0.0, "Seconds to fit the visible side to the picture.")
+    raw: bool = setting(False, "Write the network's soft splats, not a solid.")
+    mask: Path | None = setting(
+        None, "Your own matte, white on black or as alpha; or a folder, by the pictures' names."
+    )
+    foreground_ratio: float = setting(0.8, "Part of the frame that the object fills; training saw 0.8.")
+    axes: str | None = setting(None, f"{', '.join(AXES)}; default: what each format's viewers expect.")
+    ply_layout: str = setting("compact", f"Columns of a .ply: {' or '.join(LAYOUTS)} (62).")
+
+
+@dataclass(frozen=True)
+class Request(Options):
     """What to write for each picture, checked."""
 
-    out: Path  # output folder
-    formats: tuple[str, ...]  # some of `FORMATS`
-    axes: str | None  # one of `AXES`, or None for the convention of each format
-    turntable: bool  # also write an orbit video
-    viewer: bool  # also write a self-contained HTML page
-    seed: int  # seed of the first sample; sample k uses seed + k, below `SEEDS`
-    samples: int  # objects made from one picture, >= 1
-    matte: str  # as in `dd3g.picture.load_image`
-    mask: Path | None = None  # the object's own matte: a file, or a folder of files named like the pictures
-    foreground_ratio: float = 0.8  # part of the frame that the object's longest side spans, within 0.1..1
+    out: Path = Path("out")  # output folder
+    formats: tuple[str, ...] = ("ply",)  # some of `FORMATS`
+    matte: str = "auto"  # as in `dd3g.picture.load_image`
     stem: str | None = None  # of the one result's files; None takes the picture's
-    elevation: float = 10.0  # degrees from which the pictures look down on their objects, within -80..80
-    fov: float = 49.1  # degrees that the framed pictures span, within 1..100
-    raw: bool = False  # write the network's soft splats, not a solid body
-    refine: float = 0.0  # seconds for which the visible discs are fitted to the picture, 0 or more
-    ply_layout: str = "compact"  # of a .ply, one of `dd3g.io.formats.LAYOUTS`
 
     def __post_init__(self) -> None:
         for format in self.formats:

@@ -82,21 +82,12 @@ class Parameters(BaseModel, extra="forbid"):
             raise UserError(
                 "this server runs without matting models: leave matte out, or send a picture cut out"
             )
+        own = self.model_dump(exclude={"format", "matte"})
         return Order(
-            out=Path(),
+            **own,
             formats=FORMATS[:1] if self.format == PAGE else (self.format,),
-            axes=self.axes,
-            ply_layout=self.ply_layout,
-            turntable=False,
             viewer=self.format == PAGE,
-            seed=self.seed,
-            samples=1,
             matte="none" if worker.matte == "none" else self.matte,
-            foreground_ratio=self.foreground_ratio,
-            elevation=self.elevation,
-            fov=self.fov,
-            raw=self.raw,
-            refine=self.refine,
         )
 
 

@@ -99,7 +99,7 @@ class Worker:
         canvas.paste((200, 80, 40, 255), (16, 16, 48, 48))
         file = io.BytesIO()
         canvas.save(file, "PNG")
-        order = Request(Path(), FORMATS[:1], None, False, False, 0, 1, "none", refine=0.1)
+        order = Request(formats=FORMATS[:1], matte="none", refine=0.1)
         for format in FORMATS:
             with contextlib.suppress(UserError):  # of a model to which this shows nothing
                 self._make(file.getvalue(), format, order)
