@@ -35,48 +35,44 @@ class Targets(Sequence[Target]):
     """
 
     def __init__(self, sources: Sequence[Path], limit: int = 0) -> None:
-        found = {source: RenderedObjects(source) for source in sources}
-        metas = {source: [o.meta(i) for i in range(len(o))] for source, o in found.items()}
-        order = sorted(sources, key=lambda source: metas[source][0]["size"])
-        self._renders = [found[source] for source in order]
-        plain = [[i for i, m in enumerate(metas[s]) if m.get("variant", 0) == 0] for s in order]
-        if not plain[0]:
+        self._sources = sorted((_PlainRenders(source) for source in sources), key=lambda s: s.size)
+        first = self._sources[0]
+        if not first.indices:
             raise UserError(
                 "there is no plain variant (variant 0) among these renders: render them with --eval"
             )
-        base = [_views(metas[order[0]][i]) for i in plain[0]]
-        for source, chosen in zip(order[1:], plain[1:], strict=True):
-            if metas[source][0]["size"] == metas[order[0]][0]["size"]:
-                raise UserError(f"{source} and {order[0]} have one size: give each size once")
-            if [_views(metas[source][i]) for i in chosen] != base:
+        for other in self._sources[1:]:
+            if other.size == first.size:
+                raise UserError(f"{other.source} and {first.source} have one size: give each size once")
+            if other.views != first.views:
                 raise UserError(
-                    f"{source} does not hold the objects and views of {order[0]}: render both from the same "
-                    "meshes, with the same options but for --size"
+                    f"{other.source} does not hold the objects and views of {first.source}: render both from "
+                    "the same meshes, with the same options but for --size"
                 )
-        self._indices = list(zip(*plain, strict=True))[: limit or None]
-        self.ids: list[str] = [metas[order[0]][chosen[0]]["id"] for chosen in self._indices]
-        self._files = sorted(p for s in sources for p in (s.glob("*.tar") if s.is_dir() else [s]))
-        self._sizes = [metas[source][0]["size"] for source in order]
+        self._count = len(first.indices[: limit or None])
+        self.ids: list[str] = [view[0] for view in first.views[: self._count]]
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return self._count
 
     def __getitem__(self, index: int) -> Target:  # type: ignore[override]
-        pairs = zip(self._renders, self._indices[index], strict=True)
-        return of_renders(*(renders[i] for renders, i in pairs))
+        index = range(self._count)[index]  # raises IndexError
+        return of_renders(*(source.renders[source.indices[index]] for source in self._sources))
 
     def files(self, index: int) -> list[Path]:
         """What an object is read from: the shards."""
-        return self._files
+        folders = [one.source for one in self._sources]
+        return sorted(p for s in folders for p in (s.glob("*.tar") if s.is_dir() else [s]))
 
     def protocol(self, asked: Protocol) -> Protocol:
         """The protocol that these renders follow: `asked` where they are drawn so, another hash otherwise."""
-        item = self._renders[0][self._indices[0][0]]
+        item = self._sources[0].renders[self._sources[0].indices[0]]
         meta, camera = item.meta, item.cameras[item.quads[0][0]]
         rings = [[meta["elevation"][v], 1, meta["azimuth"][v]] for v in meta["novel"]]
         first, half = meta["quads"][0][0], 0.5 * camera.height / float(camera.Ks[1, 1])
         there = replace(
-            asked, sizes=self._sizes, test_rings=[[float(x) for x in ring] for ring in rings],
+            asked, sizes=[source.size for source in self._sources],
+            test_rings=[[float(x) for x in ring] for ring in rings],
             input_azimuths=[float(meta["azimuth"][first])], input_elevation=float(meta["elevation"][first]),
             rig=len(meta["quads"][0]) == 4,
             fovy=round(2 * math.degrees(math.atan(half)), 3), radius=round(float(camera.positions.norm()), 3),
@@ -84,9 +80,16 @@ class Targets(Sequence[Target]):
         return there if there.hash == asked.hash else replace(there, name=f"renders as {asked.name}")
 
 
-def _views(meta: dict) -> tuple:
-    """What must agree between two sizes of an object."""
-    return meta.get("id"), meta.get("azimuth"), meta.get("elevation"), meta.get("quads"), meta.get("novel")
+class _PlainRenders:
+    """The plain variants (variant 0) of one size: which they are, and what must agree with other sizes."""
+
+    def __init__(self, source: Path) -> None:
+        self.source, self.renders = source, RenderedObjects(source)
+        metas = [self.renders.meta(i) for i in range(len(self.renders))]
+        self.size: int = metas[0]["size"]
+        self.indices = [i for i, meta in enumerate(metas) if meta.get("variant", 0) == 0]
+        keys = ("id", "azimuth", "elevation", "quads", "novel")
+        self.views = [tuple(metas[i].get(key) for key in keys) for i in self.indices]
 
 
 def of_renders(item: RenderedObject, *finer: RenderedObject) -> Target:
