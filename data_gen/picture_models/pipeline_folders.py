@@ -98,13 +98,21 @@ def pipeline_class(name: str) -> type:
             importlib.import_module(library)
         return getattr(importlib.import_module(OWN[name]), name)
     import diffusers
-    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as TEXT_TO_IMAGE
 
     cls = getattr(diffusers, name, None)
     if not inspect.isclass(cls) or not issubclass(cls, diffusers.DiffusionPipeline):
         raise UserError(
             f"diffusers {diffusers.__version__} has no pipeline class {name!r}: a newer diffusers may have it"
         )
+    if reason := _unsuited(cls):
+        raise UserError(f"{name} is not a text-to-image pipeline ({reason}): give one that draws from texts")
+    return cls
+
+
+def _unsuited(cls: Any) -> str:
+    """Why a pipeline does not make pictures from texts alone; "" where it does."""
+    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as TEXT_TO_IMAGE
+
     parameters = inspect.signature(cls.__call__).parameters
     required = [
         k
@@ -113,7 +121,7 @@ def pipeline_class(name: str) -> type:
     ]
     pictures = [k for k in parameters if _is_picture(k)]
     # Some text-to-image pipelines take reference pictures as well; diffusers lists those.
-    if cls in TEXT_TO_IMAGE.values() and not any("control" in k for k in (*pictures, name.lower())):
+    if cls in TEXT_TO_IMAGE.values() and not any("control" in k for k in (*pictures, cls.__name__.lower())):
         pictures = []
     missing = [k for k in _NEEDED if k not in parameters]
     reasons = {
@@ -122,12 +130,7 @@ def pipeline_class(name: str) -> type:
         f"its call takes no {', '.join(missing)}": bool(missing),
         "it loads a second model": bool(getattr(cls, "_load_connected_pipes", False)),
     }
-    for reason, holds in reasons.items():
-        if holds:
-            raise UserError(
-                f"{name} is not a text-to-image pipeline ({reason}): give one that draws from texts"
-            )
-    return cls
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def check_parts(
