@@ -85,7 +85,7 @@ class TinyTrainConfig(SmallNetworkConfig):
     views: int = setting(4, "of each rendered object, kept in memory: 16 kB each at 64 pixels", 1)
     condition_dropout: float = setting(0.1, "share without words, for classifier-free guidance", 0, 1)
     word_dropout: float = setting(0.25, "share of words left out", 0, 1)
-    recolour: float = setting(0.3, "share of pictures whose colour channels change places", 0, 1)
+    recolour: float = setting(0.3, "share of pictures whose colour channels are swapped", 0, 1)
     model: TinyShape = field(default_factory=TinyShape)
 
 

@@ -38,7 +38,7 @@ ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 CUT = re.compile(rb"....ftypavi[fs]|II\*\0|MM\0\*|II\+\0|MM\0\+", re.DOTALL)
 # How pictures begin that are read, if they are whole.
 BEGINS = re.compile(rb"\x89PNG|\xff\xd8|GIF8|RIFF....WEBP|BM....\0{4}", re.DOTALL)
-# How files that are no pictures begin, for messages that help.
+# How files that are not pictures begin, for messages that help.
 FOREIGN = {
     rb"\s*<(!doctype html|html)": "a web page: give the address of the picture itself",
     rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<svg": "an SVG drawing: export it as PNG",
@@ -49,7 +49,7 @@ FOREIGN = {
     rb"....ftyp": "a video, or a kind of HEIF that is not read: save a frame as PNG",
 }
 
-# 1 MB of text in a PNG is no damage; all texts of a file together stay below 64 MB.
+# 1 MB of text in a PNG is legitimate; all texts of a file together stay below 64 MB.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 # Alpha of 32-bit BMPs is read; where it is 0 throughout there is none.
 BmpImagePlugin.USE_RAW_ALPHA = True
@@ -335,5 +335,5 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
-        # Damaged EXIF is no error: Pillow raises as many types on it as its decoders do.
+        # Damaged EXIF is not an error: Pillow raises as many types on it as its decoders do.
         return image

@@ -15,7 +15,7 @@ FILL = 0.8
 SOLID = 26  # least alpha, of 255, of a pixel that belongs to an object
 CORE = 128  # least alpha of what is object rather than shadow, glow or blur
 
-# Of shadows, glows and films around a cut-out: faint alpha that is no matter of the object's.
+# Of shadows, glows and films around a cut-out: faint alpha that does not belong to the object.
 CELLS = 256  # of the grid on which it is judged, along the longer side
 EDGE = 0.02  # of the object's longest side: faint alpha so close to what is solid is its edge
 BLACK = 8  # most of a channel where a shadow was painted
@@ -61,7 +61,7 @@ def check_how(elevation: float, fov: float, raw: bool, refine: float, dashes: st
 
 
 def check_number(name: str, value: Any) -> None:
-    """Refuse what is no single number, of Python's types, numpy's or torch's.
+    """Refuse anything but a single number, of Python's types, numpy's or torch's.
 
     Raises:
         UserError: names the value.

@@ -98,7 +98,9 @@ def carved(quadruple: Quadruple, key: str) -> RenderedObject:
     azimuth, elevation = (torch.rad2deg(x).tolist() for x in (cameras.azimuths, cameras.elevations))
     meta = {
         "id": key,
-        "cluster": str(quadruple.meta.get("source", key)),  # one picture with another noise is no new object
+        "cluster": str(
+            quadruple.meta.get("source", key)
+        ),  # one picture with another noise is not a new object
         "style": "teacher",
         "variant": 0,
         "size": cameras.width,

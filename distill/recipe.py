@@ -240,7 +240,7 @@ def run_stage(module: str, *arguments: str, seconds: float | None = None) -> Non
             stage.wait()
             raise
     if code:
-        raise UserError(f"`{module}` ended with {code}: see above; mend it and go on")
+        raise UserError(f"`{module}` ended with {code}: see above; fix it and continue")
 
 
 def describe_machine() -> str:

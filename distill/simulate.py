@@ -81,7 +81,7 @@ def simulate_command(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Noises for each picture.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of the order, the views and the noises.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Quadruples made at once.")] = 8,
     per_shard: Annotated[int, typer.Option(min=1, help="Quadruples in one shard.")] = 64,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only this many of the pictures.")] = None,
     matte: Annotated[

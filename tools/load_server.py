@@ -124,7 +124,7 @@ class Load:
             if digest != known:
                 self._lose(f"{key}: other bytes than before")
         elif list(json.loads(content)) != ["error"]:
-            self._lose(f"{query}: an answer that is no error: {content[:200]!r}")
+            self._lose(f"{query}: an answer that is not an error: {content[:200]!r}")
 
     def _lose(self, what: str) -> None:
         with self._lock:

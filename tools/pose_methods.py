@@ -207,7 +207,7 @@ def run_method(
             h = method(part, max(counts), seed + done)
         found.seconds += time.perf_counter() - began
         if not h.poses.isfinite().all():
-            raise UserError("a hypothesis is not finite: the weights are damaged, train or copy them anew")
+            raise UserError("a hypothesis is not finite: the weights are damaged, train or copy them again")
         for name, value in score(h, part, counts, advice).items():
             found.values.setdefault(name, []).append(value)
         if done < CALIBRATED:

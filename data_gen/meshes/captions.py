@@ -18,7 +18,7 @@ STYLES = {
     "scan": "realistic photograph",
     "shape": "abstract render",
 }
-# Categories that name a source or mislead: most of the furniture for houses is no house.
+# Categories that name a source or mislead: most of the furniture for houses is not a house.
 CATEGORIES = {
     "house_interior_pack": "furniture",
     "aws_house": "furniture",

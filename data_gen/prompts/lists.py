@@ -66,7 +66,7 @@ def read_prompts(path: str | Path, advice: str = _ADVICE) -> list[Prompt]:
 
     Args:
         path: of the file.
-        advice: what to do with a line that is no prompt.
+        advice: what to do with a line that is not a prompt.
 
     Raises:
         UserError: when it is missing, empty, not such a file, or names an id twice.

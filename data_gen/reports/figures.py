@@ -89,7 +89,7 @@ def read_figures(storage: Storage) -> Figures:
     """Read manifests, journals of chunks, and the prompts' groups; no pictures.
 
     Raises:
-        UserError: when it is no set, or a manifest is damaged.
+        UserError: when it is not a set, or a manifest is damaged.
     """
     figures = Figures(str(storage), options=read_options(storage))
     accepted: dict[str, list[NDArray[np.float32]]] = {}

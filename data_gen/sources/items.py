@@ -79,5 +79,5 @@ def describe(
 
 
 def _plain(text: str) -> str:
-    # File names may hold bytes that are no text.
+    # File names may hold bytes that are not text.
     return text.encode("utf-8", "replace").decode()

@@ -145,7 +145,7 @@ def read_header(data: bytes) -> Header:
         for key in (_AXES, _MODE)
         if line.startswith(key)
     }
-    # The text between "element" lines; what stands before the first is no element.
+    # The text between "element" lines; what stands before the first is not an element.
     elements = []
     for text in "\n".join(lines).split("\nelement ")[1:]:
         first, *properties = text.splitlines()

@@ -43,6 +43,6 @@ def save_viewer(
     template = Path(__file__).with_name("viewer.html").read_text("utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
     with replacing(path) as partial:
-        # File names may hold bytes that are no text; they become question marks.
+        # File names may hold bytes that are not text; they become question marks.
         partial.write_bytes(page.encode("utf-8", "replace"))
     return path

@@ -78,7 +78,7 @@ class FoundObject:
         """Load it, y up and normalised as `load_mesh` does.
 
         Raises:
-            ValueError: when it is no mesh.
+            ValueError: when it is not a mesh.
         """
         if self.path.suffix != ".zip":
             return _whole(self.path, self.layout.up)

@@ -237,7 +237,7 @@ def build(
 
 
 def check_options(folder: str | Path, config: Any, known: Iterable[str]) -> None:
-    """Refuse a config that is no table, or has options other than "kind" and `known`.
+    """Refuse a config that is not a table, or has options other than "kind" and `known`.
 
     An option that is passed over would make another model than the one that was saved.
     """

@@ -172,7 +172,7 @@ class Generator(Renamed):
             (N,) Gaussians on the generator's device.
 
         Raises:
-            UserError: when the picture cannot be read or shows nothing, the seed is no whole number, an
+            UserError: when the picture cannot be read or shows nothing, the seed is not a whole number, an
                 option is out of range, or there is no solid body to refine.
         """
         from dd3g.picture import as_picture

@@ -203,7 +203,7 @@ def pose(
     videos too; or JSON {"layout", "size": [w, h], "K": 3x3, "distortion", "people": [{"keypoints": [[x, y],
     ...], "confidence": [...]}]}, of which only the people are needed; or npz with "keypoints" (people,
     joints, 2 or 3) and beside them "confidence", "layout", "size", "K", or "heatmaps" (people, 17, h, w) over
-    "boxes" (people, 4). Where a file does not tell the size of its picture, give --size or the picture.
+    "boxes" (people, 4). Where a file does not give the size of its picture, give --size or the picture.
     """
     report: Report = {"inputs": [], "failed": []}
     several = len(inputs) > 1 or os.path.isdir(inputs[0])

@@ -148,7 +148,7 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} does not exist: check the path") from error
     except Exception as error:  # a damaged file can raise anything
         raise UserError(
-            f"{path} is no file of tensors alone ({first_line(error)}): get it anew; code in it is not run"
+            f"{path} does not hold tensors alone ({first_line(error)}): get it again; code in it is not run"
         ) from error
     if not isinstance(found, dict):
         raise UserError(f"{path} holds {type(found).__name__}, not the named tensors of a network")

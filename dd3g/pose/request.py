@@ -55,8 +55,10 @@ class Request:
         None, "coco-17, coco-18, openpose-25, h36m-17, halpe-26 …; default: the file's."
     )
     confidence: float = setting(0.3, "Joints that the detector is less sure of, 0..1, count as not seen.")
-    size: str | None = setting(None, "WIDTHxHEIGHT of the pictures, where keypoint files do not tell.")
-    height: float | None = setting(None, "How tall the people are, metres; default: grown. Children need it.")
+    size: str | None = setting(None, "WIDTHxHEIGHT of the pictures, where keypoint files do not say.")
+    height: float | None = setting(
+        None, "How tall the people are, metres; default: adults of 1.76 m. Children need it."
+    )
     focal: float | None = setting(None, "Focal length in pixels; default: EXIF, else the picture's diagonal.")
     views: bool = setting(False, "The pictures show one person at one instant: one pose for all.")
     cameras: Path | None = setting(None, 'For --views: JSON {"NAME": {"R": 3x3, "t": 3, "K": 3x3}}, metres.')
@@ -66,7 +68,9 @@ class Request:
     weights: list[Path] = setting(
         [], "Folder of train-pose or `pose convert` to take instead; may be repeated."
     )
-    moving: bool = setting(False, "A video's camera moves: no floor is looked for.", option="--moving-camera")
+    moving: bool = setting(
+        False, "The video's camera moves: no floor is estimated.", option="--moving-camera"
+    )
     export: list[Export] = setting(
         [], "Also write each person as this; may be repeated. npz: parameters of SMPL and SMPL-X."
     )
@@ -83,13 +87,15 @@ class Request:
         if self.every < 1:
             raise UserError(f"--every {self.every} takes no frame: give 1 or more")
         if self.focal is not None and not 0 < self.focal < float("inf"):
-            raise UserError(f"--focal {self.focal:g} is no focal length: give it in pixels, above 0")
+            raise UserError(f"--focal {self.focal:g} is not a focal length: give it in pixels, above 0")
         if self.cameras is not None and not self.views:
-            raise UserError("--cameras tells where the cameras of several views stand: add --views")
+            raise UserError("--cameras is for several views: add --views")
         if self.predictions is not None and self.method != Method.recovery:
-            raise UserError("--predictions are bodies to start recovery from: add --method recovery")
+            raise UserError(
+                "--predictions is for recovery, which starts from these bodies: add --method recovery"
+            )
         if not 0 <= self.confidence <= 1:
-            raise UserError(f"--confidence {self.confidence:g} is no confidence: give it in 0..1")
+            raise UserError(f"--confidence {self.confidence:g} is not a confidence: give 0 to 1")
         if self.keypoints is not None and not self.keypoints.exists():
             raise UserError(f"--keypoints {self.keypoints} does not exist: check the path")
         self.picture_size  # raises
@@ -105,7 +111,7 @@ class Request:
             return None
         found = re.fullmatch(r"(\d+)\s*[xX×,]\s*(\d+)", self.size.strip())
         if found is None or not (int(found[1]) and int(found[2])):
-            raise UserError(f"--size {self.size} is no size: give WIDTHxHEIGHT in pixels, e.g. 1920x1080")
+            raise UserError(f"--size {self.size} is not a size: give WIDTHxHEIGHT in pixels, e.g. 1920x1080")
         return int(found[1]), int(found[2])
 
     def keypoints_of(self, picture: Path) -> Path | None:

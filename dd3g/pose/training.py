@@ -53,7 +53,7 @@ def train_prior(
     `init_from` is the folder of a prior of the same width to begin with, see `deepened`.
 
     Raises:
-        UserError: when `init_from` is no prior, or of another shape; and see `fit`.
+        UserError: when `init_from` is not a prior, or of another shape; and see `fit`.
     """
 
     def poses(count: int, generator: torch.Generator) -> Tensor:

@@ -47,7 +47,7 @@ def read_stations(path: Path, names: Sequence[str]) -> list[Station]:
         names: of the pictures without suffix, whose cameras are wanted in this order.
 
     Raises:
-        UserError: unreadable, a camera missing, or an R that is no rotation.
+        UserError: unreadable, a camera missing, or an R that is not a rotation.
     """
     try:
         content = json.loads(path.read_text("utf-8"))
@@ -58,7 +58,7 @@ def read_stations(path: Path, names: Sequence[str]) -> list[Station]:
         R, t = need(camera, ["R", "t"], f"{path}, {name}")
         rotation = tensor(R, (3, 3), f"{path}, {name}, R")
         if (rotation @ rotation.T - torch.eye(3)).abs().max() > 1e-3 or torch.linalg.det(rotation) < 0:
-            raise UserError(f"{path}, {name}: R is no rotation, its rows must be orthonormal: {R}")
+            raise UserError(f"{path}, {name}: R is not a rotation, its rows must be orthonormal: {R}")
         K = None if camera.get("K") is None else tensor(camera["K"], (3, 3), f"{path}, {name}, K")
         found.append(Station(rotation, tensor(t, (3,), f"{path}, {name}, t"), K))
     return found

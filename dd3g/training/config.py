@@ -62,7 +62,7 @@ class LoopConfig:
     logging_dir: str = setting("", "of the tracker's files; empty: logs in output_dir")
     dataloader_num_workers: int = setting(0, "0: samples are decoded once, at the start", 0)
     dataloader_prefetch_factor: int = setting(2, "batches that a worker makes ahead", 1)
-    max_bad_samples: int = setting(100, "damaged ones that a process replaces before it gives up", 0)
+    max_bad_samples: int = setting(100, "damaged samples that a process replaces before it gives up", 0)
     use_cpu: bool = setting(False, "also where there is a GPU")
     gradient_checkpointing: bool = setting(False, "half the memory or less for a third more time")
     allow_tf32: bool = setting(False, "19 bits for float32 products on CUDA")

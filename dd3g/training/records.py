@@ -66,7 +66,7 @@ class Metrics:
         except OSError as error:
             if not self.torn:
                 print(f"warning: cannot write {self.path} ({error.strerror})", file=sys.stderr)
-            self.torn = "\n"  # what is there of this line is no part of the next one
+            self.torn = "\n"  # what is there of this line is not part of the next one
 
 
 RUN = "run.json"

@@ -82,8 +82,8 @@ def alpha_fuzz(alpha: Tensor, truth: Tensor) -> Tensor:
 
     The number of such pixels by the number of pixels of the true mask, so that haze counts alike on objects
     of any size and around them. The edges are those of the true mask and of the predicted one, alpha > 0.5:
-    a sharp edge in the wrong place is no haze, and IoU counts it. A pixel is within one pixel of an edge when
-    its 3 x 3 neighbourhood holds pixels inside and pixels outside that mask.
+    a sharp edge in the wrong place is not haze, and IoU counts it. A pixel is within one pixel of an edge
+    when its 3 x 3 neighbourhood holds pixels inside and pixels outside that mask.
 
     Args:
         alpha: (V, 1, H, W) predicted.

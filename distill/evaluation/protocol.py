@@ -63,7 +63,7 @@ class Protocol:
 
     name: str = setting("", "what tables call it")
     about: str = setting("", "whose protocol it is, and what it measures")
-    chosen: list[str] = setting([], "what its source leaves open or does otherwise, and what is done here")
+    chosen: list[str] = setting([], "what its source leaves open or does differently, and what is done here")
     sizes: list[int] = setting([256], "pixels per side; the first is scored, the last is the input's")
     fovy: float = setting(FOVY, "vertical field of view, degrees")
     radius: float = setting(RADIUS, "of the cameras' sphere")
@@ -90,7 +90,7 @@ class Protocol:
     metrics: list[str] = setting(
         ["st-lpips"], "besides those of pixels: st-lpips, lpips-vgg, lpips-alex, clip, fid, kid"
     )
-    objects: list[str] = setting([], "ids that must be there, each alone or `id hash`; none: all there are")
+    objects: list[str] = setting([], "ids that must be present, each alone or as `id hash`; none: all")
 
     @property
     def hash(self) -> str:

@@ -126,7 +126,7 @@ class Work:
     def _row(
         self, label: str, predictor: Predictor, target: Target, truths: dict[str, Any]
     ) -> dict[str, Any]:
-        if label not in self._warm:  # compiling and first touches are no latency
+        if label not in self._warm:  # compiling and first touches are not latency
             self._warm.add(label)
             _predicted(predictor, target)
         with peak_memory(self.job.settings.device) as peak:

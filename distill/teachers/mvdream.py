@@ -162,7 +162,7 @@ class MVDreamTeacher(Frozen):
         Args:
             rgba: (B, 4, S, S) straight RGBA of the input pictures; MVDream does not look at it.
             cameras: (V,) or (B, V), relative to the input view and at its elevation, in place of the rig.
-            captions: one a picture; MVDream needs them, for ImageDream None is no caption.
+            captions: one a picture; MVDream needs them, for ImageDream None means no caption.
         """
         B, device = len(rgba), device_of(self.unet)
         captions = [""] * B if captions is None else list(captions)

@@ -41,7 +41,7 @@ def read_amc(skeleton: str | Path, motion: str | Path, fps: float = 120.0) -> Mo
         fps: frames a second, which the files do not hold; CMU's are 120, a few 60.
 
     Raises:
-        UserError: either is no such file, cut off, or they do not belong together.
+        UserError: either is not such a file, cut off, or they do not belong together.
     """
     bones, length, degrees = _parse_asf(Path(skeleton))
     frames = _parse_amc(Path(motion), bones)
@@ -79,7 +79,7 @@ def _parse_asf(path: Path) -> tuple[dict[str, _Bone], float, bool]:
     sections = dict(re.findall(r"^:(\w+)(.*?)(?=^:|\Z)", text, re.M | re.S))
     for name in ("units", "root", "bonedata", "hierarchy"):
         if name not in sections:
-            raise UserError(f"{path} has no section :{name}; it is no whole ASF file")
+            raise UserError(f"{path} has no section :{name}; it is not a complete ASF file")
     try:
         unit = re.search(r"length\s+(\S+)", sections["units"])
         length = float(unit[1]) if unit else 1.0

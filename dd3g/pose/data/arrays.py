@@ -66,7 +66,7 @@ def safe_unpickle(data: bytes, path: str | Path, stand_ins: StandIns | None = No
     except UserError as error:
         raise UserError(f"{path} is refused: {error}") from error
     except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(f"{path} is not a readable pickle ({error}); get the file anew") from error
+        raise UserError(f"{path} is not a readable pickle ({error}); get the file again") from error
 
 
 def read_pickle(path: str | Path, stand_ins: StandIns | None = None) -> Any:
@@ -96,7 +96,7 @@ def read_npz(path: str | Path, names: Iterable[str] | None = None) -> dict[str, 
                 )
             return {name: _array(archive.read(there[name]), path) for name in wanted}
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError) as error:
-        raise UserError(f"{path} is not a whole npz file ({error}); get the file anew") from error
+        raise UserError(f"{path} is not a whole npz file ({error}); get the file again") from error
 
 
 def _array(data: bytes, path: str | Path) -> Any:
@@ -164,7 +164,7 @@ def need(table: Any, keys: Iterable[Any], where: str) -> list[Any]:
     """The values of these keys, in order.
 
     Raises:
-        UserError: `table` is no dict, or a key is missing; the message names it and those that are there.
+        UserError: `table` is not a dict, or a key is missing; the message names it and those that are there.
     """
     if not isinstance(table, dict):
         raise UserError(f"{where} must be a table of named values, it is {type(table).__name__}")

@@ -89,7 +89,7 @@ def parse_bvh(path: str | Path) -> Tree:
             raise UserError(f"{path} is cut off: {len(values)} numbers for {frames} frames of {width}")
         tree.values = torch.from_numpy(values.reshape(frames, width))
     except (IndexError, ValueError) as error:
-        raise UserError(f"{path} is no whole BVH file ({error}); get it anew") from error
+        raise UserError(f"{path} is not a complete BVH file ({error}); get it again") from error
     return tree
 
 

@@ -98,9 +98,9 @@ def load_cmu(path: str | Path, split: str = "train", strict: bool = True) -> Mot
         raise UserError(f"{path}: joints_rel must be (N, 17, 3) and root (N, 3), got {shapes}")
     rows = {len(found[name]) for name in names[3:]}
     if len(rows) > 1 or lengths.sum() != n or len(found["rot24"]) != n:
-        raise UserError(f"{path}: its clips do not add up to its {n} frames; get the file anew")
+        raise UserError(f"{path}: its clips do not add up to its {n} frames; get the file again")
     if (starts != np.cumsum(lengths) - lengths).any():
-        raise UserError(f"{path}: clip_start does not follow from clip_len; get the file anew")
+        raise UserError(f"{path}: clip_start does not follow from clip_len; get the file again")
     clip = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
     joints, root, rotations = (torch.from_numpy(found[name].astype(np.float32)) for name in names[:3])
     motion = Motion(

@@ -88,7 +88,7 @@ def _read(path: Path, split: str) -> Motion:
     if suffix == ".amc":
         return read_amc(_skeleton_of(path), path)
     if suffix != ".npz":
-        raise UserError(f"{path} is no motion: it comes as {', '.join(SUFFIXES)}, or a folder of them")
+        raise UserError(f"{path} is not a motion file: give {', '.join(SUFFIXES)}, or a folder of them")
     found = read_npz(path)
     return read_amass(found, path) if "poses" in found and "trans" in found else load_cmu(path, split)
 

@@ -188,4 +188,4 @@ def _read_mat(path: Path, names: list[str]) -> dict[str, np.ndarray]:
                 raise UserError(f"{path} has no {', '.join(missing)}; it has {', '.join(file)}")
             return {name: file[name][()] for name in names}
     except OSError as error:
-        raise UserError(f"{path} is not a MATLAB 7.3 file ({error}); get the file anew") from error
+        raise UserError(f"{path} is not a MATLAB 7.3 file ({error}); get the file again") from error

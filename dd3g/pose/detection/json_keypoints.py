@@ -245,7 +245,7 @@ def _coco(data: dict[str, Any]) -> KeypointFile:
     """A data set: annotations, images with names and sizes, the joints' names in the categories."""
     entries = data["annotations"]
     if not isinstance(entries, LISTS):
-        raise UserError("'annotations' is no list: get the file anew")
+        raise UserError("'annotations' is not a list: get the file again")
     joints = {c.get("id"): c["keypoints"] for c in _dicts(data.get("categories")) if c.get("keypoints")}
     bodies = {key: names for key, names in joints.items() if not _missing(names)}
 
@@ -296,7 +296,7 @@ def _mmpose_video(frames: Sequence[dict[str, Any]]) -> KeypointFile:
 def _mmpose_demo(data: dict[str, Any]) -> KeypointFile:
     entries = data["instance_info"]
     if not isinstance(entries, LISTS):
-        raise UserError("'instance_info' is no list: save it again with --save-predictions")
+        raise UserError("'instance_info' is not a list: save it again with --save-predictions")
     if any("instances" in entry for entry in _dicts(entries)):
         found = _mmpose_video(entries)
     else:

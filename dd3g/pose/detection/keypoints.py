@@ -17,7 +17,7 @@ from dd3g.pose.detection.detected import LAYOUT_OF_COUNT, NOBODY
 
 MIN_JOINTS = 4
 FARTHEST = 1e6  # px that a keypoint may lie from the picture's corner; NaN is farther
-NEAREST = 2.0  # px; with all keypoints this near to the corner they are no pixels but shares of the picture
+NEAREST = 2.0  # px; with all keypoints this near to the corner they are fractions of the picture
 POINT = 0.1  # px; someone as small is none
 BEST = 10.0  # AlphaPose's scores of people are sums of several and go beyond 1
 SURE = 1.1  # detectors that regress their confidence overshoot 1 by a little
@@ -219,7 +219,7 @@ def _confidence(c: Tensor) -> Tensor:
 
 
 def _check_units(xy: Tensor, confidence: Tensor) -> None:
-    """Refuse coordinates that are no pixels.
+    """Refuse coordinates that are not pixels.
 
     Raises:
         UserError: shares of the picture, or of the screen, or thousands of pixels.
@@ -227,8 +227,8 @@ def _check_units(xy: Tensor, confidence: Tensor) -> None:
     known = xy[(confidence > 0) & xy.isfinite().all(-1)]
     if len(known) and (largest := known.abs().max().item()) <= NEAREST:
         raise UserError(
-            f"its keypoints lie within {largest:.3g} px of the picture's corner: give pixels, not shares of "
-            "the picture"
+            f"its keypoints lie within {largest:.3g} px of the picture's corner: give pixels, not fractions "
+            "of the picture"
         )
 
 

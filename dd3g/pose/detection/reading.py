@@ -33,7 +33,7 @@ def read_keypoints(
 
     Raises:
         UserError: unreadable, truncated or pickled content, an unknown layout, a wrong number of joints, NaN
-            at joints with confidence, confidences that are none, units that are no pixels, or nobody with
+            at joints with confidence, confidences that are none, units other than pixels, or nobody with
             confidence in enough joints.
     """
     path = Path(path)
@@ -132,8 +132,10 @@ def _checked(
 def _in_pixels(points: list[Any], size: tuple[int, int] | None) -> list[np.ndarray]:
     """Each person's rows with places that were shares of the picture."""
     if size is None:
-        raise UserError("tells places as shares of the picture: give --size WIDTHxHEIGHT, or the picture")
+        raise UserError(
+            "gives positions as fractions of the picture: give --size WIDTHxHEIGHT, or the picture"
+        )
     shares = [np.array(rows) for rows in points]
     if max(np.abs(rows[:, :2]).max() for rows in shares) > NEAREST:
-        raise UserError("its places must be shares of the picture, 0..1, as Ultralytics saves them")
+        raise UserError("its positions must be fractions of the picture, 0..1, as Ultralytics saves them")
     return [rows * np.array([*size, 1])[: rows.shape[1]] for rows in shares]

@@ -1,10 +1,10 @@
-"""The one answer that a method gives: what its hypotheses, a lifter and the prior agree on.
+"""The recommended answer of a method: what its hypotheses, a lifter and the prior agree on.
 
-A mean of hypotheses is no pose: bones that point to different depths shorten. And what a method is wrong
-about all its hypotheses are wrong about. So the hypotheses near the answer of the lifter, a network that
-errs in other ways, are averaged with that answer, the prior repairs the mean under the picture's keypoints,
-and the result gets the size of a grown person, since no picture of keypoints tells a size. The lifter counts
-among the hypotheses too: where few were drawn and all are far from it, the answer is mostly the lifter's.
+The mean of hypotheses is not a plausible pose, because bones that point to different depths shorten; and
+where a method errs, all its hypotheses err alike. So the hypotheses near the answer of the lifter, a network
+that errs in other ways, are averaged with that answer, the prior repairs the mean under the picture's
+keypoints, and the result is scaled to an adult, since keypoints do not show how large people are. The lifter
+counts among the hypotheses too: where few were drawn and all are far from it, the answer is mostly its own.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def test_bad_cameras_are_one_line(tmp_path):
     for content, message in (
         ({"b": good}, "has no 'a'; it has 'b'"),
         ({"a": {"R": good["R"]}}, "has no 't'"),
-        ({"a": good | {"R": (2 * torch.eye(3)).tolist()}}, "R is no rotation"),
+        ({"a": good | {"R": (2 * torch.eye(3)).tolist()}}, "R is not a rotation"),
         ({"a": good | {"t": [0, 4]}}, "t must have the shape"),
     ):
         path.write_text(json.dumps(content))

@@ -178,7 +178,7 @@ def test_bad_bvh_is_told(tmp_path):
     with pytest.raises(UserError, match="cut off: 113 numbers for 2 frames of 57"):
         read_bvh(path)
     path.write_text(BVH[:400])
-    with pytest.raises(UserError, match="no whole BVH"):
+    with pytest.raises(UserError, match="not a complete BVH"):
         read_bvh(path)
     path.write_text("solid cube")
     with pytest.raises(UserError, match="no BVH file"):
@@ -186,7 +186,7 @@ def test_bad_bvh_is_told(tmp_path):
     for old, new in (("Xrotation", "Wrotation"), ("Frame Time: ", "Frame Time: -")):
         assert old in bvh(path, [0.0] * COLUMNS).read_text()
         path.write_text(path.read_text().replace(old, new, 1))
-        with pytest.raises(UserError, match="no whole BVH.*(channel 'wrotation'|frame time -)"):
+        with pytest.raises(UserError, match="not a complete BVH.*(channel 'wrotation'|frame time -)"):
             read_bvh(path)
     path = bvh(path, [0.0] * COLUMNS, BVH.replace("LeftHand", "LeftPaw"))
     with pytest.raises(UserError, match="no joint for 'l_wrist'.*LeftPaw"):

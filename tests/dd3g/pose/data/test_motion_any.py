@@ -78,7 +78,7 @@ def test_what_is_no_motion_is_one_line(tmp_path):
     np.savez(tmp_path / "rateless.npz", poses=np.zeros((2, 66)), trans=np.zeros((2, 3)))
     for name, message in (
         ("empty", "holds no motion: looked for .npz, .bvh, .amc"),
-        ("a.txt", "is no motion"),
+        ("a.txt", "is not a motion file"),
         ("07_01.amc", "no skeleton 07.asf beside it"),
         ("short.npz", "66 numbers or more"),
         ("rateless.npz", "no mocap_framerate"),

@@ -40,7 +40,7 @@ def test_one_person_in_other_units_is_left_out(tmp_path):
 @pytest.mark.parametrize("scale", [1 / 600, 1 / 1000])
 def test_units_that_are_no_pixels_are_refused(tmp_path, scale):
     data = [instance(keypoints=(POINTS * scale).tolist())]
-    with pytest.raises(UserError, match="px of the picture's corner: give pixels, not shares"):
+    with pytest.raises(UserError, match="px of the picture's corner: give pixels, not fractions"):
         read_keypoints(write(tmp_path / "a.json", data))
     centred = [instance(keypoints=(2 * POINTS / 600 - 1).tolist())]
     with pytest.raises(UserError, match="give pixels"):

@@ -31,7 +31,7 @@ def test_shares_of_the_picture_in_yolos_texts(tmp_path, after, score, track, con
     torch.testing.assert_close(read.points[0], WANTED, atol=2e-3, rtol=0)
     want = SEEN if confident else torch.ones(17)
     torch.testing.assert_close(read.confidence[0], want, atol=1e-5, rtol=0)
-    with pytest.raises(UserError, match="shares of the picture: give --size"):
+    with pytest.raises(UserError, match="fractions of the picture: give --size"):
         read_keypoints(path)
 
 
@@ -41,7 +41,7 @@ def test_shares_of_the_picture_in_yolos_texts(tmp_path, after, score, track, con
         ("", "no person"),
         ("\ufffd notes", "line 1 has something else than numbers"),
         ("0 0.5 0.5 0.6 0.9", "line 1 has 5 numbers: .* 39 or 56"),
-        (yolo((1, 1)), "must be shares of the picture"),
+        (yolo((1, 1)), "must be fractions of the picture"),
     ],
 )
 def test_texts_that_are_not_yolos_are_refused(tmp_path, text, message):
