@@ -254,16 +254,20 @@ def explain(error: Exception, out: Path, less: str) -> str:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that ends a process has come; `number` says which, `code` the exit code."""
+    """A signal that ends a process has come; `number` says which, `code` the exit code.
+
+    That is 128 + the signal's number, but 0 for SIGUSR1, by which a scheduler says that the time is up and
+    the job is to be queued again.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.number, self.code = number, 128 + number
+        self.number, self.code = number, 0 if self.args[0] == "SIGUSR1" else 128 + number
 
 
 @contextlib.contextmanager
-def signals_stop() -> Iterator[None]:
-    """Inside, signals end the work by an exception, so that nothing half-done stays behind."""
+def signals_stop(*names: str) -> Iterator[None]:
+    """Inside, signals, or those named alone, end the work by an exception: nothing half-done stays behind."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         _came.append(number)
@@ -272,7 +276,7 @@ def signals_stop() -> Iterator[None]:
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():  # Python handles signals nowhere else
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        for name in names or ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)  # Windows has not all of them
             if number and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                 before[number] = signal.signal(number, stop)

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dd3g.command import guarded, print_help, summary
+from dd3g.command import guarded, print_help, signals_stop, summary
 from dd3g.errors import UserError
 
 T = TypeVar("T")
@@ -164,13 +165,15 @@ def launch(
         return 0
     as_json = "--json" in words and "json" not in get_type_hints(schema)
 
+    resumable = "resume" in getattr(schema, "aliases", {})
+
     def work() -> int:
-        done = run(parse([w for w in words if not as_json or w != "--json"], schema))
+        with signals_stop("SIGUSR1") if resumable else nullcontext():
+            done = run(parse([w for w in words if not as_json or w != "--json"], schema))
         if isinstance(done, int):
             return done
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps({"output": str(done)}) if as_json else f"wrote {done}")
         return 0
 
-    resumable = "resume" in getattr(schema, "aliases", {})
     return guarded(work, "continue with --resume latest") if resumable else guarded(work)

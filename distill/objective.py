@@ -27,7 +27,7 @@ from dd3g.diffusion import convert
 from dd3g.gaussians import Gaussians
 from dd3g.rasterizer import rasterize
 from dd3g.setting import check_ranges, setting
-from dd3g.training import generator_for
+from dd3g.training import normal_for
 from distill.render_samples import Sample
 
 COVERED = 0.65  # alpha from which a pixel inside the mask is no hole, with some room above one half
@@ -112,8 +112,9 @@ class Objective:
             targets = batch.targets, batch.background, batch.targets_known
             terms |= self.explicit(render.rgb, render.alpha, *targets)
             if c.implicit and self.verifier is not None and step % c.implicit_every == 0:
-                azimuth = 2 * math.pi * batch.uniform[:, 2]
-                value = self.verifier(gaussians, batch.image, azimuth, batch.uniform[:, 3], batch.index)
+                azimuth, level = 2 * math.pi * batch.uniform[:, 2], batch.uniform[:, 3]
+                front = batch.target_cameras[:, 0]
+                value = self.verifier(gaussians, batch.image, azimuth, level, batch.index, front)
                 terms["implicit"] = self.ramp(step) * c.implicit * value
         loss = torch.stack(list(terms.values())).sum()
         if progress < boot:
@@ -275,7 +276,13 @@ class Verifier:
         self.rig: Cameras | None = None
 
     def __call__(
-        self, gaussians: Gaussians, image: Tensor, azimuth: Tensor, level: Tensor, index: Tensor
+        self,
+        gaussians: Gaussians,
+        image: Tensor,
+        azimuth: Tensor,
+        level: Tensor,
+        index: Tensor,
+        front: Cameras | None = None,
     ) -> Tensor:
         """Verify one batch.
 
@@ -285,6 +292,7 @@ class Verifier:
             azimuth: (B,) radians by which the rig is turned.
             level: (B,) uniform in 0..1, mapped to noise levels of 2 % to 98 % of the schedule.
             index: (B,) of the samples; decides their noise.
+            front: (B,) the input's cameras, for a teacher whose views stand at the elevation of its picture.
 
         Returns:
             A scalar; for "score" half the mean squared gradient, so that the derivative is the gradient.
@@ -293,12 +301,16 @@ class Verifier:
             self.teacher, self.rig = self.teacher.to(image.device), self.teacher.rig.to(image.device)
         teacher, rig, schedule = self.teacher, self.rig, self.teacher.schedule
         shape = (len(image), len(rig))
-        rigs = replace(rig, viewmats=rig.viewmats.expand(*shape, 4, 4), Ks=rig.Ks.expand(*shape, 3, 3))
-        cameras = rigs.turned(azimuth[:, None])
+        turn, poses, Ks = azimuth[:, None], rig.viewmats, rig.Ks
+        if front is not None and teacher.follows_elevation:
+            turn, poses, Ks = turn + rig.azimuths, front.viewmats[:, None], front.Ks[:, None]
+        rigs = replace(rig, viewmats=poses.expand(*shape, 4, 4), Ks=Ks.expand(*shape, 3, 3))
+        cameras = rigs.turned(turn)
         render = rasterize(gaussians, cameras, background=0.0, antialiased=True)
         straight = torch.cat([render.rgb / render.alpha.clamp(min=1e-3), render.alpha], 2)
         z = teacher.codec.encode(straight)  # (B, V, C, h, w)
-        eps = self.noise(index, z)
+        # Samples are made with seed, the choice between renders and quadruples with seed + 1.
+        eps = normal_for(self.seed + 2, index, z.shape[1:])
         t = ((0.02 + 0.96 * level) * schedule.steps).long().clamp(0, schedule.steps - 1)
         condition = teacher.condition(image, cameras)
         denoiser = teacher.denoiser(condition, self.guidance_scale)
@@ -319,9 +331,3 @@ class Verifier:
         if self.form == "score":
             return 0.5 * (z - (z - gradient).detach()).square().mean()
         return (z - x0).square().mean()
-
-    def noise(self, index: Tensor, like: Tensor) -> Tensor:
-        """Standard normal of each sample's own, drawn on the CPU, in the shape of `like` and where it is."""
-        # Samples are made with seed, the choice between renders and quadruples with seed + 1.
-        generators = [generator_for(self.seed + 2, i) for i in index.tolist()]
-        return torch.stack([torch.randn(like.shape[1:], generator=g) for g in generators]).to(like)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dd3g.cameras import ELEVATION, Cameras
 from dd3g.configuration import launch
@@ -165,13 +165,19 @@ def run(config: DistillConfig) -> Path:
     objective = Objective(config.objective, config.max_train_steps, verifier, perceptual)
     output = Path(config.output_dir)
 
+    def loss(model: nn.Module, batch: Sample, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        objective.total = (
+            config.max_train_steps
+        )  # other ones for as many epochs by other numbers of processes
+        return objective(model, batch, step)
+
     def publish(average: Generator, step: int) -> None:
         average.save_pretrained(output / "model")
         write_card(output / "model", config, step)
         if held is not None:
             draw_contact_sheet(average, held, output / f"sheet-{step:06d}.png")
 
-    average = fit(generator, objective, samples, config, publish)
+    average = fit(generator, loss, samples, config, publish)
     if config.push_to_hub and int(os.environ.get("RANK", "0")) == 0:
         print(f"uploaded to {average.push_to_hub(config.hub_model_id)}")
     return output / "model"
@@ -184,15 +190,22 @@ def losses(config: DistillConfig) -> tuple[Verifier | None, nn.Module | None]:
         if not config.pretrained_teacher_model:
             raise UserError("objective.implicit needs a verifier: set pretrained_teacher_model=FOLDER")
         from distill.teachers import load
+        from distill.teachers.zero123plus import Zero123PlusTeacher
 
         # What is frozen needs no more digits than it computes with; float16 comes with the autocast.
         numbers = "bfloat16" if config.precision == "bf16" and not c.implicit_shared else "float32"
         teacher = load(config.pretrained_teacher_model, precision=numbers)
+        name = config.pretrained_teacher_model
+        if not teacher.sees_picture or isinstance(teacher, Zero123PlusTeacher):
+            raise UserError(
+                f"pretrained_teacher_model {name} cannot verify: it does not draw a picture's object from "
+                "any side; give ImageDream, or a teacher of dd3g train-teacher"
+            )
         size = config.generator.size
         if teacher.rig.width != size:
             raise UserError(
-                f"pretrained_teacher_model {config.pretrained_teacher_model} sees pictures of "
-                f"{teacher.rig.width} pixels, the generator of {size}: give a verifier of that size"
+                f"pretrained_teacher_model {name} sees pictures of {teacher.rig.width} pixels, the generator "
+                f"of {size}: give a verifier of that size"
             )
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
         verifier = Verifier(teacher, c.implicit_form, config.seed, c.implicit_guidance, precision)

@@ -161,7 +161,6 @@ def run(config: ShapeConfig) -> Path:
     shares = config.scan_fraction, config.shape_fraction
     sizes = shape.size, shape.bins, train
     samples = ShapeDataset(objects, config.seed, *sizes, *shares, config.pixels, stretch=config.stretch)
-    config.count_epochs(len(samples))
     keeper = Keeper(config, objects, held)
     if config.max_minutes:  # of the whole command: opening the data takes a while
         config.max_minutes = max(config.max_minutes - (time.monotonic() - start) / 60, 1e-3)

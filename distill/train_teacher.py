@@ -93,7 +93,6 @@ def run(config: TeacherConfig) -> Path:
         turned_fraction=config.turned_fraction,
         targets=1,
     )
-    config.count_epochs(len(dataset))
     check_fit(dataset, teacher.config.size, teacher.latent_shape)
     shape = teacher.latent_shape
     held = validation_batch(config.validation_renders, teacher.config.size, shape)

@@ -90,12 +90,19 @@ class LoopConfig:
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed must be below 2^63, got {self.seed}")
 
-    def count_epochs(self, items: int) -> None:
-        """Set `max_train_steps` by `num_train_epochs`, where that is given, for data of so many items."""
+    def count_epochs(self, items: int, step: int = 0, consumed: int = 0) -> None:
+        """Set `max_train_steps` by `num_train_epochs`, where that is given.
+
+        Args:
+            items: that samples are drawn from.
+            step: that a run goes on from.
+            consumed: samples that it took until then, perhaps with another number of processes.
+        """
         if self.num_train_epochs:
             processes = int(os.environ.get("WORLD_SIZE", "1"))
             batch = self.train_batch_size * self.gradient_accumulation_steps * processes
-            self.max_train_steps = max(1, math.ceil(self.num_train_epochs * items / batch))
+            left = max(0.0, self.num_train_epochs * items - consumed)
+            self.max_train_steps = max(1, step + math.ceil(left / batch))
 
     @property
     def precision(self) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from multiprocessing.resource_tracker import ensure_running
 from typing import Any, Protocol, Self
 
 import torch
@@ -21,6 +24,7 @@ from dd3g.training.stopping import SIGNALS
 SPARES = 16  # tries to make one sample
 # From one try to the next: behind the end of any run, and elsewhere in the 32 bits of a seed that torch uses.
 SPARE = (1 << 40) + 0x1B873593
+HALF = (1 << 32) - 1  # the lower half of 64 bits
 
 
 def mixed_seed(seed: int, index: int) -> int:
@@ -31,6 +35,39 @@ def mixed_seed(seed: int, index: int) -> int:
 def generator_for(seed: int, index: int) -> torch.Generator:
     """The CPU generator that belongs to step or sample `index` of a run with this `seed`."""
     return torch.Generator().manual_seed(mixed_seed(seed, index))
+
+
+def normal_for(seed: int, index: Tensor, shape: Sequence[int]) -> Tensor:
+    """Standard normal of each sample of a run, made where `index` is: a GPU does not wait for the host.
+
+    Counted, not drawn, so that all devices give the same: SplitMix64 (Steele, Lea and Flood 2014) of sample
+    and place gives 64 bits, the two halves of which Box and Muller's formula turns into a number.
+
+    Args:
+        seed: of the run.
+        index: (B,) int64, of the samples.
+        shape: of one sample's numbers.
+
+    Returns:
+        (B, *shape) float32.
+    """
+    place = torch.arange(math.prod(shape), device=index.device)
+    bits = _scrambled(_scrambled(index + mixed_seed(seed, 0))[:, None] + place)
+    radius = (((bits & HALF) + 1).double() / (HALF + 1)).log().mul(-2).sqrt()
+    angle = (_shifted(bits, 32)).double() * (2 * math.pi / (HALF + 1))
+    return (radius * angle.cos()).float().unflatten(1, tuple(shape))
+
+
+def _scrambled(x: Tensor) -> Tensor:
+    """SplitMix64's number `x`; products of int64 wrap round, as they have to."""
+    x = x * -0x61C8864680B583EB
+    x = (x ^ _shifted(x, 30)) * -0x40A7B892E31B1A47
+    x = (x ^ _shifted(x, 27)) * -0x6B2FB644ECCEEE15
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, by: int) -> Tensor:
+    return (x >> by) & ((1 << (64 - by)) - 1)  # without the sign
 
 
 @dataclass(frozen=True)
@@ -87,7 +124,6 @@ def batches(
         prefetch_factor=config.dataloader_prefetch_factor if workers else None,
         multiprocessing_context="spawn" if workers else None,
         pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=_leave_signals_to_the_main_process,
     )
     bad: set[str] = set()
     for found in _until_a_worker_dies(loader):
@@ -107,16 +143,30 @@ def batches(
             yield found.batch
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Schedulers and terminals send signals to whole groups of processes; the last step needs its batch."""
-    for name in SIGNALS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+@contextmanager
+def _signals_left_to_the_main_process() -> Iterator[None]:
+    """Processes that are started here see none of `SIGNALS`, from their first moment on.
+
+    Schedulers and terminals send them to whole groups of processes; the last step needs its batch.
+    """
+    names = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    if not hasattr(signal, "pthread_sigmask"):  # not a Unix
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, names)
+    try:
+        ensure_running()  # of multiprocessing; started later, it would let some through again
+        signal.pthread_sigmask(signal.SIG_BLOCK, names)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _until_a_worker_dies(loader: DataLoader[Any]) -> Iterator[Any]:
     try:
-        yield from loader
+        with _signals_left_to_the_main_process():
+            made = iter(loader)
+        yield from made
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from dd3g.command import Interrupted
 from dd3g.errors import UserError, first_line
 from dd3g.nn.recompute import recompute_blocks
 from dd3g.progress import Progress
@@ -34,7 +35,7 @@ from dd3g.training.processes import (
     split_present_blocks,
 )
 from dd3g.training.records import Metrics, log, record_session, show_picture, start_trackers, stop_trackers
-from dd3g.training.stopping import Stopped, StopRequest
+from dd3g.training.stopping import StopRequest
 
 METRICS = "metrics.jsonl"
 MIN_LOSS_SCALE = 1e-4  # fp16: below this nothing but overflows happens
@@ -62,18 +63,21 @@ def fit(
         A copy of the model that holds the moving average, in evaluation mode.
 
     Raises:
-        Stopped: on SIGINT, SIGTERM, SIGHUP or SIGUSR1, after a checkpoint of the step that was under way.
+        Interrupted: on SIGINT, SIGTERM, SIGHUP or SIGUSR1, after a checkpoint of the step that was under way.
         UserError: when loss or gradient are not finite (weights, average and checkpoints are then still those
             of the step before), the checkpoint to resume from is missing or broken, the folder holds another
             run, or the disk is full.
     """
     if config.num_train_epochs and samples is None:
         raise UserError("num_train_epochs: batches are drawn here without end: set max_train_steps")
+    items = len(samples) if isinstance(samples, Sized) else 0
+    config.count_epochs(items)
     run = _Run(model, config, samples is not None)
-    run.state.items = len(samples) if isinstance(samples, Sized) else 0
+    run.state.items = items
     gpus = run.gpus
     with torch.random.fork_rng(devices=gpus), StopRequest() as request, held_by_main(run.output):
         step = first = resume(run.state, run.output, config)
+        config.count_epochs(items, step, run.state.consumed)
         main = run.accelerator.is_main_process
         metrics = Metrics(run.output / METRICS, step, config.logging_steps) if main else None
         source = batches(run.accelerator, samples, config, step, run.state.consumed)
@@ -207,7 +211,7 @@ class _Run:
             self.save(step)
         self.end()
         if number:
-            raise Stopped(number)
+            raise Interrupted(number)
         raise UserError(broken)
 
     def advance(self, loss: Loss, parts: list[Any], step: int) -> dict[str, float]:

@@ -8,28 +8,17 @@ import time
 from types import FrameType
 from typing import Any, Self
 
+from dd3g.command import Interrupted
+
 # Ctrl-C; the end of a job, of a session; and Slurm's warning before its time is up.
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 ECHO = 2.0  # seconds in which a launcher hands on what the scheduler has sent to all processes at once
 
 
-class Stopped(KeyboardInterrupt):
-    """A training ended on a signal, with a checkpoint.
-
-    `code` is what a command exits with: 128 + the signal's number, but 0 for SIGUSR1, by which a scheduler
-    says that the time is up and the job is to be queued again.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-        self.code = 0 if self.args[0] == "SIGUSR1" else 128 + number
-
-
 class StopRequest:
     """While this is entered, the first signal is noted in `number`, for the step under way to be finished.
 
-    A second one raises `Stopped` at once, unless it is the first one's echo, or SIGUSR1, which only says
+    A second one raises `Interrupted` at once, unless it is the first one's echo, or SIGUSR1, which only says
     again that the time is up. Signals that the process was started to ignore, as under nohup, stay ignored.
     Outside the main thread, where Python handles no signals, `number` stays 0.
     """
@@ -52,6 +41,6 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         echo = number == self.number and time.monotonic() - self.since < ECHO
         if self.number and not echo and signal.Signals(number).name != "SIGUSR1":
-            raise Stopped(number)
+            raise Interrupted(number)
         if not self.number:
             self.number, self.since = number, time.monotonic()

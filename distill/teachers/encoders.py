@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from dd3g.errors import UserError
+from dd3g.nn.clip_vision import MEAN, STD
 from dd3g.progress import quiet_libraries
 from distill.teachers.published import read_json
 
 START, END, PADDING, LENGTH = 49406, 49407, 0, 77  # of Stable Diffusion 2's token ids; padding is "!"
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's pixels
+
+Kernel = Callable[[Tensor], Tensor]  # distance in pixels -> share
 
 
 class TextEncoder(nn.Module):
@@ -70,36 +70,63 @@ def load_tokenizer(folder: Path) -> Callable[[str], list[int]] | None:
     return lambda text: tokenizer(text)["input_ids"]
 
 
-def clip_pixels(pictures: Sequence[Image.Image], size: int) -> Tensor:
-    """RGB pictures -> (N, 3, size, size): short side resized (bicubic), middle cut out, CLIP's levels."""
-    return pixels(pictures, size, Image.Resampling.BICUBIC, MEAN, STD)
+def levels(pictures: Tensor, truncate: bool) -> Tensor:
+    """Pictures in 0..1 -> 8-bit levels 0..255 as float32, rounded or, as some authors do, cut off."""
+    shades = pictures.detach().float().clamp(0, 1) * 255
+    return shades.floor() if truncate else shades.round()
 
 
-def pixels(
-    pictures: Sequence[Image.Image],
-    size: int,
-    resample: Image.Resampling,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> Tensor:
-    """RGB pictures -> (N, 3, size, size), contiguous: the CPU's group norm sums badly on other strides."""
-    rows = []
-    for picture in pictures:
-        scale = size / min(picture.size)
-        width, height = (max(size, int(side * scale)) for side in picture.size)
-        if picture.size != (width, height):
-            picture = picture.resize((width, height), resample)
-        left, top = (width - size) // 2, (height - size) // 2
-        levels = np.asarray(picture.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
-        rows.append((levels - np.array(mean, np.float32)) / np.array(std, np.float32))
-    return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
+def clip_pixels(shades: Tensor, size: int) -> Tensor:
+    """Levels (N, 3, H, W) -> (N, 3, size, size): short side resized, middle cut out, CLIP's mean and std."""
+    return pixels(shades, size, bicubic, MEAN, STD)
 
 
-def to_pil(pictures: Tensor, truncate: bool) -> list[Image.Image]:
-    """(N, 3 or 4, H, W) in 0..1 -> 8-bit pictures, rounded or, as some authors do, cut off."""
-    levels = pictures.detach().float().cpu().clamp(0, 1) * 255
-    levels = levels if truncate else levels.round()
-    return [Image.fromarray(np.ascontiguousarray(p)) for p in levels.byte().permute(0, 2, 3, 1).numpy()]
+def pixels(shades: Tensor, size: int, kernel: Kernel, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Levels (N, 3, H, W) -> (N, 3, size, size): what the authors' processors give, where levels are.
+
+    Contiguous, since the CPU's group norm sums badly on other strides.
+    """
+    scale = size / min(shades.shape[-2:])
+    height, width = (max(size, int(side * scale)) for side in shades.shape[-2:])
+    top, left = (height - size) // 2, (width - size) // 2
+    shades = resized(shades, height, width, kernel)[..., top : top + size, left : left + size] / 255
+    channels = zip(shades.unbind(1), mean, std, strict=True)
+    return torch.stack([(channel - m) / s for channel, m, s in channels], 1)
+
+
+def resized(shades: Tensor, height: int, width: int, kernel: Kernel) -> Tensor:
+    """Levels (..., H, W) -> (..., height, width) float32, exactly as Pillow resizes 8-bit pictures.
+
+    Rows first, then columns, each in fixed point and rounded: sums of whole numbers, exact in float64.
+    """
+    for side in (width, height):
+        if shades.shape[-1] != side:
+            sums = shades.double() @ _weights(shades.shape[-1], side, kernel, shades.device)
+            shades = (sums + 0.5).floor().clamp(0, 255).float()
+        shades = shades.mT
+    return shades
+
+
+def bilinear(d: Tensor) -> Tensor:
+    """Share of a pixel at distance `d` in new pixels."""
+    return (1 - d).clamp(min=0)
+
+
+def bicubic(d: Tensor) -> Tensor:
+    """The same by Keys' cubics, a = -1/2, as in Pillow."""
+    near, far = ((1.5 * d - 2.5) * d * d + 1), (((5 - d) * d - 8) * d + 4) / 2
+    return torch.where(d < 1, near, torch.where(d < 2, far, 0.0))
+
+
+def _weights(before: int, after: int, kernel: Kernel, device: torch.device) -> Tensor:
+    """(before, after) share of each old pixel in each new one, in 2^22ths, made on the device."""
+    scale = before / after
+    wide = max(scale, 1.0)  # the kernel's stretch: smaller pictures are smoothed
+    old = torch.arange(before, device=device, dtype=torch.float64)[:, None]
+    center = (torch.arange(after, device=device, dtype=torch.float64) + 0.5) * scale
+    shares = kernel(((old - center + 0.5) / wide).abs())
+    fixed = shares / shares.sum(0) * (1 << 22)
+    return (fixed.abs() + 0.5).floor() * fixed.sign() / (1 << 22)
 
 
 def crop_size(folder: Path, default: int) -> int:

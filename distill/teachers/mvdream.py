@@ -17,7 +17,7 @@ from dd3g.fingerprint import fingerprint, folder_fingerprint
 from dd3g.nn.blocks import orbit_code
 from dd3g.nn.multiview_unet import MultiViewUNet
 from dd3g.nn.unet_blocks import KeyValues
-from distill.teachers.encoders import TextEncoder, clip_pixels, load_tokenizer, to_pil
+from distill.teachers.encoders import TextEncoder, clip_pixels, levels, load_tokenizer
 from distill.teachers.latents import LatentCodec
 from distill.teachers.published import (
     Frozen,
@@ -173,25 +173,28 @@ class MVDreamTeacher(Frozen):
                 raise UserError("MVDream draws what a caption says: give each picture a caption")
             captions = [c if c.endswith(SUFFIX) else c + SUFFIX for c in captions]
         codes = orbit_code((self.rig if cameras is None else cameras).to(device)).expand(B, -1, 16)
-        blank, *texts = self.text([self.negative, *captions]).split(1)
-        text = torch.cat(texts)
+        # Without captions, as in a training step, nothing of this is computed or copied again.
+        text = self.text(captions) if any(captions) else self.caption("").expand(B, -1, -1)
+        tokens = self.image_tokens(rgba.to(device)) if self.sees_picture else None
+
+        def blank() -> list[KeyValues]:
+            nothing = None if tokens is None else torch.zeros_like(tokens[:1])
+            return self.unet.context(self.caption(self.negative), nothing)
+
+        context = self.unet.context(text, tokens), self.once(f"blank {self.negative}", blank)
         if not self.sees_picture:
-            return MVDreamCondition(self.unet.context(text), self.unet.context(blank), codes, None)
-        tokens = self.image_tokens(rgba)
-        return MVDreamCondition(
-            self.unet.context(text, tokens),
-            self.unet.context(blank, torch.zeros_like(tokens[:1])),
-            torch.cat([codes, torch.zeros_like(codes[:, :1])], 1),
-            self.codec.encode(rgba.to(device))[:, None],
-        )
+            return MVDreamCondition(*context, codes, None)
+        codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], 1)
+        return MVDreamCondition(*context, codes, self.codec.encode(rgba.to(device))[:, None])
+
+    def caption(self, words: str) -> Tensor:
+        """(1, 77, D) tokens of a caption that many pictures share."""
+        return self.once(f"caption {words}", lambda: self.text([words]))
 
     def image_tokens(self, rgba: Tensor) -> Tensor:
         """Straight RGBA (B, 4, S, S) -> the image encoder's last tokens but one (B, L, D)."""
-        pictures = to_pil(over_white(rgba), truncate=True)
-        pixels = clip_pixels(pictures, self.image.config.image_size).to(
-            device_of(self.image), self.image.dtype
-        )
-        return self.image(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
+        seen = clip_pixels(levels(over_white(rgba), truncate=True), self.image.config.image_size)
+        return self.image(pixel_values=seen.to(self.image.dtype), output_hidden_states=True).hidden_states[-2]
 
     def denoiser(self, condition: MVDreamCondition, guidance_scale: float | None = None) -> Denoiser:
         """The network as a `Denoiser` with classifier-free guidance at `guidance_scale`; 1 is none."""

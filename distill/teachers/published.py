@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +28,8 @@ from dd3g.progress import quiet_libraries
 INDEX = "model_index.json"
 AGAIN = "copy or fetch it again"
 _PARTS = ("unet", "vae", "text_encoder")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -290,6 +293,18 @@ class Frozen(nn.Module):
         """Stays in evaluation."""
         return super().train(False)
 
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What follows from the weights alone: made at the first call, and again when they have moved."""
+        kept = self.__dict__.setdefault("_kept", {})
+        if name not in kept:
+            with torch.inference_mode(False), torch.no_grad():  # a later call may want gradients through it
+                kept[name] = make()
+        return kept[name]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.__dict__.pop("_kept", None)
+        return super()._apply(*args, **kwargs)
+
 
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's weights are."""
@@ -301,4 +316,4 @@ def over_white(rgba: Tensor) -> Tensor:
     if rgba.shape[-3] == 3:
         return rgba
     alpha = rgba[..., 3:, :, :]
-    return rgba[..., :3, :, :] * alpha + 1 - alpha
+    return rgba[..., :3, :, :] * alpha + (1 - alpha)  # in this order what is opaque stays exactly as it is

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ from dd3g.cameras import Cameras
 from dd3g.diffusion import ClassifierFree, Denoiser, Prediction, Schedule
 from dd3g.errors import UserError, first_line
 from dd3g.fingerprint import fingerprint, folder_fingerprint
-from distill.teachers.encoders import TextEncoder, clip_pixels, crop_size, pixels, to_pil
+from distill.teachers.encoders import TextEncoder, bilinear, clip_pixels, crop_size, levels, pixels
 from distill.teachers.latents import LatentCodec
 from distill.teachers.published import Frozen, Source, device_of, load_part, load_schedule, read_json
 from distill.teachers.reference_attention import ReferenceAttention
@@ -235,25 +234,28 @@ class Zero123PlusTeacher(Frozen):
             cameras.viewmats, self.rig.viewmats.to(cameras.viewmats), atol=1e-4
         ):
             raise UserError("Zero123++ draws from its own cameras alone: leave other cameras out")
-        device, dtype = device_of(self.unet), self.unet.dtype
-        pictures = [self.on_ground(p) for p in to_pil(rgba, truncate=False)]
-        seen = pixels(pictures, self.sides[0], Image.Resampling.BILINEAR, MEAN, STD).to(device)
-        latents = self.codec.mode(torch.cat([torch.zeros_like(seen[:1]), seen]))
-        seen = clip_pixels(pictures, self.sides[1]).to(device, dtype)
-        blank, tokens = self.tokens(self.image(pixel_values=seen).image_embeds).split([1, len(pictures)])
+        pictures = self.on_ground(levels(rgba.to(device_of(self.unet)), truncate=False))
+        pixel = pixels(pictures, self.sides[0], bilinear, MEAN, STD)
+        seen = clip_pixels(pictures, self.sides[1]).to(self.unet.dtype)
+        tokens = self.tokens(self.image(pixel_values=seen).image_embeds)
         key_values = self.attention.key_values
-        return Zero123PlusCondition(key_values(tokens), key_values(blank), latents[1:], latents[:1])
+        blank = self.once("blank", lambda: key_values(self.caption()))
+        nothing = self.once("nothing", lambda: self.codec.mode(torch.zeros_like(pixel[:1])))
+        return Zero123PlusCondition(key_values(tokens), blank, self.codec.mode(pixel), nothing)
+
+    def caption(self) -> Tensor:
+        """(1, 77, D) tokens of the empty caption."""
+        return self.once("caption", lambda: self.text([""]))
 
     def tokens(self, embeds: Tensor) -> Tensor:
-        """CLIP's embeddings (B, D) -> tokens (1 + B, 77, D): the empty caption's, then with each picture."""
-        blank = self.text([""])
-        return torch.cat([blank, blank + self.ramp.to(embeds)[:, None] * embeds[:, None]])
+        """CLIP's embeddings (B, D) -> tokens (B, 77, D): the empty caption's with each picture."""
+        return self.caption() + self.ramp.to(embeds)[:, None] * embeds[:, None]
 
-    def on_ground(self, picture: Image.Image) -> Image.Image:
-        """RGBA on the ground that the network was trained with."""
-        ground = Image.new("RGB", picture.size, (round(self.background * 255),) * 3)
-        ground.paste(picture, mask=picture.getchannel("A"))
-        return ground
+    def on_ground(self, shades: Tensor) -> Tensor:
+        """Levels (B, 4, S, S) -> (B, 3, S, S), on the ground that the network was trained with."""
+        alpha = shades[:, 3:]
+        mixed = shades[:, :3] * alpha + round(self.background * 255) * (255 - alpha)
+        return (mixed / 255).round()
 
     def denoiser(self, condition: Zero123PlusCondition, guidance_scale: float | None = None) -> Denoiser:
         """The network as a `Denoiser` with classifier-free guidance at `guidance_scale`; 1 is none."""

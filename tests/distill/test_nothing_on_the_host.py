@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -127,7 +127,7 @@ def test_lgm_as_published():
 
 @pytest.mark.parametrize("kind", ["imagedream", "mvdream", "zero123plus", "compact"])
 def test_a_teachers_guided_loop(kind, tmp_path, monkeypatch):
-    """What condition makes of pictures and words is of the host, once a picture; the loop is not."""
+    """Pictures become a condition where they are, and the loop looks at nothing else; only words are read."""
     monkeypatch.setitem(Zero123PlusTeacher.__init__.__kwdefaults__, "size", 32)
     if kind == "compact":
         teacher = CompactTeacher(CompactConfig(**SHAPE))
@@ -135,13 +135,18 @@ def test_a_teachers_guided_loop(kind, tmp_path, monkeypatch):
         teacher = load(write_zero123plus(tmp_path / "zero123plus-v1.2"))
     else:
         teacher = load(write_imagedream(tmp_path / kind, ip_dim=4 if kind == "imagedream" else 0))
-    rgba = torch.rand(2, 4, teacher.picture_size, teacher.picture_size)
-    words = ["a cup", "a lamp"] if kind == "mvdream" else None
-    if words:
+    teacher = looked_up(teacher)
+    rgba = torch.empty(2, 4, teacher.picture_size, teacher.picture_size, device="meta")
+    cameras = Cameras.stack([teacher.rig] * 2).to("meta") if kind in ("imagedream", "compact") else None
+    if kind == "mvdream":
         teacher.text.tokenizer = lambda text: [START, 7, END]
-    condition = on_meta(teacher.condition(rgba, captions=words))
+        condition = teacher.condition(rgba, captions=["a cup", "a lamp"])
+    else:
+        teacher.condition(rgba)  # from the first call on, the empty caption is known
+        with OnMeta():
+            condition = teacher.condition(rgba, cameras)
     x = torch.empty(2, *teacher.latent_shape, device="meta")
-    denoiser = looked_up(teacher).denoiser(condition)
+    denoiser = teacher.denoiser(condition)
     plan = teacher.schedule.plan(2)
     with OnMeta(), torch.no_grad():
         for t, _ in plan:
@@ -152,8 +157,9 @@ def test_a_teachers_guided_loop(kind, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("form", ["x0", "score", "literal"])
-def test_the_whole_objective(batch, monkeypatch, form):
-    """Renders, verification and their gradients; only the verifier's noise is drawn on the host."""
+@pytest.mark.parametrize("kind", ["compact", "imagedream"])
+def test_the_whole_objective(batch, monkeypatch, tmp_path, kind, form):
+    """Renders, verification with all that its condition is made of, and their gradients."""
 
     def drawn(gaussians, cameras, background=1.0, antialiased=False):
         value = zero_of(*(getattr(gaussians, f.name) for f in fields(gaussians)))
@@ -161,17 +167,21 @@ def test_the_whole_objective(batch, monkeypatch, form):
         return Render(*(value.expand(B, V, channels, S, S) for channels in (3, 1, 1)))
 
     monkeypatch.setattr(objective_module, "rasterize", drawn)
-    monkeypatch.setattr(Verifier, "noise", lambda self, index, like: torch.empty_like(like))
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # of "meta" there is none
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig(latent_shape=(4, 64, 8, 8), head_hidden=8, **SHAPE)).to("meta")
-    verifier = Verifier(looked_up(CompactTeacher(CompactConfig(**SHAPE))), form, 0, 1.5)
-    verifier.rig = verifier.teacher.rig.to("meta")
+    there = batch.to("meta")
+    if kind == "compact":
+        teacher = CompactTeacher(CompactConfig(**SHAPE))
+    else:
+        teacher = load(write_imagedream(tmp_path / "imagedream", image_size=16))
+    verifier = Verifier(looked_up(teacher), form, 0, 1.5)
+    verifier.rig = teacher.rig.to("meta")
+    teacher.condition(there.image, verifier.rig)  # from the first call on, the empty caption is known
     with torch.device("meta"):
         perceptual = MadeUpVgg()
     config = ObjectiveConfig(cover=1.0, implicit=1.0, bootstrap=0.0, implicit_form=form, perceptual=1.0)
     objective = Objective(config, 100, verifier, perceptual)
-    there = batch.to("meta")
     with OnMeta():
         loss, terms = objective(generator, there, 50)
         loss.backward()
@@ -194,17 +204,3 @@ def looked_up(teacher):
     teacher = teacher.to("meta")
     teacher.schedule.ab(torch.zeros(1, dtype=torch.long, device="meta"))
     return teacher
-
-
-def on_meta(value):
-    """A condition, whatever it is made of, without its values."""
-    if isinstance(value, torch.Tensor | Cameras):
-        return value.to("meta")
-    if isinstance(value, list | tuple):
-        made = map(on_meta, value)
-        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
-    if isinstance(value, dict):
-        return {k: on_meta(v) for k, v in value.items()}
-    if is_dataclass(value):
-        return replace(value, **{f.name: on_meta(getattr(value, f.name)) for f in fields(value)})
-    return value

@@ -14,7 +14,7 @@ from dd3g.diffusion import Schedule
 from dd3g.gaussians import Gaussians
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.rasterizer import rasterize
-from dd3g.training import generator_for
+from dd3g.training import normal_for
 from distill.objective import Objective, ObjectiveConfig, Verifier, direct_terms
 from distill.render_samples import RenderDataset, Sample
 from distill.renders import RenderedObjects
@@ -217,6 +217,8 @@ def test_ramp():
 class TinyTeacher(nn.Module):
     """A teacher of 8 pixels whose network is one matrix, with any parametrisation."""
 
+    follows_elevation = False
+
     def __init__(self, prediction):
         super().__init__()
         self.prediction = prediction
@@ -275,7 +277,7 @@ def latents_of(teacher, gaussians, azimuth):
 def test_verification_forms_by_autograd(form, prediction):
     teacher, gaussians, azimuth, level, index, value, gradient = verified(form, prediction)
     z = latents_of(teacher, gaussians, azimuth)
-    eps = torch.stack([torch.randn(z.shape[1:], generator=generator_for(5, int(i))) for i in index])
+    eps = normal_for(5, index, z.shape[1:])
     t = (1000 * (0.02 + 0.96 * level)).long()
     assert teacher.seen["t"].tolist() == t.tolist() == [212, 692] and teacher.seen["guidance"] == 1.5
     ab = teacher.schedule.alpha_bar[t].float()[:, None, None, None, None]
@@ -310,6 +312,21 @@ def test_the_teacher_stays_frozen_and_sees_turned_cameras():
     assert torch.allclose((seen - wanted).cos(), torch.ones(2, 4), atol=1e-5)
 
 
+def test_a_teacher_that_follows_elevations_verifies_at_those_of_the_pictures():
+    """ImageDream's clean picture has no camera of its own: it stands where the others do."""
+    teacher, heights = TinyTeacher("x0"), [-10.0, 35.0]
+    front = Cameras.stack([Cameras.orbit([0.0], e, 8)[0] for e in heights])
+    azimuth, level, index = torch.tensor([0.3, 2.0]), torch.tensor([0.2, 0.7]), torch.tensor([5, 9])
+    for follows, elevations in ((True, heights), (False, [10.0, 10.0])):
+        teacher.follows_elevation = follows
+        Verifier(teacher, "x0", 0)(scene(), torch.rand(2, 4, 8, 8), azimuth, level, index, front)
+        for b, seen in enumerate(teacher.seen["cameras"]):
+            turns = [90.0 * v + math.degrees(float(azimuth[b])) for v in range(4)]
+            wanted = Cameras.orbit(turns, elevations[b], 8)
+            assert torch.allclose(seen.viewmats, wanted.viewmats, atol=1e-5)
+            assert torch.equal(seen.Ks, wanted.Ks)
+
+
 def test_verification_noise_belongs_to_the_sample():
     teacher = TinyTeacher("x0")
     verifier = Verifier(teacher, "x0", seed=0)
@@ -329,7 +346,8 @@ def test_verification_noise_belongs_to_the_sample():
 def test_verification_enters_with_weight_ramp_and_rhythm(batch, model):
     calls = []
 
-    def verifier(gaussians, image, azimuth, level, index):
+    def verifier(gaussians, image, azimuth, level, index, front):
+        assert torch.equal(front.viewmats, batch.target_cameras.viewmats[:, 0])
         calls.append((azimuth, level, index))
         return gaussians.means.sum() * 0 + 2.0
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from safetensors.torch import load_file
 from stand_ins.distilled import TEACHER, distil, words
+from stand_ins.published_teachers import write_imagedream, write_zero123plus
 from stand_ins.tiny_objects import write_renders
 from stand_ins.training_runs import fresh, metrics
 
@@ -142,3 +145,12 @@ def test_a_verifier_of_another_size(tmp_path, capsys):
     verifier = {"objective.implicit": 0.1, "pretrained_teacher_model": "analytic"}
     assert distil("nowhere", tmp_path, **shape, **verifier) == 2
     assert "analytic sees pictures of 32 pixels, the generator of 64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["mvdream", "zero123plus-v1.2"])
+def test_a_verifier_that_cannot_verify(tmp_path, capsys, kind):
+    """At the start, not at the end of the bootstrap: one draws captions, the other has cameras of its own."""
+    write = write_zero123plus if kind.startswith("zero") else partial(write_imagedream, ip_dim=0)
+    verifier = {"objective.implicit": 0.1, "pretrained_teacher_model": write(tmp_path / kind)}
+    assert distil("nowhere", tmp_path / "out", **verifier) == 2
+    assert f"{kind} cannot verify" in capsys.readouterr().err

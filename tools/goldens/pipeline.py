@@ -102,14 +102,14 @@ def _picture(golden: Golden) -> Tensor:
 
 def _inputs(golden: Golden, teacher: MVDreamTeacher) -> Iterator[Compared]:
     """What the network is given of picture and caption."""
-    from distill.teachers.encoders import clip_pixels, to_pil
+    from distill.teachers.encoders import clip_pixels, levels
 
     rgba = _picture(golden)
     if "picture" in golden:
         stride = rgba.shape[-1] // golden["picture"].shape[0]
         yield golden.compare("picture", rgba[0, :3, ::stride, ::stride].permute(1, 2, 0), PART)
     if "clip_pixels" in golden:
-        pixels = clip_pixels(to_pil(rgba[:, :3], truncate=True), teacher.image.config.image_size)
+        pixels = clip_pixels(levels(rgba[:, :3], truncate=True), teacher.image.config.image_size)
         yield golden.compare("clip_pixels", strided(pixels, golden["clip_pixels"].shape), PART)
     if "image_tokens" in golden:
         tokens = teacher.image_tokens(rgba)[0]

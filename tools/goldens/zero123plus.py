@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dd3g.diffusion import Schedule, sample
 from dd3g.errors import UserError
-from distill.teachers.encoders import clip_pixels, pixels, to_pil
+from distill.teachers.encoders import bilinear, clip_pixels, levels, pixels
 from distill.teachers.published import Source
 from distill.teachers.zero123plus import MEAN, STD, Zero123PlusCondition, Zero123PlusTeacher, joined, parted
 from tools.goldens.golden import CALL, LOOP, PART, Compared, Golden
@@ -103,18 +102,18 @@ def _levels(golden: Golden, teacher: Zero123PlusTeacher) -> Iterator[Compared]:
 
 def _inputs(golden: Golden, teacher: Zero123PlusTeacher, rgba: Tensor) -> Iterator[Compared]:
     """What the network is given of the picture."""
-    picture = teacher.on_ground(to_pil(rgba, truncate=False)[0])
-    seen = pixels([picture], teacher.sides[0], Image.Resampling.BILINEAR, MEAN, STD)
-    clip = clip_pixels([picture], teacher.sides[1])
+    picture = teacher.on_ground(levels(rgba, truncate=False))
+    seen = pixels(picture, teacher.sides[0], bilinear, MEAN, STD)
+    clip = clip_pixels(picture, teacher.sides[1])
     embeds = teacher.image(pixel_values=clip.to(teacher.unet.dtype)).image_embeds
     latents = teacher.codec.mode(torch.cat([torch.zeros_like(seen), seen]))
     found = {
-        "input_rgb": (torch.from_numpy(np.array(picture)), PART),
+        "input_rgb": (picture[0].permute(1, 2, 0), PART),
         "vae_pixels": (seen, PART),
         "clip_pixels": (clip, PART),
         "cond_lat": (latents, CALL),
         "image_embeds": (embeds, CALL),
-        "prompt_embeds": (teacher.tokens(embeds), CALL),
+        "prompt_embeds": (torch.cat([teacher.caption(), teacher.tokens(embeds)]), CALL),
     }
     for name, (array, tolerance) in found.items():
         if name in golden:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import re
@@ -312,12 +313,33 @@ def test_what_another_machine_or_a_changed_folder_brings_is_named(tmp_path, caps
     assert "precision no (now bf16), items 7 (now 5)" in capsys.readouterr().err
 
 
+def test_epochs_end_alike_with_other_batches(tmp_path, monkeypatch):
+    """Twice as large from the middle on: 28 samples in all, none left out and none seen twice."""
+    monkeypatch.setattr(line_run, "Points", Some)
+    epochs = ["num_train_epochs=4", "train_batch_size=2"]
+    assert line(tmp_path, *epochs, "max_minutes=1e-9", "checkpointing_steps=1") == 0
+    steps = max(line["step"] for line in metrics(tmp_path))
+    assert line(tmp_path, epochs[0], "train_batch_size=4", LATEST, "--allow-changed", "max_minutes=0") == 0
+    last = metrics(tmp_path)[-1]["step"]
+    assert last == steps + math.ceil((28 - 2 * steps) / 4)
+    assert line(tmp_path, epochs[0], "train_batch_size=4", LATEST, "max_minutes=0") == 0
+    assert metrics(tmp_path)[-1]["step"] == last
+
+
 def test_epochs_in_place_of_steps(monkeypatch):
     config = LoopConfig(num_train_epochs=2.5, train_batch_size=3, gradient_accumulation_steps=2)
     config.count_epochs(12)
     assert config.max_train_steps == 5
     monkeypatch.setenv("WORLD_SIZE", "4")
     config.count_epochs(12)
+    assert config.max_train_steps == 2
+    # Four processes go on where one stopped, or one where four did: the rest of the samples, no more.
+    config.count_epochs(12, step=2, consumed=12)
+    assert config.max_train_steps == 2 + 1
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    config.count_epochs(12, step=1, consumed=24)
+    assert config.max_train_steps == 1 + 1
+    config.count_epochs(12, step=2, consumed=30)
     assert config.max_train_steps == 2
     plain = LoopConfig(max_train_steps=11)
     plain.count_epochs(12)

@@ -10,9 +10,8 @@ import torch
 from stand_ins.line import fit_line, squared
 from stand_ins.training_runs import metrics
 
-from dd3g.command import guarded
+from dd3g.command import Interrupted, guarded
 from dd3g.training import checkpoints, stopping
-from dd3g.training.stopping import Stopped
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # several threads would take longer here
 
@@ -45,7 +44,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_of_its_step(tmp_path, name, cod
 
 
 def test_a_second_signal_does_not_wait_for_the_step(tmp_path):
-    with pytest.raises(Stopped, match="SIGINT"):
+    with pytest.raises(Interrupted, match="SIGINT"):
         fit_line(tmp_path, loss=asked_at(4, "SIGTERM", "SIGINT"))
     assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["checkpoint-3"]
 
@@ -55,14 +54,14 @@ def test_a_second_signal_does_not_wait_for_the_step(tmp_path):
 )
 def test_an_echo_waits_for_the_step(tmp_path, names):
     """A scheduler signals all processes of a job, and the launcher among them hands it on to the others."""
-    with pytest.raises(Stopped, match=names[0]):
+    with pytest.raises(Interrupted, match=names[0]):
         fit_line(tmp_path, loss=asked_at(4, *names))
     assert checkpoints.checkpoints(tmp_path)[-1].name == "checkpoint-5"
 
 
 def test_the_same_signal_from_an_impatient_user(tmp_path, monkeypatch):
     monkeypatch.setattr(stopping, "ECHO", 0.0)
-    with pytest.raises(Stopped, match="SIGINT"):
+    with pytest.raises(Interrupted, match="SIGINT"):
         fit_line(tmp_path, loss=asked_at(4, "SIGINT", "SIGINT"))
     assert checkpoints.checkpoints(tmp_path)[-1].name == "checkpoint-3"
 
@@ -70,7 +69,7 @@ def test_the_same_signal_from_an_impatient_user(tmp_path, monkeypatch):
 def test_the_time_is_up_is_no_reason_for_haste(tmp_path, monkeypatch):
     """Whenever it is said again."""
     monkeypatch.setattr(stopping, "ECHO", 0.0)
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(Interrupted) as stopped:
         fit_line(tmp_path, loss=asked_at(4, "SIGUSR1", "SIGUSR1", "SIGUSR1"))
     assert stopped.value.code == 0 and checkpoints.checkpoints(tmp_path)[-1].name == "checkpoint-5"
 
@@ -104,7 +103,7 @@ def test_a_signal_in_the_middle_of_a_checkpoint(tmp_path, monkeypatch, signals, 
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save_file", interrupted)
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             fit_line(tmp_path / "cut")
     assert checkpoints.checkpoints(tmp_path / "cut")[-1].name == f"checkpoint-{kept}"
     again, _ = fit_line(tmp_path / "cut", resume_from_checkpoint="latest")
