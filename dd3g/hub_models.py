@@ -43,14 +43,25 @@ class HubModel:
         return folder if all(any(folder.glob(pattern)) for pattern in self.files) else None
 
     def fetch(self) -> Path:
-        """Download what is missing and check it.
+        """Download what is missing, saying how much and under which licence, and check it.
 
         Raises:
-            UserError: the hub does not give it, or a file is another one than expected.
+            UserError: the hub does not give it, HF_HUB_OFFLINE forbids to ask, or a file is another one than
+                expected.
         """
+        from huggingface_hub import constants
+
         if self.notice:
             print(f"warning: {self.repo}: {self.notice}", file=sys.stderr)
         if (folder := self.path()) is None:
+            size = f"{self.size / 1e6:,.0f} MB" if self.size else "of a size that is not known"
+            what = f"{self.repo}, {size}, licence {self.licence or 'not known'}"
+            if constants.HF_HUB_OFFLINE:
+                raise UserError(
+                    f"{what}: it is not on this machine, and HF_HUB_OFFLINE forbids fetching it: unset it "
+                    "once, or copy the folder from another machine and give its path instead of the name"
+                )
+            print(f"fetching once: {what}", file=sys.stderr, flush=True)
             try:
                 folder = Path(_download(self, offline=False))
             except Exception as error:

@@ -6,7 +6,6 @@ calls of a diffusion model give four views, of which LGM makes Gaussians.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from dd3g.cameras import ELEVATION, FOVY
 from dd3g.errors import UserError
 from dd3g.framing import check_how
 from dd3g.gaussians import Gaussians
-from dd3g.hub_models import HUB_MODELS
 from dd3g.pepd.perspective import seen_under
 from dd3g.picture import as_picture
 from distill.lgm import LGM, SIZE, check_cameras, load_lgm
@@ -101,26 +99,4 @@ def load_two_stage(name: str, device: str | torch.device = "cpu") -> TeacherAndL
         UserError: when either cannot be loaded.
     """
     teacher, _, lgm = name.rpartition("+")
-    for part in (teacher, lgm):
-        say_first_use(part)
     return TeacherAndLGM(load(teacher, device), load_lgm(lgm, device))
-
-
-def say_first_use(name: str) -> None:
-    """Say how much a published model is, and under which licence, before it is fetched.
-
-    Raises:
-        UserError: when it is not on this machine and HF_HUB_OFFLINE forbids fetching it.
-    """
-    from huggingface_hub import constants
-
-    model = HUB_MODELS.get(name)
-    if model is None or Path(name).exists() or model.path() is not None:
-        return
-    what = f"{model.repo}, {model.size / 1e6:,.0f} MB, licence {model.licence}"
-    if constants.HF_HUB_OFFLINE:
-        raise UserError(
-            f"{name} ({what}) is not on this machine, and HF_HUB_OFFLINE forbids fetching it: unset it once, "
-            "or give a folder in place of the name"
-        )
-    print(f"fetching {name} once: {what}", file=sys.stderr, flush=True)

@@ -39,11 +39,12 @@ def hub(monkeypatch, tmp_path):
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     return folder, asked
 
 
 def model(**keys):
-    return HubModel("a/b", ("unet/*.safetensors",), 7, "OpenRAIL", "testing", **keys)
+    return HubModel("a/b", ("unet/*.safetensors",), 7_000_000, "OpenRAIL", "testing", **keys)
 
 
 def test_fetched_once_and_never_any_code(hub):
@@ -73,9 +74,10 @@ def test_another_file_than_expected_is_refused(hub):
 
 def test_a_licence_that_binds_is_told(hub, capsys):
     model(notice="forbids commercial use").fetch()
-    assert capsys.readouterr().err == "warning: a/b: forbids commercial use\n"
-    model().fetch()
-    assert capsys.readouterr().err == ""
+    told = "warning: a/b: forbids commercial use\n", "fetching once: a/b, 7 MB, licence OpenRAIL\n"
+    assert capsys.readouterr().err == "".join(told)
+    model(notice="forbids commercial use").fetch()
+    assert capsys.readouterr().err == told[0]
     assert "NC" in HUB_MODELS["zero123plus"].licence and "commercial" in HUB_MODELS["zero123plus"].notice
     assert "commercial" in HUB_MODELS["zero123plus-white"].notice
 
@@ -85,10 +87,23 @@ def test_no_network(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(UserError, match=r"the hub did not give a/b \(no route\).* give its path"):
         model().fetch()
     with pytest.raises(UserError, match=r"`dd3g models fetch imagedream` \(3,990 MB, OpenRAIL\)"):
         models.require_model("imagedream")
+
+
+def test_where_asking_is_forbidden(hub, monkeypatch, capsys):
+    """Nobody is asked, whoever wants the model; size and licence are told all the same."""
+    _, asked = hub
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="a/b, 7 MB, licence OpenRAIL: .* HF_HUB_OFFLINE forbids"):
+        model().fetch()
+    unlisted = HubModel("a/b", ("unet/*.safetensors",), 0, "", "testing")
+    with pytest.raises(UserError, match="of a size that is not known, licence not known"):
+        unlisted.fetch()
+    assert not asked and not capsys.readouterr().err
 
 
 def test_the_command(hub, monkeypatch, capsys):

@@ -83,7 +83,7 @@ def test_first_use_says_size_and_licence_and_asks_nobody_where_told(here, teache
     assert asked == []
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     lines = run("a.png", "--weights", f"{teacher}+lgm", code=2).stderr.splitlines()
-    assert lines[0] == "fetching lgm once: ashawkey/LGM, 830 MB, licence MIT (of its code)"
+    assert lines[0] == "fetching once: ashawkey/LGM, 830 MB, licence MIT (of its code)"
     assert lines[1].startswith("error: the hub did not give ashawkey/LGM") and len(lines) == 2
     assert asked == ["ashawkey/LGM"]
 
