@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from dd3g.cameras import Cameras
+from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.io.atomic import only_user, replacing
 from dd3g.progress import track
@@ -43,7 +44,8 @@ class UnpackedRenders(Sequence[RenderedObject]):
         shards = RenderedObjects(source).paths
         self.bins = [Path(folder) / f"{_name(shard)}.bin" for shard in shards]
         with only_user(folder, wait=True):
-            wanted = [(s, b) for s, b in zip(shards, self.bins, strict=True) if not _about(b).exists()]
+            pairs = zip(shards, self.bins, strict=True)
+            wanted = [(s, b) for s, b in pairs if not (b.exists() and _about(b).exists())]
             _unpack_all(wanted)
         self._open()
 
@@ -72,8 +74,13 @@ class UnpackedRenders(Sequence[RenderedObject]):
     def __getitem__(self, index: int) -> RenderedObject:  # type: ignore[override]
         """Object by index; its pictures are read when they are looked at."""
         path, item = self._items[index]
-        if path not in self._maps:  # copy on write: torch wants to be allowed to write
-            self._maps[path] = np.memmap(path, np.uint8, "c")
+        if path not in self._maps:
+            try:  # copy on write: torch wants to be allowed to write
+                self._maps[path] = np.memmap(path, np.uint8, "c")
+            except OSError as error:  # systems clean up their temporary folders
+                raise UserError(
+                    f"{path} cannot be read ({error.strerror}): resume, and what is missing is unpacked again"
+                ) from error
         views, size, start = item["views"], item["size"], item["offset"]
         ends = np.cumsum([start, views * 4 * size * size, views * size * size * 2, item["bits"]])
         rgba, depth, bits = (self._maps[path][a:b] for a, b in zip(ends, ends[1:], strict=False))

@@ -58,6 +58,17 @@ def test_a_changed_shard_is_decoded_again_and_a_cut_run_goes_on(tmp_path, monkey
     assert len(calls) == 2
 
 
+def test_arrays_that_the_system_cleaned_up(tmp_path):
+    """Those of temporary folders vanish in time: a sample names them, the next start decodes them again."""
+    folder, disk = write_renders(tmp_path / "renders"), tmp_path / "disk"
+    before = UnpackedRenders(folder, disk)
+    for path in disk.glob("*.bin"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"renders-00000-\w+.bin cannot be read \(No such file"):
+        before[0]
+    assert torch.equal(UnpackedRenders(folder, disk)[0].rgba, RenderedObjects(folder)[0].rgba)
+
+
 def test_a_damaged_shard_is_named(tmp_path):
     folder = write_renders(tmp_path / "renders")
     path = folder / "renders-00000.tar"
