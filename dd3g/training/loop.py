@@ -68,9 +68,9 @@ def fit(
             of the step before), the checkpoint to resume from is missing or broken, the folder holds another
             run, or the disk is full.
     """
-    if config.num_train_epochs and samples is None:
-        raise UserError("num_train_epochs: batches are drawn here without end: set max_train_steps")
     items = len(samples) if isinstance(samples, Sized) else 0
+    if config.num_train_epochs and not items:
+        raise UserError("num_train_epochs: batches are drawn here without end: set max_train_steps")
     config.count_epochs(items)
     run = _Run(model, config, samples is not None)
     run.state.items = items

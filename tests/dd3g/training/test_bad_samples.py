@@ -17,6 +17,7 @@ from dd3g.configuration import launch
 from dd3g.errors import UserError
 from dd3g.training import Batch, LoopConfig, data
 from dd3g.training.checkpoints import checkpoints
+from dd3g.training.stopping import SIGNALS
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +140,26 @@ class Killed(Group):
 
 class Warned(Group):
     name = "SIGUSR1"
+
+
+class Early(Points):
+    """A worker that is made with it gets all signals before it knows what to do with them."""
+
+    def __reduce__(self):
+        return early, ()
+
+
+def early():
+    for name in SIGNALS:
+        os.kill(os.getpid(), getattr(signal, name))
+    return Points()
+
+
+@pytest.mark.slow
+def test_signals_to_workers_that_are_starting(tmp_path, monkeypatch):
+    assert line(tmp_path, monkeypatch, Early, dataloader_num_workers=1) == 0
+    assert seen(tmp_path) == list(range(32))
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ from stand_ins.line import fit_line, squared
 from stand_ins.training_runs import metrics
 
 from dd3g.command import Interrupted, guarded
-from dd3g.training import checkpoints, stopping
+from dd3g.configuration import launch
+from dd3g.training import LoopConfig, checkpoints, stopping
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # several threads would take longer here
 
@@ -72,6 +73,18 @@ def test_the_time_is_up_is_no_reason_for_haste(tmp_path, monkeypatch):
     with pytest.raises(Interrupted) as stopped:
         fit_line(tmp_path, loss=asked_at(4, "SIGUSR1", "SIGUSR1", "SIGUSR1"))
     assert stopped.value.code == 0 and checkpoints.checkpoints(tmp_path)[-1].name == "checkpoint-5"
+
+
+def test_the_time_is_up_before_the_run_has_begun(tmp_path):
+    """While a teacher is loaded, say: the job is queued again all the same."""
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def run(config):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        raise AssertionError("the signal did not end it")
+
+    assert launch(run, LoopConfig, [f"output_dir={tmp_path / 'out'}"]) == 0
+    assert signal.getsignal(signal.SIGUSR1) == before and not (tmp_path / "out").exists()
 
 
 def test_nohup_is_respected(tmp_path):
