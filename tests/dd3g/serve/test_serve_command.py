@@ -220,3 +220,11 @@ def test_the_page_tells_what_is_wrong_with_a_picture(server, page, tmp_path):
     page.wait("!document.getElementById('object').hidden")
     assert page.eval("document.getElementById('status').className") == ""
     assert page.eval("document.querySelectorAll('main').length") == 1
+    page.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
+    assert page.eval("document.documentElement.scrollWidth") == 390
+    assert page.eval("document.getElementById('drop').offsetHeight") < 90  # of a phone
+    # Nothing of the last picture stays beside the next one's name.
+    page.eval("take(new File([new Uint8Array(2.1e7)], 'large.png'))")
+    page.wait("document.getElementById('status').className === 'bad'")
+    assert "larger than 20 MB" in page.eval("document.getElementById('status').textContent")
+    assert page.eval("['object', 'tools', 'downloads'].every((id) => document.getElementById(id).hidden)")
