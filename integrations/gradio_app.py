@@ -34,13 +34,13 @@ def generator() -> Generator:
     return Generator.from_pretrained(WEIGHTS)
 
 
-def make(picture: str | None, elevation: float, seed: float) -> Iterator[tuple[str, list[str], str]]:
+def make(picture: str | None, elevation: float, seed: float | None) -> Iterator[tuple[str, list[str], str]]:
     """The page of the object in a frame, its files, and warnings.
 
     Args:
         picture: path of a picture that gradio has stored.
         elevation: degrees from which it looks down on the object.
-        seed: a whole number of 0 or more.
+        seed: a whole number of 0 or more; None, of an empty field, is 0.
 
     Raises:
         gr.Error: when the picture cannot be used.
@@ -49,7 +49,7 @@ def make(picture: str | None, elevation: float, seed: float) -> Iterator[tuple[s
         raise gr.Error("give a picture first")
     try:
         found = load_image(picture)
-        gaussians = generator().generate(found, seed=int(seed), elevation=elevation)
+        gaussians = generator().generate(found, seed=int(seed or 0), elevation=elevation)
         # Gradio copies the files when they are yielded; the folder goes after that.
         with tempfile.TemporaryDirectory(prefix="dd3g-demo-") as folder:
             files = [str(gaussians.save(Path(folder, f"object.{format}"))) for format in FORMATS]

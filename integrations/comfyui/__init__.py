@@ -5,6 +5,7 @@ ComfyUI itself is only imported where a file is to be written into its output fo
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import lru_cache
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from dd3g import Cameras, Gaussians, Generator, load_image, rasterize
 
 SPLATS = "DD3G_SPLATS"  # a list of Gaussians, one for each picture of a batch
+SEEDS = 2**64
 FORMATS = ("ply", "spz", "splat", "glb")
 DEGREES = {"min": -80.0, "max": 80.0, "step": 1.0}
 
@@ -42,7 +44,7 @@ class PictureToSplats:
             "required": {
                 "image": ("IMAGE",),
                 "weights": ("STRING", {"default": "nano", "tooltip": "Shipped name, folder or hub id."}),
-                "seed": ("INT", {"default": 0, "min": 0, "max": 2**64 - 1}),
+                "seed": ("INT", {"default": 0, "min": 0, "max": SEEDS - 1}),
                 "elevation": ("FLOAT", {"default": 10.0, **DEGREES}),
                 "filename_prefix": ("STRING", {"default": "", "tooltip": "Empty: nothing is saved."}),
                 "format": (list(FORMATS),),
@@ -75,11 +77,13 @@ class PictureToSplats:
         if mask is not None:
             alpha = torch.nn.functional.interpolate(mask[:, None], pictures.shape[-2:], mode="bilinear")
             pictures = torch.cat([pictures[:, :3], alpha.expand(len(pictures), -1, -1, -1)], 1)
-        model = _generator(weights)
-        splats = [
-            model.generate(load_image(picture), seed=seed + i, elevation=elevation).to("cpu")
-            for i, picture in enumerate(pictures)
-        ]
+        model, splats = _generator(weights), []
+        for i, picture in enumerate(pictures):
+            found = load_image(picture)
+            for warning in found.warnings:
+                logging.getLogger("dd3g").warning(warning)
+            made = model.generate(found, seed=(seed + i) % SEEDS, elevation=elevation)
+            splats.append(made.to("cpu"))
         files = _save(splats, filename_prefix, format) if filename_prefix else []
         return splats, "\n".join(files)
 

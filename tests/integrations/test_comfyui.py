@@ -71,6 +71,19 @@ def test_a_batch_is_an_object_each(pack, loaded):
     assert views.shape == (12, 32, 32, 3) and masks.shape == (12, 32, 32)
 
 
+def test_the_last_seed_is_followed_by_the_first_and_warnings_are_logged(pack, loaded, caplog):
+    path, image, _ = loaded
+    cut = torch.cat([image, torch.zeros_like(image[..., :1])], -1)
+    cut[:, 40:50, 40:60, 3] = 1  # 20 pixels of it
+    node = pack.PictureToSplats()
+    how = options(node, image=cut.expand(2, -1, -1, -1), seed=2**64 - 1)
+    splats, _ = node.make(**how)
+    found = load_image(cut[0].movedim(-1, 0))
+    want = [StubGenerator().generate(found, seed=seed) for seed in (2**64 - 1, 0)]
+    assert all(torch.equal(a.means, b.means) for a, b in zip(splats, want, strict=True))
+    assert "is only 20 pixels long" in caplog.messages[0] and len(caplog.messages) == 2
+
+
 def test_views_are_what_the_rasteriser_draws(pack, loaded):
     _, image, mask = loaded
     node, draw = pack.PictureToSplats(), pack.SplatsToViews()

@@ -27,7 +27,7 @@ def app(monkeypatch):
 
 @pytest.mark.slow
 def test_a_picture_gives_a_frame_and_every_file(app, tmp_path):
-    made = app.make(str(picture(tmp_path / "a.png")), 10, 0)
+    made = app.make(str(picture(tmp_path / "a.png")), 10, None)
     frame, files, notes = next(made)
     assert 'sandbox="allow-scripts allow-downloads"' in frame and "&lt;title&gt;object" in frame
     assert [Path(f).name for f in files] == [f"object.{kind}" for kind in (*app.FORMATS, "html")]
