@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import sys
 from typing import Annotated
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 
 import dd3g
-from dd3g.command import Device, run_command
+from dd3g.command import Device, run_command, signals_stop
 from dd3g.errors import UserError
 from dd3g.infer import DEFAULT_WEIGHTS
 
@@ -29,7 +28,7 @@ def serve(
     max_megabytes: Annotated[float, typer.Option(help="Largest picture file.")] = 20.0,
     max_seconds: Annotated[float, typer.Option(help="Longest wait for an answer.")] = 60.0,
 ) -> None:
-    """Serve a page to drop pictures on, and POST /generate for programs, until Ctrl-C or SIGTERM.
+    """Serve a page to drop pictures on, and POST /generate for programs, until Ctrl-C, SIGTERM or SIGHUP.
 
     Needs the extra `serve`. Nothing that a caller sends is taken for a path, and no connection is opened.
     """
@@ -69,13 +68,12 @@ def serve(
                     timeout_graceful_shutdown=int(max_seconds) + 1,
                 )
             )
+            at = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
             # uvicorn raises the signal that stopped it once more when all is answered: no error then.
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda *_: setattr(server, "should_exit", True))
-            shown = f"[{host}]" if ":" in host else host
-            typer.echo(f"serving {weights} on http://{shown}:{listener.getsockname()[1]} (Ctrl-C stops it)")
-            sys.stdout.flush()
-            server.run(sockets=[listener])
+            with signals_stop(instead=lambda: setattr(server, "should_exit", True)):
+                typer.echo(f"serving {weights} on {at} (Ctrl-C stops it)")
+                sys.stdout.flush()
+                server.run(sockets=[listener])
         finally:
             worker.close()
     typer.echo("stopped: every picture that had come was answered")

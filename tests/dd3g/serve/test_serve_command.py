@@ -108,7 +108,8 @@ def test_a_short_load_loses_nothing():
 
 
 @slow
-def test_sigterm_lets_a_picture_end_that_has_come(tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_lets_a_picture_end_that_has_come(tmp_path, name):
     pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
     process, port = start_server("--no-matte", "--max-seconds", "600")
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
@@ -117,7 +118,7 @@ def test_sigterm_lets_a_picture_end_that_has_come(tmp_path):
     while health(port)["waiting"] == 0:
         assert time.monotonic() < until
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(getattr(signal, name))
     answer = connection.getresponse()
     (tmp_path / "lamp.ply").write_bytes(answer.read())
     assert answer.status == 200 and len(load(tmp_path / "lamp.ply")) > 5000
