@@ -6,6 +6,7 @@ import numpy as np
 
 from dd3g.gaussians import Gaussians
 from dd3g.io.formats import Splats
+from dd3g.io.packed import load_gsply
 from dd3g.io.ply import SH_C0, Header, comments, from_raw, to_raw
 
 _CHUNK = 256
@@ -20,10 +21,8 @@ def encode(gaussians: Gaussians, axes: str, antialiased: bool) -> bytes:
         axes: their name, stored in a comment.
         antialiased: stored in another comment.
     """
-    import gsply
-
     raw = to_raw(gaussians)
-    data: bytes = gsply.compress_to_bytes(
+    data: bytes = load_gsply().compress_to_bytes(
         raw[:, 0:3], raw[:, 7:10], raw[:, 10:14], np.ascontiguousarray(raw[:, 6]), raw[:, 3:6]
     )
     return data.replace(b"element chunk", comments(axes, antialiased).encode() + b"element chunk", 1)

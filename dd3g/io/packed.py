@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -66,7 +67,7 @@ def encode_spz(gaussians: Gaussians) -> bytes:
     rotations and is what the oldest readers stop at. The flag for antialiasing stays 0, because Babylon then
     drew these files less like `rasterize`.
     """
-    gsply = _gsply()
+    gsply = load_gsply()
     raw = to_raw(gaussians)
     data = gsply.GSData.from_arrays(
         means=raw[:, 0:3],
@@ -90,7 +91,7 @@ def decode_spz(data: bytes) -> Splats:
     Raises:
         ValueError: when the data is not such a file, or ends too early.
     """
-    gsply = _gsply()
+    gsply = load_gsply()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "gaussians.spz"
         try:
@@ -103,9 +104,11 @@ def decode_spz(data: bytes) -> Splats:
     return Splats(from_raw(np.concatenate(columns, -1)), harmonics=harmonics)
 
 
-def _gsply() -> Any:
-    import gsply
+def load_gsply() -> Any:
+    """The package, with its kernels."""
+    from dd3g.numba_cache import with_cache
 
+    gsply = with_cache(lambda: import_module("gsply"))
     # Its compiled core where the wheel brings one: the numba path compiles for seconds on first use.
     gsply.use_backend("auto")
     return gsply

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import tempfile
 import threading
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import torch
+
+from dd3g.numba_cache import with_cache
 
 TILE = 16
 HEAD = 7  # columns of a splat before its features: x, y, conic xx, xy, yy, opacity, half height
@@ -28,12 +29,7 @@ def _probe() -> None:
     pass
 
 
-try:
-    numba.njit(cache=True)(_probe)
-except RuntimeError:
-    # Neither this folder nor the user's cache folder can be written: compile anew in every process.
-    _folder = tempfile.TemporaryDirectory(prefix="dd3g-numba-")
-    _config.CACHE_DIR = _folder.name
+with_cache(lambda: numba.njit(cache=True)(_probe))
 
 # Starting numba's pool sets OpenMP's number of threads, which is torch's too: its sums would round otherwise
 # from the first render on, and a training that is resumed would not repeat one that was not stopped.

@@ -228,6 +228,31 @@ def test_a_user_without_a_home(monkeypatch):
     assert folder.is_absolute() and folder.parts[-3:] == (f"cache-{os.getuid()}", "dd3g", "models")
 
 
+# Numba, where it may write neither beside a kernel's file nor in a home.
+NO_CACHE = """
+import sys
+from numba.core import caching
+kept = [c for c in caching.CacheImpl._locator_classes if "UserProvided" in c.__name__]
+caching.CacheImpl._locator_classes = kept
+from dd3g.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", ["convert a.ply b.spz", "convert a.ply b.compressed.ply", "convert c.spz b.ply", "view a.ply"]
+)
+def test_a_user_who_can_keep_no_kernels(here, words):
+    gaussians = StubGenerator().generate(load_image(picture("a.png")))
+    save(gaussians, "a.ply")
+    save(gaussians, "c.spz")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": ""}
+    command = [sys.executable, "-c", NO_CACHE, *words.split(), *["--no-open"] * words.startswith("view")]
+    made = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert made.stderr == "" and made.returncode == 0
+
+
 @pytest.mark.parametrize("place", ["matte", "save", "temporary"])
 def test_an_error_of_any_kind_loses_one_picture(here, stub, monkeypatch, place):
     """Outside of decoding as well: in the matting model, in a writer, for temporary files."""
