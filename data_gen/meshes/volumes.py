@@ -6,12 +6,12 @@ import math
 import zlib
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from dd3g.cameras import Cameras
 from dd3g.meshes.mesh import Mesh
 from dd3g.meshes.rendering import nearest_surface
+from dd3g.numba_setup import njit
 
 RESOLUTION = 128  # voxels a side
 VIEWS = 48  # depth views; 21 at 80 voxels lost thin parts

@@ -106,7 +106,7 @@ def decode_spz(data: bytes) -> Splats:
 
 def load_gsply() -> Any:
     """The package, with its kernels."""
-    from dd3g.numba_cache import with_cache
+    from dd3g.numba_setup import with_cache
 
     gsply = with_cache(lambda: import_module("gsply"))
     # Its compiled core where the wheel brings one: the numba path compiles for seconds on first use.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from dd3g.numba_setup import njit
 
 CREASE = 45.0  # degrees: a sharper edge keeps its faces' own normals
 

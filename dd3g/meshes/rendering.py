@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from dd3g.cameras import Cameras
 from dd3g.meshes.mesh import Mesh
+from dd3g.numba_setup import njit
 
 NEAR = 1e-2  # camera z below which a triangle is dropped; objects stay far beyond it
 

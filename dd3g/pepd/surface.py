@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dd3g.cameras import Cameras
+from dd3g.numba_setup import turn
 from dd3g.pepd.surface_kernels import carve, gradients, least_along, march, net_points
-from dd3g.rasterizer.numba_setup import turn
 
 HALF = 0.6  # half the side of the cube that is searched, world units; objects reach 0.55
 LEVEL = 0.5  # of a field that makes the surface

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
 
 from dd3g.cameras import FAR, NEAR
+from dd3g.numba_setup import njit, prange
 
 
 @njit(cache=True, nogil=True, parallel=True)

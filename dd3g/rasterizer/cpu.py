@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
-from dd3g.rasterizer.cpu_blending import blend, blend_backward
+from dd3g.numba_setup import njit, prange, turn
+from dd3g.rasterizer.cpu_blending import HEAD, TILE, Bins, blend, blend_backward
 from dd3g.rasterizer.cpu_projection import project_fused
-from dd3g.rasterizer.numba_setup import HEAD, TILE, Bins, turn
 from dd3g.rasterizer.projection import project
 
 

@@ -9,16 +9,17 @@ the same as in the forward pass, and what lies behind a Gaussian is one scalar a
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from numba import njit, prange
 from numba.extending import overload
 
-from dd3g.rasterizer.numba_setup import HEAD, TILE, Bins, turn
+from dd3g.numba_setup import njit, prange, turn
 from dd3g.rasterizer.projection import MIN_ALPHA
 
+TILE = 16
+HEAD = 7  # columns of a splat before its features: x, y, conic xx, xy, yy, opacity, half height
 MAX_ALPHA = 0.999
 MIN_TRANSMITTANCE = 1e-4
 MAX_SIGMA = 5.6  # exp(-5.6) < 1/255
@@ -29,6 +30,18 @@ FAST = {"contract", "reassoc", "arcp", "nsz"}  # not nnan or ninf: comparisons w
 
 _series = np.polynomial.Chebyshev.interpolate(np.exp, 6, domain=[-MAX_SIGMA / 8, 0.0])
 E0, E1, E2, E3, E4, E5, E6 = (np.float32(c) for c in _series.convert(kind=np.polynomial.Polynomial).coef)
+
+
+class Bins(NamedTuple):
+    """Visible splats of I images and which tiles they touch."""
+
+    # (M, HEAD + K) by image, then by depth. K is the C colours and the depth, zero-padded to a multiple of 4
+    splats: np.ndarray
+    rank: np.ndarray  # (I, N) row of each Gaussian in `splats`, -1 if it is not visible
+    rows: np.ndarray  # (M + 1,) first row of each splat in the gradient buffer
+    # (L, 2) row in `splats` and row in the gradient buffer, by image, then tile, then depth
+    isects: np.ndarray
+    tiles: np.ndarray  # (I * tiles + 1,) first intersection of each tile, row by row
 
 
 def blend(bins: Bins, channels: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
-from dd3g.rasterizer.numba_setup import turn
+from dd3g.numba_setup import njit, prange, turn
 from dd3g.rasterizer.projection import COMPENSATION_EPS, EPS2D, J_MARGIN, MAX_EXTENT, MIN_ALPHA, Projection
 
 CHUNK = 256  # Gaussians that one task projects into all views

@@ -228,7 +228,7 @@ def test_a_user_without_a_home(monkeypatch):
     assert folder.is_absolute() and folder.parts[-3:] == (f"cache-{os.getuid()}", "dd3g", "models")
 
 
-# Numba, where it may write neither beside a kernel's file nor in a home.
+# Numba where it may write neither beside a kernel's file nor in a home.
 NO_CACHE = """
 import sys
 from numba.core import caching
@@ -237,6 +237,19 @@ caching.CacheImpl._locator_classes = kept
 from dd3g.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
+
+
+@pytest.mark.slow
+def test_every_kernel_can_be_defined_without_a_cache():
+    files = [p for room in ("dd3g", "data_gen", "distill", "tools") for p in (ROOT / room).rglob("*.py")]
+    kernels = [p.relative_to(ROOT) for p in files if "@njit" in p.read_text("utf-8")]
+    names = [".".join(path.with_suffix("").parts) for path in kernels]
+    assert {"dd3g.meshes.normals", "dd3g.pepd.surface_kernels", "data_gen.meshes.volumes"} <= set(names)
+    head = NO_CACHE.partition("from dd3g")[0]
+    for name in names:  # whichever is the first
+        code = f"{head}\nimport {name}"
+        made = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)})
+        assert made.returncode == 0, name
 
 
 @pytest.mark.slow

@@ -1,0 +1,53 @@
+"""Numba as all kernels use it: decorators, cache and thread pool, set up before the first of them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import tempfile
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import torch
+from numba import njit as njit
+from numba import prange as prange
+
+_config: Any = numba.config
+_folders: list[Any] = []  # removed when the process ends
+
+# OpenMP may be entered from several Python threads at once; numba's own pool aborts the process then.
+if _config.THREADING_LAYER == "default" and importlib.util.find_spec("numba.np.ufunc.omppool"):
+    _config.THREADING_LAYER = "omp"
+turn: Any = contextlib.nullcontext() if _config.THREADING_LAYER in ("omp", "tbb") else threading.Lock()
+"""Hold this around every parallel kernel."""
+
+
+def with_cache(define: Callable[[], Any]) -> Any:
+    """What a function returns that defines kernels to be kept, or imports a module that does.
+
+    Where neither the folder of their file nor the user's cache folder can be written, they are compiled anew
+    in every process.
+    """
+    try:
+        return define()
+    except RuntimeError:
+        if _folders:
+            raise
+        _folders.append(tempfile.TemporaryDirectory(prefix="dd3g-numba-"))
+        _config.CACHE_DIR = _folders[0].name
+        return define()
+
+
+def _probe() -> None:
+    pass
+
+
+with_cache(lambda: njit(cache=True)(_probe))
+
+# Starting numba's pool sets OpenMP's number of threads, which is torch's too: its sums would round otherwise
+# from the first render on, and a training that is resumed would not repeat one that was not stopped.
+_threads = torch.get_num_threads()
+numba.get_num_threads()  # starts the pool
+torch.set_num_threads(_threads)
