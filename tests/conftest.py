@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -31,6 +32,15 @@ def stub(monkeypatch):
     monkeypatch.setattr(dd3g.pepd, "Generator", StubGenerator)
     monkeypatch.setattr(StubGenerator, "loaded", [])
     return StubGenerator
+
+
+@pytest.fixture
+def short_turntables(monkeypatch):
+    """Turntables that the command makes have two small pictures."""
+    from dd3g.io import turntable
+
+    small = partial(turntable.render_turntable, frames=2, size=32)
+    monkeypatch.setattr(turntable, "render_turntable", small)
 
 
 @pytest.fixture

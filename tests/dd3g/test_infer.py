@@ -49,7 +49,9 @@ def test_turntable_and_viewer(here, stub):
     assert movie.startswith("chair.turntable.") and Path("out", movie).stat().st_size > 1000
 
 
-def test_a_turntable_without_an_encoder_says_why_it_is_another_file(here, stub, monkeypatch):
+def test_a_turntable_without_an_encoder_says_why_it_is_another_file(
+    here, stub, short_turntables, monkeypatch
+):
     from dd3g.io import turntable
 
     monkeypatch.setattr(turntable, "_ffmpeg_is_here", lambda: False)
@@ -74,7 +76,7 @@ def test_seeds_count_on_to_the_last_that_torch_knows(here, stub):
         fails("chair.png", "--seed", seed, "--samples", samples, match=f"--seed {seed} is out of range")
 
 
-def test_what_is_written_lies_on_the_cpu(here, stub, monkeypatch):
+def test_what_is_written_lies_on_the_cpu(here, stub, short_turntables, monkeypatch):
     class Elsewhere:
         """Gaussians on a device where nothing can be done with them but to move them."""
 

@@ -85,7 +85,7 @@ def test_a_tree_of_pictures(here, stub):
         )
 
 
-def test_skip_existing_makes_only_what_is_missing(here, stub):
+def test_skip_existing_makes_only_what_is_missing(here, stub, short_turntables):
     for name in ("in/a.png", "in/b.png"):
         picture(name)
     run("in", "--format", "ply,spz", "--turntable")

@@ -1,5 +1,6 @@
 """The perceptual hash on drawn pictures, and the search for near duplicates against its plain twin."""
 
+import functools
 import io
 import time
 
@@ -17,6 +18,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> int:
     return (perceptual_hash(a) ^ perceptual_hash(b)).bit_count()
 
 
+@functools.cache
 def drawing(seed: int, side: int = SIDE) -> np.ndarray:
     """A blob with coloured patches, antialiased, on nothing."""
     rng = np.random.default_rng(seed)

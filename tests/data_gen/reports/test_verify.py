@@ -3,11 +3,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
-from stand_ins.made_up_dataset import contents, made_set
+from stand_ins.made_up_dataset import contents, made_set, verdicts
 
 from data_gen.__main__ import main as commands
 from data_gen.reports import verify as verifying
@@ -20,10 +21,18 @@ from dd3g.io.shards import Shards, write_shard
 pytestmark = pytest.mark.usefixtures("filters")
 
 
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good") / "set"
+    with pytest.MonkeyPatch.context() as patch:
+        verdicts(patch)
+        made_set(folder)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path):
-    made_set(tmp_path / "set")
-    return tmp_path / "set"
+def folder(good, tmp_path):
+    return shutil.copytree(good, tmp_path / "set")
 
 
 def rewrite(folder, change):
