@@ -293,7 +293,7 @@ def test_keypoints_of_another_detector_for_a_video(tmp_path):
 @pytest.mark.slow
 def test_the_root_does_not_jitter(tmp_path):
     """A CMU clip at about 4.5 m, true K, 4 px of noise: z changed by 36 to 50 mm a frame beyond its way."""
-    path = Path(os.environ.get("DD3G_DATA", "../shared/data")) / "motion" / "cmu_mocap_30fps.npz"
+    path = Path(os.environ.get("DD3G_DATA", "data")) / "motion" / "cmu_mocap_30fps.npz"
     if not path.is_file():
         pytest.skip(f"{path} is not there")
     motion = load_cmu(path, "test")

@@ -17,7 +17,7 @@ from distill.evaluation.options import Evaluation
 sys.path.append(str(Path(__file__).parents[2] / "dd3g" / "meshes"))
 from test_layouts import blender_poses, zip_folder  # noqa: E402
 
-REAL = Path(os.environ.get("DD3G_DATA", "../shared/data")) / "objects" / "dev-eval"
+REAL = Path(os.environ.get("DD3G_DATA", "data")) / "objects" / "dev-eval"
 OBJECTS = ("ycb_mug", "gso_dino_4")
 UIDS = {name: f"{k:032x}" for k, name in enumerate(OBJECTS)}
 # Layout -> mesh file of an object, its texture, and the axis that points up.

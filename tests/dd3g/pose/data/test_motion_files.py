@@ -11,7 +11,7 @@ import pytest
 from dd3g.errors import UserError
 from dd3g.pose.data.motion import load_cmu
 
-DATA = Path(os.environ.get("DD3G_DATA", Path(__file__).parents[5] / "shared" / "data"))
+DATA = Path(os.environ.get("DD3G_DATA", "data"))
 ARCHIVE = DATA / "motion" / "cmu_mocap_30fps.npz"
 
 

@@ -14,7 +14,7 @@ from dd3g.pose.body.skeletons import BLAZEPOSE_33
 from dd3g.pose.detection import blazepose as detector
 from dd3g.pose.detection.blazepose import Region, anchors, find_people, overlap, suppress
 
-PHOTOS = Path(os.environ.get("DD3G_DATA", Path(__file__).parents[4] / "../shared/data")) / "photos"
+PHOTOS = Path(os.environ.get("DD3G_DATA", "data")) / "photos"
 
 
 def photo(name: str) -> Image.Image:

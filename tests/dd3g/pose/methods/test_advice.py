@@ -112,7 +112,7 @@ def test_polishing_brings_poses_to_their_keypoints_and_repairs_them():
 @pytest.fixture(scope="module")
 def strangers():
     """96 frames of the test people, as `tools.evaluate_pose cmu --limit 96` sees them."""
-    path = Path(os.environ.get("DD3G_DATA", "../shared/data")) / "motion" / "cmu_mocap_30fps.npz"
+    path = Path(os.environ.get("DD3G_DATA", "data")) / "motion" / "cmu_mocap_30fps.npz"
     if not path.is_file():
         pytest.skip(f"{path} is not there")
     motion = load_cmu(path, "test")

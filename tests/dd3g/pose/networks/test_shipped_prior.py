@@ -12,7 +12,7 @@ from dd3g.pose.metrics import acceleration_error, mpjpe
 from dd3g.pose.networks.pretrained import WEIGHTS
 from dd3g.pose.networks.prior import Prior
 
-DATA = Path(os.environ.get("DD3G_DATA", Path(__file__).parents[5] / "shared" / "data"))
+DATA = Path(os.environ.get("DD3G_DATA", "data"))
 MOTION = DATA / "motion" / "cmu_mocap_30fps.npz"
 
 needs_weights = pytest.mark.skipif(
