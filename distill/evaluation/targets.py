@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ class _PlainRenders:
         self.size: int = metas[0]["size"]
         self.indices = [i for i, meta in enumerate(metas) if meta.get("variant", 0) == 0]
         keys = ("id", "azimuth", "elevation", "quads", "novel")
-        self.views = [tuple(metas[i].get(key) for key in keys) for i in self.indices]
+        self.views: list[tuple[Any, ...]] = [tuple(metas[i].get(key) for key in keys) for i in self.indices]
 
 
 def of_renders(item: RenderedObject, *finer: RenderedObject) -> Target:
