@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from stand_ins.headless_chromium import CHROMIUM, Page
-from test_splats import covariances
-from test_viewer import SIZE, psnr, toy
+from stand_ins.shown import SIZE, psnr, toy
+from stand_ins.splat_files import covariances
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians

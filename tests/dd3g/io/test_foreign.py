@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_splats import covariances, example
-from test_viewer import toy
+from stand_ins.shown import toy
+from stand_ins.splat_files import covariances, example
 
 from dd3g.io import splats
 from dd3g.pepd.mesh import mesh_of

@@ -12,7 +12,7 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
-from test_viewer import toy as thin
+from stand_ins.shown import toy as thin
 
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians

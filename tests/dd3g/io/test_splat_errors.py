@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_splats import GOLDEN, example
+from stand_ins.splat_files import example
+from test_splats import GOLDEN
 
 from dd3g.errors import UserError
 from dd3g.io import splats

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_evaluate import NOVEL, ellipsoid, plain, target_of
+from stand_ins.targets import NOVEL, ellipsoid, plain, target_of
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError

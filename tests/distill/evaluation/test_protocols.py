@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_evaluate import ellipsoid, target_of
+from stand_ins.targets import ellipsoid, target_of
 
 from dd3g.cameras import ELEVATION, FOVY, RADIUS, Cameras
 from dd3g.errors import UserError

@@ -15,7 +15,8 @@ from distill.evaluation import compare as tool
 from distill.evaluation.options import Evaluation
 
 sys.path.append(str(Path(__file__).parents[2] / "dd3g" / "meshes"))
-from test_layouts import blender_poses, zip_folder  # noqa: E402
+from test_camera_layouts import blender_poses  # noqa: E402
+from test_layouts import zip_folder  # noqa: E402
 
 REAL = Path(os.environ.get("DD3G_DATA", "data")) / "objects" / "dev-eval"
 OBJECTS = ("ycb_mug", "gso_dino_4")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_evaluate import ellipsoid, target_of
+from stand_ins.targets import ellipsoid, target_of
 
 from dd3g.cameras import Cameras
 from dd3g.meshes.mesh import Mesh
