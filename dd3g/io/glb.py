@@ -11,6 +11,7 @@ import torch
 
 from dd3g.gaussians import Gaussians
 from dd3g.io.formats import Splats
+from dd3g.io.gltf import VERTICES, GlbBuffer
 from dd3g.io.ply import SH_C0
 
 _EXTENSION = "KHR_gaussian_splatting"
@@ -26,47 +27,28 @@ def encode(gaussians: Gaussians) -> bytes:
     opacities = gaussians.opacities.numpy().clip(0, 1)
     # COLOR_0 is linear by the core standard: 8 bits would lose the dark tones, and some readers mistake 16.
     rgba = np.concatenate([_linear(colors.astype(np.float64).clip(0, 1)), opacities[:, None]], -1)
-    columns = {
-        "POSITION": ("VEC3", gaussians.means.numpy()),
-        "COLOR_0": ("VEC4", rgba),
-        _ROTATION: ("VEC4", gaussians.quats.numpy()[:, [1, 2, 3, 0]]),
-        _SCALE: ("VEC3", gaussians.scales.numpy()),
-        _OPACITY: ("SCALAR", opacities),
-        _SH0: ("VEC3", (colors - 0.5) / SH_C0),
+    buffer = GlbBuffer()
+    attributes = {
+        "POSITION": buffer.add(gaussians.means.numpy(), "VEC3", VERTICES, bounds=True),
+        "COLOR_0": buffer.add(rgba, "VEC4", VERTICES),
+        _ROTATION: buffer.add(gaussians.quats.numpy()[:, [1, 2, 3, 0]], "VEC4", VERTICES),
+        _SCALE: buffer.add(gaussians.scales.numpy(), "VEC3", VERTICES),
+        _OPACITY: buffer.add(opacities, "SCALAR", VERTICES),
+        _SH0: buffer.add((colors - 0.5) / SH_C0, "VEC3", VERTICES),
     }
-    parts: list[bytes] = []
-    views: list[dict[str, Any]] = []
-    accessors: list[dict[str, Any]] = []
-    offset = 0
-    for kind, values in columns.values():
-        parts.append(values.astype("<f4").tobytes())
-        accessors.append(
-            {"bufferView": len(views), "componentType": 5126, "count": len(gaussians), "type": kind}
-        )
-        views.append({"buffer": 0, "byteOffset": offset, "byteLength": len(parts[-1]), "target": 34962})
-        offset += len(parts[-1])
-    accessors[0] |= {"min": gaussians.means.amin(0).tolist(), "max": gaussians.means.amax(0).tolist()}
     primitive = {
         "mode": 0,
-        "attributes": {name: i for i, name in enumerate(columns)},
+        "attributes": attributes,
         "extensions": {_EXTENSION: {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}},
     }
     document = {
-        "asset": {"version": "2.0", "generator": "dd3g"},
         "extensionsUsed": [_EXTENSION],
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0}],
         "meshes": [{"primitives": [primitive]}],
-        "accessors": accessors,
-        "bufferViews": views,
-        "buffers": [{"byteLength": offset}],
     }
-    text = json.dumps(document, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)
-    head = struct.pack("<4sII", b"glTF", 2, 28 + len(text) + offset)
-    chunks = [struct.pack("<I4s", len(text), b"JSON"), text, struct.pack("<I4s", offset, b"BIN\0"), *parts]
-    return head + b"".join(chunks)
+    return b"".join(buffer.packed(document))
 
 
 def decode(data: bytes) -> Splats:

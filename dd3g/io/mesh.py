@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import zipfile
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from dd3g.io.atomic import replacing
+from dd3g.io.gltf import INDICES, VERTICES, GlbBuffer
 
 # Of an object that shines by itself, as its colours hold the light already; a USD scene's st runs upwards.
 _USDA = """#usda 1.0
@@ -106,41 +106,24 @@ class Mesh:
     def _glb(self) -> bytes:
         """GlTF 2.0; each quad has its own corners, because each has its own place in the texture."""
         corners = self.quads.reshape(-1)
-        triangles = np.arange(len(corners), dtype="<u4").reshape(-1, 4)[:, [0, 1, 2, 0, 2, 3]]
-        columns = {
-            "POSITION": ("VEC3", self.points[corners]),
-            "NORMAL": ("VEC3", self.normals[corners]),
-            "TEXCOORD_0": ("VEC2", self.places.reshape(-1, 2)),
+        triangles = np.arange(len(corners), dtype=np.uint32).reshape(-1, 4)[:, [0, 1, 2, 0, 2, 3]]
+        buffer = GlbBuffer()
+        primitive = {
+            "attributes": {
+                "POSITION": buffer.add(self.points[corners], "VEC3", VERTICES, bounds=True),
+                "NORMAL": buffer.add(self.normals[corners], "VEC3", VERTICES),
+                "TEXCOORD_0": buffer.add(self.places.reshape(-1, 2), "VEC2", VERTICES),
+            },
+            "indices": buffer.add(triangles.reshape(-1), "SCALAR", INDICES),
+            "material": 0,
         }
-        parts = [values.astype("<f4").tobytes() for _, values in columns.values()]
-        parts += [triangles.tobytes(), _png(self.texture)]
-        offsets = np.cumsum([0, *(len(part) for part in parts)]).tolist()
-        targets = [34962, 34962, 34962, 34963, None]
-        views = [
-            {"buffer": 0, "byteOffset": start, "byteLength": len(part)}
-            | ({"target": target} if target else {})
-            for start, part, target in zip(offsets, parts, targets, strict=False)
-        ]
-        accessors: list[dict[str, Any]] = [
-            {"bufferView": i, "componentType": 5126, "count": len(corners), "type": kind}
-            for i, (kind, _) in enumerate(columns.values())
-        ]
-        used = self.points[corners].astype("<f4")
-        accessors[0] |= {"min": used.min(0).tolist(), "max": used.max(0).tolist()}
-        accessors.append({"bufferView": 3, "componentType": 5125, "count": triangles.size, "type": "SCALAR"})
+        picture = buffer.add_view(_png(self.texture))
         document = {
-            "asset": {"version": "2.0", "generator": "dd3g"},
             "extensionsUsed": ["KHR_materials_unlit"],
             "scene": 0,
             "scenes": [{"nodes": [0]}],
             "nodes": [{"mesh": 0}],
-            "meshes": [
-                {
-                    "primitives": [
-                        {"attributes": {n: i for i, n in enumerate(columns)}, "indices": 3, "material": 0}
-                    ]
-                }
-            ],
+            "meshes": [{"primitives": [primitive]}],
             "materials": [
                 {
                     "pbrMetallicRoughness": {
@@ -154,23 +137,9 @@ class Mesh:
             "textures": [{"source": 0, "sampler": 0}],
             # No mipmaps: they would mix patches that are not neighbours.
             "samplers": [{"magFilter": 9729, "minFilter": 9729, "wrapS": 33071, "wrapT": 33071}],
-            "images": [{"bufferView": 4, "mimeType": "image/png"}],
-            "accessors": accessors,
-            "bufferViews": views,
-            "buffers": [{"byteLength": offsets[-1]}],
+            "images": [{"bufferView": picture, "mimeType": "image/png"}],
         }
-        text = json.dumps(document, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 4)
-        parts.append(bytes(-offsets[-1] % 4))
-        length = sum(map(len, parts))
-        head = struct.pack("<4sII", b"glTF", 2, 28 + len(text) + length)
-        chunks = [
-            struct.pack("<I4s", len(text), b"JSON"),
-            text,
-            struct.pack("<I4s", length, b"BIN\0"),
-            *parts,
-        ]
-        return head + b"".join(chunks)
+        return b"".join(buffer.packed(document))
 
     def _usdz(self) -> bytes:
         """A zip without compression, each of whose files starts at a multiple of 64 bytes (USDZ 1.3)."""

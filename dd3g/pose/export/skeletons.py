@@ -139,12 +139,12 @@ def save_bvh(rest: Tensor, rotations: Values, roots: Values, path: str | Path, t
         turned, places = y_up(rotations[part], roots[part])
         return torch.cat([continuous(matrix_to_quaternion(turned)).flatten(1), places], 1)
 
-    with written_lines(path) as printwritten_lines:
-        printwritten_lines(*lines, "MOTION", f"Frames: {len(even)}", f"Frame Time: {1 / fps:.7f}")
+    with written_lines(path) as put:
+        put(*lines, "MOTION", f"Frames: {len(even)}", f"Frame Time: {1 / fps:.7f}")
         for _, rows in resampled(Series(len(times), read), times, even):
             turned = quaternion_to_matrix(rows[:, :96].unflatten(1, (24, 4)))
             angles = torch.rad2deg(_zxy(turned))[:, order]  # (P, 24, 3)
-            printwritten_lines(*map(_row, torch.cat([100 * rows[:, 96:], angles.flatten(1)], 1)))
+            put(*map(_row, torch.cat([100 * rows[:, 96:], angles.flatten(1)], 1)))
     return Path(path)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ from torch import Tensor
 
 from dd3g.gaussians import matrix_to_quaternion, quaternion_to_matrix
 from dd3g.io.atomic import replacing
+from dd3g.io.gltf import GlbBuffer
 from dd3g.pose.body.geometry import FLIP
 from dd3g.pose.body.skeletons import SMPL_24
 from dd3g.pose.series import Times, Values, parts
@@ -48,7 +46,7 @@ def save_glb(rest: Tensor, rotations: Values, roots: Values, path: str | Path, t
         turned, places[part] = y_up(rotations[part], roots[part])
         own = continuous(torch.cat([last, matrix_to_quaternion(turned)]))[len(last) :]
         quaternions[:, part], last = own[..., [1, 2, 3, 0]].transpose(0, 1), own[-1:]  # xyzw
-    buffer = _Buffer()
+    buffer = GlbBuffer()
     nodes: list[dict[str, Any]] = []
     for joint, parent in enumerate(SMPL_24.parents):
         offset = places[0] if parent < 0 else rest[joint] - rest[parent]
@@ -60,10 +58,10 @@ def save_glb(rest: Tensor, rotations: Values, roots: Values, path: str | Path, t
     vertices, normals, bones = _bone_mesh(rest)
     joints = torch.nn.functional.pad(bones[:, None], (0, 3))
     attributes = {
-        "POSITION": buffer.add(vertices, "VEC3", bounds=True),
-        "NORMAL": buffer.add(normals, "VEC3"),
-        "JOINTS_0": buffer.add(joints.to(torch.uint8), "VEC4"),
-        "WEIGHTS_0": buffer.add(torch.eye(4)[0].expand(len(bones), 4), "VEC4"),
+        "POSITION": buffer.add(vertices.numpy(), "VEC3", bounds=True),
+        "NORMAL": buffer.add(normals.numpy(), "VEC3"),
+        "JOINTS_0": buffer.add(joints.to(torch.uint8).numpy(), "VEC4"),
+        "WEIGHTS_0": buffer.add(np.tile(np.eye(4)[0], (len(bones), 1)), "VEC4"),
     }
     # The mesh is at rest with the pelvis at zero; matrices are column by column.
     inverse = torch.eye(4).repeat(24, 1, 1)
@@ -71,7 +69,6 @@ def save_glb(rest: Tensor, rotations: Values, roots: Values, path: str | Path, t
     armature = {"name": "Armature", "children": [0, 25]}
     figure = {"name": "Body", "mesh": 0, "skin": 0}
     document: dict[str, Any] = {
-        "asset": {"version": "2.0", "generator": "dd3g"},
         "scene": 0,
         "scenes": [{"nodes": [24]}],
         "nodes": [*nodes, armature, figure],
@@ -79,7 +76,7 @@ def save_glb(rest: Tensor, rotations: Values, roots: Values, path: str | Path, t
         "skins": [
             {
                 "name": "Armature",
-                "inverseBindMatrices": buffer.add(inverse.flatten(1), "MAT4"),
+                "inverseBindMatrices": buffer.add(inverse.flatten(1).numpy(), "MAT4"),
                 "joints": list(range(24)),
                 "skeleton": 0,
             }
@@ -89,12 +86,12 @@ def save_glb(rest: Tensor, rotations: Values, roots: Values, path: str | Path, t
         ],
     }
     if len(rotations) > 1:
-        stamps = buffer.add(torch.tensor(list(times)) - times[0], "SCALAR", bounds=True)
-        samplers = [{"input": stamps, "output": buffer.add(places, "VEC3")}]
+        stamps = buffer.add((torch.tensor(list(times)) - times[0]).numpy(), "SCALAR", bounds=True)
+        samplers = [{"input": stamps, "output": buffer.add(places.numpy(), "VEC3")}]
         channels = [{"sampler": 0, "target": {"node": 0, "path": "translation"}}]
         for joint in range(24):
             channels.append({"sampler": len(samplers), "target": {"node": joint, "path": "rotation"}})
-            samplers.append({"input": stamps, "output": buffer.add(quaternions[joint], "VEC4")})
+            samplers.append({"input": stamps, "output": buffer.add(quaternions[joint].numpy(), "VEC4")})
         document["animations"] = [{"name": "Pose", "samplers": samplers, "channels": channels}]
     with replacing(path) as partial, partial.open("wb") as file:
         file.writelines(buffer.packed(document))
@@ -113,48 +110,6 @@ def continuous(quaternions: Tensor) -> Tensor:
     dots = (quaternions[1:] * quaternions[:-1]).sum(-1)
     signs = torch.cat([torch.ones_like(quaternions[:1, :, 0]), torch.where(dots < 0, -1.0, 1.0)]).cumprod(0)
     return quaternions * signs[..., None]
-
-
-class _Buffer:
-    """The binary part of a glb and the views and accessors into it."""
-
-    def __init__(self) -> None:
-        self.data: list[np.ndarray] = []
-        self.length = 0
-        self.views: list[dict[str, Any]] = []
-        self.accessors: list[dict[str, Any]] = []
-
-    def add(self, values: Tensor, kind: str, bounds: bool = False) -> int:
-        """Append float32 values, or bytes; returns the accessor's index."""
-        narrow = values.dtype == torch.uint8
-        data = values.contiguous().numpy().astype("u1" if narrow else "<f4", copy=False)
-        accessor: dict[str, Any] = {
-            "bufferView": len(self.views),
-            "componentType": 5121 if narrow else 5126,
-        }
-        accessor |= {"count": len(values), "type": kind}
-        if bounds:
-            flat = values.float().reshape(len(values), -1)
-            accessor |= {"min": flat.amin(0).tolist(), "max": flat.amax(0).tolist()}
-        self.views.append({"buffer": 0, "byteOffset": self.length, "byteLength": data.nbytes})
-        self.accessors.append(accessor)
-        self.data.append(data)
-        self.length += data.nbytes
-        return len(self.accessors) - 1
-
-    def packed(self, document: dict[str, Any]) -> Iterator[bytes | memoryview]:
-        """The whole file, piece by piece."""
-        document = document | {
-            "bufferViews": self.views,
-            "accessors": self.accessors,
-            "buffers": [{"byteLength": self.length}],
-        }
-        text = json.dumps(document, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 4)
-        yield struct.pack("<4sII", b"glTF", 2, 28 + len(text) + self.length)
-        yield struct.pack("<I4s", len(text), b"JSON") + text
-        yield struct.pack("<I4s", self.length, b"BIN\0")
-        yield from (data.data for data in self.data)
 
 
 def _bone_mesh(rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:

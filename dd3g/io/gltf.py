@@ -1,0 +1,68 @@
+"""The binary form of glTF 2.0: arrays in one buffer behind the JSON that describes them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+VERTICES, INDICES = 34962, 34963  # what a view is bound to
+_STORED = {"uint8": (5121, "u1"), "uint32": (5125, "<u4")}  # all else is float32
+_FLOAT = (5126, "<f4")
+
+
+class GlbBuffer:
+    """What follows the JSON of a .glb, with the views and accessors into it."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes | memoryview] = []
+        self.length = 0
+        self.views: list[dict[str, Any]] = []
+        self.accessors: list[dict[str, Any]] = []
+
+    def add(self, values: NDArray, kind: str, target: int | None = None, bounds: bool = False) -> int:
+        """Append an array.
+
+        Args:
+            values: (N, ...) floats, which become float32, or uint8 or uint32.
+            kind: SCALAR, VEC3 and so on.
+            target: `VERTICES`, `INDICES`, or None.
+            bounds: store the least and greatest values.
+
+        Returns:
+            The number of its accessor.
+        """
+        code, stored = _STORED.get(values.dtype.name, _FLOAT)
+        data = np.ascontiguousarray(values, stored)
+        view = self.add_view(data.data.cast("B") if data.size else b"", target)
+        accessor = {"bufferView": view, "componentType": code, "count": len(data), "type": kind}
+        if bounds:
+            rows = data.reshape(len(data), -1)
+            accessor |= {"min": rows.min(0).tolist(), "max": rows.max(0).tolist()}
+        self.accessors.append(accessor)
+        return len(self.accessors) - 1
+
+    def add_view(self, data: bytes | memoryview, target: int | None = None) -> int:
+        """Append bytes, such as a picture file; returns the number of their view."""
+        view = {"buffer": 0, "byteOffset": self.length, "byteLength": len(data)}
+        self.views.append(view if target is None else view | {"target": target})
+        self.parts.append(data)
+        self.length += len(data)
+        return len(self.views) - 1
+
+    def packed(self, document: dict[str, Any]) -> Iterator[bytes | memoryview]:
+        """The whole file, piece by piece; what the buffer holds is added to the document."""
+        buffers = {"bufferViews": self.views, "buffers": [{"byteLength": self.length}]}
+        found = {"asset": {"version": "2.0", "generator": "dd3g"}, **document, "accessors": self.accessors}
+        text = json.dumps(found | buffers, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 4)
+        padding = bytes(-self.length % 4)
+        length = self.length + len(padding)
+        yield struct.pack("<4sII", b"glTF", 2, 28 + len(text) + length)
+        yield struct.pack("<I4s", len(text), b"JSON") + text
+        yield struct.pack("<I4s", length, b"BIN\0")
+        yield from (*self.parts, padding)
