@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from typing import Any
 
 import numpy as np
@@ -11,7 +9,7 @@ import torch
 
 from dd3g.gaussians import Gaussians
 from dd3g.io.formats import Splats
-from dd3g.io.gltf import VERTICES, GlbBuffer
+from dd3g.io.gltf import VERTICES, GlbBuffer, unpacked
 from dd3g.io.ply import SH_C0
 
 _EXTENSION = "KHR_gaussian_splatting"
@@ -51,6 +49,15 @@ def encode(gaussians: Gaussians) -> bytes:
     return b"".join(buffer.packed(document))
 
 
+def holds_splats(data: bytes) -> bool:
+    """Whether a .glb says that there are splats in it.
+
+    Raises:
+        ValueError, struct.error: when the data is not such a file.
+    """
+    return _EXTENSION in unpacked(data)[0].get("extensionsUsed", [])
+
+
 def decode(data: bytes) -> Splats:
     """Read the splat primitive of a .glb; spherical harmonics above degree 0 are left out.
 
@@ -58,13 +65,7 @@ def decode(data: bytes) -> Splats:
         ValueError: when the data is not such a file, ends too early, or needs what this reader lacks.
         LookupError, TypeError, AttributeError, struct.error: when its JSON names things that are not there.
     """
-    magic, version, length, text_length, kind = struct.unpack_from("<4sIII4s", data)
-    if magic != b"glTF" or version != 2 or kind != b"JSON":
-        raise ValueError("it is not a glTF 2.0 binary")
-    if len(data) < length:
-        raise ValueError(f"it ends too early: {length} bytes were promised, {len(data)} are there")
-    document = json.loads(data[20 : 20 + text_length])
-    content = memoryview(data)[28 + text_length :]
+    document, content = unpacked(data)
     primitives = [p for mesh in document.get("meshes", []) for p in mesh["primitives"]]
     primitives = [p for p in primitives if _EXTENSION in p.get("extensions", {})]
     if len(primitives) != 1:

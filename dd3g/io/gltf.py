@@ -66,3 +66,17 @@ class GlbBuffer:
         yield struct.pack("<I4s", len(text), b"JSON") + text
         yield struct.pack("<I4s", length, b"BIN\0")
         yield from (*self.parts, padding)
+
+
+def unpacked(data: bytes) -> tuple[dict[str, Any], memoryview]:
+    """The JSON of a .glb, and its buffer.
+
+    Raises:
+        ValueError, struct.error: when the data is not such a file, or ends too early.
+    """
+    magic, version, length, text_length, kind = struct.unpack_from("<4sIII4s", data)
+    if magic != b"glTF" or version != 2 or kind != b"JSON":
+        raise ValueError("it is not a glTF 2.0 binary")
+    if len(data) < length:
+        raise ValueError(f"it ends too early: {length} bytes were promised, {len(data)} are there")
+    return json.loads(data[20 : 20 + text_length]), memoryview(data)[28 + text_length :]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from dd3g.cameras import FOVY, RADIUS, Cameras
 from dd3g.decoding import SUFFIXES
 from dd3g.errors import UserError, first_line
 from dd3g.gaussians import Gaussians
+from dd3g.io.glb import holds_splats
 from dd3g.io.splats import AXES, world_turn
 from distill.evaluation.metrics import on_white
 from distill.evaluation.predictors import Drawing, Pictures, Prediction, Target, drawing_of, mesh_drawing
@@ -55,7 +54,7 @@ class Predictions:
         turn, factor = frame(rig, 0)
         suffix = place.suffix.lower()
         try:
-            if suffix in MESHES or (suffix == ".glb" and not _holds_splats(place)):
+            if suffix in MESHES or (suffix == ".glb" and not holds_splats(place.read_bytes())):
                 return mesh_drawing(_mesh(place, self.axes, turn, factor))
             gaussians = Gaussians.load(place, None if self.axes == "auto" or suffix == ".glb" else self.axes)
         except UserError:
@@ -174,15 +173,6 @@ def _pictures(folder: Path, target: Target) -> Drawing:
         return Prediction(chosen, on_white(rgba), rgba[:, 3:] if solid else None)
 
     return Pictures(draw)
-
-
-def _holds_splats(path: Path) -> bool:
-    """Whether a GLB's JSON names KHR_gaussian_splatting."""
-    data = path.read_bytes()
-    if data[:4] != b"glTF" or len(data) < 20:
-        raise ValueError("it is not a glTF binary")
-    length = struct.unpack_from("<I", data, 12)[0]
-    return "KHR_gaussian_splatting" in json.loads(data[20 : 20 + length]).get("extensionsUsed", [])
 
 
 def _mesh(path: Path, axes: str, turn: Tensor, factor: float) -> Any:
