@@ -39,7 +39,8 @@ class GlbBuffer:
         code, stored = _STORED.get(values.dtype.name, _FLOAT)
         data = np.ascontiguousarray(values, stored)
         view = self.add_view(data.data.cast("B") if data.size else b"", target)
-        accessor = {"bufferView": view, "componentType": code, "count": len(data), "type": kind}
+        accessor: dict[str, Any] = {"bufferView": view, "componentType": code}
+        accessor |= {"count": len(data), "type": kind}
         if bounds:
             rows = data.reshape(len(data), -1)
             accessor |= {"min": rows.min(0).tolist(), "max": rows.max(0).tolist()}
@@ -56,9 +57,10 @@ class GlbBuffer:
 
     def packed(self, document: dict[str, Any]) -> Iterator[bytes | memoryview]:
         """The whole file, piece by piece; what the buffer holds is added to the document."""
-        buffers = {"bufferViews": self.views, "buffers": [{"byteLength": self.length}]}
-        found = {"asset": {"version": "2.0", "generator": "dd3g"}, **document, "accessors": self.accessors}
-        text = json.dumps(found | buffers, separators=(",", ":")).encode()
+        found: dict[str, Any] = {"asset": {"version": "2.0", "generator": "dd3g"}, **document}
+        found |= {"accessors": self.accessors, "bufferViews": self.views}
+        found["buffers"] = [{"byteLength": self.length}]
+        text = json.dumps(found, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 4)
         padding = bytes(-self.length % 4)
         length = self.length + len(padding)
