@@ -119,7 +119,9 @@ def test_the_unconditional_half_sees_nothing_of_the_picture(imagedream):
     assert imagedream.denoiser(first, 1.0) is imagedream
 
 
-def test_what_does_not_change_is_computed_once(imagedream, folders):
+def test_what_does_not_change_is_computed_once(folders):
+    """A picture's part once a picture; the empty caption and the unconditional half once altogether."""
+
     def counted(modules, run):
         calls = []
         hooks = [m.register_forward_hook(lambda *_: calls.append(1)) for m in modules]
@@ -128,17 +130,18 @@ def test_what_does_not_change_is_computed_once(imagedream, folders):
             hook.remove()
         return len(calls)
 
+    imagedream = load(folders["imagedream"])
     cross = [b.attn2.to_k for t in imagedream.unet.transformers() for b in t.transformer_blocks]
     cross += [b.attn2.to_v_ip for t in imagedream.unet.transformers() for b in t.transformer_blocks]
-    once = [imagedream.image, imagedream.text.encoder]
+    once = [imagedream.image, imagedream.text.encoder, imagedream.unet.image_embed]
     rgba, x = pictures(2, 16), noise(imagedream, 2)
-    assert counted(once, lambda: simulate(imagedream, rgba, x, 3)) == len(once)
-    # Of the condition and of the unconditional half.
-    assert counted(cross, lambda: simulate(imagedream, rgba, x, 3)) == 2 * len(cross)
-    assert counted([imagedream.unet.image_embed], lambda: simulate(imagedream, rgba, x, 3)) == 2
+    assert counted([*once, *cross], lambda: simulate(imagedream, rgba, x, 3)) == 4 + 2 * len(cross)
+    assert counted([*once, *cross], lambda: simulate(imagedream, rgba, x, 3)) == 2 + len(cross)
     teacher = small_zero123plus(folders)
     cross = [m.to_k for n, m in teacher.unet.named_modules() if n.endswith("attn2")]
-    assert counted(cross, lambda: simulate(teacher, rgba, noise(teacher, 2), 3)) == 2 * len(cross)
+    cross += [teacher.image, teacher.text.encoder]
+    assert counted(cross, lambda: simulate(teacher, rgba, noise(teacher, 2), 3)) == 2 * len(cross) - 2
+    assert counted(cross, lambda: simulate(teacher, rgba, noise(teacher, 2), 3)) == len(cross) - 1
 
 
 def test_the_codec_takes_the_mode(imagedream, zero123plus, monkeypatch):
