@@ -60,6 +60,8 @@ def chunks_of(gamma, *places) -> bytes:
         ((91, 195, 60), chunk(b"cICP", bytes([1, 13, 0, 1])) + chunks_of(1), (91, 195, 60)),
         ((10, 55, 128), chunks_of(1), (56, 128, 188)),  # linear
         ((10, 55, 128), chunk(b"cICP", bytes([1, 8, 0, 1])), (56, 128, 188)),
+        ((128, 128, 128), chunk(b"cICP", bytes([1, 4, 0, 1])), (129, 129, 129)),  # a power of 2.2
+        ((128, 128, 128), chunk(b"cICP", bytes([1, 5, 0, 1])), (106, 106, 106)),  # and of 2.8
         ((148, 148, 148), chunk(b"cICP", bytes([9, 16, 0, 1])), (255, 255, 255)),  # PQ: 203 of 10,000 cd
         ((128, 0, 0), chunk(b"cICP", bytes([9, 16, 0, 1])), (227, 0, 0)),
         ((191, 191, 191), chunk(b"cICP", bytes([9, 18, 0, 1])), (255, 255, 255)),  # HLG: 75 %

@@ -3,8 +3,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 
@@ -117,21 +115,21 @@ def test_shard_cut_after_it_was_opened(tmp_path):
 
 
 def test_kill_leaves_no_torn_shard(tmp_path):
-    script = (
-        "import sys, time\n"
-        "from dd3g.io.shards import write_shard\n"
-        "def slow():\n"
-        "    for i in range(1000):\n"
-        "        yield {'__key__': f'k{i}', 'bin': bytes(20000)}\n"
-        "        if i == 50: print('half', flush=True); time.sleep(60)\n"
-        "write_shard(sys.argv[1], slow())\n"
-    )
     path = tmp_path / "a.tar"
-    process = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE)
-    assert process.stdout is not None and process.stdout.readline() == b"half\n"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+
+    def killed():
+        for i in range(1000):
+            yield {"__key__": f"k{i}", "bin": bytes(20000)}
+            if i == 50:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if not child:
+        try:
+            write_shard(path, killed())
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
     assert not path.exists()
     with pytest.raises(UserError, match="holds no shards"):
         Shards(tmp_path)

@@ -180,6 +180,17 @@ def test_gsply_reads_ply_and_spz(tmp_path):
     np.testing.assert_allclose(1 / (1 + np.exp(-np.ravel(packed.opacities))), kept.opacities, atol=0.003)
 
 
+@pytest.mark.parametrize("level", [0.0, 0.25])
+def test_an_spz_of_more_than_one_colour_says_so(tmp_path, level):
+    gsply = pytest.importorskip("gsply")
+    raw = ply_table(splats.encode(example(), "ply"))
+    arrays = raw[:, :3], raw[:, 7:10], raw[:, 10:], raw[:, 6], raw[:, 3:6]
+    data = gsply.GSData.from_arrays(*arrays, shN=np.full((3, 3, 3), level, np.float32), format="ply")
+    gsply.write_spz(tmp_path / "x.spz", data, version=3)
+    read = splats.decode((tmp_path / "x.spz").read_bytes(), "spz")
+    assert read.harmonics is (level > 0) and len(read.gaussians) == 3
+
+
 def test_gsply_writes_what_we_read(tmp_path):
     gsply = pytest.importorskip("gsply")
     raw = np.random.default_rng(0).normal(size=(50, 14)).astype(np.float32)

@@ -247,7 +247,6 @@ def test_the_chain_from_scorehmrs_file_to_a_pose(tmp_path, someone):
     assert mpjpe(found, truth) < 60 < 120 < mpjpe(start, truth)
 
 
-@pytest.mark.slow
 def test_the_chain_from_prposes_file_to_a_pose(tmp_path, someone):
     """A network that only doubts the left wrist gives hypotheses that differ there."""
     wrist, state = H36M_17.joints.index("l_wrist"), perceptron()
