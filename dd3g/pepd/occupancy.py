@@ -142,7 +142,7 @@ class OccupancyNet(nn.Module):
         return residue + body, volume
 
     def shape(self, picture: Tensor, elevation: Tensor) -> Shape:
-        """What the network finds in one picture.
+        """What the network finds in one picture and in its mirror image, averaged.
 
         Args:
             picture: (4, S, S) straight RGBA of any size, on the CPU.
@@ -150,8 +150,12 @@ class OccupancyNet(nn.Module):
         """
         device = self.rays.device
         image = resize(picture[None].float(), self.config.size)
-        logits, volume = self(image.to(device), elevation[None].to(device))
-        return Shape(logits.float().cpu(), volume.float().cpu(), image, elevation[None])
+        both = torch.cat([image, image.flip(-1)]).to(device)
+        logits, volume = (
+            ((found[:1] + found[1:].flip(-1)) / 2).float().cpu()
+            for found in self(both, elevation.to(device).expand(2))
+        )
+        return Shape(logits, volume, image, elevation[None])
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write config.json and model.safetensors; `dtype` is the stored type of the weights."""
