@@ -206,6 +206,23 @@ def test_the_elevation_is_looked_at():
     torch.testing.assert_close(alone, logits[1:], atol=1e-5, rtol=0)
 
 
+def test_a_mirrored_picture_has_the_mirrored_shape():
+    torch.manual_seed(2)
+    net = OccupancyNet(CONFIG).eval()
+    image, elevation = picture()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        seen, turned = (net.shape(x, elevation[0]) for x in (image[0], image[0].flip(-1)))
+        once, volume = net(image[:1], elevation[:1])
+        again, _ = net(image[:1].flip(-1), elevation[:1])
+    assert (once - again.flip(-1)).abs().max() > 0.05
+    torch.testing.assert_close(seen.logits, (once + again.flip(-1)) / 2, atol=1e-5, rtol=0)
+    torch.testing.assert_close(turned.logits.flip(-1), seen.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(turned.volume.flip(-1), seen.volume, atol=1e-5, rtol=0)
+    assert (seen.volume - volume).abs().max() > 1e-3
+
+
 def test_forward_makes_nothing_on_the_host():
     """A tensor of the host in `forward` stops a GPU at every step."""
     net = OccupancyNet(CONFIG).to("meta")
