@@ -139,7 +139,9 @@ def test_the_first_layout_has_62_columns():
 
 def test_spz_cells_by_hand():
     """Unpacked by the published layout: 24-bit positions, then alphas, colours, log scales, rotations."""
-    raw = gzip.decompress(splats.encode(example(), "spz"))
+    data = splats.encode(example(), "spz")
+    assert data[4:8] == bytes(4)  # no clock: the same Gaussians give the same file
+    raw = gzip.decompress(data)
     magic, version, count, degree, bits, flags, _ = struct.unpack_from("<4sIIBBBB", raw)
     assert (magic, version, count, degree, bits, flags) == (b"NGSP", 3, 3, 0, 12, 0)
     positions = [int.from_bytes(raw[16 + 3 * i : 19 + 3 * i], "little", signed=True) / 4096 for i in range(9)]
