@@ -36,24 +36,13 @@ def random_color_matrix(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def reshaped(mesh: Mesh, rng: np.random.Generator) -> Mesh:
-    """Random stretch (0.75..1.3 an axis), mirror, profile, tilt (at most 15 degrees), yaw; normalised again.
-
-    The profile tapers, swells and bends the upright: a few scans would otherwise be learnt by heart.
-    """
+    """Random stretch (0.75..1.3 an axis), mirror, tilt (at most 15 degrees) and yaw, normalised again."""
     stretch = rng.uniform(0.75, 1.3, 3) * [rng.choice([-1.0, 1.0]), 1, 1]
     pitch, roll = np.radians(np.clip(rng.normal(0, 6, 2), -15, 15))
     yaw = rng.uniform(-np.pi, np.pi)
     turn = _rotation(1, yaw) @ _rotation(0, pitch) @ _rotation(2, roll)
-    vertices = normalised((profiled(mesh.vertices, rng) * stretch) @ turn.T)
+    vertices = normalised((mesh.vertices * stretch) @ turn.T)
     return replace(mesh, vertices=vertices, normals=corner_normals(vertices, mesh.faces))
-
-
-def profiled(vertices: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Vertices (V, 3) in the unit ball, y up, with their horizontal cross-sections scaled and shifted."""
-    taper, swell, *bend = rng.normal(0, [0.2, 0.15, 0.1, 0.1]).clip(-0.4, 0.4)
-    x, y, z = vertices.astype(np.float64).T
-    wide = 1 + taper * y + swell * (1 - y * y)
-    return np.stack([x * wide + bend[0] * y * y, y, z * wide + bend[1] * y * y], 1)
 
 
 def painted(mesh: Mesh, rng: np.random.Generator, size: int = 48) -> tuple[Mesh, str]:
