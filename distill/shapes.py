@@ -22,7 +22,6 @@ from distill.render_samples import StyleShares, chance, mirrored, pick, recolour
 from distill.renders import RenderedObject
 
 LOWEST, HIGHEST = -10.0, 40.0  # elevations that a picture may be taken from, degrees
-NEAR_BY = 5.0  # degrees within which elevations count as one
 VISIBLE = 0.05  # alpha from which a ray of the picture meets matter
 COVERED = 0.9  # alpha from which the colour of a pixel is the surface's alone
 SMOOTHING = 50.0  # of the dice term, voxels: objects smaller than that count less
@@ -95,19 +94,6 @@ def input_views(item_meta: dict) -> list[int]:
     return [v for v, e in enumerate(item_meta["elevation"]) if LOWEST <= e <= HIGHEST]
 
 
-def drawn_input(elevations: list[float], g: torch.Generator) -> int:
-    """Index of one of these views: any of them, or, every other time, of evenly spread elevations.
-
-    Most views of a rendered object are from 10 degrees, and a network that has seldom seen another elevation
-    takes what lies on a table for what stands on it.
-    """
-    if chance(0.5, g):
-        return pick(len(elevations), g)
-    at = torch.tensor(elevations)
-    near = ((at[:, None] - at).abs() < NEAR_BY).sum(1)
-    return int(torch.multinomial(1 / near, 1, generator=g))
-
-
 def shape_sample(
     item: RenderedObject,
     g: torch.Generator,
@@ -130,7 +116,8 @@ def shape_sample(
             f"rendered object {item.meta['id']} needs a volume and two views, one of them from "
             f"{LOWEST:.0f} to {HIGHEST:.0f} degrees: render it again with --volumes"
         )
-    first = inputs[drawn_input([elevations[v] for v in inputs], g)]
+    k = pick(len(inputs), g)
+    first = inputs[k]
     second = (first + 1 + pick(len(elevations) - 1, g)) % len(elevations)
     camera = item.cameras[first].resized(size)
     other = item.cameras[second].turned(-math.radians(item.meta["azimuth"][first]))

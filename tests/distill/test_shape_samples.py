@@ -21,7 +21,6 @@ from distill.shapes import (
     ShapeDataset,
     ShapeSample,
     check_volumes,
-    drawn_input,
     held_out,
     iou,
     occupancy_along,
@@ -205,13 +204,3 @@ def test_the_written_volume_is_the_ellipsoids(objects):
     g = torch.Generator().manual_seed(0)
     assert torch.equal(objects[0].volume, ellipsoid_volume(0.25 + 0.3 * torch.rand(3, generator=g)))
     assert json.dumps(objects[0].meta["volume"]) == '{"resolution": 64, "half": 0.6}'
-
-
-def test_every_other_input_is_of_evenly_spread_elevations():
-    """Nine views from 10 degrees, two from about 25, one from 40: three clusters of equal weight."""
-    elevations, g = [10.0] * 9 + [24.0, 26.0] + [40.0], torch.Generator().manual_seed(0)
-    drawn = torch.tensor([drawn_input(elevations, g) for _ in range(4000)])
-    share = torch.bincount(drawn, minlength=12) / 4000
-    assert float(share[:9].sum()) == pytest.approx(0.5 * 9 / 12 + 0.5 / 3, abs=0.02)
-    assert share[9:11].tolist() == pytest.approx([0.5 / 12 + 0.5 / 6] * 2, abs=0.02)
-    assert float(share[11]) == pytest.approx(0.5 / 12 + 0.5 / 3, abs=0.02)
