@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e
 DEMO ?= assets/lamp.png
+# A process a core, of one thread each; files stay whole, since their tests share what they make.
+TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-fast lint docs clean
 
@@ -14,10 +16,10 @@ demo: $(VENV)/.demo  ## one picture -> out/: splat files, turntable, viewer page
 
 test: $(VENV)/.dev  ## the test suite
 	@$(BIN)/python -m dd3g.models fetch u2netp pose_detection pose_landmark_full || echo "going on without it: tests that need it are skipped"
-	$(BIN)/python -m pytest
+	$(TEST)
 
 test-fast: $(VENV)/.dev  ## the tests that take no more than two seconds each
-	$(BIN)/python -m pytest -m "not slow"
+	$(TEST) -m "not slow"
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .
