@@ -147,6 +147,7 @@ def run_command(
         needs_words: show the help where there are none.
     """
     words = sys.argv[1:] if argv is None else argv
+    as_json = "--json" in words
     tolerate_names()
 
     def run() -> int:
@@ -155,18 +156,25 @@ def run_command(
             with parser.make_context(name, [*words] or ["-h"] * needs_words) as context:
                 parser.invoke(context)
         except UsageError as error:
-            say(f"error: {error.format_message().rstrip('.')}; {name} --help explains the options", err=True)
-            return 2
+            message = f"{error.format_message().rstrip('.')}; {name} --help explains the options"
+            return _failed(message, as_json)
         except typer.Exit as done:
             return done.exit_code if words or not needs_words else 2
         except (UserError, OSError):
             raise
         except Exception as error:
-            say(f"error: {explain(error, Path.cwd(), 'smaller inputs')}", err=True)
-            return 2
+            return _failed(explain(error, Path.cwd(), "smaller inputs"), as_json)
         return 0
 
-    return guarded(run, as_json="--json" in words)
+    return guarded(run, as_json=as_json)
+
+
+def _failed(message: str, as_json: bool) -> int:
+    """Say why a command ended, with --json as an object on stdout too; returns its exit code."""
+    say(f"error: {message}", err=True)
+    if as_json:
+        say(json.dumps({"error": message}))
+    return 2
 
 
 def dispatch(
@@ -199,8 +207,8 @@ def dispatch(
         print_help(f"Usage: {name} COMMAND [ARGS]...\n\n  {about}\n\nCommands:\n{listed}")
         return 0 if words else 2
     if first not in commands:
-        say(f"error: no command {words[0]!r}: choose from {', '.join(commands)}{hint}", err=True)
-        return 2
+        message = f"no command {words[0]!r}: choose from {', '.join(commands)}{hint}"
+        return _failed(message, "--json" in words)
     command = commands[first]
     if not isinstance(command, tuple):
         return run_command(command, words[1:], f"{name} {first}", needs_words=False)
@@ -315,7 +323,7 @@ def guarded(
     Args:
         work: returns an exit code; None counts as 0.
         go_on: what a user may do after Ctrl-C.
-        as_json: print a report as JSON even where Ctrl-C came before the work began.
+        as_json: print what ended the work as JSON too.
     """
     try:
         code = work() or 0
@@ -325,8 +333,7 @@ def guarded(
         silence_stdout()
         code = 0
     except (UserError, OSError) as error:
-        say(f"error: {error}", err=True)
-        code = 2
+        code = _failed(str(error), as_json)
     except KeyboardInterrupt as stop:  # of Ctrl-C, or of another signal that the work took for one
         say(f"stopped: {go_on}", err=True)
         if as_json:

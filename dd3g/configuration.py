@@ -163,17 +163,19 @@ def launch(
         options = f"{word} [--config NAME|FILE] [--key value | key=value]...".strip()
         print_help(f"Usage: {name or Path(sys.argv[0]).name} {options}\n\n{explained(schema)}")
         return 0
-    as_json = "--json" in words and "json" not in get_type_hints(schema)
-
+    as_json = "--json" in words
+    has_json = "json" in get_type_hints(schema)  # and prints a report of its own
     resumable = "resume" in getattr(schema, "aliases", {})
 
     def work() -> int:
         with signals_stop("SIGUSR1") if resumable else nullcontext():
-            done = run(parse([w for w in words if not as_json or w != "--json"], schema))
+            done = run(parse([w for w in words if has_json or w != "--json"], schema))
         if isinstance(done, int):
             return done
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps({"output": str(done)}) if as_json else f"wrote {done}")
         return 0
 
-    return guarded(work, "continue with --resume latest") if resumable else guarded(work)
+    if resumable:
+        return guarded(work, "continue with --resume latest", as_json)
+    return guarded(work, as_json=as_json)

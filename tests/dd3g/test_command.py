@@ -143,3 +143,26 @@ def test_ctrl_c_before_the_work_begins_still_gives_a_report(monkeypatch, capsys,
     out, said = capsys.readouterr()
     assert said == "stopped: run the same command again to resume\n"
     assert out == (json.dumps({"error": said.strip()}) + "\n" if as_json else "")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_with_json_what_is_wrong_is_an_object_too(name, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    wrong = ["nope=1"] if "[--config" in _help(name, capsys) else ["--nope"]
+    assert main([*name.split(), *wrong, "--json"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err == f"error: {json.loads(shown.out)['error']}\n" and shown.out.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", ["convert no.ply a.spz", "info no.sog", "view no.glb", "turntable no.ply"])
+def test_with_json_what_cannot_be_read_is_an_object_too(words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main([*words.split(), "--json"]) == 2
+    shown = capsys.readouterr()
+    message = f"cannot read {words.split()[1]}: No such file or directory"
+    assert json.loads(shown.out) == {"error": message} and shown.err == f"error: {message}\n"
+
+
+def _help(name, capsys):
+    main([*name.split(), "--help"])
+    return capsys.readouterr().out
