@@ -188,7 +188,9 @@ def without_haze(image: Image.Image) -> tuple[Image.Image, float]:
     rgba = np.asarray(image)  # (H, W, 4)
     height, width = rgba.shape[:2]
     cell = -(-max(height, width) // CELLS)
-    cells = np.pad(rgba, ((0, -height % cell), (0, -width % cell), (0, 0)), "edge")
+    # Slopes need two cells each way, where a long strip has one.
+    down, right = (max(-side % cell, 2 * cell - side) for side in (height, width))
+    cells = np.pad(rgba, ((0, down), (0, right), (0, 0)), "edge")
     cells = cells.reshape(cells.shape[0] // cell, cell, -1, cell, 4)
     black = cells[..., :3].max(-1) <= BLACK
     solid: np.ndarray = np.any(cells[..., 3] >= np.where(black, SHADE, CORE), (1, 3))  # (h, w)

@@ -155,3 +155,13 @@ def test_box_sums_against_brute_force():
         for i, j in np.ndindex(values.shape):
             near = values[max(0, i - by) : i + by + 1, max(0, j - by) : j + by + 1]
             assert sums[i, j] == pytest.approx(near.sum())
+
+
+@pytest.mark.parametrize("size", [(4000, 12), (12, 4000), (5000, 8), (700, 1)])
+def test_a_strip_of_one_cell_across_keeps_what_it_shows(size):
+    alpha = np.full(size[::-1], 255, np.uint8)
+    alpha[: size[1] // 3], alpha[:, : size[0] // 3] = 100, 60
+    strip = layer(alpha, (200, 50, 50))
+    cleaned, _ = without_haze(strip)
+    assert cleaned.size == size
+    assert (np.asarray(cleaned)[..., 3] == 255).sum() == (alpha == 255).sum()
