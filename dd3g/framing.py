@@ -74,21 +74,18 @@ def check_number(name: str, value: Any) -> None:
         raise UserError(f"{name} {value!r} is not a number: give one") from None
 
 
-def object_frame(
-    alpha: Image.Image, fill: float = FILL, least: int = CORE
-) -> tuple[float, float, float] | None:
+def object_frame(alpha: Image.Image, fill: float = FILL) -> tuple[float, float, float] | None:
     """The square around an object that the generator wants to see.
 
     Args:
         alpha: matte, mode L.
         fill: part of the square that the longest side of the object's bounding box spans.
-        least: as in `object_box`.
 
     Returns:
         (left, top, side) in pixels; square and box share their centre; the square may reach outside the
         picture. None for an empty matte.
     """
-    box = object_box(alpha, least)
+    box = object_box(alpha)
     if box is None:
         return None
     left, top, right, bottom = box
@@ -96,21 +93,18 @@ def object_frame(
     return (left + right - side) / 2, (top + bottom - side) / 2, side
 
 
-def object_box(alpha: Image.Image, least: int = CORE) -> tuple[int, int, int, int] | None:
+def object_box(alpha: Image.Image) -> tuple[int, int, int, int] | None:
     """Bounding box (left, top, right, bottom) of the object in a matte; None when it is empty.
 
     All that is at least faintly solid counts, unless that is clearly wider than the connected parts of at
-    least this alpha that have a hundredth of what the largest has at half alpha: what is beyond these is a
-    shadow, a glow or stray pixels.
+    least half alpha and a hundredth of the largest part's area: what is beyond these is a shadow, a glow or
+    stray pixels.
 
     Args:
         alpha: mode L.
-        least: of 255; half where shadows and glows may be left, `SOLID` where what is faint belongs to the
-            object, as glass and wings do.
     """
     matte = np.asarray(alpha)  # (H, W)
-    gap = 0 if least >= CORE else 2  # glass and wings may hang on by less than a pixel
-    whole, core = bounding_box(matte >= SOLID), bounding_box(_main_parts(matte >= least, matte >= CORE, gap))
+    whole, core = bounding_box(matte >= SOLID), bounding_box(_main_parts(matte >= CORE))
     if whole is None or core is None:
         return whole
     soft_edge = 0.06 * max(core[2] - core[0], core[3] - core[1]) + 0.01 * max(matte.shape) + 1
@@ -125,22 +119,19 @@ def bounding_box(inside: np.ndarray) -> tuple[int, int, int, int] | None:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _main_parts(shown: np.ndarray, solid: np.ndarray, gap: int) -> np.ndarray:
-    """The parts of `shown` (H, W) with a hundredth of the most solid pixels (H, W) of one.
-
-    Parts are connected, or within `gap` cells of what is solid.
-    """
-    if not shown.any():
-        return shown
+def _main_parts(solid: np.ndarray) -> np.ndarray:
+    """The connected parts of a mask (H, W), but those under a hundredth of the largest one's area."""
+    if not solid.any():
+        return solid
     # Connected on a grid of at most 256 cells a side, which bounds the time.
     height, width = solid.shape
     cell = -(-max(height, width) // 256)
-    masks = np.pad(np.stack([shown, solid]), ((0, 0), (0, -height % cell), (0, -width % cell)))
-    seen, counts = masks.reshape(2, masks.shape[1] // cell, cell, -1, cell).sum((2, 4))  # (h, w)
-    part = connected((seen > 0) | grown(counts > 0, gap))
+    padded = np.pad(solid, ((0, -height % cell), (0, -width % cell)))
+    counts = padded.reshape(padded.shape[0] // cell, cell, -1, cell).sum((1, 3))  # (h, w)
+    part = connected(counts > 0)
     area = np.bincount(part.ravel(), counts.ravel())
     kept = np.kron(area[part] >= 0.01 * area.max(), np.ones((cell, cell), bool))
-    return shown & kept[:height, :width]
+    return solid & kept[:height, :width]
 
 
 def connected(mask: np.ndarray, corners: bool = True) -> np.ndarray:

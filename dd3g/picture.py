@@ -102,8 +102,8 @@ def load_image(
     given = None if mask is None else read_mask(mask, image.size)
     if recentre:
         image, given = _closer(image, given, matte, size)
-    cutout, least, notes = cut_out(image, matte, name, size, given)
-    framed = _frame(cutout, size, name, fill, least) if recentre else _letterbox(cutout, size)
+    cutout, notes = cut_out(image, matte, name, size, given)
+    framed = _frame(cutout, size, name, fill) if recentre else _letterbox(cutout, size)
     import torch  # after the picture has proved good: bad input is answered without waiting for torch
 
     pixels = torch.from_numpy(np.array(framed)).permute(2, 0, 1).float() / 255  # (4, S, S)
@@ -203,7 +203,7 @@ def _closer(
 
 def cut_out(
     image: Image.Image, matte: str, name: str, size: int = SIZE, mask: Image.Image | None = None
-) -> tuple[Image.Image, int, list[str]]:
+) -> tuple[Image.Image, list[str]]:
     """Decide what the object is.
 
     Args:
@@ -214,8 +214,7 @@ def cut_out(
         mask: the object's matte where the user gave one, mode L, of the picture's size.
 
     Returns:
-        RGBA whose alpha is the matte, zero where the model found no object; the least alpha that is framed as
-        a part of it, as `object_box` takes it; and warnings.
+        RGBA whose alpha is the matte, zero where the model found no object, and warnings.
     """
     # Full detail for any object above a tenth of the picture, at a bounded cost.
     factor = max(1, max(image.size) // (LARGE * size))
@@ -227,7 +226,7 @@ def cut_out(
         image = _on_white(image)
         image.putalpha(mask.reduce(factor))
     elif matte == "none":
-        return image, CORE, notes
+        return image, notes
     elif matte != "auto" or whole:
         predicted = True
         if matte == "auto" and np.asarray(image.getchannel("A")).min() < SOLID:
@@ -241,7 +240,7 @@ def cut_out(
     top = int(np.asarray(alpha).max())
     if predicted and not shows_object(image):
         image.putalpha(0)
-        return image, CORE, []
+        return image, []
     if top < TRANSLUCENT and not predicted:
         notes.append(f"the object in {name} is translucent (largest alpha {top} of 255), and was made solid")
         alpha = alpha.point(lambda value: min(255, round(255 * value / top)))
@@ -249,14 +248,14 @@ def cut_out(
     box, taken = bounding_box(np.asarray(alpha) >= SOLID), 0.0
     if not predicted and mask is None:
         image, taken = without_haze(image)
-    alpha, least = image.getchannel("A"), CORE if predicted else SOLID
-    if taken > 0.01 or box != object_box(alpha, least):
+    alpha = image.getchannel("A")
+    if taken > 0.01 or box != object_box(alpha):
         advice = "" if predicted or mask is not None else f"; --mask {name} takes its alpha as it is"
         notes.append(
             f"faint or small parts around the object in {name}, such as a shadow or stray pixels, were left "
             f"out when it was framed: look at the saved matte{advice}"
         )
-    return image, least, notes + _doubts(alpha, name, factor, predicted, least)
+    return image, notes + _doubts(alpha, name, factor, predicted)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -270,7 +269,7 @@ def _longest(box: tuple[int, int, int, int]) -> int:
     return max(box[2] - box[0], box[3] - box[1])
 
 
-def _doubts(alpha: Image.Image, name: str, factor: int, predicted: bool, least: int) -> list[str]:
+def _doubts(alpha: Image.Image, name: str, factor: int, predicted: bool) -> list[str]:
     """Warnings about a matte.
 
     Args:
@@ -278,9 +277,8 @@ def _doubts(alpha: Image.Image, name: str, factor: int, predicted: bool, least: 
         name: of the picture.
         factor: by which it was reduced.
         predicted: whether a model made the matte.
-        least: as in `object_box`.
     """
-    box = object_box(alpha, least)
+    box = object_box(alpha)
     if box is None:
         return []
     longest = _longest(box)
@@ -369,8 +367,8 @@ def _letterbox(image: Image.Image, size: int) -> Image.Image:
     )
 
 
-def _frame(image: Image.Image, size: int, name: str, fill: float, least: int) -> Image.Image:
-    frame = object_frame(image.getchannel("A"), fill, least)
+def _frame(image: Image.Image, size: int, name: str, fill: float) -> Image.Image:
+    frame = object_frame(image.getchannel("A"), fill)
     if frame is None:
         raise UserError(
             f"no object was found in {name}: give a picture in which it stands out, or one with alpha, or "

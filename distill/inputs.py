@@ -105,7 +105,7 @@ class Pictures:
             if self.matte == NO_MATTE:
                 raise UserError(f"{name} has no transparent pixel: cut the object out, or give --matte auto")
             try:
-                image, _, _ = cut_out(image, self.matte, name, size)
+                image, _ = cut_out(image, self.matte, name, size)
             except UserError as error:
                 raise MatteError(f"{name} has no transparent pixel, and {error}") from error
             if object_frame(image.getchannel("A")) is None:

@@ -140,33 +140,6 @@ def test_what_belongs_to_the_object_stays(kind):
     assert went == 0 and np.array_equal(np.asarray(cleaned), np.asarray(image))
 
 
-@pytest.mark.parametrize("kind", ["wings", "glass", "black lenses without a rim", "dome"])
-def test_faint_parts_of_an_object_are_framed_with_it(kind):
-    dome = [
-        layer(np.where((Y < 170) & (abs(X - 128) < 70), 100, 0), 200),
-        layer(np.where(abs(Y - 185) < 15, 255, 0) * (abs(X - 128) < 75), 80),
-    ]
-    image, *more = dome if kind == "dome" else MATTER[kind]()
-    for part in more:
-        image = Image.alpha_composite(image, part)
-    drawn = np.asarray(image)[..., 3] > 0
-    high, wide = (np.ptp(np.flatnonzero(drawn.any(axis))) + 1 for axis in (1, 0))
-    for given in ({}, {"mask": image}):
-        picture = load_image(image, size=200, **given)
-        shown = picture.rgba[3].numpy() > 0.1
-        rows, columns = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
-        assert (np.ptp(rows) + 1) / 160 == pytest.approx(high / max(high, wide), abs=0.03)
-        assert (np.ptp(columns) + 1) / 160 == pytest.approx(wide / max(high, wide), abs=0.03)
-        assert rows[0] + rows[-1] == pytest.approx(199, abs=3) and picture.warnings == ()
-
-
-def test_faint_parts_apart_from_the_object_do_not_move_it():
-    line = layer(np.where((Y > 246) & (Y < 251), 90, 0), (30, 30, 30))
-    picture = load_image(Image.alpha_composite(line, Image.fromarray(LAMP)), size=200)
-    shown = np.flatnonzero((picture.rgba[3].numpy() > 0.5).any(1))
-    assert np.ptp(shown) + 1 == pytest.approx(160, abs=2) and "left out when it" in picture.warnings[0]
-
-
 def test_the_user_may_take_alpha_as_it_is(tmp_path):
     image = Image.alpha_composite(layer(*HAZE["soft shadow"]), Image.fromarray(LAMP))
     image.save(tmp_path / "a.png")

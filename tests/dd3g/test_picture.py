@@ -185,7 +185,7 @@ def test_u2netp_is_run_without_rembg_whichever_way_it_is_named(monkeypatch, name
     monkeypatch.setattr(dd3g.matting, "_rembg_session", lambda *_: pytest.fail("rembg was asked"))
     shape = disc()
     rgb = np.where(shape[..., 3:] > 0, np.uint8(255), np.uint8(0)).repeat(3, -1)
-    cutout, _, _ = dd3g.picture.cut_out(read_rgba(rgb), name, "x")
+    cutout, _ = dd3g.picture.cut_out(read_rgba(rgb), name, "x")
     assert (np.asarray(cutout)[..., 3] >= 128).mean() == pytest.approx((shape[..., 3] > 0).mean(), abs=0.02)
 
 
@@ -195,7 +195,7 @@ def test_u2netp_finds_a_disc():
     dd3g.matting._u2netp_session.cache_clear()
     shape = disc(300, 200, (150, 90), 60)
     rgb = np.where(shape[..., 3:] > 0, shape[..., :3], np.uint8(235))
-    cutout, _, warnings = dd3g.picture.cut_out(read_rgba(rgb), "auto", "x")
+    cutout, warnings = dd3g.picture.cut_out(read_rgba(rgb), "auto", "x")
     found, wanted = np.asarray(cutout)[..., 3] >= 128, shape[..., 3] > 0
     assert (found & wanted).sum() / (found | wanted).sum() > 0.95
     assert warnings == []
