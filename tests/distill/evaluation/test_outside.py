@@ -174,7 +174,7 @@ def test_bad_predictions_are_told(tmp_path, target):
         row(target)
     (tmp_path / "thing.ply").unlink()
     (tmp_path / "thing.glb").write_bytes(b"nonsense that is long enough to read")
-    with pytest.raises(UserError, match="thing.glb cannot be read: it is not a glTF binary"):
+    with pytest.raises(UserError, match="thing.glb cannot be read: it is not a glTF 2.0 binary"):
         row(target)
     (tmp_path / "thing.glb").unlink()
     inside = tmp_path / "thing"
