@@ -232,6 +232,7 @@ def test_turntable_as_webm(lamp, capsys):
         assert len(list(reader)) == 5
 
 
+@pytest.mark.slow
 def test_a_mesh_of_a_file(lamp, capsys):
     trimesh = pytest.importorskip("trimesh")
     report = told(capsys, "convert", lamp, "lamp.mesh.glb")
@@ -252,6 +253,7 @@ def test_a_file_of_no_gaussians_shows_nothing(lamp, capsys, words):
     assert sorted(path.name for path in Path().iterdir()) == ["lamp.ply", "none.ply"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["info"], ["convert"], ["info", "--help"]])
 def test_output_that_nobody_takes_or_that_has_no_room(lamp, words):
     """Whoever reads only the first line makes no error; a full disk does, in one line."""

@@ -75,6 +75,7 @@ def test_seeds_count_on_to_the_last_that_torch_knows(here, stub):
         fails("chair.png", "--seed", seed, "--samples", samples, match=f"--seed {seed} is out of range")
 
 
+@pytest.mark.slow
 def test_what_is_written_lies_on_the_cpu(here, stub, short_turntables, monkeypatch):
     class Elsewhere:
         """Gaussians on a device where nothing can be done with them but to move them."""

@@ -22,6 +22,7 @@ from distill.train_teacher import run as run_teacher
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.slow
 def test_everything_at_once(data, tmp_path, capsys):
     """Renders, quadruples, verification, sheets, TensorBoard, bfloat16; then the same folder again."""
     renders, quadruples = data
@@ -65,6 +66,7 @@ ABLATIONS = {
 }
 
 
+@pytest.mark.slow
 def test_each_ablation_is_one_switch(data, tmp_path):
     renders, quadruples = data
     options = {

@@ -60,6 +60,7 @@ def train(renders, output, **options):
     return launch(run, ShapeConfig, words(renders, output, **options))
 
 
+@pytest.mark.slow
 def test_training_learns_and_keeps_the_best(renders, tmp_path, capsys):
     options = {"max_train_steps": 24, "validation_steps": 8, "checkpointing_steps": 24, "learning_rate": 3e-3}
     assert train(renders, tmp_path, **options) == 0

@@ -139,6 +139,7 @@ def test_damaged_files_are_told_in_one_line(tmp_path, capsys):
         assert message in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_seeds_of_pictures(tmp_path, capsys):
     """Each kind of file by itself, and a seed that is none of those tried."""
     seen = (255 * made_up.picture("zpicture", 40, 50, 4321)).round().astype(np.uint8)

@@ -34,6 +34,7 @@ def test_the_page_is_what_the_command_prints(tmp_path):
     assert (tmp_path / "scale.md").read_text() == wanted, "run python -m tools.scale -o docs/scale.md"
 
 
+@pytest.mark.slow
 def test_nano_by_another_way():
     found = count("nano")
     assert found.parameters == pytest.approx(9.9e6, rel=0.01) and found.gaussians == 8192

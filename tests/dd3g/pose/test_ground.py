@@ -127,6 +127,7 @@ def test_files_stand_on_the_floor(tmp_path):
     np.testing.assert_allclose(up, wanted[:, 8, 1] - wanted[:, 0, 1], atol=0.06)
 
 
+@pytest.mark.slow
 def test_a_video_tells_its_floor_or_that_its_camera_moves(tmp_path):
     joints, R = walk(AROUND, degrees=10)
     K = torch.tensor([[800.0, 0, 320], [0, 800, 240], [0, 0, 1]])

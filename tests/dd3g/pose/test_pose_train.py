@@ -50,6 +50,7 @@ def test_a_prior_grows_from_a_shallower_one(tmp_path):
     assert torch.allclose(prior.mean, Prior.from_pretrained(shallow).mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["prior", "lifter", "difficulty", "recovery"])
 def test_batches_follow_the_network_to_its_device(tmp_path, monkeypatch, network):
     settings = []

@@ -63,6 +63,7 @@ def people(joints, places):
     return found
 
 
+@pytest.mark.slow
 def test_recovery_starts_from_what_a_regressor_saw():
     turned, joints = bodies(1)
     (seen,) = people(joints, [(0, 0, 4.0)])

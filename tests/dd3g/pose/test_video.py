@@ -237,6 +237,7 @@ def test_windows_fade_into_each_other(tmp_path, monkeypatch):
     assert all(people[0].expected_error == pytest.approx(0.1) for people in found)
 
 
+@pytest.mark.slow
 def test_a_long_video_is_not_held_in_memory(tmp_path, monkeypatch):
     """However many frames it has, the people of few of them are objects at a time."""
     frames, most = 1500, []

@@ -34,6 +34,7 @@ def test_resuming_with_another_learning_rate_follows_it_at_once(tmp_path):
     assert (model.layer.weight - before.layer.weight).abs().max() > 0.01
 
 
+@pytest.mark.slow
 def test_checkpoints_are_pruned_and_resumed(tmp_path):
     whole, _ = fit_line(tmp_path / "whole", checkpointing_steps=1, checkpoints_total_limit=3)
     assert [p.name for p in checkpoints.checkpoints(tmp_path / "whole")] == [

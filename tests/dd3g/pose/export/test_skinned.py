@@ -101,6 +101,7 @@ def test_bvh_of_uneven_frames_is_even(tmp_path):
     np.testing.assert_allclose(placed[:, 0, 0], [0, 20, 40], atol=0.01)
 
 
+@pytest.mark.slow
 def test_long_motions_are_written_in_parts_that_fit(tmp_path):
     """Someone who walks at one speed, in uneven frames: all files put them on one line."""
     count = 2 * PART + 10
