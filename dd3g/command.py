@@ -1,4 +1,4 @@
-"""What commands share: options, names of results, the report, errors, signals and exit codes."""
+"""What commands share: options, the report, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 from dd3g.errors import UserError, first_line
 from dd3g.progress import Progress
+from dd3g.signals import raise_what_came, signals_stop
 
 # Options that several commands share.
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -30,8 +29,6 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # of all wrong options; typer has no public name for it
 RENAMED = {"out": "output"}  # options that had another name once
-_came: list[int] = []  # signals, see `signals_stop`
-_waits: list[None] = []  # one for each `signals_wait` that is open
 Report = dict[str, Any]  # a list of results, "failed", "seconds", and "error" for what stopped the run
 
 
@@ -240,8 +237,7 @@ def explain(error: Exception, out: Path, less: str) -> str:
         out: output folder.
         less: an option that needs less memory.
     """
-    if _came:  # and was lost in a compiler's callback, whose work then failed
-        raise Interrupted(_came[-1]) from error
+    raise_what_came(error)  # a signal can be lost in a compiler's callback, whose work then fails
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
@@ -259,60 +255,6 @@ def explain(error: Exception, out: Path, less: str) -> str:
         f"unexpected {type(error).__name__}: {first_line(error)} ({Path(last.filename).name}, line "
         f"{last.lineno}): a defect, please report it; with DD3G_TRACEBACK=1 it shows where it comes from"
     )
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal that ends a process has come; `number` says which, `code` the exit code.
-
-    That is 128 + the signal's number, but 0 for SIGUSR1, by which a scheduler says that the time is up and
-    the job is to be queued again.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number, self.code = number, 0 if self.args[0] == "SIGUSR1" else 128 + number
-
-
-@contextlib.contextmanager
-def signals_stop(*names: str, instead: Callable[[], None] | None = None) -> Iterator[None]:
-    """Inside, signals end the work by an exception, so that nothing half-done stays behind.
-
-    Args:
-        names: of the signals; without any, those that end a program.
-        instead: called by a signal where the work can end by itself.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if instead:
-            return instead()
-        _came.append(number)
-        if not _waits:
-            raise Interrupted(number)
-
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # Python handles signals nowhere else
-        for name in names or ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has not all of them
-            if number and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-                before[number] = signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        _came.clear()
-
-
-@contextlib.contextmanager
-def signals_wait() -> Iterator[None]:
-    """Inside, signals of `signals_stop` end the work only after the block, whose steps belong together."""
-    _waits.append(None)
-    try:
-        yield
-    finally:
-        _waits.pop()
-    if _came:
-        raise Interrupted(_came[-1])
 
 
 def guarded(

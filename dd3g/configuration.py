@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dd3g.command import guarded, print_help, signals_stop, summary
+from dd3g.command import guarded, print_help, summary
 from dd3g.errors import UserError
+from dd3g.signals import signals_stop
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import Json, run_command, say, signals_stop
+from dd3g.command import Json, run_command, say
 from dd3g.io.formats import (
     AXES,
     LAYOUTS,
@@ -21,6 +21,7 @@ from dd3g.io.formats import (
     check_layout,
     format_of,
 )
+from dd3g.signals import signals_stop
 
 
 @signals_stop()

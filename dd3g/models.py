@@ -22,10 +22,11 @@ from typing import Annotated
 
 import typer
 
-from dd3g.command import Json, dispatch, say, signals_stop
+from dd3g.command import Json, dispatch, say
 from dd3g.errors import UserError
 from dd3g.hub_models import HUB_MODELS, HubModel
 from dd3g.progress import paused
+from dd3g.signals import signals_stop
 
 
 @dataclass(frozen=True)

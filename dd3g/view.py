@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from dd3g.command import Json, run_command, say, signals_stop
+from dd3g.command import Json, run_command, say
 from dd3g.errors import UserError
 from dd3g.io.formats import AXES, SPLATS, check_format, format_of
+from dd3g.signals import signals_stop
 
 
 @signals_stop()

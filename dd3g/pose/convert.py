@@ -21,12 +21,13 @@ import torch
 import typer
 from torch import Tensor
 
-from dd3g.command import Json, run_command, signals_stop
+from dd3g.command import Json, run_command
 from dd3g.errors import UserError, first_line
 from dd3g.pose.data.arrays import read_npz, tensor
 from dd3g.pose.networks.difficulty import Difficulty, DifficultyConfig
 from dd3g.pose.networks.pretrained import PoseNetwork
 from dd3g.pose.networks.rotation_denoiser import RotationConfig, RotationDenoiser
+from dd3g.signals import signals_stop
 
 Network = TypeVar("Network", bound=PoseNetwork)
 Tensors = dict[str, Tensor]

@@ -15,10 +15,11 @@ from stand_ins.infer_command import ROOT, StubGenerator, picture, run, written
 
 from dd3g import load_image
 from dd3g.__main__ import main
-from dd3g.command import Interrupted, explain, signals_stop, signals_wait
+from dd3g.command import explain
 from dd3g.gaussians import Gaussians
 from dd3g.io.atomic import TEMPORARY, remove_leftovers, temporary_folder
 from dd3g.io.splats import save
+from dd3g.signals import Interrupted, signals_stop, signals_wait
 
 # The real command, with a generator that takes its time.
 SLOW = """

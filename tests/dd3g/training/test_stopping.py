@@ -10,8 +10,9 @@ import torch
 from stand_ins.line import fit_line, squared
 from stand_ins.training_runs import metrics
 
-from dd3g.command import Interrupted, guarded
+from dd3g.command import guarded
 from dd3g.configuration import launch
+from dd3g.signals import Interrupted
 from dd3g.training import LoopConfig, checkpoints, stopping
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # several threads would take longer here
