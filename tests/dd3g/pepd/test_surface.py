@@ -22,7 +22,15 @@ from dd3g.pepd.solid import (
     tangent_axes,
     visible_side,
 )
-from dd3g.pepd.surface import HALF, first_hits, least_alpha, smoothed, surface_nets, visual_hull
+from dd3g.pepd.surface import (
+    HALF,
+    first_hits,
+    least_alpha,
+    smoothed,
+    surface_nets,
+    visual_hull,
+    without_crumbs,
+)
 from dd3g.rasterizer import rasterize
 
 
@@ -57,6 +65,20 @@ def test_smoothing_is_scipys():
     field = torch.rand(9, 10, 11, generator=torch.Generator().manual_seed(1))
     twin = ndimage.gaussian_filter(field.numpy(), 0.8, mode="nearest", radius=2)
     np.testing.assert_allclose(smoothed(field, 0.8).numpy(), twin, atol=1e-6)
+
+
+@pytest.mark.parametrize(("least", "share"), [(1, 0.2), (4, 0.2), (40, 0.2), (40, 0.35), (4000, 0.3)])
+def test_crumbs_are_the_small_pieces_that_scipy_finds(least, share):
+    field = torch.rand(14, 14, 14, generator=torch.Generator().manual_seed(2))
+    labels, _ = ndimage.label(field.numpy() > 1 - share)
+    sizes = np.bincount(labels.ravel())
+    kept = sizes >= least
+    kept[1 + sizes[1:].argmax()] = True
+    kept[0] = True
+    found = without_crumbs(field, 1 - share, least)
+    same = torch.from_numpy(kept[labels])
+    assert torch.equal(found[same], field[same])
+    assert (found[~same] == torch.tensor(1 - share)).all() and bool((~same).any()) == (least > 1)
 
 
 def test_nets_lie_on_the_sphere_with_outward_normals():

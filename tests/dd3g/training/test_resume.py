@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -119,13 +120,27 @@ class Bomb:
         return os.mkdir, ("exploded",)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a run `whole`, and the same run `cut` after six steps."""
+    folder, threads = tmp_path_factory.mktemp("trained"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as here:
+        here.chdir(folder)
+        assert line("whole") == 0 and line("cut", "max_train_steps=6") == 0
+    torch.set_num_threads(threads)
+    return folder
+
+
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "optimizer.safetensors", "average.safetensors", "state.json"]
 )
 @pytest.mark.parametrize("damage", ["cut", "zeros", "bomb", "gone"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, monkeypatch, capsys, name, damage):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    trained, tmp_path, monkeypatch, capsys, name, damage
+):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    assert line("whole") == 0 and line("cut", "max_train_steps=6") == 0
     path = tmp_path / "cut/checkpoint-6" / name
     content = bytearray(path.read_bytes())
     if damage == "gone":
