@@ -3,6 +3,7 @@
     prompts -> picture model -> matte -> filters -> shards -> report        dd3g data synthesize
     pictures that exist      -> matte -> filters -> shards -> report        dd3g data collect
     meshes  -> rendered views with depth          -> shards                 dd3g data render
+    nothing -> made-up objects                    -> meshes                 dd3g data objects
 
 Each room below has one page, the docstring of its `__init__`. A room imports only from those above it:
 
@@ -14,5 +15,5 @@ Each room below has one page, the docstring of its `__init__`. A room imports on
 - `shards`: the writer of a dataset, which may be killed and resumed, on any number of processes;
 - `reports`: checks of a dataset, its figures and a page about them.
 
-`synthesize`, `collect` and `render` wire the rooms together: read `synthesize.py` first, then `shards`.
+`synthesize`, `collect`, `render` and `make_objects` wire the rooms together: read `synthesize.py` first, then `shards`.
 """

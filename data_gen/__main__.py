@@ -11,6 +11,7 @@ COMMANDS = {
     "prompts": ("data_gen.prompts.generation", "write prompts, one JSON object a line"),
     "synthesize": ("data_gen.synthesize", "prompts to shards of RGBA pictures; resumes where it stopped"),
     "collect": ("data_gen.collect", "pictures that exist already to the same shards"),
+    "objects": ("data_gen.make_objects", "made-up household objects, for those who have no meshes"),
     "render": ("data_gen.render", "meshes to shards of RGBA and depth views"),
     "verify": ("data_gen.reports.verify", "check every picture, count and checksum of a set"),
     "merge": ("data_gen.shards.merge", "several sets to one"),

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +13,7 @@ from typing import Annotated
 import typer
 
 from data_gen.meshes.objects import Item, Options, find_items, mesh_files, render_item
+from data_gen.meshes.processes import map_in_processes
 from dd3g.command import Json, run_command
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
@@ -39,21 +35,6 @@ def render_shard(task: tuple[Path, list[Item], Options]) -> tuple[int, list[tupl
             failed.append((item.key, f"{item.path}: {error or type(error).__name__}".splitlines()[0]))
     write_shard(path, samples)
     return views, failed
-
-
-def _start_worker() -> None:
-    """One thread a process, and no orphan when the parent is killed."""
-    import torch
-
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def render_folder(
@@ -96,7 +77,7 @@ def _render_items(items: list[Item], output: Path, options: Options, processes: 
     failed: dict[str, str] = {}
     with Progress() as progress:
         progress.phase("shards", count, count - len(tasks))
-        for done, bad in _map_shards(tasks, processes):
+        for done, bad in map_in_processes(render_shard, tasks, processes):
             views += done
             failed |= dict(bad)
             for key, reason in bad:
@@ -120,23 +101,6 @@ def _render_items(items: list[Item], output: Path, options: Options, processes: 
         "output": str(output),
         "failed": missing,
     }
-
-
-def _map_shards(
-    tasks: list[tuple[Path, list[Item], Options]], processes: int
-) -> Iterator[tuple[int, list[tuple[str, str]]]]:
-    if processes <= 1 or len(tasks) <= 1:
-        yield from map(render_shard, tasks)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(min(processes, len(tasks)), spawn, _start_worker) as pool:
-            yield from pool.map(render_shard, tasks)
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a process that was drawing was killed, perhaps for lack of memory: run the same command again, "
-            "with fewer --processes; finished shards are kept"
-        ) from error
 
 
 def _check_same_options(output: Path, options: dict) -> None:

@@ -1,7 +1,7 @@
 """One command a size: `dd3g recipe nano --minutes 60 --data MESHES -o runs/recipe`.
 
-Meshes or a teacher's quadruples become training data, these a shape network, and with a generator
-a folder of weights with a card, a table and a sheet. Each stage is a command that can
+Meshes, made-up ones without any, or a teacher's quadruples become training data, these a shape network, and
+with a generator a folder of weights with a card, a table and a sheet. Each stage is a command that can
 be typed alone, stops in time, and goes on where it was when the recipe is started again.
 """
 
@@ -26,6 +26,7 @@ from dd3g.io.atomic import replacing
 
 SIZES = {"nano": 64, "small": 128, "base": 128}  # pixels of the pictures, as in configs/shape
 RENDERING = 0.35  # of the minutes, at most
+MAKING = 0.1  # likewise
 VIEWS = ("--variants", "1", "--scan-variants", "3", "--quads", "2", "--free-quads", "2", "--novel", "8")
 SHARD = 15_000_000  # bytes of a file of weights at most
 ABOUT = """
@@ -48,7 +49,9 @@ ABOUT = """
 def recipe_command(
     size: Annotated[str, typer.Argument(help=f"{', '.join(SIZES)}: see configs/shape.", metavar="SIZE")],
     minutes: Annotated[float, typer.Option(min=0.1, help="Wall-clock minutes for everything.")],
-    data: Annotated[list[Path] | None, typer.Option(help="Folder of meshes; may be repeated.")] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Folder of meshes; may be repeated. Without any: made-up ones.")
+    ] = None,
     quadruples: Annotated[
         list[Path] | None, typer.Option(help="Folder of a teacher's quadruples; may be repeated.")
     ] = None,
@@ -66,20 +69,19 @@ def recipe_command(
     """Data, training, evaluation and weights of one size, within the given minutes."""
     if size not in SIZES:
         raise UserError(f"there is no recipe {size!r}: give {', '.join(SIZES)}")
-    if not data and not quadruples:
-        raise UserError("nothing to train on: give --data MESHES, --quadruples FOLDER, or both")
     stored = {"size": size, "data": data, "quadruples": quadruples, "generator": generator}
     data, quadruples, options = data or [], quadruples or [], options or []
     _check_begun(output / "recipe.json", json.loads(json.dumps(stored, default=str)), resume)
     recipe = Recipe(size, output, generator, time.monotonic() + 60 * minutes)
     recipe.smoke()
-    renders = recipe.renders(data, 60 * minutes * RENDERING)
+    folders = data if data or quadruples else [recipe.objects(60 * minutes * MAKING)]
+    renders = recipe.renders(folders, 60 * minutes * RENDERING)
     spare = 60 * minutes * (0.12 if test else 0.02)
     recipe.train(renders, quadruples, spare, options)
     weights = recipe.assemble()
     table = recipe.evaluate(weights, test) if test else None
     command = typed_again(size, minutes, data, quadruples, options)
-    recipe.describe(weights, command, data, quadruples, table)
+    recipe.describe(weights, command, folders, quadruples, table)
     print(json.dumps({"weights": str(weights), "evaluation": table}) if as_json else f"wrote {weights}")
 
 
@@ -145,6 +147,12 @@ class Recipe:
 
         if torch.cuda.is_available():
             run_stage("distill.smoke")
+
+    def objects(self, seconds: float) -> Path:
+        """Made-up household objects, as many as the time allows."""
+        place = self.output / "objects"
+        run_stage("data_gen.make_objects", "-o", str(place), seconds=seconds)
+        return place
 
     def renders(self, folders: Sequence[Path], seconds: float) -> list[Path]:
         """Shards of the meshes in each folder; what is missing when the time is up is left out."""

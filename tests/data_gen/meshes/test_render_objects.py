@@ -19,6 +19,7 @@ from stand_ins.tiny_objects import write_cube
 from stand_ins.training_runs import files
 
 from data_gen import render
+from data_gen.meshes import processes
 from data_gen.meshes.objects import Item, Options, find_items, render_item, view_plan
 from data_gen.render import render_folder
 from dd3g.errors import UserError
@@ -165,7 +166,7 @@ def killed():
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_ends_in_one_clear_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(render, "_start_worker", killed)
+    monkeypatch.setattr(processes, "_start_worker", killed)
     with pytest.raises(UserError, match="was killed, perhaps for lack of memory: run the same command again"):
         render_folder(make_folder(tmp_path), tmp_path / "out", SMALL, processes=2)
 

@@ -1,0 +1,60 @@
+"""Made-up household objects for those who have no meshes: `dd3g data objects -o FOLDER`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from data_gen.meshes.procedural import Space, procedural_shape
+from data_gen.meshes.processes import map_in_processes
+from dd3g.command import Json, check_writable, run_command
+from dd3g.io.atomic import replacing
+from dd3g.progress import Progress
+from dd3g.signals import signals_stop
+
+LARGEST = 32767  # a coordinate of 1, as `dd3g.meshes.mesh.load_mesh` reads it
+
+
+def write_object(folder: Path, seed: int, resolution: int, index: int) -> None:
+    """Write object `index` as `00000-kind.npz`; one that is there is kept."""
+    if any(folder.glob(f"{index:05d}-*.npz")):
+        return
+    kind, vertices, faces = procedural_shape(Space(resolution), seed, index)
+    with replacing(folder / f"{index:05d}-{kind}.npz") as part, open(part, "wb") as stream:
+        np.savez_compressed(stream, V=np.round(vertices * LARGEST).astype(np.int16), F=faces)
+
+
+@signals_stop()
+def objects_command(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the .npz shapes.")],
+    count: Annotated[int, typer.Option(min=1, help="Objects.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of all objects.")] = 0,
+    resolution: Annotated[int, typer.Option(min=16, help="Grid points a side.")] = 80,
+    processes: Annotated[int, typer.Option(min=1, help="CPU processes.")] = os.cpu_count() or 1,
+    as_json: Json = False,
+) -> None:
+    """Make up household objects without texture; `dd3g data render` paints and draws them."""
+    check_writable(output)
+    write = partial(write_object, output, seed, resolution)
+    with Progress(not as_json) as progress:
+        progress.phase("objects", count)
+        for _ in map_in_processes(write, range(count), processes):
+            progress.advance()
+    about = {"objects": count, "output": str(output)}
+    print(json.dumps(about) if as_json else f"{count} objects in {output}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_command(objects_command, argv, "dd3g data objects")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
