@@ -31,6 +31,7 @@ from dd3g.pepd.surface import (
     surface_nets,
     visual_hull,
     voxel_centres,
+    without_crumbs,
 )
 from dd3g.rasterizer import rasterize
 from dd3g.rasterizer.projection import EPS2D
@@ -58,6 +59,7 @@ class SolidOptions:
     imagined: float = 0.3  # share of the generator's colours in those of a shape network
     coarse: int = 32  # pixels a side: what the picture shows in finer detail, the hidden side has too; 0: not
     blur: float = 0.45  # standard deviation of the filter on the hull
+    crumb: int = 30  # voxels: smaller pieces of matter are dropped, those of rays in doubt about their depth
     tangent: float = 0.5  # standard deviation of a disc along the surface
     thickness: float = 0.2  # and across it
     inset: float = 0.8  # discs lie this far inside, so that what they cover ends at the surface
@@ -128,7 +130,7 @@ def solidify(
 
     def field(resolution: int) -> Tensor:
         cut = visual_hull(picture[3:], camera, resolution)
-        return smoothed(torch.minimum(body(resolution), cut), o.blur)
+        return without_crumbs(smoothed(torch.minimum(body(resolution), cut), o.blur), LEVEL, o.crumb)
 
     solid = discs_on(field, LEVEL, picture, camera, colors, o)
     return solid if len(solid.means) else gaussians

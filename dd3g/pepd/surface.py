@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.numba_setup import turn
-from dd3g.pepd.surface_kernels import carve, gradients, least_along, march, net_points
+from dd3g.pepd.surface_kernels import carve, gradients, least_along, lower_pieces, march, net_points
 
 HALF = 0.6  # half the side of the cube that is searched, world units; objects reach 0.55
 LEVEL = 0.5  # of a field that makes the surface
@@ -78,6 +78,21 @@ def smoothed(field: Tensor, deviation: float) -> Tensor:
         padded = F.pad(field, (radius, radius), mode="replicate")
         field = sum(w * padded[..., k : k + field.shape[-1]] for k, w in enumerate(weights)).permute(2, 0, 1)
     return field.contiguous()
+
+
+def without_crumbs(field: Tensor, level: float, least: int) -> Tensor:
+    """The field without pieces above the level of fewer than `least` voxels, which hang in the air.
+
+    The largest piece stays, however small. Voxels belong to one piece where they share a face.
+
+    Args:
+        field: (n, n, n) float32.
+        level: of the surface.
+        least: voxels.
+    """
+    values = field.numpy().copy()
+    lower_pieces(values, level, least)
+    return torch.from_numpy(values)
 
 
 def surface_nets(field: Tensor, level: float) -> tuple[Tensor, Tensor]:

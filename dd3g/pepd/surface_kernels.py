@@ -90,6 +90,37 @@ def _trilinear(field, x, y, z):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def lower_pieces(field, level, least):  # type: ignore[no-untyped-def]
+    """Set to the level what lies above it in pieces of fewer than `least` voxels, but for the largest."""
+    n = field.shape[0]
+    values = field.reshape(-1)
+    met = values <= level
+    waiting = np.empty(len(values), np.int32)  # voxels of the piece; those from `done` on await their turn
+    largest = np.empty(0, np.int32)
+    for start in range(len(values)):
+        if met[start]:
+            continue
+        met[start] = True
+        waiting[0] = start
+        done, count = 0, 1
+        while done < count:
+            here = waiting[done]
+            done += 1
+            places = here // (n * n), here // n % n, here % n
+            for axis, step in enumerate((n * n, n, 1)):
+                for way in (-1, 1):
+                    if 0 <= places[axis] + way < n and not met[here + way * step]:
+                        met[here + way * step] = True
+                        waiting[count] = here + way * step
+                        count += 1
+        fewer = largest if count > len(largest) else waiting[:count]
+        if len(fewer) < least:
+            values[fewer] = level
+        if count > len(largest):
+            largest = waiting[:count].copy()
+
+
+@njit(cache=True, nogil=True)
 def net_points(field, level, places):  # type: ignore[no-untyped-def]
     """Count the crossed cells and write as many of their points, in voxel coordinates, as there is room for.
 
