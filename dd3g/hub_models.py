@@ -7,16 +7,20 @@ fetched, never code; what is on disk is found without asking the hub.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dd3g.errors import UserError, first_line
 
 TEXT = ("*.json", "tokenizer/*.txt", "README.md")  # beside the weights
+# Of these, what a teacher in parts and its captions cannot do without.
+PIPELINE = ("model_index.json", "scheduler/scheduler_config.json")
+TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,30 @@ class HubModel:
     # Branch, tag or commit. The commit that was fetched is the name of the folder in the cache
     revision: str = "main"
     notice: str = ""  # what a user must know of the licence
+    needs: tuple[str, ...] = ()  # files beside the weights and the config.json of each part with weights
 
     def path(self) -> Path | None:
-        """The folder in the hub's cache, or None when it or a file of it is not there; never asks the hub."""
+        """The folder in the hub's cache, or None when it is not there or not whole; never asks the hub."""
+        folder = self._snapshot()
+        return None if folder is None or any(self._faults(folder)) else folder
+
+    def _snapshot(self) -> Path | None:
         try:
-            folder = Path(_download(self, offline=True))
+            return Path(_download(self, offline=True))
         except Exception:  # the hub's client raises a family of its own for what is not there
             return None
-        return folder if all(any(folder.glob(pattern)) for pattern in self.files) else None
+
+    def _faults(self, folder: Path) -> Iterator[tuple[Path, str]]:
+        """Files of a folder of this model that are not there or not whole, and which of the two."""
+        needed = [folder / name for name in self.needs]
+        for pattern in self.files:
+            weights = sorted(folder.glob(pattern)) or [folder / pattern]
+            needed += weights + [path.parent / "config.json" for path in weights if path.parent != folder]
+        for path in needed:
+            if not path.is_file():  # a link of the hub's cache may lead nowhere
+                yield path, "is missing"
+            elif not is_whole(path):
+                yield path, f"is damaged or cut short, at {path.stat().st_size:,} bytes"
 
     def fetch(self) -> Path:
         """Download what is missing, saying how much and under which licence, and check it.
@@ -56,13 +76,20 @@ class HubModel:
         if (folder := self.path()) is None:
             size = f"{self.size / 1e6:,.0f} MB" if self.size else "of a size that is not known"
             what = f"{self.repo}, {size}, licence {self.licence or 'not known'}"
+            there = self._snapshot()
+            faults = list(self._faults(there)) if there else []
+            state = " ".join(map(str, faults[0])) if faults else "it is not on this machine"
             if constants.HF_HUB_OFFLINE:
                 raise UserError(
-                    f"{what}: it is not on this machine, and HF_HUB_OFFLINE forbids fetching it: unset it "
+                    f"{what}: {state}, and HF_HUB_OFFLINE forbids fetching it: unset it "
                     "once, or copy the folder from another machine and give its path instead of the name"
                 )
-            print(f"fetching once: {what}", file=sys.stderr, flush=True)
+            print(f"fetching {'again' if faults else 'once'}: {what}", file=sys.stderr, flush=True)
             try:
+                for path, fault in faults:
+                    print(f"warning: {path} {fault}", file=sys.stderr, flush=True)
+                    for place in {path.resolve(), path}:  # what it has, the hub's client takes for whole
+                        place.unlink(missing_ok=True)
                 folder = Path(_download(self, offline=False))
             except Exception as error:
                 if isinstance(error, OSError) and error.errno is not None:  # disk full, no permission
@@ -74,9 +101,32 @@ class HubModel:
                     f"the hub did not give {self.repo} ({first_line(error)}): check the network, or copy the "
                     "folder from another machine and give its path instead of the name"
                 ) from error
+            for path, fault in self._faults(folder):
+                raise UserError(
+                    f"{path} {fault}, also after it was fetched: {self.repo} is not in the layout that was "
+                    "expected; copy the folder from another machine and give its path instead of the name"
+                )
         for name, digest in self.sha256.items():
             check_digest(folder / name, digest)
         return folder
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of safetensors is as long as it says, a JSON file can be read, and others hold anything.
+
+    Weights themselves are not read.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, "np"):
+                return True
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        return path.stat().st_size > 0
+    except Exception:  # safetensors has errors of its own
+        return False
 
 
 def check_digest(path: Path, sha256: str) -> None:
@@ -115,6 +165,7 @@ def _download(model: HubModel, offline: bool) -> str:
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 _SD = ("text_encoder/*.safetensors", "unet/*.safetensors", "vae/*.safetensors")
+_CROPS = tuple(f"feature_extractor_{part}/preprocessor_config.json" for part in ("vae", "clip"))
 HUB_MODELS = {
     "imagedream": HubModel(
         "ashawkey/imagedream-ipmv-diffusers",
@@ -123,6 +174,7 @@ HUB_MODELS = {
         "OpenRAIL",
         "teacher: four views of a pictured object",
         {UNET: "28d8b241a54125fa0a041c1818a5dcdb717e6f5270eea1268172acd3ab0238e0"},
+        needs=PIPELINE + TOKENIZER,
     ),
     "mvdream": HubModel(
         "ashawkey/mvdream-sd2.1-diffusers",
@@ -130,6 +182,7 @@ HUB_MODELS = {
         2_590_000_000,
         "OpenRAIL",
         "teacher: four views of what a caption describes",
+        needs=PIPELINE + TOKENIZER,
     ),
     "zero123plus": HubModel(
         "sudo-ai/zero123plus-v1.2",
@@ -138,6 +191,7 @@ HUB_MODELS = {
         "CC-BY-NC-4.0",
         "teacher: six views of a pictured object, on grey",
         notice="its licence, CC-BY-NC-4.0, forbids commercial use, also of what is made or trained with it",
+        needs=PIPELINE + _CROPS,
     ),
     "zero123plus-v1.1": HubModel(
         "sudo-ai/zero123plus-v1.1",
@@ -145,6 +199,7 @@ HUB_MODELS = {
         3_850_000_000,
         "OpenRAIL",
         "likewise, an earlier one whose licence is free",
+        needs=PIPELINE + _CROPS,
     ),
     "zero123plus-white": HubModel(
         "TencentARC/InstantMesh",

@@ -18,6 +18,7 @@ from typing import Any
 from data_gen.picture_models.protocol import ModelConfig
 from dd3g.errors import UserError, first_line
 from dd3g.fingerprint import folder_fingerprint
+from dd3g.hub_models import is_whole
 
 INDEX = "model_index.json"
 CARD = "README.md"
@@ -26,6 +27,7 @@ OWN = {"TinyRgbaPipeline": "data_gen.picture_models.tiny"}
 _OWN_LIBRARIES = (*OWN.values(), "data_gen.tiny")  # the second in folders saved before the first existed
 _NEEDED = ("prompt", "generator", "output_type", "height", "width")
 _VIDEO = ("num_frames", "frames", "video", "video_length")
+_WORDS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))  # of a tokenizer
 _NAME = re.compile(r"[\w-]+(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors")
 
 
@@ -156,8 +158,23 @@ def check_parts(
         converted = not (here / "spiece.model").exists() or (here / "tokenizer.json").exists()
         if not converted and not installed("sentencepiece"):
             raise UserError(f"{here} needs sentencepiece to be read: pip install sentencepiece protobuf")
+        _check_files(here)
         if (here / "config.json").exists():  # tokenizers and schedulers have none
             _check_weights(here, variant)
+
+
+def _check_files(part: Path) -> None:
+    """Where a file is missing, libraries take their defaults: a network of another shape, or no words."""
+    if any(part.glob("*.safetensors")) and not (part / "config.json").exists():
+        raise UserError(f"{part / 'config.json'} is missing: copy or download it again")
+    if part.name.startswith("tokenizer") and not any(
+        all((part / name).exists() for name in names) for names in _WORDS
+    ):
+        said = ", or ".join(" and ".join(names) for names in _WORDS)
+        raise UserError(f"{part} holds no words ({said}): copy or download it again")
+    for file in sorted(part.glob("*.json")):
+        if not is_whole(file):
+            raise UserError(f"{file} is damaged or cut short: copy or download it again")
 
 
 def _check_weights(part: Path, variant: str) -> None:
@@ -168,6 +185,8 @@ def _check_weights(part: Path, variant: str) -> None:
                 raise UserError(
                     f"{file} is a Git LFS pointer, not the weights: run `git lfs pull` in {part.parent}"
                 )
+        if not is_whole(file):
+            raise UserError(f"{file} is damaged or cut short: copy or download it again")
     if not files:
         pickles = any(path.suffix in (".bin", ".ckpt", ".pt") for path in part.iterdir())
         why = "only as pickles, which are never loaded" if pickles else "none at all"

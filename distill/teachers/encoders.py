@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dd3g.errors import UserError
+from dd3g.errors import UserError, first_line
+from dd3g.hub_models import is_whole
 from dd3g.nn.clip_vision import MEAN, STD
 from dd3g.progress import quiet_libraries
-from distill.teachers.published import read_json
+from distill.teachers.published import AGAIN, read_json
 
 START, END, PADDING, LENGTH = 49406, 49407, 0, 77  # of Stable Diffusion 2's token ids; padding is "!"
 
@@ -57,16 +58,26 @@ class TextEncoder(nn.Module):
 
 
 def load_tokenizer(folder: Path) -> Callable[[str], list[int]] | None:
-    """The tokenizer of a part's folder; None where there is no such folder."""
+    """The tokenizer of a part's folder; None where there is no such folder.
+
+    Raises:
+        UserError: when a file of it is missing or damaged.
+    """
     if not folder.is_dir():
         return None
     from transformers import CLIPTokenizer
 
+    # In one file or in two; without its words transformers would make a tokenizer that knows none.
+    names = ["tokenizer.json"] if (folder / "tokenizer.json").exists() else ["vocab.json", "merges.txt"]
+    for path in (folder / name for name in names):
+        if not is_whole(path):
+            state = "is damaged" if path.exists() else "is missing"
+            raise UserError(f"{path} {state}: {AGAIN}")
     try:
         with quiet_libraries():
             tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # of json, and of the library for files that are missing
-        raise UserError(f"{folder} cannot be read as a tokenizer ({error}): copy it again") from error
+        raise UserError(f"{folder} cannot be read as a tokenizer ({first_line(error)}): {AGAIN}") from error
     return lambda text: tokenizer(text)["input_ids"]
 
 
@@ -130,13 +141,13 @@ def _weights(before: int, after: int, kernel: Kernel, device: torch.device) -> T
 
 
 def crop_size(folder: Path, default: int) -> int:
-    """Side in pixels that a folder's preprocessor_config.json asks for.
+    """Side in pixels that a folder's preprocessor_config.json asks for, or `default`.
 
     Raises:
-        UserError: when it names none.
+        UserError: when there is no such file, or what it names is no side.
     """
     path = folder / "preprocessor_config.json"
-    size = read_json(path).get("crop_size", default) if path.is_file() else default
+    size = read_json(path).get("crop_size", default)
     side = size.get("height") if isinstance(size, dict) else size
     if not isinstance(side, int) or side < 1:
         raise UserError(f"{path}: crop_size {size!r} is not a side in pixels: copy or fetch it again")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dd3g.diffusion import Schedule
 from dd3g.errors import UserError, first_line
-from dd3g.hub_models import HUB_MODELS, HubModel, commit_of
+from dd3g.hub_models import HUB_MODELS, PIPELINE, HubModel, commit_of, is_whole
 from dd3g.nn.attention import KERNELS, AttentionKernel, use_kernel
 from dd3g.nn.checkpoint import check_options
 from dd3g.nn.multiview_unet import MultiViewUNet, MultiViewUNetConfig
@@ -56,15 +56,16 @@ def find_source(name: str | Path) -> Source | None:
         name: a name of `dd3g models list`, a hub id `owner/name` or `owner/name@revision`, or a folder.
 
     Returns:
-        None when it is none of these; a folder counts when it holds a model_index.json.
+        None when it is none of these; a folder counts when it holds a model_index.json, or a part `unet`.
 
     Raises:
-        UserError: when the hub does not give it.
+        UserError: when the hub does not give it, or the folder's model_index.json cannot be read.
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / INDEX).is_file():
+        if not any((path / part).exists() for part in (INDEX, "unet")):
             return None
+        read_json(path / INDEX)
         known = next(
             (m for m in HUB_MODELS.values() if m.repo.replace("/", "--") in str(path.resolve())), None
         )
@@ -87,7 +88,8 @@ def _hub_id(name: str) -> HubModel | None:
         return None
     files = tuple(f"{part}/*.safetensors" for part in _PARTS)
     known = next((m for m in HUB_MODELS.values() if m.repo == repo), None)
-    model = known or HubModel(repo, (*files, "*_encoder/*.safetensors"), 0, "", "teacher")
+    files += ("*_encoder/*.safetensors",)
+    model = known or HubModel(repo, files, 0, "", "teacher", needs=PIPELINE)
     # Digests are of the newest revision that was seen.
     return replace(model, revision=revision, sha256={}) if revision else model
 
@@ -167,7 +169,7 @@ def weights_file(folder: Path) -> Path:
     """The safetensors file of a part.
 
     Raises:
-        UserError: when there is none, or several, or it was not downloaded.
+        UserError: when there is none, or several, or it was not downloaded whole.
     """
     files = sorted(folder.glob("*.safetensors"))
     # Some repositories hold a part twice, in two number formats.
@@ -189,6 +191,8 @@ def weights_file(folder: Path) -> Path:
         raise UserError(f"{files[0]} cannot be read ({error.strerror}): {AGAIN}") from error
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{files[0]} is a Git LFS pointer, not the weights: run `git lfs pull` there")
+    if not is_whole(files[0]):
+        raise UserError(f"{files[0]} is not a complete safetensors file: {AGAIN}")
     return files[0]
 
 
@@ -265,6 +269,7 @@ def load_part(kind: str, folder: Path, dtype: torch.dtype) -> Any:
             f"{folder} needs {error.name}: get the extra 'train' by pip install 'dd3g[train]'"
         ) from error
     file = weights_file(folder)
+    read_json(folder / "config.json")  # transformers would take its defaults where there is none
     # The middle of diffusion_pytorch_model.fp16.safetensors.
     variant = file.name.split(".")[1] if file.name.count(".") == 2 else None
     keys: dict[str, Any] = {"torch_dtype" if library == "diffusers" else "dtype": dtype}

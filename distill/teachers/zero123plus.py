@@ -172,6 +172,9 @@ class Zero123PlusTeacher(Frozen):
             options["white"] = True
         if "version" not in options:
             options["version"] = _version(source)
+        if "sides" not in options:
+            extractors = ("feature_extractor_vae", 512), ("feature_extractor_clip", 224)
+            options["sides"] = tuple(crop_size(folder / part, side) for part, side in extractors)
         return cls(
             network,
             CanvasCodec(load_part("diffusers.AutoencoderKL", folder / "vae", dtype), 0),
@@ -182,13 +185,7 @@ class Zero123PlusTeacher(Frozen):
             ramp,
             about=about,
             identity=identity,
-            **{
-                "sides": (
-                    crop_size(folder / "feature_extractor_vae", 512),
-                    crop_size(folder / "feature_extractor_clip", 224),
-                ),
-                **options,
-            },
+            **options,
         )
 
     @property

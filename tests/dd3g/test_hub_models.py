@@ -4,27 +4,38 @@ import fnmatch
 import hashlib
 
 import huggingface_hub
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from dd3g import models
 from dd3g.errors import UserError
-from dd3g.hub_models import HUB_MODELS, HubModel, commit_of
+from dd3g.hub_models import HUB_MODELS, PIPELINE, TEXT, TOKENIZER, HubModel, commit_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+WEIGHTS = save({"w": np.arange(6.0)})
 FILES = {
     "model_index.json": b"{}",
+    "scheduler/scheduler_config.json": b"{}",
+    "unet/config.json": b"{}",
     "pipeline.py": b"raise SystemExit('never fetched')",
-    "unet/diffusion_pytorch_model.safetensors": b"weights",
+    "unet/diffusion_pytorch_model.safetensors": WEIGHTS,
     "unet/diffusion_pytorch_model.bin": b"pickle",
+    "tokenizer/vocab.json": b"{}",
     "tokenizer/merges.txt": b"a b",
 }
-DIGEST = hashlib.sha256(b"weights").hexdigest()
+DIGEST = hashlib.sha256(WEIGHTS).hexdigest()
 
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub with one repository; `asked` counts the calls that would use the network."""
+    """A hub with one repository; `asked` counts the calls that would use the network.
+
+    As the hub's own client does, it links files of a cache, and takes those that are there for whole.
+    """
     folder = tmp_path / "models--a--b" / "snapshots" / COMMIT
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir(parents=True)
     asked: list[list[str]] = []
 
     def snapshot_download(repo, revision, allow_patterns, local_files_only):
@@ -32,8 +43,12 @@ def hub(monkeypatch, tmp_path):
             asked.append(allow_patterns)
             for name, content in FILES.items():
                 if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+                    blob = blobs / hashlib.sha256(name.encode()).hexdigest()
+                    if not blob.exists():
+                        blob.write_bytes(content)
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                    (folder / name).write_bytes(content)
+                    if not (folder / name).is_symlink():
+                        (folder / name).symlink_to(blob)
         if not folder.exists():
             raise FileNotFoundError("not in the cache")
         return str(folder)
@@ -65,6 +80,55 @@ def test_a_half_fetched_model_is_not_there(hub):
     assert model().path() is None
     model().fetch()
     assert len(asked) == 2 and model().path() == folder
+
+
+FAULTS = {
+    "gone": (lambda path: path.unlink(), "is missing"),
+    "link to nothing": (lambda path: path.resolve().unlink(), "is missing"),
+    "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-1]), "is damaged or cut short, at "),
+    "empty": (lambda path: path.write_bytes(b""), "is damaged or cut short, at 0 bytes"),
+    "pointer": (lambda path: path.write_text("version https://git-lfs"), "is damaged or cut short"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", [n for n in FILES if not n.endswith((".py", ".bin"))])
+def test_a_file_that_is_missing_or_damaged_is_named_and_fetched_again(hub, monkeypatch, capsys, name, fault):
+    """Also one that is no weights: without its noise levels a teacher is of no use."""
+    folder, asked = hub
+    teacher = model(needs=PIPELINE + TOKENIZER)
+    teacher.fetch()
+    break_it, said = FAULTS[fault]
+    if name.endswith(".txt") and fault in ("cut short", "pointer"):
+        return  # words, of which nothing says how many there were
+    break_it(folder / name)
+    assert teacher.path() is None
+    capsys.readouterr()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError) as refused:
+        teacher.fetch()
+    named = folder / name
+    if fault == "gone" and name.endswith(".safetensors"):  # whose whole names are not known beforehand
+        named = named.with_name("*.safetensors")
+    assert f"a/b, 7 MB, licence OpenRAIL: {named} {said}" in str(refused.value)
+    assert "HF_HUB_OFFLINE forbids" in str(refused.value) and len(asked) == 1
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert teacher.fetch() == folder == teacher.path() and len(asked) == 2
+    assert (folder / name).read_bytes() == FILES[name]
+    error = capsys.readouterr().err
+    assert f"warning: {named} {said}" in error and "fetching again: a/b" in error
+
+
+def test_a_repository_that_lacks_a_file(hub):
+    with pytest.raises(UserError, match=r"scheduler/other.json is missing, also after it was fetched"):
+        model(needs=("scheduler/other.json",)).fetch()
+
+
+def test_what_each_teacher_needs_is_among_what_is_fetched():
+    for name, one in HUB_MODELS.items():
+        for file in one.needs:
+            assert any(fnmatch.fnmatch(file, pattern) for pattern in (*TEXT, *one.files)), (name, file)
+        assert bool(one.needs) == any("unet/" in pattern for pattern in one.files), name
 
 
 def test_another_file_than_expected_is_refused(hub):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from stand_ins.published_teachers import pictures
+from stand_ins.tiny_pipelines import clip_tokenizer
 
 from dd3g.errors import UserError
 from distill.teachers import load
@@ -193,6 +194,50 @@ def test_a_damaged_folder(fault, folders, tmp_path):
     kind, change, message = FAULTS[fault]
     with pytest.raises(UserError, match=message):
         load(broken(folders[kind], tmp_path, change))
+
+
+def with_tokenizer(folder, tmp_path, in_one_file=False):
+    """A copy of a folder whose tokenizer lies in the two files of the hub's, or in one."""
+    copy = shutil.copytree(folder, tmp_path / "whole" / folder.name)
+    made = clip_tokenizer()
+    made.save_pretrained(copy / "tokenizer")
+    if not in_one_file:
+        words = json.loads((copy / "tokenizer/tokenizer.json").read_text())["model"]["vocab"]
+        (copy / "tokenizer/tokenizer.json").unlink()
+        (copy / "tokenizer/vocab.json").write_text(json.dumps(words))
+        (copy / "tokenizer/merges.txt").write_text("#version: 0.2\n")
+    return copy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["gone", "cut", "empty"])
+@pytest.mark.parametrize("kind", ["imagedream", "mvdream", "zero123plus"])
+def test_each_file_that_is_missing_or_damaged_is_named(kind, damage, folders, tmp_path):
+    """Also where a library has defaults for what it does not find: other numbers, and no word of them."""
+    whole = with_tokenizer(folders[kind], tmp_path) if kind != "zero123plus" else folders[kind]
+    optional = ("README.md", "tokenizer_config.json")
+    names = [p.relative_to(whole) for p in whole.rglob("*") if p.is_file() and p.name not in optional]
+    assert len(names) > 8
+    for name in names:
+        if damage == "cut" and name.suffix == ".txt":
+            continue  # nothing says how many words there were
+        copy = shutil.copytree(whole, tmp_path / "copy" / whole.name)
+        content = (copy / name).read_bytes()
+        (copy / name).write_bytes(content[: 2 * len(content) // 3] if damage == "cut" else b"")
+        if damage == "gone":
+            (copy / name).unlink()
+        with pytest.raises(UserError) as refused:
+            load(copy)
+        named = name.parent if damage == "gone" and name.suffix == ".safetensors" else name
+        assert str(copy / named) in str(refused.value) and "\n" not in str(refused.value), name
+        shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("in_one_file", [False, True])
+def test_the_words_of_a_tokenizer(folders, tmp_path, in_one_file):
+    teacher = load(with_tokenizer(folders["imagedream"], tmp_path, in_one_file))
+    ids = [teacher.text.tokenizer(words) for words in ("ab", "ac")]
+    assert ids[0] != ids[1] and len(ids[0]) == 4
 
 
 def test_names(folders, tmp_path, monkeypatch):

@@ -161,7 +161,27 @@ def test_weights_that_git_did_not_fetch(copy):
 def test_torn_weights(copy):
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    fails(copy, "cannot be loaded as StableDiffusionPipeline")
+    fails(copy, "unet/diffusion_pytorch_model.safetensors is damaged or cut short: copy or download it again")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("text_encoder/config.json", "text_encoder/config.json is missing"),
+        (
+            "tokenizer/tokenizer.json",
+            "tokenizer holds no words .tokenizer.json, or vocab.json and merges.txt",
+        ),
+        ("scheduler/scheduler_config.json", "scheduler_config.json"),
+    ],
+)
+def test_a_file_beside_the_weights(copy, name, message):
+    """transformers would take its own numbers in place of the first, and draw words it does not know."""
+    content = (copy / name).read_text()
+    (copy / name).unlink()
+    fails(copy, message)
+    (copy / name).write_text(content[:-20])
+    fails(copy, f"{name} is damaged or cut short: copy or download it again")
 
 
 def test_variants(copy):
