@@ -6,8 +6,11 @@ Four views leave more than is there; what they rule out is certain, and so are t
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +40,12 @@ class CarvedQuadruples(Sequence[RenderedObject]):
         self._quadruples = Quadruples(list(source))
         self._carved: dict[int, RenderedObject] = {}
 
+    def __getstate__(self) -> Quadruples:
+        return self._quadruples  # a worker carves its own: what is sent to it does not grow
+
+    def __setstate__(self, quadruples: Quadruples) -> None:
+        self._quadruples, self._carved = quadruples, {}
+
     def __len__(self) -> int:
         return len(self._quadruples)
 
@@ -46,8 +55,8 @@ class CarvedQuadruples(Sequence[RenderedObject]):
         return self._carved[index]
 
     def meta(self, index: int) -> dict:
-        """The object's `meta`."""
-        return self[index].meta
+        """The object's `meta`, without carving."""
+        return described(self._quadruples[index], self._quadruples.key(index))
 
     def shard(self, index: int) -> Path:
         """File that holds the quadruple."""
@@ -62,23 +71,30 @@ class Together(Sequence[RenderedObject]):
     """
 
     def __init__(self, parts: Sequence[RenderedObjects | UnpackedRenders | CarvedQuadruples]) -> None:
-        self._places = [(part, i) for part in parts for i in range(len(part))]
+        self._parts = parts
+        self._ends = list(accumulate(len(part) for part in parts))
 
     def __len__(self) -> int:
-        return len(self._places)
+        return self._ends[-1]
+
+    def _place(self, index: int) -> tuple[RenderedObjects | UnpackedRenders | CarvedQuadruples, int]:
+        number = bisect_right(self._ends, index)
+        if index < 0 or number == len(self._parts):
+            raise IndexError(f"object {index} of {len(self)}")
+        return self._parts[number], index - (self._ends[number] - len(self._parts[number]))
 
     def __getitem__(self, index: int) -> RenderedObject:  # type: ignore[override]
-        part, i = self._places[index]
+        part, i = self._place(index)
         return part[i]
 
     def meta(self, index: int) -> dict:
         """The object's `meta` without its pictures."""
-        part, i = self._places[index]
+        part, i = self._place(index)
         return part.meta(i)
 
     def shard(self, index: int) -> Path:
         """File that holds the object."""
-        part, i = self._places[index]
+        part, i = self._place(index)
         return part.shard(i)
 
 
@@ -88,19 +104,31 @@ def carved(quadruple: Quadruple, key: str) -> RenderedObject:
     Raises:
         UserError: when its views have no alpha.
     """
+    meta = described(quadruple, key)
     views, cameras = quadruple.outputs, quadruple.cameras
-    if views.shape[1] != 4:
-        raise UserError(f"quadruple {key} has views without alpha, which carve nothing: give each a matte")
     views = torch.cat([resize(quadruple.input[None], cameras.width), views[1:]])
     alpha = views[:, 3].contiguous()
     matter = visual_hull(alpha, cameras, RESOLUTION)
     depth = [first_hits(matter, LEVEL, cameras[[v]], alpha[v] > LEVEL) for v in range(len(cameras))]
+    return RenderedObject(
+        (views * 255).round().to(torch.uint8), torch.stack(depth), cameras, meta, packed(matter > LEVEL)
+    )
+
+
+def described(quadruple: Quadruple, key: str) -> dict[str, Any]:
+    """The `meta` of a quadruple as a rendered object.
+
+    Raises:
+        UserError: when its views have no alpha.
+    """
+    cameras = quadruple.cameras
+    if quadruple.outputs.shape[1] != 4:
+        raise UserError(f"quadruple {key} has views without alpha, which carve nothing: give each a matte")
     azimuth, elevation = (torch.rad2deg(x).tolist() for x in (cameras.azimuths, cameras.elevations))
-    meta = {
+    return {
         "id": key,
-        "cluster": str(
-            quadruple.meta.get("source", key)
-        ),  # one picture with another noise is not a new object
+        # One picture with another noise is not a new object.
+        "cluster": str(quadruple.meta.get("source", key)),
         "style": "teacher",
         "variant": 0,
         "size": cameras.width,
@@ -110,9 +138,6 @@ def carved(quadruple: Quadruple, key: str) -> RenderedObject:
         "novel": [],
         "volume": {"resolution": RESOLUTION, "half": HALF},
     }
-    return RenderedObject(
-        (views * 255).round().to(torch.uint8), torch.stack(depth), cameras, meta, packed(matter > LEVEL)
-    )
 
 
 def packed(volume: Tensor) -> bytes:

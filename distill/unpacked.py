@@ -22,6 +22,7 @@ from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.io.atomic import only_user, replacing
+from dd3g.io.shards import pack_paths, unpack_paths
 from dd3g.progress import track
 from distill.renders import RenderedObject, RenderedObjects
 
@@ -53,11 +54,11 @@ class UnpackedRenders(Sequence[RenderedObject]):
         self._items = [(b, item) for b in self.bins for item in json.loads(_about(b).read_text())]
         self._maps: dict[Path, Any] = {}
 
-    def __getstate__(self) -> list[Path]:
-        return self.bins
+    def __getstate__(self) -> bytes:
+        return pack_paths(self.bins)
 
-    def __setstate__(self, bins: list[Path]) -> None:
-        self.bins = bins
+    def __setstate__(self, packed: bytes) -> None:
+        self.bins = unpack_paths(packed)
         self._open()
 
     def __len__(self) -> int:

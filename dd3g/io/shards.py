@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tarfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -62,8 +63,8 @@ class Shards(Sequence[dict]):
     """All samples of some shards: folder by folder as listed, within one by the names of its files.
 
     Only headers are read when it is made. It holds no open file, so it can be sent to worker processes; they
-    get the paths and read the headers again, all at once, where the index of a large set would be sent to one
-    after another.
+    get the paths, packed, and read the headers again, all at once, where the index of a large set, or the
+    paths of thousands of shards, would be more than a pipe takes and be sent to one after another.
 
     Args:
         source: a folder (its *.tar files), a tar, or a list of either.
@@ -77,14 +78,19 @@ class Shards(Sequence[dict]):
         self.paths = [path for s in sources for path in _tars(Path(s))]
         if not self.paths:
             raise UserError("no shards were named: give a folder of *.tar files")
-        self.__setstate__(self.paths)
+        self._read_headers()
 
-    def __getstate__(self) -> list[Path]:
-        return self.paths
+    def __getstate__(self) -> bytes:
+        return pack_paths(self.paths)
 
-    def __setstate__(self, paths: list[Path]) -> None:
-        self.paths = paths
-        self._samples = [(i, key, members) for i, p in enumerate(paths) for key, members in _index(p).items()]
+    def __setstate__(self, packed: bytes) -> None:
+        self.paths = unpack_paths(packed)
+        self._read_headers()
+
+    def _read_headers(self) -> None:
+        self._samples = [
+            (i, key, members) for i, p in enumerate(self.paths) for key, members in _index(p).items()
+        ]
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -118,6 +124,16 @@ class Shards(Sequence[dict]):
     def where(self, index: int) -> Path:
         """The shard that holds the sample."""
         return self.paths[self._samples[index][0]]
+
+
+def pack_paths(paths: Sequence[Path]) -> bytes:
+    """Many paths, which differ little, in few bytes."""
+    return zlib.compress("\0".join(map(os.fspath, paths)).encode("utf-8", "surrogateescape"))
+
+
+def unpack_paths(packed: bytes) -> list[Path]:
+    """The inverse of `pack_paths`."""
+    return [Path(p) for p in zlib.decompress(packed).decode("utf-8", "surrogateescape").split("\0")]
 
 
 def _tars(path: Path) -> list[Path]:

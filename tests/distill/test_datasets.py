@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import fields, replace
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +11,15 @@ from stand_ins.tiny_objects import AZIMUTHS, ELEVATIONS, QUADS, ellipsoid, write
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
+from dd3g.io import shards
 from dd3g.training import generator_for
+from distill.carving import CarvedQuadruples, Together
 from distill.datasets import MixedDataset, QuadrupleDataset, check_fit
 from distill.quadruples import Quadruples
 from distill.render_samples import RenderDataset, Sample, background, mirrored, recolouring
 from distill.renders import RenderedObjects
+from distill.shapes import ShapeDataset
+from distill.unpacked import UnpackedRenders
 
 SIZE, NOISE = 32, (4, 64, 8, 8)
 
@@ -235,6 +240,46 @@ def test_workers_get_handles(tmp_path, quadruples, monkeypatch):
     sent = ForkingPickler.dumps(mixed)
     assert len(objects) == 4000 and len(sent) < 65536
     assert equal(ForkingPickler.loads(sent)[1], mixed[1])
+
+
+@pytest.mark.parametrize("kind", ["renders", "unpacked", "quadruples", "mixed", "shapes", "carved"])
+def test_workers_get_handles_of_thousands_of_shards(kind, tmp_path, monkeypatch):
+    """As 120,000 pictures are: every data set that a trainer sends to its workers."""
+    seen = CarvedQuadruples([write_quadruples(tmp_path / "q", count=1)])[0]
+    folder = "/shared/somebody/runs/a rather long name"
+    paths = [f"{folder}/quadruples-{k:02d}-{s:05d}.tar" for k in range(2) for s in range(2000)]
+    known = {"a": {}, "b": {}}
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_index", lambda path: known)
+        patch.setattr(RenderedObjects, "meta", lambda self, index: {"style": "scan"})
+        patch.setattr(UnpackedRenders, "meta", lambda self, index: {"style": "scan"})
+        patch.setattr(CarvedQuadruples, "meta", lambda self, index: {"style": "teacher"})
+        patch.setattr(UnpackedRenders, "_open", lambda self: setattr(self, "_items", [()] * 8000))
+        renders, made = RenderedObjects(paths), Quadruples(paths)
+        bins = object.__new__(UnpackedRenders)
+        bins.bins = [
+            Path(f"/tmp/unpacked/{Path(p).stem}-{i * 2654435761 % 2**32:08x}.bin")
+            for i, p in enumerate(paths)
+        ]
+        bins._open()
+        carved = CarvedQuadruples(paths)
+        carved._carved = dict.fromkeys(range(4), seen)  # as split and check_volumes left it
+        late = QuadrupleDataset(made, 0)
+        dataset = {
+            "renders": lambda: RenderDataset(renders, 0, NOISE),
+            "unpacked": lambda: RenderDataset(bins, 0, NOISE),
+            "quadruples": lambda: late,
+            "mixed": lambda: MixedDataset(RenderDataset(renders, 0, NOISE), late, 2, 0.5, 0),
+            "shapes": lambda: ShapeDataset(Together([renders, bins]), 0, 32, 16, range(0, 16000, 2)),
+            "carved": lambda: ShapeDataset(Together([carved]), 0, 32, 16, range(1, 8000)),
+        }[kind]()
+        sent = ForkingPickler.dumps(dataset)
+        assert len(sent) < 65536
+        again = ForkingPickler.loads(sent)
+        assert len(again) == len(dataset) >= 7999
+        if kind in ("quadruples", "mixed"):
+            there = again if kind == "quadruples" else again.quadruples
+            assert there.quadruples._shards.paths == list(map(Path, paths))
 
 
 def test_mixed_schedule(objects, quadruples):
