@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -12,6 +13,7 @@ from dd3g.signals import Interrupted
 
 # Ctrl-C; the end of a job, of a session; and Slurm's warning before its time is up.
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+LAUNCHED = "TORCHELASTIC_RUN_ID"  # set by torchrun and accelerate launch for the processes that they start
 ECHO = 2.0  # seconds in which a launcher hands on what the scheduler has sent to all processes at once
 
 
@@ -20,12 +22,23 @@ class StopRequest:
 
     A second one raises `Interrupted` at once, unless it is the first one's echo, or SIGUSR1, which only says
     again that the time is up. Signals that the process was started to ignore, as under nohup, stay ignored.
-    Outside the main thread, where Python handles no signals, `number` stays 0.
+    Outside the main thread Python handles no signals.
     """
 
     def __init__(self) -> None:
-        self.number, self.since = 0, 0.0
+        self.noted, self.since = 0, 0.0
         self.before: dict[int, Any] = {}
+        self.launcher = os.getppid() if LAUNCHED in os.environ else 0
+
+    @property
+    def number(self) -> int:
+        """The first signal, 0 without one; SIGHUP where the launcher has ended and left its processes behind.
+
+        torchrun is ended by signals that it does not know, such as SIGUSR1, and does not hand them on.
+        """
+        if self.launcher and not self.noted and os.getppid() != self.launcher:
+            self.noted = signal.SIGHUP
+        return self.noted
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -39,8 +52,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        echo = number == self.number and time.monotonic() - self.since < ECHO
-        if self.number and not echo and signal.Signals(number).name != "SIGUSR1":
+        echo = number == self.noted and time.monotonic() - self.since < ECHO
+        if self.noted and not echo and signal.Signals(number).name != "SIGUSR1":
             raise Interrupted(number)
-        if not self.number:
-            self.number, self.since = number, time.monotonic()
+        if not self.noted:
+            self.noted, self.since = number, time.monotonic()

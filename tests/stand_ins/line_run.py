@@ -91,7 +91,7 @@ def run(config: LoopConfig) -> Path:
     return output
 
 
-if __name__ == "__main__":
+def main():
     output, *rest = sys.argv[1:]
     if rest[:1] == ["fsdp"]:
         from stand_ins.fsdp_on_cpu import pretend
@@ -100,4 +100,8 @@ if __name__ == "__main__":
         rest = rest[1:]
     torch.distributed.destroy_process_group = leave_group
     words = [f"{k}={v}" for k, v in LINE.items()]
-    sys.exit(launch(run, LoopConfig, [*words, f"output_dir={output}", *rest]))
+    return launch(run, LoopConfig, [*words, f"output_dir={output}", *rest])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

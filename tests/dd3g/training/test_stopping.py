@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from stand_ins import line_run
 from stand_ins.line import fit_line, squared
-from stand_ins.training_runs import metrics
+from stand_ins.line_run import LINE
+from stand_ins.training_runs import PATIENCE, fresh, metrics, torchrun
 
 from dd3g.command import guarded
 from dd3g.configuration import launch
@@ -123,3 +127,75 @@ def test_a_signal_in_the_middle_of_a_checkpoint(tmp_path, monkeypatch, signals, 
     again, _ = fit_line(tmp_path / "cut", resume_from_checkpoint="latest")
     assert all(map(torch.equal, whole.parameters(), again.parameters()))
     assert not (tmp_path / "cut" / checkpoints.SCRATCH).exists()
+
+
+SIGNALLED = """
+import os, signal, sys, time
+from stand_ins import line_run
+
+class Points(line_run.Points):
+    def __getitem__(self, index):
+        if index == 18:  # of the second process, for its fifth step
+            os.kill({target}, signal.{name})
+            time.sleep({pause})
+        return super().__getitem__(index)
+
+line_run.Points = Points
+sys.exit(line_run.main())
+"""
+
+
+TARGETS = {"one": "os.getpid()", "launcher": "os.getppid()"}
+
+
+def in_two_processes(folder, name, target, split, *words):
+    """A line in two processes, the second of which sends a signal: exit code and what was said."""
+    script = folder / "signalled.py"
+    pause = 5 if target == "launcher" else 0  # in which it hands the signal on
+    script.write_text(SIGNALLED.format(target=TARGETS[target], name=name, pause=pause))
+    return torchrun(str(script), str(folder / "cut"), *split, "train_batch_size=2", *words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", [[], ["fsdp"]], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    ("name", "target", "code"),
+    [("SIGTERM", "one", 1), ("SIGUSR1", "one", 0), ("SIGKILL", "one", 1), ("SIGTERM", "launcher", 1)],
+)
+def test_a_signal_to_one_of_two_processes(tmp_path, name, target, code, split):
+    """All leave at one step, and one process alone goes on with the curve that nothing has disturbed."""
+    found, said = in_two_processes(tmp_path, name, target, split)
+    assert found == code, said
+    last = checkpoints.checkpoints(tmp_path / "cut")[-1].name
+    assert last == ("checkpoint-3" if name == "SIGKILL" else "checkpoint-4")
+    goes_on(tmp_path)
+
+
+def goes_on(folder):
+    again = ["train_batch_size=4", "resume_from_checkpoint=latest", "allow_changed=true"]
+    for name, words in (("whole", []), ("cut", again)):
+        fresh()
+        settings = [f"{k}={v}" for k, v in LINE.items()]
+        assert launch(line_run.run, LoopConfig, [*settings, f"output_dir={folder / name}", *words]) == 0
+    whole, cut = (metrics(folder / name) for name in ("whole", "cut"))
+    assert [line["step"] for line in cut] == [line["step"] for line in whole] == list(range(1, 9))
+    for a, b in zip(whole, cut, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+    a, b = (load_file(folder / n / "checkpoint-8/model.safetensors") for n in ("whole", "cut"))
+    assert all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGKILL"])
+def test_processes_do_not_outlive_their_launcher(tmp_path, name):
+    """They would hold the folder, and the machine, with nobody to stop them."""
+    code, said = in_two_processes(
+        tmp_path, name, "launcher", [], "max_train_steps=1000000", "lr_decay_steps=0"
+    )
+    assert code == -getattr(signal, name), said
+    deadline = time.monotonic() + PATIENCE
+    while (tmp_path / "cut/.lock").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not (tmp_path / "cut/.lock").exists()
+    last = int(checkpoints.checkpoints(tmp_path / "cut")[-1].name.removeprefix("checkpoint-"))
+    assert 4 <= last == metrics(tmp_path / "cut")[-1]["step"]
