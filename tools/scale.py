@@ -1,6 +1,7 @@
 """What a distillation costs at each scale: counted from the networks, estimated from stated figures.
 
     python -m tools.scale -o docs/scale.md
+    python -m tools.scale --gpus 3 --pictures 40000 --config my.yaml
 
 Nothing is computed in full: the networks run on tensors without values, so a laptop counts the largest one.
 """
@@ -49,7 +50,7 @@ IMAGEDREAM = TeacherPhase(
         "scaling_factor": 0.18215,
     },
 )
-GPUS = (1, 8, 64)
+GPUS = [1, 8, 64]
 PICTURES, EPOCHS = 120_000, 50
 PEAK = 989e12  # multiplications and additions a second of an H100 or H200 in bfloat16, without sparsity
 TARGET = 0.35  # of that, which a training should reach
@@ -96,7 +97,11 @@ class Counted:
 
 @cache
 def count(name: str) -> Counted:
-    """Count the generator of a packaged configuration, or `COMPACT`."""
+    """Count the generator of a configuration, packaged or in a file, or `COMPACT`.
+
+    Raises:
+        UserError: when there is no such configuration, or it describes no generator.
+    """
     config = parse(["--config", name.partition(",")[0]], DistillConfig)
     shape = config.generator
     if config.start.teacher and name != COMPACT:
@@ -195,10 +200,12 @@ def state_bytes(counted: Counted, split: str, gpus: int) -> float:
     return 2 * (P + T) / gpus + optimizer + 2 * live * (2 + 2)
 
 
-def hours(counted: Counted, gpus: int, utilisation: float, recompute: bool = False) -> float:
+def hours(
+    counted: Counted, gpus: int, utilisation: float, recompute: bool = False, samples: int = PICTURES * EPOCHS
+) -> float:
     """Hours for all epochs over all pictures, forward and backward."""
     flops = counted.both + (counted.recomputed if recompute else 0)
-    return PICTURES * EPOCHS * flops / (gpus * PEAK * utilisation) / 3600
+    return samples * flops / (gpus * PEAK * utilisation) / 3600
 
 
 def utilisation(name: str, counted: Counted) -> float:
@@ -247,36 +254,57 @@ def _by_network(head: str, lines: dict[str, Callable[[Counted], str]], found: li
     return _table([head, *(c.name for c in found)], rows)
 
 
-def _hours(c: Counted) -> list[list[str]]:
+def _hours(c: Counted, gpus: list[int], samples: int) -> list[list[str]]:
     """Hours at the measured share of the peak, where there is one, and at the target's."""
     measured = [(utilisation(c.name, c), "measured")] if c.name in MEASURED else []
     return [
         [
             f"{c.name} at {share:.0%}, {said}",
-            *(f"{hours(c, gpus, share):,.2f}" for gpus in GPUS),
-            f"{hours(c, 8, share, recompute=True):,.2f}",
+            *(f"{hours(c, count, share, samples=samples):,.2f}" for count in gpus),
+            f"{hours(c, _usual(gpus), share, recompute=True, samples=samples):,.2f}",
         ]
         for share, said in (*measured, (TARGET, "target"))
     ]
 
 
-def page(found: list[Counted]) -> str:
-    """docs/scale.md."""
-    base = next(c for c in found if c.name == "base")
-    gpus = [f"{count} GPU{'s' * (count > 1)}" for count in GPUS]
+def _usual(gpus: list[int]) -> int:
+    """Of the columns that one which gradient checkpointing is shown for."""
+    return 8 if 8 in gpus else gpus[-1]
+
+
+def page(
+    found: list[Counted],
+    whole: str = "base",
+    gpus: list[int] = GPUS,
+    pictures: int = PICTURES,
+    epochs: int = EPOCHS,
+) -> str:
+    """docs/scale.md.
+
+    Args:
+        found: networks, a column each.
+        whole: name of the one whose memory and checkpoint are told.
+        gpus: numbers of processes.
+        pictures: in the data set.
+        epochs: over it.
+    """
+    base = next(c for c in found if c.name == whole)
+    named = [f"{count:,} GPU{'s' * (count > 1)}" for count in gpus]
     memory = [
-        [split, *(f"{state_bytes(base, split, count) / GB:.2f}" for count in GPUS)]
+        [split, *(f"{state_bytes(base, split, count) / GB:.2f}" for count in gpus)]
         for split in ("DDP", "FSDP2", "ZeRO-2", "ZeRO-3")
     ]
     ran = [c for c in found if c.name in MEASURED]
     seconds = base.checkpoint / DISK
+    wall = [row for c in found for row in _hours(c, gpus, pictures * epochs)]
     return TEMPLATE.read_text(encoding="utf-8").format(
         counted=_by_network("", COUNTED, found),
         measured=_by_network("network alone, forward and backward", RAN, ran),
-        memory=_table(["split", *gpus], memory),
-        wall=_table(["hours", *gpus, "8, gradient_checkpointing"], [row for c in found for row in _hours(c)]),
-        pictures=PICTURES,
-        epochs=EPOCHS,
+        whole=whole,
+        memory=_table(["split", *named], memory),
+        wall=_table(["hours", *named, f"{_usual(gpus)}, gradient_checkpointing"], wall),
+        pictures=pictures,
+        epochs=epochs,
         peak=PEAK / 1e12,
         target=TARGET,
         disk=DISK / GB,
@@ -290,9 +318,16 @@ def scale_command(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File to write; default: standard output.")
     ] = None,
+    gpus: Annotated[list[int], typer.Option(min=1, help="Number of GPUs; may be repeated.")] = GPUS,
+    pictures: Annotated[int, typer.Option(min=1, help="In the data set.")] = PICTURES,
+    epochs: Annotated[int, typer.Option(min=1, help="Over it.")] = EPOCHS,
+    config: Annotated[
+        str, typer.Option(help="Whose memory is told: a name in configs/distill, or a file of your own.")
+    ] = "base",
 ) -> None:
     """Count what a distillation costs."""
-    text = page([count(name) for name in (*CONFIGS, COMPACT)])
+    names = [*CONFIGS, *([config] if config not in CONFIGS else []), COMPACT]
+    text = page([count(name) for name in names], config, gpus, pictures, epochs)
     if output is None:
         print(text, end="")
         return

@@ -66,6 +66,46 @@ def test_memory_and_hours_by_hand():
 
 
 @pytest.mark.slow
+def test_other_numbers_of_gpus_and_a_configuration_of_ones_own(tmp_path, capsys):
+    own = tmp_path / "own.yaml"
+    own.write_text("train_batch_size: 5\ngenerator: {depth: 1}\n")
+    words = ["--gpus", "3", "--gpus", "17", "--pictures", "40000", "--epochs", "7", "--config", str(own)]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    counted = count(str(own))
+    assert counted.batch == 5 and 0 < counted.parameters < count("nano").parameters
+    assert "| split | 3 GPUs | 17 GPUs |" in text and f"GB a GPU, for {own}:" in text
+    assert (
+        f"| DDP | {state_bytes(counted, 'DDP', 3) / 1e9:.2f} | {state_bytes(counted, 'DDP', 17) / 1e9:.2f} |"
+        in text
+    )
+    assert "**Hours** for 40,000 pictures x 7 epochs" in text and "| 17, gradient_checkpointing |" in text
+    found = hours(count("small"), 3, 0.35, samples=280_000)
+    assert f"| small at 35%, target | {found:.2f} | {found * 3 / 17:.2f} |" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpus", "0"], "greater than or equal to 1"),
+        (["--gpus", "-8"], "greater than or equal to 1"),
+        (["--gpus", "two"], "valid integer"),
+        (["--pictures", "0"], "greater than or equal to 1"),
+        (
+            ["--config", "huge"],
+            "no file huge, and no packaged configuration of that name (base, nano, small)",
+        ),
+        (["--config", "{}/odd.yaml"], "width 33 must be a multiple of 8 and of heads 2"),
+    ],
+)
+def test_what_cannot_be_counted(words, message, tmp_path, capsys):
+    (tmp_path / "odd.yaml").write_text("generator: {width: 33, heads: 2}\n")
+    assert main([word.format(tmp_path) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
 def test_base_starts_from_imagedream():
     """By the published sizes: the U-Net, the image encoder without what ImageDream leaves out, half a VAE."""
     found, compact = count("base"), count(COMPACT)
