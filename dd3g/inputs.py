@@ -14,9 +14,12 @@ from urllib.parse import unquote, urlsplit
 
 from dd3g.decoding import ADDRESS, SUFFIXES, no_path
 from dd3g.errors import UserError
+from dd3g.io.formats import MESHES, SPLATS
 
 # Names of its own files that a command skips when it is given the same folder again.
-OWN_PICTURES = (".matte", ".turntable")
+OWN_PICTURES = (".matte", ".turntable", ".mesh")
+# What stands before the suffix of some results: `a.compressed.ply` may be of `a` or of `a.compressed`.
+INNER = {f".{head}" for head, _, tail in (f.partition(".") for f in (*SPLATS, *MESHES)) if tail}
 STDIN = "-"
 LONGEST = 200  # bytes of a stem, of 255 that a name has
 
@@ -43,7 +46,7 @@ class Inputs:
     """What a command line names."""
 
     found: list[Input] = field(default_factory=list)  # the pictures
-    # `{"picture", "reason"}` for each file of a folder that is passed over
+    # `{"picture", "reason"}` for each file of a folder that is passed over, and each input named again
     skipped: list[dict[str, str]] = field(default_factory=list)
     # `{"picture", "error"}` for each of several inputs that cannot be used
     failed: list[dict[str, str]] = field(default_factory=list)
@@ -64,9 +67,19 @@ def find_pictures(inputs: list[str], recursive: bool = False) -> Inputs:
         raise UserError("--recursive looks into folders, and none was given: give one, or leave it out")
     listed = Inputs()
     places: dict[str, Path] = {}  # name -> where its results would go if no other had the same place
+    known: dict[str, str] = {}  # what is read -> its name
+
+    def add(name: str, place: Path, read: str) -> None:
+        first = known.setdefault(read, name)
+        if name in places or first != name:
+            reason = "named before" if first == name else f"named before as {first}"
+            listed.skipped.append({"picture": name, "reason": reason})
+        else:
+            places[name] = place
+
     for word in inputs:
         if word == STDIN:
-            places[word] = Path("stdin")
+            add(word, Path("stdin"), word)
         elif wrong := no_path(word):
             if len(inputs) == 1:
                 raise UserError(wrong)
@@ -74,23 +87,25 @@ def find_pictures(inputs: list[str], recursive: bool = False) -> Inputs:
         elif ADDRESS.match(word):
             parts = urlsplit(word)
             last = unquote(parts.path).rstrip("/").rpartition("/")[2] or parts.hostname or "picture"
-            places[word] = Path(re.sub(r"[^\w.-]", "_", last)[-100:])
+            add(word, Path(re.sub(r"[^\w.-]", "_", last)[-100:]), word)
         elif os.path.isdir(word):  # Path.is_dir would raise where a parent folder may not be searched
-            before = len(places)
             try:
+                empty = True
                 for path, reason in _listed(Path(word), recursive):
                     if reason:
                         listed.skipped.append({"picture": str(path), "reason": reason})
                     else:
-                        places.setdefault(str(path), path.relative_to(word))
-                if len(places) == before:
+                        empty = False
+                        add(str(path), path.relative_to(word), os.path.abspath(path))
+                if empty:
                     raise UserError(f"the folder {word} holds no pictures ({' '.join(SUFFIXES)})")
             except UserError as e:
                 if len(inputs) == 1:
                     raise
                 listed.failed.append({"picture": word, "error": str(e)})
         else:
-            places.setdefault(str(Path(word)), Path(Path(word).name))
+            name = str(Path(word))
+            add(f"./{name}" if name == STDIN else name, Path(Path(word).name), os.path.abspath(word))
     listed.found = [Input(name, stem) for name, stem in zip(places, _stems([*places.values()]), strict=True)]
     return listed
 
@@ -133,12 +148,16 @@ def _stems(places: list[Path]) -> list[str]:
 def output_stems(inputs: list[Path]) -> list[str]:
     """A unique name for the results of each input: `a.png` and `a.jpg` give `a_png` and `a_jpg`.
 
+    So does `a.mesh.jpg` beside `a.png`: the `.glb` of one would be the `.mesh.glb` of the other.
+
     None is longer than file systems allow with a suffix behind it.
     """
     shared = Counter(p.stem.casefold() for p in inputs)
     stems: dict[str, str] = {}  # keys ignore case, as some file systems do
     for p in inputs:
-        base = p.stem if shared[p.stem.casefold()] == 1 else p.name.replace(".", "_")
+        outer = Path(p.stem.casefold())
+        alone = shared[p.stem.casefold()] == 1 and not (outer.suffix in INNER and shared[outer.stem])
+        base = p.stem if alone else p.name.replace(".", "_")
         while len(os.fsencode(base)) > LONGEST:
             base = base[:-1]
         stem, n = base, 2

@@ -70,6 +70,51 @@ def test_stems_are_unique_in_their_folder(here):
     assert [i.stem for i in found] == ["sub/x_png", "x_jpg", "x_png", "sub/X_png-2", "x_png-2", "stdin"]
 
 
+def test_a_picture_named_twice_is_made_once_and_that_is_said(here, stub):
+    picture("in/a.png"), picture("b.png")
+    words = ("in/a.png", "./in/a.png", "in", "in", here / "in/a.png", "b.png", "b.png")
+    report = json.loads(run(*words, "--json").stdout)
+    assert [p["picture"] for p in report["pictures"]] == ["in/a.png", "b.png"] and report["failed"] == []
+    before = "named before as in/a.png"
+    assert report["skipped"] == [
+        *3 * [{"picture": "in/a.png", "reason": "named before"}],
+        {"picture": f"{here}/in/a.png", "reason": before},
+        {"picture": "b.png", "reason": "named before"},
+    ]
+    assert written() == ["a.matte.png", "a.ply", "b.matte.png", "b.ply"]
+    assert run("b.png", "b.png", "-o", "x.ply").stderr == "skipped 1: b.png (named before)\n"
+    twice = find_pictures(["-", "-", "http://host/a.png", "http://host/a.png"])
+    assert [i.name for i in twice.found] == ["-", "http://host/a.png"]
+    assert [s["picture"] for s in twice.skipped] == ["-", "http://host/a.png"]
+
+
+def test_a_picture_called_like_standard_input(here, stub):
+    picture("a.png").rename("-")
+    run("./-")
+    assert written() == ["-.matte.png", "-.ply"]
+
+
+def test_results_of_pictures_with_like_names_keep_apart(here, stub):
+    """Also where the name of one goes on like the formats of another."""
+    names = ["x/lamp.png", "y/lamp.png", "lamp.jpg", "lamp.compressed.png", "Lamp.mesh.png", "lamp.v2.png"]
+    for name in names:
+        picture(Path(name).with_suffix(".png"), colour=(200, 80, len(name))).rename(name)
+    formats = "ply,compressed.ply,glb,mesh.glb"
+    report = json.loads(run(*names, "--format", formats, "--json").stdout)
+    files = [f for p in report["pictures"] for s in p["samples"] for f in (*s["files"], p["matte"])]
+    assert len(files) == len({f.casefold() for f in files}) == 5 * len(names)
+    assert sorted(files) == [f"out/{name}" for name in written()]
+    stems = [Path(p["matte"]).name.removesuffix(".matte.png") for p in report["pictures"]]
+    assert stems == ["lamp_png", "lamp_png-2", "lamp_jpg", "lamp_compressed_png", "Lamp_mesh_png", "lamp.v2"]
+
+
+def test_results_are_no_pictures(here, stub):
+    picture("in/a.png")
+    for _ in range(2):
+        report = json.loads(run("in", "-o", "in", "--format", "mesh.obj,ply", "--json").stdout)
+        assert [p["picture"] for p in report["pictures"]] == ["in/a.png"]
+
+
 def test_a_tree_of_pictures(here, stub):
     for name in ("in/a.png", "in/b/a.png", "in/b/c/d.png"):
         picture(name)
