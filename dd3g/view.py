@@ -11,6 +11,7 @@ import typer
 
 from dd3g.command import Json, run_command, say
 from dd3g.errors import UserError
+from dd3g.io.atomic import remove_leftovers
 from dd3g.io.formats import AXES, SPLATS, check_format, format_of
 from dd3g.signals import signals_stop
 
@@ -40,7 +41,9 @@ def view(
     found = read_some(file, axes)
     stem = file.name[: -len(format_of(file)) - 1]
     mode = found.drawn_antialiased if antialiased is None else antialiased
-    page = save_viewer(found.gaussians, output or Path("out") / f"{stem}.html", stem, mode)
+    page = output or Path("out") / f"{stem}.html"
+    remove_leftovers(page.parent)
+    save_viewer(found.gaussians, page, stem, mode)
     if show:
         import webbrowser
 

@@ -68,6 +68,28 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
         yield Path(name)
 
 
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A `temporary_folder` among the system's temporary ones; what killed processes left there goes first."""
+    place = Path(tempfile.gettempdir())
+    remove_leftovers(place)
+    with temporary_folder(place) as folder:
+        yield folder
+
+
+class NotAllMoved(UserError):
+    """Some files have their places, and one could not be moved.
+
+    Args:
+        message: names all of them.
+        files: those that have their places, whole.
+    """
+
+    def __init__(self, message: str, files: list[str]) -> None:
+        super().__init__(message)
+        self.files = files
+
+
 def move_files(temporary: Path, folder: Path) -> None:
     """Move all files of a folder into another one, of the same file system.
 
@@ -77,20 +99,57 @@ def move_files(temporary: Path, folder: Path) -> None:
 
     Raises:
         UserError: when a file's place is taken by a folder; none is moved then.
-        OSError: when nothing can be written.
+        NotAllMoved: when one cannot be moved.
     """
     files = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
     targets = [folder / path.relative_to(temporary) for path in files]
     for target in targets:
         if target.is_dir():
             raise UserError(f"cannot write {target}: it is a folder; move it away, or choose another with -o")
+    moved: list[str] = []
     for path, target in zip(files, targets, strict=True):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+        except OSError as error:
+            written = f"; written, and whole: {', '.join(moved)}" if moved else ""
+            raise NotAllMoved(_explain(error, target) + written, moved) from error
+        moved.append(str(target))
+
+
+@contextmanager
+def replacing_all(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files move into `folder` when the block ends well, else vanish.
+
+    Args:
+        folder: made when missing.
+
+    Yields:
+        The temporary folder.
+
+    Raises:
+        UserError: as `replacing` and `move_files`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(folder) as temporary:
+            yield temporary
+            move_files(temporary, folder)
+    except OSError as error:
+        raise UserError(_explain(error, folder)) from error
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary folders below `folder` that killed processes left; those of living ones are locked."""
+    """Remove temporary folders and files in `folder` that killed processes left.
+
+    Folders of living processes are locked, their files bear their numbers; what is a minute old may be of
+    another machine.
+    """
+    for path in folder.glob(".*"):
+        if (match := UNFINISHED.fullmatch(path.name)) and "-" in match[1]:
+            with contextlib.suppress(OSError):
+                if not _runs(int(match[1].partition("-")[0])) and time.time() - path.stat().st_mtime > 60:
+                    path.unlink()
     for path in folder.glob(f"{TEMPORARY}*"):
         try:
             with _locked(path) as locked:
@@ -99,6 +158,19 @@ def remove_leftovers(folder: Path) -> None:
                     shutil.rmtree(path, ignore_errors=True)
         except OSError:
             continue  # it has gone, or belongs to somebody else
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this number may be alive on this machine."""
+    if os.name != "posix":  # where to ask is to end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dd3g.io.atomic import replacing
+from dd3g.io.atomic import replacing_all
 from dd3g.io.gltf import INDICES, VERTICES, GlbBuffer
 
 # Of an object that shines by itself, as its colours hold the light already; a USD scene's st runs upwards.
@@ -98,9 +98,9 @@ class Mesh:
             contents = {path: self._usdz()}
         else:
             contents = self._obj(path)
-        for target, content in reversed(contents.items()):
-            with replacing(target) as partial:
-                partial.write_bytes(content)
+        with replacing_all(path.parent) as folder:
+            for target, content in contents.items():
+                (folder / target.name).write_bytes(content)
         return list(contents)
 
     def _glb(self) -> bytes:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
 from dd3g.gaussians import Gaussians
+from dd3g.io.atomic import scratch_folder
 from dd3g.io.formats import Splats
 from dd3g.io.ply import from_raw, to_raw
 
@@ -77,8 +76,8 @@ def encode_spz(gaussians: Gaussians) -> bytes:
         sh0=raw[:, 3:6],
         shN=None,
     )
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "gaussians.spz"
+    with scratch_folder() as folder:
+        path = folder / "gaussians.spz"
         gsply.write_spz(path, data, version=3)
         content = bytearray(path.read_bytes())
     content[4:8] = bytes(4)  # the gzip header's clock: the same Gaussians must give the same file
@@ -92,8 +91,8 @@ def decode_spz(data: bytes) -> Splats:
         ValueError: when the data is not such a file, or ends too early.
     """
     gsply = load_gsply()
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "gaussians.spz"
+    with scratch_folder() as folder:
+        path = folder / "gaussians.spz"
         try:
             path.write_bytes(data)
             read = gsply.read_spz(path)

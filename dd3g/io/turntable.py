@@ -15,7 +15,7 @@ from PIL import Image
 from dd3g.cameras import ELEVATION, RADIUS, Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
-from dd3g.io.atomic import replacing
+from dd3g.io.atomic import replacing, replacing_all
 from dd3g.rasterizer import rasterize
 
 VIDEOS = {  # arguments of ffmpeg, for pictures without and with alpha
@@ -126,9 +126,9 @@ def save_frames(images: np.ndarray, path: str | Path) -> list[Path]:
     digits = max(3, len(str(len(images) - 1)))
     paths = [path.with_name(f"{path.stem}-{i:0{digits}d}{path.suffix}") for i in range(len(images))]
     paths = [path] if len(images) == 1 else paths
-    for image, target in zip(images, paths, strict=True):
-        with replacing(target) as partial:
-            Image.fromarray(image).save(partial)
+    with replacing_all(path.parent) as folder:
+        for image, target in zip(images, paths, strict=True):
+            Image.fromarray(image).save(folder / target.name)
     return paths
 
 

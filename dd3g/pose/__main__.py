@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import Json, Report, check_writable, conclude, dispatch, explain
+from dd3g.command import Json, Report, check_writable, conclude, dispatch, failure
 from dd3g.errors import UserError
 from dd3g.inputs import output_stems
 from dd3g.io.atomic import move_files, remove_leftovers, temporary_folder
@@ -60,8 +60,7 @@ def run(inputs: list[Path], request: Request, progress: Progress, report: Report
                         {"input": str(path), **result, "files": files, "seconds": seconds}
                     )
         except Exception as e:  # whatever it is, the other inputs still come out
-            message = explain(e, request.out, "fewer --hypotheses")
-            report["failed"].append({"input": str(path), "error": message})
+            report["failed"].append(failure("input", str(path), e, request.out, "fewer --hypotheses"))
         progress.advance()
     return report
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import tempfile
 import time
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dd3g.errors import UserError
+from dd3g.io.atomic import scratch_folder
 from dd3g.io.formats import MESHES, SPLATS
 from dd3g.io.splats import MIN_OPACITY, save
 from dd3g.io.viewer import save_viewer
@@ -108,8 +107,8 @@ class Worker:
         start = time.perf_counter()
         gaussians, warnings = self._object(picture, request)
         try:
-            with tempfile.TemporaryDirectory(prefix="dd3g-serve-") as folder:
-                path = Path(folder, f"object.{format}")
+            with scratch_folder() as folder:
+                path = folder / f"object.{format}"
                 if format == PAGE:
                     save_viewer(gaussians, path, title="object")
                 elif format in MESHES:

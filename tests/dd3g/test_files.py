@@ -244,6 +244,49 @@ def test_a_mesh_of_a_file(lamp, capsys):
     assert files == ["lamp.mesh.obj", "lamp.mesh.mtl", "lamp.mesh.png"]
 
 
+@pytest.mark.parametrize(
+    "words", ["convert lamp.ply x.mesh.obj", "turntable lamp.ply -o x.png --frames 3 --size 16"]
+)
+@pytest.mark.parametrize("when", ["written", "moved"])
+def test_of_files_that_belong_together_all_are_written_or_those_are_named(
+    lamp, capsys, monkeypatch, words, when
+):
+    if when == "moved":
+        replace, moved = Path.replace, []
+
+        def move(path, target):
+            moved.append(str(target))
+            if len(moved) == 3:
+                raise OSError(28, "No space left on device")
+            return replace(path, target)
+
+        monkeypatch.setattr(Path, "replace", move)
+    else:
+        write = Path.write_bytes
+
+        def fill(path, data):
+            if path.suffix == ".png":
+                raise OSError(28, "No space left on device")
+            return write(path, data)
+
+        def draw(image, path, **_):
+            if "2" in path.name:
+                raise OSError(28, "No space left on device")
+            path.touch()
+
+        monkeypatch.setattr(Path, "write_bytes", fill)
+        monkeypatch.setattr(Image.Image, "save", draw) if "turntable" in words else None
+    assert main([*words.split(), "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert "the disk is full" in error
+    there = sorted(p.name for p in Path().iterdir())
+    if when == "written":
+        assert there == ["lamp.ply"]
+    else:
+        assert there == sorted(["lamp.ply", *moved[:2]])
+        assert error.endswith(f"; written, and whole: {', '.join(moved[:2])}")
+
+
 @pytest.mark.parametrize("words", [("convert", "x.spz"), ("view", "--no-open"), ("turntable", "-o", "x.gif")])
 def test_a_file_of_no_gaussians_shows_nothing(lamp, capsys, words):
     header, _, _ = lamp.read_bytes().partition(b"end_header\n")

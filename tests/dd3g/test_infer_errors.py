@@ -1,6 +1,7 @@
 """What goes wrong ends in one clear line, exit code 2 and no half-written file."""
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -14,6 +15,8 @@ import pytest
 import torch
 from PIL import Image
 from stand_ins.infer_command import ROOT, command, fails, picture, run, written
+
+from dd3g.gaussians import Gaussians
 
 
 def test_missing_picture(here, stub):
@@ -108,6 +111,29 @@ def test_output_folder_is_a_file(here, stub):
 def test_a_folder_in_the_place_of_a_result(here, stub):
     Path("out/a.ply").mkdir(parents=True)
     fails(picture("a.png"), match="cannot write out/a.ply: it is a folder; move it away")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EIO])
+def test_what_was_moved_before_one_file_could_not_be_is_named(here, stub, monkeypatch, number):
+    replace = Path.replace
+
+    def move(path, target):
+        if path.name == "b-1.ply":
+            raise OSError(number, os.strerror(number), str(path))
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", move)
+    for name in "abc":
+        picture(f"in/{name}.png")
+    report = json.loads(run("in", "--samples", 2, "--format", "glb,ply,spz", "--json", code=1).stdout)
+    (failed,) = report["failed"]
+    assert failed["picture"] == "in/b.png" and failed["files"] == ["out/b-1.glb"]
+    assert failed["error"].startswith("cannot write out/b-1.ply: ")
+    assert failed["error"].endswith("; written, and whole: out/b-1.glb")
+    named = [f for p in report["pictures"] for s in p["samples"] for f in s["files"]]
+    named += [*(p["matte"] for p in report["pictures"]), *failed["files"]]
+    assert sorted(named) == [f"out/{name}" for name in written()] and len(named) == 7 + 5 + 7
+    assert len(Gaussians.load("out/b-1.glb")) == 20
 
 
 # --- permissions -------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from dd3g import load_image
 from dd3g.__main__ import main
 from dd3g.command import explain
 from dd3g.gaussians import Gaussians
-from dd3g.io.atomic import TEMPORARY, remove_leftovers, temporary_folder
+from dd3g.io.atomic import TEMPORARY, remove_leftovers, scratch_folder, temporary_folder
 from dd3g.io.splats import save
 from dd3g.signals import Interrupted, signals_stop, signals_wait
 
@@ -170,6 +170,36 @@ def test_what_a_killed_run_left_goes_with_the_next(here, stub):
     with temporary_folder(Path("out")) as young:
         remove_leftovers(Path("out"))
         assert young.is_dir()
+
+
+@pytest.mark.parametrize(
+    "words", ["convert a.ply out/b.spz", "view a.ply --no-open", "turntable a.ply --frames 2 --size 16"]
+)
+def test_what_a_killed_command_left_goes_with_the_next(here, words):
+    save(StubGenerator().generate(load_image(picture("a.png"))), "a.ply")
+    done = subprocess.Popen(["true"])
+    done.wait()
+    Path("out").mkdir()
+    left = [Path(f"out/.b.{number}-0123abcd.spz") for number in (done.pid, 10**30, os.getpid(), done.pid)]
+    left[3] = left[3].with_suffix(".ply")
+    for path in left:
+        path.touch()
+        if path != left[3]:
+            os.utime(path, (time.time() - 3600,) * 2)
+    assert main(words.split()) == 0
+    # A living process writes one, and another may be of another machine.
+    assert [path.is_file() for path in left] == [False, False, True, True]
+
+
+def test_what_killed_processes_left_among_temporary_files_goes_with_the_next(here, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(here / "tmp"))
+    left = here / "tmp" / f"{TEMPORARY}left"
+    left.mkdir(parents=True)
+    (left / "object.ply").touch()
+    os.utime(left, (time.time() - 3600,) * 2)
+    with scratch_folder() as folder:
+        assert [*(here / "tmp").iterdir()] == [folder]
+    assert not any((here / "tmp").iterdir())
 
 
 # --- streams and homes -------------------------------------------------------------------------------------
