@@ -67,7 +67,7 @@ def convert(
     else:
         mode = found.drawn_antialiased if antialiased is None else antialiased
         written = [save(found.gaussians, target, axes, format, 0, mode, ply_layout)]
-    warnings = [f"{source}: colour that depends on the view was left out"] if found.harmonics else []
+    warnings = found.warnings(source)
     if format in SPLATS and format not in TELLING and not found.drawn_antialiased:
         warnings.append(f"{source} is to be drawn without antialiasing, which a .{format} cannot say")
     report: dict[str, Any] = {

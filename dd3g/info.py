@@ -33,6 +33,7 @@ def described(path: Path, axes: str | None = None) -> dict[str, Any]:
         "format": format_of(path),
         "bytes": path.stat().st_size,
         "gaussians": len(g),
+        "not_finite": found.broken,
         "axes": found.axes,
         "antialiased": found.antialiased,
         "view_dependent": found.harmonics,
@@ -58,7 +59,8 @@ def info(
     answers = {True: "yes", False: "no", None: "the file does not say"}
     lines = {
         "file": f"{file} (.{report['format']}, {report['bytes'] / 1e6:.2f} MB)",
-        "Gaussians": f"{report['gaussians']:,}",
+        "Gaussians": f"{report['gaussians']:,}"
+        + (f", and {report['not_finite']:,} that are not finite" if report["not_finite"] else ""),
         "axes": str(report["axes"]),
         "antialiased": answers[report["antialiased"]],
         "colours": "depend on the view, which is left out" if report["view_dependent"] else "one each",

@@ -64,17 +64,26 @@ def turntable(
     single = target.suffix.lower() == ".png"
     if fps is not None:
         _check_rate(fps, target.suffix.lower())
-    found = read_some(file, axes)
+    found = read_some(file, axes, visible=True)
     mode = found.drawn_antialiased if antialiased is None else antialiased
     remove_leftovers(target.parent)
     images = render_turntable(found.gaussians, frames, size, elevation, colour, mode, distance)
+    warnings = found.warnings(file)
+    if (images == images[0, 0, 0]).all():
+        warnings.append(
+            f"the pictures are empty: {file} shows nothing at this --distance from the origin; dd3g info "
+            "tells where its Gaussians are"
+        )
     written = [
         str(p)
         for p in (save_frames(images, target) if single else [save_turntable(images, target, fps or 24)])
     ]
     if as_json:
-        say(json.dumps({"input": str(file), "files": written, "frames": frames, "size": size}))
+        report = {"input": str(file), "files": written, "frames": frames, "size": size, "warnings": warnings}
+        say(json.dumps(report))
         return
+    for warning in warnings:
+        say(f"warning: {warning}", err=True)
     many = f"{written[0]} to {Path(written[-1]).name}" if len(written) > 1 else written[0]
     say(f"wrote {many}")
     if not many.endswith(target.suffix):

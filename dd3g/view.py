@@ -38,7 +38,7 @@ def view(
     from dd3g.io.splats import read_some
     from dd3g.io.viewer import save_viewer
 
-    found = read_some(file, axes)
+    found = read_some(file, axes, visible=True)
     stem = file.name[: -len(format_of(file)) - 1]
     mode = found.drawn_antialiased if antialiased is None else antialiased
     page = output or Path("out") / f"{stem}.html"
@@ -49,8 +49,11 @@ def view(
 
         show = webbrowser.open(page.resolve().as_uri())
     if as_json:
-        say(json.dumps({"input": str(file), "page": str(page), "opened": show}))
+        report = {"input": str(file), "page": str(page), "opened": show, "warnings": found.warnings(file)}
+        say(json.dumps(report))
     else:
+        for warning in found.warnings(file):
+            say(f"warning: {warning}", err=True)
         say(f"wrote {page}" + ("" if show else "; open it in a browser"))
 
 

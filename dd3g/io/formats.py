@@ -27,11 +27,20 @@ class Splats:
     # Whether they are made to be drawn with antialiasing, None where the format cannot say
     antialiased: bool | None = None
     harmonics: bool = False  # whether the file has colour that depends on the view, which is left out
+    broken: int = 0  # rows that are not finite, which are left out
 
     @property
     def drawn_antialiased(self) -> bool:
         """How to draw them where nobody says: as the file does, and else as files of dd3g are drawn."""
         return self.antialiased is not False
+
+    def warnings(self, name: object) -> list[str]:
+        """What of the file called `name` is left out."""
+        found = [f"{name}: colour that depends on the view was left out"] if self.harmonics else []
+        if self.broken:
+            all = self.broken + len(self.gaussians)
+            found.append(f"{name}: {self.broken:,} of {all:,} Gaussians are not finite and were left out")
+        return found
 
 
 def format_of(path: str | Path) -> str:

@@ -13,6 +13,7 @@ from dd3g.io.atomic import scratch_folder
 from dd3g.io.formats import Splats
 from dd3g.io.ply import from_raw, to_raw
 
+SPZ_REACH = 2.0**22 - 1  # of coordinates in 24 bits, one behind the point
 _SPLAT = np.dtype([("position", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("rotation", "u1", 4)])
 
 
@@ -62,6 +63,8 @@ def decode_splat(data: bytes) -> Splats:
 def encode_spz(gaussians: Gaussians) -> bytes:
     """Niantic's .spz version 3; positions to 1.2e-4, log scales to 1/16, colours within -0.44..1.44.
 
+    Positions of 2048 and more, up to `SPZ_REACH`, are rounded to more than that.
+
     Not version 4: its streams of zstd need a reader that few have, while 3 is gzip. Version 2 has 8-bit
     rotations and is what the oldest readers stop at. The flag for antialiasing stays 0, because Babylon then
     drew these files less like `rasterize`.
@@ -76,9 +79,10 @@ def encode_spz(gaussians: Gaussians) -> bytes:
         sh0=raw[:, 3:6],
         shN=None,
     )
+    whole = int(np.abs(raw[:, 0:3]).max() + 1).bit_length()  # bits before the point
     with scratch_folder() as folder:
         path = folder / "gaussians.spz"
-        gsply.write_spz(path, data, version=3)
+        gsply.write_spz(path, data, version=3, fractional_bits=min(12, 23 - whole))
         content = bytearray(path.read_bytes())
     content[4:8] = bytes(4)  # the gzip header's clock: the same Gaussians must give the same file
     return bytes(content)

@@ -115,10 +115,12 @@ def decode(data: bytes, header: Header) -> Splats:
         ValueError: when the data is not such a file, or ends too early.
     """
     count, columns = _vertices(header)
+    if count < 0:
+        raise ValueError(f"its header promises {count} Gaussians")
     if not header.order:
         data, header = _as_binary(data[header.start :], count, columns), replace(header, start=0)
     needed, there = count * columns.itemsize, len(data) - header.start
-    if count < 0 or there < needed:
+    if there < needed:
         raise ValueError(f"it ends too early: {count} Gaussians need {needed} bytes, {there} are there")
     rows = np.frombuffer(data, columns, count, header.start)
     harmonics = any(rows[name].any() for name in columns.names or () if name.startswith("f_rest_"))
@@ -176,7 +178,7 @@ def _as_binary(text: bytes, count: int, columns: np.dtype) -> bytes:
     if not count:
         return b""
     names = columns.names or ()
-    values = np.loadtxt(io.BytesIO(text), max_rows=max(count, 0), ndmin=2, usecols=range(len(names)))
+    values = np.loadtxt(io.BytesIO(text), max_rows=count, ndmin=2, usecols=range(len(names)))
     rows = np.empty(len(values), columns)
     for name, column in zip(names, values.T, strict=True):
         rows[name] = column

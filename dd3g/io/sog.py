@@ -90,7 +90,7 @@ def decode(data: bytes) -> Splats:
     places = mins + (low + 256 * high) / 65535 * (maxs - mins)
     opacity = (sh0[:, 3] / 255).clip(1e-6, 1 - 1e-6)
     raw = np.empty((count, 14))
-    raw[:, 0:3] = np.sign(places) * np.expm1(np.abs(places).clip(max=80))
+    raw[:, 0:3] = np.sign(places) * np.expm1(np.abs(places).clip(max=88.7))
     raw[:, 3:6] = np.array(meta["sh0"]["codebook"], np.float64)[sh0[:, :3]]
     raw[:, 6] = np.log(opacity / (1 - opacity))
     raw[:, 7:10] = np.array(meta["scales"]["codebook"], np.float64)[labels[:, :3]]

@@ -27,6 +27,7 @@ _TURNS: dict[str, tuple[list[int], list[float], list[float]]] = {
     "zup": ([0, 2, 1], [1, -1, 1], [0.5**0.5, 0.5**0.5, 0, 0]),  # x right, y away, z up (Blender)
 }
 _OWN = {"spz": "opengl", "glb": "opengl"}  # the axes of a format where it has others than "opencv"
+_REACH = {"spz": packed.SPZ_REACH, "compressed.ply": 1e38}  # largest coordinates, where not all floats are
 
 
 def save(
@@ -90,16 +91,23 @@ def read(path: str | Path, axes: str | None = None) -> Splats:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     try:
+        if not data:
+            raise ValueError("it is empty (0 bytes); copy or download it again")
         return decode(data, format, axes)
     except ValueError as error:
         raise UserError(f"{path} is not a .{format} file that can be read: {error}") from error
 
 
-def read_some(path: str | Path, axes: str | None = None) -> Splats:
-    """As `read`, and raises a UserError where no Gaussian is in the file."""
+def read_some(path: str | Path, axes: str | None = None, visible: bool = False) -> Splats:
+    """As `read`, and raises a UserError where no Gaussian is in the file, or none that is `visible`."""
     found = read(path, axes)
     if len(found.gaussians) == 0:
         raise UserError(f"{path} holds no Gaussians that are finite: there is nothing to show or to convert")
+    if visible and len(found.gaussians.pruned(MIN_OPACITY)) == 0:
+        raise UserError(
+            f"{path} shows nothing: none of its {len(found.gaussians):,} Gaussians has an opacity of "
+            f"{MIN_OPACITY} or more"
+        )
     return found
 
 
@@ -127,7 +135,7 @@ def encode(
         layout: of a .ply, "compact", or "inria" with 62 columns, normals and harmonics zero.
 
     Raises:
-        UserError: on an unknown format, axes or layout, or when no Gaussian is left.
+        UserError: on an unknown format, axes or layout, when no Gaussian is left, or one is out of reach.
     """
     check_format(format, axes)
     check_layout(layout, (format,))
@@ -136,6 +144,12 @@ def encode(
         raise UserError(
             f"nothing to write: none of the {len(gaussians)} Gaussians is finite and has an opacity of "
             f"{min_opacity} or more; try another picture, or min_opacity=0"
+        )
+    reach, limit = float(kept.means.abs().max()), _REACH.get(format)
+    if limit and reach > limit:
+        raise UserError(
+            f"the Gaussians reach {reach:g} from the origin, and a .{format} holds coordinates up to "
+            f"{limit:g}: write a .ply, or leave out those that are far away"
         )
     axes = axes or _OWN.get(format, "opencv")
     turned = _turn(_unit(kept), axes)
@@ -182,7 +196,8 @@ def decode(data: bytes, format: str, axes: str | None = None) -> Splats:
     named = found.axes if found.axes in AXES else None
     turn = axes or named or _OWN.get(format, "opencv")
     gaussians = _unit(_turn(found.gaussians, turn, back=True)).pruned(0)
-    return replace(found, gaussians=gaussians, axes=turn)
+    broken = len(found.gaussians) - len(gaussians)
+    return replace(found, gaussians=gaussians, axes=turn, broken=broken)
 
 
 def world_turn(axes: str) -> Tensor:

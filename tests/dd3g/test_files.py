@@ -159,6 +159,71 @@ def test_colour_that_depends_on_the_view_is_missed(lamp, capsys):
     assert capsys.readouterr().err == "warning: sh.ply: colour that depends on the view was left out\n"
 
 
+def raw_ply(name: str, **columns) -> Path:
+    """The cluster with some columns of raw values changed."""
+    head, _, body = splats.encode(cluster(), "ply").partition(b"end_header\n")
+    rows = np.frombuffer(body, "<f4").reshape(600, 14).copy()
+    for column, (where, value) in columns.items():
+        rows[where, splats.ply.FIELDS.index(column)] = value
+    Path(name).write_bytes(head + b"end_header\n" + rows.tobytes())
+    return Path(name)
+
+
+def test_rows_that_are_not_finite_are_missed(capsys):
+    raw_ply("nan.ply", x=(slice(7), np.nan), opacity=(slice(5, 9), np.nan), scale_1=(slice(20, 21), 200))
+    said = "nan.ply: 10 of 600 Gaussians are not finite and were left out"
+    assert told(capsys, "info", "nan.ply")["not_finite"] == 10
+    assert told(capsys, "convert", "nan.ply", "x.splat")["warnings"] == [said]
+    assert told(capsys, "view", "nan.ply", "--no-open")["warnings"] == [said]
+    assert told(capsys, "turntable", "nan.ply", "-o", "x.gif", "--frames", 1)["warnings"] == [said]
+    assert main(["info", "nan.ply"]) == 0
+    assert "Gaussians    590, and 10 that are not finite\n" in capsys.readouterr().out
+    for words in (("view", "nan.ply", "--no-open"), ("turntable", "nan.ply", "-o", "x.gif", "--frames", "1")):
+        assert main([*words]) == 0 and capsys.readouterr().err == f"warning: {said}\n"
+
+
+@pytest.mark.parametrize("far", [3000.0, -50_000.0, 4e6])
+def test_an_spz_of_far_places_has_coarser_ones_and_not_others(capsys, far):
+    raw_ply("far.ply", x=(0, far))
+    told(capsys, "convert", "far.ply", "x.spz")
+    means, right = splats.load("x.spz").means, splats.load("far.ply").means
+    assert (means - right).abs().max() <= 2.0 ** (int(abs(far)).bit_length() - 24)
+    told(capsys, "view", "far.ply", "--no-open")
+
+
+def test_places_that_a_format_cannot_hold_are_refused(capsys):
+    raw_ply("far.ply", y=(3, 5e6))
+    for words in (("convert", "far.ply", "x.spz"), ("view", "far.ply", "--no-open")):
+        message = "the Gaussians reach 5e+06 from the origin, and a .spz holds coordinates up to 4.1943e+06"
+        assert message in refused(capsys, *words)
+    raw_ply("farther.ply", y=(3, 3e38))
+    assert "a .compressed.ply holds" in refused(capsys, "convert", "farther.ply", "x.compressed.ply")
+    for format in ("ply", "splat", "sog", "glb"):
+        told(capsys, "convert", "farther.ply", f"x.{format}")
+        assert splats.load(f"x.{format}").means.abs().max() == pytest.approx(3e38, rel=1e-3)
+
+
+def test_a_turn_that_shows_nothing_is_said(lamp, capsys):
+    raw_ply("away.ply", x=(slice(None), 900))
+    (warning,) = told(capsys, "turntable", "away.ply", "-o", "x.gif", "--frames", 2, "--size", 32)["warnings"]
+    assert warning.startswith("the pictures are empty: away.ply shows nothing at this --distance")
+    raw_ply("faint.ply", opacity=(slice(None), -9))
+    for words in (("view", "faint.ply"), ("turntable", "faint.ply")):
+        message = "faint.ply shows nothing: none of its 600 Gaussians has an opacity of 0.005 or more"
+        assert message in refused(capsys, *words)
+
+
+def test_files_with_nothing_in_them(capsys):
+    for format in SPLATS:
+        Path(f"empty.{format}").touch()
+        assert "it is empty (0 bytes); copy or download it again" in refused(
+            capsys, "info", f"empty.{format}"
+        )
+    head = splats.encode(cluster(), "ply").replace(b"vertex 600", b"vertex -60")
+    Path("minus.ply").write_bytes(head)
+    assert "its header promises -60 Gaussians" in refused(capsys, "info", "minus.ply")
+
+
 def test_info(lamp, capsys):
     report = told(capsys, "info", lamp)
     assert (report["format"], report["gaussians"], report["axes"]) == ("ply", 600, "opencv")
@@ -179,6 +244,7 @@ def test_view_makes_a_page_and_opens_it(lamp, capsys, monkeypatch):
         "input": "lamp.compressed.ply",
         "page": "out/lamp.html",
         "opened": True,
+        "warnings": [],
     }
     assert opened == [(lamp.parent / "out/lamp.html").resolve().as_uri()]
     page = (lamp.parent / "out/lamp.html").read_text()
