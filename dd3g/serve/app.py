@@ -110,6 +110,7 @@ def make_app(worker: Worker, about: dict[str, Any], limits: Limits = Limits()) -
     app = FastAPI(
         title="dd3g",
         version=dd3g.__version__,
+        redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
@@ -130,6 +131,9 @@ def make_app(worker: Worker, about: dict[str, Any], limits: Limits = Limits()) -
         nonlocal taken
         status = 500
         try:
+            names = [name for name, _ in request.query_params.multi_items()]
+            if twice := [name for name in parameters.model_fields_set if names.count(name) > 1]:
+                raise UserError(f"{twice[0]} is given {names.count(twice[0])} times: give it once")
             order = parameters.order(worker)
             # A picture whose turn would come too late is not taken, either.
             ahead = worker.mean_seconds * taken
@@ -184,16 +188,19 @@ def make_app(worker: Worker, about: dict[str, Any], limits: Limits = Limits()) -
         message = f"no answer within {limits.seconds:g} seconds: try again later, or a smaller picture"
         raise HTTPException(504, message)
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> dict[str, Any]:
         """Whether the server is up, and what it serves."""
         return {"status": "ok", **about, "waiting": taken}
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """Counters in the text format of Prometheus."""
         return Response(generate_latest(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", response_class=HTMLResponse)
     async def front() -> HTMLResponse:
         """A page to drop a picture on."""
@@ -258,13 +265,22 @@ def _file(made: Made, format: str) -> Response:
 
 def _plain(error: UserError) -> str:
     words = str(error).replace("--no-matte", "matte=none")
-    return re.sub(r"--(?=\w)", "", words)  # the others are called like the options, without the dashes
+    # The others are called like the options, without the dashes.
+    return re.sub(r"--(\w[\w-]*)", lambda match: match[1].replace("-", "_"), words)
 
 
 def _answer_errors(app: FastAPI, answers: Counter) -> None:
     @app.exception_handler(AnyHTTPException)
     async def known(request: Request, error: AnyHTTPException) -> JSONResponse:
-        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+        message = str(error.detail)
+        if message == "Not Found":  # of the router, as the next
+            message = (
+                "nothing is at this address: there are POST /generate, GET /, GET /health and GET /metrics"
+            )
+        elif message == "Method Not Allowed":
+            takes = (error.headers or {}).get("Allow", "another method")
+            message = f"{request.url.path} takes {takes}, not {request.method}"
+        return JSONResponse({"error": message}, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

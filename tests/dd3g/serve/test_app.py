@@ -10,6 +10,7 @@ from PIL import Image
 from stand_ins.infer_command import ROOT, StubGenerator
 from stand_ins.served import picture, post
 
+from dd3g.io.atomic import TEMPORARY
 from dd3g.io.formats import SPLATS
 from dd3g.io.splats import encode, load
 from dd3g.picture import load_image
@@ -109,7 +110,7 @@ def test_nothing_of_the_callers_is_taken_for_a_path(serve, tmp_path):
     opened = []
     try:
         serve(work)
-        assert any("dd3g-serve-" in path for path in opened)  # the hook does see what is opened
+        assert any(TEMPORARY in path for path in opened)  # the hook does see what is opened
         assert [path for path in opened if str(tmp_path) in path] == []
     finally:
         opened = None

@@ -15,7 +15,7 @@ WRONG = {
     "axes": ("up", "unknown axes 'up'"),
     "seed": (2**64, f"seed {2**64} is out of range: give 0 to {2**64 - 1}"),
     "elevation": ("nan", "elevation nan is out of range: give -80 to 80 degrees"),
-    "foreground_ratio": (2, "foreground-ratio 2 is out of range"),
+    "foreground_ratio": (2, "foreground_ratio 2 is out of range"),
     "fov": (0, "fov 0 is out of range: give 1 to 100 degrees"),
     "refine": (11, "refine 11 is out of range: give 0 to 10 seconds"),
     "ply_layout": ("wide", "unknown layout 'wide' of .ply"),
@@ -109,6 +109,38 @@ def test_other_addresses_and_methods(serve):
     answers = serve(work)
     assert [a.status_code for a in answers] == [405, 404, 404, 404]
     assert answers[0].headers["allow"] == "POST" and all(list(a.json()) == ["error"] for a in answers)
+    assert answers[0].json()["error"] == "/generate takes POST, not GET"
+    assert all(
+        a.json()["error"].startswith("nothing is at this address: there are POST") for a in answers[1:]
+    )
+
+
+def test_addresses_with_a_slash_behind_are_others(serve):
+    async def work(client):
+        posted = await client.post("/generate/", content=picture())
+        return posted, await client.get("/health/")
+
+    assert [a.status_code for a in serve(work)] == [404, 404]
+
+
+def test_what_is_read_can_be_asked_about(serve):
+    async def work(client):
+        heads = [await client.head(path) for path in ("/", "/health", "/metrics")]
+        wrong = [await client.head("/generate"), await client.options("/generate")]
+        return heads, wrong, await client.get("/openapi.json")
+
+    heads, wrong, described = serve(work)
+    assert [a.status_code for a in heads] == [200] * 3 and [a.status_code for a in wrong] == [405] * 2
+    assert sorted(described.json()["paths"]["/health"]) == ["get"]
+
+
+def test_a_parameter_that_is_given_twice_is_400(serve, gate):
+    async def work(client):
+        return await client.post("/generate?seed=1&format=ply&seed=2", content=picture())
+
+    answer = serve(work)
+    assert answer.status_code == 400 and answer.json() == {"error": "seed is given 2 times: give it once"}
+    assert gate.calls == []
 
 
 def test_a_failure_is_500_with_no_word_of_the_inside_and_the_next_is_served(serve, gate, caplog):
