@@ -40,12 +40,16 @@ CUT = re.compile(rb"....ftypavi[fs]|II\*\0|MM\0\*|II\+\0|MM\0\+", re.DOTALL)
 BEGINS = re.compile(rb"\x89PNG|\xff\xd8|GIF8|RIFF....WEBP|BM....\0{4}", re.DOTALL)
 # How files that are not pictures begin, for messages that help.
 FOREIGN = {
-    rb"\s*<(!doctype html|html)": "a web page: give the address of the picture itself",
-    rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<svg": "an SVG drawing: export it as PNG",
+    rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head)": "a web page: give the address of the picture itself",
+    rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype )?svg": "an SVG drawing: export it "
+    "as PNG",
     rb"%PDF": "a PDF: export the page as PNG",
     rb"version https://git-lfs": "a pointer of Git LFS: run `git lfs pull`",
     rb"8BPS": "a Photoshop file: export it as PNG",
     rb"\x1f\x8b|PK\x03\x04": "an archive: unpack it",
+    rb"\0\0\0\x0c(jP  |JXL )|\xff(\x0a|\x4f\xff\x51)": "a JPEG 2000 or JPEG XL picture: save it as PNG",
+    rb"ply\r?\n|glTF": "a 3D file: `dd3g convert` and `dd3g view` take some of these",
+    rb"....ftypcrx": "a camera's raw file: save it as PNG or JPEG",
     rb"....ftyp": "a video, or a kind of HEIF that is not read: save a frame as PNG",
 }
 

@@ -33,6 +33,7 @@ SIZE = 256
 TRANSLUCENT = 200  # largest alpha of an object that is taken for a faded one
 LARGE = 8  # times the side of the frame, from which on a picture is reduced before it is cut out
 SMALL = 32  # pixels of an object's longest side, from which it is shown too blurred
+RIM = 0.02  # of a side of the picture, up to which it may be framed and still no cut-out
 NARROW = 0.15  # of the picture, from which a matting model sees little of the object
 
 
@@ -169,14 +170,19 @@ def read_mask(source: Source, size: tuple[int, int]) -> Image.Image:
 def is_cut_out(image: Image.Image) -> bool:
     """Whether alpha tells an object from its surroundings.
 
-    It does not where it is nearly the same throughout, nor where it only rounds a photo's corners: the
-    picture is then solid over 95 % of its area and half of each side.
+    It does not where it is nearly the same throughout, nor where it only rounds a photo's corners or frames
+    it: the picture is then solid over 95 % of its area and half of each side, within a `RIM`.
 
     Args:
         image: RGBA.
     """
     alpha = np.asarray(image.getchannel("A"))  # (H, W)
     solid = alpha >= (int(alpha.max()) + 1) // 2
+    left, top, right, bottom = bounding_box(solid) or (0, 0, image.width, image.height)
+    if max(left, image.width - right) <= max(1, RIM * image.width):
+        solid = solid[:, left:right]
+    if max(top, image.height - bottom) <= max(1, RIM * image.height):
+        solid = solid[top:bottom]
     sides = (solid[0], solid[-1], solid[:, 0], solid[:, -1])
     return bool(solid.mean() < 0.95 or min(side.mean() for side in sides) < 0.5)
 

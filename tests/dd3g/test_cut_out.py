@@ -39,6 +39,12 @@ def rounded(radius: float) -> np.ndarray:
     return np.asarray(image)
 
 
+def framed(value: int, sides=((1, 1), (1, 1))) -> np.ndarray:
+    (top, bottom), (left, right) = sides
+    inside = np.full((96 - top - bottom, 128 - left - right), 255, np.uint8)
+    return np.pad(inside, sides, constant_values=value)
+
+
 def one_pixel(value: int) -> np.ndarray:
     alpha = np.full((96, 128), 255, np.uint8)
     alpha[40, 50] = value
@@ -47,8 +53,14 @@ def one_pixel(value: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "alpha",
-    [one_pixel(254), one_pixel(0), 250, 100, rounded(4), rounded(21), rounded(26)],
-    ids=["one pixel of 254", "a hole of one pixel", "250", "100", "corners", "icon", "large corners"],
+    [
+        *(one_pixel(254), one_pixel(0), 250, 100, rounded(4), rounded(21), rounded(26)),
+        *(framed(0), framed(90), framed(0, sides=((1, 0), (0, 0))), framed(254, sides=((0, 0), (1, 1)))),
+    ],
+    ids=[
+        *("one pixel of 254", "a hole of one pixel", "250", "100", "corners", "icon", "large corners"),
+        *("frame", "soft frame", "row", "columns of 254"),
+    ],
 )
 def test_alpha_that_is_none(alpha, asked):
     picture = load_image(photo(alpha), size=100)

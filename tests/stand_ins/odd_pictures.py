@@ -160,6 +160,9 @@ def alphas() -> Odd:
     add("shadow", np.where(distance < 12, 255, np.where((y > 32) & (x > 32), 63, 0)))
     add("line", np.where(abs(y - 32) < 1, 255, 0))
     add("noise", np.where(distance < 9, 255, np.random.default_rng(0).integers(0, 30, (64, 64))))
+    add("frame", np.pad(np.full((62, 62), 255), 1))
+    add("frame of one side", np.where(y < 1, 0, 255))
+    add("letterbox", np.where(abs(y - 32) < 20, 255, 0))
     add("checker", np.where((x // 8 + y // 8) % 2 == 1, 255, 0))
     for level in (128, 200, 250, 254):
         add(f"all {level}", level)
@@ -315,6 +318,13 @@ def damage() -> Odd:
     for name, data, message in (
         ("text", b"hello " * 50, "is not a PNG, JPEG"),
         ("page", b"<!doctype html><html>", "is a web page"),
+        ("page with a mark", b"\xef\xbb\xbf <HTML>", "is a web page"),
+        ("declared drawing", b"<?xml version='1.0'?>\n<!DOCTYPE svg PUBLIC '' ''>", "is an SVG drawing"),
+        ("jpeg 2000", encoded(Image.new("RGB", (48, 32), RED), "JPEG2000"), "is a JPEG 2000 or JPEG XL"),
+        ("stream of jpeg xl", b"\xff\x0a" + bytes(99), "is a JPEG 2000 or JPEG XL"),
+        ("raw", b"\0\0\0\x18ftypcrx " + bytes(99), "is a camera's raw file"),
+        ("splats", b"ply\nformat binary_little_endian 1.0\n", "is a 3D file"),
+        ("radiance", b"#?RADIANCE\n" + bytes(99), "is not a PNG, JPEG"),
         ("drawing", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is an SVG drawing"),
         ("paper", b"%PDF-1.4", "is a PDF"),
         ("pointer", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
