@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
 import json
@@ -242,9 +243,10 @@ def explain(error: Exception, out: Path, less: str) -> str:
         return str(error)
     if isinstance(error, OSError):
         where = error.filename or f"to {out} or among temporary files"
+        first = "free some space, or " if error.errno in (None, errno.ENOSPC, errno.EDQUOT) else ""
         return (
-            f"could not write {where} ({error.strerror or error}): free some space, or choose another folder "
-            "with -o, for temporary files with TMPDIR"
+            f"could not write {where} ({error.strerror or error}): {first}choose another folder with -o, for "
+            "temporary files with TMPDIR"
         )
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
         return f"not enough memory: close other programs, or give {less}"

@@ -115,7 +115,13 @@ def no_path(word: str) -> str:
         return f"{word[:100]!r} names no picture: no path holds a zero byte"
     if ADDRESS.match(word):
         try:
-            return "" if urlsplit(word).hostname else f"{word}: the address names no host"
+            parts = urlsplit(word)
+            if parts.username is not None:
+                return (
+                    f"{parts.hostname}: addresses with a name and a password are not read: save the picture, "
+                    "and give that file"
+                )
+            return "" if parts.hostname else f"{word}: the address names no host"
         except ValueError as e:
             return f"{word}: the address is not one ({e})"
     scheme = re.match(r"(\w[\w+.-]+)://|(data):", word)
@@ -182,7 +188,16 @@ def _fetched(address: str) -> bytes:
                 return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data, MAX_BYTES + 1)
         return bytes(data)
     except Exception as e:  # of urllib, http, ssl, socket and zlib
-        raise UserError(f"{address} could not be fetched ({first_line(e)}): check the address") from e
+        code, reason = getattr(e, "code", 0), getattr(e, "reason", e)
+        step = "check the address"
+        if code in (401, 403, 407):
+            step = "it is not for everybody; save the picture with a browser, and give that file"
+        elif code == 429 or code >= 500 or isinstance(reason, TimeoutError):
+            step = "try again later"
+        elif not code and isinstance(e, OSError):
+            step = "check the address, and whether this machine is connected"
+        why = first_line(e if code or not isinstance(reason, Exception) else reason)
+        raise UserError(f"{address} could not be fetched ({why}): {step}") from e
 
 
 def _decoder(data: bytes, name: str) -> Image.Image:

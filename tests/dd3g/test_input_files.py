@@ -293,6 +293,38 @@ def test_an_address(here, stub, site):
     fails("http:///a.png", match="the address names no host")
 
 
+def test_why_an_address_gives_no_picture(here, stub, monkeypatch):
+    """The next step is one that may help."""
+    codes = {401: "save the picture with a browser", 403: "save the picture with a browser"}
+    codes |= {404: "check the address", 429: "try again later", 503: "try again later"}
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            if self.path == "/round":
+                self.send_response(302)
+                self.send_header("Location", "/round")
+            elif self.path == "/away":
+                self.send_response(302)
+                self.send_header("Location", "file:///etc/passwd")
+            else:
+                self.send_response(int(self.path[1:]))
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.server_address[1]}"
+        for code, step in codes.items():
+            assert step in run(f"http://{host}/{code}", code=2).stderr
+        fails(f"http://{host}/round", match="would lead to an infinite loop")
+        fails(f"http://{host}/away", match="Redirection to url 'file:///etc/passwd' is not allowed")
+        fails(f"http://me:secret@{host}/404", match="127.0.0.1: addresses with a name and a password are not")
+        server.shutdown()
+    fails(f"http://{host}/a.png", match="Connection refused): check the address, and whether this")
+
+
 def test_an_address_as_browsers_show_it(here, stub, site):
     picture("www/a chair é.png")
     run(f"{site}/a chair é.png", "-o", "x")
