@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dd3g.errors import UserError
+from dd3g.signals import signals_wait
 
 TEMPORARY = ".dd3g-tmp-"  # how temporary folders begin
 # Names of unfinished files, here and in `dd3g.io.shards`.
@@ -134,7 +135,8 @@ def replacing_all(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         with temporary_folder(folder) as temporary:
             yield temporary
-            move_files(temporary, folder)
+            with signals_wait():
+                move_files(temporary, folder)
     except OSError as error:
         raise UserError(_explain(error, folder)) from error
 
