@@ -15,5 +15,6 @@ Each room below has one page, the docstring of its `__init__`. A room imports on
 - `shards`: the writer of a dataset, which may be killed and resumed, on any number of processes;
 - `reports`: checks of a dataset, its figures and a page about them.
 
-`synthesize`, `collect`, `render` and `make_objects` wire the rooms together: read `synthesize.py` first, then `shards`.
+`synthesize`, `collect`, `render` and `make_objects` wire the rooms together: read `synthesize.py` first, then
+`shards`.
 """
