@@ -141,13 +141,13 @@ def _weights(before: int, after: int, kernel: Kernel, device: torch.device) -> T
 
 
 def crop_size(folder: Path, default: int) -> int:
-    """Side in pixels that a folder's preprocessor_config.json asks for, or `default`.
+    """Side in pixels that a folder's preprocessor_config.json asks for; `default` where there is none.
 
     Raises:
-        UserError: when there is no such file, or what it names is no side.
+        UserError: when what it names is no side.
     """
     path = folder / "preprocessor_config.json"
-    size = read_json(path).get("crop_size", default)
+    size = read_json(path).get("crop_size", default) if path.is_file() else default
     side = size.get("height") if isinstance(size, dict) else size
     if not isinstance(side, int) or side < 1:
         raise UserError(f"{path}: crop_size {size!r} is not a side in pixels: copy or fetch it again")

@@ -221,6 +221,8 @@ def test_each_file_that_is_missing_or_damaged_is_named(kind, damage, folders, tm
     for name in names:
         if damage == "cut" and name.suffix == ".txt":
             continue  # nothing says how many words there were
+        if damage == "gone" and name.name == "preprocessor_config.json":
+            continue  # then it is as published
         copy = shutil.copytree(whole, tmp_path / "copy" / whole.name)
         content = (copy / name).read_bytes()
         (copy / name).write_bytes(content[: 2 * len(content) // 3] if damage == "cut" else b"")
