@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -58,20 +59,24 @@ class Progress:
             self._printed = time.monotonic()
             self.say(item)
 
-    def advance(self, count: int = 1, note: str = "") -> None:
+    def advance(self, count: int = 1, note: str = "", seconds: float = math.inf) -> None:
         """Count `count` more as done.
 
         Args:
             count: how many.
             note: stands beside the rate, such as a loss.
+            seconds: after which the work ends, done or not.
         """
         self.done += count
+        total, about = self.total, ""
+        if self.rate * seconds < total - self.done:
+            total, about = self.done + round(self.rate * seconds), "about "
         note = f"{note}  {self.rate:.3g}/s".strip()
-        self._bar.update(self._task, completed=self.done, note=note)
+        self._bar.update(self._task, completed=self.done, total=total, note=note)
         if self._lines and time.monotonic() - self._printed > self._seconds and self.rate:
             self._printed = time.monotonic()
-            left = timedelta(seconds=round((self.total - self.done) / self.rate))
-            self.say(f"{self.done} of {self.total} {self.name}, {note}, {left} left")
+            left = timedelta(seconds=round((total - self.done) / self.rate))
+            self.say(f"{self.done} of {about}{total} {self.name}, {note}, {left} left")
 
     def each(self, items: Sequence[T]) -> Iterator[T]:
         """The items one by one, each counted when the next one is asked for."""

@@ -95,7 +95,7 @@ def fit(
                 step += 1
                 if metrics is not None:
                     metrics.add(step, numbers)
-                progress.advance(note=f"loss {numbers['loss']:.4f}")
+                progress.advance(note=f"loss {numbers['loss']:.4f}", seconds=run.seconds_left)
                 if main and step == first + 1:
                     progress.say(
                         f"step {step}: loss {numbers['loss']:.4f}, {run.seconds:.1f} s after the start"
@@ -166,6 +166,15 @@ class _Run:
     def seconds(self) -> float:
         """Since the start of this session."""
         return time.monotonic() - self.started
+
+    @property
+    def seconds_left(self) -> float:
+        """Until `max_minutes` are over, as of the last step."""
+        return (
+            max(0.0, 60 * (self.config.max_minutes - self.rate.minutes))
+            if self.config.max_minutes
+            else math.inf
+        )
 
     def announce(self, progress: Progress, step: int) -> None:
         """Say where and how the run goes, write it down, and start the trackers; all call this together."""

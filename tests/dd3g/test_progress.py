@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +22,20 @@ def test_what_takes_long_is_told_while_it_is_worked_on(capsys):
     with Progress(total=1, name="inputs", seconds=-1) as progress:
         progress.at("a.mp4, frame 7 of 9")
     assert capsys.readouterr().err == "a.mp4, frame 7 of 9\n"
+
+
+def test_work_that_ends_by_the_clock_counts_what_the_time_allows(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("dd3g.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
+    with Progress(seconds=0) as progress:
+        progress.phase("steps", 60_000)
+        now[0] += 4
+        progress.advance(8, seconds=30)  # two a second
+        now[0] += 4
+        progress.advance(60_000 - 16, seconds=1e9)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "8 of about 68 steps, 2/s, 0:00:30 left"
+    assert second.startswith("59992 of 60000 steps, ")
 
 
 def test_no_lines_in_between_and_none_when_hidden(capsys):
