@@ -152,10 +152,14 @@ def read_bytes(source: Any, name: str) -> bytes:
     elif hasattr(source, "read"):
         if getattr(source, "closed", False):
             raise ValueError("closed")
-        data = source.read(MAX_BYTES + 1)
-        if not data and source.seekable() and source.tell():  # it was read before
-            source.seek(0)
+        try:
+            if getattr(source, "seekable", bool)() and source.tell():  # it was read before
+                source.seek(0)
             data = source.read(MAX_BYTES + 1)
+        except (OSError, ValueError, MemoryError):
+            raise
+        except Exception as e:  # of a file object of the caller's own
+            raise UserError(f"{name} cannot be read ({first_line(e)}): give its path, or its bytes") from e
     else:
         data = None
     if not isinstance(data, bytes):

@@ -34,6 +34,9 @@ class Gaussians:
     load: ClassVar[Callable[..., Gaussians]]
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            if not isinstance(given := getattr(self, field.name), Tensor):
+                raise TypeError(f"{field.name} must be a tensor, got {type(given).__name__}")
         shape = self.opacities.shape
         for name, last in (("means", 3), ("quats", 4), ("scales", 3), ("colors", None)):
             got = getattr(self, name).shape

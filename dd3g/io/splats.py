@@ -139,6 +139,11 @@ def encode(
     """
     check_format(format, axes)
     check_layout(layout, (format,))
+    if gaussians.colors.dim() != 2 or gaussians.colors.shape[-1] != 3:
+        raise UserError(
+            f"a file holds one object of three colour channels, got colours {tuple(gaussians.colors.shape)}: "
+            "give one of a batch, with colours (N, 3)"
+        )
     kept = gaussians.detach().to("cpu", torch.float32).pruned(min_opacity)
     if len(kept) == 0:
         raise UserError(

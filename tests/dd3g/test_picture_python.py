@@ -88,6 +88,10 @@ def _as(grey, mode):
         (np.zeros((32, 32, 3), complex), "holds values of type complex128"),
         (np.zeros((32, 32), "U1"), "holds values of type <U1"),
         (Image.fromarray(np.full((16, 16), 70000, np.int32)), "holds values from 70000 to 70000"),
+        (
+            Image.fromarray(np.full((16, 16), 99, np.uint16)),
+            "holds 16-bit values up to 99, all black: save it",
+        ),
         (None, "is of type NoneType: give a path"),
         ({"image": 1}, "is of type dict"),
         ([disc()], "is of type list"),
@@ -232,11 +236,27 @@ def test_files_that_were_read_or_closed(tmp_path):
     data.seek(0)
     whole = load_image(data).rgba
     assert torch.equal(load_image(data).rgba, whole)  # at its end by now
+    data.seek(5)
+    assert torch.equal(load_image(data).rgba, whole)
     data.close()
     with pytest.raises(
         UserError, match="was closed before it was read: give it while it is open, or its path"
     ):
         load_image(data)
+
+
+def test_file_objects_that_do_not_read():
+    class Stream:
+        def read(self, size):
+            return self.give()
+
+    stream = Stream()
+    stream.give = lambda: None  # as of a pipe that does not wait
+    with pytest.raises(UserError, match="the picture is of type Stream: give a path, bytes"):
+        load_image(stream)
+    stream.give = lambda: {}["key"]
+    with pytest.raises(UserError, match="the picture cannot be read .'key'.: give its path, or its bytes"):
+        load_image(stream)
 
 
 def test_a_picture_whose_file_was_closed(tmp_path):

@@ -13,6 +13,7 @@ from stand_ins.splat_files import example
 from test_splats import GOLDEN
 
 from dd3g.errors import UserError
+from dd3g.gaussians import Gaussians
 from dd3g.io import splats
 
 
@@ -115,6 +116,19 @@ def test_unknown_names_and_missing_files(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
         splats.load(tmp_path / "folder.ply")
     assert splats.save(example(), tmp_path / "named.bin", format="ply").read_bytes().startswith(b"ply\n")
+
+
+def test_what_a_file_does_not_hold(tmp_path):
+    one = example()
+    for batch, channels in ((True, 3), (False, 4)):
+        colors = torch.zeros(len(one), channels)
+        parts = [one.means, one.quats, one.scales, one.opacities, colors]
+        other = Gaussians(*(part[None] if batch else part for part in parts))
+        with pytest.raises(UserError, match="a file holds one object of three colour channels, got colours"):
+            other.save(tmp_path / "x.ply")
+    with pytest.raises(TypeError, match="means must be a tensor, got ndarray"):
+        Gaussians(*(part.numpy() for part in parts))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_left_to_write(tmp_path):
