@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from stand_ins.encoded_pictures import bad, chunk, encoded, fails, opened
-from stand_ins.made_up_pictures import disc, extent
+from stand_ins.made_up_pictures import DISPLAY_P3, disc, extent
 
 from dd3g.picture import load_image, read_rgba
 
@@ -170,6 +170,39 @@ def test_heic(tmp_path, monkeypatch):
     assert np.abs(np.asarray(read_rgba(path))[9, 9].astype(int) - (200, 80, 40, 255)).max() <= 6
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     fails(path, r"needs the extra 'heif': pip install 'dd3g\[heif\]'")
+
+
+def test_heic_turned_cut_out_deep_and_of_several(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs the extra heif")
+    red = Image.new("RGB", (64, 48), (200, 80, 40))
+
+    def read(file, **how):
+        buffer = io.BytesIO()
+        (pillow_heif.from_pillow(file) if isinstance(file, Image.Image) else file).save(
+            buffer, quality=95, **how
+        )
+        return np.asarray(read_rgba(bad(tmp_path, buffer.getvalue(), "x.heic"))).astype(int)
+
+    striped = red.copy()
+    striped.paste((0, 0, 200), (0, 0, 64, 12))
+    sides = {1: "top", 2: "top", 3: "bottom", 4: "bottom", 5: "left", 6: "right", 7: "right", 8: "left"}
+    for turn, side in sides.items():
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        out = read(striped, exif=exif.tobytes())
+        assert out.shape[:2] == ((48, 64) if turn < 5 else (64, 48))
+        edges = {"top": out[3, 24], "bottom": out[-3, 24], "left": out[24, 3], "right": out[24, -3]}
+        assert [name for name, pixel in edges.items() if pixel[2] > 150] == [side], turn
+    out = read(Image.fromarray(disc(64, 64, (32, 32), 20)))
+    assert out[32, 32, 3] == 255 and out[2, 2, 3] == 0
+    out = read(Image.new("RGB", (64, 48), (91, 195, 60)), icc_profile=DISPLAY_P3)
+    assert np.abs(out[9, 9] - (8, 200, 0, 255)).max() <= 15
+    deep = np.full((48, 64, 3), np.array([200, 80, 40]) * 257, "<u2")
+    out = read(pillow_heif.from_bytes("RGB;16", (64, 48), deep.tobytes()))
+    assert np.abs(out[9, 9] - (200, 80, 40, 255)).max() <= 6
+    several = pillow_heif.from_pillow(red)
+    several.add_from_pillow(Image.new("RGB", (64, 48), "blue"))
+    assert read(several)[9, 9, 2] < 60 < 200 < read(several, primary_index=1)[9, 9, 2]
 
 
 def test_a_bmp_of_32_bits_with_no_alpha_in_it(tmp_path):
