@@ -290,8 +290,11 @@ def guarded(
     except BrokenPipeError:  # a reader such as `head` has seen enough
         silence_stdout()
         code = 0
-    except (UserError, OSError) as error:
+    except UserError as error:
         code = _failed(str(error), as_json)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        code = _failed(f"{error}: free some space, then {go_on}" if full else str(error), as_json)
     except KeyboardInterrupt as stop:  # of Ctrl-C, or of another signal that the work took for one
         say(f"stopped: {go_on}", err=True)
         if as_json:

@@ -7,6 +7,7 @@ would clash with ours.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -222,6 +223,8 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
     shown = sys.stderr if sys.stderr.isatty() else subprocess.PIPE
     with paused():
         result = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, text=True)
+    if "No space left on device" in result.stderr:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, there or among temporary files")
     wheels = sorted(folder.glob("*.whl"))
     if result.returncode != 0 or len(wheels) != 1:
         lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["no wheel came"]

@@ -248,10 +248,11 @@ def only_user(folder: str | Path, wait: bool = False) -> Iterator[None]:
                 return
             if not path.exists() or not os.path.samestat(path.stat(), os.fstat(stream.fileno())):
                 continue  # who held it removed the file in the meantime
-            stream.truncate(0)
             now = time.strftime("%Y-%m-%d %H:%M:%S")
-            stream.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n")
-            stream.flush()
+            who = f"process {os.getpid()} on {socket.gethostname()}, since {now}\n"
+            with contextlib.suppress(OSError):  # a full disk has room for no name; the lock holds without one
+                os.ftruncate(stream.fileno(), 0)
+                os.write(stream.fileno(), who.encode())
             sweep(path.parent)
             try:
                 yield

@@ -94,7 +94,9 @@ def test_how_a_run_ends(capsys):
     assert guarded(lambda: fail(OSError(28, "No space left on device"))) == 2
     assert guarded(lambda: fail(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == (
-        "error: a.png is empty\nerror: [Errno 28] No space left on device\n"
+        "error: a.png is empty\n"
+        "error: [Errno 28] No space left on device: free some space, then run the same command again to "
+        "resume\n"
         "stopped: run the same command again to resume\n"
     )
     with pytest.raises(ZeroDivisionError):

@@ -114,6 +114,17 @@ def test_no_network(cache, index):
     assert list(cache.iterdir()) == []
 
 
+def test_a_full_disk_is_not_taken_for_no_network(cache, index, monkeypatch):
+    def full(command, **_):
+        said = "ERROR: Could not install packages: [Errno 28] No space left on device\n"
+        return subprocess.CompletedProcess(command, 1, stderr=said)
+
+    monkeypatch.setattr(models.subprocess, "run", full)
+    with pytest.raises(UserError, match=f"cannot write to {cache}: No space left on device, there or among"):
+        models.fetch("tiny")
+    assert list(cache.iterdir()) == []
+
+
 def test_cache_that_cannot_be_written(tmp_path, index, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DD3G_CACHE", str(tmp_path / "file"))

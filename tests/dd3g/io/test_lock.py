@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -34,6 +35,17 @@ def test_a_second_command_is_told_who_holds_the_folder(tmp_path):
     with only_user(tmp_path / "new"):
         pass
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_full_disk_has_room_for_no_name_and_the_folder_is_held_all_the_same(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with only_user(tmp_path), pytest.raises(UserError, match="is in use by another process"):
+        with only_user(tmp_path):
+            pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_process_holds_nothing(tmp_path):
