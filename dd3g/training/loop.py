@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import time
 from collections.abc import Callable, Sized
 from pathlib import Path
@@ -72,6 +73,11 @@ def fit(
     if config.num_train_epochs and not items:
         raise UserError("num_train_epochs: batches are drawn here without end: set max_train_steps")
     config.count_epochs(items)
+    if samples is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "this network draws its own batches, on one device: several processes would all learn from the "
+            "same; start one, without torchrun"
+        )
     run = _Run(model, config, samples is not None)
     run.state.items = items
     gpus = run.gpus

@@ -121,3 +121,11 @@ def test_a_loss_that_is_not_finite_leaves_the_last_step(tmp_path):
     with pytest.raises(UserError, match="loss is nan at step 4"):
         fit(model, breaking, tmp_path, 10)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), kept, strict=True))
+
+
+def test_own_batches_are_drawn_by_one_process(tmp_path, monkeypatch):
+    """Each of several would draw the same, take as long, and write the network over the others'."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="start one, without torchrun"):
+        run(tmp_path / "out", 3)
+    assert not (tmp_path / "out").exists()
