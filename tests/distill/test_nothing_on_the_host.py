@@ -28,7 +28,7 @@ from distill.teachers.encoders import END, START
 from distill.teachers.zero123plus import Zero123PlusTeacher
 from distill.train import DistillConfig
 from distill.train_shape import ShapeConfig
-from distill.train_teacher import TeacherLoss
+from distill.train_teacher import TeacherConfig, TeacherLoss
 from tools.scale import IMAGEDREAM
 
 SHAPE = {"size": 32, "width": 32, "depth": 1, "heads": 2, "residual_hidden": 8, "fine": 8, "mid": 16}
@@ -90,6 +90,10 @@ def test_generators_as_configured(name):
     shape = config.generator
     if config.start.teacher and "compact" not in name:
         shape = replace(shape, teacher=IMAGEDREAM)
+    forward_and_backward(shape)
+
+
+def forward_and_backward(shape):
     with torch.device("meta"):
         generator = Generator(shape)
     c = generator.config
@@ -100,6 +104,34 @@ def test_generators_as_configured(name):
         zero_of(*(getattr(made, f.name) for f in fields(made))).backward()
     assert made.means.is_meta
     assert all(p.grad.is_meta for p in generator.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [{"lower": "low_rank"}, {"lower": "low_rank", "rank": 3}, {"lower": "trained"}, {"top_only": True}],
+)
+def test_every_start_from_the_teacher(start):
+    """As `start.` of configs/distill/base.yaml may say; "frozen" is what it says."""
+    config = parse(["--config", "base", *(f"start.{k}={v}" for k, v in start.items())], DistillConfig)
+    names = ("top_only", "lower", "rank", "lower_rate")
+    phase = replace(IMAGEDREAM, **{name: getattr(config.start, name) for name in names})
+    forward_and_backward(replace(config.generator, teacher=phase))
+
+
+@pytest.mark.parametrize("name", ["nano", "small", "base"])
+def test_teachers_as_configured(name):
+    config = parse(["--config", name], TeacherConfig).teacher
+    with torch.device("meta"):
+        teacher = CompactTeacher(config)
+    teacher = looked_up(teacher)
+    image = torch.empty(1, 4, config.size, config.size, device="meta")
+    x = torch.empty(1, *teacher.latent_shape, device="meta")
+    cameras = Cameras.stack([teacher.rig]).to("meta")
+    with OnMeta():
+        condition = teacher.condition(image, cameras)
+        out = teacher(x, torch.zeros(1, dtype=torch.long, device="meta"), condition)
+        out.square().sum().backward()
+    assert out.is_meta and all(p.grad.is_meta for p in teacher.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("name", ["nano", "small", "base"])
