@@ -17,6 +17,12 @@ __version__ = "0.1.0"
 # Libraries report their use unless this is set before they are imported; nothing leaves the machine unasked.
 for _name in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
     os.environ.setdefault(_name, "1")
+# Without a home, libraries would keep their caches in a folder called ~ wherever the user is.
+if os.path.expanduser("~") == "~" and not os.environ.get("XDG_CACHE_HOME") and os.name == "posix":
+    try:
+        os.environ["XDG_CACHE_HOME"] = import_module("dd3g.homeless").cache_folder()
+    except OSError:
+        pass  # a place among temporary files would be no use either
 __all__ = ["Cameras", "Gaussians", "Generator", "UserError", "load_image", "rasterize"]
 
 _HOME = {

@@ -14,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +24,7 @@ import typer
 
 from dd3g.command import Json, dispatch, say
 from dd3g.errors import UserError
+from dd3g.homeless import cache_folder
 from dd3g.hub_models import HUB_MODELS, HubModel
 from dd3g.io.atomic import remove_leftovers, temporary_folder
 from dd3g.progress import paused
@@ -97,7 +97,7 @@ def models_folder() -> Path:
         return Path(os.path.expanduser(cache)) / "models"
     cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     if cache.startswith("~"):
-        cache = os.path.join(tempfile.gettempdir(), f"cache-{os.getuid()}")
+        cache = cache_folder()
     return Path(cache) / "dd3g" / "models"
 
 

@@ -244,7 +244,7 @@ def test_python_without_docstrings(here):
     assert made.returncode == 0 and made.stderr == "" and "u2netp" in made.stdout
 
 
-def test_a_user_without_a_home(monkeypatch):
+def test_a_user_without_a_home(monkeypatch, tmp_path):
     import pwd
 
     from dd3g.models import models_folder
@@ -255,8 +255,27 @@ def test_a_user_without_a_home(monkeypatch):
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     for name in ("HOME", "DD3G_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = models_folder()
-    assert folder.is_absolute() and folder.parts[-3:] == (f"cache-{os.getuid()}", "dd3g", "models")
+    assert folder == tmp_path / f"cache-{os.getuid()}/dd3g/models"
+    assert folder.parents[1].stat().st_mode & 0o777 == 0o700 and models_folder() == folder
+    folder.parents[1].chmod(0o777)  # where anybody may have put code
+    assert models_folder().parents[1] not in (folder.parents[1], tmp_path)
+
+
+def test_libraries_of_a_user_without_a_home_keep_no_caches_where_the_user_is(here):
+    code = (
+        "import pwd; pwd.getpwuid = {}.__getitem__; import os, dd3g; print(os.environ.get('XDG_CACHE_HOME'))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME")}
+    environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(here)}
+
+    def told(**more):
+        words = [sys.executable, "-c", code]
+        return subprocess.run(words, env=environment | more, capture_output=True, text=True).stdout.strip()
+
+    assert told() == str(here / f"cache-{os.getuid()}") and told(XDG_CACHE_HOME="/x") == "/x"
+    assert told(HOME="/y") == "None"
 
 
 # Numba where it may write neither beside a kernel's file nor in a home.
