@@ -23,11 +23,12 @@ LARGEST = 32767  # a coordinate of 1, as `dd3g.meshes.mesh.load_mesh` reads it
 
 
 def write_object(folder: Path, seed: int, resolution: int, index: int) -> None:
-    """Write object `index` as `00000-kind.npz`; one that is there is kept."""
-    if any(folder.glob(f"{index:05d}-*.npz")):
+    """Write object `index` of a seed as `0-00000-kind.npz`; one that is there is kept."""
+    stem = f"{seed}-{index:05d}"
+    if any(folder.glob(f"{stem}-*.npz")):
         return
     kind, vertices, faces = procedural_shape(Space(resolution), seed, index)
-    with replacing(folder / f"{index:05d}-{kind}.npz") as part, open(part, "wb") as stream:
+    with replacing(folder / f"{stem}-{kind}.npz") as part, open(part, "wb") as stream:
         np.savez_compressed(stream, V=np.round(vertices * LARGEST).astype(np.int16), F=faces)
 
 
@@ -35,7 +36,7 @@ def write_object(folder: Path, seed: int, resolution: int, index: int) -> None:
 def objects_command(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the .npz shapes.")],
     count: Annotated[int, typer.Option(min=1, help="Objects.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of all objects.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed adds other objects.")] = 0,
     resolution: Annotated[int, typer.Option(min=16, help="Grid points a side.")] = 80,
     processes: Annotated[int, typer.Option(min=1, help="CPU processes.")] = os.cpu_count() or 1,
     as_json: Json = False,

@@ -85,15 +85,17 @@ def test_the_command_writes_shapes_and_goes_on(tmp_path, capsys):
     words = ["objects", "-o", str(tmp_path), "--resolution", "24", "--processes", "1"]
     assert main([*words, "--count", "2"]) == 0
     times = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
-    assert sorted(times) == ["00000-vessel.npz", "00001-vessel.npz"]
+    assert sorted(times) == ["0-00000-vessel.npz", "0-00001-vessel.npz"]
     capsys.readouterr()
     assert main([*words, "--count", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"objects": 3, "output": str(tmp_path)}
     assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir() if p.name in times} == times
     found, _ = find_objects(tmp_path)
     assert [(o.id, o.style) for o in found] == [
-        ("00000-vessel", "shape"), ("00001-vessel", "shape"), ("00002-package", "shape"),
+        ("0-00000-vessel", "shape"), ("0-00001-vessel", "shape"), ("0-00002-package", "shape"),
     ]  # fmt: skip
+    assert main([*words, "--count", "1", "--seed", "1"]) == 0
+    assert len(list(tmp_path.iterdir())) == 4
     _, vertices, faces = procedural_shape(Space(24), 0, 2)
     mesh = load_mesh(found[2].path, normal=False)
     np.testing.assert_allclose(mesh.vertices, vertices, atol=1 / 32767)
