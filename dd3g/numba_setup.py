@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import importlib.util
+import importlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -21,9 +21,12 @@ _folders: list[Any] = []
 _end = contextlib.ExitStack()  # removes them when the process ends
 atexit.register(_end.close)
 
-# OpenMP may be entered from several Python threads at once; numba's own pool aborts the process then.
-if _config.THREADING_LAYER == "default" and importlib.util.find_spec("numba.np.ufunc.omppool"):
-    _config.THREADING_LAYER = "omp"
+# OpenMP may be entered from several Python threads at once; numba's own pool aborts the process then. Slim
+# systems have no libgomp.
+with contextlib.suppress(ImportError):
+    if _config.THREADING_LAYER == "default":
+        importlib.import_module("numba.np.ufunc.omppool")
+        _config.THREADING_LAYER = "omp"
 turn: Any = contextlib.nullcontext() if _config.THREADING_LAYER in ("omp", "tbb") else threading.Lock()
 """Hold this around every parallel kernel."""
 

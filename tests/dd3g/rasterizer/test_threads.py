@@ -20,3 +20,41 @@ print(torch.get_num_threads())
 def test_rendering_leaves_the_number_of_torch_threads():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1"]
+
+
+WITHOUT_OPENMP = """
+import importlib.util, sys, threading
+
+class Broken:  # as where libgomp is not installed
+    def find_spec(self, name, path=None, target=None):
+        return importlib.util.spec_from_loader(name, self) if name.endswith(".omppool") else None
+
+    def create_module(self, spec):
+        pass
+
+    def exec_module(self, module):
+        raise ImportError("libgomp.so.1: cannot open shared object file: No such file or directory")
+
+sys.meta_path.insert(0, Broken())
+import numba, torch
+from dd3g import Cameras, Gaussians, rasterize
+rotation = torch.tensor([[1.0, 0, 0, 0]])
+one = Gaussians(torch.zeros(1, 3), rotation, torch.ones(1, 3), torch.ones(1), torch.ones(1, 3))
+found = []
+def draw():
+    for _ in range(20):
+        found.append(float(rasterize(one, Cameras.orbit([0.0], size=16)).alpha.mean()))
+workers = [threading.Thread(target=draw) for _ in range(4)]
+for worker in workers:
+    worker.start()
+for worker in workers:
+    worker.join()
+print(numba.threading_layer() != "omp", len(found), len(set(found)))
+"""
+
+
+@pytest.mark.slow
+def test_rendering_does_without_openmp():
+    """On numba's own pool, which ends the process when two threads enter it at once."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_OPENMP], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "80", "1"], done.stderr
