@@ -179,9 +179,10 @@ def is_cut_out(image: Image.Image) -> bool:
     alpha = np.asarray(image.getchannel("A"))  # (H, W)
     solid = alpha >= (int(alpha.max()) + 1) // 2
     left, top, right, bottom = bounding_box(solid) or (0, 0, image.width, image.height)
-    if max(left, image.width - right) <= max(1, RIM * image.width):
+    rims = [max(1, RIM * side) if side >= SMALL else 0 for side in image.size]  # of a strip a row is much
+    if max(left, image.width - right) <= rims[0]:
         solid = solid[:, left:right]
-    if max(top, image.height - bottom) <= max(1, RIM * image.height):
+    if max(top, image.height - bottom) <= rims[1]:
         solid = solid[top:bottom]
     sides = (solid[0], solid[-1], solid[:, 0], solid[:, -1])
     return bool(solid.mean() < 0.95 or min(side.mean() for side in sides) < 0.5)
