@@ -12,7 +12,6 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from data_gen.meshes.procedural import Space, procedural_shape
 from data_gen.meshes.processes import map_in_processes
 from dd3g.command import Json, check_writable, run_command
 from dd3g.io.atomic import replacing
@@ -24,6 +23,11 @@ LARGEST = 32767  # a coordinate of 1, as `dd3g.meshes.mesh.load_mesh` reads it
 
 def write_object(folder: Path, seed: int, resolution: int, index: int) -> None:
     """Write object `index` of a seed as `0-00000-kind.npz`; one that is there is kept."""
+    from data_gen.meshes.procedural import (
+        Space,
+        procedural_shape,
+    )  # compiles kernels, which help does not need
+
     stem = f"{seed}-{index:05d}"
     if any(folder.glob(f"{stem}-*.npz")):
         return

@@ -34,6 +34,7 @@ TRANSLUCENT = 200  # largest alpha of an object that is taken for a faded one
 LARGE = 8  # times the side of the frame, from which on a picture is reduced before it is cut out
 SMALL = 32  # pixels of an object's longest side, from which it is shown too blurred
 RIM = 0.02  # of a side of the picture, up to which it may be framed and still no cut-out
+STRIP = 32  # pixels, below which one more or less is no frame
 NARROW = 0.15  # of the picture, from which a matting model sees little of the object
 
 
@@ -179,7 +180,7 @@ def is_cut_out(image: Image.Image) -> bool:
     alpha = np.asarray(image.getchannel("A"))  # (H, W)
     solid = alpha >= (int(alpha.max()) + 1) // 2
     left, top, right, bottom = bounding_box(solid) or (0, 0, image.width, image.height)
-    rims = [max(1, RIM * side) if side >= SMALL else 0 for side in image.size]  # of a strip a row is much
+    rims = [max(1, RIM * side) if side >= STRIP else 0 for side in image.size]
     if max(left, image.width - right) <= rims[0]:
         solid = solid[:, left:right]
     if max(top, image.height - bottom) <= rims[1]:

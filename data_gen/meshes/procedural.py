@@ -1,8 +1,8 @@
 """Made-up household objects: random assemblies of simple solids, as signed distances on a grid.
 
-They stand in for scans where there are none, and beside them where there are few: a network that knows a
-hundred scans by heart learns from these how vessels, boxes, toys and furniture go on behind. Lengths are such
-that objects reach about 1 from the centre; y is up, z the front, x = 0 the plane that most are mirrored at.
+They stand in for meshes where there are none; beside scans and game art they made nano no better (its card).
+Lengths are such that objects reach about 1 from the centre; y is up, z the front, x = 0 the plane that most
+are mirrored at.
 """
 
 from __future__ import annotations
@@ -42,9 +42,8 @@ class Space:
 
     def box(self, centre: ArrayLike, half: ArrayLike, rounding: float = 0.02) -> Distance:
         """A box of these half sides, with round edges."""
-        offset = np.abs(self.points - np.asarray(centre, np.float32)) - (
-            np.asarray(half, np.float32) - rounding
-        )
+        inner = np.asarray(half, np.float32) - rounding
+        offset = np.abs(self.points - np.asarray(centre, np.float32)) - inner
         return np.linalg.norm(offset.clip(0), axis=-1) + offset.max(-1).clip(max=0) - rounding
 
     def rod(self, start: ArrayLike, end: ArrayLike, radius: float, last: float | None = None) -> Distance:
@@ -103,9 +102,8 @@ def vessel(s: Space, rng: np.random.Generator) -> Distance:
     if rng.random() < 0.3:  # a saucer
         rim, rise, foot = radii.max() * rng.uniform(1.1, 2.0), rng.uniform(0, 0.15), radii[0]
         slope = ((s.around - foot) / (rim - foot + 0.01)).clip(0, 1) * rise - top
-        body = np.minimum(
-            body, np.maximum(np.abs(s.y - slope) - rng.uniform(0.03, 0.06), s.around - rim) * 0.8
-        )
+        plate = np.maximum(np.abs(s.y - slope) - rng.uniform(0.03, 0.06), s.around - rim)
+        body = np.minimum(body, 0.8 * plate)
     if rng.random() < 0.2:  # a knob
         body = melted(body, s.ball([0, top + 0.06, 0], np.full(3, rng.uniform(0.06, 0.12))), 0.03)
     return body
@@ -189,10 +187,8 @@ def furniture(s: Space, rng: np.random.Generator) -> Distance:
     wide, deep = rng.uniform(0.35, 0.8, 2)
     seat, plate, floor = rng.uniform(-0.1, 0.5), rng.uniform(0.03, 0.12), -rng.uniform(0.5, 0.9)
     if rng.random() < 0.35:
-        body, count = (
-            s.turned(np.array([wide, wide]), np.array([seat - plate, seat + plate])),
-            int(rng.integers(3, 5)),
-        )
+        body = s.turned(np.array([wide, wide]), np.array([seat - plate, seat + plate]))
+        count = int(rng.integers(3, 5))
         turns = np.arange(count) * 2 * np.pi / count + 0.4
         corners = [(0.7 * wide * np.cos(a), 0.7 * wide * np.sin(a)) for a in turns]
     else:
