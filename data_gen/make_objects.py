@@ -12,9 +12,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from data_gen.meshes.processes import map_in_processes
 from dd3g.command import Json, check_writable, run_command
 from dd3g.io.atomic import replacing
+from dd3g.processes import map_in_processes
 from dd3g.progress import Progress
 from dd3g.signals import signals_stop
 

@@ -13,14 +13,15 @@ from typing import Annotated
 import typer
 
 from data_gen.meshes.objects import Item, Options, find_items, mesh_files, render_item
-from data_gen.meshes.processes import map_in_processes
 from dd3g.command import Json, run_command
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.io.atomic import only_user, replacing
 from dd3g.io.shards import Shards, write_shard
+from dd3g.processes import map_in_processes
 from dd3g.progress import Progress
 from dd3g.setting import flattened
+from dd3g.signals import signals_stop
 
 
 def render_shard(task: tuple[Path, list[Item], Options]) -> tuple[int, list[tuple[str, str]]]:
@@ -126,6 +127,7 @@ def _check_same_options(output: Path, options: dict) -> None:
         raise UserError(f"cannot write in {output}: {error.strerror or error}") from error
 
 
+@signals_stop()
 @flattened
 def render_command(
     folder: Annotated[

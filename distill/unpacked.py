@@ -8,10 +8,8 @@ NAME-HASH.json, which says where they lie. It is a cache: it may be deleted, and
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,8 @@ from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.io.atomic import only_user, replacing
 from dd3g.io.shards import pack_paths, unpack_paths
-from dd3g.progress import track
+from dd3g.processes import map_in_processes
+from dd3g.progress import Progress
 from distill.renders import RenderedObject, RenderedObjects
 
 
@@ -106,15 +105,10 @@ def _about(path: Path) -> Path:
 
 
 def _unpack_all(wanted: list[tuple[Path, Path]]) -> None:
-    processes = min(len(wanted), os.cpu_count() or 1)
-    if processes <= 1:
-        for task in wanted:
-            unpack(task)
-        return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(unpack, task) for task in wanted]
-        for future in track(futures, "shards unpacked"):
-            future.result()
+    with Progress() as progress:
+        progress.phase("shards unpacked", len(wanted))
+        for _ in map_in_processes(unpack, wanted, os.cpu_count() or 1):
+            progress.advance()
 
 
 def unpack(task: tuple[Path, Path]) -> None:

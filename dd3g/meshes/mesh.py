@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dd3g.errors import first_line
 from dd3g.meshes.normals import corner_normals
 
 
@@ -39,7 +40,7 @@ def load_mesh(path: str | Path, up: str = "y", normal: bool = True) -> Mesh:
         normal: put its bounding box's centre at the origin and its farthest vertex at distance 1.
 
     Raises:
-        ValueError: when the file holds no triangles, or positions that are not finite.
+        ValueError: when the file is damaged, holds no triangles, or positions that are not finite.
     """
     path = Path(path)
     parts = [_load_shape(path)] if path.suffix.lower() == ".npz" else _load_scene(path)
@@ -147,7 +148,12 @@ class _Nearby:
 def _load_scene(path: Path) -> list[_Part]:
     import trimesh
 
-    scene = trimesh.load_scene(path, process=False, resolver=_Nearby(path))  # type: ignore[arg-type]
+    try:
+        scene = trimesh.load_scene(path, process=False, resolver=_Nearby(path))  # type: ignore[arg-type]
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a stranger's file can make a parser fail in any way
+        raise ValueError(f"it is damaged, or no {path.suffix} ({first_line(error)})") from error
     parts = []
     for node in scene.graph.nodes_geometry:
         transform, name = scene.graph[node]

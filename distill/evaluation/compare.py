@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.io.atomic import replacing
 from dd3g.machine import provenance
+from dd3g.processes import map_in_processes
 from dd3g.progress import Progress, track
 from distill.evaluation.learned import frechet_distance, kernel_distance, load_metrics
 from distill.evaluation.metrics import bootstrap_mean
@@ -289,47 +288,27 @@ def _processes(asked: int, device: str, objects: int) -> int:
 
 
 def _results(job: Job, work: Work, count: int, processes: int) -> Iterator[dict[str, Any]]:
-    """Results of all objects, in any order."""
+    """Results of all objects."""
     processes = _processes(processes, job.settings.device, count)
+    found: Iterator[dict[str, Any]] = map(work, range(count))
+    if processes > 1:
+        found = map_in_processes(_do, range(count), processes, partial(_start, job, processes))
     with Progress() as progress:
         progress.phase("objects", count)
-        if processes <= 1:
-            for index in range(count):
-                yield work(index)
-                progress.advance()
-            return
-        spawn = multiprocessing.get_context("spawn")
-        try:
-            with ProcessPoolExecutor(processes, spawn, _start, (job, processes)) as pool:
-                for future in as_completed([pool.submit(_do, index) for index in range(count)]):
-                    yield future.result()
-                    progress.advance()
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a process was killed, perhaps for lack of memory: run the same command again, with fewer "
-                "--processes; what is finished is kept"
-            ) from error
+        for result in found:
+            yield result
+            progress.advance()
 
 
 _work: Work  # of a worker process
 
 
 def _start(job: Job, processes: int) -> None:
-    import threading
-
     import numba
 
     threads = max(1, (os.cpu_count() or 1) // processes)
     torch.set_num_threads(threads)
     numba.set_num_threads(min(threads, numba.get_num_threads()))
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:  # no orphan when the parent is killed
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
     global _work
     _work = Work(job)
 

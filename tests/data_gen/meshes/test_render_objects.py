@@ -19,7 +19,6 @@ from stand_ins.tiny_objects import write_cube
 from stand_ins.training_runs import files
 
 from data_gen import render
-from data_gen.meshes import processes
 from data_gen.meshes.objects import Item, Options, find_items, render_item, view_plan
 from data_gen.render import render_folder
 from dd3g.errors import UserError
@@ -158,17 +157,6 @@ def test_two_processes_make_the_same_bytes(tmp_path):
     render_folder(folder, tmp_path / "two", SMALL, processes=2)
     for path in (tmp_path / "one").glob("*.tar"):
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
-
-
-def killed():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.slow
-def test_a_worker_that_is_killed_ends_in_one_clear_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "_start_worker", killed)
-    with pytest.raises(UserError, match="was killed, perhaps for lack of memory: run the same command again"):
-        render_folder(make_folder(tmp_path), tmp_path / "out", SMALL, processes=2)
 
 
 def test_seed_and_variant_change_the_picture_but_not_the_plain_one(tmp_path):

@@ -1,4 +1,4 @@
-"""Work on many meshes at the same time."""
+"""Work in several processes."""
 
 from __future__ import annotations
 
@@ -16,35 +16,50 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def map_in_processes(work: Callable[[T], R], tasks: Sequence[T], processes: int) -> Iterator[R]:
+def map_in_processes(
+    work: Callable[[T], R], tasks: Sequence[T], processes: int, begin: Callable[[], None] | None = None
+) -> Iterator[R]:
     """Results of the tasks in their order.
+
+    A signal that ends this process, or a caller that wants no more, ends the others at once.
 
     Args:
         work: a function that can be pickled, and keeps what it has written when it is called again.
         tasks: one at a time for each process.
         processes: at most; with one, all happens in this process.
+        begin: called once in each process before its first task; can be pickled.
 
     Raises:
         UserError: when a process was killed.
     """
     if processes <= 1 or len(tasks) <= 1:
+        if begin:
+            begin()
         yield from map(work, tasks)
         return
     spawn = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(min(processes, len(tasks)), spawn, _start_worker) as pool:
-            yield from pool.map(work, tasks)
+        with ProcessPoolExecutor(min(processes, len(tasks)), spawn, _start_worker, (begin,)) as pool:
+            try:
+                yield from pool.map(work, tasks)
+            except (KeyboardInterrupt, GeneratorExit):
+                for child in multiprocessing.active_children():
+                    child.kill()
+                raise
     except BrokenProcessPool as error:
         raise UserError(
-            "a process that was drawing was killed, perhaps for lack of memory: run the same command again, "
-            "with fewer --processes; finished files are kept"
+            "a process was killed, perhaps for lack of memory: run the same command again, with fewer "
+            "--processes; what is finished is kept"
         ) from error
 
 
-def _start_worker() -> None:
+def _start_worker(begin: Callable[[], None] | None) -> None:
     """One thread a process, and no orphan when the parent is killed."""
+    import signal
+
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends them
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
 
@@ -54,3 +69,5 @@ def _start_worker() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    if begin:
+        begin()

@@ -1,0 +1,77 @@
+"""Work in several processes: order, processes that are killed, and signals to the one that waits."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pytest
+from stand_ins.infer_command import ROOT
+
+from dd3g.errors import UserError
+from dd3g.processes import map_in_processes
+
+SLEEPERS = """
+import os, time
+from pathlib import Path
+from dd3g.processes import map_in_processes
+from dd3g.signals import signals_stop
+
+def sleep(folder):
+    Path(folder, str(os.getpid())).touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    with signals_stop():
+        list(map_in_processes(sleep, [FOLDER] * 9, 2))
+"""
+
+
+def end_in(second, number):
+    time.sleep(0.05 * (3 - number))
+    if number == second:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number, os.environ.get("BEGUN")
+
+
+def begin():
+    os.environ["BEGUN"] = "yes"
+
+
+@pytest.mark.slow
+def test_results_come_in_order_and_a_killed_process_is_told(monkeypatch):
+    monkeypatch.delenv("BEGUN", raising=False)
+    found = list(map_in_processes(partial(end_in, None), range(3), 2, begin))
+    assert found == [(0, "yes"), (1, "yes"), (2, "yes")] and "BEGUN" not in os.environ
+    with pytest.raises(UserError, match="was killed, perhaps for lack of memory: run the same command again"):
+        list(map_in_processes(partial(end_in, 1), range(3), 2))
+
+
+def test_one_process_works_in_this_one(monkeypatch):
+    monkeypatch.delenv("BEGUN", raising=False)
+    assert list(map_in_processes(partial(end_in, None), range(2), 1, begin)) == [(0, "yes"), (1, "yes")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_ends_all_processes_at_once_without_a_word(tmp_path, name):
+    script = tmp_path / "sleepers.py"
+    script.write_text(SLEEPERS.replace("FOLDER", repr(str(tmp_path / "begun"))))
+    (tmp_path / "begun").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, script], env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=-1, text=True,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    while len(begun := list((tmp_path / "begun").iterdir())) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    # Ctrl-C reaches every process of a terminal, a scheduler's signal the first.
+    (os.killpg if name == "SIGINT" else os.kill)(process.pid, getattr(signal, name))
+    _, error = process.communicate(timeout=60)
+    assert "leaked" not in error and error.splitlines()[-1] == f"dd3g.signals.Interrupted: {name}"
+    assert error.count("Traceback") == 1  # of the script above, not of its processes
+    for path in begun:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.name), 0)
