@@ -12,7 +12,7 @@ RUN pip install --no-cache-dir -c constraints.txt '.[serve,video]'
 # Models and compiled kernels lie in one place that any user may write to; a first run fills it.
 ENV HOME=/cache DD3G_CACHE=/cache NUMBA_CACHE_DIR=/cache/numba
 RUN dd3g models fetch u2netp \
-    && dd3g infer assets/lamp.png -o /tmp/out --format ply,spz,glb --viewer \
+    && dd3g infer assets/lamp.png -o /tmp/out --format ply,spz,glb,mesh.glb --viewer \
     && rm -rf /tmp/out \
     && chmod -R a+rwX /cache
 
