@@ -16,7 +16,6 @@ from dd3g.command import Json, check_writable, run_command
 from dd3g.io.atomic import replacing
 from dd3g.processes import map_in_processes
 from dd3g.progress import Progress
-from dd3g.signals import signals_stop
 
 LARGEST = 32767  # a coordinate of 1, as `dd3g.meshes.mesh.load_mesh` reads it
 
@@ -36,7 +35,6 @@ def write_object(folder: Path, seed: int, resolution: int, index: int) -> None:
         np.savez_compressed(stream, V=np.round(vertices * LARGEST).astype(np.int16), F=faces)
 
 
-@signals_stop()
 def objects_command(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the .npz shapes.")],
     count: Annotated[int, typer.Option(min=1, help="Objects.")] = 1000,

@@ -21,7 +21,6 @@ from dd3g.io.shards import Shards, write_shard
 from dd3g.processes import map_in_processes
 from dd3g.progress import Progress
 from dd3g.setting import flattened
-from dd3g.signals import signals_stop
 
 
 def render_shard(task: tuple[Path, list[Item], Options]) -> tuple[int, list[tuple[str, str]]]:
@@ -127,7 +126,6 @@ def _check_same_options(output: Path, options: dict) -> None:
         raise UserError(f"cannot write in {output}: {error.strerror or error}") from error
 
 
-@signals_stop()
 @flattened
 def render_command(
     folder: Annotated[

@@ -151,7 +151,7 @@ def run_command(
     def run() -> int:
         parser = typer.main.get_command(make_app(command))
         try:  # typer's own main would swallow Ctrl-C
-            with parser.make_context(name, [*words] or ["-h"] * needs_words) as context:
+            with signals_stop(), parser.make_context(name, [*words] or ["-h"] * needs_words) as context:
                 parser.invoke(context)
         except UsageError as error:
             message = f"{error.format_message().rstrip('.')}; {name} --help explains the options"

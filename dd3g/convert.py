@@ -22,10 +22,8 @@ from dd3g.io.formats import (
     check_layout,
     format_of,
 )
-from dd3g.signals import signals_stop
 
 
-@signals_stop()
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help=f"A file that ends in .{', .'.join(SPLATS)}.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help=f"Any of these, or .{', .'.join(MESHES)}.")],

@@ -28,7 +28,6 @@ from dd3g.homeless import cache_folder
 from dd3g.hub_models import HUB_MODELS, HubModel
 from dd3g.io.atomic import remove_leftovers, temporary_folder
 from dd3g.progress import paused
-from dd3g.signals import signals_stop
 
 
 @dataclass(frozen=True)
@@ -265,7 +264,6 @@ def list_models(as_json: Json = False) -> None:
     say(f"cache: {models_folder()}, and the hub's own for {', '.join(HUB_MODELS)}")
 
 
-@signals_stop()
 def fetch_models(
     names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Names as `list` shows them.")],
     as_json: Json = False,

@@ -13,10 +13,8 @@ from dd3g.command import Json, run_command, say
 from dd3g.errors import UserError
 from dd3g.io.atomic import remove_leftovers
 from dd3g.io.formats import AXES, SPLATS, check_format, format_of
-from dd3g.signals import signals_stop
 
 
-@signals_stop()
 def turntable(
     file: Annotated[Path, typer.Argument(metavar="FILE", help=f"A file that ends in .{', .'.join(SPLATS)}.")],
     output: Annotated[

@@ -80,9 +80,12 @@ def recipe_command(
     spare = 60 * minutes * (0.12 if test else 0.02)
     recipe.train(renders, quadruples, spare, options)
     weights = recipe.assemble()
-    table = recipe.evaluate(weights, test) if test else None
     command = typed_again(size, minutes, data, quadruples, options)
-    recipe.describe(weights, command, folders, quadruples, table)
+    # The weights are whole, whatever becomes of the evaluation.
+    recipe.describe(weights, command, folders, quadruples, "Not evaluated: no `--test` folder was given.")
+    table = recipe.evaluate(weights, test) if test else None
+    if table:
+        recipe.describe(weights, command, folders, quadruples, table)
     print(json.dumps({"weights": str(weights), "evaluation": table}) if as_json else f"wrote {weights}")
 
 
@@ -198,15 +201,24 @@ class Recipe:
         return whole.save_pretrained(self.output / "weights", torch.float16, SHARD)
 
     def evaluate(self, weights: Path, test: Path) -> str:
-        """Table of the weights beside the baselines, and a sheet, on objects that were not trained on."""
+        """Table of the weights beside the baselines, and a sheet, on objects that were not trained on.
+
+        Where the time does not suffice, the command that goes on.
+        """
         place = self.output / "evaluation"
+        (place / "table.md").unlink(missing_ok=True)  # of weights before these
         before = "before=" + self.generator
         arguments = ("--generator", f"{self.size}={weights}", "--generator", before, "-o", str(place))
-        run_stage("distill.evaluation", str(test), *arguments, "--sheet-objects", "10", some_may_fail=True)
+        words = ("distill.evaluation", str(test), *arguments, "--sheet-objects", "10")
+        run_stage(*words, seconds=self.seconds_left, some_may_fail=True)
+        if not (place / "table.md").exists():
+            late = f"Not evaluated in time: `{shlex.join(('python', '-m', *words))}` goes on with it."
+            print(late, file=sys.stderr)
+            return late
         return (place / "table.md").read_text()
 
     def describe(
-        self, weights: Path, command: str, data: list[Path], quadruples: list[Path], table: str | None
+        self, weights: Path, command: str, data: list[Path], quadruples: list[Path], table: str
     ) -> None:
         """The card of the weights: the command that made them, from what, and what they are worth."""
         from dd3g.nn.checkpoint import CARD
@@ -227,7 +239,7 @@ class Recipe:
             steps=json.loads(lines[-1])["step"],
             device=describe_machine(),
             scores=", ".join(f"{k} {v:.4g}" for k, v in best.items()) or "none were held out",
-            table=table or "Not evaluated: no `--test` folder was given.",
+            table=table,
         )
         with replacing(weights / "MODEL_CARD.md") as part:
             part.write_text(text)

@@ -27,7 +27,6 @@ from dd3g.pose.data.arrays import read_npz, tensor
 from dd3g.pose.networks.difficulty import Difficulty, DifficultyConfig
 from dd3g.pose.networks.pretrained import PoseNetwork
 from dd3g.pose.networks.rotation_denoiser import RotationConfig, RotationDenoiser
-from dd3g.signals import signals_stop
 
 Network = TypeVar("Network", bound=PoseNetwork)
 Tensors = dict[str, Tensor]
@@ -176,7 +175,6 @@ def _loaded(network: Network, state: Tensors, path: str | Path) -> Network:
     return network.eval()
 
 
-@signals_stop()
 def convert_command(
     weights: Annotated[Path, typer.Argument(help="ScoreHMR's model-N.pt or PRPose's avg_model_*.pth.")],
     output: Annotated[

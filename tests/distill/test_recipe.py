@@ -136,6 +136,19 @@ def test_meshes_of_which_none_can_be_drawn(tmp_path, capfd):
     assert error.splitlines()[-1] == f"error: {tmp_path}/meshes: none of its meshes could be drawn: see above"
 
 
+def test_an_evaluation_that_time_does_not_suffice_for(tmp_path, monkeypatch, capsys):
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/table.md").write_text("of other weights")
+    asked = []
+    monkeypatch.setattr(recipe, "run_stage", lambda *words, seconds, **_: asked.append((words, seconds)))
+    monkeypatch.setattr(recipe, "time", SimpleNamespace(monotonic=lambda: 70.0))
+    said = Recipe("nano", tmp_path, "nano", 100.0).evaluate(tmp_path / "weights", Path("held out"))
+    ((words, seconds),) = asked
+    assert words[:2] == ("distill.evaluation", "held out") and seconds == 30
+    assert said.startswith("Not evaluated in time: `python -m distill.evaluation 'held out' --generator nano=")
+    assert said in capsys.readouterr().err
+
+
 def test_what_cannot_be_made(tmp_path, capsys):
     assert main(["huge", "--minutes", "1", "--data", "x", "-o", str(tmp_path / "out")]) == 2
     assert "no recipe 'huge': give nano, small, base" in capsys.readouterr().err
