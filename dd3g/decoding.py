@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import time
@@ -17,6 +18,7 @@ from PIL import BmpImagePlugin, Image, ImageChops, ImageOps, JpegImagePlugin, Pn
 
 from dd3g.errors import UserError, first_line
 from dd3g.framing import SOLID
+from dd3g.strange_files import damaged, is_strange_jpeg, what_it_is
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +27,8 @@ Source: TypeAlias = Union[str, "os.PathLike[str]", bytes, BinaryIO, Image.Image,
 
 MIN_SIDE = 8
 MAX_PIXELS = 80_000_000
-MAX_JPEG_PIXELS = 500_000_000  # these are reduced while they are decoded
+MAX_JPEG_PIXELS = 500_000_000  # more than MAX_PIXELS are reduced while they are decoded
+MAX_WHOLE_PIXELS = 1 << 28  # of other formats, which are reduced afterwards: a gigabyte at four bytes each
 MAX_BYTES = 1 << 30  # of a file, a stream or an answer
 PATIENCE = 300  # seconds for an answer
 SUFFIXES = tuple(".png .jpg .jpeg .jfif .mpo .webp .gif .bmp .dib .tif .tiff .avif .heic .heif .ico".split())
@@ -34,25 +37,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "ICO")
 HEIC = re.compile(rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)(?!.{4,40}avi[fs])", re.DOTALL)
 COLOURED = {"colour code", "icc_profile", "gamma", "chromaticity"}  # what a picture's info may say of colours
 ADDRESS = re.compile(r"https?://", re.IGNORECASE)
-# How pictures begin whose decoders do not know them again once they are cut short.
-CUT = re.compile(rb"....ftypavi[fs]|II\*\0|MM\0\*|II\+\0|MM\0\+", re.DOTALL)
-# How pictures begin that are read, if they are whole.
-BEGINS = re.compile(rb"\x89PNG|\xff\xd8|GIF8|RIFF....WEBP|BM....\0{4}", re.DOTALL)
-# How files that are not pictures begin, for messages that help.
-FOREIGN = {
-    rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head)": "a web page: give the address of the picture itself",
-    rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype )?svg": "an SVG drawing: export it "
-    "as PNG",
-    rb"%PDF": "a PDF: export the page as PNG",
-    rb"version https://git-lfs": "a pointer of Git LFS: run `git lfs pull`",
-    rb"8BPS": "a Photoshop file: export it as PNG",
-    rb"\x1f\x8b|PK\x03\x04": "an archive: unpack it",
-    rb"\0\0\0\x0c(jP  |JXL )|\xff(\x0a|\x4f\xff\x51)": "a JPEG 2000 or JPEG XL picture: save it as PNG",
-    rb"ply\r?\n|glTF": "a 3D file: `dd3g convert` and `dd3g view` take some of these",
-    rb"....ftypcrx": "a camera's raw file: save it as PNG or JPEG",
-    rb"....ftyp": "a video, or a kind of HEIF that is not read: save a frame as PNG",
-}
-
 # 1 MB of text in a PNG is legitimate; all texts of a file together stay below 64 MB.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 # Alpha of 32-bit BMPs is read; where it is 0 throughout there is none.
@@ -64,7 +48,7 @@ def read_rgba(source: Source, name: str = "the picture") -> Image.Image:
 
     EXIF rotation is applied; colours for which the file has a profile or numbers are converted to sRGB;
     16-bit pictures keep their upper eight bits; animations and files of several pages give their first
-    picture; a JPEG of more than 80 million pixels is reduced while it is decoded.
+    picture; one of more than 80 million pixels is reduced, a JPEG while it is decoded.
 
     Args:
         source: a file, an http(s) address, the bytes of a file, an open binary file, a PIL picture, an array
@@ -208,18 +192,17 @@ def _decoder(data: bytes, name: str) -> Image.Image:
     """The picture in the bytes of a file, its header read."""
     if HEIC.match(data):
         try:
-            from pillow_heif import register_heif_opener
+            from pillow_heif import HeifImageFile
         except ImportError as e:
             raise UserError(
                 f"{name} is a HEIC picture, which needs the extra 'heif': pip install 'dd3g[heif]', or save "
                 "it as JPEG"
             ) from e
-        register_heif_opener()
         try:
-            return Image.open(io.BytesIO(data), formats=("HEIF",))
-        except Image.UnidentifiedImageError as e:
-            raise UserError(_damaged(name, "its head is broken, or its end is missing")) from e
-    if _is_strange_jpeg(data):
+            return HeifImageFile(io.BytesIO(data))
+        except SyntaxError as e:
+            raise UserError(f"{name} is {damaged('its head is broken, or its end is missing')}") from e
+    if is_strange_jpeg(data):
         raise UserError(
             f"{name} is a kind of JPEG that is not read, such as a lossless one or one of 12 bits: save it "
             "as PNG"
@@ -227,54 +210,13 @@ def _decoder(data: bytes, name: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
-        if data[:2] != b"\xff\xd8":
-            raise
-        return JpegImagePlugin.JpegImageFile(io.BytesIO(data))  # which asks nothing about the size
+        # Pillow's limit, which lies below ours; its plugins themselves have none.
+        plugins = map(Image.OPEN.__getitem__, FORMATS)
+        return next(make for make, knows in plugins if knows and knows(data[:16]))(io.BytesIO(data), "")
     except Image.UnidentifiedImageError as e:
-        if CUT.match(data):
-            if _has_tags(data):
-                raise UserError(
-                    f"{name} is a kind of TIFF that is not read, such as a camera's raw file: save it as PNG "
-                    "or JPEG"
-                ) from e
-            raise UserError(_damaged(name, "its end is missing")) from e
-        for start, kind in FOREIGN.items():
-            if re.match(start, data[:2000], re.IGNORECASE | re.DOTALL):
-                raise UserError(f"{name} is {kind}") from e
-        if BEGINS.match(data):
-            raise UserError(_damaged(name, "its head is broken")) from e
+        if what := what_it_is(data):
+            raise UserError(f"{name} is {what}") from e
         raise
-
-
-def _is_strange_jpeg(data: bytes) -> bool:
-    """Whether the frame of a JPEG is neither baseline nor extended nor progressive, or not of 8 bits."""
-    at = 2 if data[:2] == b"\xff\xd8" else len(data)
-    while data[at : at + 1] == b"\xff":
-        marker = data[at + 1] if at + 4 < len(data) else 0xDA
-        if marker == 0xDA:  # the pixels
-            break
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # of tables
-            return marker not in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA) or data[at + 4] != 8
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4])
-    return False
-
-
-def _has_tags(data: bytes) -> bool:
-    """Whether a TIFF's first directory and the pixels that it places lie within the file."""
-    order = {b"II": "little", b"MM": "big"}.get(data[:2])
-    if order is None or data[2:4] not in (b"*\0", b"\0*"):
-        return False
-
-    def number(at: int, size: int) -> int:
-        return int.from_bytes(data[at : at + size], order)  # type: ignore[arg-type]
-
-    start = number(4, 4)
-    end = start + 2 + 12 * number(start, 2)
-    if not 8 <= start < end <= len(data):
-        return False
-    tags = {number(at, 2): (number(at + 4, 4), number(at + 8, 4)) for at in range(start + 2, end, 12)}
-    (strips, place), (_, size) = tags.get(273, (0, 0)), tags.get(279, (0, 0))
-    return strips != 1 or place + size <= len(data)
 
 
 def _what_is_wrong(error: Exception, name: str) -> str:
@@ -283,7 +225,7 @@ def _what_is_wrong(error: Exception, name: str) -> str:
         IsADirectoryError: f"{name} is a folder: give a picture",
         PermissionError: f"cannot read {name}: check its permissions",
         MemoryError: f"not enough memory to read {name}: close other programs, or scale the picture down",
-        Image.DecompressionBombError: _too_large(name),
+        Image.DecompressionBombError: _too_large(name, MAX_PIXELS),
         Image.UnidentifiedImageError: f"{name} is not a PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, HEIC or ICO "
         "picture: save it as PNG and try again",
     }
@@ -293,34 +235,28 @@ def _what_is_wrong(error: Exception, name: str) -> str:
         return f"{name} cannot be read ({error.strerror}): check the path"
     if "closed" in first_line(error):
         return f"{name} was closed before it was read: give it while it is open, or its path"
-    return _damaged(name, first_line(error))
+    return f"{name} is {damaged(first_line(error))}"
 
 
-def _damaged(name: str, why: str) -> str:
-    return f"{name} is damaged or cut short ({why}): copy or download the picture again"
-
-
-def _too_large(name: str) -> str:
-    return f"{name} has more than {MAX_PIXELS / 1e6:.0f} million pixels: scale it down first"
+def _too_large(name: str, most: int) -> str:
+    return f"{name} has more than {most / 1e6:.0f} million pixels: scale it down first"
 
 
 def _to_rgba(image: Image.Image, name: str) -> Image.Image:
-    pixels = image.width * image.height
-    if isinstance(image, JpegImagePlugin.JpegImageFile) and MAX_PIXELS < pixels <= MAX_JPEG_PIXELS:
-        factor = next(f for f in (2, 4, 8) if pixels <= f * f * MAX_PIXELS)
-        image.draft(image.mode, (image.width // factor, image.height // factor))
-    elif pixels > MAX_PIXELS:
-        raise UserError(_too_large(name))
+    most = MAX_JPEG_PIXELS if isinstance(image, JpegImagePlugin.JpegImageFile) else MAX_WHOLE_PIXELS
+    if image.width * image.height > most:
+        raise UserError(_too_large(name, most))
     if min(image.size) < MIN_SIDE:
         raise UserError(
             f"{name} is {image.width}x{image.height} pixels, too small: give at least {MIN_SIDE} a side"
         )
     bitmap = image.format in ("BMP", "DIB")
-    image = _upright(_loaded(image))
+    image = _loaded(image)
     if image.mode.startswith(("I", "F")):
         from dd3g.eight_bits import eight_bits
 
         image = eight_bits(image, name)
+    image = _upright(_reduced(image))
     straight = {"La": "LA", "LAB": "RGB"}.get(image.mode, image.mode)  # Pillow makes Lab transparent
     rgba = image.convert(straight).convert("RGBA")
     if COLOURED & image.info.keys():
@@ -335,10 +271,32 @@ def _to_rgba(image: Image.Image, name: str) -> Image.Image:
     return rgba
 
 
+def _divisor(image: Image.Image) -> int:
+    """By which both sides are divided where a picture is too large."""
+    return math.ceil(math.sqrt(image.width * image.height / MAX_PIXELS))
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    """A picture that is small enough, made a few rows at a time, since conversions make copies."""
+    by = _divisor(image)
+    if by == 1:
+        return image
+    colours = "RGBA" if image.mode in ("P", "PA", "1") or "transparency" in image.info else image.mode
+    rows = [
+        image.crop((0, top, image.width, min(top + 64 * by, image.height))).convert(colours).reduce(by)
+        for top in range(0, image.height, 64 * by)
+    ]
+    small = Image.new(colours, (rows[0].width, sum(row.height for row in rows)))
+    for n, row in enumerate(rows):
+        small.paste(row, (0, 64 * n))
+    small.info = image.info
+    return small
+
+
 def _loaded(image: Image.Image) -> Image.Image:
     """The picture with its pixels; damaged ones are an error, a JPEG without its end marker is not."""
     try:
-        image.load()
+        _drafted(image).load()
         return image
     except OSError:
         stream = getattr(image, "fp", None)
@@ -346,12 +304,20 @@ def _loaded(image: Image.Image) -> Image.Image:
             raise
         # Where blocks are missing too, the decoder takes what stands before the marker for them.
         ends = (b"\xff\xd9", 64 * b"\x55" + b"\xff\xd9")
-        short, long = (Image.open(io.BytesIO(stream.getvalue() + end), formats=FORMATS) for end in ends)
-        if max(short.width * short.height, long.width * long.height) > MAX_PIXELS:
-            raise
+        short, long = (
+            _drafted(JpegImagePlugin.JpegImageFile(io.BytesIO(stream.getvalue() + end))) for end in ends
+        )
         if ImageChops.difference(short.convert("RGB"), long.convert("RGB")).getbbox():
             raise
         return short
+
+
+def _drafted(image: Image.Image) -> Image.Image:
+    """A JPEG that is too large, set to be reduced while it is decoded."""
+    if isinstance(image, JpegImagePlugin.JpegImageFile) and (by := _divisor(image)) > 1:
+        by = next((power for power in (2, 4) if power >= by), 8)
+        image.draft(image.mode, (image.width // by, image.height // by))
+    return image
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -75,7 +75,7 @@ def eight_bits(image: Image.Image, name: str) -> Image.Image:
     elif deep.min() < 0 or deep.max() > 65535:
         raise UserError(_too_deep(deep, name))
     else:
-        grey = (deep.astype(np.int64) >> 8).astype(np.uint8)
+        grey = (deep >> 8).astype(np.uint8)
     clear = image.info.get("transparency")  # a grey level
     result = Image.fromarray(grey)
     result.info = {key: value for key, value in image.info.items() if key != "transparency"}

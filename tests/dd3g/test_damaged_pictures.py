@@ -68,15 +68,18 @@ def test_postscript_is_never_run(tmp_path):
     fails(bad(tmp_path, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"), "is not a PNG")
 
 
-@pytest.mark.parametrize("side", [9000, 12000, 60000])
-def test_decompression_bomb(tmp_path, side):
+@pytest.mark.parametrize(
+    "side, message",
+    [(9000, "is damaged or cut short"), (17000, "more than 268 million"), (60000, "268 million pixels")],
+)
+def test_decompression_bomb(tmp_path, side, message):
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     data = zlib.compress(bytes(10000))
     chunks = b"".join(
         struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d))
         for n, d in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
     )
-    fails(bad(tmp_path, b"\x89PNG\r\n\x1a\n" + chunks), "more than 80 million pixels")
+    fails(bad(tmp_path, b"\x89PNG\r\n\x1a\n" + chunks), message)
 
 
 @pytest.mark.parametrize("width, height", [(1, 1), (7, 100), (100, 7)])
@@ -144,19 +147,6 @@ def test_a_jpeg_without_its_end_marker(tmp_path):
         if not options:  # a progressive one is whole, if coarse, wherever it ends
             for end in (0.5, 0.99):
                 fails(bad(tmp_path, data[: int(end * len(data))]), "damaged or cut short")
-
-
-@pytest.mark.slow
-def test_a_photo_of_100_million_pixels_is_reduced_while_it_is_decoded(tmp_path):
-    image = Image.new("L", (12000, 9000), 255)
-    image.paste(60, (3000, 2000, 9000, 7000))
-    path = tmp_path / "x.jpg"
-    image.save(path)
-    out = read_rgba(path)
-    assert out.size == (6000, 4500)
-    assert out.getpixel((3000, 2250))[0] == pytest.approx(60, abs=3) and out.getpixel((9, 9))[0] > 250
-    image.save(tmp_path / "x.png", compress_level=1)
-    fails(tmp_path / "x.png", "more than 80 million pixels")
 
 
 def test_too_little_memory_is_not_called_damage(tmp_path, monkeypatch):

@@ -189,10 +189,13 @@ def sizes() -> Odd:
     line = b"\0" + bytes(90)
     for side in (9000, 12000, 60000, 2**31 - 1):
         bomb = png_chunks(side, side, 8, 0, line)
-        odd[f"size bomb {side}.png"] = bomb, "million pixels" if side < 2**30 else ""
+        odd[f"size bomb {side}.png"] = (
+            bomb,
+            ("damaged" if side < 2**14 else "million pixels") if side < 2**30 else "",
+        )
     gif = bytearray(encoded(Image.new("L", (9, 9)), "GIF"))
     gif[6:10] = b"\xff" * 4
-    odd["size bomb.gif"] = bytes(gif), "more than 80 million pixels"
+    odd["size bomb.gif"] = bytes(gif), "more than 268 million pixels"
     return odd
 
 
