@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -30,6 +31,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # of all wrong options; typer has no public name for it
 RENAMED = {"out": "output"}  # options that had another name once
+NO_PLACE = "-o: an empty word names no place: a variable of the shell may be unset"
 Report = dict[str, Any]  # a list of results, "failed", "seconds", and "error" for what stopped the run
 
 
@@ -149,6 +151,8 @@ def run_command(
     tolerate_names()
 
     def run() -> int:
+        if re.search(r"(^|\0)(-o|--out(put)?)[\0=]\s*(\0|$)", "\0".join(words)):
+            raise UserError(NO_PLACE)  # to Path it would be the current folder
         parser = typer.main.get_command(make_app(command))
         try:  # typer's own main would swallow Ctrl-C
             with signals_stop(), parser.make_context(name, [*words] or ["-h"] * needs_words) as context:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dd3g.command import guarded, print_help, summary
+from dd3g.command import NO_PLACE, guarded, print_help, summary
 from dd3g.errors import UserError
 from dd3g.signals import signals_stop
 
@@ -76,6 +76,8 @@ def _read_words(argv: Sequence[str], schema: type) -> tuple[list[Path], list[str
                 raise UserError(f"{word!r}: expected --key value or key=value")
         if key == "config":
             files.append(find_config(value, getattr(schema, "configs", "")))
+        elif key in ("output", "output_dir") and not value.strip():
+            raise UserError(NO_PLACE)
         elif key == "output":
             paths["output" if "output" in kinds else "output_dir"] = value
         else:

@@ -235,6 +235,8 @@ def _what_is_wrong(error: Exception, name: str) -> str:
         return f"{name} cannot be read ({error.strerror}): check the path"
     if "closed" in first_line(error):
         return f"{name} was closed before it was read: give it while it is open, or its path"
+    if re.match("unsupported|unknown raw mode", first_line(error), re.IGNORECASE):
+        return f"{name} is of a kind that is not read ({first_line(error)}): save it as PNG"
     return f"{name} is {damaged(first_line(error))}"
 
 

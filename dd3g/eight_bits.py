@@ -76,6 +76,8 @@ def eight_bits(image: Image.Image, name: str) -> Image.Image:
         raise UserError(_too_deep(deep, name))
     else:
         grey = (deep >> 8).astype(np.uint8)
+    if getattr(image, "tag_v2", {}).get(262) == 0:  # a TIFF in which white is 0; Pillow turns those of 8 bits
+        grey = 255 - grey
     clear = image.info.get("transparency")  # a grey level
     result = Image.fromarray(grey)
     result.info = {key: value for key, value in image.info.items() if key != "transparency"}

@@ -54,6 +54,24 @@ def test_what_was_once_the_whole_command_is_told_its_new_name(capsys):
     assert error.endswith("pictures go to `dd3g infer`\n") and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["infer", "a.png", "-o", ""],
+        ["infer", "--output=", "a.png"],
+        ["turntable", "a.ply", "--output", " ", "--json"],
+        ["view", "-o", "", "a.ply"],
+        ["train", "--output", ""],
+        ["train-teacher", "output_dir="],
+    ],
+)
+def test_an_empty_word_is_not_the_current_folder(words, capsys):
+    assert main(words) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: -o: an empty word names no place") and shown.err.count("\n") == 1
+    assert shown.out == ("" if "--json" not in words else json.dumps({"error": shown.err[7:-1]}) + "\n")
+
+
 def test_a_wrong_option_is_one_line(capsys):
     for words, message in (
         (["infer", "--nope"], "No such option: --nope"),

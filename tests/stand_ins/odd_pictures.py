@@ -268,6 +268,11 @@ def tiffs() -> Odd:
     return {
         "tiff 16 bit colour.tif": (tiff(16, 1, deep, **colour), RED),
         "tiff white is 0.tif": (tiff(8, 1, np.rint(255 - 255 * grey).astype("u1").tobytes(), kind=0), GREY),
+        "tiff white is 0 of 16 bits.tif": (
+            tiff(16, 1, np.rint(65535 - 65535 * grey).astype("<u2").tobytes(), kind=0),
+            GREY,
+        ),
+        "tiff white is 0 of floats.tif": (tiff(32, 3, (1 - grey).astype("<f4").tobytes(), kind=0), GREY),
         "tiff float colour.tif": (tiff(32, 3, red.astype("<f4").tobytes(), **colour), strange),
         "tiff half colour.tif": (tiff(16, 3, red.astype("<f2").tobytes(), **colour), strange),
         "tiff double.tif": (tiff(64, 3, grey.astype("<f8").tobytes()), strange),
@@ -378,6 +383,7 @@ def corners() -> Odd:
     bmp = encoded(red, "BMP")
     odd["corner no size.bmp"] = bmp[:34] + bytes(4) + bmp[38:], RED
     odd["corner wrong size.bmp"] = bmp[:2] + b"\7\0\0\0" + bmp[6:], RED
+    odd["corner packed as jpeg.bmp"] = bmp[:30] + b"\4" + bmp[31:], "is of a kind that is not read"
     odd["corner interlaced.gif"] = encoded(red.quantize(4), "GIF", interlace=1), RED
     blank = {"save_all": True, "append_images": [red.convert("RGBA")], "disposal": 2}
     odd["corner blank first.gif"] = encoded(Image.new("RGBA", (48, 32)), "GIF", **blank), "fully transparent"
