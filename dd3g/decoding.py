@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Source: TypeAlias = Union[str, "os.PathLike[str]", bytes, BinaryIO, Image.Image, np.ndarray, "Tensor"]
 
+NAMELESS = "the picture"
 MIN_SIDE = 8
 MAX_PIXELS = 80_000_000
 MAX_JPEG_PIXELS = 500_000_000  # more than MAX_PIXELS are reduced while they are decoded
@@ -43,7 +44,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 BmpImagePlugin.USE_RAW_ALPHA = True
 
 
-def read_rgba(source: Source, name: str = "the picture") -> Image.Image:
+def read_rgba(source: Source, name: str = NAMELESS) -> Image.Image:
     """Decode a picture to upright 8-bit RGBA at its full size.
 
     EXIF rotation is applied; colours for which the file has a profile or numbers are converted to sRGB;
@@ -86,7 +87,7 @@ def read_rgba(source: Source, name: str = "the picture") -> Image.Image:
 def name_of(source: Any) -> str:
     """How messages call a picture."""
     if not isinstance(source, str | os.PathLike):
-        return "the picture"
+        return NAMELESS
     name = os.fsdecode(source)
     return name if len(name) < 1000 else f"{name[:100]}..."  # as of a picture taken for a path
 

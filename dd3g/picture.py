@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from dd3g.decoding import Source, name_of, read_rgba
+from dd3g.decoding import NAMELESS, Source, name_of, read_rgba
 from dd3g.errors import UserError
 from dd3g.framing import (
     CORE,
@@ -93,7 +93,7 @@ def load_image(
     name = name_of(source)
     if not isinstance(size, int | np.integer) or not 1 <= size <= 8192:
         raise UserError(f"the size {size!r} is out of range: give 1 to 8192 pixels")
-    if not isinstance(matte, str):
+    if not isinstance(matte, str) or not matte.strip():
         raise UserError(f"matte={matte!r} is not a name: give 'auto', 'none', 'u2netp' or a model of rembg")
     check_number("the foreground ratio", fill)
     if not 0.1 <= fill <= 1:
@@ -102,6 +102,12 @@ def load_image(
         return Picture(resize_rgba(_padded(_zero_to_one(source, name)), size))
     image = read_rgba(source, name)
     given = None if mask is None else read_mask(mask, image.size)
+    if (
+        mask is not None
+        and name_of(mask) == name != NAMELESS
+        and image.getchannel("A").getextrema()[0] == 255
+    ):
+        raise UserError(f"{name} has no alpha that could be its mask: give a mask of its own, or none")
     if recentre:
         image, given = _closer(image, given, matte, size)
     cutout, notes = cut_out(image, matte, name, size, given)
@@ -140,6 +146,8 @@ def as_picture(source: Source | Picture, matte: str = "auto", mask: Source | Non
 def read_mask(source: Source, size: tuple[int, int]) -> Image.Image:
     """A matte that comes as a picture of its own: its alpha where it has some, else its brightness.
 
+    Alpha that is nearly the same throughout is none where the colours are black and white.
+
     Args:
         source: as in `read_rgba`.
         size: width and height of the picture that it belongs to, upright.
@@ -150,10 +158,10 @@ def read_mask(source: Source, size: tuple[int, int]) -> Image.Image:
     Raises:
         UserError: when it cannot be read, is black throughout, or has other proportions.
     """
-    name = name_of(source) if name_of(source) != "the picture" else "the mask"
+    name = name_of(source) if name_of(source) != NAMELESS else "the mask"
     rgba = read_rgba(source, name)
-    alpha = rgba.getchannel("A")
-    mask = alpha if np.asarray(alpha).min() < 255 else rgba.convert("L")
+    alpha, grey = rgba.getchannel("A"), rgba.convert("L")
+    mask = grey if alpha.getextrema()[0] == 255 or (_is_painted(rgba) and not is_cut_out(rgba)) else alpha
     high = np.asarray(mask).max()
     if high == 1:  # a map of labels, 1 the object
         mask, high = mask.point(lambda value: 255 * value), 255
@@ -166,6 +174,13 @@ def read_mask(source: Source, size: tuple[int, int]) -> Image.Image:
             "of the whole picture, turned the same way"
         )
     return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
+
+
+def _is_painted(image: Image.Image) -> bool:
+    """Whether the colours of a picture (RGBA) are white on black."""
+    pixels = np.asarray(image)  # (H, W, 4)
+    grey = pixels[..., 0]
+    return bool(grey.min() < SOLID and grey.max() >= CORE and (pixels[..., :3] == grey[..., None]).all())
 
 
 def is_cut_out(image: Image.Image) -> bool:

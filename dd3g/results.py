@@ -80,8 +80,9 @@ class Request(Options):
         """
         if self.mask is None or not self.mask.is_dir():
             return self.mask
-        stem = Path(picture).stem
-        found = sorted(p for p in self.mask.iterdir() if p.stem == stem and p.suffix.lower() in SUFFIXES)
+        stem, itself = Path(picture).stem, Path(picture).absolute()
+        named = sorted(p for p in self.mask.iterdir() if p.stem == stem and p.suffix.lower() in SUFFIXES)
+        found = [path for path in named if path.absolute() != itself]
         if not found:
             raise UserError(f"no mask for {picture} in {self.mask}: looked for {stem}.*")
         return found[0]

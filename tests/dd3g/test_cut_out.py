@@ -121,8 +121,22 @@ def test_a_mask_of_any_kind_wins_over_alpha_and_model(tmp_path, asked):
     expected = load_image(wanted, size=64).rgba
     for mask in masks:
         assert torch.equal(load_image(rgb, size=64, mask=mask).rgba, expected)
+    for alpha in (254, 128, np.where(shape[..., 3] > 0, 254, 255), np.pad(np.full((95, 127), 255), (1, 0))):
+        masks.append(np.dstack([shape[..., [3, 3, 3]], np.broadcast_to(alpha, (96, 128))]).astype(np.uint8))
+        assert torch.equal(load_image(rgb, size=64, mask=masks[-1]).rgba, expected)
     half = Image.fromarray(shape[..., 3]).resize((64, 48))
     assert (load_image(rgb, size=64, mask=half).rgba[3] - expected[3]).abs().mean() < 0.06
+    assert asked == []
+
+
+def test_a_picture_as_its_own_mask(tmp_path, asked):
+    """A cut-out is; one without alpha is not."""
+    Image.fromarray(disc()).save(tmp_path / "cut.png")
+    Image.fromarray(disc()[..., :3]).save(tmp_path / "whole.png")
+    own = load_image(tmp_path / "cut.png", mask=str(tmp_path / "cut.png"))
+    assert torch.equal(own.rgba, load_image(tmp_path / "cut.png").rgba)
+    with pytest.raises(UserError, match=r"whole.png has no alpha that could be its mask"):
+        load_image(tmp_path / "whole.png", mask=tmp_path / "whole.png")
     assert asked == []
 
 

@@ -233,6 +233,8 @@ def test_masks_by_file_and_by_folder(here, stub):
     assert "no mask for in/b.png in masks: looked for b.*" in result.stderr
     alpha = np.asarray(Image.open("out/a.matte.png"))[..., 3]
     assert alpha[128, 30] == 255 and alpha[128 - 30, 128] == 0  # five times as wide as high
+    for own in ("in", "./in", Path("in").absolute()):
+        fails("in/a.png", "--mask", own, match="no mask for in/a.png in")
     run("in/b.png", "--mask", "masks/a.bmp", "-o", "one")
     assert (np.asarray(Image.open("one/b.matte.png")) == np.asarray(Image.open("out/a.matte.png"))).all()
 
