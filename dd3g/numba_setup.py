@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from numba import njit as njit
 from numba import prange as prange
 
+from dd3g.errors import UserError
 from dd3g.io.atomic import scratch_folder
 
 _config: Any = numba.config
@@ -23,12 +25,32 @@ atexit.register(_end.close)
 
 # OpenMP may be entered from several Python threads at once; numba's own pool aborts the process then. Slim
 # systems have no libgomp.
+_gnu = False
 with contextlib.suppress(ImportError):
-    if _config.THREADING_LAYER == "default":
-        importlib.import_module("numba.np.ufunc.omppool")
+    if _config.THREADING_LAYER in ("default", "omp"):
+        _gnu = importlib.import_module("numba.np.ufunc.omppool").openmp_vendor == "GNU"
         _config.THREADING_LAYER = "omp"
+
+
+class _OwnProcess(contextlib.nullcontext[None]):
+    """The threads of GNU's OpenMP do not survive a fork, where numba would end the process by a signal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._process = os.getpid()
+
+    def __enter__(self) -> None:
+        if os.getpid() != self._process:
+            raise UserError(
+                "this process was forked from one that had loaded dd3g's kernels, and lacks their threads: "
+                "use multiprocessing.get_context('spawn')"
+            )
+
+
 turn: Any = contextlib.nullcontext() if _config.THREADING_LAYER in ("omp", "tbb") else threading.Lock()
 """Hold this around every parallel kernel."""
+if _gnu:
+    turn = _OwnProcess()
 
 
 def with_cache(define: Callable[[], Any]) -> Any:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from dd3g import numba_setup
+from dd3g.errors import UserError
 
 PROGRAM = """
 import torch
@@ -58,3 +62,25 @@ def test_rendering_does_without_openmp():
     """On numba's own pool, which ends the process when two threads enter it at once."""
     done = subprocess.run([sys.executable, "-c", WITHOUT_OPENMP], capture_output=True, text=True)
     assert done.stdout.split() == ["True", "80", "1"], done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system forks no processes")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_is_told_to_be_spawned():
+    """Numba would end it by a signal, without a word to whoever waits for it."""
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        try:
+            with numba_setup.turn:
+                os.write(writing, b"no error")
+        except UserError as error:
+            os.write(writing, str(error).encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as told:
+        message = told.read()
+    if isinstance(numba_setup.turn, numba_setup._OwnProcess):
+        assert "use multiprocessing.get_context('spawn')" in message
+    else:
+        assert message == "no error"
