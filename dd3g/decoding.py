@@ -166,15 +166,20 @@ def _fetched(address: str) -> bytes:
     until, data = time.monotonic() + PATIENCE, bytearray()
     try:
         # As browsers show them: with spaces and letters of any script.
-        quoted = urllib.parse.quote(address, "%/:?#[]@!$&'()*+,;=~")
+        host = urlsplit(address).netloc
+        plain = address if host.isascii() else address.replace(host, host.encode("idna").decode(), 1)
+        quoted = urllib.parse.quote(plain, "%/:?#[]@!$&'()*+,;=~")
         request = urllib.request.Request(quoted, headers={"User-Agent": "dd3g"})
         with urllib.request.urlopen(request, timeout=30) as answer:
             while len(data) <= MAX_BYTES and (part := answer.read1(1 << 20)):
                 data += part
                 if time.monotonic() > until:
                     raise TimeoutError(f"it took more than {PATIENCE} seconds")
-            if answer.headers.get("Content-Encoding") == "gzip":  # which was not asked for
-                return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data, MAX_BYTES + 1)
+            packing = answer.headers.get("Content-Encoding", "identity").lower()
+            if packing in ("gzip", "x-gzip", "deflate"):  # which was not asked for
+                return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(data, MAX_BYTES + 1)
+            if packing != "identity":
+                raise ValueError(f"the answer is packed as {packing}")
         return bytes(data)
     except Exception as e:  # of urllib, http, ssl, socket and zlib
         code, reason = getattr(e, "code", 0), getattr(e, "reason", e)

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+import zlib
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -332,6 +333,7 @@ def test_an_address_as_browsers_show_it(here, stub, site):
     run(f"{site}/a chair é.png", "-o", "x")
     run(f"{site}/a%20chair%20%C3%A9.png", "-o", "y")
     assert written("x") == written("y") == ["a_chair_é.matte.png", "a_chair_é.ply"]
+    fails("http://椅子.invalid/a.png", match="whether this machine is connected")
 
 
 def test_an_answer_that_is_packed_or_never_ends(here, stub, monkeypatch):
@@ -340,11 +342,13 @@ def test_an_answer_that_is_packed_or_never_ends(here, stub, monkeypatch):
     class Handler(SimpleHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200)
-            if self.path == "/packed.png":
-                self.send_header("Content-Encoding", "gzip")
+            packing = self.path[1:-4]
+            if packing != "slow":
+                self.send_header("Content-Encoding", packing)
             self.end_headers()
-            if self.path == "/packed.png":
-                self.wfile.write(gzip.compress(data))
+            if packing != "slow":
+                pack = zlib.compress if packing == "deflate" else gzip.compress
+                self.wfile.write(data if packing == "identity" else pack(data))
             with contextlib.suppress(OSError):  # until nobody listens
                 while self.path == "/slow.png":
                     self.wfile.write(b"x")
@@ -359,7 +363,9 @@ def test_an_answer_that_is_packed_or_never_ends(here, stub, monkeypatch):
         site = f"http://127.0.0.1:{server.server_address[1]}"
         fails(f"{site}/slow.png", match="could not be fetched (it took more than 1 seconds)")
         monkeypatch.setattr(decoding, "PATIENCE", 60)
-        run(f"{site}/packed.png")
+        for packing in ("gzip", "GZIP", "x-gzip", "deflate", "identity"):
+            run(f"{site}/{packing}.png")
+        fails(f"{site}/br.png", match="could not be fetched (the answer is packed as br)")
         monkeypatch.setattr(decoding, "MAX_BYTES", len(data) - 1)
-        fails(f"{site}/packed.png", match="has more than")
+        fails(f"{site}/gzip.png", match="has more than")
         server.shutdown()
