@@ -21,6 +21,7 @@ from dd3g.io.formats import (
     check_format,
     check_layout,
     format_of,
+    name_and_format,
 )
 
 
@@ -52,7 +53,7 @@ def convert(
     format = format_of(target)
     check_format(format, axes, (*SPLATS, *MESHES))
     check_layout(ply_layout, (format,))
-    check_format(format_of(source), from_axes)
+    check_format(name_and_format(source)[1], from_axes)
     check_drawing(antialiased, format)
     from dd3g.io.splats import read_some, save
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dd3g.command import Json, run_command, say
-from dd3g.io.formats import AXES, SPLATS, format_of
+from dd3g.io.formats import AXES, SPLATS, name_and_format
 
 
 def described(path: Path, axes: str | None = None) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def described(path: Path, axes: str | None = None) -> dict[str, Any]:
 
     return {
         "file": str(path),
-        "format": format_of(path),
+        "format": name_and_format(path)[1],
         "bytes": path.stat().st_size,
         "gaussians": len(g),
         "not_finite": found.broken,

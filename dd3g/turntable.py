@@ -12,7 +12,7 @@ import typer
 from dd3g.command import Json, run_command, say
 from dd3g.errors import UserError
 from dd3g.io.atomic import remove_leftovers
-from dd3g.io.formats import AXES, SPLATS, check_format, format_of
+from dd3g.io.formats import AXES, SPLATS, check_format, name_and_format
 
 
 def turntable(
@@ -51,8 +51,8 @@ def turntable(
     as_json: Json = False,
 ) -> None:
     """Draw a turn around the object of a splat file as a video, an animation or pictures."""
-    check_format(format_of(file), axes)
-    stem = file.name[: -len(format_of(file)) - 1]
+    stem, format = name_and_format(file)
+    check_format(format, axes)
     target = output or Path("out") / f"{stem}.mp4"
     colour = _colour(background)
     from dd3g.io.splats import read_some

@@ -12,7 +12,7 @@ import typer
 from dd3g.command import Json, run_command, say
 from dd3g.errors import UserError
 from dd3g.io.atomic import remove_leftovers
-from dd3g.io.formats import AXES, SPLATS, check_format, format_of
+from dd3g.io.formats import AXES, SPLATS, check_format, name_and_format
 
 
 def view(
@@ -30,14 +30,14 @@ def view(
     as_json: Json = False,
 ) -> None:
     """Make a page that shows a splat file, and open it in the browser."""
-    check_format(format_of(file), axes)
+    stem, format = name_and_format(file)
+    check_format(format, axes)
     if output is not None and output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"-o {output} is to be a page: give a name that ends in .html")
     from dd3g.io.splats import read_some
     from dd3g.io.viewer import save_viewer
 
     found = read_some(file, axes, visible=True)
-    stem = file.name[: -len(format_of(file)) - 1]
     mode = found.drawn_antialiased if antialiased is None else antialiased
     page = output or Path("out") / f"{stem}.html"
     remove_leftovers(page.parent)

@@ -15,6 +15,7 @@ SPLATS = ("ply", "compressed.ply", "splat", "spz", "sog", "glb")
 MESHES = ("mesh.glb", "mesh.usdz", "mesh.obj")
 TELLING = ("ply", "compressed.ply", "sog")  # those that say whether they are drawn with antialiasing
 AXES = ("opencv", "opengl", "zup")
+UNBUNDLED = "meta.json"  # of a .sog that was not zipped; read, with the pictures beside it
 LAYOUTS = ("compact", "inria")  # of .ply: 14 columns, or the 62 of the first implementation
 
 
@@ -50,12 +51,23 @@ def format_of(path: str | Path) -> str:
     return max(known, key=len) if known else Path(name).suffix.removeprefix(".")
 
 
+def name_and_format(path: str | Path) -> tuple[str, str]:
+    """Name of a file to read, without its suffix, and its format; a meta.json is called like its folder."""
+    path = Path(path)
+    if path.name.lower() == UNBUNDLED:
+        return path.absolute().parent.name, "sog"
+    format = format_of(path)
+    return path.name[: len(path.name) - len(format) - 1], format
+
+
 def check_format(format: str, axes: str | None = None, known: tuple[str, ...] = SPLATS) -> None:
     """Refuse a format that is not `known`, and axes that it cannot have.
 
     Raises:
         UserError: names the wrong one and what would be right.
     """
+    if not format:
+        raise UserError(f"a name without suffix tells no format: let it end in .{', .'.join(known)}")
     if format not in known:
         raise UserError(f"unknown format {format!r}: use one of {', '.join(known)}")
     if axes is not None and axes not in AXES:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from dd3g.gaussians import Gaussians
+from dd3g.gaussians import Gaussians, quaternion_to_matrix
 from dd3g.io.formats import Splats
 from dd3g.io.gltf import VERTICES, GlbBuffer, unpacked
 from dd3g.io.ply import SH_C0
@@ -16,6 +17,9 @@ _EXTENSION = "KHR_gaussian_splatting"
 _ROTATION, _SCALE = f"{_EXTENSION}:ROTATION", f"{_EXTENSION}:SCALE"
 _OPACITY, _SH0 = f"{_EXTENSION}:OPACITY", f"{_EXTENSION}:SH_DEGREE_0_COEF_0"
 _TYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5126: "<f4"}  # glTF component types
+# Extensions that a file may ask for: those that say nothing about splats, and shorter types, which are read.
+_READ = {_EXTENSION, "KHR_mesh_quantization", "KHR_materials_unlit", "KHR_texture_transform"}
+_MOST = 1 << 26  # Gaussians: many nodes may show one mesh, and more would fill the memory
 _WIDTHS = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}
 
 
@@ -59,41 +63,104 @@ def holds_splats(data: bytes) -> bool:
 
 
 def decode(data: bytes) -> Splats:
-    """Read the splat primitive of a .glb; spherical harmonics above degree 0 are left out.
+    """Read the splats of a .glb where its nodes place them; harmonics above degree 0 are left out.
 
     Raises:
         ValueError: when the data is not such a file, ends too early, or needs what this reader lacks.
         LookupError, TypeError, AttributeError, struct.error: when its JSON names things that are not there.
     """
     document, content = unpacked(data)
-    primitives = [p for mesh in document.get("meshes", []) for p in mesh["primitives"]]
-    primitives = [p for p in primitives if _EXTENSION in p.get("extensions", {})]
-    if len(primitives) != 1:
-        raise ValueError(f"it has {len(primitives)} primitives with {_EXTENSION}, 1 is needed")
-    placed = {"matrix", "translation", "rotation", "scale"}
-    if any(placed & node.keys() for node in document.get("nodes", [])):
-        raise ValueError("its nodes move the splats; apply the node transforms before export")
-    column = {
-        name: _read(document, content, primitives[0]["attributes"][name])
-        for name in ("POSITION", _ROTATION, _SCALE, _OPACITY, _SH0)
-    }
+    if lacking := set(document.get("extensionsRequired", [])) - _READ:
+        raise ValueError(f"it needs {', '.join(sorted(lacking))}, which are not read: export it without")
+    meshes = [
+        [p for p in mesh["primitives"] if _EXTENSION in p.get("extensions", {})]
+        for mesh in document.get("meshes", [])
+    ]
+    if not any(meshes):
+        raise ValueError(f"it has no primitive with {_EXTENSION}")
+    placed = [(p, place) for mesh, place in _placed(document) for p in meshes[mesh]]
+    found, total = [], 0
+    for primitive, place in placed or [(p, np.eye(4)) for mesh in meshes for p in mesh]:
+        gaussians = _gaussians(document, content, primitive)
+        total += len(gaussians)
+        if total > _MOST:
+            raise ValueError(f"its nodes show more than {_MOST:,} Gaussians")
+        found.append(gaussians if (place == np.eye(4)).all() else _moved(gaussians, place))
+    degree1 = f"{_EXTENSION}:SH_DEGREE_1"
+    harmonics = any(name.startswith(degree1) for mesh in meshes for p in mesh for name in p["attributes"])
+    return Splats(Gaussians.cat(found), harmonics=harmonics)
+
+
+def _placed(document: dict[str, Any]) -> Iterator[tuple[int, np.ndarray]]:
+    """Each mesh that the scene shows, with the matrix (4, 4) from it to the world."""
+    nodes = document.get("nodes", [])
+    if "scenes" in document:
+        roots = document["scenes"][document.get("scene", 0)].get("nodes", [])
+    else:
+        roots = sorted(set(range(len(nodes))) - {child for n in nodes for child in n.get("children", [])})
+    waiting, seen = [(root, np.eye(4)) for root in reversed(roots)], set()
+    while waiting:
+        index, above = waiting.pop()
+        if index in seen:
+            raise ValueError(f"its node {index} has several places in the scene")
+        seen.add(index)
+        node = nodes[index]
+        place = above @ _matrix(node)
+        if "mesh" in node:
+            yield node["mesh"], place
+        waiting += [(child, place) for child in reversed(node.get("children", []))]
+
+
+def _matrix(node: dict[str, Any]) -> np.ndarray:
+    if "matrix" in node:
+        return np.array(node["matrix"], np.float64).reshape(4, 4).T
+    x, y, z, w = node.get("rotation", (0, 0, 0, 1))
+    place = np.eye(4)
+    turn = quaternion_to_matrix(torch.tensor([w, x, y, z], dtype=torch.float64)).numpy()
+    place[:3, :3] = turn * np.array(node.get("scale", (1, 1, 1)))
+    place[:3, 3] = node.get("translation", (0, 0, 0))
+    return place
+
+
+def _moved(gaussians: Gaussians, place: np.ndarray) -> Gaussians:
+    """Gaussians in the world of a node's matrix (4, 4)."""
+    scale = np.cbrt(np.linalg.det(place[:3, :3]))
+    turn = place[:3, :3] / (scale or 1)
+    if scale <= 0 or not np.allclose(turn @ turn.T, np.eye(3), atol=1e-4):
+        raise ValueError("its nodes mirror the splats, or stretch them: apply the transforms before export")
+    rotation, translation = torch.from_numpy(turn).float(), torch.from_numpy(place[:3, 3]).float()
+    return gaussians.transformed(scale=float(scale)).transformed(rotation, translation)
+
+
+def _gaussians(document: dict[str, Any], content: memoryview, primitive: dict[str, Any]) -> Gaussians:
+    names = ("POSITION", _ROTATION, _SCALE, _OPACITY, _SH0)
+    if missing := [name for name in names if name not in primitive["attributes"]]:
+        raise ValueError(
+            f"its splats have no {', '.join(missing)}, as in drafts of {_EXTENSION}: export it again"
+        )
+    column = {name: _read(document, content, primitive["attributes"][name]) for name in names}
     if (column[_SCALE] < 0).any():
         raise ValueError("its scales are negative, as drafts of the extension wrote them; export it again")
-    gaussians = Gaussians(
+    colors = column[_SH0] * np.float32(SH_C0) + np.float32(0.5)
+    if primitive["extensions"][_EXTENSION].get("colorSpace") == "lin_rec709_display":
+        colors = _encoded(colors)
+    return Gaussians(
         means=torch.from_numpy(column["POSITION"]),
         quats=torch.from_numpy(column[_ROTATION][:, [3, 0, 1, 2]]),
         scales=torch.from_numpy(column[_SCALE]),
         opacities=torch.from_numpy(column[_OPACITY][:, 0]),
-        colors=torch.from_numpy(column[_SH0] * np.float32(SH_C0) + np.float32(0.5)),
+        colors=torch.from_numpy(colors),
     )
-    harmonics = any(f"{_EXTENSION}:SH_DEGREE_1" in name for name in primitives[0]["attributes"])
-    return Splats(gaussians, harmonics=harmonics)
 
 
 def _read(document: dict[str, Any], content: memoryview, index: int) -> np.ndarray:
     """(count, width) float32 values of one accessor."""
     accessor = document["accessors"][index]
+    if "bufferView" not in accessor or "sparse" in accessor:
+        raise ValueError("its values are sparse or compressed, which is not read: export it without")
     view = document["bufferViews"][accessor["bufferView"]]
+    if view.get("buffer", 0) != 0 or "extensions" in view or "uri" in document["buffers"][0]:
+        raise ValueError("its values are compressed or in another file, which is not read: export it without")
     dtype = np.dtype(_TYPES[accessor["componentType"]])
     count, width = accessor["count"], _WIDTHS[accessor["type"]]
     start = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
@@ -109,3 +176,8 @@ def _read(document: dict[str, Any], content: memoryview, index: int) -> np.ndarr
 def _linear(srgb: np.ndarray) -> np.ndarray:
     """The sRGB transfer function, 0..1 to linear 0..1 (IEC 61966-2-1)."""
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def _encoded(linear: np.ndarray) -> np.ndarray:
+    """The inverse of `_linear`."""
+    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear.clip(0.0031308) ** (1 / 2.4) - 0.055)

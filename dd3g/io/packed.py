@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import struct
+import zlib
 from importlib import import_module
 from typing import Any
 
@@ -98,13 +101,25 @@ def decode_spz(data: bytes) -> Splats:
     with scratch_folder() as folder:
         path = folder / "gaussians.spz"
         try:
+            header = zlib.decompressobj(31).decompress(data, 16) if data[:2] == b"\x1f\x8b" else data[:16]
+            _, version, count, _, _, flags, _ = struct.unpack("<4sIIBBBB", header)
+            places = None
+            if version == 1:  # which gsply takes for 2: its places are half floats, and not of 24 bits
+                content = gzip.decompress(data)
+                places = np.frombuffer(content, "<f2", 3 * count, 16).reshape(count, 3)
+                content = content[:4] + b"\2" + content[5:16] + bytes(9 * count) + content[16 + 6 * count :]
+                data = gzip.compress(content, 1)
             path.write_bytes(data)
             read = gsply.read_spz(path)
         except Exception as error:  # gzip, zstd and struct each bring their own errors for foreign bytes
             raise ValueError(str(error).replace(f": {path}", "")) from error
-    columns = (read.means, read.sh0, read.opacities.reshape(-1, 1), read.scales, read.quats)
+    means = read.means if places is None else places
+    columns = (means, read.sh0, read.opacities.reshape(-1, 1), read.scales, read.quats)
     harmonics = read.shN is not None and bool(np.any(read.shN))
-    return Splats(from_raw(np.concatenate(columns, -1)), harmonics=harmonics)
+    # Without the flag nothing is said: writers leave it out of what is drawn with antialiasing, too.
+    return Splats(
+        from_raw(np.concatenate(columns, -1)), antialiased=bool(flags & 1) or None, harmonics=harmonics
+    )
 
 
 def load_gsply() -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ _TYPES = {
     **{"float": "f4", "double": "f8", "float32": "f4", "float64": "f8"},
 }
 _ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": ""}
+_LEVELS = ("red", "green", "blue")  # what some tools write in place of harmonics
+_FLAT = np.log(
+    1e-6
+)  # the third scale of discs, whose files have two (Huang et al. 2024), as SuperSplat has it
 
 
 def to_raw(gaussians: Gaussians) -> np.ndarray:
@@ -95,8 +99,8 @@ def comments(axes: str, antialiased: bool) -> str:
 class Header:
     """What the text before the values says."""
 
-    # Name and count of each, in order, with its lines of properties
-    elements: list[tuple[str, int, list[str]]]
+    # Name and count of each, in order, with the words of its properties: type and name, or those of a list
+    elements: list[tuple[str, int, list[list[str]]]]
     axes: str | None  # that our comment names
     antialiased: bool  # whether they are made to be drawn with antialiasing
     start: int  # of the values, in bytes
@@ -114,17 +118,27 @@ def decode(data: bytes, header: Header) -> Splats:
     Raises:
         ValueError: when the data is not such a file, or ends too early.
     """
-    count, columns = _vertices(header)
+    before, count, columns = _vertices(header)
     if count < 0:
         raise ValueError(f"its header promises {count} Gaussians")
-    if not header.order:
-        data, header = _as_binary(data[header.start :], count, columns), replace(header, start=0)
-    needed, there = count * columns.itemsize, len(data) - header.start
+    start = header.start
+    if header.order:
+        start += sum(number * kind.itemsize for number, kind in before)
+    else:
+        data, start = _as_binary(data[start:], sum(number for number, _ in before), count, columns), 0
+    needed, there = count * columns.itemsize, max(0, len(data) - start)
     if there < needed:
         raise ValueError(f"it ends too early: {count} Gaussians need {needed} bytes, {there} are there")
-    rows = np.frombuffer(data, columns, count, header.start)
-    harmonics = any(rows[name].any() for name in columns.names or () if name.startswith("f_rest_"))
-    gaussians = from_raw(np.stack([rows[name] for name in FIELDS], -1))
+    rows = np.frombuffer(data, columns, count, start)
+    names = columns.names or ()
+    harmonics = any(rows[name].any() for name in names if name.startswith("f_rest_"))
+    values = {name: rows[name] for name in names if name in FIELDS}
+    values.setdefault("scale_2", np.full(count, _FLAT))
+    if "f_dc_0" not in values:
+        for field, name in zip(FIELDS[3:6], _LEVELS, strict=True):
+            most = np.iinfo(columns[name]).max if columns[name].kind in "iu" else 1
+            values[field] = (rows[name] / most - 0.5) / SH_C0
+    gaussians = from_raw(np.stack([values[name] for name in FIELDS], -1))
     return Splats(gaussians, header.axes, header.antialiased, harmonics)
 
 
@@ -134,11 +148,12 @@ def read_header(data: bytes) -> Header:
     Raises:
         ValueError: when there is none.
     """
-    end = re.search(rb"end_header\r?\n", data[: 1 << 16])
+    end = re.search(rb"\nend_header[ \t]*\r?\n", data[: 1 << 20])
     if not data.startswith(b"ply") or end is None:
         raise ValueError("it has no PLY header")
     lines = data[: end.start()].decode("ascii", "replace").splitlines()
-    orders = [_ORDERS[kind] for kind in _ORDERS if f"format {kind} 1.0" in lines]
+    words = [line.split() for line in lines]
+    orders = [_ORDERS[kind] for kind in _ORDERS if ["format", kind, "1.0"] in words]
     if not orders:
         raise ValueError(f"its header names none of the formats {', '.join(_ORDERS)} 1.0")
     stated = {
@@ -147,39 +162,56 @@ def read_header(data: bytes) -> Header:
         for key in (_AXES, _MODE)
         if line.startswith(key)
     }
-    # The text between "element" lines; what stands before the first is not an element.
-    elements = []
-    for text in "\n".join(lines).split("\nelement ")[1:]:
-        first, *properties = text.splitlines()
-        name, count = first.split()
-        elements.append((name, int(count), [line for line in properties if line.startswith("property ")]))
+    elements: list[tuple[str, int, list[list[str]]]] = []
+    for first, *rest in filter(None, words):
+        if first == "element":
+            name, count = rest
+            elements.append((name, int(count), []))
+        elif first == "property" and elements:
+            elements[-1][2].append(rest)
     # Early ones of ours state nothing and are; those of others are not unless they say so.
     antialiased = stated.get(_MODE, "mip" if _AXES in stated else "default") == "mip"
     return Header(elements, stated.get(_AXES), antialiased, end.end(), orders[0])
 
 
-def _vertices(header: Header) -> tuple[int, np.dtype]:
-    """Number of Gaussians, and their columns."""
-    name, count, properties = header.elements[0] if header.elements else ("", 0, [])
-    if name != "vertex":
-        raise ValueError("its first element is not 'vertex'")
-    columns = [line.split()[1:] for line in properties]
-    if any(len(column) != 2 or column[0] not in _TYPES for column in columns):
-        raise ValueError("its vertices have columns that are not plain numbers")
-    missing = set(FIELDS) - {name for _, name in columns}
+def _vertices(header: Header) -> tuple[list[tuple[int, np.dtype]], int, np.dtype]:
+    """Rows and columns of the elements before the Gaussians; number of Gaussians, and their columns."""
+    names = [name for name, *_ in header.elements]
+    if "vertex" not in names:
+        raise ValueError("it has no element 'vertex'")
+    tables = []
+    for name, count, properties in header.elements[: names.index("vertex") + 1]:
+        if count and any(len(words) != 2 or words[0] not in _TYPES for words in properties):
+            raise ValueError(f"its element {name!r} has columns that are not plain numbers")
+        columns = [(words[-1], (header.order or "<") + _TYPES.get(words[0], "f4")) for words in properties]
+        tables.append((count, np.dtype(columns)))
+    *before, (count, kind) = tables
+    given = set(kind.names or ())
+    missing = set(FIELDS) - given
+    if "scale_1" in given:
+        missing.discard("scale_2")
+    if given.issuperset(_LEVELS) and missing.issuperset(FIELDS[3:6]):
+        missing.difference_update(FIELDS[3:6])
     if missing:
         listed = ", ".join(name for name in FIELDS if name in missing)
         raise ValueError(f"it holds no Gaussians: the columns {listed} are missing")
-    return count, np.dtype([(name, (header.order or "<") + _TYPES[kind]) for kind, name in columns])
+    return before, count, kind
 
 
-def _as_binary(text: bytes, count: int, columns: np.dtype) -> bytes:
-    """The first rows of numbers in a text, as a file of the columns would hold them."""
+def _as_binary(text: bytes, before: int, count: int, columns: np.dtype) -> bytes:
+    """The first rows of numbers in a text, as a file of the columns would hold them.
+
+    Args:
+        text: what follows the header.
+        before: lines that are left out first.
+        count: of rows.
+        columns: of a row.
+    """
     if not count:
         return b""
     names = columns.names or ()
-    values = np.loadtxt(io.BytesIO(text), max_rows=count, ndmin=2, usecols=range(len(names)))
-    rows = np.empty(len(values), columns)
-    for name, column in zip(names, values.T, strict=True):
+    read = np.loadtxt(io.BytesIO(text), skiprows=before, max_rows=count, ndmin=2, usecols=range(len(names)))
+    rows = np.empty(len(read), columns)
+    for name, column in zip(names, read.T, strict=True):
         rows[name] = column
     return rows.tobytes()

@@ -1,10 +1,11 @@
-"""PlayCanvas's .sog, version 2: a zip of meta.json and five lossless WebP pictures, a pixel a Gaussian."""
+"""PlayCanvas's .sog: a zip of meta.json and five lossless WebP pictures, a pixel a Gaussian; 2 is written."""
 
 from __future__ import annotations
 
 import json
 import zipfile
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,9 +74,10 @@ def decode(data: bytes) -> Splats:
         if archive.getinfo("meta.json").file_size > _MOST:
             raise ValueError("its meta.json is too large")
         meta = json.loads(archive.read("meta.json"))
-        if meta.get("version") != 2:
-            raise ValueError(f"it is of version {meta.get('version')!r}, only 2 is read: convert it anew")
-        count = meta["count"]
+        version = meta.get("version", 1)
+        if version not in (1, 2):
+            raise ValueError(f"it is of version {version!r}, and 1 and 2 are read: convert it anew")
+        count = meta["count"] if version == 2 else meta["means"]["shape"][0]
         if not isinstance(count, int) or not 0 < count <= _MOST:
             raise ValueError(f"it claims {count!r} Gaussians")
         low, high = (
@@ -88,15 +90,40 @@ def decode(data: bytes) -> Splats:
         raise ValueError(str(error) or "it is not a zip file") from error
     mins, maxs = (np.array(meta["means"][k], np.float64) for k in ("mins", "maxs"))
     places = mins + (low + 256 * high) / 65535 * (maxs - mins)
-    opacity = (sh0[:, 3] / 255).clip(1e-6, 1 - 1e-6)
     raw = np.empty((count, 14))
     raw[:, 0:3] = np.sign(places) * np.expm1(np.abs(places).clip(max=88.7))
-    raw[:, 3:6] = np.array(meta["sh0"]["codebook"], np.float64)[sh0[:, :3]]
-    raw[:, 6] = np.log(opacity / (1 - opacity))
-    raw[:, 7:10] = np.array(meta["scales"]["codebook"], np.float64)[labels[:, :3]]
+    if version == 2:
+        opacity = (sh0[:, 3] / 255).clip(1e-6, 1 - 1e-6)
+        raw[:, 3:6] = np.array(meta["sh0"]["codebook"], np.float64)[sh0[:, :3]]
+        raw[:, 6] = np.log(opacity / (1 - opacity))
+        raw[:, 7:10] = np.array(meta["scales"]["codebook"], np.float64)[labels[:, :3]]
+    else:
+        raw[:, 3:7] = _between(meta["sh0"], sh0)
+        raw[:, 7:10] = _between(meta["scales"], labels[:, :3])
     raw[:, 10:14] = smallest_three(quats[:, :3] / 255, quats[:, 3].clip(252) - 252)
     antialiased = meta.get("model") == "antialiased"
     return Splats(from_raw(raw), meta.get("asset", {}).get("axes"), antialiased, "shN" in meta)
+
+
+def bundled(meta: Path) -> bytes:
+    """The .sog of a meta.json and the pictures beside it that it names.
+
+    Raises:
+        OSError: when one of them cannot be read.
+    """
+    text, packed = meta.read_bytes(), BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("meta.json", text)
+        for picture in meta.parent.iterdir():
+            if picture.suffix in (".webp", ".png") and picture.name.encode() in text:
+                archive.writestr(picture.name, picture.read_bytes())
+    return packed.getvalue()
+
+
+def _between(told: dict[str, Any], pixels: np.ndarray) -> np.ndarray:
+    """Raw values (N, K) from bytes between the bounds of each column, as version 1 has them."""
+    mins, maxs = (np.array(told[k], np.float64) for k in ("mins", "maxs"))
+    return mins + pixels / 255 * (maxs - mins)
 
 
 def _packed(quats: np.ndarray) -> np.ndarray:
@@ -154,7 +181,7 @@ def _pixels(archive: zipfile.ZipFile, name: str, count: int) -> np.ndarray:
     """The first bytes (count, 4) of a picture."""
     if archive.getinfo(name).file_size > 8 * _MOST:
         raise ValueError(f"its {name} is too large")
-    with Image.open(BytesIO(archive.read(name)), formats=["WEBP"]) as image:
+    with Image.open(BytesIO(archive.read(name)), formats=["WEBP", "PNG"]) as image:
         if image.width * image.height < count:
             raise ValueError(f"its {name} has fewer pixels than there are Gaussians")
         return np.asarray(image.convert("RGBA")).reshape(-1, 4)[:count]

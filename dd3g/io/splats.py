@@ -13,7 +13,16 @@ from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians, quaternion_multiply
 from dd3g.io import compressed_ply, glb, packed, ply, sog
 from dd3g.io.atomic import replacing
-from dd3g.io.formats import AXES, SPLATS, Splats, check_format, check_layout, format_of
+from dd3g.io.formats import (
+    AXES,
+    SPLATS,
+    UNBUNDLED,
+    Splats,
+    check_format,
+    check_layout,
+    format_of,
+    name_and_format,
+)
 
 FORMATS = SPLATS
 MIN_OPACITY = 0.005  # Gaussians below it are not written
@@ -69,7 +78,7 @@ def load(path: str | Path, axes: str | None = None) -> Gaussians:
     """Read a file of any of the `FORMATS` into our world.
 
     Args:
-        path: the file; its suffix names the format.
+        path: the file; its suffix names the format. A meta.json is a .sog that was not zipped.
         axes: as in `decode`.
 
     Returns:
@@ -84,10 +93,10 @@ def load(path: str | Path, axes: str | None = None) -> Gaussians:
 def read(path: str | Path, axes: str | None = None) -> Splats:
     """As `load`, with what the file says about itself; there may be no Gaussian in it."""
     path = Path(path)
-    format = format_of(path)
+    format = name_and_format(path)[1]
     check_format(format, axes)
     try:
-        data = path.read_bytes()
+        data = sog.bundled(path) if path.name.lower() == UNBUNDLED else path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     try:

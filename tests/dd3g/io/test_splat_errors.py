@@ -53,15 +53,15 @@ def test_damaged_and_foreign_files_never_raise_anything_else(tmp_path, format):
     assert refused >= (1 if format == "splat" else 2)
 
 
-def test_glb_with_moved_nodes_or_log_scales_is_refused(tmp_path):
+def test_glb_with_stretched_nodes_or_log_scales_is_refused(tmp_path):
     data = splats.encode(example(), "glb")
     size = struct.unpack_from("<I", data, 12)[0]
     path = tmp_path / "x.glb"
-    text = data[20 : 20 + size].replace(b'"nodes":[{"mesh":0}]', b'"nodes":[{"mesh":0,"scale":[2,2,2]}]')
+    text = data[20 : 20 + size].replace(b'"nodes":[{"mesh":0}]', b'"nodes":[{"mesh":0,"scale":[2,2,3]}]')
     text += b" " * (-len(text) % 4)
     head = struct.pack("<4sII", b"glTF", 2, len(data) - size + len(text))
     path.write_bytes(head + struct.pack("<I4s", len(text), b"JSON") + text + data[20 + size :])
-    with pytest.raises(UserError, match="nodes move"):
+    with pytest.raises(UserError, match="its nodes mirror the splats, or stretch them"):
         splats.load(path)
     document = json.loads(data[20 : 20 + size])
     view = document["bufferViews"][
@@ -106,7 +106,9 @@ def test_unknown_names_and_missing_files(tmp_path):
         UserError, match="unknown format 'obj': use one of ply, compressed.ply, splat, spz, sog, glb"
     ):
         example().save(tmp_path / "x.obj")
-    with pytest.raises(UserError, match="unknown format ''"):
+    with pytest.raises(
+        UserError, match="a name without suffix tells no format: let it end in .ply, .compressed.ply,"
+    ):
         example().save(tmp_path / "x")
     with pytest.raises(UserError, match="unknown axes 'sideways': use one of opencv, opengl, zup"):
         example().save(tmp_path / "x.ply", axes="sideways")
