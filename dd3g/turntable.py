@@ -67,7 +67,7 @@ def turntable(
     remove_leftovers(target.parent)
     images = render_turntable(found.gaussians, frames, size, elevation, colour, mode, distance)
     warnings = found.warnings(file)
-    if (images == images[0, 0, 0]).all():
+    if (images.min((0, 1, 2)) == images.max((0, 1, 2))).all():
         warnings.append(
             f"the pictures are empty: {file} shows nothing at this --distance from the origin; dd3g info "
             "tells where its Gaussians are"

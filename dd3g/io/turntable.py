@@ -26,6 +26,7 @@ VIDEOS = {  # arguments of ffmpeg, for pictures without and with alpha
     ),
 }
 SUFFIXES = (*VIDEOS, ".webp", ".gif", ".png")
+AT_ONCE = 1 << 22  # pixels that are drawn together
 
 
 @torch.no_grad()
@@ -65,15 +66,17 @@ def render_turntable(
     far = max(cameras.far, distance + float(gaussians.means.norm(dim=-1).max()) if len(gaussians) else 0)
     cameras = replace(cameras, near=min(cameras.near, 0.1 * distance), far=far)
     cameras = cameras.to(gaussians.means.device)
-    # A few views at a time, because a rasteriser that draws them together also holds them together.
-    parts = [cameras[i : i + 8] for i in range(0, frames, 8)]
     behind = behind.to(gaussians.means.device)
-    views = [rasterize(gaussians, part, behind, antialiased=antialiased) for part in parts]
-    rgb, alpha = torch.cat([view.rgb for view in views]), torch.cat([view.alpha for view in views])
-    if background is None:
-        rgb = torch.cat([rgb / alpha.clamp(min=1e-6), alpha], 1)
-    pixels = rgb.clamp(0, 1).mul(255).round().to(torch.uint8)
-    return pixels.movedim(1, -1).cpu().numpy()
+    pixels = np.empty((frames, size, size, 4 if background is None else 3), np.uint8)
+    # A few views at a time, because a rasteriser that draws them together also holds them together.
+    step = min(8, max(1, AT_ONCE // size**2))
+    for i in range(0, frames, step):
+        view = rasterize(gaussians, cameras[i : i + step], behind, antialiased=antialiased)
+        rgb = view.rgb
+        if background is None:
+            rgb = torch.cat([rgb / view.alpha.clamp(min=1e-6), view.alpha], 1)
+        pixels[i : i + step] = rgb.clamp(0, 1).mul(255).round().to(torch.uint8).movedim(1, -1).cpu()
+    return pixels
 
 
 def save_turntable(images: np.ndarray, path: str | Path, fps: float = 24) -> Path:
@@ -102,7 +105,7 @@ def save_turntable(images: np.ndarray, path: str | Path, fps: float = 24) -> Pat
     if path.suffix.lower() == ".gif" and images.shape[-1] == 4:
         images = images.copy()
         images[..., 3] = np.where(images[..., 3] < 128, 0, 255)  # a .gif knows no more
-    first, *rest = [Image.fromarray(image) for image in images]
+    first, rest = Image.fromarray(images[0]), (Image.fromarray(image) for image in images[1:])
     with replacing(path) as partial:
         options: dict[str, Any] = {"quality": 85} if path.suffix.lower() == ".webp" else {"disposal": 2}
         first.save(partial, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, **options)
@@ -160,16 +163,18 @@ def _write_video(images: np.ndarray, path: Path, fps: float) -> None:
 
     _, height, width, _ = images.shape
     # Both codecs halve the colour resolution, so both sides must be even.
-    images = np.pad(images, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    if height % 2 or width % 2:
+        images = np.pad(images, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     size = f"{images.shape[2]}x{images.shape[1]}"
     alpha = images.shape[3] == 4
     pixels = "rgba" if alpha else "rgb24"
     source = ["-f", "rawvideo", "-pix_fmt", pixels, "-s", size, "-r", str(fps), "-i", "-"]
     video = VIDEOS[path.suffix.lower()][alpha].split()
+    video += ["-fflags", "+bitexact"]  # else a .webm bears a number of its own each time
     # Run here and not through imageio_ffmpeg's writer, which takes a failed ffmpeg for a finished one.
     done = subprocess.run(
         [get_ffmpeg_exe(), "-y", "-v", "error", *source, *video, str(path)],
-        input=images.tobytes(),
+        input=np.ascontiguousarray(images).data,
         capture_output=True,
     )
     if done.returncode:

@@ -93,6 +93,22 @@ def test_mp4_decodes_to_the_same_pictures(images, tmp_path):
     assert np.abs(frames[3][:47, :47].astype(int) - images[3, :47, :47]).mean() < 4
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_the_same_pictures_give_the_same_video(images, tmp_path, suffix):
+    pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg is not installed")
+    first, second = (save_turntable(images, tmp_path / f"{n}{suffix}").read_bytes() for n in (1, 2))
+    assert first == second
+
+
+@pytest.mark.parametrize("background", [1.0, None])
+def test_how_many_are_drawn_together_changes_nothing(monkeypatch, background):
+    together = render_turntable(marks(), frames=9, size=24, background=background)
+    monkeypatch.setattr(turntable, "AT_ONCE", 0)  # as for pictures larger than that
+    np.testing.assert_array_equal(
+        render_turntable(marks(), frames=9, size=24, background=background), together
+    )
+
+
 def test_a_full_disk_leaves_no_torn_mp4(images, tmp_path):
     pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg is not installed")
     path = save_turntable(images, tmp_path / "turn.mp4")
