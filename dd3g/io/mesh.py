@@ -145,10 +145,10 @@ class Mesh:
         """A zip without compression, each of whose files starts at a multiple of 64 bytes (USDZ 1.3)."""
         st = self.places.reshape(-1, 2) * [1, -1] + [0, 1]
         text = _USDA % {
-            "extent": _tuples([self.points.min(0), self.points.max(0)]),
+            "extent": _tuples([self.points.min(0), self.points.max(0)], 9),
             "counts": ", ".join(["4"] * len(self.quads)),
             "quads": ", ".join(map(str, self.quads.reshape(-1).tolist())),
-            "points": _tuples(self.points),
+            "points": _tuples(self.points, 9),
             "normals": _tuples(self.normals, 4),
             "places": _tuples(st),
             "picture": "texture.png",
@@ -165,7 +165,7 @@ class Mesh:
     def _obj(self, path: Path) -> dict[Path, bytes]:
         material, picture = path.with_suffix(".mtl"), path.with_suffix(".png")
         lines = [f"mtllib {material.name}", "o object", "usemtl surface"]
-        lines += [f"v {x:.6g} {y:.6g} {z:.6g}" for x, y, z in self.points.tolist()]
+        lines += [f"v {x:.9g} {y:.9g} {z:.9g}" for x, y, z in self.points.tolist()]
         lines += [f"vn {x:.4f} {y:.4f} {z:.4f}" for x, y, z in self.normals.tolist()]
         lines += [f"vt {u:.6f} {1 - v:.6f}" for u, v in self.places.reshape(-1, 2).tolist()]
         for i, quad in enumerate((self.quads + 1).tolist()):

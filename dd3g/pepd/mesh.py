@@ -13,7 +13,16 @@ from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.io.mesh import Mesh
 from dd3g.pepd.solid import mask_cameras, sampled, spread
-from dd3g.pepd.surface import HALF, LEVEL, carved, smoothed, surface_nets, surface_quads, unambiguous
+from dd3g.pepd.surface import (
+    HALF,
+    LEVEL,
+    carved,
+    smoothed,
+    surface_nets,
+    surface_quads,
+    unambiguous,
+    without_cavities,
+)
 from dd3g.rasterizer import rasterize
 
 SIZE = 256  # pixels a side of the pictures that shape and texture come from
@@ -43,19 +52,22 @@ def mesh_of(gaussians: Gaussians, resolution: int = 128) -> Mesh:
     cameras = mask_cameras(SIZE)
     render = rasterize(framed, cameras, background=0.0, antialiased=True)
     alpha = render.alpha
+    # Antialiasing makes what is thinner than a pixel faint, and a sheet would be carved away from its side.
+    outline = rasterize(framed, cameras, background=0.0, antialiased=False).alpha[:, 0]
     depth = spread(render.depth / alpha.clamp(min=1e-3), alpha > LEVEL)[:, 0]  # (V, S, S)
     colors = spread(render.rgb / alpha.clamp(min=1e-3), (alpha - LEVEL).clamp(min=0))  # (V, 3, S, S)
     voxel = 2 * HALF / resolution
     # Centres of Gaussians lie inside what they cover: the surface is a voxel nearer, within the outline. What
     # shines through has a depth between front and back, which says nothing.
     known = torch.where(alpha[:, 0] > OPAQUE, depth - voxel, 0.0)
-    field = smoothed(carved(alpha[:, 0], known, cameras, resolution, 4 * voxel), BLUR)
-    field = unambiguous(field, LEVEL)
+    field = smoothed(carved(outline, known, cameras, resolution, 4 * voxel), BLUR)
+    field = without_cavities(unambiguous(field, LEVEL), LEVEL)
     points, normals = surface_nets(field, LEVEL)
     quads = surface_quads(field, LEVEL)
     if len(quads) == 0:
         raise UserError(
-            "no surface: the Gaussians are too faint or too few to look solid from around; keep the splats"
+            "no surface: the Gaussians are too faint, too few or too far apart to look solid from around; "
+            "keep the splats"
         )
     u = torch.linspace(0, 1, PATCH)
     across, down = u.expand(PATCH, -1), u[:, None].expand(-1, PATCH)

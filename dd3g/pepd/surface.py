@@ -95,6 +95,17 @@ def without_crumbs(field: Tensor, level: float, least: int) -> Tensor:
     return torch.from_numpy(values)
 
 
+def without_cavities(field: Tensor, level: float) -> Tensor:
+    """The field with the hollows filled that nothing outside reaches, and nobody sees.
+
+    Args:
+        field: (n, n, n) float32; of its parts below the level, the largest is the outside.
+        level: of the surface.
+    """
+    hollow = without_crumbs(-field, -level, field.numel()) < -field
+    return torch.where(hollow, level + 1e-3, field)
+
+
 def surface_nets(field: Tensor, level: float) -> tuple[Tensor, Tensor]:
     """Closed surface field = level (naive surface nets, Gibson 1998): a point in each cell that it crosses.
 

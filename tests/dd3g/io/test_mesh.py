@@ -5,6 +5,7 @@ import json
 import math
 import struct
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from stand_ins.shown import toy as thin
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.pepd.mesh import mesh_of
-from dd3g.pepd.surface import HALF, LEVEL, surface_nets, surface_quads, unambiguous
+from dd3g.pepd.surface import HALF, LEVEL, surface_nets, surface_quads, unambiguous, without_cavities
 
 
 def toy() -> Gaussians:
@@ -110,6 +111,51 @@ def test_place_and_size_are_kept():
     low, high = mesh.points.min(0), mesh.points.max(0)
     np.testing.assert_allclose((low + high) / 2, [10, 0, -3], atol=0.5)
     np.testing.assert_allclose(high - low, 5 * 0.86, rtol=0.15)
+
+
+@pytest.mark.slow
+def test_a_sheet_thinner_than_a_pixel_keeps_its_size():
+    steps = torch.linspace(-0.4, 0.4, 41)
+    x, y = torch.meshgrid(steps, steps, indexing="ij")
+    means = torch.stack([x, y, torch.zeros_like(x)], -1).view(-1, 3)
+    count = len(means)
+    sheet = Gaussians(
+        means,
+        torch.tensor([1.0, 0, 0, 0]).expand(count, 4),
+        torch.tensor([0.02, 0.02, 0.0005]).expand(count, 3),
+        torch.full((count,), 0.95),
+        torch.full((count, 3), 0.5),
+    )
+    mesh = mesh_of(sheet)
+    solid = solid_of(mesh.points, mesh.quads)
+    assert solid.is_watertight and solid.volume > 0
+    np.testing.assert_allclose(solid.bounds[:, :2], [[-0.4, -0.4], [0.4, 0.4]], atol=0.03)
+    assert solid.area_faces[solid.face_normals[:, 2] > 0.9].sum() > 0.55  # without holes
+
+
+def test_hollows_that_nobody_sees_are_filled():
+    field = torch.zeros(12, 12, 12)
+    field[1:6, 1:6, 1:6] = 1
+    field[3, 3, 3] = field[3, 3, 4] = 0
+    field[8:11, 8:11, 8:11] = 1
+    field[9, 9, 9:] = 0  # reached from outside
+    filled = without_cavities(field, LEVEL)
+    assert (filled[3, 3, 3:5] > LEVEL).all() and (filled[9, 9, 9:] == 0).all()
+    assert ((filled > LEVEL).sum() - (field > LEVEL).sum()) == 2
+    assert len(solid_of(surface_nets(filled, LEVEL)[0], surface_quads(filled, LEVEL)).split()) == 2
+
+
+@pytest.mark.parametrize("suffix", ["obj", "usdz"])
+def test_text_is_as_exact_as_numbers_far_from_the_origin(mesh, tmp_path, suffix):
+    far = replace(mesh, points=(mesh.points + np.float32([1000, -500, 3])).astype(np.float32))
+    path = far.save(tmp_path / f"x.mesh.{suffix}")[0]
+    if suffix == "obj":
+        lines = [line.split()[1:] for line in path.read_text().splitlines() if line.startswith("v ")]
+    else:
+        with zipfile.ZipFile(path) as package:
+            text = package.read("object.usda").decode().partition("points = [")[2].partition("]")[0]
+        lines = [row.split(",") for row in text.strip("()").split("), (")]
+    np.testing.assert_array_equal(np.array(lines, np.float32), far.points)
 
 
 def test_nothing_solid_is_an_error():
