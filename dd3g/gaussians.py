@@ -115,6 +115,28 @@ class Gaussians:
         return self.opacities.shape[-1]
 
 
+def framing(gaussians: Gaussians) -> tuple[Tensor, float]:
+    """Where an object lies and how large it is, for cameras that are made for those of dd3g.
+
+    Args:
+        gaussians: one object (no batch dimensions), anywhere in the world.
+
+    Returns:
+        Its centre (3,) and the factor by which it is larger than an object of dd3g; the origin and 1 where it
+        lies around the origin and has about that size. What is far from nearly all else does not count.
+    """
+    seen = gaussians.means[gaussians.opacities > 0.05]
+    means = (seen[:: len(seen) // 100_000 + 1] if len(seen) else gaussians.means).double()
+    reach = float(means.norm(dim=-1).quantile(0.98))
+    if 0.1 < reach <= 1:
+        return torch.zeros(3), 1.0
+    centre = means.quantile(torch.tensor([0.02, 0.98]).to(means), 0).mean(0)
+    reach = float((means - centre).norm(dim=-1).quantile(0.98))
+    if len(means) < 2 or reach == 0:
+        reach = 3 * float(gaussians.scales.max())
+    return centre.float().cpu(), max(2 * reach, 1e-6)
+
+
 def quaternion_multiply(a: Tensor, b: Tensor) -> Tensor:
     """Hamilton product of wxyz quaternions (..., 4); the rotation b is applied first."""
     aw, ax, ay, az = a.unbind(-1)

@@ -34,8 +34,14 @@ def turntable(
         float, typer.Option(min=-89, max=89, help="Degrees from which the camera looks down.")
     ] = 10.0,
     distance: Annotated[
-        float, typer.Option(min=0.1, max=100, help="Distance of the camera to the centre.")
-    ] = 1.5,
+        float | None,
+        typer.Option(
+            min=0.1,
+            max=100,
+            help="Distance of the camera to the origin; default: one that shows the object.",
+            show_default=False,
+        ),
+    ] = None,
     fps: Annotated[
         float | None,
         typer.Option(
@@ -55,6 +61,8 @@ def turntable(
     check_format(format, axes)
     target = output or Path("out") / f"{stem}.mp4"
     colour = _colour(background)
+    from dd3g.cameras import RADIUS
+    from dd3g.gaussians import framing
     from dd3g.io.splats import read_some
     from dd3g.io.turntable import check_movie, render_turntable, save_frames, save_turntable
 
@@ -65,7 +73,11 @@ def turntable(
     found = read_some(file, axes, visible=True)
     mode = found.drawn_antialiased if antialiased is None else antialiased
     remove_leftovers(target.parent)
-    images = render_turntable(found.gaussians, frames, size, elevation, colour, mode, distance)
+    shown = found.gaussians
+    if distance is None:
+        centre, larger = framing(shown)
+        shown, distance = shown.transformed(translation=-centre).transformed(scale=1 / larger), RADIUS
+    images = render_turntable(shown, frames, size, elevation, colour, mode, distance)
     warnings = found.warnings(file)
     if (images.min((0, 1, 2)) == images.max((0, 1, 2))).all():
         warnings.append(

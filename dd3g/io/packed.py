@@ -66,7 +66,8 @@ def decode_splat(data: bytes) -> Splats:
 def encode_spz(gaussians: Gaussians) -> bytes:
     """Niantic's .spz version 3; positions to 1.2e-4, log scales to 1/16, colours within -0.44..1.44.
 
-    Positions of 2048 and more, up to `SPZ_REACH`, are rounded to more than that.
+    Positions of 2048 and more, up to `SPZ_REACH`, are rounded to more than that, those of an object that
+    reaches less than 1/8 to less.
 
     Not version 4: its streams of zstd need a reader that few have, while 3 is gzip. Version 2 has 8-bit
     rotations and is what the oldest readers stop at. The flag for antialiasing stays 0, because Babylon then
@@ -82,10 +83,12 @@ def encode_spz(gaussians: Gaussians) -> bytes:
         sh0=raw[:, 3:6],
         shN=None,
     )
-    whole = int(np.abs(raw[:, 0:3]).max() + 1).bit_length()  # bits before the point
+    reach = float(np.abs(raw[:, 0:3]).max())
+    whole = int(reach + 1).bit_length()  # bits before the point
+    finer = max(0, -int(np.log2(max(reach, 2.0**-12))) - 3)
     with scratch_folder() as folder:
         path = folder / "gaussians.spz"
-        gsply.write_spz(path, data, version=3, fractional_bits=min(12, 23 - whole))
+        gsply.write_spz(path, data, version=3, fractional_bits=min(12 + finer, 23 - whole))
         content = bytearray(path.read_bytes())
     content[4:8] = bytes(4)  # the gzip header's clock: the same Gaussians must give the same file
     return bytes(content)

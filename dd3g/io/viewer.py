@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from base64 import b64encode
 from html import escape
 from pathlib import Path
 
-from dd3g.gaussians import Gaussians
+from dd3g.gaussians import Gaussians, framing
 from dd3g.io.atomic import replacing
 from dd3g.io.splats import encode
 
@@ -17,8 +18,9 @@ def save_viewer(
 ) -> Path:
     """Write a self-contained page with the Gaussians inside: turn, move, zoom, spin, and download of a .ply.
 
-    The page holds an .spz. It draws as `rasterize` does, with WebGL 2, or on a plain canvas where there is
-    none or where that is quicker. It opens at the front view of the default rig; an address may end in
+    The page holds an .spz, and shows an object that lies elsewhere or is larger as if it were one of dd3g.
+    It draws as `rasterize` does, with WebGL 2, or on a plain canvas where there is none or where that is
+    quicker. It opens at the front view of the default rig; an address may end in
     `#azimuth=90&elevation=20&distance=2&x=0.1&y=0&z=0&spin=0&background=dark&draw=2d`.
 
     Args:
@@ -34,11 +36,14 @@ def save_viewer(
         UserError: when no Gaussian is visible, or the place can't be written to.
     """
     path = Path(path)
+    splats = encode(gaussians, "spz")
+    centre, size = framing(gaussians.pruned())
     values = {
+        "frame": json.dumps([*centre.tolist(), size]),
         "title": escape(path.stem if title is None else title),
         "name": escape(f"{path.stem}.ply"),
         "antialiased": str(antialiased).lower(),
-        "splats": b64encode(encode(gaussians, "spz")).decode("ascii"),
+        "splats": b64encode(splats).decode("ascii"),
     }
     template = Path(__file__).with_name("viewer.html").read_text("utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)

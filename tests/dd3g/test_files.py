@@ -205,12 +205,34 @@ def test_places_that_a_format_cannot_hold_are_refused(capsys):
 
 def test_a_turn_that_shows_nothing_is_said(lamp, capsys):
     raw_ply("away.ply", x=(slice(None), 900))
-    (warning,) = told(capsys, "turntable", "away.ply", "-o", "x.gif", "--frames", 2, "--size", 32)["warnings"]
+    (warning,) = told(capsys, "turntable", "away.ply", "-o", "x.gif", "--frames", 2, "--distance", 2)[
+        "warnings"
+    ]
     assert warning.startswith("the pictures are empty: away.ply shows nothing at this --distance")
     raw_ply("faint.ply", opacity=(slice(None), -9))
     for words in (("view", "faint.ply"), ("turntable", "faint.ply")):
         message = "faint.ply shows nothing: none of its 600 Gaussians has an opacity of 0.005 or more"
         assert message in refused(capsys, *words)
+
+
+def test_a_turn_shows_an_object_that_lies_elsewhere(lamp, capsys):
+    far = cluster().transformed(scale=30.0).transformed(translation=torch.tensor([500.0, 20.0, -3.0]))
+    splats.save(far, "far.ply")
+    for name in ("lamp", "far"):
+        words = "turntable", f"{name}.ply", "-o", f"{name}.png", "--frames", 1, "--size", 64
+        assert told(capsys, *words)["warnings"] == []
+    near, far = (np.asarray(Image.open(f"{name}.png")).astype(int) for name in ("lamp", "far"))
+    counts = [(picture < 200).any(-1).sum() for picture in (near, far)]
+    assert counts[0] > 100 and 1 < counts[1] / counts[0] < 3
+    assert all((edge == 255).all() for edge in (far[0], far[-1], far[:, 0], far[:, -1]))
+
+
+def test_an_spz_of_a_small_object_is_as_exact_as_that_of_a_large_one(capsys):
+    small = cluster().transformed(scale=0.002)
+    splats.save(small, "small.ply")
+    told(capsys, "convert", "small.ply", "small.spz")
+    exact, read = splats.load("small.ply").means, splats.load("small.spz").means
+    assert (exact - read).abs().max() < 2e-3 * exact.abs().max()
 
 
 def test_files_with_nothing_in_them(capsys):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dd3g.gaussians import Gaussians, matrix_to_quaternion, quaternion_multiply, quaternion_to_matrix
+from dd3g.gaussians import Gaussians, framing, matrix_to_quaternion, quaternion_multiply, quaternion_to_matrix
 
 
 def some(*batch, n=5, seed=0):
@@ -105,3 +105,25 @@ def test_shapes_are_checked():
         Gaussians(g.means, g.quats[:3], g.scales, g.opacities, g.colors)
     wide = Gaussians(g.means, g.quats, g.scales, g.opacities, torch.rand(4, 9))
     assert wide.colors.shape == (4, 9)
+
+
+def test_framing_finds_objects_that_lie_elsewhere():
+    gen = torch.Generator().manual_seed(0)
+    means = torch.rand(500, 3, generator=gen) - 0.5
+    ones = Gaussians(
+        means, torch.eye(4)[:1].expand(500, 4), torch.full((500, 3), 0.01), torch.ones(500), means
+    )
+    for moved in (ones, ones.transformed(translation=torch.tensor([0.2, 0.0, -0.1]))):  # as ours lie
+        centre, size = framing(moved)
+        assert size == 1 and not centre.any()
+    far = torch.tensor([40.0, -3.0, 7.0])
+    for scale in (0.01, 30.0):
+        centre, size = framing(ones.transformed(scale=scale).transformed(translation=far))
+        torch.testing.assert_close(centre, far, atol=0.02 * scale, rtol=0)
+        assert size == pytest.approx(1.5 * scale, rel=0.1)  # half the diagonal of the cube is 0.87
+    faint = Gaussians(means + 900, ones.quats, ones.scales, torch.full((500,), 0.01), means)
+    assert framing(Gaussians.cat([ones, faint]))[1] == 1  # nobody sees it
+    single = ones.select([0]).transformed(translation=far)
+    centre, size = framing(single)
+    torch.testing.assert_close(centre, single.means[0])
+    assert size == pytest.approx(0.06)

@@ -11,7 +11,7 @@ from stand_ins.shown import BARE, SIZE, drawn, psnr, toy
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
-from dd3g.gaussians import Gaussians
+from dd3g.gaussians import Gaussians, framing
 from dd3g.io import splats
 from dd3g.io.viewer import save_viewer
 from dd3g.rasterizer import rasterize
@@ -73,6 +73,49 @@ def test_page_and_rasteriser_agree(page, file, draw, azimuth, elevation):
     # The bound would notice ten degrees, and antialiasing that is left out.
     assert psnr(drawn(azimuth + 10, elevation), want) < 30
     assert psnr(drawn(azimuth, elevation, antialiased=False), want) < 48
+
+
+@pytest.mark.parametrize("draw", ["webgl", "2d"])
+@pytest.mark.parametrize("larger", [1.0, 200.0, 0.004])
+def test_an_object_is_shown_wherever_and_however_large_it_is(page, tmp_path, draw, larger):
+    """And with few that are far away, whose depths must not take all the steps that are sorted by."""
+    far = Gaussians(
+        *(getattr(toy().select([0]), f) for f in ("means", "quats", "scales", "opacities", "colors"))
+    )
+    far.means[:] = torch.tensor([0.0, 0.0, -2000.0]) if larger == 1 else torch.tensor([0.0, 0.0, 1.0])
+    moved = Gaussians.cat([toy(), far]).transformed(scale=larger)
+    if larger != 1:
+        moved = moved.transformed(translation=larger * torch.tensor([3.0, -5.0, 2.0]))
+    path = save_viewer(moved, tmp_path / "x.html")
+    page.open(path, f"#spin=0&draw={draw}&azimuth=130&elevation=35")
+    page.eval(BARE)
+    inside = splats.decode(splats.encode(moved, "spz"), "spz").gaussians
+    centre, size = framing(moved)
+    assert size == 1 if larger == 1 else size == pytest.approx(larger, rel=0.25)
+    shown = inside.transformed(translation=-centre).transformed(scale=1 / size)
+    want = rasterize(shown, Cameras.orbit([130], 35, SIZE), antialiased=True).rgb[0]
+    assert psnr(page.screenshot(), want.clamp(0, 1).mul(255).movedim(0, -1).numpy()) > 50
+    assert (page.screenshot() < 200).any(-1).mean() > 0.15
+    head, _, body = page.eval("ply().text().then((text) => text.slice(0, 400))").partition("end_header")
+    assert f"element vertex {len(moved)}\n" in head
+    places = page.eval("[...rows.slice(0, 3)]")  # what is downloaded is where it was
+    np.testing.assert_allclose(places, inside.means[0].tolist(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("draw", ["webgl", "2d"])
+def test_a_print_shows_the_object_on_paper(page, file, draw):
+    """In its own proportions, whatever the sheet's, and in the light."""
+    page.open(file, f"#spin=0&draw={draw}&background=dark")
+    pdf = page.call("Page.printToPDF")["data"]
+    page.eval("canvas.hidden = true")
+    assert len(pdf) > len(page.call("Page.printToPDF")["data"]) + 4000
+    page.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        page.wait("getComputedStyle(document.body).backgroundColor === 'rgb(255, 255, 255)'")
+        assert page.eval("getComputedStyle(document.querySelector('nav')).display") == "none"
+        assert page.eval("getComputedStyle(canvas).objectFit") == "contain"
+    finally:
+        page.call("Emulation.setEmulatedMedia", media="")
 
 
 def layered() -> Gaussians:
