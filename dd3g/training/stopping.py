@@ -13,7 +13,9 @@ from dd3g.signals import Interrupted
 
 # Ctrl-C; the end of a job, of a session; and Slurm's warning before its time is up.
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-LAUNCHED = "TORCHELASTIC_RUN_ID"  # set by torchrun and accelerate launch for the processes that they start
+# Of these, torchrun sets one for the processes that it starts, accelerate launch the other for a single one.
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_USE_FULLGRAPH")
+PARENT = os.getppid()  # as of the import: it may end while weights and data are being read
 ECHO = 2.0  # seconds in which a launcher hands on what the scheduler has sent to all processes at once
 
 
@@ -28,13 +30,14 @@ class StopRequest:
     def __init__(self) -> None:
         self.noted, self.since = 0, 0.0
         self.before: dict[int, Any] = {}
-        self.launcher = os.getppid() if LAUNCHED in os.environ else 0
+        self.launcher = PARENT if any(name in os.environ for name in LAUNCHED) else 0
 
     @property
     def number(self) -> int:
         """The first signal, 0 without one; SIGHUP where the launcher has ended and left its processes behind.
 
-        torchrun is ended by signals that it does not know, such as SIGUSR1, and does not hand them on.
+        torchrun is ended by signals that it does not know, such as SIGUSR1, and accelerate launch with a
+        single process by every one; they do not hand them on.
         """
         if self.launcher and not self.noted and os.getppid() != self.launcher:
             self.noted = signal.SIGHUP

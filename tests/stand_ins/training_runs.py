@@ -21,14 +21,18 @@ def fresh():
     GradientState._reset_state()
 
 
-def torchrun(*line, seconds=PATIENCE):
+TORCHRUN = "torch.distributed.run", "--standalone", "--nproc_per_node", "2"
+ACCELERATE = "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"
+
+
+def torchrun(*line, seconds=PATIENCE, launcher=TORCHRUN):
     """A script in two processes: exit code and what it said; where they do not end, where each of them stood.
 
     torchrun gives every process a session of its own, so a time-out of `subprocess` would leave them behind.
     """
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *line],
+        [sys.executable, "-m", *launcher, *line],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
     )  # fmt: skip

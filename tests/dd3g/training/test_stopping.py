@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from stand_ins import line_run
 from stand_ins.line import fit_line, squared
 from stand_ins.line_run import LINE
-from stand_ins.training_runs import PATIENCE, fresh, metrics, torchrun
+from stand_ins.training_runs import ACCELERATE, PATIENCE, TORCHRUN, fresh, metrics, torchrun
 
 from dd3g.command import guarded
 from dd3g.configuration import launch
@@ -148,12 +148,12 @@ sys.exit(line_run.main())
 TARGETS = {"one": "os.getpid()", "launcher": "os.getppid()"}
 
 
-def in_two_processes(folder, name, target, split, *words):
-    """A line in two processes, the second of which sends a signal: exit code and what was said."""
+def signalled(folder, name, target, split, *words, **options):
+    """A line in the processes of a launcher, the last of which sends a signal: exit code and words."""
     script = folder / "signalled.py"
     pause = 5 if target == "launcher" else 0  # in which it hands the signal on
     script.write_text(SIGNALLED.format(target=TARGETS[target], name=name, pause=pause))
-    return torchrun(str(script), str(folder / "cut"), *split, "train_batch_size=2", *words)
+    return torchrun(str(script), str(folder / "cut"), *split, "train_batch_size=2", *words, **options)
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def in_two_processes(folder, name, target, split, *words):
 )
 def test_a_signal_to_one_of_two_processes(tmp_path, name, target, code, split):
     """All leave at one step, and one process alone goes on with the curve that nothing has disturbed."""
-    found, said = in_two_processes(tmp_path, name, target, split)
+    found, said = signalled(tmp_path, name, target, split)
     assert found == code, said
     last = checkpoints.checkpoints(tmp_path / "cut")[-1].name
     assert last == ("checkpoint-3" if name == "SIGKILL" else "checkpoint-4")
@@ -186,11 +186,15 @@ def goes_on(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGUSR1", "SIGKILL"])
-def test_processes_do_not_outlive_their_launcher(tmp_path, name):
+@pytest.mark.parametrize(
+    ("launcher", "name"),
+    [(TORCHRUN, "SIGUSR1"), (TORCHRUN, "SIGKILL"), (ACCELERATE, "SIGUSR1"), (ACCELERATE, "SIGTERM")],
+    ids=lambda value: value if isinstance(value, str) else value[0].partition(".")[0],
+)
+def test_processes_do_not_outlive_their_launcher(tmp_path, launcher, name):
     """They would hold the folder, and the machine, with nobody to stop them."""
-    code, said = in_two_processes(
-        tmp_path, name, "launcher", [], "max_train_steps=1000000", "lr_decay_steps=0"
+    code, said = signalled(
+        tmp_path, name, "launcher", [], "max_train_steps=1000000", "lr_decay_steps=0", launcher=launcher
     )
     assert code == -getattr(signal, name), said
     deadline = time.monotonic() + PATIENCE
