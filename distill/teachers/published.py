@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from dd3g.progress import quiet_libraries
 INDEX = "model_index.json"
 AGAIN = "copy or fetch it again"
 _PARTS = ("unet", "vae", "text_encoder")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # of one file of several
 
 T = TypeVar("T")
 
@@ -69,8 +72,11 @@ def find_source(name: str | Path) -> Source | None:
         known = next(
             (m for m in HUB_MODELS.values() if m.repo.replace("/", "--") in str(path.resolve())), None
         )
-        licence = known.licence if known else _licence(path)
-        return Source(path, path.resolve().name, commit_of(path), licence, known.notice if known else "")
+        if known:
+            if known.notice:
+                print(f"warning: {known.repo}: {known.notice}", file=sys.stderr)
+            return Source(path, known.repo, commit_of(path), known.licence, known.notice)
+        return Source(path, path.resolve().name, commit_of(path), _licence(path))
     model = HUB_MODELS.get(str(name)) or _hub_id(str(name))
     if model is None:
         return None
@@ -165,35 +171,56 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def weights_file(folder: Path) -> Path:
-    """The safetensors file of a part.
+def weights_files(folder: Path) -> tuple[list[Path], str | None]:
+    """The safetensors files of a part, and the variant that their names give, as diffusers calls it.
+
+    A part may lie in one file or, with an index, in several, and twice, in two number formats.
 
     Raises:
-        UserError: when there is none, or several, or it was not downloaded whole.
+        UserError: when there is no such file, or one was not downloaded whole.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    # Some repositories hold a part twice, in two number formats.
-    files = [f for f in files if f.name.count(".") == 1] or files
-    if len(files) != 1:
-        pickles = any(folder.glob("*.bin")) or any(folder.glob("*.ckpt"))
-        why = (
-            f"has {len(files)} of them"
-            if files
-            else "has pickles, which are not read"
-            if pickles
-            else "has none"
+    found = sorted(folder.glob("*.safetensors"))
+    single = [f for f in found if not _SHARD.search(f.name)]
+    # Names without a variant have fewer dots.
+    single = [f for f in single if f.name.count(".") == 1] or single
+    indices = sorted(folder.glob("*.safetensors.index*.json"), key=lambda f: f.name.count("."))
+    if len(single) == 1:
+        files, variant = single, single[0].name.split(".")[1:-1]
+    elif indices and not single:
+        table = read_json(indices[0]).get("weight_map")
+        names = set(table.values()) if isinstance(table, dict) else set()
+        if not names or not all(isinstance(n, str) and n == Path(n).name for n in names):
+            raise UserError(f"{indices[0]} names no files of weights: {AGAIN}")
+        files, variant = [folder / n for n in sorted(names)], indices[0].name.split(".")[3:-1]
+    else:
+        raise UserError(_no_weights(folder, found))
+    for file in files:
+        _check_file(file)
+    return files, variant[0] if variant else None
+
+
+def _no_weights(folder: Path, found: list[Path]) -> str:
+    if found:
+        return f"{folder} must hold one safetensors file or an index, and has {len(found)} without: {AGAIN}"
+    if any(folder.glob("*.bin")) or any(folder.glob("*.ckpt")):
+        return (
+            f"{folder} must hold its weights as safetensors, and has pickles, which are not read: fetch a "
+            "revision with safetensors, or convert it where you trust its author, by `from_pretrained` and "
+            "`save_pretrained` of the library that config.json names"
         )
-        raise UserError(f"{folder} must hold its weights in one safetensors file, and {why}")
+    return f"{folder} must hold its weights as safetensors, and has none: {AGAIN}"
+
+
+def _check_file(file: Path) -> None:
     try:
-        with open(files[0], "rb") as stream:
+        with open(file, "rb") as stream:
             start = stream.read(40)
     except OSError as error:
-        raise UserError(f"{files[0]} cannot be read ({error.strerror}): {AGAIN}") from error
+        raise UserError(f"{file} cannot be read ({error.strerror}): {AGAIN}") from error
     if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{files[0]} is a Git LFS pointer, not the weights: run `git lfs pull` there")
-    if not is_whole(files[0]):
-        raise UserError(f"{files[0]} is not a complete safetensors file: {AGAIN}")
-    return files[0]
+        raise UserError(f"{file} is a Git LFS pointer, not the weights: run `git lfs pull` there")
+    if not is_whole(file):
+        raise UserError(f"{file} is not a complete safetensors file: {AGAIN}")
 
 
 def load_schedule(folder: Path, prediction: str, **changes: Any) -> Schedule:
@@ -230,11 +257,11 @@ def load_unet(folder: Path, dtype: torch.dtype) -> MultiViewUNet:
     config = {k: v for k, v in read_json(folder / "config.json").items() if not k.startswith("_")}
     known = MultiViewUNetConfig.__dataclass_fields__
     check_options(folder, config, known)
-    path = weights_file(folder)
+    files, _ = weights_files(folder)
     try:
-        state = load_file(path)
+        state = {name: tensor for path in files for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a complete safetensors file ({error}): {AGAIN}") from error
+        raise UserError(f"{folder} holds no complete safetensors files ({error}): {AGAIN}") from error
     if "image_embed.proj_in.weight" in state:
         config["image_dim"] = state["image_embed.proj_in.weight"].shape[1]
     try:
@@ -248,7 +275,7 @@ def load_unet(folder: Path, dtype: torch.dtype) -> MultiViewUNet:
     wrong = sorted(set(own) ^ set(state)) or sorted(k for k in own if own[k].shape != state[k].shape)
     if wrong:
         raise UserError(
-            f"{path} does not fit its config: {len(wrong)} tensors differ, first {wrong[0]!r}; take both "
+            f"{files[0]} does not fit its config: {len(wrong)} tensors differ, first {wrong[0]!r}; take both "
             "from one folder"
         )
     unet.load_state_dict({k: v.to(dtype) for k, v in state.items()}, assign=True)
@@ -268,10 +295,8 @@ def load_part(kind: str, folder: Path, dtype: torch.dtype) -> Any:
         raise UserError(
             f"{folder} needs {error.name}: get the extra 'train' by pip install 'dd3g[train]'"
         ) from error
-    file = weights_file(folder)
+    _, variant = weights_files(folder)
     read_json(folder / "config.json")  # transformers would take its defaults where there is none
-    # The middle of diffusion_pytorch_model.fp16.safetensors.
-    variant = file.name.split(".")[1] if file.name.count(".") == 2 else None
     keys: dict[str, Any] = {"torch_dtype" if library == "diffusers" else "dtype": dtype}
     try:
         with quiet_libraries():

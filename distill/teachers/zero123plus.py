@@ -17,6 +17,7 @@ from dd3g.cameras import Cameras
 from dd3g.diffusion import ClassifierFree, Denoiser, Prediction, Schedule
 from dd3g.errors import UserError, first_line
 from dd3g.fingerprint import fingerprint, folder_fingerprint
+from dd3g.hub_models import HUB_MODELS
 from distill.teachers.encoders import TextEncoder, bilinear, clip_pixels, crop_size, levels, pixels
 from distill.teachers.latents import LatentCodec
 from distill.teachers.published import Frozen, Source, device_of, load_part, load_schedule, read_json
@@ -172,6 +173,10 @@ class Zero123PlusTeacher(Frozen):
             options["white"] = True
         if "version" not in options:
             options["version"] = _version(source)
+        if options["version"] == "1.2" and not source.notice:  # a copy whose name does not tell its origin
+            known = HUB_MODELS["zero123plus"]
+            about |= {"licence": known.licence, "notice": known.notice}
+            print(f"warning: {source.folder}: {known.notice}", file=sys.stderr)
         if "sides" not in options:
             extractors = ("feature_extractor_vae", 512), ("feature_extractor_clip", 224)
             options["sides"] = tuple(crop_size(folder / part, side) for part, side in extractors)

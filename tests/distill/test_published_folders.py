@@ -122,6 +122,19 @@ def less(path):
     save_file(state, path)
 
 
+def split(path, variant=""):
+    """A file of weights as two with an index, as the libraries write large ones; returns the two."""
+    state, stem = load_file(path), path.stem + variant
+    place = {name: f"{stem}-{1 + i % 2:05d}-of-00002.safetensors" for i, name in enumerate(sorted(state))}
+    path.unlink()
+    files = [path.with_name(name) for name in sorted(set(place.values()))]
+    for file in files:
+        save_file({n: t for n, t in state.items() if place[n] == file.name}, file, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": place}
+    path.with_name(f"{path.name}.index{variant}.json").write_text(json.dumps(index))
+    return files
+
+
 def with_side(folder, size):
     part = folder / "feature_extractor_vae"
     part.mkdir(exist_ok=True)
@@ -134,7 +147,26 @@ FAULTS = {
     "pickle": (
         "imagedream",
         lambda f: (f / UNET).rename(f / "unet/model.bin"),
-        "pickles, which are not read",
+        "pickles, which are not read: fetch a revision with safetensors, or convert it",
+    ),
+    "piece missing": ("imagedream", lambda f: split(f / UNET)[1].unlink(), "00002-of-00002.* cannot be read"),
+    "piece torn": (
+        "zero123plus",
+        lambda f: split(f / UNET)[0].write_bytes(b"123"),
+        "00001-of-00002.* is not a complete safetensors file",
+    ),
+    "pieces alone": (
+        "imagedream",
+        lambda f: (split(f / UNET), (f / f"{UNET}.index.json").unlink()),
+        "an index, and has 2 without",
+    ),
+    "index of nothing": (
+        "imagedream",
+        lambda f: (
+            split(f / UNET),
+            edited(f / f"{UNET}.index.json", weight_map={"a": "../../x.safetensors"}),
+        ),
+        "index.json names no files of weights",
     ),
     "pointer": (
         "imagedream",
@@ -187,6 +219,16 @@ FAULTS = {
     "side in words": ("zero123plus", lambda f: with_side(f, "x"), "crop_size 'x' is not a side in pixels"),
     "no side": ("zero123plus", lambda f: with_side(f, {"width": 224}), "is not a side in pixels"),
 }
+
+
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+@pytest.mark.parametrize("kind", ["imagedream", "zero123plus"])
+def test_weights_in_several_files(kind, variant, folders, tmp_path):
+    copy = shutil.copytree(folders[kind], tmp_path / folders[kind].name)
+    for file in list(copy.rglob("*.safetensors")):
+        split(file, variant)
+    found, wanted = load(copy).state_dict(), load(folders[kind]).state_dict()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[k], wanted[k]) for k in wanted)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -265,7 +307,17 @@ def test_licences_of_known_folders(folders, tmp_path):
     shutil.copytree(folders["zero123plus"], place)
     source = find_source(place)
     assert source.licence == "CC-BY-NC-4.0" and source.revision == commit and "commercial" in source.notice
+    assert source.name == "sudo-ai/zero123plus-v1.2"
     assert load(place).about["revision"] == commit
+
+
+@pytest.mark.parametrize("place", ["zero123plus-v1.2", "models--sudo-ai--zero123plus-v1.2/snapshots/main"])
+def test_no_commercial_use_wherever_v12_lies(folders, tmp_path, place, capsys):
+    shutil.copytree(folders["zero123plus"], tmp_path / place)
+    about = load(tmp_path / place).about
+    assert about["licence"] == "CC-BY-NC-4.0" and "forbids commercial use" in about["notice"]
+    assert capsys.readouterr().err.count("forbids commercial use") == 1
+    assert "notice" not in load(folders["zero123plus"]).about  # v1.1
 
 
 @pytest.mark.slow
