@@ -96,6 +96,8 @@ def command(
     wrong, found = 0, cache(_found_seed)
     for path in paths:
         golden = Golden.read(path, seed, getattr(torch, dtype))
+        if not golden.arrays:
+            raise UserError(f"{path} holds no arrays: copy it again")
         if seed is None and "seed" not in golden.about:
             golden = replace(golden, seed=found(folder))
         wrong += _print_checks(golden)

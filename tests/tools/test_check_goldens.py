@@ -319,6 +319,12 @@ def test_folders_that_are_none(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("DD3G_DATA", str(tmp_path / "no/data"))
     assert check_goldens.main([]) == 2  # without words it compares, and prints no help
     assert f"{tmp_path}/no/goldens: no such folder of goldens" in capsys.readouterr().err
+    np.savez(tmp_path / "lgm.npz")
+    (tmp_path / "lgm.json").write_text("{}")
+    assert check_goldens.main([str(tmp_path)]) == 2
+    assert "lgm.npz holds no arrays" in capsys.readouterr().err
+    for name in ("lgm.npz", "lgm.json"):
+        (tmp_path / name).unlink()
     np.savez(tmp_path / "other.npz", x=np.zeros(1))
     (tmp_path / "other.json").write_text("{}")
     assert check_goldens.main([str(tmp_path)]) == 2
