@@ -37,8 +37,9 @@ def twin(w, x):
     x = conv("unet.conv_in", x, padding=1)
     skips = [x]
     blocks = 1 + max(int(n.split(".")[2]) for n in w if n.startswith("unet.down_blocks"))
+    layers = 1 + max(int(n.split(".")[4]) for n in w if n.startswith("unet.down_blocks.0.nets"))
     for b in range(blocks):
-        for i in range(2):
+        for i in range(layers):
             x = resnet(f"unet.down_blocks.{b}.nets.{i}", x)
             x = attention(f"unet.down_blocks.{b}.attns.{i}", x)
             skips.append(x)
@@ -49,7 +50,7 @@ def twin(w, x):
     x = resnet("unet.mid_block.nets.1", x)
     blocks = 1 + max(int(n.split(".")[2]) for n in w if n.startswith("unet.up_blocks"))
     for b in range(blocks):
-        for i in range(3):
+        for i in range(layers + 1):
             x = resnet(f"unet.up_blocks.{b}.nets.{i}", torch.cat([x, skips.pop()], 1))
             x = attention(f"unet.up_blocks.{b}.attns.{i}", x)
         if b < blocks - 1:

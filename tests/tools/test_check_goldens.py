@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -117,6 +118,12 @@ def test_arrays_that_are_left_out_and_other_number_types(tmp_path, capsys):
     assert capsys.readouterr().out.count(" ok") == 2
 
 
+def archive(**arrays):
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    return stream.getvalue()
+
+
 def test_damaged_files_are_told_in_one_line(tmp_path, capsys):
     write(unet_golden(5, 2, 4, 32, 4), tmp_path)
     arrays, about = tmp_path / "unet_mvdream.npz", tmp_path / "unet_mvdream.json"
@@ -127,6 +134,9 @@ def test_damaged_files_are_told_in_one_line(tmp_path, capsys):
     for data, words, message in (
         (whole[: len(whole) // 2], text, "cannot be read"),
         (bytes(rotten), text, "cannot be read"),
+        (archive(out=np.ones(3, complex)), text, "out holds complex128, not real numbers"),
+        (archive(out=np.array(["1.0"])), text, "out holds <U3, not real numbers"),
+        (archive(out=np.array([None])), text, "cannot be read"),
         (b"", text, "cannot be read"),
         (whole, "[]", "holds no JSON object"),
         (whole, "{}", "unet_mvdream.json does not describe what unet_mvdream.npz holds (KeyError: 'config')"),

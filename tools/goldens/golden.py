@@ -85,6 +85,9 @@ class Golden:
             raise UserError(f"{path} and its .json cannot be read ({error}): copy them again") from error
         if not isinstance(about, dict):
             raise UserError(f"{path.with_suffix('.json')} holds no JSON object: copy it again")
+        for name, array in arrays.items():
+            if array.dtype.kind not in "fiub":
+                raise UserError(f"{path}: {name} holds {array.dtype}, not real numbers: copy it again")
         return Golden(path.stem, arrays, about, about.get("seed", 1) if seed is None else seed, dtype)
 
     def __getitem__(self, name: str) -> np.ndarray:
