@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -160,6 +161,21 @@ class MixedDataset:
         return (self.quadruples if late else self.renders)[index]
 
 
+def first_whole(items: Any, count: int = 100) -> Any:
+    """The first of `count` items that is not damaged; a run replaces the others, see `max_bad_samples`.
+
+    Raises:
+        UserError: of the first one, where all are.
+    """
+    errors: list[UserError] = []
+    for index in range(count):
+        try:
+            return items[index]
+        except UserError as error:
+            errors.append(error)
+    raise errors[0]
+
+
 def check_fit(
     dataset: RenderDataset | QuadrupleDataset, size: int, noise_shape: Sequence[int], name: str = "the data"
 ) -> None:
@@ -168,7 +184,7 @@ def check_fit(
     Raises:
         UserError: when pictures, their number or noise of a sample are others.
     """
-    sample = dataset[0]
+    sample = first_whole(dataset)
     found = (len(sample.views), sample.image.shape[-1], tuple(sample.noise.shape))
     if found != (noise_shape[0], size, tuple(noise_shape)):
         raise UserError(
@@ -189,7 +205,7 @@ def check_rig(dataset: QuadrupleDataset, rig: Cameras, name: str = "the quadrupl
     Raises:
         UserError: naming the options that fit; one elevation of all views is the input's, and may be any.
     """
-    found = dataset[0].rig
+    found = first_whole(dataset).rig
     place, own = found.positions, rig.positions
     distance = float(place[0].norm())
     fovy = math.degrees(2 * math.atan(found.height / 2 / float(found.Ks[0, 1, 1])))

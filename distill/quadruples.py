@@ -128,16 +128,14 @@ class Quadruples(Sequence[Quadruple]):
             64 pixels, and latents are left out. Without it an item costs reading and two small PNGs.
 
     Raises:
-        UserError: no shards, or a damaged one.
+        UserError: no shards, or one that was cut short; for damaged quadruples, when they are asked for.
     """
 
     def __init__(self, source: str | Path | Sequence[str | Path], cache: bool = False) -> None:
         if not source:
             raise UserError("no quadruples were named: give a folder written by dd3g simulate")
         self._shards = Shards(source)
-        self._cache: list[Quadruple] = []
-        if cache:
-            self._cache = [_packed(self._decode(i)) for i in range(len(self))]
+        self._cache = [self._kept(i) for i in range(len(self))] if cache else []
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -146,6 +144,8 @@ class Quadruples(Sequence[Quadruple]):
         """One object, float32; negative indices count from the end."""
         if self._cache:
             q = self._cache[index]
+            if isinstance(q, str):
+                raise UserError(q)
             return _unpacked(q)
         return self._decode(index)
 
@@ -156,6 +156,13 @@ class Quadruples(Sequence[Quadruple]):
     def shard(self, index: int) -> Path:
         """File that holds the quadruple."""
         return Path(self._shards.where(index))
+
+    def _kept(self, index: int) -> Quadruple | str:
+        """What the cache holds: of a damaged one, what is wrong with it."""
+        try:
+            return _packed(self._decode(index))
+        except UserError as error:
+            return str(error)
 
     def _decode(self, index: int) -> Quadruple:
         sample = self._shards[index]

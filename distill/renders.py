@@ -75,14 +75,14 @@ class RenderedObjects(Sequence[RenderedObject]):
             for 28 views of 64 x 64. Items then cost no PNG decoding.
 
     Raises:
-        UserError: no shards, or a damaged one.
+        UserError: no shards, or one that was cut short; for damaged objects, when they are asked for.
     """
 
     def __init__(self, source: str | Path | Sequence[str | Path], cached: bool = False) -> None:
         self._shards = Shards(source)
         if not self._shards:
             raise UserError(f"there are no rendered objects in {', '.join(map(str, self._shards.paths))}")
-        self._cache: list[RenderedObject] = []
+        self._cache: list[RenderedObject | str] = []  # of a damaged one, what is wrong with it
         if cached:
             self._fill()
 
@@ -93,6 +93,8 @@ class RenderedObjects(Sequence[RenderedObject]):
         """Object by index; negative ones count from the end."""
         if self._cache:
             item = self._cache[index]
+            if isinstance(item, str):
+                raise UserError(item)
             return replace(item, depth=item.depth.float())
         return self._decode(index)
 
@@ -103,8 +105,8 @@ class RenderedObjects(Sequence[RenderedObject]):
 
     def meta(self, index: int) -> dict:
         """The object's `meta` without its pictures."""
-        if self._cache:
-            return self._cache[index].meta
+        if self._cache and not isinstance(item := self._cache[index], str):
+            return item.meta
         return self._described(index, self._shards.read(index, "json"))[1]
 
     def shard(self, index: int) -> Path:
@@ -113,10 +115,13 @@ class RenderedObjects(Sequence[RenderedObject]):
 
     def _fill(self) -> None:
         with Progress(total=len(self), name="renders decoded") as progress:
-            cache = []
+            cache: list[RenderedObject | str] = []
             for i in range(len(self)):
-                item = self._decode(i)
-                cache.append(replace(item, depth=item.depth.half()))
+                try:
+                    item = self._decode(i)
+                    cache.append(replace(item, depth=item.depth.half()))
+                except UserError as error:
+                    cache.append(str(error))
                 progress.advance()
         self._cache = cache
 

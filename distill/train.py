@@ -24,7 +24,14 @@ from dd3g.rasterizer import get_ready, rasterize
 from dd3g.setting import setting
 from dd3g.training import LoopConfig, Samples, fit
 from distill.contact_sheet import save_contact_sheet
-from distill.datasets import MixedDataset, QuadrupleDataset, check_fit, check_rig, validation_batch
+from distill.datasets import (
+    MixedDataset,
+    QuadrupleDataset,
+    check_fit,
+    check_rig,
+    first_whole,
+    validation_batch,
+)
 from distill.generate_shards import teacher_of
 from distill.mattes import BELIEVED
 from distill.model_card import write_card
@@ -87,7 +94,7 @@ def training_samples(config: DistillConfig) -> Samples:
             part = QuadrupleDataset(Quadruples(source), config.seed, size=size)
             check_fit(part, size, shape, source)
             check_rig(part, config.generator.rig_at(ELEVATION), source)
-            steps = part.quadruples[0].meta.get("steps")
+            steps = first_whole(part.quadruples, len(part)).meta.get("steps")
             check_steps(config.start, teacher_of(Path(source)), steps, source)
         quadruples = QuadrupleDataset(
             Quadruples(config.quadruples, cache=config.dataloader_num_workers == 0),

@@ -5,6 +5,7 @@ accelerate launch distill/train_shape.py --config configs/shape/nano.yaml
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -120,15 +121,16 @@ class Keeper:
         self.best: dict[str, float] = json.loads(path.read_text()) if resumed else {}
 
     def batches(self) -> Iterator[ShapeSample]:
-        """One fixed sample of each held-out object."""
+        """One fixed sample of each held-out object that is not damaged."""
         shape, size = self.config.network, self.config.train_batch_size
         sizes = shape.size, shape.bins, HELD_PIXELS
         for start in range(0, len(self.members), size):
-            samples = [
-                shape_sample(self.objects[i], generator_for(0, i), *sizes)
-                for i in self.members[start : start + size]
-            ]
-            yield ShapeSample.collate(samples)
+            samples = []
+            for i in self.members[start : start + size]:
+                with contextlib.suppress(UserError):  # as in training, they cost themselves
+                    samples.append(shape_sample(self.objects[i], generator_for(0, i), *sizes))
+            if samples:
+                yield ShapeSample.collate(samples)
 
     def __call__(self, average: OccupancyNet, step: int) -> dict[str, float]:
         """Score, print, and save what is best so far; returns the scores."""

@@ -20,35 +20,45 @@ from distill.train_teacher import run as run_teacher
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def damaged(folder, destination, kind):
+def damaged(folder, destination, kind, last=True):
     destination.mkdir()
     path = next(folder.glob("*.tar"))
     content = bytearray(path.read_bytes())
     if kind == "cut":
         content = content[: len(content) // 2]
-    else:  # the last sample's pictures
-        place = content.rindex(b"\x89PNG") + 60
+    else:  # the last sample's pictures, or the first's
+        place = (content.rindex if last else content.index)(b"\x89PNG") + 60
         content[place : place + 40] = bytes(40)
     (destination / path.name).write_bytes(content)
     return destination
 
 
-@pytest.mark.parametrize("kind", ["cut", "pixels"])
 @pytest.mark.parametrize("which", [0, 1], ids=["renders", "quadruples"])
-def test_corrupt_shards(data, tmp_path, capsys, which, kind):
-    bad = damaged(data[which], tmp_path / "bad", kind)
+def test_shards_that_were_cut_short(data, tmp_path, capsys, which):
+    bad = damaged(data[which], tmp_path / "bad", "cut")
     options = {"quadruples": f"[{bad}]"} if which else {}
     assert distil(data[0] if which else bad, tmp_path / "out", **options) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "delete" in error and ".tar" in error
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
+def test_a_damaged_quadruple_costs_itself(data, tmp_path, capsys, last):
+    """Also one that options would be compared with at the start."""
+    bad = damaged(data[1], tmp_path / "bad", "pixels", last)
+    line = [w for w in words("", tmp_path / "out", quadruples=f"[{bad}]") if not w.startswith("renders=")]
+    fresh()
+    assert launch(run, DistillConfig, [*line, "max_train_steps=12", "objective.bootstrap=1"]) == 0
+    name = "q2" if last else "q0"
+    assert capsys.readouterr().err.count(f"warning: skipped a sample: {name} in shard {bad}") == 1
+    assert len(metrics(tmp_path / "out")) == 12
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("budget", [0, 5])
-def test_a_shard_that_a_worker_finds_corrupt(data, tmp_path, capsys, budget):
-    """With workers nothing is decoded at the start; the bad sample costs itself, or the run."""
+def test_a_damaged_render_costs_itself_or_the_run(data, tmp_path, capsys, budget, workers):
     bad = damaged(data[0], tmp_path / "bad", "pixels")
-    options = {"dataloader_num_workers": 1, "max_train_steps": 20, "objective.bootstrap": 1}
+    options = {"dataloader_num_workers": workers, "max_train_steps": 20, "objective.bootstrap": 1}
     options["max_bad_samples"] = budget
     if budget:
         assert distil(bad, tmp_path / "out", **options) == 0
