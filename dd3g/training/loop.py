@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import signal
 import time
 from collections.abc import Callable, Sized
 from pathlib import Path
@@ -36,7 +37,7 @@ from dd3g.training.processes import (
     split_present_blocks,
 )
 from dd3g.training.records import Metrics, log, record_session, show_picture, start_trackers, stop_trackers
-from dd3g.training.stopping import StopRequest
+from dd3g.training.stopping import StopRequest, launcher_has_ended
 
 METRICS = "metrics.jsonl"
 MIN_LOSS_SCALE = 1e-4  # fp16: below this nothing but overflows happens
@@ -78,6 +79,8 @@ def fit(
             "this network draws its own batches, on one device: several processes would all learn from the "
             "same; start one, without torchrun"
         )
+    if launcher_has_ended():  # the processes would wait for each other through it
+        raise Interrupted(signal.SIGHUP)
     run = _Run(model, config, samples is not None)
     run.state.items = items
     gpus = run.gpus

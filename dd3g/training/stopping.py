@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
@@ -19,6 +20,22 @@ PARENT = os.getppid()  # as of the import: it may end while weights and data are
 ECHO = 2.0  # seconds in which a launcher hands on what the scheduler has sent to all processes at once
 
 
+def launcher_has_ended(proc: Path = Path("/proc")) -> bool:
+    """Whether a launcher has started this process, and has ended since.
+
+    Args:
+        proc: where the system describes its processes.
+    """
+    if not any(name in os.environ for name in LAUNCHED):
+        return False
+    if os.getppid() != PARENT:
+        return True
+    try:  # While Python imported, process 1 may have taken it in; in a container that may be the launcher.
+        return PARENT == 1 and b"python" not in (proc / "1/cmdline").read_bytes()
+    except OSError:  # not a Linux
+        return False
+
+
 class StopRequest:
     """While this is entered, the first signal is noted in `number`, for the step under way to be finished.
 
@@ -30,7 +47,6 @@ class StopRequest:
     def __init__(self) -> None:
         self.noted, self.since = 0, 0.0
         self.before: dict[int, Any] = {}
-        self.launcher = PARENT if any(name in os.environ for name in LAUNCHED) else 0
 
     @property
     def number(self) -> int:
@@ -39,7 +55,7 @@ class StopRequest:
         torchrun is ended by signals that it does not know, such as SIGUSR1, and accelerate launch with a
         single process by every one; they do not hand them on.
         """
-        if self.launcher and not self.noted and os.getppid() != self.launcher:
+        if not self.noted and launcher_has_ended():
             self.noted = signal.SIGHUP
         return self.noted
 

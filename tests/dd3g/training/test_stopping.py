@@ -203,3 +203,20 @@ def test_processes_do_not_outlive_their_launcher(tmp_path, launcher, name):
     assert not (tmp_path / "cut/.lock").exists()
     last = int(checkpoints.checkpoints(tmp_path / "cut")[-1].name.removeprefix("checkpoint-"))
     assert 4 <= last == metrics(tmp_path / "cut")[-1]["step"]
+
+
+def test_a_launcher_that_ended_while_python_imported(tmp_path, monkeypatch):
+    monkeypatch.setattr(stopping.os, "getppid", lambda: 1)
+    monkeypatch.setattr(stopping, "PARENT", 1)
+    (tmp_path / "1").mkdir()
+    command = tmp_path / "1/cmdline"
+    command.write_bytes(b"/sbin/init\0")
+    assert not stopping.launcher_has_ended(tmp_path)  # a shell's, under nohup
+    monkeypatch.setenv("ACCELERATE_DYNAMO_USE_FULLGRAPH", "False")
+    assert stopping.launcher_has_ended(tmp_path) and not stopping.launcher_has_ended(tmp_path / "none")
+    command.write_bytes(b"/usr/bin/python3\0-m\0torch.distributed.run\0")  # of a container
+    assert not stopping.launcher_has_ended(tmp_path)
+    monkeypatch.setattr(stopping, "PARENT", 7)
+    with pytest.raises(Interrupted, match="SIGHUP"):
+        fit_line(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
