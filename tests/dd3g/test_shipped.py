@@ -1,11 +1,16 @@
 """The weights in the package, through the doors that users take."""
 
 import json
+import os
+import subprocess
+import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from stand_ins.infer_command import ROOT, command
+from stand_ins.infer_command import ROOT, command, picture
 
 from dd3g import Cameras, Gaussians, Generator, load_image, rasterize
 from dd3g.__main__ import main
@@ -75,3 +80,19 @@ def test_what_ships_is_small_and_no_pickle(folder):
 def test_the_installed_script_is_this_command():
     (script,) = entry_points(group="console_scripts", name="dd3g")
     assert script.load() is main
+
+
+@pytest.mark.slow
+def test_when_a_seed_gives_the_same_file(here):
+    """Byte for byte with as many threads, nearly so with more."""
+    picture("a.png")
+    for out, threads in (("one", "1"), ("again", "1"), ("two", "2"), ("two-again", "2")):
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads}
+        words = [sys.executable, "-m", "dd3g", "infer", "a.png", "-o", out, "--raw", "--device", "cpu"]
+        subprocess.run(words, env=environment, check=True, capture_output=True)
+    read = {out: Path(out, "a.ply").read_bytes() for out in ("one", "again", "two", "two-again")}
+    assert read["one"] == read["again"] and read["two"] == read["two-again"]
+    one, two = (Gaussians.load(f"{out}/a.ply") for out in ("one", "two"))
+    assert len(one) == len(two)
+    for name in ("means", "scales", "opacities", "colors"):
+        assert np.allclose(getattr(one, name), getattr(two, name), atol=1e-3), name

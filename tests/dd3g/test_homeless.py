@@ -1,0 +1,83 @@
+"""Users without a home, or without a place where compiled kernels may stay."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from stand_ins.infer_command import ROOT, StubGenerator, picture
+
+from dd3g import load_image
+from dd3g.io.splats import save
+
+
+def test_a_user_without_a_home(monkeypatch, tmp_path):
+    import pwd
+
+    from dd3g.models import models_folder
+
+    def nobody(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    for name in ("HOME", "DD3G_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = models_folder()
+    assert folder == tmp_path / f"cache-{os.getuid()}/dd3g/models"
+    assert folder.parents[1].stat().st_mode & 0o777 == 0o700 and models_folder() == folder
+    folder.parents[1].chmod(0o777)  # where anybody may have put code
+    assert models_folder().parents[1] not in (folder.parents[1], tmp_path)
+
+
+def test_libraries_of_a_user_without_a_home_keep_no_caches_where_the_user_is(here):
+    code = (
+        "import pwd; pwd.getpwuid = {}.__getitem__; import os, dd3g; print(os.environ.get('XDG_CACHE_HOME'))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME")}
+    environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(here)}
+
+    def told(**more):
+        words = [sys.executable, "-c", code]
+        return subprocess.run(words, env=environment | more, capture_output=True, text=True).stdout.strip()
+
+    assert told() == str(here / f"cache-{os.getuid()}") and told(XDG_CACHE_HOME="/x") == "/x"
+    assert told(HOME="/y") == "None"
+
+
+# Numba where it may write neither beside a kernel's file nor in a home.
+NO_CACHE = """
+import sys
+from numba.core import caching
+kept = [c for c in caching.CacheImpl._locator_classes if "UserProvided" in c.__name__]
+caching.CacheImpl._locator_classes = kept
+from dd3g.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_every_kernel_can_be_defined_without_a_cache():
+    files = [p for room in ("dd3g", "data_gen", "distill", "tools") for p in (ROOT / room).rglob("*.py")]
+    kernels = [p.relative_to(ROOT) for p in files if "@njit" in p.read_text("utf-8")]
+    names = [".".join(path.with_suffix("").parts) for path in kernels]
+    assert {"dd3g.meshes.normals", "dd3g.pepd.surface_kernels", "data_gen.meshes.volumes"} <= set(names)
+    head = NO_CACHE.partition("from dd3g")[0]
+    for name in names:  # whichever is the first
+        code = f"{head}\nimport {name}"
+        made = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)})
+        assert made.returncode == 0, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", ["convert a.ply b.spz", "convert a.ply b.compressed.ply", "convert c.spz b.ply", "view a.ply"]
+)
+def test_a_user_who_can_keep_no_kernels(here, words):
+    gaussians = StubGenerator().generate(load_image(picture("a.png")))
+    save(gaussians, "a.ply")
+    save(gaussians, "c.spz")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": ""}
+    command = [sys.executable, "-c", NO_CACHE, *words.split(), *["--no-open"] * words.startswith("view")]
+    made = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert made.stderr == "" and made.returncode == 0
