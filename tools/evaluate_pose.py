@@ -5,42 +5,49 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dd3g.command import check_writable, run_command
+from dd3g.command import Json, check_writable, run_command
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
+from dd3g.setting import flattened, setting
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-COUNTS = (1, 5, 10, 50, 200)
 ACROSS = "errors in mm, root-relative; best: lowest error of m hypotheses, PA: after Procrustes alignment"
 
 
-def evaluate(
-    dataset: str,
-    source: Path,
-    methods: list[str],
-    counts: tuple[int, ...] = COUNTS,
-    protocol: str | None = None,
-    keypoints: str | None = None,
-    weights: Path | None = None,
-    limit: int = 0,
-    seed: int = 0,
-    chunk: int = 16,
-    bodies: int = 0,
-    steps: int = 30,
-    zedo_iterations: int = 200,
-    output: Path | None = None,
-) -> dict[str, Any]:
-    """Run every method; the arguments are those of the command, see `--help`.
+@dataclass(frozen=True)
+class Comparison:
+    """Which methods are compared on a data set, and how."""
 
-    `methods` are some of `tools.pose_methods.METHODS`. Each draws the most hypotheses it may and is cut for
-    the other `counts`. The folder of `output`, which the caller writes, is tried before what takes long.
+    method: list[str] = setting(
+        ["lifter", "fixed noise", "restoration", "ZeDO", "guided"], "Or recovery; may be repeated."
+    )
+    m: list[int] = setting([1, 5, 10, 50, 200], "Numbers of hypotheses; may be repeated.")
+    protocol: str | None = setting(None, "Subset and convention; default: the first.")
+    keypoints: str | None = setting(
+        None, "NAME of data_2d_h36m_NAME.npz and the like; default: as published."
+    )
+    weights: Path | None = setting(None, "Folder of networks; default: the shipped ones.")
+    limit: int = setting(0, "At most this many people, evenly spread; 0: all.", 0)
+    bodies: int = setting(0, "CMU: people for recovery from perturbed bodies; 0: none.", 0)
+    seed: int = setting(0, "Seed of cameras, detector and hypotheses.")
+    chunk: int = setting(16, "People per batch.", 1)
+    steps: int = setting(30, "Network calls of guided sampling.", 1)
+    zedo_iterations: int = setting(200, "Steps of ZeDO's main loop.", 1)
+
+
+def evaluate(dataset: str, source: Path, options: Comparison, output: Path | None = None) -> dict[str, Any]:
+    """Run every method on a data set.
+
+    Each draws the most hypotheses it may and is cut for the other numbers. The folder of `output`, which the
+    caller writes, is tried before what takes long.
 
     Raises:
         UserError: unknown names, missing weights, files that are not as published, a folder that cannot be
@@ -53,40 +60,39 @@ def evaluate(
     from tools.pose_people import describe, detector, load_people
     from tools.pose_recovery import evaluate_recovery
 
-    if not counts or min(counts) < 1:
-        raise UserError(
-            f"numbers of hypotheses must be positive, got {', '.join(map(str, counts)) or 'none'}"
-        )
-    if bodies and dataset != "cmu":
+    o = options
+    if not o.m or min(o.m) < 1:
+        raise UserError(f"numbers of hypotheses must be positive, got {', '.join(map(str, o.m)) or 'none'}")
+    if o.bodies and dataset != "cmu":
         raise UserError(f"perturbed bodies need true rotations, which {dataset} has not: leave out --bodies")
-    protocol, sentence = describe(dataset, protocol)
-    keypoints = detector(dataset, protocol, keypoints)
-    runs = make_methods(methods, weights, steps, zedo_iterations)
-    people = load_people(dataset, source, protocol, keypoints, limit, seed)
+    protocol, sentence = describe(dataset, o.protocol)
+    keypoints = detector(dataset, protocol, o.keypoints)
+    runs = make_methods(o.method, o.weights, o.steps, o.zedo_iterations)
+    people = load_people(dataset, source, protocol, keypoints, o.limit, o.seed)
     if output is not None:
         check_writable(output.parent)
     total = sum(map(len, people))
     report: dict[str, Any] = {
         **provenance("cpu"),
         "protocol": {
-            "dataset": dataset, "name": protocol, "subset": sentence, "convention": ACROSS, "seed": seed,
-            "people": total, "limit": limit, "source": str(source),
+            "dataset": dataset, "name": protocol, "subset": sentence, "convention": ACROSS, "seed": o.seed,
+            "people": total, "limit": o.limit, "source": str(source),
             "keypoints": keypoints,
-            "guided_steps": steps, "zedo_iterations": zedo_iterations, "chunk": chunk,
-            "weights": str(weights) if weights else "shipped",
+            "guided_steps": o.steps, "zedo_iterations": o.zedo_iterations, "chunk": o.chunk,
+            "weights": str(o.weights) if o.weights else "shipped",
         },
         "results": {},
     }  # fmt: skip
     with Progress() as progress:
         for name, (method, most) in runs.items():
             progress.phase(f"people, {name}", total)
-            drawn = sorted({min(m, most) for m in counts})
-            advice = make_advice(name, weights)
-            found = run_method(method, people, drawn, seed, chunk, progress.advance, advice)
+            drawn = sorted({min(m, most) for m in o.m})
+            advice = make_advice(name, o.weights)
+            found = run_method(method, people, drawn, o.seed, o.chunk, progress.advance, advice)
             report["results"][name] = summarise(found, drawn)
-    if bodies:
+    if o.bodies:
         test, train = (load_cmu(source, split) for split in ("test", "train"))
-        report["recovery"] = evaluate_recovery(test, train, weights, bodies, seed)
+        report["recovery"] = evaluate_recovery(test, train, o.weights, o.bodies, o.seed)
     report["claims"] = claims(report)
     return report
 
@@ -222,40 +228,18 @@ def _cell(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+@flattened
 def main(
     dataset: Annotated[str, typer.Argument(help="cmu, h36m, 3dhp or 3dpw.")],
     source: Annotated[Path, typer.Argument(help="The archive, or the folder with the published files.")],
+    options: Comparison,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON to write.")] = Path(
         "out/evaluation-pose.json"
     ),
-    method: Annotated[
-        list[str] | None,
-        typer.Option(help="lifter, fixed noise, restoration, ZeDO, guided or recovery; may be repeated."),
-    ] = None,
-    m: Annotated[list[int] | None, typer.Option(help="Numbers of hypotheses; may be repeated.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="Subset and convention; default: the first.")] = None,
-    keypoints: Annotated[
-        str | None, typer.Option(help="NAME of data_2d_h36m_NAME.npz and the like; default: as published.")
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Folder of networks; default: the shipped ones.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=0, help="At most this many people, evenly spread; 0: all.")] = 0,
-    bodies: Annotated[
-        int, typer.Option(min=0, help="CMU: people for recovery from perturbed bodies; 0: none.")
-    ] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of cameras, detector and hypotheses.")] = 0,
-    chunk: Annotated[int, typer.Option(min=1, help="People per batch.")] = 16,
-    steps: Annotated[int, typer.Option(min=1, help="Network calls of guided sampling.")] = 30,
-    zedo_iterations: Annotated[int, typer.Option(min=1, help="Steps of ZeDO's main loop.")] = 200,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON instead of tables.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare the pose methods on a data set, by the protocols of the literature."""
-    methods = method or ["lifter", "fixed noise", "restoration", "ZeDO", "guided"]
-    report = evaluate(
-        dataset, source, methods, tuple(sorted(set(m or COUNTS))), protocol, keypoints, weights, limit,
-        seed, chunk, bodies, steps, zedo_iterations, output,
-    )  # fmt: skip
+    report = evaluate(dataset, source, options, output)
     with replacing(output) as part:
         part.write_text(json.dumps(report, indent=1, allow_nan=False))
     if as_json:

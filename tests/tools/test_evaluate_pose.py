@@ -75,9 +75,13 @@ def _command(*words):
     return run_command(tool.main, list(map(str, words)), "evaluate_pose")
 
 
+def compared(dataset, source, *options, **more):
+    return tool.evaluate(dataset, source, tool.Comparison(*options, **more))
+
+
 def test_the_same_command_gives_the_same_numbers(weights, archive):
     runs = [
-        tool.evaluate("cmu", archive, ["guided", "restoration"], (1, 3), weights=weights, limit=5, steps=2)
+        compared("cmu", archive, ["guided", "restoration"], [1, 3], weights=weights, limit=5, steps=2)
         for _ in range(2)
     ]
     for name in ("guided", "restoration"):
@@ -153,12 +157,12 @@ def test_single_poses_of_h36m(tmp_path, weights, capsys):
     truth = torch.tensor(np.stack([found[i]["joint_3d_camera"][0] for i in (0, 640, 1280)])).float() / 1000
     torch.testing.assert_close(people.root, truth, atol=1e-4, rtol=0)
     assert load_people("h36m", tmp_path, "every640", "gt")[0].root is None
-    report = tool.evaluate("h36m", tmp_path, ["guided"], (1, 2), "every640-depth", "gt", weights, steps=2)
+    report = compared("h36m", tmp_path, ["guided"], [1, 2], "every640-depth", "gt", weights, steps=2)
     assert report["protocol"]["people"] == 3 and report["protocol"]["keypoints"] == "gt"
     tool.print_report(report)
     assert "3 people, keypoints gt; errors in mm" in capsys.readouterr().out
     with pytest.raises(UserError, match="h36m_sh_dt_ft.pkl"):
-        tool.evaluate("h36m", tmp_path, ["lifter"], (1,), "every640", weights=weights)
+        compared("h36m", tmp_path, ["lifter"], [1], "every640", weights=weights)
 
 
 def test_prpose_counts_all_joints(tmp_path, weights):
@@ -169,7 +173,7 @@ def test_prpose_counts_all_joints(tmp_path, weights):
     people = load_people("3dhp", tmp_path, "prpose", "hrnet_coco")
     assert [(p.size, len(p)) for p in people] == [((2048, 2048), 10), ((1920, 1080), 11)]
     assert people[0].groups == ["TS1"] + ["TS2"] * 2 + ["TS3"] * 3 + ["TS4"] * 4
-    report = tool.evaluate("3dhp", tmp_path, ["lifter"], (1,), "prpose", weights=weights)
+    report = compared("3dhp", tmp_path, ["lifter"], [1], "prpose", weights=weights)
     assert report["protocol"]["keypoints"] == "hrnet_coco"
     # One hypothesis a metre off in 4 of 17 joints, another in 8: the best one counts, its root included.
     truth = people[0].pose[:2]
@@ -200,9 +204,9 @@ def test_bad_requests_end_in_one_line(arguments, message, capsys):
 
 def test_missing_weights_and_files_are_told(tmp_path, weights, archive):
     with pytest.raises(UserError, match="pose-prior"):
-        tool.evaluate("cmu", archive, ["guided"], weights=tmp_path)
+        compared("cmu", archive, ["guided"], weights=tmp_path)
     with pytest.raises(UserError, match="cannot read"):
-        tool.evaluate("cmu", Path("no.npz"), ["guided"], weights=weights)
+        compared("cmu", Path("no.npz"), ["guided"], weights=weights)
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, archive, monkeypatch, capsys):
