@@ -24,19 +24,12 @@ TILT = 0.17  # tangent of the angle between the floor's normal and people on ave
 
 @dataclass(frozen=True)
 class Ground:
-    """A plane in the camera frame: the points x with normal · x = -height.
+    """A plane in the camera frame: the points x with normal · x = -height."""
 
-    Args:
-        normal: (3,) unit, up.
-        height: metres, of the camera above it.
-        spread: metres, root mean square, by which standing feet lie off it.
-        seconds: how long feet stood, all together.
-    """
-
-    normal: Tensor  # (3,)
-    height: float
-    spread: float
-    seconds: float
+    normal: Tensor  # (3,) unit, up
+    height: float  # metres, of the camera above it
+    spread: float  # metres, root mean square, by which standing feet lie off it
+    seconds: float  # how long feet stood, all together
 
     @property
     def rotation(self) -> Tensor:

@@ -15,21 +15,14 @@ from dd3g.pose.detection.people import Detection
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """m poses for each of B people.
+    """m poses for each of B people."""
 
-    Args:
-        poses: (B, m, 17, 3) metres, H36M-17, OpenCV camera frame, root-relative.
-        energy: (B, m), lower is better; comparable within a person only.
-        translation: (B, m, 3) metres, the root in the camera frame, where it is known.
-        advised: (B, 17, 3) metres, the one answer, where `dd3g.pose.methods.advice.advise` gave it.
-        expected: (B,) metres by which that answer may be wrong, mean over joints.
-    """
-
-    poses: Tensor  # (B, m, 17, 3) metres
-    energy: Tensor  # (B, m)
-    translation: Tensor | None = None  # (B, m, 3) metres
-    advised: Tensor | None = None  # (B, 17, 3) metres
-    expected: Tensor | None = None  # (B,) metres
+    poses: Tensor  # (B, m, 17, 3) metres, H36M-17, OpenCV camera frame, root-relative
+    energy: Tensor  # (B, m), lower is better; comparable within a person only
+    translation: Tensor | None = None  # (B, m, 3) metres, the root in the camera frame, where it is known
+    # (B, 17, 3) metres, the one answer, where `dd3g.pose.methods.advice.advise` gave it
+    advised: Tensor | None = None
+    expected: Tensor | None = None  # (B,) metres by which that answer may be wrong, mean over joints
 
     def __post_init__(self) -> None:
         if self.poses.dim() != 4 or self.poses.shape[-1] != 3:
@@ -125,25 +118,16 @@ class Hypotheses:
 
 @dataclass(frozen=True)
 class PersonHypotheses:
-    """One person in 3D.
+    """One person in 3D."""
 
-    Args:
-        detection: what it is made from.
-        method: one of `dd3g.pose.methods.registry.METHODS`.
-        hypotheses: poses (1, m, 17, 3).
-        rotations: (24, 3, 3) of SMPL-24 joints relative to their parents, the root's in the camera frame.
-        betas: (10,) shape of the body.
-        track: in a video, the number of the person, which stays the same over time.
-        root: (3,) metres where the root is known better than from this picture alone.
-    """
-
-    detection: Detection
-    method: str
-    hypotheses: Hypotheses
-    rotations: Tensor | None = None  # (24, 3, 3)
-    betas: Tensor | None = None  # (10,)
-    track: int | None = None
-    root: Tensor | None = None  # (3,) metres
+    detection: Detection  # what it is made from
+    method: str  # one of `dd3g.pose.methods.registry.METHODS`
+    hypotheses: Hypotheses  # poses (1, m, 17, 3)
+    # (24, 3, 3) of SMPL-24 joints relative to their parents, the root's in the camera frame
+    rotations: Tensor | None = None
+    betas: Tensor | None = None  # (10,) shape of the body
+    track: int | None = None  # in a video, the number of the person, which stays the same over time
+    root: Tensor | None = None  # (3,) metres where the root is known better than from this picture alone
 
     @property
     def pose(self) -> Tensor:

@@ -43,19 +43,13 @@ def parts(count: int, size: int = PART) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class Track:
-    """One person over time.
+    """One person over time."""
 
-    Args:
-        times: (T,) seconds, rising.
-        poses: (T, 17, 3) metres, H36M-17, camera frame, root-relative.
-        roots: (T, 3) metres, camera frame.
-        rotations: (T, 24, 3, 3) of SMPL-24 joints relative to their parents, where the method gave a body.
-    """
-
-    times: Sequence[float]
-    poses: Values  # (T, 17, 3)
-    roots: Values  # (T, 3)
-    rotations: Values | None = None  # (T, 24, 3, 3)
+    times: Sequence[float]  # (T,) seconds, rising
+    poses: Values  # (T, 17, 3) metres, H36M-17, camera frame, root-relative
+    roots: Values  # (T, 3) metres, camera frame
+    # (T, 24, 3, 3) of SMPL-24 joints relative to their parents, where the method gave a body
+    rotations: Values | None = None
 
     @staticmethod
     def of(people: Sequence[PersonHypotheses], times: Sequence[float] = (0.0,)) -> Track:

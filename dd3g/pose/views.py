@@ -26,17 +26,11 @@ STEPS = 100  # of the optimiser
 
 @dataclass(frozen=True)
 class Station:
-    """Where a camera stands: points of the world go to R X + t in its frame.
-
-    Args:
-        rotation: (3, 3).
-        translation: (3,) metres.
-        K: (3, 3) px; None takes that of the detection.
-    """
+    """Where a camera stands: points of the world go to R X + t in its frame."""
 
     rotation: Tensor  # (3, 3)
-    translation: Tensor  # (3,)
-    K: Tensor | None = None  # (3, 3)
+    translation: Tensor  # (3,) metres
+    K: Tensor | None = None  # (3, 3) px; None takes that of the detection
 
 
 def read_stations(path: Path, names: Sequence[str]) -> list[Station]:

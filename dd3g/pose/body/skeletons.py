@@ -12,16 +12,12 @@ from dd3g.errors import UserError
 
 @dataclass(frozen=True)
 class Skeleton:
-    """Names and tree of one joint layout.
+    """Names and tree of one joint layout."""
 
-    Args:
-        name: what users call it, e.g. "coco-17".
-        joints: names in order; those of the left and right side start with "l_" and "r_".
-        parents: index of each joint's parent, -1 for the root; a face point hangs on the nose or the neck.
-    """
-
+    # What users call it, e.g. "coco-17"
     name: str
-    joints: tuple[str, ...]
+    joints: tuple[str, ...]  # names in order; those of the left and right side start with "l_" and "r_"
+    # Index of each joint's parent, -1 for the root; a face point hangs on the nose or the neck
     parents: tuple[int, ...]
 
     def __len__(self) -> int:

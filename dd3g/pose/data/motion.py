@@ -15,27 +15,17 @@ from dd3g.pose.data.arrays import read_npz
 
 @dataclass(frozen=True)
 class Motion:
-    """N frames of C clips. The world is y up; in the rest pose a person faces +z, left is +x.
+    """N frames of C clips. The world is y up; in the rest pose a person faces +z, left is +x."""
 
-    Args:
-        joints: (N, 17, 3) metres, H36M-17, relative to the root.
-        root: (N, 3) metres, the root in the world.
-        clip: (N,) index of each frame's clip, rising.
-        actions: C descriptions.
-        subjects: C people.
-        rotations: (N, 24, 3) axis-angle on the SMPL-24 tree, identity is the T-pose; None where not known.
-        rotations_valid: (N,) whether `rotations` may be trusted.
-        fps: frames a second.
-    """
-
-    joints: Tensor  # (N, 17, 3) metres
-    root: Tensor  # (N, 3) metres
-    clip: Tensor  # (N,) int64
-    actions: list[str]
-    subjects: list[str]
-    rotations: Tensor | None = None  # (N, 24, 3) radians
-    rotations_valid: Tensor | None = None  # (N,) bool
-    fps: float = 30.0
+    joints: Tensor  # (N, 17, 3) metres, H36M-17, relative to the root
+    root: Tensor  # (N, 3) metres, the root in the world
+    clip: Tensor  # (N,) int64, index of each frame's clip, rising
+    actions: list[str]  # C descriptions
+    subjects: list[str]  # C people
+    # (N, 24, 3) axis-angle on the SMPL-24 tree, identity is the T-pose; None where not known
+    rotations: Tensor | None = None
+    rotations_valid: Tensor | None = None  # (N,) bool, whether `rotations` may be trusted
+    fps: float = 30.0  # frames a second
 
     def __len__(self) -> int:
         return len(self.joints)

@@ -10,32 +10,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Recording:
-    """T frames of one person in one camera.
+    """T frames of one person in one camera."""
 
-    Args:
-        pose: (T, 17, 3) metres, H36M-17, camera frame, root-relative.
-        root: (T, 3) metres, camera frame.
-        keypoints: (T, 17, 2) pixels.
-        confidence: (T, 17); ones where the file has none.
-        K: (3, 3) pixels.
-        size: width and height in pixels.
-        subject: who.
-        action: what.
-        camera: its name.
-        frames: (T,) numbers in the original file.
-        rotations: (T, 24, 3) axis-angle on the SMPL tree, root rotation in the camera frame, where known.
-    """
-
-    pose: Tensor  # (T, 17, 3) metres
-    root: Tensor  # (T, 3) metres
+    pose: Tensor  # (T, 17, 3) metres, H36M-17, camera frame, root-relative
+    root: Tensor  # (T, 3) metres, camera frame
     keypoints: Tensor  # (T, 17, 2) pixels
-    confidence: Tensor  # (T, 17)
+    confidence: Tensor  # (T, 17); ones where the file has none
     K: Tensor  # (3, 3) pixels
-    size: tuple[int, int]
-    subject: str
-    action: str
-    camera: str
-    frames: Tensor  # (T,) int64
+    size: tuple[int, int]  # width and height in pixels
+    subject: str  # who
+    action: str  # what
+    camera: str  # its name
+    frames: Tensor  # (T,) int64, numbers in the original file
+    # (T, 24, 3) axis-angle on the SMPL tree, root rotation in the camera frame, where known
     rotations: Tensor | None = None
 
     def __len__(self) -> int:

@@ -30,25 +30,15 @@ MAX_PEOPLE = 20
 
 @dataclass(frozen=True)
 class Person:
-    """One person as BlazePose sees them.
+    """One person as BlazePose sees them."""
 
-    Args:
-        keypoints: (33, 2) px of the full picture, BlazePose order; may lie outside the picture.
-        confidence: (33,) in 0..1: visibility times presence, 0 outside the picture.
-        heatmaps: (33, 64, 64) in 0..1, one per keypoint, upright.
-        square: (4,) left, top, right, bottom of the heatmaps in px.
-        score: how sure the networks are that this is a person, 0..1.
-        size: (width, height) of the picture in px.
-        region: where to look for them in the next frame of a video.
-    """
-
-    keypoints: np.ndarray  # (33, 2)
-    confidence: np.ndarray  # (33,)
-    heatmaps: np.ndarray  # (33, 64, 64)
-    square: np.ndarray  # (4,)
-    score: float
-    size: tuple[int, int]
-    region: Region | None = None
+    keypoints: np.ndarray  # (33, 2) px of the full picture, BlazePose order; may lie outside the picture
+    confidence: np.ndarray  # (33,) in 0..1: visibility times presence, 0 outside the picture
+    heatmaps: np.ndarray  # (33, 64, 64) in 0..1, one per keypoint, upright
+    square: np.ndarray  # (4,) left, top, right, bottom of the heatmaps in px
+    score: float  # how sure the networks are that this is a person, 0..1
+    size: tuple[int, int]  # (width, height) of the picture in px
+    region: Region | None = None  # where to look for them in the next frame of a video
 
     @property
     def box(self) -> np.ndarray:
@@ -58,17 +48,11 @@ class Person:
 
 @dataclass(frozen=True)
 class Region:
-    """A rotated square of the picture.
+    """A rotated square of the picture."""
 
-    Args:
-        centre: (2,) px.
-        side: px.
-        angle: radians; the square's up direction, turned clockwise from the picture's.
-    """
-
-    centre: np.ndarray  # (2,)
-    side: float
-    angle: float
+    centre: np.ndarray  # (2,) px
+    side: float  # px
+    angle: float  # radians; the square's up direction, turned clockwise from the picture's
 
     @staticmethod
     def of(centre: np.ndarray, tip: np.ndarray) -> Region:

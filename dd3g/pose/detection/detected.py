@@ -20,64 +20,41 @@ LONGEST = 10_000_000  # frames of a video; greater numbers are those of pictures
 
 @dataclass(frozen=True, slots=True)
 class Someone:
-    """A person as a file has them.
+    """A person as a file has them."""
 
-    Args:
-        points: J rows of x and y, or of x, y and confidence.
-        confidence: J numbers.
-        score: how sure the detector is of the person.
-        track: their number or name in a video.
-    """
-
-    points: Any
-    confidence: Any = None
-    score: float | None = None
-    track: int | str | None = None
+    points: Any  # J rows of x and y, or of x, y and confidence
+    confidence: Any = None  # J numbers
+    score: float | None = None  # how sure the detector is of the person
+    track: int | str | None = None  # their number or name in a video
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One picture or frame.
+    """One picture or frame."""
 
-    Args:
-        at: numbers of the file's entries that tell of its people.
-        name: of the picture, without folder and suffix; None where the file does not say.
-        size: (width, height) in px.
-        number: of the frame; None where the file does not say.
-        video: name of the video, in files of several.
-    """
-
-    at: Sequence[int] = ()
-    name: str | None = None
-    size: Any = None
-    number: int | None = None
-    video: str | None = None
+    at: Sequence[int] = ()  # numbers of the file's entries that tell of its people
+    name: str | None = None  # of the picture, without folder and suffix; None where the file does not say
+    size: Any = None  # (width, height) in px
+    number: int | None = None  # of the frame; None where the file does not say
+    video: str | None = None  # name of the video, in files of several
 
 
 @dataclass(frozen=True)
 class KeypointFile:
-    """What a detector wrote.
+    """What a detector wrote."""
 
-    Args:
-        read: gives the people of an entry; those of an hour of video would not fit into memory at once.
-        pictures: or the frames of a video, in order.
-        layout: of the joints; None where the file does not say.
-        video: whether the pictures are the frames of a video.
-        beside: `size`, `K`, `distortion`, `heatmaps` and `boxes` where the file has them.
-        coco: whether 17 joints without a layout are COCO's.
-        shares: whether places are shares of the picture's width and height, and not pixels.
-        first: number of a video's first frame; None takes 0, or 1 where no frame has number 0.
-        bare: whether it is one array of rows, which may be people in a picture or one person in frames.
-    """
-
+    # Gives the people of an entry; those of an hour of video would not fit into memory at once
     read: Callable[[int], list[Someone]]
-    pictures: list[Seen]
-    layout: str | None = None
-    video: bool = False
+    pictures: list[Seen]  # or the frames of a video, in order
+    layout: str | None = None  # of the joints; None where the file does not say
+    video: bool = False  # whether the pictures are the frames of a video
+    # `size`, `K`, `distortion`, `heatmaps` and `boxes` where the file has them
     beside: dict[str, Any] = field(default_factory=dict)
-    coco: bool = False
-    shares: bool = False
+    coco: bool = False  # whether 17 joints without a layout are COCO's
+    shares: bool = False  # whether places are shares of the picture's width and height, and not pixels
+    # Number of a video's first frame; None takes 0, or 1 where no frame has number 0
     first: int | None = None
+    # Whether it is one array of rows, which may be people in a picture or one person in frames
     bare: bool = False
 
     @staticmethod

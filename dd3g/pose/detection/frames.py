@@ -27,19 +27,13 @@ WHOLE = 0.95  # of the frames that a file promises; with fewer it was cut
 
 @dataclass(frozen=True)
 class Clip:
-    """A video or an animation.
+    """A video or an animation."""
 
-    Args:
-        path: the file.
-        times: seconds of each frame from the first on, as the file has them; they may be uneven.
-        size: (width, height) in px.
-        warnings: sentences for the user about what is missing.
-    """
-
-    path: Path
+    path: Path  # the file
+    # Seconds of each frame from the first on, as the file has them; they may be uneven
     times: tuple[float, ...]
-    size: tuple[int, int]
-    warnings: tuple[str, ...] = ()
+    size: tuple[int, int]  # (width, height) in px
+    warnings: tuple[str, ...] = ()  # sentences for the user about what is missing
 
     @property
     def fps(self) -> float:

@@ -25,29 +25,19 @@ SURE = 1.1  # detectors that regress their confidence overshoot 1 by a little
 
 @dataclass(frozen=True)
 class Keypoints:
-    """The output of a detector for the people in one picture.
+    """The output of a detector for the people in one picture."""
 
-    Args:
-        points: (P, 17, 2) px of the full picture, H36M-17; 0 where the confidence is 0.
-        confidence: (P, 17) in 0..1.
-        size: (width, height) of the picture in px; None when it is not in the file.
-        K: (3, 3) px; None when it is not in the file.
-        heatmaps: (P, 17, h, w) >= 0.
-        boxes: (P, 4) left, top, right, bottom of the heatmaps in px.
-        scores: (P,) how sure the detector is of each person.
-        tracks: their numbers or names in a video, None for whom the file does not number.
-        warnings: sentences for the user about people that are left out.
-    """
-
-    points: Tensor  # (P, 17, 2)
-    confidence: Tensor  # (P, 17)
+    points: Tensor  # (P, 17, 2) px of the full picture, H36M-17; 0 where the confidence is 0
+    confidence: Tensor  # (P, 17) in 0..1
+    # (width, height) of the picture in px; None when it is not in the file
     size: tuple[int, int] | None = None
-    K: Tensor | None = None  # (3, 3)
-    heatmaps: Tensor | None = None  # (P, 17, h, w)
-    boxes: Tensor | None = None  # (P, 4)
-    scores: Tensor | None = None  # (P,)
+    K: Tensor | None = None  # (3, 3) px; None when it is not in the file
+    heatmaps: Tensor | None = None  # (P, 17, h, w) >= 0
+    boxes: Tensor | None = None  # (P, 4) left, top, right, bottom of the heatmaps in px
+    scores: Tensor | None = None  # (P,) how sure the detector is of each person
+    # Their numbers or names in a video, None for whom the file does not number
     tracks: tuple[int | str | None, ...] = ()
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # sentences for the user about people that are left out
 
 
 class TooFewJointsError(UserError):

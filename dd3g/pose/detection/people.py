@@ -23,37 +23,23 @@ MIN_CONFIDENCE = 0.3  # below it a joint is rather invented than seen
 
 @dataclass(frozen=True)
 class Detection:
-    """One person in 2D, ready for any method.
+    """One person in 2D, ready for any method."""
 
-    Args:
-        keypoints: (17, 2) px, H36M-17.
-        confidence: (17,) in 0..1.
-        square: (4,) left, top, right, bottom in px: what the detector saw, or a square around the keypoints.
-        size: (width, height) of the picture in px.
-        K: (3, 3) px.
-        K_source: "flag", "file", "exif" or "default".
-        score: how sure the detector is of the person.
-        heatmaps: (17, h, w) over `boxes`.
-        box: (4,) left, top, right, bottom of the heatmaps in px.
-        region: where BlazePose looks for them in the next frame of a video.
-        track: their number or name in a video, where another detector gave one.
-        start: (24, 3, 3) SMPL-24 rotations that a regressor saw, the root's in the camera frame.
-        features: (F,) of the picture, beside them.
-    """
-
-    keypoints: Tensor  # (17, 2)
-    confidence: Tensor  # (17,)
-    square: Tensor  # (4,)
-    size: tuple[int, int]
-    K: Tensor  # (3, 3)
-    K_source: str
-    score: float
-    heatmaps: Tensor | None = None  # (17, h, w)
-    box: Tensor | None = None  # (4,)
-    region: Region | None = None
-    track: int | str | None = None
-    start: Tensor | None = None  # (24, 3, 3)
-    features: Tensor | None = None  # (F,)
+    keypoints: Tensor  # (17, 2) px, H36M-17
+    confidence: Tensor  # (17,) in 0..1
+    # (4,) left, top, right, bottom in px: what the detector saw, or a square around the keypoints
+    square: Tensor
+    size: tuple[int, int]  # (width, height) of the picture in px
+    K: Tensor  # (3, 3) px
+    K_source: str  # "flag", "file", "exif" or "default"
+    score: float  # how sure the detector is of the person
+    heatmaps: Tensor | None = None  # (17, h, w) over `boxes`
+    box: Tensor | None = None  # (4,) left, top, right, bottom of the heatmaps in px
+    region: Region | None = None  # where BlazePose looks for them in the next frame of a video
+    track: int | str | None = None  # their number or name in a video, where another detector gave one
+    # (24, 3, 3) SMPL-24 rotations that a regressor saw, the root's in the camera frame
+    start: Tensor | None = None
+    features: Tensor | None = None  # (F,) of the picture, beside them
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -19,21 +19,14 @@ from dd3g.pose.detection.people import Detection
 
 @dataclass(frozen=True)
 class Regressed:
-    """N bodies.
+    """N bodies."""
 
-    Args:
-        path: of the file, for messages.
-        rotations: (N, 24, 3, 3), SMPL's tree, the root's in the camera frame.
-        names: of their pictures, without folder and suffix; None where the file does not say.
-        centers: (N, 2) px, middles of their boxes; None where the file does not say.
-        features: (N, F) of their pictures; None where the file does not say.
-    """
-
-    path: Path
-    rotations: Tensor  # (N, 24, 3, 3)
+    path: Path  # of the file, for messages
+    rotations: Tensor  # (N, 24, 3, 3), SMPL's tree, the root's in the camera frame
+    # Of their pictures, without folder and suffix; None where the file does not say
     names: tuple[str, ...] | None = None
-    centers: Tensor | None = None  # (N, 2)
-    features: Tensor | None = None  # (N, F)
+    centers: Tensor | None = None  # (N, 2) px, middles of their boxes; None where the file does not say
+    features: Tensor | None = None  # (N, F) of their pictures; None where the file does not say
 
     def in_picture(self, people: Sequence[Detection], picture: str) -> list[Detection]:
         """The people of a picture with the body to start from.

@@ -17,15 +17,10 @@ FLOOR = 0.05  # radians added to each standard deviation of the prior
 
 @dataclass(frozen=True)
 class PosePrior:
-    """A Gaussian over the axis-angle rotations of all joints but the root.
+    """A Gaussian over the axis-angle rotations of all joints but the root."""
 
-    Args:
-        mean: (69,) radians.
-        precision: (69, 69) inverse covariance.
-    """
-
-    mean: Tensor  # (69,)
-    precision: Tensor  # (69, 69)
+    mean: Tensor  # (69,) radians
+    precision: Tensor  # (69, 69) inverse covariance
 
     @staticmethod
     def from_motion(motion: Motion) -> PosePrior:

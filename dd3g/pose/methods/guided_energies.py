@@ -24,12 +24,9 @@ JOINTS = len(H36M_17)
 
 @dataclass(frozen=True)
 class Evidence(Energy):
-    """Base of the energies here.
+    """Base of the energies here."""
 
-    Args:
-        spread: metres by which each coordinate of a joint may still be wrong, one or (17,).
-    """
-
+    # Metres by which each coordinate of a joint may still be wrong, one or (17,)
     spread: Tensor | float = 0.0
 
     def at(self, spread: Tensor | float) -> Self:
@@ -39,23 +36,16 @@ class Evidence(Energy):
 
 @dataclass(frozen=True, kw_only=True)
 class Reprojection(Evidence):
-    """Base of energies in the picture: where joints land, how uncertain that is, and the root's translation.
+    """Base of energies in the picture: where joints land, how surely, and the root's translation."""
 
-    Args:
-        confidence: (B, 17) of each joint in 0..1; 0 where it was not seen.
-        K: (B, 3, 3) or (3, 3) pixels.
-        translation: (B, 3) or (N, 3) metres where the root is known; None solves for it at each call.
-        outlier: standard deviations from which on a joint counts as wrong and pulls ever less.
-        reach: (17, 17) metres^2; where given, sizes tell the depth, see `translation_by_size`.
-        slack: see there.
-    """
-
-    confidence: Tensor  # (B, 17)
-    K: Tensor  # (B, 3, 3) pixels
-    translation: Tensor | None = None  # (B, 3) or (N, 3) metres
-    outlier: float = 20.0
-    reach: Tensor | None = None  # (17, 17) metres^2
-    slack: float = 1.2
+    confidence: Tensor  # (B, 17) of each joint in 0..1; 0 where it was not seen
+    K: Tensor  # (B, 3, 3) or (3, 3) pixels
+    # (B, 3) or (N, 3) metres where the root is known; None solves for it at each call
+    translation: Tensor | None = None
+    outlier: float = 20.0  # standard deviations from which on a joint counts as wrong and pulls ever less
+    # (17, 17) metres^2; where given, sizes tell the depth
+    reach: Tensor | None = None
+    slack: float = 1.2  # see `translation_by_size`
 
     @property
     def keypoints_for_root(self) -> Tensor:
@@ -111,14 +101,10 @@ class Keypoint2D(Reprojection):
     q is the squared residual over the variance, k is `outlier` (Geman & McClure 1987). Confidence c stands
     for a standard deviation of sigma / c, which at the end is a weight of c^2, and no less pull while all
     is uncertain.
-
-    Args:
-        keypoints: (B, 17, 2) pixels; anything finite where the confidence is 0.
-        sigma: detector noise in pixels, one or (B,).
     """
 
-    keypoints: Tensor  # (B, 17, 2) pixels
-    sigma: Tensor | float = 5.0
+    keypoints: Tensor  # (B, 17, 2) pixels; anything finite where the confidence is 0
+    sigma: Tensor | float = 5.0  # detector noise in pixels, one or (B,)
 
     @property
     def keypoints_for_root(self) -> Tensor:
@@ -142,18 +128,13 @@ class HeatmapNLL(Reprojection):
     Beyond the reach of G the floor falls with the distance to the peak, so that a lost joint finds back.
     The blurred map is not built: its value at a place is a sum of Gaussians over the cells, which is exact,
     smooth and also has a gradient outside of the map.
-
-    Args:
-        heatmaps: (B, 17, h, w) >= 0, of any sum.
-        boxes: (B, 4) left, top, right, bottom of the maps in pixels.
-        sigma: blur in cells that is left when the pose is certain; below 0.5 the gaps between cells show.
-        floor: likelihood of a place that the detector denies, next to its best.
     """
 
-    heatmaps: Tensor  # (B, 17, h, w)
-    boxes: Tensor  # (B, 4) pixels
+    heatmaps: Tensor  # (B, 17, h, w) >= 0, of any sum
+    boxes: Tensor  # (B, 4) left, top, right, bottom of the maps in pixels
+    # Blur in cells that is left when the pose is certain; below 0.5 the gaps between cells show
     sigma: float = 1.0
-    floor: float = 1e-3
+    floor: float = 1e-3  # likelihood of a place that the detector denies, next to its best
 
     def __post_init__(self) -> None:
         total = self.heatmaps.clamp(min=0).sum((-1, -2), keepdim=True)
@@ -209,17 +190,11 @@ def keypoint_noise(keypoints: Tensor, confidence: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Known3D(Evidence):
-    """Some joints known in 3D: |M (x0 - y)|^2 / 2 s^2, up to a shift where the root is not among them.
+    """Some joints known in 3D: |M (x0 - y)|^2 / 2 s^2, up to a shift where the root is not among them."""
 
-    Args:
-        points: (B, 17, 3) metres; anything finite where unknown.
-        mask: (B, 17) 1 where known, 0 where not.
-        sigma: metres.
-    """
-
-    points: Tensor  # (B, 17, 3) metres
-    mask: Tensor  # (B, 17)
-    sigma: float = 0.005
+    points: Tensor  # (B, 17, 3) metres; anything finite where unknown
+    mask: Tensor  # (B, 17) 1 where known, 0 where not
+    sigma: float = 0.005  # metres
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Poses (N, 17, 3) in metres -> (N,)."""
@@ -232,15 +207,10 @@ class Known3D(Evidence):
 
 @dataclass(frozen=True, kw_only=True)
 class BoneLength(Evidence):
-    """A person whose bones were measured: sum (|b| - l)^2 / 2 s^2.
+    """A person whose bones were measured: sum (|b| - l)^2 / 2 s^2."""
 
-    Args:
-        lengths: (B, 16) metres in the order of `H36M_17.bones`; NaN where not known.
-        sigma: metres.
-    """
-
-    lengths: Tensor  # (B, 16) metres
-    sigma: float = 0.01
+    lengths: Tensor  # (B, 16) metres in the order of `H36M_17.bones`; NaN where not known
+    sigma: float = 0.01  # metres
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Poses (N, 17, 3) in metres -> (N,)."""
@@ -252,15 +222,10 @@ class BoneLength(Evidence):
 
 @dataclass(frozen=True, kw_only=True)
 class Smooth(Evidence):
-    """Consecutive frames of one person as the B people: sum |x_{i+1} - x_i|^2 / 2 s^2, shared by both.
+    """Consecutive frames of one person as the B people: sum |x_{i+1} - x_i|^2 / 2 s^2, shared by both."""
 
-    Args:
-        frames: B.
-        sigma: metres that a joint usually moves from frame to frame, one or (B - 1,).
-    """
-
-    frames: int
-    sigma: Tensor | float = 0.02
+    frames: int  # B
+    sigma: Tensor | float = 0.02  # metres that a joint usually moves from frame to frame, one or (B - 1,)
 
     @staticmethod
     def over(times: Tensor, speed: float = 0.6) -> Smooth:

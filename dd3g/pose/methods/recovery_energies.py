@@ -20,27 +20,16 @@ SMOOTH = 30.0
 
 @dataclass(frozen=True, eq=False)
 class BodyKeypoints(Energy):
-    """Robust distance in the picture, sum (1000 / size)^2 c^2 r^2 s^2 / (r^2 + s^2) over joints and axes.
+    """Robust distance in the picture, sum (1000 / size)^2 c^2 r^2 s^2 / (r^2 + s^2) over joints and axes."""
 
-    Args:
-        body: turns rotations into points.
-        betas: (B, 10) shape.
-        keypoints: (B, J, 2) pixels; anything finite where the confidence is 0.
-        confidence: (B, J).
-        K: (B, 3, 3) pixels.
-        size: longer side of the picture in pixels.
-        layout: of the keypoints.
-        translation: (B, 3) metres of the pelvis; None solves for it at each call.
-    """
-
-    body: PosedBody
-    betas: Tensor  # (B, 10)
-    keypoints: Tensor  # (B, J, 2) pixels
+    body: PosedBody  # turns rotations into points
+    betas: Tensor  # (B, 10) shape
+    keypoints: Tensor  # (B, J, 2) pixels; anything finite where the confidence is 0
     confidence: Tensor  # (B, J)
     K: Tensor  # (B, 3, 3) pixels
-    size: float
-    layout: str = "h36m-17"
-    translation: Tensor | None = None  # (B, 3) metres
+    size: float  # longer side of the picture in pixels
+    layout: str = "h36m-17"  # of the keypoints
+    translation: Tensor | None = None  # (B, 3) metres of the pelvis; None solves for it at each call
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Rotations (B, 144) -> (B,)."""
@@ -67,16 +56,11 @@ class Balanced(Energy):
     A turn of the hips moves all keypoints and a turn of an elbow only one, so a plain gradient that is small
     enough for the one hardly moves the other. Here each joint's gradient is divided by its own curvature (the
     diagonal of Gauss-Newton) at an upright pose, which also makes the size of the picture irrelevant.
-
-    Args:
-        evidence: the energy; its value does not change.
-        curvature: (B, 24) from `curvatures`.
-        scale: of the gradient after that.
     """
 
-    evidence: BodyKeypoints
-    curvature: Tensor  # (B, 24)
-    scale: float
+    evidence: BodyKeypoints  # the energy; its value does not change
+    curvature: Tensor  # (B, 24) from `curvatures`
+    scale: float  # of the gradient after that
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Rotations (B, 144) -> (B,)."""
@@ -124,13 +108,9 @@ def _levers(body: PosedBody, layout: str) -> Tensor:
 
 @dataclass(frozen=True)
 class MultiView(Energy):
-    """Views of one person agree on the body's pose: w sum |x_v - mean|^2 over joints but the root.
+    """Views of one person agree on the body's pose: w sum |x_v - mean|^2 over joints but the root."""
 
-    Args:
-        views: that follow each other in the batch, for each person.
-    """
-
-    views: int
+    views: int  # that follow each other in the batch, for each person
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Rotations (B * views, 144) -> each view's share (B * views,)."""
@@ -140,15 +120,10 @@ class MultiView(Energy):
 
 @dataclass(frozen=True)
 class SmoothRotations(Energy):
-    """Consecutive frames differ little: w sum |x_n - x_{n-1}|^2 over all 144 numbers.
+    """Consecutive frames differ little: w sum |x_n - x_{n-1}|^2 over all 144 numbers."""
 
-    Args:
-        frames: length of each clip; clips follow each other in the batch.
-        weight: of each step next to the published one, one or (frames - 1,).
-    """
-
-    frames: int
-    weight: Tensor | float = 1.0
+    frames: int  # length of each clip; clips follow each other in the batch
+    weight: Tensor | float = 1.0  # of each step next to the published one, one or (frames - 1,)
 
     @staticmethod
     def over(times: Tensor, fps: float = 30.0) -> SmoothRotations:

@@ -20,29 +20,23 @@ SAMPLES = 8  # noises of a restart
 
 @dataclass(frozen=True)
 class RecoveryPlan:
-    """How to refine: rounds of inversion and guided descent, the first of them from states made likelier.
+    """How to refine: rounds of inversion and guided descent, the first of them from states made likelier."""
 
-    Args:
-        tau: level that inversion climbs to.
-        step: levels a move.
-        rounds: of inversion and guided descent; one costs 2 tau / step network calls.
-        restarts: levels, one for each of the first rounds; none are published. Inversion and descent alone
-            return what they are given, errors of the start that keypoints cannot see included. Before such a
-            round, the mean of what the network makes of the state under `SAMPLES` noises of that level
-            replaces it: a level whose noise is about as large as those errors takes them for noise.
-        tolerance: a person whose energy changes by less than this share stays as it is; 0 never stops.
-        camera: "solved" puts the root where the present pose fits the keypoints best, in closed form;
-            "adam" follows the gradient from the first translation, as published; "given" holds it.
-        rate: share of its distance to the keypoints, to first order, that each joint alone goes in a round
-            (see `Balanced`); None follows the plain gradient times a weight, as published.
-    """
-
-    tau: int = 50
-    step: int = 2
-    rounds: int = 10
+    tau: int = 50  # level that inversion climbs to
+    step: int = 2  # levels a move
+    rounds: int = 10  # of inversion and guided descent; one costs 2 tau / step network calls
+    # Levels, one for each of the first rounds; none are published. Inversion and descent alone return what
+    # they are given, errors of the start that keypoints cannot see included. Before such a round, the mean of
+    # what the network makes of the state under `SAMPLES` noises of that level replaces it: a level whose
+    # noise is about as large as those errors takes them for noise
     restarts: tuple[int, ...] = ()
+    # A person whose energy changes by less than this share stays as it is; 0 never stops
     tolerance: float = 1e-5
+    # "solved" puts the root where the present pose fits the keypoints best, in closed form; "adam" follows
+    # the gradient from the first translation, as published; "given" holds it
     camera: str = "solved"
+    # Share of its distance to the keypoints, to first order, that each joint alone goes in a round (see
+    # `Balanced`); None follows the plain gradient times a weight, as published
     rate: float | None = 1.0
 
     def __post_init__(self) -> None:
@@ -62,25 +56,15 @@ VIDEO = RecoveryPlan(50, 5, 4, tolerance=0)
 
 @dataclass(frozen=True)
 class Recovery:
-    """Bodies of B people.
+    """Bodies of B people."""
 
-    Args:
-        rotations: (B, 24, 3, 3) relative to the parent, the root's in the camera frame.
-        betas: (B, 10) shape.
-        translation: (B, 3) metres, the pelvis in the camera frame.
-        poses: (B, 17, 3) metres, H36M-17, root-relative.
-        energy: (B,) robust reprojection energy, lower is better.
-        start_energy: (B,) that of the start, at its best translation.
-        kept: (B,) whether the gate kept the start because nothing better was found.
-    """
-
-    rotations: Tensor  # (B, 24, 3, 3)
-    betas: Tensor  # (B, 10)
-    translation: Tensor  # (B, 3) metres
-    poses: Tensor  # (B, 17, 3) metres
-    energy: Tensor  # (B,)
-    start_energy: Tensor  # (B,)
-    kept: Tensor  # (B,) bool
+    rotations: Tensor  # (B, 24, 3, 3) relative to the parent, the root's in the camera frame
+    betas: Tensor  # (B, 10) shape
+    translation: Tensor  # (B, 3) metres, the pelvis in the camera frame
+    poses: Tensor  # (B, 17, 3) metres, H36M-17, root-relative
+    energy: Tensor  # (B,) robust reprojection energy, lower is better
+    start_energy: Tensor  # (B,) that of the start, at its best translation
+    kept: Tensor  # (B,) bool, whether the gate kept the start because nothing better was found
 
     def hypotheses(self, m: int = 1) -> Hypotheses:
         """As m hypotheses of each of B / m people, people first."""

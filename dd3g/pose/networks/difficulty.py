@@ -17,17 +17,11 @@ AWAY = -2.0  # where the network finds all other keypoints: outside of any pictu
 
 @dataclass
 class DifficultyConfig:
-    """Which of the two published networks: "graph" beside HTNet, "mlp" beside a light lifter.
-
-    Args:
-        network: "graph" or "mlp".
-        alpha: strength of the noise that suits the trained network, see `restoration.restore`.
-        fixed_alpha: strength that suits fixed noise with the same lifter, for comparison.
-    """
+    """Which of the two published networks: "graph" beside HTNet, "mlp" beside a light lifter."""
 
     network: Literal["graph", "mlp"] = "mlp"
-    alpha: float = 0.005
-    fixed_alpha: float = 0.005
+    alpha: float = 0.005  # strength of the noise that suits the trained network, see `restoration.restore`
+    fixed_alpha: float = 0.005  # strength that suits fixed noise with the same lifter, for comparison
 
     def __post_init__(self) -> None:
         if self.network not in ("graph", "mlp"):

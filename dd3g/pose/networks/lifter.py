@@ -26,12 +26,9 @@ class Lifter(Protocol):
 
 @dataclass(frozen=True)
 class Plain:
-    """Any function of keypoints alone as a `Lifter`; a missing joint is put amid its neighbours.
+    """Any function of keypoints alone as a `Lifter`; a missing joint is put amid its neighbours."""
 
-    Args:
-        function: normalised keypoints (B, 17, 2), as H36M-trained lifters expect them, -> poses (B, 17, 3).
-    """
-
+    # Normalised keypoints (B, 17, 2), as H36M-trained lifters expect them, -> poses (B, 17, 3)
     function: Callable[[Tensor], Tensor]
 
     def __call__(self, keypoints: Tensor, confidence: Tensor) -> Tensor:

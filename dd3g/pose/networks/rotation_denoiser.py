@@ -29,16 +29,11 @@ def schedule() -> Schedule:
 
 @dataclass(frozen=True)
 class Condition:
-    """What the denoiser knows of B people.
+    """What the denoiser knows of B people."""
 
-    Args:
-        features: (B, F) for the network's encoder.
-        view: (B, 3, 3) turns the camera so that it looks at the person; None where features are of the
-            camera as it is.
-    """
-
-    features: Tensor  # (B, F)
-    view: Tensor | None = None  # (B, 3, 3)
+    features: Tensor  # (B, F) for the network's encoder
+    # (B, 3, 3) turns the camera so that it looks at the person; None where features are not of such a camera
+    view: Tensor | None = None
 
     def to(self, device: str | torch.device) -> Condition:
         """The same on another device."""
