@@ -80,18 +80,9 @@ def command(
 ) -> None:
     """Compare what this project computes with what the authors' code computed on made-up weights."""
     folder = folder or default_folder()
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of goldens; give one with NAME.npz and NAME.json in it")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"--dtype {dtype}: give float32, bfloat16 or float16")
-    paths = [p for p in sorted(folder.glob("*.npz")) if not only or p.stem in only]
-    there = {p.stem for p in paths}
-    described = {p.stem for p in folder.glob("*.json") if p.stem in CHECKS and not only}
-    # A file that nobody compares is none that agrees.
-    if lacking := sorted((set(only or []) | described) - there):
-        raise UserError(f"{folder} holds no {lacking[0]}.npz: copy it whole")
-    if not paths:
-        raise UserError(f"{folder} holds no NAME.npz")
+    paths = _chosen(folder, only or [])
     torch.set_num_threads(1)
     wrong, found = 0, cache(_found_seed)
     for path in paths:
@@ -104,6 +95,19 @@ def command(
     print(f"{wrong} arrays do not agree" if wrong else "all arrays agree")
     if wrong and dtype == "float32":
         raise typer.Exit(1)
+
+
+def _chosen(folder: Path, only: list[str]) -> list[Path]:
+    """The files to compare: those named, or all. One that nobody compares is none that agrees."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of goldens; give one with NAME.npz and NAME.json in it")
+    wanted = set(only) or {p.stem for p in folder.glob("*.json") if p.stem in CHECKS}
+    paths = [p for p in sorted(folder.glob("*.npz")) if not only or p.stem in only]
+    if lacking := sorted(wanted - {p.stem for p in paths}):
+        raise UserError(f"{folder} holds no {lacking[0]}.npz: copy it whole")
+    if not paths:
+        raise UserError(f"{folder} holds no NAME.npz")
+    return paths
 
 
 def _found_seed(folder: Path) -> int:

@@ -187,12 +187,10 @@ class ShardWorker:
         kept = {record["id"]: record for record in manifest.records}
         with storage.reading(*chunks, *([manifest.tar] if kept else [])) as paths:
             shards: Any = Shards(paths) if paths else ()
+            keys = [shards.key(i) for i in range(len(shards))]
+            old = [shards.where(i).name == manifest.tar for i in range(len(shards))]
             # A tar whose manifest was not written any more holds the chunks' pictures too.
-            at = {
-                shards.key(i): i
-                for i in range(len(shards))
-                if (shards.where(i).name != manifest.tar) != (shards.key(i) in kept)
-            }
+            at = {key: i for i, key in enumerate(keys) if old[i] == (key in kept)}
             if lost := [p.id for p in self.prompts if p.id not in at and p.id not in failed]:
                 raise UserError(
                     f"{storage}/{manifest.tar} lacks {lost[0]}, which its manifest lists: "

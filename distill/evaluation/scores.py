@@ -54,35 +54,35 @@ def score(
     values = view_metrics(prediction.rgb, prediction.alpha, target.rgba[prediction.views])
     place = {view: k for k, view in enumerate(prediction.views)}
     result: dict[str, Any] = {"id": target.id, "style": target.style}
-    novel = [v for v in target.novel if v in place]
-    distance = azimuth_distance(target.azimuth)
-    if novel:
-        result["novel"] = _means(values, [place[v] for v in novel])
+    if novel := [v for v in target.novel if v in place]:
         fine = fine_views(target)
-        if fine is target:
-            chosen = [place[v] for v in novel]
-            alpha = None if prediction.alpha is None else prediction.alpha[chosen]
-            shown = Prediction(novel, prediction.rgb[chosen], alpha)
-        else:
-            with torch.inference_mode():
-                shown = drawing(fine, novel)
+        with torch.inference_mode():
+            shown = _only(prediction, novel) if fine is target else drawing(fine, novel)
         found, result["features"] = _seen(fine, shown, learned, truths)
-        result["novel"] |= found
-        result["bands"] = {
-            name: _means(values, chosen)
-            for name, (low, high) in BANDS.items()
-            if (chosen := [place[v] for v in novel if low <= distance[v] < high + (high == 180)])
-        }
+        result["novel"] = _means(values, [place[v] for v in novel]) | found
+        bands = ((name, [place[v] for v in _within(target, novel, name)]) for name in BANDS)
+        result["bands"] = {name: _means(values, chosen) for name, chosen in bands if chosen}
     if target.rig[0] in place:
         result["input"] = _means(values, [place[target.rig[0]]])
-        front = fine_input(target)
-        if front is not None:
+        if front := fine_input(target):
             with torch.inference_mode():
                 rgb = drawing(front, front.rig[:1]).rgb
             result["input"][f"psnr_{front.size}"] = float(psnr(rgb, on_white(front.image[None])))
     if len(target.rig) == 4 and all(v in place for v in target.rig):
         result["rig"] = {name: _means(values, [place[target.rig[k]] for k in ks]) for name, ks in RIG.items()}
     return result
+
+
+def _only(shown: Prediction, views: list[int]) -> Prediction:
+    """Some of the predicted views."""
+    chosen = [shown.views.index(v) for v in views]
+    return Prediction(views, shown.rgb[chosen], None if shown.alpha is None else shown.alpha[chosen])
+
+
+def _within(target: Target, views: list[int], band: str) -> list[int]:
+    """Those of the views that lie in a band of azimuth, the last one with 180 degrees."""
+    (low, high), distance = BANDS[band], azimuth_distance(target.azimuth)
+    return [v for v in views if low <= distance[v] < high + (high == 180)]
 
 
 def surface_score(target: Target, drawing: Drawing, protocol: Protocol) -> dict[str, float]:
