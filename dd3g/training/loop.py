@@ -88,7 +88,7 @@ def fit(
         step = first = resume(run.state, run.output, config)
         config.count_epochs(items, step, run.state.consumed)
         main = run.accelerator.is_main_process
-        metrics = Metrics(run.output / METRICS, step, config.logging_steps) if main else None
+        run.metrics = Metrics(run.output / METRICS, step, config.logging_steps) if main else None
         source = batches(run.accelerator, samples, config, step, run.state.consumed)
         last = run.starts_at(step)
         if last:
@@ -102,23 +102,15 @@ def fit(
                 run.go_on(request, parts, step, first)
                 numbers = run.advance(loss, parts, step)
                 step += 1
-                if metrics is not None:
-                    metrics.add(step, numbers)
-                progress.advance(note=f"loss {numbers['loss']:.4f}", seconds=run.seconds_left)
-                if main and step == first + 1:
-                    progress.say(
-                        f"step {step}: loss {numbers['loss']:.4f}, {run.seconds:.1f} s after the start"
-                    )
+                run.note(progress, step, numbers, step == first + 1)
                 last = run.ends_at(step)
                 # The model goes first: a run that is killed between the two and resumed writes both again.
                 if last or step % config.validation_steps == 0:
                     found = run.publish(publish, step)
-                    if metrics is not None and found:
-                        metrics.write(step, found)
+                    if run.metrics is not None and found:
+                        run.metrics.write(step, found)
                 if last or step % config.checkpointing_steps == 0:
                     run.save(step)
-        if metrics is not None:
-            metrics.close()
         run.end()
     return run.average_model
 
@@ -145,6 +137,7 @@ class _Run:
         if counts_samples:
             self.consumption *= config.train_batch_size * self.accelerator.num_processes
         self.saved = -1  # step of the last checkpoint
+        self.metrics: Metrics | None = None  # of the main process
 
     @property
     def gpus(self) -> list[int]:
@@ -172,18 +165,10 @@ class _Run:
         )
 
     @property
-    def seconds(self) -> float:
-        """Since the start of this session."""
-        return time.monotonic() - self.started
-
-    @property
     def seconds_left(self) -> float:
         """Until `max_minutes` are over, as of the last step."""
-        return (
-            max(0.0, 60 * (self.config.max_minutes - self.rate.minutes))
-            if self.config.max_minutes
-            else math.inf
-        )
+        minutes = self.config.max_minutes or math.inf
+        return max(0.0, 60 * (minutes - self.rate.minutes))
 
     def announce(self, progress: Progress, step: int) -> None:
         """Say where and how the run goes, write it down, and start the trackers; all call this together."""
@@ -200,6 +185,15 @@ class _Run:
         if config.report_to != "none":
             start_trackers(accelerator, config, run, step)
 
+    def note(self, progress: Progress, step: int, numbers: dict[str, float], first: bool) -> None:
+        """Write down and show the numbers of a step; a session's first one has a line of its own."""
+        if self.metrics is not None:
+            self.metrics.add(step, numbers)
+        loss = f"loss {numbers['loss']:.4f}"
+        progress.advance(note=loss, seconds=self.seconds_left)
+        if first and self.accelerator.is_main_process:
+            progress.say(f"step {step}: {loss}, {time.monotonic() - self.started:.1f} s after the start")
+
     def save(self, step: int) -> None:
         """Write a checkpoint, unless the last one is of this step."""
         if step != self.saved:
@@ -207,7 +201,9 @@ class _Run:
             self.saved = step
 
     def end(self) -> None:
-        """Close trackers and leave the group of processes; nothing is trained afterwards."""
+        """Close files and trackers and leave the group of processes; nothing is trained afterwards."""
+        if self.metrics is not None:
+            self.metrics.close()
         # A wrapped model that outlives its group takes it along when it goes, and waits for gloo's threads
         # while it holds the interpreter's lock, for which these may be waiting.
         self.model = None
