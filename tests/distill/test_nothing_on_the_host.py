@@ -111,10 +111,14 @@ def forward_and_backward(shape):
     [{"lower": "low_rank"}, {"lower": "low_rank", "rank": 3}, {"lower": "trained"}, {"top_only": True}],
 )
 def test_every_start_from_the_teacher(start):
-    """As `start.` of configs/distill/base.yaml may say; "frozen" is what it says."""
+    """As `start.` of configs/distill/base.yaml may say; "frozen" is what it says.
+
+    A residual block a level does: `test_generators_as_configured` runs all of them.
+    """
     config = parse(["--config", "base", *(f"start.{k}={v}" for k, v in start.items())], DistillConfig)
     names = ("top_only", "lower", "rank", "lower_rate")
-    phase = replace(IMAGEDREAM, **{name: getattr(config.start, name) for name in names})
+    unet = replace(IMAGEDREAM.unet, num_res_blocks=1)
+    phase = replace(IMAGEDREAM, unet=unet, **{name: getattr(config.start, name) for name in names})
     forward_and_backward(replace(config.generator, teacher=phase))
 
 
@@ -188,9 +192,14 @@ def test_a_teachers_guided_loop(kind, tmp_path, monkeypatch):
     assert out.shape == x.shape and views.is_meta
 
 
+@pytest.fixture(scope="module")
+def imagedream(tmp_path_factory):
+    return write_imagedream(tmp_path_factory.mktemp("teachers") / "imagedream", image_size=16)
+
+
 @pytest.mark.parametrize("form", ["x0", "score", "literal"])
 @pytest.mark.parametrize("kind", ["compact", "imagedream"])
-def test_the_whole_objective(batch, monkeypatch, tmp_path, kind, form):
+def test_the_whole_objective(batch, monkeypatch, imagedream, kind, form):
     """Renders, verification with all that its condition is made of, and their gradients."""
 
     def drawn(gaussians, cameras, background=1.0, antialiased=False):
@@ -206,7 +215,7 @@ def test_the_whole_objective(batch, monkeypatch, tmp_path, kind, form):
     if kind == "compact":
         teacher = CompactTeacher(CompactConfig(**SHAPE))
     else:
-        teacher = load(write_imagedream(tmp_path / "imagedream", image_size=16))
+        teacher = load(imagedream)
     verifier = Verifier(looked_up(teacher), form, 0, 1.5)
     verifier.rig = teacher.rig.to("meta")
     teacher.condition(there.image, verifier.rig)  # from the first call on, the empty caption is known
