@@ -326,6 +326,7 @@ def scale_command(
     ] = "base",
 ) -> None:
     """Count what a distillation costs."""
+    count(config)  # first: one's own may be wrong, and the others take half a minute
     names = [*CONFIGS, *([config] if config not in CONFIGS else []), COMPACT]
     text = page([count(name) for name in names], config, gpus, pictures, epochs)
     if output is None:
