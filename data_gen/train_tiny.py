@@ -168,12 +168,7 @@ def lexicon() -> dict[str, str]:
 
 
 class TinyLoss:
-    """Denoising loss in x0, weighted by 1 / max(sigma, 0.5)^2: form first, a short run has no time for grain.
-
-    Args:
-        views: what to learn from.
-        batch_size: pictures a step.
-    """
+    """Denoising loss in x0, weighted by 1 / max(sigma, 0.5)^2: form first, not grain."""
 
     def __init__(self, views: CaptionedViews, batch_size: int) -> None:
         self.views, self.batch_size = views, batch_size

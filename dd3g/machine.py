@@ -21,11 +21,7 @@ LIBRARIES = ("torch", "numpy", "numba", "torchmetrics")
 
 
 def provenance(device: str) -> dict[str, Any]:
-    """The process's own command, the version and commit, the machine, and what is installed.
-
-    Args:
-        device: where the work is done.
-    """
+    """The process's own command, the version and commit, the machine, and what is installed."""
     script = Path(sys.orig_argv[1] if len(sys.orig_argv) > 1 else "")
     words = ["dd3g", *sys.argv[1:]] if script.name == "dd3g" else ["python", *sys.orig_argv[1:]]
     return {

@@ -19,11 +19,9 @@ from torch.nn.functional import cosine_similarity, linear, normalize
 
 from data_gen.filters.rules import FilterConfig
 from dd3g.errors import UserError, first_line
+from dd3g.nn.clip_vision import MEAN, STD
 
 WEIGHTS = ".safetensors"
-# Of the pictures CLIP was trained on, as channels of 0..1.
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 def load_learned_scores(config: FilterConfig, device: str | torch.device = "cpu") -> LearnedScores | None:
@@ -132,7 +130,7 @@ def _over_white(pictures: list[NDArray[np.uint8]], side: int) -> Tensor:
         white.alpha_composite(image)
         seen.append(np.asarray(white.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)))
     pixels = torch.from_numpy(np.stack(seen)).movedim(-1, 1).float() / 255
-    return (pixels - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_DEVIATION)[:, None, None]
+    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
 def _safety_checker(folder: str) -> Any:

@@ -85,9 +85,6 @@ class MattePool:
 
     Threads do it: onnxruntime, Pillow and numpy release Python's lock for all but a few per cent of the work,
     so they hardly slow the thread that draws, share one copy of the network, and die with the process.
-
-    Args:
-        config: model, workers, size.
     """
 
     def __init__(self, config: MatteConfig) -> None:
@@ -107,9 +104,6 @@ class MattePool:
 
     def submit(self, images: list[Image.Image]) -> Future[list[Matted | None]]:
         """Cut out a batch in the background; batches are finished in the order they came in.
-
-        Args:
-            images: as `matte_and_frame` takes them.
 
         Returns:
             Future of one result a picture; it raises what `matte_and_frame` raises.

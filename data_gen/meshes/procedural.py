@@ -22,11 +22,7 @@ SIDES = (-1, 1)
 
 
 class Space:
-    """Solids as distances at the points of a grid.
-
-    Args:
-        resolution: points a side.
-    """
+    """Solids as distances at the points of a grid."""
 
     def __init__(self, resolution: int) -> None:
         axis = ((np.arange(resolution) + 0.5) / resolution * 2 - 1).astype(np.float32) * REACH

@@ -11,11 +11,7 @@ if TYPE_CHECKING:
 
 
 def load_model(config: ModelConfig, device: torch.device) -> PictureModel:
-    """The model that `config` describes, ready to draw.
-
-    Args:
-        config: as a command's `model` section.
-        device: where it runs.
+    """The model that `config` describes, ready to draw on a device.
 
     Raises:
         UserError: when it is not a text-to-image pipeline, lacks weights, cannot be had, or does not take a

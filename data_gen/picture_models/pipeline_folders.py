@@ -140,12 +140,6 @@ def check_parts(
 ) -> None:
     """Check that every part of the pipeline is there, with its weights in safetensors.
 
-    Args:
-        folder: of the pipeline.
-        index: as `read_index` returns it.
-        variant: as `ModelConfig`.
-        leave_out: components that will not be loaded.
-
     Raises:
         UserError: naming what is missing, and what to do.
     """

@@ -24,12 +24,6 @@ _WIDTH, _HEIGHT = 320, 92  # of a histogram
 def save_page(figures: Figures, shown: Sequence[Shown], path: str | Path, processes: int = 1) -> Path:
     """Write the page.
 
-    Args:
-        figures: of the dataset.
-        shown: pictures of the contact sheet.
-        path: the .html file.
-        processes: that continue the dataset.
-
     Returns:
         The path.
 

@@ -80,12 +80,7 @@ def review(
 
 
 class Chunks:
-    """The chunks of one shard.
-
-    Args:
-        spec: the dataset.
-        shard: number of the shard.
-    """
+    """The chunks of one shard."""
 
     def __init__(self, spec: DatasetSpec, shard: int) -> None:
         self.spec, self.storage, self.folder = spec, spec.storage, f"{CHUNKS}/{shard_name(shard)}"

@@ -31,11 +31,6 @@ def generate_shards(spec: DatasetSpec, group: ProcessGroup, progress: Progress) 
     what is about the whole dataset. Ranks of one launch wait for each other; a rank of a launch of its own
     that finds the others' shards unfinished says so in its report.
 
-    Args:
-        spec: the dataset.
-        group: which process this is.
-        progress: shows how far it is.
-
     Returns:
         {"output", "complete", "drawn" (pictures of shards that this rank finished in this run), "seconds",
         "waiting" (a sentence when others are not done)} and, when the dataset is complete, what `write_index`

@@ -31,11 +31,7 @@ class PosedPictures:
 
 
 def read_views(found: FoundObject, size: int) -> PosedPictures:
-    """Read an object whose layout holds views, and resize its pictures.
-
-    Args:
-        found: the object.
-        size: pixels per side.
+    """Read an object whose layout holds views, and resize its pictures to `size` pixels a side.
 
     Raises:
         UserError: a missing or unreadable file, pictures that are not square or without alpha, or cameras

@@ -62,11 +62,7 @@ class Stage(nn.Sequential):
 
 
 class MultiViewUNet(nn.Module):
-    """Noise prediction for F frames of an object at once.
-
-    Args:
-        config: as published.
-    """
+    """Noise prediction for F frames of an object at once."""
 
     def __init__(self, config: MultiViewUNetConfig | None = None) -> None:
         super().__init__()

@@ -65,11 +65,7 @@ class OccupancyConfig:
 
 
 class OccupancyNet(nn.Module):
-    """U-Net of PEPD's blocks whose output channels are slices of the camera's frustum.
-
-    Args:
-        config: its shape.
-    """
+    """U-Net of PEPD's blocks whose output channels are slices of the camera's frustum."""
 
     # Made once: a tensor of the host in `forward` would stop a GPU at every step.
     rays: Tensor  # (2, S, S)

@@ -14,12 +14,7 @@ PART = 256  # frames
 
 
 class Series:
-    """Values (T, ...) of T frames that are read or computed as parts of them are asked for, like a Tensor.
-
-    Args:
-        count: T.
-        read: gives those of a slice.
-    """
+    """Values (T, ...) of T frames that are read or computed as parts of them are asked for, like a Tensor."""
 
     def __init__(self, count: int, read: Callable[[slice], Tensor]) -> None:
         self.count, self.read = count, read

@@ -44,14 +44,6 @@ def estimate_video(
 ) -> dict[str, Any]:
     """Everything for one video, written into `folder`.
 
-    Args:
-        path: the video.
-        folder: where the files go.
-        stem: of their names.
-        request: what to make of it.
-        networks: to run.
-        at: told what is worked on.
-
     Returns:
         `{"people", "warnings", "files"}`; people counts tracks.
 

@@ -47,10 +47,6 @@ class LearningRate:
 
     Unlike torch's schedulers it keeps nothing of an earlier run but the count and the time: a run that is
     resumed with another learning rate or length follows them from its first step.
-
-    Args:
-        optimizer: whose rate is set.
-        config: gives peak and shape.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, config: LoopConfig) -> None:

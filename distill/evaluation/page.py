@@ -14,13 +14,7 @@ WORST = 3  # objects named at either end
 
 
 def save_page(report: dict[str, Any], results: list[dict[str, Any]], path: Path) -> Path:
-    """Write the page from page.html.
-
-    Args:
-        report: of `evaluate`.
-        results: of its objects, with their pictures.
-        path: the .html file.
-    """
+    """Write the page from page.html."""
     from jinja2 import ChainableUndefined, Environment
 
     environment = Environment(

@@ -50,13 +50,9 @@ NOT_ON_SHEETS = ("all white", "flat card", "mean-colour blob", "true shape in ou
 
 
 class Sheet:
-    """Pictures of rows of the table below the truth, some objects on a page.
+    """Pictures of rows of the table below the truth, `page` objects on each sheet.png, sheet-2.png and so on.
 
     Six views of each object: the input, near 45 degrees from it, 90, near 135, 180, 270; see `sheet_views`.
-
-    Args:
-        folder: for sheet.png, sheet-2.png and so on.
-        page: objects on each.
     """
 
     def __init__(self, folder: Path, page: int = 10) -> None:

@@ -124,12 +124,7 @@ KINDS: dict[str, Callable[[str, Settings], dict[str, Predictor]]] = {
 
 
 def make_rows(asked: Sequence[str], settings: Settings, taken: Collection[str] = ()) -> dict[str, Predictor]:
-    """Predictors by label.
-
-    Args:
-        asked: "KIND=VALUE" or "KIND" each, see `KINDS`.
-        settings: of all rows.
-        taken: labels of other rows.
+    """Predictors by label of rows "KIND=VALUE" or "KIND", see `KINDS`; `taken` are labels of other rows.
 
     Raises:
         UserError: an unknown kind, weights that are not there, or two rows of one label.

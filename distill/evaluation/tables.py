@@ -77,24 +77,21 @@ def markdown(report: dict[str, Any]) -> str:
 def latex(report: dict[str, Any]) -> str:
     """The same as a booktabs table, the best of each column bold, without intervals."""
     keys, headings, body = table(report)
-    keys, headings = [k for k in keys], headings[: len(keys) + 1]
-    best = {}
-    for c, key in enumerate(keys):
-        means = [_mean(row[c + 1]) for row in body]
-        known = [m for m in means if m is not None]
-        if known:
-            best[key] = max(known) if HEADINGS[_start(key)][2] else min(known)
-    arrows = [r"$\uparrow$" if HEADINGS[_start(key)][2] else r"$\downarrow$" for key in keys]
-    heads = [_tex(h) + a for h, a in zip(headings[1:], arrows, strict=True)]
+    rises = [HEADINGS[_start(key)][2] for key in keys]
+    columns = [[_mean(row[c]) for row in body] for c in range(1, len(keys) + 1)]
+    known = ([mean for mean in column if mean is not None] for column in columns)
+    best = [(max if up else min)(means, default=None) for up, means in zip(rises, known, strict=True)]
+    heads = [
+        _tex(h) + (r"$\uparrow$" if up else r"$\downarrow$")
+        for h, up in zip(headings[1:], rises, strict=False)
+    ]
     lines = [rf"% {caption(report)}", rf"\begin{{tabular}}{{l{'r' * len(keys)}}}", r"\toprule",
              " & ".join(["", *heads]) + r" \\", r"\midrule"]  # fmt: skip
     for label, *values in body:
         cells = []
-        for key, value in zip(keys, values, strict=False):
+        for key, value, top in zip(keys, values, best, strict=False):
             text = cell(key, value, interval=False)
-            cells.append(
-                rf"\textbf{{{text}}}" if _mean(value) is not None and _mean(value) == best.get(key) else text
-            )
+            cells.append(rf"\textbf{{{text}}}" if top is not None and _mean(value) == top else text)
         lines.append(" & ".join([_tex(label), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 

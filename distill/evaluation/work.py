@@ -58,11 +58,7 @@ class Job:
 
 
 class Work:
-    """Rows and metrics loaded once, then applied to one object after another.
-
-    Args:
-        job: what is asked.
-    """
+    """Rows and metrics loaded once, then applied to one object after another."""
 
     def __init__(self, job: Job) -> None:
         self.job = job

@@ -214,12 +214,7 @@ class Tracker:
         self._before = 0.0  # time of the frame before
 
     def follow(self, people: Sequence[Detection], now: float) -> list[int]:
-        """The numbers of the tracks of the next frame's people, counted from 0 as they appear.
-
-        Args:
-            people: of the frame.
-            now: its time in seconds.
-        """
+        """The numbers of the tracks of the people of the frame at `now` seconds, from 0 as they appear."""
         # How long nobody saw them, which ends with the frame before: frames may be half a second apart.
         self._going = [g for g in self._going if self._before - g.time <= MAX_GAP + 1e-6]
         self._before = now

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def read_keypoints(
             confidence in enough joints.
     """
     path = Path(path)
-    try:
+    with _named(path):
         content = read_file(path)
         if picture is None and len(content.pictures) > 1:
             what = "the frames of a video" if content.video else "several pictures"
@@ -46,10 +47,6 @@ def read_keypoints(
         if found is None:
             raise UserError(NOBODY)
         return found
-    except UserError as e:
-        raise UserError(f"{path}: {e}") from e
-    except OSError as e:
-        raise _unreadable(path, e) from e
 
 
 def read_frames(
@@ -67,16 +64,12 @@ def read_frames(
         UserError: see `read_keypoints`; what a frame's people are is checked when that frame is asked for.
     """
     path = Path(path)
-    try:
+    with _named(path):
         content = read_folder(path, video) if path.is_dir() else read_file(path)
         frames = content.frames(video)
         if not any(content.people(seen) for seen in frames):
             raise UserError(NOBODY)
         return VideoKeypoints(path, replace(content, pictures=[]), frames, layout, size)
-    except UserError as e:
-        raise UserError(f"{path}: {e}") from e
-    except OSError as e:
-        raise _unreadable(path, e) from e
 
 
 @dataclass(frozen=True)
@@ -101,10 +94,19 @@ class VideoKeypoints(Sequence[Keypoints | None]):
             raise UserError(f"{self.path}: frame {number}: {e}") from e
 
 
-def _unreadable(path: Path, e: OSError) -> UserError:
-    if isinstance(e, FileNotFoundError):
-        return UserError(f"{path} does not exist: check the path")
-    return UserError(f"{path} cannot be read ({e.strerror or e}): check the path and its permissions")
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say which file it is that cannot be read, or holds what it should not."""
+    try:
+        yield
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
+    except FileNotFoundError as e:
+        raise UserError(f"{path} does not exist: check the path") from e
+    except OSError as e:
+        raise UserError(
+            f"{path} cannot be read ({e.strerror or e}): check the path and its permissions"
+        ) from e
 
 
 def _checked(

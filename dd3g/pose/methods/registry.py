@@ -52,10 +52,6 @@ METHODS: dict[str, Method] = {"guided": guided, "restoration": restoration, "rec
 def load_networks(method: str, folders: Sequence[str | Path] = ()) -> Networks:
     """The networks of a method and of the advice, loaded now.
 
-    Args:
-        method: one of `METHODS`.
-        folders: see `Networks`.
-
     Raises:
         UserError: weights that are missing, broken or of no use to the method.
     """

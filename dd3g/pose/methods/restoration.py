@@ -113,15 +113,7 @@ def _completed(lifter: Lifter, keypoints: Tensor, confidence: Tensor, K: Tensor)
 def best_alpha(
     lifter: Lifter, difficulty: Difficulty, views: Views, m: int = 50, fixed: bool = False
 ) -> float:
-    """The alpha of `ALPHAS` whose best hypothesis of m comes nearest to the truth, after alignment.
-
-    Args:
-        lifter: the lifter.
-        difficulty: its difficulty.
-        views: of training people.
-        m: number of hypotheses.
-        fixed: for the baseline with fixed noise.
-    """
+    """The alpha of `ALPHAS` whose best hypothesis of m comes nearest to the truth, after alignment."""
     best, lowest = ALPHAS[0], float("inf")
     for alpha in ALPHAS:
         seen = (views.keypoints, views.confidence, views.K, views.size[0])

@@ -169,11 +169,7 @@ class LifterConfig:
 
 
 class GraphLifter(PoseNetwork):
-    """A `Lifter` that knows how far to trust each keypoint and where in the picture the person is.
-
-    Args:
-        config: its shape.
-    """
+    """A `Lifter` that knows how far to trust each keypoint and where in the picture the person is."""
 
     kind = "pose-lifter"
     config_class = LifterConfig

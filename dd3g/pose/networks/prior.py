@@ -49,9 +49,6 @@ class Prior(PoseNetwork):
     scale serves all coordinates, so that noise is the same distance in metres for each joint and direction.
     The network predicts v, which stays well-conditioned from pure noise to the clean end. It starts at v =
     0, which is the exact denoiser of independent Gaussian coordinates.
-
-    Args:
-        config: its shape.
     """
 
     kind = "pose-prior"
@@ -121,13 +118,7 @@ def sinusoid(t: Tensor, width: int) -> Tensor:
 
 
 def denoising_loss(prior: Prior, poses: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean squared error of v at random levels.
-
-    Args:
-        prior: the network.
-        poses: (B, 17, 3) metres.
-        generator: source of levels and noise.
-    """
+    """Mean squared error of v at random levels, of poses (B, 17, 3) in metres."""
     x0 = prior.encode(poses)
     # One level from each of B even slices, so that a batch covers them all: the loss is less noisy.
     slices = torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)

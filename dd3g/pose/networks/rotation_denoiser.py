@@ -68,9 +68,6 @@ class RotationDenoiser(PoseNetwork):
     Keypoint features are those of a camera turned towards the person. The root's rotation is turned with it
     on the way in and its noise back on the way out, so the answer is the same wherever the person stands in
     the picture.
-
-    Args:
-        config: its shape.
     """
 
     kind = "pose-recovery"
