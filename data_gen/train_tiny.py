@@ -149,7 +149,7 @@ def _views(shards: Shards, index: int, count: int) -> tuple[NDArray[np.uint8], d
         return views, {"id": meta["id"], "style": meta["style"], "elevation": meta["elevation"]}
     except Exception as error:  # Pillow raises nearly every type there is on damaged pictures
         raise UserError(
-            f"{shards.key(index)} in shard {shards.where(index)} is damaged or no render ({error}): "
+            f"{shards.key(index)} in shard {shards.where(index)} is damaged or not a render ({error}): "
             "delete the shard and render it again with the same command"
         ) from error
 

@@ -115,7 +115,7 @@ def _noise(sample: dict[str, Any], meta: dict[str, Any]) -> Tensor:
         raise ValueError(f"noise of shape {stored['shape']} is more than any teacher takes")
     noise = noise_of(stored["shape"], meta["seed"])
     if _sha256(noise) != stored["sha256"]:
-        raise ValueError(f"the noise of seed {meta['seed']} is another one here than where this was made")
+        raise ValueError(f"the noise of seed {meta['seed']} is not the same here as where this was made")
     return noise
 
 

@@ -121,7 +121,7 @@ def _check_begun(path: Path, stored: dict[str, Any], resume: bool) -> None:
     changed = [f"{k} {before.get(k)} -> {v}" for k, v in stored.items() if before.get(k) != v]
     if changed:
         raise UserError(
-            f"{path.parent} was begun otherwise ({', '.join(changed)}): use that, or another --output"
+            f"{path.parent} was begun with other options ({', '.join(changed)}): use those, or a new --output"
         )
     if not resume:
         raise UserError(f"{path.parent} was begun before: go on with --resume, or give another --output")

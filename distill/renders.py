@@ -148,6 +148,6 @@ class RenderedObjects(Sequence[RenderedObject]):
     def _damaged(self, index: int, error: Exception) -> UserError:
         shards = self._shards
         return UserError(
-            f"{shards.key(index)} in shard {shards.where(index)} is damaged or no render ({error}): "
+            f"{shards.key(index)} in shard {shards.where(index)} is damaged or not a render ({error}): "
             "delete the shard and render it again with the same command"
         )

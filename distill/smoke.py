@@ -56,7 +56,7 @@ def smoke_command() -> None:
         check_training(precision, there)
     if not there:
         raise UserError(
-            "smoke test: there is no CUDA here; what a CPU can do of it passed, which tells nothing of a GPU"
+            "smoke test: there is no CUDA here; what a CPU can run passed, which says nothing about a GPU"
         )
     say("passed")
 

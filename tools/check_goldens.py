@@ -75,7 +75,7 @@ def command(
         typer.Option(help='Seed of weights and inputs; default: "seed" in NAME.json, or found out.'),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="Another type than float32 shows how far networks drift in it.")
+        str, typer.Option(help="A type other than float32 shows how far networks drift in it.")
     ] = "float32",
 ) -> None:
     """Compare what this project computes with what the authors' code computed on made-up weights."""
@@ -114,7 +114,7 @@ def _found_seed(folder: Path) -> int:
     """The seed that the inputs of a folder were made with; 1, with a note, where that is not found."""
     seed = find_seed(folder)
     if seed is None:
-        print("the seed of the made-up inputs was not found, 1 is taken: give it by --seed")
+        print("the seed of the made-up inputs was not found, so 1 is used: give it with --seed")
     elif seed != 1:
         print(f"seed {seed}, as the made-up inputs are")
     return 1 if seed is None else seed

@@ -322,7 +322,7 @@ def scale_command(
     pictures: Annotated[int, typer.Option(min=1, help="In the data set.")] = PICTURES,
     epochs: Annotated[int, typer.Option(min=1, help="Over it.")] = EPOCHS,
     config: Annotated[
-        str, typer.Option(help="Whose memory is told: a name in configs/distill, or a file of your own.")
+        str, typer.Option(help="Whose memory to count: a name in configs/distill, or a file of your own.")
     ] = "base",
 ) -> None:
     """Count what a distillation costs."""

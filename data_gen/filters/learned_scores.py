@@ -171,7 +171,7 @@ def _head(path: str, clip: _Clip | None, device: torch.device) -> list[tuple[Ten
         raise UserError(f"{path} works on CLIP features: set filters.clip as well")
     if not path.endswith(WEIGHTS) or not Path(path).is_file():
         raise UserError(
-            f"{path} is not there or no {WEIGHTS} file: give the weights of a head on CLIP features"
+            f"{path} is missing or not a {WEIGHTS} file: give the weights of a head on CLIP features"
         )
     try:
         weights = load_file(path)

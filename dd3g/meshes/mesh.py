@@ -153,7 +153,7 @@ def _load_scene(path: Path) -> list[_Part]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a stranger's file can make a parser fail in any way
-        raise ValueError(f"it is damaged, or no {path.suffix} ({first_line(error)})") from error
+        raise ValueError(f"it is damaged, or not a {path.suffix} ({first_line(error)})") from error
     parts = []
     for node in scene.graph.nodes_geometry:
         transform, name = scene.graph[node]

@@ -93,7 +93,7 @@ def convert(path: str | Path, features: str | Path | None = None) -> PoseNetwork
         return _loaded(Difficulty(DifficultyConfig("graph")), _renamed(state, GRAPH, path), path)
     names = ", ".join(list(state)[:4])
     raise UserError(
-        f"{path} holds {names} …, none of the known: ScoreHMR's model-N.pt, PRPose's avg_model_*.pth"
+        f"{path} holds {names} …, which no known network has: ScoreHMR's model-N.pt, PRPose's avg_model_*.pth"
     )
 
 

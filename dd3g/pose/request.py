@@ -66,7 +66,7 @@ class Request:
         None, "For recovery: HMR2's or ProHMR's .npz of the people, to start from."
     )
     weights: list[Path] = setting(
-        [], "Folder of train-pose or `pose convert` to take instead; may be repeated."
+        [], "Folder from train-pose or `pose convert` to use instead; may be repeated."
     )
     moving: bool = setting(
         False, "The video's camera moves: no floor is estimated.", option="--moving-camera"

@@ -63,7 +63,7 @@ class Options:
     resume: bool = setting(False, "Go on from the run's last checkpoint.")
     blocks: int | None = setting(None, "prior: its depth. [default: 2, or as --init-from]", 1)
     init_from: Path | None = setting(
-        None, "prior: folder of a prior of at most as many blocks to begin with."
+        None, "prior: folder of a prior to start from, with at most as many blocks."
     )
     lifter: Path | None = setting(None, "difficulty: folder of the frozen lifter. [default: the shipped one]")
     graph: bool = setting(False, "difficulty: the larger published network.")
@@ -90,7 +90,7 @@ class Options:
                 )
         features = self.features is not None
         if features != (self.annotations is not None) or features == (self.motion is not None):
-            raise UserError("give --motion; or for recovery instead of it both --features and --annotations")
+            raise UserError("give --motion, or for recovery both --features and --annotations")
 
 
 @flattened

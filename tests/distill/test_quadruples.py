@@ -76,7 +76,7 @@ def test_damaged_renders_never_raise_anything_else(tmp_path, monkeypatch, kind):
     write_shard(tmp_path / "renders-00000.tar", [sample | {"rgba.png": content}])
     if kind == "bomb":
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UserError, match="object0 in shard .* is damaged or no render .*delete the"):
+    with pytest.raises(UserError, match="object0 in shard .* is damaged or not a render .*delete the"):
         RenderedObjects(tmp_path)[0]
 
 

@@ -132,7 +132,7 @@ def test_meshes_of_which_none_can_be_drawn(tmp_path, capfd):
     (tmp_path / "meshes/broken.glb").write_bytes(b"glTF, or so it says")
     assert main(words(tmp_path)) == 2
     error = capfd.readouterr().err
-    assert "broken.glb: it is damaged, or no .glb (" in error
+    assert "broken.glb: it is damaged, or not a .glb (" in error
     assert error.splitlines()[-1] == f"error: {tmp_path}/meshes: none of its meshes could be drawn: see above"
 
 

@@ -79,7 +79,7 @@ def test_noise_that_is_drawn_otherwise_here_is_noticed(tmp_path):
     told = json.loads(sample["json"])
     told["seed"] += 1
     write_shard(tmp_path / "a.tar", [sample | {"json": json.dumps(told)}])
-    with pytest.raises(UserError, match="the noise of seed 4 is another one here"):
+    with pytest.raises(UserError, match="the noise of seed 4 is not the same here"):
         Quadruples(tmp_path)[0]
     told["noise"]["shape"] = [10**9, 10**9]
     write_shard(tmp_path / "a.tar", [sample | {"json": json.dumps(told)}])

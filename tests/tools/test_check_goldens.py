@@ -167,7 +167,7 @@ def test_seeds_of_pictures(tmp_path, capsys):
         (folder / f"{name}.json").write_text("{}")
         assert find_seed(folder) == seed
     check_goldens.main([str(tmp_path / "pipeline_mvdream")])
-    assert "not found, 1 is taken: give it by --seed" in capsys.readouterr().out
+    assert "not found, so 1 is used: give it with --seed" in capsys.readouterr().out
 
 
 def test_the_seed_is_found_where_nobody_tells_it(tmp_path, capsys):

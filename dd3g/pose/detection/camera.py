@@ -40,8 +40,8 @@ def intrinsics(
         raise UserError(f"the focal length must be positive, got {focal:g}: give it in pixels")
     if focal is not None and not LENSES[0] <= focal / math.hypot(width, height) <= LENSES[1]:
         raise UserError(
-            f"a focal length of {focal:g} is none of a picture of {width} x {height} pixels: give it in "
-            "pixels of that picture, and not in millimetres"
+            f"a focal length of {focal:g} does not fit a picture of {width} x {height} pixels: give it in "
+            "pixels of that picture, not in millimetres"
         )
     if focal is None:
         focal = _exif_focal(picture, size) if picture is not None else None
@@ -64,7 +64,7 @@ def check_camera(K: Tensor, size: tuple[int, int]) -> None:
     inside = all(-side / 2 <= c <= 1.5 * side for c, side in zip(centre, size, strict=True))
     if not LENSES[0] <= focal / diagonal <= LENSES[1] or not inside:
         raise UserError(
-            f"K with focal length {focal:g} and centre ({centre[0]:g}, {centre[1]:g}) is none of a picture "
+            f"K with focal length {focal:g} and centre ({centre[0]:g}, {centre[1]:g}) does not fit a picture "
             f"of {size[0]} x {size[1]} pixels: give it in pixels of that picture"
         )
 

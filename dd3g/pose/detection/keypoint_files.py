@@ -144,7 +144,7 @@ def _arrays(path: Path) -> dict[str, Any]:
             if "positions_2d" in arrays:
                 return {"positions_2d": None}  # pickled, see `_videopose`
             if "keypoints" not in arrays:
-                maps = ": heatmaps alone do not do" if "heatmaps" in arrays else ""
+                maps = ": heatmaps alone are not enough" if "heatmaps" in arrays else ""
                 raise UserError(f"no array 'keypoints' in it, only {', '.join(arrays) or 'nothing'}{maps}")
             return {name: np.asarray(arrays[name]) for name in ("keypoints", *BESIDE) if name in arrays}
     except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as e:

@@ -112,7 +112,7 @@ def _straightened(xy: Tensor, trust: Tensor, camera: Tensor | None, distortion: 
     straight, away = undistorted(xy, *_lens(camera, distortion))
     if not (away[trust > 0] < NEAREST).all():
         raise UserError(
-            "'distortion' has coefficients of no lens that shows these keypoints: give k1, k2, p1, p2 "
+            "'distortion' describes no lens that could show these keypoints: give k1, k2, p1, p2 "
             "and so on as OpenCV has them"
         )
     return straight
@@ -154,7 +154,7 @@ def _usable(points: Tensor, seen: Tensor) -> tuple[Tensor, tuple[str, ...]]:
     low, high = (torch.where(seen[..., None] > 0, points, s * torch.inf) for s in (1, -1))
     extent = (high.amax(1) - low.amin(1)).amax(-1)  # (P,)
     if (extent[keep] < POINT).all():
-        raise UserError("all joints of a person lie at one point: give them where they are in the picture")
+        raise UserError("all joints of a person lie at one point: give their positions in the picture")
     tiny = keep & (extent < NEAREST)
     if tiny[keep].all():  # they are in other units, and none is small
         return keep, tuple(left_out)

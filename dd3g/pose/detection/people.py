@@ -134,7 +134,7 @@ def _check_inside(keypoints: Keypoints, size: tuple[int, int]) -> None:
     if outside.all():
         x, y = (middles[0] * torch.tensor(size)).tolist()
         raise UserError(
-            f"its keypoints lie about ({x:.0f}, {y:.0f}), far outside of a picture of {size[0]} x {size[1]} "
+            f"its keypoints lie about ({x:.0f}, {y:.0f}), far outside a picture of {size[0]} x {size[1]} "
             "pixels: give that picture's size, and pixels"
         )
 

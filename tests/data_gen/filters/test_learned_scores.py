@@ -140,7 +140,7 @@ def test_damaged_weights_and_a_missing_tokenizer_are_refused(clip, tmp_path):
 
 
 def test_heads_that_do_not_fit_are_refused(clip, tmp_path):
-    refused("is not there", clip=str(clip), aesthetic=str(tmp_path / "none.safetensors"))
+    refused("is missing", clip=str(clip), aesthetic=str(tmp_path / "none.safetensors"))
     save_file({"weight": torch.ones(1, 768)}, tmp_path / "head.safetensors")
     refused(
         r"shapes \[\(1, 768\)\].*12 CLIP features",

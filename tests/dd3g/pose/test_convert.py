@@ -281,7 +281,7 @@ def test_bad_weights_are_one_line_and_run_nothing(tmp_path, monkeypatch):
         ("bomb.pt", "does not hold tensors alone .* code in it is not run"),
         ("cut.pt", "does not hold tensors alone"),
         ("absent.pt", "does not exist"),
-        ("other.pth", "holds a …, none of the known"),
+        ("other.pth", "holds a …, which no known network has"),
         ("model-1.pt", "also denoises shapes"),
         ("model-2.pt", "does not fit: .*enter.bias"),
     ):

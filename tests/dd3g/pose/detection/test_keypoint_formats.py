@@ -197,5 +197,5 @@ def test_numbers_of_coco_results_are_those_of_its_pictures(tmp_path):
 
 def test_heatmaps_alone_are_refused_with_what_is_missing(tmp_path):
     np.savez(tmp_path / "a.npz", heatmaps=np.ones((1, 17, 4, 4)), boxes=np.ones((1, 4)))
-    with pytest.raises(UserError, match="no array 'keypoints' in it, only .*heatmaps alone do not do"):
+    with pytest.raises(UserError, match="no array 'keypoints' in it, only .*heatmaps alone are not enough"):
         read_keypoints(tmp_path / "a.npz")

@@ -50,7 +50,7 @@ def test_units_that_are_no_pixels_are_refused(tmp_path, scale):
 def test_a_camera_in_other_units_is_refused(tmp_path):
     for K in ([[1.2, 0, 0.5], [0, 1.2, 0.5], [0, 0, 1]], [[900, 0, 90_000], [0, 900, 240], [0, 0, 1]]):
         data = {"layout": "coco-17", "size": [640, 480], "K": K, "people": [{"keypoints": POINTS.tolist()}]}
-        with pytest.raises(UserError, match="none of a picture of 640 x 480 pixels"):
+        with pytest.raises(UserError, match="does not fit a picture of 640 x 480 pixels"):
             detect(None, read_keypoints(write(tmp_path / "a.json", data)))
 
 
@@ -100,8 +100,8 @@ def test_the_lens_is_taken_out(tmp_path):
 @pytest.mark.parametrize(
     ("points", "size", "message"),
     [
-        (POINTS, (64, 48), r"far outside of a picture of 64 x 48 pixels"),
-        (100 * POINTS, (640, 480), r"far outside of a picture of 640 x 480 pixels"),
+        (POINTS, (64, 48), r"far outside a picture of 64 x 48 pixels"),
+        (100 * POINTS, (640, 480), r"far outside a picture of 640 x 480 pixels"),
         (POINTS + 90_000, (640, 480), r"lie about \(9\d+, 9\d+\), far outside"),
     ],
 )
@@ -124,7 +124,7 @@ def test_a_person_of_no_size_is_refused(tmp_path):
 
 def test_a_focal_length_in_millimetres_is_refused(tmp_path):
     keypoints = read_keypoints(write(tmp_path / "a.json", [instance()]))
-    with pytest.raises(UserError, match="of 35 is none of a picture of 640 x 480 pixels: .* not in milli"):
+    with pytest.raises(UserError, match="of 35 does not fit a picture of 640 x 480 pixels: .* not in milli"):
         detect(None, keypoints, 35.0, size=(640, 480))
 
 
@@ -134,7 +134,7 @@ def test_coefficients_of_no_lens_are_refused_and_zeros_do_nothing(tmp_path):
     flat_K = [v for row in K for v in row]
     read = read_keypoints(write(tmp_path / "a.json", data | {"K": flat_K, "distortion": [0] * 14}))
     torch.testing.assert_close(read.points[0], WANTED, atol=1e-3, rtol=0)
-    with pytest.raises(UserError, match="coefficients of no lens that shows these keypoints"):
+    with pytest.raises(UserError, match="describes no lens that could show these keypoints"):
         read_keypoints(write(tmp_path / "b.json", data | {"K": K, "distortion": [-5, 0, 0, 0]}))
     with pytest.raises(UserError, match="must be 4 to 8 numbers"):
         read_keypoints(write(tmp_path / "c.json", data | {"K": K, "distortion": [0.0] * 11 + [0.1]}))
