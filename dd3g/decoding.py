@@ -208,7 +208,7 @@ def _decoder(data: bytes, name: str) -> Image.Image:
             return HeifImageFile(io.BytesIO(data))
         except SyntaxError as e:
             raise UserError(f"{name} is {damaged('its head is broken, or its end is missing')}") from e
-    if is_strange_jpeg(data):
+    if data[:2] == b"\xff\xd8" and is_strange_jpeg(data):
         raise UserError(
             f"{name} is a kind of JPEG that is not read, such as a lossless one or one of 12 bits: save it "
             "as PNG"

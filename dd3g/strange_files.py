@@ -47,7 +47,7 @@ def damaged(why: str) -> str:
 
 def is_strange_jpeg(data: bytes) -> bool:
     """Whether the frame of a JPEG is neither baseline nor extended nor progressive, or not of 8 bits."""
-    at = 2 if data[:2] == b"\xff\xd8" else len(data)
+    at = 2
     while data[at : at + 1] == b"\xff":
         marker = data[at + 1] if at + 4 < len(data) else 0xDA
         if marker == 0xDA:  # the pixels

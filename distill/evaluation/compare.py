@@ -83,7 +83,7 @@ def evaluate(source: Path | Sequence[Path], output: Path, options: Evaluation) -
     check_writable(output)
     found = list(_results(job, work, len(targets), o.processes))
     failed |= {one["id"]: one["failed"] for one in found if "failed" in one}
-    results = sorted((one for one in found if "failed" not in one), key=lambda r: targets.ids.index(r["id"]))
+    results = [one for one in found if "failed" not in one]
     if not results:
         raise UserError(f"no object could be drawn: {'; '.join(f'{k}: {v}' for k, v in failed.items())}")
     scores: dict[str, list[dict[str, Any]]] = {}
