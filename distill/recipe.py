@@ -175,6 +175,8 @@ class Recipe:
 
     def train(self, renders: list[Path], quadruples: list[Path], spare: float, options: list[str]) -> None:
         """The shape network, until `spare` seconds before the end."""
+        import torch
+
         shape = self.output / "shape"
         words = [f"output_dir={shape}", "report_to=none", "logging_steps=20"]
         words += [f"renders={json.dumps([str(r) for r in renders])}"]
@@ -184,6 +186,8 @@ class Recipe:
         words += [f"max_minutes={minutes:.3f}", *options]
         if minutes_before:
             words.append("resume=latest")
+        if torch.cuda.is_available():  # which would wait for its samples if each were decoded from a PNG
+            words.append(f"unpacked_dir={self.output / 'unpacked'}")
         run_stage("distill.train_shape", "--config", self.size, *words)
 
     def assemble(self) -> Path:

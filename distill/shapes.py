@@ -20,6 +20,7 @@ from dd3g.training import Batch, generator_for
 from distill.carving import Together
 from distill.render_samples import StyleShares, chance, mirrored, pick, recolouring
 from distill.renders import RenderedObject
+from distill.volume_rays import occupancy_along
 
 LOWEST, HIGHEST = -10.0, 40.0  # elevations that a picture may be taken from, degrees
 VISIBLE = 0.05  # alpha from which a ray of the picture meets matter
@@ -186,24 +187,6 @@ def check_volumes(objects: Together, size: int) -> None:
                 f"rendered object {meta['id']} has {meta['size']} pixels per side, the network takes {size}: "
                 "render it again at that size, or change network.size"
             )
-
-
-def occupancy_along(volume: Tensor, half: float, camera: Cameras, depths: Tensor, shown: Tensor) -> Tensor:
-    """Share of matter (D, S, S) at `depths` (D,) along the rays of the pixels, between voxels linearly.
-
-    Args:
-        volume: (n, n, n) bool over [-half, half]^3, indexed x, y, z.
-        half: half the side of the cube.
-        camera: batch shape (), in the volume's world.
-        depths: camera depth.
-        shown: (S, S) bool, the pixels that matter: the others, most of a picture, stay 0.
-    """
-    origins, directions = camera.rays()
-    points = origins[0, 0] + depths[:, None, None] * directions[shown]  # (D, P, 3)
-    places = (points / half).flip(-1)[None, None]
-    occupancy = torch.zeros(len(depths), *shown.shape)
-    occupancy[:, shown] = F.grid_sample(volume[None, None].float(), places, align_corners=False)[0, 0, 0]
-    return occupancy
 
 
 def held_out(meta: dict, share: float) -> bool:

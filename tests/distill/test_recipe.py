@@ -136,6 +136,15 @@ def test_meshes_of_which_none_can_be_drawn(tmp_path, capfd):
     assert error.splitlines()[-1] == f"error: {tmp_path}/meshes: none of its meshes could be drawn: see above"
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_gpu_does_not_wait_for_pngs(tmp_path, monkeypatch, there):
+    asked = []
+    monkeypatch.setattr(recipe, "run_stage", lambda *words: asked.extend(words))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    Recipe("small", tmp_path, "nano", 0.0).train([tmp_path], [], 1.0, [])
+    assert (f"unpacked_dir={tmp_path / 'unpacked'}" in asked) == there
+
+
 def test_an_evaluation_that_time_does_not_suffice_for(tmp_path, monkeypatch, capsys):
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation/table.md").write_text("of other weights")

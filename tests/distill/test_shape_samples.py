@@ -23,10 +23,10 @@ from distill.shapes import (
     check_volumes,
     held_out,
     iou,
-    occupancy_along,
     ray_logits,
     shape_sample,
 )
+from distill.volume_rays import occupancy_along
 
 SIZE, BINS = 32, 24
 
@@ -66,6 +66,9 @@ def test_occupancy_is_the_volume_at_the_slices(objects):
             if all(0 <= i < 64 for i in place):
                 total += weight * float(item.volume[tuple(place)])
         assert float(found[d, y, x]) == pytest.approx(total, abs=1e-4)
+    points = origins[0, 0] + slices(6)[:, None, None, None] * directions
+    twin = F.grid_sample(item.volume[None, None].float(), (points / 0.6).flip(-1)[None], align_corners=False)
+    assert (found - twin[0, 0]).abs().max() < 1e-5
     assert 0 < found.mean() < 1
     shown = item.rgba[5, 3, ::4, ::4] > 0
     assert torch.equal(occupancy_along(item.volume, 0.6, camera, slices(6), shown), found * shown)
