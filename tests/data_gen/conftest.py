@@ -3,12 +3,13 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from stand_ins import tiny_pipelines
 from stand_ins.made_up_dataset import verdicts
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
+    from stand_ins import tiny_pipelines  # diffusers, which most tests here do without
+
     root = tmp_path_factory.mktemp("pipelines")
     kinds = ("stable_diffusion", "stable_diffusion_xl", "pixart_sigma", "stable_diffusion_3", "flux")
     return {kind: getattr(tiny_pipelines, kind)(root / kind) for kind in kinds}
