@@ -255,8 +255,9 @@ def _rotations(
     """Clean states (B, 144) in the camera frame and their conditions for `frames` (B,)."""
     betas = torch.randn(len(frames), 10, generator=generator)
     sigma, occluded = (torch.rand(2, generator=generator) * torch.tensor([8.0, 0.2])).tolist()
+    seed = int(torch.randint(2**40, (), generator=generator))
     views = synthesise(
-        posed(motion, frames, body, betas), torch.arange(len(frames)), generator, bones=0.08, sigma=sigma,
+        posed(motion, frames, body, betas), torch.arange(len(frames)), seed, bones=0.08, sigma=sigma,
         occluded=occluded,
     )  # fmt: skip
     assert views.rotations is not None

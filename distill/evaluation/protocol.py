@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-
-from omegaconf import OmegaConf
 
 from dd3g.cameras import ELEVATION, FOVY, RADIUS
 from dd3g.configuration import find_config, parse
@@ -143,8 +140,3 @@ def load_protocol(name: str, changes: list[str] | None = None) -> Protocol:
     if any(len(ring) != 3 or ring[1] < 1 for ring in protocol.test_rings) or not protocol.test_rings:
         raise UserError(f"{name}: each of test_rings is [elevation, number, first azimuth], at least one")
     return protocol
-
-
-def save_protocol(protocol: Protocol, path: Path) -> None:
-    """Write it as a file that `load_protocol` reads."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(protocol)), encoding="utf-8")

@@ -196,15 +196,8 @@ def bone_lengths(poses: Tensor) -> Tensor:
     return (poses[..., list(children), :] - poses[..., list(parents), :]).norm(dim=-1)
 
 
-def flip(points: Tensor, width: float | Tensor | None = None, layout: str = "h36m-17") -> Tensor:
-    """Mirror left and right.
-
-    Args:
-        points: (..., J, D), x first; root-relative metres, or pixels.
-        width: picture width for pixels: x becomes width - x; None negates x.
-        layout: of the joints.
-    """
-    mirrored = points[..., skeleton(layout).mirrored, :].clone()
-    x = -mirrored[..., 0]
-    mirrored[..., 0] = x if width is None else x + width
+def flip(points: Tensor) -> Tensor:
+    """Mirror left and right: (..., 17, D) of H36M-17, x first and counted from the middle."""
+    mirrored = points[..., H36M_17.mirrored, :].clone()
+    mirrored[..., 0].neg_()
     return mirrored

@@ -52,18 +52,13 @@ class Motion:
             subjects=[self.subjects[c] for c in order],
         )
 
-    def windows(self, length: int, stride: int | None = None) -> Tensor:
-        """Frame indices (W, length) of all windows that lie within one clip.
-
-        Args:
-            length: frames a window.
-            stride: frames from one start to the next; None: windows do not overlap.
-        """
+    def windows(self, length: int) -> Tensor:
+        """Frame indices (W, length) of windows within one clip each, which do not overlap."""
         starts = torch.arange(0, max(len(self) - length + 1, 0))
         sizes = torch.bincount(self.clip, minlength=len(self.actions))
         first = torch.cumsum(sizes, 0) - sizes  # (C,)
         whole = self.clip[starts] == self.clip[starts + length - 1]
-        whole &= (starts - first[self.clip[starts]]) % (stride or length) == 0
+        whole &= (starts - first[self.clip[starts]]) % length == 0
         return starts[whole][:, None] + torch.arange(length)
 
 

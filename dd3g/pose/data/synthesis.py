@@ -50,7 +50,7 @@ class Views:
 def synthesise(
     motion: Motion,
     indices: Tensor,
-    generator: torch.Generator | int,
+    seed: int,
     *,
     view: int = 0,
     steady: bool = False,
@@ -59,7 +59,6 @@ def synthesise(
     pitch: float = 30.0,
     sigma: float = 5.0,
     occluded: float = 0.1,
-    size: int = SIZE,
 ) -> Views:
     """Views of frames by random cameras.
 
@@ -67,8 +66,7 @@ def synthesise(
         motion: N frames.
         indices: (B,) integers >= 0; frame index % N, and every index its own draw: i and i + N are two views
             of one frame.
-        generator: a seed, with which the result is a pure function of (seed, index), or a generator that
-            yields one.
+        seed: of all draws.
         view: another camera and another detector on the same body, for multi-view work.
         steady: draw body and camera once a clip, for video; the camera stands still and sees the whole clip.
         bones: bone lengths change by up to this share together and again one by one, both sides alike.
@@ -76,9 +74,7 @@ def synthesise(
         pitch: cameras look up or down by at most this many degrees.
         sigma: detector noise in pixels of a 1000 pixel picture.
         occluded: share of joints that are occluded, see `detect`.
-        size: side of the square pictures in pixels.
     """
-    seed = _seed(generator)
     frames = indices % len(motion)
     # Indices of one clip share their draws by sharing the key, which no frame's index can collide with.
     body = -1 - motion.clip[frames] if steady else indices
@@ -91,7 +87,7 @@ def synthesise(
         if rotations is not None:
             flipped = _mirror(rotations, SMPL_24.mirrored, 1)
             rotations = torch.where(mirrored[:, None, None], flipped, rotations)
-    R, root, K = _cameras(motion, frames, seed + 101 * view, body, steady, pitch, size)
+    R, root, K = _cameras(motion, frames, seed + 101 * view, body, steady, pitch)
     if steady:
         offset = motion.root[frames] - _centres(motion)[0][motion.clip[frames]]
         if mirror:
@@ -102,8 +98,8 @@ def synthesise(
         world = axis_angle_to_matrix(rotations[:, 0])
         rotations = torch.cat([matrix_to_axis_angle(R @ world)[:, None], rotations[:, 1:]], 1)
     points = project(pose + root[:, None], K)
-    keypoints, confidence = detect(points, (size, size), seed + 101 * view, indices, sigma, occluded)
-    return Views(pose, root, K, (size, size), keypoints, confidence, rotations, R)
+    keypoints, confidence = detect(points, (SIZE, SIZE), seed + 101 * view, indices, sigma, occluded)
+    return Views(pose, root, K, (SIZE, SIZE), keypoints, confidence, rotations, R)
 
 
 def posed(motion: Motion, rows: Tensor, body: PosedBody, betas: Tensor) -> Motion:
@@ -182,12 +178,6 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
-def _seed(generator: torch.Generator | int) -> int:
-    if isinstance(generator, int):
-        return generator
-    return int(torch.randint(2**40, (), generator=generator, device=generator.device))
-
-
 def _resized(joints: Tensor, seed: int, keys: Tensor, amount: float) -> Tensor:
     """The same bone directions with other lengths, left and right alike."""
     if amount == 0:
@@ -216,7 +206,7 @@ def _centres(motion: Motion) -> tuple[Tensor, Tensor]:
 
 
 def _cameras(
-    motion: Motion, frames: Tensor, seed: int, keys: Tensor, steady: bool, pitch: float, size: int
+    motion: Motion, frames: Tensor, seed: int, keys: Tensor, steady: bool, pitch: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """World-to-camera rotations (B, 3, 3), the point looked at in camera frames (B, 3), and K (B, 3, 3).
 
@@ -230,13 +220,13 @@ def _cameras(
     tilt = axis_angle_to_matrix(elevation[:, None] * torch.tensor([1.0, 0.0, 0.0]))
     lean = axis_angle_to_matrix(roll[:, None] * torch.tensor([0.0, 0.0, 1.0]))
     R = lean @ FLIP @ tilt @ turn
-    focal = size * (0.8 + u[:, 3])  # field of view 64 to 31 degrees
+    focal = SIZE * (0.8 + u[:, 3])  # field of view 64 to 31 degrees
     share = 0.35 + 0.45 * u[:, 4]  # of the picture's height that an upright person of 1.8 m fills
-    distance = (1.8 * focal / (share * size)).clamp(min=2.0)
+    distance = (1.8 * focal / (share * SIZE)).clamp(min=2.0)
     if steady:
         distance = distance + 2 * _centres(motion)[1][motion.clip[frames]]
-    middle = size * (0.5 + 0.04 * (u[:, 5:7] - 0.5))  # principal point
-    aim = size * (0.5 + 0.1 * (uniform(seed, 4, keys, 2) - 0.5))  # where the root appears
+    middle = SIZE * (0.5 + 0.04 * (u[:, 5:7] - 0.5))  # principal point
+    aim = SIZE * (0.5 + 0.1 * (uniform(seed, 4, keys, 2) - 0.5))  # where the root appears
     root = torch.cat([(aim - middle) / focal[:, None], torch.ones(len(keys), 1)], -1) * distance[:, None]
     K = torch.zeros(len(keys), 3, 3)
     K[:, 0, 0] = K[:, 1, 1] = focal

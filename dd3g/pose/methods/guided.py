@@ -33,6 +33,8 @@ from dd3g.pose.networks.prior import JOINTS, Prior
 TALLEST = 4.0  # metres between two joints of anybody
 NETWORKS = (Prior,)
 NOISE = 0.01  # of a detector, in sides of the square around a person
+LEVEL = 150  # of the noise that repairs; errors that are as large go
+COPIES = 8  # noises for each pose to be repaired
 
 
 def levels(steps: int, total: int = 1000, power: float = 2.0) -> Plan:
@@ -110,18 +112,7 @@ def sample_poses(
     return _hypotheses(prior.decode(x0), people, evidence)
 
 
-def polish(
-    prior: Prior,
-    poses: Tensor,
-    seen: Reprojection,
-    *,
-    copies: int = 8,
-    level: int = 150,
-    steps: int = 10,
-    repeats: int = 2,
-    rho: float = 3.0,
-    seed: int = 0,
-) -> Tensor:
+def polish(prior: Prior, poses: Tensor, seen: Reprojection) -> Tensor:
     """Repair poses: noise them up to a level (SDEdit, Meng et al. 2022), and sample from there, guided.
 
     A person's answer depends on nobody else, and changes little where pose and keypoints do: everybody gets
@@ -131,33 +122,26 @@ def polish(
         prior: the denoiser.
         poses: (B, 17, 3) metres.
         seen: the picture of the B people.
-        copies: noises for each pose.
-        level: of the noise; errors that are as large are repaired.
-        steps: see `sample_poses`, like the next two.
-        repeats: see there.
-        rho: see there.
-        seed: of the noise.
 
     Returns:
-        (B, copies, 17, 3) metres.
+        (B, COPIES, 17, 3) metres.
     """
-    generator = torch.Generator().manual_seed(seed)
-    shape = (len(poses), copies)
+    generator = torch.Generator().manual_seed(0)
 
     def noise() -> Tensor:
-        drawn = torch.randn(copies, JOINTS - 1, 3, generator=generator).to(prior.mean)
+        drawn = torch.randn(COPIES, JOINTS - 1, 3, generator=generator).to(prior.mean)
         return drawn.expand(len(poses), -1, -1, -1).flatten(0, 1)
 
-    plan = levels(steps, level + 1)
-    x0 = prior.encode(poses).repeat_interleave(copies, 0)
+    plan = levels(10, LEVEL + 1)
+    x0 = prior.encode(poses).repeat_interleave(COPIES, 0)
     x = prior.schedule.add_noise(x0, noise(), plan[0][0])
     for t, u in plan:
-        for repeat in range(repeats):
+        for repeat in range(2):
             if repeat:
                 x = _noised_again(prior.schedule, x, u, t, noise())
-            moved = sample(prior, prior.schedule, x, [(t, u)], None, _guidance(prior, [seen], t, rho))
+            moved = sample(prior, prior.schedule, x, [(t, u)], None, _guidance(prior, [seen], t, rho=3.0))
             x, x0 = moved.x, moved.x0
-    return prior.decode(x0).unflatten(0, shape)
+    return prior.decode(x0).unflatten(0, (len(poses), COPIES))
 
 
 def _guidance(

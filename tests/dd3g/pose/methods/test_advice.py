@@ -92,8 +92,8 @@ def test_polishing_brings_poses_to_their_keypoints_and_repairs_them():
     evidence = Keypoint2D(keypoints=seen, confidence=c, K=K, sigma=keypoint_noise(seen, c))
     start = h.poses[:, 0]
     with torch.no_grad():
-        found = guided.polish(Prior.shipped(), start, evidence, copies=3)
-    assert found.shape == (2, 3, 17, 3) and found[:, :, 0].abs().max() == 0
+        found = guided.polish(Prior.shipped(), start, evidence)
+    assert found.shape == (2, guided.COPIES, 17, 3) and found[:, :, 0].abs().max() == 0
 
     def off(poses):
         T = solve_translation(poses, seen, c, K.expand(2, 3, 3))
