@@ -20,7 +20,7 @@ import typer
 from data_gen.filters.rules import DUPLICATE
 from data_gen.reports.figures import read_figures
 from data_gen.shards.storage import Storage
-from dd3g.command import run_command
+from dd3g.command import Json, run_command
 from dd3g.errors import UserError
 
 SIZES = (120_000, 10_000_000)
@@ -117,7 +117,7 @@ def main(
     ] = None,
     pictures: Annotated[list[int], typer.Option(min=1, help="Sizes of the set; repeatable.")] = list(SIZES),
     gpus: Annotated[list[int], typer.Option(min=1, help="Number of GPUs; may be repeated.")] = list(GPUS),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Estimate GPU hours, disk and wall time of a set of pictures from a measured batch."""
     given = {"--seconds-per-picture": seconds, "--bytes-per-picture": size, "--acceptance": acceptance}

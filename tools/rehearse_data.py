@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import run_command
+from dd3g.command import Json, run_command
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from tools.fault_injection import kill_and_compare
@@ -182,7 +182,7 @@ def main(
     kills: Annotated[
         int, typer.Option(min=0, help="Make the set again, killed this often at random moments, and compare.")
     ] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Make a set of shapes with every step of data_gen, and report time and memory."""
     steps = rehearse(output, count, processes, seed)

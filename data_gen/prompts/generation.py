@@ -16,7 +16,7 @@ import typer
 
 from data_gen.prompts.grammar import Choices, Grammar, Scene, own_grammar
 from data_gen.prompts.lists import Prompt, prompt_id, prompts_from, write_prompts
-from dd3g.command import check_writable, run_command
+from dd3g.command import Json, check_writable, run_command
 from dd3g.errors import UserError
 from dd3g.progress import Progress, print_first
 
@@ -181,7 +181,7 @@ def prompts_command(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts rewritten at once.")] = 16,
     device: Annotated[str, typer.Option(help="Device for --rewrite: auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write prompts for pictures of single objects, one JSON object a line.
 

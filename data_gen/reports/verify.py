@@ -27,7 +27,7 @@ from data_gen.shards.index import CARD, INDEX, summarize, write_index
 from data_gen.shards.manifest import CHUNKS, ShardManifest, finished_shards, shard_name
 from data_gen.shards.options import OPTIONS, options_fingerprint, read_options
 from data_gen.shards.storage import Storage
-from dd3g.command import run_command
+from dd3g.command import Json, run_command
 from dd3g.errors import UserError
 from dd3g.framing import SOLID
 from dd3g.io.shards import Shards
@@ -207,7 +207,7 @@ def verify_command(
     write: Annotated[
         bool, typer.Option("--write-index", help="Rewrite index.json and README.md when all else is intact.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Check every picture, count and checksum of a set. Exit code 1: something is wrong."""
     start = time.perf_counter()

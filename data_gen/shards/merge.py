@@ -22,7 +22,7 @@ from data_gen.shards.index import INDEX, missing_sentence, write_index
 from data_gen.shards.manifest import ShardManifest, finished_shards
 from data_gen.shards.options import check_options, read_options
 from data_gen.shards.storage import Storage
-from dd3g.command import run_command
+from dd3g.command import Json, run_command
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.io.shards import Shards
@@ -161,7 +161,7 @@ def merge_command(
             min=-1, max=62, help="Differing bits of near duplicates; -1: none are. Default: the first set's."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Copy sets into one; of pictures with one id, and of near duplicates, that of the first set stays."""
     start = time.perf_counter()
