@@ -83,7 +83,9 @@ def test_a_batch_moves_as_a_whole(batch):
     )
 
 
-@pytest.mark.parametrize("name", ["nano", "small", "base", "base, compact phase 1"])
+@pytest.mark.parametrize(
+    "name", ["nano", "small", pytest.param("base", marks=pytest.mark.slow), "base, compact phase 1"]
+)
 def test_generators_as_configured(name):
     """Forward and backward; base starts from ImageDream at its published size."""
     config = parse(["--config", name.partition(",")[0]], DistillConfig)
