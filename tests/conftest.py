@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import signal
 from functools import partial
@@ -11,6 +12,12 @@ import torch
 for _signal, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_signal) == signal.SIG_IGN:
         signal.signal(_signal, _handler)
+
+
+def pytest_collection_finish():
+    """Leave what was imported alone when garbage is collected, as after each training: it stays anyway."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
