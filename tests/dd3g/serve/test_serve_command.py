@@ -163,10 +163,11 @@ def page(tmp_path):
     page.close()
 
 
-def drop(page, path):
-    at = {"x": 400, "y": 300, "data": {"items": [], "files": [str(path)], "dragOperationsMask": 1}}
-    for kind in ("dragEnter", "dragOver", "drop"):
-        page.call("Input.dispatchDragEvent", type=kind, **at)
+def drop(page, *paths):
+    """As by hand: from the edge of the window to its middle."""
+    data = {"items": [], "files": [*map(str, paths)], "dragOperationsMask": 1}
+    for kind, y in (("dragEnter", 5), ("dragOver", 5), ("dragOver", 300), ("drop", 300)):
+        page.call("Input.dispatchDragEvent", type=kind, x=400, y=y, data=data)
 
 
 @slow
@@ -224,6 +225,14 @@ def test_the_page_tells_what_is_wrong_with_a_picture(server, page, tmp_path):
     page.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
     assert page.eval("document.documentElement.scrollWidth") == 390
     assert page.eval("document.getElementById('drop').offsetHeight") < 90  # of a phone
+    # Of several files the first is taken, and that is said, also where the object lies under the pointer.
+    page.call("Emulation.clearDeviceMetricsOverride")
+    page.eval("document.getElementById('object').srcdoc = ''")
+    drop(page, LAMP, broken)
+    page.wait("document.getElementById('status').textContent.includes('Gaussians in')")
+    said = page.eval("document.getElementById('status').textContent")
+    assert said.startswith("One picture at a time: this is lamp.png, the first of 2\n")
+    page.wait("document.getElementById('object').srcdoc !== ''")
     # Nothing of the last picture stays beside the next one's name.
     page.eval("take(new File([new Uint8Array(2.1e7)], 'large.png'))")
     page.wait("document.getElementById('status').className === 'bad'")
