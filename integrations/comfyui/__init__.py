@@ -71,11 +71,18 @@ class PictureToSplats:
             elevation: degrees from which the pictures look down on their objects.
             filename_prefix: as that of Save Image; empty saves nothing.
             format: of saved files.
-            mask: (1 or B, H, W), 1 where the object is; None leaves that to the matting model.
+            mask: (1 or B, H, W) or (H, W), of any size, 1 where the object is; None leaves it to the matting
+                model.
+
+        Raises:
+            ValueError: when there are several masks, and not one for each picture.
         """
         pictures = image.movedim(-1, 1)  # (B, C, H, W)
         if mask is not None:
-            alpha = torch.nn.functional.interpolate(mask[:, None], pictures.shape[-2:], mode="bilinear")
+            mask = mask.reshape(-1, 1, *mask.shape[-2:])
+            if len(mask) not in (1, len(pictures)):
+                raise ValueError(f"{len(mask)} masks for {len(pictures)} pictures: give one, or one for each")
+            alpha = torch.nn.functional.interpolate(mask.to(pictures), pictures.shape[-2:], mode="bilinear")
             pictures = torch.cat([pictures[:, :3], alpha.expand(len(pictures), -1, -1, -1)], 1)
         model, splats = _generator(weights), []
         for i, picture in enumerate(pictures):

@@ -62,6 +62,20 @@ def test_picture_to_splats_is_what_generate_gives(pack, loaded):
     assert len(splats) == 1 and torch.equal(splats[0].means, want.means) and files == ""
 
 
+def test_masks_of_other_shapes(pack, loaded):
+    """(H, W), as some nodes give them, and the small empty one of a picture without alpha."""
+    _, image, mask = loaded
+    node, make = pack.PictureToSplats(), options(pack.PictureToSplats(), image=image.expand(2, -1, -1, -1))
+    both = node.make(**make, mask=mask)[0]
+    for shaped in (mask[0], mask.expand(2, -1, -1), (mask > 0.5).to(torch.float64)):
+        splats, _ = node.make(**make, mask=shaped)
+        assert all(torch.equal(a.means, b.means) for a, b in zip(splats, both, strict=True))
+    small = torch.nn.functional.interpolate(mask[None], (16, 16))[0]
+    assert len(node.make(**make, mask=small)[0]) == 2
+    with pytest.raises(ValueError, match="3 masks for 2 pictures: give one, or one for each"):
+        node.make(**make, mask=mask.expand(3, -1, -1))
+
+
 def test_a_batch_is_an_object_each(pack, loaded):
     _, image, mask = loaded
     node = pack.PictureToSplats()
