@@ -1,6 +1,7 @@
 """The viewer page: what is in it, and whether Chromium draws what the rasteriser draws."""
 
 import base64
+import json
 import re
 import time
 
@@ -116,6 +117,21 @@ def test_a_print_shows_the_object_on_paper(page, file, draw):
         assert page.eval("getComputedStyle(canvas).objectFit") == "contain"
     finally:
         page.call("Emulation.setEmulatedMedia", media="")
+
+
+@pytest.mark.parametrize(
+    ("said", "is_"),
+    [
+        ("distance=", {}),
+        ("x=Infinity&y=abc", {}),
+        ("distance=-2", {"distance": 0.3}),
+        ("elevation=90", {"elevation": 89}),
+    ],
+)
+def test_an_address_of_odd_numbers_still_shows_the_object(page, file, said, is_):
+    page.open(file, f"#spin=0&{said}&z=0.25")
+    wanted = {"azimuth": 0, "elevation": 10, "distance": 1.5, "x": 0, "y": 0, "z": 0.25} | is_
+    assert json.loads(page.eval("JSON.stringify(view)")) == wanted
 
 
 def layered() -> Gaussians:
