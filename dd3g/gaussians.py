@@ -125,15 +125,20 @@ def framing(gaussians: Gaussians) -> tuple[Tensor, float]:
         Its centre (3,) and the factor by which it is larger than an object of dd3g; the origin and 1 where it
         lies around the origin and has about that size. What is far from nearly all else does not count.
     """
-    seen = gaussians.means[gaussians.opacities > 0.05]
-    means = (seen[:: len(seen) // 100_000 + 1] if len(seen) else gaussians.means).double()
+    finite = gaussians.means.isfinite().all(-1)
+    seen = finite & (gaussians.opacities > 0.05)
+    seen = seen if seen.any() else finite
+    if not seen.any():
+        return torch.zeros(3), 1.0
+    means = gaussians.means[seen]
+    means = means[:: len(means) // 100_000 + 1].double()
     reach = float(means.norm(dim=-1).quantile(0.98))
     if 0.1 < reach <= 1:
         return torch.zeros(3), 1.0
     centre = means.quantile(torch.tensor([0.02, 0.98]).to(means), 0).mean(0)
     reach = float((means - centre).norm(dim=-1).quantile(0.98))
     if len(means) < 2 or reach == 0:
-        reach = 3 * float(gaussians.scales.max())
+        reach = 3 * float(gaussians.scales[seen].nan_to_num(0, 0).max())
     return centre.float().cpu(), max(2 * reach, 1e-6)
 
 

@@ -36,14 +36,16 @@ def save_viewer(
         UserError: when no Gaussian is visible, or the place can't be written to.
     """
     path = Path(path)
-    splats = encode(gaussians, "spz")
-    centre, size = framing(gaussians.pruned())
+    centre, size = framing(gaussians)
+    if size != 1 or centre.any():
+        place = -centre.to(gaussians.means)
+        gaussians = gaussians.transformed(translation=place).transformed(scale=1 / size)
     values = {
         "frame": json.dumps([*centre.tolist(), size]),
         "title": escape(path.stem if title is None else title),
         "name": escape(f"{path.stem}.ply"),
         "antialiased": str(antialiased).lower(),
-        "splats": b64encode(splats).decode("ascii"),
+        "splats": b64encode(encode(gaussians, "spz")).decode("ascii"),
     }
     template = Path(__file__).with_name("viewer.html").read_text("utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
