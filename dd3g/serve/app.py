@@ -221,8 +221,7 @@ def _page(limits: Limits) -> str:
 
 async def _read(request: Request, most: int) -> bytes:
     """The body; what is too long is read to its end, at most ten times the limit, and thrown away."""
-    kind = request.headers.get("content-type", "")
-    if kind.startswith("multipart/"):
+    if request.headers.get("content-type", "").lower().startswith("multipart/"):
         raise HTTPException(
             415, "send the picture itself as the body, not a form: curl --data-binary @photo.jpg URL"
         )

@@ -94,9 +94,16 @@ def test_too_large_is_413_with_and_without_a_length(serve, gate):
     assert gate.calls == [] and serve(post(picture()), megabytes=0.01).status_code == 200
 
 
-def test_a_form_is_415(serve):
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"files": {"file": picture()}},
+        {"content": picture(), "headers": {"Content-Type": "Multipart/Form-Data; boundary=x"}},
+    ],
+)
+def test_a_form_is_415(serve, form):
     async def work(client):
-        return await client.post("/generate", files={"file": picture()})
+        return await client.post("/generate", **form)
 
     answer = serve(work)
     assert answer.status_code == 415 and "--data-binary" in answer.json()["error"]
