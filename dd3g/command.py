@@ -288,6 +288,7 @@ def guarded(
         as_json: print what ended the work as JSON too.
     """
     try:
+        _check_here()
         code = work() or 0
     except typer.Exit as done:
         code = done.exit_code
@@ -310,6 +311,13 @@ def guarded(
     except OSError:
         silence_stdout()
     return code
+
+
+def _check_here() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:  # torch's own libraries would end the process
+        raise UserError(f"the current folder is gone ({error.strerror}): cd to one that is there") from error
 
 
 def tolerate_names() -> None:

@@ -72,6 +72,14 @@ def test_an_empty_word_is_not_the_current_folder(words, capsys):
     assert shown.out == ("" if "--json" not in words else json.dumps({"error": shown.err[7:-1]}) + "\n")
 
 
+def test_a_current_folder_that_is_gone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    assert main(["infer", "/a.png"]) == 2
+    message = "the current folder is gone (No such file or directory): cd to one that is there"
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
 def test_a_wrong_option_is_one_line(capsys):
     for words, message in (
         (["infer", "--nope"], "No such option: --nope"),
