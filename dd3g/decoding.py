@@ -134,13 +134,19 @@ def read_bytes(source: Any, name: str) -> bytes:
         else:
             with open(source, "rb") as stream:
                 data = stream.read(MAX_BYTES + 1)
-    elif hasattr(source, "read"):
+    elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
         if getattr(source, "closed", False):
             raise ValueError("closed")
         try:
             if getattr(source, "seekable", bool)() and source.tell():  # it was read before
                 source.seek(0)
-            data = source.read(MAX_BYTES + 1)
+            # What is unbuffered gives what has come so far.
+            whole = io.BufferedReader(source) if isinstance(source, io.RawIOBase) else source
+            data = whole.read(MAX_BYTES + 1)
+            if whole is not source:
+                whole.detach()
+        except io.UnsupportedOperation as e:
+            raise UserError(f"{name} is not open for reading: open it with 'rb'") from e
         except (OSError, ValueError, MemoryError):
             raise
         except Exception as e:  # of a file object of the caller's own
@@ -239,7 +245,7 @@ def _what_is_wrong(error: Exception, name: str) -> str:
         return known[type(error)]
     if isinstance(error, OSError) and error.errno is not None:  # of the system
         return f"{name} cannot be read ({error.strerror}): check the path"
-    if "closed" in first_line(error):
+    if "closed" in first_line(error) or isinstance(error, AssertionError):  # of one that was verified
         return f"{name} was closed before it was read: give it while it is open, or its path"
     if re.match("unsupported|unknown raw mode", first_line(error), re.IGNORECASE):
         return f"{name} is of a kind that is not read ({first_line(error)}): save it as PNG"

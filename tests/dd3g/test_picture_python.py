@@ -1,6 +1,8 @@
 """What Python hands over as a picture: right, or a clear error."""
 
 import io
+import os
+import threading
 import warnings
 from pathlib import Path, PurePath
 
@@ -243,6 +245,28 @@ def test_files_that_were_read_or_closed(tmp_path):
         UserError, match="was closed before it was read: give it while it is open, or its path"
     ):
         load_image(data)
+
+
+def test_files_opened_in_other_ways(tmp_path):
+    path = tmp_path / "a.png"
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)  # more than a pipe holds
+    Image.fromarray(noise).save(path)
+    reading, writing = os.pipe()
+    data = path.read_bytes()
+    feed = threading.Thread(target=lambda: [os.write(writing, data), os.close(writing)])
+    feed.start()
+    with os.fdopen(reading, "rb", buffering=0) as stream:  # gives what has come
+        assert np.array_equal(np.asarray(read_rgba(stream))[..., :3], noise)
+        assert not stream.closed
+    feed.join()
+    with open(path) as text, pytest.raises(UserError, match="of type TextIOWrapper: give a path, bytes"):
+        read_rgba(text)
+    with open(tmp_path / "b", "wb") as output, pytest.raises(UserError, match="is not open for reading"):
+        read_rgba(output)
+    verified = Image.open(path)
+    verified.verify()
+    with pytest.raises(UserError, match="the picture was closed before it was read"):
+        read_rgba(verified)
 
 
 def test_file_objects_that_do_not_read():
