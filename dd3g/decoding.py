@@ -214,6 +214,9 @@ def _decoder(data: bytes, name: str) -> Image.Image:
             return HeifImageFile(io.BytesIO(data))
         except SyntaxError as e:
             raise UserError(f"{name} is {damaged('its head is broken, or its end is missing')}") from e
+    if data[8:16] == b"WEBPVP8X" and data[20:21] and data[20] & 2:
+        # An animation: what its first picture leaves out is clear, even where it is said to have no alpha.
+        data = data[:20] + bytes([data[20] | 16]) + data[21:]
     if data[:2] == b"\xff\xd8" and is_strange_jpeg(data):
         raise UserError(
             f"{name} is a kind of JPEG that is not read, such as a lossless one or one of 12 bits: save it "

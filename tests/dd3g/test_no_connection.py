@@ -37,6 +37,7 @@ COMMANDS = {
     "turntable": ("turntable", ROOT / "tests/golden/gaussians.spz", "-o", "out/x.mp4", "--size", "32"),
     "info": ("info", ROOT / "tests/golden/gaussians.splat"),
     "models": ("models", "list"),
+    "data": ("data", "objects", "--count", "1", "-o", "out"),
 }
 
 

@@ -107,6 +107,16 @@ def test_gif_gives_its_first_frame(tmp_path):
     assert tuple(np.asarray(read_rgba(tmp_path / "x.gif"))[3, 3]) == (255, 0, 0, 255)
 
 
+def test_a_first_picture_that_covers_a_part(tmp_path):
+    """An encoder stores the covered part alone, and may not say that the rest is clear."""
+    first = Image.new("RGBA", (48, 32))
+    first.paste((200, 80, 40, 255), (0, 0, 24, 32))
+    blue = [Image.new("RGBA", (48, 32), "blue")]
+    for suffix in (".webp", ".gif", ".png", ".avif"):
+        out = opened(tmp_path, first, suffix, save_all=True, append_images=blue, duration=100)
+        assert out[16, 12, 3] == 255 and out[16, 40, 3] == 0, suffix
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
 def test_exif_rotation(tmp_path, suffix):
     upright = np.zeros((40, 24, 3), np.uint8)
