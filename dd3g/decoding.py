@@ -18,7 +18,7 @@ from PIL import BmpImagePlugin, Image, ImageChops, ImageOps, JpegImagePlugin, Pn
 
 from dd3g.errors import UserError, first_line
 from dd3g.framing import SOLID
-from dd3g.strange_files import damaged, is_strange_jpeg, what_it_is
+from dd3g.strange_files import avif_pixels, damaged, is_strange_jpeg, too_large, what_it_is
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -229,6 +229,8 @@ def _decoder(data: bytes, name: str) -> Image.Image:
         plugins = map(Image.OPEN.__getitem__, FORMATS)
         return next(make for make, knows in plugins if knows and knows(data[:16]))(io.BytesIO(data), "")
     except Image.UnidentifiedImageError as e:
+        if avif_pixels(data) > MAX_WHOLE_PIXELS:  # which its decoder does not read
+            raise UserError(f"{name} {too_large(MAX_WHOLE_PIXELS)}") from e
         if what := what_it_is(data):
             raise UserError(f"{name} is {what}") from e
         raise
@@ -240,7 +242,7 @@ def _what_is_wrong(error: Exception, name: str) -> str:
         IsADirectoryError: f"{name} is a folder: give a picture",
         PermissionError: f"cannot read {name}: check its permissions",
         MemoryError: f"not enough memory to read {name}: close other programs, or scale the picture down",
-        Image.DecompressionBombError: _too_large(name, MAX_PIXELS),
+        Image.DecompressionBombError: f"{name} {too_large(2 * (Image.MAX_IMAGE_PIXELS or 0))}",  # a TIFF's
         Image.UnidentifiedImageError: f"{name} is not a PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, HEIC or ICO "
         "picture: save it as PNG and try again",
     }
@@ -255,14 +257,10 @@ def _what_is_wrong(error: Exception, name: str) -> str:
     return f"{name} is {damaged(first_line(error))}"
 
 
-def _too_large(name: str, most: int) -> str:
-    return f"{name} has more than {most / 1e6:.0f} million pixels: scale it down first"
-
-
 def _to_rgba(image: Image.Image, name: str) -> Image.Image:
     most = MAX_JPEG_PIXELS if isinstance(image, JpegImagePlugin.JpegImageFile) else MAX_WHOLE_PIXELS
     if image.width * image.height > most:
-        raise UserError(_too_large(name, most))
+        raise UserError(f"{name} {too_large(most)}")
     if min(image.size) < MIN_SIDE:
         raise UserError(
             f"{name} is {image.width}x{image.height} pixels, too small: give at least {MIN_SIDE} a side"

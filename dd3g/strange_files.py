@@ -45,6 +45,18 @@ def damaged(why: str) -> str:
     return f"damaged or cut short ({why}): copy or download the picture again"
 
 
+def too_large(most: int) -> str:
+    """How to go on from `<name> ` for a picture of more than so many pixels."""
+    return f"has more than {most / 1e6:.0f} million pixels: scale it down first"
+
+
+def avif_pixels(data: bytes) -> int:
+    """How many pixels the largest picture in the bytes of an AVIF has, by its head; 0 for other files."""
+    head = data[: 1 << 16] if re.match(rb"....ftyp.{4,40}avi[fs]", data, re.DOTALL) else b""
+    sizes = re.findall(rb"ispe\0{4}(.{4})(.{4})", head, re.DOTALL)
+    return max((int.from_bytes(width) * int.from_bytes(height) for width, height in sizes), default=0)
+
+
 def is_strange_jpeg(data: bytes) -> bool:
     """Whether the frame of a JPEG is neither baseline nor extended nor progressive, or not of 8 bits."""
     at = 2

@@ -195,6 +195,10 @@ def sizes() -> Odd:
         )
     gif = bytearray(encoded(Image.new("L", (9, 9)), "GIF"))
     gif[6:10] = b"\xff" * 4
+    avif = encoded(Image.new("RGB", (48, 32), RED), "AVIF")
+    size = avif.index(b"ispe") + 8
+    bomb = avif[:size] + struct.pack(">II", 50_000, 50_000) + avif[size + 8 :]
+    odd["size bomb.avif"] = bomb, "more than 268 million pixels"
     odd["size bomb.gif"] = bytes(gif), "more than 268 million pixels"
     return odd
 
