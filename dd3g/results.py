@@ -58,6 +58,8 @@ class Request(Options):
     stem: str | None = None  # of the one result's files; None takes the picture's
 
     def __post_init__(self) -> None:
+        if "" in self.formats:
+            raise UserError(f"unknown format '': use one of {', '.join(FORMATS)}")
         for format in self.formats:
             check_format(format, self.axes, known=FORMATS)
         check_layout(self.ply_layout, self.formats)
