@@ -81,7 +81,8 @@ def run(
             if skip_existing and are_there(stem, request):
                 report["skipped"].append({"picture": item.name, "reason": "its results are there"})
                 continue
-            ratio, mask = request.foreground_ratio, request.mask_of(item.name)
+            mask = request.mask_of(item.name, Path(item.stem).parent)
+            ratio = request.foreground_ratio
             picture = load_image(item.source, matte=request.matte, mask=mask, fill=ratio)
         except Exception as e:  # whatever it is, the other pictures still come out
             report["failed"].append(failure("picture", item.name, e, request.out, "--device cpu"))

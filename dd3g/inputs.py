@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 from urllib.parse import unquote, urlsplit
 
 from dd3g.decoding import ADDRESS, SUFFIXES, no_path
@@ -152,16 +153,21 @@ def output_stems(inputs: list[Path]) -> list[str]:
 
     None is longer than file systems allow with a suffix behind it.
     """
-    shared = Counter(p.stem.casefold() for p in inputs)
-    stems: dict[str, str] = {}  # keys ignore case, as some file systems do
+    shared = Counter(_alike(p.stem) for p in inputs)
+    stems: dict[str, str] = {}
     for p in inputs:
-        outer = Path(p.stem.casefold())
-        alone = shared[p.stem.casefold()] == 1 and not (outer.suffix in INNER and shared[outer.stem])
+        outer = Path(_alike(p.stem))
+        alone = shared[_alike(p.stem)] == 1 and not (outer.suffix in INNER and shared[outer.stem])
         base = p.stem if alone else p.name.replace(".", "_")
         while len(os.fsencode(base)) > LONGEST:
             base = base[:-1]
         stem, n = base, 2
-        while stem.casefold() in stems:
+        while _alike(stem) in stems:
             stem, n = f"{base}-{n}", n + 1
-        stems[stem.casefold()] = stem
+        stems[_alike(stem)] = stem
     return list(stems.values())
+
+
+def _alike(name: str) -> str:
+    """The same for names that some file systems take for one: in capitals, with accents composed or not."""
+    return normalize("NFC", name).casefold()

@@ -74,19 +74,24 @@ class Request(Options):
         if self.stem is not None and self.samples > 1:
             raise UserError(f"-o names one file, and there are {self.samples} --samples: give a folder")
 
-    def mask_of(self, picture: str) -> Path | None:
+    def mask_of(self, picture: str, below: Path = Path()) -> Path | None:
         """The mask that belongs to a picture, None where none was given.
+
+        Args:
+            picture: its path.
+            below: the folder below the one searched in which it lies; the same of the masks comes first.
 
         Raises:
             UserError: a folder of masks without one for the picture.
         """
         if self.mask is None or not self.mask.is_dir():
             return self.mask
+        folder = self.mask / below if (self.mask / below).is_dir() else self.mask
         stem, itself = Path(picture).stem, Path(picture).absolute()
-        named = sorted(p for p in self.mask.iterdir() if p.stem == stem and p.suffix.lower() in SUFFIXES)
+        named = sorted(p for p in folder.iterdir() if p.stem == stem and p.suffix.lower() in SUFFIXES)
         found = [path for path in named if path.absolute() != itself]
         if not found:
-            raise UserError(f"no mask for {picture} in {self.mask}: looked for {stem}.*")
+            raise UserError(f"no mask for {picture} in {folder}: looked for {stem}.*")
         return found[0]
 
 

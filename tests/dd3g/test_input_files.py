@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from dd3g import decoding, infer
 from dd3g.command import make_app
 from dd3g.errors import UserError
-from dd3g.inputs import find_pictures
+from dd3g.inputs import find_pictures, output_stems
 
 
 def test_every_file_of_a_folder_is_found_or_named(here):
@@ -69,6 +69,12 @@ def test_stems_are_unique_in_their_folder(here):
         Path(name).touch()
     found = find_pictures(["in", "other", "https://host/a%20b/x.png?size=2", "-"], recursive=True).found
     assert [i.stem for i in found] == ["sub/x_png", "x_jpg", "x_png", "sub/X_png-2", "x_png-2", "stdin"]
+
+
+def test_stems_of_names_that_some_file_systems_take_for_one():
+    composed, apart = "\u00e9", "e\u0301"
+    stems = output_stems([Path(f"{composed}.png"), Path(f"{apart}.png"), Path(f"{composed.upper()}.jpg")])
+    assert stems == [f"{composed}_png", f"{apart}_png-2", f"{composed.upper()}_jpg"]
 
 
 def test_a_picture_named_twice_is_made_once_and_that_is_said(here, stub):
@@ -238,6 +244,18 @@ def test_masks_by_file_and_by_folder(here, stub):
         fails("in/a.png", "--mask", own, match="no mask for in/a.png in")
     run("in/b.png", "--mask", "masks/a.bmp", "-o", "one")
     assert (np.asarray(Image.open("one/b.matte.png")) == np.asarray(Image.open("out/a.matte.png"))).all()
+
+
+def test_masks_in_a_tree_like_that_of_the_pictures(here, stub):
+    for name, rows in (("a.png", slice(30, 40)), ("sub/a.png", slice(20, 70))):
+        picture(f"in/{name}")
+        mask = np.zeros((96, 96), np.uint8)
+        mask[rows, 30:80] = 255
+        Path("masks", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(Path("masks", name))
+    run("in", "--recursive", "--mask", "masks")
+    for name, high in (("a", False), ("sub/a", True)):
+        assert (np.asarray(Image.open(f"out/{name}.matte.png"))[128 - 60, 128, 3] == 255) == high, name
 
 
 def test_foreground_ratio_reaches_the_frame(here, stub):
