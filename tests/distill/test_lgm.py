@@ -40,6 +40,16 @@ def test_the_network_is_its_plain_twin(layout, views, size):
     assert (rows(model.float()(x.float()))[1] - found[1]).abs().max() < 1e-3
 
 
+def test_values_far_from_zero_are_its_plain_twins():
+    """Scales above one, opacities of both ends, positions out of the cube."""
+    model = tiny_lgm(1).double()
+    model.conv.weight *= 20
+    x = torch.randn(1, 4, 9, 16, 16, generator=torch.Generator().manual_seed(2)).double()
+    found = rows(model(x))[0]
+    assert found[:, 4:7].max() > 1 and found[:, 3].min() < 1e-3 and found[:, :3].abs().max() == 1
+    assert (found - twin(model.state_dict(), x[0])).abs().max() < 1e-8
+
+
 def test_views_see_each_other():
     """Changing one view changes the Gaussians of another."""
     x = torch.randn(1, 4, 9, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -129,6 +139,8 @@ def test_reconstruct_turns_the_first_view_to_the_front_and_back():
     [
         (Cameras.orbit([0, 60, 120, 180, 240, 300], 0.0, 32), "6 views"),
         (Cameras.orbit([0, 90, 180, 200], 0.0, 32), "200"),
+        (Cameras.orbit([0, 90, 180, 265], 0.0, 32), "265"),
+        (Cameras.orbit([0, 90, 180, 270], 0.0, 32, radius=1.6), "1.60"),
         (Cameras.orbit([0, 90, 180, 270], [0, 0, 20, 0], 32), "4 views"),
         (Cameras.orbit([0, 90, 180, 270], 0.0, 32, radius=2.557, fovy=30), "2.56"),
         (Cameras.orbit([0, 90, 180, 270], 0.0, 32, fovy=30), "30.0 degrees"),
@@ -139,7 +151,7 @@ def test_other_rigs_are_refused(rig, word):
         tiny_lgm().reconstruct(torch.rand(1, len(rig), 3, 32, 32), rig, 32)
 
 
-def test_weights_are_read_in_the_published_layout(tmp_path):
+def test_weights_are_read_in_the_published_layout(tmp_path, monkeypatch):
     model = tiny_lgm(4)
     file = save_lgm(tmp_path / "lgm", model)
     for source in (file, tmp_path / "lgm", str(file)):
@@ -148,6 +160,9 @@ def test_weights_are_read_in_the_published_layout(tmp_path):
         for name, tensor in model.state_dict().items():
             torch.testing.assert_close(read.state_dict()[name], tensor.half().float(), atol=0, rtol=0)
     assert not any(p.requires_grad or p.dtype != torch.float32 for p in read.parameters())
+    assert load_lgm(file, "meta").conv.weight.is_meta
+    monkeypatch.chdir(tmp_path)
+    assert load_lgm("lgm").layout == LAYOUT  # a folder of that name goes before the hub
 
 
 def test_what_is_no_lgm_is_refused_in_one_line(tmp_path):

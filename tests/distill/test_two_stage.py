@@ -9,7 +9,9 @@ from stand_ins.tiny_lgm import DEEP, save_lgm, tiny_lgm
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
+from dd3g.pepd.perspective import seen_under
 from dd3g.picture import load_image, resize_rgba
+from distill import two_stage
 from distill.lgm import load_lgm
 from distill.ode import simulate
 from distill.quadruples import noise_of
@@ -56,8 +58,23 @@ def test_elevation_is_that_of_the_views_and_of_the_result(here, pair, monkeypatc
     both = load_two_stage(pair)
     found = both.generate("a.png", seed=1, elevation=30.0).pruned()
     torch.testing.assert_close(found.means, by_hand(pair, 1, 30.0).means)
+    near = both.generate("a.png", seed=1, elevation=30.0, fov=30.0).pruned()
+    front = Cameras.orbit([0.0], 30.0, 16)
+    torch.testing.assert_close(near.means, seen_under(found, front, 30.0).means)
+    assert (near.means - found.means).abs().max() > 0.1
     level = both.generate("a.png", seed=1, elevation=0.0)
     assert (found.means - level.means).abs().max() > 0.1
+
+
+def test_plus_signs_in_names(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(two_stage, "load", lambda name, device: asked.append(name))
+    monkeypatch.setattr(two_stage, "load_lgm", lambda name, device: asked.append(name))
+    monkeypatch.setattr(two_stage, "TeacherAndLGM", lambda *parts: None)
+    load_two_stage("my+teacher+lgm")
+    assert asked == ["my+teacher", "lgm"]
+    (tmp_path / "a+b").mkdir()
+    assert two_stage.is_pair("imagedream+lgm") and not two_stage.is_pair(str(tmp_path / "a+b"))
 
 
 def test_bad_pairs_end_in_one_line(here, pair, teacher):
