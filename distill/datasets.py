@@ -15,7 +15,7 @@ from dd3g.errors import UserError
 from dd3g.picture import resize_rgba
 from dd3g.training import generator_for
 from distill.mattes import BELIEVED, ground_of
-from distill.quadruples import Quadruple
+from distill.quadruples import Quadruple, Quadruples
 from distill.render_samples import RenderDataset, Sample, background, chance, pick
 from distill.renders import RenderedObjects
 
@@ -35,6 +35,7 @@ class QuadrupleDataset:
             again where it has fewer.
         size: pixels of the input picture; None is that of the views.
         believed: confidence from which a matte is used.
+        noise_shape: (V, C, h, w) that all have to have; others count as damaged. None takes any.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class QuadrupleDataset:
         targets: int = 4,
         size: int | None = None,
         believed: float = BELIEVED,
+        noise_shape: Sequence[int] | None = None,
     ) -> None:
         self.quadruples, self.seed, self.targets = quadruples, seed, targets
         self.size, self.believed = size, believed
+        self.noise_shape = None if noise_shape is None else tuple(noise_shape)
         if not len(quadruples):
             raise UserError("no quadruples to train on; make some with dd3g simulate")
 
@@ -57,7 +60,15 @@ class QuadrupleDataset:
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`."""
         g = generator_for(self.seed, index)
-        q = self.quadruples[pick(len(self.quadruples), g)]
+        place = pick(len(self.quadruples), g)
+        q = self.quadruples[place]
+        found = tuple(q.noise.shape)
+        if self.noise_shape and (found, len(q.outputs)) != (self.noise_shape, self.noise_shape[0]):
+            shard = self.quadruples.shard(place) if isinstance(self.quadruples, Quadruples) else "the set"
+            raise UserError(
+                f"{q.meta.get('key', place)} in shard {shard} is of another teacher ({len(q.outputs)} views, "
+                f"noise {found}; the model takes {self.noise_shape}): move that shard away"
+            )
         size = self.size or q.cameras.width
         image, cameras = resize_rgba(q.input, size), q.cameras.resized(size)
         views, known, ground = known_views(q, self.believed)

@@ -102,6 +102,7 @@ def training_samples(config: DistillConfig) -> Samples:
             targets=config.targets,
             size=size,
             believed=config.matte_confidence,
+            noise_shape=shape,
         )
     if renders is not None and quadruples is not None:
         config.count_epochs(len(renders) + len(quadruples))

@@ -23,7 +23,7 @@ from distill.render_samples import Sample
 from distill.simulate import main
 from distill.teachers.analytic import AnalyticTeacher
 from distill.teachers.compact import SpaceToDepth
-from distill.train import DistillConfig, training_samples
+from distill.train import DistillConfig, first_quadruples, training_samples
 
 GREY = 127 / 255
 AZIMUTHS, ELEVATIONS = [30, 90, 150, 210, 270, 330], [20, -10] * 3  # Zero123++'s
@@ -210,6 +210,22 @@ def test_sets_of_teachers_that_do_not_go_together(tmp_path):
             samples(*sets)
     with pytest.raises(UserError, match="the views of .*turned are not those that this generator imagines"):
         samples(four, turned)
+
+
+def test_a_shard_of_another_teacher_within_a_set_is_named(tmp_path):
+    four = write_quadruples(tmp_path / "four")
+    write_shard(four / "quadruples-99-00000.tar", [encode(six_views(), f"99_{i}") for i in range(3)])
+    generator = GeneratorConfig(size=32, latent_shape=tuple(Quadruples(four)[0].noise.shape))
+    dataset = training_samples(DistillConfig(quadruples=[str(four)], generator=generator))
+    said = []
+    for i in range(12):
+        try:
+            assert len(dataset[i].views) == 4
+        except UserError as error:
+            said.append(str(error))
+    assert 0 < len(said) < 12
+    assert all("99-00000.tar is of another teacher (6 views, noise (6, " in words for words in said)
+    assert first_quadruples(dataset) is not None
 
 
 TINY = dict(width=32, depth=1, heads=2, residual_hidden=8, fine=8, mid=16, head_hidden=8)
