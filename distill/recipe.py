@@ -7,6 +7,7 @@ be typed alone, stops in time, and goes on where it was when the recipe is start
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import signal
@@ -100,11 +101,13 @@ def typed_again(
 
 
 def trained_minutes(shape: Path) -> float:
-    """Minutes that the last checkpoint of a run took; 0 without one."""
+    """Minutes that the last checkpoint of a run took, a damaged one aside; 0 without one."""
     from dd3g.training.checkpoints import STATE, checkpoints
 
-    found = checkpoints(shape)
-    return json.loads((found[-1] / STATE).read_text())["rate"]["minutes"] if found else 0.0
+    for path in reversed(checkpoints(shape)):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            return float(json.loads((path / STATE).read_text())["rate"]["minutes"])
+    return 0.0
 
 
 def _check_begun(path: Path, stored: dict[str, Any], resume: bool) -> None:

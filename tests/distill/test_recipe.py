@@ -171,3 +171,18 @@ def test_sizes_are_those_of_the_configurations():
     for size, pixels in SIZES.items():
         network = parse(["--config", size], ShapeConfig).network
         assert network.size == pixels
+
+
+@pytest.mark.parametrize("damage", ["{}", '{"rate": {"minutes": 9', None])
+def test_a_damaged_checkpoint_does_not_stop_a_recipe(tmp_path, damage):
+    """Its trainer goes on from the one before."""
+    for step, minutes in ((5, 1.5), (10, 3.0)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        state = json.dumps({"rate": {"minutes": minutes}})
+        (tmp_path / f"checkpoint-{step}" / "state.json").write_text(state)
+    assert trained_minutes(tmp_path) == 3.0
+    (tmp_path / "checkpoint-10/state.json").unlink()
+    if damage:
+        (tmp_path / "checkpoint-10/state.json").write_text(damage)
+    assert trained_minutes(tmp_path) == 1.5
+    assert trained_minutes(tmp_path / "none") == 0

@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from dd3g.configuration import parse
+from dd3g.hub_models import HUB_MODELS
+from distill.train import DistillConfig
 from tools.scale import (
     COMPACT,
+    GB,
     MEASURED,
+    PICTURES,
+    TARGET,
     Counted,
     count,
     hours,
@@ -32,6 +38,29 @@ def test_the_page_is_what_the_command_prints(tmp_path):
     assert main(["-o", str(tmp_path / "scale.md")]) == 0
     wanted = (ROOT / "docs/scale.md").read_text()
     assert (tmp_path / "scale.md").read_text() == wanted, "run python -m tools.scale -o docs/scale.md"
+
+
+@pytest.mark.slow
+def test_the_figures_of_the_distil_page():
+    """Its table follows from the counts, the configuration and the hub's sizes."""
+    text, base = (ROOT / "docs/distil.md").read_text(), count("base")
+    config = parse(["--config", "base"], DistillConfig)
+    kept = config.checkpoints_total_limit
+    writing, model = (kept + 1) * base.checkpoint / GB, 4 * base.parameters / GB
+    assert f"{kept * base.checkpoint / GB:.0f} GB of checkpoints, {writing:.0f} while" in text
+    assert f"{model:.0f} GB of model" in text
+    samples = 8 * config.train_batch_size * config.max_train_steps
+    assert (
+        f"{hours(base, 8, TARGET, samples=samples):.1f} at 35 % of the peak for {samples / 1e6} mil" in text
+    )
+    state = state_bytes(base, "DDP", 8)
+    assert f"{state / GB:.0f} GB of state, {base.saved / GB:.1f} GB a sample" in text
+    assert f"{base.saved_recomputed / GB:.1f} with gradient_checkpointing" in text
+    guided = 50 * 2 * 1.09e12 + 2.5e12  # of the teacher, an item
+    assert f"{hours(replace(base, both=int(guided)), 8, TARGET, samples=PICTURES):.1f} at 35 %" in text
+    assert f"{(guided + 1.78e12) / base.flops:.0f} times the FLOPs" in text
+    fetched = sum(HUB_MODELS[name].size for name in ("imagedream", "lgm")) + 58.9e6 + 4.6e6
+    assert text.count(f"{fetched / GB:.1f} GB") == 2
 
 
 @pytest.mark.slow
