@@ -24,7 +24,7 @@ from data_gen.shards.storage import Storage
 from data_gen.sources.items import Item, Source
 from data_gen.sources.pictures import open_source
 from dd3g.errors import UserError
-from dd3g.picture import is_cut_out
+from dd3g.framing import is_cut_out
 from dd3g.progress import Progress
 from dd3g.setting import check_ranges, setting
 

@@ -12,8 +12,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from dd3g.command import Json, check_writable, run_command
-from dd3g.io.atomic import replacing
+from dd3g.command import Json, run_command
+from dd3g.io.atomic import check_writable, replacing
 from dd3g.processes import map_in_processes
 from dd3g.progress import Progress
 

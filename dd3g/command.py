@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -33,22 +32,6 @@ UsageError: Any = typer.BadParameter.__mro__[1]  # of all wrong options; typer h
 RENAMED = {"out": "output"}  # options that had another name once
 NO_PLACE = "-o: an empty word names no place: a variable of the shell may be unset"
 Report = dict[str, Any]  # a list of results, "failed", "seconds", and "error" for what stopped the run
-
-
-def check_writable(out: Path) -> None:
-    """Create the output folder, and try a file in it.
-
-    Raises:
-        UserError: when that fails.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as e:
-        raise UserError(
-            f"cannot write to the output folder {out} ({e.strerror or e}): choose another with -o"
-        ) from e
 
 
 def conclude(

@@ -14,6 +14,8 @@ from dd3g.errors import UserError
 FILL = 0.8
 SOLID = 26  # least alpha, of 255, of a pixel that belongs to an object
 CORE = 128  # least alpha of what is object rather than shadow, glow or blur
+RIM = 0.02  # of a side of the picture, up to which it may be framed and still no cut-out
+STRIP = 32  # pixels, below which one more or less is no frame
 
 # Of shadows, glows and films around a cut-out: faint alpha that does not belong to the object.
 CELLS = 256  # of the grid on which it is judged, along the longer side
@@ -72,6 +74,27 @@ def check_number(name: str, value: Any) -> None:
         float(value)
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"{name} {value!r} is not a number: give one") from None
+
+
+def is_cut_out(image: Image.Image) -> bool:
+    """Whether alpha tells an object from its surroundings.
+
+    It does not where it is nearly the same throughout, nor where it only rounds a photo's corners or frames
+    it: the picture is then solid over 95 % of its area and half of each side, within a `RIM`.
+
+    Args:
+        image: RGBA.
+    """
+    alpha = np.asarray(image.getchannel("A"))  # (H, W)
+    solid = alpha >= (int(alpha.max()) + 1) // 2
+    left, top, right, bottom = bounding_box(solid) or (0, 0, image.width, image.height)
+    rims = [max(1, RIM * side) if side >= STRIP else 0 for side in image.size]
+    if max(left, image.width - right) <= rims[0]:
+        solid = solid[:, left:right]
+    if max(top, image.height - bottom) <= rims[1]:
+        solid = solid[top:bottom]
+    sides = (solid[0], solid[-1], solid[:, 0], solid[:, -1])
+    return bool(solid.mean() < 0.95 or min(side.mean() for side in sides) < 0.5)
 
 
 def object_frame(alpha: Image.Image, fill: float = FILL) -> tuple[float, float, float] | None:

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import Device, Json, Report, check_writable, conclude, failure, run_command
+from dd3g.command import Device, Json, Report, conclude, failure, run_command
 from dd3g.decoding import SUFFIXES
 from dd3g.errors import UserError
 from dd3g.inputs import find_pictures
-from dd3g.io.atomic import remove_leftovers
+from dd3g.io.atomic import check_writable, remove_leftovers
 from dd3g.progress import Progress
 from dd3g.results import FORMATS, NO_ENCODER, Options, Request, are_there, write_results
 from dd3g.setting import flattened

@@ -19,11 +19,13 @@ from dd3g.framing import (
     bounding_box,
     check_number,
     cut_frame,
+    is_cut_out,
     object_box,
     object_frame,
     without_haze,
 )
 from dd3g.io.atomic import replacing
+from dd3g.masks import read_mask
 from dd3g.matting import predict_matte, shows_object
 
 if TYPE_CHECKING:
@@ -33,8 +35,6 @@ SIZE = 256
 TRANSLUCENT = 200  # largest alpha of an object that is taken for a faded one
 LARGE = 8  # times the side of the frame, from which on a picture is reduced before it is cut out
 SMALL = 32  # pixels of an object's longest side, from which it is shown too blurred
-RIM = 0.02  # of a side of the picture, up to which it may be framed and still no cut-out
-STRIP = 32  # pixels, below which one more or less is no frame
 NARROW = 0.15  # of the picture, from which a matting model sees little of the object
 
 
@@ -141,67 +141,6 @@ def as_picture(source: Source | Picture, matte: str = "auto", mask: Source | Non
     for warning in picture.warnings:
         warnings.warn(warning, stacklevel=4)  # torch stands between generate and its caller
     return picture
-
-
-def read_mask(source: Source, size: tuple[int, int]) -> Image.Image:
-    """A matte that comes as a picture of its own: its alpha where it has some, else its brightness.
-
-    Alpha that is nearly the same throughout is none where the colours are black and white.
-
-    Args:
-        source: as in `read_rgba`.
-        size: width and height of the picture that it belongs to, upright.
-
-    Returns:
-        Mode L, of that size.
-
-    Raises:
-        UserError: when it cannot be read, is black throughout, or has other proportions.
-    """
-    name = name_of(source) if name_of(source) != NAMELESS else "the mask"
-    rgba = read_rgba(source, name)
-    alpha, grey = rgba.getchannel("A"), rgba.convert("L")
-    mask = grey if alpha.getextrema()[0] == 255 or (_is_painted(rgba) and not is_cut_out(rgba)) else alpha
-    high = np.asarray(mask).max()
-    if high == 1:  # a map of labels, 1 the object
-        mask, high = mask.point(lambda value: 255 * value), 255
-    if high < SOLID:
-        how = f"nearly black (at most {high} of 255)" if high else "black throughout"
-        raise UserError(f"{name} is {how}: paint the object white")
-    if abs(mask.width * size[1] - mask.height * size[0]) > 0.02 * mask.width * size[1] + max(size):
-        raise UserError(
-            f"{name} is {mask.width}x{mask.height} pixels and its picture {size[0]}x{size[1]}: give a mask "
-            "of the whole picture, turned the same way"
-        )
-    return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
-
-
-def _is_painted(image: Image.Image) -> bool:
-    """Whether the colours of a picture (RGBA) are white on black."""
-    pixels = np.asarray(image)  # (H, W, 4)
-    grey = pixels[..., 0]
-    return bool(grey.min() < SOLID and grey.max() >= CORE and (pixels[..., :3] == grey[..., None]).all())
-
-
-def is_cut_out(image: Image.Image) -> bool:
-    """Whether alpha tells an object from its surroundings.
-
-    It does not where it is nearly the same throughout, nor where it only rounds a photo's corners or frames
-    it: the picture is then solid over 95 % of its area and half of each side, within a `RIM`.
-
-    Args:
-        image: RGBA.
-    """
-    alpha = np.asarray(image.getchannel("A"))  # (H, W)
-    solid = alpha >= (int(alpha.max()) + 1) // 2
-    left, top, right, bottom = bounding_box(solid) or (0, 0, image.width, image.height)
-    rims = [max(1, RIM * side) if side >= STRIP else 0 for side in image.size]
-    if max(left, image.width - right) <= rims[0]:
-        solid = solid[:, left:right]
-    if max(top, image.height - bottom) <= rims[1]:
-        solid = solid[top:bottom]
-    sides = (solid[0], solid[-1], solid[:, 0], solid[:, -1])
-    return bool(solid.mean() < 0.95 or min(side.mean() for side in sides) < 0.5)
 
 
 def _closer(

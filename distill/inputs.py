@@ -12,8 +12,8 @@ from torch import Tensor
 from dd3g.decoding import read_rgba
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
-from dd3g.framing import object_frame
-from dd3g.picture import cut_out, is_cut_out, load_image, resize_rgba
+from dd3g.framing import is_cut_out, object_frame
+from dd3g.picture import cut_out, load_image, resize_rgba
 from dd3g.picture_sources import (
     EncodedPictures,
     Found,

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dd3g.command import Json, check_writable, run_command
+from dd3g.command import Json, run_command
 from dd3g.errors import UserError
-from dd3g.io.atomic import replacing
+from dd3g.io.atomic import check_writable, replacing
 from dd3g.setting import flattened, setting
 
 if TYPE_CHECKING:

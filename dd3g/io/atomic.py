@@ -30,6 +30,22 @@ def sweep(folder: Path) -> None:
                 path.unlink()
 
 
+def check_writable(out: Path) -> None:
+    """Create the output folder, and try a file in it.
+
+    Raises:
+        UserError: when that fails.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as e:
+        raise UserError(
+            f"cannot write to the output folder {out} ({e.strerror or e}): choose another with -o"
+        ) from e
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well, else vanishes.

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 
 import dd3g
-from dd3g.command import check_writable
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
-from dd3g.io.atomic import replacing
+from dd3g.io.atomic import check_writable, replacing
 from dd3g.machine import provenance
 from dd3g.processes import map_in_processes
 from dd3g.progress import Progress, track

@@ -8,8 +8,8 @@ from stand_ins.made_up_pictures import disc, extent
 
 import dd3g.picture
 from dd3g.errors import UserError
-from dd3g.framing import connected, object_box
-from dd3g.picture import is_cut_out, load_image
+from dd3g.framing import connected, is_cut_out, object_box
+from dd3g.picture import load_image
 
 
 @pytest.fixture
