@@ -246,8 +246,8 @@ def _what_is_wrong(error: Exception, name: str) -> str:
         Image.UnidentifiedImageError: f"{name} is not a PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, HEIC or ICO "
         "picture: save it as PNG and try again",
     }
-    if type(error) in known:
-        return known[type(error)]
+    if kind := next((kind for kind in known if isinstance(error, kind)), None):
+        return known[kind]
     if isinstance(error, OSError) and error.errno is not None:  # of the system
         return f"{name} cannot be read ({error.strerror}): check the path"
     if "closed" in first_line(error) or isinstance(error, AssertionError):  # of one that was verified

@@ -213,6 +213,11 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 def _explain(error: OSError, path: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if str(error.filename or "").startswith(tempfile.gettempdir() + os.sep + TEMPORARY):
+            return (
+                f"cannot write {path}: there is no room for temporary files in {tempfile.gettempdir()}; free "
+                "some, or set TMPDIR to another folder"
+            )
         return f"cannot write {path}: the disk is full; free some space or choose another folder"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"cannot write {path}: no permission in {path.parent}; choose a folder you can write to"

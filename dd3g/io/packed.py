@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import os
 import struct
 import zlib
 from importlib import import_module
@@ -88,7 +90,10 @@ def encode_spz(gaussians: Gaussians) -> bytes:
     finer = max(0, -int(np.log2(max(reach, 2.0**-12))) - 3)
     with scratch_folder() as folder:
         path = folder / "gaussians.spz"
-        gsply.write_spz(path, data, version=3, fractional_bits=min(12 + finer, 23 - whole))
+        try:
+            gsply.write_spz(path, data, version=3, fractional_bits=min(12 + finer, 23 - whole))
+        except RuntimeError as error:  # in which its core tells of a disk without room
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         content = bytearray(path.read_bytes())
     content[4:8] = bytes(4)  # the gzip header's clock: the same Gaussians must give the same file
     return bytes(content)
@@ -115,6 +120,8 @@ def decode_spz(data: bytes) -> Splats:
             path.write_bytes(data)
             read = gsply.read_spz(path)
         except Exception as error:  # gzip, zstd and struct each bring their own errors for foreign bytes
+            if isinstance(error, MemoryError) or getattr(error, "errno", None):  # the system's, of the disk
+                raise
             raise ValueError(str(error).replace(f": {path}", "")) from error
     means = read.means if places is None else places
     columns = (means, read.sh0, read.opacities.reshape(-1, 1), read.scales, read.quats)

@@ -204,7 +204,9 @@ def decode(data: bytes, format: str, axes: str | None = None) -> Splats:
                 "glb": glb.decode,
             }
             found = readers[format](data)
-    except (LookupError, TypeError, AttributeError, struct.error, RecursionError, MemoryError) as error:
+    except MemoryError as error:
+        raise ValueError("it is too large for this machine's memory, or its header is broken") from error
+    except (LookupError, TypeError, AttributeError, struct.error, RecursionError) as error:
         reason = error if str(error) else type(error).__name__
         raise ValueError(f"its header is broken ({reason})") from error
     named = found.axes if found.axes in AXES else None

@@ -14,7 +14,7 @@ from test_splats import GOLDEN
 
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
-from dd3g.io import splats
+from dd3g.io import packed, splats
 
 
 @pytest.mark.parametrize("format", splats.FORMATS)
@@ -183,3 +183,36 @@ def test_folder_that_is_a_file(tmp_path):
     (tmp_path / "x.ply").mkdir()
     with pytest.raises(UserError, match="it is a folder"):
         splats.save(example(), tmp_path / "x.ply")
+
+
+@pytest.mark.parametrize("version", ["read", "write"])
+def test_an_spz_needs_room_for_temporary_files(tmp_path, monkeypatch, version):
+    """gsply knows files alone; its core tells of a full disk in its own way."""
+    gsply = packed.load_gsply()
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def short(*_, **__):
+        raise RuntimeError("Short write on SPZ file")
+
+    def no_room(path, _):
+        raise OSError(*full.args, str(path))
+
+    if version == "write":
+        monkeypatch.setattr(gsply, "write_spz", short)
+        with pytest.raises(UserError, match="no room for temporary files in .*set TMPDIR to another folder"):
+            splats.save(example(), tmp_path / "a.spz")
+        assert list(tmp_path.iterdir()) == []
+    else:
+        monkeypatch.setattr(Path, "write_bytes", no_room)
+        with pytest.raises(OSError, match="No space left"):
+            splats.load(GOLDEN / "gaussians.spz")
+
+
+def test_a_file_too_large_for_the_memory_is_not_said_to_be_damaged(monkeypatch):
+    def greedy(*_):
+        np.empty(1 << 60, np.uint8)
+
+    for format, reader in (("ply", splats.ply), ("spz", packed.load_gsply())):
+        monkeypatch.setattr(reader, {"ply": "decode", "spz": "read_spz"}[format], greedy)
+        with pytest.raises(UserError, match="too large for this machine's memory, or its header is broken"):
+            splats.load(GOLDEN / f"gaussians.{format}")
