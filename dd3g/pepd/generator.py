@@ -36,7 +36,7 @@ from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet
 from dd3g.pepd.pattern_extraction import CopiedTokens, PatternExtraction, type_embedding
 from dd3g.pepd.perspective import seen_under
 from dd3g.pepd.progressive_decoding import Frame, ProgressiveDecoding
-from dd3g.pepd.solid import refined, solidify
+from dd3g.pepd.solid import solidify
 from dd3g.pepd.teacher_extraction import TeacherExtraction
 
 
@@ -199,6 +199,8 @@ class Generator(Renamed):
         if not raw and self.config.surface != "off":
             gaussians = solidify(gaussians, rgba, front, network=self.shape)
             if refine > 0:
+                from dd3g.pepd.refinement import refined
+
                 gaussians = refined(gaussians, rgba.cpu(), front, refine)
         if fov != FOVY:
             gaussians = seen_under(gaussians, front, fov)

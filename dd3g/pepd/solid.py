@@ -9,7 +9,6 @@ where it shows, elsewhere from the generator, with what the picture shows in fin
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -300,44 +299,6 @@ def sharpened(picture: Tensor, deviation: float) -> Tensor:
     padded = F.pad(rgb, (radius,) * 4, mode="replicate")
     blurred = F.conv2d(F.conv2d(padded, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))
     return (2 * rgb - blurred)[:, 0].clamp(0, 1)
-
-
-def refined(
-    gaussians: Gaussians, picture: Tensor, camera: Cameras, seconds: float, steps: int = 100_000
-) -> Gaussians:
-    """Colours and sizes of the discs fitted to the picture by gradient descent, for this long.
-
-    Args:
-        gaussians: (N,) from `solidify`.
-        picture: (4, S, S) straight RGBA.
-        camera: (1,) that took it.
-        seconds: of the wall clock; the step under way is finished.
-        steps: at most.
-    """
-    camera = camera.resized(picture.shape[-1])
-    target = picture[:3] * picture[3:] + 1 - picture[3:]
-    colors = gaussians.colors.clamp(0.01, 0.99).logit().requires_grad_()
-    scales = gaussians.scales.log().requires_grad_()
-    optimizer = torch.optim.Adam([{"params": [colors], "lr": 0.05}, {"params": [scales], "lr": 0.01}])
-    end = time.monotonic() + seconds
-    with torch.enable_grad():
-        for _ in range(steps):
-            if time.monotonic() > end:
-                break
-            fitted = Gaussians(
-                gaussians.means, gaussians.quats, scales.exp(), gaussians.opacities, colors.sigmoid()
-            )
-            error = rasterize(fitted, camera, antialiased=True).rgb[0] - target
-            optimizer.zero_grad()
-            error.square().mean().backward()
-            optimizer.step()
-    return Gaussians(
-        gaussians.means,
-        gaussians.quats,
-        scales.detach().exp(),
-        gaussians.opacities,
-        colors.detach().sigmoid(),
-    )
 
 
 def tangent_axes(normals: Tensor) -> Tensor:
