@@ -69,7 +69,8 @@ def check_format(format: str, axes: str | None = None, known: tuple[str, ...] = 
     if not format:
         raise UserError(f"a name without suffix tells no format: let it end in .{', .'.join(known)}")
     if format not in known:
-        raise UserError(f"unknown format {format!r}: use one of {', '.join(known)}")
+        what = f".{format} is a mesh, and not splats" if format in MESHES else f"unknown format {format!r}"
+        raise UserError(f"{what}: use one of {', '.join(known)}")
     if axes is not None and axes not in AXES:
         raise UserError(f"unknown axes {axes!r}: use one of {', '.join(AXES)}")
     if axes not in (None, "opengl") and format not in SPLATS[:-1]:
