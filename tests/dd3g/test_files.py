@@ -80,6 +80,15 @@ def test_every_format_becomes_every_other(lamp, capsys, source, target):
     torch.testing.assert_close(got.opacities, torch.full((600,), 0.9), atol=5e-3, rtol=0)
 
 
+@pytest.mark.parametrize("format", SPLATS)
+def test_every_format_can_be_described_and_viewed(lamp, capsys, format):
+    splats.save(cluster(), f"in.{format}")
+    report = told(capsys, "info", f"in.{format}")
+    assert report["format"] == format and report["gaussians"] == 600
+    assert told(capsys, "view", f"in.{format}", "--no-open")["page"] == "out/in.html"
+    assert "<title>in</title>" in (lamp.parent / "out/in.html").read_text()
+
+
 @pytest.mark.parametrize("format", [f for f in SPLATS if f != "glb"])
 def test_axes_are_turned_both_ways(lamp, capsys, format):
     told(capsys, "convert", lamp, f"x.{format}", "--axes", "zup")

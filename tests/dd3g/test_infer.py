@@ -37,6 +37,10 @@ def test_every_format(here, stub):
 def test_axes(here, stub, axes):
     run(picture("chair.png"), "--axes", axes)
     assert f"comment dd3g axes: {axes}".encode() in Path("out/chair.ply").read_bytes()
+    run("chair.png", "--axes", axes, "--format", "spz")
+    told, untold = (Gaussians.load("out/chair.spz", how).means for how in (axes, "opengl"))
+    assert torch.allclose(told, Gaussians.load("out/chair.ply").means, atol=1e-3)
+    assert torch.equal(told, untold) == (axes == "opengl")
     assert run("chair.png", "--axes", axes, "--format", "ply,glb", code=2 * (axes != "opengl"))
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trimesh
 from stand_ins.infer_command import ROOT, command
 
 from dd3g import Cameras, Gaussians, Generator, load_image, rasterize
 from dd3g.__main__ import main
+from dd3g.pepd.mesh import mesh_of
 from dd3g.picture import resize_rgba
 from distill.teachers import load
 
@@ -48,6 +50,15 @@ def test_the_input_view_shows_the_picture(made):
     picture = resize_rgba(load_image(LAMP).rgba, 64)
     assert picture[3].mean() > 0.1
     assert shown.isfinite().all() and psnr(shown, over_white(picture)) >= 20
+
+
+@pytest.mark.slow
+def test_its_mesh_is_watertight_and_right_side_out(made):
+    (path, *_) = mesh_of(Gaussians.load(made[0] / "lamp.ply")).save(made[0] / "lamp.mesh.glb")
+    mesh = trimesh.load(path, force="mesh")
+    mesh.merge_vertices(merge_tex=True, merge_norm=True)
+    assert mesh.is_watertight and mesh.is_winding_consistent and mesh.volume > 0.01
+    assert len(mesh.faces) > 20_000
 
 
 @pytest.mark.slow

@@ -5,10 +5,13 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from stand_ins.infer_command import ROOT
+
+from tools import docs_site
 
 
 class Links(HTMLParser):
@@ -76,3 +79,16 @@ def test_links_of_readme_and_docs_lead_to_files():
     for page in pages:
         for target in link.findall(page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name} leads to {target}"
+
+
+def test_the_front_page_leads_to_an_object_to_turn(tmp_path, monkeypatch):
+    monkeypatch.setattr(docs_site, "ROOT", tmp_path)
+    page = SimpleNamespace(file=SimpleNamespace(abs_src_path=str(tmp_path / "README.md")))
+
+    def front():
+        return docs_site.on_page_markdown("dd3g\n\n## Models\n", page, None, None)
+
+    assert "live" not in front()
+    (tmp_path / "docs/live").mkdir(parents=True)
+    (tmp_path / "docs/live/lamp.html").touch()
+    assert "[Turn the lamp](live/lamp.html)\n\n## Models" in front()

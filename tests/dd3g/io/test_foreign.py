@@ -122,6 +122,40 @@ def test_usd_opens_the_mesh(tmp_path):
     assert len(validators) > 10 and UsdValidation.ValidationContext(validators).Validate(stage) == []
 
 
+@pytest.mark.parametrize("format", ["ply", "splat", "spz"])
+def test_open3d_reads(tmp_path, format):
+    o3d = pytest.importorskip(
+        "open3d", reason="open3d is 450 MB and is not installed in CI: pip install open3d"
+    )
+    kept = example().pruned()
+    read = o3d.t.io.read_point_cloud(str(kept.save(tmp_path / f"x.{format}"))).point
+    places = read.positions.numpy() * ([1, 1, 1] if format == "spz" else [1, -1, -1])
+    order = np.linalg.norm(kept.means.numpy()[:, None] - places, axis=-1).argmin(1)
+    assert sorted(order) == list(range(len(kept)))
+    np.testing.assert_allclose(places[order], kept.means, atol=1e-3)
+    np.testing.assert_allclose(read.scale.numpy()[order], kept.scales.numpy(), rtol=0.04)
+    colors = 0.5 + 0.28209479177387814 * read.f_dc.numpy()[order]
+    np.testing.assert_allclose(colors, kept.colors, atol=0.03)
+
+
+def test_viser_takes_the_arrays_of_a_loaded_file(tmp_path):
+    viser = pytest.importorskip("viser", reason="viser is not installed in CI: pip install viser")
+    kept = splats.load(example().pruned().save(tmp_path / "x.ply"))
+    server = viser.ViserServer(host="127.0.0.1", port=0, verbose=False)
+    try:
+        shown = server.scene.add_gaussian_splats(
+            "/object",
+            kept.means.numpy(),
+            covariances(kept).numpy(),
+            kept.colors.clamp(0, 1).numpy(),
+            kept.opacities[:, None].numpy(),
+        )
+        np.testing.assert_allclose(shown.centers, kept.means, atol=1e-6)
+        assert len(shown.buffer) == len(kept)
+    finally:
+        server.stop()
+
+
 def test_blender_opens_the_mesh(tmp_path):
     bpy = pytest.importorskip("bpy", reason="bpy is 360 MB and is not installed in CI: pip install bpy")
     bmesh = pytest.importorskip("bmesh")
