@@ -36,9 +36,11 @@ def read_mask(source: Source, size: tuple[int, int]) -> Image.Image:
         how = f"nearly black (at most {high} of 255)" if high else "black throughout"
         raise UserError(f"{name} is {how}: paint the object white")
     if abs(mask.width * size[1] - mask.height * size[0]) > 0.02 * mask.width * size[1] + max(size):
+        how = "give a mask of the whole picture, turned the same way"
+        if name.endswith(".matte.png"):
+            how = "a saved cut-out is framed; edit it, and give it in place of the picture"
         raise UserError(
-            f"{name} is {mask.width}x{mask.height} pixels and its picture {size[0]}x{size[1]}: give a mask "
-            "of the whole picture, turned the same way"
+            f"{name} is {mask.width}x{mask.height} pixels and its picture {size[0]}x{size[1]}: {how}"
         )
     return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
 

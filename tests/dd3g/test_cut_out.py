@@ -140,6 +140,17 @@ def test_a_picture_as_its_own_mask(tmp_path, asked):
     assert asked == []
 
 
+def test_a_saved_cut_out_is_a_picture_and_no_mask(tmp_path):
+    """People edit it where the matte went wrong."""
+    saved = load_image(disc(), size=64).save(tmp_path / "a.matte.png")
+    with pytest.raises(
+        UserError, match="a saved cut-out is framed; edit it, and give it in place of the pic"
+    ):
+        load_image(photo(255), mask=saved)
+    again = load_image(saved, size=64).rgba
+    assert (again - load_image(disc(), size=64).rgba).abs().mean() < 0.02
+
+
 def test_masks_that_do_not_fit():
     rgb = photo(255)
     with pytest.raises(
