@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
+from dd3g.srgb import to_linear, to_srgb
+
 # Chromaticities x, y of white, red, green and blue.
 SRGB = (0.3127, 0.3290, 0.640, 0.330, 0.300, 0.600, 0.150, 0.060)
 PRIMARIES = {  # by the numbers of ITU-T H.273; others hardly differ from sRGB
@@ -47,7 +49,7 @@ def in_srgb(image: Image.Image, rgba: Image.Image) -> Image.Image:
     info, code = image.info, image.info.get("colour code")
     data = info.get("icc_profile")
     if code:
-        return _turned(rgba, PRIMARIES.get(code[0], SRGB), TRANSFERS.get(code[1], _light))
+        return _turned(rgba, PRIMARIES.get(code[0], SRGB), TRANSFERS.get(code[1], to_linear))
     if not data:
         return rgba if "srgb" in info else _by_chunks(rgba, info)
     try:
@@ -85,7 +87,7 @@ def _by_chunks(rgba: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
     """RGBA by the gAMA and cHRM chunks that Pillow read from a PNG."""
     gamma, places = info.get("gamma") or 1 / 2.2, info.get("chromaticity") or SRGB
     # 1 / 2.2 stands for the curve of sRGB, which it is near to.
-    curve = _light if abs(2.2 * gamma - 1) < 0.05 or not 0.1 < gamma < 10 else _power(1 / gamma)
+    curve = to_linear if abs(2.2 * gamma - 1) < 0.05 or not 0.1 < gamma < 10 else _power(1 / gamma)
     return _turned(rgba, places, curve)
 
 
@@ -105,10 +107,10 @@ def _turned(
         matrix /= matrix.sum(1, keepdims=True)  # white becomes white
     except (np.linalg.LinAlgError, ZeroDivisionError):
         pass  # no colours at all: they are taken as those of sRGB
-    if light is _light and np.abs(matrix - np.eye(3)).max() < 0.02:
+    if light is to_linear and np.abs(matrix - np.eye(3)).max() < 0.02:
         return rgba
     lights = light(np.arange(256) / 255).clip(0, 1).astype(np.float32)
-    codes = np.rint(255 * _coded(np.linspace(0, 1, FINE))).astype(np.uint8)
+    codes = np.rint(255 * to_srgb(np.linspace(0, 1, FINE))).astype(np.uint8)
     pixels = np.array(rgba)  # (H, W, 4)
     for rows in np.split(pixels, range(256, len(pixels), 256)):  # a few at a time, as floats take much memory
         turned = (lights[rows[..., :3]] @ matrix.T.astype(np.float32)).clip(0, 1)
@@ -123,16 +125,6 @@ def _to_xyz(places: tuple[float, ...]) -> np.ndarray:
     xyz = np.array([(x / y, 1, (1 - x - y) / y) for x, y in zip(places[::2], places[1::2], strict=True)]).T
     matrix: np.ndarray = xyz[:, 1:] * np.linalg.solve(xyz[:, 1:], xyz[:, 0])
     return matrix
-
-
-def _coded(light: np.ndarray) -> np.ndarray:
-    light = light.clip(0, 1)
-    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-
-
-def _light(value: np.ndarray) -> np.ndarray:
-    """The inverse of `_coded`."""
-    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
 
 def _power(exponent: float) -> Callable[[np.ndarray], np.ndarray]:

@@ -12,6 +12,7 @@ from dd3g.gaussians import Gaussians, quaternion_to_matrix
 from dd3g.io.formats import Splats
 from dd3g.io.gltf import VERTICES, GlbBuffer, unpacked
 from dd3g.io.ply import SH_C0
+from dd3g.srgb import to_linear, to_srgb
 
 _EXTENSION = "KHR_gaussian_splatting"
 _ROTATION, _SCALE = f"{_EXTENSION}:ROTATION", f"{_EXTENSION}:SCALE"
@@ -28,7 +29,7 @@ def encode(gaussians: Gaussians) -> bytes:
     colors = gaussians.colors.numpy()
     opacities = gaussians.opacities.numpy().clip(0, 1)
     # COLOR_0 is linear by the core standard: 8 bits would lose the dark tones, and some readers mistake 16.
-    rgba = np.concatenate([_linear(colors.astype(np.float64).clip(0, 1)), opacities[:, None]], -1)
+    rgba = np.concatenate([to_linear(colors.astype(np.float64).clip(0, 1)), opacities[:, None]], -1)
     buffer = GlbBuffer()
     attributes = {
         "POSITION": buffer.add(gaussians.means.numpy(), "VEC3", VERTICES, bounds=True),
@@ -143,7 +144,7 @@ def _gaussians(document: dict[str, Any], content: memoryview, primitive: dict[st
         raise ValueError("its scales are negative, as drafts of the extension wrote them; export it again")
     colors = column[_SH0] * np.float32(SH_C0) + np.float32(0.5)
     if primitive["extensions"][_EXTENSION].get("colorSpace") == "lin_rec709_display":
-        colors = _encoded(colors)
+        colors = to_srgb(colors)
     return Gaussians(
         means=torch.from_numpy(column["POSITION"]),
         quats=torch.from_numpy(column[_ROTATION][:, [3, 0, 1, 2]]),
@@ -171,13 +172,3 @@ def _read(document: dict[str, Any], content: memoryview, index: int) -> np.ndarr
         raise ValueError("it ends too early: an accessor reaches past the end of the file")
     values = np.ndarray((count, width), dtype, content, start, (stride, dtype.itemsize)).astype(np.float32)
     return values / np.float32(np.iinfo(dtype).max) if accessor.get("normalized") else values
-
-
-def _linear(srgb: np.ndarray) -> np.ndarray:
-    """The sRGB transfer function, 0..1 to linear 0..1 (IEC 61966-2-1)."""
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-
-
-def _encoded(linear: np.ndarray) -> np.ndarray:
-    """The inverse of `_linear`."""
-    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear.clip(0.0031308) ** (1 / 2.4) - 0.055)

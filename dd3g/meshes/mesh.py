@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dd3g.errors import first_line
 from dd3g.meshes.normals import corner_normals
+from dd3g.srgb import to_srgb
 
 
 @dataclass
@@ -164,6 +165,7 @@ def _load_scene(path: Path) -> list[_Part]:
         faces = np.asarray(geometry.faces)
         uvs = np.zeros((len(faces), 3, 2))
         visual: Any = geometry.visual
+        # glTF's factors and vertex colours are linear, its textures are not.
         texture, factor, painted = _material(visual, linear=path.suffix.lower() in (".glb", ".gltf"))
         colors = np.broadcast_to(factor, (len(faces), 3, 3)).copy()
         if painted is not None:
@@ -180,7 +182,7 @@ def _material(visual: object, linear: bool) -> tuple[NDArray[np.uint8] | None, N
     if material is None:
         vertex_colors = getattr(visual, "vertex_colors", None)
         painted = None if vertex_colors is None else np.asarray(vertex_colors)[:, :3] / 255
-        return None, np.ones(3), _srgb(painted) if linear and painted is not None else painted
+        return None, np.ones(3), to_srgb(painted) if linear and painted is not None else painted
     picture = getattr(material, "baseColorTexture", None)
     picture = picture if picture is not None else getattr(material, "image", None)
     factor = getattr(material, "baseColorFactor", None)
@@ -193,11 +195,4 @@ def _material(visual: object, linear: bool) -> tuple[NDArray[np.uint8] | None, N
     if getattr(visual, "uv", None) is None:
         picture = None
     texture = None if picture is None else np.asarray(picture.convert("RGB"), dtype=np.uint8)
-    return texture, _srgb(factor) if linear else factor, None
-
-
-def _srgb(linear: NDArray) -> NDArray:
-    """The sRGB transfer function; glTF's factors and vertex colours are linear, its textures are not."""
-    return np.where(
-        linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055
-    )
+    return texture, to_srgb(factor) if linear else factor, None
