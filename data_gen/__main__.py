@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from dd3g.command import dispatch
+from dd3g.command.run import dispatch
 
 # Name -> module with main(argv) -> exit code, and a line about it.
 COMMANDS = {

@@ -23,10 +23,10 @@ from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
 from data_gen.sources.items import Item, Source
 from data_gen.sources.pictures import open_source
+from dd3g.command.progress import Progress
+from dd3g.command.setting import check_ranges, setting
 from dd3g.errors import UserError
-from dd3g.framing import is_cut_out
-from dd3g.progress import Progress
-from dd3g.setting import check_ranges, setting
+from dd3g.picture.framing import is_cut_out
 
 USAGE = "dd3g data collect SOURCE --output SET"
 MODEL = "collected"  # of pictures whose metadata name no model

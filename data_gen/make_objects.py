@@ -12,10 +12,10 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from dd3g.command import Json, run_command
+from dd3g.command.progress import Progress
+from dd3g.command.run import Json, run_command
 from dd3g.io.atomic import check_writable, replacing
 from dd3g.processes import map_in_processes
-from dd3g.progress import Progress
 
 LARGEST = 32767  # a coordinate of 1, as `dd3g.meshes.mesh.load_mesh` reads it
 

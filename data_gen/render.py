@@ -13,14 +13,14 @@ from typing import Annotated
 import typer
 
 from data_gen.meshes.objects import Item, Options, find_items, mesh_files, render_item
-from dd3g.command import Json, run_command
+from dd3g.command.progress import Progress
+from dd3g.command.run import Json, run_command
+from dd3g.command.setting import flattened
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.io.atomic import only_user, replacing
 from dd3g.io.shards import Shards, write_shard
 from dd3g.processes import map_in_processes
-from dd3g.progress import Progress
-from dd3g.setting import flattened
 
 
 def render_shard(task: tuple[Path, list[Item], Options]) -> tuple[int, list[tuple[str, str]]]:

@@ -21,10 +21,10 @@ from data_gen.shards.generate import generate_shards
 from data_gen.shards.options import flat_options
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
+from dd3g.command.progress import Progress, print_first
+from dd3g.command.setting import check_ranges, setting
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
-from dd3g.progress import Progress, print_first
-from dd3g.setting import check_ranges, setting
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from data_gen.meshes.captions import COLORS, LOOKS, STYLES, id_words, picture_words, read_manifest
 from data_gen.picture_models.tiny import TinyDenoiser, TinyRgbaPipeline, encode, scheduler
-from dd3g.configuration import launch
+from dd3g.command.configuration import launch
+from dd3g.command.setting import setting
 from dd3g.diffusion import Schedule
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import Shards
-from dd3g.picture_sources import SHEET, split_sheet
-from dd3g.setting import setting
+from dd3g.picture.sources import SHEET, split_sheet
 from dd3g.training import LoopConfig, SmallNetworkConfig, fit
 
 SHOWN = (

@@ -33,7 +33,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     try:
-        from dd3g.command import dispatch, say
+        from dd3g.command.run import dispatch, say
     except KeyboardInterrupt:  # while Python reads its own files
         print("stopped", file=sys.stderr)
         return 130

@@ -11,14 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import Device, Json, Report, conclude, failure, run_command
-from dd3g.decoding import SUFFIXES
+from dd3g.command.progress import Progress
+from dd3g.command.run import Device, Json, Report, conclude, failure, run_command
+from dd3g.command.setting import flattened
 from dd3g.errors import UserError
-from dd3g.inputs import find_pictures
 from dd3g.io.atomic import check_writable, remove_leftovers
-from dd3g.progress import Progress
+from dd3g.picture.decoding import SUFFIXES
+from dd3g.picture.inputs import find_pictures
 from dd3g.results import FORMATS, NO_ENCODER, Options, Request, are_there, write_results
-from dd3g.setting import flattened
 
 DEFAULT_WEIGHTS = "nano"
 MANY = 16  # passes for which it pays to warm a GPU up
@@ -44,7 +44,7 @@ def run(
     """Convert every picture; a failure is reported and the others are still converted.
 
     Args:
-        inputs: as `dd3g.inputs.find_pictures` takes them.
+        inputs: as `dd3g.picture.inputs.find_pictures` takes them.
         request: what to write.
         weights: as `Generator.from_pretrained` takes them.
         device: as `dd3g.nn.checkpoint.find_device` takes it.

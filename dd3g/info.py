@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import Json, run_command, say
+from dd3g.command.run import Json, run_command, say
 from dd3g.io.formats import AXES, SPLATS, name_and_format
 
 

@@ -22,12 +22,12 @@ from typing import Annotated
 
 import typer
 
-from dd3g.command import Json, dispatch, say
+from dd3g.command.progress import paused
+from dd3g.command.run import Json, dispatch, say
 from dd3g.errors import UserError
 from dd3g.homeless import cache_folder
 from dd3g.hub_models import HUB_MODELS, HubModel
 from dd3g.io.atomic import remove_leftovers, temporary_folder
-from dd3g.progress import paused
 
 
 @dataclass(frozen=True)

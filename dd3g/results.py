@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dd3g.decoding import SUFFIXES
+from dd3g.command.setting import setting
+from dd3g.command.signals import signals_wait
 from dd3g.errors import UserError
-from dd3g.framing import check_how
 from dd3g.io.atomic import move_files, temporary_folder
 from dd3g.io.formats import AXES as AXES
 from dd3g.io.formats import LAYOUTS, MESHES, SPLATS, check_format, check_layout
-from dd3g.setting import setting
-from dd3g.signals import signals_wait
+from dd3g.picture.decoding import SUFFIXES
+from dd3g.picture.framing import check_how
 
 if TYPE_CHECKING:
     from dd3g.gaussians import Gaussians

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dd3g.command import Json, run_command, say
+from dd3g.command.run import Json, run_command, say
 from dd3g.errors import UserError
 from dd3g.io.atomic import remove_leftovers
 from dd3g.io.formats import AXES, SPLATS, check_format, name_and_format

@@ -17,12 +17,12 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from dd3g.command import Json, run_command
+from dd3g.command.run import Json, run_command
 from dd3g.io.atomic import replacing
 from dd3g.training.checkpoints import checkpoints
 from distill.evaluation.statistics import paired_difference
 from distill.recipe import describe_machine, run_stage
-from distill.renders import RenderedObjects
+from distill.samples.renders import RenderedObjects
 
 MESHES, BOTH = "meshes", "meshes and quadruples"  # the two students
 METRICS = {"psnr": "PSNR", "ssim": "SSIM", "iou": "IoU", "st_lpips_128": "ST-LPIPS 128"}

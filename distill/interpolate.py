@@ -16,7 +16,7 @@ import typer
 from torch import Tensor
 
 from dd3g.cameras import ELEVATION, Cameras
-from dd3g.command import Device, Json, run_command
+from dd3g.command.run import Device, Json, run_command
 from dd3g.errors import UserError
 
 AZIMUTHS = (0.0, 60.0, 120.0, 180.0, 240.0, 300.0)

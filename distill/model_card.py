@@ -11,7 +11,7 @@ import dd3g
 from dd3g.hub_models import HUB_MODELS
 from dd3g.io.atomic import replacing
 from dd3g.nn.checkpoint import CARD
-from distill.generate_shards import teacher_of
+from distill.simulation.generate_shards import teacher_of
 from distill.teachers.published import find_source
 
 

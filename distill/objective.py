@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
+from dd3g.command.setting import check_ranges, setting
 from dd3g.diffusion import convert
 from dd3g.gaussians import Gaussians
 from dd3g.rasterizer import rasterize
-from dd3g.setting import check_ranges, setting
 from dd3g.training import normal_for
-from distill.render_samples import Sample
+from distill.samples.render_samples import Sample
 
 COVERED = 0.65  # alpha from which a pixel inside the mask is no hole, with some room above one half
 

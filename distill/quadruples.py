@@ -26,7 +26,7 @@ from torch import Tensor
 from dd3g.cameras import FAR, NEAR, Cameras
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
-from distill.mattes import Mattes
+from distill.simulation.mattes import Mattes
 
 MOST_NOISE = 2**24  # numbers that a stranger's file may ask for
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import Json, run_command
+from dd3g.command.run import Json, run_command
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import Shards

@@ -16,14 +16,14 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from dd3g.command import Device, Json, dispatch
+from dd3g.command.run import Device, Json, dispatch
 from dd3g.errors import UserError
 from dd3g.nn.checkpoint import find_device
-from distill.generate_shards import ShardSet, generate_shards
-from distill.inputs import open_inputs
-from distill.mattes import matte_model
+from distill.simulation.generate_shards import ShardSet, generate_shards
+from distill.simulation.inputs import open_inputs
+from distill.simulation.mattes import matte_model
+from distill.simulation.verify import verify
 from distill.teachers import load
-from distill.verify import verify
 
 
 def _partial_state(device: str) -> tuple[Any, torch.device]:

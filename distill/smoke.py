@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dd3g.cameras import Cameras
-from dd3g.command import run_command
+from dd3g.command.run import run_command
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.pepd import Generator, GeneratorConfig
@@ -23,7 +23,7 @@ from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet
 from dd3g.rasterizer import get_ready, rasterize
 from dd3g.training import LoopConfig, fit, generator_for
 from distill.objective import Objective, ObjectiveConfig, Verifier
-from distill.render_samples import Sample
+from distill.samples.render_samples import Sample
 from distill.teachers.compact import CompactConfig, CompactTeacher
 
 SIZE, VIEWS = 32, 4

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from dd3g.command.setting import check_ranges, setting
 from dd3g.errors import UserError
 from dd3g.nn.clip_vision import ClipVisionConfig
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.pepd.config import TeacherPhase
-from dd3g.setting import check_ranges, setting
 from distill.teachers import load
 from distill.teachers.mvdream import MVDreamTeacher
 
@@ -110,7 +110,7 @@ def check_steps(start: StartConfig, made_by: dict[str, Any], steps: int | None, 
 
     Args:
         start: of the student.
-        made_by: what is known of the quadruples' teacher, see `distill.generate_shards.teacher_of`.
+        made_by: what is known of the quadruples' teacher, see `generate_shards.teacher_of`.
         steps: that they were made in; None where they do not say.
         name: of the quadruples, in the message.
 

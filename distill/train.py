@@ -16,15 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from dd3g.cameras import ELEVATION, Cameras
-from dd3g.configuration import launch
+from dd3g.command.configuration import launch
+from dd3g.command.setting import setting
 from dd3g.errors import UserError
 from dd3g.nn.checkpoint import find_weights, load_weights
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.rasterizer import get_ready, rasterize
-from dd3g.setting import setting
 from dd3g.training import LoopConfig, Samples, fit
 from distill.contact_sheet import save_contact_sheet
-from distill.datasets import (
+from distill.model_card import write_card
+from distill.objective import Objective, ObjectiveConfig, Verifier
+from distill.quadruples import Quadruples
+from distill.samples.datasets import (
     MixedDataset,
     QuadrupleDataset,
     check_fit,
@@ -32,14 +35,11 @@ from distill.datasets import (
     first_whole,
     validation_batch,
 )
-from distill.generate_shards import teacher_of
-from distill.mattes import BELIEVED
-from distill.model_card import write_card
-from distill.objective import Objective, ObjectiveConfig, Verifier
-from distill.quadruples import Quadruples
-from distill.render_samples import RenderDataset, Sample
+from distill.samples.render_samples import RenderDataset, Sample
+from distill.samples.unpacked import open_renders
+from distill.simulation.generate_shards import teacher_of
+from distill.simulation.mattes import BELIEVED
 from distill.student import StartConfig, check_steps, share_frozen, start_from_teacher
-from distill.unpacked import open_renders
 
 SHOWN = 8  # objects on a contact sheet
 

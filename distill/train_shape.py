@@ -16,26 +16,18 @@ from typing import ClassVar
 
 import torch
 
-from dd3g.configuration import launch
+from dd3g.command.configuration import launch
+from dd3g.command.setting import setting
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.nn.checkpoint import find_weights, load_weights, read_config
 from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet
-from dd3g.setting import setting
 from dd3g.training import LoopConfig, fit, generator_for
-from distill.carving import CarvedQuadruples, Together
-from distill.renders import RenderedObjects
-from distill.shapes import (
-    ShapeDataset,
-    ShapeObjective,
-    ShapeObjectiveConfig,
-    ShapeSample,
-    check_volumes,
-    held_out,
-    shape_sample,
-    shape_scores,
-)
-from distill.unpacked import UnpackedRenders, open_renders
+from distill.samples.renders import RenderedObjects
+from distill.samples.unpacked import UnpackedRenders, open_renders
+from distill.shape.carving import CarvedQuadruples, Together
+from distill.shape.objective import ShapeObjective, ShapeObjectiveConfig, shape_scores
+from distill.shape.samples import ShapeDataset, ShapeSample, check_volumes, held_out, shape_sample
 
 # The network that is kept is best at this score of held-out objects; at one half bodies stay thin for long.
 KEPT_BY = "mask_iou_30"

@@ -13,16 +13,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dd3g.configuration import launch
+from dd3g.command.configuration import launch
+from dd3g.command.setting import setting
 from dd3g.diffusion import sample
 from dd3g.errors import UserError
-from dd3g.setting import setting
 from dd3g.training import LoopConfig, fit
 from distill.contact_sheet import save_contact_sheet
-from distill.datasets import check_fit, validation_batch
-from distill.render_samples import RenderDataset, Sample
+from distill.samples.datasets import check_fit, validation_batch
+from distill.samples.render_samples import RenderDataset, Sample
+from distill.samples.unpacked import open_renders
 from distill.teachers.compact import CompactCondition, CompactConfig, CompactTeacher
-from distill.unpacked import open_renders
 
 
 @dataclass

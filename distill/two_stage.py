@@ -13,12 +13,12 @@ import torch
 
 from dd3g.cameras import ELEVATION, FOVY
 from dd3g.errors import UserError
-from dd3g.framing import check_how
 from dd3g.gaussians import Gaussians
 from dd3g.pepd.perspective import seen_under
 from dd3g.picture import as_picture
+from dd3g.picture.framing import check_how
 from distill.lgm import LGM, SIZE, check_cameras, load_lgm
-from distill.ode import views_of
+from distill.simulation.ode import views_of
 from distill.teachers import Teacher, load
 
 

@@ -31,7 +31,7 @@ def _words(output: Path, section: str, shape: dict, options: dict) -> list[str]:
 def trainers(folder: Path) -> dict[str, Callable[[], object]]:
     """Name -> what runs that trainer for `STEPS` steps on small data made in `folder`."""
     from data_gen import train_tiny
-    from dd3g.configuration import launch
+    from dd3g.command.configuration import launch
     from distill.train import DistillConfig
     from distill.train import run as distil
     from distill.train_teacher import TeacherConfig

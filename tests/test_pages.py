@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dd3g import command, configuration
 from dd3g.__main__ import main
+from dd3g.command import configuration, run
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -74,7 +74,7 @@ class Parsed(BaseException):
 @pytest.fixture
 def only_read(monkeypatch):
     """Commands read their words and do nothing."""
-    make, parse = command.make_app, configuration.parse
+    make, parse = run.make_app, configuration.parse
 
     def make_app(function):
         return make(functools.wraps(function)(lambda **options: None))
@@ -83,7 +83,7 @@ def only_read(monkeypatch):
         parse(argv, schema)
         raise Parsed
 
-    monkeypatch.setattr(command, "make_app", make_app)
+    monkeypatch.setattr(run, "make_app", make_app)
     monkeypatch.setattr(configuration, "parse", read)
 
 
@@ -102,7 +102,7 @@ def test_a_command_of_a_page_is_understood(words, whole, only_read, capsys, monk
     monkeypatch.setattr(sys, "argv", [module])
     start = main if module == "dd3g.__main__" else import_module(module).main
     if "argv" not in inspect.signature(start).parameters:  # of a script that typer runs
-        start = functools.partial(command.run_command, start, name=module)
+        start = functools.partial(run.run_command, start, name=module)
     try:
         code = start(rest)
     except Parsed:

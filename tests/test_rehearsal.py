@@ -21,7 +21,7 @@ from stand_ins.training_runs import files, fresh, metrics
 
 from dd3g import infer
 from dd3g.cameras import Cameras
-from dd3g.configuration import launch
+from dd3g.command.configuration import launch
 from dd3g.pepd import Generator
 from distill import simulate
 from distill.quadruples import Quadruples

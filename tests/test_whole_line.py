@@ -13,7 +13,7 @@ from data_gen import synthesize
 from data_gen.prompts import generation as prompts
 from data_gen.reports import verify
 from dd3g import infer
-from dd3g.configuration import parse
+from dd3g.command.configuration import parse
 from dd3g.io.shards import Shards
 from distill import simulate
 from distill.train import DistillConfig

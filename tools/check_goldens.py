@@ -20,7 +20,7 @@ from typing import Annotated
 import torch
 import typer
 
-from dd3g.command import run_command
+from dd3g.command.run import run_command
 from dd3g.errors import UserError, first_line
 from tools.goldens.golden import Compared, Golden
 from tools.goldens.seeds import find_seed

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dd3g.command import Json, run_command
+from dd3g.command.run import Json, run_command
+from dd3g.command.setting import flattened, setting
 from dd3g.errors import UserError
 from dd3g.io.atomic import check_writable, replacing
-from dd3g.setting import flattened, setting
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,9 +53,9 @@ def evaluate(dataset: str, source: Path, options: Comparison, output: Path | Non
         UserError: unknown names, missing weights, files that are not as published, a folder that cannot be
             written to.
     """
+    from dd3g.command.progress import Progress
     from dd3g.machine import provenance
     from dd3g.pose.data.motion import load_cmu
-    from dd3g.progress import Progress
     from tools.pose_methods import make_advice, make_methods, run_method, summarise
     from tools.pose_people import describe, detector, load_people
     from tools.pose_recovery import evaluate_recovery

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import typer
 from PIL import Image
 
-from dd3g.command import run_command
+from dd3g.command.run import run_command
 from dd3g.errors import UserError
 
 FORMATS = ("ply", "spz", "glb", "splat", "html")

@@ -13,7 +13,7 @@ import torch
 import typer
 from torch import Tensor
 
-from dd3g.command import run_command
+from dd3g.command.run import run_command
 from dd3g.pose.body.anny_body import MARKS, AnnyBody, straighten
 from dd3g.pose.body.bodies import SHAPES, SHIPPED, Body
 from dd3g.pose.body.skeletons import OPENPOSE_25, SMPL_24

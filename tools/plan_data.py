@@ -20,7 +20,7 @@ import typer
 from data_gen.filters.rules import DUPLICATE
 from data_gen.reports.figures import read_figures
 from data_gen.shards.storage import Storage
-from dd3g.command import Json, run_command
+from dd3g.command.run import Json, run_command
 from dd3g.errors import UserError
 
 SIZES = (120_000, 10_000_000)

@@ -12,7 +12,7 @@ import torch
 import typer
 from torch import Tensor
 
-from dd3g.command import run_command
+from dd3g.command.run import run_command
 from dd3g.io.atomic import replacing
 from dd3g.pose import metrics
 from dd3g.pose.body.skeletons import H36M_17
@@ -179,12 +179,12 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
 ) -> None:
     """Draw poses from the prior and compare bone lengths and joint limits with its training data."""
+    from dd3g.command.progress import track
     from dd3g.machine import provenance
     from dd3g.pose.data.motion import load_cmu
     from dd3g.pose.data.synthesis import synthesise
     from dd3g.pose.methods.guided import generate
     from dd3g.pose.networks.prior import Prior
-    from dd3g.progress import track
 
     prior = Prior.from_pretrained(weights)
     frames = replace(load_cmu(motion, "train"), rotations=None)

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import Json, run_command
+from dd3g.command.run import Json, run_command
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from tools.fault_injection import kill_and_compare

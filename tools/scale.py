@@ -24,8 +24,8 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from dd3g.cameras import Cameras
-from dd3g.command import run_command
-from dd3g.configuration import parse
+from dd3g.command.configuration import parse
+from dd3g.command.run import run_command
 from dd3g.gaussians import Gaussians
 from dd3g.io.atomic import replacing
 from dd3g.nn.multiview_unet import MultiViewUNetConfig

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dd3g.framing import SOLID
+from dd3g.picture.framing import SOLID
 
 _GRID = 32  # samples a side that the transform sees
 _FREQUENCIES = 8

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from data_gen.filters.foreground import estimate_foreground
-from dd3g.framing import cut_frame, object_frame
+from dd3g.command.setting import check_ranges, setting
 from dd3g.machine import cores_each
-from dd3g.matting import predict_matte
-from dd3g.setting import check_ranges, setting
+from dd3g.picture.framing import cut_frame, object_frame
+from dd3g.picture.matting import predict_matte
 
 
 @dataclass

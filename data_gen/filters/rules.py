@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dd3g.setting import check_ranges, setting
+from dd3g.command.setting import check_ranges, setting
 
 if TYPE_CHECKING:
     from data_gen.filters.mattes import Matted

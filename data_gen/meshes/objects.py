@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dd3g.cameras import ELEVATION, Cameras
+from dd3g.command.setting import setting
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.meshes.layouts import FoundObject, find_objects, read_rows
-from dd3g.picture_sources import DEPTH, DEPTH_UNIT, SHEET, VOLUME
-from dd3g.setting import setting
+from dd3g.picture.sources import DEPTH, DEPTH_UNIT, SHEET, VOLUME
 
 FILL = 0.55  # radius of the object's bounding sphere; at radius 1.5 and fovy 49.1 it spans 86 % of the frame
 HALF = 1.02 * FILL  # half the side of the cube whose matter is stored

@@ -18,8 +18,8 @@ from data_gen.picture_models.pipeline_folders import (
     read_licence,
 )
 from data_gen.picture_models.protocol import ModelConfig
+from dd3g.command.progress import quiet_libraries
 from dd3g.errors import UserError, first_line
-from dd3g.progress import quiet_libraries
 
 # Keys of ModelConfig -> arguments of the pipelines' call.
 ARGUMENTS = {

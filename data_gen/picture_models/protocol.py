@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dd3g.setting import check_ranges, setting
+from dd3g.command.setting import check_ranges, setting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

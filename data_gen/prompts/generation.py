@@ -16,10 +16,10 @@ import typer
 
 from data_gen.prompts.grammar import Choices, Grammar, Scene, own_grammar
 from data_gen.prompts.lists import Prompt, prompt_id, prompts_from, write_prompts
-from dd3g.command import Json, run_command
+from dd3g.command.progress import Progress, print_first
+from dd3g.command.run import Json, run_command
 from dd3g.errors import UserError
 from dd3g.io.atomic import check_writable
-from dd3g.progress import Progress, print_first
 
 COUNT = 120_000
 SHOWN = 100  # skipped lines that are named one by one

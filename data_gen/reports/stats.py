@@ -15,7 +15,7 @@ import typer
 from data_gen.reports.figures import Figures, read_figures, sample_pictures
 from data_gen.reports.stats_page import save_page
 from data_gen.shards.storage import Storage
-from dd3g.command import run_command
+from dd3g.command.run import run_command
 
 PERCENTILES = (1, 25, 50, 75, 99)
 

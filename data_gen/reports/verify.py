@@ -27,11 +27,11 @@ from data_gen.shards.index import CARD, INDEX, summarize, write_index
 from data_gen.shards.manifest import CHUNKS, ShardManifest, finished_shards, shard_name
 from data_gen.shards.options import OPTIONS, options_fingerprint, read_options
 from data_gen.shards.storage import Storage
-from dd3g.command import Json, run_command
+from dd3g.command.progress import Progress, print_first
+from dd3g.command.run import Json, run_command
 from dd3g.errors import UserError
-from dd3g.framing import SOLID
 from dd3g.io.shards import Shards
-from dd3g.progress import Progress, print_first
+from dd3g.picture.framing import SOLID
 
 SHOWN = 20  # problems that are printed
 _RESUME = "run the command that makes the set again"

@@ -9,8 +9,8 @@ from typing import Any
 
 from data_gen.shards.index import missing_sentence
 from data_gen.shards.process_group import ProcessGroup
-from dd3g.configuration import launch
-from dd3g.progress import Progress, print_first
+from dd3g.command.configuration import launch
+from dd3g.command.progress import Progress, print_first
 
 WAITING = 3  # exit code
 SHOWN = 20  # unreadable pictures that are named at the end

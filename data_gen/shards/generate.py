@@ -18,8 +18,8 @@ from data_gen.shards.manifest import CHUNKS, ShardManifest, finished_shards, sha
 from data_gen.shards.options import check_options, started
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.shard_worker import ShardWorker
+from dd3g.command.progress import Progress
 from dd3g.errors import UserError
-from dd3g.progress import Progress
 
 AGAIN = "start the same command again when they are done"
 

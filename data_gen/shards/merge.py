@@ -22,11 +22,11 @@ from data_gen.shards.index import INDEX, missing_sentence, write_index
 from data_gen.shards.manifest import ShardManifest, finished_shards
 from data_gen.shards.options import check_options, read_options
 from data_gen.shards.storage import Storage
-from dd3g.command import Json, run_command
+from dd3g.command.progress import Progress, print_first
+from dd3g.command.run import Json, run_command
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.io.shards import Shards
-from dd3g.progress import Progress, print_first
 
 SHOWN = 10  # colliding ids that are printed
 

@@ -13,12 +13,12 @@ from PIL import Image
 
 from data_gen.meshes.captions import id_words
 from data_gen.sources.items import NAMES, Item, Source, describe, named_id
-from dd3g.decoding import read_rgba
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.io.shards import Shards
 from dd3g.io.tables import PictureTables
-from dd3g.picture_sources import (
+from dd3g.picture.decoding import read_rgba
+from dd3g.picture.sources import (
     SHEET,
     EncodedPictures,
     Found,

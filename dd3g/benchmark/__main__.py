@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dd3g.command import Json, dispatch
+from dd3g.command.run import Json, dispatch
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dd3g.command.signals import signals_wait
 from dd3g.errors import UserError
-from dd3g.signals import signals_wait
 
 TEMPORARY = ".dd3g-tmp-"  # how temporary folders begin
 # Names of unfinished files, here and in `dd3g.io.shards`.

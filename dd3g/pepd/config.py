@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from dd3g.cameras import FAR, FOVY, NEAR, RADIUS, Cameras
+from dd3g.command.setting import check_ranges, setting
 from dd3g.nn.clip_vision import ClipVisionConfig
 from dd3g.nn.multiview_unet import MultiViewUNetConfig
 from dd3g.pepd.occupancy import OccupancyConfig
-from dd3g.setting import check_ranges, setting
 
 
 @dataclass

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from dd3g.cameras import ELEVATION, FOVY, RADIUS, Cameras
 from dd3g.errors import UserError, first_line
-from dd3g.framing import check_how
 from dd3g.io.splats import Gaussians
 from dd3g.nn import PictureEncoder, correspond_rgba
 from dd3g.nn.checkpoint import (
@@ -38,6 +37,7 @@ from dd3g.pepd.perspective import seen_under
 from dd3g.pepd.progressive_decoding import Frame, ProgressiveDecoding
 from dd3g.pepd.solid import solidify
 from dd3g.pepd.teacher_extraction import TeacherExtraction
+from dd3g.picture.framing import check_how
 
 
 class Generator(Renamed):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dd3g.command.setting import setting
 from dd3g.nn import MultiViewTransformer, ResidualBlock
 from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
 from dd3g.pepd.frustum import (
@@ -28,7 +29,6 @@ from dd3g.pepd.frustum import (
     template,
     upright_depth,
 )
-from dd3g.setting import setting
 
 PEAK = 8.0  # logits that a place on a ray falls by for each that it is less likely than the likeliest
 

@@ -11,14 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import Json, Report, conclude, dispatch, failure
+from dd3g.command.progress import Progress
+from dd3g.command.run import Json, Report, conclude, dispatch, failure
+from dd3g.command.setting import flattened
+from dd3g.command.signals import signals_wait
 from dd3g.errors import UserError
-from dd3g.inputs import output_stems
 from dd3g.io.atomic import check_writable, move_files, remove_leftovers, temporary_folder
+from dd3g.picture.inputs import output_stems
 from dd3g.pose.request import KEYPOINTS, Export, Method, Request, find_inputs, is_video
-from dd3g.progress import Progress
-from dd3g.setting import flattened
-from dd3g.signals import signals_wait
 
 
 def run(inputs: list[Path], request: Request, progress: Progress, report: Report) -> Report:

@@ -21,7 +21,7 @@ import torch
 import typer
 from torch import Tensor
 
-from dd3g.command import Json, run_command
+from dd3g.command.run import Json, run_command
 from dd3g.errors import UserError, first_line
 from dd3g.pose.data.arrays import read_npz, tensor
 from dd3g.pose.networks.difficulty import Difficulty, DifficultyConfig

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import Json, run_command
+from dd3g.command.run import Json, run_command
+from dd3g.command.setting import flattened, setting
 from dd3g.errors import UserError
-from dd3g.setting import flattened, setting
 
 
 class Network(StrEnum):

@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 import dd3g
-from dd3g.command import Device, run_command
+from dd3g.command.run import Device, run_command
+from dd3g.command.signals import signals_stop
 from dd3g.errors import UserError
 from dd3g.infer import DEFAULT_WEIGHTS
-from dd3g.signals import signals_stop
 
 
 def serve(

@@ -16,9 +16,9 @@ from dd3g.io.atomic import scratch_folder
 from dd3g.io.formats import MESHES, SPLATS
 from dd3g.io.splats import MIN_OPACITY, save
 from dd3g.io.viewer import save_viewer
-from dd3g.matting import predict_matte
 from dd3g.pepd.mesh import mesh_of
 from dd3g.picture import load_image
+from dd3g.picture.matting import predict_matte
 from dd3g.results import Request
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from dd3g.setting import check_ranges, setting
+from dd3g.command.setting import check_ranges, setting
 
 PRECISIONS = {
     "no": "no",

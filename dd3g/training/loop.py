@@ -19,10 +19,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from dd3g.command.progress import Progress
+from dd3g.command.signals import Interrupted
 from dd3g.errors import UserError, first_line
 from dd3g.nn.recompute import recompute_blocks
-from dd3g.progress import Progress
-from dd3g.signals import Interrupted
 from dd3g.training.averaging import Average
 from dd3g.training.checkpoints import State, checkpoints, resume, save_checkpoint
 from dd3g.training.config import LoopConfig

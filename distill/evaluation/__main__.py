@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from dd3g.command import Json, run_command
+from dd3g.command.run import Json, run_command
+from dd3g.command.setting import flattened
 from dd3g.errors import UserError
-from dd3g.setting import flattened
 from distill.evaluation.options import Evaluation
 
 

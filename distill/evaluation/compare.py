@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 import dd3g
+from dd3g.command.progress import Progress, track
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.io.atomic import check_writable, replacing
 from dd3g.machine import provenance
 from dd3g.processes import map_in_processes
-from dd3g.progress import Progress, track
 from distill.evaluation.learned import frechet_distance, kernel_distance, load_metrics
 from distill.evaluation.metrics import bootstrap_mean
 from distill.evaluation.options import Evaluation

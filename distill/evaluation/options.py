@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dd3g.command.setting import setting
 from dd3g.errors import UserError
-from dd3g.setting import setting
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from dd3g.cameras import FOVY, RADIUS, Cameras
-from dd3g.decoding import SUFFIXES
 from dd3g.errors import UserError, first_line
 from dd3g.gaussians import Gaussians
 from dd3g.io.glb import holds_splats
 from dd3g.io.splats import AXES, world_turn
+from dd3g.picture.decoding import SUFFIXES
 from distill.evaluation.metrics import on_white
 from distill.evaluation.predictors import Drawing, Pictures, Prediction, Target, drawing_of, mesh_drawing
 from distill.evaluation.targets import frame
@@ -145,8 +145,8 @@ def _objects_in(folder: Path) -> list[Path]:
 
 
 def _pictures(folder: Path, target: Target) -> Drawing:
-    from dd3g.decoding import read_rgba
     from dd3g.picture import resize_rgba
+    from dd3g.picture.decoding import read_rgba
 
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
     if len(paths) != len(target.novel):

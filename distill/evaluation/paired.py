@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command import Json
+from dd3g.command.run import Json
 from dd3g.errors import UserError
 from distill.evaluation.compare import COMPARED
 from distill.evaluation.statistics import later_and_earlier, paired_difference

@@ -208,7 +208,7 @@ def teacher_views(
 
     None takes the teacher's settings.
     """
-    from distill.ode import views_of
+    from distill.simulation.ode import views_of
 
     kept: dict[str, Tensor] = {}
 

@@ -7,10 +7,10 @@ import re
 from dataclasses import asdict, dataclass, field
 
 from dd3g.cameras import ELEVATION, FOVY, RADIUS
-from dd3g.configuration import find_config, parse
+from dd3g.command.configuration import find_config, parse
+from dd3g.command.setting import setting
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
-from dd3g.setting import setting
 
 CODE = 1  # raise it when a metric or the renderer changes what it says: old and new numbers must not mix
 FOLDER = "evaluation"

@@ -18,8 +18,8 @@ from dd3g.fingerprint import fingerprint
 from dd3g.meshes.layouts import FoundObject, find_objects
 from distill.evaluation.predictors import Target
 from distill.evaluation.protocol import Protocol
-from distill.inputs import seed_of
-from distill.renders import RenderedObject, RenderedObjects
+from distill.samples.renders import RenderedObject, RenderedObjects
+from distill.simulation.inputs import seed_of
 
 PROBES, PROBE_SIZE = 24, 128  # cameras that see a surface from all around
 

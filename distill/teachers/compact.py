@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
+from dd3g.command.setting import check_ranges, setting
 from dd3g.diffusion import ClassifierFree, Prediction, Schedule
 from dd3g.fingerprint import fingerprint
 from dd3g.nn import (
@@ -27,7 +28,6 @@ from dd3g.nn import (
     timestep_embedding,
 )
 from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
-from dd3g.setting import check_ranges, setting
 
 
 @dataclass

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dd3g.command.progress import quiet_libraries
 from dd3g.errors import UserError, first_line
 from dd3g.hub_models import is_whole
 from dd3g.nn.clip_vision import MEAN, STD
-from dd3g.progress import quiet_libraries
 from distill.teachers.published import AGAIN, read_json
 
 START, END, PADDING, LENGTH = 49406, 49407, 0, 77  # of Stable Diffusion 2's token ids; padding is "!"

@@ -19,13 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dd3g.command.progress import quiet_libraries
 from dd3g.diffusion import Schedule
 from dd3g.errors import UserError, first_line
 from dd3g.hub_models import HUB_MODELS, PIPELINE, HubModel, commit_of, is_whole
 from dd3g.nn.attention import KERNELS, AttentionKernel, use_kernel
 from dd3g.nn.checkpoint import check_options
 from dd3g.nn.multiview_unet import MultiViewUNet, MultiViewUNetConfig
-from dd3g.progress import quiet_libraries
 
 INDEX = "model_index.json"
 AGAIN = "copy or fetch it again"

@@ -21,7 +21,7 @@ from data_gen.picture_models.loading import load_model
 from data_gen.picture_models.pipeline_folders import folder_fingerprint
 from data_gen.picture_models.protocol import ModelConfig
 from data_gen.train_tiny import CaptionedViews, TinyTrainConfig
-from dd3g.configuration import parse
+from dd3g.command.configuration import parse
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
 

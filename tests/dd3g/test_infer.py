@@ -11,9 +11,9 @@ from PIL import Image
 from stand_ins.infer_command import fails, picture, run, written
 
 from dd3g import infer
-from dd3g.decoding import SUFFIXES
 from dd3g.gaussians import Gaussians
 from dd3g.io import splats
+from dd3g.picture.decoding import SUFFIXES
 from dd3g.results import NO_ENCODER
 
 

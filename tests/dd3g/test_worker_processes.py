@@ -17,7 +17,7 @@ SLEEPERS = """
 import os, time
 from pathlib import Path
 from dd3g.processes import map_in_processes
-from dd3g.signals import signals_stop
+from dd3g.command.signals import signals_stop
 
 def sleep(folder):
     Path(folder, str(os.getpid())).touch()
@@ -70,7 +70,7 @@ def test_a_signal_ends_all_processes_at_once_without_a_word(tmp_path, name):
     # Ctrl-C reaches every process of a terminal, a scheduler's signal the first.
     (os.killpg if name == "SIGINT" else os.kill)(process.pid, getattr(signal, name))
     _, error = process.communicate(timeout=60)
-    assert "leaked" not in error and error.splitlines()[-1] == f"dd3g.signals.Interrupted: {name}"
+    assert "leaked" not in error and error.splitlines()[-1] == f"dd3g.command.signals.Interrupted: {name}"
     assert error.count("Traceback") == 1  # of the script above, not of its processes
     for path in begun:
         with pytest.raises(ProcessLookupError):

@@ -8,7 +8,7 @@ from stand_ins.tiny_objects import write_cube, write_quadruples, write_renders
 
 from data_gen.meshes.objects import Options
 from data_gen.render import render_folder
-from distill.renders import RenderedObjects
+from distill.samples.renders import RenderedObjects
 from distill.teachers import load
 from distill.teachers.encoders import END, START
 

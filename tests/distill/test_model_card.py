@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from distill.generate_shards import check_settings
 from distill.model_card import write_card
+from distill.simulation.generate_shards import check_settings
 from distill.train import DistillConfig
 
 

@@ -12,7 +12,7 @@ from stand_ins.published_teachers import write_imagedream, write_zero123plus
 from stand_ins.tiny_objects import write_renders
 
 from dd3g.cameras import Cameras
-from dd3g.configuration import parse
+from dd3g.command.configuration import parse
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.pepd.occupancy import OccupancyNet
 from dd3g.rasterizer import Render
@@ -20,8 +20,8 @@ from distill import objective as objective_module
 from distill.lgm import LGM
 from distill.objective import Objective, ObjectiveConfig, Verifier, direct_terms, zero_of
 from distill.perceptual import VggDistance
-from distill.render_samples import RenderDataset, Sample
-from distill.renders import RenderedObjects
+from distill.samples.render_samples import RenderDataset, Sample
+from distill.samples.renders import RenderedObjects
 from distill.teachers import load
 from distill.teachers.compact import CompactConfig, CompactTeacher
 from distill.teachers.encoders import END, START

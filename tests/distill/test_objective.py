@@ -16,8 +16,8 @@ from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.rasterizer import rasterize
 from dd3g.training import normal_for
 from distill.objective import Objective, ObjectiveConfig, Verifier, direct_terms
-from distill.render_samples import RenderDataset, Sample
-from distill.renders import RenderedObjects
+from distill.samples.render_samples import RenderDataset, Sample
+from distill.samples.renders import RenderedObjects
 from distill.teachers.compact import SpaceToDepth
 
 SIZE, NOISE = 32, (4, 64, 8, 8)

@@ -13,7 +13,7 @@ from stand_ins.published_teachers import pictures
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
-from distill.ode import simulate
+from distill.simulation.ode import simulate
 from distill.teachers import load
 from distill.teachers.encoders import END, START, TextEncoder
 

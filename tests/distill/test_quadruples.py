@@ -14,7 +14,7 @@ from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards, write_shard
 from distill.quadruples import Quadruple, Quadruples, decode, encode, noise_of
-from distill.renders import RenderedObjects
+from distill.samples.renders import RenderedObjects
 
 
 @pytest.mark.parametrize("channels", [4, 3])

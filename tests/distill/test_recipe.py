@@ -165,7 +165,7 @@ def test_what_cannot_be_made(tmp_path, capsys):
 
 
 def test_sizes_are_those_of_the_configurations():
-    from dd3g.configuration import parse
+    from dd3g.command.configuration import parse
     from distill.train_shape import ShapeConfig
 
     for size, pixels in SIZES.items():

@@ -15,12 +15,12 @@ from dd3g.errors import UserError
 from dd3g.io.shards import Shards, write_shard
 from dd3g.pepd import Generator, GeneratorConfig
 from distill import teachers
-from distill.datasets import QuadrupleDataset, check_rig, front_camera, joined, known_views
-from distill.mattes import Mattes
 from distill.objective import Objective, ObjectiveConfig
 from distill.quadruples import Quadruple, Quadruples, decode, encode, noise_of
-from distill.render_samples import Sample
+from distill.samples.datasets import QuadrupleDataset, check_rig, front_camera, joined, known_views
+from distill.samples.render_samples import Sample
 from distill.simulate import main
+from distill.simulation.mattes import Mattes
 from distill.teachers.analytic import AnalyticTeacher
 from distill.teachers.compact import SpaceToDepth
 from distill.train import DistillConfig, first_quadruples, training_samples
@@ -343,7 +343,7 @@ def test_a_captions_first_view_is_cut_out_as_the_input(on_grey, tmp_path, monkey
     assert main([*command, "-o", str(tmp_path / "set"), "--view-matte", "ground"]) == 0
     (q,) = Quadruples(tmp_path / "set")
     assert (q.input[3] == 0).float().mean() > 0.3 and (q.input[3] == 1).any()
-    monkeypatch.setattr("distill.generate_shards.BELIEVED", 1.1)
+    monkeypatch.setattr("distill.simulation.generate_shards.BELIEVED", 1.1)
     assert main([*command, "-o", str(tmp_path / "other"), "--view-matte", "ground"]) == 1
     assert "stands out too little" in capsys.readouterr().err
 

@@ -11,10 +11,10 @@ from stand_ins.simulated_sets import command, digests, ellipsoid_views
 
 from dd3g.diffusion import sample
 from dd3g.io.shards import write_shard
-from distill.inputs import seed_of
-from distill.ode import simulate
 from distill.quadruples import Quadruples, noise_of
 from distill.simulate import main
+from distill.simulation.inputs import seed_of
+from distill.simulation.ode import simulate
 from distill.teachers import load
 
 
@@ -141,7 +141,7 @@ def test_views_that_are_not_finite_are_left_out(pictures, teacher, tmp_path, cap
         made.outputs[1, 2, 0, 0, 0] = torch.nan
         return made
 
-    monkeypatch.setattr("distill.generate_shards.simulate", overflows)
+    monkeypatch.setattr("distill.simulation.generate_shards.simulate", overflows)
     assert main(command(pictures, teacher, tmp_path / "set", "--seeds", "1")) == 1
     assert "views hold numbers that are not finite: give --precision bfloat16" in capsys.readouterr().err
     assert len(Quadruples(tmp_path / "set")) == 5

@@ -14,9 +14,9 @@ from stand_ins.simulated_sets import command, ellipsoid_views
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.io.shards import write_shard
-from distill.inputs import open_inputs
 from distill.quadruples import Quadruples
 from distill.simulate import main
+from distill.simulation.inputs import open_inputs
 
 
 def png(array) -> bytes:

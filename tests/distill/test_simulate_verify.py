@@ -14,8 +14,8 @@ from dd3g.errors import UserError
 from dd3g.io.shards import Shards, write_shard
 from distill.quadruples import Quadruple, decode, encode, noise_of
 from distill.simulate import main
+from distill.simulation.verify import verify
 from distill.teachers import load
-from distill.verify import verify
 
 
 def test_verify_says_whether_teacher_and_shards_agree(pictures, teacher, tmp_path, capsys):

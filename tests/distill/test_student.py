@@ -15,7 +15,7 @@ from stand_ins.tiny_objects import write_quadruples, write_renders
 from stand_ins.training_runs import fresh, metrics
 
 from dd3g.cameras import Cameras
-from dd3g.configuration import launch
+from dd3g.command.configuration import launch
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.nn.clip_vision import ClipVision, ClipVisionConfig

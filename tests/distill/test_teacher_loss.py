@@ -3,8 +3,8 @@
 import torch
 from stand_ins.tiny_objects import write_renders
 
-from distill.render_samples import RenderDataset, Sample
-from distill.renders import RenderedObjects
+from distill.samples.render_samples import RenderDataset, Sample
+from distill.samples.renders import RenderedObjects
 from distill.teachers.compact import CompactConfig, CompactTeacher
 from distill.train_teacher import TeacherLoss
 

@@ -11,7 +11,7 @@ from stand_ins.distilled import TEACHER, distil, words
 from stand_ins.training_runs import fresh, metrics
 
 from dd3g import rasterizer
-from dd3g.configuration import launch
+from dd3g.command.configuration import launch
 from dd3g.pepd import Generator
 from dd3g.rasterizer import get_ready
 from distill import train

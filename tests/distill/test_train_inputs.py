@@ -11,7 +11,7 @@ from stand_ins.published_teachers import write_imagedream, write_zero123plus
 from stand_ins.tiny_objects import write_renders
 from stand_ins.training_runs import fresh, metrics
 
-from dd3g.configuration import launch
+from dd3g.command.configuration import launch
 from distill.train import DistillConfig, run
 from distill.train_teacher import TeacherConfig
 from distill.train_teacher import run as run_teacher

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from stand_ins.distilled import distil, words
 from stand_ins.training_runs import files, metrics
 
-from dd3g.configuration import parse
+from dd3g.command.configuration import parse
 from distill.train import DistillConfig, training_samples
 
 # The same as the subprocesses have: another number may round differently.

@@ -17,13 +17,13 @@ from stand_ins.tiny_objects import write_renders
 from stand_ins.training_runs import files, fresh, metrics
 
 from dd3g.__main__ import main
-from dd3g.configuration import launch, parse
+from dd3g.command.configuration import launch, parse
 from dd3g.errors import UserError
 from dd3g.nn.checkpoint import save_folder
 from dd3g.pepd.occupancy import OccupancyNet
 from distill import train_shape
-from distill.renders import RenderedObjects
-from distill.shapes import held_out
+from distill.samples.renders import RenderedObjects
+from distill.shape.samples import held_out
 from distill.train_shape import KEPT_BY, Keeper, ShapeConfig, run, split
 
 ROOT = Path(__file__).parents[2]

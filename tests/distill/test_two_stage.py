@@ -13,8 +13,8 @@ from dd3g.pepd.perspective import seen_under
 from dd3g.picture import load_image, resize_rgba
 from distill import two_stage
 from distill.lgm import load_lgm
-from distill.ode import simulate
 from distill.quadruples import noise_of
+from distill.simulation.ode import simulate
 from distill.teachers import load
 from distill.teachers.analytic import AnalyticTeacher
 from distill.two_stage import TeacherAndLGM, load_two_stage

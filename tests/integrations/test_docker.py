@@ -11,7 +11,7 @@ from stand_ins.infer_command import ROOT
 from typer.testing import CliRunner
 
 from dd3g import infer
-from dd3g.command import make_app
+from dd3g.command.run import make_app
 from dd3g.serve.__main__ import serve
 
 FILES = ("Dockerfile", "Dockerfile.cuda")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stand_ins.training_runs import fresh
 
-from dd3g.configuration import launch
+from dd3g.command.configuration import launch
 from distill.train import DistillConfig, run
 
 GENERATOR = {

@@ -58,7 +58,7 @@ def main() -> int:
     if "SPLIT" in os.environ:
         tell_units(os.environ["SPLIT"])
 
-    from dd3g.configuration import launch
+    from dd3g.command.configuration import launch
     from distill.train import DistillConfig, run
 
     return launch(run, DistillConfig)

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dd3g import infer
-from dd3g.command import make_app
+from dd3g.command.run import make_app
 from dd3g.gaussians import Gaussians
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed import destroy_process_group
 from torch.nn.parallel import DistributedDataParallel
 
-from dd3g.configuration import launch
+from dd3g.command.configuration import launch
 from dd3g.training import Batch, LoopConfig, fit, generator_for
 
 LINE = {

@@ -17,7 +17,7 @@ from data_gen.shards.dataset import DatasetSpec, PictureBackend
 from data_gen.shards.generate import generate_shards
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
-from dd3g.progress import Progress
+from dd3g.command.progress import Progress
 
 SIDE = 16
 

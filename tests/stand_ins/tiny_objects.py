@@ -13,7 +13,7 @@ from PIL import Image
 
 from dd3g.cameras import Cameras
 from dd3g.io.shards import write_shard
-from dd3g.picture_sources import DEPTH_UNIT
+from dd3g.picture.sources import DEPTH_UNIT
 from distill.quadruples import Quadruple, encode, noise_of
 
 QUADS = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]  # two level ones, one at a free elevation

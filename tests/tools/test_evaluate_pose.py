@@ -11,7 +11,7 @@ import pytest
 import torch
 from stand_ins.small_motion import STANDING
 
-from dd3g.command import run_command
+from dd3g.command.run import run_command
 from dd3g.errors import UserError
 from dd3g.pose import metrics
 from dd3g.pose.data.h36m import CAMERAS, load_h36m

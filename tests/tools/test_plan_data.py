@@ -5,7 +5,7 @@ import json
 import pytest
 from stand_ins.unfinished_set import unfinished_set
 
-from dd3g.command import run_command
+from dd3g.command.run import run_command
 from tools import plan_data
 from tools.plan_data import Measured, plan
 

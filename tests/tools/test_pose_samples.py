@@ -6,7 +6,7 @@ import pytest
 import torch
 from stand_ins.small_motion import STANDING
 
-from dd3g.command import run_command
+from dd3g.command.run import run_command
 from dd3g.pose import metrics
 from dd3g.pose.body.geometry import axis_angle_to_matrix
 from dd3g.pose.body.skeletons import H36M_17, flip

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dd3g.command import run_command
+from dd3g.command.run import run_command
 from dd3g.io.shards import write_shard
 from tools import rehearse_data
 from tools.fault_injection import difference, look_at_batches

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dd3g.configuration import parse
+from dd3g.command.configuration import parse
 from dd3g.hub_models import HUB_MODELS
 from distill.train import DistillConfig
 from tools.scale import (

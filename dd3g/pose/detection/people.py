@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dd3g.decoding import read_rgba
 from dd3g.errors import UserError
+from dd3g.picture.decoding import read_rgba
 from dd3g.pose.body.skeletons import BLAZEPOSE_33, H36M_17, to_h36m
 from dd3g.pose.detection.blazepose import Person, Region, find_people
 from dd3g.pose.detection.camera import check_camera, intrinsics

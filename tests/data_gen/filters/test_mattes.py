@@ -11,9 +11,9 @@ from data_gen.filters import mattes
 from data_gen.filters.foreground import estimate_foreground
 from data_gen.filters.mattes import MatteConfig, MattePool, matte_and_frame
 from data_gen.picture_models.shapes import Shapes
-from dd3g import matting, models
+from dd3g import models
 from dd3g.errors import UserError
-from dd3g.picture import load_image
+from dd3g.picture import load_image, matting
 
 RED, GREEN = np.array([0.9, 0.1, 0.1]), np.array([0.1, 0.8, 0.2])
 

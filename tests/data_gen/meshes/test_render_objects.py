@@ -26,7 +26,7 @@ from dd3g.io.atomic import only_user
 from dd3g.io.shards import Shards, write_shard
 from dd3g.meshes.layouts import PLAIN, FoundObject
 from dd3g.meshes.mesh import normalised
-from distill.renders import RenderedObjects
+from distill.samples.renders import RenderedObjects
 
 ROOT = Path(__file__).parents[3]
 SMALL = Options(size=16, supersample=2, quads=1, free_quads=1, novel=2, per_shard=2)

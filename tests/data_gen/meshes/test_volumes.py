@@ -20,7 +20,7 @@ from dd3g.errors import UserError
 from dd3g.io.shards import Shards
 from dd3g.meshes.mesh import load_mesh
 from dd3g.meshes.rendering import Light, nearest_surface, render_mesh
-from distill.renders import RenderedObject, RenderedObjects
+from distill.samples.renders import RenderedObject, RenderedObjects
 
 
 def mesh_of(shape, tmp_path, scale=1.0):

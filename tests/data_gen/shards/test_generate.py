@@ -20,9 +20,9 @@ from data_gen.shards.generate import generate_shards
 from data_gen.shards.manifest import ShardManifest, finished_shards
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
+from dd3g.command.progress import Progress
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
-from dd3g.progress import Progress
 
 DISTANCE = 18  # so wide that many of the made-up pictures are near duplicates
 SET = ["options.json", "prompts.jsonl", "index.json", "README.md"]

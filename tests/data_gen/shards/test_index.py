@@ -9,7 +9,7 @@ from stand_ins.made_up_dataset import Log, dataset_spec
 from data_gen.shards.generate import generate_shards
 from data_gen.shards.index import card
 from data_gen.shards.process_group import ProcessGroup
-from dd3g.progress import Progress
+from dd3g.command.progress import Progress
 
 
 def index(licences, options):

@@ -17,9 +17,9 @@ from data_gen.shards.generate import generate_shards
 from data_gen.shards.merge import merge
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
+from dd3g.command.progress import Progress
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
-from dd3g.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("filters")
 

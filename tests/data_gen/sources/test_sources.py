@@ -103,7 +103,7 @@ def test_rendered_objects(tmp_path):
 
 
 def test_distill_reads_them_all(tmp_path, folder, green_screen):
-    from distill.inputs import open_inputs
+    from distill.simulation.inputs import open_inputs
 
     collect(CollectConfig(str(folder), str(tmp_path / "set"), shard_size=6))
     stored = pixels(tmp_path / "set")

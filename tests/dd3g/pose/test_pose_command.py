@@ -15,7 +15,7 @@ from stand_ins.keypoint_files import bad_files
 from stand_ins.made_up_people import SIZE, STANDING, K, detection, person, tracks
 from typer.testing import CliRunner
 
-from dd3g.command import make_app
+from dd3g.command.run import make_app
 from dd3g.errors import UserError
 from dd3g.pose import estimation
 from dd3g.pose.__main__ import pose

@@ -6,7 +6,7 @@ import torch
 from stand_ins.small_motion import small_archive
 from typer.testing import CliRunner
 
-from dd3g.command import make_app
+from dd3g.command.run import make_app
 from dd3g.errors import UserError
 from dd3g.pose import training
 from dd3g.pose.body.geometry import axis_angle_to_matrix, matrix_to_rotation_6d

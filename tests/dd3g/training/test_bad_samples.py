@@ -13,7 +13,7 @@ from stand_ins.line_run import LINE, Points
 from stand_ins.training_runs import fresh, metrics
 
 from dd3g.cameras import Cameras
-from dd3g.configuration import launch
+from dd3g.command.configuration import launch
 from dd3g.errors import UserError
 from dd3g.training import Batch, LoopConfig, data
 from dd3g.training.checkpoints import checkpoints

@@ -11,7 +11,7 @@ from stand_ins.line import Line, Point, Points, fit_line, squared
 from stand_ins.training_runs import metrics
 from torch import nn
 
-from dd3g.configuration import parse
+from dd3g.command.configuration import parse
 from dd3g.errors import UserError
 from dd3g.training import LoopConfig, checkpoints, loop, processes
 from dd3g.training.optimizer import learning_rate

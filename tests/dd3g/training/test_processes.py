@@ -10,7 +10,7 @@ from stand_ins import line_run
 from stand_ins.line_run import LINE, Line
 from stand_ins.training_runs import fresh, metrics
 
-from dd3g.configuration import launch
+from dd3g.command.configuration import launch
 from dd3g.nn.recompute import recompute_blocks
 from dd3g.training import LoopConfig, data, loop, optimizer, processes
 

@@ -13,7 +13,7 @@ from stand_ins import line_run
 from stand_ins.line_run import LINE
 from stand_ins.training_runs import fresh
 
-from dd3g.configuration import launch
+from dd3g.command.configuration import launch
 from dd3g.training import LoopConfig, records
 
 

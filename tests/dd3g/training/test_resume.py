@@ -19,7 +19,7 @@ from stand_ins import line_run
 from stand_ins.line_run import LINE, Points
 from stand_ins.training_runs import files, fresh, metrics, torchrun
 
-from dd3g.configuration import launch
+from dd3g.command.configuration import launch
 from dd3g.errors import UserError
 from dd3g.io.atomic import only_user
 from dd3g.training import LoopConfig, data, fit

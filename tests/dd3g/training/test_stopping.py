@@ -14,9 +14,9 @@ from stand_ins.line import fit_line, squared
 from stand_ins.line_run import LINE
 from stand_ins.training_runs import ACCELERATE, PATIENCE, TORCHRUN, fresh, metrics, torchrun
 
-from dd3g.command import guarded
-from dd3g.configuration import launch
-from dd3g.signals import Interrupted
+from dd3g.command.configuration import launch
+from dd3g.command.run import guarded
+from dd3g.command.signals import Interrupted
 from dd3g.training import LoopConfig, checkpoints, stopping
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # several threads would take longer here

@@ -26,8 +26,8 @@ from distill.evaluation.predictors import (
 )
 from distill.evaluation.scores import BANDS, compare_with_quadruples, score, summarise
 from distill.evaluation.stlpips import STLPIPS
-from distill.mattes import Mattes
 from distill.quadruples import Quadruple, encode, noise_of
+from distill.simulation.mattes import Mattes
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dd3g.command import make_app
+from dd3g.command.run import make_app
 from dd3g.errors import UserError
 from dd3g.pose.data.acclaim import read_amc
 from dd3g.pose.data.motion_files import load_motion

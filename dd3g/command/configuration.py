@@ -1,0 +1,184 @@
+"""Configured commands: a dataclass, YAML files by name or path, and overrides."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dd3g.command.run import NO_PLACE, guarded, print_help, summary
+from dd3g.command.signals import signals_stop
+from dd3g.errors import UserError
+
+T = TypeVar("T")
+
+
+def parse(argv: Sequence[str], schema: type[T]) -> T:
+    """Build `schema` from its defaults, `--config NAME|FILE` and overrides, later ones winning.
+
+    Args:
+        argv: words after the command's name: `--config nano`, `key=value`, `--key value`, `--key=value`,
+            `--key` alone for what is true or false; dots reach into sections, dashes count as underscores.
+        schema: a dataclass of `dd3g.command.setting` fields. It may have class variables: `aliases`, short
+            names of keys; `configs`, the folder of its packaged configurations; `positional`, the key of a
+            first word without dashes.
+
+    Raises:
+        UserError: for an unknown key, a value of the wrong type or range, or an unreadable file.
+    """
+    files, overrides, paths = _read_words(argv, schema)
+    try:
+        parts = [OmegaConf.load(f) for f in files]
+        for file, part in zip(files, parts, strict=True):
+            if not isinstance(part, DictConfig):
+                raise ValueError(f"{file} holds no keys with values")
+        merged = OmegaConf.merge(OmegaConf.structured(schema), *parts, OmegaConf.from_dotlist(overrides))
+        config: Any = OmegaConf.to_object(merged)
+        return replace(config, **paths)
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, ArithmeticError) as error:
+        raise UserError(
+            f"configuration: {_first_line(error)}; --help lists every key with its default"
+        ) from error
+
+
+def _read_words(argv: Sequence[str], schema: type) -> tuple[list[Path], list[str], dict[str, str]]:
+    """Files, overrides, and paths by key, which may hold signs that mean something in YAML."""
+    words, kinds = list(argv), get_type_hints(schema)
+    aliases: dict[str, str] = getattr(schema, "aliases", {}) | {"o": "output"}
+    files: list[Path] = []
+    overrides: list[str] = []
+    paths: dict[str, str] = {}
+    positional: str = getattr(schema, "positional", "")
+    if positional and words and not words[0].startswith("-"):
+        paths[positional] = words.pop(0)
+    while words:
+        word = words.pop(0)
+        named = word.startswith("--") or word.partition("=")[0] == "-o"
+        key, equals, value = word.lstrip("-" if named else "").partition("=")
+        key = key.replace("-", "_")
+        key = aliases.get(key, key)
+        if not equals:
+            if named and kinds.get(key) is bool:
+                value = "true"
+            elif named and words:
+                value = words.pop(0)
+            else:
+                raise UserError(f"{word!r}: expected --key value or key=value")
+        if key == "config":
+            files.append(find_config(value, getattr(schema, "configs", "")))
+        elif key in ("output", "output_dir") and not value.strip():
+            raise UserError(NO_PLACE)
+        elif key == "output":
+            paths["output" if "output" in kinds else "output_dir"] = value
+        else:
+            overrides.append(f"{key}={value}")
+    return files, overrides, paths
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, with the key or the line of the file that it is about."""
+    if mark := getattr(error, "problem_mark", None):  # of YAML's errors
+        return f"{mark.name}, line {mark.line + 1}: {getattr(error, 'problem', error)}".splitlines()[0]
+    where = getattr(error, "full_key", None)  # of OmegaConf's
+    return f"{where}: {error}".splitlines()[0] if where else str(error).splitlines()[0]
+
+
+def find_config(name: str, folder: str) -> Path:
+    """The YAML file that `--config` means: a path, or the name of one that comes with the package.
+
+    Args:
+        name: path of a file, or `nano` for `configs/FOLDER/nano.yaml`.
+        folder: of the command's packaged configurations.
+
+    Raises:
+        UserError: when there is neither.
+    """
+    package = Path(__file__).parents[1]
+    # A wheel holds the configurations in the package; a clone has them beside it.
+    root = package if (package / "configs").is_dir() else package.parent
+    home = root / "configs" / folder
+    for path in (Path(name), home / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(p.stem for p in home.glob("*.yaml"))) or "none"
+    raise UserError(f"configuration: no file {name}, and no packaged configuration of that name ({names})")
+
+
+def explained(schema: type) -> str:
+    """The defaults as YAML, each key with its `dd3g.command.setting` help.
+
+    Args:
+        schema: a dataclass; a section without help of its own has the first line of its class's docstring.
+    """
+    helps = _helps(schema)
+    lines = [f"# {summary(schema)}"]
+    path: list[str] = []
+    for line in OmegaConf.to_yaml(OmegaConf.structured(schema)).splitlines():
+        if key := re.match(r"( *)(\w+):", line):
+            path[len(key[1]) // 2 :] = [key[2]]
+            text = helps.get(".".join(path))
+            line = f"{line}  # {text}" if text else line
+        lines.append(line)
+    for short, long in getattr(schema, "aliases", {}).items():
+        lines.append(f"# {short} stands for {long}")
+    return "\n".join(lines) + "\n"
+
+
+def _helps(schema: type, prefix: str = "") -> dict[str, str]:
+    """Key, with dots -> help."""
+    found: dict[str, str] = {}
+    # A field that only changes its base's default keeps its base's help.
+    for cls in reversed([c for c in schema.__mro__ if is_dataclass(c)]):
+        for field in fields(cls):
+            section, text = field.default_factory, field.metadata.get("help")
+            if isinstance(section, type) and is_dataclass(section):
+                text = text or summary(section)
+                found |= _helps(section, f"{prefix}{field.name}.")
+            if text:
+                found[f"{prefix}{field.name}"] = text
+    return found
+
+
+def launch(
+    run: Callable[[Any], Path | int], schema: type, argv: Sequence[str] | None = None, name: str = ""
+) -> int:
+    """Main function of a configured command: its exit code; see `dd3g.command.run.guarded`.
+
+    Args:
+        run: works from a `schema` object; returns an exit code, or the folder it wrote, to be printed.
+        schema: a dataclass.
+        argv: words after the command's name; None takes the command line's.
+        name: of the command.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    if "-h" in words or "--help" in words:
+        word = getattr(schema, "positional", "").upper()
+        options = f"{word} [--config NAME|FILE] [--key value | key=value]...".strip()
+        print_help(f"Usage: {name or Path(sys.argv[0]).name} {options}\n\n{explained(schema)}")
+        return 0
+    as_json = "--json" in words
+    has_json = "json" in get_type_hints(schema)  # and prints a report of its own
+    resumable = "resume" in getattr(schema, "aliases", {})
+
+    def work() -> int:
+        with signals_stop("SIGUSR1") if resumable else nullcontext():
+            done = run(parse([w for w in words if has_json or w != "--json"], schema))
+        if isinstance(done, int):
+            return done
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps({"output": str(done)}) if as_json else f"wrote {done}")
+        return 0
+
+    if resumable:
+        return guarded(work, "continue with --resume latest", as_json)
+    return guarded(work, as_json=as_json)

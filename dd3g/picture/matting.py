@@ -1,0 +1,141 @@
+"""What is the object? Mattes by u2netp, or by any model of rembg."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dd3g.errors import UserError
+from dd3g.models import obtain_model
+from dd3g.picture.framing import CORE, SOLID, object_box
+
+FOUND = 0.9  # saliency from which there is an object in the picture
+SPECK = 0.03  # of the picture, below which a model has seen a speck of dust
+THROUGHOUT = 0.98  # of the picture, from which a model tells nothing apart
+UNSURE = 1.5  # times the area of an object; that of soft edges reaches once
+VAGUE = 0.25  # times the area of an object; that of soft edges, from which smooth noise is suspected
+EVEN = 1.4  # times as steep as the rest is what smooth noise is taken for, at most
+NOISE = 25  # levels of grey, of 255, by which noise that is more than a sensor's differs
+
+
+def predict_matte(image: Image.Image, model: str, threads: int = 0) -> Image.Image:
+    """Ask a matting model what the object is.
+
+    Where onnxruntime has CUDA (the package onnxruntime-gpu) the model runs on the GPU that torch uses in the
+    thread of the first call, or on the first one.
+
+    Args:
+        image: RGB.
+        model: "auto" or "u2netp", or another model that rembg has.
+        threads: of the CPU for one picture; 0 takes all. Of u2netp only; the others take OMP_NUM_THREADS.
+
+    Returns:
+        Matte of the same size, mode L; u2netp's is empty where it finds no object.
+
+    Raises:
+        UserError: when the model is unknown, or not on this machine and cannot be fetched.
+    """
+    if model not in ("auto", "u2netp"):
+        return _rembg_session(model).predict(image)[0].convert("L")
+    session = _u2netp_session(threads)
+    small = np.asarray(image.resize((320, 320), Image.Resampling.LANCZOS), np.float32)
+    small = (small / max(small.max(), 1) - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    batch = small.transpose(2, 0, 1)[None].astype(np.float32)  # (1, 3, 320, 320)
+    saliency = session.run(None, {session.get_inputs()[0].name: batch})[0][0, 0]  # (320, 320)
+    low, high = saliency.min(), saliency.max()
+    # Blank pictures reach .002 to .08, a single odd pixel .51, most noise under .85, objects .98 and more:
+    # stretched, each would count.
+    mask = (saliency - low) / (high - low) if high > FOUND else np.zeros_like(saliency)
+    return Image.fromarray((mask * 255).astype(np.uint8)).resize(image.size, Image.Resampling.LANCZOS)
+
+
+def shows_object(image: Image.Image) -> bool:
+    """Whether the matte that a model gave a picture (RGBA) is that of an object.
+
+    Blank pictures and noise are taken for a speck, for one object throughout, or for something without an
+    outline. White noise may have one, but inside it no pixel is like its neighbours. Smooth noise (clouds,
+    fractals) is as steep inside it and along it as elsewhere, which photos of objects are not.
+    """
+    alpha = image.getchannel("A")
+    matte, box = np.asarray(alpha), object_box(alpha)
+    if matte.max() < CORE or box is None or max(box[2] - box[0], box[3] - box[1]) < SPECK * max(matte.shape):
+        return False
+    sure, unsure = (matte >= CORE).mean(), ((matte >= SOLID) & (matte < 255 - SOLID)).mean()
+    if sure > THROUGHOUT or unsure > UNSURE * sure:
+        return False
+    grey, inside = np.asarray(image.convert("RGB").convert("L"), np.float64), matte >= CORE  # (H, W)
+    grey = grey - grey[inside].mean()
+    pairs = inside[:, 1:] & inside[:, :-1]
+    left, right = grey[:, :-1][pairs], grey[:, 1:][pairs]
+    alike = (left * right).sum() / max((left**2 + right**2).sum() / 2, 1e-9)
+    if unsure > VAGUE * sure and _even(image):
+        return False
+    return bool(grey[inside].std() < NOISE or len(left) < 400 or abs(alike) > 0.15)
+
+
+def _even(image: Image.Image) -> bool:
+    """Whether a picture (RGBA) changes as much where its matte says there is an object as elsewhere."""
+    parts = [image.convert("RGB").convert("L"), image.getchannel("A")]  # together, alpha would weigh colours
+    for part in parts:
+        part.thumbnail((256, 256))
+    grey, matte = (np.asarray(part, np.float64) for part in parts)
+    inside, outside = matte >= CORE, matte < SOLID
+    outline = np.hypot(*np.gradient(matte)) > 16
+    if not (inside.any() and outside.any() and outline.any()):
+        return False
+    slope = np.hypot(*np.gradient(grey))
+    within = slope[inside].mean() / max(slope[outside].mean(), 0.1)
+    return bool(1 / EVEN < within < EVEN and slope[outline].mean() < EVEN * max(slope.mean(), 0.1))
+
+
+def _providers() -> list[Any]:
+    from onnxruntime import get_available_providers
+
+    found: list[Any] = []
+    if "CUDAExecutionProvider" in get_available_providers():
+        gpu = _current_gpu()
+        # Plain where it can be: rembg's warning of a CUDA that does not load takes names alone.
+        found = [("CUDAExecutionProvider", {"device_id": gpu}) if gpu else "CUDAExecutionProvider"]
+    return [*found, "CPUExecutionProvider"]
+
+
+def _current_gpu() -> int:
+    import torch  # onnxruntime's own default is the first GPU for every process
+
+    return torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+
+
+@lru_cache(maxsize=1)
+def _u2netp_session(threads: int = 0) -> Any:
+    # Run here and not through rembg, whose import compiles matting kernels for about a minute on first use.
+    from onnxruntime import InferenceSession, SessionOptions
+
+    options = SessionOptions()
+    options.intra_op_num_threads = threads
+    return InferenceSession(obtain_model("u2netp"), options, providers=_providers())
+
+
+@lru_cache(maxsize=1)
+def _rembg_session(model: str) -> Any:
+    try:
+        from rembg import new_session
+        from rembg.sessions import sessions_names_downloadable as names  # the rest send pictures to a service
+
+        if model not in names:
+            raise UserError(f"no matting model is called {model!r}: choose from {', '.join(names)}")
+        return new_session(model, providers=_providers())
+    except UserError:
+        raise
+    except ImportError as e:
+        raise UserError(
+            f"the matting model {model!r} needs the extra 'matte': pip install 'dd3g[matte]', or leave it "
+            "out to use u2netp"
+        ) from e
+    except Exception as e:
+        raise UserError(
+            f"the matting model {model!r} could not be loaded ({e}): leave it out to use u2netp, or give a "
+            "picture with a transparent background"
+        ) from e

@@ -1,0 +1,234 @@
+"""Pictures on disk: files in folders, samples of shards, rows of tables, and sheets of rendered views."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from dd3g.errors import UserError
+from dd3g.io.shards import Shards
+from dd3g.picture.decoding import SUFFIXES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SHEET, DEPTH = "rgba.png", "depth.png"  # what a rendered object's sample holds
+VOLUME = "volume.bits"  # and may hold: where matter is, n^3 bits, x slowest, compressed by zlib
+DEPTH_UNIT = 16384  # depth.png holds camera z times this, 0 where there is nothing
+EXTENSIONS = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)  # of pictures in samples
+
+
+@dataclass(frozen=True)
+class Found:
+    """Files of one kind."""
+
+    root: Path  # the folder that was named, or that of the file that was
+    kind: str  # "pictures", "shards" or "tables"
+    files: Sequence[Path]  # sorted, at any depth below the root
+
+    def listing(self) -> Iterator[tuple[str, int]]:
+        """Name below the root and bytes of each file."""
+        for file in self.files:
+            try:
+                size = file.stat().st_size
+            except OSError:
+                size = 0  # a link to nowhere, say; opening it shows
+            yield os.path.relpath(file, self.root), size
+
+
+def find_sources(path: str | Path) -> Found:
+    """Find out what `path` is: pictures, parquet tables, or shards, below a folder or in one file.
+
+    What begins with a dot is left out, and so are the parts of shards that `data_gen` has not finished.
+
+    Raises:
+        UserError: when it is none of these, or several, or not on this machine's disks.
+    """
+    if "://" in str(path):
+        raise UserError(
+            f"{path} is a URL, and pictures are read from folders: copy a set of data_gen with "
+            f"`dd3g data merge {path} -o FOLDER`, other files with the bucket's own tool, such as "
+            "`aws s3 cp --recursive` or `gcloud storage cp -r`"
+        )
+    path = Path(path)
+    files = _files(path)
+    found = {
+        "tables": [f for f in files if f.suffix == ".parquet"],
+        "shards": [f for f in files if f.suffix == ".tar"],
+        "pictures": [f for f in files if f.suffix.lower() in SUFFIXES],
+    }
+    words = {"tables": "parquet files", "shards": "shards (*.tar)", "pictures": "pictures"}
+    kinds = [kind for kind in found if found[kind]]
+    if len(kinds) > 1:
+        several = ", ".join(f"{len(found[kind])} {words[kind]}" for kind in kinds)
+        raise UserError(f"{path} holds {several}: give a folder of one kind")
+    if not kinds:
+        raise UserError(
+            f"{path} holds no pictures: give a folder of pictures ({', '.join(SUFFIXES)}), of *.parquet "
+            "files, or of shards (*.tar) of pictures or rendered objects"
+        )
+    return Found(path if path.is_dir() else path.parent, kinds[0], found[kinds[0]])
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist: check the path")
+    found = []
+    for folder, folders, names in os.walk(path):
+        unfinished = "parts" if "options.json" in names else ""
+        folders[:] = sorted(f for f in folders if f[0] != "." and f != unfinished)
+        found += [Path(folder, n) for n in sorted(names) if not n.startswith(".")]
+    return found
+
+
+def hold_renders(shards: Shards) -> bool:
+    """Whether shards hold rendered objects; otherwise they hold pictures.
+
+    Raises:
+        UserError: when they hold neither.
+    """
+    extensions = set(shards.read(0)) - {"__key__"} if len(shards) else set()
+    if {SHEET, DEPTH} <= extensions:
+        return True
+    if extensions & set(EXTENSIONS):
+        return False
+    raise UserError(
+        f"{shards.paths[0]}: its samples hold {', '.join(sorted(extensions)) or 'nothing'}; expected "
+        f"pictures ({', '.join(EXTENSIONS)}) or rendered objects ({SHEET}, {DEPTH})"
+    )
+
+
+class EncodedPictures(Protocol):
+    """Pictures as they lie in files, by index."""
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+
+    def name(self, index: int) -> str:
+        """What records call it."""
+
+    def where(self, index: int) -> str:
+        """What messages call it."""
+
+    def read(self, index: int) -> Path | bytes:
+        """What `dd3g.picture.decoding.read_rgba` reads.
+
+        Raises:
+            UserError: when there is none.
+        """
+
+
+def open_pictures(found: Found, shards: Shards | None = None) -> EncodedPictures:
+    """The pictures in what `find_sources` found.
+
+    Args:
+        found: the files.
+        shards: those of them, where they have been opened already.
+
+    Raises:
+        UserError: when one of the files is damaged, or tables cannot be read.
+    """
+    if found.kind == "tables":
+        from dd3g.io.tables import PictureTables
+
+        return PictureTables(found.root, found.files)
+    return PictureFiles(found) if found.kind == "pictures" else ShardPictures(shards or open_shards(found))
+
+
+def open_shards(found: Found) -> Shards:
+    """The shards among what was found, in the order in which datasets made so far count them."""
+    return Shards(sorted(found.files))
+
+
+class PictureFiles:
+    """Picture files, each named by its path below the root."""
+
+    def __init__(self, found: Found) -> None:
+        self.root, self.files = found.root, found.files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        """See `EncodedPictures`."""
+        return self.files[index].relative_to(self.root).as_posix()
+
+    def where(self, index: int) -> str:
+        """See `EncodedPictures`."""
+        return str(self.files[index])
+
+    def read(self, index: int) -> Path:
+        """See `EncodedPictures`."""
+        return self.files[index]
+
+
+class ShardPictures:
+    """Samples of webdataset shards, each named by its key."""
+
+    def __init__(self, shards: Shards) -> None:
+        self.shards = shards
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def name(self, index: int) -> str:
+        """See `EncodedPictures`."""
+        return self.shards.key(index)
+
+    def where(self, index: int) -> str:
+        """See `EncodedPictures`."""
+        return f"{self.shards.key(index)} in {self.shards.where(index)}"
+
+    def caption(self, index: int) -> str:
+        """What the picture was drawn from; "" where its sample does not say."""
+        sample = self.shards.read(index, "json")
+        try:
+            return str(json.loads(sample.get("json", "{}")).get("prompt", ""))
+        except (ValueError, AttributeError):
+            return ""
+
+    def read(self, index: int) -> bytes:
+        """See `EncodedPictures`."""
+        sample = self.shards.read(index, *EXTENSIONS)
+        for extension in EXTENSIONS:
+            if extension in sample:
+                return sample[extension]
+        raise UserError(f"{self.where(index)} holds no picture")
+
+
+def level_views(quads: Sequence[Sequence[int]], elevation: Sequence[float]) -> list[int]:
+    """Views of a rendered object that the generator's own cameras would take.
+
+    Args:
+        quads: of its meta, sets of four views 90 degrees apart.
+        elevation: of its meta, degrees of each view.
+
+    Returns:
+        The views of those quads whose elevation is nearest to the generator's.
+    """
+    from dd3g.cameras import ELEVATION  # torch, which finding pictures does not need
+
+    distance = [abs(elevation[quad[0]] - ELEVATION) for quad in quads]
+    return [v for quad, d in zip(quads, distance, strict=True) if d < min(distance) + 0.5 for v in quad]
+
+
+def split_sheet(png: bytes, views: int) -> NDArray:
+    """A sheet of views side by side -> (V, H, W[, C]), a copy.
+
+    Raises:
+        Exception: of nearly every type there is, as Pillow does on damaged pictures.
+    """
+    import numpy as np
+    from PIL import Image
+
+    # No other format: Pillow would start other programs for some.
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        sheet = np.asarray(image)
+    return np.stack(np.split(sheet, views, axis=1))

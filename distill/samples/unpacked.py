@@ -1,0 +1,139 @@
+"""Renders decoded once, as plain arrays on a node's own disk, of which a sample reads only the views it uses.
+
+A PNG sheet has to be decoded as a whole, 28 views for the 8 that a sample shows. Here each shard becomes
+NAME-HASH.bin, for each object RGBA (V, 4, S, S) uint8, depth (V, S, S) float16 and the packed volume, and
+NAME-HASH.json, which says where they lie. It is a cache: it may be deleted, and follows its shards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dd3g.cameras import Cameras
+from dd3g.command.progress import Progress
+from dd3g.errors import UserError
+from dd3g.fingerprint import fingerprint
+from dd3g.io.atomic import only_user, replacing
+from dd3g.io.shards import pack_paths, unpack_paths
+from dd3g.processes import map_in_processes
+from distill.samples.renders import RenderedObject, RenderedObjects
+
+
+class UnpackedRenders(Sequence[RenderedObject]):
+    """Rendered objects of one or more folders; those of new shards are decoded when this is made.
+
+    Processes of one node may be made with one folder at the same time: one decodes, the others wait. Depth is
+    float16.
+
+    Args:
+        source: as for `RenderedObjects`.
+        folder: for the arrays, 6 bytes a pixel: 2.8 MB for 28 views of 128 x 128.
+
+    Raises:
+        UserError: no shards, a damaged one, or a full disk.
+    """
+
+    def __init__(self, source: str | Path | Sequence[str | Path], folder: str | Path) -> None:
+        shards = RenderedObjects(source).paths
+        self.bins = [Path(folder) / f"{_name(shard)}.bin" for shard in shards]
+        with only_user(folder, wait=True):
+            pairs = zip(shards, self.bins, strict=True)
+            wanted = [(s, b) for s, b in pairs if not (b.exists() and _about(b).exists())]
+            _unpack_all(wanted)
+        self._open()
+
+    def _open(self) -> None:
+        self._items = [(b, item) for b in self.bins for item in json.loads(_about(b).read_text())]
+        self._maps: dict[Path, Any] = {}
+
+    def __getstate__(self) -> bytes:
+        return pack_paths(self.bins)
+
+    def __setstate__(self, packed: bytes) -> None:
+        self.bins = unpack_paths(packed)
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def meta(self, index: int) -> dict:
+        """The object's `meta` without its pictures."""
+        return self._items[index][1]["meta"]
+
+    def shard(self, index: int) -> Path:
+        """File that holds the object, of this folder."""
+        return self._items[index][0]
+
+    def __getitem__(self, index: int) -> RenderedObject:  # type: ignore[override]
+        """Object by index; its pictures are read when they are looked at."""
+        path, item = self._items[index]
+        if path not in self._maps:
+            try:  # copy on write: torch wants to be allowed to write
+                self._maps[path] = np.memmap(path, np.uint8, "c")
+            except OSError as error:  # systems clean up their temporary folders
+                raise UserError(
+                    f"{path} cannot be read ({error.strerror}): resume, and what is missing is unpacked again"
+                ) from error
+        views, size, start = item["views"], item["size"], item["offset"]
+        ends = np.cumsum([start, views * 4 * size * size, views * size * size * 2, item["bits"]])
+        rgba, depth, bits = (self._maps[path][a:b] for a, b in zip(ends, ends[1:], strict=False))
+        frame = (views, size, size)
+        return RenderedObject(
+            torch.from_numpy(rgba).view(views, 4, size, size),
+            torch.from_numpy(depth.view(np.float16)).view(frame),
+            Cameras(torch.tensor(item["viewmats"]), torch.tensor(item["Ks"]), size, size),
+            item["meta"],
+            bytes(bits),
+        )
+
+
+def _name(shard: Path) -> str:
+    """Name of what becomes of a shard, until the shard changes."""
+    about = shard.stat()
+    return f"{shard.stem}-{fingerprint(str(shard.resolve()), str(about.st_size), str(about.st_mtime_ns))}"
+
+
+def _about(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _unpack_all(wanted: list[tuple[Path, Path]]) -> None:
+    with Progress() as progress:
+        progress.phase("shards unpacked", len(wanted))
+        for _ in map_in_processes(unpack, wanted, os.cpu_count() or 1):
+            progress.advance()
+
+
+def unpack(task: tuple[Path, Path]) -> None:
+    """Decode one shard (shard, target); the .json comes last, and with it the whole counts as done."""
+    shard, target = task
+    items, offset = [], 0
+    with replacing(target) as part, part.open("wb") as stream:
+        for item in RenderedObjects(shard):
+            views, _, size, _ = item.rgba.shape
+            bits = item.bits + bytes(len(item.bits) % 2)  # depths stay at even places
+            for data in (item.rgba.numpy().tobytes(), item.depth.half().numpy().tobytes(), bits):
+                stream.write(data)
+            items.append(
+                {
+                    "views": views, "size": size, "offset": offset, "bits": len(item.bits), "meta": item.meta,
+                    "viewmats": item.cameras.viewmats.tolist(), "Ks": item.cameras.Ks.tolist(),
+                }
+            )  # fmt: skip
+            offset += views * size * size * 6 + len(bits)
+    with replacing(_about(target)) as part:
+        part.write_text(json.dumps(items))
+
+
+def open_renders(
+    source: Sequence[str], folder: str = "", cached: bool = False
+) -> RenderedObjects | UnpackedRenders:
+    """Renders for training: unpacked into `folder` where one is given, else as `RenderedObjects`."""
+    return UnpackedRenders(source, folder) if folder else RenderedObjects(source, cached)

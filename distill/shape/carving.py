@@ -1,0 +1,145 @@
+"""A teacher's quadruples as rendered objects: their masks carve the matter, so that no mesh is needed.
+
+Four views leave more than is there; what they rule out is certain, and so are their colours.
+"""
+
+from __future__ import annotations
+
+import zlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dd3g.errors import UserError
+from dd3g.pepd.frustum import resize
+from dd3g.pepd.surface import HALF, LEVEL, first_hits, visual_hull
+from distill.quadruples import Quadruple, Quadruples
+from distill.samples.renders import RenderedObject, RenderedObjects
+from distill.samples.unpacked import UnpackedRenders
+
+RESOLUTION = 64  # voxels a side
+
+
+class CarvedQuadruples(Sequence[RenderedObject]):
+    """Quadruples with a volume and depth carved from their masks, each carved once.
+
+    Args:
+        source: folders of shards.
+
+    Raises:
+        UserError: no shards, a damaged one, or a teacher without alpha.
+    """
+
+    def __init__(self, source: Sequence[str | Path]) -> None:
+        self._quadruples = Quadruples(list(source))
+        self._carved: dict[int, RenderedObject] = {}
+
+    def __getstate__(self) -> Quadruples:
+        return self._quadruples  # a worker carves its own: what is sent to it does not grow
+
+    def __setstate__(self, quadruples: Quadruples) -> None:
+        self._quadruples, self._carved = quadruples, {}
+
+    def __len__(self) -> int:
+        return len(self._quadruples)
+
+    def __getitem__(self, index: int) -> RenderedObject:  # type: ignore[override]
+        if index not in self._carved:
+            self._carved[index] = carved(self._quadruples[index], self._quadruples.key(index))
+        return self._carved[index]
+
+    def meta(self, index: int) -> dict:
+        """The object's `meta`, without carving."""
+        return described(self._quadruples[index], self._quadruples.key(index))
+
+    def shard(self, index: int) -> Path:
+        """File that holds the quadruple."""
+        return self._quadruples.shard(index)
+
+
+class Together(Sequence[RenderedObject]):
+    """Rendered objects, then carved quadruples, as one sequence.
+
+    Args:
+        parts: in this order.
+    """
+
+    def __init__(self, parts: Sequence[RenderedObjects | UnpackedRenders | CarvedQuadruples]) -> None:
+        self._parts = parts
+        self._ends = list(accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def _place(self, index: int) -> tuple[RenderedObjects | UnpackedRenders | CarvedQuadruples, int]:
+        number = bisect_right(self._ends, index)
+        if index < 0 or number == len(self._parts):
+            raise IndexError(f"object {index} of {len(self)}")
+        return self._parts[number], index - (self._ends[number] - len(self._parts[number]))
+
+    def __getitem__(self, index: int) -> RenderedObject:  # type: ignore[override]
+        part, i = self._place(index)
+        return part[i]
+
+    def meta(self, index: int) -> dict:
+        """The object's `meta` without its pictures."""
+        part, i = self._place(index)
+        return part.meta(i)
+
+    def shard(self, index: int) -> Path:
+        """File that holds the object."""
+        part, i = self._place(index)
+        return part.shard(i)
+
+
+def carved(quadruple: Quadruple, key: str) -> RenderedObject:
+    """Views, depth and volume of one quadruple; view 0 is the picture that the teacher was given.
+
+    Raises:
+        UserError: when its views have no alpha.
+    """
+    meta = described(quadruple, key)
+    views, cameras = quadruple.outputs, quadruple.cameras
+    views = torch.cat([resize(quadruple.input[None], cameras.width), views[1:]])
+    alpha = views[:, 3].contiguous()
+    matter = visual_hull(alpha, cameras, RESOLUTION)
+    depth = [first_hits(matter, LEVEL, cameras[[v]], alpha[v] > LEVEL) for v in range(len(cameras))]
+    return RenderedObject(
+        (views * 255).round().to(torch.uint8), torch.stack(depth), cameras, meta, packed(matter > LEVEL)
+    )
+
+
+def described(quadruple: Quadruple, key: str) -> dict[str, Any]:
+    """The `meta` of a quadruple as a rendered object.
+
+    Raises:
+        UserError: when its views have no alpha.
+    """
+    cameras = quadruple.cameras
+    if quadruple.outputs.shape[1] != 4:
+        raise UserError(f"quadruple {key} has views without alpha, which carve nothing: give each a matte")
+    azimuth, elevation = (torch.rad2deg(x).tolist() for x in (cameras.azimuths, cameras.elevations))
+    return {
+        "id": key,
+        # One picture with another noise is not a new object.
+        "cluster": str(quadruple.meta.get("source", key)),
+        "style": "teacher",
+        "variant": 0,
+        "size": cameras.width,
+        "azimuth": azimuth,
+        "elevation": elevation,
+        "quads": [list(range(len(cameras)))],
+        "novel": [],
+        "volume": {"resolution": RESOLUTION, "half": HALF},
+    }
+
+
+def packed(volume: Tensor) -> bytes:
+    """Bits of a volume (n, n, n), as `RenderedObject.bits` holds them."""
+    return zlib.compress(np.packbits(volume.numpy()).tobytes())

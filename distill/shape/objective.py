@@ -1,0 +1,128 @@
+"""What an occupancy network is trained on: matter along the input's rays, and what another view shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd3g.command.setting import setting
+from dd3g.pepd.frustum import FAR, NEAR, OUTSIDE, frustum_places, slices
+from dd3g.pepd.occupancy import color_at
+from distill.shape.samples import VISIBLE, ShapeSample
+
+COVERED = 0.9  # alpha from which the colour of a pixel is the surface's alone
+SMOOTHING = 50.0  # of the dice term, voxels: objects smaller than that count less
+LEVELS = (0.3, 0.4, 0.5)  # of occupancy, at which held-out objects are scored
+
+
+@dataclass
+class ShapeObjectiveConfig:
+    """Weights of the terms; 0 leaves a term out."""
+
+    bce: float = setting(2.0, "cross-entropy of occupancy along the input's rays, inside its mask")
+    dice: float = setting(2.0, "1 - overlap of the same: thin parts weigh as much as their share")
+    silhouette: float = setting(
+        1.0, "cross-entropy of another view's mask by the largest logit along its rays"
+    )
+    color: float = setting(1.0, "absolute error of the colours that the other view sees")
+    steps: int = setting(64, "points along a ray of the other view")
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"objective: steps {self.steps} must be 1 or more")
+
+
+class ShapeObjective:
+    """Occupancy directly in 3D, and what another view sees of it; each is a mean over samples.
+
+    Args:
+        config: weights.
+    """
+
+    def __init__(self, config: ShapeObjectiveConfig) -> None:
+        self.config = config
+
+    def __call__(self, model: nn.Module, batch: ShapeSample, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """(model, batch, step) -> (loss, weighted and detached terms that add up to it)."""
+        c = self.config
+        logits, volume = model(batch.image, batch.elevation)
+        bce, dice = occupancy_terms(logits, batch)
+        seen = ray_logits(logits, batch, batch.jitter, c.steps)
+        silhouette = F.binary_cross_entropy_with_logits(seen, batch.rgba[..., 3])
+        values = {
+            "bce": bce,
+            "dice": dice,
+            "silhouette": silhouette,
+            "color": color_error(volume, batch).mean(),
+        }
+        terms = {name: getattr(c, name) * value for name, value in values.items()}
+        return torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in terms.items()}
+
+
+def occupancy_terms(logits: Tensor, batch: ShapeSample) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and 1 - dice of logits (B, D, S, S) where the picture shows the object."""
+    mask = (batch.image[:, 3:] > VISIBLE).float()
+    target = batch.occupancy.float()
+    voxels = mask.sum((1, 2, 3)).clamp(min=1) * logits.shape[1]
+    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * mask
+    found, true = logits.sigmoid() * mask, target * mask
+    overlap = 2 * (found * true).sum((1, 2, 3)) + SMOOTHING
+    dice = overlap / (found.sum((1, 2, 3)) + true.sum((1, 2, 3)) + SMOOTHING)
+    return (bce.sum((1, 2, 3)) / voxels).mean(), (1 - dice).mean()
+
+
+def ray_logits(logits: Tensor, batch: ShapeSample, jitter: Tensor, steps: int) -> Tensor:
+    """Largest logit (B, P) along the other view's rays; where it is above 0, the view sees matter.
+
+    Args:
+        logits: (B, D, S, S) along the input's rays.
+        batch: gives both cameras.
+        jitter: (B, P) 0..1 of a step.
+        steps: points along a ray.
+    """
+    depths = slices(steps, logits.device) + (jitter[..., None] - 0.5) * (FAR - NEAR) / steps  # (B, P, M)
+    points = batch.origin[:, None, None] + depths[..., None] * batch.directions[:, :, None]
+    places = frustum_places(points, batch.elevation)  # (B, P, M, 3)
+    cut = torch.where(batch.image[:, 3:] > VISIBLE, logits, OUTSIDE)
+    found = F.grid_sample(cut[:, None], places[:, None], align_corners=False, padding_mode="border")[:, 0, 0]
+    return torch.where((places.abs() < 1).all(-1), found, OUTSIDE).amax(-1)
+
+
+def color_error(volume: Tensor, batch: ShapeSample) -> Tensor:
+    """Mean absolute error (B,) of the colour volume where the other view sees nothing but the object."""
+    depth = batch.depth.clamp(min=NEAR)
+    points = batch.origin[:, None] + depth[..., None] * batch.directions
+    colors = color_at(volume, batch.image, frustum_places(points, batch.elevation))
+    weight = ((batch.depth > 0) & (batch.rgba[..., 3] > COVERED)).float()
+    error = (colors - batch.rgba[..., :3]).abs().mean(-1)
+    return (error * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def shape_scores(model: nn.Module, batches: Iterable[ShapeSample], steps: int = 64) -> dict[str, float]:
+    """Means over samples: IoU of volume and of another view's mask at several levels, and error of colour."""
+    rows: dict[str, list[Tensor]] = {}
+    for batch in batches:
+        logits, volume = model(batch.image, batch.elevation)
+        mask = batch.image[:, 3:] > VISIBLE
+        target = (batch.occupancy > 0.5) & mask
+        seen = ray_logits(logits, batch, torch.full_like(batch.depth, 0.5), steps)
+        for level in LEVELS:
+            logit = math.log(level / (1 - level))
+            volumes = iou((logits > logit) & mask, target)
+            rows.setdefault(f"volume_iou_{100 * level:.0f}", []).append(volumes)
+            rows.setdefault(f"mask_iou_{100 * level:.0f}", []).append(
+                iou(seen > logit, batch.rgba[..., 3] > 0.5)
+            )
+        rows.setdefault("color_error", []).append(color_error(volume, batch))
+    return {name: float(torch.cat(values).mean()) for name, values in rows.items()}
+
+
+def iou(found: Tensor, true: Tensor) -> Tensor:
+    """Intersection over union (B,) of bool (B, ...)."""
+    both, either = (found & true).flatten(1).sum(1), (found | true).flatten(1).sum(1)
+    return both / either.clamp(min=1)

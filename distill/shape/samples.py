@@ -1,0 +1,190 @@
+"""Samples of rendered objects with volumes: matter along the rays of one view, and some pixels of another."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dd3g.cameras import Cameras
+from dd3g.errors import UserError
+from dd3g.pepd.frustum import resize, slices
+from dd3g.training import Batch, generator_for
+from distill.samples.render_samples import StyleShares, chance, mirrored, pick, recolouring
+from distill.samples.renders import RenderedObject
+from distill.shape.carving import Together
+from distill.shape.volume_rays import occupancy_along
+
+LOWEST, HIGHEST = -10.0, 40.0  # elevations that a picture may be taken from, degrees
+VISIBLE = 0.05  # alpha from which a ray of the picture meets matter
+
+
+@dataclass(frozen=True)
+class ShapeSample(Batch):
+    """One sample, or a batch of them with a leading B in every field; the input's camera is at azimuth 0."""
+
+    image: Tensor  # (4, S, S) straight RGBA of the input view
+    elevation: Tensor  # () of its camera, radians
+    occupancy: Tensor  # (D, S, S) share of matter at the slices along its rays, 0..1, float16
+    origin: Tensor  # (3,) where another camera stands
+    directions: Tensor  # (P, 3) rays through some of its pixels, of camera depth 1
+    rgba: Tensor  # (P, 4) what it sees there, straight alpha
+    depth: Tensor  # (P,) its camera z there, 0 where there is nothing
+    jitter: Tensor  # (P,) 0..1, shifts the points that are looked at along these rays
+
+
+class ShapeDataset:
+    """Samples by index from rendered objects with volumes.
+
+    Args:
+        objects: renders that pass `check_volumes`.
+        seed: of the run.
+        size: pixels of the input picture.
+        bins: slices of its frustum.
+        members: indices of the objects to draw from; None is all.
+        scan_fraction: share of scans and PBR objects.
+        shape_fraction: share of untextured shapes with made-up textures, when there are any.
+        pixels: of the other view, P.
+        recolour: largest change of brightness; half of the samples also permute the colour channels.
+        stretch: largest change of width, by its logarithm.
+    """
+
+    def __init__(
+        self,
+        objects: Together,
+        seed: int,
+        size: int,
+        bins: int,
+        members: Sequence[int] | None = None,
+        scan_fraction: float = 0.4,
+        shape_fraction: float = 0.1,
+        pixels: int = 768,
+        recolour: float = 0.15,
+        stretch: float = 0.0,
+    ) -> None:
+        self.objects, self.seed, self.size, self.bins = objects, seed, size, bins
+        self.pixels, self.recolour, self.stretch = pixels, recolour, stretch
+        drawn = range(len(objects)) if members is None else members
+        styles = {i: objects.meta(i)["style"] for i in drawn}
+        self.styles = StyleShares(styles, scan_fraction, shape_fraction)
+
+    def __len__(self) -> int:
+        """Number of objects that samples are drawn from."""
+        return len(self.styles)
+
+    def __getitem__(self, index: int) -> ShapeSample:
+        """Sample `index`."""
+        g = generator_for(self.seed, index)
+        i = self.styles.draw(g)
+        item, mirror = self.objects[i], chance(0.5, g)
+        return shape_sample(item, g, self.size, self.bins, self.pixels, self.recolour, mirror, self.stretch)
+
+
+def input_views(item_meta: dict) -> list[int]:
+    """Indices of the views that may be pictures: those from usual elevations."""
+    return [v for v, e in enumerate(item_meta["elevation"]) if LOWEST <= e <= HIGHEST]
+
+
+def shape_sample(
+    item: RenderedObject,
+    g: torch.Generator,
+    size: int,
+    bins: int,
+    pixels: int,
+    recolour: float = 0.0,
+    mirror: bool = False,
+    stretch: float = 0.0,
+) -> ShapeSample:
+    """One input view of an object, with some pixels of another view; arguments as in `ShapeDataset`.
+
+    Raises:
+        UserError: when the object has no volume or only one view, or is only seen from too high or low.
+    """
+    volume, elevations = item.volume, item.meta["elevation"]
+    inputs = input_views(item.meta)
+    if volume is None or not inputs or len(elevations) < 2:
+        raise UserError(
+            f"rendered object {item.meta['id']} needs a volume and two views, one of them from "
+            f"{LOWEST:.0f} to {HIGHEST:.0f} degrees: render it again with --volumes"
+        )
+    k = pick(len(inputs), g)
+    first = inputs[k]
+    second = (first + 1 + pick(len(elevations) - 1, g)) % len(elevations)
+    camera = item.cameras[first].resized(size)
+    other = item.cameras[second].turned(-math.radians(item.meta["azimuth"][first]))
+    image, seen = recolouring(recolour, g)(item.rgba[[first, second]].float() / 255)
+    image = resize(image[None], size)[0]
+    width = 1.0
+    if stretch:
+        width = min(math.exp(stretch * (2 * float(torch.rand((), generator=g)) - 1)), room_beside(image))
+        image, camera = widened(image, width), seen_wider(camera, width)
+    occupancy = occupancy_along(volume, item.meta["volume"]["half"], camera, slices(bins), image[3] > VISIBLE)
+    depth = item.depth[second].float()
+    if mirror:
+        image, seen, depth, occupancy = (x.flip(-1) for x in (image, seen, depth, occupancy))
+        other = mirrored(other)
+    chosen = torch.randint(depth.numel(), (pixels,), generator=g)
+    origins, directions = other.rays()
+    wider = torch.tensor([width, 1.0, 1.0])  # the input's right is +x
+    return ShapeSample(
+        image=image,
+        elevation=torch.tensor(math.radians(elevations[first])),
+        occupancy=occupancy.half(),
+        origin=wider * origins[0, 0],
+        directions=wider * directions.flatten(0, 1)[chosen],
+        rgba=seen.flatten(1).T[chosen],
+        depth=depth.flatten()[chosen],
+        jitter=torch.rand(pixels, generator=g),
+    )
+
+
+def room_beside(image: Tensor) -> float:
+    """By how much the object in (4, S, S) may be widened before it touches the frame."""
+    size = image.shape[-1]
+    columns = (image[3] > 0).any(0).nonzero()
+    reach = (columns - (size - 1) / 2).abs().max() + 1.5 if len(columns) else torch.tensor(size / 2)
+    return size / 2 / float(reach)
+
+
+def widened(image: Tensor, width: float) -> Tensor:
+    """Picture (4, S, S), straight RGBA, `width` times as wide about its middle."""
+    theta = torch.tensor([[[1 / width, 0, 0], [0, 1.0, 0]]])
+    grid = F.affine_grid(theta, [1, *image.shape], align_corners=False)
+    weighted = torch.cat([image[:3] * image[3:], image[3:]])[None]
+    moved = F.grid_sample(weighted, grid, align_corners=False)[0]
+    return torch.cat([moved[:3] / moved[3:].clamp(min=1e-6), moved[3:]]).clamp(0, 1)
+
+
+def seen_wider(camera: Cameras, width: float) -> Cameras:
+    """The camera whose picture is `width` times as wide, as if the object were, at the same depths."""
+    Ks = camera.Ks.clone()
+    Ks[..., 0, 0] *= width
+    return replace(camera, Ks=Ks)
+
+
+def check_volumes(objects: Together, size: int) -> None:
+    """Say it now when objects have no volume, or pictures smaller than `size`.
+
+    Raises:
+        UserError: that names the first of them.
+    """
+    for i in range(len(objects)):
+        meta = objects.meta(i)
+        if "volume" not in meta:
+            raise UserError(f"rendered object {meta['id']} has no volume: render it again with --volumes")
+        if meta["size"] < size:
+            raise UserError(
+                f"rendered object {meta['id']} has {meta['size']} pixels per side, the network takes {size}: "
+                "render it again at that size, or change network.size"
+            )
+
+
+def held_out(meta: dict, share: float) -> bool:
+    """Whether an object is kept from training: whole clusters are, a share of all of them, by their name."""
+    name = str(meta.get("cluster") or meta["id"])
+    return zlib.crc32(name.encode()) / 2**32 < share

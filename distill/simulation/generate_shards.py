@@ -1,0 +1,302 @@
+"""Shards of quadruples: what goes into which, made by processes that may be killed at any time."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dd3g.cameras import Cameras
+from dd3g.command.progress import Progress
+from dd3g.errors import UserError
+from dd3g.io.atomic import replacing
+from dd3g.io.shards import write_shard
+from dd3g.training.processes import held_by_main
+from distill.quadruples import Quadruple, encode, noise_of
+from distill.simulation.inputs import NO_MATTE, Inputs, MatteError, seed_of
+from distill.simulation.mattes import BELIEVED, matte_views
+from distill.simulation.ode import simulate
+from distill.teachers import Teacher
+
+SETTINGS = "simulate.json"
+MADE_BY = "made_by"  # in it: what is known of the teacher
+FAILED = ".failed.json"  # beside a shard: which of its pictures could not be used
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """What goes into which shard; every shard is a pure function of this and its number.
+
+    Shards come in passes over the pictures, one pass a seed, so that a run that is cut short has seen many
+    pictures and more seeds can be added later.
+    """
+
+    teacher: Teacher
+    inputs: Inputs
+    output: Path
+    steps: int
+    guidance_scale: float
+    seeds: int
+    per_shard: int
+    batch_size: int
+    seed: int
+    limit: int | None
+    device: torch.device
+    captions: bool = True
+    view_matte: str = NO_MATTE
+
+    @property
+    def order(self) -> list[int]:
+        """Indices of the inputs in the order of a pass; shuffled: the first shards are a fair sample."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randperm(len(self.inputs), generator=generator).tolist()[: self.limit]
+
+    @property
+    def shards(self) -> list[tuple[Path, int, list[int]]]:
+        """Each shard's file, its pass and its inputs."""
+        order = self.order
+        parts = [order[i : i + self.per_shard] for i in range(0, len(order), self.per_shard)]
+        return [
+            (self.output / _name(k, s), k, part) for k in range(self.seeds) for s, part in enumerate(parts)
+        ]
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for all shards of a folder."""
+        return {
+            "teacher": self.teacher.fingerprint,
+            "inputs": self.inputs.fingerprint,
+            "matte": self.inputs.matte,
+            "pictures": len(self.order),
+            "steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "seed": self.seed,
+            "per_shard": self.per_shard,
+            "batch_size": self.batch_size,  # matrices of another size round otherwise
+            "captions": self.captions,
+            "view_matte": NO_MATTE if self.teacher.draws_alpha else self.view_matte,
+            "elevation": getattr(self.teacher, "elevation", None),
+        }
+
+    def cameras(self, pictures: list[dict[str, Any]]) -> Cameras | None:
+        """The rigs of some pictures, where it depends on them; None for the teacher's own."""
+        if not self.teacher.follows_elevation or not any("elevation" in about for about in pictures):
+            return None
+        default = getattr(self.teacher, "elevation", 0.0)
+        return Cameras.stack([self.teacher.rig_at(about.get("elevation", default)) for about in pictures])
+
+    def samples(self, number: int, indices: list[int], failed: dict[str, str]) -> list[dict[str, Any]]:
+        """Quadruples of pass `number` as samples; inputs that cannot be used go to `failed`."""
+        pictures = []
+        for i in indices:
+            try:
+                found = self.inputs.picture(i, seed_of(self.seed, number), self.teacher.picture_size)
+                if not self.captions:
+                    found[1].pop("caption", None)
+                pictures.append((i, *found))
+            except MatteError:
+                raise
+            except UserError as error:
+                failed[str(i)] = str(error)
+        samples = []
+        for start in range(0, len(pictures), self.batch_size):
+            batch = pictures[start : start + self.batch_size]
+            seeds = [seed_of(self.seed, i, number) for i, _, _ in batch]
+            noise = torch.stack([noise_of(self.teacher.latent_shape, s) for s in seeds])
+            rgba = torch.stack([picture for _, picture, _ in batch])
+            made = simulate(
+                self.teacher,
+                rgba.to(self.device),
+                noise.to(self.device),
+                self.steps,
+                self.guidance_scale,
+                self.cameras([about for _, _, about in batch]),
+                [about.get("caption", "") for _, _, about in batch],
+            )
+            for b, (i, picture, about) in enumerate(batch):
+                meta = about | {
+                    "sample": number,
+                    "seed": seeds[b],
+                    "teacher": self.settings["teacher"],
+                    "steps": self.steps,
+                    "guidance_scale": self.guidance_scale,
+                }
+                cameras = made.cameras[b] if len(made.cameras.batch_shape) == 2 else made.cameras
+                latents = None if made.latents is None else made.latents[b]
+                one = Quadruple(noise[b], cameras, made.input[b], made.outputs[b], meta, latents)
+                if not one.outputs.isfinite().all():
+                    failed[str(i)] = (
+                        f"{about.get('source')}: the teacher's views hold numbers that are not finite: give "
+                        "--precision bfloat16 or float32, or fetch its weights again"
+                    )
+                    continue
+                try:
+                    samples.append(encode(self.matted(one), f"{i:07d}_{number:02d}"))
+                except NoObjectError as error:
+                    failed[str(i)] = str(error)
+        return samples
+
+    def matted(self, one: Quadruple) -> Quadruple:
+        """Views without alpha with their mattes; of a caption's, the first one cut out becomes the input.
+
+        Raises:
+            NoObjectError: when that one's matte is not to be believed.
+        """
+        if self.settings["view_matte"] == NO_MATTE:
+            return one
+        mattes = matte_views(one.outputs, self.view_matte)
+        one = replace(one, mattes=mattes)
+        if self.teacher.sees_picture:
+            return one
+        if mattes.confidence[0] < BELIEVED:
+            raise NoObjectError(
+                f"{one.meta.get('source')}: the object in its first view stands out too little to be an "
+                f"input (confidence {mattes.confidence[0]:.2f})"
+            )
+        return replace(one, input=mattes.straight(one.outputs.cpu())[0])
+
+
+class NoObjectError(UserError):
+    """A view that has to be an input shows no object that can be cut out."""
+
+
+def generate_shards(
+    wanted: ShardSet, state: Any, max_minutes: float = 0.0, show: bool = True
+) -> dict[str, Any]:
+    """Make the shards that are not there yet; this process makes every P-th of them.
+
+    No other command may work in the folder meanwhile.
+
+    Args:
+        wanted: what to make.
+        state: accelerate's `PartialState`.
+        max_minutes: start no shard after this long; 0 never stops.
+        show: draw a progress bar.
+
+    Returns:
+        {"output", "shards", "present", "written", "quadruples", "failed", "complete"}, over all processes;
+        `failed` says what was wrong with each picture that could not be used, in this run or an earlier one.
+    """
+    with held_by_main(wanted.output):
+        return _generate(wanted, state, max_minutes, show)
+
+
+def _generate(wanted: ShardSet, state: Any, max_minutes: float, show: bool) -> dict[str, Any]:
+    deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
+    with state.main_process_first():
+        check_settings(
+            wanted.output, wanted.settings, wanted.seeds, state.is_main_process, wanted.teacher.about
+        )
+    shards = wanted.shards
+    present = sum(path.exists() for path, _, _ in shards)
+    state.wait_for_everyone()  # all have counted before the first new shard appears
+    written = quadruples = 0
+    failed: dict[str, str] = {}
+    mine = shards[state.process_index :: state.num_processes]
+    with Progress(show and state.is_main_process, len(mine), "shards") as progress:
+        for path, number, indices in mine:
+            if not path.exists():
+                if time.monotonic() > deadline:
+                    continue
+                lost: dict[str, str] = {}
+                samples = wanted.samples(number, indices, lost)
+                if lost:  # written first: a shard that is there is never made again
+                    with replacing(path.with_suffix(FAILED)) as partial:
+                        partial.write_text(json.dumps(lost, indent=2) + "\n")
+                write_shard(path, samples)
+                written, quadruples = written + 1, quadruples + len(samples)
+            failed |= _failed(path)
+            progress.advance(note=path.name)
+    reports = [(written, quadruples, failed)]
+    if state.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        reports = gather_object(reports)
+    written, quadruples = sum(r[0] for r in reports), sum(r[1] for r in reports)
+    return {
+        "output": str(wanted.output),
+        "shards": len(shards),
+        "present": present,
+        "written": written,
+        "quadruples": quadruples,
+        "failed": sorted({message for r in reports for message in r[2].values()}),
+        "complete": present + written == len(shards),
+    }
+
+
+def check_settings(
+    output: Path, settings: dict[str, Any], seeds: int, write: bool, about: dict[str, Any] | None = None
+) -> None:
+    """Refuse to mix two settings in one folder.
+
+    Args:
+        output: the folder.
+        settings: of this run; those of the first run are kept in the folder.
+        seeds: passes that this run asks for; the most that were ever asked for are kept beside the settings.
+        write: keep them; only one process may.
+        about: the teacher's source and licence; kept beside the settings.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    old = _read_json(output / SETTINGS)
+    if not old and any(output.glob("*.tar")):
+        raise UserError(f"{output} holds shards but no {SETTINGS}: give an empty folder as --output")
+    # Sets that were begun before a setting existed take it up.
+    wrong = [k for k in settings if k in old and old[k] != settings[k]]
+    if wrong:
+        changes = ", ".join(f"{k} {old.get(k)} (now {settings[k]})" for k in wrong)
+        raise UserError(
+            f"{output} was made with other settings: {changes}; repeat those, or give another --output"
+        )
+    new = settings | {"seeds": max(seeds, old.get("seeds", 0))}
+    if about:
+        new[MADE_BY] = about
+    if write and new != old:
+        with replacing(output / SETTINGS) as partial:
+            partial.write_text(json.dumps(new, indent=2) + "\n")
+
+
+def teacher_of(path: Path) -> dict[str, Any]:
+    """What is known of the teacher that made a set, its folder or one of its shards; {} where nothing is."""
+    if not path.exists():
+        return {}
+    folder = path if path.is_dir() else path.parent
+    return _read_json(folder / SETTINGS).get(MADE_BY, {})
+
+
+def missing_shards(output: Path) -> list[str]:
+    """Names of the shards that a folder should hold, by its settings, and does not."""
+    settings = _read_json(output / SETTINGS)
+    try:
+        parts = math.ceil(settings.get("pictures", 0) / settings.get("per_shard", 1))
+        names = [_name(k, s) for k in range(settings.get("seeds", 0)) for s in range(parts)]
+    except (TypeError, ArithmeticError) as error:
+        raise UserError(f"{output / SETTINGS} was not written by distill.simulate ({error})") from error
+    return [name for name in names if not (output / name).exists()]
+
+
+def _name(number: int, part: int) -> str:
+    return f"quadruples-{number:02d}-{part:05d}.tar"
+
+
+def _failed(shard: Path) -> dict[str, str]:
+    """Index of a picture that could not be used -> why."""
+    return _read_json(shard.with_suffix(FAILED))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """An object of a file; empty where there is none."""
+    try:
+        found = json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error}): restore it, or give another --output") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} does not hold a JSON object: restore it, or give another --output")
+    return found

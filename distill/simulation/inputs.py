@@ -1,0 +1,146 @@
+"""Input pictures of objects by index: of files, shards, parquet tables, or rendered objects."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dd3g.errors import UserError
+from dd3g.fingerprint import fingerprint
+from dd3g.picture import cut_out, load_image, resize_rgba
+from dd3g.picture.decoding import read_rgba
+from dd3g.picture.framing import is_cut_out, object_frame
+from dd3g.picture.sources import (
+    EncodedPictures,
+    Found,
+    ShardPictures,
+    find_sources,
+    hold_renders,
+    level_views,
+    open_pictures,
+    open_shards,
+)
+from distill.samples.renders import RenderedObjects
+
+NO_MATTE = "none"
+
+
+class Inputs(Protocol):
+    """Pictures of objects, each a pure function of (index, seed)."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the names and sizes of the files."""
+
+    @property
+    def matte(self) -> str:
+        """The model that cuts objects out of pictures without alpha; "none" where no model does."""
+
+    def __len__(self) -> int:
+        """Number of objects."""
+
+    def picture(self, index: int, seed: int, size: int) -> tuple[Tensor, dict[str, Any]]:
+        """Straight RGBA (4, size, size) rounded to 255ths, and where it comes from.
+
+        Raises:
+            MatteError: when no picture without alpha can be used.
+            UserError: when this one cannot be used; the others may still be fine.
+        """
+
+
+class MatteError(UserError):
+    """The matting model is unknown or not on this machine."""
+
+
+def open_inputs(source: str | Path, matte: str = "auto") -> Inputs:
+    """Find out what `source` is: pictures, parquet tables, shards of pictures, or rendered objects.
+
+    Args:
+        source: a folder, which is searched at any depth, or a file.
+        matte: for pictures without alpha: "auto" (u2netp) or another matting model; "none" refuses them.
+
+    Raises:
+        UserError: when it is none of these, or not on this machine's disks.
+    """
+    found = find_sources(source)
+    shards = open_shards(found) if found.kind == "shards" else None
+    if shards is not None and hold_renders(shards):
+        return Renders(found)
+    return Pictures(found, open_pictures(found, shards), matte)
+
+
+def seed_of(*parts: int) -> int:
+    """One seed from several numbers, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
+
+
+class Pictures:
+    """Pictures whose object is framed as training pictures are, and cut out first where they have no alpha.
+
+    Args:
+        found: the files.
+        encoded: the pictures in them.
+        matte: as `open_inputs`.
+    """
+
+    def __init__(self, found: Found, encoded: EncodedPictures, matte: str) -> None:
+        self.fingerprint, self.encoded = _fingerprint(found), encoded
+        self.matte = "u2netp" if matte == "auto" else matte
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def picture(self, index: int, seed: int, size: int) -> tuple[Tensor, dict[str, Any]]:
+        """See `Inputs`; the seed does not matter."""
+        name = self.encoded.where(index)
+        image = read_rgba(self.encoded.read(index), name)
+        about = {"source": self.encoded.name(index)}
+        if isinstance(self.encoded, ShardPictures) and (caption := self.encoded.caption(index)):
+            about["caption"] = caption
+        if not is_cut_out(image):
+            if self.matte == NO_MATTE:
+                raise UserError(f"{name} has no transparent pixel: cut the object out, or give --matte auto")
+            try:
+                image, _ = cut_out(image, self.matte, name, size)
+            except UserError as error:
+                raise MatteError(f"{name} has no transparent pixel, and {error}") from error
+            if object_frame(image.getchannel("A")) is None:
+                raise UserError(f"the matting model {self.matte} found no object in {name}: cut it out")
+            about["matte"] = self.matte
+        return _rounded(load_image(image, size, matte=NO_MATTE).rgba), about
+
+
+class Renders:
+    """Rendered objects; the seed chooses the view among those at the rig's elevation."""
+
+    matte = NO_MATTE
+
+    def __init__(self, found: Found) -> None:
+        self.fingerprint, self.objects = _fingerprint(found), RenderedObjects(found.files)
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def picture(self, index: int, seed: int, size: int) -> tuple[Tensor, dict[str, Any]]:
+        """See `Inputs`. Each view of a quad can be the input: the others stand at 90, 180 and 270."""
+        item = self.objects[index]
+        views = level_views(item.quads, item.meta["elevation"])
+        generator = torch.Generator().manual_seed(seed_of(index, seed))
+        view = views[int(torch.randint(len(views), (1,), generator=generator))]
+        rgba = resize_rgba(item.rgba[view].float() / 255, size)
+        about = {k: item.meta[k] for k in ("variant", "style") if k in item.meta}
+        about["elevation"] = item.meta["elevation"][view]
+        return _rounded(rgba), {"source": str(item.meta["id"]), "view": view, **about}
+
+
+def _fingerprint(found: Found) -> str:
+    return fingerprint("\n".join(f"{name} {size}" for name, size in found.listing()))
+
+
+def _rounded(rgba: Tensor) -> Tensor:
+    # The teacher must see what the shard will hold.
+    return (rgba * 255).round() / 255

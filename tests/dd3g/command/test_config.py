@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from data_gen.__main__ import main as commands
+from data_gen.collect import CollectConfig
+from data_gen.synthesize import SynthesizeConfig
+from data_gen.train_tiny import TinyTrainConfig
+from dd3g.command.configuration import explained, launch, parse
+from dd3g.command.setting import setting
+from dd3g.errors import UserError
+from dd3g.pepd import Generator
+from dd3g.pepd.occupancy import OccupancyNet
+from distill.train import DistillConfig, run
+from distill.train_shape import ShapeConfig
+from distill.train_teacher import TeacherConfig
+from distill.train_teacher import run as run_teacher
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_parse(tmp_path):
+    (tmp_path / "a.yaml").write_text("seed: 3\ngenerator:\n  width: 64\nrenders: [a, b]\n")
+    line = [
+        "--config",
+        str(tmp_path / "a.yaml"),
+        "--max-minutes",
+        "2.5",
+        "--resume=latest",
+        "generator.depth=2",
+        "seed=4",
+    ]
+    config = parse(line, DistillConfig)
+    assert (config.seed, config.max_minutes, config.resume_from_checkpoint) == (4, 2.5, "latest")
+    assert (config.generator.width, config.generator.depth, config.renders) == (64, 2, ["a", "b"])
+    assert parse(["--resume_from_checkpoint", "latest"], DistillConfig).resume_from_checkpoint == "latest"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["stray"], "'stray': expected --key value or key=value"),
+        (["--seed"], "'--seed': expected"),
+        (["sed=3"], "sed"),
+        (["seed=x"], "seed"),
+        (["mixed_precision=int8"], "int8"),
+        (["optimizer=sgd"], "optimizer 'sgd' is not one of adamw, muon"),
+        (["train_batch_size=0"], "train_batch_size must be at least 1"),
+        (["objective.implicit_form=sds"], "sds"),
+        (["generator.width=30"], "width 30"),
+        (["generator.heads=0"], "heads must be at least 1, got 0"),
+        (["generator.heads=-4"], "heads must be at least 1, got -4"),
+        (["learning_rate=-1"], "learning_rate must be at least 0, got -1"),
+        (["learning_rate=.nan"], "learning_rate must be at least 0, got nan"),
+        (["checkpoints_total_limit=-1"], "checkpoints_total_limit must be at least 0"),
+        (["adam_beta1=2"], "adam_beta1 must be at least 0 and below 1, got 2"),
+        (["adam_beta2=1"], "adam_beta2 must be"),
+        (["ema_decay=2"], "ema_decay must be between 0 and 1, got 2"),
+        (["max_minutes=-1"], "max_minutes must be at least 0"),
+        (["quadruples_share=-1"], "quadruples_share must be between 0 and 1, got -1"),
+        (["scan_fraction=.nan"], "scan_fraction must be between 0 and 1"),
+        (["targets=0"], "targets must be at least 1, got 0"),
+        ([f"seed={10**20}"], f"seed must be below 2^63, got {10**20}"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)  # fmt: skip
+def test_wrong_command_lines(line, message, capsys):
+    assert launch(run, DistillConfig, line) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("condition_dropout=2", "condition_dropout must be between 0 and 1, got 2"),
+        ("turned_fraction=.nan", "turned_fraction must be between 0 and 1"),
+        ("teacher.heads=-2", "heads must be at least 1, got -2"),
+        ("teacher.depth=-1", "depth must be at least 0, got -1"),
+        ("teacher.steps=0", "steps must be at least 1, got 0"),
+    ],
+)
+def test_wrong_values_for_the_teacher(line, message, capsys):
+    assert launch(run_teacher, TeacherConfig, [line]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_a_packaged_configuration_is_found_by_name(tmp_path, monkeypatch):
+    named = parse(["--config", "nano"], DistillConfig)
+    assert named == parse(["--config", str(ROOT / "configs/distill/nano.yaml")], DistillConfig)
+    assert named.max_train_steps == 1500
+    assert parse(["--config", "nano"], TeacherConfig).teacher.steps == 4
+    assert parse(["--config", "flux"], SynthesizeConfig).model.steps == 4
+    with pytest.raises(UserError, match=r"no file huge.* packaged configuration .*\(base, nano, small\)"):
+        parse(["--config=huge"], DistillConfig)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nano").write_text("max_train_steps: 7")  # a file of one's own wins
+    assert parse(["--config", "nano"], DistillConfig).max_train_steps == 7
+
+
+def test_output_is_taken_as_it_is_spelled():
+    for words in (["-o", "a=[b]"], ["--output", "a=[b]"], ["output=a=[b]"], ["--output=a=[b]"], ["-o=a=[b]"]):
+        assert parse(words, DistillConfig).output_dir == "a=[b]"
+        assert parse(words, SynthesizeConfig).output == "a=[b]"
+    assert parse(["null", "-o", "x"], CollectConfig).source == "null"
+
+
+def test_switches_need_no_value(capsys):
+    assert parse(["--json", "--seed", "3"], SynthesizeConfig).json
+    assert parse(["json=false"], SynthesizeConfig).json is False
+    assert launch(lambda config: Path("run"), DistillConfig, ["--json"]) == 0
+    assert capsys.readouterr().out == '{"output": "run"}\n'
+
+
+def test_a_configuration_that_divides_by_zero():
+    @dataclass
+    class Shape:
+        heads: int = 1
+
+        def __post_init__(self):
+            assert 8 % self.heads == 0
+
+    with pytest.raises(UserError, match="configuration: integer modulo by zero"):
+        parse(["heads=0"], Shape)
+
+
+def test_ctrl_c_is_one_line_that_tells_how_to_go_on(capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    assert launch(interrupted, DistillConfig, []) == 130
+    assert capsys.readouterr().err == "stopped: continue with --resume latest\n"
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "just text"])
+def test_wrong_yaml(tmp_path, text, capsys):
+    (tmp_path / "a.yaml").write_text(text)
+    assert launch(run, DistillConfig, ["--config", str(tmp_path / "a.yaml")]) == 2
+    assert capsys.readouterr().err.startswith("error: configuration: ")
+
+
+@pytest.mark.parametrize(
+    "schema", [DistillConfig, TeacherConfig, SynthesizeConfig, CollectConfig, TinyTrainConfig]
+)
+def test_help_tells_of_every_key(schema, capsys):
+    assert launch(run, schema, ["--help"]) == 0
+    usage, empty, *listed = capsys.readouterr().out.splitlines()
+    assert usage.startswith("Usage: ") and not empty
+    keys = [line for line in listed if re.match(r" *\w+:", line)]
+    assert len(keys) >= len(fields(schema)) and all(re.search(r"  # .{4,}$", key) for key in keys), keys
+    # It can be saved as a --config.
+    saved = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create("\n".join(listed)))
+    assert OmegaConf.to_object(saved) == schema()
+
+
+@dataclass
+class Inner:
+    """A section. It has more."""
+
+    depth: int = setting(2, "layers")
+    sizes: list[int] = setting([1, 2], "of each")
+
+
+@dataclass
+class Base:
+    seed: int = setting(0, "of the run")
+    name: str = setting("a", "in the log")
+
+
+@dataclass
+class Outer(Base):
+    """What it is for.
+
+    And more.
+    """
+
+    aliases: ClassVar[dict[str, str]] = {"layers": "inner.depth"}
+
+    name: str = "b"
+    depth: int = setting(7, "of the whole")
+    inner: Inner = field(default_factory=Inner)
+
+
+@pytest.mark.parametrize("helped", [commands, lambda words: launch(run, DistillConfig, words)])
+def test_help_is_read_by_head(helped, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe, monkeypatch.context() as patch:  # closing it flushes once more
+        patch.setattr(sys, "stdout", pipe)
+        assert helped(["--help"]) == 0
+
+
+def test_help_is_made_of_the_settings():
+    assert explained(Outer) == (
+        "# What it is for.\nseed: 0  # of the run\nname: b  # in the log\ndepth: 7  # of the whole\n"
+        "inner:  # A section. It has more.\n  depth: 2  # layers\n  sizes:  # of each\n  - 1\n  - 2\n"
+        "# layers stands for inner.depth\n"
+    )
+
+
+SIZES = [(c, n) for c in ("teacher", "distill") for n in ("nano", "small", "base")]
+SIZES += [("shape", "nano"), ("shape", "small")]
+
+
+@pytest.mark.parametrize(("command", "name"), SIZES)
+def test_shipped_configurations_build(command, name):
+    from distill.teachers.compact import CompactTeacher
+
+    line = ["--config", str(ROOT / "configs" / command / f"{name}.yaml")]
+    with torch.device("meta"):
+        if command == "teacher":
+            model = CompactTeacher(parse(line, TeacherConfig).teacher)
+        elif command == "shape":
+            model = OccupancyNet(parse(line, ShapeConfig).network)
+        else:
+            model = Generator(parse(line, DistillConfig).generator)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    low, high = {"nano": (3, 12), "small": (20, 90), "base": (90, 400)}[name]
+    assert low < millions < high
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_accelerate_reads_its_configurations(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    kinds = {"cpu": "NO", "gpu1": "NO", "gpu8": "MULTI_GPU", "multi_node": "MULTI_GPU", "fsdp": "FSDP"}
+    assert str(config.distributed_type).split(".")[-1] == kinds[path.stem]
+
+
+def test_another_default_keeps_the_range_of_the_base():
+    assert TinyTrainConfig(max_minutes=0).train_batch_size == 16
+    for wrong in ({"train_batch_size": 0}, {"max_minutes": float("inf")}, {"ema_decay": float("nan")}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be "):
+            TinyTrainConfig(**wrong)

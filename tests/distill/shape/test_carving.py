@@ -1,0 +1,80 @@
+"""Quadruples as rendered objects: what their masks carve, and that a shape network trains on it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from stand_ins.tiny_objects import ellipsoid, ellipsoid_volume, write_quadruples, write_renders
+from stand_ins.training_runs import fresh
+
+from dd3g.cameras import Cameras
+from dd3g.command.configuration import launch
+from dd3g.errors import UserError
+from dd3g.pepd.occupancy import OccupancyNet
+from distill.quadruples import Quadruple
+from distill.samples.renders import RenderedObjects
+from distill.shape.carving import CarvedQuadruples, Together, carved
+from distill.shape.samples import check_volumes
+from distill.train_shape import ShapeConfig, run
+
+AXES = torch.tensor([0.5, 0.35, 0.3])
+
+
+def quadruple(channels=4):
+    rig = Cameras.orbit([0.0, 90.0, 180.0, 270.0], 25.0, 48)
+    rgba, depth = ellipsoid(rig, AXES, torch.tensor([0.2, 0.4, 0.6]))
+    return Quadruple(torch.zeros(4, 8, 8, 8), rig, rgba[0], rgba[:, :channels], {"source": "a.png"}), depth
+
+
+def test_what_is_carved_holds_the_object_and_little_more():
+    q, depth = quadruple()
+    item = carved(q, "a-0")
+    true, found = ellipsoid_volume(AXES), item.volume
+    assert found.sum() < 1.3 * true.sum()
+    assert (found & true).sum() > 0.96 * true.sum()
+    seen = (depth > 0) & (item.depth > 0)
+    assert seen.sum() > 0.95 * (depth > 0).sum()
+    ahead = depth[seen] - item.depth[seen]  # a hull is never behind the surface, but by a voxel
+    assert ahead.min() > -0.04 and ahead.median() < 0.05
+    assert item.meta["elevation"] == pytest.approx([25.0] * 4, abs=1e-3)
+    assert [round(a) % 360 for a in item.meta["azimuth"]] == [0, 90, 180, 270]
+    assert item.meta["cluster"] == "a.png"
+    torch.testing.assert_close(item.rgba.float() / 255, q.outputs, atol=0.003, rtol=0)
+
+
+def test_views_without_alpha_carve_nothing():
+    with pytest.raises(UserError, match="a-0 has views without alpha"):
+        carved(quadruple(3)[0], "a-0")
+
+
+def test_renders_and_quadruples_are_one_sequence(tmp_path):
+    renders = RenderedObjects(write_renders(tmp_path / "r", count=2, volumes=True))
+    quadruples = CarvedQuadruples([write_quadruples(tmp_path / "q", count=3)])
+    both = Together([renders, quadruples])
+    assert len(both) == 5 and [both.meta(i)["id"] for i in range(5)] == [
+        "object0",
+        "object1",
+        "q0",
+        "q1",
+        "q2",
+    ]
+    assert both[4] is both[4] and both.shard(0).parent.name == "r" and both.shard(2).parent.name == "q"
+    check_volumes(both, 32)
+    with pytest.raises(UserError, match="q0 has 32 pixels per side, the network takes 64"):
+        check_volumes(Together([quadruples]), 64)
+
+
+def test_a_shape_network_trains_on_quadruples_alone(tmp_path, capsys):
+    folder = write_quadruples(tmp_path / "q", count=4)
+    words = [
+        "renders=[]", f"quadruples=[{folder}]", f"output_dir={tmp_path / 'out'}", "train_batch_size=2",
+        "max_train_steps=2", "report_to=none", "held_out=0.3", "pixels=32", "network.size=32",
+        "network.bins=8", "network.fine=8", "network.widths=[8,16]", "network.width=16", "network.depth=1",
+        "network.heads=2", "network.residual_hidden=8", "network.color_bins=4",
+    ]  # fmt: skip
+    fresh()
+    assert launch(run, ShapeConfig, words) == 0
+    assert OccupancyNet.from_pretrained(tmp_path / "out/model").config.size == 32
+    fresh()
+    assert launch(run, ShapeConfig, ["renders=[]", f"output_dir={tmp_path / 'none'}"]) == 2
+    assert "nothing to train on" in capsys.readouterr().err

@@ -1,0 +1,202 @@
+"""Samples of shapes against the pictures they come with."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from stand_ins.tiny_objects import AZIMUTHS, ELEVATIONS, ellipsoid_volume, write_renders
+
+from dd3g.errors import UserError
+from dd3g.pepd.frustum import frustum_places, slices
+from dd3g.pepd.occupancy import Shape
+from dd3g.pepd.surface import HALF, voxel_centres
+from dd3g.training import generator_for
+from distill.samples.renders import RenderedObjects
+from distill.shape.objective import iou, ray_logits
+from distill.shape.samples import ShapeDataset, ShapeSample, check_volumes, held_out, shape_sample
+from distill.shape.volume_rays import occupancy_along
+
+SIZE, BINS = 32, 24
+
+
+def equal(a, b):
+    return all(torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+
+
+def silhouette(batch, steps=96):
+    """What the other view would see of the true matter."""
+    return ray_logits(10 * batch.occupancy.float() - 5, batch, torch.full_like(batch.depth, 0.5), steps) > 0
+
+
+def test_a_sample_depends_on_seed_and_index_only(objects):
+    dataset, again = ShapeDataset(objects, 3, SIZE, BINS), ShapeDataset(objects, 3, SIZE, BINS)
+    forwards = [dataset[i] for i in range(4)]
+    torch.manual_seed(99)
+    assert all(equal(again[i], forwards[i]) for i in reversed(range(4)))
+    assert not equal(forwards[0], forwards[1])
+    assert not equal(ShapeDataset(objects, 4, SIZE, BINS)[0], forwards[0])
+
+
+def test_occupancy_is_the_volume_at_the_slices(objects):
+    """By hand, voxel by voxel: between two voxels' centres the share lies between theirs."""
+    item = objects[0]
+    camera = item.cameras[5].resized(8)
+    found = occupancy_along(item.volume, 0.6, camera, slices(6), torch.ones(8, 8, dtype=torch.bool))
+    origins, directions = camera.rays()
+    for d, y, x in ((1, 3, 4), (2, 4, 4), (3, 2, 5), (2, 1, 1), (3, 4, 2)):
+        p = (origins[0, 0] + slices(6)[d] * directions[y, x] + 0.6) / 1.2 * 64 - 0.5
+        low, share = p.floor().long().tolist(), (p - p.floor()).tolist()
+        total = 0.0
+        for corner in range(8):
+            bits = [corner >> k & 1 for k in range(3)]
+            weight = math.prod(s if b else 1 - s for s, b in zip(share, bits, strict=True))
+            place = [i + b for i, b in zip(low, bits, strict=True)]
+            if all(0 <= i < 64 for i in place):
+                total += weight * float(item.volume[tuple(place)])
+        assert float(found[d, y, x]) == pytest.approx(total, abs=1e-4)
+    points = origins[0, 0] + slices(6)[:, None, None, None] * directions
+    twin = F.grid_sample(item.volume[None, None].float(), (points / 0.6).flip(-1)[None], align_corners=False)
+    assert (found - twin[0, 0]).abs().max() < 1e-5
+    assert 0 < found.mean() < 1
+    shown = item.rgba[5, 3, ::4, ::4] > 0
+    assert torch.equal(occupancy_along(item.volume, 0.6, camera, slices(6), shown), found * shown)
+
+
+@pytest.mark.parametrize(("mirror", "stretch"), [(False, 0.0), (True, 0.0), (True, 0.5)])
+@pytest.mark.parametrize("which", ["objects", "cubes"])
+def test_matter_lies_along_a_ray_where_the_picture_shows_it(which, mirror, stretch, request):
+    items = request.getfixturevalue(which)
+    for k in range(6):
+        item = items[k % len(items)]
+        sample = shape_sample(item, generator_for(0, k), SIZE, 96, 8, 0.0, mirror, stretch)
+        found, true = sample.occupancy.amax(0) > 0.5, sample.image[3] > 0.5
+        assert float(iou(found[None], true[None])) > 0.93
+
+
+@pytest.mark.parametrize(("mirror", "stretch"), [(False, 0.0), (True, 0.0), (True, 0.5)])
+@pytest.mark.parametrize("which", ["objects", "cubes"])
+def test_the_true_volume_has_the_other_views_mask(which, mirror, stretch, request):
+    items = request.getfixturevalue(which)
+    for k in range(6):
+        item = items[k % len(items)]
+        sample = shape_sample(item, generator_for(1, k), SIZE, 96, 2000, 0.0, mirror, stretch)
+        batch = ShapeSample.collate([sample])
+        assert float(iou(silhouette(batch), batch.rgba[..., 3] > 0.5)) > 0.9
+
+
+def test_stretched_objects_stay_in_the_picture_and_keep_their_colours(objects):
+    widths = set()
+    for k in range(12):
+        plain = shape_sample(objects[0], generator_for(5, k), SIZE, 8, 4)
+        wide = shape_sample(objects[0], generator_for(5, k), SIZE, 8, 4, stretch=0.7)
+        extents = [int((s.image[3] > 0.5).any(0).sum()) for s in (plain, wide)]
+        widths.add(round(extents[1] / extents[0], 1))
+        assert float(wide.image[3, :, [0, -1]].max()) == 0
+        means = [(s.image[:3] * s.image[3:]).sum((1, 2)) / s.image[3].sum() for s in (plain, wide)]
+        torch.testing.assert_close(means[1], means[0], atol=0.03, rtol=0)
+    assert min(widths) < 0.75 and max(widths) > 1.2 and len(widths) > 4
+
+
+def test_matter_begins_at_the_other_views_depth(objects):
+    batch = ShapeSample.collate([shape_sample(objects[1], generator_for(2, 0), SIZE, 96, 500, mirror=True)])
+    seen = batch.depth > 0
+    for shift, expected in ((0.06, True), (-0.06, False)):
+        points = batch.origin[:, None] + (batch.depth + shift)[..., None] * batch.directions
+        places = frustum_places(points, batch.elevation)[:, None, None]
+        matter = F.grid_sample(batch.occupancy[:, None].float(), places, align_corners=False)[0, 0, 0] > 0.5
+        assert (matter[seen] == expected).float().mean() > 0.8
+
+
+def test_the_field_of_the_true_occupancy_is_the_object(objects):
+    """Along the rays and back onto the grid of the world, which is the volume's own here."""
+    item = objects[2]
+    camera = item.cameras[[9]]
+    logits = 20 * occupancy_along(item.volume, HALF, camera[0], slices(96), item.rgba[9, 3] > 0) - 10
+    elevation = torch.deg2rad(torch.tensor(item.meta["elevation"][9:10]))
+    shape = Shape(logits[None], torch.zeros(1, 4, 1, 1, 1), torch.zeros(1, 4, 8, 8), elevation)
+    ahead = item.cameras[[9]].turned(-math.radians(item.meta["azimuth"][9]))
+    turn = (
+        ahead.viewmats[0, :3, :3].T @ camera.viewmats[0, :3, :3]
+    )  # of the world, so that it is at azimuth 0
+    field = shape.occupancy(voxel_centres(64) @ turn.T).view(64, 64, 64)
+    assert float(iou((field > 0)[None], item.volume[None])) > 0.93
+
+
+def test_inputs_are_taken_from_usual_elevations(objects):
+    item = replace(objects[0], meta=objects[0].meta | {"elevation": [60.0] * 12 + [-5.0, 25.0]})
+    seen = {
+        round(math.degrees(float(shape_sample(item, generator_for(0, k), SIZE, BINS, 4).elevation)))
+        for k in range(20)
+    }
+    assert seen == {-5, 25}
+    high = replace(item, meta=item.meta | {"elevation": [60.0] * 14})
+    with pytest.raises(UserError, match="one of them from -10 to 40 degrees"):
+        shape_sample(high, generator_for(0, 0), SIZE, BINS, 4)
+    assert len(AZIMUTHS) == len(ELEVATIONS) == 14
+
+
+def test_colours_change_alike_in_both_views(objects):
+    plain = shape_sample(objects[0], generator_for(7, 0), SIZE, BINS, 400)
+    tinted = shape_sample(objects[0], generator_for(7, 0), SIZE, BINS, 400, recolour=0.15)
+    assert torch.equal(plain.occupancy, tinted.occupancy) and torch.equal(plain.depth, tinted.depth)
+    order = [
+        next(k for k in range(3) if torch.allclose(tinted.image[c], g * plain.image[k], atol=1e-4))
+        for c, g in enumerate(_gains(plain, tinted))
+    ]
+    assert sorted(order) == [0, 1, 2]
+    for c, (k, gain) in enumerate(zip(order, _gains(plain, tinted), strict=True)):
+        torch.testing.assert_close(tinted.rgba[:, c], gain * plain.rgba[:, k], atol=1e-4, rtol=0)
+
+
+def _gains(plain, tinted):
+    """Factor of each channel of the tinted picture over the channel of the plain one that it came from."""
+    gains = []
+    for c in range(3):
+        ratios = [tinted.image[c].max() / plain.image[k].max() for k in range(3)]
+        errors = [(tinted.image[c] - r * plain.image[k]).abs().max() for k, r in enumerate(ratios)]
+        gains.append(ratios[min(range(3), key=errors.__getitem__)])
+    return gains
+
+
+def test_larger_renders_serve_a_smaller_network(objects):
+    sample = ShapeDataset(objects, 0, 16, BINS)[0]
+    assert sample.image.shape == (4, 16, 16) and sample.occupancy.shape == (BINS, 16, 16)
+    check_volumes(objects, SIZE)
+    with pytest.raises(UserError, match="object0 has 32 pixels per side, the network takes 64"):
+        check_volumes(objects, 64)
+
+
+def test_objects_without_volumes_are_refused(tmp_path):
+    plain = RenderedObjects(write_renders(tmp_path))
+    with pytest.raises(UserError, match="object0 has no volume: render it again with --volumes"):
+        check_volumes(plain, SIZE)
+
+
+def test_only_members_are_drawn(objects):
+    dataset = ShapeDataset(objects, 0, SIZE, BINS, members=[1], recolour=0)
+    masks = objects[1].rgba[:, 3].float() / 255
+    for i in range(5):
+        mask = dataset[i].image[3]
+        assert any(torch.equal(mask, m) or torch.equal(mask.flip(-1), m) for m in masks)
+
+
+def test_whole_clusters_are_held_out():
+    metas = [{"cluster": str(c), "id": f"{c}-{k}"} for c in range(400) for k in range(2)]
+    held = [held_out(m, 0.1) for m in metas]
+    assert held[::2] == held[1::2] and 0.06 < sum(held) / len(held) < 0.14
+    more = [held_out(m, 0.2) for m in metas]
+    assert all(b for a, b in zip(held, more, strict=True) if a)
+    assert not any(held_out(m, 0) for m in metas) and all(held_out(m, 1) for m in metas)
+    alone = {held_out({"cluster": "", "id": f"thing{k}"}, 0.5) for k in range(20)}
+    assert alone == {True, False}  # by their own names
+
+
+def test_the_written_volume_is_the_ellipsoids(objects):
+    g = torch.Generator().manual_seed(0)
+    assert torch.equal(objects[0].volume, ellipsoid_volume(0.25 + 0.3 * torch.rand(3, generator=g)))
+    assert json.dumps(objects[0].meta["volume"]) == '{"resolution": 64, "half": 0.6}'
