@@ -40,8 +40,10 @@ def run(wheel, tmp_path_factory):
     environment, folder = tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("elsewhere")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     python = environment / "bin" / "python"
+    # A path of the user's may hold dd3g, which pip then takes for installed.
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     install = ["--python", python, "install", "--quiet", "--no-index", "--no-deps", wheel]
-    subprocess.run([sys.executable, "-m", "pip", *install], check=True)
+    subprocess.run([sys.executable, "-m", "pip", *install], env=variables, check=True)
     # Only now, so that pip leaves the dd3g of the running environment alone: the dependencies.
     paths = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
     site = next(environment.glob("lib/python*/site-packages"))
@@ -50,7 +52,6 @@ def run(wheel, tmp_path_factory):
     for name in ("tools", "tests", "configs"):
         (folder / name).mkdir()
         (folder / name / "__init__.py").write_text("")
-    variables = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
 
     def command(*words):
         line = [environment / "bin" / "dd3g", *map(str, words)]
