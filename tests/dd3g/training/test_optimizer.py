@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from dd3g.training.optimizer import Muon, is_matrix, orthogonal_factor
+from dd3g.training import LoopConfig
+from dd3g.training.optimizer import Muon, is_matrix, make_optimizer, orthogonal_factor
 
 OPTIONS = {"lr": 0.02, "weight_decay": 0.1}
 
@@ -85,3 +86,20 @@ def test_the_state_of_another_optimiser_is_refused():
     matrix = nn.Parameter(torch.ones(32, 32))
     with pytest.raises(ValueError, match="different number of parameter groups"):
         Muon([matrix], **OPTIONS).load_state_dict(train(torch.optim.AdamW, [matrix]).state_dict())
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_after_an_overflow_of_fp16_no_step_is_taken(name):
+    """As the loop is to know: fused steps are taken, of which only AdamW's kernel then does nothing."""
+    model = nn.Linear(40, 40)
+    config = LoopConfig(optimizer=name, mixed_precision="fp16")
+    optimizer = make_optimizer(model, config, fused=True)
+    assert all(not group["fused"] for group in optimizer.param_groups)
+    scaler, before = torch.amp.GradScaler("cpu"), copy.deepcopy(model.state_dict())
+    scaler.scale(model(torch.full((1, 40), torch.inf)).sum()).backward()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    assert all(torch.equal(tensor, before[n]) for n, tensor in model.state_dict().items())
+    assert not optimizer.state
+    config = LoopConfig(optimizer=name, mixed_precision="no")
+    assert all(group["fused"] for group in make_optimizer(model, config, fused=True).param_groups)
