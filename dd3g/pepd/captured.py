@@ -49,7 +49,8 @@ class CapturedPass:
                 self._run()
         torch.cuda.current_stream(device).wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # Left to itself it listens to the current device, and of a pass on another one would hold nothing.
+        with torch.cuda.graph(self.graph, stream=side):
             self.result = self._run()
         torch.cuda.synchronize(device)
         self.seconds = time.perf_counter() - start

@@ -91,16 +91,21 @@ def no_graph(monkeypatch):
 
     class Stream:
         def __init__(self, device=None):
-            pass
+            self.device = device
 
         def wait_stream(self, other):
             pass
+
+    def recording(graph, stream):
+        """On the device of the pass, whichever is the current one."""
+        assert stream.device == torch.device("cpu")
+        return contextlib.nullcontext()
 
     monkeypatch.setattr(captured.torch.cuda, "Stream", Stream)
     monkeypatch.setattr(captured.torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(captured.torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(captured.torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(captured.torch.cuda, "graph", lambda graph: contextlib.nullcontext())
+    monkeypatch.setattr(captured.torch.cuda, "graph", recording)
     monkeypatch.setattr(captured.torch.cuda, "synchronize", lambda device: None)
     original = CapturedPass.__init__
 
