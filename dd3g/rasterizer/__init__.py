@@ -38,18 +38,19 @@ def get_ready(device: torch.device) -> None:
     """Draw one Gaussian on a device: on CUDA its kernels are built by that, once a machine, in a few minutes.
 
     Raises:
-        UserError: when they cannot be built.
+        UserError: when they cannot be built, or do not run.
     """
     cameras = Cameras.default_rig(16, 1).to(device)
     one = [torch.full((1, n), 0.1, device=device) for n in (3, 4, 3)]
     one = [*one, torch.full((1,), 0.5, device=device), torch.full((1, 3), 0.5, device=device)]
     try:
         rasterize(Gaussians(*one), cameras)
-    except Exception as error:  # of compilers, which fail in every way
+    except UserError:
+        raise
+    except Exception as error:  # of drivers, which fail in every way
         raise UserError(
-            f"the rasteriser does not work on {device} ({first_line(error)}): gsplat builds its kernels on "
-            "first use, which needs nvcc of torch's CUDA version, a C++ compiler and ninja; install them and "
-            "set CUDA_HOME, or train with use_cpu=true"
+            f"the rasteriser does not work on {device} ({first_line(error)}): where its kernels were built "
+            "for another GPU, set TORCH_EXTENSIONS_DIR to this one's own folder; or train with use_cpu=true"
         ) from error
 
 
@@ -81,6 +82,7 @@ def rasterize(
         ValueError: batches that do not match, tensors on different devices, an unknown backend, or a near
             plane that is not in front of the camera.
         RuntimeError: backend "cuda" without a CUDA device.
+        UserError: the kernels of a CUDA device cannot be built.
     """
     batch = gaussians.opacities.shape[:-1]
     views = cameras.batch_shape

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from functools import cache
+from importlib import import_module
+
 from torch import Tensor
 
 from dd3g.cameras import Cameras
+from dd3g.errors import UserError, first_line
 from dd3g.gaussians import Gaussians
+from dd3g.io.atomic import only_user
 
 
 def rasterize_batch(gaussians: Gaussians, cameras: Cameras, antialiased: bool) -> tuple[Tensor, Tensor]:
@@ -20,7 +28,7 @@ def rasterize_batch(gaussians: Gaussians, cameras: Cameras, antialiased: bool) -
         (B, V, C + 1, H, W) colours and depth over black, and (B, V, 1, H, W) alpha.
 
     Raises:
-        RuntimeError: gsplat has no compiled kernels and no compiler to make them.
+        UserError: gsplat's kernels cannot be built.
     """
     from gsplat import rasterization
 
@@ -30,26 +38,50 @@ def rasterize_batch(gaussians: Gaussians, cameras: Cameras, antialiased: bool) -
         frame = (cameras.height, cameras.width)
         channels = gaussians.colors.shape[-1] + 1
         return nothing.expand(B, V, channels, *frame), nothing.expand(B, V, 1, *frame)
-    try:
-        image, alpha, _ = rasterization(
-            gaussians.means,
-            gaussians.quats,
-            gaussians.scales,
-            gaussians.opacities,
-            gaussians.colors,
-            cameras.viewmats,
-            cameras.Ks,
-            cameras.width,
-            cameras.height,
-            near_plane=cameras.near,
-            far_plane=cameras.far,
-            packed=False,
-            render_mode="RGB+D",
-            rasterize_mode="antialiased" if antialiased else "classic",
-        )  # (B, V, H, W, C + 1), (B, V, H, W, 1)
-    except AttributeError as error:  # of None, which gsplat holds in place of kernels that it could not build
-        raise RuntimeError(
-            "gsplat found no CUDA toolkit (nvcc) to build its kernels with: install one, or draw on the CPU "
-            "after moving Gaussians and cameras with .to('cpu')"
-        ) from error
+    load_kernels()
+    image, alpha, _ = rasterization(
+        gaussians.means,
+        gaussians.quats,
+        gaussians.scales,
+        gaussians.opacities,
+        gaussians.colors,
+        cameras.viewmats,
+        cameras.Ks,
+        cameras.width,
+        cameras.height,
+        near_plane=cameras.near,
+        far_plane=cameras.far,
+        packed=False,
+        render_mode="RGB+D",
+        rasterize_mode="antialiased" if antialiased else "classic",
+    )  # (B, V, H, W, C + 1), (B, V, H, W, 1)
     return image.movedim(-1, -3), alpha.movedim(-1, -3)
+
+
+@cache
+def load_kernels() -> None:
+    """Build gsplat's kernels, minutes once a machine, or wait for a process that does.
+
+    gsplat empties the folder before it builds, whoever is building there.
+
+    Raises:
+        UserError: when they cannot be built.
+    """
+    from torch.utils.cpp_extension import get_default_build_root
+
+    place = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
+    try:
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(UserError):  # nothing is built where nothing can be written
+                stack.enter_context(only_user(place, wait=True))
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # it prints, where JSON may be due
+            kernels = import_module("gsplat.cuda._backend")._C
+        reason = "" if kernels is not None else "there is no CUDA toolkit"
+    except Exception as error:  # of compilers, which fail in every way
+        reason = first_line(error)
+    if reason:
+        raise UserError(
+            f"gsplat cannot build its kernels for CUDA ({reason}): install nvcc of torch's CUDA version, a "
+            "C++ compiler and ninja, and set CUDA_HOME; or draw on the CPU, with --device cpu or, in a "
+            "training, use_cpu=true"
+        )

@@ -9,6 +9,7 @@ import torch
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
+from dd3g.rasterizer import cuda
 from dd3g.rasterizer.cuda import rasterize_batch
 from distill import smoke
 
@@ -50,6 +51,7 @@ def test_what_gsplat_is_asked_for_is_what_it_takes(monkeypatch, antialiased):
         return torch.zeros(2, 4, 6, 8, 4), torch.zeros(2, 4, 6, 8, 1), {}
 
     monkeypatch.setattr(gsplat, "rasterization", stand_in)
+    monkeypatch.setattr(cuda, "load_kernels", lambda: None)
     gaussians = Gaussians(*(torch.rand(2, 5, *s) for s in ((3,), (4,), (3,), (), (3,))))
     rig = Cameras.default_rig(8, 4)
     cameras = Cameras(rig.viewmats.expand(2, 4, 4, 4), rig.Ks.expand(2, 4, 3, 3), 8, 6)

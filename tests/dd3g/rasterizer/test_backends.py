@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numba
 import pytest
@@ -9,7 +10,9 @@ import torch
 from stand_ins.balls import FIELDS, ball, gradients, leaves, parts, rig
 
 import dd3g
-from dd3g.rasterizer import Render, rasterize
+from dd3g.errors import UserError
+from dd3g.io.atomic import only_user
+from dd3g.rasterizer import Render, cuda, rasterize
 
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread has nothing to disagree with")
@@ -92,15 +95,79 @@ def test_cuda_equals_cpu(antialiased, channels):
 
 def test_get_ready_draws_or_says_what_is_needed(monkeypatch):
     from dd3g import rasterizer
-    from dd3g.errors import UserError
 
     rasterizer.get_ready(torch.device("cpu"))
 
-    def missing(*args, **options):
-        raise RuntimeError("gsplat found no CUDA toolkit (nvcc)\nand more")
+    def fails(error):
+        def draw(*args, **options):
+            raise error
 
-    monkeypatch.setattr(rasterizer, "rasterize", missing)
-    with pytest.raises(
-        UserError, match=r"not work on cpu \(gsplat found no CUDA toolkit \(nvcc\)\): .*ninja"
-    ):
+        return draw
+
+    foreign = RuntimeError("CUDA error: no kernel image is\nand more")
+    monkeypatch.setattr(rasterizer, "rasterize", fails(foreign))
+    with pytest.raises(UserError, match=r"not work on cpu \(CUDA error: no kernel image is\): .*GPU"):
         rasterizer.get_ready(torch.device("cpu"))
+    monkeypatch.setattr(rasterizer, "rasterize", fails(UserError("no compiler: install one")))
+    with pytest.raises(UserError, match="^no compiler: install one$"):
+        rasterizer.get_ready(torch.device("cpu"))
+
+
+@pytest.fixture
+def kernels(monkeypatch, tmp_path):
+    """gsplat's, as if they were being built; gives what happens then, and the folder."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    building = []
+
+    def build(name):
+        assert name == "gsplat.cuda._backend"
+        print("Setting up CUDA")
+        return building.pop(0)()
+
+    monkeypatch.setattr(cuda, "import_module", build)
+    cuda.load_kernels.cache_clear()
+    yield building, tmp_path / "extensions"
+    cuda.load_kernels.cache_clear()
+
+
+def test_one_process_builds_kernels_at_a_time(kernels, capsys):
+    """As gsplat empties the folder before it builds, whoever is building there."""
+    building, folder = kernels
+
+    def alone():
+        with pytest.raises(UserError, match="in use by process"), only_user(folder):
+            pass
+        return SimpleNamespace(_C="kernels")
+
+    building.append(alone)
+    cuda.load_kernels()
+    cuda.load_kernels()
+    assert building == [] and list(folder.iterdir()) == []
+    assert capsys.readouterr() == ("", "Setting up CUDA\n")  # JSON may be due on stdout
+
+
+def test_kernels_that_are_there_need_no_folder_to_write_to(kernels):
+    building, folder = kernels
+    folder.write_text("is a file")
+    building.append(lambda: SimpleNamespace(_C="kernels"))
+    cuda.load_kernels()
+    assert building == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [(None, "there is no CUDA toolkit"), (RuntimeError("Error building\nand more"), "Error building")],
+)
+def test_kernels_that_cannot_be_built(kernels, failure, reason):
+    building, folder = kernels
+
+    def build():
+        if failure:
+            raise failure
+        return SimpleNamespace(_C=None)
+
+    building += [build, build]
+    for _ in range(2):  # it is not taken for done
+        with pytest.raises(UserError, match=rf"for CUDA \({reason}\): install nvcc .*--device cpu"):
+            cuda.load_kernels()
+    assert building == []
