@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import typer
 from dd3g.command.progress import Progress
 from dd3g.command.run import Json, run_command
 from dd3g.io.atomic import check_writable, replacing
-from dd3g.processes import map_in_processes
+from dd3g.processes import map_in_processes, usable_cores
 
 LARGEST = 32767  # a coordinate of 1, as `dd3g.meshes.mesh.load_mesh` reads it
 
@@ -40,7 +39,7 @@ def objects_command(
     count: Annotated[int, typer.Option(min=1, help="Objects.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Another seed adds other objects.")] = 0,
     resolution: Annotated[int, typer.Option(min=16, help="Grid points a side.")] = 80,
-    processes: Annotated[int, typer.Option(min=1, help="CPU processes.")] = os.cpu_count() or 1,
+    processes: Annotated[int, typer.Option(min=1, help="CPU processes.")] = usable_cores(),
     as_json: Json = False,
 ) -> None:
     """Make up household objects without texture; `dd3g data render` paints and draws them."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from dataclasses import asdict, replace
@@ -20,7 +19,7 @@ from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.io.atomic import only_user, replacing
 from dd3g.io.shards import Shards, write_shard
-from dd3g.processes import map_in_processes
+from dd3g.processes import map_in_processes, usable_cores
 
 
 def render_shard(task: tuple[Path, list[Item], Options]) -> tuple[int, list[tuple[str, str]]]:
@@ -134,7 +133,7 @@ def render_command(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the shards.")],
     options: Options,
-    processes: Annotated[int, typer.Option(min=1, help="CPU processes.")] = os.cpu_count() or 1,
+    processes: Annotated[int, typer.Option(min=1, help="CPU processes.")] = usable_cores(),
     limit: Annotated[int, typer.Option(min=0, help="Only the first objects; 0: all.")] = 0,
     layout: Annotated[
         str, typer.Option(help="Layout of the data set, as for `dd3g evaluate`, where it is ambiguous.")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import dd3g
+from dd3g.processes import usable_cores
 
 LIBRARIES = ("torch", "numpy", "numba", "torchmetrics")
 
@@ -64,5 +65,4 @@ def _processor() -> str:
 
 def cores_each() -> int:
     """CPU cores for each of the processes that a launcher started on this machine, at least 1."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return max(1, usable_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

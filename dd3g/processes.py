@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import TypeVar
 
 from dd3g.errors import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of all cores, and of the clock
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use: a job on a cluster, or a container, has few of a machine's."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        quota, period = map(int, QUOTA.read_text().split())
+        cores = min(cores, max(1, quota // period))
+    return cores
 
 
 def map_in_processes(

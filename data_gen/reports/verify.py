@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from dd3g.command.run import Json, run_command
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
 from dd3g.picture.framing import SOLID
+from dd3g.processes import usable_cores
 
 SHOWN = 20  # problems that are printed
 _RESUME = "run the command that makes the set again"
@@ -203,7 +203,7 @@ def _index(storage: Storage) -> list[str]:
 
 def verify_command(
     folder: Annotated[str, typer.Argument(metavar="SET", help=f"Folder or bucket prefix with {OPTIONS}.")],
-    threads: Annotated[int, typer.Option(min=1, help="Shards checked at once.")] = os.cpu_count() or 1,
+    threads: Annotated[int, typer.Option(min=1, help="Shards checked at once.")] = usable_cores(),
     write: Annotated[
         bool, typer.Option("--write-index", help="Rewrite index.json and README.md when all else is intact.")
     ] = False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -19,7 +18,7 @@ from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.io.atomic import check_writable, replacing
 from dd3g.machine import provenance
-from dd3g.processes import map_in_processes
+from dd3g.processes import map_in_processes, usable_cores
 from distill.evaluation.learned import frechet_distance, kernel_distance, load_metrics
 from distill.evaluation.metrics import bootstrap_mean
 from distill.evaluation.options import Evaluation
@@ -283,7 +282,7 @@ def _processes(asked: int, device: str, objects: int) -> int:
     if asked:
         return min(asked, objects)
     # A worker takes some seconds to start, and one GPU is not faster in parts.
-    return 1 if device != "cpu" or objects < 8 else min(os.cpu_count() or 1, objects)
+    return 1 if device != "cpu" or objects < 8 else min(usable_cores(), objects)
 
 
 def _results(job: Job, work: Work, count: int, processes: int) -> Iterator[dict[str, Any]]:
@@ -305,7 +304,7 @@ _work: Work  # of a worker process
 def _start(job: Job, processes: int) -> None:
     import numba
 
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    threads = max(1, usable_cores() // processes)
     torch.set_num_threads(threads)
     numba.set_num_threads(min(threads, numba.get_num_threads()))
     global _work

@@ -8,7 +8,6 @@ NAME-HASH.json, which says where they lie. It is a cache: it may be deleted, and
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.io.atomic import only_user, replacing
 from dd3g.io.shards import pack_paths, unpack_paths
-from dd3g.processes import map_in_processes
+from dd3g.processes import map_in_processes, usable_cores
 from distill.samples.renders import RenderedObject, RenderedObjects
 
 
@@ -107,7 +106,7 @@ def _about(path: Path) -> Path:
 def _unpack_all(wanted: list[tuple[Path, Path]]) -> None:
     with Progress() as progress:
         progress.phase("shards unpacked", len(wanted))
-        for _ in map_in_processes(unpack, wanted, os.cpu_count() or 1):
+        for _ in map_in_processes(unpack, wanted, usable_cores()):
             progress.advance()
 
 

@@ -10,8 +10,10 @@ from functools import partial
 import pytest
 from stand_ins.infer_command import ROOT
 
+from dd3g import processes
 from dd3g.errors import UserError
-from dd3g.processes import map_in_processes
+from dd3g.machine import cores_each
+from dd3g.processes import map_in_processes, usable_cores
 
 SLEEPERS = """
 import os, time
@@ -75,3 +77,18 @@ def test_a_signal_ends_all_processes_at_once_without_a_word(tmp_path, name):
     for path in begun:
         with pytest.raises(ProcessLookupError):
             os.kill(int(path.name), 0)
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [(None, 200), ("max 100000", 200), ("1600000 100000", 16), ("150000 100000", 1), ("50000 100000", 1)],
+)
+def test_cores_are_those_that_may_be_used(tmp_path, monkeypatch, quota, cores):
+    """Of a machine with 200: what a container may have of them, in shares of the clock."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(200), raising=False)
+    monkeypatch.setattr(processes, "QUOTA", tmp_path / "cpu.max")
+    if quota:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert usable_cores() == cores
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert cores_each() == max(1, cores // 8)
