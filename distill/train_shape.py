@@ -107,6 +107,7 @@ class Keeper:
 
     def __init__(self, config: ShapeConfig, objects: Together, members: Sequence[int]) -> None:
         self.config, self.objects, self.members = config, objects, members
+        self.made: list[ShapeSample] = []
         self.folder = Path(config.output_dir) / "model"
         path = self.folder / SCORES
         resumed = bool(config.resume_from_checkpoint) and path.exists()
@@ -114,6 +115,11 @@ class Keeper:
 
     def batches(self) -> Iterator[ShapeSample]:
         """One fixed sample of each held-out object that is not damaged."""
+        if not self.made:  # once: a GPU waits for them
+            self.made = list(self._make())
+        yield from self.made
+
+    def _make(self) -> Iterator[ShapeSample]:
         shape, size = self.config.network, self.config.train_batch_size
         sizes = shape.size, shape.bins, HELD_PIXELS
         for start in range(0, len(self.members), size):

@@ -108,6 +108,8 @@ def test_held_out_clusters_are_not_trained_on(renders, tmp_path):
     every = [i for i in range(8) if held_out(objects.meta(i), 0.9)]
     assert split(objects, half)[1] == [every[len(every) * k // 3] for k in range(3)]
     assert split(objects, replace(config, held_out=0)) == (list(range(8)), [])
+    keeper = Keeper(config, objects, held)
+    assert [a is b for a, b in zip(keeper.batches(), keeper.batches(), strict=True)] == [True]
     with pytest.raises(UserError, match="held_out=1 leaves 0 of 8 rendered objects to train on"):
         split(objects, replace(config, held_out=1))
     with pytest.raises(UserError, match="7 to score by|0 to score by"):
