@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +29,7 @@ from dd3g.io.shards import Shards
 SIZES = {"nano": 64, "small": 128, "base": 128}  # pixels of the pictures, as in configs/shape
 RENDERING = 0.35  # of the minutes, at most
 MAKING = 0.1  # likewise
+AROUND = 20.0  # seconds that a training takes to start, to write its last checkpoint, and to be put together
 VIEWS = ("--variants", "1", "--scan-variants", "3", "--quads", "2", "--free-quads", "2", "--novel", "8")
 SHARD = 15_000_000  # bytes of a file of weights at most
 ABOUT = """
@@ -74,11 +75,12 @@ def recipe_command(
     stored = {"size": size, "data": data, "quadruples": quadruples, "generator": generator}
     data, quadruples, options = data or [], quadruples or [], options or []
     _check_begun(output / "recipe.json", json.loads(json.dumps(stored, default=str)), resume)
-    recipe = Recipe(size, output, generator, time.monotonic() + 60 * minutes)
-    recipe.smoke()
-    folders = data if data or quadruples else [recipe.objects(60 * minutes * MAKING)]
-    renders = recipe.renders(folders, 60 * minutes * RENDERING)
-    spare = 60 * minutes * (0.12 if test else 0.02)
+    seconds = 60 * minutes
+    recipe = Recipe(size, output, generator, time.monotonic() + seconds)
+    with recipe.smoke():
+        folders = data if data or quadruples else [recipe.objects(seconds * MAKING)]
+        renders = recipe.renders(folders, seconds * RENDERING)
+    spare = seconds * (0.12 if test else 0.02) + min(AROUND, seconds / 10)
     recipe.train(renders, quadruples, spare, options)
     weights = recipe.assemble()
     command = typed_again(size, minutes, data, quadruples, options)
@@ -148,12 +150,21 @@ class Recipe:
         """Until the end, never negative."""
         return max(0.0, self.end - time.monotonic())
 
-    def smoke(self) -> None:
-        """Every branch that only CUDA has, before the minutes are spent."""
+    @contextlib.contextmanager
+    def smoke(self) -> Iterator[None]:
+        """Every branch that only CUDA has, beside what needs no GPU: to build kernels takes minutes.
+
+        Raises:
+            UserError: at the end of the block, when it failed.
+        """
         import torch
 
-        if torch.cuda.is_available():
-            run_stage("distill.smoke")
+        if not torch.cuda.is_available():
+            yield
+            return
+        with started("distill.smoke") as stage:
+            yield
+            check_ended("distill.smoke", stage.wait())
 
     def objects(self, seconds: float) -> Path:
         """Made-up household objects, as many as the time allows."""
@@ -216,7 +227,8 @@ class Recipe:
         (place / "table.md").unlink(missing_ok=True)  # of weights before these
         before = "before=" + self.generator
         arguments = ("--generator", f"{self.size}={weights}", "--generator", before, "-o", str(place))
-        words = ("distill.evaluation", str(test), *arguments, "--sheet-objects", "10")
+        # Networks take the smallest part of its time, and a GPU's objects would come one after another.
+        words = ("distill.evaluation", str(test), *arguments, "--sheet-objects", "10", "--device", "cpu")
         run_stage(*words, seconds=self.seconds_left, some_may_fail=True)
         if not (place / "table.md").exists():
             late = f"Not evaluated in time: `{shlex.join(('python', '-m', *words))}` goes on with it."
@@ -266,19 +278,33 @@ def run_stage(
     Raises:
         UserError: when it ends with an error, which it has printed.
     """
-    print(f"{shlex.join(['python', '-m', module, *arguments])}", file=sys.stderr)
-    with subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=sys.stderr) as stage:
+    with started(module, *arguments) as stage:
         try:
             code = stage.wait(seconds)
         except subprocess.TimeoutExpired:
             stage.send_signal(signal.SIGTERM)
             stage.wait()
             return
+    if not (code == 1 and some_may_fail):
+        check_ended(module, code)
+
+
+@contextlib.contextmanager
+def started(module: str, *arguments: str) -> Iterator[subprocess.Popen]:
+    """A command that runs during the block, and is asked to stop when that fails."""
+    print(f"{shlex.join(['python', '-m', module, *arguments])}", file=sys.stderr)
+    with subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=sys.stderr) as stage:
+        try:
+            yield stage
         except BaseException:
             stage.send_signal(signal.SIGTERM)
             stage.wait()
             raise
-    if code and not (code == 1 and some_may_fail):
+
+
+def check_ended(module: str, code: int) -> None:
+    """Raise UserError for a command that ended with an error, which it has printed."""
+    if code:
         raise UserError(f"`{module}` ended with {code}: see above; fix it and continue")
 
 

@@ -115,14 +115,14 @@ def test_the_minutes_are_shared(tmp_path, monkeypatch, minutes, rendering, test)
 
     monkeypatch.setattr(recipe, "run_stage", stage)
     monkeypatch.setattr(recipe, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    for name, answer in {"smoke": None, "assemble": tmp_path, "evaluate": "", "describe": None}.items():
+    for name, answer in {"assemble": tmp_path, "evaluate": "", "describe": None}.items():
         monkeypatch.setattr(Recipe, name, lambda *_, answer=answer: answer)
     words = ["nano", "--minutes", "60", "--data", "a", "--data", "b", "-o", str(tmp_path / "out")]
     assert main([*words, *(["--test", "c"] if test else [])]) == 0
     assert [seconds for module, _, seconds in asked if module == "data_gen.render"] == rendering
     module, arguments, _ = asked[-1]
     (given,) = [word for word in arguments if word.startswith("max_minutes=")]
-    spare = 60 * (0.12 if test else 0.02)
+    spare = 60 * (0.12 if test else 0.02) + 20 / 60
     left = max(60 - 2 * minutes - spare, 1 / 60)
     assert module == "distill.train_shape" and given == f"max_minutes={left:.3f}"
 
@@ -134,6 +134,28 @@ def test_meshes_of_which_none_can_be_drawn(tmp_path, capfd):
     error = capfd.readouterr().err
     assert "broken.glb: it is damaged, or not a .glb (" in error
     assert error.splitlines()[-1] == f"error: {tmp_path}/meshes: none of its meshes could be drawn: see above"
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_cuda_is_tried_beside_the_rendering(tmp_path, monkeypatch, capfd, passes):
+    """And what it says of it counts before anything is trained."""
+    (tmp_path / "smoke.py").write_text(f"import time; time.sleep(1); raise SystemExit({0 if passes else 2})")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    asked = []
+
+    def started(module, *arguments):
+        asked.append(module)
+        return original(module.removeprefix("distill."), *arguments)
+
+    original = recipe.started
+    monkeypatch.setattr(recipe, "started", started)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("train", "assemble", "describe"):
+        monkeypatch.setattr(Recipe, name, lambda *_, name=name: asked.append(name))
+    monkeypatch.setattr(Recipe, "renders", lambda *_: asked.append("renders"))
+    assert main(words(tmp_path)) == (0 if passes else 2)
+    assert asked == ["distill.smoke", "renders", *(["train", "assemble", "describe"] if passes else [])]
+    assert ("`distill.smoke` ended with 2: see above" in capfd.readouterr().err) is not passes
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -154,6 +176,7 @@ def test_an_evaluation_that_time_does_not_suffice_for(tmp_path, monkeypatch, cap
     said = Recipe("nano", tmp_path, "nano", 100.0).evaluate(tmp_path / "weights", Path("held out"))
     ((words, seconds),) = asked
     assert words[:2] == ("distill.evaluation", "held out") and seconds == 30
+    assert words[-2:] == ("--device", "cpu")  # on all cores, and where no compiler makes a GPU's rasteriser
     assert said.startswith("Not evaluated in time: `python -m distill.evaluation 'held out' --generator ")
     assert said in capsys.readouterr().err
 
