@@ -159,8 +159,10 @@ def run(config: DistillConfig) -> Path:
         load_weights(find_weights(config.init_from), generator, without="shape.")
     shape = config.generator.latent_shape
     if torch.cuda.is_available() and not config.use_cpu:
-        # Renders are first looked at after the bootstrap, hours into a long run.
-        get_ready(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
+        # Renders are first looked at after the bootstrap, hours into a long run. A scheduler may show each
+        # process its own GPU alone.
+        rank = int(os.environ.get("LOCAL_RANK", "0"))
+        get_ready(torch.device("cuda", rank % torch.cuda.device_count()))
     held = validation_batch(config.validation_renders, config.generator.size, shape)
     verifier, perceptual = losses(config)
     samples = training_samples(config)

@@ -22,6 +22,8 @@ from distill.objective import Objective, ObjectiveConfig, Verifier, direct_terms
 from distill.perceptual import VggDistance
 from distill.samples.render_samples import RenderDataset, Sample
 from distill.samples.renders import RenderedObjects
+from distill.shape.objective import ShapeObjective
+from distill.shape.samples import ShapeSample
 from distill.teachers import load
 from distill.teachers.compact import CompactConfig, CompactTeacher
 from distill.teachers.encoders import END, START
@@ -142,16 +144,19 @@ def test_teachers_as_configured(name):
 
 @pytest.mark.parametrize("name", ["nano", "small", "base"])
 def test_shape_networks_as_configured(name):
-    config = parse(["--config", name], ShapeConfig).network
+    """With the terms that they are trained on."""
+    config = parse(["--config", name], ShapeConfig)
+    c, pixels = config.network, config.pixels
     with torch.device("meta"):
-        network = OccupancyNet(config)
-    image, elevation = (
-        torch.empty(1, 4, config.size, config.size, device="meta"),
-        torch.empty(1, device="meta"),
-    )
+        network = OccupancyNet(c)
+        image, occupancy = torch.empty(1, 4, c.size, c.size), torch.empty(1, c.bins, c.size, c.size).half()
+        rays = (torch.empty(1, pixels, n) for n in (3, 4))
+        one = torch.empty(1, pixels)
+        batch = ShapeSample(image, torch.empty(1), occupancy, torch.empty(1, 3), *rays, one, one)
     with OnMeta():
-        logits, volume = network(image, elevation)
-        zero_of(logits, volume).backward()
+        loss, terms = ShapeObjective(config.objective)(network, batch, 0)
+        loss.backward()
+    assert set(terms) == {"bce", "dice", "silhouette", "color"} and loss.is_meta
     assert all(p.grad.is_meta for p in network.parameters())
 
 

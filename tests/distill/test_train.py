@@ -94,14 +94,17 @@ def test_kernels_are_built_before_the_first_step(data, tmp_path, capsys, monkeyp
     """Not when the bootstrap ends; where that cannot be done, nothing has been spent yet."""
     drawn = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(train, "get_ready", lambda device: drawn.append(device) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        distil(data[0], tmp_path)
-    assert drawn == [torch.device("cuda", 0)] and not (tmp_path / "metrics.jsonl").exists()
+    monkeypatch.setattr(train, "get_ready", lambda device: drawn.append(device.index) or 1 / 0)
+    for rank, gpus in (("0", 1), ("3", 8), ("3", 1)):  # the last one is shown only its own
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        with pytest.raises(ZeroDivisionError):
+            distil(data[0], tmp_path)
+    assert drawn == [0, 3, 0] and not (tmp_path / "metrics.jsonl").exists()
     monkeypatch.setattr(train, "get_ready", lambda device: get_ready(torch.device("cpu")))
     monkeypatch.setattr(rasterizer, "rasterize", lambda *_: 1 / 0)
     assert distil(data[0], tmp_path) == 2
-    assert "needs nvcc of torch's CUDA version" in capsys.readouterr().err
+    assert "train with use_cpu=true" in capsys.readouterr().err
 
 
 def test_a_model_card_says_what_it_was_trained_on(data, tmp_path):
