@@ -80,7 +80,7 @@ class LearnedScores:
         if self.checker:
             side = self.checker.config.vision_config.image_size
             seen = _over_white(pictures, side).to(self.device)
-            found["unsafe"] = self.checker.forward_onnx(seen, torch.zeros(len(seen)))[1].float()
+            found["unsafe"] = self.checker.forward_onnx(seen, seen.new_zeros(len(seen)))[1].float()
         columns = {name: values.float().cpu().tolist() for name, values in found.items()}
         return [
             {k: round(v[i], 4) for k, v in columns.items() if text or k != "clip"}

@@ -106,6 +106,19 @@ def test_safety_checker_rejects_what_is_near_its_concepts(pictures, tmp_path, th
     assert judge(scores[0], options) == ("unsafe" if unsafe else "")
 
 
+def test_a_safety_checker_gets_all_on_its_device(pictures, tmp_path, monkeypatch):
+    """It blackens what it rejects, and refuses pictures on another device than its findings."""
+    StableDiffusionSafetyChecker(config()).save_pretrained(tmp_path)
+
+    def checked(self, clip_input, images):
+        assert clip_input.is_meta and images.is_meta and len(images) == 3
+        return images, torch.zeros(3, dtype=torch.bool)
+
+    monkeypatch.setattr(StableDiffusionSafetyChecker, "forward_onnx", checked)
+    found = load_learned_scores(FilterConfig(safety=str(tmp_path)), "meta")(pictures, TEXTS)
+    assert found == [{"unsafe": 0.0}] * 3
+
+
 def refused(words: str, **options: str) -> None:
     with pytest.raises(UserError, match=words):
         load_learned_scores(FilterConfig(**options))
