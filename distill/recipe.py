@@ -197,11 +197,12 @@ class Recipe:
         words += [f"quadruples={json.dumps([str(q) for q in quadruples])}"]
         minutes_before = trained_minutes(shape)
         minutes = minutes_before + max(self.seconds_left - spare, 1) / 60
-        words += [f"max_minutes={minutes:.3f}", *options]
+        words.append(f"max_minutes={minutes:.3f}")
         if minutes_before:
             words.append("resume=latest")
-        if torch.cuda.is_available():  # which would wait for its samples if each were decoded from a PNG
-            words.append(f"unpacked_dir={self.output / 'unpacked'}")
+        if torch.cuda.is_available():  # which would wait for samples of one process, or decoded from PNGs
+            words += [f"unpacked_dir={self.output / 'unpacked'}", "dataloader_num_workers=12"]
+        words += options
         run_stage("distill.train_shape", "--config", self.size, *words)
 
     def assemble(self) -> Path:

@@ -163,8 +163,10 @@ def test_a_gpu_does_not_wait_for_pngs(tmp_path, monkeypatch, there):
     asked = []
     monkeypatch.setattr(recipe, "run_stage", lambda *words: asked.extend(words))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    Recipe("small", tmp_path, "nano", 0.0).train([tmp_path], [], 1.0, [])
+    Recipe("nano", tmp_path, "nano", 0.0).train([tmp_path], [], 1.0, ["dataloader_num_workers=3"])
     assert (f"unpacked_dir={tmp_path / 'unpacked'}" in asked) == there
+    assert ("dataloader_num_workers=12" in asked) == there
+    assert asked[-1] == "dataloader_num_workers=3"  # what was asked for holds
 
 
 def test_an_evaluation_that_time_does_not_suffice_for(tmp_path, monkeypatch, capsys):
