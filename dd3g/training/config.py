@@ -121,7 +121,7 @@ def precision_here(mixed_precision: str, use_cpu: bool = False) -> str:
     import torch
 
     if torch.cuda.is_available() and not use_cpu:
-        faster = torch.cuda.is_bf16_supported()
+        faster = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         faster = torch.cpu._is_amx_tile_supported()
     return "bf16" if faster else "no"

@@ -195,7 +195,10 @@ def test_precisions(tmp_path):
 )
 def test_precision_suits_the_machine(monkeypatch, cuda, bf16, amx, use_cpu, precision):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    # What a GPU does not have is emulated, slowly.
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or bf16
+    )
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert LoopConfig(use_cpu=use_cpu).precision == precision
     assert LoopConfig(mixed_precision="fp16", use_cpu=use_cpu).precision == "fp16"
