@@ -154,12 +154,14 @@ class Recipe:
     def smoke(self) -> Iterator[None]:
         """Every branch that only CUDA has, beside what needs no GPU: to build kernels takes minutes.
 
+        What has trained already has tried it.
+
         Raises:
             UserError: at the end of the block, when it failed.
         """
         import torch
 
-        if not torch.cuda.is_available():
+        if not torch.cuda.is_available() or trained_minutes(self.output / "shape"):
             yield
             return
         with started("distill.smoke") as stage:

@@ -156,6 +156,11 @@ def test_cuda_is_tried_beside_the_rendering(tmp_path, monkeypatch, capfd, passes
     assert main(words(tmp_path)) == (0 if passes else 2)
     assert asked == ["distill.smoke", "renders", *(["train", "assemble", "describe"] if passes else [])]
     assert ("`distill.smoke` ended with 2: see above" in capfd.readouterr().err) is not passes
+    checkpoint = tmp_path / "out/shape/checkpoint-5"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text('{"rate": {"minutes": 1.5}}')
+    asked.clear()
+    assert main(words(tmp_path, "--resume")) == 0 and "distill.smoke" not in asked
 
 
 @pytest.mark.parametrize("there", [False, True])
