@@ -9,8 +9,7 @@ import torch
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
-from dd3g.rasterizer import cuda
-from dd3g.rasterizer.cuda import rasterize_batch
+from dd3g.rasterizer import cpu, cuda
 from distill import smoke
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -37,23 +36,34 @@ def test_a_difference_ends_it(monkeypatch, capsys):
 
 @pytest.mark.parametrize("antialiased", [False, True])
 def test_what_gsplat_is_asked_for_is_what_it_takes(monkeypatch, antialiased):
-    """Names and shapes, by the signature of the version that is installed; its kernels need a GPU."""
+    """Names, shapes and layouts, by the signature of the version that is installed; its kernels need a GPU.
+
+    The CPU's engine stands in for them, so that what comes back is known.
+    """
     gsplat = pytest.importorskip("gsplat")
     signature = inspect.signature(gsplat.rasterization)
+    gaussians = Gaussians(*(torch.rand(2, 5, *s) / 4 for s in ((3,), (4,), (3,), (), (7,))))
+    rig = Cameras.default_rig(8, 4)
+    cameras = Cameras(rig.viewmats.expand(2, 4, 4, 4), rig.Ks.expand(2, 4, 3, 3), 8, 6, 0.7, 2.2)
+    expected = cpu.rasterize_batch(gaussians, cameras, antialiased)
 
     def stand_in(*args, **options):
-        given = signature.bind(*args, **options).arguments
-        assert given["means"].shape == (2, 5, 3) and given["quats"].shape == (2, 5, 4)
-        assert given["opacities"].shape == (2, 5) and given["colors"].shape == (2, 5, 3)
+        bound = signature.bind(*args, **options)
+        bound.apply_defaults()
+        given = bound.arguments
+        parts = ("means", "quats", "scales", "opacities", "colors")
+        assert all(torch.equal(given[name], getattr(gaussians, name)) for name in parts)
+        assert all(given[name].dtype == torch.float32 for name in (*parts, "viewmats", "Ks"))
         assert given["viewmats"].shape == (2, 4, 4, 4) and given["Ks"].shape == (2, 4, 3, 3)
-        assert given["packed"] is False and given["render_mode"] == "RGB+D"
+        assert (given["width"], given["height"]) == (8, 6)
+        assert (given["near_plane"], given["far_plane"], given["eps2d"]) == (0.7, 2.2, 0.3)
+        assert given["packed"] is False and given["render_mode"] == "RGB+D" and given["sh_degree"] is None
         assert given["rasterize_mode"] == ("antialiased" if antialiased else "classic")
-        return torch.zeros(2, 4, 6, 8, 4), torch.zeros(2, 4, 6, 8, 1), {}
+        assert given["backgrounds"] is None and given["camera_model"] == "pinhole"
+        return *(part.movedim(-3, -1) for part in expected), {}  # (B, V, H, W, C + 1), (B, V, H, W, 1)
 
     monkeypatch.setattr(gsplat, "rasterization", stand_in)
     monkeypatch.setattr(cuda, "load_kernels", lambda: None)
-    gaussians = Gaussians(*(torch.rand(2, 5, *s) for s in ((3,), (4,), (3,), (), (3,))))
-    rig = Cameras.default_rig(8, 4)
-    cameras = Cameras(rig.viewmats.expand(2, 4, 4, 4), rig.Ks.expand(2, 4, 3, 3), 8, 6)
-    image, alpha = rasterize_batch(gaussians, cameras, antialiased)
-    assert image.shape == (2, 4, 4, 6, 8) and alpha.shape == (2, 4, 1, 6, 8)
+    found = cuda.rasterize_batch(gaussians, cameras, antialiased)
+    assert [part.shape for part in found] == [(2, 4, 8, 6, 8), (2, 4, 1, 6, 8)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)) and found[1].any()
