@@ -36,7 +36,7 @@ def provenance(device: str) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "load": round(os.getloadavg()[0], 1),
-            "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
+            "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
             "system": platform.platform(),
         },
         "versions": {"python": platform.python_version()}

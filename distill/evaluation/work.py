@@ -62,6 +62,9 @@ class Work:
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        place = torch.device(job.settings.device)
+        if place.type == "cuda" and place.index is not None:
+            torch.cuda.set_device(place)  # time and memory are measured there
         self.targets, _ = open_targets(list(job.source), job.protocol, job.layout, job.limit)
         self.metrics, self.about = load_metrics(job.protocol.metrics)
         self.rows: dict[str, dict[str, Predictor]] = {}  # words -> label -> predictor
@@ -217,7 +220,7 @@ def peak_memory(device: str) -> Iterator[Callable[[], float | None]]:
 def _predicted(predictor: Predictor, target: Target) -> Drawing:
     with torch.inference_mode():
         drawing = predictor(target)
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # by a network; that of a GPU which no row uses takes its memory
         torch.cuda.synchronize()
     return drawing
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.rasterizer import rasterize
-from distill.evaluation import rows
+from distill.evaluation import rows, work
 from distill.evaluation.predictors import all_white
 from distill.evaluation.rows import BASELINES, KINDS, Settings, labelled, make_rows
 from distill.evaluation.targets import assembled
@@ -91,3 +93,24 @@ def test_a_generator_is_loaded_once_for_all_rows_and_seeds(monkeypatch):
         rows = make_rows(["generator=mine=a/folder", "elevation=a/folder"], Settings(seed))
         assert list(rows) == ["mine (raw)", "mine", "a/folder, elevation given"]
     assert loaded == [("a/folder", "cpu")]
+
+
+def test_a_gpu_is_waited_for_only_where_a_row_uses_it(monkeypatch):
+    """Sixteen processes that draw on the CPU would else hold a context on it each."""
+    waits = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert work._predicted(lambda target: all_white, None) is all_white and not waits
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    work._predicted(lambda target: all_white, None)
+    assert waits == [1]
+
+
+@pytest.mark.parametrize("device, current", [("cpu", []), ("cuda", []), ("cuda:1", [torch.device("cuda:1")])])
+def test_time_and_memory_are_those_of_the_gpu_that_was_named(monkeypatch, device, current):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    with pytest.raises(AttributeError, match="protocol"):  # what comes after
+        work.Work(SimpleNamespace(settings=Settings(device=device), source=()))
+    assert chosen == current
