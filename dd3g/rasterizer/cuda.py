@@ -67,21 +67,20 @@ def load_kernels() -> None:
     Raises:
         UserError: when they cannot be built.
     """
-    from torch.utils.cpp_extension import get_default_build_root
-
-    place = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
     try:
+        from torch.utils.cpp_extension import get_default_build_root  # needs setuptools
+
+        place = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(UserError):  # nothing is built where nothing can be written
                 stack.enter_context(only_user(place, wait=True))
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # it prints, where JSON may be due
             kernels = import_module("gsplat.cuda._backend")._C
-        reason = "" if kernels is not None else "there is no CUDA toolkit"
+        if kernels is None:
+            raise RuntimeError("there is no CUDA toolkit")
     except Exception as error:  # of compilers, which fail in every way
-        reason = first_line(error)
-    if reason:
         raise UserError(
-            f"gsplat cannot build its kernels for CUDA ({reason}): install nvcc of torch's CUDA version, a "
-            "C++ compiler and ninja, and set CUDA_HOME; or draw on the CPU, with --device cpu or, in a "
-            "training, use_cpu=true"
-        )
+            f"gsplat cannot build its kernels for CUDA ({first_line(error)}): install nvcc of torch's CUDA "
+            "version, a C++ compiler and ninja, and set CUDA_HOME (with VERBOSE=1 the compiler is heard); or "
+            "draw on the CPU, with --device cpu or, in a training, use_cpu=true"
+        ) from error
