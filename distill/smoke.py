@@ -41,7 +41,7 @@ def smoke_command() -> None:
     there = torch.cuda.is_available()
     place = torch.device("cuda" if there else "cpu")
     shown = torch.cuda.get_device_name(place) if there else "no CUDA here, so the CPU"
-    say(f"torch {torch.__version__}, {shown}")
+    say(f"torch {torch.__version__}, {shown}; kernels come first, which a new machine builds for minutes")
     get_ready(place)
     say("the rasteriser's kernels are there")
     picture = torch.rand(4, 64, 64, generator=generator_for(0, 0))
