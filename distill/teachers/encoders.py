@@ -97,8 +97,7 @@ def pixels(shades: Tensor, size: int, kernel: Kernel, mean: Sequence[float], std
 
     Contiguous, since the CPU's group norm sums badly on other strides.
     """
-    scale = size / min(shades.shape[-2:])
-    height, width = (max(size, int(side * scale)) for side in shades.shape[-2:])
+    height, width = (size * side // min(shades.shape[-2:]) for side in shades.shape[-2:])
     top, left = (height - size) // 2, (width - size) // 2
     shades = resized(shades, height, width, kernel)[..., top : top + size, left : left + size] / 255
     channels = zip(shades.unbind(1), mean, std, strict=True)

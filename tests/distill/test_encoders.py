@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from stand_ins.published_teachers import write_imagedream, write_zero123plus
 from torch import Tensor
+from transformers.image_transforms import get_resize_output_image_size
 
 from dd3g.nn.clip_vision import MEAN, STD
 from distill.teachers import load, zero123plus
@@ -29,8 +30,7 @@ def as_picture(found: Tensor) -> Image.Image:
 
 def by_pillow(picture, size, resample, mean, std):
     """The authors' processors: the short side resized, the middle cut out."""
-    scale = size / min(picture.size)
-    width, height = (max(size, int(side * scale)) for side in picture.size)
+    width, height = get_resize_output_image_size(np.asarray(picture), size, default_to_square=False)[::-1]
     picture = picture.resize((width, height), resample)
     left, top = (width - size) // 2, (height - size) // 2
     found = np.asarray(picture.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
@@ -45,7 +45,7 @@ def test_resized_as_pillow_does(before, after, kernel, resample):
     assert torch.equal(found.permute(1, 2, 0), torch.from_numpy(np.array(wanted)).float())
 
 
-@pytest.mark.parametrize("height, width", [(40, 40), (50, 31), (28, 90), (28, 28)])
+@pytest.mark.parametrize("height, width", [(40, 40), (50, 31), (28, 90), (20, 45), (28, 28)])
 def test_pixels_of_clip_and_of_the_vae(height, width):
     batch = torch.stack([shades(3, height, width, seed=i) for i in range(2)])
     for found, resample, mean, std in (
