@@ -71,11 +71,10 @@ class LGM(nn.Module):
             UserError: when the cameras are not such.
         """
         check_cameras(cameras)
-        front = Cameras.orbit([0.0], 0.0, cameras.width).to(cameras.viewmats)
-        turn = front.camera_to_world[0] @ cameras.viewmats[0]  # the views' world to that of the network
-        rig = replace(cameras, viewmats=cameras.viewmats @ torch.linalg.inv(turn.double()).to(turn))
-        gaussians = self(lgm_input(views, rig, size))
-        return gaussians.transformed(turn[:3, :3].T)
+        front = Cameras.orbit([0.0], 0.0).to(cameras.viewmats)
+        back = cameras.camera_to_world[0] @ front.viewmats[0]  # the network's world to that of the views
+        rig = replace(cameras, viewmats=cameras.viewmats @ back)
+        return self(lgm_input(views, rig, size)).transformed(back[:3, :3])
 
 
 def lgm_input(views: Tensor, cameras: Cameras, size: int = SIZE) -> Tensor:

@@ -134,6 +134,15 @@ def test_reconstruct_turns_the_first_view_to_the_front_and_back():
     assert (found.means - inner.means).abs().max() > 0.1
 
 
+def test_pixels_need_not_be_square():
+    """Views with every column twice, under the same field of view, give the same."""
+    model, high = tiny_lgm(), Cameras.orbit([20, 110, 200, 290], 30.0, 32)
+    views = torch.rand(1, 4, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    wide = replace(high, width=64, Ks=high.Ks * torch.tensor([2.0, 1, 1])[:, None])
+    found = model.reconstruct(views.repeat_interleave(2, -1), wide, 32)
+    torch.testing.assert_close(rows(found), rows(model.reconstruct(views, high, 32)), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("rig", "word"),
     [
