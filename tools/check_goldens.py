@@ -2,8 +2,9 @@
 
     python -m tools.check_goldens FOLDER
 
-Every NAME.npz of the folder is checked by the function that `CHECKS` names for it. A line an array: largest
-difference and rmse, both by the golden's rms. Exit code 1: one is over its tolerance, or nobody compared it.
+Every NAME.npz of the folder is checked by the function that `CHECKS` has for the beginning of its name. A
+line an array: largest difference and rmse, both by the golden's rms. Exit code 1: one is over its tolerance,
+or nobody compared it.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import typer
 
 from dd3g.command.run import run_command
 from dd3g.errors import UserError, first_line
-from tools.goldens.golden import Compared, Golden
-from tools.goldens.seeds import find_seed
+from tools.goldens.golden import KINDS, Compared, Golden
+from tools.goldens.seeds import find_seeds
 
 # Name of the file -> function of a `Golden` that gives the arrays `Compared`.
 CHECKS = {
@@ -40,9 +41,9 @@ def check(golden: Golden) -> Iterator[Compared]:
     Raises:
         UserError: when no check is known by its name, or its .json does not describe its arrays.
     """
-    if golden.name not in CHECKS:
-        raise UserError(f"{golden.name}.npz: no check has this name; known are {', '.join(sorted(CHECKS))}")
-    module, function = CHECKS[golden.name].split(":")
+    if golden.kind is None:
+        raise UserError(f"{golden.name}.npz: no check has this name; known are {', '.join(KINDS)}")
+    module, function = CHECKS[golden.kind].split(":")
     with torch.no_grad():
         try:
             yield from getattr(import_module(module), function)(golden)
@@ -84,13 +85,16 @@ def command(
         raise UserError(f"--dtype {dtype}: give float32, bfloat16 or float16")
     paths = _chosen(folder, only or [])
     torch.set_num_threads(1)
-    wrong, found = 0, cache(_found_seed)
+    wrong, found, told = 0, cache(find_seeds), 1
     for path in paths:
         golden = Golden.read(path, seed, getattr(torch, dtype))
         if not golden.arrays:
             raise UserError(f"{path} holds no arrays: copy it again")
         if seed is None and "seed" not in golden.about:
-            golden = replace(golden, seed=found(folder))
+            golden = replace(golden, seed=_seed_among(found(folder), golden.name))
+            if golden.seed != told:
+                print(f"seed {golden.seed}, as the made-up inputs are")
+            told = golden.seed
         wrong += _print_checks(golden)
     print(f"{wrong} arrays do not agree" if wrong else "all arrays agree")
     if wrong and dtype == "float32":
@@ -101,23 +105,22 @@ def _chosen(folder: Path, only: list[str]) -> list[Path]:
     """The files to compare: those named, or all. One that nobody compares is none that agrees."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of goldens; give one with NAME.npz and NAME.json in it")
-    wanted = set(only) or {p.stem for p in folder.glob("*.json") if p.stem in CHECKS}
+    wanted = set(only) or {p.stem for p in folder.glob("*.json") if p.stem.startswith(KINDS)}
     paths = [p for p in sorted(folder.glob("*.npz")) if not only or p.stem in only]
+    paths.sort(key=lambda p: not p.stem.startswith(KINDS))  # what nobody can compare comes last
     if lacking := sorted(wanted - {p.stem for p in paths}):
         raise UserError(f"{folder} holds no {lacking[0]}.npz: copy it whole")
     if not paths:
-        raise UserError(f"{folder} holds no NAME.npz")
+        inner = sorted({p.parent for p in folder.glob("*/*.npz")})
+        raise UserError(f"{folder} holds no NAME.npz" + (f"; give {inner[0]}" if inner else ""))
     return paths
 
 
-def _found_seed(folder: Path) -> int:
-    """The seed that the inputs of a folder were made with; 1, with a note, where that is not found."""
-    seed = find_seed(folder)
-    if seed is None:
-        print("the seed of the made-up inputs was not found, so 1 is used: give it with --seed")
-    elif seed != 1:
-        print(f"seed {seed}, as the made-up inputs are")
-    return 1 if seed is None else seed
+def _seed_among(found: dict[str, int], name: str) -> int:
+    """The seed of a file's made-up inputs, or that of the others; 1, with a note, where none was found."""
+    if not found:
+        print(f"{name}: the seed of the made-up inputs was not found, so 1 is used: give it with --seed")
+    return found.get(name, next(iter(found.values()), 1))
 
 
 def _print_checks(golden: Golden) -> int:

@@ -25,32 +25,37 @@ FRAMING = 0.1  # the authors' frame leaves out the object's last row and column,
 
 def check(golden: Golden) -> Iterator[Compared]:
     """Compare every array of the file."""
-    kinds = sorted(golden.about["shapes"])
-    size = golden.about["configs"][kinds[0]]["input_size"]
     views = golden.about.get("views") or (len(golden["input"]) if "input" in golden else 4)
     azimuths = [360.0 * v / views for v in range(views)]
     # The authors roll the diffusion's frames: the second one shows the front.
     drawn = np.stack([golden.picture(f"view{(v + 1) % views}", 256, 256) for v in range(views)])
     pictures = torch.from_numpy(drawn).movedim(-1, 1)[None].contiguous()
-    x = lgm_input(pictures, Cameras.orbit(azimuths, 0.0, size), size)
-    inputs = {"input": x[0], "rays": x[0, :, 3:]}
-    for array, elevation in golden.named("rays.elevation"):
-        inputs[array] = Cameras.orbit(azimuths, -float(elevation), size).plucker()
-    for array, found in inputs.items():
-        if array in golden:
-            yield golden.compare(array, thinned(found, golden[array]), PART)
-    for name in kinds:
-        shapes = {k: tuple(s) for k, s in golden.about["shapes"][name].items()}
+    for place, (name, found) in enumerate(sorted(golden.about["shapes"].items())):
+        size = golden.about["configs"][name]["input_size"]
+        x = lgm_input(pictures, Cameras.orbit(azimuths, 0.0, size), size)
+        if place == 0:
+            yield from check_inputs(golden, x, azimuths)
+        shapes = {k: tuple(s) for k, s in found.items()}
         model = LGM(Layout.of(shapes))
         model.load_state_dict(golden.state(shapes))
         for dtype in (golden.dtype, torch.float64):
-            yield from check_network(golden, name, model.to(dtype).eval(), x.to(dtype))
+            yield from check_network(golden, name, model.to(dtype).eval(), x.to(dtype), parts=place == 0)
     yield from check_cameras(golden)
     yield from check_files(golden)
 
 
-def check_network(golden: Golden, name: str, model: LGM, x: Tensor) -> Iterator[Compared]:
-    """One network, and the inner maps that the file holds of it."""
+def check_inputs(golden: Golden, x: Tensor, azimuths: list[float]) -> Iterator[Compared]:
+    """What the first network sees, and rays of another elevation."""
+    inputs = {"input": x[0], "rays": x[0, :, 3:]}
+    for array, elevation in golden.named("rays.elevation"):
+        inputs[array] = Cameras.orbit(azimuths, -float(elevation), x.shape[-1]).plucker()
+    for array, found in inputs.items():
+        if array in golden:
+            yield golden.compare(array, thinned(found, golden[array]), PART)
+
+
+def check_network(golden: Golden, name: str, model: LGM, x: Tensor, parts: bool) -> Iterator[Compared]:
+    """One network, and the inner maps that the file holds of it; single modules are the first network's."""
     after = "" if x.dtype == golden.dtype else f" in {str(x.dtype).removeprefix('torch.')}"
     tolerance = PASS.get(x.dtype, PASS[torch.float32])
     inner: dict[str, Tensor] = {}
@@ -70,9 +75,9 @@ def check_network(golden: Golden, name: str, model: LGM, x: Tensor) -> Iterator[
         yield relabelled(golden.compare(array, thinned(found, golden[array]), tolerance), after)
     if (array := f"{name}.gaussians") in golden:
         found = rows(gaussians[0])
-        found = found[:: len(found) // len(golden[array])]
+        found = found[:: -(-len(found) // len(golden[array]))]
         yield relabelled(golden.compare(array, found, tolerance), after)
-    if name != "big":
+    if not parts:
         return
     for kind, draw in (("resnet", "lgm.h"), ("attn", "lgm.m")):
         for array, key in golden.named(f"part.{kind}."):
@@ -126,7 +131,7 @@ def check_files(golden: Golden) -> Iterator[Compared]:
 
 def thinned(found: Tensor, wanted: np.ndarray) -> Tensor:
     """The channels and pixels (..., C, H, W) that a file keeps: the first ones, and evenly spaced ones."""
-    channels, step = wanted.shape[-3], found.shape[-1] // wanted.shape[-1]
+    channels, step = wanted.shape[-3], -(-found.shape[-1] // wanted.shape[-1])
     return found[..., :channels, ::step, ::step]
 
 

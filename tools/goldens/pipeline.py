@@ -19,6 +19,7 @@ from distill.teachers.mvdream import MVDreamTeacher
 from distill.teachers.published import Source
 from tools.goldens import made_up
 from tools.goldens.golden import CALL, LOOP, PART, Compared, Golden
+from tools.goldens.unet import own
 
 SCHEDULER = {
     "beta_schedule": "scaled_linear",
@@ -34,8 +35,6 @@ SCHEDULER = {
 PROMPT, NEGATIVE = "a toy robot, 3d asset", "ugly, blurry"
 PROMPT_IDS = [START, 320, 5988, 8797, 267, 274, 323, 13039, END]
 NEGATIVE_IDS = [START, 8159, 267, 21977, END]
-SIDE = 200  # pixels of the picture
-
 
 # Name of a loop -> guidance, elevation, caption, negative, and whether there is a picture.
 LOOPS = {
@@ -69,13 +68,17 @@ def check(golden: Golden) -> Iterator[Compared]:
     configs, shapes = golden.about["configs"], golden.about["shapes"]
     with tempfile.TemporaryDirectory() as temporary:
         for kind, unet in (("picture", "unet"), ("text", "unet_text")):
-            parts = {k: v for k, v in configs.items() if not k.startswith("unet")} | {"unet": configs[unet]}
+            if unet not in shapes:  # a file of the other one alone
+                continue
+            parts = {k: configs[k] for k in shapes if not k.startswith("unet")} | {"unet": own(configs[unet])}
             weights = shapes | {"unet": shapes[unet]}
             folder = write_folder(Path(temporary, kind), parts, weights, golden.seed)
             write_scheduler(folder, golden.about.get("scheduler", SCHEDULER))
             source = Source(folder, "made up", None, "none")
             teacher = MVDreamTeacher.from_source(source, golden.dtype)
             teacher.text.tokenizer = _tokenizer(golden)
+            if "image_latent" in golden:
+                teacher.codec.size = golden["image_latent"].shape[-1] * teacher.codec.factor
             if kind == "picture":
                 yield from _inputs(golden, teacher)
             for loop, settings in LOOPS.items():
@@ -93,9 +96,7 @@ def _tokenizer(golden: Golden) -> Any:
 
 
 def _picture(golden: Golden) -> Tensor:
-    picture = golden.picture(
-        "picture", golden.about.get("picture_size", SIDE), golden.about.get("picture_size", SIDE)
-    )
+    picture = golden.picture("picture", *golden.picture_sides)
     rgb = torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous()
     return torch.cat([rgb, torch.ones_like(rgb[:, :1])], 1)
 

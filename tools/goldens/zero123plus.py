@@ -154,7 +154,9 @@ def _loop(
     config = golden.about["configs"]["scheduler"]
     if loop.scheduler == "DDIMScheduler":
         schedule = Schedule.from_config(config | {"set_alpha_to_one": loop.last})
-        plan = schedule.plan(steps, "trailing")
+        # diffusers goes down by whole strides, which meet the next level where they divide the schedule.
+        stride = schedule.steps // steps
+        plan = [(t, max(t - stride, -1)) for t, _ in schedule.plan(steps, "trailing")]
         found = sample(denoiser, schedule, parted(noise), plan, condition, record=lambda s: s.x_t)
         states, levels = [*found.trace[1:], found.x], [t for t, _ in plan]
     else:
