@@ -59,7 +59,7 @@ def mvdream_arrays(
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder")
     texts = encoder(torch.tensor([padded(negative), padded(caption)])).last_hidden_state.double()
     found, clip, latent = {}, None, None
-    if config["ip_dim"]:
+    if config.get("ip_dim"):
         picture = made_up.picture("picture", 200, 200, seed)
         cut = Image.fromarray((255 * picture).astype(np.uint8))  # the authors cut off
         vision = CLIPVisionModel.from_pretrained(folder / "image_encoder")
