@@ -15,6 +15,7 @@ from torch import Tensor
 from dd3g.command.run import run_command
 from dd3g.io.atomic import replacing
 from dd3g.pose import metrics
+from dd3g.pose.body.geometry import least_turn
 from dd3g.pose.body.skeletons import H36M_17
 
 # Joint, where its limb starts and ends, and the way it bends when the limb hangs: 1 forward, -1 backward.
@@ -62,7 +63,8 @@ def hinge_bends(poses: Tensor) -> tuple[Tensor, Tensor]:
         a, b, c = (poses[..., H36M_17.joints.index(name), :] for name in (start, joint, end))
         upper, lower = _unit(b - a), _unit(c - b)
         inward = -left if joint.startswith("l_") else left
-        straight, medial = (_carried(x, down, upper) for x in (way * forward, inward))
+        turn = least_turn(down, upper)
+        straight, medial = ((turn @ x[..., None])[..., 0] for x in (way * forward, inward))
         bend = torch.rad2deg(_dot(upper, lower)[..., 0].clamp(-1, 1).acos())
         raised = torch.rad2deg(_dot(down, upper)[..., 0].clamp(-1, 1).acos())
         direction = torch.rad2deg(torch.atan2(_dot(lower, medial), _dot(lower, straight))[..., 0])
@@ -77,13 +79,6 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _unit(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(x, dim=-1)
-
-
-def _carried(x: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """Vectors turned by the smallest rotation from one unit vector to another."""
-    axis = torch.linalg.cross(source, target)
-    once = torch.linalg.cross(axis, x)
-    return x + once + torch.linalg.cross(axis, once) / (1 + _dot(source, target)).clamp(min=1e-6)
 
 
 def compare(samples: Tensor, views: Tensor, others: Tensor) -> dict[str, Any]:
@@ -122,10 +117,8 @@ def compare(samples: Tensor, views: Tensor, others: Tensor) -> dict[str, Any]:
         f"{what}, degrees": {name: [round(x, 1) for x in pair] for name, pair in zip(HINGES, p, strict=True)}
         for what, p in zip(("bend", "direction"), pairs, strict=True)
     }
-    inside, own, usual = (
-        result[who][name]
-        for who, name in (("samples", "bones_inside"), ("samples", "violations"), ("training", "violations"))
-    )
+    inside, own = result["samples"]["bones_inside"], result["samples"]["violations"]
+    usual = result["training"]["violations"]
     result["claims"] = {
         "bone lengths of samples within the training range": {
             "value": inside, "bound": 0.95, "holds": inside >= 0.95,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
-from dd3g.pose.body.geometry import axis_angle_to_matrix, project, solve_translation
+from dd3g.pose.body.geometry import axis_angle_to_matrix, nearest_rotation, project, solve_translation
 from dd3g.pose.body.skeletons import bone_lengths
-from dd3g.pose.data.arrays import need, tensor
+from dd3g.pose.data.arrays import need, read_cameras, tensor
 from dd3g.pose.detection.people import stacked
 from dd3g.pose.hypotheses import PersonHypotheses
 from dd3g.pose.methods.advice import sized
@@ -43,12 +42,8 @@ def read_stations(path: Path, names: Sequence[str]) -> list[Station]:
     Raises:
         UserError: unreadable, a camera missing, or an R that is not a rotation.
     """
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the cameras {path}: {error}") from error
     found = []
-    for name, camera in zip(names, need(content, names, str(path)), strict=True):
+    for name, camera in zip(names, need(read_cameras(path), names, str(path)), strict=True):
         R, t = need(camera, ["R", "t"], f"{path}, {name}")
         rotation = tensor(R, (3, 3), f"{path}, {name}, R")
         if (rotation @ rotation.T - torch.eye(3)).abs().max() > 1e-3 or torch.linalg.det(rotation) < 0:
@@ -89,25 +84,22 @@ def combine(
     keypoints = torch.where(confidence[..., None] > 0, keypoints, 0.0)
     if stations is None:
         turns, common = _agreed(poses)
-        offset = torch.zeros(len(people), 3)
+        offset, answers = torch.zeros(len(people), 3), poses
     else:
         K = torch.stack([k if s.K is None else s.K for s, k in zip(stations, K, strict=True)])
         turns = torch.stack([s.rotation for s in stations])
         offset = torch.stack([s.translation for s in stations])
         roots = solve_translation(poses, keypoints, confidence, K)
         world = (poses + roots[:, None] - offset[:, None]) @ turns  # back by R^T
-        common = world.mean(0)
-    answers = poses if stations is None else poses - poses[:, :1]
+        common, answers = world.mean(0), poses - poses[:, :1]
     joints = common.clone().requires_grad_()
     away = torch.zeros(len(people), 3, requires_grad=stations is None)
     variables = [joints, away] if stations is None else [joints]
 
     def placed() -> tuple[Tensor, Tensor]:
         """Joints (V, 17, 3) in the frame of each camera, and their root (V, 3)."""
-        R = turns @ axis_angle_to_matrix(away) if stations is None else turns
-        points = joints @ R.transpose(1, 2)
+        points = joints @ (turns @ axis_angle_to_matrix(away)).transpose(1, 2) + offset[:, None]
         if stations is not None:
-            points = points + offset[:, None]
             return points, points[:, 0]
         relative = points - points[:, :1]
         root = solve_translation(relative, keypoints, confidence, K)
@@ -153,11 +145,7 @@ def combine(
 def _agreed(poses: Tensor, rounds: int = 10) -> tuple[Tensor, Tensor]:
     """Rotations (V, 3, 3) and a mean pose (17, 3) with R_v X nearest to poses (V, 17, 3) (Gower 1975)."""
     common = poses[0]
-    turns = poses.new_zeros(len(poses), 3, 3)
     for _ in range(rounds):
-        u, _, vh = torch.linalg.svd(poses.transpose(1, 2) @ common)
-        sign = torch.ones(len(poses), 3)
-        sign[:, 2] = torch.det(u @ vh).sign()
-        turns = (u * sign[:, None]) @ vh
+        turns = nearest_rotation(poses.transpose(1, 2) @ common)
         common = (poses @ turns).mean(0)  # back by R^T
     return turns, common

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dd3g.errors import UserError
 from dd3g.pose.body.bodies import in_layout
+from dd3g.pose.body.geometry import least_turn
 from dd3g.pose.body.skeletons import OPENPOSE_25, SMPL_24
 
 # The bone whose head is the joint.
@@ -119,7 +120,7 @@ def straighten(joints: Tensor) -> tuple[Tensor, Tensor]:
     turns = torch.eye(3).to(joints).expand(len(joints), 24, 3, 3)
     for start, end, direction in _STRAIGHT:
         a, b = SMPL_24.joints.index(start), SMPL_24.joints.index(end)
-        turn = _turn(joints[:, b] - joints[:, a], torch.tensor(direction).to(joints))[:, None]
+        turn = least_turn(joints[:, b] - joints[:, a], torch.tensor(direction).to(joints))[:, None]
         below = torch.tensor(SMPL_24.branch(a), device=joints.device)
         pivot = joints[:, a : a + 1]
         swung = pivot + ((joints - pivot)[..., None, :] * turn).sum(-1)
@@ -146,13 +147,3 @@ def _mover(label: str, heads: list[int], bone: int, parent: int, movers: list[in
         if label.startswith(prefix):
             return SMPL_24.joints.index(f"{label[-1].lower()}_{joint}")
     return movers[parent]
-
-
-def _turn(source: Tensor, target: Tensor) -> Tensor:
-    """Smallest rotations (B, 3, 3) that bring source (B, 3) to the direction of target (3,)."""
-    a = source / source.norm(dim=-1, keepdim=True)
-    b = target.expand_as(a)
-    x, y, z = torch.linalg.cross(a, b).unbind(-1)
-    zero = torch.zeros_like(x)
-    W = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
-    return torch.eye(3).to(a) + W + W @ W / (1 + (a * b).sum(-1))[:, None, None]

@@ -111,16 +111,9 @@ def translation_by_size(
     Least squares place a pose that does not match its keypoints too near, and the nearer the less it does:
     what does not correlate counts as noise. Sizes do not care. What is known of people bounds the depth.
 
-    Args:
-        pose: (..., J, 3) metres, root-relative, camera frame.
-        keypoints: (..., J, 2) pixels; may be anything finite where the confidence is 0.
-        confidence: (..., J) >= 0.
-        K: (..., 3, 3) pixels.
-        reach: (J, J) mean squared distance of two joints of people as the picture shows it, metres^2.
-        slack: the depth is at most this factor away from where people of that reach would be; >= 1.
-
-    Returns:
-        (..., 3) metres; that of `solve_translation` where less than two joints were seen.
+    `reach` (J, J) are mean squared distances of two joints of people as the picture shows them, metres^2; the
+    depth is at most by the factor `slack` >= 1 away from where people of that reach would be. The other
+    arguments are those of `solve_translation`, which answers where less than two joints were seen.
     """
     rays, w = unproject(keypoints, K), confidence.square()  # (..., J, 2), (..., J)
     rays = torch.where(confidence[..., None] > 0, rays, 0.0)
@@ -147,15 +140,7 @@ def translation_at_depth(
 ) -> Tensor:
     """Root translation that brings a pose at a known depth closest to its keypoints across the picture.
 
-    Args:
-        pose: (..., J, 3) metres, root-relative, camera frame.
-        keypoints: (..., J, 2) pixels; may be anything finite where the confidence is 0.
-        confidence: (..., J) >= 0, squared as weights.
-        K: (..., 3, 3) pixels.
-        depth: (..., 1) metres of the root.
-
-    Returns:
-        (..., 3) metres.
+    `depth` (..., 1) is that of the root in metres; the other arguments are those of `solve_translation`.
     """
     rays = torch.where(confidence[..., None] > 0, unproject(keypoints, K), 0.0)
     z = pose[..., 2:] + depth[..., None, :]  # (..., J, 1)
@@ -184,10 +169,35 @@ def axis_angle_to_matrix(v: Tensor) -> Tensor:
     angle = torch.where(square > 0, square, 1e-30).sqrt()
     a = torch.sinc(angle / torch.pi)
     b = 0.5 * torch.sinc(angle / (2 * torch.pi)).square()
-    zero = torch.zeros_like(v[..., 0])
-    x, y, z = v.unbind(-1)
-    W = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+    W = _cross_matrix(v)
     return torch.eye(3, dtype=v.dtype, device=v.device) + a * W + b * (W @ W)
+
+
+def _cross_matrix(v: Tensor) -> Tensor:
+    x, y, z = v.unbind(-1)
+    zero = torch.zeros_like(x)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+
+
+def least_turn(source: Tensor, target: Tensor) -> Tensor:
+    """The least rotations (..., 3, 3) that turn vectors (..., 3) into the directions of others (..., 3)."""
+    a, b = torch.nn.functional.normalize(torch.stack(torch.broadcast_tensors(source, target)), dim=-1)
+    W, cosine = _cross_matrix(torch.linalg.cross(a, b)), (a * b).sum(-1)[..., None, None]
+    eye = torch.eye(3).to(a)
+    turn = eye + W + W @ W / (1 + cosine).clamp(min=1e-6)
+    # Opposite directions: half a turn about anything across.
+    other = torch.where(a[..., :1].abs() < 0.9, a.new_tensor([1.0, 0, 0]), a.new_tensor([0.0, 1, 0]))
+    across = torch.nn.functional.normalize(torch.linalg.cross(a, other), dim=-1)
+    half = 2 * across[..., :, None] * across[..., None, :] - eye
+    return torch.where(cosine < -1 + 1e-5, half, turn)
+
+
+def nearest_rotation(M: Tensor) -> Tensor:
+    """Matrices (..., 3, 3) -> the nearest rotations, never reflections (Kabsch 1976)."""
+    u, _, vh = torch.linalg.svd(M)
+    sign = torch.ones_like(M[..., 0])
+    sign[..., 2] = torch.det(u @ vh).sign()
+    return (u * sign[..., None, :]) @ vh
 
 
 def matrix_to_axis_angle(R: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dd3g.pose.body.bodies import Body, default_body
+from dd3g.pose.body.geometry import least_turn, nearest_rotation
 from dd3g.pose.body.skeletons import H36M_17, SMPL_24
 
 # Joints of the body whose rotation several points tell, each (point of H36M-17 at the joint, points around).
@@ -47,36 +48,13 @@ def body_rotations(poses: Tensor, rotations: Tensor | None = None, body: Body | 
         if name in _FRAMES:
             at, around = _FRAMES[name]
             ends = [point(end) for end in around]
-            guess = _aligned(rest[ends] - rest[point(at)], poses[:, ends] - poses[:, [point(at)]])
+            own_way, way = rest[ends] - rest[point(at)], poses[:, ends] - poses[:, [point(at)]]
+            own_way, way = (torch.nn.functional.normalize(x, dim=-1) for x in (own_way, way))
+            guess = nearest_rotation(way.transpose(1, 2) @ own_way)
         elif name in _LIMBS:
             near, far = point(name), point(_LIMBS[name])
             now = (guess @ (rest[far] - rest[near])[:, None])[..., 0]
-            guess = _swing(now, poses[:, far] - poses[:, near]) @ guess
+            guess = least_turn(now, poses[:, far] - poses[:, near]) @ guess
         turned.append(guess)
         result.append(guess if parent < 0 else turned[parent].transpose(1, 2) @ guess)
     return torch.stack(result, 1)
-
-
-def _aligned(source: Tensor, target: Tensor) -> Tensor:
-    """Rotations (B, 3, 3) that bring vectors (N, 3) nearest to (B, N, 3), by direction (Kabsch 1976)."""
-    source, target = (torch.nn.functional.normalize(x, dim=-1) for x in (source, target))
-    u, _, vh = torch.linalg.svd(target.transpose(1, 2) @ source)
-    sign = torch.ones_like(target[:, 0])
-    sign[:, 2] = torch.det(u @ vh).sign()
-    return (u * sign[:, None]) @ vh
-
-
-def _swing(source: Tensor, target: Tensor) -> Tensor:
-    """The least rotations (B, 3, 3) that turn vectors (B, 3) into the directions of others (B, 3)."""
-    a, b = (torch.nn.functional.normalize(x, dim=-1) for x in (source, target))
-    axis, cosine = torch.linalg.cross(a, b), (a * b).sum(-1)
-    x, y, z = axis.unbind(-1)
-    zero = torch.zeros_like(x)
-    W = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
-    eye = torch.eye(3).to(a)
-    swing = eye + W + W @ W / (1 + cosine).clamp(min=1e-6)[:, None, None]
-    # Opposite directions: half a turn about anything across.
-    other = torch.where(a[:, :1].abs() < 0.9, a.new_tensor([[1.0, 0, 0]]), a.new_tensor([[0.0, 1, 0]]))
-    across = torch.nn.functional.normalize(torch.linalg.cross(a, other), dim=-1)
-    half = 2 * across[:, :, None] * across[:, None] - eye
-    return torch.where((cosine < -1 + 1e-5)[:, None, None], half, swing)

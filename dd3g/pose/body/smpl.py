@@ -120,9 +120,7 @@ class _Sparse(_StandIn):
         s = self.state
         shape: tuple[int, int] = s["_shape"] if "_shape" in s else s["shape"]
         matrix = np.zeros(shape)
-        for column in range(shape[1]):
-            rows = slice(int(s["indptr"][column]), int(s["indptr"][column + 1]))
-            matrix[s["indices"][rows], column] = s["data"][rows]
+        matrix[s["indices"], np.repeat(np.arange(shape[1]), np.diff(s["indptr"]))] = s["data"]
         return matrix
 
 

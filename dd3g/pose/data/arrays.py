@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import zipfile
 import zlib
@@ -125,6 +126,18 @@ def read_text(path: str | Path) -> str:
         UserError: no such file.
     """
     return _read(path).decode("utf-8", "replace")
+
+
+def read_cameras(path: str | Path) -> Any:
+    """A JSON file of cameras.
+
+    Raises:
+        UserError: no such file, or no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the cameras {path}: {error}") from error
 
 
 def tensor(value: Any, shape: tuple[int | None, ...], where: str) -> Tensor:
