@@ -11,8 +11,7 @@ from torch import Tensor
 
 from dd3g.errors import UserError
 from dd3g.pose.body.geometry import unproject
-from dd3g.pose.data.h36m import load_h36m, read_frame_list
-from dd3g.pose.data.h36m_items import load_h36m_items
+from dd3g.pose.data.h36m import load_h36m, load_h36m_items, read_frame_list
 from dd3g.pose.data.motion import Motion, load_cmu
 from dd3g.pose.data.mpi3dhp import load_3dhp_npz, load_3dhp_pair, load_3dhp_test
 from dd3g.pose.data.recording import Recording

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
-from dd3g.pose.data.arrays import read_npz
+from dd3g.pose.data.arrays import read_npz, tensor
 
 
 @dataclass(frozen=True)
@@ -78,23 +78,19 @@ def load_cmu(path: str | Path, split: str = "train", strict: bool = True) -> Mot
     names = "joints_rel root rot24 clip_start clip_len subject action rot_valid split".split()
     found = read_npz(path, [*names, "fps"])
     n, starts, lengths = len(found["joints_rel"]), found["clip_start"], found["clip_len"]
-    shapes = found["joints_rel"].shape, found["root"].shape
-    if shapes != ((n, 17, 3), (n, 3)):
-        raise UserError(f"{path}: joints_rel must be (N, 17, 3) and root (N, 3), got {shapes}")
     rows = {len(found[name]) for name in names[3:]}
-    if len(rows) > 1 or lengths.sum() != n or len(found["rot24"]) != n:
+    if len(rows) > 1 or lengths.sum() != n:
         raise UserError(f"{path}: its clips do not add up to its {n} frames; get the file again")
     if (starts != np.cumsum(lengths) - lengths).any():
         raise UserError(f"{path}: clip_start does not follow from clip_len; get the file again")
     clip = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
-    joints, root, rotations = (torch.from_numpy(found[name].astype(np.float32)) for name in names[:3])
     motion = Motion(
-        joints,
-        root,
+        tensor(found["joints_rel"], (None, 17, 3), f"{path}: joints_rel"),
+        tensor(found["root"], (n, 3), f"{path}: root"),
         clip,
         [str(a) for a in found["action"]],
         [str(s) for s in found["subject"]],
-        rotations,
+        tensor(found["rot24"], (n, 24, 3), f"{path}: rot24"),
         torch.from_numpy(found["rot_valid"].astype(bool))[clip],
         float(found["fps"]),
     )

@@ -16,11 +16,7 @@ from dd3g.pose.data.recording import Recording, fit_intrinsics, intrinsics, reco
 
 TO_H36M = (14, 8, 9, 10, 11, 12, 13, 15, 1, 16, 0, 5, 6, 7, 2, 3, 4)
 """H36M-17 out of the 17 "relevant" joints: head top, neck, arms, legs, pelvis, spine, head."""
-SCENES = {
-    "TS1": "green screen", "TS2": "green screen", "TS3": "studio", "TS4": "studio",
-    "TS5": "outdoor", "TS6": "outdoor",
-}  # fmt: skip
-# fx, fy, cx, cy of the test cameras.
+# fx, fy, cx, cy of the test cameras: two sequences before a green screen, two in a studio, two outdoors.
 _K = {
     "TS1": (1500.00, 1500.65, 1017.38, 1043.06),
     "TS2": (1503.75, 1501.30, 1015.23, 1038.68),
@@ -30,10 +26,6 @@ _K = {
     "TS6": (1683.6, 1672.3, 939.9, 560.2),
 }
 _ROOT = 14
-
-
-def _size(sequence: str) -> tuple[int, int]:
-    return (1920, 1080) if sequence in ("TS5", "TS6") else (2048, 2048)
 
 
 def load_3dhp_test(folder: str | Path, universal: bool = False) -> list[Recording]:
@@ -46,7 +38,7 @@ def load_3dhp_test(folder: str | Path, universal: bool = False) -> list[Recordin
     Raises:
         UserError: no sequence there, no h5py, a file damaged or without one of its arrays.
     """
-    paths = [p for name in SCENES if (p := Path(folder) / name / "annot_data.mat").exists()]
+    paths = [p for name in _K if (p := Path(folder) / name / "annot_data.mat").exists()]
     if not paths:
         raise UserError(
             f"{folder} holds no TS1/annot_data.mat to TS6/annot_data.mat: name the test set's folder"
@@ -57,12 +49,12 @@ def load_3dhp_test(folder: str | Path, universal: bool = False) -> list[Recordin
         found = _read_mat(path, ["annot2", key, "valid_frame", "activity_annotation"])
         valid = torch.from_numpy(found["valid_frame"].reshape(-1) > 0)
         n = len(valid)
-        points = tensor(found[key], (n, 1, 17, 3), f"{path}, {key}")[valid, 0]
-        pixels = tensor(found["annot2"], (n, 1, 17, 2), f"{path}, annot2")[valid, 0]
-        activity = torch.from_numpy(found["activity_annotation"].reshape(-1))[valid]
-        whole = _recording(points, pixels, intrinsics(*_K[name]), name, name, "0", valid.nonzero()[:, 0])
-        for a in activity.unique():  # in order
-            result.append(replace(whole[(activity == a).nonzero()[:, 0]], action=f"activity {int(a)}"))
+        points = tensor(found[key], (n, 1, 17, 3), f"{path}, {key}")[:, 0]
+        pixels = tensor(found["annot2"], (n, 1, 17, 2), f"{path}, annot2")[:, 0]
+        activity = torch.from_numpy(found["activity_annotation"].reshape(-1))
+        whole = _recording(*_ordered(points, pixels), name, name, "0", str(path))
+        for a in activity[valid].unique():  # in order
+            result.append(replace(whole[valid & (activity == a)], action=f"activity {int(a)}"))
     return result
 
 
@@ -82,17 +74,14 @@ def load_3dhp_npz(path: str | Path) -> list[Recording]:
     for name, value in data.items():
         where = f"{path}, {name}"
         if isinstance(name, str) and name.startswith("TS"):
-            if name not in SCENES:
-                raise UserError(f"{where} is not one of {', '.join(SCENES)}")
+            if name not in _K:
+                raise UserError(f"{where} is not one of {', '.join(_K)}")
             joints, pixels, valid = need(value, ["data_3d", "data_2d", "valid"], where)
             kept = torch.from_numpy(np.asarray(valid).reshape(-1) > 0)
-            points, flat = _absolute(joints, pixels, where)
-            if len(kept) != len(points):
-                raise UserError(f"{where}: valid has {len(kept)} entries for {len(points)} frames")
-            frames = kept.nonzero()[:, 0]
-            result.append(
-                _recording(points[kept], flat[kept], intrinsics(*_K[name]), name, name, "0", frames)
-            )
+            whole = _recording(*_absolute(joints, pixels, where), name, name, "0", where)
+            if len(kept) != len(whole):
+                raise UserError(f"{where}: valid has {len(kept)} entries for {len(whole)} frames")
+            result.append(whole[kept])
             continue
         # A training sequence is a list whose first item maps cameras to arrays.
         cameras = value[0] if isinstance(value, (list, tuple, np.ndarray)) and len(value) else value
@@ -102,15 +91,13 @@ def load_3dhp_npz(path: str | Path) -> list[Recording]:
         for camera, arrays in cameras.items():
             place = f"{where}, camera {camera}"
             joints, pixels = need(arrays, ["data_3d", "data_2d"], place)
-            points, flat = _absolute(joints, pixels, place)
-            K = _fitted(points / 1000, flat, _ROOT, place)
-            frames = torch.arange(len(points))
-            result.append(_recording(points, flat, K, subject, action, str(camera), frames))
+            seen = _absolute(joints, pixels, place)
+            result.append(_recording(*seen, subject, action, str(camera), place))
     return result
 
 
 def load_3dhp_pair(
-    poses: str | Path, keypoints: str | Path, subjects: tuple[str, ...] = tuple(SCENES)
+    poses: str | Path, keypoints: str | Path, subjects: tuple[str, ...] = tuple(_K)
 ) -> list[Recording]:
     """data_3d_3dhp.npz with a data_2d_3dhp_*.npz, the pair that PRPose tests on; every sequence and camera.
 
@@ -144,36 +131,39 @@ def load_3dhp_pair(
                 place = f"{subject}, {take}, camera {camera}"
                 points = tensor(view, (None, 17, 3), f"{poses}, {place}")
                 points_2d = frames_of(kept, points, f"{keypoints}, {place}")
-                K = intrinsics(*_K[subject]) if subject in _K else _fitted(points, points_2d, 0, place)
-                result.append(record(points, points_2d, K, _size(subject), subject, str(take), str(camera)))
+                result.append(_recording(points, points_2d, subject, str(take), str(camera), place))
     return result
 
 
-def _fitted(points: Tensor, pixels: Tensor, root: int, where: str) -> Tensor:
-    """K (3, 3) of joints (T, 17, 3) metres and their pixels (T, 17, 2)."""
-    if not len(points) or points[:, root, 2].median() < 0.5:
-        raise UserError(f"{where}: the pelvis has no depth, so no camera can be fitted")
-    return fit_intrinsics(points, pixels)
-
-
 def _absolute(joints: Any, pixels: Any, where: str) -> tuple[Tensor, Tensor]:
-    """Absolute joints (T, 17, 3) mm and pixels (T, 17, 2)."""
+    """`_ordered` of absolute joints, whether or not they are so in the file."""
     points = tensor(joints, (None, 17, 3), f"{where}, data_3d").clone()
     flat = tensor(pixels, (len(points), 17, 2), f"{where}, data_2d")
     others = [j for j in range(17) if j != _ROOT]
     # Relative joints lie around zero while the pelvis stands metres in front of the camera.
     if len(points) and abs(np.median(points[:, others, 2])) < 0.5 * np.median(points[:, _ROOT, 2]):
         points[:, others] += points[:, _ROOT : _ROOT + 1]
-    return points, flat
+    return _ordered(points, flat)
+
+
+def _ordered(points: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Joints (T, 17, 3) mm and pixels (T, 17, 2) as H36M-17, in metres."""
+    order = list(TO_H36M)
+    return points[:, order] / 1000, pixels[:, order]
 
 
 def _recording(
-    points: Tensor, pixels: Tensor, K: Tensor, subject: str, action: str, camera: str, frames: Tensor
+    points: Tensor, pixels: Tensor, subject: str, action: str, camera: str, where: str
 ) -> Recording:
-    order = list(TO_H36M)
-    return record(
-        points[:, order] / 1000, pixels[:, order], K, _size(subject), subject, action, camera, frames=frames
-    )
+    """Intrinsics that are not known are fitted to the joints (T, 17, 3) and their pixels (T, 17, 2)."""
+    if subject in _K:
+        K = intrinsics(*_K[subject])
+    elif not len(points) or points[:, 0, 2].median() < 0.5:
+        raise UserError(f"{where}: the pelvis has no depth, so no camera can be fitted")
+    else:
+        K = fit_intrinsics(points, pixels)
+    size = (1920, 1080) if subject in ("TS5", "TS6") else (2048, 2048)
+    return record(points, pixels, K, size, subject, action, camera)
 
 
 def _read_mat(path: Path, names: list[str]) -> dict[str, np.ndarray]:

@@ -9,16 +9,9 @@ import torch
 
 from dd3g.errors import UserError
 from dd3g.pose.body.geometry import axis_angle_to_matrix, matrix_to_axis_angle
-from dd3g.pose.body.skeletons import COCO_17, to_h36m
+from dd3g.pose.body.skeletons import to_h36m
 from dd3g.pose.data.arrays import need, read_pickle, tensor
 from dd3g.pose.data.recording import Recording, record
-
-# Its 2D points are OpenPose's 18: COCO's with a neck, in another order.
-_OPENPOSE_18 = (
-    "nose neck r_shoulder r_elbow r_wrist l_shoulder l_elbow l_wrist r_hip r_knee r_ankle l_hip l_knee "
-    "l_ankle r_eye l_eye r_ear l_ear"
-).split()
-_TO_COCO = [_OPENPOSE_18.index(name) for name in COCO_17.joints]
 
 
 def load_3dpw(source: str | Path) -> list[Recording]:
@@ -57,8 +50,8 @@ def _load(path: Path) -> list[Recording]:
         keep = (tensor(valid, (n,), f"{where}, campose_valid") > 0).nonzero()[:, 0]
         world = tensor(joints, (n, 72), f"{where}, jointPositions").reshape(n, 24, 3)
         points, _ = to_h36m(world @ R.transpose(-1, -2) + t[:, None], None, "smpl-24")
-        detected = tensor(pixels, (n, 3, 18), f"{where}, poses2d")[:, :, _TO_COCO]
-        keypoints, confidence = to_h36m(detected[:, :2].transpose(1, 2), detected[:, 2], "coco-17")
+        detected = tensor(pixels, (n, 3, 18), f"{where}, poses2d")
+        keypoints, confidence = to_h36m(detected[:, :2].transpose(1, 2), detected[:, 2], "coco-18")
         rotations = tensor(pose, (n, 72), f"{where}, poses").reshape(n, 24, 3)
         facing = matrix_to_axis_angle(R @ axis_angle_to_matrix(rotations[:, 0]))
         # The principal point is the middle of the picture.

@@ -12,8 +12,7 @@ from stand_ins.made_up_people import hp_points, seen
 
 from dd3g.errors import UserError
 from dd3g.pose.body.geometry import project
-from dd3g.pose.data.h36m import CAMERAS, KEPT, load_h36m, read_frame_list
-from dd3g.pose.data.h36m_items import load_h36m_items
+from dd3g.pose.data.h36m import CAMERAS, KEPT, load_h36m, load_h36m_items, read_frame_list
 from dd3g.pose.data.recording import intrinsics
 
 RNG = np.random.default_rng(0)

@@ -62,7 +62,7 @@ def test_windows_stay_within_clips(tmp_path):
     ("changes", "message"),
     [
         ({"rot24": None}, "rot24"),
-        ({"joints_rel": np.zeros((14, 16, 3))}, r"joints_rel must be \(N, 17, 3\)"),
+        ({"joints_rel": np.zeros((14, 16, 3))}, r"joints_rel must have the shape \(N, 17, 3\)"),
         ({"clip_len": np.array([4, 3, 5, 1])}, "do not add up"),
         ({"clip_start": np.array([0, 4, 8, 12])}, "clip_start"),
         ({"split": np.array(["train"] * 4)}, "no clips in split 'test'"),
