@@ -71,18 +71,13 @@ def evenly(times: Times) -> tuple[float, list[float]]:
     return fps, [times[0] + i / fps for i in range(len(times))]
 
 
-def _between(times: Times, even: Times) -> tuple[Tensor, Tensor]:
-    """Index of the frame before each time, and the share (T,) of the way to the next."""
-    have, want = (torch.tensor(list(t), dtype=torch.float64) for t in (times, even))
-    low = (torch.searchsorted(have, want, right=True) - 1).clamp(0, max(len(have) - 2, 0))
-    high = (low + 1).clamp(max=len(have) - 1)
-    share = (want - have[low]) / (have[high] - have[low]).clamp(min=1e-9)
-    return low, share.clamp(0, 1).float()
-
-
 def resampled(values: Values, times: Times, even: Times) -> Iterator[tuple[slice, Tensor]]:
     """Values (T, ...) at other times, linearly, in parts."""
-    low, share = _between(times, even)
+    have, want = (torch.tensor(list(t), dtype=torch.float64) for t in (times, even))
+    # The frame before each time, and the share of the way to the next.
+    low = (torch.searchsorted(have, want, right=True) - 1).clamp(0, max(len(have) - 2, 0))
+    high = (low + 1).clamp(max=len(have) - 1)
+    share = ((want - have[low]) / (have[high] - have[low]).clamp(min=1e-9)).clamp(0, 1).float()
     for part in parts(len(even)):
         first = int(low[part.start])
         here = values[first : int(low[part.stop - 1]) + 2]

@@ -39,13 +39,7 @@ def check_blender() -> None:
 
 
 def save_fbx(glb: str | Path, path: str | Path, fps: float, frames: int) -> Path:
-    """Convert a body that `skinned.save_glb` wrote.
-
-    Args:
-        glb: the .glb file.
-        path: the .fbx file; it has a key for every frame of `fps`.
-        fps: frames a second.
-        frames: of the motion.
+    """Convert a body of so many frames that `skinned.save_glb` wrote; the .fbx has a key for each of them.
 
     Raises:
         UserError: Blender is not there, or fails.

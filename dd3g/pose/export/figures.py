@@ -39,12 +39,7 @@ def save_figure(people: Sequence[PersonHypotheses], picture: Image.Image | None,
 
 
 def figure(people: Sequence[PersonHypotheses], picture: Image.Image | None) -> Image.Image:
-    """The overlay on the left; on the right a row for each person with front, side and top view.
-
-    Args:
-        people: everyone in one picture.
-        picture: RGB; None draws on grey.
-    """
+    """The overlay on the left; on the right a row for each person with front, side and top view."""
     background = draw_overlay(people, picture)
     width = min(round(background.width * HEIGHT / background.height), 2 * HEIGHT)
     height = round(background.height * width / background.width)
@@ -58,7 +53,10 @@ def figure(people: Sequence[PersonHypotheses], picture: Image.Image | None) -> I
 
 
 def draw_overlay(people: Sequence[PersonHypotheses], picture: Image.Image | None) -> Image.Image:
-    """What was seen as dots, filled where confident, and the recommended poses as projected lines."""
+    """What was seen as dots, filled where confident, and the recommended poses as projected lines.
+
+    Without a picture (RGB) it is drawn on grey.
+    """
     if picture is None:
         picture = Image.new("RGB", people[0].detection.size if people else (HEIGHT, HEIGHT), (236, 236, 238))
     scale = 2 * HEIGHT / max(picture.size)
@@ -102,19 +100,9 @@ def save_overlay(
     fps: float,
     tick: Callable[[int], None] = lambda count: None,
 ) -> str:
-    """Write `stem`.mp4, or `stem`.gif for an animation.
+    """Write every n-th frame of a video with its people as `stem`.mp4, or `stem`.gif for an animation.
 
-    Args:
-        path: the video.
-        people: those of every n-th frame.
-        folder: where the file goes.
-        stem: of its name.
-        every: n.
-        fps: frames a second of what is written.
-        tick: called with 1 for every frame.
-
-    Returns:
-        The file's name.
+    `fps` are those of what is written; `tick` is called with 1 for every frame. Returns the file's name.
     """
 
     def draw() -> Iterator[Image.Image]:

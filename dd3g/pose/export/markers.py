@@ -11,16 +11,15 @@ from typing import Any
 import torch
 
 from dd3g.io.atomic import replacing
-from dd3g.pose.body.geometry import FLIP
 from dd3g.pose.body.skeletons import H36M_17
 from dd3g.pose.series import Times, Values, evenly, parts, resampled
 
 
 def save_trc(points: Values, path: str | Path, times: Times = (0.0,)) -> Path:
-    """Write joints as markers for OpenSim; y up, millimetres.
+    """Write joints as markers for OpenSim, in millimetres.
 
     Args:
-        points: (T, 17, 3) metres, H36M-17, camera frame.
+        points: (T, 17, 3) metres, H36M-17, y up.
         path: the .trc file.
         times: (T,) seconds; the file has as many frames a second as these on average, evenly.
     """
@@ -37,19 +36,15 @@ def save_trc(points: Values, path: str | Path, times: Times = (0.0,)) -> Path:
     with written_lines(path) as write:
         write(*lines)
         for part, rows in resampled(points, times, even):
-            rows = 1000 * (rows @ FLIP)
-            for i, row in enumerate(rows.flatten(1).tolist(), part.start):
+            for i, row in enumerate((1000 * rows).flatten(1).tolist(), part.start):
                 write("\t".join([str(i + 1), f"{even[i]:.6f}", *(f"{v:.3f}" for v in row)]))
     return Path(path)
 
 
 def save_c3d(points: Values, path: str | Path, times: Times = (0.0,)) -> Path:
-    """Write joints as markers for motion capture programs; y up, millimetres; https://www.c3d.org/HTML.
+    """Write joints as markers for motion capture programs, in millimetres; https://www.c3d.org/HTML.
 
-    Args:
-        points: (T, 17, 3) metres, H36M-17, camera frame.
-        path: the .c3d file.
-        times: (T,) seconds; the file has as many frames a second as these on average, evenly.
+    Arguments as for `save_trc`.
     """
     fps, even = evenly(times)
     labels, last = H36M_17.joints, len(even)
@@ -74,7 +69,7 @@ def save_c3d(points: Values, path: str | Path, times: Times = (0.0,)) -> Path:
         file.write(_parameters(groups, blocks).ljust(512 * blocks, b"\0"))
         for frames, rows in resampled(points, times, even):
             # The fourth is for residual and cameras; below 0 it would mean not seen.
-            data = torch.nn.functional.pad(1000 * (rows @ FLIP), (0, 1))
+            data = torch.nn.functional.pad(1000 * rows, (0, 1))
             file.write(data.numpy().astype("<f4").tobytes())
         file.write(bytes(-16 * len(labels) * last % 512))
     return Path(path)
@@ -108,13 +103,7 @@ def _parameters(groups: Sequence[tuple[str, Sequence[tuple[str, Any]]]], blocks:
 
 
 def save_csv(points: Values, path: str | Path, times: Times = (0.0,)) -> Path:
-    """Write a row a frame with its time in seconds and x, y, z of each joint in metres, camera frame.
-
-    Args:
-        points: (T, 17, 3) metres, H36M-17, camera frame.
-        path: the .csv file.
-        times: (T,) seconds.
-    """
+    """Write a row a frame with its time in seconds and x, y, z of each joint (T, 17, 3) in metres."""
     header = ["time", *(f"{joint}_{axis}" for joint in H36M_17.joints for axis in "xyz")]
     with written_lines(path) as write:
         write(",".join(header))

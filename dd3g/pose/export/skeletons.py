@@ -18,7 +18,7 @@ from dd3g.pose.body.inverse import body_rotations
 from dd3g.pose.body.skeletons import SMPL_24, bone_lengths
 from dd3g.pose.export.fbx import save_fbx
 from dd3g.pose.export.markers import save_c3d, save_csv, save_trc, written_lines
-from dd3g.pose.export.skinned import NAMES, continuous, save_glb, y_up
+from dd3g.pose.export.skinned import NAMES, continuous, save_glb
 from dd3g.pose.ground import Ground
 from dd3g.pose.methods.advice import grown
 from dd3g.pose.series import Series, Times, Track, Values, evenly, parts, resampled
@@ -46,15 +46,13 @@ def save_bodies(
     rest = default_body().pose(torch.eye(3).expand(1, 24, 3, 3))[0][0]
     lengths = torch.cat([bone_lengths(track.poses[part]).sum(-1) for part in parts(len(times))])
     rest = rest * (lengths.mean() / grown().bones)
-    level, lift = torch.eye(3), torch.zeros(3)
-    if ground is not None:  # as a level camera on the floor sees them, which the formats turn up
-        level, lift = FLIP @ ground.rotation, FLIP @ ground.offset
+    level, lift = (FLIP, torch.zeros(3)) if ground is None else (ground.rotation, ground.offset)
 
-    def levelled(part: slice) -> Tensor:
+    def upright(part: slice) -> Tensor:
         turned = body_rotations(track.poses[part], None if given is None else given[part])
         return torch.cat([level @ turned[:, :1], turned[:, 1:]], 1)
 
-    rotations = Series(len(times), levelled)
+    rotations = Series(len(times), upright)
     roots = Series(len(times), lambda part: track.roots[part] @ level.T + lift)
     points = Series(len(times), lambda part: track.points[part] @ level.T + lift)
     write = {
@@ -72,22 +70,15 @@ def save_bodies(
 
 
 def save_parameters(rotations: Values, roots: Values, path: str | Path, times: Times = (0.0,)) -> Path:
-    """Write SMPL's parameters as AMASS has them: poses (T, 72), betas (10,), trans (T, 3), fps; y up.
+    """Write SMPL's parameters as AMASS has them, poses (T, 72), betas (10,), trans (T, 3); see `save_bvh`.
 
     SMPL-X' are there too, root_orient (T, 3) and pose_body (T, 63): its first 22 joints are SMPL's. The tree
     is theirs, the body is not: shapes stay 0, and `trans` is where the pelvis is.
-
-    Args:
-        rotations: (T, 24, 3, 3) relative to the parent, the root's in the camera frame.
-        roots: (T, 3) metres, camera frame.
-        path: the .npz file.
-        times: (T,) seconds.
     """
     fps, _ = evenly(times)
     poses, places = np.empty((len(times), 72), np.float32), np.empty((len(times), 3), np.float32)
     for part in parts(len(times)):
-        turned, where = y_up(rotations[part], roots[part])
-        poses[part], places[part] = matrix_to_axis_angle(turned).flatten(1).numpy(), where.numpy()
+        poses[part], places[part] = matrix_to_axis_angle(rotations[part]).flatten(1), roots[part]
     with replacing(path) as partial, partial.open("wb") as file:
         np.savez(
             file,
@@ -109,8 +100,8 @@ def save_bvh(rest: Tensor, rotations: Values, roots: Values, path: str | Path, t
 
     Args:
         rest: (24, 3) metres, SMPL-24 joints at rest, y up, pelvis at zero.
-        rotations: (T, 24, 3, 3) relative to the parent, the root's in the camera frame.
-        roots: (T, 3) metres, camera frame.
+        rotations: (T, 24, 3, 3) relative to the parent, the root's in a world that is y up.
+        roots: (T, 3) metres in that world.
         path: the .bvh file.
         times: (T,) seconds; the file has as many frames a second as these on average, evenly.
     """
@@ -136,8 +127,8 @@ def save_bvh(rest: Tensor, rotations: Values, roots: Values, path: str | Path, t
 
     def read(part: slice) -> Tensor:
         """Quaternions and places (P, 99)."""
-        turned, places = y_up(rotations[part], roots[part])
-        return torch.cat([continuous(matrix_to_quaternion(turned)).flatten(1), places], 1)
+        turned = continuous(matrix_to_quaternion(rotations[part]))
+        return torch.cat([turned.flatten(1), roots[part]], 1)
 
     with written_lines(path) as put:
         put(*lines, "MOTION", f"Frames: {len(even)}", f"Frame Time: {1 / fps:.7f}")

@@ -1,4 +1,4 @@
-"""A person over time as a skinned .glb, and what it shares with .bvh: the names of joints, y up."""
+"""A person over time as a skinned .glb, and what it shares with .bvh: the names of joints."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dd3g.gaussians import matrix_to_quaternion, quaternion_to_matrix
+from dd3g.gaussians import matrix_to_quaternion
 from dd3g.io.atomic import replacing
 from dd3g.io.gltf import GlbBuffer
-from dd3g.pose.body.geometry import FLIP
+from dd3g.pose.body.geometry import least_turn
 from dd3g.pose.body.skeletons import SMPL_24
 from dd3g.pose.series import Times, Values, parts
 
@@ -33,19 +33,14 @@ NAMES = dict(
 def save_glb(rest: Tensor, rotations: Values, roots: Values, path: str | Path, times: Times = (0.0,)) -> Path:
     """Write a skinned body of bones: one armature of 24 joints, one mesh, and one action for several frames.
 
-    Args:
-        rest: (24, 3) metres, SMPL-24 joints at rest, y up, pelvis at zero.
-        rotations: (T, 24, 3, 3) relative to the parent, the root's in the camera frame.
-        roots: (T, 3) metres, camera frame.
-        path: the .glb file.
-        times: (T,) seconds.
+    Arguments as for `dd3g.pose.export.skeletons.save_bvh`; the frames stay at their times.
     """
     quaternions, places = torch.empty(24, len(times), 4), torch.empty(len(times), 3)
     last = torch.empty(0, 24, 4)
     for part in parts(len(times)):
-        turned, places[part] = y_up(rotations[part], roots[part])
-        own = continuous(torch.cat([last, matrix_to_quaternion(turned)]))[len(last) :]
+        own = continuous(torch.cat([last, matrix_to_quaternion(rotations[part])]))[len(last) :]
         quaternions[:, part], last = own[..., [1, 2, 3, 0]].transpose(0, 1), own[-1:]  # xyzw
+        places[part] = roots[part]
     buffer = GlbBuffer()
     nodes: list[dict[str, Any]] = []
     for joint, parent in enumerate(SMPL_24.parents):
@@ -98,13 +93,6 @@ def save_glb(rest: Tensor, rotations: Values, roots: Values, path: str | Path, t
     return Path(path)
 
 
-def y_up(rotations: Tensor, roots: Tensor) -> tuple[Tensor, Tensor]:
-    """Camera frame to y up and z towards the viewer; only the root's rotation knows the frame."""
-    turned = rotations.clone()
-    turned[:, 0] = FLIP.to(rotations) @ rotations[:, 0]
-    return turned, roots @ FLIP.to(roots)
-
-
 def continuous(quaternions: Tensor) -> Tensor:
     """Quaternions (T, J, 4) of the same rotations, each nearest to the one before: q and -q are one."""
     dots = (quaternions[1:] * quaternions[:-1]).sum(-1)
@@ -129,18 +117,10 @@ def _bone_mesh(rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         offset = rest[child] - rest[parent]
         length = float(offset.norm())
         width = min(0.12 * length + 0.012, 0.05)
-        turn = quaternion_to_matrix(_from_y(offset / length)[[3, 0, 1, 2]])
+        turn = least_turn(high, offset)
         shapes.append((pyramid * torch.tensor([width, length, width])) @ turn.T + rest[parent])
         bones += [parent] * 24
     triangles = torch.cat(shapes)
     normals = torch.linalg.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
     normals = torch.nn.functional.normalize(normals, dim=-1)[:, None].expand(-1, 3, -1)
     return triangles.reshape(-1, 3), normals.reshape(-1, 3), torch.tensor(bones)
-
-
-def _from_y(direction: Tensor) -> Tensor:
-    """Quaternion x, y, z, w that turns +y into a unit direction."""
-    x, y, z = direction.tolist()
-    if y < -0.999999:
-        return torch.tensor([1.0, 0.0, 0.0, 0.0])
-    return torch.nn.functional.normalize(torch.tensor([z, 0.0, -x, 1 + y]), dim=0)

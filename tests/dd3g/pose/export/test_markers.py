@@ -23,7 +23,7 @@ def test_marker_files_and_tables_hold_the_joints(tmp_path):
     assert lines[3].split("\t")[2::3][:17] == list(H36M_17.joints)
     rows = np.array([[float(v) for v in line.split("\t")] for line in lines[6:]])
     np.testing.assert_allclose(rows[:, 1], times, atol=1e-5)
-    want = 1000 * points * torch.tensor([1.0, -1, -1])
+    want = 1000 * points
     np.testing.assert_allclose(rows[:, 2:].reshape(3, 17, 3), want, atol=1e-2)
     table = np.genfromtxt(markers.save_csv(points, tmp_path / "a.csv", times), delimiter=",", names=True)
     np.testing.assert_allclose(table["time"], times)
@@ -38,7 +38,7 @@ def test_c3d_holds_the_joints_byte_by_byte(tmp_path):
     assert (count, analog, first, last, gap, scale, rate) == (17, 0, 1, 3, 0, -1.0, 25.0)
     assert start == 2 + content[514] and len(content) % 512 == 0
     rows = np.frombuffer(content, "<f4", 3 * 17 * 4, 512 * (start - 1)).reshape(3, 17, 4)
-    np.testing.assert_allclose(rows[..., :3], 1000 * points * torch.tensor([1.0, -1, -1]), rtol=1e-6)
+    np.testing.assert_allclose(rows[..., :3], 1000 * points, rtol=1e-6)
     assert not rows[..., 3].any()
 
 
@@ -55,7 +55,7 @@ def test_another_reader_of_c3d_sees_the_joints(tmp_path, frames):
         assert reader.get("POINT:UNITS").string_array == ["mm"]
         rows = np.stack([row[:, :4] for _, row, _ in reader.read_frames(copy=True)])
     assert (rows[..., 3] == 0).all()  # seen
-    np.testing.assert_allclose(rows[..., :3], 1000 * points * torch.tensor([1.0, -1, -1]), atol=1e-2)
+    np.testing.assert_allclose(rows[..., :3], 1000 * points, atol=1e-2)
 
 
 def test_parameters_are_those_of_amass(tmp_path):
@@ -69,7 +69,7 @@ def test_parameters_are_those_of_amass(tmp_path):
         assert found["mocap_frame_rate"] == found["mocap_framerate"]
         back = axis_angle_to_matrix(torch.from_numpy(found["poses"]).reshape(2, 24, 3))
         trans = torch.from_numpy(found["trans"])
-    want = (default_body().pose(R)[0] + roots[:, None]) * torch.tensor([1.0, -1, -1])
+    want = default_body().pose(R)[0] + roots[:, None]
     torch.testing.assert_close(default_body().pose(back)[0] + trans[:, None], want, atol=1e-4, rtol=0)
 
 
