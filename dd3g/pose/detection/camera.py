@@ -36,20 +36,17 @@ def intrinsics(
     """
     width, height = size
     source = "flag"
-    if focal is not None and not (math.isfinite(focal) and focal > 0):
+    if focal is None:
+        focal, source = None if picture is None else _exif_focal(picture, size), "exif"
+        if focal is None or not _fits(focal, size):
+            focal, source = math.hypot(width, height), "default"
+    elif not (math.isfinite(focal) and focal > 0):
         raise UserError(f"the focal length must be positive, got {focal:g}: give it in pixels")
-    if focal is not None and not LENSES[0] <= focal / math.hypot(width, height) <= LENSES[1]:
+    elif not _fits(focal, size):
         raise UserError(
             f"a focal length of {focal:g} does not fit a picture of {width} x {height} pixels: give it in "
             "pixels of that picture, not in millimetres"
         )
-    if focal is None:
-        focal = _exif_focal(picture, size) if picture is not None else None
-        if focal is not None and not LENSES[0] <= focal / math.hypot(width, height) <= LENSES[1]:
-            focal = None
-        source = "exif"
-    if focal is None:
-        focal, source = math.hypot(width, height), "default"
     return torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]), source
 
 
@@ -59,14 +56,17 @@ def check_camera(K: Tensor, size: tuple[int, int]) -> None:
     Raises:
         UserError: a focal length that no lens has, or a principal point far outside.
     """
-    diagonal = math.hypot(*size)
     focal, centre = K[0, 0].item(), (K[0, 2].item(), K[1, 2].item())
     inside = all(-side / 2 <= c <= 1.5 * side for c, side in zip(centre, size, strict=True))
-    if not LENSES[0] <= focal / diagonal <= LENSES[1] or not inside:
+    if not _fits(focal, size) or not inside:
         raise UserError(
             f"K with focal length {focal:g} and centre ({centre[0]:g}, {centre[1]:g}) does not fit a picture "
             f"of {size[0]} x {size[1]} pixels: give it in pixels of that picture"
         )
+
+
+def _fits(focal: float, size: tuple[int, int]) -> bool:
+    return LENSES[0] <= focal / math.hypot(*size) <= LENSES[1]
 
 
 def _exif_focal(picture: Image.Image, size: tuple[int, int]) -> float | None:

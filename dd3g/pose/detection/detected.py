@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from posixpath import basename, splitext
@@ -9,6 +10,7 @@ from string import digits
 from typing import Any
 
 from dd3g.errors import UserError
+from dd3g.pose.body.skeletons import COCO_17
 
 LAYOUT_OF_COUNT = {
     18: "coco-18", 25: "openpose-25", 26: "halpe-26", 33: "blazepose-33", 133: "coco-wholebody-133",
@@ -144,3 +146,35 @@ def grouped(keys: Iterable[tuple[int, Any]]) -> dict[Any, list[int]]:
 def stem(name: Any) -> str:
     """The name of a picture without folder and suffix, whatever the system that wrote it."""
     return splitext(basename(str(name).replace("\\", "/")))[0]
+
+
+def coco_names(names: Iterable[Any]) -> list[str]:
+    """Names of joints as COCO_17 has them."""
+    lower = (str(name).lower().replace(" ", "_") for name in names)
+    return [re.sub(r"^(left|right)_", lambda m: m[1][0] + "_", name) for name in lower]
+
+
+def in_coco_order(found: KeypointFile, names: Any) -> KeypointFile:
+    """Joints that a file names by number, in the order of COCO-17, whatever their own.
+
+    Raises:
+        UserError: when a joint of COCO-17 is not among them.
+    """
+    if not isinstance(names, dict):
+        return found
+    own = coco_names([names[key] for key in sorted(names, key=int)])
+    if missing := [joint for joint in COCO_17.joints if joint not in own]:
+        raise UserError(
+            f"has no joint {', '.join(missing)}, only {', '.join(own)}: use a model of COCO's joints"
+        )
+    order = [own.index(joint) for joint in COCO_17.joints]
+
+    def chosen(values: Any) -> Any:
+        if values is None or len(values) < len(own):
+            return values
+        return [values[i] for i in order]
+
+    def read(i: int) -> list[Someone]:
+        return [replace(p, points=chosen(p.points), confidence=chosen(p.confidence)) for p in found.read(i)]
+
+    return replace(found, read=read, layout=COCO_17.name)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -117,13 +116,11 @@ def _open_animation(path: Path) -> Clip:
 
 
 def frames(path: Path, every: int = 1) -> Iterator[tuple[int, Image.Image]]:
-    """Every n-th frame with its index, RGB.
+    """Every n-th frame of a video that `open_clip` opened, with its index, RGB.
 
     Raises:
-        UserError: when the file cannot be read, or there is no video decoder.
+        UserError: when the file cannot be read.
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: check the path")
     try:
         if path.suffix.lower() in ANIMATIONS:
             with Image.open(path) as image:
@@ -131,15 +128,12 @@ def frames(path: Path, every: int = 1) -> Iterator[tuple[int, Image.Image]]:
                     image.seek(i)
                     yield i, image.convert("RGB")
             return
-        _ffmpeg(path)
         # Every frame once: by default frames are repeated or dropped until they are even.
         reader = _reader(path, "-fps_mode", "passthrough")
         width, height = next(reader)["size"]
         for i, data in enumerate(reader):
             if i % every == 0:
                 yield i, Image.frombytes("RGB", (width, height), bytes(data))
-    except UserError:
-        raise
     except Exception as e:
         # Decoders raise nearly every type there is on damaged files.
         reason = first_line(e)
@@ -247,23 +241,22 @@ class _Going:
     last: Detection
     time: float
     number: int
-
-    def __post_init__(self) -> None:
-        self.speed = torch.zeros(2)  # px a second
-        self.new = True
+    speed: Tensor | None = None  # (2,) px a second; None in their first frame
 
     def away(self, person: Detection, now: float) -> float:
         """How far the person is from where this one is expected, in sides of the square."""
         shift, side = self._shift(person)
-        return float((shift - self.speed * (now - self.time)).norm(dim=-1).mean()) / side
+        if self.speed is not None:
+            shift = shift - self.speed * (now - self.time)
+        return float(shift.norm(dim=-1).mean()) / side
 
     def follow(self, person: Detection, now: float) -> None:
         """Go on with this person."""
         passed = max(now - self.time, 1e-3)
         speed = self._shift(person)[0].mean(0) / passed
         # The keypoints of one frame are too noisy to extrapolate.
-        self.speed = speed if self.new else 0.6 * self.speed + 0.4 * speed
-        self.last, self.time, self.new = person, now, False
+        self.speed = speed if self.speed is None else 0.6 * self.speed + 0.4 * speed
+        self.last, self.time = person, now
 
     def _shift(self, person: Detection) -> tuple[Tensor, float]:
         """Ways (J, 2) in px of the joints that both frames show, or that of the squares' middles."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ from dd3g.pose.detection.detected import (
     KeypointFile,
     Seen,
     Someone,
+    coco_names,
     grouped,
+    in_coco_order,
     numbered,
     stem,
 )
@@ -110,8 +111,7 @@ def _of_list(data: Sequence[Any]) -> KeypointFile:
     if kinds != {list}:
         raise UserError(UNKNOWN)
     if all(isinstance(person, dict) for frame in data for person in frame):
-        frames = [Seen((i,)) for i in range(len(data))]  # a list a frame, as of Ultralytics
-        return KeypointFile(lambda i: _people(data[i]), frames, video=len(frames) > 1, coco=True)
+        return _in_frames(len(data), lambda i: _people(data[i]))  # a list a frame, as of Ultralytics
     if _depth(data) == 2:  # one person's rows
         return KeypointFile.of_picture([Someone(data)])
     return KeypointFile(lambda i: [Someone(data[i], track=0)], [Seen(range(len(data)))], bare=True)
@@ -124,13 +124,15 @@ def _of_batches(data: Sequence[dict[str, Any]]) -> KeypointFile:
         return batch.get("predictions") or [[]]
 
     at = [(i, k) for i, batch in enumerate(data) for k in range(len(frames(batch)))]
-    seen = [Seen((n,)) for n in range(len(at))]
+    return _in_frames(len(at), lambda n: _people(frames(data[at[n][0]])[at[n][1]]))
 
-    def read(n: int) -> list[Someone]:
-        i, k = at[n]
-        return _people(frames(data[i])[k])
 
-    return KeypointFile(read, seen, video=len(seen) > 1, coco=True)
+def _in_frames(
+    count: int, read: Callable[[int], list[Someone]], numbers: Callable[[int], Any] = lambda i: None
+) -> KeypointFile:
+    """The people of a frame an entry; one frame alone is a picture."""
+    seen = [Seen((i,), number=_number(numbers(i))) for i in range(count)]
+    return KeypointFile(read, seen, video=count > 1, coco=True)
 
 
 def _of_arrays(data: dict[str, Any], joints: Sequence[Any]) -> KeypointFile:
@@ -246,8 +248,9 @@ def _coco(data: dict[str, Any]) -> KeypointFile:
     entries = data["annotations"]
     if not isinstance(entries, LISTS):
         raise UserError("'annotations' is not a list: get the file again")
-    joints = {c.get("id"): c["keypoints"] for c in _dicts(data.get("categories")) if c.get("keypoints")}
-    bodies = {key: names for key, names in joints.items() if not _missing(names)}
+    categories = [c for c in _dicts(data.get("categories")) if c.get("keypoints")]
+    joints = {c.get("id"): dict(enumerate(c["keypoints"])) for c in categories}
+    bodies = {key: own for key, own in joints.items() if set(COCO_17.joints) <= set(coco_names(own.values()))}
 
     def people(kinds: Collection[Any] | None) -> Iterator[tuple[int, str]]:
         # Crowds and things have no joints.
@@ -260,19 +263,21 @@ def _coco(data: dict[str, Any]) -> KeypointFile:
     by_image = grouped(people(bodies)) or grouped(people(None))
     if not by_image:
         raise UserError(NOBODY)
-    images = {}
-    for image in _dicts(data.get("images")):
+    pictures = _pictures(by_image, data.get("images"))
+    found = KeypointFile(lambda i: _people([entries[i]], i), pictures, coco=True)
+    names = next(iter((bodies or joints).values()), None)
+    return in_coco_order(found, joints.get(entries[pictures[0].at[0]].get("category_id"), names))
+
+
+def _pictures(by_image: dict[str, list[int]], images: Any) -> list[Seen]:
+    """The pictures that entries are of, by id, with what a data set tells of them."""
+    known = {}
+    for image in _dicts(images):
         if (key := str(image.get("id"))) in by_image:
             size = (image["width"], image["height"]) if {"width", "height"} <= set(image) else None
-            images[key] = stem(image.get("file_name", key)), size, _number(image.get("frame_id"))
-    pictures = [Seen(at, *images.get(key, (stem(key),))) for key, at in by_image.items()]
-    if any(seen.number is None for seen in pictures):
-        pictures = numbered(pictures)
-    found = KeypointFile(lambda i: _people([entries[i]], i), pictures, coco=True)
-    if not joints:
-        return found
-    names = next(iter((bodies or joints).values()))
-    return _named(found, joints.get(entries[pictures[0].at[0]].get("category_id"), names))
+            known[key] = stem(image.get("file_name", key)), size, _number(image.get("frame_id"))
+    pictures = [Seen(at, *known.get(key, (stem(key),))) for key, at in by_image.items()]
+    return numbered(pictures) if any(seen.number is None for seen in pictures) else pictures
 
 
 def _results(entries: Sequence[dict[str, Any]]) -> KeypointFile:
@@ -287,9 +292,8 @@ def _results(entries: Sequence[dict[str, Any]]) -> KeypointFile:
 
 
 def _mmpose_video(frames: Sequence[dict[str, Any]]) -> KeypointFile:
-    seen = [Seen((i,), number=_number(frame.get("frame_id"))) for i, frame in enumerate(frames)]
-    return KeypointFile(
-        lambda i: _people(frames[i].get("instances") or []), seen, video=len(seen) > 1, coco=True
+    return _in_frames(
+        len(frames), lambda i: _people(frames[i].get("instances") or []), lambda i: frames[i].get("frame_id")
     )
 
 
@@ -301,8 +305,7 @@ def _mmpose_demo(data: dict[str, Any]) -> KeypointFile:
         found = _mmpose_video(entries)
     else:
         found = KeypointFile.of_picture(_people(entries), coco=True)
-    names = (data.get("meta_info") or {}).get("keypoint_id2name")
-    return _named(found, _in_order(names)) if isinstance(names, dict) else found
+    return in_coco_order(found, (data.get("meta_info") or {}).get("keypoint_id2name"))
 
 
 def _vitpose(data: dict[str, Any]) -> KeypointFile:
@@ -317,45 +320,4 @@ def _vitpose(data: dict[str, Any]) -> KeypointFile:
             for track, rows in frames[i].items()
         ]
 
-    found = KeypointFile(read, [Seen((i,)) for i in range(len(frames))], video=len(frames) > 1, coco=True)
-    names = data.get("skeleton")
-    return _named(found, _in_order(names)) if isinstance(names, dict) else found
-
-
-def _in_order(names: dict[str, Any]) -> list[str]:
-    return [str(names[key]) for key in sorted(names, key=int)]
-
-
-def _cocos(names: Sequence[Any]) -> list[str]:
-    """Names of joints as COCO_17 has them."""
-    lower = (str(name).lower().replace(" ", "_") for name in names)
-    return [re.sub(r"^(left|right)_", lambda m: m[1][0] + "_", name) for name in lower]
-
-
-def _missing(names: Sequence[Any]) -> list[str]:
-    """The joints of COCO-17 that are not among these."""
-    return [joint for joint in COCO_17.joints if joint not in _cocos(names)]
-
-
-def _named(found: KeypointFile, names: Sequence[Any]) -> KeypointFile:
-    """Joints that a file names, in the order of COCO-17, whatever their own.
-
-    Raises:
-        UserError: when a joint of COCO-17 is not among them.
-    """
-    own = _cocos(names)
-    if missing := _missing(names):
-        raise UserError(
-            f"has no joint {', '.join(missing)}, only {', '.join(own)}: use a model of COCO's joints"
-        )
-    order = [own.index(joint) for joint in COCO_17.joints]
-
-    def chosen(values: Any) -> Any:
-        if values is None or len(values) < len(own):
-            return values
-        return [values[i] for i in order]
-
-    def read(i: int) -> list[Someone]:
-        return [replace(p, points=chosen(p.points), confidence=chosen(p.confidence)) for p in found.read(i)]
-
-    return replace(found, read=read, layout=COCO_17.name)
+    return in_coco_order(_in_frames(len(frames), read), data.get("skeleton"))

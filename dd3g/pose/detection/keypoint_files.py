@@ -115,17 +115,12 @@ def _npz(path: Path) -> KeypointFile:
         raise UserError(f"keypoints must be (people, joints, 2 or 3), got {points.shape}")
     if not len(points):
         raise UserError(NOBODY)
-    trust, sure = [None] * len(points), [None] * len(points)
-    if confidence is not None:
-        trust = list(np.atleast_2d(confidence))
-        if len(trust) != len(points):
-            raise UserError(
-                f"confidence must be {points.shape[:2]} like the keypoints, got {confidence.shape}"
-            )
-    if scores is not None:
-        sure = np.ravel(scores).tolist()
-        if len(sure) != len(points):
-            raise UserError(f"scores must be one for each of {len(points)} people, got {len(sure)}")
+    trust = [None] * len(points) if confidence is None else list(np.atleast_2d(confidence))
+    sure = [None] * len(points) if scores is None else np.ravel(scores).tolist()
+    if len(trust) != len(points):
+        raise UserError(f"confidence must be {points.shape[:2]} like the keypoints, got {confidence.shape}")
+    if len(sure) != len(points):
+        raise UserError(f"scores must be one for each of {len(points)} people, got {len(sure)}")
 
     def rows(i: int) -> list[Someone]:
         return [Someone(points[i], trust[i], sure[i], track=0)]

@@ -82,7 +82,7 @@ def checked(
     canonical, seen = to_h36m(xy, trust, layout)
     _check_places(xy, trust, layout)
     maps, squares = (None, None) if heatmaps is None else _heatmaps(heatmaps, boxes, len(xy))
-    sure = None if scores is None else _scores(scores, len(xy))
+    sure = None if scores is None else _scores(scores)
     keep, left_out = _usable(canonical, seen)
     return Keypoints(
         canonical[keep],
@@ -107,9 +107,18 @@ def _bodies(xy: Tensor, trust: Tensor, layout: str) -> tuple[Tensor, Tensor, str
     return xy[:, : len(body)], trust[:, : len(body)], body.name
 
 
-def _straightened(xy: Tensor, trust: Tensor, camera: Tensor | None, distortion: Any) -> Tensor:
+def _straightened(xy: Tensor, trust: Tensor, K: Tensor | None, distortion: Any) -> Tensor:
     """Keypoints without the distortion of their lens."""
-    straight, away = undistorted(xy, *_lens(camera, distortion))
+    found = _numbers(distortion, "distortion").flatten()
+    if len(found) > 8 and not found[8:].any():  # OpenCV's 12 and 14 also have prisms and tilted sensors
+        found = found[:8]
+    if K is None:
+        raise UserError("'distortion' needs 'K', the camera matrix that it was measured with")
+    if not 4 <= len(found) <= 8 or not found.isfinite().all():
+        raise UserError(
+            f"distortion must be 4 to 8 numbers k1, k2, p1, p2, k3, k4, k5, k6, got {found.tolist()}"
+        )
+    straight, away = undistorted(xy, K, found)
     if not (away[trust > 0] < NEAREST).all():
         raise UserError(
             "'distortion' describes no lens that could show these keypoints: give k1, k2, p1, p2 "
@@ -129,11 +138,9 @@ def _check_places(xy: Tensor, trust: Tensor, layout: str) -> None:
         )
 
 
-def _scores(scores: Any, people: int) -> Tensor:
+def _scores(scores: Any) -> Tensor:
     """(P,) in 0..1."""
     sure = _numbers(scores, "scores").flatten()
-    if len(sure) != people:
-        raise UserError(f"scores must be one for each of {people} people, got {len(sure)}")
     if not ((sure >= 0) & (sure <= BEST)).all():
         worst = sure[(sure - 0.5).abs().argmax()]
         raise UserError(f"the scores of people must lie in 0..1, one is {worst:g}")
@@ -220,20 +227,6 @@ def _check_units(xy: Tensor, confidence: Tensor) -> None:
             f"its keypoints lie within {largest:.3g} px of the picture's corner: give pixels, not fractions "
             "of the picture"
         )
-
-
-def _lens(K: Tensor | None, distortion: Any) -> tuple[Tensor, Tensor]:
-    """K and 4 to 8 coefficients."""
-    found = _numbers(distortion, "distortion").flatten()
-    if len(found) > 8 and not found[8:].any():  # OpenCV's 12 and 14 also have prisms and tilted sensors
-        found = found[:8]
-    if K is None:
-        raise UserError("'distortion' needs 'K', the camera matrix that it was measured with")
-    if not 4 <= len(found) <= 8 or not found.isfinite().all():
-        raise UserError(
-            f"distortion must be 4 to 8 numbers k1, k2, p1, p2, k3, k4, k5, k6, got {found.tolist()}"
-        )
-    return K, found
 
 
 def _heatmaps(heatmaps: Any, boxes: Any, people: int) -> tuple[Tensor, Tensor]:

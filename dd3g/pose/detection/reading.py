@@ -54,11 +54,8 @@ def read_frames(
 ) -> VideoKeypoints:
     """Read a video's keypoints, frame by frame; None for frames without anybody.
 
-    Args:
-        path: a file of any format that `keypoint_files` lists, or a folder with a file a frame.
-        video: its name without folder and suffix.
-        layout: see `read_keypoints`.
-        size: see `read_keypoints`.
+    `path` may be a folder with a file a frame, `video` is a name without folder and suffix; the rest as for
+    `read_keypoints`.
 
     Raises:
         UserError: see `read_keypoints`; what a frame's people are is checked when that frame is asked for.
