@@ -56,7 +56,7 @@ def evaluate(dataset: str, source: Path, options: Comparison, output: Path | Non
     from dd3g.command.progress import Progress
     from dd3g.machine import provenance
     from dd3g.pose.data.motion import load_cmu
-    from tools.pose_methods import make_advice, make_methods, run_method, summarise
+    from tools.pose_methods import make_methods, run_method
     from tools.pose_people import describe, detector, load_people
     from tools.pose_recovery import evaluate_recovery
 
@@ -84,12 +84,12 @@ def evaluate(dataset: str, source: Path, options: Comparison, output: Path | Non
         "results": {},
     }  # fmt: skip
     with Progress() as progress:
-        for name, (method, most) in runs.items():
+        for name, (method, most, advice) in runs.items():
             progress.phase(f"people, {name}", total)
             drawn = sorted({min(m, most) for m in o.m})
-            advice = make_advice(name, o.weights)
-            found = run_method(method, people, drawn, o.seed, o.chunk, progress.advance, advice)
-            report["results"][name] = summarise(found, drawn)
+            report["results"][name] = run_method(
+                method, people, drawn, o.seed, o.chunk, progress.advance, advice
+            )
     if o.bodies:
         test, train = (load_cmu(source, split) for split in ("test", "train"))
         report["recovery"] = evaluate_recovery(test, train, o.weights, o.bodies, o.seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,8 +45,10 @@ MOST = {
 
 def make_methods(
     names: Sequence[str], weights: Path | None = None, steps: int = 30, zedo_iterations: int = 200
-) -> dict[str, tuple[Method, int]]:
-    """Methods by name with the most hypotheses that each draws; networks are loaded once.
+) -> dict[str, tuple[Method, int, Advice | None]]:
+    """Methods by name with the most hypotheses that each draws and what makes the one answer of these.
+
+    Baselines have no advice: their answer is their mean. Networks are loaded once.
 
     Args:
         names: of `METHODS`.
@@ -91,6 +92,10 @@ def make_methods(
             p.keypoints, p.confidence, p.K, p.size, m=m, seed=seed, denoiser=denoiser
         ).hypotheses(m)
 
+    def advised(h: Hypotheses, p: People) -> Hypotheses:
+        seen = p.keypoints, p.confidence, p.K, p.size[0]
+        return advise(h, *seen, lifter=load(GraphLifter), prior=load(Prior))
+
     make: dict[str, Callable[[], Method]] = {
         "lifter": lambda: restored(None, alpha=0.0),
         "fixed noise": lambda: restored(load(Difficulty), fixed=True),
@@ -99,17 +104,8 @@ def make_methods(
         "guided": sampled,
         "recovery": recovered,
     }
-    return {name: (make[name](), MOST.get(name, 10**6)) for name in names}
-
-
-def make_advice(name: str, weights: Path | None = None) -> Advice | None:
-    """What makes the one answer of a method; None for baselines, whose answer is their mean."""
-    if name not in registry.METHODS:
-        return None
-    folder = weights or WEIGHTS
-    lifter = GraphLifter.from_pretrained(folder / GraphLifter.kind)
-    prior = Prior.from_pretrained(folder / Prior.kind)
-    return lambda h, p: advise(h, p.keypoints, p.confidence, p.K, p.size[0], lifter=lifter, prior=prior)
+    advice = {name: advised if name in registry.METHODS else None for name in names}
+    return {name: (make[name](), MOST.get(name, 10**6), advice[name]) for name in names}
 
 
 def score(
@@ -124,7 +120,7 @@ def score(
     14 joints; pck_best and cps of the best; pck17: the best over all 17 joints. symmetry, diversity and
     apd of all.
     """
-    truth = people.pose
+    truth, counted = people.pose, metrics.PCK_JOINTS
     result: dict[str, Tensor] = {}
     errors = metrics.mpjpe(h.poses, truth[:, None])  # (B, m)
     errors_pa = metrics.pa_mpjpe(h.poses, truth[:, None])
@@ -160,8 +156,8 @@ def score(
             "expected": 1000 * expected,
             "bones": 100 * (bone_lengths(recommended).sum(-1) / bone_lengths(truth).sum(-1) - 1),
             "depth": depth,
-            "pck": metrics.pck(recommended, truth, joints=metrics.PCK_JOINTS),
-            "auc": metrics.auc(recommended, truth, metrics.PCK_JOINTS),
+            "pck": metrics.pck(recommended[:, counted], truth[:, counted]),
+            "auc": metrics.auc(recommended[:, counted], truth[:, counted]),
             "pck_best": metrics.mh_pck(part.poses, truth),
             "pck17": metrics.pck(part.poses, truth[:, None]).amax(1),
             "cps": metrics.cps(part.poses, truth),
@@ -171,17 +167,6 @@ def score(
         }
         result |= {f"{m}/{name}": value for name, value in values.items()}
     return result
-
-
-@dataclass
-class Scores:
-    """What one method collected."""
-
-    values: dict[str, list[Tensor]] = field(default_factory=dict)
-    poses: list[Tensor] = field(default_factory=list)  # some hypotheses, for the calibration
-    truth: list[Tensor] = field(default_factory=list)
-    groups: list[str] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 CALIBRATED = 2000  # people whose hypotheses are kept
@@ -197,35 +182,33 @@ def run_method(
     chunk: int,
     tick: Callable[[int], None],
     advice: Advice | None = None,
-) -> Scores:
-    """Draw and score everyone, `chunk` people at a time; the answer depends on seed and chunk only."""
-    found = Scores()
-    done = 0
+) -> dict[str, Any]:
+    """Draw and score everyone, `chunk` people at a time; the answer depends on seed and chunk only.
+
+    Returns:
+        Means over people and over groups, tables by group, and calibration.
+    """
+    scores: dict[str, list[Tensor]] = {}
+    kept: list[tuple[Tensor, Tensor]] = []  # some hypotheses and their truth, for the calibration
+    groups: list[str] = []
+    seconds = 0.0
     for part in (batch[i : i + chunk] for batch in people for i in range(0, len(batch), chunk)):
         began = time.perf_counter()
         with torch.no_grad():
-            h = method(part, max(counts), seed + done)
-        found.seconds += time.perf_counter() - began
+            h = method(part, max(counts), seed + len(groups))
+        seconds += time.perf_counter() - began
         if not h.poses.isfinite().all():
             raise UserError("a hypothesis is not finite: the weights are damaged, train or copy them again")
         for name, value in score(h, part, counts, advice).items():
-            found.values.setdefault(name, []).append(value)
-        if done < CALIBRATED:
-            found.poses.append(h.poses[:, :CALIBRATION_M].clone())
-            found.truth.append(part.pose)
-        found.groups += part.groups
-        done += len(part)
+            scores.setdefault(name, []).append(value)
+        if len(groups) < CALIBRATED:
+            kept.append((h.poses[:, :CALIBRATION_M].clone(), part.pose))
+        groups += part.groups
         tick(len(part))
-    return found
-
-
-def summarise(found: Scores, counts: Sequence[int]) -> dict[str, Any]:
-    """Means over people and over groups, tables by group, and calibration."""
-    values = {name: torch.cat(parts) for name, parts in found.values.items()}
-    result: dict[str, Any] = {"seconds_a_person": found.seconds / len(found.groups), "m": {}}
+    result: dict[str, Any] = {"seconds_a_person": seconds / len(groups), "m": {}}
     for m in counts:
-        own = {n.removeprefix(f"{m}/"): v for n, v in values.items() if n.startswith(f"{m}/")}
-        by_group = {name: metrics.by_group(own[name], found.groups) for name in BY_GROUP}
+        own = {n.removeprefix(f"{m}/"): torch.cat(v) for n, v in scores.items() if n.startswith(f"{m}/")}
+        by_group = {name: metrics.by_group(own[name], groups) for name in BY_GROUP}
         block: dict[str, Any] = {name: _number(value.double().mean()) for name, value in own.items()}
         block["mean_of_groups"] = {name: sum(g.values()) / len(g) for name, g in by_group.items()}
         block["by_group"] = by_group
@@ -233,9 +216,9 @@ def summarise(found: Scores, counts: Sequence[int]) -> dict[str, Any]:
             pair = torch.stack([own["recommended"], own["expected"]])
             block["expected_correlation"] = _number(torch.corrcoef(pair)[0, 1])
         result["m"][str(m)] = block
-    poses = torch.cat(found.poses)
+    poses, truth = (torch.cat(parts) for parts in zip(*kept, strict=True))
     if poses.shape[1] > 1:
-        error, q, frequency = metrics.calibration(poses, torch.cat(found.truth))
+        error, q, frequency = metrics.calibration(poses, truth)
         result["calibration"] = {
             "m": poses.shape[1],
             "people": len(poses),

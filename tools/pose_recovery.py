@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +131,9 @@ def _views(denoiser: RotationDenoiser, motion: Motion, rows: Tensor, seed: int) 
     condition = Condition(
         beside(s.condition.features for s in scenes), beside(s.condition.view for s in scenes)
     )
-    first = scenes[0].evidence
-    betas, keypoints, confidence, K = (
-        beside(getattr(s.evidence, name) for s in scenes)
-        for name in ("betas", "keypoints", "confidence", "K")
-    )
-    evidence = BodyKeypoints(first.body, betas, keypoints, confidence, K, first.size)
+    names = ("betas", "keypoints", "confidence", "K")
+    every = {name: beside(getattr(s.evidence, name) for s in scenes) for name in names}
+    evidence = replace(scenes[0].evidence, **every)
     together = {
         "start": [s.start for s in scenes],
         "single view": [s.recovered(denoiser, FAST).rotations for s in scenes],

@@ -24,15 +24,8 @@ from dd3g.pose.request import KEYPOINTS, Export, Method, Request, find_inputs, i
 def run(inputs: list[Path], request: Request, progress: Progress, report: Report) -> Report:
     """Estimate everything; a failing input is reported and the others still come out.
 
-    Args:
-        inputs: files and folders.
-        request: what to estimate and write.
-        progress: counts inputs.
-        report: filled as the work goes on: `{"inputs": [{"input", "people", "warnings", "files",
-            "seconds"}], "failed": [{"input", "error"}]}`.
-
-    Returns:
-        The report.
+    The report is filled as the work goes on, and returned: `{"inputs": [{"input", "people", "warnings",
+    "files", "seconds"}], "failed": [{"input", "error"}]}`.
 
     Raises:
         UserError: what stops the whole run: no input, an output folder that cannot be written, weights that
@@ -43,26 +36,33 @@ def run(inputs: list[Path], request: Request, progress: Progress, report: Report
     networks = _prepare(paths, request)
     progress.phase("inputs", len(paths))
     report["failed"] += failed
+    named = list(zip(paths, output_stems(paths), strict=True))
     if request.views:
-        _estimate_views(paths, request, networks, report)
+        _write(request, report, lambda folder: _estimate_views(named, folder, request, networks))
         return report
-    for path, stem in zip(paths, output_stems(paths), strict=True):
-        start = time.perf_counter()
+    for path, stem in named:
         progress.at(path.name)
         try:
-            with temporary_folder(request.out) as folder:
-                result = _estimate(path, folder, stem, request, networks, progress.at)
-                files = [str(request.out / name) for name in result.pop("files")]
-                with signals_wait():
-                    move_files(folder, request.out)
-                    seconds = round(time.perf_counter() - start, 3)
-                    report["inputs"].append(
-                        {"input": str(path), **result, "files": files, "seconds": seconds}
-                    )
+            _write(
+                request, report, lambda folder: [_estimate(path, folder, stem, request, networks, progress)]
+            )
         except Exception as e:  # whatever it is, the other inputs still come out
             report["failed"].append(failure("input", str(path), e, request.out, "fewer --hypotheses"))
         progress.advance()
     return report
+
+
+def _write(request: Request, report: Report, estimate: Callable[[Path], list[dict[str, Any]]]) -> None:
+    """Report what `estimate` writes into a folder, once all of it is in the output folder."""
+    start = time.perf_counter()
+    with temporary_folder(request.out) as folder:
+        entries = estimate(folder)
+        with signals_wait():
+            move_files(folder, request.out)
+            seconds = round((time.perf_counter() - start) / len(entries), 3)
+            for entry in entries:
+                files = [str(request.out / name) for name in entry.pop("files")]
+                report["inputs"].append({**entry, "files": files, "seconds": seconds})
 
 
 def _prepare(paths: list[Path], request: Request) -> Any:
@@ -91,7 +91,7 @@ def _prepare(paths: list[Path], request: Request) -> Any:
 
 
 def _estimate(
-    path: Path, folder: Path, stem: str, request: Request, networks: Any, at: Callable[[str], None]
+    path: Path, folder: Path, stem: str, request: Request, networks: Any, progress: Progress
 ) -> dict[str, Any]:
     """Everything for one input, written into `folder`."""
     from dd3g.pose.estimation import lift
@@ -100,23 +100,24 @@ def _estimate(
     from dd3g.pose.video import estimate_video
 
     if is_video(path):
-        return estimate_video(path, folder, stem, request, networks, at)
+        return {"input": str(path), **estimate_video(path, folder, stem, request, networks, progress.at)}
     picture, people, warnings = _look(path, request)
     lifted = lift(people, request.method, request.m, request.seed, None, request.height, networks)
     tracks = [Track.of([person]) for person in lifted]
     result = write_results([lifted], tracks, path, folder, stem, request, picture)
-    result["warnings"] += warnings
-    return result
+    return {"input": str(path), **result, "warnings": [*result["warnings"], *warnings]}
 
 
-def _estimate_views(paths: list[Path], request: Request, networks: Any, report: Report) -> None:
+def _estimate_views(
+    named: list[tuple[Path, str]], folder: Path, request: Request, networks: Any
+) -> list[dict[str, Any]]:
     """The largest person of each picture is one person: everything about them, written for each picture."""
     from dd3g.pose.estimation import lift
     from dd3g.pose.export.results import write_results
     from dd3g.pose.series import Track
     from dd3g.pose.views import combine, read_stations
 
-    start = time.perf_counter()
+    paths = [path for path, _ in named]
     if videos := [path for path in paths if is_video(path)]:
         raise UserError(f"--views is for pictures, {videos[0]} is a video: give its frame of that instant")
     stations = None
@@ -127,27 +128,13 @@ def _estimate_views(paths: list[Path], request: Request, networks: Any, report: 
     lifted = combine(
         lift(seen, request.method, request.m, request.seed, None, request.height, networks), stations
     )
-    inputs = []
-    with temporary_folder(request.out) as folder:
-        for path, stem, person, (picture, people, warnings) in zip(
-            paths, output_stems(paths), lifted, looks, strict=True
-        ):
-            result = write_results([[person]], [Track.of([person])], path, folder, stem, request, picture)
-            if len(people) > 1:
-                warnings = [*warnings, f"{path}: of {len(people)} people the largest is taken"]
-            files = [str(request.out / name) for name in result["files"]]
-            inputs.append(
-                {
-                    "input": str(path),
-                    "people": 1,
-                    "warnings": [*result["warnings"], *warnings],
-                    "files": files,
-                    "seconds": round((time.perf_counter() - start) / len(paths), 3),
-                }
-            )
-        with signals_wait():
-            move_files(folder, request.out)
-            report["inputs"] += inputs
+    entries = []
+    for (path, stem), person, (picture, people, warnings) in zip(named, lifted, looks, strict=True):
+        result = write_results([[person]], [Track.of([person])], path, folder, stem, request, picture)
+        if len(people) > 1:
+            warnings = [*warnings, f"{path}: of {len(people)} people the largest is taken"]
+        entries.append({"input": str(path), **result, "warnings": [*result["warnings"], *warnings]})
+    return entries
 
 
 def _look(path: Path, request: Request) -> tuple[Any, list[Any], list[str]]:

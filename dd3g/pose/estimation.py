@@ -71,15 +71,7 @@ def generate(n: int, *, seed: int = 0, **options: Any) -> Tensor:
 def complete(
     joints: Tensor, known: Tensor, m: int = 20, *, K: Tensor | None = None, **options: Any
 ) -> Hypotheses:
-    """Whole poses from any subset of joints, in 3D or in a picture, by the shipped prior.
-
-    Args:
-        joints: (B, 17, 3) metres in the camera frame, or (B, 17, 2) px.
-        known: (B, 17) 1 where known, else 0.
-        m: hypotheses for each.
-        K: (B, 3, 3) or (3, 3) px, for joints in px.
-        **options: of `dd3g.pose.methods.guided.sample_poses`.
-    """
+    """Whole poses from any subset of joints by the shipped prior; see `dd3g.pose.methods.guided.complete`."""
     return guided.complete(Prior.shipped(), joints, known, m, K=K, **options)
 
 
@@ -92,16 +84,9 @@ def lift(
     height: float | None = None,
     networks: Networks = SHIPPED,
 ) -> list[PersonHypotheses]:
-    """2D to 3D by one of the methods, everyone in one batch, with the one answer to give.
+    """2D to 3D by one of `METHODS`, everyone in one batch, with the one answer to give.
 
-    Args:
-        people: in 2D; for a video, one person in consecutive frames.
-        method: one of `METHODS`.
-        m: hypotheses a person.
-        seed: of all random numbers.
-        times: (B,) seconds, for a video; ties the frames together.
-        height: see `estimate`.
-        networks: to run.
+    Arguments as for `registry.Method.lift_people`, and `height` as for `estimate`.
 
     Raises:
         UserError: unknown method, weights that are missing, or a height that nobody has.

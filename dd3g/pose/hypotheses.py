@@ -48,17 +48,6 @@ class Hypotheses:
         alone = replace(self, advised=None, expected=None)
         return alone._each(lambda values: values[:, :m])
 
-    def kept(self) -> Hypotheses:
-        """The first hypothesis, with the advice of all, in memory of its own."""
-        first = self._each(lambda values: values.clone())
-        translation = None if first.translation is None else first.translation[:, :1].clone()
-        return replace(
-            first,
-            poses=first.poses[:, :1].clone(),
-            energy=first.energy[:, :1].clone(),
-            translation=translation,
-        )
-
     @staticmethod
     def joined(parts: Sequence[Hypotheses]) -> Hypotheses:
         """The people of several, who have as many hypotheses and all a translation or none; no advice yet."""

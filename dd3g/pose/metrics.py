@@ -14,9 +14,9 @@ from dd3g.pose.body.geometry import procrustes, project
 from dd3g.pose.body.skeletons import H36M_17, bone_lengths
 
 PCK_MM = 150.0
-PCK_JOINTS = (1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 13, 14, 15, 16)
+PCK_JOINTS = [1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 13, 14, 15, 16]
 """The 14 joints of H36M-17 that MPI-INF-3DHP counts: no root, spine or nose."""
-CPS_JOINTS = tuple(j for j in range(17) if j != 7)
+CPS_JOINTS = [j for j in range(17) if j != 7]
 
 
 def joint_errors(poses: Tensor, truth: Tensor) -> Tensor:
@@ -40,21 +40,15 @@ def pa_mpjpe(poses: Tensor, truth: Tensor) -> Tensor:
     return mpjpe(aligned(poses, truth), truth)
 
 
-def pck(poses: Tensor, truth: Tensor, joints: Sequence[int] | None = None) -> Tensor:
-    """Percentage of joints strictly closer than 150 mm: (..., J, 3) -> (...).
-
-    Args:
-        poses: predicted, metres.
-        truth: metres.
-        joints: which count; None all of them.
-    """
-    errors = _chosen(joint_errors(poses, truth), joints)
+def pck(poses: Tensor, truth: Tensor) -> Tensor:
+    """Percentage of joints strictly closer than 150 mm: (..., J, 3) -> (...)."""
+    errors = joint_errors(poses, truth)
     return 100 * (errors < PCK_MM).to(errors).mean(-1)
 
 
-def auc(poses: Tensor, truth: Tensor, joints: Sequence[int] | None = None) -> Tensor:
+def auc(poses: Tensor, truth: Tensor) -> Tensor:
     """Mean PCK in percent at the 31 thresholds 0, 5, ..., 150 mm: (..., J, 3) -> (...)."""
-    errors = _chosen(joint_errors(poses, truth), joints)
+    errors = joint_errors(poses, truth)
     thresholds = torch.arange(0, 151, 5, device=errors.device).to(errors)
     return 100 * (errors[..., None] < thresholds).to(errors).mean((-1, -2))
 
@@ -94,7 +88,7 @@ def jpma_pose(poses: Tensor, translation: Tensor, keypoints: Tensor, K: Tensor) 
 
 def mh_pck(poses: Tensor, truth: Tensor) -> Tensor:
     """PCK at 150 mm of each person's best hypothesis over 14 joints: (B, m, 17, 3), (B, 17, 3) -> (B,)."""
-    return pck(poses, truth[:, None], joints=PCK_JOINTS).amax(1)
+    return pck(poses[:, :, PCK_JOINTS], truth[:, None, PCK_JOINTS]).amax(1)
 
 
 def cps(poses: Tensor, truth: Tensor) -> Tensor:
@@ -111,7 +105,7 @@ def cps(poses: Tensor, truth: Tensor) -> Tensor:
         (B,) in 0 .. 300; the published score is their mean.
     """
     errors = joint_errors(aligned(poses, truth[:, None]), truth[:, None])
-    worst = errors[..., list(CPS_JOINTS)].amax(-1).amin(1)  # (B,)
+    worst = errors[..., CPS_JOINTS].amax(-1).amin(1)  # (B,)
     return (300 - worst.floor()).clamp(min=0, max=300)
 
 
@@ -201,7 +195,3 @@ def by_group(values: Tensor, groups: Sequence[str]) -> dict[str, float]:
     sums = zeros.index_add(0, index, values.double())
     counts = torch.bincount(index, minlength=len(names))
     return dict(zip(names, (sums / counts).tolist(), strict=True))
-
-
-def _chosen(errors: Tensor, joints: Sequence[int] | None) -> Tensor:
-    return errors if joints is None else errors[..., list(joints)]

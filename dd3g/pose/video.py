@@ -102,19 +102,17 @@ def lift_tracks(
     networks: Networks = SHIPPED,
     tick: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Add the answers to everyone in a video, each followed over time.
+    """Add the answers to everyone in a video, each followed over time; arguments as for `lift`.
 
-    Args:
-        crowd: the people of each frame.
-        m: hypotheses a person and frame.
-        seed: of all random numbers.
-        height: see `lift`.
-        networks: to run.
-        tick: told how many poses were found since it was last called.
+    `tick` is told how many poses were found since it was last called.
     """
+
+    def answer(seen: list[Detection], when: Tensor) -> list[PersonHypotheses]:
+        return lift(seen, crowd.method, m, seed, when, height, networks)
+
     for rows in crowd.everyone():
         when = torch.tensor(crowd.when(rows), dtype=torch.float64)
-        _lift_windows(crowd, rows, when, m, seed, height, networks, tick)
+        _lift_windows(crowd, rows, when, answer, tick)
         for part, steady in steady_poses(crowd.column("lifted", rows), when):
             crowd.write("pose", rows[part], steady)
         poses, *seen = (crowd.column(name, rows) for name in ("pose", "keypoints", "confidence", "K"))
@@ -126,10 +124,7 @@ def _lift_windows(
     crowd: Crowd,
     rows: np.ndarray,
     when: Tensor,
-    m: int,
-    seed: int,
-    height: float | None,
-    networks: Networks,
+    answer: Callable[[list[Detection], Tensor], list[PersonHypotheses]],
     tick: Callable[[int], None],
 ) -> None:
     """One person's frames, refined in windows that fade into each other."""
@@ -139,7 +134,7 @@ def _lift_windows(
     while True:
         stop = min(start + WINDOW, len(rows))
         seen = _started(crowd, rows, given, slice(start, stop))
-        found = lift(seen, crowd.method, m, seed, when[start:stop], height, networks)
+        found = answer(seen, when[start:stop])
         for k, before in enumerate(shared):
             found[k] = _between(before, found[k], (k + 1) / (len(shared) + 1))
         tick(len(found) - len(shared))

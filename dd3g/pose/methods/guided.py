@@ -9,6 +9,7 @@ conditional mean (pseudoinverse guidance, Song et al. 2023). No step size is lef
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -168,8 +169,10 @@ def _prepared(e: Evidence, average: Tensor, reach: Tensor | None, early: bool) -
     """The evidence as it places poses that are not certain yet."""
     if not isinstance(e, Reprojection) or reach is None:
         return e
+    if not early:
+        return replace(e, reach=reach)
     # Early predictions do not tell the depth; how far people extend does.
-    return e.placed(e.expecting(reach, slack=1.0).solve(average)) if early else e.expecting(reach)
+    return replace(e, translation=replace(e, reach=reach, slack=1.0).solve(average))
 
 
 def _noised_again(schedule: Schedule, x_u: Tensor, u: int, t: int, noise: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class Reprojection(Evidence):
     # (B, 3) or (N, 3) metres where the root is known; None solves for it at each call
     translation: Tensor | None = None
     outlier: float = 20.0  # standard deviations from which on a joint counts as wrong and pulls ever less
-    # (17, 17) metres^2; where given, sizes tell the depth
+    # (17, 17) metres^2, of people as large as the poses, while these are vague: sizes tell the depth then
     reach: Tensor | None = None
     slack: float = 1.2  # see `translation_by_size`
 
@@ -51,14 +51,6 @@ class Reprojection(Evidence):
     def keypoints_for_root(self) -> Tensor:
         """(B, 17, 2) pixels from which the translation follows."""
         raise NotImplementedError
-
-    def placed(self, translation: Tensor) -> Self:
-        """The same with a known translation, (B, 3) or (N, 3) metres."""
-        return replace(self, translation=translation)
-
-    def expecting(self, reach: Tensor, slack: float = 1.2) -> Self:
-        """The same for poses that are still vague, of people who extend as far as `reach`."""
-        return replace(self, reach=reach, slack=slack)
 
     def solve(self, poses: Tensor) -> Tensor:
         """Translation (N, 3) in metres: the given one, one by size, or the closest fit to the rays."""

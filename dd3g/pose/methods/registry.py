@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from dd3g.errors import UserError
 from dd3g.pose.detection.people import Detection
 from dd3g.pose.hypotheses import PersonHypotheses
 from dd3g.pose.methods import guided, recovery, restoration
@@ -55,9 +56,12 @@ def load_networks(method: str, folders: Sequence[str | Path] = ()) -> Networks:
     Raises:
         UserError: weights that are missing, broken or of no use to the method.
     """
-    used = tuple(dict.fromkeys([*METHODS[method].NETWORKS, GraphLifter, Prior]))
+    used: dict[type[PoseNetwork], None] = dict.fromkeys([*METHODS[method].NETWORKS, GraphLifter, Prior])
     networks = Networks(folders)
-    networks.check(used, method)
+    for kind in networks.given:
+        if kind not in used:
+            names = ", ".join(network.kind for network in used)
+            raise UserError(f"--weights of {kind.kind} are of no use to {method}, which runs {names}")
     for kind in used:
         networks[kind]
     return networks

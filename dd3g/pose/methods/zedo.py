@@ -92,16 +92,7 @@ def place(
     joints: Sequence[int] = HIPS,
     axis: Literal["x", "y", "z"] = "y",
 ) -> tuple[Tensor, Tensor]:
-    """Turn starts about an axis of the camera and choose their distance on the root's ray.
-
-    Args:
-        starts: (m, 17, 3) metres.
-        keypoints: (B, 17, 2) pixels.
-        confidence: (B, 17).
-        K: (B, 3, 3) pixels.
-        iterations: of Adam.
-        joints: those whose reprojection is fitted.
-        axis: "y" is the vertical.
+    """Turn starts about an axis of the camera and choose their distance on the root's ray, as `zedo` does.
 
     Returns:
         poses (B m, 17, 3) and translations (B m, 3) in metres.

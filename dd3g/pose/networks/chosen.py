@@ -32,27 +32,16 @@ class Networks:
     """
 
     def __init__(self, folders: Sequence[str | Path] = ()) -> None:
-        self._given: dict[type[PoseNetwork], PoseNetwork] = {}
+        self.given: dict[type[PoseNetwork], PoseNetwork] = {}
         for folder in folders:
             kind = KINDS[read_config(folder, *KINDS)["kind"]]
-            if kind in self._given:
+            if kind in self.given:
                 raise UserError(f"{folder} is a second {kind.kind}: give one")
-            self._given[kind] = kind.from_pretrained(folder)
+            self.given[kind] = kind.from_pretrained(folder)
 
     def __getitem__(self, kind: type[Network]) -> Network:
-        found = self._given.get(kind)
+        found = self.given.get(kind)
         return found if isinstance(found, kind) else kind.shipped()
-
-    def check(self, used: Sequence[type[PoseNetwork]], method: str) -> None:
-        """Refuse networks that a method does not run.
-
-        Raises:
-            UserError: there is one.
-        """
-        for kind in self._given:
-            if kind not in used:
-                names = ", ".join(network.kind for network in used)
-                raise UserError(f"--weights of {kind.kind} are of no use to {method}, which runs {names}")
 
 
 SHIPPED = Networks()

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,13 +78,13 @@ def test_translation_is_solved_per_pose_or_taken_as_given():
     solved = energy.solve(poses)
     assert torch.allclose(solved[::M], ROOT, atol=1e-3)
     assert not torch.allclose(solved[1::M], ROOT, atol=1e-2)  # another pose, another place
-    assert torch.equal(energy.placed(ROOT).solve(poses), ROOT.repeat_interleave(M, 0))
+    assert torch.equal(replace(energy, translation=ROOT).solve(poses), ROOT.repeat_interleave(M, 0))
     reach = (poses[:, :, None, :2] - poses[:, None, :, :2]).square().sum(-1).mean(0)
-    usual = energy.expecting(reach, slack=1.0).solve(poses)
+    usual = replace(energy, reach=reach, slack=1.0).solve(poses)
     assert torch.allclose(usual[::M, 2], usual[1::M, 2])  # by people's size alone, not the pose's
-    assert not torch.allclose(energy.expecting(reach, slack=9.0).solve(poses), usual, atol=1e-2)
-    assert torch.equal(energy.expecting(reach).placed(ROOT).solve(poses)[::M], ROOT)
-    assert torch.equal(energy.placed(solved).solve(poses), solved)
+    assert not torch.allclose(replace(energy, reach=reach, slack=9.0).solve(poses), usual, atol=1e-2)
+    assert torch.equal(replace(energy, reach=reach, translation=ROOT).solve(poses)[::M], ROOT)
+    assert torch.equal(replace(energy, translation=solved).solve(poses), solved)
 
 
 def test_heatmaps_of_keypoints_act_like_keypoints():

@@ -172,7 +172,7 @@ def test_the_command_and_the_evaluation_draw_the_same(monkeypatch):
     monkeypatch.setattr(difficulty.Difficulty, "shipped", lambda: known)
     monkeypatch.setattr(GraphLifter, "from_pretrained", lambda folder: lifter())
     monkeypatch.setattr(difficulty.Difficulty, "from_pretrained", lambda folder: known)
-    row, _ = make_methods(["restoration"])["restoration"]
+    row, *_ = make_methods(["restoration"])["restoration"]
     truth = made_up_people.STANDING[None]
     people = People(
         truth, person.keypoints[None], person.confidence[None], person.K[None], person.size, ["a"]
