@@ -63,9 +63,8 @@ class Hypotheses:
         return self._each(lambda values: values.to(*args, **kwargs))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Hypotheses:
-        names = ("poses", "energy", "translation", "advised", "expected")
-        fields = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return replace(self, **{name: change(value) for name, value in fields.items()})
+        given = {name: change(value) for name, value in vars(self).items() if value is not None}
+        return replace(self, **given)
 
     def mean(self) -> Tensor:
         """(B, 17, 3) mean pose."""

@@ -65,15 +65,17 @@ def estimate_video(
 
     found = detect_frames(
         clip, request.every, request.focal, threshold=request.confidence, keypoints=request.keypoints,
-        layout=request.layout, tick=counted("people in frame", len(times)),
+        layout=request.layout,
     )  # fmt: skip
     if request.predictions is not None:
         found = read_regressed(request.predictions).in_frames(found, request.every)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".people-") as files:
         crowd = Crowd(Path(files), times, request.method)
         tracker = Tracker()
+        seen = counted("people in frame", len(times))
         for time, people in zip(times, found, strict=False):
             crowd.add(people, tracker.follow(people, time))
+            seen(1)
         if not crowd.frames:
             raise UserError(f"no person was found in {path}: give a clearer video, or --keypoints")
         lift_tracks(

@@ -142,10 +142,10 @@ def combine(
     ]
 
 
-def _agreed(poses: Tensor, rounds: int = 10) -> tuple[Tensor, Tensor]:
+def _agreed(poses: Tensor) -> tuple[Tensor, Tensor]:
     """Rotations (V, 3, 3) and a mean pose (17, 3) with R_v X nearest to poses (V, 17, 3) (Gower 1975)."""
     common = poses[0]
-    for _ in range(rounds):
+    for _ in range(10):
         turns = nearest_rotation(poses.transpose(1, 2) @ common)
         common = (poses @ turns).mean(0)  # back by R^T
     return turns, common

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dd3g.pose.body.bodies import Body, default_body
+from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.geometry import least_turn, nearest_rotation
 from dd3g.pose.body.skeletons import H36M_17, SMPL_24
 
@@ -23,7 +23,7 @@ _LIMBS = {
 }
 
 
-def body_rotations(poses: Tensor, rotations: Tensor | None = None, body: Body | None = None) -> Tensor:
+def body_rotations(poses: Tensor, rotations: Tensor | None = None) -> Tensor:
     """Rotations with which the shipped body takes a pose; every bone points where the pose's does.
 
     A bone does not tell its twist: it is that of `rotations`, or the least there is.
@@ -31,14 +31,12 @@ def body_rotations(poses: Tensor, rotations: Tensor | None = None, body: Body | 
     Args:
         poses: (B, 17, 3) metres, root-relative.
         rotations: (B, 24, 3, 3) a first answer, relative to the parents.
-        body: the shipped one by default.
 
     Returns:
         (B, 24, 3, 3) relative to the parents, the root's in the frame of the poses.
     """
-    body = body or default_body()
     point = H36M_17.joints.index
-    rest = body.points(torch.eye(3).to(poses).expand(1, 24, 3, 3), poses.new_zeros(1, 10))[0]  # (17, 3)
+    rest = default_body().points(torch.eye(3).expand(1, 24, 3, 3))[0].to(poses)  # (17, 3)
     turned: list[Tensor] = []
     result = []
     for joint, parent in enumerate(SMPL_24.parents):

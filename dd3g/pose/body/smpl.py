@@ -91,14 +91,8 @@ def _model(path: Path) -> dict[str, Any]:
     return data
 
 
-def _array(value: Any) -> np.ndarray:
-    if isinstance(value, _Chumpy):
-        value = value.state.get("x")
-    return value.dense() if isinstance(value, _Sparse) else np.asarray(value)
-
-
 class _StandIn:
-    """Takes the state of an object whose class is not loaded."""
+    """Takes the state of a sparse matrix, or of an array of chumpy, as the official files have them."""
 
     state: Mapping[str, Any] = MappingProxyType({})
 
@@ -109,19 +103,17 @@ class _StandIn:
         self.state = state if isinstance(state, dict) else {}
 
 
-class _Chumpy(_StandIn):
-    """An array of chumpy, in which the official files were saved."""
-
-
-class _Sparse(_StandIn):
-    """A column-compressed matrix of scipy, the joint regressor."""
-
-    def dense(self) -> np.ndarray:
-        s = self.state
-        shape: tuple[int, int] = s["_shape"] if "_shape" in s else s["shape"]
-        matrix = np.zeros(shape)
-        matrix[s["indices"], np.repeat(np.arange(shape[1]), np.diff(s["indptr"]))] = s["data"]
-        return matrix
+def _array(value: Any) -> np.ndarray:
+    if not isinstance(value, _StandIn):
+        return np.asarray(value)
+    s = value.state
+    if "indptr" not in s:
+        return np.asarray(s.get("x"))
+    # A column-compressed matrix of scipy, the joint regressor.
+    shape: tuple[int, int] = s["_shape"] if "_shape" in s else s["shape"]
+    matrix = np.zeros(shape)
+    matrix[s["indices"], np.repeat(np.arange(shape[1]), np.diff(s["indptr"]))] = s["data"]
+    return matrix
 
 
 def _empty(cls: type[_StandIn], *_: Any) -> Any:
@@ -130,11 +122,11 @@ def _empty(cls: type[_StandIn], *_: Any) -> Any:
 
 
 STAND_INS: dict[tuple[str, str], Any] = {
-    ("chumpy.ch", "Ch"): _Chumpy,
-    ("chumpy", "Ch"): _Chumpy,
-    ("chumpy.reordering", "Select"): _Chumpy,
-    ("scipy.sparse.csc", "csc_matrix"): _Sparse,
-    ("scipy.sparse._csc", "csc_matrix"): _Sparse,
+    ("chumpy.ch", "Ch"): _StandIn,
+    ("chumpy", "Ch"): _StandIn,
+    ("chumpy.reordering", "Select"): _StandIn,
+    ("scipy.sparse.csc", "csc_matrix"): _StandIn,
+    ("scipy.sparse._csc", "csc_matrix"): _StandIn,
     ("builtins", "object"): object,
     ("copyreg", "_reconstructor"): _empty,
 }

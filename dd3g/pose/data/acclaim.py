@@ -104,15 +104,12 @@ def _parse_asf(path: Path) -> tuple[dict[str, _Bone], float, bool]:
         for line in (inside[1] if inside else "").splitlines():
             parent, *children = line.split() or [""]
             for child in children:
+                if parent not in ordered:
+                    raise UserError(f"{path}: {child} comes before its parent {parent!r} in the hierarchy")
                 bones[child].parent = parent
                 ordered[child] = bones[child]
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} is no ASF file that can be read: {error!r}") from error
-    seen: set[str] = set()
-    for name, bone in ordered.items():
-        if bone.parent and bone.parent not in seen:
-            raise UserError(f"{path}: {name} comes before its parent {bone.parent!r} in the hierarchy")
-        seen.add(name)
     return ordered, length, degrees
 
 

@@ -18,6 +18,7 @@ from dd3g.pose.data.motion import Motion
 
 SIZE = 1000
 """Side of the virtual pictures in pixels."""
+PITCH = 30.0  # degrees by which cameras look up or down at most
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,6 @@ def synthesise(
     steady: bool = False,
     bones: float = 0.15,
     mirror: bool = True,
-    pitch: float = 30.0,
     sigma: float = 5.0,
     occluded: float = 0.1,
 ) -> Views:
@@ -71,7 +71,6 @@ def synthesise(
         steady: draw body and camera once a clip, for video; the camera stands still and sees the whole clip.
         bones: bone lengths change by up to this share together and again one by one, both sides alike.
         mirror: swap left and right in half of the draws.
-        pitch: cameras look up or down by at most this many degrees.
         sigma: detector noise in pixels of a 1000 pixel picture.
         occluded: share of joints that are occluded, see `detect`.
     """
@@ -87,7 +86,7 @@ def synthesise(
         if rotations is not None:
             flipped = _mirror(rotations, SMPL_24.mirrored, 1)
             rotations = torch.where(mirrored[:, None, None], flipped, rotations)
-    R, root, K = _cameras(motion, frames, seed + 101 * view, body, steady, pitch)
+    R, root, K = _cameras(motion, frames, seed + 101 * view, body, steady)
     if steady:
         offset = motion.root[frames] - _centres(motion)[0][motion.clip[frames]]
         if mirror:
@@ -206,7 +205,7 @@ def _centres(motion: Motion) -> tuple[Tensor, Tensor]:
 
 
 def _cameras(
-    motion: Motion, frames: Tensor, seed: int, keys: Tensor, steady: bool, pitch: float
+    motion: Motion, frames: Tensor, seed: int, keys: Tensor, steady: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """World-to-camera rotations (B, 3, 3), the point looked at in camera frames (B, 3), and K (B, 3, 3).
 
@@ -214,7 +213,7 @@ def _cameras(
     """
     u = uniform(seed, 3, keys, 8)
     azimuth = 2 * torch.pi * u[:, 0]
-    elevation = torch.deg2rad(pitch * (2 * u[:, 1] - 1))
+    elevation = torch.deg2rad(PITCH * (2 * u[:, 1] - 1))
     roll = torch.deg2rad(5 * (2 * u[:, 2] - 1))
     turn = axis_angle_to_matrix(azimuth[:, None] * torch.tensor([0.0, 1.0, 0.0]))
     tilt = axis_angle_to_matrix(elevation[:, None] * torch.tensor([1.0, 0.0, 0.0]))

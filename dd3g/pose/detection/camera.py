@@ -12,6 +12,7 @@ from torch import Tensor
 from dd3g.errors import UserError
 
 FILM_DIAGONAL = 43.27  # mm of 35 mm film, which EXIF's equivalent focal length refers to
+STEPS = 30  # of the fixed point that undoes a lens
 LENSES = 0.1, 50.0  # picture diagonals: focal lengths in EXIF beyond those of cameras are ignored
 
 
@@ -89,14 +90,13 @@ def _exif_focal(picture: Image.Image, size: tuple[int, int]) -> float | None:
     return None
 
 
-def undistorted(pixels: Tensor, K: Tensor, distortion: Tensor, steps: int = 30) -> tuple[Tensor, Tensor]:
+def undistorted(pixels: Tensor, K: Tensor, distortion: Tensor) -> tuple[Tensor, Tensor]:
     """Where a pinhole camera would see what a lens shows at some pixels, by fixed-point steps (Brown 1966).
 
     Args:
         pixels: (..., 2).
         K: (3, 3) pixels.
         distortion: (4 to 8,) k1, k2, p1, p2, then k3, then k4, k5, k6, as OpenCV orders them.
-        steps: of the iteration.
 
     Returns:
         pixels (..., 2), and how far (...) in px the lens would show these from where it did: much where the
@@ -116,7 +116,7 @@ def undistorted(pixels: Tensor, K: Tensor, distortion: Tensor, steps: int = 30) 
         return radial + 2 * (x * p).sum(-1, keepdim=True), r2 * p
 
     x = seen
-    for _ in range(steps):
+    for _ in range(STEPS):
         factor, shift = bent(x)
         x = (seen - shift) / factor
     factor, shift = bent(x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,6 @@ def detect_frames(
     threshold: float = MIN_CONFIDENCE,
     keypoints: Path | None = None,
     layout: str | None = None,
-    tick: Callable[[int], None] = lambda count: None,
 ) -> Iterator[list[Detection]]:
     """The people of every n-th frame, one after the other.
 
@@ -160,7 +159,6 @@ def detect_frames(
         keypoints: another detector's file or folder; None runs BlazePose, which looks for everyone first
             where they were in the frame before.
         layout: of that file.
-        tick: called with 1 for every frame.
 
     Raises:
         UserError: when a file cannot be read, or is of fewer frames than the video.
@@ -181,7 +179,6 @@ def detect_frames(
             except TooFewJointsError:
                 people = []
             yield people
-            tick(1)
         return
     people = []
     for _, frame in frames(clip.path, every):
@@ -191,7 +188,6 @@ def detect_frames(
         # Heatmaps of a long video would not fit into memory.
         people = [replace(p, heatmaps=None, box=None) for p in people]
         yield people
-        tick(1)
 
 
 class Tracker:

@@ -26,12 +26,8 @@ from dd3g.pose.methods.restoration import restore
 from dd3g.pose.networks.lifter import GraphLifter, Lifter
 from dd3g.pose.networks.prior import Prior
 
-NEAR = (
-    0.05  # metres, mean over joints, by which a hypothesis differs from the lifter's answer and still counts
-)
+NEAR = 0.05  # metres, mean over joints, by which a hypothesis that counts differs from the lifter's answer
 SHORTEST, TALLEST = 0.4, 2.8  # metres, of people
-
-
 # What the expected error is, in distances that lifter, mean and repaired poses lie from the answer. Fitted on
 # 96 frames of the archive's people without a number, whom no network has seen, with 1 to 20 hypotheses.
 SLOPE = 2.5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,21 +64,8 @@ class Balanced(Energy):
     def __call__(self, x0: Tensor) -> Tensor:
         """Rotations (B, 144) -> (B,)."""
         factor = (self.scale / self.curvature).repeat_interleave(6, 1)  # (B, 144)
-        return self.evidence(_Scaled.apply(x0, factor))
-
-
-class _Scaled(torch.autograd.Function):
-    """x, with a gradient times `factor`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: Tensor) -> Tensor:
-        ctx.save_for_backward(factor)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (factor,) = ctx.saved_tensors
-        return gradients[0] * factor, None
+        held = x0.detach()
+        return self.evidence(held + factor * (x0 - held))
 
 
 def curvatures(evidence: BodyKeypoints, depth: Tensor) -> Tensor:

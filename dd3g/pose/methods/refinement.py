@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 
@@ -200,21 +200,18 @@ def _restart(
     return state(matrices(total / SAMPLES))
 
 
-@dataclass
 class _Watch:
-    """Notes where each person's energy came to rest, and the state and translation there."""
+    """Notes where each person's energy came to rest, and the state and translation there.
 
-    count: int
-    tolerance: float
-    moving: Tensor | None  # (B, 3) the translation, unless it is solved for
-    unit: float  # the energy's weight
-    done: Tensor = field(init=False)
+    `moving` (B, 3) is the translation, unless it is solved for; `unit` is the energy's weight.
+    """
 
-    def __post_init__(self) -> None:
-        self.done = torch.zeros(self.count, dtype=torch.bool)
+    def __init__(self, count: int, tolerance: float, moving: Tensor | None, unit: float) -> None:
+        self.tolerance, self.moving, self.unit = tolerance, moving, unit
+        self.done = torch.zeros(count, dtype=torch.bool)
         self.energy: Tensor | None = None
-        self.x0 = torch.zeros(self.count, STATE)
-        self.rested = torch.zeros(self.count, 3)
+        self.x0 = torch.zeros(count, STATE)
+        self.rested = torch.zeros(count, 3)
 
     def __call__(self, step: Step) -> None:
         assert step.energy is not None
