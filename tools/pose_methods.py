@@ -32,15 +32,10 @@ Method = Callable[[People, int, int], Hypotheses]
 """People, number of hypotheses, seed -> hypotheses."""
 Advice = Callable[[Hypotheses, People], Hypotheses]
 """Hypotheses -> the same with the one answer."""
-METHODS = ("lifter", "fixed noise", "restoration", "ZeDO", "guided", "recovery")
+MANY = 1_000_000
+# Methods with the most hypotheses that each can afford.
+METHODS = {"lifter": 1, "fixed noise": MANY, "restoration": MANY, "ZeDO": 50, "guided": MANY, "recovery": 10}
 Network = TypeVar("Network", bound=PoseNetwork)
-
-
-MOST = {
-    "lifter": 1,
-    "ZeDO": 50,
-    "recovery": 10,
-}  # hypotheses that a method can afford, where there is a limit
 
 
 def make_methods(
@@ -105,7 +100,7 @@ def make_methods(
         "recovery": recovered,
     }
     advice = {name: advised if name in registry.METHODS else None for name in names}
-    return {name: (make[name](), MOST.get(name, 10**6), advice[name]) for name in names}
+    return {name: (make[name](), METHODS[name], advice[name]) for name in names}
 
 
 def score(

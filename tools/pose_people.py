@@ -142,11 +142,9 @@ def load_people(
         listed = read_frame_list(source / _HARD) if protocol == "hard" else None
         first, stride, every = (3, 4, 16) if protocol == "every64" else (0, 1, 1)
         files = source / "data_3d_h36m.npz", source / f"data_2d_h36m_{keypoints}.npz"
-        recordings = load_h36m(
-            *files, stride=stride, first=first, listed=listed, skip_broken=protocol != "standard",
-            undistort=protocol != "standard",
-        )  # fmt: skip
-        return _merged(recordings, "action", limit, every)
+        own = protocol != "standard"
+        recordings = load_h36m(*files, listed=listed, skip_broken=own, undistort=own)
+        return _merged([recording[first::stride] for recording in recordings], "action", limit, every)
     if dataset == "3dpw":
         return _merged(load_3dpw(source), "action", limit)
     if protocol == "prpose":

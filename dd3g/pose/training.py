@@ -1,14 +1,14 @@
 """How the networks of the pose methods learn: from motion capture seen by virtual cameras, without pictures.
 
 The functions share their arguments: `motion` has the training frames; `output` is the folder for checkpoints
-and the result; `config` is the shape of the network; the run has `steps` of `batch` samples each;
-`learning_rate` is the highest; `seed` is that of all random numbers; `run` holds `minutes` and `resume` for
-`SmallNetworkConfig.of`, `use_cpu` and `optimizer`. Batches are drawn on the CPU, the network learns where
-`fit` puts it. They return the network with averaged weights, on the CPU, which `output` holds too.
+and the result; `config` is the shape of the network; a step is of `batch` samples; `run` are options of
+`SmallNetworkConfig.of`, `RUNS` by default. Batches are drawn on the CPU, the network learns where `fit` puts
+it. They return the network with averaged weights, on the CPU, which `output` holds too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dd3g.errors import UserError
-from dd3g.pose.body.bodies import PosedBody, default_body
+from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.geometry import axis_angle_to_matrix, matrix_to_rotation_6d
 from dd3g.pose.data.motion import Motion
 from dd3g.pose.data.synthesis import Views, posed, synthesise
@@ -35,6 +35,14 @@ from dd3g.pose.networks.rotation_denoiser import (
 )
 from dd3g.training import SmallNetworkConfig, fit, generator_for
 
+RUNS: dict[str, dict[str, Any]] = {
+    "prior": {"steps": 40_000, "learning_rate": 1e-3, "ema_decay": 0.9995},
+    "lifter": {"steps": 20_000, "learning_rate": 2e-3},
+    "difficulty": {"steps": 8_000, "learning_rate": 5e-4, "adam_amsgrad": True},
+    "recovery": {"steps": 40_000, "learning_rate": 1e-3, "lr_warmup_steps": 500},
+    "recovery on features": {"steps": 40_000, "learning_rate": 1e-4, "lr_warmup_steps": 500},
+}
+
 
 def train_prior(
     motion: Motion,
@@ -42,10 +50,7 @@ def train_prior(
     *,
     config: PriorConfig | None = None,
     init_from: str | Path | None = None,
-    steps: int = 40_000,
     batch: int = 512,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
     **run: Any,
 ) -> Prior:
     """Train on poses seen from random cameras with random bone lengths.
@@ -55,6 +60,8 @@ def train_prior(
     Raises:
         UserError: when `init_from` is not a prior, or of another shape; and see `fit`.
     """
+    training = SmallNetworkConfig.of(output, **RUNS["prior"] | run)
+    seed = training.seed
 
     def poses(count: int, generator: torch.Generator) -> Tensor:
         return _views(motion, count, seed, generator).pose
@@ -71,7 +78,6 @@ def train_prior(
         known = poses(16_384, generator_for(seed, -1))[:, 1:]
         prior.mean.copy_(known.mean(0))
         prior.scale.copy_(1 / (known - prior.mean).square().mean().sqrt())
-    training = SmallNetworkConfig.of(output, steps, learning_rate, seed=seed, ema_decay=0.9995, **run)
     prior = fit(prior, loss, None, training).cpu()
     generator = generator_for(seed, -2)
     prior.spread.copy_(measure_spread(prior, poses(4096, generator), generator))
@@ -80,25 +86,17 @@ def train_prior(
 
 
 def train_lifter(
-    motion: Motion,
-    output: str | Path,
-    *,
-    config: LifterConfig | None = None,
-    steps: int = 20_000,
-    batch: int = 256,
-    learning_rate: float = 2e-3,
-    seed: int = 0,
-    **run: Any,
+    motion: Motion, output: str | Path, *, config: LifterConfig | None = None, batch: int = 256, **run: Any
 ) -> GraphLifter:
     """Train on people seen by random cameras through a detector's eyes: mean distance of joints."""
+    training = SmallNetworkConfig.of(output, **RUNS["lifter"] | run)
 
     def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
-        views = _views(motion, batch, seed, generator).to(_device(model))
+        views = _views(motion, batch, training.seed, generator).to(_device(model))
         poses = model(normalise(views.keypoints, views.K), views.confidence)
         return (poses - views.pose)[:, 1:].norm(dim=-1).mean()
 
-    torch.manual_seed(seed)
-    training = SmallNetworkConfig.of(output, steps, learning_rate, seed=seed, **run)
+    torch.manual_seed(training.seed)
     lifter = fit(GraphLifter(config), loss, None, training).cpu()
     lifter.save_pretrained(output)
     return lifter
@@ -110,17 +108,16 @@ def train_difficulty(
     *,
     lifter: Lifter,
     config: DifficultyConfig | None = None,
-    steps: int = 8_000,
     batch: int = 512,
-    learning_rate: float = 5e-4,
     tuning: int = 256,
-    seed: int = 0,
     **run: Any,
 ) -> Difficulty:
     """Learn the error of a frozen lifter from views as it was trained on, by least squares.
 
     At the end the strength of the noise, alpha, is chosen on `tuning` such views.
     """
+    training = SmallNetworkConfig.of(output, **RUNS["difficulty"] | run)
+    seed = training.seed
 
     @torch.no_grad()
     def labelled(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,7 +134,6 @@ def train_difficulty(
         return nn.functional.mse_loss(model(keypoints.to(_device(model))), targets.to(_device(model)))
 
     torch.manual_seed(seed)
-    training = SmallNetworkConfig.of(output, steps, learning_rate, seed=seed, adam_amsgrad=True, **run)
     difficulty = fit(Difficulty(config), loss, None, training).cpu()
     views = _views(motion, tuning, seed, generator_for(seed, -2))
     difficulty.config.alpha = best_alpha(lifter, difficulty, views)
@@ -147,15 +143,7 @@ def train_difficulty(
 
 
 def train_recovery(
-    motion: Motion,
-    output: str | Path,
-    *,
-    config: RotationConfig | None = None,
-    steps: int = 40_000,
-    batch: int = 512,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
-    **run: Any,
+    motion: Motion, output: str | Path, *, config: RotationConfig | None = None, batch: int = 512, **run: Any
 ) -> RotationDenoiser:
     """Train on rotations of the motion, worn by random bodies, seen by random cameras and a noisy detector.
 
@@ -174,21 +162,23 @@ def train_recovery(
     frames = motion.rotations_valid.nonzero()[:, 0]
     body = default_body()
 
-    def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
+    @torch.no_grad()
+    def seen(generator: torch.Generator) -> tuple[Tensor, Condition]:
         chosen = frames[torch.randint(len(frames), (batch,), generator=generator)]
-        with torch.no_grad():
-            x0, condition = _rotations(motion, chosen, body, generator)
-        t = torch.randint(schedule().steps, (batch,), generator=generator)
-        eps = torch.randn(x0.shape, generator=generator)
-        device = _device(model)
-        x0, t, eps, condition = x0.to(device), t.to(device), eps.to(device), condition.to(device)
-        return (model(schedule().add_noise(x0, eps, t), t, condition) - eps).square().mean()
+        betas = torch.randn(batch, 10, generator=generator)
+        sigma, occluded = (torch.rand(2, generator=generator) * torch.tensor([8.0, 0.2])).tolist()
+        seed = int(torch.randint(2**40, (), generator=generator))
+        views = synthesise(
+            posed(motion, chosen, body, betas), torch.arange(batch), seed, bones=0.08, sigma=sigma,
+            occluded=occluded,
+        )  # fmt: skip
+        assert views.rotations is not None
+        x0 = matrix_to_rotation_6d(axis_angle_to_matrix(views.rotations)).flatten(1)
+        return x0, keypoint_condition(views.keypoints, views.confidence, views.K)
 
-    torch.manual_seed(seed)
-    training = SmallNetworkConfig.of(output, steps, learning_rate, seed=seed, lr_warmup_steps=500, **run)
-    model = fit(RotationDenoiser(config), loss, None, training).cpu()
-    model.save_pretrained(output)
-    return model
+    training = SmallNetworkConfig.of(output, **RUNS["recovery"] | run)
+    torch.manual_seed(training.seed)
+    return _fit_denoiser(RotationDenoiser(config), seen, training)
 
 
 def train_recovery_on_features(
@@ -197,10 +187,7 @@ def train_recovery_on_features(
     output: str | Path,
     *,
     config: RotationConfig | None = None,
-    steps: int = 40_000,
     batch: int = 128,
-    learning_rate: float = 1e-4,
-    seed: int = 0,
     **run: Any,
 ) -> RotationDenoiser:
     """Train on what another network saw of people in pictures, with rate and batch of ScoreHMR.
@@ -219,23 +206,37 @@ def train_recovery_on_features(
         raise UserError("features must be finite: some are NaN or infinite")
     states = matrix_to_rotation_6d(rotations).flatten(1)
 
-    def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
-        device, rows = _device(model), torch.randint(len(states), (batch,), generator=generator)
-        t = torch.randint(schedule().steps, (batch,), generator=generator).to(device)
-        x0 = states[rows].to(device)
-        eps = torch.randn((batch, states.shape[1]), generator=generator).to(device)
-        condition = Condition(features[rows].to(device))
-        return (model(schedule().add_noise(x0, eps, t), t, condition) - eps).square().mean()
+    def seen(generator: torch.Generator) -> tuple[Tensor, Condition]:
+        rows = torch.randint(len(states), (batch,), generator=generator)
+        return states[rows], Condition(features[rows])
 
-    torch.manual_seed(seed)
+    training = SmallNetworkConfig.of(output, **RUNS["recovery on features"] | run)
+    torch.manual_seed(training.seed)
     model = RotationDenoiser(config or RotationConfig("features", features.shape[1], 1024))
     assert isinstance(model.encoder, Standardise)
     model.encoder.mean.copy_(features.mean(0))
     # A feature that never changes tells nothing, and must not be divided by 0.
     model.encoder.deviation.copy_(features.std(0, correction=0).clamp(min=1e-6))
-    training = SmallNetworkConfig.of(output, steps, learning_rate, seed=seed, lr_warmup_steps=500, **run)
+    return _fit_denoiser(model, seen, training)
+
+
+def _fit_denoiser(
+    model: RotationDenoiser,
+    seen: Callable[[torch.Generator], tuple[Tensor, Condition]],
+    training: SmallNetworkConfig,
+) -> RotationDenoiser:
+    """Learn the noise in batches of clean states (B, 144), the root's rotation in the camera frame."""
+
+    def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
+        x0, condition = seen(generator)
+        t = torch.randint(schedule().steps, (len(x0),), generator=generator)
+        eps = torch.randn(x0.shape, generator=generator)
+        device = _device(model)
+        x0, t, eps, condition = x0.to(device), t.to(device), eps.to(device), condition.to(device)
+        return (model(schedule().add_noise(x0, eps, t), t, condition) - eps).square().mean()
+
     model = fit(model, loss, None, training).cpu()
-    model.save_pretrained(output)
+    model.save_pretrained(training.output_dir)
     return model
 
 
@@ -247,19 +248,3 @@ def _views(motion: Motion, count: int, seed: int, generator: torch.Generator) ->
     """Views of random frames; without rotations, as turning them with the camera would cost time."""
     indices = torch.randint(2**40, (count,), generator=generator)
     return synthesise(replace(motion, rotations=None), indices, seed)
-
-
-def _rotations(
-    motion: Motion, frames: Tensor, body: PosedBody, generator: torch.Generator
-) -> tuple[Tensor, Condition]:
-    """Clean states (B, 144) in the camera frame and their conditions for `frames` (B,)."""
-    betas = torch.randn(len(frames), 10, generator=generator)
-    sigma, occluded = (torch.rand(2, generator=generator) * torch.tensor([8.0, 0.2])).tolist()
-    seed = int(torch.randint(2**40, (), generator=generator))
-    views = synthesise(
-        posed(motion, frames, body, betas), torch.arange(len(frames)), seed, bones=0.08, sigma=sigma,
-        occluded=occluded,
-    )  # fmt: skip
-    assert views.rotations is not None
-    x0 = matrix_to_rotation_6d(axis_angle_to_matrix(views.rotations)).flatten(1)
-    return x0, keypoint_condition(views.keypoints, views.confidence, views.K)

@@ -57,9 +57,15 @@ class AnnyBody:
         self.regressor: Any = anny.KeypointsRegressor.coco(self.model).to(torch.float32)
         labels, parents = self.model.bone_labels, self.model.bone_parents
         self._heads = [labels.index(_bone(name)) for name in SMPL_24.joints]
-        self._moved_by: list[int] = []
+        self._moved_by: list[int] = []  # the joint that turns each bone: its own, or its parent's
         for bone, label in enumerate(labels):
-            self._moved_by.append(_mover(label, self._heads, bone, int(parents[bone]), self._moved_by))
+            joint = next((j for prefix, j in _TOGETHER.items() if label.startswith(prefix)), None)
+            if bone in self._heads:
+                self._moved_by.append(self._heads.index(bone))
+            elif joint is not None:
+                self._moved_by.append(SMPL_24.joints.index(f"{label[-1].lower()}_{joint}"))
+            else:
+                self._moved_by.append(self._moved_by[int(parents[bone])])
 
     def phenotypes(self, betas: Tensor) -> Tensor:
         """Shapes (B, 10) -> phenotypes (B, 6) in 0..1."""
@@ -98,7 +104,8 @@ class AnnyBody:
         heads = bones[..., :3, 3] @ up.T
         joints = heads[:, self._heads]
         points = (self.regressor({"vertices": vertices}) @ up.T).unbind(1)
-        named = {_own(label): point for label, point in zip(self.regressor.labels, points, strict=True)}
+        own = [label.replace("left_", "l_").replace("right_", "r_") for label in self.regressor.labels]
+        named = dict(zip(own, points, strict=True))
         named["mid_hip"] = (named["l_hip"] + named["r_hip"]) / 2
         named["neck"] = (named["l_shoulder"] + named["r_shoulder"]) / 2
         named["h36m_nose"] = (heads[:, self.model.bone_labels.index("neck03")] + named["nose"]) / 2
@@ -132,18 +139,3 @@ def straighten(joints: Tensor) -> tuple[Tensor, Tensor]:
 def _bone(joint: str) -> str:
     side = {"l_": ".L", "r_": ".R"}.get(joint[:2], "")
     return BONES[joint[2:] if side else joint] + side
-
-
-def _own(label: str) -> str:
-    """left_big_toe -> l_big_toe."""
-    return label.replace("left_", "l_").replace("right_", "r_")
-
-
-def _mover(label: str, heads: list[int], bone: int, parent: int, movers: list[int]) -> int:
-    """The joint that turns a bone: its own, or its parent's; `movers` has those of the bones before it."""
-    if bone in heads:
-        return heads.index(bone)
-    for prefix, joint in _TOGETHER.items():
-        if label.startswith(prefix):
-            return SMPL_24.joints.index(f"{label[-1].lower()}_{joint}")
-    return movers[parent]

@@ -30,8 +30,6 @@ def load_h36m(
     poses: str | Path,
     keypoints: str | Path,
     subjects: tuple[str, ...] = TEST,
-    stride: int = 1,
-    first: int = 0,
     listed: dict[Take, list[int]] | None = None,
     skip_broken: bool = False,
     undistort: bool = True,
@@ -43,8 +41,6 @@ def load_h36m(
         poses: data_3d_h36m.npz, positions_3d[subject][action] (T, 32, 3) metres in the world.
         keypoints: data_2d_h36m_*.npz, positions_2d[subject][action] = one (T', 17, 2) a camera, T' >= T.
         subjects: which people.
-        stride: every stride-th frame.
-        first: the frame to start with.
         listed: frames to keep of each take that is named, as `read_frame_list` gives them; no others.
         skip_broken: leave out the two takes with broken videos, as that work does.
         undistort: move keypoints to where a pinhole camera would see them.
@@ -91,7 +87,7 @@ def load_h36m(
                     subject, re.sub(r" \d+$", "", action), lens["id"],
                 )  # fmt: skip
                 if listed is None:
-                    result.append(recording[first::stride])
+                    result.append(recording)
                     continue
                 rows = torch.tensor(listed.get((subject, action, lens["id"]), []), dtype=torch.int64)
                 if len(rows) and rows.max() >= len(points):

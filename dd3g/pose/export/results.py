@@ -65,14 +65,14 @@ def write_results(
         content = {"video": str(path), "fps": fps, "every": request.every, **content, "size": list(clip.size)}
         content |= {"camera": MOVING if request.moving else STILL, "ground": _floor(ground)}
         content["frames"] = (
-            {"index": i * request.every, "time": time, "people": as_json(people, hypotheses=False)}
+            {"index": i * request.every, "time": time, "people": [as_json(p, False) for p in people]}
             for i, (time, people) in enumerate(zip(clip.times[:: request.every], frames, strict=False))
         )
         files = [f"{name}.json", save_overlay(path, frames, folder, name, request.every, fps, tick)]
     else:
         (everyone,) = frames
         size = list(everyone[0].detection.size)
-        content = {"picture": str(path), **content, "size": size, "people": as_json(everyone)}
+        content = {"picture": str(path), **content, "size": size, "people": [as_json(p) for p in everyone]}
         files = [f"{name}.json", f"{name}.png"]
         save_figure(everyone, picture, folder / files[1])
         warnings = [f"{path}: person {i}: {w}" for i, p in enumerate(everyone) for w in p.detection.warnings]
@@ -95,11 +95,6 @@ def _floor(ground: Ground | None) -> dict[str, Any] | None:
     return {**{name: getattr(ground, name) for name in names}, "world_from_camera": world}
 
 
-def as_json(people: Sequence[PersonHypotheses], hypotheses: bool = True) -> list[dict[str, Any]]:
-    """One entry a person: 2D, the recommended answer, all hypotheses, and the body where there is one."""
-    return [_person(person, hypotheses) for person in people]
-
-
 def save_json(content: dict[str, Any], path: str | Path) -> Path:
     """Write standard JSON: no NaN, numbers with six digits.
 
@@ -115,7 +110,8 @@ def head(method: str) -> dict[str, Any]:
     return {"method": method, "layout": H36M_17.name, "joints": list(H36M_17.joints), "frame": FRAME}
 
 
-def _person(person: PersonHypotheses, hypotheses: bool) -> dict[str, Any]:
+def as_json(person: PersonHypotheses, hypotheses: bool = True) -> dict[str, Any]:
+    """2D, the recommended answer, all hypotheses, and the body where there is one."""
     d, h = person.detection, person.hypotheses
     result: dict[str, Any] = {} if person.track is None else {"track": person.track}
     result |= {

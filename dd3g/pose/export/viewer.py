@@ -8,8 +8,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from dd3g.io.atomic import replacing
 from dd3g.pose.body.skeletons import H36M_17
 from dd3g.pose.export.figures import bone_colors
@@ -42,7 +40,8 @@ def save_viewer(
             drawn = []
             for p in people:
                 poses = [p.pose] if fps else [p.pose, *p.hypotheses.poses[0]]
-                drawn.append([_millimetres(pose + p.translation) for pose in poses])
+                millimetres = [(1000 * (pose + p.translation)).round().long() for pose in poses]
+                drawn.append([points.tolist() for points in millimetres])
             file.write(("," if i else "") + _compact(drawn))
         file.write(f'],"fps":{_compact(fps)}}}' + below)
     return path
@@ -50,7 +49,3 @@ def save_viewer(
 
 def _compact(data: Any) -> str:
     return json.dumps(data, separators=(",", ":"))
-
-
-def _millimetres(points: Tensor) -> list[Any]:
-    return (points * 1000).round().long().tolist()

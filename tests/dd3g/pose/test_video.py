@@ -259,7 +259,8 @@ def test_a_long_video_is_not_held_in_memory(tmp_path, monkeypatch):
     count()
     before = most[-1]
     video.lift_tracks(crowd, 1)
-    results.save_json({"frames": (results.as_json(people, False) for people in crowd)}, tmp_path / "a.json")
+    content = ([results.as_json(p, False) for p in people] for people in crowd)
+    results.save_json({"frames": content}, tmp_path / "a.json")
     for f, people in enumerate(crowd):
         assert len(people) == (f % 10 > 0)
         if f % 50 == 1:

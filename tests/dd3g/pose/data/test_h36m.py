@@ -90,8 +90,8 @@ def test_h36m(h36m):
 
 def test_h36m_subsets(h36m):
     paths = h36m[0] / "data_3d_h36m.npz", h36m[0] / "data_2d_h36m_gt.npz"
-    assert [r.frames.tolist() for r in load_h36m(*paths, stride=2)][0] == [0, 2, 4]
-    assert [r.frames.tolist() for r in load_h36m(*paths, stride=2, first=1)][0] == [1, 3]
+    assert load_h36m(*paths)[0][::2].frames.tolist() == [0, 2, 4]
+    assert load_h36m(*paths)[0][1::2].frames.tolist() == [1, 3]
     kept = load_h36m(*paths, subjects=("S11",), skip_broken=True)
     assert len(kept) == 11  # without Directions by the first camera
     assert sum(r.camera == "54138969" and r.action == "Directions" for r in kept) == 1

@@ -80,5 +80,5 @@ def test_bodies_are_written_where_there_are_rotations_or_a_format_is_named(tmp_p
     names = ["a.trc", "a.c3d", "a.csv", "a.npz", "a.glb"]
     formats = [name[2:] for name in names]
     assert skeletons.save_bodies(Track.of([person()] * 2, [0.0, 0.1]), tmp_path, "a", formats) == names
-    entry = results.as_json([body])[0]["body"]
+    entry = results.as_json(body)["body"]
     assert entry["joints"] == list(SMPL_24.joints) and entry["rotations"].shape == (24, 3)

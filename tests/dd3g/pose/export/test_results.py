@@ -20,7 +20,7 @@ from dd3g.pose.export.figures import LEFT, RIGHT, bone_colors, draw_overlay, dra
 
 def test_json_says_what_was_estimated(tmp_path):
     people = [person(), person(1.0, m=1)]
-    content = results.head("guided") | {"people": results.as_json(people)}
+    content = results.head("guided") | {"people": [results.as_json(p) for p in people]}
     read = json.loads(results.save_json(content, tmp_path / "a.json").read_text())
     first, second = read["people"]
     assert read["joints"] == list(H36M_17.joints) and len(first["hypotheses"]) == 8
