@@ -63,44 +63,34 @@ def make_methods(
     def load(network: type[Network]) -> Network:
         return network.from_pretrained((weights or WEIGHTS) / network.kind)
 
-    def restored(difficulty: Difficulty | None, **options: Any) -> Method:
+    def make(name: str) -> Method:
+        if name == "ZeDO":
+            prior, n = load(Prior), zedo_iterations
+            return lambda p, m, seed: zedo(
+                prior, *p.seen, m, iterations=n, fit_iterations=max(n, 200), seed=seed
+            )
+        if name == "guided":
+            prior = load(Prior)
+            return lambda p, m, seed: guided.lift(
+                prior, *p.seen, m, translation=p.root, steps=steps, seed=seed
+            )
+        if name == "recovery":
+            denoiser = load(RotationDenoiser)
+            return lambda p, m, seed: recover_people(
+                *p.seen, p.size, m=m, seed=seed, denoiser=denoiser
+            ).hypotheses(m)
         lifter = load(GraphLifter)
+        difficulty = None if name == "lifter" else load(Difficulty)
+        options: dict[str, Any] = {"alpha": 0.0} if name == "lifter" else {"fixed": name == "fixed noise"}
         return lambda p, m, seed: restore(
-            lifter, difficulty, p.keypoints, p.confidence, p.K, p.size[0], m, generator=seed, **options
+            lifter, difficulty, *p.seen, p.size[0], m, generator=seed, **options
         )
-
-    def optimised() -> Method:
-        prior, n = load(Prior), zedo_iterations
-        return lambda p, m, seed: zedo(
-            prior, p.keypoints, p.confidence, p.K, m, iterations=n, fit_iterations=max(n, 200), seed=seed
-        )
-
-    def sampled() -> Method:
-        prior = load(Prior)
-        return lambda p, m, seed: guided.lift(
-            prior, p.keypoints, p.confidence, p.K, m, translation=p.root, steps=steps, seed=seed
-        )
-
-    def recovered() -> Method:
-        denoiser = load(RotationDenoiser)
-        return lambda p, m, seed: recover_people(
-            p.keypoints, p.confidence, p.K, p.size, m=m, seed=seed, denoiser=denoiser
-        ).hypotheses(m)
 
     def advised(h: Hypotheses, p: People) -> Hypotheses:
-        seen = p.keypoints, p.confidence, p.K, p.size[0]
-        return advise(h, *seen, lifter=load(GraphLifter), prior=load(Prior))
+        return advise(h, *p.seen, p.size[0], lifter=load(GraphLifter), prior=load(Prior))
 
-    make: dict[str, Callable[[], Method]] = {
-        "lifter": lambda: restored(None, alpha=0.0),
-        "fixed noise": lambda: restored(load(Difficulty), fixed=True),
-        "restoration": lambda: restored(load(Difficulty)),
-        "ZeDO": optimised,
-        "guided": sampled,
-        "recovery": recovered,
-    }
     advice = {name: advised if name in registry.METHODS else None for name in names}
-    return {name: (make[name](), METHODS[name], advice[name]) for name in names}
+    return {name: (make(name), METHODS[name], advice[name]) for name in names}
 
 
 def score(
@@ -131,7 +121,7 @@ def score(
             )
         depth = torch.full((len(truth),), torch.nan)
         if people.true_root is not None:
-            root = solve_translation(recommended, people.keypoints, people.confidence, people.K)
+            root = solve_translation(recommended, *people.seen)
             depth = 100 * (root[:, 2] / people.true_root[:, 2] - 1)
         jpma = metrics.jpma_pose(part.poses, T, people.keypoints, people.K)
         mean, medoid, lowest = part.mean(), part.medoid(), part.best()

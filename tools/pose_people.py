@@ -72,6 +72,11 @@ class People:
     root: Tensor | None = None  # (B, 3) metres, where methods may know it
     true_root: Tensor | None = None  # (B, 3) metres
 
+    @property
+    def seen(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Keypoints, confidences and cameras."""
+        return self.keypoints, self.confidence, self.K
+
     def __len__(self) -> int:
         return len(self.pose)
 
@@ -119,15 +124,10 @@ def detector(dataset: str, protocol: str, keypoints: str | None) -> str | None:
 def load_people(
     dataset: str, source: Path, protocol: str, keypoints: str | None = None, limit: int = 0, seed: int = 0
 ) -> list[People]:
-    """People of a data set, one entry for each size of picture.
+    """People of a data set, one entry for each size of picture; at most `limit`, evenly spread, or all for 0.
 
-    Args:
-        dataset: "cmu", "h36m", "3dhp" or "3dpw".
-        source: the archive, or the folder with the files as published.
-        protocol: as `describe` gave it.
-        keypoints: as `detector` gave it.
-        limit: at most so many people, evenly spread; 0: all.
-        seed: of virtual cameras.
+    `source` is the archive, or the folder with the files as published; `protocol` and `keypoints` are as
+    `describe` and `detector` gave them.
 
     Raises:
         UserError: files that are missing or not as published.

@@ -132,7 +132,7 @@ def _views(denoiser: RotationDenoiser, motion: Motion, rows: Tensor, seed: int) 
         beside(s.condition.features for s in scenes), beside(s.condition.view for s in scenes)
     )
     names = ("betas", "keypoints", "confidence", "K")
-    every = {name: beside(getattr(s.evidence, name) for s in scenes) for name in names}
+    every: dict[str, Any] = {name: beside(getattr(s.evidence, name) for s in scenes) for name in names}
     evidence = replace(scenes[0].evidence, **every)
     together = {
         "start": [s.start for s in scenes],
