@@ -56,10 +56,7 @@ def auc(poses: Tensor, truth: Tensor) -> Tensor:
 def best_of_m(poses: Tensor, truth: Tensor, align: bool = False) -> Tensor:
     """Error in mm of each person's best hypothesis (P-Best): (B, m, J, 3), (B, J, 3) -> (B,).
 
-    Args:
-        poses: hypotheses, metres.
-        truth: metres.
-        align: by Procrustes first, every hypothesis for itself.
+    `align` moves every hypothesis for itself by Procrustes first.
     """
     return (pa_mpjpe if align else mpjpe)(poses, truth[:, None]).amin(1)
 

@@ -18,25 +18,10 @@ ANIMATIONS = (".gif", ".webp", ".png")  # pictures that may have several frames
 KEYPOINTS = (".json", ".npz", ".txt")
 RESULT = ".pose"  # results are NAME.pose.*; they are not taken for input when the same folder is given again
 
-
-class Export(StrEnum):
-    """Files of a person for other programs, see `dd3g.pose.export.skeletons`."""
-
-    bvh = "bvh"
-    glb = "glb"
-    trc = "trc"
-    c3d = "c3d"
-    csv = "csv"
-    npz = "npz"
-    fbx = "fbx"
-
-
-class Method(StrEnum):
-    """How to get from 2D to 3D; each is a file of `dd3g.pose.methods`."""
-
-    guided = "guided"
-    restoration = "restoration"
-    recovery = "recovery"
+Export = StrEnum("Export", ["bvh", "glb", "trc", "c3d", "csv", "npz", "fbx"])
+"""Files of a person for other programs, see `dd3g.pose.export.skeletons`."""
+Method = StrEnum("Method", ["guided", "restoration", "recovery"])
+"""How to get from 2D to 3D; each is a file of `dd3g.pose.methods`."""
 
 
 @dataclass(frozen=True)

@@ -15,23 +15,10 @@ from dd3g.command.run import Json, run_command
 from dd3g.command.setting import flattened, setting
 from dd3g.errors import UserError
 
-
-class Network(StrEnum):
-    """What can be trained, each by `dd3g.pose.training.train_NAME`."""
-
-    prior = "prior"
-    lifter = "lifter"
-    difficulty = "difficulty"
-    recovery = "recovery"
-
-
-class Optimizer(StrEnum):
-    """See `dd3g.training.config.LoopConfig.optimizer`."""
-
-    adamw = "adamw"
-    muon = "muon"
-
-
+Network = StrEnum("Network", ["prior", "lifter", "difficulty", "recovery"])
+"""What can be trained, each by `dd3g.pose.training.train_NAME`."""
+Optimizer = StrEnum("Optimizer", ["adamw", "muon"])
+"""See `dd3g.training.config.LoopConfig.optimizer`."""
 # Options that only one network has.
 OWNERS = {
     "blocks": Network.prior,

@@ -105,21 +105,17 @@ def combine(
         root = solve_translation(relative, keypoints, confidence, K)
         return relative + root[:, None], root
 
-    def energy() -> Tensor:
+    def closure() -> float:
+        optimizer.zero_grad()
         points, root = placed()
         square = (project(points, K) - keypoints).square().sum(-1) / sigma.square()
         fit = confidence.square() * square / (2 + 2 * square / OUTLIER**2)
         doubt = (points - root[:, None] - answers).square().sum(-1) / (2 * DOUBT**2)
-        return fit.sum() + doubt.sum()
-
-    optimizer = torch.optim.LBFGS(variables, max_iter=STEPS, line_search_fn="strong_wolfe")
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        total = energy()
+        total = fit.sum() + doubt.sum()
         total.backward()  # type: ignore[no-untyped-call]
         return float(total.detach())
 
+    optimizer = torch.optim.LBFGS(variables, max_iter=STEPS, line_search_fn="strong_wolfe")
     with torch.enable_grad():
         optimizer.step(closure)
     with torch.no_grad():

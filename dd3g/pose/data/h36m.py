@@ -75,6 +75,8 @@ def load_h36m(
                     f"{keypoints}, {subject}, {action} has {len(views)} cameras, calibrated are {len(lenses)}"
                 )
             for lens, station, view in zip(lenses, placed, views, strict=True):
+                R = quaternion_to_matrix(torch.tensor(station["orientation"], dtype=torch.float64))
+                place = torch.tensor(station["translation"], dtype=torch.float64) / 1000
                 if skip_broken and (subject, action, lens["id"]) in _BROKEN:
                     continue
                 seen = frames_of(view, points, f"{keypoints}, {subject}, {action}")
@@ -83,7 +85,7 @@ def load_h36m(
                     k1, k2, k3 = lens["radial_distortion"]
                     seen, _ = undistorted(seen, K, torch.tensor([k1, k2, *lens["tangential_distortion"], k3]))
                 recording = record(
-                    _to_camera(points, station), seen, K, (lens["res_w"], lens["res_h"]),
+                    ((points.double() - place) @ R).float(), seen, K, (lens["res_w"], lens["res_h"]),
                     subject, re.sub(r" \d+$", "", action), lens["id"],
                 )  # fmt: skip
                 if listed is None:
@@ -136,13 +138,6 @@ def _calibration(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]
     return lenses, stations
 
 
-def _to_camera(points: Tensor, station: dict[str, Any]) -> Tensor:
-    """World (..., 3) metres -> camera: conj(q) (X - t) q."""
-    R = quaternion_to_matrix(torch.tensor(station["orientation"], dtype=torch.float64))
-    t = torch.tensor(station["translation"], dtype=torch.float64) / 1000
-    return ((points.double() - t) @ R).float()
-
-
 def load_h36m_items(
     poses: str | Path, keypoints: str | Path | None = None, every: int = 640
 ) -> list[Recording]:
@@ -164,9 +159,15 @@ def load_h36m_items(
     items = read_pickle(poses)
     if not isinstance(items, list) or not items:
         raise UserError(f"{poses} must be a list of poses, it is {type(items).__name__}")
-    detected = None if keypoints is None else _detected(keypoints)
-    if detected is not None and len(detected) != len(items):
-        raise UserError(f"{keypoints} has {len(detected)} poses, {poses} has {len(items)}: they must match")
+    detected = None
+    if keypoints is not None:
+        (test,) = need(read_pickle(keypoints), ["test"], str(keypoints))
+        (found,) = need(test, ["joint3d_image"], f"{keypoints}, test")
+        detected = tensor(found, (None, 17, None), f"{keypoints}, test, joint3d_image")[..., :2]
+        if len(detected) != len(items):
+            raise UserError(
+                f"{keypoints} has {len(detected)} poses, {poses} has {len(items)}: they must match"
+            )
     groups: dict[tuple[int, tuple[float, ...]], list[tuple[int, Tensor, Tensor]]] = {}
     for i in range(0, len(items), every):
         where = f"{poses}, item {i}"
@@ -189,10 +190,3 @@ def load_h36m_items(
         )  # fmt: skip
         result.append(recording)
     return result
-
-
-def _detected(path: str | Path) -> Tensor:
-    """(N, 17, 2) pixels."""
-    (test,) = need(read_pickle(path), ["test"], str(path))
-    (found,) = need(test, ["joint3d_image"], f"{path}, test")
-    return tensor(found, (None, 17, None), f"{path}, test, joint3d_image")[..., :2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,14 +33,8 @@ class Motion:
 
     def frames(self, rows: Tensor) -> Motion:
         """Only these frames (B,), of the same clips."""
-        return replace(
-            self,
-            joints=self.joints[rows],
-            root=self.root[rows],
-            clip=self.clip[rows],
-            rotations=None if self.rotations is None else self.rotations[rows],
-            rotations_valid=None if self.rotations_valid is None else self.rotations_valid[rows],
-        )
+        chosen: dict[str, Any] = {k: v[rows] for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **chosen)
 
     def clips(self, chosen: list[int]) -> Motion:
         """Only these clips, in their old order, numbered anew from 0."""

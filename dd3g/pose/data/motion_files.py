@@ -90,7 +90,7 @@ def _read(path: Path, split: str) -> Motion:
     if suffix != ".npz":
         raise UserError(f"{path} is not a motion file: give {', '.join(SUFFIXES)}, or a folder of them")
     found = read_npz(path)
-    return read_amass(found, path) if "poses" in found and "trans" in found else load_cmu(path, split)
+    return _read_amass(found, path) if "poses" in found and "trans" in found else load_cmu(path, split)
 
 
 def _skeleton_of(path: Path) -> Path:
@@ -104,16 +104,8 @@ def _skeleton_of(path: Path) -> Path:
     raise UserError(f"{path}: no skeleton {named.name} beside it")
 
 
-def read_amass(found: dict[str, Any], path: Path) -> Motion:
-    """One take of AMASS, SMPL-H or SMPL-X, as it looks on the shipped body; its world is z up.
-
-    Args:
-        found: the arrays: poses (T, 66 or more), trans (T, 3), mocap_framerate or mocap_frame_rate.
-        path: for messages and the names of subject and action.
-
-    Raises:
-        UserError: an array that is missing or has a wrong shape.
-    """
+def _read_amass(found: dict[str, Any], path: Path) -> Motion:
+    """One take of AMASS, SMPL-H or SMPL-X, as it looks on the shipped body; its world is z up."""
     poses = tensor(found["poses"], (None, None), f"{path}, poses")
     trans = tensor(found["trans"], (len(poses), 3), f"{path}, trans")
     rate = found.get("mocap_framerate", found.get("mocap_frame_rate"))

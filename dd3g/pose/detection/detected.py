@@ -90,10 +90,7 @@ class KeypointFile:
         )
 
     def frames(self, video: str) -> list[Seen]:
-        """Every frame of a video, with nobody in those that the file leaves out.
-
-        Args:
-            video: its name without folder and suffix.
+        """Every frame of a video, by its name without folder and suffix; nobody is in those left out.
 
         Raises:
             UserError: several videos, none of which has this name.

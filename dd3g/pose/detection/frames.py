@@ -149,16 +149,10 @@ def detect_frames(
     keypoints: Path | None = None,
     layout: str | None = None,
 ) -> Iterator[list[Detection]]:
-    """The people of every n-th frame, one after the other.
+    """The people of every n-th frame, one after the other; focal length and threshold as for `detect`.
 
-    Args:
-        clip: the video.
-        every: n.
-        focal: px.
-        threshold: see `detect`.
-        keypoints: another detector's file or folder; None runs BlazePose, which looks for everyone first
-            where they were in the frame before.
-        layout: of that file.
+    They come from another detector's file or folder of `keypoints` in a `layout`, or from BlazePose, which
+    looks for everyone first where they were in the frame before.
 
     Raises:
         UserError: when a file cannot be read, or is of fewer frames than the video.

@@ -8,7 +8,7 @@ import json
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from dd3g.errors import UserError
 
@@ -23,10 +23,7 @@ SPACE = " \t\r\n"
 class Items(Sequence[Any]):
     """The entries of a long list or table, each read from the file when asked for.
 
-    Args:
-        path: the file.
-        starts: the byte where each begins, and where the last ends.
-        names: of a table's.
+    `starts` has the byte where each begins, and where the last ends; a table's have `names`.
     """
 
     def __init__(self, path: Path, starts: array[int], names: Sequence[str] = ()) -> None:
@@ -35,11 +32,7 @@ class Items(Sequence[Any]):
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    @overload
-    def __getitem__(self, i: int) -> Any: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[Any]: ...
-    def __getitem__(self, i: int | slice) -> Any:
+    def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
         i = range(len(self))[i]  # raises IndexError

@@ -29,11 +29,9 @@ class Regressed:
     features: Tensor | None = None  # (N, F) of their pictures; None where the file does not say
 
     def in_picture(self, people: Sequence[Detection], picture: str) -> list[Detection]:
-        """The people of a picture with the body to start from.
+        """Everyone in a picture, by its name without folder and suffix, with the body to start from.
 
-        Args:
-            people: everyone in it.
-            picture: its name without folder and suffix; files without names are of one picture.
+        Files without names are of one picture.
 
         Raises:
             UserError: nobody in the file is of this picture, or it cannot be said who is who.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dd3g.diffusion import Plan, Schedule, Step, sample
+from dd3g.diffusion import Objective, Plan, Schedule, Step, sample
 from dd3g.diffusion.guidance import Mode
 from dd3g.pose.detection.people import Detection, stacked
 from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
@@ -147,7 +147,7 @@ def polish(prior: Prior, poses: Tensor, seen: Reprojection) -> Tensor:
 
 def _guidance(
     prior: Prior, terms: Sequence[Evidence], t: int, rho: float, mode: Mode = "detached"
-) -> _Guidance:
+) -> Objective:
     """The evidence as an objective at level t, where the prediction is uncertain by `prior.spread`."""
     spread = prior.spread[t]  # (16,) metres
     gain = torch.tensor(1.0).to(spread)
@@ -156,7 +156,14 @@ def _guidance(
         alpha, sigma = prior.schedule.alpha_sigma(t, spread)
         gain = (spread * prior.scale * alpha / sigma).square()[:, None]
     wide = torch.nn.functional.pad(spread, (1, 0))
-    return _Guidance(prior, [term.at(wide) for term in terms], rho, gain)
+    weighted = [(term.at(wide), rho if isinstance(term, Reprojection) else 1.0) for term in terms]
+
+    def energy(x0: Tensor) -> Tensor:
+        held = x0.detach()
+        poses = prior.decode(held + gain * (x0 - held))
+        return torch.stack([weight * term(poses) for term, weight in weighted]).sum(0)
+
+    return energy
 
 
 def _reach(prior: Prior) -> Tensor:
@@ -179,19 +186,6 @@ def _noised_again(schedule: Schedule, x_u: Tensor, u: int, t: int, noise: Tensor
     """Forward process from level u up to t."""
     kept = (schedule.ab(t) / schedule.ab(u)).to(x_u)
     return kept.sqrt() * x_u + (1 - kept).sqrt() * noise
-
-
-class _Guidance:
-    """The evidence as an objective on the prior's states, with the gradient times `gain`, () or (16, 1)."""
-
-    def __init__(self, prior: Prior, terms: Sequence[Evidence], rho: float, gain: Tensor) -> None:
-        self.prior, self.gain = prior, gain
-        self.terms = [(term, rho if isinstance(term, Reprojection) else 1.0) for term in terms]
-
-    def __call__(self, x0: Tensor) -> Tensor:
-        held = x0.detach()
-        poses = self.prior.decode(held + self.gain * (x0 - held))
-        return torch.stack([weight * term(poses) for term, weight in self.terms]).sum(0)
 
 
 def _hypotheses(poses: Tensor, people: int, evidence: Sequence[Evidence]) -> Hypotheses:
