@@ -22,7 +22,7 @@ from dd3g.io.atomic import replacing
 from dd3g.training.checkpoints import checkpoints
 from distill.evaluation.statistics import paired_difference
 from distill.recipe import describe_machine, run_stage
-from distill.samples.renders import RenderedObjects
+from distill.samples.renders import RenderedObjects, described
 
 MESHES, BOTH = "meshes", "meshes and quadruples"  # the two students
 METRICS = {"psnr": "PSNR", "ssim": "SSIM", "iou": "IoU", "st_lpips_128": "ST-LPIPS 128"}
@@ -83,8 +83,8 @@ def claim_command(
 
 def kinds_of(renders: Sequence[Path]) -> set[str]:
     """Styles of the objects that are trained on."""
-    objects = RenderedObjects(renders)
-    return {objects.meta(i)["style"] for i in range(len(objects))}
+    objects = RenderedObjects(renders, tolerant=True)
+    return {meta["style"] for _, meta in described(objects) if meta is not None}
 
 
 def compared(report: dict[str, Any], kinds: set[str]) -> list[dict[str, Any]]:

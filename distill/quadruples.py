@@ -93,7 +93,13 @@ def decode(sample: dict[str, Any]) -> Quadruple:
     size = meta.pop("width"), meta.pop("height")
     cameras = Cameras(viewmats, Ks, *size, meta.pop("near", NEAR), meta.pop("far", FAR))
     views = _picture(sample["outputs.png"]).unflatten(-1, (len(cameras), cameras.width)).movedim(-2, 0)
-    mattes, stored = None, meta.pop("mattes", None)
+    mattes, stored, given = None, meta.pop("mattes", None), _picture(sample["input.png"])
+    if views.shape[1] not in ((3, 4) if stored is None else (4,)) or views.shape[2] != cameras.height:
+        raise ValueError(f"views {tuple(views.shape)} are not what its cameras see")
+    if given.shape != (4, given.shape[1], given.shape[1]):
+        raise ValueError(f"input {tuple(given.shape)} is not a square of RGBA")
+    if not (viewmats.isfinite().all() and Ks.isfinite().all()):
+        raise ValueError("its cameras hold numbers that are not finite")
     if stored is not None:
         views, alpha = views[:, :3], views[:, 3:].contiguous()
         mattes = Mattes(
@@ -102,7 +108,7 @@ def decode(sample: dict[str, Any]) -> Quadruple:
         if not mattes.confidence.shape == mattes.ground.shape[:1] == alpha.shape[:1] == (len(cameras),):
             raise ValueError(f"{len(cameras)} views need as many mattes")
     latents = _array(sample["latents.npy"]) if "latents.npy" in sample else None
-    noise, given = _noise(sample, meta), _picture(sample["input.png"])
+    noise = _noise(sample, meta)
     return Quadruple(noise, cameras, given, views.contiguous(), meta, latents, mattes)
 
 
@@ -126,15 +132,18 @@ class Quadruples(Sequence[Quadruple]):
         source: a folder of shards, or a list of folders or shards.
         cache: decode everything now; pictures are kept as bytes and noise as float16, about 0.2 MB an item at
             64 pixels, and latents are left out. Without it an item costs reading and two small PNGs.
+        tolerant: see `Shards`.
 
     Raises:
         UserError: no shards, or one that was cut short; for damaged quadruples, when they are asked for.
     """
 
-    def __init__(self, source: str | Path | Sequence[str | Path], cache: bool = False) -> None:
+    def __init__(
+        self, source: str | Path | Sequence[str | Path], cache: bool = False, tolerant: bool = False
+    ) -> None:
         if not source:
             raise UserError("no quadruples were named: give a folder written by dd3g simulate")
-        self._shards = Shards(source)
+        self._shards = Shards(source, tolerant)
         self._cache = [self._kept(i) for i in range(len(self))] if cache else []
 
     def __len__(self) -> int:

@@ -5,7 +5,6 @@ accelerate launch distill/train.py --config configs/distill/nano.yaml
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from distill.samples.datasets import (
     check_fit,
     check_rig,
     first_whole,
+    shown_batch,
     validation_batch,
 )
 from distill.samples.render_samples import RenderDataset, Sample
@@ -40,8 +40,6 @@ from distill.samples.unpacked import open_renders
 from distill.simulation.generate_shards import teacher_of
 from distill.simulation.mattes import BELIEVED
 from distill.student import StartConfig, check_steps, share_frozen, start_from_teacher
-
-SHOWN = 8  # objects on a contact sheet
 
 
 @dataclass
@@ -91,13 +89,13 @@ def training_samples(config: DistillConfig) -> Samples:
         check_fit(renders, size, shape)
     if config.quadruples:
         for source in config.quadruples:  # each of another teacher, perhaps
-            part = QuadrupleDataset(Quadruples(source), config.seed, size=size)
+            part = QuadrupleDataset(Quadruples(source, tolerant=True), config.seed, size=size)
             check_fit(part, size, shape, source)
             check_rig(part, config.generator.rig_at(ELEVATION), source)
             steps = first_whole(part.quadruples, len(part)).meta.get("steps")
             check_steps(config.start, teacher_of(Path(source)), steps, source)
         quadruples = QuadrupleDataset(
-            Quadruples(config.quadruples, cache=config.dataloader_num_workers == 0),
+            Quadruples(config.quadruples, cache=config.dataloader_num_workers == 0, tolerant=True),
             config.seed,
             targets=config.targets,
             size=size,
@@ -122,13 +120,7 @@ def first_quadruples(samples: Samples) -> Sample | None:
     dataset = samples.quadruples if isinstance(samples, MixedDataset) else samples
     if not isinstance(dataset, QuadrupleDataset):
         return None
-    found: list[Sample] = []
-    for index in range(8 * SHOWN):
-        with contextlib.suppress(UserError):  # damaged ones cost themselves
-            found.append(dataset[index])
-        if len(found) == SHOWN:
-            break
-    return Sample.collate(found) if found else None
+    return shown_batch(dataset)[0]
 
 
 def draw_contact_sheet(generator: Generator, batch: Sample, path: Path) -> None:

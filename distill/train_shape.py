@@ -23,7 +23,7 @@ from dd3g.io.atomic import replacing
 from dd3g.nn.checkpoint import find_weights, load_weights, read_config
 from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet
 from dd3g.training import LoopConfig, fit, generator_for
-from distill.samples.renders import RenderedObjects
+from distill.samples.renders import RenderedObjects, described
 from distill.samples.unpacked import UnpackedRenders, open_renders
 from distill.shape.carving import CarvedQuadruples, Together
 from distill.shape.objective import ShapeObjective, ShapeObjectiveConfig, shape_scores
@@ -82,15 +82,20 @@ def training_objects(config: ShapeConfig) -> Together:
 
 
 def split(objects: Together, config: ShapeConfig) -> tuple[list[int], list[int]]:
-    """Indices of the objects to train on, and of the plain variants of those to score by."""
-    metas = [objects.meta(i) for i in range(len(objects))]
-    kept = [held_out(meta, config.held_out) for meta in metas]
-    train = [i for i, held in enumerate(kept) if not held]
-    plain = [i for i, held in enumerate(kept) if held and metas[i]["variant"] == 0]
+    """Indices of the objects to train on, and of the plain variants of those to score by.
+
+    Damaged ones, whose cluster is not known, are among the first, which do without them.
+    """
+    train, plain = [], []
+    for i, meta in described(objects):
+        if meta is None or not held_out(meta, config.held_out):
+            train.append(i)
+        elif meta.get("variant", 0) == 0:
+            plain.append(i)
     if not train or (config.held_out and not plain):
         raise UserError(
-            f"held_out={config.held_out:g} leaves {len(train)} of {len(metas)} rendered objects to train on "
-            f"and {len(plain)} to score by: give another share, or 0 to keep none"
+            f"held_out={config.held_out:g} leaves {len(train)} of {len(objects)} rendered objects to train "
+            f"on and {len(plain)} to score by: give another share, or 0 to keep none"
         )
     count = min(len(plain), config.held_objects)  # of all, since neighbours in a folder are of one kind
     return train, [plain[len(plain) * k // count] for k in range(count)]

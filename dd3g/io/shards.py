@@ -68,28 +68,33 @@ class Shards(Sequence[dict]):
 
     Args:
         source: a folder (its *.tar files), a tar, or a list of either.
+        tolerant: a member whose header is damaged is missing from its sample, as in trainings, which do
+            without damaged samples; shards that were cut short are refused all the same.
 
     Raises:
         UserError: when nothing is there, or a shard is damaged.
     """
 
-    def __init__(self, source: str | Path | Sequence[str | Path]) -> None:
+    def __init__(self, source: str | Path | Sequence[str | Path], tolerant: bool = False) -> None:
+        self._tolerant = tolerant
         sources = [source] if isinstance(source, str | Path) else source
         self.paths = [path for s in sources for path in _tars(Path(s))]
         if not self.paths:
             raise UserError("no shards were named: give a folder of *.tar files")
         self._read_headers()
 
-    def __getstate__(self) -> bytes:
-        return pack_paths(self.paths)
+    def __getstate__(self) -> tuple[bytes, bool]:
+        return pack_paths(self.paths), self._tolerant
 
-    def __setstate__(self, packed: bytes) -> None:
-        self.paths = unpack_paths(packed)
+    def __setstate__(self, packed: tuple[bytes, bool]) -> None:
+        self.paths, self._tolerant = unpack_paths(packed[0]), packed[1]
         self._read_headers()
 
     def _read_headers(self) -> None:
         self._samples = [
-            (i, key, members) for i, p in enumerate(self.paths) for key, members in _index(p).items()
+            (i, key, members)
+            for i, p in enumerate(self.paths)
+            for key, members in _index(p, self._tolerant).items()
         ]
 
     def __len__(self) -> int:
@@ -143,21 +148,24 @@ def _tars(path: Path) -> list[Path]:
     return found
 
 
-def _index(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+def _index(path: Path, tolerant: bool) -> dict[str, dict[str, tuple[int, int]]]:
     """Key -> extension -> (offset, size) of one tar, after checking that it is whole."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         end = 0
-        with open(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+        with (
+            open(path, "rb") as stream,
+            tarfile.open(fileobj=stream, mode="r:", ignore_zeros=tolerant) as tar,
+        ):
             for member in tar:
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
                 if not member.isfile():
                     continue
                 key, _, extension = member.name.partition(".")
                 samples.setdefault(key, {})[extension] = (member.offset_data, member.size)
-            # tarfile takes a damaged header for the end of the archive, which is really two blocks of zeros.
-            stream.seek(end)
-            if stream.read(2 * _BLOCK) != bytes(2 * _BLOCK):
+            # tarfile takes a damaged header for the end of the archive, which is really blocks of zeros.
+            stream.seek(max(end, stream.seek(0, os.SEEK_END) - 2 * _BLOCK) if tolerant else end)
+            if stream.read(2 * _BLOCK) != bytes(2 * _BLOCK) or stream.read().strip(b"\0"):
                 raise tarfile.ReadError("it does not end as a tar does")
     except tarfile.TarError as error:
         raise UserError(f"shard {path} is damaged ({error}): {_REDO}") from error

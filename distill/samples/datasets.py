@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -243,6 +244,24 @@ def validation_batch(renders: str, size: int, noise_shape: Sequence[int]) -> Sam
     """
     if not renders:
         return None
-    held = RenderDataset(RenderedObjects([renders]), 0, noise_shape, free_fraction=0, recolour=0)
+    objects = RenderedObjects([renders], tolerant=True)
+    held = RenderDataset(objects, 0, noise_shape, free_fraction=0, recolour=0)
     check_fit(held, size, noise_shape, "validation_renders")
-    return Sample.collate([held[i] for i in range(8)])
+    shown, damaged = shown_batch(held)
+    for error in damaged:
+        print(f"warning: left out of the contact sheet: {error}", file=sys.stderr)
+    return shown
+
+
+def shown_batch(dataset: RenderDataset | QuadrupleDataset, count: int = 8) -> tuple[Sample | None, list[str]]:
+    """The first `count` samples that are not damaged, None where all are, and what is wrong with others."""
+    found: list[Sample] = []
+    damaged: list[str] = []
+    for index in range(8 * count):
+        if len(found) == count:
+            break
+        try:
+            found.append(dataset[index])
+        except UserError as error:
+            damaged.append(str(error))
+    return Sample.collate(found) if found else None, sorted(set(damaged))

@@ -11,7 +11,7 @@ from torch import Tensor
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.training import Batch, generator_for
-from distill.samples.renders import RenderedObjects
+from distill.samples.renders import RenderedObjects, described
 from distill.samples.unpacked import UnpackedRenders
 
 MIRROR = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]))
@@ -40,7 +40,7 @@ class StyleShares:
     """Draws objects so that each kind of style has its share.
 
     Args:
-        styles: index -> style of each object.
+        styles: index -> style of each object; None of a damaged one, which is drawn like most others.
         scan_fraction: share of scans and PBR objects, which look most like photographs.
         shape_fraction: share of untextured shapes with made-up textures; all others have the rest.
 
@@ -48,14 +48,17 @@ class StyleShares:
         UserError: for shares that are none, or when no object has one.
     """
 
-    def __init__(self, styles: dict[int, str], scan_fraction: float, shape_fraction: float) -> None:
+    def __init__(self, styles: dict[int, str | None], scan_fraction: float, shape_fraction: float) -> None:
         if not 0 <= scan_fraction + shape_fraction <= 1 or min(scan_fraction, shape_fraction) < 0:
             raise UserError(
                 f"scan_fraction {scan_fraction} and shape_fraction {shape_fraction} must be shares of 1"
             )
         pools: dict[str, list[int]] = {"scan": [], "shape": [], "other": []}
+        damaged: list[int] = []
         for i, style in styles.items():
-            pools["scan" if style in {"scan", "pbr"} else "shape" if style == "shape" else "other"].append(i)
+            kind = "scan" if style in {"scan", "pbr"} else "shape" if style == "shape" else "other"
+            (damaged if style is None else pools[kind]).append(i)
+        max(pools.values(), key=len).extend(damaged)
         shares = {"scan": scan_fraction, "shape": shape_fraction, "other": 1 - scan_fraction - shape_fraction}
         # Tensors, because worker processes share them.
         self.pools = [(shares[k], torch.tensor(v)) for k, v in pools.items() if v and shares[k] > 0]
@@ -104,7 +107,17 @@ class RenderDataset:
         self.objects, self.seed, self.noise_shape = objects, seed, tuple(noise_shape)
         self.free_fraction, self.turned_fraction = free_fraction, turned_fraction
         self.targets, self.recolour = targets, recolour
-        styles = {i: objects.meta(i)["style"] for i in range(len(objects))}
+        styles: dict[int, str | None] = {}
+        sizes: set[int] = set()
+        for i, meta in described(objects):
+            styles[i] = None if meta is None else meta.get("style", "")
+            sizes |= set() if meta is None else {meta["size"]}
+        if len(sizes) > 1:
+            shown = " and ".join(map(str, sorted(sizes)))
+            raise UserError(
+                f"the rendered objects have pictures of {shown} pixels, and a batch takes one size: name "
+                "folders of one size"
+            )
         self.styles = StyleShares(styles, scan_fraction, shape_fraction)
 
     def __len__(self) -> int:
@@ -115,8 +128,12 @@ class RenderDataset:
         """Sample `index`."""
         g = generator_for(self.seed, index)
         item = self.objects[self.styles.draw(g)]
-        quads = item.meta["quads"]
-        level = item.meta["elevation"]
+        level, quads = item.meta["elevation"], [q for q in item.meta["quads"] if len(q) == 4]
+        if not quads:
+            raise UserError(
+                f"rendered object {item.meta['id']} has no four views 90 degrees apart: render it again with "
+                "--quads 1 or more"
+            )
         level_quads = [q for q in quads if abs(level[q[0]] - level[quads[0][0]]) < 0.5]
         free_quads = [q for q in quads if q not in level_quads]
         free = bool(free_quads) and chance(self.free_fraction, g)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -73,13 +74,16 @@ class RenderedObjects(Sequence[RenderedObject]):
         source: a folder of shards, a list of folders or shards.
         cached: decode everything now and keep it as uint8 RGBA and float16 depth: 6 bytes a pixel, so 0.69 MB
             for 28 views of 64 x 64. Items then cost no PNG decoding.
+        tolerant: see `Shards`.
 
     Raises:
         UserError: no shards, or one that was cut short; for damaged objects, when they are asked for.
     """
 
-    def __init__(self, source: str | Path | Sequence[str | Path], cached: bool = False) -> None:
-        self._shards = Shards(source)
+    def __init__(
+        self, source: str | Path | Sequence[str | Path], cached: bool = False, tolerant: bool = False
+    ) -> None:
+        self._shards = Shards(source, tolerant)
         if not self._shards:
             raise UserError(f"there are no rendered objects in {', '.join(map(str, self._shards.paths))}")
         self._cache: list[RenderedObject | str] = []  # of a damaged one, what is wrong with it
@@ -131,6 +135,9 @@ class RenderedObjects(Sequence[RenderedObject]):
         try:
             rgba = torch.from_numpy(split_sheet(sample[SHEET], len(cameras)))  # (V, H, W, 4)
             depth = split_sheet(sample[DEPTH], len(cameras)).astype(np.float32) / DEPTH_UNIT
+            frame = (len(cameras), cameras.height, cameras.width)
+            if (rgba.shape, depth.shape) != ((*frame, 4), frame):
+                raise ValueError(f"views {tuple(rgba.shape)} and depth {depth.shape}, not RGBA of {frame}")
         except Exception as error:  # Pillow raises nearly every type there is on damaged pictures
             raise self._damaged(index, error) from error
         rgba, bits = rgba.movedim(-1, 1).contiguous(), sample.get(VOLUME, b"")
@@ -141,8 +148,10 @@ class RenderedObjects(Sequence[RenderedObject]):
         try:
             meta = json.loads(sample["json"])
             viewmats, K, size = torch.tensor(meta.pop("viewmats")), torch.tensor(meta.pop("K")), meta["size"]
-            return Cameras(viewmats, K.repeat(len(viewmats), 1, 1), size, size), meta
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            cameras = Cameras(viewmats, K.repeat(len(viewmats), 1, 1), size, size)
+            _check(meta, cameras)
+            return cameras, meta
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise self._damaged(index, error) from error
 
     def _damaged(self, index: int, error: Exception) -> UserError:
@@ -151,3 +160,53 @@ class RenderedObjects(Sequence[RenderedObject]):
             f"{shards.key(index)} in shard {shards.where(index)} is damaged or not a render ({error}): "
             "delete the shard and render it again with the same command"
         )
+
+
+def _check(meta: dict, cameras: Cameras) -> None:
+    """Raise an error of some type when a `meta` is not that of a render."""
+    views = len(cameras)
+    angles = torch.tensor([meta["azimuth"], meta["elevation"]])
+    finite = all(bool(x.isfinite().all()) for x in (angles, cameras.viewmats, cameras.Ks))
+    if angles.shape != (2, views) or not finite:
+        raise ValueError(f"its {views} views need a finite camera, azimuth and elevation each")
+    if not {v for quad in [*meta["quads"], meta["novel"]] for v in quad} <= set(range(views)):
+        raise ValueError(f"its quads name others than its {views} views")
+    if "id" not in meta or not isinstance(meta["size"], int):
+        raise ValueError("it has no id, or a size that is not a number of pixels")
+    if "volume" in meta:
+        float(meta["volume"]["half"])
+
+
+class Described(Protocol):
+    """Rendered objects as sequences of them describe each."""
+
+    def __len__(self) -> int:
+        """Number of objects."""
+
+    def meta(self, index: int) -> dict:
+        """The object's `meta`."""
+
+
+def described(objects: Described, members: Iterable[int] | None = None) -> Iterator[tuple[int, dict | None]]:
+    """Index and `meta` of objects; None for damaged ones, which cost themselves when they are drawn.
+
+    Args:
+        objects: of any kind.
+        members: indices; None is all.
+
+    Raises:
+        UserError: of the first one, when all are damaged.
+    """
+    errors: list[UserError] = []
+    whole = 0
+    for index in range(len(objects)) if members is None else members:
+        try:
+            meta = objects.meta(index)
+        except UserError as error:
+            errors.append(error)
+            yield index, None
+        else:
+            whole += 1
+            yield index, meta
+    if errors and not whole:
+        raise errors[0]

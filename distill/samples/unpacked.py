@@ -36,11 +36,12 @@ class UnpackedRenders(Sequence[RenderedObject]):
         folder: for the arrays, 6 bytes a pixel: 2.8 MB for 28 views of 128 x 128.
 
     Raises:
-        UserError: no shards, a damaged one, or a full disk.
+        UserError: no shards, one that was cut short, or a full disk; for damaged objects, when they are asked
+            for.
     """
 
     def __init__(self, source: str | Path | Sequence[str | Path], folder: str | Path) -> None:
-        shards = RenderedObjects(source).paths
+        shards = RenderedObjects(source, tolerant=True).paths
         self.bins = [Path(folder) / f"{_name(shard)}.bin" for shard in shards]
         with only_user(folder, wait=True):
             pairs = zip(shards, self.bins, strict=True)
@@ -64,7 +65,13 @@ class UnpackedRenders(Sequence[RenderedObject]):
 
     def meta(self, index: int) -> dict:
         """The object's `meta` without its pictures."""
-        return self._items[index][1]["meta"]
+        return self._item(index)["meta"]
+
+    def _item(self, index: int) -> dict[str, Any]:
+        item = self._items[index][1]
+        if "damaged" in item:
+            raise UserError(item["damaged"])
+        return item
 
     def shard(self, index: int) -> Path:
         """File that holds the object, of this folder."""
@@ -72,7 +79,7 @@ class UnpackedRenders(Sequence[RenderedObject]):
 
     def __getitem__(self, index: int) -> RenderedObject:  # type: ignore[override]
         """Object by index; its pictures are read when they are looked at."""
-        path, item = self._items[index]
+        path, item = self._items[index][0], self._item(index)
         if path not in self._maps:
             try:  # copy on write: torch wants to be allowed to write
                 self._maps[path] = np.memmap(path, np.uint8, "c")
@@ -113,9 +120,15 @@ def _unpack_all(wanted: list[tuple[Path, Path]]) -> None:
 def unpack(task: tuple[Path, Path]) -> None:
     """Decode one shard (shard, target); the .json comes last, and with it the whole counts as done."""
     shard, target = task
-    items, offset = [], 0
+    items: list[dict[str, Any]] = []
+    objects, offset = RenderedObjects(shard, tolerant=True), 0
     with replacing(target) as part, part.open("wb") as stream:
-        for item in RenderedObjects(shard):
+        for index in range(len(objects)):
+            try:
+                item = objects[index]
+            except UserError as error:
+                items.append({"damaged": str(error)})
+                continue
             views, _, size, _ = item.rgba.shape
             bits = item.bits + bytes(len(item.bits) % 2)  # depths stay at even places
             for data in (item.rgba.numpy().tobytes(), item.depth.half().numpy().tobytes(), bits):
@@ -135,4 +148,4 @@ def open_renders(
     source: Sequence[str], folder: str = "", cached: bool = False
 ) -> RenderedObjects | UnpackedRenders:
     """Renders for training: unpacked into `folder` where one is given, else as `RenderedObjects`."""
-    return UnpackedRenders(source, folder) if folder else RenderedObjects(source, cached)
+    return UnpackedRenders(source, folder) if folder else RenderedObjects(source, cached, tolerant=True)

@@ -33,11 +33,12 @@ class CarvedQuadruples(Sequence[RenderedObject]):
         source: folders of shards.
 
     Raises:
-        UserError: no shards, a damaged one, or a teacher without alpha.
+        UserError: no shards, or one that was cut short; for quadruples that are damaged, or of a teacher
+            without alpha, when they are asked for.
     """
 
     def __init__(self, source: Sequence[str | Path]) -> None:
-        self._quadruples = Quadruples(list(source))
+        self._quadruples = Quadruples(list(source), tolerant=True)
         self._carved: dict[int, RenderedObject] = {}
 
     def __getstate__(self) -> Quadruples:

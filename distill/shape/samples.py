@@ -16,7 +16,7 @@ from dd3g.errors import UserError
 from dd3g.pepd.frustum import resize, slices
 from dd3g.training import Batch, generator_for
 from distill.samples.render_samples import StyleShares, chance, mirrored, pick, recolouring
-from distill.samples.renders import RenderedObject
+from distill.samples.renders import RenderedObject, described
 from distill.shape.carving import Together
 from distill.shape.volume_rays import occupancy_along
 
@@ -69,8 +69,8 @@ class ShapeDataset:
     ) -> None:
         self.objects, self.seed, self.size, self.bins = objects, seed, size, bins
         self.pixels, self.recolour, self.stretch = pixels, recolour, stretch
-        drawn = range(len(objects)) if members is None else members
-        styles = {i: objects.meta(i)["style"] for i in drawn}
+        found = described(objects, members)
+        styles = {i: None if meta is None else meta.get("style", "") for i, meta in found}
         self.styles = StyleShares(styles, scan_fraction, shape_fraction)
 
     def __len__(self) -> int:
@@ -173,8 +173,9 @@ def check_volumes(objects: Together, size: int) -> None:
     Raises:
         UserError: that names the first of them.
     """
-    for i in range(len(objects)):
-        meta = objects.meta(i)
+    for _, meta in described(objects):
+        if meta is None:
+            continue
         if "volume" not in meta:
             raise UserError(f"rendered object {meta['id']} has no volume: render it again with --volumes")
         if meta["size"] < size:

@@ -102,6 +102,31 @@ def test_damaged_header_in_the_middle_is_noticed(tmp_path):
         Shards(tmp_path)
 
 
+@pytest.mark.parametrize("hole", ["member", "page"])
+def test_a_damaged_member_costs_its_sample_where_that_is_allowed(tmp_path, hole):
+    path = tmp_path / "a.tar"
+    write_shard(path, samples(4))
+    with tarfile.open(path) as tar:
+        members = tar.getmembers()
+    start = members[3].offset  # of item001's first member
+    data = bytearray(path.read_bytes())
+    size = 512 if hole == "member" else members[5].offset_data - start
+    data[start : start + size] = bytes(size)  # what tarfile takes for the end
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="does not end as a tar does"):
+        Shards(tmp_path)
+    for shards in (found := Shards(tmp_path, tolerant=True), pickle.loads(pickle.dumps(found))):
+        there = {s["__key__"]: s for s in shards}
+        assert [there[f"item{i:03d}"]["rgba.png"] for i in (0, 2, 3)] == [
+            bytes([i]) * (700 + i) for i in (0, 2, 3)
+        ]
+        left = {"__key__", "json", "rgba.png"} if hole == "member" else set()
+        assert set(there.get("item001", ())) == left
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="delete it"):
+        Shards(tmp_path, tolerant=True)
+
+
 def test_shard_cut_after_it_was_opened(tmp_path):
     path = tmp_path / "a.tar"
     write_shard(path, samples(3))

@@ -111,7 +111,9 @@ def test_bad_calls_are_one_clear_line(tmp_path, capsys):
     assert error.startswith("error: ") and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
     meta = {"variant": 1, "viewmats": torch.eye(4)[None].tolist(), "K": torch.eye(3).tolist(), "size": 8}
-    write_shard(tmp_path / "renders-00000.tar", [{"__key__": "x-1", "json": json.dumps(meta)}])
+    meta |= {"id": "x", "azimuth": [0.0], "elevation": [10.0], "quads": [], "novel": [0]}
+    item = {"__key__": "x-1", "json": json.dumps(meta), "rgba.png": b""}
+    write_shard(tmp_path / "renders-00000.tar", [item])
     with pytest.raises(UserError, match="no plain variant"):
         Targets([tmp_path])
 

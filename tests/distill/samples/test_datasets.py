@@ -234,7 +234,7 @@ def test_renders_and_quadruples_collate(objects, quadruples, targets):
 def test_workers_get_handles(tmp_path, quadruples, monkeypatch):
     """What is sent to a worker does not grow with the data."""
     renders = write_renders(tmp_path, count=40)
-    monkeypatch.setattr(RenderedObjects, "meta", lambda self, index: {"style": "scan"})
+    monkeypatch.setattr(RenderedObjects, "meta", lambda self, index: {"style": "scan", "size": 32})
     objects = RenderedObjects([renders] * 100)
     mixed = MixedDataset(RenderDataset(objects, 0, NOISE), QuadrupleDataset(quadruples, 0), 2, 0.5, 0)
     sent = ForkingPickler.dumps(mixed)
@@ -250,9 +250,9 @@ def test_workers_get_handles_of_thousands_of_shards(kind, tmp_path, monkeypatch)
     paths = [f"{folder}/quadruples-{k:02d}-{s:05d}.tar" for k in range(2) for s in range(2000)]
     known = {"a": {}, "b": {}}
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_index", lambda path: known)
-        patch.setattr(RenderedObjects, "meta", lambda self, index: {"style": "scan"})
-        patch.setattr(UnpackedRenders, "meta", lambda self, index: {"style": "scan"})
+        patch.setattr(shards, "_index", lambda path, tolerant: known)
+        patch.setattr(RenderedObjects, "meta", lambda self, index: {"style": "scan", "size": 32})
+        patch.setattr(UnpackedRenders, "meta", lambda self, index: {"style": "scan", "size": 32})
         patch.setattr(CarvedQuadruples, "meta", lambda self, index: {"style": "teacher"})
         patch.setattr(UnpackedRenders, "_open", lambda self: setattr(self, "_items", [()] * 8000))
         renders, made = RenderedObjects(paths), Quadruples(paths)

@@ -69,13 +69,17 @@ def test_arrays_that_the_system_cleaned_up(tmp_path):
     assert torch.equal(UnpackedRenders(folder, disk)[0].rgba, RenderedObjects(folder)[0].rgba)
 
 
-def test_a_damaged_shard_is_named(tmp_path):
+def test_a_damaged_object_is_named_when_it_is_asked_for(tmp_path):
+    """Also by a later run, and by a worker process."""
     folder = write_renders(tmp_path / "renders")
     path = folder / "renders-00000.tar"
     content = bytearray(path.read_bytes())
     place = content.rindex(b"\x89PNG") + 60
     content[place : place + 40] = bytes(40)
     path.write_bytes(content)
-    with pytest.raises(UserError, match="object2 in shard"):
-        UnpackedRenders(folder, tmp_path / "disk")
-    assert not files(tmp_path / "disk")
+    first = UnpackedRenders(folder, tmp_path / "disk")
+    for objects in (first, UnpackedRenders(folder, tmp_path / "disk"), pickle.loads(pickle.dumps(first))):
+        assert len(objects) == 3 and torch.equal(objects[1].rgba, RenderedObjects(folder)[1].rgba)
+        for ask in (objects.meta, objects.__getitem__):
+            with pytest.raises(UserError, match="object2 in shard"):
+                ask(2)
