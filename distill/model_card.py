@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import dd3g
-from dd3g.hub_models import HUB_MODELS
 from dd3g.io.atomic import replacing
 from dd3g.nn.checkpoint import CARD
 from distill.simulation.generate_shards import teacher_of
-from distill.teachers.published import find_source
+from distill.teachers.published import find_source, hub_model, source_of
 
 
 def write_card(folder: Path, config: Any, step: int) -> None:
@@ -47,11 +46,13 @@ The licences of these data, and of the teacher that made them, hold for the weig
 
 def made_by(path: str) -> str:
     """What is known of a published teacher, or of the one that made a set: its licence, above all."""
-    model = next((m for n, m in HUB_MODELS.items() if path.partition("@")[0] in (n, m.repo)), None)
-    if model:
-        about = {"source": model.repo, "licence": model.licence, "notice": model.notice or None}
-    elif Path(path).is_dir() and (source := find_source(path)):
+    model = None if Path(path).exists() else hub_model(path)
+    if Path(path).is_dir() and (source := find_source(path)):
         about = source.about
+    elif model and (folder := model.path()):  # where it was loaded from
+        about = source_of(model, folder).about
+    elif model and model.licence:
+        about = {"source": model.repo, "licence": model.licence, "notice": model.notice or None}
     else:
         about = teacher_of(Path(path))
     known = ", ".join(f"{key} {value}" for key, value in about.items() if value is not None)

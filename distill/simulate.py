@@ -43,7 +43,7 @@ def _partial_state(device: str) -> tuple[Any, torch.device]:
 Which = Annotated[
     str,
     typer.Option(
-        help="A teacher's folder, a shipped name, 'analytic', or a published one: a name of "
+        help="A teacher's folder, a shipped name, 'analytic', or a published one: NAME[@revision] of "
         "`dd3g models list`, or owner/name[@revision] of the hub."
     ),
 ]

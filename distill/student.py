@@ -21,7 +21,9 @@ from distill.teachers.mvdream import MVDreamTeacher
 class StartConfig:
     """Where a generator's phase 1 comes from."""
 
-    teacher: str = setting("", "ImageDream: its name, hub id or folder; empty: the compact stack, untrained")
+    teacher: str = setting(
+        "", "ImageDream: NAME[@revision], hub id or folder; empty: the compact stack, untrained"
+    )
     steps: int = setting(50, "of the quadruples: decides at which noise level the network is called", 1, 1000)
     top_only: bool = setting(False, "only its level at full resolution")
     lower: Literal["frozen", "low_rank", "trained"] = setting("frozen", "levels below the top: or another")

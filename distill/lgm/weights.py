@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dd3g.errors import UserError, first_line
-from dd3g.hub_models import HUB_MODELS, check_digest
+from dd3g.hub_models import HUB_MODELS, check_digest, listed
 from distill.lgm.model import LGM
 from distill.lgm.network import Layout
 
@@ -19,8 +19,8 @@ def load_lgm(source: str | Path = NAME, device: str | torch.device = "cpu") -> L
     """Read an LGM; the file's tensors determine its layout.
 
     Args:
-        source: "lgm" for the published weights, fetched where they are not on this machine; a safetensors
-            file; or a folder with one.
+        source: "lgm" or "lgm@revision" for the published weights, fetched where they are not on this machine;
+            a safetensors file; or a folder with one.
         device: where it goes; weights are float32 there.
 
     Raises:
@@ -47,8 +47,9 @@ def load_lgm(source: str | Path = NAME, device: str | torch.device = "cpu") -> L
 
 def find_lgm(source: str | Path) -> Path:
     """The file that `load_lgm` reads."""
-    path, published = Path(source), HUB_MODELS[NAME]
-    if str(source) == NAME and not path.exists():
+    path = Path(source)
+    published = None if path.exists() else listed(str(source))
+    if published and published.repo == HUB_MODELS[NAME].repo:
         return published.fetch() / published.files[0]
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))

@@ -34,8 +34,8 @@ def load(
 
     Args:
         name: "analytic", the name of shipped weights, a folder whose config.json has a "teacher" key, or a
-            published one: its name in `dd3g models list`, a hub id `owner/name` or `owner/name@revision`, or
-            a folder with a model_index.json.
+            published one: its name in `dd3g models list` or a hub id `owner/name`, with `@revision` for
+            another one than the newest, or a folder with a model_index.json.
         device: where it goes.
         precision: of the weights of a published one: auto (float16 on CUDA), float32, bfloat16 or float16.
         elevation: degrees of the rig, for a teacher that is not bound to one; None is its own default.
@@ -77,7 +77,8 @@ def _published(
     from distill.teachers.mvdream import MVDreamTeacher, is_mvdream
     from distill.teachers.published import choose_dtype, find_source
 
-    source = find_source("zero123plus" if name == WHITE else name)
+    white = str(name).partition("@")[0] == WHITE  # a revision is of its U-Net
+    source = find_source("zero123plus" if white else name)
     if source is None:
         return None
     dtype = choose_dtype(precision, device)
@@ -87,9 +88,9 @@ def _published(
 
     if elevation is not None:
         raise UserError(f"{name} was trained with its own cameras: leave the elevation out")
-    if name != WHITE:
+    if not white:
         return Zero123PlusTeacher.from_source(source, dtype).to(device)
-    network = find_source(WHITE)
+    network = find_source(name)
     assert network is not None
     return Zero123PlusTeacher.from_source(source, dtype, white_unet=network).to(device)
 

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dd3g.command.progress import quiet_libraries
 from dd3g.diffusion import Schedule
 from dd3g.errors import UserError, first_line
-from dd3g.hub_models import HUB_MODELS, PIPELINE, HubModel, commit_of, is_whole
+from dd3g.hub_models import HUB_MODELS, PIPELINE, HubModel, commit_of, is_whole, listed
 from dd3g.nn.attention import KERNELS, AttentionKernel, use_kernel
 from dd3g.nn.checkpoint import check_options
 from dd3g.nn.multiview_unet import MultiViewUNet, MultiViewUNetConfig
@@ -56,7 +56,8 @@ def find_source(name: str | Path) -> Source | None:
     """The folder of a published teacher; fetched where it is not on this machine.
 
     Args:
-        name: a name of `dd3g models list`, a hub id `owner/name` or `owner/name@revision`, or a folder.
+        name: a name of `dd3g models list` or a hub id `owner/name`, with `@revision` for another one than the
+            newest, or a folder.
 
     Returns:
         None when it is none of these; a folder counts when it holds a model_index.json, or a part `unet`.
@@ -77,27 +78,27 @@ def find_source(name: str | Path) -> Source | None:
                 print(f"warning: {known.repo}: {known.notice}", file=sys.stderr)
             return Source(path, known.repo, commit_of(path), known.licence, known.notice)
         return Source(path, path.resolve().name, commit_of(path), _licence(path))
-    model = HUB_MODELS.get(str(name)) or _hub_id(str(name))
+    model = hub_model(str(name))
     if model is None:
         return None
     try:
-        folder = model.fetch()
+        return source_of(model, model.fetch())
     except UserError as error:
         raise UserError(f"{name}: no such folder, and {error}") from error
+
+
+def source_of(model: HubModel, folder: Path) -> Source:
+    """A model of the hub in the folder of its cache."""
     return Source(folder, model.repo, commit_of(folder), model.licence or _licence(folder), model.notice)
 
 
-def _hub_id(name: str) -> HubModel | None:
-    """A model of the hub that may not be listed: `owner/name`, with `@revision` where one is named."""
+def hub_model(name: str) -> HubModel | None:
+    """A model of the hub, listed or not, by name or `owner/name`, with `@revision` where one is named."""
     repo, _, revision = name.partition("@")
-    if repo.count("/") != 1 or repo.startswith((".", "/", "~")):
-        return None
-    files = tuple(f"{part}/*.safetensors" for part in _PARTS)
-    known = next((m for m in HUB_MODELS.values() if m.repo == repo), None)
-    files += ("*_encoder/*.safetensors",)
-    model = known or HubModel(repo, files, 0, "", "teacher", needs=PIPELINE)
-    # Digests are of the newest revision that was seen.
-    return replace(model, revision=revision, sha256={}) if revision else model
+    if (known := listed(name)) or repo.count("/") != 1 or repo.startswith((".", "/", "~")):
+        return known
+    files = tuple(f"{part}/*.safetensors" for part in (*_PARTS, "*_encoder"))
+    return HubModel(repo, files, 0, "", "teacher", revision=revision or "main", needs=PIPELINE)
 
 
 def _licence(folder: Path) -> str:

@@ -11,8 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from stand_ins.published_teachers import pictures
-from stand_ins.tiny_pipelines import clip_tokenizer
+from stand_ins.published_teachers import pictures, with_tokenizer
 
 from dd3g.errors import UserError
 from distill.teachers import load
@@ -236,19 +235,6 @@ def test_a_damaged_folder(fault, folders, tmp_path):
     kind, change, message = FAULTS[fault]
     with pytest.raises(UserError, match=message):
         load(broken(folders[kind], tmp_path, change))
-
-
-def with_tokenizer(folder, tmp_path, in_one_file=False):
-    """A copy of a folder whose tokenizer lies in the two files of the hub's, or in one."""
-    copy = shutil.copytree(folder, tmp_path / "whole" / folder.name)
-    made = clip_tokenizer()
-    made.save_pretrained(copy / "tokenizer")
-    if not in_one_file:
-        words = json.loads((copy / "tokenizer/tokenizer.json").read_text())["model"]["vocab"]
-        (copy / "tokenizer/tokenizer.json").unlink()
-        (copy / "tokenizer/vocab.json").write_text(json.dumps(words))
-        (copy / "tokenizer/merges.txt").write_text("#version: 0.2\n")
-    return copy
 
 
 @pytest.mark.slow

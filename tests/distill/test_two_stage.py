@@ -72,7 +72,8 @@ def test_plus_signs_in_names(tmp_path, monkeypatch):
     monkeypatch.setattr(two_stage, "load_lgm", lambda name, device: asked.append(name))
     monkeypatch.setattr(two_stage, "TeacherAndLGM", lambda *parts: None)
     load_two_stage("my+teacher+lgm")
-    assert asked == ["my+teacher", "lgm"]
+    load_two_stage("imagedream@v1+lgm@v2")
+    assert asked == ["my+teacher", "lgm", "imagedream@v1", "lgm@v2"]
     (tmp_path / "a+b").mkdir()
     assert two_stage.is_pair("imagedream+lgm") and not two_stage.is_pair(str(tmp_path / "a+b"))
 

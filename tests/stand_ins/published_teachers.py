@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from stand_ins.tiny_pipelines import clip_tokenizer
 
 from dd3g.nn.multiview_unet import MultiViewUNet, MultiViewUNetConfig
 from tools.goldens.pipeline import SCHEDULER, write_folder, write_scheduler
@@ -131,3 +133,16 @@ def _shared(
 def pictures(count, size, seed=0):
     rgba = torch.rand(count, 4, size, size, generator=torch.Generator().manual_seed(seed))
     return (rgba * 255).round() / 255
+
+
+def with_tokenizer(folder, tmp_path, in_one_file=False):
+    """A copy of a folder whose tokenizer lies in the two files of the hub's, or in one."""
+    copy = shutil.copytree(folder, tmp_path / "whole" / folder.name)
+    made = clip_tokenizer()
+    made.save_pretrained(copy / "tokenizer")
+    if not in_one_file:
+        words = json.loads((copy / "tokenizer/tokenizer.json").read_text())["model"]["vocab"]
+        (copy / "tokenizer/tokenizer.json").unlink()
+        (copy / "tokenizer/vocab.json").write_text(json.dumps(words))
+        (copy / "tokenizer/merges.txt").write_text("#version: 0.2\n")
+    return copy
