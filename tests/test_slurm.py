@@ -47,9 +47,11 @@ def job(tmp_path):
         "DD3G_TRAIN": f"{sys.executable} tests/stand_ins/line_run.py {tmp_path / 'run'}",
     }  # fmt: skip
 
-    def start(*words):
+    def start(*words, **variables):
         script = ["bash", "configs/slurm/train.sbatch", *words]
-        return subprocess.Popen(script, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            script, cwd=ROOT, env=environment | variables, stderr=subprocess.PIPE, text=True
+        )
 
     return start
 
@@ -80,3 +82,18 @@ def test_a_job_that_fails_says_so(job, tmp_path):
     _, said = failed.communicate(timeout=300)
     assert failed.returncode == 2 and "learning_rate must be at least 0" in said
     assert not (tmp_path / "requeued").exists()
+
+
+def test_a_job_whose_time_is_up_while_python_imports(job, tmp_path):
+    """Before anything handles the signal, it kills the process."""
+    imports = tmp_path / "imports.sh"
+    imports.write_text(f"touch {tmp_path / 'begun'}\nexec sleep 100\n")
+    early = job(DD3G_TRAIN=f"bash {imports}")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "begun").exists():
+        assert early.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    early.send_signal(signal.SIGUSR1)
+    _, said = early.communicate(timeout=60)
+    assert early.returncode == 0, said
+    assert (tmp_path / "requeued").read_text() == "41\n"
