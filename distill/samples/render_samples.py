@@ -151,7 +151,7 @@ class RenderDataset:
         azimuth = -torch.deg2rad(torch.tensor(item.meta["azimuth"][rig[0]]))
         cameras = item.cameras.turned(azimuth)
         image, views, targets = item.rgba[rig[0]], item.rgba[shown], item.rgba[picked]
-        depth = item.depth[shown].float()
+        depth = item.depth[shown].half().float()  # as arrays and renders in memory hold it
         rig_cameras, target_cameras = cameras[shown], cameras[picked]
         if chance(0.5, g):
             image, views, targets, depth = (x.flip(-1) for x in (image, views, targets, depth))

@@ -124,7 +124,7 @@ def shape_sample(
         width = min(math.exp(stretch * (2 * float(torch.rand((), generator=g)) - 1)), room_beside(image))
         image, camera = widened(image, width), seen_wider(camera, width)
     occupancy = occupancy_along(volume, item.meta["volume"]["half"], camera, slices(bins), image[3] > VISIBLE)
-    depth = item.depth[second].float()
+    depth = item.depth[second].half().float()  # as arrays and renders in memory hold it
     if mirror:
         image, seen, depth, occupancy = (x.flip(-1) for x in (image, seen, depth, occupancy))
         other = mirrored(other)

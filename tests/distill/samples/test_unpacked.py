@@ -27,6 +27,10 @@ def same(a, b):
 def test_samples_are_those_of_cached_renders_without_a_picture_decoded(tmp_path, monkeypatch):
     folder = write_renders(tmp_path / "renders", volumes=True)
     cached, plain = RenderedObjects(folder, cached=True), UnpackedRenders(folder, tmp_path / "disk")
+    folders = RenderedObjects(folder)  # as with workers
+    for index in range(6):
+        a, b = (RenderDataset(objects, 3, (4, 4, 4, 4))[index] for objects in (cached, folders))
+        assert same(a, b)
     monkeypatch.setattr(renders, "split_sheet", lambda *_: pytest.fail("decoded"))
     a, b = (RenderDataset(objects, 3, (4, 4, 4, 4)) for objects in (cached, plain))
     for index in range(12):
