@@ -7,4 +7,6 @@ class UserError(Exception):
 
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line; its kind when it says nothing."""
+    if isinstance(error, KeyError):  # whose words are the key alone
+        return f"there is no {error}"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from dd3g.cameras import FAR, NEAR, Cameras
-from dd3g.errors import UserError
+from dd3g.errors import UserError, first_line
 from dd3g.io.shards import Shards
 from distill.simulation.mattes import Mattes
 
@@ -144,6 +144,8 @@ class Quadruples(Sequence[Quadruple]):
         if not source:
             raise UserError("no quadruples were named: give a folder written by dd3g simulate")
         self._shards = Shards(source, tolerant)
+        if foreign := self._shards.foreign("outputs.png", "input.png", "noise.npy"):
+            raise UserError(f"{foreign} holds no quadruples: name a folder that `dd3g simulate` wrote")
         self._cache = [self._kept(i) for i in range(len(self))] if cache else []
 
     def __len__(self) -> int:
@@ -180,7 +182,8 @@ class Quadruples(Sequence[Quadruple]):
         except Exception as error:  # of json, numpy and Pillow, which raise nearly every type there is
             raise UserError(
                 f"{self.key(index)} in shard {self._shards.where(index)} is not a quadruple, or is damaged "
-                f"({error}): delete the shard and run distill.simulate again with the same command"
+                f"({first_line(error)}): delete the shard and run distill.simulate again with the same "
+                "command"
             ) from error
 
 

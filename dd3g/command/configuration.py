@@ -90,6 +90,8 @@ def _first_line(error: Exception) -> str:
     if mark := getattr(error, "problem_mark", None):  # of YAML's errors
         return f"{mark.name}, line {mark.line + 1}: {getattr(error, 'problem', error)}".splitlines()[0]
     where = getattr(error, "full_key", None)  # of OmegaConf's
+    if where and "is not a ListConfig" in str(error):
+        return f"{where} is a list: give {where}=[A,B]"
     return f"{where}: {error}".splitlines()[0] if where else str(error).splitlines()[0]
 
 

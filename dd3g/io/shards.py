@@ -130,6 +130,11 @@ class Shards(Sequence[dict]):
         """The shard that holds the sample."""
         return self.paths[self._samples[index][0]]
 
+    def foreign(self, *extensions: str) -> Path | None:
+        """The first shard whose samples have none of these extensions: it is of another kind."""
+        known = {i for i, _, members in self._samples if not members.keys().isdisjoint(extensions)}
+        return next((self.paths[i] for i, _, _ in self._samples if i not in known), None)
+
 
 def pack_paths(paths: Sequence[Path]) -> bytes:
     """Many paths, which differ little, in few bytes."""
@@ -142,7 +147,10 @@ def unpack_paths(packed: bytes) -> list[Path]:
 
 
 def _tars(path: Path) -> list[Path]:
-    found = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+    try:  # `glob` finds nothing where reading is not allowed
+        found = sorted(path / n for n in os.listdir(path) if n.endswith(".tar")) if path.is_dir() else [path]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     if not found:
         raise UserError(f"{path} holds no shards (*.tar): write some there first, or name another folder")
     return found

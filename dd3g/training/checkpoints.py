@@ -158,7 +158,7 @@ def _checksum(path: Path) -> str:
 
 
 def resume(state: State, output: Path, config: LoopConfig) -> int:
-    """Load what `resume_from_checkpoint` says: "latest", a checkpoint folder, or "" for a fresh start.
+    """Load what `resume_from_checkpoint` says: "latest", a checkpoint's folder or name, "" for a fresh start.
 
     The main process decides and reads; the others get what it read, so that none can start elsewhere. Of the
     latest checkpoints the newest that is whole is taken, and damaged ones are renamed.
@@ -205,10 +205,10 @@ def _chosen(output: Path, config: LoopConfig) -> tuple[Path | None, dict[str, An
             print(f"no checkpoint in {output} yet: starting from step 0", file=sys.stderr)
         path, about = _newest_whole(found) if found else (None, {})
     elif wanted:
-        path = Path(wanted)
+        path = Path(wanted) if Path(wanted).is_dir() else output / wanted
         if not path.is_dir() or not path.name.removeprefix("checkpoint-").isdigit():
             raise UserError(
-                f"{path}: not a checkpoint folder; give 'latest' or a folder named checkpoint-STEP"
+                f"{wanted}: not a checkpoint folder; give 'latest' or a folder named checkpoint-STEP"
             )
         about = _verified(path)
     found = checkpoints(output)

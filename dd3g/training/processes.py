@@ -112,10 +112,11 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.ddp_timeout))],
         )
     except ValueError as error:
-        raise UserError(
-            f"mixed_precision {config.mixed_precision!r} or report_to {config.report_to!r} does not work "
-            f"here: {error}"
-        ) from error
+        if "logging capability" in str(error):
+            raise UserError(
+                f"report_to {config.report_to!r} does not work here: give tensorboard, wandb or none"
+            ) from error
+        raise UserError(f"mixed_precision {config.mixed_precision!r} does not work here: {error}") from error
     if config.report_to != "none" and not accelerator.log_with:  # accelerate only warns
         raise UserError(
             f"report_to {config.report_to!r} needs a package that is not installed: install it, or take "

@@ -32,7 +32,7 @@ class Metrics:
     def __init__(self, path: Path, step: int, every: int = 1) -> None:
         kept = []
         if path.exists() and step:
-            for line in path.read_text().splitlines():
+            for line in path.read_text(errors="replace").splitlines():
                 try:
                     if json.loads(line)["step"] <= step:
                         kept.append(line + "\n")

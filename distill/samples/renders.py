@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.command.progress import Progress
-from dd3g.errors import UserError
+from dd3g.errors import UserError, first_line
 from dd3g.io.shards import Shards
 from dd3g.picture.sources import DEPTH, DEPTH_UNIT, SHEET, VOLUME, split_sheet
 
@@ -84,8 +84,12 @@ class RenderedObjects(Sequence[RenderedObject]):
         self, source: str | Path | Sequence[str | Path], cached: bool = False, tolerant: bool = False
     ) -> None:
         self._shards = Shards(source, tolerant)
-        if not self._shards:
-            raise UserError(f"there are no rendered objects in {', '.join(map(str, self._shards.paths))}")
+        foreign = self._shards.foreign(SHEET, DEPTH)
+        if foreign or not self._shards:
+            raise UserError(
+                f"there are no rendered objects in {foreign or self._shards.paths[0]}: name a folder that "
+                "`dd3g data render` wrote"
+            )
         self._cache: list[RenderedObject | str] = []  # of a damaged one, what is wrong with it
         if cached:
             self._fill()
@@ -157,8 +161,8 @@ class RenderedObjects(Sequence[RenderedObject]):
     def _damaged(self, index: int, error: Exception) -> UserError:
         shards = self._shards
         return UserError(
-            f"{shards.key(index)} in shard {shards.where(index)} is damaged or not a render ({error}): "
-            "delete the shard and render it again with the same command"
+            f"{shards.key(index)} in shard {shards.where(index)} is damaged or not a render "
+            f"({first_line(error)}): delete the shard and render it again with the same command"
         )
 
 

@@ -91,6 +91,7 @@ def test_an_exploding_run(data, tmp_path, capsys):
         ("start.steps=0", "start.steps must be between 1 and 1000"),
         ("start.lower_rate=2", "start.lower_rate must be between 0 and 1"),
         ("objective.implict=1", "Did you mean one of: 'implicit'"),
+        ("renders=folder", "renders is a list: give renders=[A,B]"),
         ("train_batch_size=two", "train_batch_size: Value 'two' of type 'str' could not be converted"),
     ],
 )

@@ -76,6 +76,15 @@ def test_missing_and_empty(tmp_path):
         Shards([])
 
 
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    def closed(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", closed)
+    with pytest.raises(UserError, match=f"cannot read {tmp_path}: Permission denied"):
+        Shards(tmp_path)
+
+
 def test_every_truncation_is_noticed(tmp_path):
     path = tmp_path / "a.tar"
     write_shard(path, samples(2))

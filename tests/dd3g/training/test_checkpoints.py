@@ -88,6 +88,12 @@ def test_what_is_not_a_checkpoint(tmp_path):
             fit_line(tmp_path / "run", resume_from_checkpoint=str(tmp_path / name))
 
 
+def test_a_checkpoint_by_its_name_in_the_output_folder(tmp_path):
+    whole, _ = fit_line(tmp_path)
+    again, _ = fit_line(tmp_path, resume_from_checkpoint="checkpoint-8")
+    assert all(map(torch.equal, whole.parameters(), again.parameters()))
+
+
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     fit_line(tmp_path, max_train_steps=3)
     before = files(tmp_path / "checkpoint-3")

@@ -140,7 +140,7 @@ def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(accelerate.tracking, "is_wandb_available", lambda: False)
     with pytest.raises(UserError, match="report_to 'wandb' needs a package that is not installed"):
         fit_line(tmp_path, report_to="wandb")
-    with pytest.raises(UserError, match="report_to 'paper' does not work here"):
+    with pytest.raises(UserError, match="report_to 'paper' does not work here: give tensorboard"):
         fit_line(tmp_path, report_to="paper")
 
 

@@ -11,7 +11,7 @@ from accelerate.utils import LoggerType
 from PIL import Image
 from stand_ins import line_run
 from stand_ins.line_run import LINE
-from stand_ins.training_runs import fresh
+from stand_ins.training_runs import fresh, metrics
 
 from dd3g.command.configuration import launch
 from dd3g.training import LoopConfig, records
@@ -111,6 +111,15 @@ def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path):
     hparams = list((tmp_path / "logs").rglob("hparams.yml"))
     assert len(hparams) == 2 and "learning_rate: 0.05" in hparams[0].read_text()
     assert torch.tensor([s.value for s in found.Scalars("loss")]).isfinite().all()
+
+
+def test_metrics_that_hold_what_is_no_text(tmp_path):
+    """As after a node lost power."""
+    assert line(tmp_path, "max_train_steps=4") == 0
+    with (tmp_path / "metrics.jsonl").open("ab") as stream:
+        stream.write(b"\0\xff{\n")
+    assert line(tmp_path, "resume_from_checkpoint=latest") == 0
+    assert [row["step"] for row in metrics(tmp_path)] == list(range(1, 9))
 
 
 def test_curves_in_another_folder(tmp_path):

@@ -167,6 +167,14 @@ def test_a_shard_that_others_read_is_refused(data, tmp_path):
         RenderedObjects(bad)
 
 
+def test_shards_of_another_kind(data, tmp_path):
+    """Nobody is told to delete what is only in the wrong place."""
+    with pytest.raises(UserError, match=r"no rendered objects in \S+quadruples-00000.tar: name a folder"):
+        RenderedObjects([data[0], data[1]])
+    with pytest.raises(UserError, match=r"renders-00000.tar holds no quadruples: name a folder"):
+        Quadruples([data[1], data[0]])
+
+
 def test_renders_of_two_sizes(data, tmp_path):
     large = write_renders(tmp_path / "large", count=1, size=64)
     with pytest.raises(UserError, match="pictures of 32 and 64 pixels, and a batch takes one size"):

@@ -248,7 +248,7 @@ def test_workers_get_handles_of_thousands_of_shards(kind, tmp_path, monkeypatch)
     seen = CarvedQuadruples([write_quadruples(tmp_path / "q", count=1)])[0]
     folder = "/shared/somebody/runs/a rather long name"
     paths = [f"{folder}/quadruples-{k:02d}-{s:05d}.tar" for k in range(2) for s in range(2000)]
-    known = {"a": {}, "b": {}}
+    known = dict.fromkeys("ab", {"rgba.png": (0, 1), "outputs.png": (0, 1)})
     with monkeypatch.context() as patch:
         patch.setattr(shards, "_index", lambda path, tolerant: known)
         patch.setattr(RenderedObjects, "meta", lambda self, index: {"style": "scan", "size": 32})
