@@ -96,7 +96,7 @@ class CaptionedViews:
         config: which renders, and how they are varied.
 
     Raises:
-        UserError: no renders, damaged ones, or ones of another size.
+        UserError: no renders, more than `max_bad_samples` damaged ones, or ones of another size.
     """
 
     def __init__(self, config: TinyTrainConfig) -> None:
@@ -105,9 +105,15 @@ class CaptionedViews:
         self.pictures: list[NDArray[np.uint8]] = []  # (V, S, S, 4) each
         self.elevations: list[list[float]] = []
         self.words: list[list[str]] = []
-        for shards in map(Shards, config.renders):
+        damaged: list[UserError] = []
+        for shards in (Shards(folder, tolerant=True) for folder in config.renders):
             for i in range(len(shards)):
-                rgba, meta = _views(shards, i, config.views)
+                try:
+                    rgba, meta = _views(shards, i, config.views)
+                except UserError as error:
+                    print(f"warning: skipped a sample: {error}", file=sys.stderr)
+                    damaged.append(error)
+                    continue
                 if rgba.shape[1:] != (size, size, 4):
                     raise UserError(
                         f"{shards.where(i)} has views of {rgba.shape[1]} pixels, the model draws {size}: "
@@ -118,6 +124,8 @@ class CaptionedViews:
                 self.words.append(
                     (named.get(meta["id"]) or id_words(meta["id"])) + STYLES.get(meta["style"], "").split()
                 )
+        if damaged and (not self.pictures or len(damaged) > config.max_bad_samples):
+            raise damaged[0]
         if not self.pictures:
             raise UserError("there are no rendered objects to learn from: name some folders in renders")
 

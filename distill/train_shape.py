@@ -116,7 +116,9 @@ class Keeper:
         self.folder = Path(config.output_dir) / "model"
         path = self.folder / SCORES
         resumed = bool(config.resume_from_checkpoint) and path.exists()
-        self.best: dict[str, float] = json.loads(path.read_text()) if resumed else {}
+        self.best: dict[str, float] = {}
+        with contextlib.suppress(ValueError):  # a node that lost power leaves an empty file
+            self.best = json.loads(path.read_text()) if resumed else {}
 
     def batches(self) -> Iterator[ShapeSample]:
         """One fixed sample of each held-out object that is not damaged."""
@@ -142,6 +144,11 @@ class Keeper:
             return {}
         device = average.rays.device
         scores = shape_scores(average, (batch.to(device) for batch in self.batches()))
+        if not scores:
+            raise UserError(
+                f"all {len(self.members)} objects to score by are damaged: render them again, or change "
+                "held_out"
+            )
         print(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()), file=sys.stderr)
         if not self.best or scores[KEPT_BY] > self.best[KEPT_BY]:
             self.best = {"step": step, **scores}

@@ -7,6 +7,7 @@ NAME-HASH.json, which says where they lie. It is a cache: it may be deleted, and
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,13 +66,10 @@ class UnpackedRenders(Sequence[RenderedObject]):
 
     def meta(self, index: int) -> dict:
         """The object's `meta` without its pictures."""
-        return self._item(index)["meta"]
-
-    def _item(self, index: int) -> dict[str, Any]:
         item = self._items[index][1]
-        if "damaged" in item:
+        if "meta" not in item:
             raise UserError(item["damaged"])
-        return item
+        return item["meta"]
 
     def shard(self, index: int) -> Path:
         """File that holds the object, of this folder."""
@@ -79,7 +77,9 @@ class UnpackedRenders(Sequence[RenderedObject]):
 
     def __getitem__(self, index: int) -> RenderedObject:  # type: ignore[override]
         """Object by index; its pictures are read when they are looked at."""
-        path, item = self._items[index][0], self._item(index)
+        path, item = self._items[index]
+        if "damaged" in item:
+            raise UserError(item["damaged"])
         if path not in self._maps:
             try:  # copy on write: torch wants to be allowed to write
                 self._maps[path] = np.memmap(path, np.uint8, "c")
@@ -128,6 +128,8 @@ def unpack(task: tuple[Path, Path]) -> None:
                 item = objects[index]
             except UserError as error:
                 items.append({"damaged": str(error)})
+                with contextlib.suppress(UserError):
+                    items[-1]["meta"] = objects.meta(index)
                 continue
             views, _, size, _ = item.rgba.shape
             bits = item.bits + bytes(len(item.bits) % 2)  # depths stay at even places

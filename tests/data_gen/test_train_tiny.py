@@ -118,6 +118,19 @@ def test_draws_are_flipped_recoloured_and_captioned(renders):
         CaptionedViews(view_config(renders, size=64))
 
 
+def test_a_damaged_render_costs_itself(renders, tmp_path, capsys):
+    path = tmp_path / "bad/renders-00000.tar"
+    content = bytearray((renders / path.name).read_bytes())
+    place = content.rindex(b"\x89PNG") + 60  # of the last object's picture
+    content[place : place + 40] = bytes(40)
+    path.parent.mkdir()
+    path.write_bytes(content)
+    assert len(CaptionedViews(view_config(path.parent)).pictures) == 2
+    assert capsys.readouterr().err.count("warning: skipped a sample: object2 in shard") == 1
+    with pytest.raises(UserError, match="object2 in shard"):
+        CaptionedViews(view_config(path.parent, max_bad_samples=0))
+
+
 @pytest.mark.slow
 def test_training_killed_and_resumed_ends_the_same(renders, tmp_path, monkeypatch):
     whole, parted = tmp_path / "whole", tmp_path / "parted"

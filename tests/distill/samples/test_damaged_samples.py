@@ -16,6 +16,7 @@ from stand_ins.training_runs import fresh, metrics
 from dd3g.command.configuration import launch
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards, write_shard
+from dd3g.pepd.occupancy import OccupancyNet
 from dd3g.training.data import _Collated
 from distill.quadruples import Quadruples
 from distill.samples.datasets import QuadrupleDataset
@@ -24,7 +25,7 @@ from distill.samples.renders import RenderedObjects, described
 from distill.samples.unpacked import UnpackedRenders
 from distill.shape.carving import CarvedQuadruples, Together
 from distill.shape.samples import ShapeDataset, check_volumes
-from distill.train_shape import ShapeConfig, run, split
+from distill.train_shape import Keeper, ShapeConfig, run, split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NOISE = (4, 64, 8, 8)
@@ -114,9 +115,12 @@ def test_renders(data, tmp_path, kind):
         "cached": RenderedObjects(folder, cached=True, tolerant=True),
         "unpacked": UnpackedRenders(folder, tmp_path / "disk"),
     }
+    pools = []
     for name, objects in sources.items():
-        assert len(objects) == 3
-        assert skipped(RenderDataset(objects, 0, NOISE), "object1"), name
+        dataset = RenderDataset(objects, 0, NOISE)
+        assert len(dataset) == 3 and skipped(dataset, "object1"), name
+        pools.append([pool.tolist() for _, pool in dataset.styles.pools])
+    assert pools[0] == pools[1] == pools[2]  # one sample, however they are read
 
 
 @pytest.mark.parametrize("kind", [*QUADRUPLES, "no alpha"])
@@ -210,3 +214,17 @@ def test_a_shape_network_on_quadruples(tmp_path, capsys):
     assert launch(run, ShapeConfig, words) == 0
     assert capsys.readouterr().err.count("warning: skipped a sample: q1 in shard") == 1
     assert len(metrics(tmp_path / "out")) == 8
+
+
+def test_objects_to_score_by_that_are_damaged(tmp_path):
+    renders = write_renders(tmp_path / "renders", count=8, volumes=True)
+    (config := ShapeConfig(output_dir=str(tmp_path / "out"))).held_out = 0.25
+    config.network.size, config.network.bins = 32, 8
+    _, held = split(Together([RenderedObjects(renders)]), config)
+    objects = Together([RenderedObjects(damaged(renders, tmp_path / "bad", cut("rgba.png"), held[0]))])
+    with pytest.raises(UserError, match="all 1 objects to score by are damaged"):
+        Keeper(config, objects, held[:1])(OccupancyNet(config.network), 1)
+    (tmp_path / "out/model").mkdir(parents=True)
+    (tmp_path / "out/model/scores.json").write_text("")  # a node lost power
+    config.resume_from_checkpoint = "latest"
+    assert not Keeper(config, objects, held).best
