@@ -130,6 +130,11 @@ class Shards(Sequence[dict]):
         """The shard that holds the sample."""
         return self.paths[self._samples[index][0]]
 
+    @property
+    def extensions(self) -> set[str]:
+        """Those of all samples: one sample alone may be damaged."""
+        return {extension for _, _, members in self._samples for extension in members}
+
     def foreign(self, *extensions: str) -> Path | None:
         """The first shard whose samples have none of these extensions: it is of another kind."""
         known = {i for i, _, members in self._samples if not members.keys().isdisjoint(extensions)}

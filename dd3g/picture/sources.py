@@ -94,7 +94,7 @@ def hold_renders(shards: Shards) -> bool:
     Raises:
         UserError: when they hold neither.
     """
-    extensions = set(shards.read(0)) - {"__key__"} if len(shards) else set()
+    extensions = shards.extensions
     if {SHEET, DEPTH} <= extensions:
         return True
     if extensions & set(EXTENSIONS):

@@ -126,9 +126,9 @@ class Renders:
         return len(self.objects)
 
     def picture(self, index: int, seed: int, size: int) -> tuple[Tensor, dict[str, Any]]:
-        """See `Inputs`. Each view of a quad can be the input: the others stand at 90, 180 and 270."""
+        """See `Inputs`. Each view of a level quad can be the input, and any view where there is no quad."""
         item = self.objects[index]
-        views = level_views(item.quads, item.meta["elevation"])
+        views = level_views(item.quads, item.meta["elevation"]) or list(range(len(item.rgba)))
         generator = torch.Generator().manual_seed(seed_of(index, seed))
         view = views[int(torch.randint(len(views), (1,), generator=generator))]
         rgba = resize_rgba(item.rgba[view].float() / 255, size)

@@ -13,7 +13,7 @@ from stand_ins.simulated_sets import command, ellipsoid_views
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
-from dd3g.io.shards import write_shard
+from dd3g.io.shards import Shards, write_shard
 from distill.quadruples import Quadruples
 from distill.simulate import main
 from distill.simulation.inputs import open_inputs
@@ -81,3 +81,16 @@ def test_rendered_objects_give_the_view_that_seed_and_index_choose(tmp_path, tea
     assert main(command(tmp_path / "renders", teacher, tmp_path / "set", "--seeds", "3")) == 0
     sources = [(q.meta["source"], q.meta["sample"], q.meta["view"]) for q in Quadruples(tmp_path / "set")]
     assert len(sources) == 6 and len({v for _, _, v in sources}) > 1
+
+
+@pytest.mark.parametrize("lost", ["rgba.png", "json"])
+def test_a_damaged_render_costs_itself_also_as_the_first(tmp_path, teacher, capsys, lost):
+    rendered_shard(tmp_path / "good" / "renders-00000.tar")
+    first, second = ({**sample} for sample in Shards(tmp_path / "good"))
+    del first[lost]
+    meta = json.loads(second["json"])
+    second["json"] = json.dumps(meta | {"quads": []})  # rendered with --quads 0: any view serves
+    write_shard(tmp_path / "renders" / "renders-00000.tar", [first, second])
+    assert main(command(tmp_path / "renders", teacher, tmp_path / "set")) == 1
+    assert "t0 in shard" in capsys.readouterr().err
+    assert {q.meta["source"] for q in Quadruples(tmp_path / "set")} == {"thing1"}
