@@ -120,7 +120,7 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
     if config.report_to != "none" and not accelerator.log_with:  # accelerate only warns
         raise UserError(
             f"report_to {config.report_to!r} needs a package that is not installed: install it, or take "
-            "report_to=tensorboard or none"
+            "report_to=none"
         )
     if accelerator.is_fsdp2:
         # Its policy would round what enters and leaves the network, cameras and Gaussians among it. Under
