@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import json
 import signal
+import sys
 from functools import partial
 
 import pytest
@@ -14,10 +15,17 @@ for _signal, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
         signal.signal(_signal, _handler)
 
 
-def pytest_collection_finish():
+_known = 0  # modules when garbage was collected last
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish():
     """Leave what was imported alone when garbage is collected, as after each training: it stays anyway."""
-    gc.collect()
-    gc.freeze()
+    global _known
+    if len(sys.modules) > _known + 100:
+        gc.collect()
+        gc.freeze()
+        _known = len(sys.modules)
 
 
 @pytest.fixture
