@@ -8,12 +8,11 @@ import shlex
 import subprocess
 import sys
 import time
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import dd3g
 from dd3g.processes import usable_cores
@@ -23,6 +22,8 @@ LIBRARIES = ("torch", "numpy", "numba", "torchmetrics")
 
 def provenance(device: str) -> dict[str, Any]:
     """The process's own command, the version and commit, the machine, and what is installed."""
+    import torch
+
     script = Path(sys.orig_argv[1] if len(sys.orig_argv) > 1 else "")
     words = ["dd3g", *sys.argv[1:]] if script.name == "dd3g" else ["python", *sys.orig_argv[1:]]
     return {
@@ -39,9 +40,14 @@ def provenance(device: str) -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
             "system": platform.platform(),
         },
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in LIBRARIES if find_spec(name)},
+        "versions": _versions(),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {name: version(name) for name in LIBRARIES if find_spec(name)}
+    return {"python": platform.python_version()} | found
 
 
 def _git(*arguments: str) -> str | None:

@@ -19,10 +19,7 @@ import typer
 
 from dd3g.command.run import Json, run_command
 from dd3g.io.atomic import replacing
-from dd3g.training.checkpoints import checkpoints
-from distill.evaluation.statistics import paired_difference
 from distill.recipe import describe_machine, run_stage
-from distill.samples.renders import RenderedObjects, described
 
 MESHES, BOTH = "meshes", "meshes and quadruples"  # the two students
 METRICS = {"psnr": "PSNR", "ssim": "SSIM", "iou": "IoU", "st_lpips_128": "ST-LPIPS 128"}
@@ -55,6 +52,8 @@ def claim_command(
 
     A run that was stopped goes on with the same command.
     """
+    from dd3g.training.checkpoints import checkpoints
+
     kinds = kinds_of(renders)
     shown = [f"renders={json.dumps([str(r) for r in renders])}", f"max_train_steps={steps}"]
     taught = f"quadruples={json.dumps([str(q) for q in quadruples])}"
@@ -83,6 +82,8 @@ def claim_command(
 
 def kinds_of(renders: Sequence[Path]) -> set[str]:
     """Styles of the objects that are trained on."""
+    from distill.samples.renders import RenderedObjects, described
+
     objects = RenderedObjects(renders, tolerant=True)
     return {meta["style"] for _, meta in described(objects) if meta is not None}
 
@@ -99,6 +100,8 @@ def compared(report: dict[str, Any], kinds: set[str]) -> list[dict[str, Any]]:
         ("solid", "raw"), metric, `a` and `b` (means without and with quadruples), and what
         `paired_difference` gives.
     """
+    from distill.evaluation.statistics import paired_difference
+
     seen = np.array([about["style"] in kinds for about in report["objects"]])
     groups = {"all": seen | True, "seen": seen, "unseen": ~seen}
     found = []

@@ -11,24 +11,23 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
 from dd3g.command.run import Device, Json, dispatch
 from dd3g.errors import UserError
-from dd3g.nn.checkpoint import find_device
-from distill.simulation.generate_shards import ShardSet, generate_shards
-from distill.simulation.inputs import open_inputs
-from distill.simulation.mattes import matte_model
-from distill.simulation.verify import verify
-from distill.teachers import load
+
+if TYPE_CHECKING:
+    import torch
 
 
 def _partial_state(device: str) -> tuple[Any, torch.device]:
     """This process among those that accelerate launched, and its device."""
+    import torch
     from accelerate import PartialState
+
+    from dd3g.nn.checkpoint import find_device
 
     # First, because it makes the process's own GPU the current one: "cuda" would be the first for all.
     # Without CUDA, cpu=True lets torchrun start several processes, which else would not know of each other.
@@ -122,6 +121,11 @@ def simulate_command(
         )
     if guidance_scale is not None and not math.isfinite(guidance_scale):
         raise UserError(f"--guidance-scale {guidance_scale} is not a strength: give a number, 1 is none")
+    from distill.simulation.generate_shards import ShardSet, generate_shards
+    from distill.simulation.inputs import open_inputs
+    from distill.simulation.mattes import matte_model
+    from distill.teachers import load
+
     pictures = open_inputs(inputs, matte)
     state, place = _partial_state(device)
     model = load(teacher, place, precision, elevation, attention)
@@ -170,6 +174,9 @@ def verify_command(
 
     Exit code 1: it does not, or shards are missing.
     """
+    from distill.simulation.verify import verify
+    from distill.teachers import load
+
     _, place = _partial_state(device)
     report = verify(folder, load(teacher, place, precision, elevation, attention), samples, str(place))
     if as_json:

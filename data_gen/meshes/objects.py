@@ -8,16 +8,18 @@ import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dd3g.cameras import ELEVATION, Cameras
 from dd3g.command.setting import setting
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
-from dd3g.meshes.layouts import FoundObject, find_objects, read_rows
 from dd3g.picture.sources import DEPTH, DEPTH_UNIT, SHEET, VOLUME
+
+if TYPE_CHECKING:
+    from dd3g.meshes.layouts import FoundObject
 
 FILL = 0.55  # radius of the object's bounding sphere; at radius 1.5 and fovy 49.1 it spans 86 % of the frame
 HALF = 1.02 * FILL  # half the side of the cube whose matter is stored
@@ -83,6 +85,8 @@ def find_items(
     Raises:
         UserError: when the folder holds no mesh, or two objects share a key.
     """
+    from dd3g.meshes.layouts import find_objects, read_rows
+
     objects, missing = find_objects(folder, layout)
     if objects[0].layout.holds != "mesh":
         raise UserError(
@@ -120,6 +124,8 @@ def mesh_files(items: list[Item]) -> str:
 
 def view_plan(options: Options, rng: np.random.Generator, plain: bool) -> dict[str, list]:
     """Azimuths, elevations, quads and novel views of one item, degrees."""
+    from dd3g.cameras import ELEVATION
+
     azimuth: list[float] = []
     elevation: list[float] = []
     quads: list[list[int]] = []
@@ -154,6 +160,7 @@ def view_plan(options: Options, rng: np.random.Generator, plain: bool) -> dict[s
 def render_item(item: Item, options: Options) -> dict[str, bytes | str]:
     """One sample of a shard; a pure function of the mesh, the seed, the object's id and the variant."""
     from data_gen.meshes import variation
+    from dd3g.cameras import Cameras
     from dd3g.meshes.rendering import Light, render_mesh
 
     rng = np.random.default_rng([options.seed, zlib.crc32(item.id.encode()), item.variant])

@@ -85,7 +85,7 @@ def test_each_process_asks_its_own_gpu(monkeypatch):
 
     monkeypatch.setattr("accelerate.PartialState", State)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("distill.simulate.find_device", answer)
+    monkeypatch.setattr("dd3g.nn.checkpoint.find_device", answer)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: events.append(f"set {device}"))
     assert [_partial_state(name)[1].type for name in ("cuda", "cpu", "auto")] == ["cuda", "cpu", "cuda"]
     assert events == ["chosen", "asked cuda", "cpu", "asked cpu", "chosen", "set cuda:3"]
