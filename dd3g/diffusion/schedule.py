@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -98,4 +99,6 @@ def inverted(plan: Plan) -> Plan:
 def _ddim(config: dict[str, Any]) -> Any:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-    return DDIMScheduler.from_config(config)
+    # As `from_config` does, which first imports all schedulers of diffusers, and scipy for some of them.
+    names, defaults = signature(DDIMScheduler.__init__).parameters, config.get("_use_default_values", ())
+    return DDIMScheduler(**{k: v for k, v in config.items() if k in names and k not in defaults})

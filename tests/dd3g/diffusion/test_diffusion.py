@@ -74,6 +74,23 @@ def test_table_and_clean_end_are_those_of_diffusers():
     assert torch.equal(again.alpha_bar, schedule.alpha_bar)
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_a_file_of_another_scheduler_is_read_as_diffusers_reads_it(said):
+    """What that one leaves to its defaults is left to those of DDIM, where the file says so."""
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler
+
+    config = dict(EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085).config)
+    assert config["timestep_spacing"] == "linspace" and "timestep_spacing" in config["_use_default_values"]
+    if not said:
+        del config["_use_default_values"]
+    scheduler = DDIMScheduler.from_config(config)
+    scheduler.set_timesteps(7)
+    schedule = Schedule.from_config(config)
+    assert torch.equal(schedule.alpha_bar[:-1], scheduler.alphas_cumprod.double())
+    assert [t for t, _ in schedule.plan(7)] == scheduler.timesteps.tolist()
+    assert (schedule.plan(7)[0][0] == 999) != said
+
+
 @pytest.mark.parametrize("shape", [(3, 6), (3, 4, 2, 5, 6)])
 def test_add_noise_broadcasts_over_the_batch_only(shape):
     from diffusers import DDIMScheduler
