@@ -42,12 +42,21 @@ def run(wheel, tmp_path_factory):
     python = environment / "bin" / "python"
     # A path of the user's may hold dd3g, which pip then takes for installed.
     variables = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    install = ["--python", python, "install", "--quiet", "--no-index", "--no-deps", wheel]
+    install = ["--python", python, "install", "--quiet", "--no-index", "--no-deps", "--no-compile", wheel]
     subprocess.run([sys.executable, "-m", "pip", *install], env=variables, check=True)
     # Only now, so that pip leaves the dd3g of the running environment alone: the dependencies.
     paths = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
     site = next(environment.glob("lib/python*/site-packages"))
     (site / "dependencies.pth").write_text("\n".join(paths))
+    # A minute of compiling is saved where kernels are shared with the clone: numba looks at the size and the
+    # time of their files.
+    for path in (path for room in PARTS[-3:] for path in (ROOT / room).rglob("*.py")):
+        if "@njit" in path.read_text("utf-8"):
+            copy = site / path.relative_to(ROOT)
+            shutil.copystat(path, copy)
+            (path.parent / "__pycache__").mkdir(exist_ok=True)
+            if not (copy.parent / "__pycache__").is_symlink():
+                (copy.parent / "__pycache__").symlink_to(path.parent / "__pycache__")
     # Folders of the user's own, called like those of the clone.
     for name in ("tools", "tests", "configs"):
         (folder / name).mkdir()
