@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from stand_ins.published_teachers import write_imagedream, write_zero123plus
 from stand_ins.tiny_objects import ellipsoid
-from stand_ins.training_runs import files, fresh, metrics
+from stand_ins.training_runs import FORKED, files, fresh, metrics
 
 from dd3g import infer
 from dd3g.cameras import Cameras
@@ -39,7 +39,6 @@ SIZE = 64
 TINY = {
     "width": 32, "depth": 1, "heads": 2, "residual_hidden": 16, "fine": 8, "mid": 16, "head_hidden": 8,
 }  # fmt: skip
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
 def write_pictures(folder, count=3):
@@ -140,7 +139,7 @@ def test_published_teachers_become_a_generator(tmp_path, one_thread, monkeypatch
 
     # Two processes see what one sees, each with the whole network and each with a part of it.
     for name, script in (("ddp", "distill/train.py"), ("fsdp", "tests/stand_ins/fsdp_on_cpu.py")):
-        process = started(*TORCHRUN, script, *words(tmp_path / name, 8, 1, shape, **options))
+        process = started("-m", *FORKED, script, *words(tmp_path / name, 8, 1, shape, **options))
         _, said = process.communicate(timeout=600)
         assert process.returncode == 0, said
         for (mine, _), (wanted, _) in zip(losses(tmp_path / name), found, strict=True):

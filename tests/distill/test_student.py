@@ -1,18 +1,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from stand_ins.published_teachers import IMAGE, write_imagedream
 from stand_ins.tiny_objects import write_quadruples, write_renders
-from stand_ins.training_runs import fresh, metrics
+from stand_ins.training_runs import fresh, metrics, torchrun
 
 from dd3g.cameras import Cameras
 from dd3g.command.configuration import launch
@@ -221,18 +217,13 @@ def training(folder, tmp_path, output="out"):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lever", ["start.lower=low_rank", "gradient_checkpointing=true"])
-def test_a_student_is_split_over_processes(folder, tmp_path, lever):
+def test_a_student_is_split_over_processes(folder, tmp_path, monkeypatch, lever):
     """FSDP2 with gloo: what is frozen, what learns, and buffers, which no process splits."""
     assert launch(run, DistillConfig, [*training(folder, tmp_path, "whole"), "use_cpu=true", lever]) == 0
     words = [*training(folder, tmp_path, "split"), "train_batch_size=1", "use_cpu=true", lever]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    root = Path(__file__).parents[2]
-    found = subprocess.run(
-        [*torchrun, "tests/stand_ins/fsdp_on_cpu.py", *words], cwd=root, capture_output=True, text=True,
-        env=os.environ
-        | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}", "SPLIT": str(tmp_path / "units")},
-    )  # fmt: skip
-    assert found.returncode == 0, found.stderr
+    monkeypatch.setenv("SPLIT", str(tmp_path / "units"))
+    code, said = torchrun("tests/stand_ins/fsdp_on_cpu.py", *words)
+    assert code == 0, said
     # Every block by itself: a process never holds more than one of them whole, beside what is in none.
     kinds = Counter(row.split()[1] for row in (tmp_path / "units").read_text().splitlines())
     model = student(folder)

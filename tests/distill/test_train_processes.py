@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from stand_ins.distilled import distil, words
-from stand_ins.training_runs import files, metrics
+from stand_ins.training_runs import FORKED, files, metrics
 
 from dd3g.command.configuration import parse
 from distill.train import DistillConfig, training_samples
@@ -22,7 +22,9 @@ from distill.train import DistillConfig, training_samples
 # The same as the subprocesses have: another number may round differently.
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
+}  # fmt: skip
 
 
 def test_several_processes_count_samples_together(data, monkeypatch, tmp_path):
@@ -77,10 +79,8 @@ def test_two_processes_follow_one(data, tmp_path):
         "max_train_steps": 20, "checkpointing_steps": 20, "objective.bootstrap": 0.2,
         "objective.implicit": 0.05, "pretrained_teacher_model": "analytic", "learning_rate": 1e-3,
     }  # fmt: skip
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = script(
-        *torchrun, "distill/train.py", *words(data[0], tmp_path / "two", train_batch_size=1, **options)
-    )
+    line = words(data[0], tmp_path / "two", train_batch_size=1, **options)
+    process = script(sys.executable, "-m", *FORKED, "distill/train.py", *line)
     assert distil(data[0], tmp_path / "one", train_batch_size=2, **options) == 0
     out, error = process.communicate(timeout=600)
     assert process.returncode == 0, error
@@ -97,9 +97,8 @@ def test_split_parameters_follow_whole_ones(data, tmp_path, optimizer, precision
     """FSDP with gloo: losses, gradients and the averaged model; cameras and Gaussians stay float32."""
     options = {"max_train_steps": 4, "checkpointing_steps": 2, "objective.bootstrap": 0.2}
     options |= {"optimizer": optimizer, "mixed_precision": precision}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     line = words(data[0], tmp_path / "split", train_batch_size=1, **options)
-    process = script(*torchrun, "tests/stand_ins/fsdp_on_cpu.py", *line)
+    process = script(sys.executable, "-m", *FORKED, "tests/stand_ins/fsdp_on_cpu.py", *line)
     assert distil(data[0], tmp_path / "whole", train_batch_size=2, **options) == 0
     _, error = process.communicate(timeout=600)
     assert process.returncode == 0, error

@@ -34,19 +34,29 @@ def asked_at(step, *signals):
     return loss
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing disturbs: its folder and network."""
+    folder, threads = tmp_path_factory.mktemp("whole"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    model, _ = fit_line(folder)
+    torch.set_num_threads(threads)
+    return folder, model
+
+
 @pytest.mark.parametrize(
     ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("SIGUSR1", 0)]
 )
-def test_a_signal_ends_the_run_with_a_checkpoint_of_its_step(tmp_path, name, code):
-    whole, _ = fit_line(tmp_path / "whole")
+def test_a_signal_ends_the_run_with_a_checkpoint_of_its_step(whole, tmp_path, name, code):
+    undisturbed, model = whole
     handler = signal.getsignal(getattr(signal, name))
     assert guarded(lambda: fit_line(tmp_path / "cut", loss=asked_at(4, name)) and None) == code
     assert [p.name for p in checkpoints.checkpoints(tmp_path / "cut")] == ["checkpoint-3", "checkpoint-5"]
     assert [line["step"] for line in metrics(tmp_path / "cut")] == [1, 2, 3, 4, 5]
     assert signal.getsignal(getattr(signal, name)) == handler
     again, _ = fit_line(tmp_path / "cut", resume_from_checkpoint="latest")
-    assert all(map(torch.equal, whole.parameters(), again.parameters()))
-    assert (tmp_path / "cut/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+    assert all(map(torch.equal, model.parameters(), again.parameters()))
+    assert (tmp_path / "cut/metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
 
 
 def test_a_second_signal_does_not_wait_for_the_step(tmp_path):
@@ -108,9 +118,8 @@ def test_a_signal_in_the_last_step_leaves_a_finished_run(tmp_path):
 
 
 @pytest.mark.parametrize(("signals", "kept"), [(["SIGTERM"], 6), (["SIGTERM", "SIGHUP"], 3)])
-def test_a_signal_in_the_middle_of_a_checkpoint(tmp_path, monkeypatch, signals, kept):
+def test_a_signal_in_the_middle_of_a_checkpoint(whole, tmp_path, monkeypatch, signals, kept):
     """One is noted, and the checkpoint is finished first; a second one leaves the last whole checkpoint."""
-    whole, _ = fit_line(tmp_path / "whole")
     save = checkpoints.save_file
 
     def interrupted(tensors, path, metadata):
@@ -125,7 +134,7 @@ def test_a_signal_in_the_middle_of_a_checkpoint(tmp_path, monkeypatch, signals, 
             fit_line(tmp_path / "cut")
     assert checkpoints.checkpoints(tmp_path / "cut")[-1].name == f"checkpoint-{kept}"
     again, _ = fit_line(tmp_path / "cut", resume_from_checkpoint="latest")
-    assert all(map(torch.equal, whole.parameters(), again.parameters()))
+    assert all(map(torch.equal, whole[1].parameters(), again.parameters()))
     assert not (tmp_path / "cut" / checkpoints.SCRATCH).exists()
 
 
@@ -148,11 +157,12 @@ sys.exit(line_run.main())
 TARGETS = {"one": "os.getpid()", "launcher": "os.getppid()"}
 
 
-def signalled(folder, name, target, split, *words, **options):
+def signalled(folder, name, target, split, *words, launcher=TORCHRUN):
     """A line in the processes of a launcher, the last of which sends a signal: exit code and words."""
     script = folder / "signalled.py"
     pause = 5 if target == "launcher" else 0  # in which it hands the signal on
     script.write_text(SIGNALLED.format(target=TARGETS[target], name=name, pause=pause))
+    options = {"launcher": launcher} if target == "launcher" else {}
     return torchrun(str(script), str(folder / "cut"), *split, "train_batch_size=2", *words, **options)
 
 
