@@ -27,7 +27,7 @@ from dd3g.pose.detection.blazepose import Person
 from dd3g.pose.detection.frames import frames, open_clip
 from dd3g.pose.detection.keypoints import checked
 from dd3g.pose.export.figures import save_overlay
-from dd3g.pose.methods import registry
+from dd3g.pose.methods import guided, registry
 from dd3g.pose.methods.advice import grown
 from dd3g.pose.methods.registry import METHODS
 from dd3g.pose.networks.difficulty import Difficulty
@@ -62,6 +62,7 @@ def small_networks(monkeypatch, one_thread):
         RotationDenoiser(RotationConfig(hidden=16, condition=16, blocks=1)),
     ):
         monkeypatch.setattr(type(network), "shipped", lambda network=network.eval(): network)
+    monkeypatch.setitem(guided.lift.__kwdefaults__, "steps", 5)  # of 30: what they say is wrong anyway
     monkeypatch.setattr(detector, "load", lambda: None)
 
     def find(picture, tiles=True, before=()):

@@ -72,18 +72,27 @@ def evaluate(data: Path, out: Path, protocol: str, *changes: str, **more) -> dic
     return tool.evaluate(data, out, asked)
 
 
+SMALL = ("sizes=[32]", "test_rings=[[20,2,45]]", "metrics=[]", "rig=false")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Scores of the plain meshes."""
+    folder = tmp_path_factory.mktemp("plain")
+    lay_out("meshes", folder / "data")
+    return evaluate(folder / "data", folder / "out", "house", *SMALL)
+
+
 needs_objects = pytest.mark.skipif(not REAL.is_dir(), reason="needs $DD3G_DATA/objects/dev-eval")
 
 
 @needs_objects
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*PLACES, "gso-zip", *GLBS])
-def test_a_layout_changes_no_number(tmp_path, name):
+def test_a_layout_changes_no_number(plain, tmp_path, name):
     """Renamed into each layout, the same objects give the same scores as the plain meshes."""
-    lay_out("meshes", tmp_path / "plain")
     lay_out(name, tmp_path / "data")
-    words = ("sizes=[32]", "test_rings=[[20,2,45]]", "metrics=[]", "rig=false")
-    plain, there = (evaluate(tmp_path / d, tmp_path / f"out-{d}", "house", *words) for d in ("plain", "data"))
+    there = evaluate(tmp_path / "data", tmp_path / "out", "house", *SMALL)
     ids = [o["id"] for o in there["objects"]]
     order = [ids.index(UIDS[n] if name == "objaverse" else n) for n in (o["id"] for o in plain["objects"])]
     assert len(ids) == 2 and there["data"]["failed"] == {}

@@ -111,12 +111,12 @@ def test_polishing_brings_poses_to_their_keypoints_and_repairs_them():
 
 @pytest.fixture(scope="module")
 def strangers():
-    """96 frames of the test people, as `tools.evaluate_pose cmu --limit 96` sees them."""
+    """48 frames of the test people, as `tools.evaluate_pose cmu --limit 48` sees them."""
     path = Path(os.environ.get("DD3G_DATA", "data")) / "motion" / "cmu_mocap_30fps.npz"
     if not path.is_file():
         pytest.skip(f"{path} is not there")
     motion = load_cmu(path, "test")
-    return synthesise(motion, torch.arange(96) * len(motion) // 96, 0, bones=0.0, mirror=False)
+    return synthesise(motion, torch.arange(48) * len(motion) // 48, 0, bones=0.0, mirror=False)
 
 
 @pytest.mark.slow
