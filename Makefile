@@ -5,8 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e
 DEMO ?= assets/lamp.png
-# A process a core, of one thread each; files stay whole, since their tests share what they make.
-TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+# A process a core, of one thread each; files stay whole, since their tests share what they make, and in order.
+TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast lint docs clean
 

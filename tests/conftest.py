@@ -15,6 +15,12 @@ for _signal, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
         signal.signal(_signal, _handler)
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: at the end no process waits for another one's long file."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 _known = 0  # modules when garbage was collected last
 
 

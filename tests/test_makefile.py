@@ -52,7 +52,17 @@ def test_demo_installs_once_and_runs_a_command_that_works(make, here, stub):
 def test_test_installs_what_the_tests_need_and_runs_them(make):
     *_, install, fetch, test = make("test")
     assert install[-2:] == ["-e", ".[dev]"]
-    assert test == ["-m", "pytest", "-n", "logical", "--maxprocesses", "8", "--dist", "loadfile"]
+    assert test == [
+        "-m",
+        "pytest",
+        "-n",
+        "logical",
+        "--maxprocesses",
+        "8",
+        "--dist",
+        "loadfile",
+        "--no-loadscope-reorder",
+    ]
     assert make("test") == [fetch, test]
     assert make("test-fast") == [[*test, "-m", "not", "slow"]]
     *_, page, site = make("docs")
