@@ -72,6 +72,16 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def lamp(here):
+    """`lamp.ply` in the present folder, of 600 Gaussians."""
+    from stand_ins.cluster_files import cluster
+
+    from dd3g.io import splats
+
+    return splats.save(cluster(), "lamp.ply")
+
+
+@pytest.fixture
 def teacher(tmp_path):
     """A folder with a small and quick teacher."""
     folder = tmp_path / "teacher"
