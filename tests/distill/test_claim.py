@@ -7,7 +7,9 @@ import json
 import numpy as np
 import pytest
 from stand_ins.tiny_objects import write_quadruples, write_renders
+from stand_ins.training_runs import in_this_process
 
+from distill import claim
 from distill.claim import BOTH, MESHES, compared, main
 
 SMALL = (
@@ -19,7 +21,8 @@ SMALL = (
 
 
 @pytest.mark.slow
-def test_two_students_are_trained_and_compared(tmp_path, capfd):
+def test_two_students_are_trained_and_compared(tmp_path, monkeypatch, capfd, one_thread):
+    monkeypatch.setattr(claim, "run_stage", in_this_process)
     renders = write_renders(tmp_path / "renders", styles=("scan",))
     test = write_renders(tmp_path / "test", count=4, styles=("scan", "game"))
     quadruples = write_quadruples(tmp_path / "quadruples")

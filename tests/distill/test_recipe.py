@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from stand_ins.tiny_objects import write_cube
-from stand_ins.training_runs import fresh
+from stand_ins.training_runs import in_this_process
 
 from dd3g.io.shards import write_shard
 from dd3g.pepd import Generator
@@ -39,11 +38,6 @@ def meshes(tmp_path_factory):
     for part in ("meshes", "test"):  # one of many that cannot be read must not stop the others
         (folder / part / "broken.glb").write_bytes(b"glTF, or so it says")
     return folder
-
-
-def in_this_process(module, *arguments, seconds=None, some_may_fail=False):
-    fresh()
-    assert importlib.import_module(module).main(list(arguments)) <= some_may_fail
 
 
 @pytest.mark.slow
