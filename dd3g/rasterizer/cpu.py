@@ -8,7 +8,7 @@ tiles write without atomics, and rows are added up in a fixed order whatever the
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +18,11 @@ from torch.autograd.function import once_differentiable
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
 from dd3g.numba_setup import njit, prange, turn
-from dd3g.rasterizer.cpu_blending import HEAD, TILE, Bins, blend, blend_backward
+from dd3g.rasterizer.cpu_blending import HEAD, TILE, blend, blend_backward
 from dd3g.rasterizer.cpu_projection import project_fused
 from dd3g.rasterizer.projection import project
+
+CHUNK = 256  # Gaussians that one task gathers
 
 
 def rasterize_batch(gaussians: Gaussians, cameras: Cameras, antialiased: bool) -> tuple[Tensor, Tensor]:
@@ -57,31 +59,18 @@ class Blend(torch.autograd.Function):
         width: int,
         height: int,
     ) -> tuple[Tensor, Tensor]:
-        """Sort, bin and draw.
-
-        Args:
-            ctx: autograd's context.
-            means2d: (B, V, N, 2); this and the next four are the fields of `projection.Projection`.
-            conics: (B, V, N, 3).
-            depths: (B, V, N).
-            opacities: (B, V, N).
-            extents: (B, V, N, 2).
-            colors: (B, N, C).
-            width: pixels.
-            height: pixels.
-
-        Returns:
-            (B, V, C + 1, H, W) colours and depth over black, and (B, V, 1, H, W) alpha.
-        """
+        """Sort, bin and draw the fields of `projection.Projection` (B, V, N, ...) in colours (B, N, C)."""
         B, V, N = depths.shape
-        C = colors.shape[-1]
         projected = [
             t.detach().contiguous().numpy().reshape(B * V, N, *t.shape[3:])
             for t in (means2d, conics, depths, opacities, extents)
         ]
         bins = bin_splats(projected, colors.detach().contiguous().numpy(), width, height)
-        image, left = blend(bins, C + 1, width, height)
-        shown = torch.from_numpy(image.reshape(B, V, C + 1, height, width))
+        image = np.zeros((B * V, colors.shape[-1] + 1, height, width), bins.splats.dtype)
+        left = np.ones((B * V, height, width), bins.splats.dtype)  # transmittance
+        with turn:
+            blend(bins.splats, bins.isects, bins.tiles, image, left)
+        shown = torch.from_numpy(image.reshape(B, V, *image.shape[1:]))
         ctx.save_for_backward(shown)
         ctx.bins, ctx.left = bins, left
         return shown, torch.from_numpy(1 - left.reshape(B, V, 1, height, width))
@@ -90,36 +79,50 @@ class Blend(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, v_image: Tensor, v_alpha: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of means2d, conics, depths, opacities and colors."""
+        bins: Bins = ctx.bins
         B, V = v_image.shape[:2]
-        image = ctx.saved_tensors[0].numpy().reshape(B * V, *v_image.shape[2:])
-        v_isects = blend_backward(
-            ctx.bins,
-            image,
-            ctx.left,
-            v_image.contiguous().numpy().reshape(image.shape),
-            v_alpha.contiguous().numpy().reshape(ctx.left.shape),
-        )
-        grads = sum_gradients(ctx.bins, v_isects, B, image.shape[1] - 1)
-        means2d, conics, depths, opacities = (
-            torch.from_numpy(v.reshape(B, V, *v.shape[1:])) for v in grads[:4]
-        )
-        return means2d, conics, depths, opacities, None, torch.from_numpy(grads[4]), None, None
+        images, N = bins.rank.shape
+        image = ctx.saved_tensors[0].numpy().reshape(images, *v_image.shape[2:])
+        v_isects = np.zeros((len(bins.isects), bins.splats.shape[1]), image.dtype)
+        shapes = ((images, N, 2), (images, N, 3), (images, N), (images, N), (B, N, image.shape[1] - 1))
+        means2d, conics, depths, opacities, colors = (np.zeros(shape, image.dtype) for shape in shapes)
+        with turn:
+            blend_backward(
+                bins.splats,
+                bins.isects,
+                bins.tiles,
+                image,
+                ctx.left,
+                v_image.contiguous().numpy().reshape(image.shape),
+                v_alpha.contiguous().numpy().reshape(ctx.left.shape),
+                v_isects,
+            )
+            _sum_gradients(v_isects, bins.rank, bins.rows, means2d, conics, depths, opacities, colors)
+        projected = (means2d, conics, depths, opacities)
+        by_view = (torch.from_numpy(v.reshape(B, V, *v.shape[1:])) for v in projected)
+        return *by_view, None, torch.from_numpy(colors), None, None
 
 
-CHUNK = 256  # Gaussians that one task gathers
+class Bins(NamedTuple):
+    """Visible splats of I images and which tiles they touch."""
+
+    # (M, HEAD + K) by image, then by depth. K is the C colours and the depth, zero-padded to a multiple of 4
+    splats: np.ndarray
+    rank: np.ndarray  # (I, N) row of each Gaussian in `splats`, -1 if it is not visible
+    rows: np.ndarray  # (M + 1,) first row of each splat in the gradient buffer
+    # (L, 2) row in `splats` and row in the gradient buffer, by image, then tile, then depth
+    isects: np.ndarray
+    tiles: np.ndarray  # (I * tiles + 1,) first intersection of each tile, row by row
 
 
 def bin_splats(projected: list[np.ndarray], colors: np.ndarray, width: int, height: int) -> Bins:
-    """Sort and bin.
+    """Sort and bin every splat whose box holds a pixel centre.
 
     Args:
         projected: means2d (I, N, 2), conics (I, N, 3), depths (I, N), opacities (I, N), extents (I, N, 2).
         colors: (B, N, C); I is a multiple of B.
         width: pixels.
         height: pixels.
-
-    Returns:
-        Bins with every splat whose box holds a pixel centre.
     """
     means2d, conics, depths, opacities, extents = projected
     images, N = depths.shape
@@ -143,26 +146,6 @@ def bin_splats(projected: list[np.ndarray], colors: np.ndarray, width: int, heig
             bins.splats, bins.rank, bins.rows, bins.isects, bins.tiles,
         )  # fmt: skip
     return bins
-
-
-def sum_gradients(bins: Bins, v_isects: np.ndarray, batch: int, channels: int) -> tuple[np.ndarray, ...]:
-    """Add up the gradient buffer.
-
-    Args:
-        bins: of I images.
-        v_isects: (L, HEAD + K) gradients of `bins.splats`, one row for each tile that a splat touches.
-        batch: B objects.
-        channels: C.
-
-    Returns:
-        Gradients of means2d (I, N, 2), conics (I, N, 3), depths (I, N), opacities (I, N), colors (B, N, C).
-    """
-    images, N = bins.rank.shape
-    shapes = ((images, N, 2), (images, N, 3), (images, N), (images, N), (batch, N, channels))
-    means2d, conics, depths, opacities, colors = (np.zeros(s, v_isects.dtype) for s in shapes)
-    with turn:
-        _sum_gradients(v_isects, bins.rank, bins.rows, means2d, conics, depths, opacities, colors)
-    return means2d, conics, depths, opacities, colors
 
 
 @njit(cache=True, nogil=True)

@@ -9,13 +9,13 @@ the same as in the forward pass, and what lies behind a Gaussian is one scalar a
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba
 import numpy as np
 from numba.extending import overload
 
-from dd3g.numba_setup import njit, prange, turn
+from dd3g.numba_setup import njit, prange
 from dd3g.rasterizer.projection import MIN_ALPHA
 
 TILE = 16
@@ -30,59 +30,6 @@ FAST = {"contract", "reassoc", "arcp", "nsz"}  # not nnan or ninf: comparisons w
 
 _series = np.polynomial.Chebyshev.interpolate(np.exp, 6, domain=[-MAX_SIGMA / 8, 0.0])
 E0, E1, E2, E3, E4, E5, E6 = (np.float32(c) for c in _series.convert(kind=np.polynomial.Polynomial).coef)
-
-
-class Bins(NamedTuple):
-    """Visible splats of I images and which tiles they touch."""
-
-    # (M, HEAD + K) by image, then by depth. K is the C colours and the depth, zero-padded to a multiple of 4
-    splats: np.ndarray
-    rank: np.ndarray  # (I, N) row of each Gaussian in `splats`, -1 if it is not visible
-    rows: np.ndarray  # (M + 1,) first row of each splat in the gradient buffer
-    # (L, 2) row in `splats` and row in the gradient buffer, by image, then tile, then depth
-    isects: np.ndarray
-    tiles: np.ndarray  # (I * tiles + 1,) first intersection of each tile, row by row
-
-
-def blend(bins: Bins, channels: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw.
-
-    Args:
-        bins: of I images.
-        channels: features to write, colours and depth.
-        width: pixels.
-        height: pixels.
-
-    Returns:
-        (I, channels, H, W) features over black, and (I, H, W) transmittance that is left.
-    """
-    images = len(bins.rank)
-    image = np.zeros((images, channels, height, width), bins.splats.dtype)
-    left = np.ones((images, height, width), bins.splats.dtype)
-    with turn:
-        _blend(bins.splats, bins.isects, bins.tiles, image, left)
-    return image, left
-
-
-def blend_backward(
-    bins: Bins, image: np.ndarray, left: np.ndarray, v_image: np.ndarray, v_alpha: np.ndarray
-) -> np.ndarray:
-    """Gradient of `blend`.
-
-    Args:
-        bins: of I images.
-        image: (I, channels, H, W) as drawn.
-        left: (I, H, W) as drawn.
-        v_image: (I, channels, H, W) gradient of `image`.
-        v_alpha: (I, H, W) gradient of 1 - `left`.
-
-    Returns:
-        (L, HEAD + K) gradients of `bins.splats`, one row for each tile that a splat touches.
-    """
-    v_isects = np.zeros((len(bins.isects), bins.splats.shape[1]), image.dtype)
-    with turn:
-        _blend_backward(bins.splats, bins.isects, bins.tiles, image, left, v_image, v_alpha, v_isects)
-    return v_isects
 
 
 def exp_visible(x: float) -> float:
@@ -249,7 +196,8 @@ def _blend_tile_backward(
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def _blend(splats: Any, isects: Any, tiles: Any, image: Any, transmittance: Any) -> None:
+def blend(splats: Any, isects: Any, tiles: Any, image: Any, transmittance: Any) -> None:
+    """Features (I, channels, H, W) over black, and the transmittance that is left (I, H, W)."""
     _, channels, height, width = image.shape
     across, down = -(-width // TILE), -(-height // TILE)
     for t in prange(len(tiles) - 1):
@@ -268,7 +216,7 @@ def _blend(splats: Any, isects: Any, tiles: Any, image: Any, transmittance: Any)
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def _blend_backward(
+def blend_backward(
     splats: Any,
     isects: Any,
     tiles: Any,
@@ -278,6 +226,7 @@ def _blend_backward(
     v_alpha: Any,
     v_isects: Any,
 ) -> None:
+    """Gradients (L, HEAD + K) of `splats`, one row for each tile that a splat touches."""
     _, channels, height, width = image.shape
     across, down = -(-width // TILE), -(-height // TILE)
     for t in prange(len(tiles) - 1):

@@ -20,18 +20,8 @@ CHUNK = 256  # Gaussians that one task projects into all views
 
 def project_fused(gaussians: Gaussians, cameras: Cameras, antialiased: bool = False) -> Projection:
     """Same as `projection.project`, except that cameras get no gradient and culled entries are 0."""
-    return Projection(
-        *Project.apply(
-            gaussians.means,
-            gaussians.quats,
-            gaussians.scales,
-            gaussians.opacities,
-            cameras.viewmats.detach().contiguous().numpy(),
-            cameras.Ks.detach().contiguous().numpy(),
-            np.array([cameras.width, cameras.height, cameras.near, cameras.far]),
-            antialiased,
-        )
-    )
+    tensors = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities)
+    return Projection(*Project.apply(*tensors, cameras, antialiased))
 
 
 class Project(torch.autograd.Function):
@@ -44,37 +34,21 @@ class Project(torch.autograd.Function):
         quats: Tensor,
         scales: Tensor,
         opacities: Tensor,
-        viewmats: np.ndarray,
-        Ks: np.ndarray,
-        frame: np.ndarray,
+        cameras: Cameras,
         antialiased: bool,
     ) -> tuple[Tensor, ...]:
-        """Project.
-
-        Args:
-            ctx: autograd's context.
-            means: (B, N, 3).
-            quats: (B, N, 4).
-            scales: (B, N, 3).
-            opacities: (B, N).
-            viewmats: (B, V, 4, 4).
-            Ks: (B, V, 3, 3).
-            frame: width, height, near, far.
-            antialiased: compensate the dilation.
-
-        Returns:
-            The fields of `projection.Projection`.
-        """
+        """The fields of `projection.Projection`."""
         saved = [t.detach().contiguous() for t in (means, quats, scales, opacities)]
-        inputs = [*(t.numpy() for t in saved), viewmats, Ks, frame.astype(viewmats.dtype), antialiased]
+        viewmats, Ks = (t.detach().contiguous().numpy() for t in (cameras.viewmats, cameras.Ks))
+        frame = np.array([cameras.width, cameras.height, cameras.near, cameras.far], viewmats.dtype)
+        ctx.cameras = [viewmats, Ks, frame, antialiased]
         shape = (*viewmats.shape[:2], means.shape[1])
         outputs = [np.zeros((*shape, *last), viewmats.dtype) for last in ((2,), (3,), (), (), (2,))]
         with turn:
             run: Any = _project
-            run(*inputs, *outputs)
+            run(*(t.numpy() for t in saved), *ctx.cameras, *outputs)
         tensors = tuple(torch.from_numpy(o) for o in outputs)
         ctx.save_for_backward(*saved, tensors[-1])
-        ctx.cameras = inputs[4:]
         ctx.mark_non_differentiable(tensors[-1])
         return tensors
 
@@ -87,7 +61,7 @@ class Project(torch.autograd.Function):
         with turn:
             run: Any = _project_backward
             run(*inputs, *ctx.cameras, extents, *(t.contiguous().numpy() for t in v[:4]), *outputs)
-        return (*(torch.from_numpy(o) for o in outputs), None, None, None, None)
+        return (*(torch.from_numpy(o) for o in outputs), None, None)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -248,16 +222,8 @@ def _project_backward(
     chunks = -(-N // CHUNK)
     for task in prange(B * chunks):
         b = task // chunks
-        R, S, vS = (
-            np.empty((3, 3), means.dtype),
-            np.empty((3, 3), means.dtype),
-            np.empty((3, 3), means.dtype),
-        )
-        M, P, vM = (
-            np.empty((2, 3), means.dtype),
-            np.empty((2, 3), means.dtype),
-            np.empty((2, 3), means.dtype),
-        )
+        R, S, vS = np.empty((3, 3), real), np.empty((3, 3), real), np.empty((3, 3), real)
+        M, P, vM = np.empty((2, 3), real), np.empty((2, 3), real), np.empty((2, 3), real)
         for n in range(task % chunks * CHUNK, min(N, (task % chunks + 1) * CHUNK)):
             seen = False
             for v in range(viewmats.shape[1]):
