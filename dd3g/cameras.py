@@ -196,6 +196,10 @@ class Cameras:
         Ks = torch.stack([x * (size / self.width), y * (size / self.height), one], -2)
         return replace(self, Ks=Ks, width=size, height=size)
 
+    def expand(self, *batch: int) -> Cameras:
+        """Same meaning as `Tensor.expand`, of the batch shape."""
+        return replace(self, viewmats=self.viewmats.expand(*batch, 4, 4), Ks=self.Ks.expand(*batch, 3, 3))
+
     @staticmethod
     def stack(cameras: Sequence[Cameras]) -> Cameras:
         """Put cameras of one image size behind a new leading dimension, as `torch.stack` does."""

@@ -9,9 +9,9 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -126,25 +126,6 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-class Renamed(nn.Module):
-    """A module that reads files in which some of its tensors have older names.
-
-    `RENAMED` maps old names to new ones.
-    """
-
-    RENAMED: ClassVar[dict[str, str]] = {}
-
-    def rename(self, state: dict[str, Tensor], prefix: str = "") -> None:
-        """Give tensors of a state dict their names of today."""
-        for old, new in self.RENAMED.items():
-            if prefix + old in state:
-                state[prefix + new] = state.pop(prefix + old)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        self.rename(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
 def save_folder(
     folder: str | Path,
     module: nn.Module,
@@ -220,15 +201,21 @@ def build(
     Args:
         folder: for messages.
         config: as `read_config` gave it; all but "kind" are options.
-        config_class: a dataclass.
+        config_class: a dataclass, some of whose fields may be dataclasses too.
         model_class: makes the model from it.
 
     Raises:
         UserError: an option that `config_class` does not have, or values of which no model can be made.
     """
-    check_options(folder, config, (f.name for f in fields(config_class)))  # type: ignore[arg-type]
+    kinds = get_type_hints(config_class)
+    check_options(folder, config, kinds)
+    options = {k: v for k, v in config.items() if k != "kind"}
+    for name, value in options.items():
+        for section in (kinds[name], *get_args(kinds[name])):
+            if is_dataclass(section) and value is not None:
+                options[name] = build(folder, value, section, lambda made: made)
     try:
-        return model_class(config_class(**{k: v for k, v in config.items() if k != "kind"}))
+        return model_class(config_class(**options))
     except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
         raise UserError(
             f"{folder}: {CONFIG} does not build a {config.get('kind', 'model')} ({error}); "
@@ -263,15 +250,14 @@ def load_weights(folder: str | Path, module: nn.Module, without: str = "", withi
         if name.startswith(within) and not (without and name.startswith(without))
     }
     own = module.state_dict()
-    if isinstance(module, Renamed):
-        module.rename(state)
-    wrong = sorted(set(own) ^ set(state)) or sorted(n for n in own if own[n].shape != state[n].shape)
+    wrong = sorted(n for n in own if n in state and own[n].shape != state[n].shape)
+    if not wrong:
+        wrong = sorted(name for names in module.load_state_dict(state, strict=False) for name in names)
     if wrong:
         raise UserError(
             f"{path}: does not fit its config: {len(wrong)} tensors differ, first {wrong[0]!r}; "
             "take config.json and model.safetensors from the same checkpoint"
         )
-    module.load_state_dict({n: t.to(own[n].dtype) for n, t in state.items()})
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

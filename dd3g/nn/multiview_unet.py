@@ -72,7 +72,6 @@ class MultiViewUNet(nn.Module):
         self.camera_embed = nn.Sequential(nn.Linear(c.camera_dim, emb), nn.SiLU(), nn.Linear(emb, emb))
         if c.ip_dim:
             self.image_embed = Resampler(c.image_dim, c.context_dim, c.ip_dim)
-        self._transformer_blocks = 0
 
         stages = [Stage(nn.Conv2d(c.in_channels, width, 3, padding=1))]
         skips, channels, scale = [width], width, 1
@@ -105,21 +104,20 @@ class MultiViewUNet(nn.Module):
         self.out = nn.Sequential(
             nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, c.out_channels, 3, padding=1)
         )
+        self._number_transformers()
 
     def _transformer(self, channels: int, scale: int | None = None) -> list[nn.Module]:
-        """A transformer, where there is one at this scale; its place in the context counts on."""
+        """A transformer, where there is one at this scale."""
         c = self.config
         if scale is not None and scale not in c.attention_resolutions:
             return []
-        first, self._transformer_blocks = (
-            self._transformer_blocks,
-            self._transformer_blocks + c.transformer_depth,
-        )
-        return [
-            UNetTransformer(
-                channels, c.num_head_channels, c.transformer_depth, c.context_dim, bool(c.ip_dim), first
-            )
-        ]
+        shape = (channels, c.num_head_channels, c.transformer_depth, c.context_dim, bool(c.ip_dim))
+        return [UNetTransformer(*shape)]
+
+    def _number_transformers(self) -> None:
+        """Tell each where its blocks begin in the context."""
+        for i, transformer in enumerate(self.transformers()):
+            transformer.first = i * self.config.transformer_depth
 
     def lower_levels(self) -> list[nn.Module]:
         """The stages below full resolution; the top level, embeddings and resampler are left out."""
@@ -168,10 +166,13 @@ class MultiViewUNet(nn.Module):
         for stage in self.input_blocks:
             h = stage(h, emb, frames, context)
             skips.append(h)
-        h = self.middle_block(h, emb, frames, context)
-        for stage in self.output_blocks:
+        h = self._below(h, emb, frames, context)
+        for stage in self.output_blocks.children():
             h = stage(torch.cat([h, skips.pop()], 1), emb, frames, context)
         return h
+
+    def _below(self, h: Tensor, emb: Tensor, frames: int, context: Sequence[Context]) -> Tensor:
+        return self.middle_block(h, emb, frames, context)
 
     def forward(self, x: Tensor, t: Tensor, cameras: Tensor, context: Sequence[Context]) -> Tensor:
         """One network call.
@@ -205,18 +206,7 @@ class TopLevelUNet(MultiViewUNet):
         first: Any = last[str(count - top)]
         below = first[0].in_layers[0].num_channels - config.model_channels
         self.bridge = nn.Conv2d(config.model_channels, below, 1)
-        for i, transformer in enumerate(self.transformers()):
-            transformer.first = i * config.transformer_depth
+        self._number_transformers()
 
-    def features(self, x: Tensor, t: Tensor, cameras: Tensor, context: Sequence[Context]) -> Tensor:
-        """As `MultiViewUNet.features`."""
-        frames, emb = x.shape[1], self.embedding(t, cameras)
-        h, skips = x.to(self.dtype).flatten(0, 1), []
-        for stage in self.input_blocks:
-            h = stage(h, emb, frames, context)
-            skips.append(h)
-        h = self.bridge(h)
-        stages: Any = self.output_blocks.values()  # type: ignore[operator]
-        for stage in stages:
-            h = stage(torch.cat([h, skips.pop()], 1), emb, frames, context)
-        return h
+    def _below(self, h: Tensor, emb: Tensor, frames: int, context: Sequence[Context]) -> Tensor:
+        return self.bridge(h)

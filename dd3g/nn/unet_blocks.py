@@ -182,14 +182,12 @@ class UNetTransformer(nn.Module):
         depth: number of blocks.
         context_dim: width of the context's tokens.
         image: whether the picture has keys of its own.
-        first: where this transformer's blocks begin in the whole network's context.
     """
 
-    def __init__(
-        self, channels: int, head_dim: int, depth: int, context_dim: int, image: bool, first: int = 0
-    ) -> None:
+    first = 0  # where its blocks begin in the whole network's context
+
+    def __init__(self, channels: int, head_dim: int, depth: int, context_dim: int, image: bool) -> None:
         super().__init__()
-        self.first = first
         self.norm = nn.GroupNorm(32, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
         self.transformer_blocks = nn.ModuleList(

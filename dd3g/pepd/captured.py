@@ -6,7 +6,7 @@ A pass of one picture is hundreds of small kernels, which take longer to launch 
 from __future__ import annotations
 
 import time
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -36,10 +36,7 @@ class CapturedPass:
         self.dtype = dtype
         c, device = generator.config, generator.type_embedding.device
         self.generator = generator
-        rig = generator.rig.to(device)
-        self.cameras = replace(
-            rig, viewmats=rig.viewmats.repeat(batch, 1, 1, 1), Ks=rig.Ks.repeat(batch, 1, 1, 1)
-        )
+        self.cameras = Cameras.stack([generator.rig.to(device)] * batch)
         self.noise = torch.zeros(batch, *c.latent_shape, device=device)
         self.image = torch.zeros(batch, 4, c.size, c.size, device=device)
         side = torch.cuda.Stream(device)

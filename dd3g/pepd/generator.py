@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal, overload
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dd3g.cameras import ELEVATION, FOVY, RADIUS, Cameras
 from dd3g.errors import UserError, first_line
@@ -18,7 +18,6 @@ from dd3g.io.splats import Gaussians
 from dd3g.nn import PictureEncoder, correspond_rgba
 from dd3g.nn.checkpoint import (
     CARD,
-    Renamed,
     build,
     find_device,
     find_weights,
@@ -26,12 +25,10 @@ from dd3g.nn.checkpoint import (
     read_config,
     save_folder,
 )
-from dd3g.nn.clip_vision import ClipVisionConfig
-from dd3g.nn.multiview_unet import MultiViewUNetConfig
 from dd3g.pepd.captured import CapturedPass
-from dd3g.pepd.config import Bounds, GeneratorConfig, TeacherPhase
+from dd3g.pepd.config import GeneratorConfig
 from dd3g.pepd.frustum import resize
-from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet
+from dd3g.pepd.occupancy import OccupancyNet
 from dd3g.pepd.pattern_extraction import CopiedTokens, PatternExtraction, type_embedding
 from dd3g.pepd.perspective import seen_under
 from dd3g.pepd.progressive_decoding import Frame, ProgressiveDecoding
@@ -40,14 +37,12 @@ from dd3g.pepd.teacher_extraction import TeacherExtraction
 from dd3g.picture.framing import check_how
 
 
-class Generator(Renamed):
+class Generator(nn.Module):
     """PEPD: pattern extraction, then progressive decoding (DD3G, arXiv 2504.00457; its sizes are not known).
 
     Example:
         >>> Generator.from_pretrained("nano").generate("chair.png", seed=0).save("chair.ply")
     """
-
-    RENAMED: ClassVar = {"kind": "type_embedding"}  # tensors in older files
 
     def __init__(self, config: GeneratorConfig | None = None) -> None:
         super().__init__()
@@ -58,6 +53,7 @@ class Generator(Renamed):
         self.type_embedding = type_embedding(c.width)
         self.decoding = ProgressiveDecoding(c)
         self.shape = OccupancyNet(c.shape) if c.shape else None
+        self.register_load_state_dict_pre_hook(_with_names_of_today)
 
         self.captured: CapturedPass | None = None
 
@@ -65,26 +61,6 @@ class Generator(Renamed):
     def rig(self) -> Cameras:
         """Cameras (V,) that the generator imagines from, the teacher's."""
         return self.config.rig_at(ELEVATION)
-
-    @overload
-    def forward(
-        self,
-        noise: Tensor,
-        cameras: Cameras,
-        image: Tensor,
-        apart: Literal[False] = False,
-        front: Cameras | None = None,
-    ) -> Gaussians: ...
-
-    @overload
-    def forward(
-        self,
-        noise: Tensor,
-        cameras: Cameras,
-        image: Tensor,
-        apart: Literal[True],
-        front: Cameras | None = None,
-    ) -> list[Gaussians]: ...
 
     def forward(
         self,
@@ -110,11 +86,8 @@ class Generator(Renamed):
             (B, N) Gaussians in the world of the cameras.
         """
         c = self.config
-        if cameras.viewmats.dim() == 3:
-            B, V = noise.shape[:2]
-            viewmats, Ks = cameras.viewmats.expand(B, V, 4, 4), cameras.Ks.expand(B, V, 3, 3)
-            cameras = replace(cameras, viewmats=viewmats, Ks=Ks)
-        front = cameras[:, 0] if front is None else expanded(front, len(image))
+        cameras = cameras.expand(*noise.shape[:2])
+        front = cameras[:, 0] if front is None else front.expand(len(image))
         fine, _, coarse, pooled = self.picture(image)
         seen = (image,) if c.teacher else (coarse, pooled)
         imagined = self.extraction(noise, cameras, *seen) + self.type_embedding[0, :, None, None]
@@ -279,30 +252,14 @@ class Generator(Renamed):
                 device does not work.
         """
         folder = find_weights(name, **hub)
-        config = read_config(folder, "generator")
-        config["bounds"] = build(folder, config.get("bounds", {}), Bounds, lambda bounds: bounds)
-        if config.get("teacher"):
-            config["teacher"] = teacher_phase(folder, config["teacher"])
-        if config.get("shape"):
-            config["shape"] = build(folder, config["shape"], OccupancyConfig, lambda shape: shape)
-        model = build(folder, config, GeneratorConfig, cls)
+        model = build(folder, read_config(folder, "generator"), GeneratorConfig, cls)
         load_weights(folder, model)
         return model.to(find_device(str(device))).eval()
 
 
-def teacher_phase(folder: Path, config: dict[str, Any]) -> TeacherPhase:
-    """The option `teacher` of a stored generator."""
-    parts = {
-        "unet": build(folder, config.get("unet", {}), MultiViewUNetConfig, lambda c: c),
-        "image": build(folder, config.get("image", {}), ClipVisionConfig, lambda c: c),
-    }
-    return build(folder, config | parts, TeacherPhase, lambda phase: phase)
-
-
-def expanded(cameras: Cameras, count: int) -> Cameras:
-    """Cameras (1,) or (count,) as (count,)."""
-    viewmats, Ks = (x.expand(count, *x.shape[1:]) for x in (cameras.viewmats, cameras.Ks))
-    return replace(cameras, viewmats=viewmats, Ks=Ks)
+def _with_names_of_today(module: nn.Module, state: dict[str, Tensor], prefix: str, *more: Any) -> None:
+    if f"{prefix}kind" in state:  # in older files
+        state[f"{prefix}type_embedding"] = state.pop(f"{prefix}kind")
 
 
 def whole_seed(seed: Any) -> int:

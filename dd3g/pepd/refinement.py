@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -39,9 +40,7 @@ def refined(
         for _ in range(steps):
             if time.monotonic() > end:
                 break
-            fitted = Gaussians(
-                gaussians.means, gaussians.quats, scales.exp(), gaussians.opacities, colors.sigmoid()
-            )
+            fitted = replace(gaussians, scales=scales.exp(), colors=colors.sigmoid())
             error = rasterize(fitted, camera, antialiased=True).rgb[0] - target
             held = [
                 weight * (x - start).square().mean()
@@ -50,10 +49,4 @@ def refined(
             optimizer.zero_grad()
             (error.square().mean() + sum(held)).backward()
             optimizer.step()
-    return Gaussians(
-        gaussians.means,
-        gaussians.quats,
-        scales.detach().exp(),
-        gaussians.opacities,
-        colors.detach().sigmoid(),
-    )
+    return replace(gaussians, scales=scales.detach().exp(), colors=colors.detach().sigmoid())
