@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dd3g.picture import Picture
 
 FORMATS = (*SPLATS, *MESHES)
+PAGE = "html"  # that shows the object
 SEEDS = 2**64  # torch knows no more
 NO_ENCODER = (
     "the turntable is an animated .webp: for .mp4 install the extra 'video': pip install 'dd3g[video]'"
@@ -74,6 +75,11 @@ class Request(Options):
         if self.stem is not None and self.samples > 1:
             raise UserError(f"-o names one file, and there are {self.samples} --samples: give a folder")
 
+    @property
+    def how(self) -> dict[str, Any]:
+        """Options of `Generator.generate`, but for the seed."""
+        return {name: getattr(self, name) for name in ("elevation", "fov", "raw", "refine")}
+
     def mask_of(self, picture: str, below: Path = Path()) -> Path | None:
         """The mask that belongs to a picture, None where none was given.
 
@@ -118,14 +124,7 @@ def write_results(
     for k in range(request.samples):
         name = stem if request.samples == 1 else f"{stem}-{k}"
         # On the CPU from here on: turntables on CUDA would need a compiler, mps has no rasteriser.
-        gaussians = generator.generate(
-            picture,
-            seed=request.seed + k,
-            elevation=request.elevation,
-            fov=request.fov,
-            raw=request.raw,
-            refine=request.refine,
-        ).to("cpu")
+        gaussians = generator.generate(picture, seed=request.seed + k, **request.how).to("cpu")
         with temporary_folder(request.out) as folder:
             try:
                 if k == 0:
@@ -142,7 +141,7 @@ def write_results(
 def are_there(stem: str, request: Request) -> bool:
     """Whether everything that `write_results` would write for a picture lies in the output folder."""
     names = [stem] if request.samples == 1 else [f"{stem}-{k}" for k in range(request.samples)]
-    suffixes = [*request.formats, *(["html"] if request.viewer else [])]
+    suffixes = [*request.formats, *([PAGE] if request.viewer else [])]
     wanted = [f"{stem}.matte.png", *(f"{name}.{suffix}" for name in names for suffix in suffixes)]
     movies = names if request.turntable else []  # of either kind, see `dd3g.io.turntable`
     return all((request.out / name).is_file() for name in wanted) and all(
@@ -153,26 +152,30 @@ def are_there(stem: str, request: Request) -> bool:
 
 def _write_one(gaussians: Gaussians, folder: Path, name: str, request: Request) -> list[str]:
     """Write one object into `folder`; returns the paths that its files will have in the output folder."""
-    from dd3g.io.splats import save
-
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    files = [f"{name}.{suffix}" for suffix in request.formats]
-    for file, suffix in zip(files[:], request.formats, strict=True):
-        if suffix in MESHES:
-            from dd3g.pepd.mesh import mesh_of
-
-            more = mesh_of(gaussians).save(folder / file)[1:]
-            files += [str(path.relative_to(folder)) for path in more]
-        else:
-            save(gaussians, folder / file, request.axes, suffix, layout=request.ply_layout)
+    files: list[Path] = []
+    for suffix in request.formats:
+        files += write_file(gaussians, folder / f"{name}.{suffix}", suffix, request)
     if request.turntable:
         from dd3g.io.turntable import render_turntable, save_turntable
 
-        movie = save_turntable(render_turntable(gaussians), folder / f"{name}.turntable.mp4")
-        files.append(str(movie.relative_to(folder)))  # an animation where there is no video encoder
+        # An animation where there is no video encoder.
+        files.append(save_turntable(render_turntable(gaussians), folder / f"{name}.turntable.mp4"))
     if request.viewer:
+        files += write_file(gaussians, folder / f"{name}.{PAGE}", PAGE, request)
+    return [str(request.out / file.relative_to(folder)) for file in files]
+
+
+def write_file(gaussians: Gaussians, path: Path, format: str, request: Request) -> list[Path]:
+    """Write one object as one of `FORMATS`, or as a `PAGE`; returns its files, the named one first."""
+    if format == PAGE:
         from dd3g.io.viewer import save_viewer
 
-        files.append(f"{name}.html")
-        save_viewer(gaussians, folder / files[-1], title=Path(name).name)
-    return [str(request.out / file) for file in files]
+        return [save_viewer(gaussians, path)]
+    if format in MESHES:
+        from dd3g.pepd.mesh import mesh_of
+
+        return mesh_of(gaussians).save(path)
+    from dd3g.io.splats import save
+
+    return [save(gaussians, path, request.axes, format, layout=request.ply_layout)]

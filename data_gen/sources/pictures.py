@@ -24,10 +24,8 @@ from dd3g.picture.sources import (
     Found,
     ShardPictures,
     find_sources,
-    hold_renders,
     level_views,
     open_pictures,
-    open_shards,
 )
 
 METADATA = "metadata.jsonl"
@@ -47,10 +45,10 @@ def open_source(path: str | Path, views: int = 1, warn: Warn = lambda message: N
         UserError: when it is none of these.
     """
     found = find_sources(path)
-    shards = open_shards(found) if found.kind == "shards" else None
-    if shards is not None and hold_renders(shards):
-        return RenderedViews(found, shards, views)
-    return DescribedPictures(found, open_pictures(found, shards), warn)
+    opened = open_pictures(found)
+    if isinstance(opened, Shards):
+        return RenderedViews(found, opened, views)
+    return DescribedPictures(found, opened, warn)
 
 
 def _files_fingerprint(found: Found) -> str:

@@ -26,17 +26,17 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def signals_stop(*names: str, instead: Callable[[], None] | None = None) -> Iterator[None]:
+def signals_stop(*names: str, instead: Callable[[int], None] | None = None) -> Iterator[None]:
     """Inside, signals end the work by an exception, so that nothing half-done stays behind.
 
     Args:
         names: of the signals; without any, those that end a program.
-        instead: called by a signal where the work can end by itself.
+        instead: called with the number of a signal where the work can end by itself.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
         if instead:
-            return instead()
+            return instead(number)
         _came.append(number)
         if not _waits:
             raise Interrupted(number)

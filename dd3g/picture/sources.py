@@ -88,23 +88,6 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def hold_renders(shards: Shards) -> bool:
-    """Whether shards hold rendered objects; otherwise they hold pictures.
-
-    Raises:
-        UserError: when they hold neither.
-    """
-    extensions = shards.extensions
-    if {SHEET, DEPTH} <= extensions:
-        return True
-    if extensions & set(EXTENSIONS):
-        return False
-    raise UserError(
-        f"{shards.paths[0]}: its samples hold {', '.join(sorted(extensions)) or 'nothing'}; expected "
-        f"pictures ({', '.join(EXTENSIONS)}) or rendered objects ({SHEET}, {DEPTH})"
-    )
-
-
 class EncodedPictures(Protocol):
     """Pictures as they lie in files, by index."""
 
@@ -125,26 +108,27 @@ class EncodedPictures(Protocol):
         """
 
 
-def open_pictures(found: Found, shards: Shards | None = None) -> EncodedPictures:
-    """The pictures in what `find_sources` found.
-
-    Args:
-        found: the files.
-        shards: those of them, where they have been opened already.
+def open_pictures(found: Found) -> EncodedPictures | Shards:
+    """The pictures in what `find_sources` found; of rendered objects the shards that hold them.
 
     Raises:
-        UserError: when one of the files is damaged, or tables cannot be read.
+        UserError: when one of the files is damaged, tables cannot be read, or shards hold something else.
     """
     if found.kind == "tables":
         from dd3g.io.tables import PictureTables
 
         return PictureTables(found.root, found.files)
-    return PictureFiles(found) if found.kind == "pictures" else ShardPictures(shards or open_shards(found))
-
-
-def open_shards(found: Found) -> Shards:
-    """The shards among what was found, in the order in which datasets made so far count them."""
-    return Shards(sorted(found.files))
+    if found.kind == "pictures":
+        return PictureFiles(found)
+    shards = Shards(sorted(found.files))  # the order in which datasets made so far count them
+    if {SHEET, DEPTH} <= shards.extensions:
+        return shards
+    if shards.extensions & set(EXTENSIONS):
+        return ShardPictures(shards)
+    raise UserError(
+        f"{shards.paths[0]}: its samples hold {', '.join(sorted(shards.extensions)) or 'nothing'}; expected "
+        f"pictures ({', '.join(EXTENSIONS)}) or rendered objects ({SHEET}, {DEPTH})"
+    )
 
 
 class PictureFiles:

@@ -71,7 +71,7 @@ def serve(
             )
             at = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
             # uvicorn raises the signal that stopped it once more when all is answered: no error then.
-            with signals_stop(instead=lambda: setattr(server, "should_exit", True)):
+            with signals_stop(instead=lambda number: setattr(server, "should_exit", True)):
                 typer.echo(f"serving {weights} on {at} (Ctrl-C stops it)")
                 sys.stdout.flush()
                 server.run(sockets=[listener])

@@ -24,8 +24,9 @@ from starlette.requests import ClientDisconnect
 
 import dd3g
 from dd3g.errors import UserError
+from dd3g.results import PAGE
 from dd3g.results import Request as Order
-from dd3g.serve.worker import FORMATS, PAGE, Made, Unwritten, Worker
+from dd3g.serve.worker import FORMATS, Made, Unwritten, Worker
 
 MAX_REFINE = 10.0  # seconds of the one thread that a caller may ask for
 TYPES = {"glb": "model/gltf-binary", "usdz": "model/vnd.usdz+zip", PAGE: "text/html; charset=utf-8"}

@@ -14,18 +14,15 @@ from typing import TYPE_CHECKING, Any
 from dd3g.errors import UserError
 from dd3g.io.atomic import scratch_folder
 from dd3g.io.formats import MESHES, SPLATS
-from dd3g.io.splats import MIN_OPACITY, save
-from dd3g.io.viewer import save_viewer
-from dd3g.pepd.mesh import mesh_of
+from dd3g.io.splats import MIN_OPACITY
 from dd3g.picture import load_image
 from dd3g.picture.matting import predict_matte
-from dd3g.results import Request
+from dd3g.results import PAGE, Request, write_file
 
 if TYPE_CHECKING:
     from dd3g.gaussians import Gaussians
     from dd3g.pepd import Generator
 
-PAGE = "html"  # the viewer page
 FORMATS = (*SPLATS, *MESHES[:-1], PAGE)  # one file each, as an answer is; a mesh.obj would be three
 KEPT = 8  # objects that are remembered, so that another format of one costs no second pass
 
@@ -109,12 +106,7 @@ class Worker:
         try:
             with scratch_folder() as folder:
                 path = folder / f"object.{format}"
-                if format == PAGE:
-                    save_viewer(gaussians, path, title="object")
-                elif format in MESHES:
-                    mesh_of(gaussians).save(path)
-                else:
-                    save(gaussians, path, request.axes, format, layout=request.ply_layout)
+                write_file(gaussians, path, format, request)
                 data = path.read_bytes()
         except (UserError, OSError) as error:
             if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
@@ -126,13 +118,10 @@ class Worker:
 
     def _object(self, picture: bytes, request: Request) -> tuple[Gaussians, tuple[str, ...]]:
         r = request
-        digest = hashlib.sha256(picture).digest()
-        key = (digest, r.matte, r.foreground_ratio, r.seed, r.elevation, r.raw, r.refine, r.fov)
+        key = (hashlib.sha256(picture).digest(), r.matte, r.foreground_ratio, r.seed, *r.how.values())
         if key not in self._kept:
             found = load_image(picture, matte=r.matte, fill=r.foreground_ratio)
-            gaussians = self._generator.generate(
-                found, seed=r.seed, elevation=r.elevation, raw=r.raw, refine=r.refine, fov=r.fov
-            )
+            gaussians = self._generator.generate(found, seed=r.seed, **r.how)
             self._kept[key] = gaussians.to("cpu"), found.warnings
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dd3g.command.progress import Progress
-from dd3g.command.signals import Interrupted
+from dd3g.command.signals import Interrupted, signals_stop
 from dd3g.errors import UserError, first_line
 from dd3g.nn.recompute import recompute_blocks
 from dd3g.training.averaging import Average
@@ -37,7 +37,7 @@ from dd3g.training.processes import (
     split_present_blocks,
 )
 from dd3g.training.records import Metrics, log, record_session, show_picture, start_trackers, stop_trackers
-from dd3g.training.stopping import StopRequest, launcher_has_ended
+from dd3g.training.stopping import SIGNALS, StopRequest, launcher_has_ended
 
 METRICS = "metrics.jsonl"
 MIN_LOSS_SCALE = 1e-4  # fp16: below this nothing but overflows happens
@@ -83,8 +83,9 @@ def fit(
         raise Interrupted(signal.SIGHUP)
     run = _Run(model, config, samples is not None)
     run.state.items = items
-    gpus = run.gpus
-    with torch.random.fork_rng(devices=gpus), StopRequest() as request, held_by_main(run.output):
+    request = StopRequest()
+    signals = signals_stop(*SIGNALS, instead=request.note)
+    with torch.random.fork_rng(devices=run.gpus), signals, held_by_main(run.output):
         step = first = resume(run.state, run.output, config)
         config.count_epochs(items, step, run.state.consumed)
         main = run.accelerator.is_main_process

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self
 
 from dd3g.command.signals import Interrupted
 
@@ -37,16 +34,14 @@ def launcher_has_ended(proc: Path = Path("/proc")) -> bool:
 
 
 class StopRequest:
-    """While this is entered, the first signal is noted in `number`, for the step under way to be finished.
+    """The first signal is noted in `number`, for the step under way to be finished.
 
     A second one raises `Interrupted` at once, unless it is the first one's echo, or SIGUSR1, which only says
-    again that the time is up. Signals that the process was started to ignore, as under nohup, stay ignored.
-    Outside the main thread Python handles no signals.
+    again that the time is up.
     """
 
     def __init__(self) -> None:
         self.noted, self.since = 0, 0.0
-        self.before: dict[int, Any] = {}
 
     @property
     def number(self) -> int:
@@ -59,18 +54,8 @@ class StopRequest:
             self.noted = signal.SIGHUP
         return self.noted
 
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    self.before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: int) -> None:
+        """Take in a signal."""
         echo = number == self.noted and time.monotonic() - self.since < ECHO
         if self.noted and not echo and signal.Signals(number).name != "SIGUSR1":
             raise Interrupted(number)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
+from dd3g.io.shards import Shards
 from dd3g.picture import cut_out, load_image, resize_rgba
 from dd3g.picture.decoding import read_rgba
 from dd3g.picture.framing import is_cut_out, object_frame
@@ -19,10 +20,8 @@ from dd3g.picture.sources import (
     Found,
     ShardPictures,
     find_sources,
-    hold_renders,
     level_views,
     open_pictures,
-    open_shards,
 )
 from distill.samples.renders import RenderedObjects
 
@@ -67,10 +66,8 @@ def open_inputs(source: str | Path, matte: str = "auto") -> Inputs:
         UserError: when it is none of these, or not on this machine's disks.
     """
     found = find_sources(source)
-    shards = open_shards(found) if found.kind == "shards" else None
-    if shards is not None and hold_renders(shards):
-        return Renders(found)
-    return Pictures(found, open_pictures(found, shards), matte)
+    opened = open_pictures(found)
+    return Renders(found) if isinstance(opened, Shards) else Pictures(found, opened, matte)
 
 
 def seed_of(*parts: int) -> int:

@@ -14,7 +14,8 @@ from dd3g.io.atomic import TEMPORARY
 from dd3g.io.formats import SPLATS
 from dd3g.io.splats import encode, load
 from dd3g.picture import load_image
-from dd3g.serve.worker import FORMATS, KEPT, PAGE
+from dd3g.results import PAGE
+from dd3g.serve.worker import FORMATS, KEPT
 
 
 def held(answer, folder, format):
