@@ -212,7 +212,7 @@ def build(
     options = {k: v for k, v in config.items() if k != "kind"}
     for name, value in options.items():
         for section in (kinds[name], *get_args(kinds[name])):
-            if is_dataclass(section) and value is not None:
+            if isinstance(section, type) and is_dataclass(section) and value is not None:
                 options[name] = build(folder, value, section, lambda made: made)
     try:
         return model_class(config_class(**options))
