@@ -24,21 +24,13 @@ class Cameras:
 
     The world is right-handed OpenGL (x right, y up, the object faces +z); each camera is OpenCV (x right,
     y down, z forward). Pixel centres lie at +0.5.
-
-    Args:
-        viewmats: (..., 4, 4) world to camera.
-        Ks: (..., 3, 3) intrinsics in pixels.
-        width: image width in pixels.
-        height: image height in pixels.
-        near: nearest depth that is drawn.
-        far: farthest depth that is drawn.
     """
 
     viewmats: Tensor  # (..., 4, 4) world -> camera, OpenCV
-    Ks: Tensor  # (..., 3, 3) pixels
-    width: int
+    Ks: Tensor  # (..., 3, 3) intrinsics in pixels
+    width: int  # of the image, in pixels
     height: int
-    near: float = NEAR
+    near: float = NEAR  # nearest depth that is drawn
     far: float = FAR
 
     def __post_init__(self) -> None:

@@ -13,21 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Gaussians:
-    """3D Gaussians; all fields hold activated values, raw ones exist only in files.
+    """3D Gaussians; all fields hold activated values, raw ones exist only in files."""
 
-    Args:
-        means: (..., N, 3) centres in the world (OpenGL, y up).
-        quats: (..., N, 4) unit rotations, wxyz.
-        scales: (..., N, 3) standard deviations along the local axes, world units, > 0.
-        opacities: (..., N) in 0..1.
-        colors: (..., N, C) sRGB in 0..1 (C = 3), or any C channels for feature rendering.
-    """
-
-    means: Tensor  # (..., N, 3) world
-    quats: Tensor  # (..., N, 4) wxyz
-    scales: Tensor  # (..., N, 3) world units
-    opacities: Tensor  # (..., N) 0..1
-    colors: Tensor  # (..., N, 3) sRGB 0..1
+    means: Tensor  # (..., N, 3) centres in the world (OpenGL, y up)
+    quats: Tensor  # (..., N, 4) unit rotations, wxyz
+    scales: Tensor  # (..., N, 3) standard deviations along the local axes, world units, > 0
+    opacities: Tensor  # (..., N) in 0..1
+    colors: Tensor  # (..., N, C) sRGB in 0..1 (C = 3), or any C channels for feature rendering
 
     # Files are a floor above: `dd3g.io.splats` adds these.
     save: ClassVar[Callable[..., Path]]

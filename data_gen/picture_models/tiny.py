@@ -20,7 +20,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
 from dd3g.diffusion import ClassifierFree, Schedule, sample
-from dd3g.nn import MultiViewTransformer, ResidualBlock, timestep_embedding
+from dd3g.nn.blocks import MultiViewTransformer, ResidualBlock, timestep_embedding
 
 WORDS, PARTS = 20, 20  # words read of a text; of each: itself, its group, and runs of its letters
 HAZE = 0.02  # alpha that is as good as none, or as good as all

@@ -247,14 +247,9 @@ def explain(error: Exception, out: Path, less: str) -> str:
 
 
 def failure(kind: str, name: str, error: Exception, out: Path, less: str) -> dict[str, Any]:
-    """What a report says about an input that was not finished, under "files" what was written all the same.
+    """What a report says about an input that was not finished, which it calls `kind`; the rest as `explain`.
 
-    Args:
-        kind: what an input is called in the report.
-        name: of the input.
-        error: what stopped the work.
-        out: as in `explain`.
-        less: as in `explain`.
+    Under "files" is what was written all the same.
     """
     entry: dict[str, Any] = {kind: name, "error": explain(error, out, less)}
     return entry | {"files": files} if (files := getattr(error, "files", None)) else entry

@@ -143,14 +143,9 @@ def sample(
 
 
 def invert(denoiser: Denoiser, schedule: Schedule, x0: Tensor, plan: Plan, condition: Any = None) -> Tensor:
-    """DDIM inversion: walk a *sampling* plan backwards from its last level to the state at its first.
+    """DDIM inversion: walk a *sampling* plan backwards, from x0 (B, ...) at its last level to its first.
 
-    Args:
-        denoiser: the network.
-        schedule: its noise levels.
-        x0: (B, ...) state at the plan's last level; a clean sample.
-        plan: moves as `sample` takes them, e.g. (50, 48), ..., (2, 0).
-        condition: handed to the denoiser.
+    The plan is one that `sample` takes, e.g. (50, 48), ..., (2, 0).
     """
     return sample(denoiser, schedule, x0, inverted(plan), condition).x
 
@@ -167,15 +162,8 @@ def refine(
 ) -> Sample:
     """Improve a known sample: invert it along the plan, come back guided, and again (ScoreHMR, section 3.3).
 
-    Args:
-        denoiser: the network.
-        schedule: its noise levels.
-        x: (B, ...) state at the plan's last level; a clean estimate.
-        plan: moves down, e.g. `descent(50, 2)`.
-        condition: handed to the denoiser.
-        objective: guides the way down.
-        rounds: how often; one costs 2 len(plan) network calls.
-        **options: of `sample`, for the way down.
+    It begins with x (B, ...), a clean estimate at the last level of a plan such as `descent(50, 2)`. The
+    objective and other options of `sample` guide the way down. A round costs 2 len(plan) network calls.
     """
     result, trace = Sample(x, x), []
     for _ in range(rounds):

@@ -14,13 +14,7 @@ _BOUNDS = (12, 18)  # columns of a chunk; older files bound no colours
 
 
 def encode(gaussians: Gaussians, axes: str, antialiased: bool) -> bytes:
-    """Write Gaussians in Morton order.
-
-    Args:
-        gaussians: (N,) in the axes of the file.
-        axes: their name, stored in a comment.
-        antialiased: stored in another comment.
-    """
+    """Write Gaussians (N,), which are in these axes, in Morton order."""
     raw = to_raw(gaussians)
     data: bytes = load_gsply().compress_to_bytes(
         raw[:, 0:3], raw[:, 7:10], raw[:, 10:14], np.ascontiguousarray(raw[:, 6]), raw[:, 3:6]

@@ -64,14 +64,10 @@ def from_raw(raw: np.ndarray) -> Gaussians:
 
 
 def encode(gaussians: Gaussians, axes: str, antialiased: bool, layout: str) -> bytes:
-    """Binary little-endian .ply.
+    """Write Gaussians (N,), which are in these axes, as binary little-endian numbers.
 
-    Args:
-        gaussians: (N,) in the axes of the file.
-        axes: their name, stored in a comment.
-        antialiased: stored in another comment.
-        layout: "compact", the columns `FIELDS`; "inria" adds normals and the 45 harmonics of degree 3, all
-            zero, for importers that count columns.
+    The layout "compact" has the columns `FIELDS`; "inria" adds normals and the 45 harmonics of degree 3, all
+    zero, for importers that count columns.
     """
     names: tuple[str, ...] = FIELDS
     raw = to_raw(gaussians)
@@ -199,14 +195,7 @@ def _vertices(header: Header) -> tuple[list[tuple[int, np.dtype]], int, np.dtype
 
 
 def _as_binary(text: bytes, before: int, count: int, columns: np.dtype) -> bytes:
-    """The first rows of numbers in a text, as a file of the columns would hold them.
-
-    Args:
-        text: what follows the header.
-        before: lines that are left out first.
-        count: of rows.
-        columns: of a row.
-    """
+    """Rows of numbers in the text behind a header, past some lines, as a file of the columns has them."""
     if not count:
         return b""
     names = columns.names or ()

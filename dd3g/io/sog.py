@@ -20,12 +20,9 @@ _MOST = 1 << 26  # Gaussians, and bytes of meta.json: more would fill the memory
 
 
 def encode(gaussians: Gaussians, axes: str, antialiased: bool) -> bytes:
-    """Write Gaussians in Morton order: 16-bit positions, 8 bits for all else, scales and colours by codebook.
+    """Write Gaussians (N,), which are in these axes, in Morton order.
 
-    Args:
-        gaussians: (N,) in the axes of the file.
-        axes: their name; stored unless it is "opencv", which every reader assumes.
-        antialiased: stored as the "model".
+    Positions have 16 bits, all else 8, scales and colours by codebook. Readers assume the axes "opencv".
     """
     raw = to_raw(gaussians).astype(np.float64)
     places = np.sign(raw[:, :3]) * np.log1p(np.abs(raw[:, :3]))

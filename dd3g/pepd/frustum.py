@@ -111,13 +111,7 @@ def cross(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def template(half: Tensor, middle: Tensor, depths: Tensor) -> Tensor:
-    """Occupancy logits (B, D, S, S) of an inflated silhouette.
-
-    Args:
-        half: (B, 1, S, S) half thickness.
-        middle: (B, 1, S, S) camera depth around which it lies.
-        depths: (D,) of the slices.
-    """
+    """Occupancy logits (B, D, S, S) of a body of this half thickness around a `middle` depth (B, 1, S, S)."""
     return ((half - (depths[:, None, None] - middle).abs()) / SOFTNESS).clamp(-LIMIT, LIMIT)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dd3g.cameras import ELEVATION, FOVY, RADIUS, Cameras
 from dd3g.errors import UserError, first_line
 from dd3g.io.splats import Gaussians
-from dd3g.nn import PictureEncoder, correspond_rgba
+from dd3g.nn.blocks import PictureEncoder, correspond_rgba
 from dd3g.nn.checkpoint import (
     CARD,
     build,

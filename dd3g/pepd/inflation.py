@@ -17,15 +17,9 @@ from dd3g.pepd.surface import LEVEL, inflated_field, smoothed, visual_hull
 
 
 def inflated_silhouette(picture: Tensor, camera: Cameras, options: SolidOptions | None = None) -> Gaussians:
-    """Discs on the inflated silhouette of a picture.
+    """Discs (M,) on the inflated silhouette of a picture (4, S, S), straight RGBA, on the CPU.
 
-    Args:
-        picture: (4, S, S) straight RGBA.
-        camera: (1,) that took it.
-        options: of the discs.
-
-    Returns:
-        (M,) Gaussians on the CPU; none where the picture is empty.
+    The camera (1,) took it; there are none where the picture is empty.
     """
     o = options or SolidOptions()
     picture, camera = within(picture, camera, o)

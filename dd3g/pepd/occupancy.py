@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd3g.command.setting import setting
-from dd3g.nn import MultiViewTransformer, ResidualBlock
+from dd3g.nn.blocks import MultiViewTransformer, ResidualBlock
 from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
 from dd3g.pepd.frustum import (
     OUTSIDE,
@@ -24,6 +24,7 @@ from dd3g.pepd.frustum import (
     pixel_rays,
     plucker,
     resize,
+    sampled,
     slices,
     spread,
     template,
@@ -231,13 +232,11 @@ def color_at(volume: Tensor, image: Tensor, places: Tensor) -> Tensor:
         (B, P, 3) sRGB in 0..1.
     """
     alpha = image[:, 3:]
-    seen = F.grid_sample(
-        spread(image[:, :3], image[:, 3:]), places[:, None, :, :2], align_corners=False, padding_mode="border"
-    )
+    seen = sampled(spread(image[:, :3], alpha), places[..., :2])  # (B, 3, P)
     mean = (image[:, :3] * alpha).sum((2, 3)) / alpha.sum((2, 3)).clamp(min=1.0)
     found = F.grid_sample(volume, places[:, None, None], align_corners=False, padding_mode="border")[
         :, :, 0, 0
     ]
     gate = (found[:, :1] + 2).sigmoid()
-    start = (seen[:, :, 0] * gate + mean[..., None] * (1 - gate)).clamp(0.02, 0.98)
+    start = (seen * gate + mean[..., None] * (1 - gate)).clamp(0.02, 0.98)
     return (start.logit() + found[:, 1:]).sigmoid().transpose(1, 2)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
-from dd3g.nn import MultiViewTrunk, camera_code, correspond
+from dd3g.nn.blocks import MultiViewTrunk, camera_code, correspond
 from dd3g.pepd.config import GeneratorConfig
 
 

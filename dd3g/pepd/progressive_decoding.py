@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians, matrix_to_quaternion, quaternion_multiply
-from dd3g.nn import MultiViewTransformer, fourier
+from dd3g.nn.blocks import MultiViewTransformer, fourier
 from dd3g.pepd.config import Bounds, GeneratorConfig
 from dd3g.pepd.point_transformer import PointTransformer, nearest
 

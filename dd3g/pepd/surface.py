@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.numba_setup import turn
+from dd3g.pepd.frustum import sampled
 from dd3g.pepd.surface_kernels import carve, gradients, least_along, lower_pieces, march, net_points
 
 HALF = 0.6  # half the side of the cube that is searched, world units; objects reach 0.55
@@ -18,13 +19,7 @@ SOFTNESS = 0.05  # world units in depth over which an inflated field falls from 
 
 
 def visual_hull(alpha: Tensor, cameras: Cameras, resolution: int) -> Tensor:
-    """Field (n, n, n) in 0..1 over the cube [-HALF, HALF]^3, indexed x, y, z: `least_alpha` of its voxels.
-
-    Args:
-        alpha: (V, S, S) in 0..1.
-        cameras: (V,) of these masks.
-        resolution: voxels a side, n.
-    """
+    """`least_alpha` of the n^3 voxels of the cube [-HALF, HALF]^3: (n, n, n) in 0..1, indexed x, y, z."""
     return least_alpha(alpha, cameras, voxel_centres(resolution)).view((resolution,) * 3)
 
 
@@ -43,18 +38,13 @@ def least_alpha(alpha: Tensor, cameras: Cameras, points: Tensor) -> Tensor:
 
 
 def inflated_field(half: Tensor, camera: Cameras, resolution: int) -> Tensor:
-    """Field (n, n, n), `LEVEL` on the inflated silhouette, around the upright plane that faces the camera.
+    """Field (n, n, n), `LEVEL` on an inflated silhouette around the upright plane that faces the camera (1,).
 
-    Args:
-        half: (S, S) half thickness along the camera's rays, world units.
-        camera: (1,).
-        resolution: voxels a side, n.
+    The half thickness (S, S) is along the camera's rays, in world units.
     """
     points = voxel_centres(resolution)
     uv, z = camera.project(points)  # (1, P, 2), (1, P)
-    thickness = F.grid_sample(half[None, None], uv[:, None], align_corners=False, padding_mode="border")[
-        0, 0, 0
-    ]
+    thickness = sampled(half[None, None], uv)[0, 0]
     eye = camera.positions[0]
     towards = F.normalize(eye * torch.tensor([1.0, 0.0, 1.0]), dim=0)
     # Along its ray, of camera depth z, a point p lies z (p . n) / ((p - eye) . n) from the plane p . n = 0.
@@ -83,12 +73,7 @@ def smoothed(field: Tensor, deviation: float) -> Tensor:
 def without_crumbs(field: Tensor, level: float, least: int) -> Tensor:
     """The field without pieces above the level of fewer than `least` voxels, which hang in the air.
 
-    The largest piece stays, however small. Voxels belong to one piece where they share a face.
-
-    Args:
-        field: (n, n, n) float32.
-        level: of the surface.
-        least: voxels.
+    The largest piece stays, however small. Voxels (n, n, n) belong to one piece where they share a face.
     """
     values = field.numpy().copy()
     lower_pieces(values, level, least)
@@ -96,11 +81,9 @@ def without_crumbs(field: Tensor, level: float, least: int) -> Tensor:
 
 
 def without_cavities(field: Tensor, level: float) -> Tensor:
-    """The field with the hollows filled that nothing outside reaches, and nobody sees.
+    """The field (n, n, n) with the hollows filled that nothing outside reaches, and nobody sees.
 
-    Args:
-        field: (n, n, n) float32; of its parts below the level, the largest is the outside.
-        level: of the surface.
+    Of its parts below the level, the largest is the outside.
     """
     hollow = without_crumbs(-field, -level, field.numel()) < -field
     return torch.where(hollow, level + 1e-3, field)
@@ -159,13 +142,9 @@ def surface_quads(field: Tensor, level: float) -> Tensor:
 
 
 def unambiguous(field: Tensor, level: float) -> Tensor:
-    """The field with a little matter added where two voxels inside meet at no more than an edge.
+    """The field (n, n, n) with a little matter added where two voxels inside meet at no more than an edge.
 
     There four quads would share a side, and the surface would not be that of a solid.
-
-    Args:
-        field: (n, n, n), above the level inside.
-        level: of the surface.
     """
     values = field.numpy().copy()
     while True:

@@ -94,12 +94,9 @@ def _by_chunks(rgba: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
 def _turned(
     rgba: Image.Image, places: tuple[float, ...], light: Callable[[np.ndarray], np.ndarray]
 ) -> Image.Image:
-    """RGBA in sRGB; what is out of its range is cut off.
+    """RGBA in sRGB, by its chromaticities, ordered like `SRGB`, and the curve from its values to light.
 
-    Args:
-        rgba: its colours are not.
-        places: its chromaticities, ordered like `SRGB`.
-        light: 0..1 of its values to 0..1 of light.
+    What is out of the range of sRGB is cut off.
     """
     matrix = np.eye(3)
     try:

@@ -77,13 +77,10 @@ def check_number(name: str, value: Any) -> None:
 
 
 def is_cut_out(image: Image.Image) -> bool:
-    """Whether alpha tells an object from its surroundings.
+    """Whether the alpha of a picture (RGBA) tells an object from its surroundings.
 
     It does not where it is nearly the same throughout, nor where it only rounds a photo's corners or frames
     it: the picture is then solid over 95 % of its area and half of each side, within a `RIM`.
-
-    Args:
-        image: RGBA.
     """
     alpha = np.asarray(image.getchannel("A"))  # (H, W)
     solid = alpha >= (int(alpha.max()) + 1) // 2
@@ -117,14 +114,11 @@ def object_frame(alpha: Image.Image, fill: float = FILL) -> tuple[float, float, 
 
 
 def object_box(alpha: Image.Image) -> tuple[int, int, int, int] | None:
-    """Bounding box (left, top, right, bottom) of the object in a matte; None when it is empty.
+    """Bounding box (left, top, right, bottom) of the object in a matte (mode L); None when it is empty.
 
     All that is at least faintly solid counts, unless that is clearly wider than the connected parts of at
     least half alpha and a hundredth of the largest part's area: what is beyond these is a shadow, a glow or
     stray pixels.
-
-    Args:
-        alpha: mode L.
     """
     matte = np.asarray(alpha)  # (H, W)
     whole, core = bounding_box(matte >= SOLID), bounding_box(_main_parts(matte >= CORE))

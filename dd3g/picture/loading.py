@@ -40,15 +40,10 @@ NARROW = 0.15  # of the picture, from which a matting model sees little of the o
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture ready for the generator.
+    """A picture ready for the generator."""
 
-    Args:
-        rgba: (4, S, S) float32 in 0..1, sRGB, straight alpha; colour is 0 where alpha is 0.
-        warnings: messages for the user about a matte that looks wrong.
-    """
-
-    rgba: Tensor  # (4, S, S)
-    warnings: tuple[str, ...] = ()
+    rgba: Tensor  # (4, S, S) float32 in 0..1, sRGB, straight alpha; colour is 0 where alpha is 0
+    warnings: tuple[str, ...] = ()  # for the user, about a matte that looks wrong
 
     def save(self, path: str | Path) -> Path:
         """Write the framed cut-out as an RGBA PNG, which shows what was taken as the object."""
@@ -232,14 +227,7 @@ def _longest(box: tuple[int, int, int, int]) -> int:
 
 
 def _doubts(alpha: Image.Image, name: str, factor: int, predicted: bool) -> list[str]:
-    """Warnings about a matte.
-
-    Args:
-        alpha: mode L.
-        name: of the picture.
-        factor: by which it was reduced.
-        predicted: whether a model made the matte.
-    """
+    """Warnings about a matte (mode L), which was reduced by a factor, and perhaps `predicted` by a model."""
     box = object_box(alpha)
     if box is None:
         return []

@@ -25,11 +25,7 @@ FOREIGN = {
 
 
 def what_it_is(data: bytes) -> str:
-    """How to go on from `<name> is `, for bytes that no decoder takes; empty where nothing is known of them.
-
-    Args:
-        data: of the whole file.
-    """
+    """How to go on from `<name> is ` for a file that no decoder takes; empty where nothing is known of it."""
     if CUT.match(data):
         if _has_tags(data):
             return "a kind of TIFF that is not read, such as a camera's raw file: save it as PNG or JPEG"

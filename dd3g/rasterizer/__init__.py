@@ -21,17 +21,11 @@ Backend = Literal["auto", "cpu", "cuda"]
 
 
 class Render(NamedTuple):
-    """What the cameras see.
+    """What the cameras see."""
 
-    Args:
-        rgb: (..., V, C, H, W) colours over the background.
-        alpha: (..., V, 1, H, W) coverage in 0..1.
-        depth: (..., V, 1, H, W) camera z summed with the blending weights; divide by alpha for a mean depth.
-    """
-
-    rgb: Tensor  # (..., V, C, H, W)
-    alpha: Tensor  # (..., V, 1, H, W)
-    depth: Tensor  # (..., V, 1, H, W) sum of weight * z
+    rgb: Tensor  # (..., V, C, H, W) colours over the background
+    alpha: Tensor  # (..., V, 1, H, W) coverage in 0..1
+    depth: Tensor  # (..., V, 1, H, W) camera z summed with the blending weights; by alpha it is a mean depth
 
 
 def get_ready(device: torch.device) -> None:

@@ -17,15 +17,7 @@ from dd3g.io.atomic import only_user
 
 
 def rasterize_batch(gaussians: Gaussians, cameras: Cameras, antialiased: bool) -> tuple[Tensor, Tensor]:
-    """Blend on a CUDA device.
-
-    Args:
-        gaussians: batch (B,), float32 on CUDA.
-        cameras: batch (B, V).
-        antialiased: compensate the dilation.
-
-    Returns:
-        (B, V, C + 1, H, W) colours and depth over black, and (B, V, 1, H, W) alpha.
+    """As `rasterize_batch` of `cpu.py`, of float32 on a CUDA device.
 
     Raises:
         UserError: gsplat's kernels cannot be built.

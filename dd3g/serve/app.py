@@ -38,17 +38,11 @@ POLICY += "connect-src 'self'; frame-src 'self'; form-action 'none'; frame-ances
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server takes on.
+    """What one server takes on."""
 
-    Args:
-        waiting: pictures that are read, wait or are worked on at the same time.
-        megabytes: of one picture file, 10^6 bytes.
-        seconds: from the first byte of a picture to its answer.
-    """
-
-    waiting: int = 32
-    megabytes: float = 20.0
-    seconds: float = 60.0
+    waiting: int = 32  # pictures that are read, wait or are worked on at the same time
+    megabytes: float = 20.0  # of one picture file, 10^6 bytes
+    seconds: float = 60.0  # from the first byte of a picture to its answer
 
 
 class Parameters(BaseModel, extra="forbid"):

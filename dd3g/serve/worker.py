@@ -33,19 +33,12 @@ class Unwritten(Exception):
 
 @dataclass(frozen=True)
 class Made:
-    """One file.
-
-    Args:
-        data: its bytes.
-        gaussians: how many it holds.
-        seconds: from picture to bytes, waiting left out.
-        warnings: about the picture.
-    """
+    """One file."""
 
     data: bytes
-    gaussians: int
-    seconds: float
-    warnings: tuple[str, ...]
+    gaussians: int  # how many it holds
+    seconds: float  # from picture to bytes, waiting left out
+    warnings: tuple[str, ...]  # about the picture
 
 
 class Worker:
@@ -68,16 +61,10 @@ class Worker:
         self.mean_seconds = 1.0
 
     def submit(self, picture: bytes, format: str, request: Request) -> Future[Made]:
-        """Put one picture behind those that wait; the future can be cancelled until its turn comes.
+        """Put the bytes of a picture file behind those that wait; can be cancelled until its turn comes.
 
-        Args:
-            picture: the bytes of a picture file.
-            format: one of `FORMATS`.
-            request: how to make the object; its output folder is not used.
-
-        Returns:
-            The future of the file, whose result raises UserError where the picture cannot be used, and
-            Unwritten where this machine's disk is at fault.
+        The future's result raises UserError where the picture cannot be used, and Unwritten where this
+        machine's disk is at fault.
         """
         return self._thread.submit(self._make, picture, format, request)
 

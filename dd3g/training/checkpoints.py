@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from dd3g.training.processes import on_main
 
 STATE = "state.json"
 SCRATCH = "checkpoint-saving"
+FILES = ("model", "average", "optimizer")
 
 
 @dataclass
@@ -47,9 +48,6 @@ class State:
     rate: LearningRate
     consumed: int = 0  # samples of all processes so far; batches where the loss draws them
     items: int = 0  # that samples are drawn from, 0 where that is not known
-    files: dict[str, str] = field(
-        default_factory=lambda: dict.fromkeys(("model", "average", "optimizer"), "")
-    )
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Named tensors of one file; parts of them where FSDP splits the model."""
@@ -85,7 +83,7 @@ def save_checkpoint(state: State, output: Path, step: int, config: LoopConfig) -
     main = state.accelerator.is_main_process
     if main:
         shutil.rmtree(scratch, ignore_errors=True)
-    for name in state.files:
+    for name in FILES:
         # All processes put split tensors together; only the main one keeps them.
         whole = {n: _whole(t, main) for n, t in state.tensors(name).items()}
         on_main(lambda name=name, whole=whole: _write(scratch, f"{name}.safetensors", whole, step, config))  # type: ignore[misc]
@@ -175,7 +173,7 @@ def resume(state: State, output: Path, config: LoopConfig) -> int:
         return 0
     _check_changes(path, about, config, state)
     try:
-        for name in state.files:
+        for name in FILES:
             _load(state, path, name)
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(

@@ -19,7 +19,7 @@ from dd3g.cameras import Cameras
 from dd3g.command.setting import check_ranges, setting
 from dd3g.diffusion import ClassifierFree, Prediction, Schedule
 from dd3g.fingerprint import fingerprint
-from dd3g.nn import (
+from dd3g.nn.blocks import (
     MultiViewTrunk,
     PictureEncoder,
     camera_code,

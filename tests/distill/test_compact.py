@@ -10,7 +10,7 @@ from torch import nn
 from dd3g.cameras import Cameras
 from dd3g.diffusion import ClassifierFree, sample
 from dd3g.errors import UserError
-from dd3g.nn import camera_code
+from dd3g.nn.blocks import camera_code
 from distill.teachers import load
 from distill.teachers.compact import CompactConfig, CompactTeacher, SpaceToDepth
 from distill.train_teacher import TeacherLoss

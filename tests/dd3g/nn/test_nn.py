@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dd3g.cameras import RADIUS, Cameras
-from dd3g.nn import (
+from dd3g.nn.blocks import (
+    Attention,
     MultiViewTransformer,
     MultiViewTrunk,
     PictureEncoder,
@@ -17,7 +18,6 @@ from dd3g.nn import (
     fourier,
     timestep_embedding,
 )
-from dd3g.nn.blocks import Attention
 from dd3g.pepd.point_transformer import PointTransformer, nearest
 
 

@@ -11,7 +11,7 @@ from stand_ins.tiny_generator import FIELDS, TINY, generator, inputs, same
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import quaternion_to_matrix
-from dd3g.nn import correspond_rgba
+from dd3g.nn.blocks import correspond_rgba
 from dd3g.pepd import Generator
 from dd3g.pepd.config import Bounds
 from dd3g.pepd.frustum import resize
