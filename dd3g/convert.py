@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dd3g.command.run import Json, run_command, say
+from dd3g.command.run import Json, run_command, tell
 from dd3g.io.atomic import remove_leftovers
 from dd3g.io.formats import (
     AXES,
@@ -76,15 +75,8 @@ def convert(
         "bytes": sum(path.stat().st_size for path in written),
         "warnings": warnings,
     }
-    if as_json:
-        say(json.dumps(report))
-        return
-    for warning in warnings:
-        say(f"warning: {warning}", err=True)
-    say(
-        f"wrote {', '.join(report['files'])} of {len(found.gaussians):,} Gaussians, "
-        f"{report['bytes'] / 1e6:.2f} MB"
-    )
+    files, size = ", ".join(report["files"]), report["bytes"] / 1e6
+    tell(report, as_json, f"wrote {files} of {len(found.gaussians):,} Gaussians, {size:.2f} MB")
 
 
 def main(argv: list[str] | None = None) -> int:

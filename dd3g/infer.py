@@ -40,7 +40,7 @@ def run(
     report: Report,
     recursive: bool = False,
     skip_existing: bool = False,
-) -> Report:
+) -> None:
     """Convert every picture; a failure is reported and the others are still converted.
 
     Args:
@@ -53,9 +53,6 @@ def run(
             "samples"}], "failed": [{"picture", "error"[, "files"]}], "skipped": [{"picture", "reason"}]}`.
         recursive: look into folders below folders.
         skip_existing: pass over pictures whose results are there.
-
-    Returns:
-        The report.
 
     Raises:
         UserError: what stops the whole run: no pictures, a device that does not work, weights that cannot be
@@ -113,7 +110,6 @@ def run(
                     entry["warnings"].append(NO_ENCODER)
         except Exception as e:
             report["failed"].append(failure("picture", item.name, e, request.out, "--device cpu"))
-    return report
 
 
 def _place(output: Path, formats: str | None) -> tuple[Path, str | None, tuple[str, ...]]:
@@ -210,13 +206,13 @@ def infer(
     """
     report: Report = {"pictures": [], "failed": [], "skipped": []}
 
-    def work(progress: Progress) -> Report:
+    def work(progress: Progress) -> None:
         if (options.mask is not None) + no_matte + (matte != "auto") > 1:
             raise UserError("--matte, --no-matte and --mask each say what the object is: give one of them")
         out, stem, formats = _place(output, format)
         cut = "none" if no_matte else matte
         request = Request(**vars(options), out=out, formats=formats, matte=cut, stem=stem)
-        return run(pictures, request, weights, device, progress, report, recursive, skip_existing)
+        run(pictures, request, weights, device, progress, report, recursive, skip_existing)
 
     several = len(pictures) > 1 or os.path.isdir(pictures[0])
     conclude(work, "picture", several, as_json, lambda report: _last_line(report, output), report)

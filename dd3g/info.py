@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dd3g.command.run import Json, run_command, say
+from dd3g.command.run import Json, run_command, tell
 from dd3g.io.formats import AXES, SPLATS, name_and_format
 
 
@@ -53,9 +52,6 @@ def info(
 ) -> None:
     """Tell what a splat file holds, in the axes x right, y up, z towards the viewer."""
     report = described(file, axes)
-    if as_json:
-        say(json.dumps(report))
-        return
     answers = {True: "yes", False: "no", None: "the file does not say"}
     lines = {
         "file": f"{file} (.{report['format']}, {report['bytes'] / 1e6:.2f} MB)",
@@ -69,8 +65,7 @@ def info(
         "scale": " ".join(f"{v:g}" for v in report["scale"]) + "  (least, median, most)",
         "opacity": " ".join(f"{v:g}" for v in report["opacity"]),
     }
-    for name, value in lines.items():
-        say(f"{name:<13}{value}")
+    tell(report, as_json, *(f"{name:<13}{value}" for name, value in lines.items()))
 
 
 def main(argv: list[str] | None = None) -> int:

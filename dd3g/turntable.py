@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dd3g.command.run import Json, run_command, say
+from dd3g.command.run import Json, run_command, say, tell
 from dd3g.errors import UserError
 from dd3g.io.atomic import remove_leftovers
 from dd3g.io.formats import AXES, SPLATS, check_format, name_and_format
@@ -84,19 +83,12 @@ def turntable(
             f"the pictures are empty: {file} shows nothing at this --distance from the origin; dd3g info "
             "tells where its Gaussians are"
         )
-    written = [
-        str(p)
-        for p in (save_frames(images, target) if single else [save_turntable(images, target, fps or 24)])
-    ]
-    if as_json:
-        report = {"input": str(file), "files": written, "frames": frames, "size": size, "warnings": warnings}
-        say(json.dumps(report))
-        return
-    for warning in warnings:
-        say(f"warning: {warning}", err=True)
+    files = save_frames(images, target) if single else [save_turntable(images, target, fps or 24)]
+    written = [str(path) for path in files]
+    report = {"input": str(file), "files": written, "frames": frames, "size": size, "warnings": warnings}
     many = f"{written[0]} to {Path(written[-1]).name}" if len(written) > 1 else written[0]
-    say(f"wrote {many}")
-    if not many.endswith(target.suffix):
+    tell(report, as_json, f"wrote {many}")
+    if not as_json and not many.endswith(target.suffix):
         say(f"for {target.suffix} install the extra 'video': pip install 'dd3g[video]'", err=True)
 
 

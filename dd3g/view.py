@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dd3g.command.run import Json, run_command, say
+from dd3g.command.run import Json, run_command, tell
 from dd3g.errors import UserError
 from dd3g.io.atomic import remove_leftovers
 from dd3g.io.formats import AXES, SPLATS, check_format, name_and_format
@@ -46,13 +45,8 @@ def view(
         import webbrowser
 
         show = webbrowser.open(page.resolve().as_uri())
-    if as_json:
-        report = {"input": str(file), "page": str(page), "opened": show, "warnings": found.warnings(file)}
-        say(json.dumps(report))
-    else:
-        for warning in found.warnings(file):
-            say(f"warning: {warning}", err=True)
-        say(f"wrote {page}" + ("" if show else "; open it in a browser"))
+    report = {"input": str(file), "page": str(page), "opened": show, "warnings": found.warnings(file)}
+    tell(report, as_json, f"wrote {page}" + ("" if show else "; open it in a browser"))
 
 
 def main(argv: list[str] | None = None) -> int:

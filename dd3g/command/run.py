@@ -35,7 +35,7 @@ Report = dict[str, Any]  # a list of results, "failed", "seconds", and "error" f
 
 
 def conclude(
-    work: Callable[[Progress], Report],
+    work: Callable[[Progress], object],
     kind: str,
     several: bool,
     as_json: bool,
@@ -45,12 +45,12 @@ def conclude(
     """Run a command's work under a progress bar, print its report, and exit.
 
     Args:
-        work: progress bar -> report, whose list of results is called `kind` with an s.
+        work: fills the report, whose list of results is called `kind` with an s; given the progress bar.
         kind: what an input is called in the report.
         several: whether one failure leaves others that may succeed.
         as_json: print the report alone.
         last_line: says what was written.
-        report: of empty lists, which `work` fills as it goes: it is printed whatever ends the work.
+        report: of empty lists; it is printed whatever ends the work.
 
     Raises:
         typer.Exit: 1 when some of several inputs failed, 2 when the input was bad, 128 + the number of a
@@ -61,7 +61,7 @@ def conclude(
     try:
         # Libraries that print would break the JSON.
         with contextlib.redirect_stdout(sys.stderr), signals_stop(), Progress(not as_json) as progress:
-            report = work(progress)
+            work(progress)
         if report["failed"]:
             code = 1 if several else 2
     except UserError as e:
@@ -86,6 +86,16 @@ def conclude(
         say(f"{last_line(report)} in {report['seconds']:.1f} s{failed}")
     if code:
         raise typer.Exit(code)
+
+
+def tell(report: Report, as_json: bool, *lines: str) -> None:
+    """Print a report as JSON, or its warnings on stderr and some lines on stdout."""
+    if as_json:
+        return say(json.dumps(report))
+    for warning in report.get("warnings", ()):
+        say(f"warning: {warning}", err=True)
+    for line in lines:
+        say(line)
 
 
 def _print_troubles(report: Report, kind: str, as_json: bool) -> None:

@@ -44,14 +44,7 @@ def encode(gaussians: Gaussians) -> bytes:
         "attributes": attributes,
         "extensions": {_EXTENSION: {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}},
     }
-    document = {
-        "extensionsUsed": [_EXTENSION],
-        "scene": 0,
-        "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0}],
-        "meshes": [{"primitives": [primitive]}],
-    }
-    return b"".join(buffer.packed(document))
+    return buffer.packed_mesh(primitive, _EXTENSION)
 
 
 def holds_splats(data: bytes) -> bool:

@@ -55,6 +55,17 @@ class GlbBuffer:
         self.length += len(data)
         return len(self.views) - 1
 
+    def packed_mesh(self, primitive: dict[str, Any], extension: str, **more: Any) -> bytes:
+        """The whole file of one mesh, of one primitive that uses an extension."""
+        document = {
+            "extensionsUsed": [extension],
+            "scene": 0,
+            "scenes": [{"nodes": [0]}],
+            "nodes": [{"mesh": 0}],
+            "meshes": [{"primitives": [primitive]}],
+        }
+        return b"".join(self.packed(document | more))
+
     def packed(self, document: dict[str, Any]) -> Iterator[bytes | memoryview]:
         """The whole file, piece by piece; what the buffer holds is added to the document."""
         found: dict[str, Any] = {"asset": {"version": "2.0", "generator": "dd3g"}, **document}

@@ -118,28 +118,23 @@ class Mesh:
             "material": 0,
         }
         picture = buffer.add_view(_png(self.texture))
-        document = {
-            "extensionsUsed": ["KHR_materials_unlit"],
-            "scene": 0,
-            "scenes": [{"nodes": [0]}],
-            "nodes": [{"mesh": 0}],
-            "meshes": [{"primitives": [primitive]}],
-            "materials": [
-                {
-                    "pbrMetallicRoughness": {
-                        "baseColorTexture": {"index": 0},
-                        "metallicFactor": 0,
-                        "roughnessFactor": 1,
-                    },
-                    "extensions": {"KHR_materials_unlit": {}},
-                }
-            ],
-            "textures": [{"source": 0, "sampler": 0}],
-            # No mipmaps: they would mix patches that are not neighbours.
-            "samplers": [{"magFilter": 9729, "minFilter": 9729, "wrapS": 33071, "wrapT": 33071}],
-            "images": [{"bufferView": picture, "mimeType": "image/png"}],
+        material = {
+            "pbrMetallicRoughness": {
+                "baseColorTexture": {"index": 0},
+                "metallicFactor": 0,
+                "roughnessFactor": 1,
+            },
+            "extensions": {"KHR_materials_unlit": {}},
         }
-        return b"".join(buffer.packed(document))
+        return buffer.packed_mesh(
+            primitive,
+            "KHR_materials_unlit",
+            materials=[material],
+            textures=[{"source": 0, "sampler": 0}],
+            # No mipmaps: they would mix patches that are not neighbours.
+            samplers=[{"magFilter": 9729, "minFilter": 9729, "wrapS": 33071, "wrapT": 33071}],
+            images=[{"bufferView": picture, "mimeType": "image/png"}],
+        )
 
     def _usdz(self) -> bytes:
         """A zip without compression, each of whose files starts at a multiple of 64 bytes (USDZ 1.3)."""

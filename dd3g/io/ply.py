@@ -28,9 +28,8 @@ _TYPES = {
 }
 _ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": ""}
 _LEVELS = ("red", "green", "blue")  # what some tools write in place of harmonics
-_FLAT = np.log(
-    1e-6
-)  # the third scale of discs, whose files have two (Huang et al. 2024), as SuperSplat has it
+# The third scale of discs, whose files have two (Huang et al. 2024), as SuperSplat has it.
+_FLAT = np.log(1e-6)
 
 
 def to_raw(gaussians: Gaussians) -> np.ndarray:
@@ -152,12 +151,8 @@ def read_header(data: bytes) -> Header:
     orders = [_ORDERS[kind] for kind in _ORDERS if ["format", kind, "1.0"] in words]
     if not orders:
         raise ValueError(f"its header names none of the formats {', '.join(_ORDERS)} 1.0")
-    stated = {
-        key: line.removeprefix(key).strip()
-        for line in lines
-        for key in (_AXES, _MODE)
-        if line.startswith(key)
-    }
+    pairs = [(key, line) for line in lines for key in (_AXES, _MODE)]
+    stated = {key: line.removeprefix(key).strip() for key, line in pairs if line.startswith(key)}
     elements: list[tuple[str, int, list[list[str]]]] = []
     for first, *rest in filter(None, words):
         if first == "element":

@@ -38,12 +38,8 @@ def seen_under(gaussians: Gaussians, camera: Cameras, fovy: float) -> Gaussians:
     slope = x[:, :2] * (radius - distance) * narrow / (tangent * depth**2)  # of what is across, along depth
     jacobian = torch.diag_embed(torch.cat([ratio, ratio, torch.ones_like(ratio)], 1))  # (N, 3, 3)
     jacobian[:, :2, 2] = slope
-    axes = (
-        jacobian
-        @ rotation
-        @ quaternion_to_matrix(gaussians.quats.double())
-        * gaussians.scales.double()[:, None]
-    )
+    own = quaternion_to_matrix(gaussians.quats.double())
+    axes = jacobian @ rotation @ own * gaussians.scales.double()[:, None]
     turned, scales, _ = torch.linalg.svd(rotation.T @ axes)
     turned = turned * torch.linalg.det(turned).sign()[:, None, None]  # a rotation, not a mirror
     dtype = gaussians.means.dtype

@@ -198,12 +198,10 @@ def to_grids(x: Tensor, like: list[Tensor]) -> list[Tensor]:
 def locate(raw: Tensor, frame: Frame, bounds: Bounds) -> Tensor:
     """Raw channels (B*V, 4, S, S) -> means (B, V*S*S, 3) world: on the rays of the pixels, plus an offset."""
     position = _per_gaussian(raw, frame)
-    depth = (
-        interval(position[..., :1], bounds.depth_near, bounds.depth_far, bounds.depth_start) + frame.further
-    )
-    origins, directions = frame.cameras.resized(
-        frame.prior.shape[-1]
-    ).rays()  # (B, V, 1, 1, 3), (B, V, S, S, 3)
+    depth = interval(position[..., :1], bounds.depth_near, bounds.depth_far, bounds.depth_start)
+    depth = depth + frame.further
+    cameras = frame.cameras.resized(frame.prior.shape[-1])
+    origins, directions = cameras.rays()  # (B, V, 1, 1, 3), (B, V, S, S, 3)
     anchors = origins.expand_as(directions).flatten(1, 3) + depth * directions.flatten(1, 3)
     shift = position[..., 1:].tanh().unflatten(1, (len(frame.axes[0]), -1))  # (B, V, S*S, 3) camera axes
     return anchors + bounds.offset * (shift @ frame.axes.mT).flatten(1, 2)

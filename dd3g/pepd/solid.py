@@ -49,9 +49,7 @@ class SolidOptions:
 
     resolution: int = 72  # voxels a side
     mask_size: int = 64  # pixels a side of the masks, those of the generator's training
-    outline: float = (
-        0.54  # alpha that counts as the outline: lower swells haze into matter, higher leaves holes
-    )
+    outline: float = 0.54  # alpha that counts as one: lower swells haze into matter, higher leaves holes
     swelling: float = 0.2  # share of the inflated silhouette in the body, which smooths what masks tear
     certainty: float = 2.0  # logits above the surface's that each ray of the picture reaches, where likeliest
     outlined: float = 0.3  # share of the generator's hull in a body that a shape network finds
@@ -275,10 +273,8 @@ def visible_side(picture: Tensor, camera: Cameras, depth: Tensor, o: SolidOption
     # The first axis points down the slope, where a pixel covers 1 / slant as much surface.
     steep = F.normalize(view - slant[:, None] * normals, dim=-1)
     flat = slant > 0.999
-    axes = tangent_axes(normals)
-    axes = torch.where(
-        flat[:, None, None], axes, torch.stack([steep, torch.linalg.cross(normals, steep), normals], -1)
-    )
+    slanted = torch.stack([steep, torch.linalg.cross(normals, steep), normals], -1)
+    axes = torch.where(flat[:, None, None], tangent_axes(normals), slanted)
     sharp = sharpened(picture, math.sqrt(o.front**2 + EPS2D))
     scales = torch.stack([o.front * pixel / slant, o.front * pixel, 0.25 * pixel], -1)
     return Gaussians(

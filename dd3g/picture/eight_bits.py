@@ -66,9 +66,8 @@ def eight_bits(image: Image.Image, name: str) -> Image.Image:
         if large and not (deep.min() > -1 and 16 <= deep.max() < 256):
             raise UserError(_too_deep(deep, name))
         grey = _bytes_of(np.rint(deep).astype(int) if large else deep, name)
-    elif (
-        image.mode == "I" and 0 <= deep.min() <= deep.max() < 256
-    ):  # made by convert("I"): as 16 bits it would be black
+    elif image.mode == "I" and 0 <= deep.min() <= deep.max() < 256:
+        # Made by convert("I"): as 16 bits it would be black.
         grey = _bytes_of(deep, name)
     elif image.mode != "I" and 0 < deep.max() < 256:
         raise UserError(f"{name} holds 16-bit values up to {deep.max()}, all black: save it with 8 bits")

@@ -97,11 +97,8 @@ def load_image(
         return Picture(resize_rgba(_padded(_zero_to_one(source, name)), size))
     image = read_rgba(source, name)
     given = None if mask is None else read_mask(mask, image.size)
-    if (
-        mask is not None
-        and name_of(mask) == name != NAMELESS
-        and image.getchannel("A").getextrema()[0] == 255
-    ):
+    opaque = image.getchannel("A").getextrema()[0] == 255
+    if mask is not None and name_of(mask) == name != NAMELESS and opaque:
         raise UserError(f"{name} has no alpha that could be its mask: give a mask of its own, or none")
     if recentre:
         image, given = _closer(image, given, matte, size)
@@ -311,10 +308,7 @@ def _padded(rgba: Tensor) -> Tensor:
 
 def _letterbox(image: Image.Image, size: int) -> Image.Image:
     longest = max(image.size)
-    left, top = (image.width - longest) // 2, (image.height - longest) // 2
-    return image.crop((left, top, left + longest, top + longest)).resize(
-        (size, size), Image.Resampling.BICUBIC
-    )
+    return cut_frame(image, ((image.width - longest) // 2, (image.height - longest) // 2, longest), size)
 
 
 def _frame(image: Image.Image, size: int, name: str, fill: float) -> Image.Image:

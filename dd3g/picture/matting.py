@@ -96,16 +96,13 @@ def _providers() -> list[Any]:
 
     found: list[Any] = []
     if "CUDAExecutionProvider" in get_available_providers():
-        gpu = _current_gpu()
+        import torch
+
+        # onnxruntime's own default is the first GPU for every process.
+        gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
         # Plain where it can be: rembg's warning of a CUDA that does not load takes names alone.
         found = [("CUDAExecutionProvider", {"device_id": gpu}) if gpu else "CUDAExecutionProvider"]
     return [*found, "CPUExecutionProvider"]
-
-
-def _current_gpu() -> int:
-    import torch  # onnxruntime's own default is the first GPU for every process
-
-    return torch.cuda.current_device() if torch.cuda.is_initialized() else 0
 
 
 @lru_cache(maxsize=1)

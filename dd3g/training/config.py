@@ -10,14 +10,8 @@ from typing import Any, ClassVar, Self
 
 from dd3g.command.setting import check_ranges, setting
 
-PRECISIONS = {
-    "no": "no",
-    "fp32": "no",
-    "fp16": "fp16",
-    "bf16": "bf16",
-    "auto": "auto",
-    "False": "no",
-}  # YAML reads no as False
+# YAML reads no as False.
+PRECISIONS = {"no": "no", "False": "no", "fp32": "no", "fp16": "fp16", "bf16": "bf16", "auto": "auto"}
 SCHEDULERS = ("warmup_stable_decay", "linear", "cosine", "timed_cosine", "constant", "constant_with_warmup")
 
 
