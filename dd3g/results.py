@@ -81,11 +81,9 @@ class Request(Options):
         return {name: getattr(self, name) for name in ("elevation", "fov", "raw", "refine")}
 
     def mask_of(self, picture: str, below: Path = Path()) -> Path | None:
-        """The mask that belongs to a picture, None where none was given.
+        """The mask that belongs to the picture at a path, None where none was given.
 
-        Args:
-            picture: its path.
-            below: the folder below the one searched in which it lies; the same of the masks comes first.
+        Where it lies in a folder `below` the one searched, the same of the masks comes first.
 
         Raises:
             UserError: a folder of masks without one for the picture.

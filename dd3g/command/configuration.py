@@ -96,11 +96,7 @@ def _first_line(error: Exception) -> str:
 
 
 def find_config(name: str, folder: str) -> Path:
-    """The YAML file that `--config` means: a path, or the name of one that comes with the package.
-
-    Args:
-        name: path of a file, or `nano` for `configs/FOLDER/nano.yaml`.
-        folder: of the command's packaged configurations.
+    """The YAML file that `--config` means: a path, or `nano` for the packaged `configs/FOLDER/nano.yaml`.
 
     Raises:
         UserError: when there is neither.

@@ -25,16 +25,10 @@ class GlbBuffer:
         self.accessors: list[dict[str, Any]] = []
 
     def add(self, values: NDArray, kind: str, target: int | None = None, bounds: bool = False) -> int:
-        """Append an array.
+        """Append an array (N, ...) of a kind such as VEC3; returns the number of its accessor.
 
-        Args:
-            values: (N, ...) floats, which become float32, or uint8 or uint32.
-            kind: SCALAR, VEC3 and so on.
-            target: `VERTICES`, `INDICES`, or None.
-            bounds: store the least and greatest values.
-
-        Returns:
-            The number of its accessor.
+        Floats become float32, uint8 and uint32 stay. The target is `VERTICES`, `INDICES`, or None; `bounds`
+        stores the least and greatest values.
         """
         code, stored = _STORED.get(values.dtype.name, _FLOAT)
         data = np.ascontiguousarray(values, stored)

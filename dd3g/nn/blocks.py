@@ -97,15 +97,7 @@ class MultiViewTransformer(nn.Module):
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding of schedule indices, cosines first.
-
-    Args:
-        t: (...) schedule index.
-        dim: even number of channels.
-
-    Returns:
-        (..., dim).
-    """
+    """Sinusoidal embedding (..., dim) of schedule indices (...), cosines first; dim is even."""
     half = dim // 2
     freqs = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device) / half)
     angle = t[..., None].float() * freqs
@@ -143,14 +135,8 @@ def correspond(features: Tensor, azimuths: Tensor) -> Tensor:
 
     Views that face the same way as the input get the map itself, views from behind get it mirrored, and views
     from the side get each row's mean: at one elevation a point stays near its image row, and nothing more is
-    known of its column. Angles between blend the three with cos and |sin| of the azimuth.
-
-    Args:
-        features: (B, C, h, w) map of the input picture.
-        azimuths: (B, V) radians from the input view.
-
-    Returns:
-        (B, V, C, h, w).
+    known of its column. Angles between, (B, V) radians from the input view, blend the three with cos and
+    |sin|: a map (B, C, h, w) becomes (B, V, C, h, w).
     """
     front = azimuths.cos().clamp(min=0)[..., None, None, None]
     back = (-azimuths.cos()).clamp(min=0)[..., None, None, None]

@@ -32,12 +32,9 @@ class LowRankLinear(nn.Linear):
 
 
 def make_low_rank(module: nn.Module, rank: int, names: tuple[str, ...]) -> None:
-    """Put low-rank layers in the place of a module's linear layers with these last names.
+    """Put low-rank layers in the place of a module's linear layers with these last names, such as "to_q".
 
-    Args:
-        module: changed in place; all its other tensors are frozen.
-        rank: of the changes.
-        names: such as "to_q"; of "to_out.0" the last but one counts, too.
+    Of "to_out.0" the last but one counts, too. All other tensors of the module are frozen.
     """
     module.requires_grad_(False)
     for path, child in list(module.named_modules()):

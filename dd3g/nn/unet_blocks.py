@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -61,28 +62,19 @@ class UNetResidual(nn.Module):
         return self.skip_connection(x) + self.out_layers(h)
 
 
-class Downsample(nn.Module):
-    """Half the side, by a convolution."""
+class Downsample(nn.Sequential):
+    """(N, C, h, w) -> (N, C, h/2, w/2), by a convolution."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, C, h/2, w/2)."""
-        return self.op(x)
+        super().__init__(OrderedDict(op=nn.Conv2d(channels, channels, 3, stride=2, padding=1)))
 
 
-class Upsample(nn.Module):
-    """Twice the side: nearest neighbours, then a convolution."""
+class Upsample(nn.Sequential):
+    """(N, C, h, w) -> (N, C, 2h, 2w), by nearest neighbours, then a convolution."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, C, 2h, 2w)."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        nearest, conv = nn.Upsample(scale_factor=2.0), nn.Conv2d(channels, channels, 3, padding=1)
+        super().__init__(OrderedDict(nearest=nearest, conv=conv))
 
 
 class UNetAttention(nn.Module):
@@ -139,16 +131,12 @@ class GatedLinear(nn.Module):
         return value * F.gelu(gate)
 
 
-class GatedFeedForward(nn.Module):
+class GatedFeedForward(nn.Sequential):
     """GEGLU, Linear."""
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(GatedLinear(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        return self.net(x)
+        net = nn.Sequential(GatedLinear(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+        super().__init__(OrderedDict(net=net))
 
 
 class UNetTransformerBlock(nn.Module):

@@ -9,11 +9,7 @@ from dd3g.nn.blocks import FeedForward
 
 
 def nearest(positions: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest points of each point, itself among them.
-
-    Args:
-        positions: (B, L, 3) world.
-        k: at most L are taken.
+    """The k nearest of positions (B, L, 3), at most L, for each of them, itself among them.
 
     Returns:
         Indices (B, L, k) and offsets p_i - p_j (B, L, k, 3), which carry the gradient of the positions.

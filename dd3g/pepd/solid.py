@@ -163,13 +163,8 @@ def detailed(colors: Colors, picture: Tensor, camera: Cameras, coarse: int) -> C
     """Colours with the fine detail of the picture, carried along its rays through the body.
 
     A network that sees few pixels leaves the hidden side smooth, which looks wrong on all that has a texture.
-    Its colours are right on average, so only what they cannot have is added: grain, rings, seams.
-
-    Args:
-        colors: of the hidden side.
-        picture: (4, S, S) straight RGBA.
-        camera: (1,) of this size that took it.
-        coarse: pixels a side that hold none of the detail.
+    Its colours are right on average, so only what they cannot have is added: grain, rings, seams, which the
+    picture (4, S, S) has and does not have at `coarse` pixels a side.
     """
     small = resize(picture[None], coarse)
     mean = F.interpolate(spread(small[:, :3], small[:, 3:]), picture.shape[-2:], mode="bilinear")

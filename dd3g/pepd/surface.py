@@ -92,12 +92,8 @@ def without_cavities(field: Tensor, level: float) -> Tensor:
 def surface_nets(field: Tensor, level: float) -> tuple[Tensor, Tensor]:
     """Closed surface field = level (naive surface nets, Gibson 1998): a point in each cell that it crosses.
 
-    Args:
-        field: (n, n, n) float32 over [-HALF, HALF]^3, above the level inside.
-        level: of the surface.
-
-    Returns:
-        points (P, 3) in the world and outward unit normals (P, 3).
+    The field (n, n, n), float32 over [-HALF, HALF]^3, is above the level inside. Returns points (P, 3) in the
+    world and outward unit normals (P, 3).
     """
     values = field.numpy()
     n = len(values)
@@ -114,10 +110,6 @@ def surface_quads(field: Tensor, level: float) -> Tensor:
 
     Each edge of the grid that crosses the surface gives the quad of the four cells around it. After
     `unambiguous` every side of a quad is one of exactly one other.
-
-    Args:
-        field: (n, n, n) as `surface_nets` has it.
-        level: of the surface.
     """
     inside = np.pad(field.numpy() > level, 1)
     corners = [
@@ -190,13 +182,9 @@ def carved(alpha: Tensor, depth: Tensor, cameras: Cameras, resolution: int, soft
 
 
 def first_hits(field: Tensor, level: float, camera: Cameras, mask: Tensor) -> Tensor:
-    """Camera depth (S, S) at which the rays of one camera (1,) enter field > level; 0 where they don't.
+    """Camera depth (S, S) at which the rays of a mask and a camera (1,) enter field > level, else 0.
 
-    Args:
-        field: (n, n, n) over [-HALF, HALF]^3.
-        level: of the surface.
-        camera: (1,) of S pixels a side.
-        mask: (S, S) bool, the rays to follow.
+    The field (n, n, n) lies over [-HALF, HALF]^3, and the mask (S, S) has the camera's size.
     """
     origins, directions = camera.rays()
     depth = np.zeros(mask.shape, np.float32)

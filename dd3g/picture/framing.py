@@ -95,15 +95,10 @@ def is_cut_out(image: Image.Image) -> bool:
 
 
 def object_frame(alpha: Image.Image, fill: float = FILL) -> tuple[float, float, float] | None:
-    """The square around an object that the generator wants to see.
+    """The square (left, top, side), in pixels, around the object of a matte (mode L); None where it is empty.
 
-    Args:
-        alpha: matte, mode L.
-        fill: part of the square that the longest side of the object's bounding box spans.
-
-    Returns:
-        (left, top, side) in pixels; square and box share their centre; the square may reach outside the
-        picture. None for an empty matte.
+    The longest side of the object's bounding box spans the part `fill` of it; they share their centre. The
+    square may reach outside the picture.
     """
     box = object_box(alpha)
     if box is None:

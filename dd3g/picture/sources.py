@@ -188,14 +188,9 @@ class ShardPictures:
 
 
 def level_views(quads: Sequence[Sequence[int]], elevation: Sequence[float]) -> list[int]:
-    """Views of a rendered object that the generator's own cameras would take.
+    """Views of a rendered object that the generator's own cameras would take, of nearly its elevation.
 
-    Args:
-        quads: of its meta, sets of four views 90 degrees apart.
-        elevation: of its meta, degrees of each view.
-
-    Returns:
-        The views of those quads whose elevation is nearest to the generator's.
+    Its meta has the quads, sets of four views 90 degrees apart, and the elevation of each view, in degrees.
     """
     from dd3g.cameras import ELEVATION  # torch, which finding pictures does not need
 

@@ -31,19 +31,14 @@ class Average:
         k = self.updates
         limit = 1 - k**-0.75 if self.warmup == "power" else (1 + k) / (10 + k)
         share = 1 - min(self.decay, limit)
-        kinds: dict[bool, tuple[list[Tensor], list[Tensor]]] = {True: ([], []), False: ([], [])}
+        kinds: dict[bool, list[tuple[Tensor, Tensor]]] = {}
         for value, source in zip(self.values, self.sources, strict=True):
-            if frozen(source):
-                continue
             if not value.is_floating_point():
                 value.copy_(source)
-                continue
-            values, sources = kinds[isinstance(value, DTensor)]  # one call takes one kind: buffers are whole
-            values.append(value)
-            sources.append(source)
-        for values, sources in kinds.values():
-            if not values:
-                continue
+            elif not frozen(source):  # one call takes one kind: buffers are whole
+                kinds.setdefault(isinstance(value, DTensor), []).append((value, source))
+        for pairs in kinds.values():
+            values, sources = map(list, zip(*pairs, strict=True))
             # v - share (v - s), with one call for all tensors.
             steps = torch._foreach_sub(values, sources)
             torch._foreach_mul_(steps, share)

@@ -85,12 +85,9 @@ class LoopConfig:
             raise ValueError(f"seed must be below 2^63, got {self.seed}")
 
     def count_epochs(self, items: int, step: int = 0, consumed: int = 0) -> None:
-        """Set `max_train_steps` by `num_train_epochs`, where that is given.
+        """Set `max_train_steps` by `num_train_epochs`, where that is given, and the items to draw from.
 
-        Args:
-            items: that samples are drawn from.
-            step: that a run goes on from.
-            consumed: samples that it took until then, perhaps with another number of processes.
+        A run that goes on from a step has consumed samples, perhaps with another number of processes.
         """
         if self.num_train_epochs:
             processes = int(os.environ.get("WORLD_SIZE", "1"))

@@ -83,9 +83,10 @@ def fit(
         raise Interrupted(signal.SIGHUP)
     run = _Run(model, config, samples is not None)
     run.state.items = items
-    request = StopRequest()
+    device, request = run.accelerator.device, StopRequest()
+    gpus = [device.index or 0] if device.type == "cuda" else []
     signals = signals_stop(*SIGNALS, instead=request.note)
-    with torch.random.fork_rng(devices=run.gpus), signals, held_by_main(run.output):
+    with torch.random.fork_rng(devices=gpus), signals, held_by_main(run.output):
         step = first = resume(run.state, run.output, config)
         config.count_epochs(items, step, run.state.consumed)
         main = run.accelerator.is_main_process
@@ -122,6 +123,7 @@ class _Run:
     def __init__(self, model: nn.Module, config: LoopConfig, counts_samples: bool) -> None:
         self.started, self.earlier = time.monotonic(), 0.0
         self.config, self.output = config, Path(config.output_dir)
+        self.most_minutes = config.max_minutes or math.inf
         self.accelerator = make_accelerator(config, self.output)
         check_options(self.accelerator, config)
         self.average_model: Any = copy.deepcopy(model).requires_grad_(False).eval()
@@ -140,19 +142,13 @@ class _Run:
         self.saved = -1  # step of the last checkpoint
         self.metrics: Metrics | None = None  # of the main process
 
-    @property
-    def gpus(self) -> list[int]:
-        """Devices whose random numbers the run uses."""
-        device = self.accelerator.device
-        return [device.index or 0] if device.type == "cuda" else []
-
     def starts_at(self, step: int) -> bool:
         """Get ready to go on from `step`; returns whether nothing is left to do."""
         self.model.train()
         # Only a rate that falls with the time counts that of earlier sessions.
         self.earlier = self.rate.minutes if self.config.lr_scheduler == "timed_cosine" else 0.0
         self.rate.minutes = self.earlier
-        return step >= self.config.max_train_steps or self.earlier >= (self.config.max_minutes or math.inf)
+        return step >= self.config.max_train_steps or self.earlier >= self.most_minutes
 
     def ends_at(self, step: int) -> bool:
         """Whether `step` steps, or the minutes so far, are enough."""
@@ -161,15 +157,7 @@ class _Run:
             here = torch.tensor(minutes, device=self.accelerator.device)
             minutes = float(self.accelerator.reduce(here, "mean"))
         self.rate.minutes = self.earlier + minutes
-        return step == self.config.max_train_steps or self.rate.minutes > (
-            self.config.max_minutes or math.inf
-        )
-
-    @property
-    def seconds_left(self) -> float:
-        """Until `max_minutes` are over, as of the last step."""
-        minutes = self.config.max_minutes or math.inf
-        return max(0.0, 60 * (minutes - self.rate.minutes))
+        return step == self.config.max_train_steps or self.rate.minutes > self.most_minutes
 
     def announce(self, progress: Progress, step: int) -> None:
         """Say where and how the run goes, write it down, and start the trackers; all call this together."""
@@ -191,7 +179,7 @@ class _Run:
         if self.metrics is not None:
             self.metrics.add(step, numbers)
         loss = f"loss {numbers['loss']:.4f}"
-        progress.advance(note=loss, seconds=self.seconds_left)
+        progress.advance(note=loss, seconds=max(0.0, 60 * (self.most_minutes - self.rate.minutes)))
         if first and self.accelerator.is_main_process:
             progress.say(f"step {step}: {loss}, {time.monotonic() - self.started:.1f} s after the start")
 

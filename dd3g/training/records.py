@@ -73,16 +73,9 @@ RUN = "run.json"
 
 
 def record_session(accelerator: Accelerator, output: Path, config: LoopConfig, step: int) -> str:
-    """Add this session to run.json; the main process calls it.
+    """Add this session, which goes on from a step, to run.json; the main process calls it.
 
-    Args:
-        accelerator: of the run.
-        output: folder of the run.
-        config: as it is now.
-        step: from which the session goes on; at 0 the record is begun anew.
-
-    Returns:
-        The name of the run, which all its sessions share.
+    At step 0 the record is begun anew. Returns the name of the run, which all its sessions share.
     """
     path = output / RUN
     try:
@@ -104,13 +97,10 @@ def record_session(accelerator: Accelerator, output: Path, config: LoopConfig, s
 
 
 def start_trackers(accelerator: Accelerator, config: LoopConfig, run: str, step: int) -> None:
-    """Start the tracker of `report_to` from `step` on.
+    """Start the tracker of `report_to`, under the name that all sessions of a run share.
 
-    Args:
-        accelerator: made with `log_with`.
-        config: shown beside the curves.
-        run: name that all sessions of a run share.
-        step: what an earlier session logged of later steps is dropped.
+    What an earlier session logged of steps after this one is dropped; the configuration is shown beside the
+    curves.
     """
     plain = {
         k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flat(asdict(config)).items()
