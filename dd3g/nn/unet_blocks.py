@@ -234,9 +234,12 @@ class Resampler(nn.Module):
         self.proj_in = nn.Linear(image_dim, dim)
         self.proj_out = nn.Linear(dim, dim)
         self.norm_out = nn.LayerNorm(dim)
-        self.layers = nn.ModuleList(
-            nn.ModuleList([ResamplerAttention(dim, heads, 64), _feed_forward(dim)]) for _ in range(depth)
-        )
+        self.layers = nn.ModuleList()
+        for _ in range(depth):
+            attention = ResamplerAttention(dim, heads, 64)
+            up, down = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, dim, bias=False)
+            feed_forward = nn.Sequential(nn.LayerNorm(dim), up, nn.GELU(), down)
+            self.layers.append(nn.ModuleList([attention, feed_forward]))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, image_dim) -> (B, tokens, dim)."""
@@ -247,9 +250,3 @@ class Resampler(nn.Module):
             latents = attention(x, latents) + latents
             latents = feed_forward(latents) + latents
         return self.norm_out(self.proj_out(latents))
-
-
-def _feed_forward(dim: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.LayerNorm(dim), nn.Linear(dim, 4 * dim, bias=False), nn.GELU(), nn.Linear(4 * dim, dim, bias=False)
-    )

@@ -19,26 +19,25 @@ WARM_UP = 3  # passes before the capture, in which libraries choose their kernel
 
 
 class CapturedPass:
-    """Launches one pass at once; for inputs of one shape, without gradients.
+    """Launches the pass of one picture at once, without gradients.
 
     Args:
         generator: a `Generator` on a CUDA device, in evaluation mode; its weights may change in place, but
             not be replaced.
-        batch: pictures in a pass.
         dtype: that the network multiplies in, by autocast; None is that of its weights.
 
     Attributes:
         seconds: that warming up and capturing took.
     """
 
-    def __init__(self, generator: Any, batch: int = 1, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, generator: Any, dtype: torch.dtype | None = None) -> None:
         start = time.perf_counter()
         self.dtype = dtype
         c, device = generator.config, generator.type_embedding.device
         self.generator = generator
-        self.cameras = Cameras.stack([generator.rig.to(device)] * batch)
-        self.noise = torch.zeros(batch, *c.latent_shape, device=device)
-        self.image = torch.zeros(batch, 4, c.size, c.size, device=device)
+        self.cameras = Cameras.stack([generator.rig.to(device)])
+        self.noise = torch.zeros(1, *c.latent_shape, device=device)
+        self.image = torch.zeros(1, 4, c.size, c.size, device=device)
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):

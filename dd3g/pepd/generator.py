@@ -164,9 +164,9 @@ class Generator(nn.Module):
         self.eval()
         inputs = noise.to(device), rig.to(device), image
         # What was captured takes the first view for the input's.
-        usual = self.captured is not None and not self.config.azimuths
-        if usual and self.captured.fits(*inputs):  # type: ignore[union-attr]
-            gaussians = self.captured(*inputs)[0]  # type: ignore[misc]
+        captured = None if self.config.azimuths else self.captured
+        if captured is not None and captured.fits(*inputs):
+            gaussians = captured(*inputs)[0]
         else:
             gaussians = self(*inputs, front=front.to(device))[0]
         if not raw and self.config.surface != "off":
@@ -199,13 +199,7 @@ class Generator(nn.Module):
     def save_pretrained(
         self, folder: str | Path, dtype: torch.dtype | None = None, file_bytes: int | None = None
     ) -> Path:
-        """Write config.json and model.safetensors.
-
-        Args:
-            folder: where they go.
-            dtype: stored type of the weights.
-            file_bytes: most bytes of a file; a larger model gets several and an index.
-        """
+        """Write config.json and model.safetensors; see `dd3g.nn.checkpoint.save_folder`."""
         return save_folder(folder, self, {"kind": "generator", **asdict(self.config)}, dtype, file_bytes)
 
     def push_to_hub(self, repo: str, token: str | None = None, private: bool | None = None) -> str:

@@ -25,7 +25,6 @@ from dd3g.pepd.surface import (
     LEVEL,
     first_hits,
     inflated_field,
-    least_alpha,
     smoothed,
     surface_nets,
     visual_hull,
@@ -86,13 +85,15 @@ class Outlines:
         views = torch.cat([render.rgb / render.alpha.clamp(min=1e-3), render.alpha], 1).clamp(0, 1)
         return cls(views, cameras, (LEVEL + 1.25 * (render.alpha[:, 0] - options.outline)).clamp(0, 1))
 
-    def hull(self, points: Tensor) -> Tensor:
-        """Visual hull (P,) in 0..1 at world points (P, 3)."""
-        return least_alpha(self.masks, self.cameras, points)
-
     def colors(self, points: Tensor, normals: Tensor) -> Tensor:
-        """Colours (P, 3) of a surface, from the views that see it squarely."""
-        return shaded(points, normals, self.views, self.cameras)
+        """Colours (P, 3) of a surface, from the views, weighted by how squarely each sees it."""
+        uv, _ = self.cameras.project(points)
+        rgb, alpha = self.views.split([3, 1], 1)
+        seen = sampled(torch.cat([spread(rgb, alpha), alpha], 1), uv)  # (V, 4, P)
+        to_eye = F.normalize(self.cameras.positions[:, None] - points, dim=-1)
+        facing = (to_eye * normals).sum(-1).clamp(min=0) ** 3  # (V, P)
+        weight = (facing * (seen[:, 3] + 1e-3) + 1e-6)[:, None]
+        return ((seen[:, :3] * weight).sum(0) / weight.sum(0)).T
 
 
 def solidify(
@@ -230,16 +231,6 @@ def mask_cameras(size: int) -> Cameras:
     azimuths = [first + 360.0 * k / count for _, count, first in RING for k in range(count)]
     elevations = [elevation for elevation, count, _ in RING for _ in range(count)]
     return Cameras.orbit(azimuths, elevations, size)
-
-
-def shaded(points: Tensor, normals: Tensor, views: Tensor, cameras: Cameras, power: float = 3.0) -> Tensor:
-    """Colours (P, 3) of points from views (V, 4, S, S), weighted by how squarely each sees them."""
-    uv, _ = cameras.project(points)
-    seen = sampled(torch.cat([spread(views[:, :3], views[:, 3:]), views[:, 3:]], 1), uv)  # (V, 4, P)
-    to_eye = F.normalize(cameras.positions[:, None] - points, dim=-1)
-    facing = (to_eye * normals).sum(-1).clamp(min=0) ** power  # (V, P)
-    weight = (facing * (seen[:, 3] + 1e-3) + 1e-6)[:, None]
-    return ((seen[:, :3] * weight).sum(0) / weight.sum(0)).T
 
 
 def visible_side(picture: Tensor, camera: Cameras, depth: Tensor, o: SolidOptions) -> Gaussians:
