@@ -95,12 +95,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 class NotAllMoved(UserError):
-    """Some files have their places, and one could not be moved.
-
-    Args:
-        message: names all of them.
-        files: those that have their places, whole.
-    """
+    """One file could not be moved; `files` have their places, and are whole."""
 
     def __init__(self, message: str, files: list[str]) -> None:
         super().__init__(message)

@@ -12,13 +12,7 @@ from dd3g.cameras import RADIUS, Cameras
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with a skip; the embedding scales and shifts between them.
-
-    Args:
-        channels: width of the map.
-        emb_dim: width of the embedding.
-        hidden: width between the convolutions.
-    """
+    """Two 3x3 convolutions with a skip; between them, at width `hidden`, the embedding scales and shifts."""
 
     def __init__(self, channels: int, emb_dim: int, hidden: int) -> None:
         super().__init__()
@@ -69,12 +63,8 @@ class MultiViewTransformer(nn.Module):
     """Joint self-attention over the tokens of all views, cross-attention to the picture, feed-forward.
 
     The inner order of MVDream's SpatialTransformer3D, pre-norm and residual. Per-view constants of the camera
-    and the time enter through the residual blocks between these blocks.
-
-    Args:
-        dim: token width.
-        heads: attention heads.
-        context_dim: width of the picture's tokens; None leaves cross-attention out.
+    and the time enter through the residual blocks between these blocks. Without a `context_dim`, the width of
+    the picture's tokens, there is no cross-attention.
     """
 
     def __init__(self, dim: int, heads: int, context_dim: int | None = None) -> None:
@@ -201,15 +191,7 @@ class PictureEncoder(nn.Module):
 
 
 class MultiViewTrunk(nn.Module):
-    """Pairs of residual and multi-view transformer blocks at one resolution.
-
-    Args:
-        width: channels.
-        depth: number of pairs.
-        heads: attention heads.
-        context_dim: width of the picture's tokens.
-        hidden: inner width of the residual blocks.
-    """
+    """Pairs, `depth` of them, of residual and multi-view transformer blocks at one resolution."""
 
     def __init__(self, width: int, depth: int, heads: int, context_dim: int, hidden: int) -> None:
         super().__init__()

@@ -9,11 +9,8 @@ from torch import Tensor, nn
 class LowRankLinear(nn.Linear):
     """A linear layer W x + b plus B A x, where only A and B learn; it begins as W x + b.
 
-    Its weight and bias keep their names, so that published weights load as before.
-
-    Args:
-        linear: the layer whose place it takes; its tensors are shared and frozen.
-        rank: of the change.
+    It takes the place of a layer, whose tensors are frozen and keep their names, so that published weights
+    load as before.
     """
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:

@@ -78,14 +78,7 @@ class Upsample(nn.Sequential):
 
 
 class UNetAttention(nn.Module):
-    """Attention to a context; where the picture has keys of its own, both results are added (IP-Adapter).
-
-    Args:
-        dim: width of the tokens.
-        context_dim: of the context's.
-        head_dim: of one head.
-        image: whether the picture has keys of its own.
-    """
+    """Attention to a context; where an image has keys of its own, both results are added (IP-Adapter)."""
 
     def __init__(self, dim: int, context_dim: int, head_dim: int, image: bool = False) -> None:
         super().__init__()
@@ -162,15 +155,7 @@ class UNetTransformerBlock(nn.Module):
 
 
 class UNetTransformer(nn.Module):
-    """Transformer blocks over the maps of all frames, with a skip.
-
-    Args:
-        channels: of the maps.
-        head_dim: of one attention head.
-        depth: number of blocks.
-        context_dim: width of the context's tokens.
-        image: whether the picture has keys of its own.
-    """
+    """Transformer blocks over the maps of all frames, with a skip; the arguments are `UNetAttention`'s."""
 
     first = 0  # where its blocks begin in the whole network's context
 
@@ -220,13 +205,7 @@ class ResamplerAttention(nn.Module):
 
 
 class Resampler(nn.Module):
-    """Many tokens of the image encoder -> a few of the context's width (IP-Adapter Plus).
-
-    Args:
-        image_dim: channels of the image encoder's tokens.
-        dim: channels of the context.
-        tokens: how many are made.
-    """
+    """Many tokens of the image encoder -> a few of the context's width (IP-Adapter Plus)."""
 
     def __init__(self, image_dim: int, dim: int, tokens: int, depth: int = 4, heads: int = 12) -> None:
         super().__init__()

@@ -37,9 +37,7 @@ def pixel_rays(size: int) -> Tensor:
 def plucker(rays: Tensor, elevation: Tensor) -> Tensor:
     """Plücker coordinates (B, 6, S, S) of the unit rays, moment in units of the orbit's radius.
 
-    Args:
-        rays: (2, S, S) from `pixel_rays`.
-        elevation: (B,) of cameras at azimuth 0, radians.
+    The rays are `pixel_rays`, of cameras at azimuth 0 and elevations (B,) in radians.
     """
     sin, cos = (x[:, None, None, None] for x in (elevation.sin(), elevation.cos()))
     x, y = rays[None, :1].expand(len(elevation), -1, -1, -1), rays[None, 1:]
@@ -59,9 +57,7 @@ def upright_depth(rays: Tensor, elevation: Tensor) -> Tensor:
 def frustum_places(points: Tensor, elevation: Tensor) -> Tensor:
     """World points (B, ..., 3) -> x, y and depth in the frustum, -1..1 from edge to edge, for `grid_sample`.
 
-    Args:
-        points: in the world where the camera stands at azimuth 0.
-        elevation: (B,) of the camera, radians.
+    The cameras stand at azimuth 0 and elevations (B,) in radians.
     """
     shape = (-1, *(1,) * (points.dim() - 2))
     sin, cos = elevation.sin().view(shape), elevation.cos().view(shape)

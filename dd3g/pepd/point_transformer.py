@@ -30,11 +30,8 @@ class PointTransformer(nn.Module):
     """Vector self-attention in kNN neighbourhoods, then feed-forward; pre-norm, residual.
 
     y_i = sum_j softmax_j(gamma(q_i - k_j + delta_ij)) * (v_j + delta_ij) with delta_ij = theta(p_i - p_j) and
-    one weight a channel (Zhao et al. 2021, eq. 3).
-
-    Args:
-        dim: token width.
-        hidden: inner width of the two small networks; the attention costs L * k * dim * hidden.
+    one weight a channel (Zhao et al. 2021, eq. 3). The two small networks have the inner width `hidden`; the
+    attention costs L * k * dim * hidden.
     """
 
     def __init__(self, dim: int, hidden: int = 32) -> None:

@@ -20,14 +20,10 @@ HELD = (0.005, 0.2)
 def refined(
     gaussians: Gaussians, picture: Tensor, camera: Cameras, seconds: float, steps: int = 100_000
 ) -> Gaussians:
-    """Colours and sizes of the discs fitted to the picture by gradient descent, for this long.
+    """Colours and sizes of discs (N,) of `solidify` fitted by gradient descent to their picture (4, S, S).
 
-    Args:
-        gaussians: (N,) from `solidify`.
-        picture: (4, S, S) straight RGBA.
-        camera: (1,) that took it.
-        seconds: of the wall clock; the step under way is finished.
-        steps: at most.
+    For so many seconds of the wall clock, or steps; the step under way is finished. The camera (1,) took the
+    picture.
     """
     camera = camera.resized(picture.shape[-1])
     target = picture[:3] * picture[3:] + 1 - picture[3:]

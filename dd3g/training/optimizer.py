@@ -98,13 +98,8 @@ class Muon(torch.optim.AdamW):
 
     The step of a matrix is the orthogonal factor of its gradient's moving average: directions that are rare
     learn as fast as common ones. A convolution counts as the matrix (out, in * kh * kw). Steps are as long as
-    AdamW's (Moonlight, arXiv 2502.16982, section 2.2), so that one learning rate and decay serve both.
-
-    Args:
-        parameters: of a model; FSDP may split them.
-        lr: learning rate of both.
-        momentum: decay of the moving average of a matrix's gradient.
-        options: of AdamW; its `weight_decay` also serves the matrices.
+    AdamW's (Moonlight, arXiv 2502.16982, section 2.2), so that one learning rate and decay serve both. The
+    momentum is the decay of the moving average of a matrix's gradient. FSDP may split the parameters.
     """
 
     def __init__(
