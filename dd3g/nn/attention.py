@@ -1,4 +1,4 @@
-"""The attention of published networks: torch's, or that of xformers where somebody wants it."""
+"""Attention by torch's fused kernel; in published networks by that of xformers where somebody wants it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,14 @@ class AttentionKernel(nn.Module):
         return memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
 
-def use_kernel(module: nn.Module, name: str) -> int:
-    """Let all attention of a module be computed by one of `KERNELS`; returns how many places there are."""
-    found = [m for m in module.modules() if isinstance(m, AttentionKernel)]
-    for kernel in found:
-        kernel.name = name
-    return len(found)
+def use_kernel(module: nn.Module, name: str) -> None:
+    """Let all attention of a module be computed by one of `KERNELS`."""
+    for kernel in module.modules():
+        if isinstance(kernel, AttentionKernel):
+            kernel.name = name
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v of tokens (B, L, heads * d) over others (B, M, heads * d), head by head."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd3g.cameras import RADIUS, Cameras
+from dd3g.nn.attention import attention
 
 
 class ResidualBlock(nn.Module):
@@ -44,10 +45,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Tokens x (B, L, D), context (B, M, Dc) -> (B, L, D)."""
-        q = self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        kv = self.to_kv(x if context is None else context)
-        k, v = (a.unflatten(-1, (self.heads, -1)).transpose(1, 2) for a in kv.chunk(2, -1))
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        k, v = self.to_kv(x if context is None else context).chunk(2, -1)
+        return self.to_out(attention(self.to_q(x), k, v, self.heads))
 
 
 class FeedForward(nn.Sequential):

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dd3g.nn.attention import attention
+
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -88,10 +90,6 @@ class ClipBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         h = self.layer_norm1(x)
-        q, k, v = (
-            self.self_attn[part](h).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in ("q_proj", "k_proj", "v_proj")
-        )
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + self.self_attn["out_proj"](attended)
+        q, k, v = (self.self_attn[part](h) for part in ("q_proj", "k_proj", "v_proj"))
+        x = x + self.self_attn["out_proj"](attention(q, k, v, self.heads))
         return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.layer_norm2(x))))

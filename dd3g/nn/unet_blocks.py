@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd3g.nn.attention import AttentionKernel
+from dd3g.nn.attention import AttentionKernel, attention
 
 
 class KeyValues(NamedTuple):
@@ -198,10 +198,8 @@ class ResamplerAttention(nn.Module):
     def forward(self, x: Tensor, latents: Tensor) -> Tensor:
         """Picture tokens x (B, L, D) and latents (B, M, D) -> (B, M, D)."""
         x, latents = self.norm1(x), self.norm2(latents)
-        q = self.to_q(latents).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        kv = self.to_kv(torch.cat([x, latents], 1))
-        k, v = (a.unflatten(-1, (self.heads, -1)).transpose(1, 2) for a in kv.chunk(2, -1))
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        k, v = self.to_kv(torch.cat([x, latents], 1)).chunk(2, -1)
+        return self.to_out(attention(self.to_q(latents), k, v, self.heads))
 
 
 class Resampler(nn.Module):
@@ -215,17 +213,17 @@ class Resampler(nn.Module):
         self.norm_out = nn.LayerNorm(dim)
         self.layers = nn.ModuleList()
         for _ in range(depth):
-            attention = ResamplerAttention(dim, heads, 64)
+            attend = ResamplerAttention(dim, heads, 64)
             up, down = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, dim, bias=False)
             feed_forward = nn.Sequential(nn.LayerNorm(dim), up, nn.GELU(), down)
-            self.layers.append(nn.ModuleList([attention, feed_forward]))
+            self.layers.append(nn.ModuleList([attend, feed_forward]))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, image_dim) -> (B, tokens, dim)."""
         latents = self.latents.expand(len(x), -1, -1)
         x = self.proj_in(x)
         layers: Iterable[Any] = self.layers
-        for attention, feed_forward in layers:
-            latents = attention(x, latents) + latents
+        for attend, feed_forward in layers:
+            latents = attend(x, latents) + latents
             latents = feed_forward(latents) + latents
         return self.norm_out(self.proj_out(latents))

@@ -25,7 +25,7 @@ EXTENSIONS = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)  # of pictur
 
 @dataclass(frozen=True)
 class Found:
-    """Files of one kind."""
+    """Files of one kind; where that is pictures, these are `EncodedPictures`."""
 
     root: Path  # the folder that was named, or that of the file that was
     kind: str  # "pictures", "shards" or "tables"
@@ -39,6 +39,21 @@ class Found:
             except OSError:
                 size = 0  # a link to nowhere, say; opening it shows
             yield os.path.relpath(file, self.root), size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        """The path below the root."""
+        return self.files[index].relative_to(self.root).as_posix()
+
+    def where(self, index: int) -> str:
+        """The whole path."""
+        return str(self.files[index])
+
+    def read(self, index: int) -> Path:
+        """See `EncodedPictures`."""
+        return self.files[index]
 
 
 def find_sources(path: str | Path) -> Found:
@@ -119,7 +134,7 @@ def open_pictures(found: Found) -> EncodedPictures | Shards:
 
         return PictureTables(found.root, found.files)
     if found.kind == "pictures":
-        return PictureFiles(found)
+        return found
     shards = Shards(sorted(found.files))  # the order in which datasets made so far count them
     if {SHEET, DEPTH} <= shards.extensions:
         return shards
@@ -129,28 +144,6 @@ def open_pictures(found: Found) -> EncodedPictures | Shards:
         f"{shards.paths[0]}: its samples hold {', '.join(sorted(shards.extensions)) or 'nothing'}; expected "
         f"pictures ({', '.join(EXTENSIONS)}) or rendered objects ({SHEET}, {DEPTH})"
     )
-
-
-class PictureFiles:
-    """Picture files, each named by its path below the root."""
-
-    def __init__(self, found: Found) -> None:
-        self.root, self.files = found.root, found.files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def name(self, index: int) -> str:
-        """See `EncodedPictures`."""
-        return self.files[index].relative_to(self.root).as_posix()
-
-    def where(self, index: int) -> str:
-        """See `EncodedPictures`."""
-        return str(self.files[index])
-
-    def read(self, index: int) -> Path:
-        """See `EncodedPictures`."""
-        return self.files[index]
 
 
 class ShardPictures:
