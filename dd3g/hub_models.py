@@ -21,6 +21,7 @@ TEXT = ("*.json", "tokenizer/*.txt", "README.md")  # beside the weights
 # Of these, what a teacher in parts and its captions cannot do without.
 PIPELINE = ("model_index.json", "scheduler/scheduler_config.json")
 TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")
+COPY = "copy the folder from another machine and give its path instead of the name"
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,7 @@ class HubModel:
             state = " ".join(map(str, faults[0])) if faults else "it is not on this machine"
             if constants.HF_HUB_OFFLINE:
                 raise UserError(
-                    f"{what}: {state}, and HF_HUB_OFFLINE forbids fetching it: unset it "
-                    "once, or copy the folder from another machine and give its path instead of the name"
+                    f"{what}: {state}, and HF_HUB_OFFLINE forbids fetching it: unset it once, or {COPY}"
                 )
             print(f"fetching {'again' if faults else 'once'}: {what}", file=sys.stderr, flush=True)
             try:
@@ -98,13 +98,12 @@ class HubModel:
                         "free some space, or point HF_HOME at another disk"
                     ) from error
                 raise UserError(
-                    f"the hub did not give {self.repo} ({first_line(error)}): check the network, or copy the "
-                    "folder from another machine and give its path instead of the name"
+                    f"the hub did not give {self.repo} ({first_line(error)}): check the network, or {COPY}"
                 ) from error
             for path, fault in self._faults(folder):
                 raise UserError(
                     f"{path} {fault}, also after it was fetched: {self.repo} is not in the layout that was "
-                    "expected; copy the folder from another machine and give its path instead of the name"
+                    f"expected; {COPY}"
                 )
         for name, digest in self.sha256.items():
             check_digest(folder / name, digest)

@@ -118,19 +118,11 @@ def sample(
         raise ValueError(f"eta {eta} needs a generator")
     trace, x0 = [], x
     for t, u in plan:
-        energy = None
+        denoise, energy = partial(predict, denoiser, schedule, t=t, condition=condition), None
         if objective is None:
-            eps, x0 = predict(denoiser, schedule, x, t, condition)
+            eps, x0 = denoise(x)
         else:
-            eps, x0, energy = guide(
-                schedule,
-                partial(predict, denoiser, schedule, t=t, condition=condition),
-                x,
-                t,
-                objective,
-                mode,
-                auxiliary,
-            )
+            eps, x0, energy = guide(schedule, denoise, x, t, objective, mode, auxiliary)
         if clip is not None:
             x0 = x0.clamp(-clip, clip)
         noise = None

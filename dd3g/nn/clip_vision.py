@@ -80,12 +80,8 @@ class ClipBlock(nn.Module):
         self.layer_norm1, self.layer_norm2 = nn.LayerNorm(c.hidden_size), nn.LayerNorm(c.hidden_size)
         parts = ("q_proj", "k_proj", "v_proj", "out_proj")
         self.self_attn = nn.ModuleDict({part: nn.Linear(c.hidden_size, c.hidden_size) for part in parts})
-        self.mlp = nn.ModuleDict(
-            {
-                "fc1": nn.Linear(c.hidden_size, c.intermediate_size),
-                "fc2": nn.Linear(c.intermediate_size, c.hidden_size),
-            }
-        )
+        width, inner = c.hidden_size, c.intermediate_size
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, inner), "fc2": nn.Linear(inner, width)})
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""

@@ -77,9 +77,7 @@ def mesh_of(gaussians: Gaussians, resolution: int = 128) -> Mesh:
     where, facing = (
         torch.einsum("kij,qkc->qijc", corners, values[quads]).reshape(-1, 3) for values in (points, normals)
     )
-    seen = _seen(
-        where.view(-1, 3), F.normalize(facing.view(-1, 3), dim=-1), colors, depth, cameras, 2 * voxel
-    )
+    seen = _seen(where, F.normalize(facing, dim=-1), colors, depth, cameras, 2 * voxel)
     patches = seen.clamp(0, 1).mul(255).round().to(torch.uint8).view(len(quads), PATCH, PATCH, 3)
     texture, places = _atlas(patches)
     return Mesh(
@@ -122,9 +120,8 @@ def _atlas(patches: Tensor) -> tuple[Tensor, Tensor]:
     rows = math.ceil(count / columns)
     filled = torch.zeros(rows * columns, *patches.shape[1:], dtype=patches.dtype)
     filled[:count] = patches
-    texture = (
-        filled.view(rows, columns, PATCH, PATCH, 3).transpose(1, 2).reshape(rows * PATCH, columns * PATCH, 3)
-    )
+    grid = filled.view(rows, columns, PATCH, PATCH, 3).transpose(1, 2)
+    texture = grid.reshape(rows * PATCH, columns * PATCH, 3)
     index = torch.arange(count)
     upper_left = torch.stack([index % columns, index // columns], -1)[:, None] * PATCH + 0.5  # texel centres
     corners = upper_left + (PATCH - 1) * torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]])

@@ -234,9 +234,8 @@ def color_at(volume: Tensor, image: Tensor, places: Tensor) -> Tensor:
     alpha = image[:, 3:]
     seen = sampled(spread(image[:, :3], alpha), places[..., :2])  # (B, 3, P)
     mean = (image[:, :3] * alpha).sum((2, 3)) / alpha.sum((2, 3)).clamp(min=1.0)
-    found = F.grid_sample(volume, places[:, None, None], align_corners=False, padding_mode="border")[
-        :, :, 0, 0
-    ]
+    found = F.grid_sample(volume, places[:, None, None], align_corners=False, padding_mode="border")
+    found = found[:, :, 0, 0]  # (B, 4, P)
     gate = (found[:, :1] + 2).sigmoid()
     start = (seen * gate + mean[..., None] * (1 - gate)).clamp(0.02, 0.98)
     return (start.logit() + found[:, 1:]).sigmoid().transpose(1, 2)

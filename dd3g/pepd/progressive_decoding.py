@@ -134,11 +134,8 @@ class ProgressiveDecoding(nn.Module):
         earlier = 0
         for group in self.groups:
             out = sum(CHANNELS[a] for a in group)
-            self.heads.append(
-                Each(
-                    PixelHead(c.width, k.expansion, k.prior, earlier, out, c.head_hidden) for k in self.kinds
-                )
-            )
+            sizes = [(k.expansion, k.prior, earlier, out, c.head_hidden) for k in self.kinds]
+            self.heads.append(Each(PixelHead(c.width, *own) for own in sizes))
             if group is not self.groups[-1]:
                 self.feedback.append(Each(Feedback(out, c.width, k.expansion) for k in self.kinds))
             earlier += out
@@ -217,13 +214,8 @@ def activate(raw: dict[str, Tensor], frame: Frame, bounds: Bounds, scale_start: 
     means = locate(raw["position"], frame, bounds)
     length = min(bounds.stretch * scale_start, 0.8 * bounds.scale_max)
     starts = [scale_start, scale_start, length]
-    scales = torch.cat(
-        [
-            interval(x, bounds.scale_min, bounds.scale_max, start)
-            for x, start in zip(_per_gaussian(raw["scale"], frame).split(1, -1), starts, strict=True)
-        ],
-        -1,
-    )
+    parts = zip(_per_gaussian(raw["scale"], frame).split(1, -1), starts, strict=True)
+    scales = torch.cat([interval(x, bounds.scale_min, bounds.scale_max, start) for x, start in parts], -1)
     # Renders at the training size are dilated by half a pixel, which hides gaps that larger pictures show:
     # a 3D smoothing filter closes them (Mip-Splatting, Yu et al. 2024, section 5.1).
     scales = (scales.square() + bounds.smoothing**2).sqrt()

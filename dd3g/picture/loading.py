@@ -275,10 +275,8 @@ def resize_rgba(rgba: Tensor, size: int) -> Tensor:
     mode = "area" if size < min(rgba.shape[-2:]) else "bilinear"
     small = interpolate(premultiplied, (size, size), mode=mode)
     alpha = small[:, 3:]
-    straight = torch.cat(
-        [torch.where(alpha > 0, small[:, :3] / alpha.clamp_min(1e-8), 0.0).clamp(0, 1), alpha], 1
-    )
-    return straight.reshape(*rgba.shape[:-2], size, size)
+    colour = torch.where(alpha > 0, small[:, :3] / alpha.clamp_min(1e-8), 0.0).clamp(0, 1)
+    return torch.cat([colour, alpha], 1).reshape(*rgba.shape[:-2], size, size)
 
 
 def _is_framed(source: Any) -> bool:

@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def save_checkpoint(state: State, output: Path, step: int, config: LoopConfig) -
     for name in FILES:
         # All processes put split tensors together; only the main one keeps them.
         whole = {n: _whole(t, main) for n, t in state.tensors(name).items()}
-        on_main(lambda name=name, whole=whole: _write(scratch, f"{name}.safetensors", whole, step, config))  # type: ignore[misc]
+        on_main(lambda name=name, whole=whole: _write(scratch, f"{name}.safetensors", whole, config))  # type: ignore[misc]
     scaler = state.accelerator.scaler
     about = {
         "step": step,
@@ -102,24 +103,26 @@ def save_checkpoint(state: State, output: Path, step: int, config: LoopConfig) -
     on_main(lambda: _finish(scratch, output / f"checkpoint-{step}", about, config))
 
 
-def _write(scratch: Path, name: str, tensors: dict[str, Tensor], step: int, config: LoopConfig) -> None:
+@contextmanager
+def _explained(scratch: Path, config: LoopConfig) -> Iterator[None]:
     try:
+        yield
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise UserError(
+            f"cannot write a checkpoint into {scratch.parent} ({first_line(error)}); free some space and "
+            f"resume from the last one with {config.resume_flag}"
+        ) from error
+
+
+def _write(scratch: Path, name: str, tensors: dict[str, Tensor], config: LoopConfig) -> None:
+    with _explained(scratch, config):
         scratch.mkdir(parents=True, exist_ok=True)
         save_file(tensors, scratch / name, metadata={"format": "pt"})
-    except (OSError, SafetensorError) as error:
-        raise _full(scratch, error, config) from error
-
-
-def _full(scratch: Path, error: Exception, config: LoopConfig) -> UserError:
-    shutil.rmtree(scratch, ignore_errors=True)
-    return UserError(
-        f"cannot write a checkpoint into {scratch.parent} ({first_line(error)}); free some space and resume "
-        f"from the last one with {config.resume_flag}"
-    )
 
 
 def _finish(scratch: Path, path: Path, about: dict[str, Any], config: LoopConfig) -> None:
-    try:
+    with _explained(scratch, config):
         files = sorted(scratch.iterdir())
         sums = {file.name: _checksum(file) for file in files}
         (scratch / STATE).write_text(json.dumps(about | {"sha256": sums}, indent=1) + "\n")
@@ -131,8 +134,6 @@ def _finish(scratch: Path, path: Path, about: dict[str, Any], config: LoopConfig
             shutil.rmtree(path)
         os.rename(scratch, path)
         _sync(path.parent)
-    except OSError as error:
-        raise _full(scratch, error, config) from error
     limit = config.checkpoints_total_limit
     for old in checkpoints(path.parent)[:-limit] if limit else []:
         try:
