@@ -6,8 +6,8 @@ Mattes come from the CPU, or from the GPU where onnxruntime-gpu is installed in 
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 from PIL import Image
@@ -80,8 +80,8 @@ def matte_and_frame(image: Image.Image, config: MatteConfig) -> Matted | None:
     return Matted(rgba, np.array(matte))
 
 
-class MattePool:
-    """Cuts out batches of pictures while others are drawn.
+class MattePool(AbstractContextManager):
+    """Cuts out batches of pictures while others are drawn; leaving it waits for those that have begun.
 
     Threads do it: onnxruntime, Pillow and numpy release Python's lock for all but a few per cent of the work,
     so they hardly slow the thread that draws, share one copy of the network, and die with the process.
@@ -113,15 +113,6 @@ class MattePool:
     def _batch(self, images: list[Image.Image]) -> list[Matted | None]:
         return list(self._pictures.map(lambda image: matte_and_frame(image, self.config), images))
 
-    def close(self) -> None:
-        """Drop what has not begun and wait for what has."""
+    def __exit__(self, *exc: object) -> None:
         self._batches.shutdown(cancel_futures=True)
         self._pictures.shutdown(cancel_futures=True)
-
-    def __enter__(self) -> MattePool:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

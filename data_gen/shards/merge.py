@@ -58,7 +58,7 @@ def merge(
     checksums = [_checksums(source) for source in sources]
     shards = [(source, number) for source in sources for number in finished_shards(source)]
     choice = _choose((ShardManifest.read(*shard) for shard in shards), distance)
-    used = [k for k, shard in enumerate(shards) if not k or choice.takes(ShardManifest.read(*shard), k)]
+    used = sorted({0, *choice.kept.values(), *choice.missing})  # earlier sets may have all of a shard
     options = {"sets": checksums, "shards": len(used), "filters.duplicate_distance": distance}
     check_options(output, options, write=True)
     prompts: dict[str, Prompt] = {}
@@ -71,10 +71,12 @@ def merge(
         for number, at in enumerate(used):
             source, shard = shards[at]
             old = ShardManifest.read(source, shard)
-            new = replace(choice.taken(old, at), shard=number)
+            records = [record for record in old.records if choice.kept.get(record["id"]) == at]
             if number not in present:
+                missing, made = choice.missing.get(at, {}), dict(old.made)
+                new = replace(old, shard=number, records=records, missing=missing, made=made)
                 _copy(source, old, output, new)
-            progress.advance(new.count)
+            progress.advance(len(records))
     output.sweep("")
     report = {"output": str(output), "collisions": choice.collisions, "duplicates": choice.duplicates}
     return report | write_index(output)
@@ -97,30 +99,16 @@ def _checksums(source: Storage) -> str:
 class _Choice:
     """What the merged dataset takes."""
 
-    kept: dict[str, int]  # id of a picture -> shard of the merged dataset that takes it
-    missing: dict[str, tuple[int, str]]  # id without a picture -> the shard that lists it, and the reason
+    kept: dict[str, int]  # id of a picture -> shard of the sources, counted through, that it is taken from
+    missing: dict[int, dict[str, str]]  # the shard that lists them -> ids without a picture -> the reason
     collisions: list[str]  # ids with a picture in more than one source
     duplicates: list[str]  # ids of pictures that nearly repeat one of an earlier source
-
-    def takes(self, old: ShardManifest, number: int) -> bool:
-        """Whether anything of a source's shard is taken: earlier sets may have it all."""
-        new = self.taken(old, number)
-        return bool(new.records or new.missing)
-
-    def taken(self, old: ShardManifest, number: int) -> ShardManifest:
-        """Manifest of shard `number` of the merged set; without what only its tar holds."""
-        records = [r for r in old.records if self.kept.get(r["id"]) == number]
-        ids = (*old.missing, *(r["id"] for r in old.records))
-        found = {id: self.missing[id] for id in ids if id in self.missing}
-        missing = {id: reason for id, (shard, reason) in found.items() if shard == number}
-        made = dict(old.made)
-        return replace(old, shard=number, count=len(records), records=records, missing=missing, made=made)
 
 
 def _choose(manifests: Iterable[ShardManifest], distance: int) -> _Choice:
     kept: dict[str, int] = {}
     hashes: list[int] = []  # of those
-    missing: dict[str, tuple[int, str]] = {}
+    lacking: dict[str, tuple[int, str]] = {}  # id without a picture -> shard, reason
     collisions: dict[str, None] = {}
     for number, manifest in enumerate(manifests):
         for record in manifest.records:
@@ -130,13 +118,16 @@ def _choose(manifests: Iterable[ShardManifest], distance: int) -> _Choice:
                 kept[record["id"]] = number
                 hashes.append(int(record["hash"], 16))
         for id, reason in manifest.missing.items():
-            missing.setdefault(id, (number, reason))
-    missing = {id: at for id, at in missing.items() if id not in kept}
+            lacking.setdefault(id, (number, reason))
+    lacking = {id: at for id, at in lacking.items() if id not in kept}
     duplicates: list[str] = []
     if distance >= 0:
         twins = near_duplicates(np.array(hashes, np.uint64), distance)
         duplicates = [id for id, twin in zip(kept, twins.tolist(), strict=True) if twin >= 0]
-    missing |= {id: (kept.pop(id), DUPLICATE) for id in duplicates}
+    lacking |= {id: (kept.pop(id), DUPLICATE) for id in duplicates}
+    missing: dict[int, dict[str, str]] = {}
+    for id, (number, reason) in lacking.items():
+        missing.setdefault(number, {})[id] = reason
     return _Choice(kept, missing, list(collisions), duplicates)
 
 
