@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,7 +48,7 @@ class Figures:
     missing: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)  # reason -> tries
     tries: int = 0  # pictures drawn, for finished shards and for chunks
-    groups: dict[str, Group] = field(default_factory=dict)  # name -> counts
+    groups: dict[str, Group] = field(default_factory=lambda: defaultdict(Group))  # name -> counts
     # Model, licence, matte, size -> value -> pictures
     made: dict[str, Counter[str]] = field(default_factory=dict)
     # Score -> (N,) float32 of the pictures
@@ -94,26 +94,27 @@ def read_figures(storage: Storage) -> Figures:
     figures = Figures(str(storage), options=read_options(storage))
     accepted: dict[str, list[NDArray[np.float32]]] = {}
     refused: dict[str, list[NDArray[np.float32]]] = {}
+
+    def add_tries(passed: list[dict[str, Any]], failed: list[dict[str, Any]], seconds: dict) -> None:
+        figures.tries += len(passed) + len(failed)
+        figures.rejected.update(v["reason"] for v in failed)
+        figures.seconds.update(seconds)
+        _add_scores(accepted, passed)
+        _add_scores(refused, failed)
+
     tries: Counter[str] = Counter()  # by id, of prompts with rejected tries
     missing: set[str] = set()
     finished = finished_shards(storage)
     for number in finished:
         manifest = ShardManifest.read(storage, number)
         _add_shard(figures, manifest)
-        _add_scores(accepted, manifest.records)
-        _add_scores(refused, manifest.rejections)
+        add_tries(manifest.records, manifest.rejections, manifest.seconds)
         tries.update(r["id"] for r in manifest.rejections)
         missing |= manifest.missing.keys()
     for journal in _journals(storage, {shard_name(n) for n in finished}):
-        verdicts = journal["verdicts"]
-        passed = [v for v in verdicts if not v["reason"]]
-        failed = [v for v in verdicts if v["reason"]]
+        passed = [v for v in journal["verdicts"] if not v["reason"]]
         figures.in_work += len(passed)
-        figures.tries += len(verdicts)
-        figures.rejected.update(v["reason"] for v in failed)
-        figures.seconds.update(journal["seconds"])
-        _add_scores(accepted, passed)
-        _add_scores(refused, failed)
+        add_tries(passed, [v for v in journal["verdicts"] if v["reason"]], journal["seconds"])
     figures.accepted = {k: np.concatenate(v) for k, v in accepted.items()}
     figures.refused = {k: np.concatenate(v) for k, v in refused.items()}
     _add_prompts(figures, storage, tries, missing)
@@ -123,22 +124,18 @@ def read_figures(storage: Storage) -> Figures:
 
 
 def _add_shard(figures: Figures, manifest: ShardManifest) -> None:
-    tries = manifest.count + len(manifest.rejections)
     figures.shards += 1
     figures.pictures += manifest.count
     figures.bytes += manifest.bytes
-    figures.tries += tries
     figures.missing.update(manifest.missing.values())
-    figures.rejected.update(manifest.rejected)
-    figures.seconds.update(manifest.seconds)
     for key, counts in manifest.made.items():
         figures.made.setdefault(key, Counter()).update(counts)
     for record in manifest.records:
-        group = figures.groups.setdefault(record["group"], Group())
+        group = figures.groups[record["group"]]
         group.pictures += 1
         group.tries += 1
-    if tries and manifest.seconds.get("wall"):
-        figures.speed.append((manifest.shard, manifest.seconds["wall"] / tries))
+    if manifest.tries and manifest.seconds.get("wall"):
+        figures.speed.append((manifest.shard, manifest.seconds["wall"] / manifest.tries))
 
 
 def _add_scores(into: dict[str, list[NDArray[np.float32]]], records: Sequence[dict[str, Any]]) -> None:
@@ -169,7 +166,7 @@ def _add_prompts(figures: Figures, storage: Storage, tries: Counter[str], missin
     prompts = stored_prompts(storage)
     figures.asked = len(prompts)
     for prompt in prompts:
-        group = figures.groups.setdefault(prompt.group, Group())
+        group = figures.groups[prompt.group]
         group.asked += 1
         group.missing += prompt.id in missing
         group.tries += tries[prompt.id]
