@@ -6,12 +6,14 @@ dd3g data prompts --count 120000 --seed 0 -o prompts.jsonl
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from data_gen.prompts.grammar import Choices, Grammar, Scene, own_grammar
@@ -88,6 +90,9 @@ class _Speaker:
         self.scene: Scene = grammar.scene
         self.choices: Choices = grammar.choices(group, noun)
         self._scenes = len(grammar.scene)
+        c, s = self.choices, self.scene
+        lists = (c.materials, c.states, c.colours, s.styles, s.views, s.lights, s.backgrounds)
+        self._shape = tuple(map(len, lists))
         self._rng = random.Random(f"{seed} {noun}")
         self._used: set[int] = set()
 
@@ -100,36 +105,26 @@ class _Speaker:
         state = state if c.allow(state, 0, material) else 0
         look = (material * len(c.states) + state) * len(c.colours) + colour
         index = look * self._scenes + int(self._rng.random() * self._scenes)
-        total = len(c.materials) * len(c.states) * len(c.colours) * self._scenes
         # The next free one, not another draw: this ends even when few are left.
-        while index in self._used or not c.allow(*self._parts(index)[:3]):
-            index = self._after(index, total)
+        while index in self._used or not self._allowed(index):
+            step = 1 if self._allowed(index) else self._scenes - index % self._scenes
+            index = (index + step) % math.prod(self._shape)
         self._used.add(index)
-        return self._prompt(*self._parts(index))
+        return self._prompt(*np.unravel_index(index, self._shape))
 
     def _some(self, count: int, share: float) -> int:
         """0 or, with probability `share`, one of 1 .. count - 1."""
         first, second = self._rng.random(), self._rng.random()
         return 1 + int(second * (count - 1)) if count > 1 and first < share else 0
 
-    def _parts(self, index: int) -> tuple[int, int, int, int]:
-        """State, colour, material, scene."""
-        index, scene = divmod(index, self._scenes)
-        index, colour = divmod(index, len(self.choices.colours))
-        material, state = divmod(index, len(self.choices.states))
-        return state, colour, material, scene
+    def _allowed(self, index: int) -> bool:
+        material, state, colour = np.unravel_index(index // self._scenes, self._shape[:3])
+        return self.choices.allow(state, colour, material)
 
-    def _after(self, index: int, total: int) -> int:
-        state, colour, material, _ = self._parts(index)
-        if self.choices.allow(state, colour, material):
-            return (index + 1) % total
-        return (index // self._scenes + 1) * self._scenes % total
-
-    def _prompt(self, state: int, colour: int, material: int, scene: int) -> Prompt:
+    def _prompt(
+        self, material: int, state: int, colour: int, style: int, view: int, light: int, background: int
+    ) -> Prompt:
         c, s = self.choices, self.scene
-        scene, background = divmod(scene, len(s.backgrounds))
-        scene, light = divmod(scene, len(s.lights))
-        style, view = divmod(scene, len(s.views))
         adjective, tint, made = c.states[state], c.colours[colour], c.materials[material]
         thing = with_article(_phrase(self.noun, adjective, tint, made))
         details = (s.views[view], c.whole, "centred", s.lights[light], s.backgrounds[background])
