@@ -33,7 +33,6 @@ def render_mesh(
     light: Light | None = None,
     color_matrix: NDArray[np.float64] | None = None,
     supersample: int = 4,
-    smooth: bool = True,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Draw a mesh from several cameras; faces are seen from both sides.
 
@@ -43,7 +42,6 @@ def render_mesh(
         light: light in the world; None for the default.
         color_matrix: (3, 4) affine map of the surface's sRGB colour before it is lit; None keeps it.
         supersample: s x s samples per pixel.
-        smooth: use the corner normals; otherwise each face its own.
 
     Returns:
         rgba (V, H, W, 4) uint8 with straight alpha (colour 0 where alpha is 0), and depth (V, H, W) float32:
@@ -65,7 +63,7 @@ def render_mesh(
             texels, sizes, starts, mesh.rest, mesh.solid,
             cameras.viewmats[v].double().numpy(), cameras.Ks[v].double().numpy(),
             light.ambient, directions, light.colors, np.ascontiguousarray(color_matrix, dtype=np.float64),
-            supersample, smooth, rgba[v], depth[v],
+            supersample, rgba[v], depth[v],
         )  # fmt: skip
     return rgba, depth
 
@@ -161,7 +159,7 @@ def _solid(solid, p, out):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
 def _render_view(  # type: ignore[no-untyped-def]
     vertices, faces, normals, uvs, colors, face_texture, texels, sizes, starts, rest, solid,
-    viewmat, K, ambient, light_directions, light_colors, color_matrix, s, smooth, rgba, depth,
+    viewmat, K, ambient, light_directions, light_colors, color_matrix, s, rgba, depth,
 ):  # fmt: skip
     """One view, in place: z-buffer at s x s samples per pixel, shade each covered sample, average."""
     H, W = depth.shape
@@ -245,8 +243,6 @@ def _render_view(  # type: ignore[no-untyped-def]
                     vertices[c, 2] - vertices[a, 2],
                 )
                 gx, gy, gz = ey * hz - ez * hy, ez * hx - ex * hz, ex * hy - ey * hx
-                if not smooth:
-                    normal[0], normal[1], normal[2] = gx, gy, gz
                 side = (
                     1.0
                     if gx * (eye[0] - point[0]) + gy * (eye[1] - point[1]) + gz * (eye[2] - point[2]) >= 0
