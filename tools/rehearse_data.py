@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,7 @@ from tools.fault_injection import kill_and_compare
 ROOT = Path(__file__).resolve().parents[1]  # of the repository
 CONFIG = "configs/data_gen/shapes.yaml"
 INTERVAL = 0.5  # seconds between looks at the memory
-_WIDTH, _HEIGHT, _MARGIN = 900, 300, 46
+TEMPLATE = Path(__file__).with_name("rehearsal.svg")
 
 
 @dataclass
@@ -136,41 +137,19 @@ def summary(steps: list[Step]) -> dict[str, Any]:
 
 def curve(steps: list[Step]) -> str:
     """An SVG of memory over time, with the finished shards as a second line and the steps named."""
-    total = sum(s.seconds for s in steps) or 1.0
+    from jinja2 import Template
+
+    starts = list(accumulate((s.seconds for s in steps), initial=0.0))
     top = max(s.megabytes for s in steps) * 1.1 or 1.0
     shards = max((n for s in steps for *_, n in s.curve), default=0) or 1
-    width, height = _WIDTH - 2 * _MARGIN, _HEIGHT - 2 * _MARGIN
-    lines, before = [], 0.0
-
-    def path(points: list[tuple[float, float]], colour: str) -> str:
-        text = " ".join(
-            f"{_MARGIN + width * x / total:.1f},{_HEIGHT - _MARGIN - height * y:.1f}" for x, y in points
-        )
-        return f'<polyline points="{text}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
-
-    memory: list[tuple[float, float]] = []
-    done: list[tuple[float, float]] = []
-    for step in steps:
-        memory += [(before + t, m / top) for t, m, _ in step.curve]
-        done += [(before + t, n / shards / 1.1) for t, _, n in step.curve]
-        x = _MARGIN + width * before / total
-        lines.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_MARGIN}" y2="{_HEIGHT - _MARGIN}" stroke="#ccc"/>'
-        )
-        # Names of short steps would lie on each other: every other one stands higher.
-        y, end = _MARGIN - 6 - 14 * (steps.index(step) % 2), "end" if before > 0.8 * total else "start"
-        lines.append(f'<text x="{x:.1f}" y="{y}" text-anchor="{end}">{step.name} {step.seconds:.0f} s</text>')
-        before += step.seconds
-    scale = (
-        f'<text x="{_MARGIN - 6}" y="{_MARGIN + 4}" text-anchor="end">{top:.0f}</text>'
-        f'<text x="{_MARGIN - 6}" y="{_HEIGHT - _MARGIN}" text-anchor="end">0</text>'
-        f'<text x="{_MARGIN}" y="{_HEIGHT - 14}">memory of all processes in MB (blue) and finished shards, '
-        f"{shards} at the top (orange), over {total:.0f} s</text>"
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
-        f'font-size="12"><rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>{"".join(lines)}{scale}'
-        f"{path(done, '#e08a3c')}{path(memory, '#3a6ea5')}</svg>\n"
+    seen = [(start + t, m, n) for step, start in zip(steps, starts, strict=False) for t, m, n in step.curve]
+    return Template(TEMPLATE.read_text("utf-8"), trim_blocks=True).render(
+        steps=list(zip(steps, starts, strict=False)),
+        total=starts[-1] or 1.0,
+        top=top,
+        shards=shards,
+        memory=[(x, m / top) for x, m, _ in seen],
+        done=[(x, n / shards / 1.1) for x, _, n in seen],
     )
 
 
