@@ -94,7 +94,7 @@ def synthesize(
     @contextmanager
     def backend() -> Iterator[PictureBackend]:
         from data_gen.filters.mattes import MattePool
-        from data_gen.picture_models.loading import load_model
+        from data_gen.picture_models.pipelines import load_model
 
         model = load_model(config.model, group.device(config.device))
 

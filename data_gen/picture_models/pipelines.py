@@ -1,4 +1,4 @@
-"""Pictures by any text-to-image pipeline of diffusers."""
+"""Loads a picture model, and draws by any text-to-image pipeline of diffusers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from data_gen.picture_models.pipeline_folders import (
     read_index,
     read_licence,
 )
-from data_gen.picture_models.protocol import ModelConfig
+from data_gen.picture_models.protocol import SHAPES, ModelConfig, PictureModel
+from data_gen.picture_models.shapes import Shapes
 from dd3g.command.progress import quiet_libraries
 from dd3g.errors import UserError, first_line
 
@@ -85,8 +86,15 @@ class DiffusersModel:
 
 
 @quiet_libraries()
-def load_pipeline(config: ModelConfig, device: torch.device) -> DiffusersModel:
-    """Load the pipeline that `config` names; as `data_gen.picture_models.loading.load_model`."""
+def load_model(config: ModelConfig, device: torch.device) -> PictureModel:
+    """The model that `config` describes, ready to draw on a device.
+
+    Raises:
+        UserError: when it is not a text-to-image pipeline, lacks weights, cannot be had, or does not take a
+            key that is set.
+    """
+    if config.path == SHAPES:
+        return Shapes.from_config(config)
     dtype = choose_dtype(config.dtype, device)
     if config.offload != "none" and device.type == "cpu":
         raise UserError(

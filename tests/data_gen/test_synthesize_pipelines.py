@@ -13,7 +13,7 @@ from stand_ins import tiny_pipelines
 
 from data_gen.filters import mattes
 from data_gen.filters.mattes import MatteConfig, matte_and_frame
-from data_gen.picture_models.loading import load_model
+from data_gen.picture_models.pipelines import load_model
 from data_gen.picture_models.protocol import ModelConfig
 from data_gen.synthesize import main
 from dd3g.io.shards import Shards

@@ -10,7 +10,7 @@ import torch
 import transformers
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
-from data_gen.picture_models.loading import load_model
+from data_gen.picture_models.pipelines import load_model
 from data_gen.picture_models.protocol import ModelConfig
 from dd3g.errors import UserError
 

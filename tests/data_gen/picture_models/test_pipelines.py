@@ -128,7 +128,7 @@ def test_memory_keys_reach_the_pipeline(folders, monkeypatch, attention, keys, e
     monkeypatch.setattr(diffusers.StableDiffusionPipeline, xformers, record(xformers))
     folder = str(folders["stable_diffusion"])
     config = ModelConfig(folder, dtype="float32", attention=attention, **keys)
-    pipelines.load_pipeline(config, torch.device("cuda:1"))
+    pipelines.load_model(config, torch.device("cuda:1"))
     assert asked == [(xformers, "None")] * (attention == "xformers") + [expected]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_gen.picture_models.loading import load_model
+from data_gen.picture_models.pipelines import load_model
 from data_gen.picture_models.protocol import ModelConfig
 from data_gen.picture_models.shapes import Shapes
 from dd3g.errors import UserError

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from stand_ins.tiny_pictures import SMALL, denoiser, pipeline
 
-from data_gen.picture_models.loading import load_model
+from data_gen.picture_models.pipelines import load_model
 from data_gen.picture_models.protocol import ModelConfig
 from data_gen.picture_models.tiny import (
     PARTS,
