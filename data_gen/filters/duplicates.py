@@ -183,19 +183,15 @@ class _Search:
             keys, members = keys[order], kept[order]
             wanted = self.hashes[items] & mask
             low, high = np.searchsorted(keys, wanted, "left"), np.searchsorted(keys, wanted, "right")
-            ends = np.cumsum(high - low)
-            start = 0
-            while start < len(items):
-                done = ends[start - 1] if start else 0
-                stop = max(start + 1, int(np.searchsorted(ends, done + _CHUNK, "right")))
-                counts = (high - low)[start:stop]
-                which = np.repeat(np.arange(start, stop), counts)
+            chunk = np.cumsum(high - low) // _CHUNK
+            for part in np.split(np.arange(len(items)), np.flatnonzero(np.diff(chunk)) + 1):
+                counts = (high - low)[part]
+                which = np.repeat(part, counts)
                 offset = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
                 twin = members[low[which] + offset]
                 bits = np.bitwise_count(self.hashes[twin] ^ self.hashes[items[which]])
                 near = bits <= self.distance
                 np.minimum.at(earliest, which[near], twin[near])
-                start = stop
         has = earliest < len(self.hashes)
         self.twins[items[has]] = earliest[has]
 

@@ -24,17 +24,6 @@ from dd3g.nn.clip_vision import MEAN, STD
 WEIGHTS = ".safetensors"
 
 
-def load_learned_scores(config: FilterConfig, device: str | torch.device = "cpu") -> LearnedScores | None:
-    """The scores whose weights are configured; None when none is.
-
-    Raises:
-        UserError: when weights are missing, damaged, no safetensors, or of another kind.
-    """
-    if not (config.clip or config.aesthetic or config.safety):
-        return None
-    return LearnedScores(config, torch.device(device))
-
-
 class LearnedScores:
     """Scores of batches of pictures over white.
 
@@ -44,6 +33,9 @@ class LearnedScores:
     Args:
         config: `clip`, `aesthetic` and `safety` name the weights; "" leaves a score out.
         device: where the networks run.
+
+    Raises:
+        UserError: when weights are missing, damaged, no safetensors, or of another kind.
     """
 
     def __init__(self, config: FilterConfig, device: torch.device) -> None:

@@ -83,9 +83,9 @@ def _with_learned_scores(spec: DatasetSpec, group: ProcessGroup, backend: Pictur
     filters = spec.filters
     if not (filters.clip or filters.aesthetic or filters.safety):
         return backend
-    from data_gen.filters.learned_scores import load_learned_scores
+    from data_gen.filters.learned_scores import LearnedScores
 
-    return replace(backend, scores=load_learned_scores(filters, group.device(spec.device)))
+    return replace(backend, scores=LearnedScores(filters, group.device(spec.device)))
 
 
 def _make(spec: DatasetSpec, mine: range, worker: Callable[[int], ShardWorker], progress: Progress) -> int:

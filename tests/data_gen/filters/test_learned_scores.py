@@ -9,10 +9,14 @@ import transformers
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
 from safetensors.torch import save_file
+from stand_ins.made_up_dataset import dataset_spec
 from stand_ins.tiny_pipelines import clip_tokenizer
 
-from data_gen.filters.learned_scores import load_learned_scores
+from data_gen.filters.learned_scores import LearnedScores
 from data_gen.filters.rules import FilterConfig, judge
+from data_gen.shards.dataset import PictureBackend
+from data_gen.shards.generate import _with_learned_scores
+from data_gen.shards.process_group import ProcessGroup
 from dd3g.errors import UserError
 
 WIDTH = 12
@@ -59,8 +63,13 @@ def features(clip, pictures) -> tuple[torch.Tensor, torch.Tensor]:
     return getattr(seen, "pooler_output", seen), getattr(read, "pooler_output", read)
 
 
-def test_nothing_is_loaded_when_nothing_is_configured():
-    assert load_learned_scores(FilterConfig()) is None
+def load_learned_scores(config):
+    return LearnedScores(config, torch.device("cpu"))
+
+
+def test_nothing_is_loaded_when_nothing_is_configured(tmp_path):
+    spec, backend = dataset_spec(tmp_path), PictureBackend(None, None, {})
+    assert _with_learned_scores(spec, ProcessGroup(), backend) is backend
 
 
 def test_clip_score_is_the_cosine_of_the_librarys_features(clip, pictures):
