@@ -5,7 +5,6 @@ dd3g data verify SET
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import time
@@ -25,7 +24,7 @@ from data_gen.shards.dataset import PROMPTS, stored_prompts
 from data_gen.shards.index import CARD, INDEX, summarize, write_index
 from data_gen.shards.manifest import CHUNKS, ShardManifest, finished_shards, shard_name
 from data_gen.shards.options import OPTIONS, options_fingerprint, read_options
-from data_gen.shards.storage import Storage
+from data_gen.shards.storage import Storage, checksum
 from dd3g.command.progress import Progress, print_first
 from dd3g.command.run import Json, run_command
 from dd3g.errors import UserError
@@ -147,13 +146,11 @@ def _look_at(storage: Storage, number: int) -> tuple[int, list[str]]:
 def _shard_problems(path: Path, manifest: ShardManifest) -> Iterator[str]:
     tar = manifest.tar
     try:
-        with open(path, "rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-            size = stream.tell()
+        found = checksum(path)
     except OSError as error:
         yield f"{tar} cannot be read ({error.strerror or error}): delete it and its .json, then {_RESUME}"
         return
-    if size != manifest.bytes or sha256 != manifest.sha256:
+    if found != (manifest.bytes, manifest.sha256):
         yield f"{tar} has another checksum than its .json: delete both, then {_RESUME}"
     try:
         shards = Shards(path)

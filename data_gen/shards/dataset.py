@@ -66,7 +66,6 @@ class PictureBackend:
     about: Mapping[str, Any]  # goes into every record: model, licence, matte, size
     # Of a try, what else goes into its record; wins over `about`
     more: Callable[[DrawRequest], dict[str, Any]] = lambda request: {}
-    ahead: int = 2  # batches that may be in work behind the one that is drawn
     # Of cut-outs, (S, S, 4) uint8 each, and their prompts, more than `data_gen.filters.rules` measures; asked
     # only about those that pass so far
     scores: Callable[[list[NDArray[np.uint8]], list[str]], list[dict[str, float]]] | None = None

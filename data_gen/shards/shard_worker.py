@@ -35,6 +35,8 @@ KEPT = (
     "style",
 )  # keys of records that a manifest repeats
 
+AHEAD = 2  # batches that may be in work behind the one that is drawn
+
 
 class ShardWorker:
     """Makes one shard, or replaces some of its pictures.
@@ -155,7 +157,7 @@ class ShardWorker:
                     pending.append(
                         finisher.submit(self._finish, name, backend, batch, reasons, mattes, seconds)
                     )
-                    while len(pending) > backend.ahead or (pending and pending[0].done()):
+                    while len(pending) > AHEAD or (pending and pending[0].done()):
                         yield pending.popleft().result()
                 while pending:
                     yield pending.popleft().result()

@@ -14,6 +14,7 @@ from typing import Any
 
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
+from dd3g.io.atomic import runs
 from dd3g.io.shards import write_shard
 
 _RENAMING = {"sftp", "ssh", "smb", "ftp", "hdfs", "webhdfs", "arrow_hdfs"}  # a write there can be cut short
@@ -110,13 +111,13 @@ class Storage:
         """
         if self.folder is not None:
             write_shard(self.folder / name, samples)
-            return _checksum(self.folder / name)
+            return checksum(self.folder / name)
         with TemporaryDirectory(prefix="dd3g-") as scratch:
             path = Path(scratch) / "shard.tar"
             write_shard(path, samples)
             with self._explained("write", name):
                 self._put(name, lambda target: self._fs.put_file(str(path), target))
-            return _checksum(path)
+            return checksum(path)
 
     @contextmanager
     def reading(self, *names: str) -> Iterator[list[Path]]:
@@ -149,7 +150,8 @@ class Storage:
             return
         with contextlib.suppress(OSError):
             for path in (self.folder / folder).glob(f".{stem}*.tmp"):
-                if not _runs(path.name.rsplit(".", 2)[1]):
+                process = path.name.rsplit(".", 2)[1]
+                if not (process.isdecimal() and runs(int(process))):
                     path.unlink()
             if folder:
                 (self.folder / folder).rmdir()
@@ -184,14 +186,7 @@ class Storage:
                     path.unlink()
 
     def check_writable(self, name: str) -> None:
-        """Write and delete a small file.
-
-        Args:
-            name: of that file, one for each process.
-
-        Raises:
-            UserError: when that is refused.
-        """
+        """Write and delete a small file of this name, one for each process; a UserError when refused."""
         self.write(name, b"")
         self.delete(name)
 
@@ -239,14 +234,8 @@ class Storage:
             raise UserError(f"cannot {verb} {self.where}/{name}: {error or type(error).__name__}") from error
 
 
-def _runs(process: str) -> bool:
-    """Whether a process of this number is alive on this machine."""
-    import psutil
-
-    return process.isdecimal() and len(process) < 10 and psutil.pid_exists(int(process))
-
-
-def _checksum(path: Path) -> tuple[int, str]:
+def checksum(path: Path) -> tuple[int, str]:
+    """Bytes of a file and their sha256."""
     with open(path, "rb") as stream:
         return path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -161,7 +161,7 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.glob(".*"):
         if (match := UNFINISHED.fullmatch(path.name)) and "-" in match[1]:
             with contextlib.suppress(OSError):
-                if not _runs(int(match[1].partition("-")[0])) and time.time() - path.stat().st_mtime > 60:
+                if not runs(int(match[1].partition("-")[0])) and time.time() - path.stat().st_mtime > 60:
                     path.unlink()
     for path in folder.glob(f"{TEMPORARY}*"):
         try:
@@ -173,7 +173,7 @@ def remove_leftovers(folder: Path) -> None:
             continue  # it has gone, or belongs to somebody else
 
 
-def _runs(process: int) -> bool:
+def runs(process: int) -> bool:
     """Whether a process of this number may be alive on this machine."""
     if os.name != "posix":  # where to ask is to end it
         return True

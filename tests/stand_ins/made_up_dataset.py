@@ -52,8 +52,8 @@ def matted(images):
 class Log:
     """The backend, which writes down every try."""
 
-    def __init__(self, path=None, picture=picture, ahead=2):
-        self.path, self.picture, self.ahead = path, picture, ahead
+    def __init__(self, path=None, picture=picture):
+        self.path, self.picture = path, picture
         self.opened, self.batches = 0, []
 
     @contextmanager
@@ -68,7 +68,7 @@ class Log:
             return [self.picture(d.prompt.text, d.seed) for d in batch]
 
         about = {"model": "made up", "licence": "CC0-1.0", "matte": "none", "size": SIDE}
-        yield PictureBackend(draw, matted, about, ahead=self.ahead)
+        yield PictureBackend(draw, matted, about)
 
 
 def dataset_spec(folder, count=20, backend=None, **more):
