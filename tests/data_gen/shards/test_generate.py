@@ -199,7 +199,7 @@ def killed(folder, seconds):
 def test_killed_at_random_moments(filters, tmp_path, reference, seed):
     rng = random.Random(seed)
     kills = 0
-    while not killed(tmp_path, rng.uniform(0.001, 0.01 * (kills + 2))):
+    while not killed(tmp_path, rng.uniform(0.001, 0.002 * (kills + 2))):
         kills += 1
         for path in tmp_path.rglob("*.tar"):
             Shards(path)  # raises where one is torn
