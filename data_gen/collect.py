@@ -21,8 +21,7 @@ from data_gen.shards.manifest import read_manifests
 from data_gen.shards.options import flat_options
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
-from data_gen.sources.items import Item, Source
-from data_gen.sources.pictures import open_source
+from data_gen.sources.pictures import DescribedPictures, Item, RenderedViews, open_source
 from dd3g.command.progress import Progress
 from dd3g.command.setting import check_ranges, setting
 from dd3g.errors import UserError
@@ -106,7 +105,11 @@ def collect(
 
 @contextmanager
 def _backend(
-    config: CollectConfig, source: Source, items: dict[str, Item], group: ProcessGroup, progress: Progress
+    config: CollectConfig,
+    source: DescribedPictures | RenderedViews,
+    items: dict[str, Item],
+    group: ProcessGroup,
+    progress: Progress,
 ) -> Iterator[PictureBackend]:
     opaque: set[str] = set()  # ids of pictures that need a matte
 

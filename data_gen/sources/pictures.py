@@ -1,10 +1,11 @@
-"""Find pictures that exist already: files, rows of tables, samples of shards, views of rendered objects."""
+"""Pictures that exist already: files, rows of tables, samples of shards, views of rendered objects."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from data_gen.meshes.captions import id_words
-from data_gen.sources.items import NAMES, Item, Source, describe, named_id
+from data_gen.prompts.lists import Prompt
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.io.shards import Shards
@@ -29,11 +30,65 @@ from dd3g.picture.sources import (
 )
 
 METADATA = "metadata.jsonl"
-
+# Names under which tables and records keep what we call by the first.
+NAMES = {
+    "text": ("text", "prompt", "caption"),
+    "group": ("group", "category", "label"),
+    "noun": ("noun",),
+    "style": ("style",),
+    "licence": ("licence", "license"),
+    "model": ("model",),
+    "file": ("file_name", "file", "image"),
+}
 Warn = Callable[[str], None]
 
 
-def open_source(path: str | Path, views: int = 1, warn: Warn = lambda message: None) -> Source:
+@dataclass(frozen=True)
+class Item:
+    """One picture that can be opened."""
+
+    prompt: Prompt  # its id, and what is known about what it shows
+    name: str  # where it is, for people
+    place: Any  # where it is, for the source
+    # Goes into its record: source, and licence and model where they are known
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def named_id(name: str) -> str:
+    """An id, as prompts have, from a picture's name."""
+    return fingerprint(name)
+
+
+def describe(
+    id: str, metadata: Mapping[str, Any], name: str, place: Any, group: str = "", **about: Any
+) -> Item:
+    """An item with what metadata says about it.
+
+    Args:
+        id: of the picture.
+        metadata: under any of the names in `NAMES`; what is not text is left out.
+        name: for people.
+        place: for the source.
+        group: where the metadata names none.
+        about: more for the record.
+    """
+    known = {}
+    for key, names in NAMES.items():
+        texts = [metadata[n] for n in names if isinstance(metadata.get(n), str)]
+        known[key] = " ".join(_plain(texts[0]).split()) if texts else ""
+    prompt = Prompt(id, known["text"], known["group"] or _plain(group), known["noun"], style=known["style"])
+    named = {k: known[k] for k in ("licence", "model") if known[k]}
+    return Item(prompt, name, place, {"source": _plain(name)} | named | about)
+
+
+def _plain(text: str) -> str:
+    # File names may hold bytes that are not text.
+    return text.encode("utf-8", "replace").decode()
+
+
+def open_source(
+    path: str | Path, views: int = 1, warn: Warn = lambda message: None
+) -> DescribedPictures | RenderedViews:
     """Find out what `path` is: pictures with or without metadata.jsonl, parquet, shards, or rendered objects.
 
     Args:
@@ -58,8 +113,9 @@ def _files_fingerprint(found: Found) -> str:
 
 
 class DescribedPictures:
-    """Encoded pictures with the metadata that lies beside them; see `Source`.
+    """Encoded pictures with the metadata that lies beside them.
 
+    `items` are all of them in a fixed order; `fingerprint` changes with the names and sizes of the files.
     Files are described by a metadata.jsonl and by the first folder below their root, their group; rows by the
     other columns of their table; samples by their json or txt.
 
@@ -91,7 +147,11 @@ class DescribedPictures:
         return describe(named_id(name), metadata, name, index, group)
 
     def open(self, item: Item) -> Image.Image:
-        """See `Source`."""
+        """The picture, upright 8-bit RGBA.
+
+        Raises:
+            UserError: when it cannot be used; the others may still be fine.
+        """
         return read_rgba(self._encoded.read(item.place), self._encoded.where(item.place))
 
 
@@ -121,7 +181,9 @@ def _samples(found: Found, shards: Shards) -> dict[str, Item]:
 
 
 class RenderedViews:
-    """Some views of each rendered object, of those at the elevation of the generator's cameras; see `Source`.
+    """Some views of each rendered object, of those at the elevation of the generator's cameras.
+
+    `items` and `fingerprint` are as of `DescribedPictures`.
 
     Args:
         found: the files that `dd3g data render` wrote.
@@ -152,7 +214,7 @@ class RenderedViews:
                 ) from error
 
     def open(self, item: Item) -> Image.Image:
-        """See `Source`."""
+        """See `DescribedPictures.open`."""
         index, view, count = item.place
         sheet = _sheet(self._shards, index)
         width = sheet.width // count

@@ -17,8 +17,7 @@ from data_gen.reports.verify import verify
 from data_gen.shards.options import options_fingerprint
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
-from data_gen.sources.items import named_id
-from data_gen.sources.pictures import open_source
+from data_gen.sources.pictures import named_id, open_source
 from dd3g.io.shards import write_shard
 
 

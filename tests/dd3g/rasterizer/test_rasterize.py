@@ -8,7 +8,7 @@ import torch
 from dense_reference import dense_render
 from stand_ins.balls import FIELDS, SCENES, assert_close, ball, gradients, leaves, parts, rig
 
-from dd3g.benchmark.torch_tiles import tile_render
+from dd3g.benchmark.rasterize import tile_render
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
 from dd3g.rasterizer import Render, rasterize
