@@ -39,22 +39,14 @@ def _fuse(
     radius: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One pass, equations 4 to 7 of the paper; colours (3, H, W)."""
+    from scipy.ndimage import uniform_filter
+
     a, b = alpha**3, (1 - alpha) ** 3 * (1 if inside is None else inside)  # (H, W)
-    sums = _box_sums(np.concatenate([front * a, a[None], back * b, b[None]]), radius)  # (8, H, W)
+    side = 2 * radius + 1  # of the square around each pixel; beyond the border there is nothing
+    both = np.concatenate([front * a, a[None], back * b, b[None]], dtype=np.float64)
+    sums = side**2 * uniform_filter(both, (1, side, side), mode="constant")  # (8, H, W)
     # Where one of the two is nowhere near, the image has nothing to take it from.
     front = np.where(sums[3] > 1e-3, sums[:3] / np.maximum(sums[3], 1e-3), image)
     back = np.where(sums[7] > 1e-3, sums[4:7] / np.maximum(sums[7], 1e-3), image)
     left = image - alpha * front - (1 - alpha) * back
     return np.clip(front + alpha * left, 0, 1), np.clip(back + (1 - alpha) * left, 0, 1)
-
-
-def _box_sums(values: np.ndarray, radius: int) -> np.ndarray:
-    """Sums over the (2 radius + 1)-pixel square around each pixel; beyond the border there is nothing."""
-    width = 2 * radius + 1
-    for axis in (1, 2):
-        margins = [(0, 0), (0, 0), (0, 0)]
-        margins[axis] = (radius + 1, radius)
-        # Doubles: differences of running sums lose digits.
-        total = np.moveaxis(np.cumsum(np.pad(values, margins), axis, dtype=np.float64), axis, 1)
-        values = np.moveaxis(total[:, width:] - total[:, :-width], 1, axis)
-    return values
