@@ -31,7 +31,7 @@ def render_shard(task: tuple[Path, list[Item], Options]) -> tuple[int, list[tupl
             samples.append(render_item(item, options))
             views += len(json.loads(samples[-1]["json"])["azimuth"])
         except Exception as error:  # a stranger's mesh can make a loader fail in any way
-            failed.append((item.key, f"{item.path}: {error or type(error).__name__}".splitlines()[0]))
+            failed.append((item.key, f"{item.found.path}: {error or type(error).__name__}".splitlines()[0]))
     write_shard(path, samples)
     return views, failed
 
@@ -90,7 +90,7 @@ def _render_items(items: list[Item], output: Path, options: Options, processes: 
         if i.key not in present
     }
     return {
-        "objects": len({i.id for i in items}),
+        "objects": len({i.found.id for i in items}),
         "items": len(written),
         "views": views,
         "shards": len(tasks),

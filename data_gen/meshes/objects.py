@@ -52,19 +52,9 @@ class Item:
     meta: tuple[tuple[str, str], ...]  # style, source, licence, cluster
 
     @property
-    def id(self) -> str:
-        """Name of the object."""
-        return self.found.id
-
-    @property
-    def path(self) -> str:
-        """Its mesh, or its archive."""
-        return str(self.found.path)
-
-    @property
     def key(self) -> str:
         """Sample key; dots would end it early."""
-        return f"{self.id.replace('.', '_').replace('/', '-')}-{self.variant}"
+        return f"{self.found.id.replace('.', '_').replace('/', '-')}-{self.variant}"
 
 
 def find_items(
@@ -113,7 +103,7 @@ def find_items(
 def mesh_files(items: list[Item]) -> str:
     """Fingerprint of the meshes: sizes, first and last bytes, so that one that was replaced is noticed."""
     parts: list[str | bytes] = []
-    for path in sorted({item.path for item in items}):
+    for path in sorted({str(item.found.path) for item in items}):
         with open(path, "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             parts += [str(size), stream.read(ENDS)]
@@ -163,7 +153,7 @@ def render_item(item: Item, options: Options) -> dict[str, bytes | str]:
     from dd3g.cameras import Cameras
     from dd3g.meshes.rendering import Light, render_mesh
 
-    rng = np.random.default_rng([options.seed, zlib.crc32(item.id.encode()), item.variant])
+    rng = np.random.default_rng([options.seed, zlib.crc32(item.found.id.encode()), item.variant])
     plain = item.variant == 0
     mesh = item.found.mesh()
     light, colors, texture = Light(), None, "original"
@@ -179,7 +169,7 @@ def render_item(item: Item, options: Options) -> dict[str, bytes | str]:
     if not rgba.any():
         raise ValueError("nothing of it is seen: its triangles have no area")
     meta = {
-        "id": item.id,
+        "id": item.found.id,
         **dict(item.meta),
         "variant": item.variant,
         "size": options.size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -101,14 +102,11 @@ def tile_render(gaussians: Gaussians, cameras: Cameras) -> Tensor:
 
     One object (N,) seen by cameras (V,) -> (V, C + 2, H, W): colours over black, depth, alpha.
     """
-    batched = Gaussians(*(getattr(gaussians, k)[None] for k in _FIELDS))
+    batched = Gaussians(*(getattr(gaussians, f.name)[None] for f in fields(gaussians)))
     p = project(batched, cameras[None])
     return torch.stack(
         [_image(Projection(*(x[0, v] for x in p)), gaussians.colors, cameras) for v in range(len(cameras))]
     )
-
-
-_FIELDS = ("means", "quats", "scales", "opacities", "colors")
 
 
 def _image(p: Projection, colors: Tensor, cameras: Cameras) -> Tensor:

@@ -186,6 +186,7 @@ def _render_view(  # type: ignore[no-untyped-def]
             viewmat[0, k] * viewmat[0, 3] + viewmat[1, k] * viewmat[1, 3] + viewmat[2, k] * viewmat[2, 3]
         )
     surface, texel, normal, point, place = np.empty(3), np.empty(3), np.empty(3), np.empty(3), np.empty(3)
+    e, h = np.empty(3, vertices.dtype), np.empty(3, vertices.dtype)  # edges of a triangle
     total = np.empty(3)
     weight = np.empty(3)
     zs = np.empty(s * s)
@@ -232,22 +233,12 @@ def _render_view(  # type: ignore[no-untyped-def]
                     surface *= texel
 
                 # The face's own normal decides which side is seen; meshes in the wild are wound either way.
-                ex, ey, ez = (
-                    vertices[b, 0] - vertices[a, 0],
-                    vertices[b, 1] - vertices[a, 1],
-                    vertices[b, 2] - vertices[a, 2],
-                )
-                hx, hy, hz = (
-                    vertices[c, 0] - vertices[a, 0],
-                    vertices[c, 1] - vertices[a, 1],
-                    vertices[c, 2] - vertices[a, 2],
-                )
-                gx, gy, gz = ey * hz - ez * hy, ez * hx - ex * hz, ex * hy - ey * hx
-                side = (
-                    1.0
-                    if gx * (eye[0] - point[0]) + gy * (eye[1] - point[1]) + gz * (eye[2] - point[2]) >= 0
-                    else -1.0
-                )
+                for k in range(3):
+                    e[k] = vertices[b, k] - vertices[a, k]
+                    h[k] = vertices[c, k] - vertices[a, k]
+                gx, gy, gz = e[1] * h[2] - e[2] * h[1], e[2] * h[0] - e[0] * h[2], e[0] * h[1] - e[1] * h[0]
+                towards = gx * (eye[0] - point[0]) + gy * (eye[1] - point[1]) + gz * (eye[2] - point[2])
+                side = 1.0 if towards >= 0 else -1.0
                 if normal[0] * gx + normal[1] * gy + normal[2] * gz < 0:
                     side = -side
                 length = (normal[0] ** 2 + normal[1] ** 2 + normal[2] ** 2) ** 0.5
