@@ -134,8 +134,7 @@ def _prompts(path: str, quiet: bool) -> list[Prompt]:
 
     if path.endswith(".jsonl"):
         return read_prompts(path)
-    skipped: list[tuple[int, str]] = []
-    prompts = prompts_from(path, lambda line, why: skipped.append((line, why)))
+    prompts, skipped = prompts_from(path)
     if not quiet:
         lines = [f"warning: {path}, line {line} is left out: it {why}" for line, why in skipped]
         print_first(lines, SHOWN, f"warning: {path}: {{}} more lines are left out")

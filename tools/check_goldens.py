@@ -2,7 +2,7 @@
 
     python -m tools.check_goldens FOLDER
 
-Every NAME.npz of the folder is checked by the function that `CHECKS` has for the beginning of its name. A
+Every NAME.npz of the folder is checked by the module that `CHECKS` has for the beginning of its name. A
 line an array: largest difference and rmse, both by the golden's rms. Exit code 1: one is over its tolerance,
 or nobody compared it.
 """
@@ -26,13 +26,8 @@ from dd3g.errors import UserError, first_line
 from tools.goldens.golden import KINDS, Compared, Golden
 from tools.goldens.seeds import find_seeds
 
-# Name of the file -> function of a `Golden` that gives the arrays `Compared`.
-CHECKS = {
-    "zero123pp": "tools.goldens.zero123plus:check",
-    "pipeline_mvdream": "tools.goldens.pipeline:check",
-    "lgm": "tools.goldens.lgm:check",
-    "unet_mvdream": "tools.goldens.unet:check",
-}
+# Beginning of the name of the file -> module whose `check` of a `Golden` gives the arrays `Compared`.
+CHECKS = {"zero123pp": "zero123plus", "pipeline_mvdream": "pipeline", "lgm": "lgm", "unet_mvdream": "unet"}
 
 
 def check(golden: Golden) -> Iterator[Compared]:
@@ -43,10 +38,10 @@ def check(golden: Golden) -> Iterator[Compared]:
     """
     if golden.kind is None:
         raise UserError(f"{golden.name}.npz: no check has this name; known are {', '.join(KINDS)}")
-    module, function = CHECKS[golden.kind].split(":")
+    module = f"tools.goldens.{CHECKS[golden.kind]}"
     with torch.no_grad():
         try:
-            yield from getattr(import_module(module), function)(golden)
+            yield from import_module(module).check(golden)
         except UserError:
             raise
         except Exception as error:  # whatever a configuration, a shape or a name that does not fit leads to

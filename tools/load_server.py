@@ -18,9 +18,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import typer
 from PIL import Image
 
@@ -131,12 +131,6 @@ class Load:
             self.lost.append(what)
 
 
-def resident(process: int) -> float:
-    """MB of memory that a process holds."""
-    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    return pages * 4096 / 1e6
-
-
 def load(clients: int, seconds: float) -> dict[str, Any]:
     """Run the whole load; see the top of this file.
 
@@ -151,13 +145,14 @@ def load(clients: int, seconds: float) -> dict[str, Any]:
     server, port = start_server("--max-megabytes", "1")
     work = Load(port, pictures(12))
     threads = [threading.Thread(target=work.client, args=(i,)) for i in range(clients)]
-    memory = [resident(server.pid)]
+    held = psutil.Process(server.pid).memory_info  # resident
+    memory = [held().rss]
     try:
         for thread in threads:
             thread.start()
         for _ in range(10):
             time.sleep(seconds / 10)
-            memory.append(resident(server.pid))
+            memory.append(held().rss)
         work.over.set()
         server.send_signal(signal.SIGTERM)
         for thread in threads:
@@ -173,7 +168,7 @@ def load(clients: int, seconds: float) -> dict[str, Any]:
         "answers": {str(status): count for status, count in sorted(work.answers.items())},
         "lost": work.lost,
         "latency": [round(took[min(len(took) - 1, int(q * len(took)))], 2) for q in (0.5, 0.95, 1)],
-        "memory": [round(value) for value in memory],
+        "memory": [round(value / 1e6) for value in memory],
         "exit_code": code,
     }
 

@@ -105,15 +105,8 @@ def count(name: str) -> Counted:
     config = parse(["--config", name.partition(",")[0]], DistillConfig)
     shape = config.generator
     if config.start.teacher and name != COMPACT:
-        start = config.start
-        phase = replace(
-            IMAGEDREAM,
-            top_only=start.top_only,
-            lower=start.lower,
-            rank=start.rank,
-            lower_rate=start.lower_rate,
-        )
-        shape = replace(shape, teacher=phase)
+        chosen = {name: getattr(config.start, name) for name in ("top_only", "lower", "rank", "lower_rate")}
+        shape = replace(shape, teacher=replace(IMAGEDREAM, **chosen))
     with FakeTensorMode():
         plain, blocks = Generator(shape), Generator(shape)
         recompute_blocks(blocks)

@@ -97,15 +97,7 @@ class TinyDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """x0-prediction on encoded pictures; implements `dd3g.diffusion.Denoiser`.
 
     Args:
-        size: side of the picture in pixels, a multiple of 8.
-        width: channels of the tokens of 8 x 8 pixels.
-        depth: pairs of residual and transformer blocks.
-        heads: attention heads.
-        hidden: inner width of the residual blocks.
-        mid: channels of the map of 4 x 4 pixel patches.
-        buckets: rows of the table of hashed words.
-        word_width: width of that table.
-        lexicon: word -> group, see `encode_texts`.
+        lexicon: word -> group, see `encode_texts`; the others are those of `data_gen.train_tiny.TinyShape`.
     """
 
     prediction: Literal["x0"] = "x0"

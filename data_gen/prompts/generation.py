@@ -193,7 +193,8 @@ def prompts_command(
     if source is None:
         prompts = make_prompts(count or COUNT, seed)
     else:
-        prompts = prompts_from(source, lambda number, why: skipped.append((number, why)))[:count]
+        prompts, skipped = prompts_from(source)
+        prompts = prompts[:count]
         if count and len(prompts) < count:
             raise UserError(f"{source} gives {len(prompts)} prompts: ask for no more with --count")
     lines = [f"skipped {source}, line {number}: {why}" for number, why in skipped]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -90,50 +90,45 @@ def read_prompts(path: str | Path, advice: str = _ADVICE) -> list[Prompt]:
     return prompts
 
 
-def prompts_from(
-    source: str | Path | Iterable[str | bytes], skipped: Callable[[int, str], None] = lambda number, why: None
-) -> list[Prompt]:
+def prompts_from(path: str | Path) -> tuple[list[Prompt], list[tuple[int, str]]]:
     """Turn a user's list into prompts; lines that cannot serve are skipped.
 
     Args:
-        source: a text file with one prompt a line; a .jsonl file with one object a line, whose text, prompt
-            or caption is used; or lines of text.
-        skipped: is called with the number, from 1, of each skipped line, and why.
+        path: a text file with one prompt a line, or a .jsonl file with one object a line, whose text, prompt
+            or caption is used.
+
+    Returns:
+        The prompts, and the number, from 1, of each skipped line, and why.
 
     Raises:
         UserError: when the file cannot be read, or no line is left.
     """
-    if isinstance(source, str | Path):
-        name, objects = str(source), Path(source).suffix.lower() == ".jsonl"
-        lines: Iterable[tuple[int, str | bytes]] = _lines(source)
-    else:
-        name, objects, lines = "the list", False, enumerate(source, 1)
     prompts: list[Prompt] = []
+    skipped: list[tuple[int, str]] = []
     first: dict[str, int] = {}
-    for number, line in lines:
+    for number, line in _lines(path):
         try:
-            prompt = _prompt(line, number == 1, objects)
+            prompt = _prompt(line, number == 1, Path(path).suffix.lower() == ".jsonl")
             if before := first.get(prompt.id):
                 raise ValueError(f"repeats line {before}")
         except ValueError as error:
-            skipped(number, str(error))
+            skipped.append((number, str(error)))
             continue
         first[prompt.id] = number
         prompts.append(prompt)
     if not prompts:
         raise UserError(
-            f"{name} holds no usable prompt: give one a line, UTF-8, up to {MAX_CHARACTERS} characters"
+            f"{path} holds no usable prompt: give one a line, UTF-8, up to {MAX_CHARACTERS} characters"
         )
-    return prompts
+    return prompts, skipped
 
 
-def _prompt(line: str | bytes, at_start: bool, is_object: bool) -> Prompt:
+def _prompt(data: bytes, at_start: bool, is_object: bool) -> Prompt:
     """One user's line; a ValueError says in a few words what is wrong with it."""
-    if isinstance(line, bytes):
-        try:
-            line = line.decode("utf-8-sig" if at_start else "utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"is not UTF-8 (byte {line[error.start]:#04x})") from error
+    try:
+        line = data.decode("utf-8-sig" if at_start else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 (byte {data[error.start]:#04x})") from error
     if not line.strip():
         raise ValueError("is empty")
     about: dict[str, str] = {}
@@ -148,7 +143,7 @@ def _prompt(line: str | bytes, at_start: bool, is_object: bool) -> Prompt:
         if not texts:
             raise ValueError(f"has no {', '.join(TEXT_KEYS[:-1])} or {TEXT_KEYS[-1]}")
         line, about = texts[0], {k: found[k] for k in _ABOUT if isinstance(found.get(k), str)}
-    text = " ".join(str(line).split())
+    text = " ".join(line.split())
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"is {len(text)} characters long, more than {MAX_CHARACTERS}")
     if any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in text):

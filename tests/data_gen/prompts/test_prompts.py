@@ -192,8 +192,7 @@ LIST = [
 def test_users_list(tmp_path):
     path = tmp_path / "list.txt"
     path.write_bytes(b"".join(LIST))
-    skipped: list[tuple[int, str]] = []
-    prompts = prompts_from(path, lambda number, why: skipped.append((number, why)))
+    prompts, skipped = prompts_from(path)
     assert [p.text for p in prompts] == ["a red chair", "ein gr\u00fcner Frosch", "a blue lamp"]
     assert [p.id for p in prompts] == [prompt_id(p.text) for p in prompts]
     assert skipped == [
@@ -201,7 +200,8 @@ def test_users_list(tmp_path):
         (5, "is not UTF-8 (byte 0xff)"), (7, "is empty"), (8, "holds no word"),
         (9, "holds control characters"),
     ]  # fmt: skip
-    assert prompts_from(["a red chair", "a red chair "]) == prompts[:1]
+    path.write_text("a red chair\na red chair ")
+    assert prompts_from(path) == (prompts[:1], [(2, "repeats line 1")])
     path.write_bytes(b"\n \n\xff\n")
     with pytest.raises(UserError, match=r"list\.txt holds no usable prompt"):
         prompts_from(path)
@@ -216,8 +216,7 @@ def test_users_jsonl(tmp_path):
     ]
     bad = ["[1]", "{", '{"words": "none"}', '{"text": 3}', '{"text": "\\ud800"}']
     path.write_text("\n".join([*map(json.dumps, rows), *bad]))
-    skipped: list[tuple[int, str]] = []
-    prompts = prompts_from(path, lambda number, why: skipped.append((number, why)))
+    prompts, skipped = prompts_from(path)
     assert [(p.text, p.noun) for p in prompts] == [("a fox", "fox"), ("an owl", ""), ("a cat", "")]
     assert [n for n, _ in skipped] == [4, 5, 6, 7, 8]
     assert "is not JSON" in skipped[1][1] and "has no text, prompt or caption" in skipped[2][1]

@@ -73,8 +73,13 @@ def test_usable(answer, phrase):
     assert usable(answer, FOX) == phrase
 
 
-def test_users_prompts_keep_most_of_their_words():
-    (prompt,) = prompts_from(["shiny green robot holding flowers"])
+def of_a_list(path, *texts):
+    path.write_text("\n".join(texts))
+    return prompts_from(path)[0]
+
+
+def test_users_prompts_keep_most_of_their_words(tmp_path):
+    (prompt,) = of_a_list(tmp_path / "list.txt", "shiny green robot holding flowers")
     assert usable("a tall shiny green robot of steel", prompt)
     assert not usable("a tall grey castle made of stone", prompt)
 
@@ -96,7 +101,7 @@ def test_rewritten_kept_and_never_twice(tmp_path):
             assert after.id == prompt_id(after.text)
             assert (after.noun, after.view, after.style) == (before.noun, before.view, before.style)
     # Two prompts that become the same one: the second stays as it was.
-    twins = prompts_from(["big round wooden table", "big round wooden table, old"])
+    twins = of_a_list(tmp_path / "list.txt", "big round wooden table", "big round wooden table, old")
     same = Parrot({p.text: "one big round wooden table with turned legs" for p in twins})
     result, count = rewrite_prompts(twins, same, tmp_path / "k")
     assert count == 1 and result[0].text.startswith("one big") and result[1] == twins[1]
