@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from data_gen.filters import mattes
-from data_gen.filters.foreground import estimate_foreground
-from data_gen.filters.mattes import MatteConfig, MattePool, matte_and_frame
+from data_gen.filters.mattes import MatteConfig, MattePool, estimate_foreground, matte_and_frame
 from data_gen.picture_models.shapes import Shapes
 from dd3g import models
 from dd3g.errors import UserError
