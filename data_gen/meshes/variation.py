@@ -90,15 +90,13 @@ def random_palette(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
 
 def part_labels(mesh: Mesh) -> NDArray[np.int64]:
     """(F,) connected component of each face; vertices at one position count as joined."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
+    from trimesh.graph import connected_component_labels
 
     _, place = np.unique(np.round(mesh.rest.astype(np.float64), 5), axis=0, return_inverse=True)
     faces = place.reshape(-1)[mesh.faces]
     ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
-    n = int(faces.max()) + 1
-    edges = coo_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(n, n))
-    return np.unique(connected_components(edges, directed=False)[1][faces[:, 0]], return_inverse=True)[1]
+    labels = connected_component_labels(ends, int(faces.max()) + 1)
+    return np.unique(labels[faces[:, 0]], return_inverse=True)[1]
 
 
 def _rotation(axis: int, angle: float) -> NDArray[np.float64]:

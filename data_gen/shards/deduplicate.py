@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from data_gen.filters.duplicates import near_duplicates
 from data_gen.filters.rules import DUPLICATE
 from data_gen.shards.dataset import DatasetSpec
-from data_gen.shards.manifest import ShardManifest, finished_shards, read_manifests, shard_name
+from data_gen.shards.manifest import ShardManifest, finished_shards, shard_name
 from dd3g.errors import UserError
 
 # A picture that is or was in the dataset: the round in which it came in, its prompt's index, its hash, and
@@ -43,10 +43,10 @@ def plan(spec: DatasetSpec) -> Plan:
     if unfinished := sorted(set(range(spec.shards)) - set(finished_shards(spec.storage))):
         return Plan(0, {}, unfinished)
     rounds, histories = [], []
-    for manifest in read_manifests(spec.storage):
-        if manifest.shard < spec.shards:
-            rounds.append(manifest.round)
-            histories.append(_history(spec, manifest))
+    for number in range(spec.shards):
+        manifest = ShardManifest.read(spec.storage, number)
+        rounds.append(manifest.round)
+        histories.append(_history(spec, manifest))
     pictures = np.concatenate(histories)
     if spec.filters.duplicate_distance < 0:
         return Plan(1, {}, [])

@@ -127,12 +127,10 @@ class ShardManifest:
             _check_types(rejection, _REJECTION)
             if rejection["reason"] == DUPLICATE:
                 _check_types(rejection, _LOST)
-        for values, kind in (
-            (self.missing, str),
-            (self.seconds, float),
-            *((c, int) for c in self.made.values()),
-        ):
-            _check_types(values, kind)
+        _check_types(self.missing, str)
+        _check_types(self.seconds, float)
+        for counts in self.made.values():
+            _check_types(counts, int)
 
 
 def _check_types(found: Any, types: dict[str, type] | type) -> None:

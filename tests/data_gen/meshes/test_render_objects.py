@@ -243,7 +243,7 @@ def test_links_to_meshes_and_folders_are_followed(tmp_path):
     (tmp_path / "linked/all").symlink_to(folder, target_is_directory=True)
     (tmp_path / "linked/one.glb").symlink_to(folder / "cube.0/model.glb")
     items, _ = find_items(tmp_path / "linked", SMALL, [], 0)
-    assert sorted({i.id for i in items}) == ["all/cube.0", "all/cube.1", "one"]
+    assert sorted({i.found.id for i in items}) == ["all/cube.0", "all/cube.1", "one"]
 
 
 def test_a_replaced_mesh_and_a_folder_in_use_are_noticed(tmp_path):
