@@ -64,18 +64,12 @@ def review(
         judged = {"scores": score, "hash": f"{perceptual_hash(cutout.rgba):016x}" if cutout else ""}
         verdicts.append({"id": p.id, "attempt": attempt, "seed": seed, "reason": reason} | judged)
         if cutout and not reason:
-            record: dict[str, Any] = {
-                "id": p.id,
-                "prompt": p.text,
-                "group": p.group,
-                "noun": p.noun,
-                "style": p.style,
-            }
-            record |= {"seed": seed, "attempt": attempt} | dict(backend.about) | backend.more(request)
-            record |= judged
+            asked = {"id": p.id, "prompt": p.text, "group": p.group, "noun": p.noun, "style": p.style}
+            drawn = {"seed": seed, "attempt": attempt} | dict(backend.about) | backend.more(request)
+            record = json.dumps(asked | drawn | judged)
             file = io.BytesIO()
             Image.fromarray(cutout.rgba).save(file, format="PNG")
-            samples.append({"__key__": p.id, "png": file.getvalue(), "json": json.dumps(record)})
+            samples.append({"__key__": p.id, "png": file.getvalue(), "json": record})
     return verdicts, samples
 
 

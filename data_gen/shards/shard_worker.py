@@ -94,18 +94,11 @@ class ShardWorker:
     def _run(self, manifest: ShardManifest, attempts: dict[str, int], round: int) -> ShardManifest:
         """Wave after wave until every prompt in `attempts` (id -> the next one) is done; then the shard."""
         self.clean(round - 1)
-        committed = deque(self.chunks.journals(round))
-        number = 0
-        while wave := self._wave(attempts):
-            while wave and committed:
-                journal = committed.popleft()
-                size = max(1, len(journal["verdicts"]))  # this chunk's batch may have had another size
-                if [(d.prompt.id, d.attempt) for d in wave[:size]] != [
-                    (v["id"], v["attempt"]) for v in journal["verdicts"]
-                ]:
-                    raise self.chunks.unusable("they are of other prompts")
-                self._note(journal, manifest, attempts)
-                wave, number = wave[size:], number + 1
+        first, committed = dict(attempts), self.chunks.journals(round)
+        for journal in committed:
+            self._note(journal, manifest, attempts)
+        number = len(committed)
+        while wave := self._wave(attempts, first):
             for journal in self._produce(wave, round, number):
                 self._note(journal, manifest, attempts)
                 number += 1
@@ -115,15 +108,21 @@ class ShardWorker:
         self.clean(round)
         return manifest
 
-    def _wave(self, attempts: dict[str, int]) -> list[DrawRequest]:
+    def _wave(self, attempts: dict[str, int], first: dict[str, int]) -> list[DrawRequest]:
+        """The next try of each prompt that has had the fewest in this run; `first` are all first ones."""
+        left = [p for p in self.prompts if attempts.get(p.id, self.spec.attempts) < self.spec.attempts]
+        fewest = min((attempts[p.id] - first[p.id] for p in left), default=0)
         return [
             DrawRequest(p, attempts[p.id], seed_of(self.spec.seed, p.id, attempts[p.id]))
-            for p in self.prompts
-            if attempts.get(p.id, self.spec.attempts) < self.spec.attempts
+            for p in left
+            if attempts[p.id] - first[p.id] == fewest
         ]
 
     def _note(self, journal: dict[str, Any], manifest: ShardManifest, attempts: dict[str, int]) -> None:
         """Take a chunk's verdicts into the manifest; `attempts` keeps the prompts without a picture."""
+        tries = {(v["id"], v["attempt"]) for v in journal["verdicts"]}
+        if not tries or not tries <= attempts.items():
+            raise self.chunks.unusable("they are of other prompts")
         manifest.made = {key: {str(journal["about"].get(key, "")): 0} for key in MADE}
         for verdict in journal["verdicts"]:
             if verdict["reason"]:
@@ -137,8 +136,6 @@ class ShardWorker:
 
     def _produce(self, wave: list[DrawRequest], round: int, number: int) -> Iterator[dict[str, Any]]:
         """Journals of batch after batch; mattes and filters of earlier ones run behind the drawing."""
-        if not wave:
-            return
         backend, size = self.backend(), self.spec.batch_size
         pending: deque[Future[dict[str, Any]]] = deque()
         self._committed = time.perf_counter()
