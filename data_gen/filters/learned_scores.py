@@ -46,7 +46,10 @@ class LearnedScores:
         if config.safety.endswith(WEIGHTS):
             self.head = _head(config.safety, self.clip, device)
         elif config.safety:
-            self.checker = _safety_checker(config.safety).to(device)
+            from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+            what = "a safety checker of diffusers"
+            self.checker = _load(StableDiffusionSafetyChecker, config.safety, "safety", what).to(device)
 
     @torch.no_grad()
     def __call__(self, pictures: list[NDArray[np.uint8]], texts: list[str]) -> list[dict[str, float]]:
@@ -85,7 +88,7 @@ class _Clip:
         from transformers import CLIPModel, CLIPTokenizer
 
         self.folder, self.device = folder, device
-        self.model = _load(CLIPModel, folder, "clip", "a CLIP model of transformers").eval().to(device)
+        self.model = _load(CLIPModel, folder, "clip", "a CLIP model of transformers").to(device)
         self.width = int(self.model.config.projection_dim)
         try:
             self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
@@ -125,12 +128,6 @@ def _over_white(pictures: list[NDArray[np.uint8]], side: int) -> Tensor:
     return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
-def _safety_checker(folder: str) -> Any:
-    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-
-    return _load(StableDiffusionSafetyChecker, folder, "safety", "a safety checker of diffusers").eval()
-
-
 def _load(kind: Any, folder: str, key: str, what: str) -> Any:
     path = Path(folder)
     if not (path / "config.json").is_file():
@@ -149,7 +146,7 @@ def _load(kind: Any, folder: str, key: str, what: str) -> Any:
     # Otherwise parts of another kind of model would run with random weights.
     if lacking := sorted(info["missing_keys"]) + [str(k) for k in info.get("mismatched_keys", [])]:
         raise UserError(f"{key} {folder} is not {what}: its weights lack {lacking[0]}")
-    return model
+    return model.eval()
 
 
 def _head(path: str, clip: _Clip | None, device: torch.device) -> list[tuple[Tensor, Tensor | None]]:
