@@ -110,7 +110,7 @@ class _Speaker:
             step = 1 if self._allowed(index) else self._scenes - index % self._scenes
             index = (index + step) % math.prod(self._shape)
         self._used.add(index)
-        return self._prompt(*np.unravel_index(index, self._shape))
+        return self._prompt(*map(int, np.unravel_index(index, self._shape)))
 
     def _some(self, count: int, share: float) -> int:
         """0 or, with probability `share`, one of 1 .. count - 1."""
@@ -118,7 +118,7 @@ class _Speaker:
         return 1 + int(second * (count - 1)) if count > 1 and first < share else 0
 
     def _allowed(self, index: int) -> bool:
-        material, state, colour = np.unravel_index(index // self._scenes, self._shape[:3])
+        material, state, colour = map(int, np.unravel_index(index // self._scenes, self._shape[:3]))
         return self.choices.allow(state, colour, material)
 
     def _prompt(
