@@ -58,7 +58,8 @@ def merge(
     checksums = [_checksums(source) for source in sources]
     shards = [(source, number) for source in sources for number in finished_shards(source)]
     choice = _choose((ShardManifest.read(*shard) for shard in shards), distance)
-    used = sorted({0, *choice.kept.values(), *choice.missing})  # earlier sets may have all of a shard
+    # The first one always; of another, earlier sets may have all.
+    used = sorted({*range(len(shards[:1])), *choice.kept.values(), *choice.missing})
     options = {"sets": checksums, "shards": len(used), "filters.duplicate_distance": distance}
     check_options(output, options, write=True)
     prompts: dict[str, Prompt] = {}
