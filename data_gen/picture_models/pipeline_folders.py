@@ -24,7 +24,7 @@ INDEX = "model_index.json"
 CARD = "README.md"
 # Pipelines of this package, which diffusers does not export, by class name.
 OWN = {"TinyRgbaPipeline": "data_gen.picture_models.tiny"}
-_OWN_LIBRARIES = (*OWN.values(), "data_gen.tiny")  # the second in folders saved before the first existed
+_OWN_LIBRARIES = (*OWN.values(), "data_gen.tiny")  # the second in folders saved before the first moved
 _NEEDED = ("prompt", "generator", "output_type", "height", "width")
 _VIDEO = ("num_frames", "frames", "video", "video_length")
 _WORDS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))  # of a tokenizer
@@ -96,8 +96,7 @@ def pipeline_class(name: str) -> type:
         UserError: when diffusers has none of that name, or it does not make pictures from texts alone.
     """
     if name in OWN:
-        for library in _OWN_LIBRARIES:  # diffusers takes parts only from modules that are imported already
-            importlib.import_module(library)
+        # Diffusers takes parts only from modules that are imported already.
         return getattr(importlib.import_module(OWN[name]), name)
     import diffusers
 

@@ -7,6 +7,7 @@ attention between patches of 8 x 8, and is wrapped as a diffusers pipeline like 
 from __future__ import annotations
 
 import re
+import sys
 import zlib
 from functools import lru_cache
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from dd3g.diffusion import ClassifierFree, Schedule, sample
 from dd3g.nn.blocks import MultiViewTransformer, ResidualBlock, timestep_embedding
 
+sys.modules["data_gen.tiny"] = sys.modules[__name__]  # its name in pipelines that were saved before it moved
 WORDS, PARTS = 20, 20  # words read of a text; of each: itself, its group, and runs of its letters
 HAZE = 0.02  # alpha that is as good as none, or as good as all
 EMPTY = frozenset(
