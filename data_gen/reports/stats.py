@@ -31,15 +31,8 @@ _BINS = 40
 _WIDTH, _HEIGHT = 320, 92  # of a histogram
 
 
-def save_page(figures: Figures, shown: Sequence[Shown], path: str | Path, processes: int = 1) -> Path:
-    """Write the page.
-
-    Returns:
-        The path.
-
-    Raises:
-        UserError: when the place can't be written to.
-    """
+def _page(figures: Figures, shown: Sequence[Shown], processes: int) -> str:
+    """The HTML of the page."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -47,7 +40,7 @@ def save_page(figures: Figures, shown: Sequence[Shown], path: str | Path, proces
     )
     environment.filters |= {"count": _count, "size": _bytes, "duration": _duration}
     template = environment.from_string(Path(__file__).with_name("stats.html").read_text("utf-8"))
-    page = template.render(
+    return template.render(
         figures=figures,
         processes=processes,
         kept=figures.pictures + figures.in_work,
@@ -61,9 +54,6 @@ def save_page(figures: Figures, shown: Sequence[Shown], path: str | Path, proces
         width=_WIDTH,
         height=_HEIGHT,
     )
-    with replacing(path) as partial:
-        partial.write_bytes(page.encode("utf-8", "replace"))
-    return Path(path)
 
 
 def _histogram(figures: Figures, name: str, accepted: NDArray[np.float32]) -> dict[str, Any]:
@@ -172,7 +162,9 @@ def stats_command(
     """Write one self-contained page about a set, finished or not. Only a few pictures are read."""
     storage = Storage(folder)
     figures = read_figures(storage)
-    save_page(figures, sample_pictures(storage, pictures), output, processes)
+    page = _page(figures, sample_pictures(storage, pictures), processes)
+    with replacing(output) as partial:
+        partial.write_bytes(page.encode("utf-8", "replace"))
     if as_json:
         print(json.dumps(report(figures, processes)))
     else:

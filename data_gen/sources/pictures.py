@@ -54,24 +54,8 @@ class Item:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
-def named_id(name: str) -> str:
-    """An id, as prompts have, from a picture's name."""
-    return fingerprint(name)
-
-
-def describe(
-    id: str, metadata: Mapping[str, Any], name: str, place: Any, group: str = "", **about: Any
-) -> Item:
-    """An item with what metadata says about it.
-
-    Args:
-        id: of the picture.
-        metadata: under any of the names in `NAMES`; what is not text is left out.
-        name: for people.
-        place: for the source.
-        group: where the metadata names none.
-        about: more for the record.
-    """
+def _item(id: str, metadata: Mapping[str, Any], name: str, place: Any, group: str = "", **about: Any) -> Item:
+    """An item with what metadata says about it, under any of `NAMES`; `group` is for where it names none."""
     known = {}
     for key, names in NAMES.items():
         texts = [metadata[n] for n in names if isinstance(metadata.get(n), str)]
@@ -129,7 +113,7 @@ class DescribedPictures:
         self.fingerprint, self._encoded = _files_fingerprint(found), encoded
         if isinstance(encoded, PictureTables):
             rows = encoded.described([name for names in NAMES.values() for name in names])
-            self.items = [self._item(i, row) for i, row in enumerate(rows)]
+            self.items = [self._at(i, row) for i, row in enumerate(rows)]
         elif isinstance(encoded, ShardPictures):
             self.items = list(_samples(found, encoded.shards).values())
         else:
@@ -137,14 +121,14 @@ class DescribedPictures:
             about = dict(_metadata(file, warn)) if file.is_file() else {}
             if about:
                 self.fingerprint += f" {fingerprint(file.read_bytes())}"
-            self.items = [self._item(i, about.pop(encoded.name(i), {})) for i in range(len(encoded))]
+            self.items = [self._at(i, about.pop(encoded.name(i), {})) for i in range(len(encoded))]
             for name in about:
                 warn(f"{file} describes {name}, which is not there")
 
-    def _item(self, index: int, metadata: Mapping[str, Any]) -> Item:
+    def _at(self, index: int, metadata: Mapping[str, Any]) -> Item:
         name = self._encoded.name(index)
         group = name.partition("/")[0] if "/" in name and not isinstance(self._encoded, PictureTables) else ""
-        return describe(named_id(name), metadata, name, index, group)
+        return _item(fingerprint(name), metadata, name, index, group)
 
     def open(self, item: Item) -> Image.Image:
         """The picture, upright 8-bit RGBA.
@@ -175,8 +159,8 @@ def _samples(found: Found, shards: Shards) -> dict[str, Item]:
         key = shards.key(i)
         name = f"{key} in {shards.where(i).relative_to(found.root).as_posix()}"
         valid = key.isascii() and key.replace("-", "").isalnum() and len(key) <= 128
-        id = key if valid and key not in items else named_id(name)
-        items[id] = describe(id, _json(shards.read(i, "json", "txt")), name, i)
+        id = key if valid and key not in items else fingerprint(name)
+        items[id] = _item(id, _json(shards.read(i, "json", "txt")), name, i)
     return items
 
 
@@ -206,7 +190,7 @@ class RenderedViews:
                     about = {"view": view, "azimuth": azimuth[view], "elevation": elevation[view]}
                     about["object"] = meta["id"]
                     name = f"{key} view {view}"
-                    self.items.append(describe(named_id(name), words | meta, name, (i, view, count), **about))
+                    self.items.append(_item(fingerprint(name), words | meta, name, (i, view, count), **about))
             except (KeyError, IndexError, TypeError) as error:
                 raise UserError(
                     f"{key} in {shards.where(i)} is not a rendered object ({error!r}): render it again with "

@@ -17,7 +17,8 @@ from data_gen.reports.verify import verify
 from data_gen.shards.options import options_fingerprint
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
-from data_gen.sources.pictures import named_id, open_source
+from data_gen.sources.pictures import open_source
+from dd3g.fingerprint import fingerprint
 from dd3g.io.shards import write_shard
 
 
@@ -46,7 +47,7 @@ def test_folder(tmp_path, folder, green_screen, capsys):
         "plain 2.png", "plain 3.png",
     ])  # fmt: skip
     one = found["plain 1.png"]
-    assert one["id"] == named_id("plain 1.png")
+    assert one["id"] == fingerprint("plain 1.png")
     assert (one["prompt"], one["noun"], one["licence"]) == ("a red thing", "thing", "CC-BY-4.0")
     assert (one["model"], one["matte"], one["size"], one["attempt"]) == ("collected", "own alpha", 64, 0)
     assert one["group"] == "" and found["cups/photo.jpg"]["group"] == "cups"
