@@ -90,6 +90,7 @@ def synthesize(
         if not getattr(config, name):
             raise UserError(f"{name} is not set: give {name}=…, or set it in the --config file")
     prompts = _prompts(config.prompts, quiet=group.rank > 0)
+    hashed = fingerprint(*(f"{prompt.id} {prompt.text}\n" for prompt in prompts))  # and their order
 
     @contextmanager
     def backend() -> Iterator[PictureBackend]:
@@ -111,7 +112,7 @@ def synthesize(
     spec = DatasetSpec(
         Storage(config.output),
         prompts,
-        {"prompts": prompts_fingerprint(prompts)} | config.options(),
+        {"prompts": f"{len(prompts)} prompts {hashed}"} | config.options(),
         backend,
         config.filters,
         config.seed,
@@ -121,12 +122,6 @@ def synthesize(
         config.device,
     )
     return generate_shards(spec, group, progress or Progress(show=False))
-
-
-def prompts_fingerprint(prompts: Sequence[Prompt]) -> str:
-    """Number and hash of prompts; any other text, id or order gives another."""
-    hashed = fingerprint(*(f"{prompt.id} {prompt.text}\n".encode() for prompt in prompts))
-    return f"{len(prompts)} prompts {hashed}"
 
 
 def _prompts(path: str, quiet: bool) -> list[Prompt]:

@@ -24,21 +24,11 @@ _CANDIDATES = 1 << 26  # pairs that one search may compare before it is halved
 _CHUNK = 1 << 21  # pairs held at once
 
 
-def _transform() -> NDArray[np.float32]:
-    """(8, 32): the lowest rows of the DCT-II."""
-    k, x = np.arange(_FREQUENCIES)[:, None], np.arange(_GRID)[None]
-    return (np.cos(np.pi * (2 * x + 1) * k / (2 * _GRID)) / _GRID).astype(np.float32)
-
-
-def _zigzag() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows and columns of the lowest frequencies without the mean, lowest first."""
-    order = sorted(np.ndindex(_FREQUENCIES, _FREQUENCIES), key=lambda at: (sum(at), at))
-    rows, columns = np.array(order[1 : _LUMINANCE_BITS + 1]).T
-    return rows, columns
-
-
-_DCT = _transform()
-_ROWS, _COLUMNS = _zigzag()
+_ANGLES = np.pi * (2 * np.arange(_GRID) + 1) * np.arange(_FREQUENCIES)[:, None] / (2 * _GRID)
+_DCT = (np.cos(_ANGLES) / _GRID).astype(np.float32)  # (8, 32): the lowest rows of the DCT-II
+_ORDER = sorted(np.ndindex(_FREQUENCIES, _FREQUENCIES), key=lambda at: (sum(at), at))
+# Of the lowest frequencies without the mean, lowest first.
+_ROWS, _COLUMNS = np.array(_ORDER[1 : _LUMINANCE_BITS + 1]).T
 
 
 def perceptual_hash(rgba: NDArray[np.uint8]) -> int:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
-from safetensors.numpy import save_file
 
 # Wider draws here: attention that attends, and conditions that are felt.
 _SHARP = ("to_q", "to_k", "q_proj", "k_proj", "qkv", "emb")
@@ -50,9 +48,3 @@ def weight(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
     else:  # a parameter by itself, such as latents
         std = 0.7 / math.sqrt(shape[-1])
     return (mean + std * normal(name, shape, seed)).astype(np.float32)
-
-
-def write_weights(path: Path, shapes: Mapping[str, Sequence[int]], seed: int) -> None:
-    """A safetensors file of the tensors name -> shape, as it would lie on the hub."""
-    state = {name: weight(name, shape, seed) for name, shape in sorted(shapes.items())}
-    save_file(state, path, metadata={"format": "pt"})

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from dd3g.cameras import Cameras
@@ -53,7 +54,8 @@ def write_folder(folder: Path, configs: dict[str, Any], shapes: dict[str, Any], 
         (folder / part).mkdir()
         (folder / part / "config.json").write_text(json.dumps(config))
         name = "model" if part.endswith("encoder") else "diffusion_pytorch_model"
-        made_up.write_weights(folder / part / f"{name}.safetensors", shapes[part], seed)
+        state = {key: made_up.weight(key, shape, seed) for key, shape in sorted(shapes[part].items())}
+        save_file(state, folder / part / f"{name}.safetensors", metadata={"format": "pt"})
     return folder
 
 
