@@ -63,8 +63,8 @@ def features(clip, pictures) -> tuple[torch.Tensor, torch.Tensor]:
     return getattr(seen, "pooler_output", seen), getattr(read, "pooler_output", read)
 
 
-def load_learned_scores(config):
-    return LearnedScores(config, torch.device("cpu"))
+def load_learned_scores(config, device="cpu"):
+    return LearnedScores(config, torch.device(device))
 
 
 def test_nothing_is_loaded_when_nothing_is_configured(tmp_path):
