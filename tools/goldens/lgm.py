@@ -16,7 +16,7 @@ from dd3g.io.splats import MIN_OPACITY
 from dd3g.picture import load_image
 from distill.evaluation.metrics import on_white
 from distill.lgm import LGM, Layout, lgm_input
-from tools.goldens.golden import PART, Compared, Golden
+from tools.goldens.golden import PART, Compared, Golden, recorded
 
 # rmse / rms. The goldens were computed in float64.
 PASS = {torch.float32: 2e-4, torch.float64: 5e-6}
@@ -58,21 +58,11 @@ def check_network(golden: Golden, name: str, model: LGM, x: Tensor, parts: bool)
     """One network, and the inner maps that the file holds of it; single modules are the first network's."""
     after = "" if x.dtype == golden.dtype else f" in {str(x.dtype).removeprefix('torch.')}"
     tolerance = PASS.get(x.dtype, PASS[torch.float32])
-    inner: dict[str, Tensor] = {}
-
-    def keep(key: str) -> None:
-        def hook(_: object, __: object, output: Tensor | list[Tensor]) -> None:
-            inner[key] = output if isinstance(output, Tensor) else output[-1]
-
-        model.get_submodule(key).register_forward_hook(hook)
-
-    for _, key in golden.named(f"{name}."):
-        if key != "gaussians":
-            keep(key)
+    inner = recorded(model, (key for _, key in golden.named(f"{name}.") if key != "gaussians"))
     gaussians = model(x)
-    for key, found in inner.items():
+    for key, outputs in inner.items():
         array = f"{name}.{key}"
-        yield relabelled(golden.compare(array, thinned(found, golden[array]), tolerance), after)
+        yield relabelled(golden.compare(array, thinned(outputs[-1], golden[array]), tolerance), after)
     if (array := f"{name}.gaussians") in golden:
         found = rows(gaussians[0])
         found = found[:: -(-len(found) // len(golden[array]))]

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.diffusion import sample
-from distill.teachers.encoders import END, START
+from distill.teachers.encoders import END, START, clip_pixels, levels
 from distill.teachers.mvdream import MVDreamTeacher
 from distill.teachers.published import Source
 from tools.goldens import made_up
@@ -105,31 +104,20 @@ def _picture(golden: Golden) -> Tensor:
 
 def _inputs(golden: Golden, teacher: MVDreamTeacher) -> Iterator[Compared]:
     """What the network is given of picture and caption."""
-    from distill.teachers.encoders import clip_pixels, levels
-
     rgba = _picture(golden)
-    if "picture" in golden:
-        stride = rgba.shape[-1] // golden["picture"].shape[0]
-        yield golden.compare("picture", rgba[0, :3, ::stride, ::stride].permute(1, 2, 0), PART)
-    if "clip_pixels" in golden:
-        pixels = clip_pixels(levels(rgba[:, :3], truncate=True), teacher.image.config.image_size)
-        yield golden.compare("clip_pixels", strided(pixels, golden["clip_pixels"].shape), PART)
-    if "image_tokens" in golden:
-        tokens = teacher.image_tokens(rgba)[0]
-        yield golden.compare("image_tokens", strided(tokens, golden["image_tokens"].shape), CALL)
-    if "image_latent" in golden:
-        yield golden.compare("image_latent", teacher.codec.encode(rgba), CALL)
-    if "ids" in golden:
-        ids = teacher.text.ids([PROMPT, "", NEGATIVE])[: len(golden["ids"])]
-        yield golden.compare("ids", ids.numpy().astype(np.float64), PART)
-    if "text" in golden:
-        tokens = teacher.text([NEGATIVE, PROMPT])
-        yield golden.compare("text", strided(tokens, golden["text"].shape), CALL)
-
-
-def strided(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Every n-th entry along each dimension, so that the shape comes out."""
-    return x[tuple(slice(None, None, -(-n // m)) for n, m in zip(x.shape, shape, strict=True))]
+    given = levels(rgba[:, :3], truncate=True)
+    exact = {
+        "picture": lambda: rgba[0, :3].permute(1, 2, 0),
+        "clip_pixels": lambda: clip_pixels(given, teacher.image.config.image_size),
+        "ids": lambda: teacher.text.ids([PROMPT, "", NEGATIVE])[: len(golden["ids"])],
+    }
+    networks = {
+        "image_tokens": lambda: teacher.image_tokens(rgba)[0],
+        "image_latent": lambda: teacher.codec.encode(rgba),
+        "text": lambda: teacher.text([NEGATIVE, PROMPT]),
+    }
+    yield from golden.compare_held(PART, exact)
+    yield from golden.compare_held(CALL, networks)
 
 
 def _loop(
@@ -161,8 +149,7 @@ def _loop(
     )
     states = torch.cat([*found.trace[1:], found.x])[-kept:]
     yield golden.compare(f"{loop}.latents", states, LOOP)
-    if f"{loop}.timesteps" in golden:
-        yield golden.compare(f"{loop}.timesteps", np.array([t for t, _ in plan], np.float64), PART)
-    if f"{loop}.images" in golden:
-        images = teacher.codec.decode(found.x)[0].permute(0, 2, 3, 1)
-        yield golden.compare(f"{loop}.images", strided(images, golden[f"{loop}.images"].shape), LOOP)
+    times = torch.tensor([t for t, _ in plan])
+    yield from golden.compare_held(PART, {f"{loop}.timesteps": lambda: times})
+    images = {f"{loop}.images": lambda: teacher.codec.decode(found.x)[0].permute(0, 2, 3, 1)}
+    yield from golden.compare_held(LOOP, images)

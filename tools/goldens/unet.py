@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.nn.blocks import orbit_code, timestep_embedding
 from dd3g.nn.multiview_unet import MultiViewUNet, MultiViewUNetConfig
 from dd3g.nn.unet_blocks import Downsample, UNetResidual, UNetTransformer, Upsample
-from tools.goldens.golden import CALL, PART, Compared, Golden
+from tools.goldens.golden import CALL, PART, Compared, Golden, recorded
 
 LEVEL, ELEVATION = 441, 5.0  # of the calls, where the .json names no others
 TOKENS = (77, 257)  # of a caption and of a picture
@@ -61,17 +60,17 @@ def _calls(golden: Golden, unet: MultiViewUNet) -> Iterator[Compared]:
     """Guided batches, the unconditional half first, with what the blocks of the first one give."""
     c = unet.config
     context = unet.context(golden.normal("context", (2, TOKENS[0], c.context_dim)), _pictures(golden, c))
-    given: dict[str, Tensor] = {}
-    for name, block in _blocks(unet):
-        block.register_forward_hook(partial(_keep, given, name))
+    given = recorded(unet, (rest for _, rest in golden.named("probe.")))
     for name, rest in sorted(golden.named("out")):
         frames, *size = golden[name].shape
         x = golden.normal(f"x{rest}", (frames, *size)).unflatten(0, (2, frames // 2))
         if c.ip_dim:
             x[:, -1] = torch.stack([torch.zeros(size), golden.normal(f"ip_img{rest}", (1, *size))[0]])
         yield golden.compare(name, _call(golden, unet, x, context, clean=c.ip_dim > 0), CALL)
-    for name, rest in golden.named("probe.") if given else ():
-        values = given[rest].float().numpy().ravel()
+    for name, rest in golden.named("probe."):
+        if not given[rest]:
+            continue  # no call is held
+        values = given[rest][0].float().numpy().ravel()
         count = len(golden[name]) - 2
         found = [values.mean(), values.std(), *values[:: len(values) // count][:count]]
         yield golden.compare(name, np.array(found), CALL)
@@ -83,17 +82,6 @@ def _pictures(golden: Golden, config: MultiViewUNetConfig) -> Tensor | None:
         return None
     tokens = golden.normal("ip", (1, TOKENS[1], config.image_dim))
     return torch.cat([torch.zeros_like(tokens), tokens])
-
-
-def _keep(given: dict[str, Tensor], name: str, _: nn.Module, __: Any, output: Tensor) -> None:
-    given.setdefault(name, output)
-
-
-def _blocks(unet: MultiViewUNet) -> Iterator[tuple[str, nn.Module]]:
-    yield "middle_block", unet.middle_block
-    for name in ("input_blocks", "output_blocks"):
-        for i, block in enumerate(unet.get_submodule(name).children()):
-            yield f"{name}.{i}", block
 
 
 def _call(golden: Golden, unet: MultiViewUNet, x: Tensor, context: Any, clean: bool) -> Tensor:

@@ -6,7 +6,6 @@ import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from dd3g.errors import UserError
 from distill.teachers.encoders import bilinear, clip_pixels, levels, pixels
 from distill.teachers.published import Source
 from distill.teachers.zero123plus import MEAN, STD, Zero123PlusCondition, Zero123PlusTeacher, joined, parted
-from tools.goldens.golden import CALL, LOOP, PART, Compared, Golden
-from tools.goldens.pipeline import strided, write_folder, write_scheduler
+from tools.goldens.golden import CALL, LOOP, PART, Compared, Golden, recorded
+from tools.goldens.pipeline import write_folder, write_scheduler
 
 LEVEL, GUIDANCE = 500, 4.0
 
@@ -106,27 +105,25 @@ def _inputs(golden: Golden, teacher: Zero123PlusTeacher, rgba: Tensor) -> Iterat
     seen = pixels(picture, teacher.sides[0], bilinear, MEAN, STD)
     clip = clip_pixels(picture, teacher.sides[1])
     embeds = teacher.image(pixel_values=clip.to(teacher.unet.dtype)).image_embeds
-    latents = teacher.codec.mode(torch.cat([torch.zeros_like(seen), seen]))
-    found = {
-        "input_rgb": (picture[0].permute(1, 2, 0), PART),
-        "vae_pixels": (seen, PART),
-        "clip_pixels": (clip, PART),
-        "cond_lat": (latents, CALL),
-        "image_embeds": (embeds, CALL),
-        "prompt_embeds": (torch.cat([teacher.caption(), teacher.tokens(embeds)]), CALL),
+    exact = {
+        "input_rgb": lambda: picture[0].permute(1, 2, 0),
+        "vae_pixels": lambda: seen,
+        "clip_pixels": lambda: clip,
     }
-    for name, (array, tolerance) in found.items():
-        if name in golden:
-            yield golden.compare(name, strided(array, golden[name].shape), tolerance)
+    networks = {
+        "cond_lat": lambda: teacher.codec.mode(torch.cat([torch.zeros_like(seen), seen])),
+        "image_embeds": lambda: embeds,
+        "prompt_embeds": lambda: torch.cat([teacher.caption(), teacher.tokens(embeds)]),
+    }
+    yield from golden.compare_held(PART, exact)
+    yield from golden.compare_held(CALL, networks)
     # Given, and compared with what reaches the network as a picture.
     yield golden.compare("input_rgba", (rgba[0] * 255).round().permute(1, 2, 0), PART)
 
 
 def _call(golden: Golden, teacher: Zero123PlusTeacher, condition: Zero123PlusCondition) -> Iterator[Compared]:
     """Both halves of a guided call, and what some blocks give in the reference's pass and in the other."""
-    given: dict[str, list[Tensor]] = {}
-    for name, rest in golden.named("call.read."):
-        teacher.unet.get_submodule(rest).register_forward_hook(partial(_keep, given.setdefault(rest, [])))
+    given = recorded(teacher.unet, (rest for _, rest in golden.named("call.read.")))
     x = golden.normal("znoise", (1, *golden["call.out"].shape[1:]))
     t = torch.tensor([golden.about.get("t", LEVEL)])
     out = [joined(teacher(parted(x), t, half)) for half in (condition.null(), condition)]
@@ -135,10 +132,6 @@ def _call(golden: Golden, teacher: Zero123PlusTeacher, condition: Zero123PlusCon
         for name, rest in golden.named(f"call.{kind}."):
             halves = torch.cat(given[rest][place:4:2])
             yield golden.compare(name, halves[:, : golden[name].shape[1]], CALL)
-
-
-def _keep(given: list[Tensor], _: Any, __: Any, output: Any) -> None:
-    given.append(output[0] if isinstance(output, tuple) else output.sample)
 
 
 def _loop(
@@ -179,8 +172,5 @@ def _loop(
             states.append(x)
     canvases = torch.cat([joined(x) for x in states])
     yield golden.compare(f"{name}.latents", canvases[-len(wanted) :], LOOP)
-    if f"{name}.timesteps" in golden:
-        yield golden.compare(f"{name}.timesteps", np.array(levels, np.float64), PART)
-    if f"{name}.canvas" in golden:
-        rgb = teacher.codec.canvas(canvases[-1:])
-        yield golden.compare(f"{name}.canvas", strided(rgb, golden[f"{name}.canvas"].shape), LOOP)
+    yield from golden.compare_held(PART, {f"{name}.timesteps": lambda: torch.tensor(levels)})
+    yield from golden.compare_held(LOOP, {f"{name}.canvas": lambda: teacher.codec.canvas(canvases[-1:])})
