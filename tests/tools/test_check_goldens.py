@@ -172,7 +172,7 @@ def test_damaged_files_are_told_in_one_line(tmp_path, capsys):
         (archive(out=np.array([None])), text, "cannot be read"),
         (b"", text, "cannot be read"),
         (whole, "[]", "holds no JSON object"),
-        (whole, "{}", "unet_mvdream.json does not describe what unet_mvdream.npz holds (KeyError: 'config')"),
+        (whole, "{}", "json does not describe what unet_mvdream.npz holds (KeyError: there is no 'config')"),
         (whole, other, "does not describe what unet_mvdream.npz holds (RuntimeError: "),
     ):
         arrays.write_bytes(data)

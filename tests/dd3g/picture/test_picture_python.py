@@ -279,7 +279,9 @@ def test_file_objects_that_do_not_read():
     with pytest.raises(UserError, match="the picture is of type Stream: give a path, bytes"):
         load_image(stream)
     stream.give = lambda: {}["key"]
-    with pytest.raises(UserError, match="the picture cannot be read .'key'.: give its path, or its bytes"):
+    with pytest.raises(
+        UserError, match="the picture cannot be read .there is no 'key'.: give its path, or its bytes"
+    ):
         load_image(stream)
 
 
