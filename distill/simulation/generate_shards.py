@@ -81,15 +81,15 @@ class ShardSet:
             "batch_size": self.batch_size,  # matrices of another size round otherwise
             "captions": self.captions,
             "view_matte": NO_MATTE if self.teacher.draws_alpha else self.view_matte,
-            "elevation": getattr(self.teacher, "elevation", None),
+            "elevation": self.teacher.elevation if self.teacher.follows_elevation else None,
         }
 
     def cameras(self, pictures: list[dict[str, Any]]) -> Cameras | None:
         """The rigs of some pictures, where it depends on them; None for the teacher's own."""
         if not self.teacher.follows_elevation or not any("elevation" in about for about in pictures):
             return None
-        default = getattr(self.teacher, "elevation", 0.0)
-        return Cameras.stack([self.teacher.rig_at(about.get("elevation", default)) for about in pictures])
+        elevations = [about.get("elevation", self.teacher.elevation) for about in pictures]
+        return Cameras.stack([self.teacher.rig_at(elevation) for elevation in elevations])
 
     def samples(self, number: int, indices: list[int], failed: dict[str, str]) -> list[dict[str, Any]]:
         """Quadruples of pass `number` as samples; inputs that cannot be used go to `failed`."""

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from dd3g.errors import UserError
-from dd3g.nn.checkpoint import read_config
-from distill.teachers.protocol import Codec, Condition, Teacher
+from dd3g.nn.checkpoint import SHIPPED, read_config
+from distill.teachers.protocol import Codec, Teacher
 
-__all__ = ["Codec", "Condition", "Teacher", "load"]
+__all__ = ["Codec", "Teacher", "load"]
 
 CLASSES = {
     "analytic": "distill.teachers.analytic:AnalyticTeacher",
@@ -20,7 +20,6 @@ CLASSES = {
 }
 WHITE = "zero123plus-white"  # two downloads: Zero123++ v1.2, and a U-Net in place of its own
 PUBLISHED = ("imagedream", "mvdream", "zero123plus", "zero123plus-v1.1", WHITE)
-SHIPPED = Path(import_module("dd3g").__file__ or "").parent / "weights"
 
 
 def load(

@@ -11,16 +11,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dd3g.cameras import ELEVATION, RADIUS, Cameras
-from dd3g.diffusion import ClassifierFree, Denoiser, Prediction, Schedule
+from dd3g.diffusion import Prediction, Schedule
 from dd3g.fingerprint import fingerprint
 from dd3g.nn.checkpoint import build, read_config
 from distill.teachers.compact import SpaceToDepth
+from distill.teachers.protocol import Teacher
 
 
 @dataclass
@@ -46,13 +46,11 @@ class AnalyticCondition:
         return AnalyticCondition(self.blank, self.blank)
 
 
-class AnalyticTeacher(nn.Module):
-    """Gaussian mixture around views of ellipsoids, eps-prediction; implements `distill.teachers.Teacher`."""
+class AnalyticTeacher(Teacher):
+    """Gaussian mixture around views of ellipsoids, eps-prediction."""
 
     prediction: Prediction = "eps"
-    background = 1.0
-    follows_elevation, sees_picture, draws_alpha = False, True, True
-    about: ClassVar = {"teacher": "analytic", "licence": "Apache-2.0"}
+    about = {"teacher": "analytic", "licence": "Apache-2.0"}
 
     def __init__(self, config: AnalyticConfig | None = None) -> None:
         super().__init__()
@@ -75,7 +73,6 @@ class AnalyticTeacher(nn.Module):
         self.latent_shape = (4, 64, c.size // 4, c.size // 4)
         self.picture_size = c.size
         self.default_steps, self.default_guidance = c.steps, c.guidance_scale
-        self.fingerprint = fingerprint(repr(sorted(asdict(c).items())))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> AnalyticTeacher:
@@ -84,9 +81,10 @@ class AnalyticTeacher(nn.Module):
         config.pop("teacher", None)
         return build(folder, config, AnalyticConfig, cls)
 
-    def rig_at(self, elevation: float) -> Cameras:
-        """`rig`, whatever the elevation."""
-        return self.rig
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the configuration."""
+        return fingerprint(repr(sorted(asdict(self.config).items())))
 
     def condition(
         self, rgba: Tensor, cameras: Cameras | None = None, captions: Sequence[str] | None = None
@@ -107,11 +105,6 @@ class AnalyticTeacher(nn.Module):
             *means.shape[:1], 1, means.shape[2], *rgba.shape[1:]
         )
         return AnalyticCondition(means, self.codec.encode(blank))
-
-    def denoiser(self, condition: AnalyticCondition, guidance_scale: float | None = None) -> Denoiser:
-        """The exact posterior mean as a `Denoiser`."""
-        scale = self.default_guidance if guidance_scale is None else guidance_scale
-        return self if scale == 1 else ClassifierFree(self, condition.null(), scale)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: AnalyticCondition) -> Tensor:
         """Exact eps = sigma / v (x_t - alpha E[mu | x_t]), where v = alpha^2 s^2 + sigma^2.

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
 from dd3g.command.setting import check_ranges, setting
-from dd3g.diffusion import ClassifierFree, Prediction, Schedule
+from dd3g.diffusion import Prediction, Schedule
 from dd3g.fingerprint import fingerprint
 from dd3g.nn.blocks import (
     MultiViewTrunk,
@@ -28,6 +27,7 @@ from dd3g.nn.blocks import (
     timestep_embedding,
 )
 from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
+from distill.teachers.protocol import Teacher
 
 
 @dataclass
@@ -82,19 +82,20 @@ class SpaceToDepth:
         return torch.cat([rgb, alpha], -3)
 
 
-class CompactTeacher(nn.Module):
-    """Multi-view pixel diffusion, x0-prediction, cosine schedule; implements `distill.teachers.Teacher`."""
+class CompactTeacher(Teacher):
+    """Multi-view pixel diffusion, x0-prediction, cosine schedule."""
 
     prediction: Prediction = "x0"
-    background = 1.0
-    follows_elevation, sees_picture, draws_alpha = False, True, True
-    about: ClassVar = {"teacher": "compact", "licence": "Apache-2.0"}
+    about = {"teacher": "compact", "licence": "Apache-2.0"}
 
     def __init__(self, config: CompactConfig | None = None) -> None:
         super().__init__()
         self.config = c = config or CompactConfig()
         self.codec = SpaceToDepth()
-        with torch.device("cpu"):  # a table of numbers, even where the weights are only shapes
+        self.latent_shape, self.picture_size = (c.views, 64, c.size // 4, c.size // 4), c.size
+        self.default_steps, self.default_guidance = c.steps, c.guidance_scale
+        with torch.device("cpu"):  # numbers, even where the weights are only shapes
+            self.rig = Cameras.default_rig(c.size, c.views)
             self.schedule = Schedule.from_config(
                 {
                     "beta_schedule": "squaredcos_cap_v2",
@@ -127,13 +128,14 @@ class CompactTeacher(nn.Module):
 
         Args:
             x_t: (B, V, 64, S/4, S/4) noisy latents.
-            t: (B,) schedule index.
+            t: (B,) schedule index, or one for all.
             condition: the picture and the cameras of the views.
 
         Returns:
             (B, V, 64, S/4, S/4) predicted x0.
         """
         B, V = x_t.shape[:2]
+        t = torch.as_tensor(t, device=x_t.device).expand(B)
         _, mid, coarse, pooled = self.picture(condition.image)
         azimuths = condition.cameras.azimuths.expand(B, V)
         # What the picture says of each view: its pixels copied, mirrored or averaged along rows. The last
@@ -160,35 +162,6 @@ class CompactTeacher(nn.Module):
         change = F.pixel_shuffle(self.out(x), 4).unflatten(0, (B, V)).float()  # (B, V, 4, S, S)
         rgba = (spread[:, :V].clamp(0.01, 0.99).logit() + change).sigmoid()
         return self.codec.encode(rgba)
-
-    @property
-    def rig(self) -> Cameras:
-        """Four views at azimuths 0, 90, 180, 270 from the input, elevation 10 degrees."""
-        return Cameras.default_rig(self.config.size, self.config.views)
-
-    def rig_at(self, elevation: float) -> Cameras:
-        """`rig`, whatever the elevation."""
-        return self.rig
-
-    @property
-    def picture_size(self) -> int:
-        """Pixels of the pictures that it sees."""
-        return self.config.size
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int, int]:
-        """(V, C, h, w) of the noise."""
-        return (self.config.views, 64, self.config.size // 4, self.config.size // 4)
-
-    @property
-    def default_steps(self) -> int:
-        """DDIM steps that the card's figures were measured with."""
-        return self.config.steps
-
-    @property
-    def default_guidance(self) -> float:
-        """Classifier-free guidance scale that the card's figures were measured with."""
-        return self.config.guidance_scale
 
     @property
     def fingerprint(self) -> str:
@@ -230,13 +203,3 @@ class CompactTeacher(nn.Module):
         if cameras.viewmats.dim() == 3:
             cameras = cameras[None]
         return CompactCondition(rgba, cameras)
-
-    def denoiser(self, condition: CompactCondition, guidance_scale: float | None = None) -> Any:
-        """The network as a `Denoiser` with classifier-free guidance at `guidance_scale`; 1 is none."""
-        scale = self.default_guidance if guidance_scale is None else guidance_scale
-        return self if scale == 1 else ClassifierFree(self, condition.null(), scale)
-
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
-        """Like `forward`; `t` may also be one level for all."""
-        t = torch.as_tensor(t, device=x_t.device).expand(x_t.shape[0])
-        return super().__call__(x_t, t, condition)

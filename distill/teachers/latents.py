@@ -1,14 +1,20 @@
-"""A published VAE as the codec of a teacher."""
+"""Published latent diffusion as a teacher: its VAE as the codec, and what all of them have in common."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dd3g.diffusion import Schedule
+from distill.teachers.encoders import TextEncoder
+from distill.teachers.protocol import Teacher
 from distill.teachers.published import over_white
+
+T = TypeVar("T")
 
 AT_ONCE = 16  # pictures that the VAE sees in one call; memory, not results, depends on it
 
@@ -55,3 +61,61 @@ class LatentCodec(nn.Module):
         """The inverse of `mode`: (N, C, h, w) -> (N, 3, H, W) about -1..1, float32."""
         parts = latent.to(self.vae.dtype).contiguous().split(AT_ONCE)
         return torch.cat([self.vae.decode(part).sample for part in parts]).float()
+
+
+class LatentTeacher(Teacher):
+    """Latent diffusion as published; it only answers: no gradients of its weights, never in training mode.
+
+    Args:
+        unet: the network.
+        codec: the VAE.
+        text: caption encoder.
+        image: transformers' CLIP vision model, for one that sees the picture.
+        schedule: its noise levels.
+        about: source, revision and licence.
+        identity: hash of the weights.
+    """
+
+    codec: LatentCodec
+    draws_alpha = False
+    default_steps = 50
+
+    def __init__(
+        self,
+        unet: Any,
+        codec: LatentCodec,
+        text: TextEncoder,
+        image: Any,
+        schedule: Schedule,
+        about: dict[str, Any],
+        identity: str,
+    ) -> None:
+        super().__init__()
+        self.unet, self.codec, self.text, self.image, self.schedule = unet, codec, text, image, schedule
+        self.about, self.identity = about, identity
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation."""
+        return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.unet.parameters()).device
+
+    def caption(self, words: str = "") -> Tensor:
+        """(1, 77, D) tokens of a caption that many pictures share."""
+        return self.once(f"caption {words}", lambda: self.text([words]))
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What follows from the weights alone: made at the first call, and again when they have moved."""
+        kept = self.__dict__.setdefault("_kept", {})
+        if name not in kept:
+            with torch.inference_mode(False), torch.no_grad():  # a later call may want gradients through it
+                kept[name] = make()
+        return kept[name]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.__dict__.pop("_kept", None)
+        return super()._apply(*args, **kwargs)

@@ -11,18 +11,16 @@ import torch
 from torch import Tensor
 
 from dd3g.cameras import Cameras
-from dd3g.diffusion import ClassifierFree, Denoiser, Prediction, Schedule
+from dd3g.diffusion import Prediction, Schedule
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint, folder_fingerprint
 from dd3g.nn.blocks import orbit_code
 from dd3g.nn.multiview_unet import MultiViewUNet
 from dd3g.nn.unet_blocks import KeyValues
 from distill.teachers.encoders import TextEncoder, clip_pixels, levels, load_tokenizer
-from distill.teachers.latents import LatentCodec
+from distill.teachers.latents import LatentCodec, LatentTeacher
 from distill.teachers.published import (
-    Frozen,
     Source,
-    device_of,
     load_part,
     load_schedule,
     load_unet,
@@ -50,11 +48,10 @@ class MVDreamCondition:
         return replace(self, context=blank, clean=clean)
 
 
-class MVDreamTeacher(Frozen):
+class MVDreamTeacher(LatentTeacher):
     """ImageDream (arXiv 2312.02201), or MVDream (arXiv 2308.16512) where its U-Net sees no picture.
 
-    Latent diffusion, eps-prediction; implements `distill.teachers.Teacher`. View 0 is the input's. The views
-    are RGB on white, if the picture was.
+    Latent diffusion, eps-prediction. View 0 is the input's. The views are RGB on white, if the picture was.
 
     Args:
         unet: the multi-view network.
@@ -70,9 +67,8 @@ class MVDreamTeacher(Frozen):
     """
 
     prediction: Prediction = "eps"
-    background = 1.0
     follows_elevation = True
-    draws_alpha = False
+    unet: MultiViewUNet
 
     def __init__(
         self,
@@ -88,15 +84,15 @@ class MVDreamTeacher(Frozen):
         about: dict[str, Any] | None = None,
         identity: str = "",
     ) -> None:
-        super().__init__()
-        self.unet, self.codec, self.text, self.image = unet, codec, text, image
-        self.schedule, self.views, self.negative = schedule, views, negative
-        self.sees_picture = bool(unet.config.ip_dim)
-        self.elevation = (0.0 if self.sees_picture else 15.0) if elevation is None else elevation
-        self.default_steps, self.default_guidance = 50, 5.0 if self.sees_picture else 7.5
-        self.about = {"teacher": "imagedream" if self.sees_picture else "mvdream", **(about or {})}
-        self.identity = identity
-        self.requires_grad_(False).eval()
+        sees_picture = bool(unet.config.ip_dim)
+        about = {"teacher": "imagedream" if sees_picture else "mvdream", **(about or {})}
+        super().__init__(unet, codec, text, image, schedule, about, identity)
+        self.views, self.negative, self.sees_picture = views, negative, sees_picture
+        self.elevation = (0.0 if sees_picture else 15.0) if elevation is None else elevation
+        self.default_guidance = 5.0 if sees_picture else 7.5
+        self.picture_size, side = codec.size, codec.size // codec.factor
+        self.latent_shape = (views, unet.config.in_channels, side, side)  # the clean frame has no noise
+        self.rig = self.rig_at(self.elevation)
 
     @classmethod
     def from_source(cls, source: Source, dtype: torch.dtype, **options: Any) -> MVDreamTeacher:
@@ -128,25 +124,9 @@ class MVDreamTeacher(Frozen):
             **options,
         )
 
-    @property
-    def rig(self) -> Cameras:
-        """(V,) cameras at even azimuths from the input's, at `elevation`."""
-        return self.rig_at(self.elevation)
-
     def rig_at(self, elevation: float) -> Cameras:
-        """The rig for a picture that was taken from this elevation, in degrees."""
-        return Cameras.orbit([360 * v / self.views for v in range(self.views)], elevation, self.codec.size)
-
-    @property
-    def picture_size(self) -> int:
-        """Pixels of the pictures that it sees best: no resizing then."""
-        return self.codec.size
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int, int]:
-        """(V, C, h, w) of the noise; the clean frame has none."""
-        side = self.codec.size // self.codec.factor
-        return (self.views, self.unet.config.in_channels, side, side)
+        """(V,) cameras at even azimuths from the input's, for a picture from this elevation, in degrees."""
+        return Cameras.orbit([360 * v / self.views for v in range(self.views)], elevation, self.picture_size)
 
     @property
     def fingerprint(self) -> str:
@@ -164,7 +144,7 @@ class MVDreamTeacher(Frozen):
             cameras: (V,) or (B, V), relative to the input view and at its elevation, in place of the rig.
             captions: one a picture; MVDream needs them, for ImageDream None means no caption.
         """
-        B, device = len(rgba), device_of(self.unet)
+        B, device = len(rgba), self.device
         captions = [""] * B if captions is None else list(captions)
         if len(captions) != B:
             raise ValueError(f"{B} pictures need as many captions, got {len(captions)}")
@@ -174,7 +154,7 @@ class MVDreamTeacher(Frozen):
             captions = [c if c.endswith(SUFFIX) else c + SUFFIX for c in captions]
         codes = orbit_code((self.rig if cameras is None else cameras).to(device)).expand(B, -1, 16)
         # Without captions, as in a training step, nothing of this is computed or copied again.
-        text = self.text(captions) if any(captions) else self.caption("").expand(B, -1, -1)
+        text = self.text(captions) if any(captions) else self.caption().expand(B, -1, -1)
         tokens = self.image_tokens(rgba.to(device)) if self.sees_picture else None
 
         def blank() -> list[KeyValues]:
@@ -187,19 +167,10 @@ class MVDreamTeacher(Frozen):
         codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], 1)
         return MVDreamCondition(*context, codes, self.codec.encode(rgba.to(device))[:, None])
 
-    def caption(self, words: str) -> Tensor:
-        """(1, 77, D) tokens of a caption that many pictures share."""
-        return self.once(f"caption {words}", lambda: self.text([words]))
-
     def image_tokens(self, rgba: Tensor) -> Tensor:
         """Straight RGBA (B, 4, S, S) -> the image encoder's last tokens but one (B, L, D)."""
         seen = clip_pixels(levels(over_white(rgba), truncate=True), self.image.config.image_size)
         return self.image(pixel_values=seen.to(self.image.dtype), output_hidden_states=True).hidden_states[-2]
-
-    def denoiser(self, condition: MVDreamCondition, guidance_scale: float | None = None) -> Denoiser:
-        """The network as a `Denoiser` with classifier-free guidance at `guidance_scale`; 1 is none."""
-        scale = self.default_guidance if guidance_scale is None else guidance_scale
-        return self if scale == 1 else ClassifierFree(self, condition.null(), scale)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: MVDreamCondition) -> Tensor:
         """One network call.

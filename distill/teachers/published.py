@@ -9,15 +9,14 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from dd3g.command.progress import quiet_libraries
 from dd3g.diffusion import Schedule
@@ -31,8 +30,6 @@ INDEX = "model_index.json"
 AGAIN = "copy or fetch it again"
 _PARTS = ("unet", "vae", "text_encoder")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # of one file of several
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -315,31 +312,6 @@ def load_part(kind: str, folder: Path, dtype: torch.dtype) -> Any:
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} tensors of a {name}, first {missing[0]!r}")
     return part
-
-
-class Frozen(nn.Module):
-    """A module that only answers: no gradients of its weights, never in training mode."""
-
-    def train(self, mode: bool = True) -> Frozen:
-        """Stays in evaluation."""
-        return super().train(False)
-
-    def once(self, name: str, make: Callable[[], T]) -> T:
-        """What follows from the weights alone: made at the first call, and again when they have moved."""
-        kept = self.__dict__.setdefault("_kept", {})
-        if name not in kept:
-            with torch.inference_mode(False), torch.no_grad():  # a later call may want gradients through it
-                kept[name] = make()
-        return kept[name]
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        self.__dict__.pop("_kept", None)
-        return super()._apply(*args, **kwargs)
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module's weights are."""
-    return next(module.parameters()).device
 
 
 def over_white(rgba: Tensor) -> Tensor:

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
-from dd3g.diffusion import ClassifierFree, Denoiser, Prediction, Schedule
+from dd3g.diffusion import Prediction, Schedule
 from dd3g.errors import UserError, first_line
 from dd3g.fingerprint import fingerprint, folder_fingerprint
 from dd3g.hub_models import HUB_MODELS
 from distill.teachers.encoders import TextEncoder, bilinear, clip_pixels, crop_size, levels, pixels
-from distill.teachers.latents import LatentCodec
-from distill.teachers.published import Frozen, Source, device_of, load_part, load_schedule, read_json
+from distill.teachers.latents import LatentCodec, LatentTeacher
+from distill.teachers.published import Source, load_part, load_schedule, read_json
 from distill.teachers.reference_attention import ReferenceAttention
 
 ROWS, COLUMNS = 3, 2
@@ -78,11 +78,10 @@ class CanvasCodec(LatentCodec):
     ground = GREY / 255
 
 
-class Zero123PlusTeacher(Frozen):
+class Zero123PlusTeacher(LatentTeacher):
     """Zero123++ (arXiv 2310.15110): latent diffusion of a canvas of six views, v-prediction.
 
-    Implements `distill.teachers.Teacher`; none of its views is the input's. They are RGB on grey, or on white
-    with the U-Net of InstantMesh.
+    None of its views is the input's. They are RGB on grey, or on white with the U-Net of InstantMesh.
 
     Args:
         unet: diffusers' UNet2DConditionModel; reference attention is built in.
@@ -101,10 +100,7 @@ class Zero123PlusTeacher(Frozen):
     """
 
     prediction: Prediction = "v"
-    follows_elevation = False
-    draws_alpha = False
-    default_steps, default_guidance = 50, 4.0
-    sees_picture = True
+    default_guidance = 4.0
     ramp: Tensor  # (77,)
     reference_noise: Tensor  # (2, C, h', w') of the unconditional half and of the other
 
@@ -125,22 +121,23 @@ class Zero123PlusTeacher(Frozen):
         about: dict[str, Any] | None = None,
         identity: str = "",
     ) -> None:
-        super().__init__()
         if version not in ELEVATIONS:
             raise UserError(f"Zero123++ version {version!r} is unknown: give {' or '.join(ELEVATIONS)}")
-        self.unet, self.codec, self.text, self.image = unet, codec, text, image
+        about = {"teacher": "zero123plus", "version": version, "reference_seed": seed, **(about or {})}
+        super().__init__(unet, codec, text, image, schedule, about, identity)
         self.attention = ReferenceAttention(unet)
-        self.schedule, self.sides, self.version, self.size, self.seed = schedule, sides, version, size, seed
-        self.background = 1.0 if white else GREY / 255
-        codec.ground = self.background
+        self.sides, self.version, self.size, self.seed = sides, version, size, seed
+        self.background = codec.ground = 1.0 if white else GREY / 255
         self.register_buffer("ramp", torch.tensor(ramp, dtype=torch.float32), persistent=False)
         side = sides[0] // codec.factor
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(2, unet.config.in_channels, side, side, generator=generator)
         self.register_buffer("reference_noise", noise, persistent=False)
-        self.about = {"teacher": "zero123plus", "version": version, "reference_seed": seed, **(about or {})}
-        self.identity = identity
-        self.requires_grad_(False).eval()
+        self.picture_size, side = sides[0], size // codec.factor
+        self.latent_shape = (len(AZIMUTHS), unet.config.in_channels, side, side)
+        elevations = [ELEVATIONS[version][i % 2] for i in range(len(AZIMUTHS))]
+        rig = Cameras.orbit(AZIMUTHS, elevations, size, RADIUS, FOVY)
+        self.rig = replace(rig, near=RADIUS - 1, far=RADIUS + 1)
 
     @classmethod
     def from_source(
@@ -194,28 +191,6 @@ class Zero123PlusTeacher(Frozen):
         )
 
     @property
-    def rig(self) -> Cameras:
-        """(6,) cameras at azimuths 30 to 330 from the input's and two elevations by turns."""
-        elevations = [ELEVATIONS[self.version][i % 2] for i in range(len(AZIMUTHS))]
-        rig = Cameras.orbit(AZIMUTHS, elevations, self.size, RADIUS, FOVY)
-        return replace(rig, near=RADIUS - 1, far=RADIUS + 1)
-
-    def rig_at(self, elevation: float) -> Cameras:
-        """`rig`, whatever the elevation."""
-        return self.rig
-
-    @property
-    def picture_size(self) -> int:
-        """Pixels of the pictures that it sees best: no resizing then."""
-        return self.sides[0]
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int, int]:
-        """(V, C, h, w) of the noise."""
-        side = self.size // self.codec.factor
-        return (len(AZIMUTHS), self.unet.config.in_channels, side, side)
-
-    @property
     def fingerprint(self) -> str:
         """Hash of weights, number format and options."""
         options = (self.version, self.background, self.seed, self.size, self.sides)
@@ -236,7 +211,7 @@ class Zero123PlusTeacher(Frozen):
             cameras.viewmats, self.rig.viewmats.to(cameras.viewmats), atol=1e-4
         ):
             raise UserError("Zero123++ draws from its own cameras alone: leave other cameras out")
-        pictures = self.on_ground(levels(rgba.to(device_of(self.unet)), truncate=False))
+        pictures = self.on_ground(levels(rgba.to(self.device), truncate=False))
         pixel = pixels(pictures, self.sides[0], bilinear, MEAN, STD)
         seen = clip_pixels(pictures, self.sides[1]).to(self.unet.dtype)
         tokens = self.tokens(self.image(pixel_values=seen).image_embeds)
@@ -244,10 +219,6 @@ class Zero123PlusTeacher(Frozen):
         blank = self.once("blank", lambda: key_values(self.caption()))
         nothing = self.once("nothing", lambda: self.codec.mode(torch.zeros_like(pixel[:1])))
         return Zero123PlusCondition(key_values(tokens), blank, self.codec.mode(pixel), nothing)
-
-    def caption(self) -> Tensor:
-        """(1, 77, D) tokens of the empty caption."""
-        return self.once("caption", lambda: self.text([""]))
 
     def tokens(self, embeds: Tensor) -> Tensor:
         """CLIP's embeddings (B, D) -> tokens (B, 77, D): the empty caption's with each picture."""
@@ -258,11 +229,6 @@ class Zero123PlusTeacher(Frozen):
         alpha = shades[:, 3:]
         mixed = shades[:, :3] * alpha + round(self.background * 255) * (255 - alpha)
         return (mixed / 255).round()
-
-    def denoiser(self, condition: Zero123PlusCondition, guidance_scale: float | None = None) -> Denoiser:
-        """The network as a `Denoiser` with classifier-free guidance at `guidance_scale`; 1 is none."""
-        scale = self.default_guidance if guidance_scale is None else guidance_scale
-        return self if scale == 1 else ClassifierFree(self, condition.null(), scale)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Zero123PlusCondition) -> Tensor:
         """One network call, and one on the noised picture before it.

@@ -16,6 +16,7 @@ from dd3g.errors import UserError
 from distill.simulation.ode import simulate
 from distill.teachers import load
 from distill.teachers.encoders import END, START, TextEncoder
+from distill.teachers.zero123plus import Zero123PlusTeacher
 
 
 def noise(teacher, batch, seed=0):
@@ -68,14 +69,13 @@ def test_a_batch_equals_single_runs(imagedream, mvdream):
         assert torch.equal(again.outputs, batch.outputs)
 
 
-def small_zero123plus(folders):
+@pytest.fixture
+def small_canvas(monkeypatch):
+    monkeypatch.setitem(Zero123PlusTeacher.__init__.__kwdefaults__, "size", 16)
+
+
+def test_a_batch_equals_single_runs_of_zero123plus(folders, small_canvas):
     teacher = load(folders["zero123plus"])
-    teacher.size = 16
-    return teacher
-
-
-def test_a_batch_equals_single_runs_of_zero123plus(folders):
-    teacher = small_zero123plus(folders)
     rgba, x = pictures(2, 16), noise(teacher, 2)
     batch = simulate(teacher, rgba, x, 2, 4.0)
     assert batch.outputs.shape == (2, 6, 3, 16, 16)
@@ -119,7 +119,7 @@ def test_the_unconditional_half_sees_nothing_of_the_picture(imagedream):
     assert imagedream.denoiser(first, 1.0) is imagedream
 
 
-def test_what_does_not_change_is_computed_once(folders):
+def test_what_does_not_change_is_computed_once(folders, small_canvas):
     """A picture's part once a picture; the empty caption and the unconditional half once altogether."""
 
     def counted(modules, run):
@@ -137,7 +137,7 @@ def test_what_does_not_change_is_computed_once(folders):
     rgba, x = pictures(2, 16), noise(imagedream, 2)
     assert counted([*once, *cross], lambda: simulate(imagedream, rgba, x, 3)) == 4 + 2 * len(cross)
     assert counted([*once, *cross], lambda: simulate(imagedream, rgba, x, 3)) == 2 + len(cross)
-    teacher = small_zero123plus(folders)
+    teacher = load(folders["zero123plus"])
     cross = [m.to_k for n, m in teacher.unet.named_modules() if n.endswith("attn2")]
     cross += [teacher.image, teacher.text.encoder]
     assert counted(cross, lambda: simulate(teacher, rgba, noise(teacher, 2), 3)) == 2 * len(cross) - 2
@@ -184,7 +184,7 @@ def test_another_number_format(folders, imagedream):
         load(folders["imagedream"], precision="int8")
 
 
-def test_xformers_where_it_is_asked_for(folders, monkeypatch, capsys):
+def test_xformers_where_it_is_asked_for(folders, small_canvas, monkeypatch, capsys):
     """A stand-in with xformers' own order of dimensions, and plain softmax inside."""
     calls = []
 
@@ -199,9 +199,6 @@ def test_xformers_where_it_is_asked_for(folders, monkeypatch, capsys):
     )
     for kind in ("imagedream", "zero123plus"):
         plain, other = load(folders[kind]), load(folders[kind], attention="xformers")
-        if kind == "zero123plus":
-            for teacher in (plain, other):
-                teacher.size = 16
         calls.clear()
         rgba, t = pictures(1, plain.picture_size), torch.tensor([500])
         x = noise(plain, 1)
