@@ -26,8 +26,7 @@ from distill.evaluation.outside import parse_predictions
 from distill.evaluation.packing import from_png, unpacked
 from distill.evaluation.page import save_page
 from distill.evaluation.protocol import RULES, Protocol, load_protocol
-from distill.evaluation.report import Sheet, evenly, write_csv
-from distill.evaluation.rows import Settings
+from distill.evaluation.report import evenly, save_sheets, write_csv
 from distill.evaluation.scores import (
     BANDS,
     FINE_INPUT,
@@ -65,21 +64,18 @@ def evaluate(source: Path | Sequence[Path], output: Path, options: Evaluation) -
     about = provenance(o.device)
     job = Job(
         source=(source,) if isinstance(source, Path) else tuple(source),
-        layout=o.layout,
-        limit=o.limit,
+        options=o,
         protocol=protocol,
         rows=rows,
-        settings=Settings(o.seed, o.device, o.teacher_steps, o.guidance_scale),
-        seeds=o.seeds,
         output=output,
-        pictures=o.page,
         on_sheet=frozenset(targets.ids[i] for i in evenly(len(targets), o.sheet_objects)),
         code=f"{dd3g.__version__} {about['commit']}",
     )
     work = Work(job)  # here too: what cannot be loaded is reported before other processes start
     models = _quadruple_models(o.generators, o.quadruples, o.device)
     check_writable(output)
-    found = list(_results(job, work, len(targets), o.processes))
+    processes = _processes(o, len(targets))
+    found = list(_results(job, work, len(targets), processes))
     failed |= {one["id"]: one["failed"] for one in found if "failed" in one}
     results = [one for one in found if "failed" not in one]
     if not results:
@@ -89,8 +85,8 @@ def evaluate(source: Path | Sequence[Path], output: Path, options: Evaluation) -
         for label, row in _by_label(one).items():
             scores.setdefault(label, []).append(row)
 
-    report = about | _described(job, o, targets, results) | _compared(results, scores, o.seed)
-    report["data"] |= {"failed": failed, "processes": _processes(o.processes, o.device, len(targets))}
+    report = about | _described(job, targets, results) | _compared(results, scores, o.seed)
+    report["data"] |= {"failed": failed, "processes": processes}
     report |= {"generators": o.generators, "teacher": o.teacher, "sheets": _sheets(results, output)}
     if o.quadruples is not None:
         report["against_teacher"] = {
@@ -146,13 +142,10 @@ def _write(
         part.write_text(json.dumps(report, indent=1))
 
 
-def _described(
-    job: Job, options: Evaluation, targets: Targets | FoundTargets, results: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _described(job: Job, targets: Targets | FoundTargets, results: list[dict[str, Any]]) -> dict[str, Any]:
     """Protocol, metrics and objects of a report."""
-    o, used = options, targets.protocol(job.protocol)
-    found = targets.found[0] if isinstance(targets, FoundTargets) else None
-    first_size = job.protocol.sizes[0] if found else targets[0].size
+    o, used = job.options, targets.protocol(job.protocol)
+    first_size = used.sizes[0]
     objects = [{key: result[key] for key in ("id", "style", "hash")} for result in results]
     return {
         "protocol": {
@@ -164,7 +157,7 @@ def _described(
         "metrics": load_metrics(job.protocol.metrics)[1],
         "data": {
             "source": " ".join(map(str, job.source)),
-            "layout": found.layout.title if found else "renders",
+            "layout": targets.layout,
             "objects": len(results),
             "size": first_size,
             "fine_size": FINE_VIEWS if FINE_VIEWS in used.sizes[1:] else first_size,
@@ -251,14 +244,13 @@ def _sets(results: list[dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str
 
 
 def _sheets(results: list[dict[str, Any]], output: Path) -> list[str]:
-    sheet = Sheet(output)
+    shown = []
     for found in results:
         if "tiles" in found:
             rows = _by_label(found).items()
-            shown = {label: from_png(row["tiles"]) for label, row in rows if "tiles" in row}
-            sheet.add(found["id"], {"": from_png(found["tiles"])} | shown)
-    sheet.finish()
-    return [path.name for path in sheet.paths]
+            tiles = [(label, from_png(row["tiles"])) for label, row in rows if "tiles" in row]
+            shown.append([(found["id"], from_png(found["tiles"])), *tiles])
+    return [path.name for path in save_sheets(output, shown)]
 
 
 def _check_predictions(rows: Sequence[str], targets: Targets | FoundTargets) -> None:
@@ -278,16 +270,15 @@ def _quadruple_models(generators: dict[str, str], quadruples: Path | None, devic
     return models
 
 
-def _processes(asked: int, device: str, objects: int) -> int:
-    if asked:
-        return min(asked, objects)
+def _processes(options: Evaluation, objects: int) -> int:
+    if options.processes:
+        return min(options.processes, objects)
     # A worker takes some seconds to start, and one GPU is not faster in parts.
-    return 1 if device != "cpu" or objects < 8 else min(usable_cores(), objects)
+    return 1 if options.device != "cpu" or objects < 8 else min(usable_cores(), objects)
 
 
 def _results(job: Job, work: Work, count: int, processes: int) -> Iterator[dict[str, Any]]:
     """Results of all objects."""
-    processes = _processes(processes, job.settings.device, count)
     found: Iterator[dict[str, Any]] = map(work, range(count))
     if processes > 1:
         found = map_in_processes(_do, range(count), processes, partial(_start, job, processes))

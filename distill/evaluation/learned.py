@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,12 @@ class Metric:
     # Features of predicted and of true views -> (V,); None for a metric of sets
     compare: Callable[[Any, Any], Tensor] | None = None
     smallest: int = 16  # pixels per side below which nothing is left of the picture in the net
+
+    def apart(self, pictures: Sequence[Tensor]) -> float:
+        """Mean of `compare` between every two of some pictures of the same views, (V, 3, H, W) each."""
+        assert self.compare is not None
+        seen = [self.features(rgb) for rgb in pictures]
+        return float(np.mean([float(self.compare(a, b).mean()) for a, b in combinations(seen, 2)]))
 
 
 def _st_lpips() -> Metric:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,34 +50,22 @@ def write_csv(path: Path, scores: dict[str, list[dict[str, Any]]]) -> None:
 NOT_ON_SHEETS = ("all white", "flat card", "mean-colour blob", "true shape in our decoder")
 
 
-class Sheet:
-    """Pictures of rows of the table below the truth, `page` objects on each sheet.png, sheet-2.png and so on.
+def save_sheets(folder: Path, objects: Sequence[Sequence[tuple[str, Tensor]]], page: int = 10) -> list[Path]:
+    """Pictures of rows below the truth, `page` objects on each sheet.png, sheet-2.png and so on.
 
-    Six views of each object: the input, near 45 degrees from it, 90, near 135, 180, 270; see `sheet_views`.
+    Args:
+        folder: for the files.
+        objects: for each its name with its true views, then labels of rows with theirs, (6, 3, S, S) each:
+            the input, near 45 degrees from it, 90, near 135, 180, 270; see `sheet_views`.
+        page: objects on a sheet.
     """
-
-    def __init__(self, folder: Path, page: int = 10) -> None:
-        self._folder, self._page = folder, page
-        self._rows: list[Tensor] = []
-        self._objects = 0
-        self.paths: list[Path] = []
-
-    def add(self, id: str, tiles: dict[str, Tensor]) -> None:
-        """One object: its true views under the empty name, and those of rows, (6, 3, S, S) each."""
-        size = tiles[""].shape[-1]
-        for name, views in tiles.items():
-            self._rows.append(torch.stack([_label(name or id, size), *views]))
-        self._objects += 1
-        if self._objects % self._page == 0:
-            self.finish()
-
-    def finish(self) -> None:
-        """Write the page that was begun."""
-        if self._rows:
-            number = len(self.paths) + 1
-            path = self._folder / ("sheet.png" if number == 1 else f"sheet-{number}.png")
-            self.paths.append(save_contact_sheet(torch.stack(self._rows), path))
-            self._rows = []
+    paths = []
+    for start in range(0, len(objects), page):
+        rows = [row for one in objects[start : start + page] for row in one]
+        shown = torch.stack([torch.stack([_label(name, tiles.shape[-1]), *tiles]) for name, tiles in rows])
+        name = f"sheet-{start // page + 1}.png" if start else "sheet.png"
+        paths.append(save_contact_sheet(shown, folder / name))
+    return paths
 
 
 def sheet_views(target: Target) -> list[int]:

@@ -6,14 +6,13 @@ To add a kind of row, write a function like those below and give it a line in `K
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
-from distill.evaluation.options import labelled
+from distill.evaluation.options import Evaluation, labelled
 from distill.evaluation.outside import parse_predictions
 from distill.evaluation.predictors import (
     Drawing,
@@ -36,16 +35,6 @@ if TYPE_CHECKING:
     from dd3g.pepd import Generator
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What all rows share."""
-
-    seed: int = 0  # of the noise
-    device: str = "cpu"  # of networks
-    teacher_steps: int | None = None  # DDIM steps of a teacher; None takes its own
-    guidance_scale: float | None = None  # of a teacher; None takes its own
-
-
 BASELINES: dict[str, Predictor] = {
     "all white": all_white,
     "flat card": flat_card,
@@ -55,23 +44,23 @@ BASELINES: dict[str, Predictor] = {
 }
 
 
-def baseline_rows(value: str, settings: Settings) -> dict[str, Predictor]:
+def baseline_rows(value: str, options: Evaluation) -> dict[str, Predictor]:
     """One of `BASELINES`, or all of them for an empty value."""
     if value and value not in BASELINES:
         raise UserError(f"no baseline {value!r}: choose from {', '.join(BASELINES)}")
     return {value: BASELINES[value]} if value else dict(BASELINES)
 
 
-def teacher_rows(value: str, settings: Settings) -> dict[str, Predictor]:
+def teacher_rows(value: str, options: Evaluation) -> dict[str, Predictor]:
     """A teacher's own views, and for TEACHER+lgm also what LGM makes of them; names or folders."""
     from distill.teachers import load
     from distill.two_stage import is_pair, load_two_stage
 
-    s, pair = settings, load_two_stage(value, settings.device) if is_pair(value) else None
-    teacher = pair.teacher if pair else load(value, s.device)
-    views = teacher_views(teacher, s.seed, s.teacher_steps, s.guidance_scale, s.device)
+    o, pair = options, load_two_stage(value, options.device) if is_pair(value) else None
+    teacher = pair.teacher if pair else load(value, o.device)
+    views = teacher_views(teacher, o.seed, o.teacher_steps, o.guidance_scale, o.device)
     rows = {"teacher": teacher_predictor(views)}
-    return rows | ({"teacher + LGM": lgm_predictor(views, pair.lgm, pair.size, s.device)} if pair else {})
+    return rows | ({"teacher + LGM": lgm_predictor(views, pair.lgm, pair.size, o.device)} if pair else {})
 
 
 @cache
@@ -82,39 +71,39 @@ def _generator(path: str, device: str) -> Generator:
     return Generator.from_pretrained(path, device=device).compiled()
 
 
-def generator_rows(value: str, settings: Settings) -> dict[str, Predictor]:
+def generator_rows(value: str, options: Evaluation) -> dict[str, Predictor]:
     """A generator's raw splats, and its solid body where it makes one; the value is LABEL=NAME_OR_FOLDER."""
     label, path = labelled(value)
-    model = _generator(path, settings.device)
+    model = _generator(path, options.device)
     if model.config.surface == "off":
-        return {label: generator_predictor(model, settings.seed, raw=True)}
+        return {label: generator_predictor(model, options.seed, raw=True)}
     return {
-        f"{label} (raw)": generator_predictor(model, settings.seed, raw=True),
-        label: generator_predictor(model, settings.seed),
+        f"{label} (raw)": generator_predictor(model, options.seed, raw=True),
+        label: generator_predictor(model, options.seed),
     }
 
 
-def elevation_rows(value: str, settings: Settings) -> dict[str, Predictor]:
+def elevation_rows(value: str, options: Evaluation) -> dict[str, Predictor]:
     """A generator that is given the elevation of its input; the value is LABEL=NAME_OR_FOLDER."""
     label, path = labelled(value)
-    model = _generator(path, settings.device)
+    model = _generator(path, options.device)
 
     def predict(target: Target) -> Drawing:
-        upright = model.generate(target.finest.image, seed=settings.seed, elevation=target.elevation)
+        upright = model.generate(target.finest.image, seed=options.seed, elevation=target.elevation)
         turn, _ = frame(Cameras.orbit([0.0], target.elevation, target.size), 0)
         return drawing_of(upright.transformed(turn))
 
     return {f"{label}, elevation given": predict}
 
 
-def prediction_rows(value: str, settings: Settings) -> dict[str, Predictor]:
+def prediction_rows(value: str, options: Evaluation) -> dict[str, Predictor]:
     """What another tool made; the value is that of `parse_predictions`, NAME=FOLDER with options."""
     row = parse_predictions(value)
     return {row.name: row}
 
 
-# Kind -> (value, settings) -> rows by label, in the order in which tables show them.
-KINDS: dict[str, Callable[[str, Settings], dict[str, Predictor]]] = {
+# Kind -> (value, options) -> rows by label, in the order in which tables show them.
+KINDS: dict[str, Callable[[str, Evaluation], dict[str, Predictor]]] = {
     "baseline": baseline_rows,
     "teacher": teacher_rows,
     "generator": generator_rows,
@@ -123,19 +112,21 @@ KINDS: dict[str, Callable[[str, Settings], dict[str, Predictor]]] = {
 }
 
 
-def make_rows(asked: Sequence[str], settings: Settings, taken: Collection[str] = ()) -> dict[str, Predictor]:
-    """Predictors by label of rows "KIND=VALUE" or "KIND", see `KINDS`; `taken` are labels of other rows.
+def make_rows(asked: Sequence[str], options: Evaluation) -> dict[str, dict[str, Predictor]]:
+    """What rows "KIND=VALUE" or "KIND" stand for, see `KINDS`: predictors by label.
 
     Raises:
         UserError: an unknown kind, weights that are not there, or two rows of one label.
     """
-    rows: dict[str, Predictor] = {}
+    made: dict[str, dict[str, Predictor]] = {}
+    taken: set[str] = set()
     for words in asked:
         kind, _, value = words.partition("=")
         if kind not in KINDS:
             raise UserError(f"no row {kind!r}: choose KIND=VALUE with a kind of {', '.join(KINDS)}")
-        for label, predictor in KINDS[kind](value, settings).items():
-            if label in rows or label in taken:
-                raise UserError(f"{label!r} is the name of another row: give this one its own LABEL=PATH")
-            rows[label] = predictor
-    return rows
+        rows = KINDS[kind](value, options)
+        for label in taken & rows.keys():
+            raise UserError(f"{label!r} is the name of another row: give this one its own LABEL=PATH")
+        taken |= rows.keys()
+        made[words] = rows
+    return made

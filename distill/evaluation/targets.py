@@ -18,7 +18,7 @@ from dd3g.fingerprint import fingerprint
 from dd3g.meshes.layouts import FoundObject, find_objects
 from distill.evaluation.predictors import Target
 from distill.evaluation.protocol import Protocol
-from distill.samples.renders import RenderedObject, RenderedObjects
+from distill.samples.renders import RenderedObjects
 from distill.simulation.inputs import seed_of
 
 PROBES, PROBE_SIZE = 24, 128  # cameras that see a surface from all around
@@ -34,6 +34,8 @@ class Targets(Sequence[Target]):
     Raises:
         UserError: there is no plain variant, or the folders don't hold the same views.
     """
+
+    layout = "renders"
 
     def __init__(self, sources: Sequence[Path], limit: int = 0) -> None:
         self._sources = sorted((_PlainRenders(source) for source in sources), key=lambda s: s.size)
@@ -58,7 +60,16 @@ class Targets(Sequence[Target]):
 
     def __getitem__(self, index: int) -> Target:  # type: ignore[override]
         index = range(self._count)[index]  # raises IndexError
-        return of_renders(*(source.renders[source.indices[index]] for source in self._sources))
+        sizes = [source.renders[source.indices[index]] for source in self._sources]
+        first = sizes[0]
+        if not first.quads or not first.novel:
+            raise UserError(
+                f"{first.meta.get('id')} has no quad or no novel views: render with --eval, or at "
+                "least --quads 1 and --novel 1"
+            )
+        pictures = [(item.rgba.float() / 255, item.cameras) for item in sizes]
+        hash, style = fingerprint(first.rgba.numpy().tobytes()), first.meta.get("style", "unknown")
+        return assembled(first.meta["id"], style, pictures, first.quads[0], first.novel, hash)
 
     def files(self, index: int) -> list[Path]:
         """What an object is read from: the shards."""
@@ -93,19 +104,6 @@ class _PlainRenders:
         self.views: list[tuple[Any, ...]] = [tuple(metas[i].get(key) for key in keys) for i in self.indices]
 
 
-def of_renders(item: RenderedObject, *finer: RenderedObject) -> Target:
-    """The first view of the first quad becomes the input; `finer` are larger renders of all views."""
-    if not item.quads or not item.novel:
-        raise UserError(
-            f"{item.meta.get('id')} has no quad or no novel views: render with --eval, or at "
-            "least --quads 1 and --novel 1"
-        )
-    drawn = [(part.rgba.float() / 255, part.cameras) for part in (item, *finer)]
-    hash = fingerprint(item.rgba.numpy().tobytes())
-    style = item.meta.get("style", "unknown")
-    return assembled(item.meta["id"], style, drawn, item.quads[0], item.novel, hash)
-
-
 @dataclass(frozen=True)
 class FoundTargets(Sequence[Target]):
     """Objects on disk, drawn or read when they are asked for."""
@@ -117,6 +115,11 @@ class FoundTargets(Sequence[Target]):
     def ids(self) -> list[str]:
         """Names of the objects."""
         return [o.id for o in self.found]
+
+    @property
+    def layout(self) -> str:
+        """What the data set is called."""
+        return self.found[0].layout.title
 
     def __len__(self) -> int:
         return len(self.found)

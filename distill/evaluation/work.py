@@ -19,12 +19,13 @@ from dd3g.io.atomic import replacing
 from distill.evaluation.alignment import find_move, moved
 from distill.evaluation.learned import Metric, load_metrics
 from distill.evaluation.metrics import on_white, psnr
+from distill.evaluation.options import Evaluation
 from distill.evaluation.outside import parse_predictions
 from distill.evaluation.packing import packed, png, save_input, strip, turn
 from distill.evaluation.predictors import Drawing, Pictures, Predictor, Target
 from distill.evaluation.protocol import Protocol
 from distill.evaluation.report import NOT_ON_SHEETS, sheet_tiles, titled_tiles, true_tiles
-from distill.evaluation.rows import Settings, make_rows
+from distill.evaluation.rows import make_rows
 from distill.evaluation.scores import score, surface_score, true_features
 from distill.evaluation.targets import Targets, open_targets
 
@@ -34,14 +35,10 @@ class Job:
     """What one evaluation asks of each of its objects; it travels to other processes."""
 
     source: tuple[Path, ...]  # folders, see `open_targets`
-    layout: str  # of the data set
-    limit: int  # only the first objects; 0 for all
+    options: Evaluation  # of the command
     protocol: Protocol  # see there
     rows: tuple[str, ...]  # "KIND=VALUE" each, see `make_rows`
-    settings: Settings  # of the rows
-    seeds: int  # how many noises a row is tried with
     output: Path  # folder of the evaluation
-    pictures: bool  # store strips and turns for the page
     on_sheet: frozenset[str]  # ids of objects whose views are stored for sheets
     code: str  # version and commit of this program
 
@@ -51,10 +48,10 @@ class Job:
 
     def stamp(self, words: str, id: str, data: str) -> str:
         """What must be the same for a stored row to be of use; `data` describes the object's files."""
-        parts = (words, id, self.protocol.hash, *map(str, self.source), self.layout, str(self.settings),
-                 str(self.seeds), str(self.pictures), str(id in self.on_sheet), self.code,
-                 data, _listed(_read_by(words, id)))  # fmt: skip
-        return fingerprint("\n".join(parts))
+        o = self.options
+        rest = (*self.source, o.layout, o.seed, o.device, o.teacher_steps, o.guidance_scale, o.seeds, o.page)
+        parts = (words, id, self.protocol.hash, *rest, id in self.on_sheet, self.code, data)
+        return fingerprint("\n".join(map(str, (*parts, _listed(_read_by(words, id))))))
 
 
 class Work:
@@ -62,22 +59,15 @@ class Work:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        place = torch.device(job.settings.device)
+        place = torch.device(job.options.device)
         if place.type == "cuda" and place.index is not None:
             torch.cuda.set_device(place)  # time and memory are measured there
-        self.targets, _ = open_targets(list(job.source), job.protocol, job.layout, job.limit)
-        self.metrics, self.about = load_metrics(job.protocol.metrics)
-        self.rows: dict[str, dict[str, Predictor]] = {}  # words -> label -> predictor
-        self._others: dict[str, list[Predictor]] = {}
+        o = job.options
+        self.targets, _ = open_targets(job.source, job.protocol, o.layout, o.limit)
+        self.metrics, _ = load_metrics(job.protocol.metrics)
+        self.rows = make_rows(job.rows, o)
+        self._others = [make_rows(job.rows, replace(o, seed=o.seed + k)) for k in range(1, o.seeds)]
         self._warm: set[str] = set()
-        labels: set[str] = set()
-        for words in job.rows:
-            self.rows[words] = make_rows([words], job.settings, labels)
-            labels |= self.rows[words].keys()
-            for k in range(1, job.seeds):
-                settings = replace(job.settings, seed=job.settings.seed + k)
-                for label, predictor in make_rows([words], settings).items():
-                    self._others.setdefault(label, []).append(predictor)
 
     def __call__(self, index: int) -> dict[str, Any]:
         """Results of one object: from its file where they are of this job, computed and stored otherwise."""
@@ -110,11 +100,11 @@ class Work:
         save_input(target, job.output / "inputs", path.stem)
         if id in job.on_sheet:
             stored["tiles"] = png(titled_tiles(target))
-        if job.pictures:
+        if job.options.page:
             stored["strip"] = strip(true_tiles(target))
         for words, rows in self.rows.items():
             if words not in have:
-                have[words] = {label: self._row(label, row, target, truths) for label, row in rows.items()}
+                have[words] = {label: self._row(words, label, target, truths) for label in rows}
                 stored["rows"][stamps[words]] = have[words]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # After each row: one that is slow should not be repeated because of another.
@@ -122,13 +112,12 @@ class Work:
                     part.write_text(json.dumps(stored))
         return stored | {"rows": have, "new": True}
 
-    def _row(
-        self, label: str, predictor: Predictor, target: Target, truths: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _row(self, words: str, label: str, target: Target, truths: dict[str, Any]) -> dict[str, Any]:
+        predictor, options = self.rows[words][label], self.job.options
         if label not in self._warm:  # compiling and first touches are not latency
             self._warm.add(label)
             _predicted(predictor, target)
-        with peak_memory(self.job.settings.device) as peak:
+        with peak_memory(options.device) as peak:
             start = time.perf_counter()
             drawing = _predicted(predictor, target)
             seconds = time.perf_counter() - start
@@ -137,14 +126,15 @@ class Work:
         result |= {"seconds": seconds, "peak_mb": peak(), "alignment": alignment}
         if self.job.protocol.geometry:
             result["surface"] = surface_score(target, drawing, self.job.protocol)
-        if self.job.seeds > 1:
-            others = [self._aligned(label, _predicted(p, target), target)[0] for p in self._others[label]]
-            result["seeds"] = seed_scores(target, [drawing, *others], self.metrics, truths)
+        if self._others:
+            more = (_predicted(rows[words][label], target) for rows in self._others)
+            others = [self._aligned(label, other, target)[0] for other in more]
+            result["seeds"] = seed_scores(target, [drawing, *others], self.metrics)
         features = result.pop("features", {})
         result["sets"] = {key: packed(value) for key, value in features.items()}
         if target.id in self.job.on_sheet and label not in NOT_ON_SHEETS:
             result["tiles"] = png(sheet_tiles(target, drawing))
-        if self.job.pictures:
+        if options.page:
             result["strip"] = strip(sheet_tiles(replace(target, finer=()), drawing))
             result["turn"] = turn(target, drawing)
         return result
@@ -163,9 +153,7 @@ class Work:
         return moved(drawing, move.scale, move.shift), found
 
 
-def seed_scores(
-    target: Target, drawings: Sequence[Drawing], metrics: Sequence[Metric], truths: dict[str, Any]
-) -> dict[str, float]:
+def seed_scores(target: Target, drawings: Sequence[Drawing], metrics: Sequence[Metric]) -> dict[str, float]:
     """What several noises give: how different, how good on average, and how good the best of them.
 
     Returns:
@@ -184,11 +172,8 @@ def seed_scores(
         "psnr_apart": float(np.mean([float(psnr(a.rgb, b.rgb).mean()) for a, b in pairs])),
     }
     for metric in metrics:
-        if metric.compare is None or target.size < metric.smallest:
-            continue
-        found = [metric.features(s.rgb) for s in shown]
-        apart = [float(metric.compare(a, b).mean()) for i, a in enumerate(found) for b in found[:i]]
-        result[f"{metric.key}_diversity"] = float(np.mean(apart))
+        if metric.compare is not None and target.size >= metric.smallest:
+            result[f"{metric.key}_diversity"] = metric.apart([s.rgb for s in shown])
     return result
 
 

@@ -9,24 +9,23 @@ import torch
 from distill.evaluation import compare as tool
 from distill.evaluation.options import Evaluation
 from distill.evaluation.predictors import Drawing, Prediction, Target
-from distill.evaluation.rows import Settings
 
 SMALL = ("sizes=[16]", "test_rings=[[10,3,60]]", "supersample=1", "metrics=[]", "rig=false")
 ASKED: list[tuple[str, str]] = []
 
 
-def tinted(value: str, settings: Settings) -> dict:
+def tinted(value: str, options: Evaluation) -> dict:
     """NAME=LEVEL: the truth, but as bright as the level; seeds add noise."""
     name, _, level = value.partition("=")
 
     def predict(target: Target) -> Drawing:
         ASKED.append((name, target.id))
-        g = torch.Generator().manual_seed(settings.seed)
+        g = torch.Generator().manual_seed(options.seed)
 
         def draw(at: Target, views: list[int]) -> Prediction:
             size = at.rgba.shape[-1]
             rgb = torch.full((len(views), 3, size, size), float(level))
-            rgb = rgb + 0.02 * torch.randn(rgb.shape, generator=g) * (settings.seed > 0)
+            rgb = rgb + 0.02 * torch.randn(rgb.shape, generator=g) * (options.seed > 0)
             alpha = torch.ones(len(views), 1, size, size)
             return Prediction(views, rgb, alpha, 1.5 * alpha)
 

@@ -7,8 +7,9 @@ from stand_ins.tiny_lgm import DEEP, save_lgm, tiny_lgm
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.rasterizer import rasterize
+from distill.evaluation.options import Evaluation
 from distill.evaluation.predictors import Target, lgm_predictor, teacher_predictor, teacher_views
-from distill.evaluation.rows import Settings, make_rows
+from distill.evaluation.rows import make_rows
 from distill.simulation import ode
 from distill.teachers.analytic import AnalyticConfig, AnalyticTeacher
 
@@ -44,7 +45,8 @@ def counted(monkeypatch):
 @pytest.mark.slow
 def test_teacher_and_lgm_are_two_rows_of_one_run(teacher, tmp_path, counted):
     file = save_lgm(tmp_path / "lgm", tiny_lgm(2, DEEP))
-    rows = make_rows([f"teacher={teacher}+{file}"], Settings(seed=4, teacher_steps=3))
+    asked = Evaluation(seed=4, teacher_steps=3, device="cpu")
+    (rows,) = make_rows([f"teacher={teacher}+{file}"], asked).values()
     assert list(rows) == ["teacher", "teacher + LGM"]
     target = target_at(10.0)
     views = rows["teacher"](target)(target, [0, 1, 2, 3, 4])

@@ -12,34 +12,37 @@ from dd3g.gaussians import Gaussians
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.rasterizer import rasterize
 from distill.evaluation import rows, work
+from distill.evaluation.options import Evaluation, labelled
 from distill.evaluation.predictors import all_white
-from distill.evaluation.rows import BASELINES, KINDS, Settings, labelled, make_rows
+from distill.evaluation.rows import BASELINES, KINDS, make_rows
 from distill.evaluation.targets import assembled
 
 
 def test_a_new_kind_is_one_line(monkeypatch):
     seen = []
 
-    def made(value: str, settings: Settings) -> dict:
+    def made(value: str, options: Evaluation) -> dict:
         label, path = labelled(value)
-        seen.append((path, settings.seed))
+        seen.append((path, options.seed))
         return {label: all_white, f"{label} twice": all_white}
 
     monkeypatch.setitem(KINDS, "mine", made)
-    found = make_rows(["mine=a=out/x=1", "baseline=flat card", "mine=nano"], Settings(seed=3))
-    assert list(found) == ["a", "a twice", "flat card", "nano", "nano twice"]
+    found = make_rows(["mine=a=out/x=1", "baseline=flat card", "mine=nano"], Evaluation(seed=3))
+    assert list(found) == ["mine=a=out/x=1", "baseline=flat card", "mine=nano"]
+    labels = [list(rows) for rows in found.values()]
+    assert labels == [["a", "a twice"], ["flat card"], ["nano", "nano twice"]]
     assert seen == [("out/x=1", 3), ("nano", 3)]
-    assert list(make_rows(["baseline"], Settings())) == list(BASELINES)
+    assert list(make_rows(["baseline"], Evaluation())["baseline"]) == list(BASELINES)
 
 
 def test_rows_that_cannot_be_made_are_told():
     with pytest.raises(UserError, match="no row 'magic': choose KIND=VALUE with a kind of baseline, teacher"):
-        make_rows(["magic=x"], Settings())
+        make_rows(["magic=x"], Evaluation())
     with pytest.raises(UserError, match="no baseline 'blob': choose from all white, flat card"):
-        make_rows(["baseline=blob"], Settings())
+        make_rows(["baseline=blob"], Evaluation())
     with pytest.raises(UserError, match="'all white' is the name of another row"):
-        make_rows(["baseline", "baseline=all white"], Settings())
-    assert rows.baseline_rows("all white", Settings()) == {"all white": all_white}
+        make_rows(["baseline", "baseline=all white"], Evaluation())
+    assert rows.baseline_rows("all white", Evaluation()) == {"all white": all_white}
 
 
 class Upright:
@@ -66,7 +69,7 @@ def test_a_generator_that_knows_the_elevation_is_drawn_in_the_world_of_the_input
     monkeypatch.setattr(Generator, "from_pretrained", lambda path, device: generator)
     upright = Cameras.orbit([0.0, 80.0], [30.0, -5.0], 32)
     target = assembled("x", "scan", [(torch.ones(2, 4, 32, 32), upright)], [0], [1], "")
-    (label, row), *_ = make_rows(["elevation=a=folder"], Settings()).items()
+    (label, row), *_ = make_rows(["elevation=a=folder"], Evaluation())["elevation=a=folder"].items()
     found = row(target)(target, [0, 1])
     assert label == "a, elevation given" and generator.elevation == pytest.approx(30)
     expected = rasterize(generator.made, upright, background=1.0, antialiased=True).rgb
@@ -90,8 +93,9 @@ def test_a_generator_is_loaded_once_for_all_rows_and_seeds(monkeypatch):
 
     monkeypatch.setattr(dd3g.pepd, "Generator", Loaded)
     for seed in (0, 1):
-        rows = make_rows(["generator=mine=a/folder", "elevation=a/folder"], Settings(seed))
-        assert list(rows) == ["mine (raw)", "mine", "a/folder, elevation given"]
+        asked = Evaluation(seed=seed, device="cpu")
+        one, other = make_rows(["generator=mine=a/folder", "elevation=a/folder"], asked).values()
+        assert [*one, *other] == ["mine (raw)", "mine", "a/folder, elevation given"]
     assert loaded == [("a/folder", "cpu")]
 
 
@@ -112,5 +116,5 @@ def test_time_and_memory_are_those_of_the_gpu_that_was_named(monkeypatch, device
     chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     with pytest.raises(AttributeError, match="protocol"):  # what comes after
-        work.Work(SimpleNamespace(settings=Settings(device=device), source=()))
+        work.Work(SimpleNamespace(options=Evaluation(device=device), source=()))
     assert chosen == current

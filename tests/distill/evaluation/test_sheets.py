@@ -18,8 +18,8 @@ from distill.evaluation.predictors import (
     all_white,
 )
 from distill.evaluation.report import (
-    Sheet,
     evenly,
+    save_sheets,
     sheet_tiles,
     sheet_views,
     titled_tiles,
@@ -59,12 +59,9 @@ def test_sheets_show_the_views_that_are_named(tmp_path):
     rgba[:, 3] = 1
     target = Target("thing", "x", rgba, cameras, torch.tensor(azimuths), RIG, [4, 5, 6, 7])
     assert sheet_views(target) == [0, 5, 1, 6, 2, 3]
-    sheet = Sheet(tmp_path, page=2)
-    for _ in range(3):
-        shown = {"right": sheet_tiles(target, perfect), "rig only": sheet_tiles(target, only_rig_of)}
-        sheet.add(target.id, {"": true_tiles(target)} | shown)
-    sheet.finish()
-    assert [p.name for p in sheet.paths] == ["sheet.png", "sheet-2.png"]
+    shown = [("right", sheet_tiles(target, perfect)), ("rig only", sheet_tiles(target, only_rig_of))]
+    paths = save_sheets(tmp_path, [[(target.id, true_tiles(target)), *shown]] * 3, page=2)
+    assert [p.name for p in paths] == ["sheet.png", "sheet-2.png"]
     from PIL import Image
 
     page = np.asarray(Image.open(tmp_path / "sheet.png"))
