@@ -15,7 +15,7 @@ Notation of the paper (DD3G, arXiv 2504.00457) and of diffusion, and the names h
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -64,27 +64,18 @@ class ObjectiveConfig:
         check_ranges(self, "objective.")
 
 
+@dataclass
 class Objective:
     """Joint objective: explicit supervision + sigmoid((k - k0) / tau) * lambda * implicit verification.
 
     The two parts are those of DD3G (arXiv 2504.00457); terms, weights and the ramp are ours.
-
-    Args:
-        config: weights.
-        total_steps: of the run, for the schedules.
-        verifier: needed when `config.implicit` is not 0.
-        perceptual: distance of images (N, 3, H, W) -> (N,), needed when `config.perceptual` is not 0.
     """
 
-    def __init__(
-        self,
-        config: ObjectiveConfig,
-        total_steps: int,
-        verifier: Verifier | None = None,
-        perceptual: nn.Module | None = None,
-    ) -> None:
-        self.config, self.total = config, total_steps
-        self.verifier, self.perceptual = verifier, perceptual
+    config: ObjectiveConfig  # weights
+    total: int  # steps of the run, for the schedules
+    verifier: Verifier | None = None  # needed when `config.implicit` is not 0
+    # Distance of images (N, 3, H, W) -> (N,), needed when `config.perceptual` is not 0
+    perceptual: nn.Module | None = None
 
     def __call__(self, model: nn.Module, batch: Sample, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The model's Gaussians for a batch, and what is wrong with them.
@@ -246,34 +237,27 @@ def _pooled(rgba: Tensor, s: int) -> tuple[Tensor, Tensor]:
     return pooled[:, :, :3] / pooled[:, :, 3:].clamp(min=1e-4), pooled[:, :, 3]
 
 
+@dataclass
 class Verifier:
     """Implicit verification: the frozen teacher predicts the noise on renders from around the object.
 
     Views that the quadruples do not hold are checked this way. Renders that are turned away from the input
     get the matching cameras, and the picture keeps its all-zero one. With z the latents of the renders and
     z_t = alpha z + sigma eps, the teacher's error is eps_hat - eps = alpha / sigma (z - x0_hat).
-
-    Args:
-        teacher: a frozen multi-view diffusion model whose cameras are free.
-        form: "literal" minimises w |eps_hat - eps|^2 with w = sigma^2, through the network; "score" takes
-            w (eps_hat - eps) as the gradient of z, which saves the network's Jacobian; "x0" pulls z to the
-            denoised latents, |z - x0_hat|^2: the direction of "score" with a weight that stays bounded.
-        seed: of the noise.
-        guidance_scale: classifier-free guidance of the teacher.
-        precision: what the teacher computes in; None is float32.
     """
 
-    def __init__(
-        self,
-        teacher: Any,
-        form: Literal["score", "literal", "x0"],
-        seed: int,
-        guidance_scale: float = 1.0,
-        precision: torch.dtype | None = None,
-    ) -> None:
-        self.teacher, self.form, self.seed = teacher.requires_grad_(False), form, seed
-        self.guidance_scale, self.precision = guidance_scale, precision
-        self.rig: Cameras | None = None
+    teacher: Any  # a multi-view diffusion model whose cameras are free; it is frozen
+    # "literal" minimises w |eps_hat - eps|^2 with w = sigma^2, through the network; "score" takes
+    # w (eps_hat - eps) as the gradient of z, which saves the network's Jacobian; "x0" pulls z to the denoised
+    # latents, |z - x0_hat|^2: the direction of "score" with a weight that stays bounded
+    form: Literal["score", "literal", "x0"]
+    seed: int  # of the noise
+    guidance_scale: float = 1.0  # classifier-free guidance of the teacher
+    precision: torch.dtype | None = None  # what the teacher computes in; None is float32
+    rig: Cameras | None = field(default=None, init=False)  # the teacher's, where it computes
+
+    def __post_init__(self) -> None:
+        self.teacher.requires_grad_(False)
 
     def __call__(
         self,

@@ -42,25 +42,22 @@ class TeacherConfig(LoopConfig):
     teacher: CompactConfig = field(default_factory=CompactConfig)
 
 
+@dataclass
 class TeacherLoss:
-    """Denoising loss in x0, weighted by 1 / max(sigma, 0.3)^2.
+    """Denoising loss in x0, weighted by 1 / max(sigma, 0.3)^2."""
 
-    Args:
-        teacher: gives codec and schedule.
-        dropout: share of samples whose picture is taken away, for classifier-free guidance.
-    """
-
-    def __init__(self, teacher: CompactTeacher, dropout: float) -> None:
-        self.codec, self.schedule, self.dropout = teacher.codec, teacher.schedule, dropout
+    teacher: CompactTeacher  # gives codec and schedule
+    dropout: float  # share of samples whose picture is taken away, for classifier-free guidance
 
     def __call__(self, model: nn.Module, batch: Sample, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """(model, batch, step) -> (loss, terms)."""
-        x0 = self.codec.encode(batch.views)  # (B, V, 64, s, s)
-        t = (batch.uniform[:, 0] * self.schedule.steps).long()  # (B,)
-        x_t = self.schedule.add_noise(x0, batch.noise, t)
+        schedule = self.teacher.schedule
+        x0 = self.teacher.codec.encode(batch.views)  # (B, V, 64, s, s)
+        t = (batch.uniform[:, 0] * schedule.steps).long()  # (B,)
+        x_t = schedule.add_noise(x0, batch.noise, t)
         keep = (batch.uniform[:, 1] >= self.dropout).float()[:, None, None, None]
         predicted = model(x_t, t, CompactCondition(batch.image * keep, batch.rig)).float()
-        sigma2 = (1 - self.schedule.ab(t)).clamp(min=0.09).to(x0)  # (B,)
+        sigma2 = (1 - schedule.ab(t)).clamp(min=0.09).to(x0)  # (B,)
         error = (predicted - x0).square().mean((-1, -2, -3))  # (B, V)
         loss = (error / sigma2[:, None]).mean()
         terms = {"front": error[:, 0].mean(), "sides": error[:, 1::2].mean(), "back": error[:, 2].mean()}

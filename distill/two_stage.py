@@ -6,8 +6,9 @@ calls of a diffusion model give four views, of which LGM makes Gaussians.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -22,22 +23,21 @@ from distill.simulation.ode import views_of
 from distill.teachers import Teacher, load
 
 
+@dataclass
 class TeacherAndLGM:
     """Picture to Gaussians by way of a teacher's views; stands where a `Generator` does in `dd3g infer`.
-
-    Args:
-        teacher: with four views around the object.
-        lgm: the reconstructor.
-        size: pixels per side of the views that LGM sees.
 
     Raises:
         UserError: when the teacher's views are not those that LGM needs.
     """
 
-    def __init__(self, teacher: Teacher, lgm: LGM, size: int = SIZE) -> None:
-        check_cameras(teacher.rig)
-        self.teacher, self.lgm, self.size = teacher, lgm, size
-        self.captured = None
+    teacher: Teacher  # with four views around the object
+    lgm: LGM  # the reconstructor
+    size: int = SIZE  # pixels per side of the views that LGM sees
+    captured: ClassVar = None
+
+    def __post_init__(self) -> None:
+        check_cameras(self.teacher.rig)
 
     def compiled(self) -> TeacherAndLGM:
         """Itself: the time goes into the teacher's steps."""

@@ -113,27 +113,25 @@ def parse_predictions(value: str) -> Predictions:
             found[key] = text
             continue
         try:
-            found[key] = float(text)
+            number = found[key] = float(text)
         except ValueError as error:
             raise UserError(f"predictions {name}: {option!r} cannot be: {_OPTIONS}") from error
-        if key not in ("azimuth", "elevation", "radius", "fovy"):
+        if key not in _RANGES:
             raise UserError(f"predictions {name}: no option {key!r}: {_OPTIONS}")
-    ranges = {
-        "elevation": (-90, 90),
-        "radius": (0, math.inf),
-        "fovy": (0, 180),
-        "azimuth": (-math.inf, math.inf),
-    }
-    for key, (low, high) in ranges.items():
-        if key in found and not low < found[key] < high:
-            raise UserError(
-                f"predictions {name}: {key} lies between {low:g} and {high:g}, not {found[key]:g}"
-            )
+        low, high = _RANGES[key]
+        if not low < number < high:
+            raise UserError(f"predictions {name}: {key} lies between {low:g} and {high:g}, not {number:g}")
     if not Path(folder).is_dir():
         raise UserError(f"predictions {name}: {folder} is not a folder")
     return Predictions(name, Path(folder), **found)
 
 
+_RANGES = {
+    "azimuth": (-math.inf, math.inf),
+    "elevation": (-90, 90),
+    "radius": (0, math.inf),
+    "fovy": (0, 180),
+}
 _OPTIONS = (
     f"options are axes (auto, {', '.join(AXES)}), azimuth, elevation, radius and fovy, the last in numbers"
 )

@@ -55,6 +55,10 @@ class Target:
         """These views with as many pixels as there are."""
         return self.finer[-1] if self.finer else self
 
+    def at(self, size: int) -> Target | None:
+        """These views with so many pixels per side, where they are finer than this."""
+        return next((finer for finer in self.finer if finer.size == size), None)
+
 
 @dataclass(frozen=True)
 class Prediction:

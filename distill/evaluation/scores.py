@@ -28,7 +28,8 @@ from distill.evaluation.protocol import Protocol
 from distill.evaluation.targets import probe_cameras
 
 BANDS = {f"{a}-{a + 30}": (a, a + 30) for a in range(0, 180, 30)} | {"60-120": (60, 120)}
-FINE_VIEWS, FINE_INPUT = 128, 256  # pixels per side of what is measured as people see it
+# Pixels per side of what is measured as people see it: novel views by ST-LPIPS and alpha fuzz, the input view
+FINE_VIEWS, FINE_INPUT = 128, 256
 RIG = {"front": [0], "sides": [1, 3], "back": [2]}
 
 
@@ -38,13 +39,13 @@ def score(
     """One object: means over its novel views, by band, of the input view and of the rig.
 
     What people see is measured with more pixels where there are such renders, and named after their number:
-    st_lpips_S and alpha_fuzz_S of the novel views, psnr_S of the input view; see `fine_views`, `fine_input`.
+    st_lpips_S and alpha_fuzz_S of the novel views (`FINE_VIEWS`), psnr_S of the input view (`FINE_INPUT`).
 
     Args:
         target: the object.
         drawing: draws its predicted views.
         learned: metrics through networks, of the novel views.
-        truths: key of a metric -> its features of the true novel views of `fine_views`, see `true_features`.
+        truths: key of a metric -> its features of the true novel views, see `true_features`.
 
     Returns:
         id, style, novel, bands, input, rig, and features: key of a metric of sets -> (V, D), novel views.
@@ -55,7 +56,7 @@ def score(
     place = {view: k for k, view in enumerate(prediction.views)}
     result: dict[str, Any] = {"id": target.id, "style": target.style}
     if novel := [v for v in target.novel if v in place]:
-        fine = fine_views(target)
+        fine = target.at(FINE_VIEWS) or target
         with torch.inference_mode():
             shown = _only(prediction, novel) if fine is target else drawing(fine, novel)
         found, result["features"] = _seen(fine, shown, learned, truths)
@@ -64,7 +65,7 @@ def score(
         result["bands"] = {name: _means(values, chosen) for name, chosen in bands if chosen}
     if target.rig[0] in place:
         result["input"] = _means(values, [place[target.rig[0]]])
-        if front := fine_input(target):
+        if front := target.at(FINE_INPUT):
             with torch.inference_mode():
                 rgb = drawing(front, front.rig[:1]).rgb
             result["input"][f"psnr_{front.size}"] = float(psnr(rgb, on_white(front.image[None])))
@@ -104,19 +105,9 @@ def surface_score(target: Target, drawing: Drawing, protocol: Protocol) -> dict[
 
 def true_features(target: Target, learned: Sequence[Metric]) -> dict[str, Any]:
     """Key of each metric -> its features of the true novel views, which every row needs."""
-    fine = fine_views(target)
+    fine = target.at(FINE_VIEWS) or target
     rgb = on_white(fine.rgba[target.novel])
     return {metric.key: metric.features(rgb) for metric in learned if fine.size >= metric.smallest}
-
-
-def fine_views(target: Target) -> Target:
-    """The target with 128 pixels per side, where there is such a render: for ST-LPIPS and alpha fuzz."""
-    return next((t for t in target.finer if t.size == FINE_VIEWS), target)
-
-
-def fine_input(target: Target) -> Target | None:
-    """The target with 256 pixels per side, where there is such a render."""
-    return next((t for t in target.finer if t.size == FINE_INPUT), None)
 
 
 def _seen(

@@ -19,26 +19,19 @@ HEADINGS = {
 }  # fmt: skip
 
 
-def table(report: dict[str, Any], rows: Sequence[str] = ()) -> tuple[list[str], list[str], list[list[Any]]]:
-    """The rows that have novel views as columns of means.
-
-    Args:
-        report: of `evaluate`.
-        rows: labels in order; none for all.
+def table(report: dict[str, Any]) -> tuple[list[str], list[str], list[list[Any]]]:
+    """The rows of a report of `evaluate` that have novel views as columns of means.
 
     Returns:
         keys of the columns, their headings, and for each row its label, then {mean, low, high} or a number or
         None for each column, then seconds and megabytes.
     """
-    chosen = [label for label in (rows or report["rows"]) if report["rows"][label]["novel"]]
-    keys: list[str] = []
-    for start in HEADINGS:
-        for label in chosen:
-            found = _values(report["rows"][label])
-            keys += [key for key in found if _start(key) == start and key not in keys]
+    rows = {label: row for label, row in report["rows"].items() if row["novel"]}
+    order = list(HEADINGS)
+    found = dict.fromkeys(key for row in rows.values() for key in _values(row))
+    keys = sorted(found, key=lambda key: order.index(_start(key)))
     body = []
-    for label in chosen:
-        row = report["rows"][label]
+    for label, row in rows.items():
         values = _values(row)
         body.append([label, *(values.get(key) for key in keys), row["latency"]["p50"], row["peak_mb"]])
     headings = [heading(key) for key in keys]

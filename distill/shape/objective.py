@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd3g.command.setting import setting
+from dd3g.command.setting import check_ranges, setting
 from dd3g.pepd.frustum import FAR, NEAR, OUTSIDE, frustum_places, slices
 from dd3g.pepd.occupancy import color_at
 from distill.shape.samples import VISIBLE, ShapeSample
@@ -30,22 +30,17 @@ class ShapeObjectiveConfig:
         1.0, "cross-entropy of another view's mask by the largest logit along its rays"
     )
     color: float = setting(1.0, "absolute error of the colours that the other view sees")
-    steps: int = setting(64, "points along a ray of the other view")
+    steps: int = setting(64, "points along a ray of the other view", 1)
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"objective: steps {self.steps} must be 1 or more")
+        check_ranges(self, "objective.")
 
 
+@dataclass
 class ShapeObjective:
-    """Occupancy directly in 3D, and what another view sees of it; each is a mean over samples.
+    """Occupancy directly in 3D, and what another view sees of it; each is a mean over samples."""
 
-    Args:
-        config: weights.
-    """
-
-    def __init__(self, config: ShapeObjectiveConfig) -> None:
-        self.config = config
+    config: ShapeObjectiveConfig  # weights
 
     def __call__(self, model: nn.Module, batch: ShapeSample, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """(model, batch, step) -> (loss, weighted and detached terms that add up to it)."""

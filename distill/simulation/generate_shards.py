@@ -19,7 +19,7 @@ from dd3g.io.atomic import replacing
 from dd3g.io.shards import write_shard
 from dd3g.training.processes import held_by_main
 from distill.quadruples import Quadruple, encode, noise_of
-from distill.simulation.inputs import NO_MATTE, Inputs, MatteError, seed_of
+from distill.simulation.inputs import NO_MATTE, MatteError, Pictures, Renders, seed_of
 from distill.simulation.mattes import BELIEVED, matte_views
 from distill.simulation.ode import simulate
 from distill.teachers import Teacher
@@ -38,7 +38,7 @@ class ShardSet:
     """
 
     teacher: Teacher
-    inputs: Inputs
+    inputs: Pictures | Renders
     output: Path
     steps: int
     guidance_scale: float

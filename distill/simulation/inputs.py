@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,34 +28,11 @@ from distill.samples.renders import RenderedObjects
 NO_MATTE = "none"
 
 
-class Inputs(Protocol):
-    """Pictures of objects, each a pure function of (index, seed)."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the names and sizes of the files."""
-
-    @property
-    def matte(self) -> str:
-        """The model that cuts objects out of pictures without alpha; "none" where no model does."""
-
-    def __len__(self) -> int:
-        """Number of objects."""
-
-    def picture(self, index: int, seed: int, size: int) -> tuple[Tensor, dict[str, Any]]:
-        """Straight RGBA (4, size, size) rounded to 255ths, and where it comes from.
-
-        Raises:
-            MatteError: when no picture without alpha can be used.
-            UserError: when this one cannot be used; the others may still be fine.
-        """
-
-
 class MatteError(UserError):
     """The matting model is unknown or not on this machine."""
 
 
-def open_inputs(source: str | Path, matte: str = "auto") -> Inputs:
+def open_inputs(source: str | Path, matte: str = "auto") -> Pictures | Renders:
     """Find out what `source` is: pictures, parquet tables, shards of pictures, or rendered objects.
 
     Args:
@@ -79,7 +56,7 @@ class Pictures:
     """Pictures whose object is framed as training pictures are, and cut out first where they have no alpha.
 
     Args:
-        found: the files.
+        found: the files; their names and sizes make the `fingerprint`.
         encoded: the pictures in them.
         matte: as `open_inputs`.
     """
@@ -92,7 +69,12 @@ class Pictures:
         return len(self.encoded)
 
     def picture(self, index: int, seed: int, size: int) -> tuple[Tensor, dict[str, Any]]:
-        """See `Inputs`; the seed does not matter."""
+        """Straight RGBA (4, size, size) rounded to 255ths, and where it comes from; the seed does not matter.
+
+        Raises:
+            MatteError: when no picture without alpha can be used.
+            UserError: when this one cannot be used; the others may still be fine.
+        """
         name = self.encoded.where(index)
         image = read_rgba(self.encoded.read(index), name)
         about = {"source": self.encoded.name(index)}
@@ -123,7 +105,7 @@ class Renders:
         return len(self.objects)
 
     def picture(self, index: int, seed: int, size: int) -> tuple[Tensor, dict[str, Any]]:
-        """See `Inputs`. Each view of a level quad can be the input, and any view where there is no quad."""
+        """As of `Pictures`. Each view of a level quad can be the input, and any view where there is no quad."""
         item = self.objects[index]
         views = level_views(item.quads, item.meta["elevation"]) or list(range(len(item.rgba)))
         generator = torch.Generator().manual_seed(seed_of(index, seed))
