@@ -108,7 +108,7 @@ def interpolate_command(
     from dd3g.nn.checkpoint import find_device
     from dd3g.pepd import Generator
     from dd3g.picture import load_image
-    from distill.contact_sheet import save_contact_sheet
+    from distill.pictures import save_contact_sheet
     from distill.quadruples import noise_of
 
     place = find_device(device)

@@ -22,9 +22,9 @@ from dd3g.nn.checkpoint import find_weights, load_weights
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.rasterizer import get_ready, rasterize
 from dd3g.training import LoopConfig, Samples, fit
-from distill.contact_sheet import save_contact_sheet
 from distill.model_card import write_card
 from distill.objective import Objective, ObjectiveConfig, Verifier
+from distill.pictures import on_white, save_contact_sheet
 from distill.quadruples import Quadruples
 from distill.samples.datasets import (
     MixedDataset,
@@ -130,8 +130,7 @@ def draw_contact_sheet(generator: Generator, batch: Sample, path: Path) -> None:
     oblique = Cameras.orbit([45.0, 135.0, 315.0], 25.0, batch.rig.width).to(device)
     gaussians = generator(batch.noise, batch.rig, batch.image, front=batch.target_cameras[:, 0])
     shown = [rasterize(gaussians, cameras, antialiased=True).rgb for cameras in (batch.rig, oblique)]
-    alpha = batch.views[:, :, 3:]
-    save_contact_sheet(torch.cat([batch.views[:, :, :3] * alpha + 1 - alpha, *shown], 1), path)
+    save_contact_sheet(torch.cat([on_white(batch.views), *shown], 1), path)
 
 
 def run(config: DistillConfig) -> Path:

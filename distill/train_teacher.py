@@ -18,7 +18,7 @@ from dd3g.command.setting import setting
 from dd3g.diffusion import sample
 from dd3g.errors import UserError
 from dd3g.training import LoopConfig, fit
-from distill.contact_sheet import save_contact_sheet
+from distill.pictures import save_contact_sheet
 from distill.samples.datasets import check_fit, validation_batch
 from distill.samples.render_samples import RenderDataset, Sample
 from distill.samples.unpacked import open_renders

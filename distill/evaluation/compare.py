@@ -31,7 +31,6 @@ from distill.evaluation.scores import (
     BANDS,
     FINE_INPUT,
     FINE_VIEWS,
-    check_quadruples,
     compare_with_quadruples,
     summarise,
 )
@@ -72,7 +71,7 @@ def evaluate(source: Path | Sequence[Path], output: Path, options: Evaluation) -
         code=f"{dd3g.__version__} {about['commit']}",
     )
     work = Work(job)  # here too: what cannot be loaded is reported before other processes start
-    models = _quadruple_models(o.generators, o.quadruples, o.device)
+    models = _quadruple_models(o)
     check_writable(output)
     processes = _processes(o, len(targets))
     found = list(_results(job, work, len(targets), processes))
@@ -260,13 +259,22 @@ def _check_predictions(rows: Sequence[str], targets: Targets | FoundTargets) -> 
             parse_predictions(value).check(targets.ids)
 
 
-def _quadruple_models(generators: dict[str, str], quadruples: Path | None, device: str) -> dict[str, Any]:
-    if quadruples is None:
+def _quadruple_models(options: Evaluation) -> dict[str, Any]:
+    """Generators that are compared with quadruples, by label; refused when they take other noise."""
+    if options.quadruples is None:
         return {}
     from dd3g.pepd import Generator
+    from distill.quadruples import Quadruples
 
-    models = {label: Generator.from_pretrained(path, device=device) for label, path in generators.items()}
-    check_quadruples(models, quadruples)
+    shape, models = tuple(Quadruples(options.quadruples)[0].noise.shape), {}
+    for label, path in options.generators.items():
+        models[label] = Generator.from_pretrained(path, device=options.device)
+        wanted = tuple(models[label].config.latent_shape)
+        if shape != wanted:
+            raise UserError(
+                f"{options.quadruples} holds noise of {shape}, and {label} takes {wanted}: give quadruples "
+                "of its teacher"
+            )
     return models
 
 

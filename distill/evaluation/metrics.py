@@ -9,13 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.pictures import on_white
+
 MAX_PSNR = 100.0  # of equal pictures, so that means stay finite
-
-
-def on_white(rgba: Tensor) -> Tensor:
-    """Straight RGBA (..., 4, H, W) -> RGB over white (..., 3, H, W)."""
-    alpha = rgba[..., 3:, :, :]
-    return rgba[..., :3, :, :] * alpha + 1 - alpha
 
 
 def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -18,9 +18,9 @@ from dd3g.gaussians import Gaussians
 from dd3g.io.glb import holds_splats
 from dd3g.io.splats import AXES, world_turn
 from dd3g.picture.decoding import SUFFIXES
-from distill.evaluation.metrics import on_white
 from distill.evaluation.predictors import Drawing, Pictures, Prediction, Target, drawing_of, mesh_drawing
 from distill.evaluation.targets import frame
+from distill.pictures import on_white
 
 SPLATS, MESHES = (".ply", ".compressed.ply", ".splat", ".spz", ".sog"), (".obj",)  # .glb holds either
 OBJECTS = (*SPLATS, ".glb", *MESHES)

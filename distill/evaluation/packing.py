@@ -18,6 +18,7 @@ from torch import Tensor
 from dd3g.cameras import Cameras
 from dd3g.io.atomic import replacing
 from distill.evaluation.predictors import Drawing, Pictures, Target
+from distill.pictures import pixels
 
 TURNS, TURN_SIZE, STRIP_SIZE = 16, 96, 96  # of the page's pictures
 
@@ -52,7 +53,7 @@ def save_input(target: Target, folder: Path, name: str) -> None:
         "test": viewmats[target.novel].tolist(),
     }
     with replacing(folder / f"{name}.png") as part:
-        Image.fromarray(_pixels(target.finest.image)).save(part, "PNG")
+        Image.fromarray(pixels(target.finest.image)).save(part, "PNG")
     with replacing(folder / f"{name}.json") as part:
         part.write_text(json.dumps(cameras))
 
@@ -60,14 +61,14 @@ def save_input(target: Target, folder: Path, name: str) -> None:
 def png(tiles: Tensor) -> str:
     """(K, 3, S, S) in 0..1 side by side, as text for JSON."""
     buffer = io.BytesIO()
-    Image.fromarray(_pixels(torch.cat(list(tiles), 2))).save(buffer, "PNG", compress_level=3)
+    Image.fromarray(pixels(torch.cat(list(tiles), 2))).save(buffer, "PNG", compress_level=3)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def from_png(text: str) -> Tensor:
     """The tiles of `png`."""
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(text)), formats=("PNG",)))
-    whole = torch.from_numpy(pixels.copy()).movedim(-1, 0).float() / 255
+    image = Image.open(io.BytesIO(base64.b64decode(text)), formats=("PNG",))
+    whole = torch.from_numpy(np.array(image)).movedim(-1, 0).float() / 255
     return torch.stack(whole.split(whole.shape[1], 2))
 
 
@@ -87,17 +88,11 @@ def turn(target: Target, drawing: Drawing) -> str | None:
     K = first.Ks * torch.tensor([TURN_SIZE / target.size, TURN_SIZE / target.size, 1.0])[:, None]
     cameras = replace(rig, Ks=K.expand_as(rig.Ks).clone(), near=first.near, far=first.far)
     at = replace(target, cameras=cameras, rgba=torch.zeros(TURNS, 4, TURN_SIZE, TURN_SIZE), finer=())
-    with torch.inference_mode():
-        frames = drawing(at, list(range(TURNS))).rgb
-    return _webp(torch.cat(list(frames), 2))
+    return _webp(torch.cat(list(drawing(at, list(range(TURNS))).rgb), 2))
 
 
 def _webp(rgb: Tensor) -> str:
     """(3, H, W) in 0..1 as a data address."""
     buffer = io.BytesIO()
-    Image.fromarray(_pixels(rgb)).save(buffer, "WEBP", quality=80)
+    Image.fromarray(pixels(rgb)).save(buffer, "WEBP", quality=80)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _pixels(rgb: Tensor) -> NDArray:
-    return (rgb.clamp(0, 1) * 255).round().byte().movedim(0, -1).contiguous().numpy()

@@ -19,7 +19,7 @@ from dd3g.gaussians import Gaussians
 from dd3g.pepd.inflation import inflated_silhouette, mirrored
 from dd3g.pepd.solid import LEVEL, SolidOptions, discs_on, within
 from dd3g.pepd.surface import smoothed, visual_hull
-from distill.evaluation.metrics import on_white
+from distill.pictures import on_white
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,7 @@ def drawing_of(gaussians: Gaussians) -> Drawing:
     """Views of Gaussians in the input's frame."""
     from dd3g.rasterizer import rasterize
 
+    @torch.inference_mode()
     def draw(at: Target, views: list[int]) -> Prediction:
         cameras = at.cameras[views].to(gaussians.means.device)
         drawn = rasterize(gaussians, cameras, background=1.0, antialiased=True)

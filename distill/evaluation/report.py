@@ -17,10 +17,9 @@ from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.io.atomic import replacing
-from distill.contact_sheet import save_contact_sheet
-from distill.evaluation.metrics import on_white
 from distill.evaluation.predictors import Drawing, Target
 from distill.evaluation.scores import BANDS, RIG
+from distill.pictures import on_white, pixels, save_contact_sheet
 
 
 def write_csv(path: Path, scores: dict[str, list[dict[str, Any]]]) -> None:
@@ -90,16 +89,14 @@ def titled_tiles(target: Target) -> Tensor:
     """`true_tiles`, each with its azimuth from the input in a corner."""
     size, titled = target.finest.size, []
     for view, tile in zip(sheet_views(target), true_tiles(target), strict=True):
-        pixels = (tile * 255).round().byte().movedim(0, -1).contiguous().numpy()
-        titled.append(_written(Image.fromarray(pixels), f"{target.azimuth[view]:.0f}°", 2, size // 16))
+        titled.append(_written(Image.fromarray(pixels(tile)), f"{target.azimuth[view]:.0f}°", 2, size // 16))
     return torch.stack(titled)
 
 
 def sheet_tiles(target: Target, drawing: Drawing) -> Tensor:
     """(6, 3, S, S) the predicted ones, white where there is none."""
     views, finest = sheet_views(target), target.finest
-    with torch.inference_mode():
-        found = drawing(finest, sorted(set(views)))
+    found = drawing(finest, sorted(set(views)))
     shown = dict(zip(found.views, found.rgb, strict=True))
     return torch.stack([shown.get(v, torch.ones(3, finest.size, finest.size)) for v in views])
 

@@ -12,20 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dd3g.errors import UserError
 from distill.evaluation.geometry import surface_scores, visible_points
 from distill.evaluation.learned import Metric
-from distill.evaluation.metrics import (
-    alpha_fuzz,
-    azimuth_distance,
-    bootstrap_mean,
-    on_white,
-    psnr,
-    view_metrics,
-)
+from distill.evaluation.metrics import alpha_fuzz, azimuth_distance, bootstrap_mean, psnr, view_metrics
 from distill.evaluation.predictors import Drawing, Pictures, Prediction, Target
 from distill.evaluation.protocol import Protocol
 from distill.evaluation.targets import probe_cameras
+from distill.pictures import on_white
 
 BANDS = {f"{a}-{a + 30}": (a, a + 30) for a in range(0, 180, 30)} | {"60-120": (60, 120)}
 # Pixels per side of what is measured as people see it: novel views by ST-LPIPS and alpha fuzz, the input view
@@ -50,15 +43,13 @@ def score(
     Returns:
         id, style, novel, bands, input, rig, and features: key of a metric of sets -> (V, D), novel views.
     """
-    with torch.inference_mode():
-        prediction = drawing(target, list(range(len(target.rgba))))
+    prediction = drawing(target, list(range(len(target.rgba))))
     values = view_metrics(prediction.rgb, prediction.alpha, target.rgba[prediction.views])
     place = {view: k for k, view in enumerate(prediction.views)}
     result: dict[str, Any] = {"id": target.id, "style": target.style}
     if novel := [v for v in target.novel if v in place]:
         fine = target.at(FINE_VIEWS) or target
-        with torch.inference_mode():
-            shown = _only(prediction, novel) if fine is target else drawing(fine, novel)
+        shown = _only(prediction, novel) if fine is target else drawing(fine, novel)
         found, result["features"] = _seen(fine, shown, learned, truths)
         result["novel"] = _means(values, [place[v] for v in novel]) | found
         bands = ((name, [place[v] for v in _within(target, novel, name)]) for name in BANDS)
@@ -66,8 +57,7 @@ def score(
     if target.rig[0] in place:
         result["input"] = _means(values, [place[target.rig[0]]])
         if front := target.at(FINE_INPUT):
-            with torch.inference_mode():
-                rgb = drawing(front, front.rig[:1]).rgb
+            rgb = drawing(front, front.rig[:1]).rgb
             result["input"][f"psnr_{front.size}"] = float(psnr(rgb, on_white(front.image[None])))
     if len(target.rig) == 4 and all(v in place for v in target.rig):
         result["rig"] = {name: _means(values, [place[target.rig[k]] for k in ks]) for name, ks in RIG.items()}
@@ -94,8 +84,7 @@ def surface_score(target: Target, drawing: Drawing, protocol: Protocol) -> dict[
     probes = probe_cameras(1.2 * float(target.surface[:, :3].norm(dim=1).max()))
     blank = torch.zeros(len(probes), 4, probes.width, probes.width)
     at = replace(target, rgba=blank, cameras=probes, finer=())
-    with torch.inference_mode():
-        shown = drawing(at, list(range(len(probes))))
+    shown = drawing(at, list(range(len(probes))))
     if shown.depth is None or shown.alpha is None:
         return {}
     points = visible_points(shown.depth, shown.alpha > 0.5, probes)
@@ -171,19 +160,6 @@ def summarise(scores: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     }
 
 
-def check_quadruples(generators: dict[str, Any], folder: Path) -> None:
-    """Raise UserError when a generator, by its label, takes other noise than the quadruples hold."""
-    from distill.quadruples import Quadruples
-
-    shape = tuple(Quadruples(folder)[0].noise.shape)
-    for label, generator in generators.items():
-        wanted = tuple(generator.config.latent_shape)
-        if shape != wanted:
-            raise UserError(
-                f"{folder} holds noise of {shape}, and {label} takes {wanted}: give quadruples of its teacher"
-            )
-
-
 def compare_with_quadruples(generator: Any, folder: Path, limit: int, seed: int) -> dict[str, Any]:
     """A generator against the teacher's stored answers to the same noise.
 
@@ -202,7 +178,7 @@ def compare_with_quadruples(generator: Any, folder: Path, limit: int, seed: int)
     results: dict[str, dict[str, list[float]]] = {kind: {r: [] for r in RIG} for kind in kinds}
     for i in range(count):
         q = quadruples[i]
-        truth = on_white(q.outputs) if q.outputs.shape[1] == 4 else q.outputs
+        truth = on_white(q.outputs)
         cameras = q.cameras.to(device)
         ground = torch.ones(len(cameras), 3) if q.mattes is None else q.mattes.ground
         other = quadruples[(i + 1) % len(quadruples)].noise

@@ -18,7 +18,7 @@ from dd3g.fingerprint import fingerprint
 from dd3g.io.atomic import replacing
 from distill.evaluation.alignment import find_move, moved
 from distill.evaluation.learned import Metric, load_metrics
-from distill.evaluation.metrics import on_white, psnr
+from distill.evaluation.metrics import psnr
 from distill.evaluation.options import Evaluation
 from distill.evaluation.outside import parse_predictions
 from distill.evaluation.packing import packed, png, save_input, strip, turn
@@ -28,6 +28,7 @@ from distill.evaluation.report import NOT_ON_SHEETS, sheet_tiles, titled_tiles, 
 from distill.evaluation.rows import make_rows
 from distill.evaluation.scores import score, surface_score, true_features
 from distill.evaluation.targets import Targets, open_targets
+from distill.pictures import on_white
 
 
 @dataclass(frozen=True)

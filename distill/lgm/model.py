@@ -12,6 +12,7 @@ from dd3g.cameras import FOVY, RADIUS, Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from distill.lgm.network import BIG, Layout, MultiViewUNet
+from distill.pictures import on_white
 
 SIZE = 256  # pixels per side of a view in training
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -88,9 +89,7 @@ def lgm_input(views: Tensor, cameras: Cameras, size: int = SIZE) -> Tensor:
     Returns:
         (B, V, 9, size, size).
     """
-    if views.shape[2] == 4:
-        alpha = views[:, :, 3:]
-        views = views[:, :, :3] * alpha + 1 - alpha
+    views = on_white(views)
     B, V = views.shape[:2]
     small = F.interpolate(views.flatten(0, 1).contiguous(), (size, size), mode="bilinear")
     mean, std = (torch.tensor(c, dtype=views.dtype, device=views.device)[:, None, None] for c in (MEAN, STD))

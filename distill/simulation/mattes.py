@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dd3g.models import model_path
 from dd3g.picture.matting import predict_matte
+from distill.pictures import pixels
 
 GROUND = "ground"  # by the colour of the ground, where that is flat
 BELIEVED = 0.5  # confidence from which training uses a matte's alpha
@@ -146,8 +147,7 @@ def joined(mask: Tensor, seeds: Tensor) -> Tensor:
 
 def asked(view: Tensor, model: str) -> Tensor:
     """Alpha (1, S, S) by a matting model."""
-    pixels = (view.clamp(0, 1) * 255).round().byte().movedim(0, -1).contiguous().numpy()
-    matte = predict_matte(Image.fromarray(pixels), model)
+    matte = predict_matte(Image.fromarray(pixels(view)), model)
     return torch.from_numpy(np.array(matte))[None].float() / 255
 
 

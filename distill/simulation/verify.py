@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dd3g.errors import UserError
+from distill.pictures import on_white
 from distill.quadruples import Quadruples, noise_of
 from distill.simulation.generate_shards import missing_shards
 from distill.simulation.ode import simulate
@@ -64,7 +64,9 @@ def verify(output: str | Path, teacher: Teacher, samples: int = 8, device: str =
             q.cameras if teacher.follows_elevation else None,
             [q.meta["caption"]] if "caption" in q.meta else None,
         )
-        difference = (_over_white(again.outputs[0].cpu()) - _over_white(q.outputs)).abs()
+        # Alpha, where there is one, is compared like a colour.
+        found, stored = (torch.cat([on_white(v), v[:, 3:]], 1) for v in (again.outputs[0].cpu(), q.outputs))
+        difference = (found - stored).abs()
         means.append(difference.mean().item())
         worst = max(worst, difference.max().item())
     return {
@@ -77,10 +79,3 @@ def verify(output: str | Path, teacher: Teacher, samples: int = 8, device: str =
         "max_difference": worst,
         "agrees": same_teacher and same_noise and max(means) <= TOLERANCE,
     }
-
-
-def _over_white(views: Tensor) -> Tensor:
-    if views.shape[-3] == 3:
-        return views
-    alpha = views[..., 3:, :, :]
-    return torch.cat([views[..., :3, :, :] * alpha + 1 - alpha, alpha], -3)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dd3g.errors import UserError
 from dd3g.nn.checkpoint import SHIPPED, read_config
+from distill.teachers.analytic import AnalyticTeacher
+from distill.teachers.compact import CompactTeacher
 from distill.teachers.protocol import Codec, Teacher
 
 __all__ = ["Codec", "Teacher", "load"]
 
-CLASSES = {
-    "analytic": "distill.teachers.analytic:AnalyticTeacher",
-    "compact": "distill.teachers.compact:CompactTeacher",
+CLASSES: dict[str, type[AnalyticTeacher | CompactTeacher]] = {
+    "analytic": AnalyticTeacher,
+    "compact": CompactTeacher,
 }
 WHITE = "zero123plus-white"  # two downloads: Zero123++ v1.2, and a U-Net in place of its own
 PUBLISHED = ("imagedream", "mvdream", "zero123plus", "zero123plus-v1.1", WHITE)
@@ -56,7 +56,7 @@ def load(
         raise UserError(f"{name} was trained with its own cameras: leave the elevation out")
     if not folder.is_dir():
         if str(name) == "analytic":
-            return _class("analytic")().to(device)
+            return AnalyticTeacher().to(device)
         raise UserError(
             f"{name}: no such teacher; give 'nano-teacher', which ships, 'analytic', a published one "
             f"({', '.join(PUBLISHED)}), or a folder written by distill/train_teacher.py"
@@ -66,7 +66,7 @@ def load(
         raise UserError(
             f"{folder}/config.json: unknown teacher {kind!r}; known are {', '.join(sorted(CLASSES))}"
         )
-    return _class(kind).from_pretrained(folder).to(device)
+    return CLASSES[kind].from_pretrained(folder).to(device)
 
 
 def _published(
@@ -92,8 +92,3 @@ def _published(
     network = find_source(name)
     assert network is not None
     return Zero123PlusTeacher.from_source(source, dtype, white_unet=network).to(device)
-
-
-def _class(kind: str) -> Any:
-    module, name = CLASSES[kind].split(":")
-    return getattr(import_module(module), name)

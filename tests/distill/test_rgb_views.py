@@ -291,7 +291,7 @@ class OnGrey(AnalyticTeacher):
 
 @pytest.fixture
 def on_grey(monkeypatch, tmp_path):
-    monkeypatch.setattr(teachers, "_class", lambda kind: OnGrey)
+    monkeypatch.setitem(teachers.CLASSES, "analytic", OnGrey)
     folder = tmp_path / "teacher"
     folder.mkdir()
     about = {"kind": "teacher", "teacher": "analytic", "size": 32, "modes": 1, "steps": 4, "spread": 0.01}

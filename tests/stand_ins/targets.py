@@ -14,11 +14,11 @@ from dd3g.meshes.mesh import Mesh
 from dd3g.meshes.normals import corner_normals
 from dd3g.meshes.rendering import Light, render_mesh
 from dd3g.pepd import GeneratorConfig
-from distill.evaluation.metrics import on_white
 from distill.evaluation.predictors import (
     Prediction,
     Target,
 )
+from distill.pictures import on_white
 
 AZIMUTHS = [0, 90, 180, 270, 20, 100, 110, 170, 250, 340]
 RIG, NOVEL = [0, 1, 2, 3], list(range(4, 10))

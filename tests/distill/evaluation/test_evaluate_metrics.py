@@ -12,12 +12,12 @@ from distill.evaluation.metrics import (
     alpha_fuzz,
     azimuth_distance,
     bootstrap_mean,
-    on_white,
     psnr,
     ssim_map,
     view_metrics,
 )
 from distill.evaluation.stlpips import STLPIPS
+from distill.pictures import on_white
 
 
 def test_psnr_values():

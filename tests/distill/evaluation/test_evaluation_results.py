@@ -208,9 +208,9 @@ def test_processes_give_the_same(tmp_path, boxes):
 
 def test_distances_of_sets_are_over_all_views_of_all_objects(tmp_path, boxes, rows, monkeypatch):
     from distill.evaluation import learned
-    from distill.evaluation.metrics import on_white
     from distill.evaluation.protocol import load_protocol
     from distill.evaluation.targets import open_targets
+    from distill.pictures import on_white
 
     about = {"library": "none", "net": "mean colour", "weights": "none"}
     for key in ("fid", "kid"):

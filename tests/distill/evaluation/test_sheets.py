@@ -11,7 +11,6 @@ from PIL import ImageDraw
 from stand_ins.targets import RIG, ellipsoid, only_rig, perfect, target_of
 
 from dd3g.cameras import Cameras
-from distill.evaluation.metrics import on_white
 from distill.evaluation.predictors import (
     Prediction,
     Target,
@@ -27,6 +26,7 @@ from distill.evaluation.report import (
     write_csv,
 )
 from distill.evaluation.scores import score
+from distill.pictures import on_white
 
 
 def only_rig_of(target: Target, views: list[int]) -> Prediction:

@@ -9,7 +9,6 @@ import torch
 from stand_ins.targets import perfect, write_renders
 
 from dd3g.errors import UserError
-from distill.evaluation.metrics import on_white
 from distill.evaluation.predictors import (
     Prediction,
     Target,
@@ -17,6 +16,7 @@ from distill.evaluation.predictors import (
 from distill.evaluation.protocol import load_protocol
 from distill.evaluation.scores import score
 from distill.evaluation.targets import Targets, open_targets
+from distill.pictures import on_white
 
 
 def test_sizes_of_an_object_are_one_target(three_sizes):
