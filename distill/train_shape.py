@@ -45,24 +45,19 @@ class ShapeConfig(LoopConfig):
     renders: list[str] = setting(["runs/renders/train"], "shards made by `dd3g data render --volumes`")
     unpacked_dir: str = setting("", "of this node's disk, into which renders are decoded once")
     quadruples: list[str] = setting([], "a teacher's, whose masks are carved")
-    scan_fraction: float = setting(0.25, "share of scans and PBR objects; a few are soon known by heart")
-    shape_fraction: float = setting(0.25, "share of untextured shapes with made-up textures")
+    scan_fraction: float = setting(
+        0.25, "share of scans and PBR objects; a few are soon known by heart", 0, 1
+    )
+    shape_fraction: float = setting(0.25, "share of untextured shapes with made-up textures", 0, 1)
     stretch: float = setting(0.3, "largest change of an object's width, by its logarithm")
-    held_out: float = setting(0.05, "share of clusters that are never trained on; 0 keeps the last network")
-    held_objects: int = setting(64, "objects of these that are scored at each validation, at most")
-    pixels: int = setting(768, "of the other view that a sample is compared in")
+    held_out: float = setting(
+        0.05, "share of clusters that are never trained on; 0 keeps the last network", 0, 1
+    )
+    held_objects: int = setting(64, "objects of these that are scored at each validation, at most", 1)
+    pixels: int = setting(768, "of the other view that a sample is compared in", 1)
     init_from: str = setting("", "start from these weights of a shape network, or of a generator with one")
     network: OccupancyConfig = field(default_factory=OccupancyConfig)
     objective: ShapeObjectiveConfig = field(default_factory=ShapeObjectiveConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("scan_fraction", "shape_fraction", "held_out"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share: give 0 to 1, got {getattr(self, name)}")
-        for name in ("held_objects", "pixels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 def training_objects(config: ShapeConfig) -> Together:

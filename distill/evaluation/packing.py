@@ -60,9 +60,7 @@ def save_input(target: Target, folder: Path, name: str) -> None:
 
 def png(tiles: Tensor) -> str:
     """(K, 3, S, S) in 0..1 side by side, as text for JSON."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels(torch.cat(list(tiles), 2))).save(buffer, "PNG", compress_level=3)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    return _encoded(torch.cat(list(tiles), 2), "PNG", compress_level=3)
 
 
 def from_png(text: str) -> Tensor:
@@ -93,6 +91,10 @@ def turn(target: Target, drawing: Drawing) -> str | None:
 
 def _webp(rgb: Tensor) -> str:
     """(3, H, W) in 0..1 as a data address."""
+    return "data:image/webp;base64," + _encoded(rgb, "WEBP", quality=80)
+
+
+def _encoded(rgb: Tensor, format: str, **options: int) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(pixels(rgb)).save(buffer, "WEBP", quality=80)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    Image.fromarray(pixels(rgb)).save(buffer, format, **options)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

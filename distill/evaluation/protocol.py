@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 from dd3g.cameras import ELEVATION, FOVY, RADIUS
 from dd3g.command.configuration import find_config, parse
@@ -75,12 +76,12 @@ class Protocol:
     input_view: int = setting(0, "which one is the input, where a data set brings its own views")
     light: LightSettings = field(default_factory=LightSettings)
     supersample: int = setting(4, "s x s samples per pixel")
-    alignment: str = setting(
+    alignment: Literal["none", "input"] = setting(
         "none", "of every row to the input view's mask: none, or input (scale, and shift across the view)"
     )
     geometry: bool = setting(False, "compare surfaces too, where the data are meshes")
     geometry_side: float = setting(2.0, "longest side of the true surface in units of chamfer and F-score")
-    geometry_alignment: str = setting(
+    geometry_alignment: Literal["none", "icp"] = setting(
         "none", "of predicted surfaces: none, or icp (24 headings, then rigid ICP with scale)"
     )
     thresholds: list[float] = setting([0.1, 0.2, 0.5], "of the F-score")
@@ -124,12 +125,6 @@ def load_protocol(name: str, changes: list[str] | None = None) -> Protocol:
         UserError: no such file, an unknown key, or a value that cannot be.
     """
     protocol = parse(["--config", str(find_config(name, FOLDER)), *(changes or [])], Protocol)
-    allowed = {"alignment": ("none", "input"), "geometry_alignment": ("none", "icp")}
-    for key, values in allowed.items():
-        if getattr(protocol, key) not in values:
-            raise UserError(
-                f"{name}: {key} must be one of {', '.join(values)}, not {getattr(protocol, key)!r}"
-            )
     from distill.evaluation.learned import METRICS
 
     for metric in protocol.metrics:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,13 +117,12 @@ class Work:
         if label not in self._warm:  # compiling and first touches are not latency
             self._warm.add(label)
             _predicted(predictor, target)
-        with peak_memory(options.device) as peak:
-            start = time.perf_counter()
-            drawing = _predicted(predictor, target)
-            seconds = time.perf_counter() - start
+        peak, start = peak_memory(options.device), time.perf_counter()
+        drawing = _predicted(predictor, target)
+        seconds, megabytes = time.perf_counter() - start, peak()
         drawing, alignment = self._aligned(label, drawing, target)
         result = score(target, drawing, self.metrics, truths)
-        result |= {"seconds": seconds, "peak_mb": peak(), "alignment": alignment}
+        result |= {"seconds": seconds, "peak_mb": megabytes, "alignment": alignment}
         if self.job.protocol.geometry:
             result["surface"] = surface_score(target, drawing, self.job.protocol)
         if self._others:
@@ -178,29 +176,25 @@ def seed_scores(target: Target, drawings: Sequence[Drawing], metrics: Sequence[M
     return result
 
 
-@contextmanager
-def peak_memory(device: str) -> Iterator[Callable[[], float | None]]:
-    """Highest memory within: the device's on CUDA, else the process's resident memory where Linux reports it.
+def peak_memory(device: str) -> Callable[[], float | None]:
+    """Begin to watch the highest memory: the device's on CUDA, else this process's, where Linux reports it.
 
-    Yields:
-        a function that gives it in MB afterwards, None where it is unknown.
+    Returns:
+        a function that gives it in MB, None where it is unknown.
     """
-    cuda = device.startswith("cuda")
-    known = True
-    if cuda:
+    if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-    else:
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-        except OSError:
-            known = False
-    peak: list[float | None] = [None]
-    yield lambda: peak[0]
-    if cuda:
-        peak[0] = torch.cuda.max_memory_allocated() / 1e6
-    elif known:
+        return lambda: torch.cuda.max_memory_allocated() / 1e6
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    except OSError:
+        return lambda: None
+
+    def resident() -> float:
         lines = Path("/proc/self/status").read_text().splitlines()
-        peak[0] = next(float(line.split()[1]) * 1.024e-3 for line in lines if line.startswith("VmHWM"))
+        return next(float(line.split()[1]) * 1.024e-3 for line in lines if line.startswith("VmHWM"))
+
+    return resident
 
 
 def _predicted(predictor: Predictor, target: Target) -> Drawing:

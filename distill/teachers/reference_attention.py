@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,12 +32,9 @@ class ReferenceAttention:
         self.keeping = False
         self.attend = unet.attend = AttentionKernel()
         self.context: dict[str, tuple[Tensor, Tensor]] = {}
-        self._cross = {
-            name.removesuffix(".processor"): unet.get_submodule(name.removesuffix(".processor"))
-            for name in unet.attn_processors
-            if name.endswith("attn2.processor")
-        }
-        unet.set_attn_processor({name: _Processor(self, name) for name in unet.attn_processors})
+        names = [name.removesuffix(".processor") for name in unet.attn_processors]
+        self._cross = {name: unet.get_submodule(name) for name in names if name.endswith("attn2")}
+        unet.set_attn_processor({f"{name}.processor": partial(self._attended, name) for name in names})
 
     def key_values(self, tokens: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Keys and values of every cross-attention, of tokens (N, M, D)."""
@@ -51,24 +49,16 @@ class ReferenceAttention:
         finally:
             self.keeping = False
 
-
-class _Processor:
-    """One attention's part."""
-
-    def __init__(self, whole: ReferenceAttention, name: str) -> None:
-        self.whole, self.name = whole, name.removesuffix(".processor")
-
-    def __call__(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        """Tokens (N, L, D) -> (N, L, D)."""
-        whole, x = self.whole, hidden_states
-        if self.name in whole.context:
-            k, v = whole.context[self.name]
+    def _attended(self, name: str, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        """The processor of one attention: tokens (N, L, D) -> (N, L, D)."""
+        x = seen = hidden_states
+        if name in self.context:
+            k, v = self.context[name]
         else:
-            seen = x
-            if whole.keeping:
-                whole.kept[self.name] = x
-            elif self.name in whole.kept:
-                seen = torch.cat([x, whole.kept[self.name]], 1)
+            if self.keeping:
+                self.kept[name] = x
+            elif name in self.kept:
+                seen = torch.cat([x, self.kept[name]], 1)
             k, v = attn.to_k(seen), attn.to_v(seen)
         q, k, v = (a.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for a in (attn.to_q(x), k, v))
-        return attn.to_out[0](whole.attend(q, k, v).transpose(1, 2).flatten(2))
+        return attn.to_out[0](self.attend(q, k, v).transpose(1, 2).flatten(2))

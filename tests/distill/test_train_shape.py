@@ -142,7 +142,7 @@ def test_only_a_better_network_is_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"held_out": 2}, "held_out is a share: give 0 to 1, got 2"),
+        ({"held_out": 2}, "held_out must be between 0 and 1, got 2"),
         ({"pixels": 0}, "pixels must be at least 1"),
         ({"network.heads": 5}, "heads 5"),
         ({"objective.steps": 0}, "steps 0"),

@@ -78,8 +78,11 @@ def test_a_protocol_is_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("alignment=sideways", "alignment must be one of none, input, not 'sideways'"),
-        ("geometry_alignment=no", "geometry_alignment must be one of none, icp"),
+        ("alignment=sideways", r"alignment: Invalid value 'sideways', expected one of \['none', 'input'\]"),
+        (
+            "geometry_alignment=no",
+            r"geometry_alignment: Invalid value 'no', expected one of \['none', ",
+        ),
         ("metrics=[lpips]", "no metric 'lpips': choose from st-lpips, fd-stlpips, lpips-vgg"),
         ("sizes=[64,32]", r"sizes must rise from 16 pixels on, got \[64, 32\]"),
         ("test_rings=[[1,2]]", r"each of test_rings is \[elevation, number, first azimuth\]"),
