@@ -34,7 +34,7 @@ from distill.evaluation.scores import (
     compare_with_quadruples,
     summarise,
 )
-from distill.evaluation.statistics import later_and_earlier, paired_difference
+from distill.evaluation.statistics import differences
 from distill.evaluation.tables import save_tables
 from distill.evaluation.targets import FoundTargets, Targets, open_targets
 from distill.evaluation.work import Job, Work
@@ -177,32 +177,26 @@ def _compared(
             gain = [s["novel"]["psnr"] - c for s, c in zip(of_row, card, strict=True)]
             rows[label]["psnr_over_flat_card"] = bootstrap_mean(gain, seed)
         rows[label]["sets"] = _sets(results, of_row)
+    columns = {label: _columns(of_row) for label, of_row in scores.items()}
+    paired = {
+        label: {metric: values for metric, values in found.items() if metric.startswith(COMPARED)}
+        for label, found in columns.items()
+        if "novel" in scores[label][0]
+    }
     return {
         "rows": rows,
-        "differences": differences(scores, seed),
+        "differences": differences(paired, "metric", seed),
         "grouped_differences": grouped_differences(scores, seed),
-        "per_object": {label: _columns(of_row) for label, of_row in scores.items()},
+        "per_object": columns,
     }
-
-
-def differences(scores: dict[str, list[dict[str, Any]]], seed: int) -> list[dict[str, Any]]:
-    """Paired differences of every two rows, later minus earlier, by metric."""
-    columns = {label: _columns(rows) for label, rows in scores.items() if "novel" in rows[0]}
-    found = []
-    for a, b in later_and_earlier(columns):
-        for metric in columns[a]:
-            if metric in columns[b] and metric.startswith(COMPARED):
-                x, y = columns[a][metric], columns[b][metric]
-                found.append({"a": a, "b": b, "metric": metric, **paired_difference(x, y, seed)})
-    return found
 
 
 def grouped_differences(scores: dict[str, list[dict[str, Any]]], seed: int) -> list[dict[str, Any]]:
     """Paired differences in PSNR of every two rows by style and by band of azimuth, later minus earlier.
 
     Returns:
-        a, b, group (a style, where there are several, or a band of degrees from the input), and what
-        `paired_difference` gives.
+        as `differences`, for every `group` that both have: a style, where there are several, or a band of
+        degrees from the input.
     """
     shown = {label: rows for label, rows in scores.items() if "novel" in rows[0]}
     styles = sorted({row["style"] for rows in shown.values() for row in rows})
@@ -212,13 +206,9 @@ def grouped_differences(scores: dict[str, list[dict[str, Any]]], seed: int) -> l
             return [row.get("bands", {}).get(group, {}).get("psnr") for row in rows]
         return [row["novel"]["psnr"] if row["style"] == group else None for row in rows]
 
-    found = []
-    for a, b in later_and_earlier(shown):
-        for group in [*(styles if len(styles) > 1 else []), *BANDS]:
-            difference = paired_difference(column(shown[a], group), column(shown[b], group), seed)
-            if difference["n"]:
-                found.append({"a": a, "b": b, "group": group, **difference})
-    return found
+    groups = [*(styles if len(styles) > 1 else []), *BANDS]
+    columns = {label: {group: column(rows, group) for group in groups} for label, rows in shown.items()}
+    return [found for found in differences(columns, "group", seed) if found["n"]]
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[float | None]]:

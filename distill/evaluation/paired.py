@@ -12,7 +12,7 @@ import typer
 from dd3g.command.run import Json
 from dd3g.errors import UserError
 from distill.evaluation.compare import COMPARED
-from distill.evaluation.statistics import later_and_earlier, paired_difference
+from distill.evaluation.statistics import differences
 from distill.evaluation.tables import HEADINGS, markdown
 
 
@@ -101,17 +101,14 @@ def between(joined: dict[str, Any], metric: str, seed: int) -> list[dict[str, An
     Raises:
         UserError: when no row has the metric.
     """
-    columns = {k: v[metric] for k, v in joined["per_object"].items() if metric in v}
+    columns = {k: {metric: v[metric]} for k, v in joined["per_object"].items() if metric in v}
     if not columns:
         there = sorted({m for v in joined["per_object"].values() for m in v if m.startswith(COMPARED)})
         raise UserError(
             f"no metric {metric!r} in these results: choose from {', '.join(there) or ', '.join(HEADINGS)}"
         )
-    return [
-        {"a": a, "b": b, "metric": metric, **paired_difference(columns[a], columns[b], seed)}
-        for a, b in later_and_earlier(columns)
-        if joined["runs"][a] != joined["runs"][b]
-    ]
+    runs = joined["runs"]
+    return [d for d in differences(columns, "metric", seed) if runs[d["a"]] != runs[d["b"]]]
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 
 from distill.evaluation.metrics import bootstrap_mean
 
 DRAWS = 10_000
-
-
-def later_and_earlier(rows: Iterable[str]) -> list[tuple[str, str]]:
-    """Every two of some rows of a table, the later one first."""
-    labels = list(rows)
-    return [(a, b) for i, a in enumerate(labels) for b in labels[:i]]
 
 
 def paired_difference(
@@ -35,6 +30,26 @@ def paired_difference(
     difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     difference = difference[~np.isnan(difference)]
     return bootstrap_mean(difference.tolist(), seed) | {"p": sign_flip_p(difference.tolist(), seed)}
+
+
+def differences(
+    columns: Mapping[str, Mapping[str, Sequence[float | None]]], name: str, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Paired differences of every two rows of a table, later minus earlier.
+
+    Args:
+        columns: label of a row -> key -> one value an object, as `paired_difference` takes them.
+        name: what a key is: it stands in each result, beside `a`, `b` and what `paired_difference` gives.
+        seed: of the resamples.
+    """
+    labels = list(columns)
+    return [
+        {"a": a, "b": b, name: key, **paired_difference(columns[a][key], columns[b][key], seed)}
+        for i, a in enumerate(labels)
+        for b in labels[:i]
+        for key in columns[a]
+        if key in columns[b]
+    ]
 
 
 def sign_flip_p(difference: Sequence[float], seed: int = 0) -> float | None:
