@@ -127,66 +127,33 @@ class ViewAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Layers of one resolution: a resnet each, behind it attention where the block has it."""
+    """Layers of one resolution: a resnet each, behind the first ones attention; then the map's size changes.
 
-    def __init__(self, inside: list[int], outside: int, attention: bool) -> None:
+    Args:
+        inside: channels that each layer takes.
+        outside: channels that it gives.
+        attended: layers with attention behind them.
+    """
+
+    def __init__(self, inside: list[int], outside: int, attended: int) -> None:
         super().__init__()
         self.nets = nn.ModuleList(Resnet(c, outside) for c in inside)
-        self.attns = nn.ModuleList(ViewAttention(outside) for _ in inside) if attention else None
+        self.attns = nn.ModuleList(ViewAttention(outside) for _ in range(attended))
+        self.downsample: nn.Module | None = None  # halves the map
+        self.upsample: nn.Module | None = None  # follows its doubling
 
-    def layer(self, i: int, x: Tensor, views: int) -> Tensor:
-        """Layer i of the block."""
-        x = self.nets[i](x)
-        return x if self.attns is None else self.attns[i](x, views)
-
-
-class DownBlock(Block):
-    """A block whose layers are all skips, and a convolution that halves the map."""
-
-    def __init__(self, inside: int, outside: int, layers: int, attention: bool, halves: bool) -> None:
-        super().__init__([inside] + [outside] * (layers - 1), outside, attention)
-        self.downsample = nn.Conv2d(outside, outside, 3, stride=2, padding=1) if halves else None
-
-    def forward(self, x: Tensor, views: int) -> list[Tensor]:
-        """Its skips; the last one goes on."""
+    def forward(self, x: Tensor, views: int, skips: list[Tensor] | None = None) -> list[Tensor]:
+        """Maps behind each layer and the change of size; on the way up each layer takes the last skip."""
         found = []
-        for i in range(len(self.nets)):
-            x = self.layer(i, x, views)
+        for i, net in enumerate(self.nets):
+            x = net(x if skips is None else torch.cat([x, skips.pop()], 1))
+            x = self.attns[i](x, views) if i < len(self.attns) else x
             found.append(x)
         if self.downsample is not None:
             found.append(self.downsample(x))
+        if self.upsample is not None:
+            found.append(self.upsample(F.interpolate(x, scale_factor=2.0)))
         return found
-
-
-class MidBlock(nn.Module):
-    """Resnet, attention, resnet."""
-
-    def __init__(self, dim: int, attention: bool) -> None:
-        super().__init__()
-        self.nets = nn.ModuleList([Resnet(dim, dim), Resnet(dim, dim)])
-        self.attns = nn.ModuleList([ViewAttention(dim)]) if attention else None
-
-    def forward(self, x: Tensor, views: int) -> Tensor:
-        """(B * views, D, h, w) -> the same shape."""
-        x = self.nets[0](x)
-        if self.attns is not None:
-            x = self.attns[0](x, views)
-        return self.nets[1](x)
-
-
-class UpBlock(Block):
-    """A block whose layers each take one skip, and a convolution behind doubling the map."""
-
-    def __init__(self, inside: int, skips: list[int], outside: int, attention: bool, doubles: bool) -> None:
-        before = [inside] + [outside] * (len(skips) - 1)
-        super().__init__([c + s for c, s in zip(before, skips, strict=True)], outside, attention)
-        self.upsample = nn.Conv2d(outside, outside, 3, padding=1) if doubles else None
-
-    def forward(self, x: Tensor, skips: list[Tensor], views: int) -> Tensor:
-        """`skips` gives its last ones away."""
-        for i in range(len(self.nets)):
-            x = self.layer(i, torch.cat([x, skips.pop()], 1), views)
-        return x if self.upsample is None else self.upsample(F.interpolate(x, scale_factor=2.0))
 
 
 class MultiViewUNet(nn.Module):
@@ -194,31 +161,38 @@ class MultiViewUNet(nn.Module):
 
     def __init__(self, layout: Layout) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(9, layout.down[0], 3, padding=1)
-        skips, channels = [layout.down[0]], layout.down[0]
+        layers, channels = layout.down_layers, layout.down[0]
+        self.conv_in = nn.Conv2d(9, channels, 3, padding=1)
+        skips = [channels]
         self.down_blocks = nn.ModuleList()
         last = len(layout.down) - 1
         for i, (outside, attention) in enumerate(zip(layout.down, layout.down_attention, strict=True)):
-            self.down_blocks.append(DownBlock(channels, outside, layout.down_layers, attention, i != last))
-            skips += [outside] * (layout.down_layers + (i != last))
+            block = Block([channels] + [outside] * (layers - 1), outside, layers * attention)
+            if i != last:
+                block.downsample = nn.Conv2d(outside, outside, 3, stride=2, padding=1)
+            self.down_blocks.append(block)
+            skips += [outside] * (layers + (i != last))
             channels = outside
-        self.mid_block = MidBlock(channels, layout.mid_attention)
+        self.mid_block = Block([channels] * 2, channels, int(layout.mid_attention))
         self.up_blocks = nn.ModuleList()
         last = len(layout.up) - 1
         for i, (outside, attention) in enumerate(zip(layout.up, layout.up_attention, strict=True)):
-            taken = [skips.pop() for _ in range(layout.down_layers + 1)]
-            self.up_blocks.append(UpBlock(channels, taken, outside, attention, i != last))
+            before = [channels] + [outside] * layers
+            inside = [c + skips.pop() for c in before]
+            block = Block(inside, outside, len(inside) * attention)
+            if i != last:
+                block.upsample = nn.Conv2d(outside, outside, 3, padding=1)
+            self.up_blocks.append(block)
             channels = outside
         self.norm_out = nn.GroupNorm(32, channels)
         self.conv_out = nn.Conv2d(channels, 14, 3, padding=1)
 
     def forward(self, x: Tensor, views: int) -> Tensor:
         """Views of one object stand side by side in the batch."""
-        x = self.conv_in(x.contiguous())
-        skips = [x]
-        for down in self.down_blocks:
-            skips += down(skips[-1], views)
-        x = self.mid_block(skips[-1], views)
-        for up in self.up_blocks:
-            x = up(x, skips, views)
+        skips = [self.conv_in(x.contiguous())]
+        for block in self.down_blocks:
+            skips += block(skips[-1], views)
+        x = self.mid_block(skips[-1], views)[-1]
+        for block in self.up_blocks:
+            x = block(x, views, skips)[-1]
         return self.conv_out(F.silu(self.norm_out(x)))
