@@ -20,13 +20,12 @@ class Move:
     residual: float  # 1 - IoU of the masks in the input view after it
 
 
-def find_move(drawing: Drawing, target: Target, steps: int = 8) -> Move:
+def find_move(drawing: Drawing, target: Target) -> Move:
     """The scale and shift that give a prediction the area and the middle of the true mask in the input view.
 
     Args:
         drawing: of something solid.
         target: the object; it is aligned with as many pixels as the first size has.
-        steps: of the iteration, since perspective couples both.
     """
     view = target.rig[:1]
     camera = target.cameras[view[0]]
@@ -35,7 +34,7 @@ def find_move(drawing: Drawing, target: Target, steps: int = 8) -> Move:
     true = target.image[3:]
     scale, shift = 1.0, torch.zeros(3)
     best = Move(scale, shift, _residual(drawing(target, view), true))
-    for _ in range(steps):
+    for _ in range(8):  # since perspective couples both
         shown = moved(drawing, scale, shift)(target, view)
         alpha = (shown.alpha if shown.alpha is not None else torch.zeros(1, *true.shape))[0]
         if alpha.sum() < 1e-3 or true.sum() < 1e-3:

@@ -105,13 +105,18 @@ def keyed(view: Tensor, ground: Tensor) -> tuple[Tensor, int]:
     These are pixels of that colour that the object surrounds, which count as object, and pixels away from the
     outline whose colour is only a little another one: a shadow, or what a pale object is losing.
     """
+    from scipy.ndimage import binary_fill_holes, binary_propagation
+
     step = _step(view)
     distance = (view - ground[:, None, None]).abs().amax(0)
     weak = (distance > 1.2 * NEAR) & (distance < FAR)
     # A pixel of the outline is a mixture of the ground and the strongest colour beside it.
     full = F.max_pool2d(distance[None, None], 4 * step + 1, 1, 2 * step)[0, 0].clamp(min=FAR)
     alpha = ((distance - NEAR) / (full - NEAR)).clamp(0, 1)
-    around = reached(~joined(alpha >= 0.5, distance >= FAR))
+    solid = alpha >= 0.5
+    # What is joined to a pixel that is surely the object's, and what it surrounds.
+    whole = binary_fill_holes(binary_propagation(solid & (distance >= FAR), mask=solid))
+    around = ~torch.from_numpy(whole)
     hidden = ~around & (distance < NEAR)
     outline = grown(around, 1) & grown(~around, 1)
     alpha = torch.where(outline, alpha, (~around).float())
@@ -127,22 +132,6 @@ def grown(mask: Tensor, pixels: int) -> Tensor:
 def _step(view: Tensor) -> int:
     """Pixels that one is taken for: outlines are as many times wider in larger pictures."""
     return max(1, view.shape[-1] // 128)
-
-
-def reached(free: Tensor) -> Tensor:
-    """The pixels of a mask (S, S) that are joined to the picture's border."""
-    outside = torch.zeros_like(F.pad(free, (1, 1, 1, 1)))
-    outside[0, 0] = True
-    return joined(F.pad(free, (1, 1, 1, 1), value=True), outside)[1:-1, 1:-1]
-
-
-def joined(mask: Tensor, seeds: Tensor) -> Tensor:
-    """The connected parts of a mask (S, S) that hold one of some seeds (S, S)."""
-    from scipy.ndimage import label
-
-    parts, _ = label(mask.numpy())
-    kept = np.unique(parts[(mask & seeds).numpy()])
-    return torch.from_numpy(np.isin(parts, kept)) & mask
 
 
 def asked(view: Tensor, model: str) -> Tensor:

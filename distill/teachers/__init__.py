@@ -82,13 +82,13 @@ def _published(
         return None
     dtype = choose_dtype(precision, device)
     if is_mvdream(source.folder):
-        return MVDreamTeacher.from_source(source, dtype, elevation=elevation).to(device)
+        return MVDreamTeacher(source, dtype, elevation).to(device)
     from distill.teachers.zero123plus import Zero123PlusTeacher
 
     if elevation is not None:
         raise UserError(f"{name} was trained with its own cameras: leave the elevation out")
     if not white:
-        return Zero123PlusTeacher.from_source(source, dtype).to(device)
+        return Zero123PlusTeacher(source, dtype).to(device)
     network = find_source(name)
     assert network is not None
-    return Zero123PlusTeacher.from_source(source, dtype, white_unet=network).to(device)
+    return Zero123PlusTeacher(source, dtype, network).to(device)

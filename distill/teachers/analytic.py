@@ -122,17 +122,6 @@ class AnalyticTeacher(Teacher):
         mean = (weight.reshape(*weight.shape, *[1] * 4) * means).sum(1)
         return sigma / variance * (x_t - alpha * mean)
 
-    def solve(self, x: Tensor, condition: AnalyticCondition, t: int = 999, u: int = -1) -> Tensor:
-        """Exact end of the ODE from level t to u, for one mode: (x - alpha mu) / sqrt(v) stays constant."""
-        if condition.means.shape[1] != 1:
-            raise ValueError(f"only one mode has a closed form, got {condition.means.shape[1]}")
-        mean = condition.means[:, 0]
-        for level, forward in ((t, False), (u, True)):
-            alpha, sigma = self.schedule.alpha_sigma(level, x)
-            deviation = (alpha**2 * self.config.spread**2 + sigma**2).sqrt()
-            x = alpha * mean + deviation * x if forward else (x - alpha * mean) / deviation
-        return x
-
 
 def measure(rgba: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Half-width (B,) and half-height (B,) at depth 1, and mean colour (B, 3) of pictures (B, 4, S, S)."""

@@ -24,12 +24,13 @@ class LatentCodec(nn.Module):
 
     Args:
         vae: diffusers' AutoencoderKL.
-        size: side in pixels that it sees; latents have an eighth of it in the published ones.
+        side: of the latents; of the pictures that it sees 8 times as much in the published ones.
     """
 
-    def __init__(self, vae: Any, size: int) -> None:
+    def __init__(self, vae: Any, side: int) -> None:
         super().__init__()
-        self.vae, self.size = vae, size
+        self.vae = vae
+        self.size = side * self.factor
         self.scale: float = vae.config.scaling_factor
 
     @property

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dd3g.cameras import Cameras
-from dd3g.diffusion import Prediction, Schedule
+from dd3g.diffusion import Prediction
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint, folder_fingerprint
 from dd3g.nn.blocks import orbit_code
@@ -28,6 +27,7 @@ from distill.teachers.published import (
     read_json,
 )
 
+VIEWS = 4  # with which the published weights were trained
 SUFFIX = ", 3d asset"  # that MVDream's captions ended with in its training
 
 
@@ -54,84 +54,50 @@ class MVDreamTeacher(LatentTeacher):
     Latent diffusion, eps-prediction. View 0 is the input's. The views are RGB on white, if the picture was.
 
     Args:
-        unet: the multi-view network.
-        codec: the VAE.
-        text: caption encoder.
-        image: transformers' CLIPVisionModel, for ImageDream.
-        schedule: its noise levels.
-        views: cameras at even azimuths; the published weights were trained with 4.
+        source: of a folder in the published layout.
+        dtype: of the weights.
         elevation: degrees of the rig, which must be the input's: the picture has no camera of its own.
-        negative: caption of the unconditional half.
-        about: source, revision and licence.
-        identity: hash of the weights.
+
+    Raises:
+        UserError: when a part is missing or does not fit.
     """
 
     prediction: Prediction = "eps"
     follows_elevation = True
+    negative = ""  # caption of the unconditional half
     unet: MultiViewUNet
 
-    def __init__(
-        self,
-        unet: MultiViewUNet,
-        codec: LatentCodec,
-        text: TextEncoder,
-        image: Any,
-        schedule: Schedule,
-        *,
-        views: int = 4,
-        elevation: float | None = None,
-        negative: str = "",
-        about: dict[str, Any] | None = None,
-        identity: str = "",
-    ) -> None:
-        sees_picture = bool(unet.config.ip_dim)
-        about = {"teacher": "imagedream" if sees_picture else "mvdream", **(about or {})}
-        super().__init__(unet, codec, text, image, schedule, about, identity)
-        self.views, self.negative, self.sees_picture = views, negative, sees_picture
-        self.elevation = (0.0 if sees_picture else 15.0) if elevation is None else elevation
-        self.default_guidance = 5.0 if sees_picture else 7.5
-        self.picture_size, side = codec.size, codec.size // codec.factor
-        self.latent_shape = (views, unet.config.in_channels, side, side)  # the clean frame has no noise
-        self.rig = self.rig_at(self.elevation)
-
-    @classmethod
-    def from_source(cls, source: Source, dtype: torch.dtype, **options: Any) -> MVDreamTeacher:
-        """Load a folder in the published layout.
-
-        Raises:
-            UserError: when a part is missing or does not fit.
-        """
+    def __init__(self, source: Source, dtype: torch.dtype, elevation: float | None = None) -> None:
         folder = source.folder
         unet = load_unet(folder / "unet", dtype)
-        vae = load_part("diffusers.AutoencoderKL", folder / "vae", dtype)
+        codec = LatentCodec(
+            load_part("diffusers.AutoencoderKL", folder / "vae", dtype), unet.config.image_size
+        )
         text = TextEncoder(
             load_part("transformers.CLIPTextModel", folder / "text_encoder", dtype),
             load_tokenizer(folder / "tokenizer"),
         )
         image = None
-        if unet.config.ip_dim:
+        if sees_picture := bool(unet.config.ip_dim):
             image = load_part("transformers.CLIPVisionModel", folder / "image_encoder", dtype)
-        codec = LatentCodec(vae, 0)
-        codec.size = unet.config.image_size * codec.factor
-        return cls(
-            unet,
-            codec,
-            text,
-            image,
-            load_schedule(folder, "epsilon"),
-            about=source.about,
-            identity=folder_fingerprint(folder),
-            **options,
-        )
+        about = {"teacher": "imagedream" if sees_picture else "mvdream", **source.about}
+        schedule = load_schedule(folder, "epsilon")
+        super().__init__(unet, codec, text, image, schedule, about, folder_fingerprint(folder))
+        self.sees_picture = sees_picture
+        self.elevation = (0.0 if sees_picture else 15.0) if elevation is None else elevation
+        self.default_guidance = 5.0 if sees_picture else 7.5
+        self.picture_size, side = codec.size, unet.config.image_size
+        self.latent_shape = (VIEWS, unet.config.in_channels, side, side)  # the clean frame has no noise
+        self.rig = self.rig_at(self.elevation)
 
     def rig_at(self, elevation: float) -> Cameras:
         """(V,) cameras at even azimuths from the input's, for a picture from this elevation, in degrees."""
-        return Cameras.orbit([360 * v / self.views for v in range(self.views)], elevation, self.picture_size)
+        return Cameras.orbit([360 * v / VIEWS for v in range(VIEWS)], elevation, self.picture_size)
 
     @property
     def fingerprint(self) -> str:
         """Hash of weights, number format and options; the elevation belongs to each picture."""
-        return fingerprint(self.identity, str(self.unet.dtype), repr((self.views, self.negative)))
+        return fingerprint(self.identity, str(self.unet.dtype), repr((VIEWS, self.negative)))
 
     @torch.no_grad()
     def condition(

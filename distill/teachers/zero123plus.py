@@ -7,14 +7,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
-from dd3g.diffusion import Prediction, Schedule
+from dd3g.diffusion import Prediction
 from dd3g.errors import UserError, first_line
 from dd3g.fingerprint import fingerprint, folder_fingerprint
 from dd3g.hub_models import HUB_MODELS
@@ -28,6 +27,7 @@ AZIMUTHS = [30.0, 90.0, 150.0, 210.0, 270.0, 330.0]  # from the input's, row by 
 ELEVATIONS = {"1.1": (30.0, -20.0), "1.2": (20.0, -10.0)}  # of every other view, whatever the input's
 # With this field of view an object is as large as in the project's own rig from this distance.
 FOVY, RADIUS = 30.0, 2.557
+SEED = 0  # of the reference noise
 GREY = 127  # under the condition picture, in 255ths; its mean and deviation follow
 MEAN, STD = (0.5, 0.5, 0.5), (0.8, 0.8, 0.8)
 SHIFT, GAIN, CONTRAST = 0.22, 0.75, 0.625  # of latents, and of the pixels that the VAE sees
@@ -84,116 +84,81 @@ class Zero123PlusTeacher(LatentTeacher):
     None of its views is the input's. They are RGB on grey, or on white with the U-Net of InstantMesh.
 
     Args:
-        unet: diffusers' UNet2DConditionModel; reference attention is built in.
-        codec: the VAE.
-        text: caption encoder; only the empty caption is used.
-        image: transformers' CLIPVisionModelWithProjection.
-        schedule: its noise levels.
-        ramp: (77,) share of the picture's embedding in each token.
-        sides: pixels of the condition picture for the VAE and for CLIP.
-        version: "1.1" or "1.2", which decides the cameras.
+        source: of a folder in the published layout.
+        dtype: of the weights.
+        white_unet: of InstantMesh's U-Net, which takes the place of the folder's and draws on white.
+        version: "1.1" or "1.2", which decides the cameras; empty: by the folder's name.
+        sides: pixels of the condition picture for the VAE and for CLIP; None: those of the folder.
         size: pixels of a view.
-        white: the ground is white, and the condition picture's too.
-        seed: of the reference noise.
-        about: source, revision and licence.
-        identity: hash of the weights.
+
+    Raises:
+        UserError: when a part is missing or does not fit.
     """
 
     prediction: Prediction = "v"
     default_guidance = 4.0
-    ramp: Tensor  # (77,)
+    codec: CanvasCodec
+    ramp: Tensor  # (77,) share of the picture's embedding in each token
     reference_noise: Tensor  # (2, C, h', w') of the unconditional half and of the other
 
     def __init__(
         self,
-        unet: Any,
-        codec: CanvasCodec,
-        text: TextEncoder,
-        image: Any,
-        schedule: Schedule,
-        ramp: Sequence[float],
+        source: Source,
+        dtype: torch.dtype,
+        white_unet: Source | None = None,
         *,
-        sides: tuple[int, int] = (512, 224),
-        version: str = "1.2",
+        version: str = "",
+        sides: tuple[int, int] | None = None,
         size: int = 320,
-        white: bool = False,
-        seed: int = 0,
-        about: dict[str, Any] | None = None,
-        identity: str = "",
     ) -> None:
-        if version not in ELEVATIONS:
-            raise UserError(f"Zero123++ version {version!r} is unknown: give {' or '.join(ELEVATIONS)}")
-        about = {"teacher": "zero123plus", "version": version, "reference_seed": seed, **(about or {})}
-        super().__init__(unet, codec, text, image, schedule, about, identity)
-        self.attention = ReferenceAttention(unet)
-        self.sides, self.version, self.size, self.seed = sides, version, size, seed
-        self.background = codec.ground = 1.0 if white else GREY / 255
-        self.register_buffer("ramp", torch.tensor(ramp, dtype=torch.float32), persistent=False)
-        side = sides[0] // codec.factor
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(2, unet.config.in_channels, side, side, generator=generator)
-        self.register_buffer("reference_noise", noise, persistent=False)
-        self.picture_size, side = sides[0], size // codec.factor
-        self.latent_shape = (len(AZIMUTHS), unet.config.in_channels, side, side)
-        elevations = [ELEVATIONS[version][i % 2] for i in range(len(AZIMUTHS))]
-        rig = Cameras.orbit(AZIMUTHS, elevations, size, RADIUS, FOVY)
-        self.rig = replace(rig, near=RADIUS - 1, far=RADIUS + 1)
-
-    @classmethod
-    def from_source(
-        cls, source: Source, dtype: torch.dtype, white_unet: Source | None = None, **options: Any
-    ) -> Zero123PlusTeacher:
-        """Load a folder in the published layout.
-
-        Args:
-            source: of the folder.
-            dtype: of the weights.
-            white_unet: of InstantMesh's U-Net, which takes the place of the folder's and draws on white.
-            **options: of the class.
-
-        Raises:
-            UserError: when a part is missing or does not fit.
-        """
         folder = source.folder
-        index = read_json(folder / "model_index.json")
-        ramp = index.get("ramping_coefficients")
+        ramp = read_json(folder / "model_index.json").get("ramping_coefficients")
         if not isinstance(ramp, list) or len(ramp) != 77 or not all(isinstance(r, int | float) for r in ramp):
             raise UserError(
                 f"{folder}/model_index.json has no 77 ramping_coefficients: it is not of Zero123++"
             )
-        network = load_part("diffusers.UNet2DConditionModel", folder / "unet", dtype)
-        identity = folder_fingerprint(folder)
-        about = source.about
+        unet = load_part("diffusers.UNet2DConditionModel", folder / "unet", dtype)
+        identity, version = folder_fingerprint(folder), version or _version(source)
+        about = {"teacher": "zero123plus", "version": version, "reference_seed": SEED, **source.about}
         if white_unet is not None:
-            identity += _replace_weights(network, white_unet.folder, dtype)
-            about = about | {f"unet_{key}": value for key, value in white_unet.about.items()}
-            options["white"] = True
-        if "version" not in options:
-            options["version"] = _version(source)
-        if options["version"] == "1.2" and not source.notice:  # a copy whose name does not tell its origin
+            identity += _replace_weights(unet, white_unet.folder, dtype)
+            about |= {f"unet_{key}": value for key, value in white_unet.about.items()}
+        if version == "1.2" and not source.notice:  # a copy whose name does not tell its origin
             known = HUB_MODELS["zero123plus"]
             about |= {"licence": known.licence, "notice": known.notice}
-            print(f"warning: {source.folder}: {known.notice}", file=sys.stderr)
-        if "sides" not in options:
-            extractors = ("feature_extractor_vae", 512), ("feature_extractor_clip", 224)
-            options["sides"] = tuple(crop_size(folder / part, side) for part, side in extractors)
-        return cls(
-            network,
-            CanvasCodec(load_part("diffusers.AutoencoderKL", folder / "vae", dtype), 0),
+            print(f"warning: {folder}: {known.notice}", file=sys.stderr)
+        codec = CanvasCodec(load_part("diffusers.AutoencoderKL", folder / "vae", dtype), 0)
+        super().__init__(
+            unet,
+            codec,
             TextEncoder(load_part("transformers.CLIPTextModel", folder / "text_encoder", dtype)),
             load_part("transformers.CLIPVisionModelWithProjection", folder / "vision_encoder", dtype),
             # Deterministic moves end at the clean sample; the file's scheduler would leave 3 % of noise.
             load_schedule(folder, "v_prediction", timestep_spacing="trailing", set_alpha_to_one=True),
-            ramp,
-            about=about,
-            identity=identity,
-            **options,
+            about,
+            identity,
         )
+        self.attention = ReferenceAttention(unet)
+        self.sides = sides or (
+            crop_size(folder / "feature_extractor_vae", 512),
+            crop_size(folder / "feature_extractor_clip", 224),
+        )
+        self.version, self.size, self.picture_size = version, size, self.sides[0]
+        self.background = codec.ground = 1.0 if white_unet else GREY / 255
+        self.register_buffer("ramp", torch.tensor(ramp, dtype=torch.float32), persistent=False)
+        side, channels = self.sides[0] // codec.factor, unet.config.in_channels
+        noise = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(SEED))
+        self.register_buffer("reference_noise", noise, persistent=False)
+        side = size // codec.factor
+        self.latent_shape = (len(AZIMUTHS), channels, side, side)
+        elevations = [ELEVATIONS[version][i % 2] for i in range(len(AZIMUTHS))]
+        rig = Cameras.orbit(AZIMUTHS, elevations, size, RADIUS, FOVY)
+        self.rig = replace(rig, near=RADIUS - 1, far=RADIUS + 1)
 
     @property
     def fingerprint(self) -> str:
         """Hash of weights, number format and options."""
-        options = (self.version, self.background, self.seed, self.size, self.sides)
+        options = (self.version, self.background, SEED, self.size, self.sides)
         return fingerprint(self.identity, str(self.unet.dtype), repr(options))
 
     @torch.no_grad()

@@ -14,8 +14,8 @@ from dd3g.gaussians import Gaussians
 from dd3g.io import ply
 from dd3g.io.splats import MIN_OPACITY
 from dd3g.picture import load_image
-from distill.pictures import on_white
 from distill.lgm import LGM, Layout, lgm_input
+from distill.pictures import on_white
 from tools.goldens.golden import PART, Compared, Golden, recorded
 
 # rmse / rms. The goldens were computed in float64.

@@ -76,7 +76,7 @@ def check(golden: Golden) -> Iterator[Compared]:
             folder = write_folder(Path(temporary, kind), parts, weights, golden.seed)
             write_scheduler(folder, golden.about.get("scheduler", SCHEDULER))
             source = Source(folder, "made up", None, "none")
-            teacher = MVDreamTeacher.from_source(source, golden.dtype)
+            teacher = MVDreamTeacher(source, golden.dtype)
             teacher.text.tokenizer = _tokenizer(golden)
             if "image_latent" in golden:
                 teacher.codec.size = golden["image_latent"].shape[-1] * teacher.codec.factor

@@ -53,7 +53,7 @@ def check(golden: Golden) -> Iterator[Compared]:
         write_scheduler(folder, configs["scheduler"])
         index = {"ramping_coefficients": configs["ramping_coefficients"]}
         (folder / "model_index.json").write_text(json.dumps(index))
-        teacher = Zero123PlusTeacher.from_source(
+        teacher = Zero123PlusTeacher(
             Source(folder, "made up", None, "none"),
             golden.dtype,
             version="1.2",

@@ -80,8 +80,8 @@ def test_a_protocol_is_a_file(tmp_path):
     [
         ("alignment=sideways", r"alignment: Invalid value 'sideways', expected one of \['none', 'input'\]"),
         (
-            "geometry_alignment=no",
-            r"geometry_alignment: Invalid value 'no', expected one of \['none', ",
+            "geometry_alignment=icq",
+            r"geometry_alignment: Invalid value 'icq', expected one of \['none', ",
         ),
         ("metrics=[lpips]", "no metric 'lpips': choose from st-lpips, fd-stlpips, lpips-vgg"),
         ("sizes=[64,32]", r"sizes must rise from 16 pixels on, got \[64, 32\]"),
