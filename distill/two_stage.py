@@ -54,20 +54,9 @@ class TeacherAndLGM:
         mask: Any = None,
         fov: float = FOVY,
     ) -> Gaussians:
-        """One object; the arguments are those of `Generator.generate`.
+        """One object, (N,) Gaussians on LGM's device; the arguments are those of `Generator.generate`.
 
-        Args:
-            picture: as there.
-            seed: draws the noise, on the CPU.
-            elevation: degrees by which the picture was taken from above; 0 is what LGM's authors give.
-            raw: LGM's splats are always as it makes them.
-            refine: must be 0.
-            matte: as in `dd3g.load_image`.
-            mask: as in `dd3g.load_image`.
-            fov: degrees that the framed picture spans.
-
-        Returns:
-            (N,) Gaussians on LGM's device.
+        An elevation of 0 is what LGM's authors give; its splats are raw always, as it makes them.
 
         Raises:
             UserError: for `refine`, which fits a solid's discs, or when the elevation or fov is out of range.

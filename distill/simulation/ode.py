@@ -60,16 +60,9 @@ def views_of(
     cameras: Cameras | None = None,
     device: str | torch.device = "cpu",
 ) -> Tensor:
-    """The teacher's views of one picture.
+    """The teacher's views of one picture (4, S, S), straight RGBA of any size, from the noise of a seed.
 
-    Args:
-        teacher: on `device`.
-        rgba: (4, S, S) straight RGBA of any size.
-        seed: of the noise.
-        steps: as `simulate`.
-        guidance_scale: as `simulate`.
-        cameras: (V,) as `simulate`.
-        device: the teacher's.
+    The rest is as of `simulate`; `device` is the teacher's.
 
     Returns:
         (V, 4, S, S) straight RGBA in 0..1 on the CPU; RGB from a teacher without alpha.

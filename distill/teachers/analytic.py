@@ -107,13 +107,7 @@ class AnalyticTeacher(Teacher):
         return AnalyticCondition(means, self.codec.encode(blank))
 
     def forward(self, x_t: Tensor, t: Tensor, condition: AnalyticCondition) -> Tensor:
-        """Exact eps = sigma / v (x_t - alpha E[mu | x_t]), where v = alpha^2 s^2 + sigma^2.
-
-        Args:
-            x_t: (B, V, C, h, w) noisy latents.
-            t: (B,) schedule index.
-            condition: modes.
-        """
+        """Exact eps = sigma / v (x_t - alpha E[mu | x_t]), (B, V, C, h, w); v = alpha^2 s^2 + sigma^2."""
         alpha, sigma = self.schedule.alpha_sigma(t, x_t)
         variance = alpha**2 * self.config.spread**2 + sigma**2
         means = condition.means

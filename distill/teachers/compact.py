@@ -123,16 +123,7 @@ class CompactTeacher(Teacher):
         nn.init.zeros_(self.out[-1].get_parameter("bias"))
 
     def forward(self, x_t: Tensor, t: Tensor, condition: CompactCondition) -> Tensor:
-        """One network call.
-
-        Args:
-            x_t: (B, V, 64, S/4, S/4) noisy latents.
-            t: (B,) schedule index, or one for all.
-            condition: the picture and the cameras of the views.
-
-        Returns:
-            (B, V, 64, S/4, S/4) predicted x0.
-        """
+        """Noisy latents (B, V, 64, S/4, S/4) at levels t (B,), or one for all -> predicted x0."""
         B, V = x_t.shape[:2]
         t = torch.as_tensor(t, device=x_t.device).expand(B)
         _, mid, coarse, pooled = self.picture(condition.image)
@@ -191,13 +182,7 @@ class CompactTeacher(Teacher):
     def condition(
         self, rgba: Tensor, cameras: Cameras | None = None, captions: Sequence[str] | None = None
     ) -> CompactCondition:
-        """Straight RGBA (B, 4, S, S) -> condition.
-
-        Args:
-            rgba: the input pictures.
-            cameras: (V,) or (B, V), relative to the input view, in place of the rig.
-            captions: not looked at.
-        """
+        """As `Teacher.condition`; captions are not looked at."""
         cameras = self.rig.to(rgba.device) if cameras is None else cameras
         if cameras.viewmats.dim() == 3:
             cameras = cameras[None]

@@ -103,12 +103,9 @@ class MVDreamTeacher(LatentTeacher):
     def condition(
         self, rgba: Tensor, cameras: Cameras | None = None, captions: Sequence[str] | None = None
     ) -> MVDreamCondition:
-        """Pictures, cameras and captions -> condition.
+        """As `Teacher.condition`; cameras stand at the input view's elevation.
 
-        Args:
-            rgba: (B, 4, S, S) straight RGBA of the input pictures; MVDream does not look at it.
-            cameras: (V,) or (B, V), relative to the input view and at its elevation, in place of the rig.
-            captions: one a picture; MVDream needs them, for ImageDream None means no caption.
+        MVDream does not look at pictures and needs captions, for ImageDream None means no caption.
         """
         B, device = len(rgba), self.device
         captions = [""] * B if captions is None else list(captions)
@@ -139,16 +136,7 @@ class MVDreamTeacher(LatentTeacher):
         return self.image(pixel_values=seen.to(self.image.dtype), output_hidden_states=True).hidden_states[-2]
 
     def forward(self, x_t: Tensor, t: Tensor, condition: MVDreamCondition) -> Tensor:
-        """One network call.
-
-        Args:
-            x_t: (B, V, C, h, w) noisy latents.
-            t: (B,) schedule index; the clean frame gets the same.
-            condition: of the B pictures.
-
-        Returns:
-            (B, V, C, h, w) predicted noise.
-        """
+        """Noisy latents (B, V, C, h, w) at levels t (B,), as the clean frame too -> predicted noise."""
         V = x_t.shape[1]
         x = x_t if condition.clean is None else torch.cat([x_t, condition.clean.to(x_t)], 1)
         return self.unet(x, t, condition.codes, condition.context)[:, :V]

@@ -165,13 +165,7 @@ class Zero123PlusTeacher(LatentTeacher):
     def condition(
         self, rgba: Tensor, cameras: Cameras | None = None, captions: Sequence[str] | None = None
     ) -> Zero123PlusCondition:
-        """Pictures -> condition; cameras are the teacher's own, and captions are not looked at.
-
-        Args:
-            rgba: (B, 4, S, S) straight RGBA of the input pictures.
-            cameras: None, or the rig's: others can't be had.
-            captions: ignored.
-        """
+        """As `Teacher.condition`; cameras are the rig's or None, and captions are not looked at."""
         if cameras is not None and not torch.allclose(
             cameras.viewmats, self.rig.viewmats.to(cameras.viewmats), atol=1e-4
         ):
@@ -196,16 +190,7 @@ class Zero123PlusTeacher(LatentTeacher):
         return (mixed / 255).round()
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Zero123PlusCondition) -> Tensor:
-        """One network call, and one on the noised picture before it.
-
-        Args:
-            x_t: (B, 6, C, h, w) noisy latents.
-            t: (B,) schedule index.
-            condition: of the B pictures.
-
-        Returns:
-            (B, 6, C, h, w) predicted v.
-        """
+        """Noisy latents (B, 6, C, h, w) at levels t (B,) -> v; a call on the noised picture comes first."""
         dtype = self.unet.dtype
         noise = self.reference_noise[condition.half].expand_as(condition.latent)
         reference = self.schedule.add_noise(condition.latent, noise, t)
