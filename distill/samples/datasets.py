@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,35 +23,26 @@ from distill.simulation.mattes import BELIEVED, ground_of
 FRONT = 0.02  # radians from azimuth 0 up to which a view is the input's
 
 
+@dataclass
 class QuadrupleDataset:
     """Quadruples: the teacher's noise, cameras, picture and answer, exactly as it gave them.
 
     Views may be any number, from anywhere and on any ground. Of views without alpha, those whose matte is
     believed are used like others; the rest is kept for its colour, on its own ground.
-
-    Args:
-        quadruples: what the teacher made.
-        seed: of the run.
-        targets: number of target views, the input's first; some of the teacher's where it has more, and taken
-            again where it has fewer.
-        size: pixels of the input picture; None is that of the views.
-        believed: confidence from which a matte is used.
-        noise_shape: (V, C, h, w) that all have to have; others count as damaged. None takes any.
     """
 
-    def __init__(
-        self,
-        quadruples: Sequence[Quadruple],
-        seed: int,
-        targets: int = 4,
-        size: int | None = None,
-        believed: float = BELIEVED,
-        noise_shape: Sequence[int] | None = None,
-    ) -> None:
-        self.quadruples, self.seed, self.targets = quadruples, seed, targets
-        self.size, self.believed = size, believed
-        self.noise_shape = None if noise_shape is None else tuple(noise_shape)
-        if not len(quadruples):
+    quadruples: Sequence[Quadruple]  # what the teacher made
+    seed: int  # of the run
+    # Number of target views, the input's first; some of the teacher's where it has more, and taken again
+    # where it has fewer
+    targets: int = 4
+    size: int | None = None  # pixels of the input picture; None is that of the views
+    believed: float = BELIEVED  # confidence from which a matte is used
+    # (V, C, h, w) that all have to have; others count as damaged. None takes any
+    noise_shape: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.quadruples):
             raise UserError("no quadruples to train on; make some with dd3g simulate")
 
     def __len__(self) -> int:
@@ -63,12 +54,12 @@ class QuadrupleDataset:
         g = generator_for(self.seed, index)
         place = pick(len(self.quadruples), g)
         q = self.quadruples[place]
-        found = tuple(q.noise.shape)
-        if self.noise_shape and (found, len(q.outputs)) != (self.noise_shape, self.noise_shape[0]):
+        found, wanted = tuple(q.noise.shape), tuple(self.noise_shape or ())
+        if wanted and (found, len(q.outputs)) != (wanted, wanted[0]):
             shard = self.quadruples.shard(place) if isinstance(self.quadruples, Quadruples) else "the set"
             raise UserError(
                 f"{q.meta.get('key', place)} in shard {shard} is of another teacher ({len(q.outputs)} views, "
-                f"noise {found}; the model takes {self.noise_shape}): move that shard away"
+                f"noise {found}; the model takes {wanted}): move that shard away"
             )
         size = self.size or q.cameras.width
         image, cameras = resize_rgba(q.input, size), q.cameras.resized(size)
@@ -146,22 +137,15 @@ def joined(*parts: Cameras) -> Cameras:
     return replace(parts[0], viewmats=viewmats, Ks=Ks, near=near, far=far)
 
 
+@dataclass
 class MixedDataset:
-    """Renders first, quadruples later.
+    """Renders first, quadruples later."""
 
-    Args:
-        renders: give the samples before `start`.
-        quadruples: give a share of the samples from then on.
-        start: index of the first sample that may be a quadruple.
-        share: of quadruples from then on, 0..1.
-        seed: of the choice.
-    """
-
-    def __init__(
-        self, renders: RenderDataset, quadruples: QuadrupleDataset, start: int, share: float, seed: int
-    ) -> None:
-        self.renders, self.quadruples = renders, quadruples
-        self.start, self.share, self.seed = start, share, seed
+    renders: RenderDataset  # give the samples before `start`
+    quadruples: QuadrupleDataset  # give a share of the samples from then on
+    start: int  # index of the first sample that may be a quadruple
+    share: float  # of quadruples from then on, 0..1
+    seed: int  # of the choice
 
     def __len__(self) -> int:
         """Number of objects and quadruples."""
