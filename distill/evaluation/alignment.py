@@ -31,20 +31,20 @@ def find_move(drawing: Drawing, target: Target) -> Move:
     camera = target.cameras[view[0]]
     right, down = camera.viewmats[0, :3], camera.viewmats[1, :3]
     pixel = float(camera.positions.norm() / camera.Ks[0, 0])  # width of a pixel at the origin
-    true = target.image[3:]
-    scale, shift = 1.0, torch.zeros(3)
-    best = Move(scale, shift, _residual(drawing(target, view), true))
-    for _ in range(8):  # since perspective couples both
+    true, mask = target.image[3:], target.image[3:] > 0.5
+    scale, shift, found = 1.0, torch.zeros(3), []
+    for _ in range(9):  # since perspective couples both
         shown = moved(drawing, scale, shift)(target, view)
-        alpha = (shown.alpha if shown.alpha is not None else torch.zeros(1, *true.shape))[0]
+        alpha = torch.zeros_like(true) if shown.alpha is None else shown.alpha[0]
+        seen = alpha > 0.5
+        overlap = (seen & mask).sum() / (seen | mask).sum().clamp(min=1)
+        found.append(Move(scale, shift, 1 - float(overlap)))
         if alpha.sum() < 1e-3 or true.sum() < 1e-3:
-            return best
+            break
         factor = float((true.sum() / alpha.sum()).sqrt())
         off = (_middle(true) - factor * _middle(alpha)) * pixel
         scale, shift = factor * scale, factor * shift + off[0] * right + off[1] * down
-        found = Move(scale, shift, _residual(moved(drawing, scale, shift)(target, view), true))
-        best = min(best, found, key=lambda move: move.residual)
-    return best
+    return min(found, key=lambda move: move.residual)
 
 
 def moved(drawing: Drawing, scale: float, shift: Tensor) -> Drawing:
@@ -62,12 +62,6 @@ def towards(cameras: Cameras, scale: float, shift: Tensor) -> Cameras:
     viewmats = cameras.viewmats.clone()
     viewmats[..., :3, 3] = (viewmats[..., :3, :3] @ shift + viewmats[..., :3, 3]) / scale
     return replace(cameras, viewmats=viewmats, near=cameras.near / scale, far=cameras.far / scale)
-
-
-def _residual(shown: Prediction, true: Tensor) -> float:
-    seen = shown.alpha[0] > 0.5 if shown.alpha is not None else torch.zeros_like(true, dtype=torch.bool)
-    mask = true > 0.5
-    return 1 - float((seen & mask).sum() / (seen | mask).sum().clamp(min=1))
 
 
 def _middle(alpha: Tensor) -> Tensor:

@@ -60,23 +60,13 @@ def find_lgm(source: str | Path) -> Path:
         raise UserError(
             f"{path}: no safetensors file or folder with one; give {NAME!r} for the published weights"
         )
-    check_rotations(path)
+    if path.stat().st_size == published.size:
+        try:
+            check_digest(path, published.sha256[published.files[0]])
+        except UserError as error:
+            raise UserError(
+                f"{path} is as large as {published.files[0]} and is another file: damaged, or "
+                f"{published.repo}'s model_fp16.safetensors, whose rotations are wrong; give {NAME!r} to "
+                "fetch the right one"
+            ) from error
     return path
-
-
-def check_rotations(path: Path) -> None:
-    """Refuse the older published file of the same size, whose Gaussians are turned the wrong way.
-
-    Raises:
-        UserError: for a file as large as the right one with another hash.
-    """
-    published = HUB_MODELS[NAME]
-    if path.stat().st_size != published.size:
-        return
-    try:
-        check_digest(path, published.sha256[published.files[0]])
-    except UserError as error:
-        raise UserError(
-            f"{path} is as large as {published.files[0]} and is another file: damaged, or {published.repo}'s "
-            f"model_fp16.safetensors, whose rotations are wrong; give {NAME!r} to fetch the right one"
-        ) from error

@@ -85,11 +85,6 @@ class ShapeDataset:
         return shape_sample(item, g, self.size, self.bins, self.pixels, self.recolour, mirror, self.stretch)
 
 
-def input_views(item_meta: dict) -> list[int]:
-    """Indices of the views that may be pictures: those from usual elevations."""
-    return [v for v, e in enumerate(item_meta["elevation"]) if LOWEST <= e <= HIGHEST]
-
-
 def shape_sample(
     item: RenderedObject,
     g: torch.Generator,
@@ -106,7 +101,7 @@ def shape_sample(
         UserError: when the object has no volume or only one view, or is only seen from too high or low.
     """
     volume, elevations = item.volume, item.meta["elevation"]
-    inputs = input_views(item.meta)
+    inputs = [v for v, e in enumerate(elevations) if LOWEST <= e <= HIGHEST]
     if volume is None or not inputs or len(elevations) < 2:
         raise UserError(
             f"rendered object {item.meta['id']} needs a volume and two views, one of them from "

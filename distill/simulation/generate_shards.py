@@ -26,7 +26,7 @@ from distill.teachers import Teacher
 
 SETTINGS = "simulate.json"
 MADE_BY = "made_by"  # in it: what is known of the teacher
-FAILED = ".failed.json"  # beside a shard: which of its pictures could not be used
+FAILED = ".failed.json"  # beside a shard: index of a picture that could not be used -> why
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _generate(wanted: ShardSet, state: Any, max_minutes: float, show: bool) -> d
                         partial.write_text(json.dumps(lost, indent=2) + "\n")
                 write_shard(path, samples)
                 written, quadruples = written + 1, quadruples + len(samples)
-            failed |= _failed(path)
+            failed |= _read_json(path.with_suffix(FAILED))
             progress.advance(note=path.name)
     reports = [(written, quadruples, failed)]
     if state.num_processes > 1:
@@ -284,11 +284,6 @@ def missing_shards(output: Path) -> list[str]:
 
 def _name(number: int, part: int) -> str:
     return f"quadruples-{number:02d}-{part:05d}.tar"
-
-
-def _failed(shard: Path) -> dict[str, str]:
-    """Index of a picture that could not be used -> why."""
-    return _read_json(shard.with_suffix(FAILED))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
