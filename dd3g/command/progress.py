@@ -6,7 +6,7 @@ import importlib.util
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -78,7 +78,7 @@ class Progress:
             left = timedelta(seconds=round((total - self.done) / self.rate))
             self.say(f"{self.done} of {about}{total} {self.name}, {note}, {left} left")
 
-    def each(self, items: Sequence[T]) -> Iterator[T]:
+    def each(self, items: Iterable[T]) -> Iterator[T]:
         """The items one by one, each counted when the next one is asked for."""
         for item in items:
             yield item

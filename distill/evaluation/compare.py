@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import dd3g
 from dd3g.command.progress import Progress, track
@@ -86,7 +87,8 @@ def evaluate(source: Path | Sequence[Path], output: Path, options: Evaluation) -
 
     report = about | _described(job, targets, results) | _compared(results, scores, o.seed)
     report["data"] |= {"failed": failed, "processes": processes}
-    report |= {"generators": o.generators, "teacher": o.teacher, "sheets": _sheets(results, output)}
+    sheets = save_sheets(output, _on_sheets(results))
+    report |= {"generators": o.generators, "teacher": o.teacher, "sheets": [sheet.name for sheet in sheets]}
     if o.quadruples is not None:
         report["against_teacher"] = {
             label: compare_with_quadruples(model, o.quadruples, o.limit, o.seed)
@@ -232,14 +234,13 @@ def _sets(results: list[dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str
     return found
 
 
-def _sheets(results: list[dict[str, Any]], output: Path) -> list[str]:
-    shown = []
+def _on_sheets(results: list[dict[str, Any]]) -> Iterator[list[tuple[str, Tensor]]]:
+    """What sheets show of each object, see `save_sheets`."""
     for found in results:
         if "tiles" in found:
             rows = _by_label(found).items()
             tiles = [(label, from_png(row["tiles"])) for label, row in rows if "tiles" in row]
-            shown.append([(found["id"], from_png(found["tiles"])), *tiles])
-    return [path.name for path in save_sheets(output, shown)]
+            yield [(found["id"], from_png(found["tiles"])), *tiles]
 
 
 def _check_predictions(rows: Sequence[str], targets: Targets | FoundTargets) -> None:
@@ -280,11 +281,8 @@ def _results(job: Job, work: Work, count: int, processes: int) -> Iterator[dict[
     found: Iterator[dict[str, Any]] = map(work, range(count))
     if processes > 1:
         found = map_in_processes(_do, range(count), processes, partial(_start, job, processes))
-    with Progress() as progress:
-        progress.phase("objects", count)
-        for result in found:
-            yield result
-            progress.advance()
+    with Progress(total=count, name="objects") as progress:
+        yield from progress.each(found)
 
 
 _work: Work  # of a worker process

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def write_csv(path: Path, scores: dict[str, list[dict[str, Any]]]) -> None:
 NOT_ON_SHEETS = ("all white", "flat card", "mean-colour blob", "true shape in our decoder")
 
 
-def save_sheets(folder: Path, objects: Sequence[Sequence[tuple[str, Tensor]]], page: int = 10) -> list[Path]:
+def save_sheets(folder: Path, objects: Iterable[Sequence[tuple[str, Tensor]]], page: int = 10) -> list[Path]:
     """Pictures of rows below the truth, `page` objects on each sheet.png, sheet-2.png and so on.
 
     Args:
@@ -58,11 +59,11 @@ def save_sheets(folder: Path, objects: Sequence[Sequence[tuple[str, Tensor]]], p
             the input, near 45 degrees from it, 90, near 135, 180, 270; see `sheet_views`.
         page: objects on a sheet.
     """
-    paths = []
-    for start in range(0, len(objects), page):
-        rows = [row for one in objects[start : start + page] for row in one]
+    left = iter(objects)
+    paths: list[Path] = []
+    while rows := [row for one in islice(left, page) for row in one]:
         shown = torch.stack([torch.stack([_label(name, tiles.shape[-1]), *tiles]) for name, tiles in rows])
-        name = f"sheet-{start // page + 1}.png" if start else "sheet.png"
+        name = f"sheet-{len(paths) + 1}.png" if paths else "sheet.png"
         paths.append(save_contact_sheet(shown, folder / name))
     return paths
 
