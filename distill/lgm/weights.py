@@ -47,10 +47,10 @@ def load_lgm(source: str | Path = NAME, device: str | torch.device = "cpu") -> L
 
 def find_lgm(source: str | Path) -> Path:
     """The file that `load_lgm` reads."""
-    path = Path(source)
-    published = None if path.exists() else listed(str(source))
-    if published and published.repo == HUB_MODELS[NAME].repo:
-        return published.fetch() / published.files[0]
+    path, published = Path(source), HUB_MODELS[NAME]
+    asked = None if path.exists() else listed(str(source))
+    if asked and asked.repo == published.repo:
+        return asked.fetch() / asked.files[0]
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if len(files) != 1:

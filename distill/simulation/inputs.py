@@ -105,7 +105,7 @@ class Renders:
         return len(self.objects)
 
     def picture(self, index: int, seed: int, size: int) -> tuple[Tensor, dict[str, Any]]:
-        """As of `Pictures`. Each view of a level quad can be the input, and any view where there is no quad."""
+        """As of `Pictures`. Each view of a level quad can be the input, any view where there is no quad."""
         item = self.objects[index]
         views = level_views(item.quads, item.meta["elevation"]) or list(range(len(item.rgba)))
         generator = torch.Generator().manual_seed(seed_of(index, seed))
