@@ -31,7 +31,7 @@ class Cameras:
     width: int  # of the image, in pixels
     height: int
     near: float = NEAR  # nearest depth that is drawn
-    far: float = FAR
+    far: float = FAR  # and farthest
 
     def __post_init__(self) -> None:
         if self.viewmats.shape[-2:] != (4, 4) or self.Ks.shape[-2:] != (3, 3):

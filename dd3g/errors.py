@@ -7,6 +7,8 @@ class UserError(Exception):
 
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line; its kind when it says nothing."""
-    if isinstance(error, KeyError):  # whose words are the key alone
-        return f"there is no {error}"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    words = str(error)
+    if isinstance(error, KeyError):  # whose words are the key alone, but for some libraries
+        sentence = len(error.args) == 1 and " " in str(error.args[0])
+        words = str(error.args[0]) if sentence else f"there is no {error}"
+    return (words.strip().splitlines() or [type(error).__name__])[0]

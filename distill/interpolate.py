@@ -42,20 +42,11 @@ def views_of(generator: Any, rgba: Tensor, noise: Tensor, size: int, raw: bool) 
         size: pixels per side.
         raw: the network's own splats, where the solid body hides what differs.
     """
-    from dd3g.pepd.frustum import resize
-    from dd3g.pepd.solid import solidify
     from dd3g.rasterizer import rasterize
 
-    config, device = generator.config, next(generator.parameters()).device
-    V = config.latent_shape[0]
-    rig = Cameras.orbit([360.0 * v / V for v in range(V)], ELEVATION, config.size)
-    image = resize(rgba[None], config.size).to(device)
-    with torch.inference_mode():
-        gaussians = generator(noise[None].to(device), rig.to(device), image)[0]
-        if not raw and config.surface != "off":
-            gaussians = solidify(gaussians, rgba, rig[:1]).to(device)
-        cameras = Cameras.orbit(list(AZIMUTHS), ELEVATION, size).to(device)
-        return rasterize(gaussians, cameras, background=1.0, antialiased=True).rgb.clamp(0, 1).cpu()
+    gaussians = generator.generate(rgba, raw=raw, noise=noise)
+    cameras = Cameras.orbit(list(AZIMUTHS), ELEVATION, size).to(gaussians.means.device)
+    return rasterize(gaussians, cameras, background=1.0, antialiased=True).rgb.clamp(0, 1).cpu()
 
 
 def spread(views: list[Tensor]) -> dict[str, float]:

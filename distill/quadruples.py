@@ -182,8 +182,7 @@ class Quadruples(Sequence[Quadruple]):
         except Exception as error:  # of json, numpy and Pillow, which raise nearly every type there is
             raise UserError(
                 f"{self.key(index)} in shard {self._shards.where(index)} is not a quadruple, or is damaged "
-                f"({first_line(error)}): delete the shard and run distill.simulate again with the same "
-                "command"
+                f"({first_line(error)}): delete the shard and run the same `dd3g simulate` again"
             ) from error
 
 

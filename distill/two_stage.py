@@ -56,7 +56,8 @@ class TeacherAndLGM:
     ) -> Gaussians:
         """One object, (N,) Gaussians on LGM's device; the arguments are those of `Generator.generate`.
 
-        An elevation of 0 is what LGM's authors give; its splats are raw always, as it makes them.
+        The seed's noise is drawn on the CPU. An elevation of 0 is what LGM's authors give; its splats are raw
+        always, as it makes them.
 
         Raises:
             UserError: for `refine`, which fits a solid's discs, or when the elevation or fov is out of range.

@@ -109,7 +109,10 @@ class ShardWorker:
         return manifest
 
     def _wave(self, attempts: dict[str, int], first: dict[str, int]) -> list[DrawRequest]:
-        """The next try of each prompt that has had the fewest in this run; `first` are all first ones."""
+        """The next try of each prompt that has had the fewest in this run, which began at `first`.
+
+        The fewest, since chunks of a run before may end amid a wave.
+        """
         left = [p for p in self.prompts if attempts.get(p.id, self.spec.attempts) < self.spec.attempts]
         fewest = min((attempts[p.id] - first[p.id] for p in left), default=0)
         return [

@@ -143,8 +143,8 @@ class Storage:
     def sweep(self, folder: str, stem: str = "") -> None:
         """Delete temporary files that a killed run left in `folder` for files whose name starts with `stem`.
 
-        Those of processes that run on this machine stay. The folder itself goes too when nothing is left in
-        it.
+        Those of processes that run on this machine stay, and all where the system is not POSIX. The folder
+        itself goes too when nothing is left in it.
         """
         if self.folder is None:
             return

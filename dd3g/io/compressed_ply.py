@@ -14,7 +14,7 @@ _BOUNDS = (12, 18)  # columns of a chunk; older files bound no colours
 
 
 def encode(gaussians: Gaussians, axes: str, antialiased: bool) -> bytes:
-    """Write Gaussians (N,), which are in these axes, in Morton order."""
+    """Write Gaussians (N,) in Morton order; comments tell their axes, and if they are drawn antialiased."""
     raw = to_raw(gaussians)
     data: bytes = load_gsply().compress_to_bytes(
         raw[:, 0:3], raw[:, 7:10], raw[:, 10:14], np.ascontiguousarray(raw[:, 6]), raw[:, 3:6]

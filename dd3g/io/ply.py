@@ -65,6 +65,7 @@ def from_raw(raw: np.ndarray) -> Gaussians:
 def encode(gaussians: Gaussians, axes: str, antialiased: bool, layout: str) -> bytes:
     """Write Gaussians (N,), which are in these axes, as binary little-endian numbers.
 
+    Comments tell the axes, and whether the Gaussians are drawn antialiased.
     The layout "compact" has the columns `FIELDS`; "inria" adds normals and the 45 harmonics of degree 3, all
     zero, for importers that count columns.
     """

@@ -22,7 +22,8 @@ _MOST = 1 << 26  # Gaussians, and bytes of meta.json: more would fill the memory
 def encode(gaussians: Gaussians, axes: str, antialiased: bool) -> bytes:
     """Write Gaussians (N,), which are in these axes, in Morton order.
 
-    Positions have 16 bits, all else 8, scales and colours by codebook. Readers assume the axes "opencv".
+    Positions have 16 bits, all else 8, scales and colours by codebook. meta.json tells axes other than
+    "opencv", which every reader assumes, and as the "model" whether they are drawn antialiased.
     """
     raw = to_raw(gaussians).astype(np.float64)
     places = np.sign(raw[:, :3]) * np.log1p(np.abs(raw[:, :3]))

@@ -24,7 +24,7 @@ class AttentionKernel(nn.Module):
 
 
 def use_kernel(module: nn.Module, name: str) -> None:
-    """Let all attention of a module be computed by one of `KERNELS`."""
+    """Let every `AttentionKernel` of a module be computed by one of `KERNELS`."""
     for kernel in module.modules():
         if isinstance(kernel, AttentionKernel):
             kernel.name = name

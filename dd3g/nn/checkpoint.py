@@ -211,8 +211,10 @@ def build(
     check_options(folder, config, kinds)
     options = {k: v for k, v in config.items() if k != "kind"}
     for name, value in options.items():
-        for section in (kinds[name], *get_args(kinds[name])):
-            if isinstance(section, type) and is_dataclass(section) and value is not None:
+        may_be = get_args(kinds[name]) or (kinds[name],)
+        for section in may_be:
+            none = value is None and type(None) in may_be
+            if isinstance(section, type) and is_dataclass(section) and not none:
                 options[name] = build(folder, value, section, lambda made: made)
     try:
         return model_class(config_class(**options))

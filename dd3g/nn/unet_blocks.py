@@ -155,7 +155,7 @@ class UNetTransformerBlock(nn.Module):
 
 
 class UNetTransformer(nn.Module):
-    """Transformer blocks over the maps of all frames, with a skip; the arguments are `UNetAttention`'s."""
+    """`depth` blocks over the maps of all frames, with a skip; with `image`, it has keys of its own."""
 
     first = 0  # where its blocks begin in the whole network's context
 

@@ -45,7 +45,7 @@ class CapturedPass:
                 self._run()
         torch.cuda.current_stream(device).wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        # Left to itself it listens to the current device, and of a pass on another one would hold nothing.
+        # Without a stream it captures that of the current device, and of a pass on another one nothing.
         with torch.cuda.graph(self.graph, stream=side):
             self.result = self._run()
         torch.cuda.synchronize(device)

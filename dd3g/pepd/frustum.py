@@ -107,7 +107,10 @@ def cross(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def template(half: Tensor, middle: Tensor, depths: Tensor) -> Tensor:
-    """Occupancy logits (B, D, S, S) of a body of this half thickness around a `middle` depth (B, 1, S, S)."""
+    """Occupancy logits (B, D, S, S) of a body, at the camera depths (D,) of slices.
+
+    Its half thickness and the camera depth of its middle are (B, 1, S, S), in world units.
+    """
     return ((half - (depths[:, None, None] - middle).abs()) / SOFTNESS).clamp(-LIMIT, LIMIT)
 
 

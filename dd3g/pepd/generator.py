@@ -127,6 +127,7 @@ class Generator(nn.Module):
         matte: str = "auto",
         mask: Any = None,
         fov: float = FOVY,
+        noise: Tensor | None = None,
     ) -> Gaussians:
         """Picture to Gaussians, the whole way for one user; what is doubtful becomes a Python warning.
 
@@ -140,6 +141,7 @@ class Generator(nn.Module):
             matte: as in `dd3g.load_image`.
             mask: as in `dd3g.load_image`.
             fov: degrees that the framed picture spans, see `seen_under`; less for a photo from far away.
+            noise: (V, C, h, w) in place of that of the seed.
 
         Returns:
             (N,) Gaussians on the generator's device.
@@ -159,10 +161,11 @@ class Generator(nn.Module):
         rgba = as_picture(picture, matte, mask).rgba.float()
         device = self.type_embedding.device
         image = resize(rgba[None], self.config.size).to(device)
-        noise = torch.randn(1, *self.config.latent_shape, generator=torch.Generator().manual_seed(seed))
+        if noise is None:
+            noise = torch.randn(self.config.latent_shape, generator=torch.Generator().manual_seed(seed))
         rig, front = self.config.rig_at(elevation), Cameras.orbit([0.0], elevation, self.config.size)
         self.eval()
-        inputs = noise.to(device), rig.to(device), image
+        inputs = noise[None].to(device), rig.to(device), image
         # What was captured takes the first view for the input's.
         captured = None if self.config.azimuths else self.captured
         if captured is not None and captured.fits(*inputs):

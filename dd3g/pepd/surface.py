@@ -134,7 +134,7 @@ def surface_quads(field: Tensor, level: float) -> Tensor:
 
 
 def unambiguous(field: Tensor, level: float) -> Tensor:
-    """The field (n, n, n) with a little matter added where two voxels inside meet at no more than an edge.
+    """The field (n, n, n), high inside, with a little matter where two voxels meet at no more than an edge.
 
     There four quads would share a side, and the surface would not be that of a solid.
     """

@@ -97,8 +97,8 @@ def load_image(
         return Picture(resize_rgba(_padded(_zero_to_one(source, name)), size))
     image = read_rgba(source, name)
     given = None if mask is None else read_mask(mask, image.size)
-    opaque = image.getchannel("A").getextrema()[0] == 255
-    if mask is not None and name_of(mask) == name != NAMELESS and opaque:
+    itself = mask is not None and name_of(mask) == name != NAMELESS
+    if itself and image.getchannel("A").getextrema()[0] == 255:
         raise UserError(f"{name} has no alpha that could be its mask: give a mask of its own, or none")
     if recentre:
         image, given = _closer(image, given, matte, size)

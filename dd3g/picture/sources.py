@@ -181,7 +181,7 @@ class ShardPictures:
 
 
 def level_views(quads: Sequence[Sequence[int]], elevation: Sequence[float]) -> list[int]:
-    """Views of a rendered object that the generator's own cameras would take, of nearly its elevation.
+    """Views of those quads of a rendered object that are nearest to the elevation of the generator's cameras.
 
     Its meta has the quads, sets of four views 90 degrees apart, and the elevation of each view, in degrees.
     """

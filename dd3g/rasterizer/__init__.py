@@ -25,7 +25,7 @@ class Render(NamedTuple):
 
     rgb: Tensor  # (..., V, C, H, W) colours over the background
     alpha: Tensor  # (..., V, 1, H, W) coverage in 0..1
-    depth: Tensor  # (..., V, 1, H, W) camera z summed with the blending weights; by alpha it is a mean depth
+    depth: Tensor  # (..., V, 1, H, W) camera z summed with the blending weights; over alpha a mean
 
 
 def get_ready(device: torch.device) -> None:

@@ -76,5 +76,5 @@ def load_kernels() -> None:
         raise UserError(
             f"gsplat cannot build its kernels for CUDA ({first_line(error)}): install nvcc of torch's CUDA "
             "version, a C++ compiler and ninja, and set CUDA_HOME (with VERBOSE=1 the compiler is heard); or "
-            "draw on the CPU, with --device cpu or, in a training, use_cpu=true"
+            "draw on the CPU, with --device cpu, in a training use_cpu=true, in Python .to('cpu')"
         ) from error

@@ -204,7 +204,8 @@ def _chosen(output: Path, config: LoopConfig) -> tuple[Path | None, dict[str, An
             print(f"no checkpoint in {output} yet: starting from step 0", file=sys.stderr)
         path, about = _newest_whole(found) if found else (None, {})
     elif wanted:
-        path = Path(wanted) if Path(wanted).is_dir() else output / wanted
+        own = output / wanted
+        path = own if own.is_dir() else Path(wanted)
         if not path.is_dir() or not path.name.removeprefix("checkpoint-").isdigit():
             raise UserError(
                 f"{wanted}: not a checkpoint folder; give 'latest' or a folder named checkpoint-STEP"

@@ -85,7 +85,7 @@ class LoopConfig:
             raise ValueError(f"seed must be below 2^63, got {self.seed}")
 
     def count_epochs(self, items: int, step: int = 0, consumed: int = 0) -> None:
-        """Set `max_train_steps` by `num_train_epochs`, where that is given, and the items to draw from.
+        """Where `num_train_epochs` is given, set `max_train_steps` by it and the number of items.
 
         A run that goes on from a step has consumed samples, perhaps with another number of processes.
         """

@@ -31,7 +31,8 @@ def make_optimizer(model: nn.Module, config: LoopConfig, fused: bool) -> torch.o
     if len(by_share) > 1 and config.optimizer == "muon":
         raise UserError("optimizer muon has one rate for all parameters: take adamw, or start.lower=frozen")
     groups: Any = [{"params": found, "rate_share": share} for share, found in by_share.items()]
-    # A fused step is taken after an overflow too, and only AdamW's own kernel then leaves the weights alone.
+    # A fused step is taken after an overflow too: Muon's breaks the weights, and accelerate counts AdamW's,
+    # which leaves them alone, as made.
     fused = fused and config.precision != "fp16"
     return (Muon if config.optimizer == "muon" else torch.optim.AdamW)(
         groups if len(groups) > 1 else model.parameters(),

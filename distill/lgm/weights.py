@@ -50,8 +50,10 @@ def find_lgm(source: str | Path) -> Path:
     path, published = Path(source), HUB_MODELS[NAME]
     asked = None if path.exists() else listed(str(source))
     if asked and asked.repo == published.repo:
-        return asked.fetch() / asked.files[0]
-    if path.is_dir():
+        path = asked.fetch() / asked.files[0]
+        if asked.sha256:  # what was fetched has it
+            return path
+    elif path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if len(files) != 1:
             raise UserError(f"{path} holds {len(files)} safetensors files: give the one with LGM's weights")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -221,7 +222,7 @@ def check_rig(dataset: QuadrupleDataset, rig: Cameras, name: str = "the quadrupl
 
 
 def validation_batch(renders: str, size: int, noise_shape: Sequence[int]) -> Sample | None:
-    """Eight fixed samples of the folder `renders` for contact sheets; None where it is "".
+    """Eight fixed samples of the folder `renders` for contact sheets; None for "", or where all are damaged.
 
     Raises:
         UserError: as `check_fit`.
@@ -232,8 +233,9 @@ def validation_batch(renders: str, size: int, noise_shape: Sequence[int]) -> Sam
     held = RenderDataset(objects, 0, noise_shape, free_fraction=0, recolour=0)
     check_fit(held, size, noise_shape, "validation_renders")
     shown, damaged = shown_batch(held)
-    for error in damaged:
-        print(f"warning: left out of the contact sheet: {error}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # each process reads them
+        for error in damaged:
+            print(f"warning: left out of the contact sheet: {error}", file=sys.stderr)
     return shown
 
 

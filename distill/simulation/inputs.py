@@ -94,7 +94,7 @@ class Pictures:
 
 
 class Renders:
-    """Rendered objects; the seed chooses the view among those at the rig's elevation."""
+    """Rendered objects; the seed chooses among the views nearest to the elevation of the generator's rig."""
 
     matte = NO_MATTE
 

@@ -111,14 +111,16 @@ class Zero123PlusTeacher(LatentTeacher):
         sides: tuple[int, int] | None = None,
         size: int = 320,
     ) -> None:
-        folder = source.folder
+        folder, version = source.folder, version or _version(source)
+        if version not in ELEVATIONS:
+            raise UserError(f"Zero123++ {version} is not known: give version {' or '.join(ELEVATIONS)}")
         ramp = read_json(folder / "model_index.json").get("ramping_coefficients")
         if not isinstance(ramp, list) or len(ramp) != 77 or not all(isinstance(r, int | float) for r in ramp):
             raise UserError(
                 f"{folder}/model_index.json has no 77 ramping_coefficients: it is not of Zero123++"
             )
         unet = load_part("diffusers.UNet2DConditionModel", folder / "unet", dtype)
-        identity, version = folder_fingerprint(folder), version or _version(source)
+        identity = folder_fingerprint(folder)
         about = {"teacher": "zero123plus", "version": version, "reference_seed": SEED, **source.about}
         if white_unet is not None:
             identity += _replace_weights(unet, white_unet.folder, dtype)

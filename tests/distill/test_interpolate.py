@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
 from dd3g.pepd import Generator, GeneratorConfig
 from distill.interpolate import AZIMUTHS, between, main, perceptual_spread, spread
@@ -35,19 +34,15 @@ def test_spread_is_the_deviation_over_noises():
     assert spread([views[0], views[0]])["deviation"] == 0
 
 
-class Balls(torch.nn.Module):
+class Balls:
     """The noise's first value decides the size of a ball."""
 
-    config = GeneratorConfig(size=16, latent_shape=(4, 4, 2, 2), surface="off")
+    config = GeneratorConfig(size=16, latent_shape=(4, 4, 2, 2))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.radius = torch.nn.Parameter(torch.tensor(0.2))
-
-    def forward(self, noise, cameras: Cameras, image) -> Gaussians:
-        scales = (self.radius * (1 + 0.5 * torch.tanh(noise[:, 0, 0, 0, 0])))[:, None, None].expand(1, 1, 3)
-        quats = torch.tensor([1.0, 0, 0, 0]).expand(1, 1, 4)
-        return Gaussians(torch.zeros(1, 1, 3), quats, scales, torch.full((1, 1), 0.99), torch.zeros(1, 1, 3))
+    def generate(self, picture, raw, noise):
+        scales = (0.2 * (1 + 0.5 * torch.tanh(noise[0, 0, 0, 0]))).expand(1, 3)
+        quats = torch.tensor([[1.0, 0, 0, 0]])
+        return Gaussians(torch.zeros(1, 3), quats, scales, torch.full((1,), 0.99), torch.zeros(1, 3))
 
 
 def test_the_perceptual_spread_is_the_mean_over_pairs_of_noises(monkeypatch):

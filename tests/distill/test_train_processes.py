@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from stand_ins.distilled import distil, words
-from stand_ins.training_runs import FORKED, files, metrics
+from stand_ins.training_runs import FORKED, TORCHRUN, files, metrics
 
 from dd3g.command.configuration import parse
 from distill.train import DistillConfig, training_samples
@@ -80,7 +80,7 @@ def test_two_processes_follow_one(data, tmp_path):
         "objective.implicit": 0.05, "pretrained_teacher_model": "analytic", "learning_rate": 1e-3,
     }  # fmt: skip
     line = words(data[0], tmp_path / "two", train_batch_size=1, **options)
-    process = script(sys.executable, "-m", *FORKED, "distill/train.py", *line)
+    process = script(sys.executable, "-m", *TORCHRUN, "distill/train.py", *line)
     assert distil(data[0], tmp_path / "one", train_batch_size=2, **options) == 0
     out, error = process.communicate(timeout=600)
     assert process.returncode == 0, error

@@ -19,7 +19,7 @@ from distill.teachers.mvdream import MVDreamTeacher
 from distill.teachers.published import Source
 from tools.goldens import made_up
 from tools.goldens.golden import CALL, LOOP, PART, Compared, Golden
-from tools.goldens.unet import own
+from tools.goldens.unet import known_options
 
 SCHEDULER = {
     "beta_schedule": "scaled_linear",
@@ -71,7 +71,9 @@ def check(golden: Golden) -> Iterator[Compared]:
         for kind, unet in (("picture", "unet"), ("text", "unet_text")):
             if unet not in shapes:  # a file of the other one alone
                 continue
-            parts = {k: configs[k] for k in shapes if not k.startswith("unet")} | {"unet": own(configs[unet])}
+            parts = {k: configs[k] for k in shapes if not k.startswith("unet")} | {
+                "unet": known_options(configs[unet])
+            }
             weights = shapes | {"unet": shapes[unet]}
             folder = write_folder(Path(temporary, kind), parts, weights, golden.seed)
             write_scheduler(folder, golden.about.get("scheduler", SCHEDULER))

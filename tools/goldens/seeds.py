@@ -69,7 +69,7 @@ def _time_embed(golden: Golden) -> Compared:
     return Compared("part.time_embed", found, golden["part.time_embed"][:, :FEW], SAME)
 
 
-# Name of the file -> array, and what it is compared with; the quick ones first.
+# Beginning of a file's name -> array, and what it is compared with; the quick ones first.
 PROBES: dict[str, tuple[str, Callable[[Golden], Compared]]] = {
     "pipeline_mvdream": ("picture", _picture),
     "zero123pp": ("input_rgba", _levels("input_rgba", "zpicture")),

@@ -25,12 +25,12 @@ _CAMERA = re.compile(r"(\d+)\.(-?\d+(?:\.\d+)?)\.(-?\d+(?:\.\d+)?)")  # views, e
 def make_unet(golden: Golden, config: dict[str, Any], shapes: dict[str, list[int]]) -> MultiViewUNet:
     """The network of a config, with the made-up weights."""
     image_dim = shapes.get("image_embed.proj_in.weight", (0, MultiViewUNetConfig.image_dim))[1]
-    unet = MultiViewUNet(MultiViewUNetConfig(**own(config), image_dim=image_dim))
+    unet = MultiViewUNet(MultiViewUNetConfig(**known_options(config), image_dim=image_dim))
     unet.load_state_dict(golden.state(shapes))
     return unet.to(golden.dtype)
 
 
-def own(config: dict[str, Any]) -> dict[str, Any]:
+def known_options(config: dict[str, Any]) -> dict[str, Any]:
     """The options that we know; what others change would show in the shapes or the answers."""
     known = set(MultiViewUNetConfig.__dataclass_fields__) - {"image_dim"}
     return {name: value for name, value in config.items() if name in known}

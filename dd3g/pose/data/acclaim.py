@@ -104,8 +104,10 @@ def _parse_asf(path: Path) -> tuple[dict[str, _Bone], float, bool]:
         for line in (inside[1] if inside else "").splitlines():
             parent, *children = line.split() or [""]
             for child in children:
-                if parent not in ordered:
-                    raise UserError(f"{path}: {child} comes before its parent {parent!r} in the hierarchy")
+                if parent not in ordered or child in ordered:
+                    raise UserError(
+                        f"{path}: {child} comes before its parent {parent!r}, or twice, in the hierarchy"
+                    )
                 bones[child].parent = parent
                 ordered[child] = bones[child]
     except (KeyError, ValueError) as error:

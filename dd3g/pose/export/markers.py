@@ -103,7 +103,7 @@ def _parameters(groups: Sequence[tuple[str, Sequence[tuple[str, Any]]]], blocks:
 
 
 def save_csv(points: Values, path: str | Path, times: Times = (0.0,)) -> Path:
-    """Write a row a frame with its time in seconds and x, y, z of each joint (T, 17, 3) in metres."""
+    """Write a row a frame with its time in seconds and x, y, z of each joint (T, 17, 3), metres, as given."""
     header = ["time", *(f"{joint}_{axis}" for joint in H36M_17.joints for axis in "xyz")]
     with written_lines(path) as write:
         write(",".join(header))

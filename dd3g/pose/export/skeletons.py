@@ -70,7 +70,7 @@ def save_bodies(
 
 
 def save_parameters(rotations: Values, roots: Values, path: str | Path, times: Times = (0.0,)) -> Path:
-    """Write SMPL's parameters as AMASS has them, poses (T, 72), betas (10,), trans (T, 3); see `save_bvh`.
+    """Write SMPL's parameters as AMASS has them, poses (T, 72), betas (10,), trans (T, 3) in metres, y up.
 
     SMPL-X' are there too, root_orient (T, 3) and pose_body (T, 63): its first 22 joints are SMPL's. The tree
     is theirs, the body is not: shapes stay 0, and `trans` is where the pelvis is.

@@ -94,6 +94,8 @@ def place(
 ) -> tuple[Tensor, Tensor]:
     """Turn starts about an axis of the camera and choose their distance on the root's ray, as `zedo` does.
 
+    `iterations` are its `fit_iterations`.
+
     Returns:
         poses (B m, 17, 3) and translations (B m, 3) in metres.
     """

@@ -16,7 +16,7 @@ import dd3g
 from data_gen.__main__ import COMMANDS as DATA
 from dd3g.__main__ import COMMANDS, main
 from dd3g.command.run import dispatch, guarded, say
-from dd3g.errors import UserError
+from dd3g.errors import UserError, first_line
 
 GROUPS = ("data", "models", "benchmark")
 LATE = ("train", "train-teacher", "train-shape", "interpolate", "data train-tiny")  # help needs torch
@@ -200,3 +200,14 @@ def test_with_json_what_cannot_be_read_is_an_object_too(words, capsys, monkeypat
 def _help(name, capsys):
     main([*name.split(), "--help"])
     return capsys.readouterr().out
+
+
+def test_the_first_line_of_an_error_says_what_is_missing():
+    """A KeyError holds the key alone, but for those of zipfile and h5py, which hold a sentence."""
+    for error, line in (
+        (KeyError("config"), "there is no 'config'"),
+        (KeyError("There is no item named 'x' in the archive"), "There is no item named 'x' in the archive"),
+        (ValueError("one\ntwo"), "one"),
+        (ValueError(), "ValueError"),
+    ):
+        assert first_line(error) == line

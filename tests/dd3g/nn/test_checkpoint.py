@@ -120,6 +120,7 @@ def test_options_within_options(tmp_path):
     for bounds, message in (
         ({"offset": 0.1, "nearest": 1}, r"does not know \(nearest\)"),
         ([0.6, 2.2], "where options must be"),
+        (None, "where options must be"),
         ({"depth_near": "close"}, "does not build"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | {"bounds": bounds}))

@@ -49,6 +49,8 @@ def test_generate_is_deterministic_and_follows_the_seed(tmp_path):
     assert files[0] == files[1]
     raw = model.generate(picture, seed=4, raw=True)
     assert not same(raw, model.generate(picture, seed=5, raw=True), 1e-5)
+    noise = torch.randn(model.config.latent_shape, generator=torch.Generator().manual_seed(4))
+    assert same(first, model.generate(picture, noise=noise), 1e-6)
     assert not same(raw, model.generate(picture, seed=4, raw=True, elevation=30.0), 1e-5)
     first.means.requires_grad_()  # what comes out can be optimised further
     first.means.sum().backward()

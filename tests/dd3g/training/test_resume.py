@@ -259,17 +259,17 @@ def test_a_checkpoint_moves_between_one_process_ddp_and_fsdp(tmp_path):
         "ddp": lambda *words: lines(tmp_path / "moved", "train_batch_size=2", *words),
         "fsdp": lambda *words: lines(tmp_path / "moved", "fsdp", "train_batch_size=2", *words),
     }
-    for number, kind in enumerate(("one", "ddp", "fsdp", "one")):
+    for number, kind in enumerate(("fsdp", "one", "ddp", "fsdp", "one")):
         code, said = run[kind](
             f"max_train_steps={3 * number + 3}", "lr_decay_steps=0", LATEST, "--allow-changed"
         )
         assert code == 0, said
         assert number == 0 or metrics(tmp_path / "moved")[-1]["step"] == 3 * number + 3
-    assert line(tmp_path / "whole", "max_train_steps=12", "lr_decay_steps=0") == 0
-    wanted = {step: list(range(4 * step, 4 * step + 4)) for step in range(12)}
+    assert line(tmp_path / "whole", "max_train_steps=15", "lr_decay_steps=0") == 0
+    wanted = {step: list(range(4 * step, 4 * step + 4)) for step in range(15)}
     assert seen(tmp_path / "moved") == wanted == seen(tmp_path / "whole")
     for name in ("model", "average", "optimizer"):
-        a, b = (load_file(tmp_path / n / f"checkpoint-12/{name}.safetensors") for n in ("whole", "moved"))
+        a, b = (load_file(tmp_path / n / f"checkpoint-15/{name}.safetensors") for n in ("whole", "moved"))
         assert a.keys() == b.keys()
         assert all(torch.allclose(a[k], b[k], atol=1e-5) for k in a), name
     a, b = (torch.load(tmp_path / n / "line.pt", weights_only=True) for n in ("whole", "moved"))

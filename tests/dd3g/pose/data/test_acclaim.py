@@ -128,6 +128,13 @@ def test_bad_asf_is_told(tmp_path):
     (tmp_path / "p.asf").write_text(asf().split(":hierarchy")[0])
     with pytest.raises(UserError, match="no section :hierarchy"):
         read_amc(tmp_path / "p.asf", tmp_path / "p.amc")
+    for line, child in (("root lhipjoint", "lhipjoint"), ("lfemur root", "root")):
+        before, end, _ = asf().rpartition("  end\n")
+        (tmp_path / "p.asf").write_text(f"{before}    {line}\n{end}")  # names a bone again
+        with pytest.raises(
+            UserError, match=f"{child} comes before its parent .*, or twice, in the hierarchy"
+        ):
+            read_amc(tmp_path / "p.asf", tmp_path / "p.amc")
     (tmp_path / "p.asf").write_text(asf().replace("     name lradius\n", ""))
     with pytest.raises(UserError, match="no ASF file that can be read.*name"):
         read_amc(tmp_path / "p.asf", tmp_path / "p.amc")

@@ -90,8 +90,6 @@ def test_h36m(h36m):
 
 def test_h36m_subsets(h36m):
     paths = h36m[0] / "data_3d_h36m.npz", h36m[0] / "data_2d_h36m_gt.npz"
-    assert load_h36m(*paths)[0][::2].frames.tolist() == [0, 2, 4]
-    assert load_h36m(*paths)[0][1::2].frames.tolist() == [1, 3]
     kept = load_h36m(*paths, subjects=("S11",), skip_broken=True)
     assert len(kept) == 11  # without Directions by the first camera
     assert sum(r.camera == "54138969" and r.action == "Directions" for r in kept) == 1

@@ -10,6 +10,7 @@ from stand_ins.small_motion import rotations
 
 from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.geometry import axis_angle_to_matrix
+from dd3g.pose.body.inverse import body_rotations
 from dd3g.pose.body.skeletons import H36M_17, SMPL_24
 from dd3g.pose.export import markers, results, skeletons
 from dd3g.pose.series import Track
@@ -79,6 +80,18 @@ def test_bodies_are_written_where_there_are_rotations_or_a_format_is_named(tmp_p
     assert skeletons.save_bodies(Track.of([body]), tmp_path, "a") == ["a.bvh", "a.glb"]
     names = ["a.trc", "a.c3d", "a.csv", "a.npz", "a.glb"]
     formats = [name[2:] for name in names]
-    assert skeletons.save_bodies(Track.of([person()] * 2, [0.0, 0.1]), tmp_path, "a", formats) == names
+    track = Track.of([person()] * 2, [0.0, 0.1])
+    assert skeletons.save_bodies(track, tmp_path, "a", formats) == names
+    # In the camera's frame y goes down and z away; programs have y up and z towards them.
+    rows = np.array(
+        [line.split("\t")[2:] for line in (tmp_path / "a.trc").read_text().splitlines()[6:]], np.float64
+    )
+    upright = 1000 * track.points[slice(None)] * torch.tensor([1.0, -1, -1])
+    np.testing.assert_allclose(rows.reshape(2, 17, 3), upright, atol=1e-2)
+    with np.load(tmp_path / "a.npz") as found:
+        root = axis_angle_to_matrix(torch.from_numpy(found["root_orient"]))
+        own = body_rotations(track.poses[slice(None)])[:, 0]
+        torch.testing.assert_close(root, torch.diag(torch.tensor([1.0, -1, -1])) @ own, atol=1e-4, rtol=0)
+        np.testing.assert_allclose(found["trans"], track.roots[slice(None)] * torch.tensor([1.0, -1, -1]))
     entry = results.as_json(body)["body"]
     assert entry["joints"] == list(SMPL_24.joints) and entry["rotations"].shape == (24, 3)
