@@ -36,7 +36,8 @@ def load_mesh(path: str | Path, up: str = "y", normal: bool = True) -> Mesh:
     Texture transparency is ignored: everything is opaque.
 
     Args:
-        path: the file. Textures of an OBJ are looked up beside it, then anywhere in the folder above it.
+        path: the file. Textures of an OBJ are looked up in its folder, then in `../materials` and
+            `../textures`.
         up: "y" or "z", the axis of the file that points up.
         normal: put its bounding box's centre at the origin and its farthest vertex at distance 1.
 
@@ -130,16 +131,24 @@ def _load_shape(path: Path) -> _Part:
 
 
 class _Nearby:
-    """Files that a mesh names, as trimesh asks for them: Google's scans keep textures in another folder."""
+    """Files that a mesh names, as trimesh asks for them.
+
+    A name may come from its author's disk, and Google's scans keep textures in a folder beside the mesh's.
+    The other folders there are other objects, whose textures have the same names.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        home = path.parent
+        self._home = home
+        self._folders = [home, home.parent / "materials", home.parent / "textures"]
 
     def get(self, name: str) -> bytes:
         name = name.strip()
-        beside = self._path.parent / name
+        beside = self._home / name
         if not beside.is_file():
-            beside = next(self._path.parent.parent.rglob(Path(name.replace("\\", "/")).name), beside)
+            last = Path(name.replace("\\", "/")).name
+            found = (p for folder in self._folders for p in sorted(folder.rglob(last)))
+            beside = next(found, beside)
         return beside.read_bytes()
 
     def __getitem__(self, name: str) -> bytes:

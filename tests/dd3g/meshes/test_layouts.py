@@ -12,6 +12,7 @@ from PIL import Image
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.meshes.layouts import NAMES, find_objects
+from dd3g.meshes.mesh import missing_materials
 from dd3g.meshes.rendering import Light, render_mesh
 
 EVEN = Light(1.0, np.zeros((0, 3)), np.zeros((0, 3)))
@@ -152,6 +153,14 @@ def test_a_scan_without_its_colours_is_no_grey_one(tmp_path, name):
         mesh()
     library.write_text(words)
     assert looks_right(mesh())
+
+
+def test_a_texture_of_another_object_is_not_borrowed(tmp_path):
+    for name in ("left", "right"):
+        write_obj(tmp_path / name / "model.obj", "C:\\art\\wood.png")
+    write_texture(tmp_path / "right" / "art" / "wood.png")
+    assert missing_materials(tmp_path / "right" / "model.obj") == []
+    assert missing_materials(tmp_path / "left" / "model.obj") == ["C:\\art\\wood.png"]
 
 
 def test_archives_that_are_cut_or_hold_something_else_are_named(tmp_path):
