@@ -13,23 +13,25 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from data_gen.meshes.captions import COLORS, LOOKS, STYLES, id_words, picture_words, read_manifest
-from data_gen.picture_models.tiny import TinyDenoiser, TinyRgbaPipeline, encode, scheduler
 from dd3g.command.configuration import launch
 from dd3g.command.setting import setting
-from dd3g.diffusion import Schedule
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import Shards
 from dd3g.picture.sources import SHEET, split_sheet
-from dd3g.training import LoopConfig, SmallNetworkConfig, fit
+from dd3g.training.config import LoopConfig, SmallNetworkConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from data_gen.picture_models.tiny import TinyDenoiser
 
 SHOWN = (
     "a red apple", "a green pine tree", "a brown wooden chair", "a blue fish", "a grey rock", "a yellow car",
@@ -131,6 +133,8 @@ class CaptionedViews:
 
     def draw(self, count: int, g: torch.Generator) -> tuple[Tensor, list[str]]:
         """Straight RGBA (count, 4, S, S) in 0..1, and a text for each."""
+        import torch
+
         rng = np.random.default_rng(int(torch.randint(1 << 62, (), generator=g)))
         pictures, texts = [], []
         for i in rng.integers(len(self.pictures), size=count):
@@ -179,11 +183,18 @@ class TinyLoss:
     """Denoising loss in x0, weighted by 1 / max(sigma, 0.5)^2: form first, not grain."""
 
     def __init__(self, views: CaptionedViews, batch_size: int) -> None:
+        from data_gen.picture_models.tiny import scheduler
+        from dd3g.diffusion import Schedule
+
         self.views, self.batch_size = views, batch_size
         self.schedule = Schedule.from_config(dict(scheduler().config))
 
     def __call__(self, model: nn.Module, g: torch.Generator, step: int) -> Tensor:
         """Mean loss of a batch that `g` decides."""
+        import torch
+
+        from data_gen.picture_models.tiny import TinyDenoiser, encode
+
         assert isinstance(model, TinyDenoiser)
         rgba, texts = self.views.draw(self.batch_size, g)
         x0 = encode(rgba.to(model.device))
@@ -198,7 +209,10 @@ class TinyLoss:
 
 def draw_contact_sheet(model: TinyDenoiser, path: Path) -> None:
     """Draw the texts in `SHOWN` over white and grey, side by side, into one picture."""
+    import torch
     from PIL import Image
+
+    from data_gen.picture_models.tiny import TinyRgbaPipeline, scheduler
 
     pipeline = TinyRgbaPipeline(model, scheduler())
     pipeline.set_progress_bar_config(disable=True)
@@ -212,6 +226,8 @@ def draw_contact_sheet(model: TinyDenoiser, path: Path) -> None:
 
 def save(model: TinyDenoiser, folder: Path, count: int) -> Path:
     """Write the model as a diffusers pipeline with half-precision weights and a card."""
+    from data_gen.picture_models.tiny import TinyDenoiser, TinyRgbaPipeline, scheduler
+
     half = TinyDenoiser.from_config(model.config)
     half.load_state_dict(model.state_dict())
     TinyRgbaPipeline(half.half(), scheduler()).save_pretrained(folder)
@@ -221,6 +237,11 @@ def save(model: TinyDenoiser, folder: Path, count: int) -> Path:
 
 def run(config: TinyTrainConfig) -> Path:
     """Train; returns the folder of the averaged model, a diffusers pipeline."""
+    import torch
+
+    from data_gen.picture_models.tiny import TinyDenoiser
+    from dd3g.training import fit
+
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise UserError(
             f"this model is too small to share: launch it with --num_processes 1, not {processes}"

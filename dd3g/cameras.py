@@ -11,11 +11,7 @@ import torch
 from torch import Tensor
 
 from dd3g.errors import UserError
-
-FOVY = 49.1
-RADIUS = 1.5
-ELEVATION = 10.0
-NEAR, FAR = 0.5, 2.5
+from dd3g.rig import ELEVATION, FAR, FOVY, NEAR, RADIUS
 
 
 @dataclass(frozen=True)

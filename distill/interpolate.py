@@ -9,21 +9,24 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from torch import Tensor
 
-from dd3g.cameras import ELEVATION, Cameras
 from dd3g.command.run import Device, Json, run_command
 from dd3g.errors import UserError
+from dd3g.rig import ELEVATION
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AZIMUTHS = (0.0, 60.0, 120.0, 180.0, 240.0, 300.0)
 
 
 def between(a: Tensor, b: Tensor, t: float) -> Tensor:
     """Spherical interpolation of two noises of any one shape: a at t = 0, b at 1, as long as they are."""
+    import torch
+
     x, y = a.flatten().double(), b.flatten().double()
     angle = torch.acos((x @ y / (x.norm() * y.norm())).clamp(-1, 1))
     if angle < 1e-6:
@@ -42,6 +45,7 @@ def views_of(generator: Any, rgba: Tensor, noise: Tensor, size: int, raw: bool) 
         size: pixels per side.
         raw: the network's own splats, where the solid body hides what differs.
     """
+    from dd3g.cameras import Cameras
     from dd3g.rasterizer import rasterize
 
     gaussians = generator.generate(rgba, raw=raw, noise=noise)
@@ -59,6 +63,8 @@ def spread(views: list[Tensor]) -> dict[str, float]:
         deviation, of a pixel's value over noises, mean over pixels: of all views, of the input view (front)
         and of the view behind (back); 0 where the noise means nothing.
     """
+    import torch
+
     deviation = torch.stack(views).std(0, correction=0).mean((1, 2, 3))
     return {
         "deviation": float(deviation.mean()),
@@ -96,6 +102,8 @@ def interpolate_command(
     as_json: Json = False,
 ) -> None:
     """Draw objects along the path between two noises, and report how much the noise decides."""
+    import torch
+
     from dd3g.nn.checkpoint import find_device
     from dd3g.pepd import Generator
     from dd3g.picture import load_image

@@ -23,45 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
-from dd3g.command.setting import check_ranges, setting
 from dd3g.diffusion import convert
 from dd3g.gaussians import Gaussians
 from dd3g.rasterizer import rasterize
 from dd3g.training import normal_for
+from distill.config import ObjectiveConfig
 from distill.samples.render_samples import Sample
 
 COVERED = 0.65  # alpha from which a pixel inside the mask is no hole, with some room above one half
-
-
-@dataclass
-class ObjectiveConfig:
-    """Weights of the terms; 0 leaves a term out."""
-
-    bootstrap: float = setting(0.15, "first share of the steps: terms per Gaussian, no renders", 0, 1)
-    direct_floor: float = setting(0.1, "what the per-Gaussian terms fall to by mid-training, and keep", 0)
-    color: float = setting(8.0, "squared error of renders", 0)
-    color_l1: float = setting(1.0, "absolute error of renders", 0)
-    alpha: float = setting(2.0, "squared error of rendered alpha", 0)
-    hole_weight: float = setting(2.0, "a hole inside the mask costs this many times a leak outside", 0)
-    cover: float = setting(0.0, "squared lack of alpha below 0.65 inside the mask: closes holes", 0)
-    structure: float = setting(0.5, "L1 of image gradients at three scales", 0)
-    perceptual: float = setting(0.0, "VGG16 features; needs `dd3g models fetch hed_vgg16`", 0)
-    antialiased: bool = setting(True, "else Gaussians shrink below a pixel, where the dilation hides them")
-    input_weight: float = setting(2.0, "of the input view, relative to the other targets", 0)
-    direct_alpha: float = setting(0.5, "opacity of each Gaussian against the alpha of its pixel", 0)
-    direct_depth: float = setting(4.0, "its depth", 0)
-    direct_color: float = setting(1.0, "its colour", 0)
-    implicit: float = setting(0.0, "lambda of the verification", 0)
-    implicit_form: Literal["score", "literal", "x0"] = setting("x0", "or score, literal; see Verifier")
-    implicit_guidance: float = setting(1.0, "classifier-free guidance of the verifier; 1 is none", 0)
-    implicit_shared: bool = setting(False, "the verifier uses the student's frozen weights: `start.lower`")
-    implicit_every: int = setting(1, "verify at every n-th step only", 1)
-    ramp: Literal["sigmoid", "constant"] = setting("sigmoid", "of the verification over the run; or constant")
-    ramp_center: float = setting(0.3, "share of the steps at which the sigmoid stands at one half", 0)
-    ramp_width: float = setting(0.05, "of the sigmoid, share of the steps", 0)
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "objective.")
 
 
 @dataclass

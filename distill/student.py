@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from dd3g.command.setting import check_ranges, setting
 from dd3g.errors import UserError
 from dd3g.nn.clip_vision import ClipVisionConfig
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.pepd.config import TeacherPhase
+from distill.config import StartConfig
 from distill.teachers import load
 from distill.teachers.mvdream import MVDreamTeacher
-
-
-@dataclass
-class StartConfig:
-    """Where a generator's phase 1 comes from."""
-
-    teacher: str = setting(
-        "", "ImageDream: NAME[@revision], hub id or folder; empty: the compact stack, untrained"
-    )
-    steps: int = setting(50, "of the quadruples: decides at which noise level the network is called", 1, 1000)
-    top_only: bool = setting(False, "only its level at full resolution")
-    lower: Literal["frozen", "low_rank", "trained"] = setting("frozen", "levels below the top: or another")
-    rank: int = setting(16, "of low-rank changes", 1)
-    lower_rate: float = setting(0.1, "share of the learning rate for lower levels that are trained", 0, 1)
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "start.")
 
 
 def start_from_teacher(config: GeneratorConfig, start: StartConfig) -> Generator:

@@ -9,37 +9,23 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor, nn
-
-from dd3g.cameras import ELEVATION, Cameras
 from dd3g.command.configuration import launch
 from dd3g.command.setting import setting
 from dd3g.errors import UserError
-from dd3g.nn.checkpoint import find_weights, load_weights
-from dd3g.pepd import Generator, GeneratorConfig
-from dd3g.rasterizer import get_ready, rasterize
-from dd3g.training import LoopConfig, Samples, fit
-from distill.model_card import write_card
-from distill.objective import Objective, ObjectiveConfig, Verifier
-from distill.pictures import on_white, save_contact_sheet
-from distill.quadruples import Quadruples
-from distill.samples.datasets import (
-    MixedDataset,
-    QuadrupleDataset,
-    check_fit,
-    check_rig,
-    first_whole,
-    shown_batch,
-    validation_batch,
-)
-from distill.samples.render_samples import RenderDataset, Sample
-from distill.samples.unpacked import open_renders
-from distill.simulation.generate_shards import teacher_of
-from distill.simulation.mattes import BELIEVED
-from distill.student import StartConfig, check_steps, share_frozen, start_from_teacher
+from dd3g.pepd.config import GeneratorConfig
+from dd3g.rig import ELEVATION
+from dd3g.training.config import LoopConfig
+from distill.config import BELIEVED, ObjectiveConfig, StartConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dd3g.pepd import Generator
+    from dd3g.training import Samples
+    from distill.objective import Verifier
+    from distill.samples.render_samples import Sample
 
 
 @dataclass
@@ -75,6 +61,13 @@ class DistillConfig(LoopConfig):
 
 def training_samples(config: DistillConfig) -> Samples:
     """The samples that the configuration asks for."""
+    from distill.quadruples import Quadruples
+    from distill.samples.datasets import MixedDataset, QuadrupleDataset, check_fit, check_rig, first_whole
+    from distill.samples.render_samples import RenderDataset
+    from distill.samples.unpacked import open_renders
+    from distill.simulation.generate_shards import teacher_of
+    from distill.student import check_steps
+
     shape, size = config.generator.latent_shape, config.generator.size
     renders = quadruples = None
     if config.renders:
@@ -117,6 +110,8 @@ def training_samples(config: DistillConfig) -> Samples:
 
 def first_quadruples(samples: Samples) -> Sample | None:
     """Eight quadruples to be shown where no renders are held out; None where there are none."""
+    from distill.samples.datasets import MixedDataset, QuadrupleDataset, shown_batch
+
     dataset = samples.quadruples if isinstance(samples, MixedDataset) else samples
     if not isinstance(dataset, QuadrupleDataset):
         return None
@@ -125,6 +120,12 @@ def first_quadruples(samples: Samples) -> Sample | None:
 
 def draw_contact_sheet(generator: Generator, batch: Sample, path: Path) -> None:
     """Draw fixed items into a picture: truth, renders at the rig, oblique renders."""
+    import torch
+
+    from dd3g.cameras import Cameras
+    from dd3g.rasterizer import rasterize
+    from distill.pictures import on_white, save_contact_sheet
+
     device = next(generator.parameters()).device
     batch = batch.to(device)
     oblique = Cameras.orbit([45.0, 135.0, 315.0], 25.0, batch.rig.width).to(device)
@@ -135,6 +136,17 @@ def draw_contact_sheet(generator: Generator, batch: Sample, path: Path) -> None:
 
 def run(config: DistillConfig) -> Path:
     """Train; returns the folder of the averaged generator."""
+    import torch
+
+    from dd3g.nn.checkpoint import find_weights, load_weights
+    from dd3g.pepd import Generator
+    from dd3g.rasterizer import get_ready
+    from dd3g.training import fit
+    from distill.model_card import write_card
+    from distill.objective import Objective
+    from distill.samples.datasets import validation_batch
+    from distill.student import share_frozen, start_from_teacher
+
     torch.manual_seed(config.seed)
     if config.generator.shape is not None:
         raise UserError("generator.shape: its network is trained by `dd3g train-shape`; leave it out here")
@@ -186,6 +198,10 @@ def run(config: DistillConfig) -> Path:
 
 def losses(config: DistillConfig) -> tuple[Verifier | None, nn.Module | None]:
     """The verifier and the perceptual distance, where their weights are not 0."""
+    import torch
+
+    from distill.objective import Verifier
+
     c, verifier, perceptual = config.objective, None, None
     if c.implicit:
         if not config.pretrained_teacher_model:

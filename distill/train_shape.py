@@ -12,22 +12,22 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
-
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
 from dd3g.command.configuration import launch
 from dd3g.command.setting import setting
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
-from dd3g.nn.checkpoint import find_weights, load_weights, read_config
-from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet
-from dd3g.training import LoopConfig, fit, generator_for
-from distill.samples.renders import RenderedObjects, described
-from distill.samples.unpacked import UnpackedRenders, open_renders
-from distill.shape.carving import CarvedQuadruples, Together
-from distill.shape.objective import ShapeObjective, ShapeObjectiveConfig, shape_scores
-from distill.shape.samples import ShapeDataset, ShapeSample, check_volumes, held_out, shape_sample
+from dd3g.pepd.config import OccupancyConfig
+from dd3g.training.config import LoopConfig
+from distill.config import ShapeObjectiveConfig
+
+if TYPE_CHECKING:
+    from dd3g.pepd.occupancy import OccupancyNet
+    from distill.samples.renders import RenderedObjects
+    from distill.samples.unpacked import UnpackedRenders
+    from distill.shape.carving import CarvedQuadruples, Together
+    from distill.shape.samples import ShapeSample
 
 # The network that is kept is best at this score of held-out objects; at one half bodies stay thin for long.
 KEPT_BY = "mask_iou_30"
@@ -66,6 +66,9 @@ def training_objects(config: ShapeConfig) -> Together:
     Raises:
         UserError: when nothing was named.
     """
+    from distill.samples.unpacked import open_renders
+    from distill.shape.carving import CarvedQuadruples, Together
+
     parts: list[RenderedObjects | UnpackedRenders | CarvedQuadruples] = []
     if config.renders:
         parts.append(open_renders(config.renders, config.unpacked_dir, config.dataloader_num_workers == 0))
@@ -81,6 +84,9 @@ def split(objects: Together, config: ShapeConfig) -> tuple[list[int], list[int]]
 
     Damaged ones, whose cluster is not known, are among the first, which do without them.
     """
+    from distill.samples.renders import described
+    from distill.shape.samples import held_out
+
     train, plain = [], []
     for i, meta in described(objects):
         if meta is None or not held_out(meta, config.held_out):
@@ -122,6 +128,9 @@ class Keeper:
         yield from self.made
 
     def _make(self) -> Iterator[ShapeSample]:
+        from dd3g.training import generator_for
+        from distill.shape.samples import ShapeSample, shape_sample
+
         shape, size = self.config.network, self.config.train_batch_size
         sizes = shape.size, shape.bins, HELD_PIXELS
         for start in range(0, len(self.members), size):
@@ -134,6 +143,8 @@ class Keeper:
 
     def __call__(self, average: OccupancyNet, step: int) -> dict[str, float]:
         """Score, print, and save what is best so far; returns the scores."""
+        from distill.shape.objective import shape_scores
+
         if not self.members:
             average.save_pretrained(self.folder)
             return {}
@@ -156,6 +167,14 @@ class Keeper:
 def run(config: ShapeConfig) -> Path:
     """Train; returns the folder of the averaged network that did best on held-out objects."""
     start = time.monotonic()
+    import torch
+
+    from dd3g.nn.checkpoint import find_weights, load_weights, read_config
+    from dd3g.pepd.occupancy import OccupancyNet
+    from dd3g.training import fit
+    from distill.shape.objective import ShapeObjective
+    from distill.shape.samples import ShapeDataset, check_volumes
+
     torch.manual_seed(config.seed)
     network, shape = OccupancyNet(config.network), config.network
     if config.init_from:

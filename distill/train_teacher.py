@@ -8,21 +8,19 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ClassVar
 
 from dd3g.command.configuration import launch
 from dd3g.command.setting import setting
-from dd3g.diffusion import sample
 from dd3g.errors import UserError
-from dd3g.training import LoopConfig, fit
-from distill.pictures import save_contact_sheet
-from distill.samples.datasets import check_fit, validation_batch
-from distill.samples.render_samples import RenderDataset, Sample
-from distill.samples.unpacked import open_renders
-from distill.teachers.compact import CompactCondition, CompactConfig, CompactTeacher
+from dd3g.training.config import LoopConfig
+from distill.config import CompactConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from distill.samples.render_samples import Sample
+    from distill.teachers.compact import CompactTeacher
 
 
 @dataclass
@@ -51,6 +49,8 @@ class TeacherLoss:
 
     def __call__(self, model: nn.Module, batch: Sample, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """(model, batch, step) -> (loss, terms)."""
+        from distill.teachers.compact import CompactCondition
+
         schedule = self.teacher.schedule
         x0 = self.teacher.codec.encode(batch.views)  # (B, V, 64, s, s)
         t = (batch.uniform[:, 0] * schedule.steps).long()  # (B,)
@@ -66,6 +66,11 @@ class TeacherLoss:
 
 def draw_contact_sheet(teacher: CompactTeacher, batch: Sample, path: Path) -> None:
     """Draw input, truth and DDIM samples of fixed items into a picture."""
+    import torch
+
+    from dd3g.diffusion import sample
+    from distill.pictures import save_contact_sheet
+
     batch = batch.to(next(teacher.parameters()).device)
     condition = teacher.condition(batch.image)
     plan = teacher.schedule.plan(teacher.default_steps)
@@ -76,6 +81,14 @@ def draw_contact_sheet(teacher: CompactTeacher, batch: Sample, path: Path) -> No
 
 def run(config: TeacherConfig) -> Path:
     """Train; returns the folder of the averaged teacher."""
+    import torch
+
+    from dd3g.training import fit
+    from distill.samples.datasets import check_fit, validation_batch
+    from distill.samples.render_samples import RenderDataset
+    from distill.samples.unpacked import open_renders
+    from distill.teachers.compact import CompactTeacher
+
     torch.manual_seed(config.seed)
     try:
         teacher = CompactTeacher(config.teacher)

@@ -17,6 +17,7 @@ from dd3g.command.setting import setting
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.picture.sources import DEPTH, DEPTH_UNIT, SHEET, VOLUME
+from dd3g.rig import ELEVATION
 
 if TYPE_CHECKING:
     from dd3g.meshes.layouts import FoundObject
@@ -114,8 +115,6 @@ def mesh_files(items: list[Item]) -> str:
 
 def view_plan(options: Options, rng: np.random.Generator, plain: bool) -> dict[str, list]:
     """Azimuths, elevations, quads and novel views of one item, degrees."""
-    from dd3g.cameras import ELEVATION
-
     azimuth: list[float] = []
     elevation: list[float] = []
     quads: list[list[int]] = []

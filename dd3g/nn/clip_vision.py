@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,20 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd3g.nn.attention import attention
+from dd3g.nn.config import ClipVisionConfig
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclass
-class ClipVisionConfig:
-    """Shape of the transformer, by the names of the published config.json; ViT-H/14."""
-
-    image_size: int = 224
-    patch_size: int = 14
-    hidden_size: int = 1280
-    intermediate_size: int = 5120
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 16
 
 
 class ClipVision(nn.Module):

@@ -8,13 +8,13 @@ frame.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dd3g.nn.blocks import timestep_embedding
+from dd3g.nn.config import MultiViewUNetConfig
 from dd3g.nn.unet_blocks import (
     Context,
     ContextTokens,
@@ -25,25 +25,6 @@ from dd3g.nn.unet_blocks import (
     UNetTransformer,
     Upsample,
 )
-
-
-@dataclass
-class MultiViewUNetConfig:
-    """Shape of a multi-view U-Net, by the names of the published config.json."""
-
-    model_channels: int = 320
-    channel_mult: list[int] = field(default_factory=lambda: [1, 2, 4, 4])
-    num_res_blocks: int = 2
-    attention_resolutions: list[int] = field(default_factory=lambda: [4, 2, 1])
-    num_head_channels: int = 64
-    transformer_depth: int = 1
-    context_dim: int = 1024
-    camera_dim: int = 16
-    ip_dim: int = 0  # tokens of the picture that cross-attention sees; 0 is MVDream
-    image_dim: int = 1280  # channels of the image encoder's tokens
-    in_channels: int = 4
-    out_channels: int = 4
-    image_size: int = 32  # of the latents in training; nothing depends on it
 
 
 class Stage(nn.Sequential):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from dd3g.cameras import FAR, FOVY, NEAR, RADIUS, Cameras
 from dd3g.command.setting import check_ranges, setting
-from dd3g.nn.clip_vision import ClipVisionConfig
-from dd3g.nn.multiview_unet import MultiViewUNetConfig
-from dd3g.pepd.occupancy import OccupancyConfig
+from dd3g.nn.config import ClipVisionConfig, MultiViewUNetConfig
+from dd3g.rig import FAR, FOVY, NEAR, RADIUS
+
+if TYPE_CHECKING:
+    from dd3g.cameras import Cameras
 
 
 @dataclass
@@ -25,6 +26,37 @@ class Bounds:
     scale_max: float = setting(0.1, "likewise")
     stretch: float = setting(2.5, "length along the ray by width at the start: depth is what is least known")
     smoothing: float = setting(0.0, "deviation of a 3D filter on every Gaussian, about half a training pixel")
+
+
+@dataclass
+class OccupancyConfig:
+    """Shape of an occupancy network; one code path for all sizes."""
+
+    size: int = setting(64, "pixels of the picture, and of the slices")
+    bins: int = setting(48, "slices of the frustum")
+    fine: int = setting(32, "channels of the picture's map at full size")
+    widths: tuple[int, int] = setting((64, 128), "channels at a half and a quarter of it")
+    width: int = setting(256, "channels at an eighth, where the transformer works")
+    depth: int = setting(3, "pairs of residual and transformer block there")
+    heads: int = setting(4, "of the attention")
+    residual_hidden: int = setting(128, "channels inside a residual block there")
+    color_bins: int = setting(12, "slices of the colour volume, which has half the picture's size")
+
+    def __post_init__(self) -> None:
+        if self.size < 8 or self.size % 8:
+            raise ValueError(f"network: size {self.size} must be a multiple of 8")
+        eights = {"width": self.width, "residual_hidden": self.residual_hidden}
+        eights |= {f"widths[{i}]": w for i, w in enumerate(self.widths)}
+        for name, value in eights.items():
+            if value < 8 or value % 8:
+                raise ValueError(f"network: {name} {value} must be a multiple of 8")
+        if self.heads < 1 or self.width % self.heads:
+            raise ValueError(f"network: width {self.width} must be a multiple of heads {self.heads}")
+        if self.depth < 0 or min(self.bins, self.fine, self.color_bins) < 1:
+            raise ValueError(
+                f"network: depth {self.depth} must be 0 or more; bins {self.bins}, fine {self.fine} and "
+                f"color_bins {self.color_bins} 1 or more"
+            )
 
 
 @dataclass
@@ -120,6 +152,8 @@ class GeneratorConfig:
 
     def rig_at(self, elevation: float) -> Cameras:
         """The teacher's cameras (V,) for a picture that was taken from this elevation, in degrees."""
+        from dd3g.cameras import Cameras  # torch, which a command's help does not wait for
+
         views, further = self.latent_shape[0], self.distance - RADIUS
         azimuths = self.azimuths or [360.0 * v / views for v in range(views)]
         rig = Cameras.orbit(azimuths, self.elevations or elevation, self.size, self.distance, self.fovy)

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd3g.command.setting import setting
 from dd3g.nn.blocks import MultiViewTransformer, ResidualBlock
 from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
+from dd3g.pepd.config import OccupancyConfig
 from dd3g.pepd.frustum import (
     OUTSIDE,
     TAN,
@@ -32,37 +32,6 @@ from dd3g.pepd.frustum import (
 )
 
 PEAK = 8.0  # logits that a place on a ray falls by for each that it is less likely than the likeliest
-
-
-@dataclass
-class OccupancyConfig:
-    """Shape of an occupancy network; one code path for all sizes."""
-
-    size: int = setting(64, "pixels of the picture, and of the slices")
-    bins: int = setting(48, "slices of the frustum")
-    fine: int = setting(32, "channels of the picture's map at full size")
-    widths: tuple[int, int] = setting((64, 128), "channels at a half and a quarter of it")
-    width: int = setting(256, "channels at an eighth, where the transformer works")
-    depth: int = setting(3, "pairs of residual and transformer block there")
-    heads: int = setting(4, "of the attention")
-    residual_hidden: int = setting(128, "channels inside a residual block there")
-    color_bins: int = setting(12, "slices of the colour volume, which has half the picture's size")
-
-    def __post_init__(self) -> None:
-        if self.size < 8 or self.size % 8:
-            raise ValueError(f"network: size {self.size} must be a multiple of 8")
-        eights = {"width": self.width, "residual_hidden": self.residual_hidden}
-        eights |= {f"widths[{i}]": w for i, w in enumerate(self.widths)}
-        for name, value in eights.items():
-            if value < 8 or value % 8:
-                raise ValueError(f"network: {name} {value} must be a multiple of 8")
-        if self.heads < 1 or self.width % self.heads:
-            raise ValueError(f"network: width {self.width} must be a multiple of heads {self.heads}")
-        if self.depth < 0 or min(self.bins, self.fine, self.color_bins) < 1:
-            raise ValueError(
-                f"network: depth {self.depth} must be 0 or more; bins {self.bins}, fine {self.fine} and "
-                f"color_bins {self.color_bins} 1 or more"
-            )
 
 
 class OccupancyNet(nn.Module):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
 from dd3g.picture.decoding import SUFFIXES
+from dd3g.rig import ELEVATION
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -185,8 +186,6 @@ def level_views(quads: Sequence[Sequence[int]], elevation: Sequence[float]) -> l
 
     Its meta has the quads, sets of four views 90 degrees apart, and the elevation of each view, in degrees.
     """
-    from dd3g.cameras import ELEVATION  # torch, which finding pictures does not need
-
     distance = [abs(elevation[quad[0]] - ELEVATION) for quad in quads]
     return [v for quad, d in zip(quads, distance, strict=True) if d < min(distance) + 0.5 for v in quad]
 

@@ -16,10 +16,11 @@ from dd3g.cameras import ELEVATION, Cameras
 from dd3g.errors import UserError
 from dd3g.picture import resize_rgba
 from dd3g.training import generator_for
+from distill.config import BELIEVED
 from distill.quadruples import Quadruple, Quadruples
 from distill.samples.render_samples import RenderDataset, Sample, background, chance, pick
 from distill.samples.renders import RenderedObjects
-from distill.simulation.mattes import BELIEVED, ground_of
+from distill.simulation.mattes import ground_of
 
 FRONT = 0.02  # radians from azimuth 0 up to which a view is the input's
 

@@ -10,30 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd3g.command.setting import check_ranges, setting
 from dd3g.pepd.frustum import FAR, NEAR, OUTSIDE, frustum_places, slices
 from dd3g.pepd.occupancy import color_at
+from distill.config import ShapeObjectiveConfig
 from distill.shape.samples import VISIBLE, ShapeSample
 
 COVERED = 0.9  # alpha from which the colour of a pixel is the surface's alone
 SMOOTHING = 50.0  # of the dice term, voxels: objects smaller than that count less
 LEVELS = (0.3, 0.4, 0.5)  # of occupancy, at which held-out objects are scored
-
-
-@dataclass
-class ShapeObjectiveConfig:
-    """Weights of the terms; 0 leaves a term out."""
-
-    bce: float = setting(2.0, "cross-entropy of occupancy along the input's rays, inside its mask")
-    dice: float = setting(2.0, "1 - overlap of the same: thin parts weigh as much as their share")
-    silhouette: float = setting(
-        1.0, "cross-entropy of another view's mask by the largest logit along its rays"
-    )
-    color: float = setting(1.0, "absolute error of the colours that the other view sees")
-    steps: int = setting(64, "points along a ray of the other view", 1)
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "objective.")
 
 
 @dataclass

@@ -18,9 +18,10 @@ from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import write_shard
 from dd3g.training.processes import held_by_main
+from distill.config import BELIEVED
 from distill.quadruples import Quadruple, encode, noise_of
 from distill.simulation.inputs import NO_MATTE, MatteError, Pictures, Renders, seed_of
-from distill.simulation.mattes import BELIEVED, matte_views
+from distill.simulation.mattes import matte_views
 from distill.simulation.ode import simulate
 from distill.teachers import Teacher
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from dd3g.models import model_path
 from dd3g.picture.matting import predict_matte
+from distill.config import BELIEVED
 from distill.pictures import pixels
 
 GROUND = "ground"  # by the colour of the ground, where that is flat
-BELIEVED = 0.5  # confidence from which training uses a matte's alpha
 FLAT = 0.9  # share of the border that one colour must have
 NEAR, FAR = 0.03, 0.15  # distance to the ground's colour at which alpha leaves 0 and reaches 1
 DOUBT = 0.2  # doubtful pixels, by those of the object, at which nothing is believed any more

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
-from dd3g.command.setting import check_ranges, setting
 from dd3g.diffusion import Prediction, Schedule
 from dd3g.fingerprint import fingerprint
 from dd3g.nn.blocks import (
@@ -27,30 +26,8 @@ from dd3g.nn.blocks import (
     timestep_embedding,
 )
 from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
+from distill.config import CompactConfig
 from distill.teachers.protocol import Teacher
-
-
-@dataclass
-class CompactConfig:
-    """Shape of a compact teacher."""
-
-    size: int = setting(64, "pixels; the token grid has side size / 8")
-    views: int = setting(4, "a set of the teacher's, around the object")
-    width: int = setting(256, "channels of a token", 1)
-    depth: int = setting(5, "pairs of residual and multi-view transformer blocks", 0)
-    heads: int = setting(4, "of the attention", 1)
-    residual_hidden: int = setting(64, "channels inside a residual block", 1)
-    fine: int = setting(16, "channels of the picture's map at full size", 1)
-    mid: int = setting(96, "channels of the maps at size / 4", 1)
-    guidance_scale: float = setting(1.5, "pixels saturate early under classifier-free guidance")
-    steps: int = setting(10, "of the sampler, where none are named", 1)
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "teacher: ")
-        if self.size < 8 or self.size % 8:
-            raise ValueError(f"teacher: size {self.size} must be a multiple of 8")
-        if self.width % 8 or self.width % self.heads:
-            raise ValueError(f"teacher: width {self.width} must be a multiple of 8 and of heads {self.heads}")
 
 
 @dataclass

@@ -14,7 +14,6 @@ from dd3g import rasterizer
 from dd3g.command.configuration import launch
 from dd3g.pepd import Generator
 from dd3g.rasterizer import get_ready
-from distill import train
 from distill.train_teacher import TeacherConfig
 from distill.train_teacher import run as run_teacher
 
@@ -94,14 +93,14 @@ def test_kernels_are_built_before_the_first_step(data, tmp_path, capsys, monkeyp
     """Not when the bootstrap ends; where that cannot be done, nothing has been spent yet."""
     drawn = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(train, "get_ready", lambda device: drawn.append(device.index) or 1 / 0)
+    monkeypatch.setattr(rasterizer, "get_ready", lambda device: drawn.append(device.index) or 1 / 0)
     for rank, gpus in (("0", 1), ("3", 8), ("3", 1)):  # the last one is shown only its own
         monkeypatch.setenv("LOCAL_RANK", rank)
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
         with pytest.raises(ZeroDivisionError):
             distil(data[0], tmp_path)
     assert drawn == [0, 3, 0] and not (tmp_path / "metrics.jsonl").exists()
-    monkeypatch.setattr(train, "get_ready", lambda device: get_ready(torch.device("cpu")))
+    monkeypatch.setattr(rasterizer, "get_ready", lambda device: get_ready(torch.device("cpu")))
     monkeypatch.setattr(rasterizer, "rasterize", lambda *_: 1 / 0)
     assert distil(data[0], tmp_path) == 2
     assert "train with use_cpu=true" in capsys.readouterr().err

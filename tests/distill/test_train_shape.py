@@ -21,7 +21,6 @@ from dd3g.command.configuration import launch, parse
 from dd3g.errors import UserError
 from dd3g.nn.checkpoint import save_folder
 from dd3g.pepd.occupancy import OccupancyNet
-from distill import train_shape
 from distill.samples.renders import RenderedObjects
 from distill.shape.samples import held_out
 from distill.train_shape import KEPT_BY, Keeper, ShapeConfig, run, split
@@ -120,7 +119,7 @@ def test_only_a_better_network_is_kept(tmp_path, monkeypatch):
     config = parse(words("x", tmp_path), ShapeConfig)
     network = OccupancyNet(config.network)
     score = {}
-    monkeypatch.setattr(train_shape, "shape_scores", lambda model, batches: dict(score))
+    monkeypatch.setattr("distill.shape.objective.shape_scores", lambda model, batches: dict(score))
     keeper = Keeper(config, None, [0])
     kept = []
     for step, value in ((10, 0.5), (20, 0.4), (30, 0.6), (40, 0.6)):

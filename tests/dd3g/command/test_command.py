@@ -19,7 +19,6 @@ from dd3g.command.run import dispatch, guarded, say
 from dd3g.errors import UserError, first_line
 
 GROUPS = ("data", "models", "benchmark")
-LATE = ("train", "train-teacher", "train-shape", "interpolate", "data train-tiny")  # help needs torch
 EVERY = {name: c[0] for name, c in COMMANDS.items()} | {f"data {name}": c[0] for name, c in DATA.items()}
 
 
@@ -104,12 +103,14 @@ def test_dashes_and_underscores_are_one(capsys):
 
 def test_the_list_and_bad_words_load_nothing_heavy():
     light = [["--help"], ["nope"], ["data", "--help"], ["infer", "--help"], ["models", "list"]]
-    helps = [[*name.split(), "--help"] for name in EVERY if name not in LATE]
+    helps = [[*name.split(), "--help"] for name in EVERY]
+    trainers = ("train", "train-teacher", "train-shape", "data train-tiny")
+    bad = [[*name.split(), *words] for name in trainers for words in (["--nope", "1"], ["--config", "nope"])]
     code = (
         "import sys; from dd3g.__main__ import main\n"
         f"for words in {light}: main(words)\n"
         "assert 'omegaconf' not in sys.modules\n"
-        f"for words in {helps}:\n"
+        f"for words in {helps + bad}:\n"
         "    main(words)\n"
         "    assert not {'torch', 'numba', 'diffusers', 'transformers'} & set(sys.modules), words"
     )

@@ -1,0 +1,6 @@
+"""Where the cameras of pictures, renders and views stand, unless it is said."""
+
+FOVY = 49.1  # degrees
+RADIUS = 1.5  # from the origin, world units
+ELEVATION = 10.0  # degrees
+NEAR, FAR = 0.5, 2.5  # depths that are drawn
