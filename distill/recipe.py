@@ -25,6 +25,7 @@ from dd3g.command.run import Json, run_command
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import Shards
+from dd3g.training.config import changes
 
 SIZES = {"nano": 64, "small": 128, "base": 128}  # pixels of the pictures, as in configs/shape
 RENDERING = 0.35  # of the minutes, at most
@@ -123,7 +124,7 @@ def _check_begun(path: Path, stored: dict[str, Any], resume: bool) -> None:
             part.write_text(json.dumps(stored, indent=1) + "\n")
         return
     before = json.loads(path.read_text())
-    changed = [f"{k} {before.get(k)} -> {v}" for k, v in stored.items() if before.get(k) != v]
+    changed, _ = changes(before, stored)
     if changed:
         raise UserError(
             f"{path.parent} was begun with other options ({', '.join(changed)}): use those, or a new --output"

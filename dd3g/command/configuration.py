@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -43,8 +43,9 @@ def parse(argv: Sequence[str], schema: type[T]) -> T:
             if not isinstance(part, DictConfig):
                 raise ValueError(f"{file} holds no keys with values")
         merged = OmegaConf.merge(OmegaConf.structured(schema), *parts, OmegaConf.from_dotlist(overrides))
+        _expand_home(merged)
         config: Any = OmegaConf.to_object(merged)
-        return replace(config, **paths)
+        return replace(config, **{key: os.path.expanduser(path) for key, path in paths.items()})
     except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, ArithmeticError) as error:
         raise UserError(
             f"configuration: {_first_line(error)}; --help lists every key with its default"
@@ -83,6 +84,16 @@ def _read_words(argv: Sequence[str], schema: type) -> tuple[list[Path], list[str
         else:
             overrides.append(f"{key}={value}")
     return files, overrides, paths
+
+
+def _expand_home(node: Any) -> None:
+    """Take ~/ for the user's home, as shells do, but not within a list or after --key=."""
+    for key in node if isinstance(node, DictConfig) else range(len(node)):
+        value = node[key]
+        if isinstance(value, DictConfig | ListConfig):
+            _expand_home(value)
+        elif isinstance(value, str) and value.startswith("~/"):
+            node[key] = os.path.expanduser(value)
 
 
 def _first_line(error: Exception) -> str:

@@ -99,6 +99,7 @@ def save_checkpoint(state: State, output: Path, step: int, config: LoopConfig) -
         "rate": state.rate.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else None,
         "config": asdict(config),
+        "folder": os.getcwd(),  # from which relative paths in it count
     }
     on_main(lambda: _finish(scratch, output / f"checkpoint-{step}", about, config))
 
@@ -264,7 +265,7 @@ def _verified(path: Path) -> dict[str, Any]:
 
 def _check_changes(path: Path, about: dict[str, Any], config: LoopConfig, state: State) -> None:
     """Name what differs from the run that wrote the checkpoint; refuse it unless it is allowed."""
-    named, free = changes(about["config"], asdict(config))
+    named, free = changes(about["config"], asdict(config), about.get("folder", ""))
     # Of another machine, and of a folder that grew or shrank: what was asked for is the same.
     here = {
         "processes": state.accelerator.num_processes,

@@ -183,12 +183,27 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def changes(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:
+def _place(value: Any, folder: str = "") -> Any:
+    """A path, or each of a list, from the root and without links; other words stay apart by it too."""
+    if isinstance(value, list):
+        return [_place(part, folder) for part in value]
+    return os.path.realpath(os.path.join(folder, value)) if isinstance(value, str) and value else value
+
+
+def changes(before: dict[str, Any], now: dict[str, Any], started_in: str = "") -> tuple[list[str], list[str]]:
     """Options that differ, each as `name old (now new)`; what only one version of the code has is left out.
+
+    A folder may be spelt in another way, as long as it is the same one.
+
+    Args:
+        before: a nested configuration.
+        now: another one.
+        started_in: the current folder of the earlier run, from which its relative paths count.
 
     Returns:
         Those that make other steps, and the length of the run where that differs.
     """
     old, new = flat(before), flat(now)
-    found = {k: f"{k} {old[k]} (now {new[k]})" for k in new if k in old and old[k] != new[k]}
+    other = [k for k in new if k in old and old[k] != new[k] and _place(old[k], started_in) != _place(new[k])]
+    found = {k: f"{k} {old[k]} (now {new[k]})" for k in other}
     return [v for k, v in found.items() if k not in FREE], [found[k] for k in LENGTH if k in found]

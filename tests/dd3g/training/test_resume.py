@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,41 @@ def test_where_how_long_and_how_fast_may_change(tmp_path, capsys):
     free = ["max_minutes=9", "checkpointing_steps=2", "dataloader_prefetch_factor=3", "logging_steps=2"]
     assert line(tmp_path / "b", LATEST, *free) == 0
     assert "max_train_steps 3 (now 8), max_minutes 0.0 (now 9.0)" in capsys.readouterr().err
+
+
+@dataclass
+class FromFolders(LoopConfig):
+    """A trainer that reads folders."""
+
+    renders: list[str] = field(default_factory=list)
+    init_from: str = ""
+
+
+def test_a_folder_may_be_spelt_in_another_way(tmp_path, capsys, monkeypatch):
+    """As long as it is the same one, also from another current folder; another one is named."""
+    data, link, elsewhere = tmp_path / "home/data", tmp_path / "link", tmp_path / "home/work"
+    for folder in (data / "a", data / "b", elsewhere):
+        folder.mkdir(parents=True)
+    link.symlink_to(data)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    def trained(renders, init_from, *words):
+        fresh()
+        settings = [*(f"{k}={v}" for k, v in LINE.items()), f"renders={renders}", f"init_from={init_from}"]
+        return launch(line_run.run, FromFolders, [*settings, f"output_dir={tmp_path}", *words])
+
+    monkeypatch.chdir(tmp_path / "home")
+    assert trained("[data/a, data/b]", "data/", "max_train_steps=3") == 0
+    monkeypatch.chdir(elsewhere)
+    for here in ("../data", data, link, "~/data", f"{data}/./"):
+        assert trained(f"[{here}/a, {here}/b/]", here, LATEST, "max_train_steps=3") == 0
+        assert "changed" not in capsys.readouterr().err
+    assert trained(f"[{data}/b, {data}/a]", data, LATEST) == 2
+    error = capsys.readouterr().err
+    assert "other options: renders ['data/a', 'data/b'] (now [" in error and "init_from" not in error
+    data.rename(tmp_path / "moved")
+    assert trained(f"[{tmp_path}/moved/a, {tmp_path}/moved/b]", data, LATEST) == 2
+    assert "other options: renders" in capsys.readouterr().err
 
 
 def test_a_run_says_what_it_was_started_with(tmp_path):
