@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -114,7 +115,11 @@ def compare(samples: Tensor, views: Tensor, others: Tensor) -> dict[str, Any]:
         }
     pairs = [torch.stack(limit, -1).tolist() for limit in limits]
     result["limits"] = {
-        f"{what}, degrees": {name: [round(x, 1) for x in pair] for name, pair in zip(HINGES, p, strict=True)}
+        f"{what}, degrees": {
+            # None where nothing bends far enough to have a direction.
+            name: [None if math.isnan(x) else round(x, 1) for x in pair]
+            for name, pair in zip(HINGES, p, strict=True)
+        }
         for what, p in zip(("bend", "direction"), pairs, strict=True)
     }
     inside, own = result["samples"]["bones_inside"], result["samples"]["violations"]
@@ -160,7 +165,7 @@ def save_contact_sheet(poses: Tensor, path: Path, side: int = 200) -> None:
 
 def main(
     motion: Annotated[Path, typer.Argument(help="The motion archive that the prior was trained on.")],
-    n: Annotated[int, typer.Option("-n", "--samples", min=1, help="Samples to draw.")] = 50_000,
+    n: Annotated[int, typer.Option("-n", "--samples", min=2, help="Samples to draw.")] = 50_000,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON to write.")] = Path(
         "out/pose-samples.json"
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import sys
@@ -59,9 +60,13 @@ class Metrics:
             self.waiting = []
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Add a line; a disk that is full costs lines, not the run."""
+        """Add a line; a disk that is full costs lines, not the run.
+
+        What is not finite, as the gradient of a step that float16 leaves out, is null: JSON has no infinity.
+        """
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         try:
-            os.write(self.file, (self.torn + json.dumps({"step": step, **numbers}) + "\n").encode())
+            os.write(self.file, (self.torn + json.dumps({"step": step, **finite}) + "\n").encode())
             self.torn = ""
         except OSError as error:
             if not self.torn:

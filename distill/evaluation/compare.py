@@ -223,14 +223,14 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[float | None]]:
     }
 
 
-def _sets(results: list[dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Distances of the set of a row's novel views from the set of true ones."""
-    found = {}
+def _sets(results: list[dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Distances of the set of a row's novel views from the set of true ones; None of a single view."""
+    found: dict[str, float | None] = {}
     for key in rows[0].get("sets", {}):
         true = np.concatenate([unpacked(result["truth"][key]) for result in results])
         mine = np.concatenate([unpacked(row["sets"][key]) for row in rows])
         distance = kernel_distance if key == "kid" else frechet_distance
-        found[key] = round(distance(mine, true), 5)
+        found[key] = round(distance(mine, true), 5) if min(len(mine), len(true)) > 1 else None
     return found
 
 

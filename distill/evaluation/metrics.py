@@ -83,11 +83,12 @@ def alpha_fuzz(alpha: Tensor, truth: Tensor) -> Tensor:
 
     Args:
         alpha: (V, 1, H, W) predicted.
-        truth: (V, 1, H, W) true alpha; the mask is where it exceeds 0.5. NaN or infinite where that is empty.
+        truth: (V, 1, H, W) true alpha; the mask is where it exceeds 0.5. NaN where that is empty.
     """
     mask = truth > 0.5
     soft = (alpha > 0.05) & (alpha < 0.95) & ~_edge(mask) & ~_edge(alpha > 0.5)
-    return soft.sum((1, 2, 3)) / mask.sum((1, 2, 3))
+    area = mask.sum((1, 2, 3))
+    return torch.where(area > 0, soft.sum((1, 2, 3)) / area, torch.nan)
 
 
 def _edge(mask: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from distill.simulation.verify import verify
 from distill.teachers import load
 
 
-def test_verify_says_whether_teacher_and_shards_agree(pictures, teacher, tmp_path, capsys):
+def test_verify_says_whether_teacher_and_shards_agree(pictures, teacher, tmp_path, capsys, monkeypatch):
     out = tmp_path / "set"
     assert main(command(pictures, teacher, out, "--seeds", "1")) == 0
     capsys.readouterr()
@@ -50,6 +51,12 @@ def test_verify_says_whether_teacher_and_shards_agree(pictures, teacher, tmp_pat
     report = verify(out, model, 6)
     assert report["teacher"] and report["noise"] and report["mean_difference"] > 0.01
     assert not report["agrees"]
+
+    # A teacher that overflows, in half precision say: NaN is less than no tolerance.
+    broken = SimpleNamespace(outputs=torch.full((1, *quadruple.outputs.shape), torch.nan))
+    monkeypatch.setattr("distill.simulation.verify.simulate", lambda *_: broken)
+    report = verify(out, model, 6)
+    assert not report["agrees"] and report["max_difference"] == 1
 
     write_shard(path.with_name("quadruples-00-00001.tar"), samples[:1])
     with pytest.raises(UserError, match="twice"):

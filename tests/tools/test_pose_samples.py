@@ -140,6 +140,14 @@ def test_shares_within_limits():
     assert found["training"] == same["training"]
 
 
+def test_limbs_that_never_bend_have_no_limits_to_their_direction():
+    """As in a made-up archive: NaN, which JSON has not, ended the command when all was drawn."""
+    views = STANDING + 0.001 * torch.randn(64, 17, 3, generator=torch.Generator().manual_seed(0))
+    found = compare(views, views, views)
+    assert found["limits"]["direction, degrees"] == {name: [None, None] for name in HINGES}
+    json.dumps(found, allow_nan=False)
+
+
 def test_the_command(tmp_path, archive, weights, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr(tool, "VIEWS", 200)
     monkeypatch.setattr(tool, "CHUNK", 40)
@@ -157,4 +165,6 @@ def test_the_command(tmp_path, archive, weights, monkeypatch, capsys):  # noqa: 
     assert (cells.min((2, 3)) < 200).all()  # something in each of the 64
     assert run_command(tool.main, [*arguments, "--weights", str(tmp_path / "none")], "samples") == 2
     said = capsys.readouterr().err
+    assert run_command(tool.main, [str(archive), "-n", "1"], "samples") == 2  # which has no deviation
+    assert "Invalid value for '-n'" in capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import accelerate.tracking
 import pytest
@@ -63,6 +64,17 @@ def wandb(monkeypatch):
     monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "wandb", Tracker)
     monkeypatch.setattr(accelerate.tracking, "get_available_trackers", lambda: [LoggerType.WANDB])
     return told
+
+
+def test_a_gradient_that_overflows_is_null(tmp_path):
+    """As float16's does at the first steps: JSON has no infinity, and other readers refuse the line."""
+    kept = records.Metrics(tmp_path / "metrics.jsonl", 0)
+    kept.add(1, {"loss": 0.5, "grad_norm": math.inf, "lr": 0.1})
+    kept.write(2, {"score": math.nan})
+    kept.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == (
+        '{"step": 1, "loss": 0.5, "grad_norm": null, "lr": 0.1}\n{"step": 2, "score": null}\n'
+    )
 
 
 def test_wandb_goes_on_with_the_same_run_inside_the_output_folder(tmp_path, wandb, monkeypatch):

@@ -12,7 +12,7 @@ from stand_ins.tinted_rows import ASKED, GREY, SMALL, WHITE, run
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
-from distill.evaluation import work
+from distill.evaluation import compare, work
 from distill.evaluation.__main__ import main
 from distill.evaluation.scores import BANDS
 
@@ -224,6 +224,9 @@ def test_distances_of_sets_are_over_all_views_of_all_objects(tmp_path, boxes, ro
     found = report["rows"]["grey"]["sets"]
     assert found["fid"] == pytest.approx(learned.frechet_distance(mine, true), abs=2e-3)
     assert found["kid"] == pytest.approx(learned.kernel_distance(mine, true), abs=5e-3)
+    alone = {"truth": {key: work.packed(true[:1]) for key in ("fid", "kid")}}
+    single = compare._sets([alone], [{"sets": alone["truth"]}])
+    assert single == {"fid": None, "kid": None}  # a single view has no spread
     assert report["metrics"]["fid"]["net"] == "mean colour" and "FID" in (tmp_path / "table.md").read_text()
 
 
