@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ class Codec(Protocol):
         """(..., C, h, w) -> straight RGBA (..., 4, S, S) in 0..1, or RGB (..., 3, S, S) without alpha."""
 
 
-class Teacher(nn.Module):
+class Teacher(nn.Module, ABC):
     """A multi-view diffusion model with a deterministic ODE; its `forward` is a `Denoiser`.
 
     The same noise, cameras and picture must always give the same views: a codec takes the mode of its

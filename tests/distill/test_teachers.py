@@ -8,7 +8,7 @@ import torch
 from dd3g.cameras import Cameras
 from dd3g.diffusion import invert, predict, sample
 from dd3g.errors import UserError
-from distill.teachers import load
+from distill.teachers import Teacher, load
 from distill.teachers.analytic import AnalyticConfig, AnalyticTeacher, draw_ellipsoids
 
 
@@ -141,6 +141,16 @@ def test_guidance_of_one_mode_moves_its_mean():
     direct = predict(teacher, teacher.schedule, x, t, moved)
     assert torch.allclose(guided[0], direct[0], atol=1e-5)
     assert teacher.denoiser(condition) is teacher
+
+
+def test_a_teacher_lacks_nothing():
+    """What its class does not define is told when it is made, not at the first picture."""
+
+    class Unfinished(Teacher):
+        fingerprint = "none"
+
+    with pytest.raises(TypeError, match="condition"):
+        Unfinished()
 
 
 def test_load(tmp_path):
