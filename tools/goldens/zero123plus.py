@@ -54,7 +54,7 @@ def check(golden: Golden) -> Iterator[Compared]:
         index = {"ramping_coefficients": configs["ramping_coefficients"]}
         (folder / "model_index.json").write_text(json.dumps(index))
         teacher = Zero123PlusTeacher(
-            Source(folder, "made up", None, "none"),
+            Source(folder, "made up", None, "none", "no licence binds made-up weights"),
             golden.dtype,
             version="1.2",
             sides=(sizes["cond"], sizes["clip"]),
