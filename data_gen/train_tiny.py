@@ -6,7 +6,6 @@ accelerate launch -m data_gen.train_tiny --config configs/data_gen/tiny_train.ya
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections import Counter
@@ -25,6 +24,7 @@ from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import Shards
 from dd3g.picture.sources import SHEET, split_sheet
+from dd3g.processes import from_launcher
 from dd3g.training.config import LoopConfig, SmallNetworkConfig
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def run(config: TinyTrainConfig) -> Path:
     from data_gen.picture_models.tiny import TinyDenoiser
     from dd3g.training import fit
 
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+    if (processes := from_launcher("WORLD_SIZE")) > 1:
         raise UserError(
             f"this model is too small to share: launch it with --num_processes 1, not {processes}"
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import dd3g
-from dd3g.processes import usable_cores
+from dd3g.processes import from_launcher, usable_cores
 
 LIBRARIES = ("torch", "numpy", "numba", "torchmetrics")
 
@@ -71,4 +71,4 @@ def _processor() -> str:
 
 def cores_each() -> int:
     """CPU cores for each of the processes that a launcher started on this machine, at least 1."""
-    return max(1, usable_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return max(1, usable_cores() // from_launcher("LOCAL_WORLD_SIZE"))

@@ -29,6 +29,19 @@ def usable_cores() -> int:
     return cores
 
 
+def from_launcher(name: str) -> int:
+    """RANK, LOCAL_RANK, WORLD_SIZE or LOCAL_WORLD_SIZE of this process; 0 or 1 where no launcher set it.
+
+    Raises:
+        UserError: for what no launcher would leave in the environment.
+    """
+    least = int(name.endswith("SIZE"))
+    text = os.environ.get(name, str(least))
+    if not text.isdecimal() or int(text) < least:
+        raise UserError(f"{name} is {text!r} in the environment: unset it, or set a number from {least} on")
+    return int(text)
+
+
 def map_in_processes(
     work: Callable[[T], R], tasks: Sequence[T], processes: int, begin: Callable[[], None] | None = None
 ) -> Iterator[R]:

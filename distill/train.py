@@ -15,6 +15,7 @@ from dd3g.command.configuration import launch
 from dd3g.command.setting import setting
 from dd3g.errors import UserError
 from dd3g.pepd.config import GeneratorConfig
+from dd3g.processes import from_launcher
 from dd3g.rig import ELEVATION
 from dd3g.training.config import LoopConfig
 from distill.config import BELIEVED, ObjectiveConfig, StartConfig
@@ -97,8 +98,7 @@ def training_samples(config: DistillConfig) -> Samples:
         )
     if renders is not None and quadruples is not None:
         config.count_epochs(len(renders) + len(quadruples))
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        batch = config.train_batch_size * config.gradient_accumulation_steps * processes
+        batch = config.train_batch_size * config.gradient_accumulation_steps * from_launcher("WORLD_SIZE")
         start = int(config.quadruples_start * config.max_train_steps * batch)
         return MixedDataset(renders, quadruples, start, config.quadruples_share, config.seed)
     samples = renders if renders is not None else quadruples
@@ -164,8 +164,7 @@ def run(config: DistillConfig) -> Path:
     if torch.cuda.is_available() and not config.use_cpu:
         # Renders are first looked at after the bootstrap, hours into a long run. A scheduler may show each
         # process its own GPU alone.
-        rank = int(os.environ.get("LOCAL_RANK", "0"))
-        get_ready(torch.device("cuda", rank % torch.cuda.device_count()))
+        get_ready(torch.device("cuda", from_launcher("LOCAL_RANK") % torch.cuda.device_count()))
     held = validation_batch(config.validation_renders, config.generator.size, shape)
     verifier, perceptual = losses(config)
     samples = training_samples(config)
@@ -191,7 +190,7 @@ def run(config: DistillConfig) -> Path:
             draw_contact_sheet(average, held, output / f"sheet-{step:06d}.png")
 
     average = fit(generator, loss, samples, config, publish)
-    if config.push_to_hub and int(os.environ.get("RANK", "0")) == 0:
+    if config.push_to_hub and from_launcher("RANK") == 0:
         print(f"uploaded to {average.push_to_hub(config.hub_model_id)}")
     return output / "model"
 

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from dd3g.errors import UserError
+from dd3g.processes import from_launcher
 
 if TYPE_CHECKING:
     import torch
@@ -44,14 +45,14 @@ class ProcessGroup:
             return cls(rank, world, rank, together=world == 1)
         if rank is not None or world is not None:
             raise UserError("--rank and --world belong together: give both, or use accelerate launch")
-        group = cls(_number("RANK", 0), _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0))
+        group = cls(from_launcher("RANK"), from_launcher("WORLD_SIZE"), from_launcher("LOCAL_RANK"))
         for name in ("MASTER_ADDR", "MASTER_PORT") if group.world > 1 else ():
             if not os.environ.get(name):
                 raise UserError(
                     f"WORLD_SIZE is {group.world} but {name} is not set: use accelerate launch or torchrun, "
                     "or give --rank and --world"
                 )
-        _number("MASTER_PORT", 0)
+        from_launcher("MASTER_PORT")
         return group
 
     def device(self, name: str) -> torch.device:
@@ -94,13 +95,6 @@ class ProcessGroup:
 
             _GROUPS.clear()
             dist.destroy_process_group()
-
-
-def _number(name: str, default: int) -> int:
-    text = os.environ.get(name, str(default))
-    if not text.isdecimal():
-        raise UserError(f"{name} is {text!r} in the environment: unset it, or set a number from 0 on")
-    return int(text)
 
 
 def _end_with_parent() -> None:

@@ -19,6 +19,7 @@ from yaml import YAMLError
 from dd3g.command.run import NO_PLACE, guarded, print_help, summary
 from dd3g.command.signals import signals_stop
 from dd3g.errors import UserError
+from dd3g.processes import from_launcher
 
 T = TypeVar("T")
 
@@ -184,7 +185,7 @@ def launch(
             done = run(parse([w for w in words if has_json or w != "--json"], schema))
         if isinstance(done, int):
             return done
-        if os.environ.get("RANK", "0") == "0":
+        if from_launcher("RANK") == 0:
             print(json.dumps({"output": str(done)}) if as_json else f"wrote {done}")
         return 0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from dd3g.command.setting import check_ranges, setting
+from dd3g.processes import from_launcher
 
 # YAML reads no as False.
 PRECISIONS = {"no": "no", "False": "no", "fp32": "no", "fp16": "fp16", "bf16": "bf16", "auto": "auto"}
@@ -90,8 +91,7 @@ class LoopConfig:
         A run that goes on from a step has consumed samples, perhaps with another number of processes.
         """
         if self.num_train_epochs:
-            processes = int(os.environ.get("WORLD_SIZE", "1"))
-            batch = self.train_batch_size * self.gradient_accumulation_steps * processes
+            batch = self.train_batch_size * self.gradient_accumulation_steps * from_launcher("WORLD_SIZE")
             left = max(0.0, self.num_train_epochs * items - consumed)
             self.max_train_steps = max(1, step + math.ceil(left / batch))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Sized
@@ -23,6 +22,7 @@ from dd3g.command.progress import Progress
 from dd3g.command.signals import Interrupted, signals_stop
 from dd3g.errors import UserError, first_line
 from dd3g.nn.recompute import recompute_blocks
+from dd3g.processes import from_launcher
 from dd3g.training.averaging import Average
 from dd3g.training.checkpoints import State, checkpoints, resume, save_checkpoint
 from dd3g.training.config import LoopConfig
@@ -74,7 +74,7 @@ def fit(
     if config.num_train_epochs and not items:
         raise UserError("num_train_epochs: batches are drawn here without end: set max_train_steps")
     config.count_epochs(items)
-    if samples is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if samples is None and from_launcher("WORLD_SIZE") > 1:
         raise UserError(
             "this network draws its own batches, on one device: several processes would all learn from the "
             "same; start one, without torchrun"

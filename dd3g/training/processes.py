@@ -25,6 +25,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from dd3g.errors import UserError, first_line
 from dd3g.io.atomic import only_user
+from dd3g.processes import from_launcher
 from dd3g.training.config import LoopConfig, changes
 
 T = TypeVar("T")
@@ -78,7 +79,7 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
     cuda = torch.cuda.is_available()
     if config.mixed_precision == "fp16" and not cuda:
         raise UserError("mixed_precision 'fp16' needs a CUDA device and there is none: take bf16 or no")
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = from_launcher("WORLD_SIZE")
     # Only accelerate launch sets it; torchrun may well be meant for CPUs.
     for_gpus = os.environ.get("ACCELERATE_USE_CPU", "true").lower() == "false"
     if for_gpus and processes > 1 and not cuda and not config.use_cpu:

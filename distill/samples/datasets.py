@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from torch import Tensor
 from dd3g.cameras import ELEVATION, Cameras
 from dd3g.errors import UserError
 from dd3g.picture import resize_rgba
+from dd3g.processes import from_launcher
 from dd3g.training import generator_for
 from distill.config import BELIEVED
 from distill.quadruples import Quadruple, Quadruples
@@ -234,7 +234,7 @@ def validation_batch(renders: str, size: int, noise_shape: Sequence[int]) -> Sam
     held = RenderDataset(objects, 0, noise_shape, free_fraction=0, recolour=0)
     check_fit(held, size, noise_shape, "validation_renders")
     shown, damaged = shown_batch(held)
-    if os.environ.get("RANK", "0") == "0":  # each process reads them
+    if from_launcher("RANK") == 0:  # each process reads them
         for error in damaged:
             print(f"warning: left out of the contact sheet: {error}", file=sys.stderr)
     return shown

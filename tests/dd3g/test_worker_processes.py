@@ -13,7 +13,8 @@ from stand_ins.infer_command import ROOT
 from dd3g import processes
 from dd3g.errors import UserError
 from dd3g.machine import cores_each
-from dd3g.processes import map_in_processes, usable_cores
+from dd3g.processes import from_launcher, map_in_processes, usable_cores
+from dd3g.training.config import LoopConfig
 
 SLEEPERS = """
 import os, time
@@ -49,6 +50,25 @@ def test_results_come_in_order_and_a_killed_process_is_told(monkeypatch):
     assert found == [(0, "yes"), (1, "yes"), (2, "yes")] and "BEGUN" not in os.environ
     with pytest.raises(UserError, match="was killed, perhaps for lack of memory: run the same command again"):
         list(map_in_processes(partial(end_in, 1), range(3), 2))
+
+
+def test_what_a_launcher_says_of_a_process(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert (from_launcher("RANK"), from_launcher("WORLD_SIZE"), from_launcher("LOCAL_WORLD_SIZE")) == (
+        0,
+        1,
+        1,
+    )
+    monkeypatch.setenv("RANK", "3")
+    assert from_launcher("RANK") == 3
+    for name, value in (("WORLD_SIZE", "0"), ("WORLD_SIZE", "two"), ("RANK", "-1"), ("LOCAL_RANK", "")):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"{name} is '{value}' in the environment: unset it, or set"):
+            from_launcher(name)
+    monkeypatch.setenv("WORLD_SIZE", "two")  # which was a traceback
+    with pytest.raises(UserError, match="WORLD_SIZE is 'two'"):
+        LoopConfig(num_train_epochs=1).count_epochs(10)
 
 
 def test_one_process_works_in_this_one(monkeypatch):
