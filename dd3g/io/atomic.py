@@ -22,12 +22,18 @@ TEMPORARY = ".dd3g-tmp-"  # how temporary folders begin
 UNFINISHED = re.compile(r"\..+\.(\d+-[0-9a-f]{8}(\.\w+)?|\d+\.tmp)")
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left unfinished in a folder and the folders in it, which no other uses."""
+def sweep(folder: Path, age: float = 0.0) -> None:
+    """Remove what killed processes left unfinished in a folder and the folders in it.
+
+    Args:
+        folder: that no other process uses.
+        age: seconds since they were last written, where others may use it after all.
+    """
     for path in (*folder.glob(".*"), *folder.glob("*/.*")):
         if UNFINISHED.fullmatch(path.name):
             with contextlib.suppress(OSError):
-                path.unlink()
+                if not age or time.time() - path.stat().st_mtime > age:
+                    path.unlink()
 
 
 def check_writable(out: Path) -> None:
@@ -239,7 +245,8 @@ def only_user(folder: str | Path, wait: bool = False) -> Iterator[None]:
     """
     try:
         import fcntl
-    except ImportError:  # not a Unix
+    except ImportError:  # not a Unix: nobody is kept out, so only what is a day old was left by the dead
+        sweep(Path(folder), 86_400)
         yield
         return
     path = Path(folder) / LOCK

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,19 @@ def test_what_killed_processes_left_is_swept(tmp_path):
     with only_user(tmp_path):
         assert not any(p.exists() for p in left)
     assert (tmp_path / ".hidden.json").exists() and (tmp_path / "y-00000.tar").exists()
+
+
+def test_where_folders_cannot_be_held_only_old_files_are_swept(tmp_path, monkeypatch):
+    """As on Windows: another process may be writing the others."""
+    old, new = (tmp_path / f".x-0000{i}.12-0123456{i}.tar" for i in range(2))
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (time.time() - 90_000,) * 2)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with only_user(tmp_path):
+        assert list(tmp_path.iterdir()) == [new]
+    with only_user(tmp_path / "not yet"):  # made by those who write into it
+        pass
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
