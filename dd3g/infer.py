@@ -26,7 +26,8 @@ MANY = 16  # passes for which it pays to warm a GPU up
 FILES = (
     *SUFFIXES,
     *".obj .gltf .stl .fbx .usdz .usd .usda .usdc .dae .3mf .ksplat .splatv .npz".split(),
-    *".html .mp4 .webm .json .zip .txt".split(),
+    *".xyz .pts .pcd .las .laz .e57 .off .wrl .x3d .vrm .blend .npy .safetensors .ckpt".split(),
+    *".html .htm .pdf .svg .csv .mp4 .webm .mov .avi .mkv .m4v .json .txt .zip .tar .gz .7z".split(),
 )
 TWO_STAGE = "distill.two_stage"  # of a higher floor, so it is only named
 

@@ -167,6 +167,9 @@ def test_skip_existing_makes_only_what_is_missing(here, stub, short_turntables):
         (("a.png", "-o", "-"), "-o -: results are not written to standard output"),
         (("a.png", "-o", "lamp.ksplat"), "-o lamp.ksplat ends like a file that is not written"),
         (("a.png", "-o", "lamp.usdz"), "-o lamp.usdz ends like a file that is not written"),
+        (("a.png", "-o", "lamp.XYZ"), "-o lamp.XYZ ends like a file that is not written: use one of .ply"),
+        (("a.png", "-o", "lamp.pcd"), "-o lamp.pcd ends like a file that is not written"),
+        (("a.png", "-o", "lamp.mov"), "-o lamp.mov ends like a file that is not written"),
         (("a.png", "-o", "made/.ply"), "-o made/.ply is a suffix without a name"),
     ],
 )
@@ -205,6 +208,9 @@ def test_o_names_the_one_file(here, stub):
     Path("folder.ply").mkdir()
     run("chair.png", "-o", "folder.ply")
     assert written("folder.ply") == ["chair.matte.png", "chair.ply"]
+    for folder in ("out.v2", "runs/2026.11.29", "lr1e-3.old", "St.Peter"):  # no kind of file
+        run("chair.png", "-o", folder)
+        assert written(folder) == ["chair.matte.png", "chair.ply"]
 
 
 @pytest.mark.parametrize(
