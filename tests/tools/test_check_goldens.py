@@ -203,6 +203,33 @@ def test_seeds_of_pictures(tmp_path, capsys, monkeypatch):
     assert "not found, so 1 is used: give it with --seed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("where", ["about", "note", "file", "folder"])
+def test_a_large_seed_that_the_folder_mentions(tmp_path, where):
+    """Too many to be tried, but the folder may well say it somewhere."""
+    seed = 20_261_129_000
+    folder = tmp_path / f"goldens-{seed if where == 'folder' else 7}"
+    name = f"zero123pp_{seed}" if where == "file" else "zero123pp"
+    seen = (255 * made_up.picture("zpicture", 40, 50, seed, 4)).round().astype(np.uint8)
+    seen[..., :3] = (255 * made_up.picture("zpicture", 40, 50, seed)).round()
+    folder.mkdir()
+    np.savez(folder / f"{name}.npz", input_rgba=seen)
+    about = {"configs": {"made": {"seed": seed}, "layers": 123_456}} if where == "about" else {}
+    (folder / f"{name}.json").write_text(json.dumps(about))
+    if where == "note":
+        (folder / "weights_rule.py").write_text(f"SEED = {seed}\nOTHER = 1234567\n")
+    assert find_seeds(folder) == {name: seed}
+
+
+def test_half_precision_hides_no_more_than_it_rounds():
+    """A mistake of 2e-4, far below a step, is over the tolerance of a call; a sum in another order is not."""
+    computed = np.random.default_rng(0).standard_normal(5000)
+    stored = computed.astype(np.float16)
+    again = computed * (1 + 1e-6)
+    assert Compared("x", again, stored, 1e-6).agrees and Compared("x", computed, stored, 0).agrees
+    assert not Compared("x", computed * (1 + 2e-4), stored, CALL).agrees
+    assert not Compared("x", computed, np.full(5000, np.inf, np.float16), CALL).agrees
+
+
 def test_the_seed_is_found_where_nobody_tells_it(tmp_path, capsys):
     write(unet_golden(37, 2, 4, 32, 4), tmp_path)
     about = json.loads((tmp_path / "unet_mvdream.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from tools.goldens import made_up
 from tools.goldens.golden import Compared, Golden
 from tools.goldens.unet import LEVELS
 
-LAST = 99_999  # seed that is tried
+LAST = 99_999  # seed that is tried, besides larger ones that names and texts of the folder hold
+TEXTS = (".json", ".txt", ".md", ".py", ".yaml")
 SAME = 0.01  # rmse / rms; another seed has more than 1
 PIXELS = 4  # a side of the grid of pixels that identifies a picture
 FEW = 8  # outputs that identify a network; a draw of fewer rows is the beginning of that of all
@@ -24,14 +26,27 @@ FEW = 8  # outputs that identify a network; a draw of fewer rows is the beginnin
 def find_seeds(folder: Path) -> dict[str, int]:
     """Name of each file -> the first seed with which its made-up picture, or smallest network, comes out."""
     found: dict[str, int] = {}
+    noted = _noted(folder)
     for kind, (array, make) in PROBES.items():
         for path in sorted(folder.glob(f"{kind}*.npz")):
             with contextlib.suppress(Exception):  # whatever is wrong is said when its turn comes
                 golden = Golden.read(path, 1)
-                seed = _first(golden, make, dict.fromkeys(found.values())) if array in golden else None
+                likely = dict.fromkeys((*found.values(), *noted))
+                seed = _first(golden, make, likely) if array in golden else None
                 if seed is not None:
                     found[golden.name] = seed
     return found
+
+
+def _noted(folder: Path) -> list[int]:
+    """Numbers over `LAST` that stand in the folder's names and texts."""
+    words = [str(folder.resolve()), *(path.stem for path in folder.iterdir())]
+    words += [
+        path.read_text(errors="replace")
+        for path in folder.glob("*.*")
+        if path.suffix in TEXTS and path.is_file()
+    ]
+    return sorted(n for n in {int(d) for text in words for d in re.findall(r"\d{6,20}", text)} if n > LAST)
 
 
 def _first(golden: Golden, make: Callable[[Golden], Compared], likely: Iterable[int]) -> int | None:
