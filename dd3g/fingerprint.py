@@ -30,7 +30,7 @@ def folder_fingerprint(folder: Path) -> str:
     parts = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     files = [folder / "model_index.json", *(f for part in parts for f in sorted((folder / part).iterdir()))]
     for file in files:
-        if file.suffix not in (".json", ".safetensors") or not file.is_file():
+        if file.suffix not in (".json", ".safetensors") or file.name.startswith(".") or not file.is_file():
             continue
         size = file.stat().st_size
         sha.update(f"{file.relative_to(folder).as_posix()} {size}\n".encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 import sys
 import time
@@ -141,7 +142,7 @@ def quiet_libraries() -> Iterator[None]:
     logs = [importlib.import_module(f"{name}.utils.logging") for name in names]
     levels = [log.get_verbosity() for log in logs]
     for log in logs:
-        log.set_verbosity_error()
+        log.set_verbosity(logging.CRITICAL)  # errors are raised as well
         log.disable_progress_bar()
     try:
         yield

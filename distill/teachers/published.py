@@ -172,29 +172,31 @@ def read_json(path: Path) -> dict[str, Any]:
 def weights_files(folder: Path) -> tuple[list[Path], str | None]:
     """The safetensors files of a part, and the variant that their names give, as diffusers calls it.
 
-    A part may lie in one file or, with an index, in several, and twice, in two number formats.
+    A part may lie in one file or, with an index, in several, and in several variants, such as number formats;
+    the one without a name of its own comes first.
 
     Raises:
         UserError: when there is no such file, or one was not downloaded whole.
     """
-    found = sorted(folder.glob("*.safetensors"))
-    single = [f for f in found if not _SHARD.search(f.name)]
-    # Names without a variant have fewer dots.
-    single = [f for f in single if f.name.count(".") == 1] or single
-    indices = sorted(folder.glob("*.safetensors.index*.json"), key=lambda f: f.name.count("."))
-    if len(single) == 1:
-        files, variant = single, single[0].name.split(".")[1:-1]
-    elif indices and not single:
-        table = read_json(indices[0]).get("weight_map")
+    found = sorted(folder.glob("[!.]*.safetensors"))  # not ._NAME, which macOS leaves beside a copy
+    of_variant: dict[tuple[str, ...], list[Path]] = {}
+    for path in (f for f in found if not _SHARD.search(f.name)):
+        of_variant.setdefault(tuple(path.name.split(".")[1:-1]), []).append(path)
+    for index in sorted(folder.glob("[!.]*.safetensors.index*.json")):
+        of_variant.setdefault(tuple(index.name.split(".")[3:-1]), [index])
+    variant = min(of_variant, key=lambda v: (len(v), v), default=())
+    files = of_variant.get(variant, [])
+    if len(files) != 1:
+        raise UserError(_no_weights(folder, found))
+    if files[0].suffix == ".json":
+        table = read_json(files[0]).get("weight_map")
         names = set(table.values()) if isinstance(table, dict) else set()
         if not names or not all(isinstance(n, str) and n == Path(n).name for n in names):
-            raise UserError(f"{indices[0]} names no files of weights: {AGAIN}")
-        files, variant = [folder / n for n in sorted(names)], indices[0].name.split(".")[3:-1]
-    else:
-        raise UserError(_no_weights(folder, found))
+            raise UserError(f"{files[0]} names no files of weights: {AGAIN}")
+        files = [folder / n for n in sorted(names)]
     for file in files:
         _check_file(file)
-    return files, variant[0] if variant else None
+    return files, ".".join(variant) or None
 
 
 def _no_weights(folder: Path, found: list[Path]) -> str:

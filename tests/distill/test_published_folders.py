@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -228,6 +229,66 @@ def test_weights_in_several_files(kind, variant, folders, tmp_path):
         split(file, variant)
     found, wanted = load(copy).state_dict(), load(folders[kind]).state_dict()
     assert found.keys() == wanted.keys() and all(torch.equal(found[k], wanted[k]) for k in wanted)
+
+
+def in_variants(part, *variants, pieces=()):
+    """A part's file of weights under other variants; values tell which is which."""
+    for file in list(part.glob("*.safetensors")):
+        state = load_file(file)
+        file.unlink()
+        for i, variant in reversed(list(enumerate(variants))):
+            path = file.with_name(f"{file.stem}{variant and '.' + variant}.safetensors")
+            save_file({k: v + i for k, v in state.items()}, path, {"format": "pt"})
+            if variant in pieces:
+                path.rename(file)
+                split(file, variant and "." + variant)
+
+
+@pytest.mark.parametrize(
+    ("variants", "pieces"),
+    [
+        (("", "fp16"), ()),
+        (("", "fp16"), ("",)),
+        (("", "fp16"), ("fp16",)),
+        (("", "fp16"), ("", "fp16")),
+        (("bf16", "fp16"), ()),
+        (("fp16", "non_ema"), ("fp16",)),
+        (("", "non_ema"), ()),
+    ],
+)
+@pytest.mark.parametrize("kind", ["imagedream", "zero123plus"])
+def test_weights_in_several_variants(kind, variants, pieces, folders, tmp_path):
+    """The first is taken, which is the full one where it is there, whichever lies in several files."""
+    copy = shutil.copytree(folders[kind], tmp_path / folders[kind].name)
+    for part in ("unet", "vae"):
+        in_variants(copy / part, *variants, pieces=pieces)
+    found, wanted = load(copy).state_dict(), load(folders[kind]).state_dict()
+    assert all(torch.equal(found[k], wanted[k]) for k in wanted)
+
+
+def test_what_a_mac_leaves_beside_a_copy_is_not_looked_at(folders, tmp_path):
+    copy = shutil.copytree(folders["imagedream"], tmp_path / "imagedream")
+    in_variants(copy / "unet", "fp16")  # which has as many dots as the other
+    before = load(copy).fingerprint
+    for file in [*copy.rglob("*.safetensors"), *copy.rglob("*.json")]:
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7")
+    assert load(copy).fingerprint == before
+
+
+@pytest.mark.parametrize("kind", ["imagedream", "zero123plus"])
+def test_weights_of_another_name_are_one_line(kind, folders, tmp_path):
+    """The libraries would say it as well, before the command does."""
+    copy = shutil.copytree(folders[kind], tmp_path / folders[kind].name)
+    file = copy / "vae/diffusion_pytorch_model.safetensors"
+    file.rename(file.with_name("vae.safetensors"))
+    logger, said = logging.getLogger("diffusers"), []
+    handler = logging.Handler()
+    handler.emit = said.append
+    logger.addHandler(handler)
+    with pytest.raises(UserError, match="no file named diffusion_pytorch_model.safetensors found in"):
+        load(copy)
+    logger.removeHandler(handler)
+    assert said == []
 
 
 @pytest.mark.parametrize("fault", FAULTS)
