@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -153,9 +154,11 @@ def unpack_paths(packed: bytes) -> list[Path]:
 
 def _tars(path: Path) -> list[Path]:
     try:  # `glob` finds nothing where reading is not allowed
-        found = sorted(path / n for n in os.listdir(path) if n.endswith(".tar")) if path.is_dir() else [path]
+        names = os.listdir(path) if path.is_dir() else []
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    # Not ._NAME, which macOS leaves beside a copy.
+    found = sorted(path / n for n in names if n.endswith(".tar") and n[0] != ".") if path.is_dir() else [path]
     if not found:
         raise UserError(f"{path} holds no shards (*.tar): write some there first, or name another folder")
     return found
@@ -174,8 +177,12 @@ def _index(path: Path, tolerant: bool) -> dict[str, dict[str, tuple[int, int]]]:
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
                 if not member.isfile():
                     continue
-                key, _, extension = member.name.partition(".")
-                samples.setdefault(key, {})[extension] = (member.offset_data, member.size)
+                # Folders may have dots; a tar that was packed again has one before all of them.
+                folder, name = posixpath.split(posixpath.normpath(member.name))
+                key, _, extension = name.partition(".")
+                if key:  # hidden files are no samples
+                    place = (member.offset_data, member.size)
+                    samples.setdefault(posixpath.join(folder, key), {})[extension] = place
             # tarfile takes a damaged header for the end of the archive, which is really blocks of zeros.
             stream.seek(max(end, stream.seek(0, os.SEEK_END) - 2 * _BLOCK) if tolerant else end)
             if stream.read(2 * _BLOCK) != bytes(2 * _BLOCK) or stream.read().strip(b"\0"):

@@ -146,7 +146,8 @@ def find_objects(
 def _search(folder: Path, layout: str) -> tuple[list[FoundObject], dict[str, str]]:
     """Objects of the first layout that fits, and what is missing of the others; else plain meshes."""
     walk = os.walk(folder, followlinks=True)
-    files = sorted(Path(at, name).relative_to(folder).as_posix() for at, _, names in walk for name in names)
+    names = (Path(at, name).relative_to(folder).as_posix() for at, _, names in walk for name in names)
+    files = sorted(name for name in names if "/." not in f"/{name}")  # nothing hidden
     prefix = folder.resolve().as_posix().strip("/")  # the named folder may itself be one of the layout
     found: list[FoundObject] = []
     missing: dict[str, str] = {}

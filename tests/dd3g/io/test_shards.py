@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import signal
@@ -38,6 +39,20 @@ def test_round_trip_in_sorted_order(tmp_path):
     assert [several.key(i)[-1] for i in range(len(several))] == list("012345678901234")
     assert several.where(-1).name == "b-00000.tar"
     assert pickle.loads(pickle.dumps(shards))[2] == shards[2]
+
+
+def test_shards_that_were_packed_again_or_copied_by_a_mac(tmp_path):
+    """`tar -C folder .` begins each name with ./, and ._NAME lies beside each file, in tars too."""
+    samples = [{"__key__": f"v1.0/object{i}", "json": b"{}", "rgba.png": bytes([i])} for i in range(3)]
+    with tarfile.open(tmp_path / "a-00000.tar", "w") as tar:
+        for sample in samples:
+            for extension in ("json", "rgba.png"):
+                for name in (f"./{sample['__key__']}.{extension}", f"./v1.0/._{extension}"):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(sample[extension])
+                    tar.addfile(member, io.BytesIO(sample[extension]))
+    (tmp_path / "._a-00000.tar").write_bytes(b"\0\5\x16\7")
+    assert list(Shards(tmp_path)) == samples
 
 
 def test_same_samples_give_the_same_bytes(tmp_path, monkeypatch):

@@ -200,6 +200,14 @@ def test_a_wrong_folder_is_told_what_would_be_right(tmp_path):
         find_objects(tmp_path)
 
 
+def test_what_is_hidden_is_no_object(tmp_path):
+    """As the ._NAME that macOS leaves beside each file of a copy, which could not be drawn."""
+    for name in ("slab/model.obj", "slab/._model.obj", ".trash/slab/model.obj"):
+        write_obj(tmp_path / name, "texture.png")
+    found, missing = find_objects(tmp_path)
+    assert [one.path for one in found] == [tmp_path / "slab/model.obj"] and not missing
+
+
 def test_styles_come_from_a_manifest(tmp_path):
     write_layout("meshes", tmp_path / "data")
     (tmp_path / "data" / "manifest.csv").write_text("id,style\nslab,scan\n")
