@@ -47,7 +47,13 @@ class Quadruple:
 
 
 def noise_of(shape: Sequence[int], seed: int) -> Tensor:
-    """Noise (V, C, h, w) by seed: float32 values that float16 holds exactly, drawn on the CPU."""
+    """Noise (V, C, h, w) by seed: float32 values that float16 holds exactly, drawn on the CPU.
+
+    Raises:
+        UserError: for a seed that torch does not take.
+    """
+    if not -(2**63) <= seed < 2**64:
+        raise UserError(f"the seed {seed} is out of range: give 0 to 2**64 - 1")
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)).half().float()
 
 

@@ -119,6 +119,8 @@ def simulate_command(
         raise UserError(
             f"{output} is a URL: give a folder of this machine, and copy it there when it is done"
         )
+    if not -(2**63) <= seed < 2**64:  # torch knows no others
+        raise UserError(f"--seed {seed} is out of range: give 0 to 2**64 - 1")
     if guidance_scale is not None and not math.isfinite(guidance_scale):
         raise UserError(f"--guidance-scale {guidance_scale} is not a strength: give a number, 1 is none")
     from distill.simulation.generate_shards import ShardSet, generate_shards

@@ -82,5 +82,7 @@ def test_the_command_writes_a_sheet_and_tells_what_the_noise_decides(tmp_path, m
     assert found["deviation"] > 0.01 and found["noises"] == 4
     sheet = np.asarray(Image.open(tmp_path / "s.png"))
     assert sheet.shape == (3 * 18 - 2, 6 * 18 - 2, 3)
+    assert main([*words[:2], str(2**64), *words[3:]]) == 2
+    assert "the seed 18446744073709551616 is out of range" in capsys.readouterr().err
     dark = [(sheet[18 * row : 18 * row + 16, :16] < 128).sum() for row in range(3)]
     assert len(set(dark)) > 1 and min(dark[0], dark[2]) <= dark[1] <= max(dark[0], dark[2])

@@ -210,5 +210,9 @@ def test_the_first_line_of_an_error_says_what_is_missing():
         (KeyError("There is no item named 'x' in the archive"), "There is no item named 'x' in the archive"),
         (ValueError("one\ntwo"), "one"),
         (ValueError(), "ValueError"),
+        (
+            OSError("cannot identify image file <_io.BytesIO object at 0x7f0f3b4e>"),
+            "cannot identify image file",
+        ),
     ):
         assert first_line(error) == line
