@@ -61,7 +61,8 @@ def _read_words(argv: Sequence[str], schema: type) -> tuple[list[Path], list[str
     overrides: list[str] = []
     paths: dict[str, str] = {}
     positional: str = getattr(schema, "positional", "")
-    if positional and words and not words[0].startswith("-"):
+    first, equals, _ = (words or [""])[0].partition("=")
+    if positional and first and not first.startswith("-") and not (equals and first in kinds):
         paths[positional] = words.pop(0)
     while words:
         word = words.pop(0)

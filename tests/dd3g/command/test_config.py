@@ -113,6 +113,9 @@ def test_output_is_taken_as_it_is_spelled():
         assert parse(words, DistillConfig).output_dir == "a=[b]"
         assert parse(words, SynthesizeConfig).output == "a=[b]"
     assert parse(["null", "-o", "x"], CollectConfig).source == "null"
+    for line in (["source=a", "output=b"], ["limit=3", "source=a", "--output", "b"], ["a", "output=b"]):
+        assert (parse(line, CollectConfig).source, parse(line, CollectConfig).output) == ("a", "b")
+    assert parse(["a=b", "-o", "x"], CollectConfig).source == "a=b"  # a file may be called so
 
 
 def test_switches_need_no_value(capsys):
