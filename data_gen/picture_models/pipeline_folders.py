@@ -158,20 +158,20 @@ def check_parts(
 
 def _check_files(part: Path) -> None:
     """Where a file is missing, libraries take their defaults: a network of another shape, or no words."""
-    if any(part.glob("*.safetensors")) and not (part / "config.json").exists():
+    if any(part.glob("[!.]*.safetensors")) and not (part / "config.json").exists():
         raise UserError(f"{part / 'config.json'} is missing: copy or download it again")
     if part.name.startswith("tokenizer") and not any(
         all((part / name).exists() for name in names) for names in _WORDS
     ):
         said = ", or ".join(" and ".join(names) for names in _WORDS)
         raise UserError(f"{part} holds no words ({said}): copy or download it again")
-    for file in sorted(part.glob("*.json")):
+    for file in sorted(part.glob("[!.]*.json")):
         if not is_whole(file):
             raise UserError(f"{file} is damaged or cut short: copy or download it again")
 
 
 def _check_weights(part: Path, variant: str) -> None:
-    files = sorted(part.glob("*.safetensors"))
+    files = sorted(part.glob("[!.]*.safetensors"))
     for file in files:
         with open(file, "rb") as stream:
             if stream.read(40).startswith(b"version https://git-lfs"):

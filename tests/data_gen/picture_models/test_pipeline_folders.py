@@ -191,6 +191,14 @@ def test_variants(copy):
     assert load(copy, variant="fp16").draw(["a fox"], [1])[0].size == (32, 32)
 
 
+def test_what_a_mac_leaves_beside_a_copy_is_not_looked_at(copy):
+    name = find_folder(ModelConfig(path=str(copy)))[1]
+    for file in [*copy.rglob("*.safetensors"), *copy.rglob("*.json")]:
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7")
+    assert find_folder(ModelConfig(path=str(copy)))[1] == name
+    assert load(copy).draw(["a fox"], [1])[0].size == (32, 32)
+
+
 def test_without_transformers(copy, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     fails(copy, r"pip install 'dd3g\[data\]'")
