@@ -138,7 +138,7 @@ _OPTIONS = (
 
 
 def _objects_in(folder: Path) -> list[Path]:
-    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    there = sorted(folder.glob("[!.]*")) if folder.is_dir() else []
     return [p for p in there if p.is_file() and p.suffix.lower() in OBJECTS]
 
 
@@ -146,7 +146,7 @@ def _pictures(folder: Path, target: Target) -> Drawing:
     from dd3g.picture import resize_rgba
     from dd3g.picture.decoding import read_rgba
 
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    paths = sorted(p for p in folder.glob("[!.]*") if p.suffix.lower() in SUFFIXES)
     if len(paths) != len(target.novel):
         raise UserError(
             f"{folder} holds {len(paths)} pictures, and the protocol has {len(target.novel)} test views of "

@@ -124,10 +124,15 @@ def test_pictures_are_scored_in_the_order_of_the_test_views(tmp_path):
     for k, v in enumerate(NOVEL):
         pixels = (target.rgba[v] * 255).round().byte().movedim(0, -1).numpy()
         Image.fromarray(pixels).save(folder / f"{k:03d}.png")
+    hidden = [folder / "._000.png", folder / "._thing.ply"]  # as macOS leaves them beside a copy
+    for path in hidden:
+        path.touch()
     drawing = parse_predictions(f"theirs={tmp_path}")(target)
     found = score(target, drawing)
     assert found["novel"]["psnr"] > 60 and found["novel"]["iou"] == 1 and "input" not in found
     assert drawing(target, [0, 5]).views == [5]
+    for path in hidden:
+        path.unlink()
     for path in folder.iterdir():  # without alpha, masks are unknown
         Image.open(path).convert("RGB").save(path)
     assert math.isnan(score(target, parse_predictions(f"x={tmp_path}")(target))["novel"]["iou"])
