@@ -81,7 +81,10 @@ def collect(
         if not getattr(config, name):
             raise UserError(f"{name} is not set: {USAGE}")
     source = open_source(
-        config.source, config.views, progress.say if group.rank == 0 else lambda message: None
+        config.source,
+        config.views,
+        progress.say if group.rank == 0 else lambda message: None,
+        config.output,
     )
     items = {item.prompt.id: item for item in source.items[: config.limit or None]}
     storage = Storage(config.output)

@@ -128,7 +128,7 @@ def simulate_command(
     from distill.simulation.mattes import matte_model
     from distill.teachers import load
 
-    pictures = open_inputs(inputs, matte)
+    pictures = open_inputs(inputs, matte, output)
     state, place = _partial_state(device)
     model = load(teacher, place, precision, elevation, attention)
     wanted = ShardSet(

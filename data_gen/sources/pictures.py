@@ -71,7 +71,7 @@ def _plain(text: str) -> str:
 
 
 def open_source(
-    path: str | Path, views: int = 1, warn: Warn = lambda message: None
+    path: str | Path, views: int = 1, warn: Warn = lambda message: None, output: str | Path = ""
 ) -> DescribedPictures | RenderedViews:
     """Find out what `path` is: pictures with or without metadata.jsonl, parquet, shards, or rendered objects.
 
@@ -79,11 +79,12 @@ def open_source(
         path: a folder or a file.
         views: pictures taken of each rendered object.
         warn: is called with metadata that cannot be used.
+        output: where the results go, see `find_sources`.
 
     Raises:
         UserError: when it is none of these.
     """
-    found = find_sources(path)
+    found = find_sources(path, output)
     opened = open_pictures(found)
     if isinstance(opened, Shards):
         return RenderedViews(found, opened, views)

@@ -57,13 +57,17 @@ class Found:
         return self.files[index]
 
 
-def find_sources(path: str | Path) -> Found:
+def find_sources(path: str | Path, output: str | Path = "") -> Found:
     """Find out what `path` is: pictures, parquet tables, or shards, below a folder or in one file.
 
     What begins with a dot is left out, and so are the parts of shards that `data_gen` has not finished.
 
+    Args:
+        path: a folder or a file.
+        output: where the results go; a folder of `path` that holds those of an earlier run is left out.
+
     Raises:
-        UserError: when it is none of these, or several, or not on this machine's disks.
+        UserError: when it is none of these, or several, or not on this machine's disks, or the output itself.
     """
     if "://" in str(path):
         raise UserError(
@@ -72,7 +76,10 @@ def find_sources(path: str | Path) -> Found:
             "`aws s3 cp --recursive` or `gcloud storage cp -r`"
         )
     path = Path(path)
-    files = _files(path)
+    own = os.path.realpath(output) if str(output) and "://" not in str(output) else ""
+    if own == os.path.realpath(path):
+        raise UserError(f"{path} is the source and the output: give another --output")
+    files = _files(path, own)
     found = {
         "tables": [f for f in files if f.suffix == ".parquet"],
         "shards": [f for f in files if f.suffix == ".tar"],
@@ -91,7 +98,7 @@ def find_sources(path: str | Path) -> Found:
     return Found(path if path.is_dir() else path.parent, kinds[0], found[kinds[0]])
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path, leave_out: str) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -99,7 +106,8 @@ def _files(path: Path) -> list[Path]:
     found = []
     for folder, folders, names in os.walk(path):
         unfinished = "parts" if "options.json" in names else ""
-        folders[:] = sorted(f for f in folders if f[0] != "." and f != unfinished)
+        seen = (f for f in folders if f[0] != "." and f != unfinished)
+        folders[:] = sorted(f for f in seen if os.path.realpath(os.path.join(folder, f)) != leave_out)
         found += [Path(folder, n) for n in sorted(names) if not n.startswith(".")]
     return found
 

@@ -32,17 +32,18 @@ class MatteError(UserError):
     """The matting model is unknown or not on this machine."""
 
 
-def open_inputs(source: str | Path, matte: str = "auto") -> Pictures | Renders:
+def open_inputs(source: str | Path, matte: str = "auto", output: str | Path = "") -> Pictures | Renders:
     """Find out what `source` is: pictures, parquet tables, shards of pictures, or rendered objects.
 
     Args:
         source: a folder, which is searched at any depth, or a file.
         matte: for pictures without alpha: "auto" (u2netp) or another matting model; "none" refuses them.
+        output: where the results go, see `find_sources`.
 
     Raises:
         UserError: when it is none of these, or not on this machine's disks.
     """
-    found = find_sources(source)
+    found = find_sources(source, output)
     opened = open_pictures(found)
     return Renders(found) if isinstance(opened, Shards) else Pictures(found, opened, matte)
 

@@ -147,6 +147,18 @@ def test_views_that_are_not_finite_are_left_out(pictures, teacher, tmp_path, cap
     assert len(Quadruples(tmp_path / "set")) == 5
 
 
+def test_a_set_within_the_folder_of_its_pictures_goes_on(pictures, teacher, tmp_path, capsys):
+    """Its shards were inputs of another kind when the same command was started again."""
+    words = command(pictures, teacher, pictures / "quadruples", "--seeds", "1", "--json")
+    for written in (1, 0):
+        assert main(words) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert (report["written"], report["present"]) == (written, 1 - written)
+    (tmp_path / "link").symlink_to(pictures)
+    assert main(command(pictures, teacher, tmp_path / "link")) == 2
+    assert "is the source and the output: give another --output" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "case", ["empty", "missing", "teacher", "file", "device", "guidance", "seed", "foreign"]
 )
