@@ -31,13 +31,13 @@ class Average:
         k = self.updates
         limit = 1 - k**-0.75 if self.warmup == "power" else (1 + k) / (10 + k)
         share = 1 - min(self.decay, limit)
-        kinds: dict[bool, list[tuple[Tensor, Tensor]]] = {}
+        pairs = []
         for value, source in zip(self.values, self.sources, strict=True):
             if not value.is_floating_point():
                 value.copy_(source)
-            elif not frozen(source):  # one call takes one kind: buffers are whole
-                kinds.setdefault(isinstance(value, DTensor), []).append((value, source))
-        for pairs in kinds.values():
+            elif not frozen(source):
+                pairs.append((_own(value), _own(source)))
+        if pairs:
             values, sources = map(list, zip(*pairs, strict=True))
             # v - share (v - s), with one call for all tensors.
             steps = torch._foreach_sub(values, sources)
@@ -65,6 +65,11 @@ def averaged(model: nn.Module) -> list[Tensor]:
 def frozen(tensor: Tensor) -> bool:
     """Whether a tensor of a model is a parameter that never changes, and its own average."""
     return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+
+
+def _own(value: Tensor) -> Tensor:
+    """What this process holds of it: a split tensor's own arithmetic takes a hundred times as long."""
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def _whole(value: Tensor) -> Tensor:
