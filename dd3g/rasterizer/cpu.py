@@ -193,7 +193,8 @@ def _sort_by_key(keys: Any, index: Any) -> None:
             first[d] += 1
         source, target = target, source
         shift += 11
-    index[:] = source
+    for n in range(len(index)):  # a slice would cost two seconds of compiling
+        index[n] = source[n]
 
 
 @njit(cache=True, nogil=True, parallel=True)
@@ -265,8 +266,8 @@ def _sum_gradients(
             for i in range(b * views, (b + 1) * views):
                 m = rank[i, n]
                 if m >= 0:
-                    total[:] = v_isects[rows[m]]
-                    for row in range(rows[m] + 1, rows[m + 1]):
+                    total[:] = 0
+                    for row in range(rows[m], rows[m + 1]):
                         for j in range(len(total)):
                             total[j] += v_isects[row, j]
                     v_means2d[i, n, 0], v_means2d[i, n, 1] = total[0], total[1]
