@@ -108,19 +108,18 @@ def count(name: str) -> Counted:
         chosen = {name: getattr(config.start, name) for name in ("top_only", "lower", "rank", "lower_rate")}
         shape = replace(shape, teacher=replace(IMAGEDREAM, **chosen))
     with FakeTensorMode():
-        plain, blocks = Generator(shape), Generator(shape)
-        recompute_blocks(blocks)
-        flops, one, made = _pass(plain)
-        _, two, _ = _pass(plain, batch=2)
-        both, _, _ = _pass(plain, backward=True)
-        again, one_recomputed, _ = _pass(blocks, backward=True)
-        _, two_recomputed, _ = _pass(blocks, batch=2)
+        generator = Generator(shape)
+        flops, both, one, made = _pass(generator)
+        _, two = _forward(generator, batch=2)
+        recompute_blocks(generator)
+        _, again, one_recomputed, _ = _pass(generator)
+        _, two_recomputed = _forward(generator, batch=2)
     return Counted(
         name=name,
         batch=config.train_batch_size,
-        parameters=sum(p.numel() for p in plain.parameters()),
-        trained=sum(p.numel() for p in plain.parameters() if p.requires_grad),
-        block=max(_blocks(plain)),
+        parameters=sum(p.numel() for p in generator.parameters()),
+        trained=sum(p.numel() for p in generator.parameters() if p.requires_grad),
+        block=max(_blocks(generator)),
         gaussians=made,
         flops=flops,
         both=both,
@@ -144,8 +143,18 @@ def _blocks(model: nn.Module) -> list[int]:
     return [sum(p.numel() for p in m.parameters()) for m in model.modules() if type(m).__name__ in kinds]
 
 
-def _pass(generator: Generator, backward: bool = False, batch: int = 1) -> tuple[int, int, int]:
-    """FLOPs, bytes kept for the backward pass, and Gaussians of a sample, in bfloat16."""
+def _pass(generator: Generator) -> tuple[int, int, int, int]:
+    """FLOPs forward, and backward too, bytes kept in between, and Gaussians of a sample."""
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+        made, kept = _forward(generator)
+        flops = counter.get_total_flops()
+        torch.stack([getattr(made, f.name).sum() for f in fields(Gaussians)]).sum().backward()
+    generator.zero_grad(set_to_none=True)
+    return flops, counter.get_total_flops(), kept, len(made)
+
+
+def _forward(generator: Generator, batch: int = 1) -> tuple[Gaussians, int]:
+    """What comes out, in bfloat16, and the bytes kept for the backward pass."""
     c = generator.config
     noise, image = torch.empty(batch, *c.latent_shape), torch.empty(batch, 4, c.size, c.size)
     cameras = Cameras(torch.empty(len(noise[0]), 4, 4), torch.empty(len(noise[0]), 3, 3), c.size, c.size)
@@ -163,14 +172,9 @@ def _pass(generator: Generator, backward: bool = False, batch: int = 1) -> tuple
     for module in generator.modules():
         if "forward" in vars(module):  # recomputed: its inputs are kept, which no hook sees
             module.register_forward_pre_hook(lambda _, args: tree_map_only(Tensor, pack, args) and None)
-    counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
-    with counter:
-        with saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16):
-            made = generator(noise, cameras, image)
-        if backward:
-            torch.stack([getattr(made, f.name).sum() for f in fields(Gaussians)]).sum().backward()
-            generator.zero_grad(set_to_none=True)
-    return counter.get_total_flops(), sum(kept.values()), len(made)
+    with saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+        made = generator(noise, cameras, image)
+    return made, sum(kept.values())
 
 
 def state_bytes(counted: Counted, split: str, gpus: int) -> float:
