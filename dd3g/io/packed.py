@@ -109,11 +109,10 @@ def decode_spz(data: bytes) -> Splats:
     with scratch_folder() as folder:
         path = folder / "gaussians.spz"
         try:
-            header = zlib.decompressobj(31).decompress(data, 16) if data[:2] == b"\x1f\x8b" else data[:16]
-            _, version, count, _, _, flags, _ = struct.unpack("<4sIIBBBB", header)
+            content = _unzipped(data) if data[:2] == b"\x1f\x8b" else data
+            _, version, count, _, _, flags, _ = struct.unpack("<4sIIBBBB", content[:16])
             places = None
             if version == 1:  # which gsply takes for 2: its places are half floats, and not of 24 bits
-                content = gzip.decompress(data)
                 places = np.frombuffer(content, "<f2", 3 * count, 16).reshape(count, 3)
                 content = content[:4] + b"\2" + content[5:16] + bytes(9 * count) + content[16 + 6 * count :]
                 data = gzip.compress(content, 1)
@@ -130,6 +129,15 @@ def decode_spz(data: bytes) -> Splats:
     return Splats(
         from_raw(np.concatenate(columns, -1)), antialiased=bool(flags & 1) or None, harmonics=harmonics
     )
+
+
+def _unzipped(data: bytes) -> bytes:
+    """Of gzip; what follows its end is let be. On data that is cut short gsply would work for seconds."""
+    stream = zlib.decompressobj(31)
+    content = stream.decompress(data)
+    if not stream.eof:
+        raise EOFError("it ends too early")
+    return content
 
 
 def load_gsply() -> Any:
