@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import signal
 import sys
 from functools import partial
 
 import pytest
 import torch
+import torch.multiprocessing
 
 # As in a terminal: under nohup and in shells without job control some are ignored, by us and what we start.
 for _signal, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -18,10 +20,14 @@ for _signal, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
 gc.disable()  # until all is imported, in which there is little garbage
 
 
+# With them each of two processes compiles kernels that the other one then finds, of float64 and of float32.
+KERNELS = ("test_rasterize.py", "test_benchmark.py")
+
+
 def pytest_collection_modifyitems(items):
     """Files with slow tests first: at the end no process waits for another one's long file."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path.name not in KERNELS, item.path not in slow))
 
 
 _known = 0  # modules when garbage was collected last
@@ -49,6 +55,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def forked_workers(monkeypatch):
+    """Processes that would be spawned, and import torch, are forked: see `stand_ins.forked`."""
+    from stand_ins.forked import CONTEXT
+
+    for module in (multiprocessing, torch.multiprocessing):
+        monkeypatch.setattr(module, "get_context", lambda method: CONTEXT)
 
 
 @pytest.fixture

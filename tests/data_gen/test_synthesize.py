@@ -7,9 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from stand_ins.forked import ROOT, Forked
 from stand_ins.made_up_dataset import contents
 from stand_ins.training_runs import PATIENCE
 
@@ -18,8 +18,6 @@ from data_gen.picture_models.protocol import ModelConfig
 from data_gen.shards.storage import Storage
 from data_gen.synthesize import SynthesizeConfig, main, synthesize
 from dd3g.errors import UserError
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_a_models_folder_counts_by_what_is_in_it(tmp_path):
@@ -208,8 +206,7 @@ def test_a_full_disk_ends_with_one_line_and_space_lets_it_go_on(shapes, tmp_path
 
 @pytest.mark.slow
 def test_two_processes_make_the_same_set(shapes, tmp_path):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    process = start([*torchrun, "-m", "data_gen", "synthesize", *command(tmp_path / "set", "--json")])
+    process = Forked("-m", "data_gen", "synthesize", *command(tmp_path / "set", "--json"), processes=2)
     out, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, error
     assert json.loads(out)["complete"]
@@ -259,11 +256,11 @@ def test_ctrl_c(shapes, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_killed(shapes, tmp_path):
-    """The real command, killed once it has committed something."""
+    """Once it has committed something."""
     folder = tmp_path / "set"
-    process = start(["-m", "data_gen", "synthesize", *command(folder)])
+    process = Forked("-m", "data_gen", "synthesize", *command(folder))
     committed(process, folder)
-    process.kill()
+    os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert main(command(folder)) == 0
     assert contents(folder) == contents(shapes)

@@ -41,8 +41,9 @@ def meshes(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_from_meshes_to_weights_and_on(meshes, monkeypatch, capfd):
+def test_from_meshes_to_weights_and_on(meshes, monkeypatch, capfd, forked_workers):
     """What ends each stage is its work: the minutes are more than any machine needs."""
+    monkeypatch.setattr(recipe, "run_stage", in_this_process)
     assert main(words(meshes, "--test", str(meshes / "test"))) == 0
     weights = meshes / "out" / "weights"
     generator = Generator.from_pretrained(weights)
@@ -63,7 +64,6 @@ def test_from_meshes_to_weights_and_on(meshes, monkeypatch, capfd):
     assert "go on with --resume" in capfd.readouterr().err
     assert main(words(meshes, "--resume", "--generator", "other")) == 2
     assert "generator nano -> other" in capfd.readouterr().err
-    monkeypatch.setattr(recipe, "run_stage", in_this_process)
     assert main(words(meshes, "--resume", steps=4)) == 0
     assert trained_minutes(meshes / "out/shape") > first > 0
     lines = (meshes / "out/shape/metrics.jsonl").read_text().splitlines()
@@ -71,7 +71,7 @@ def test_from_meshes_to_weights_and_on(meshes, monkeypatch, capfd):
 
 
 @pytest.mark.slow
-def test_without_meshes_it_makes_up_its_own(tmp_path, monkeypatch):
+def test_without_meshes_it_makes_up_its_own(tmp_path, monkeypatch, forked_workers):
     asked = []
 
     def stage(module, *arguments, seconds=None, **_):
@@ -121,6 +121,7 @@ def test_the_minutes_are_shared(tmp_path, monkeypatch, minutes, rendering, test)
     assert module == "distill.train_shape" and given == f"max_minutes={left:.3f}"
 
 
+@pytest.mark.slow
 def test_meshes_of_which_none_can_be_drawn(tmp_path, capfd):
     (tmp_path / "meshes").mkdir()
     (tmp_path / "meshes/broken.glb").write_bytes(b"glTF, or so it says")

@@ -8,18 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from stand_ins.forked import ROOT, Forked
 from stand_ins.simulated_sets import command, digests
 
 from dd3g.io.atomic import only_user
 from distill.quadruples import Quadruples
 from distill.simulate import _partial_state, main
 
-ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -37,20 +36,23 @@ def test_killed_at_random_and_started_again_makes_the_same_set(pictures, teacher
     options = ("--per-shard", "1", "--seeds", "4", "--steps", "60")
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     assert main(command(pictures, teacher, whole, *options)) == 0
-    words = [sys.executable, "-m", "distill.simulate", *command(pictures, teacher, torn, *options)]
+    words = ["-m", "distill.simulate", *command(pictures, teacher, torn, *options)]
     random = np.random.default_rng(0)
     for stop_after in (3, 11):
-        process = subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT)
+        process = Forked(*words)
         while process.poll() is None and len(list(torn.glob("*.tar"))) < stop_after:
             time.sleep(0.002)
         time.sleep(random.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it finished before it was killed"
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it finished before it was killed"
         done = {p.name: p.read_bytes() for p in torn.glob("*.tar")}
         assert stop_after <= len(done) < 24
         assert all((whole / name).read_bytes() == data for name, data in done.items())
         times = {name: (torn / name).stat().st_mtime_ns for name in done}
-    subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, check=True)
+    last = Forked(*words)
+    _, said = last.communicate()
+    assert last.returncode == 0, said
     assert {k: v for k, v in digests(torn).items() if k[0] != "."} == digests(whole)
     assert all((torn / name).stat().st_mtime_ns == t for name, t in times.items())  # nothing was made twice
     assert len(Quadruples(torn)) == 24
@@ -117,12 +119,9 @@ class _Lone:
 
 @pytest.mark.slow
 def test_torchrun_makes_each_shard_once(pictures, teacher, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     words = [str(pictures), "--teacher", str(teacher), "--output", str(tmp_path / "set"), "--per-shard", "3"]
-    done = subprocess.run(
-        [*torchrun, "-m", "distill.simulate", *words, "--json"],
-        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (report,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    process = Forked("-m", "distill.simulate", *words, "--json", processes=2)
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    (report,) = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     assert report["written"] == report["shards"] == 4 and report["quadruples"] == 12

@@ -17,7 +17,7 @@ CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA
 
 @CPU_ONLY
 @pytest.mark.slow
-def test_it_goes_as_far_as_a_cpu_can_and_says_so(capsys):
+def test_it_goes_as_far_as_a_cpu_can_and_says_so(capsys, forked_workers):
     """Without words, as the recipe starts it."""
     assert smoke.main([]) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if "smoke test: " in line]

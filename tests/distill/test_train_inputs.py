@@ -56,20 +56,20 @@ def test_a_damaged_quadruple_costs_itself(data, tmp_path, capsys, last):
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("budget", [0, 5])
-def test_a_damaged_render_costs_itself_or_the_run(data, tmp_path, capsys, budget, workers):
+def test_a_damaged_render_costs_itself_or_the_run(data, tmp_path, capsys, forked_workers, budget, workers):
     bad = damaged(data[0], tmp_path / "bad", "pixels")
-    options = {"dataloader_num_workers": workers, "max_train_steps": 20, "objective.bootstrap": 1}
+    options = {"dataloader_num_workers": workers, "max_train_steps": 12, "objective.bootstrap": 1}
     options["max_bad_samples"] = budget
     if budget:
         assert distil(bad, tmp_path / "out", **options) == 0
         error = capsys.readouterr().err
         assert error.count("warning: skipped a sample: object2 in shard") == 1
-        assert len(metrics(tmp_path / "out")) == 20
+        assert len(metrics(tmp_path / "out")) == 12
         return
     assert distil(bad, tmp_path / "out", **options) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: object2 in shard") and "delete the shard" in error
-    assert 0 < len(metrics(tmp_path / "out")) < 20
+    assert 0 < len(metrics(tmp_path / "out")) < 12
 
 
 def test_an_exploding_run(data, tmp_path, capsys):

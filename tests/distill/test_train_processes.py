@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from stand_ins.distilled import distil, words
-from stand_ins.training_runs import FORKED, TORCHRUN, files, metrics
+from stand_ins.forked import ROOT, Forked
+from stand_ins.training_runs import ACCELERATE, TORCHRUN, files, metrics
 
 from dd3g.command.configuration import parse
 from distill.train import DistillConfig, training_samples
 
 # The same as the subprocesses have: another number may round differently.
 pytestmark = pytest.mark.usefixtures("one_thread")
-ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
 }  # fmt: skip
@@ -43,9 +43,9 @@ def script(*line, **options):
     )
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(("optimizer", "launched"), [("adamw", True), ("muon", False)])
 @pytest.mark.slow
-def test_killed_and_resumed_equals_uninterrupted(data, tmp_path, optimizer):
+def test_killed_and_resumed_equals_uninterrupted(data, tmp_path, optimizer, launched):
     options = {"max_train_steps": 10, "checkpointing_steps": 3, "objective.bootstrap": 0.2}
     options["optimizer"] = optimizer
     assert distil(data[0], tmp_path / "whole", **options) == 0
@@ -55,9 +55,11 @@ def test_killed_and_resumed_equals_uninterrupted(data, tmp_path, optimizer):
         "--resume_from_checkpoint",
         "latest",
     ]
-    accelerate = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"]
     target = random.SystemRandom().randint(1, 8)
-    process = script(sys.executable, *accelerate, *line, start_new_session=True)
+    if launched:
+        process = script(sys.executable, "-m", *ACCELERATE, *line, start_new_session=True)
+    else:
+        process = Forked(*line)
     record, deadline = tmp_path / "cut/metrics.jsonl", time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         if record.exists() and record.read_bytes().count(b"\n") >= target:
@@ -76,7 +78,7 @@ def test_killed_and_resumed_equals_uninterrupted(data, tmp_path, optimizer):
 @pytest.mark.slow
 def test_two_processes_follow_one(data, tmp_path):
     options = {
-        "max_train_steps": 20, "checkpointing_steps": 20, "objective.bootstrap": 0.2,
+        "max_train_steps": 12, "checkpointing_steps": 12, "objective.bootstrap": 0.2,
         "objective.implicit": 0.05, "pretrained_teacher_model": "analytic", "learning_rate": 1e-3,
     }  # fmt: skip
     line = words(data[0], tmp_path / "two", train_batch_size=1, **options)
@@ -86,7 +88,7 @@ def test_two_processes_follow_one(data, tmp_path):
     assert process.returncode == 0, error
     assert out.count("wrote ") == 1
     pairs = list(zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True))
-    assert len(pairs) == 20
+    assert len(pairs) == 12
     for one, two in pairs:
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), f"step {one['step']}"
 
@@ -95,10 +97,10 @@ def test_two_processes_follow_one(data, tmp_path):
 @pytest.mark.slow
 def test_split_parameters_follow_whole_ones(data, tmp_path, optimizer, precision):
     """FSDP with gloo: losses, gradients and the averaged model; cameras and Gaussians stay float32."""
-    options = {"max_train_steps": 4, "checkpointing_steps": 2, "objective.bootstrap": 0.2}
+    options = {"max_train_steps": 3, "checkpointing_steps": 3, "objective.bootstrap": 0.4}
     options |= {"optimizer": optimizer, "mixed_precision": precision}
     line = words(data[0], tmp_path / "split", train_batch_size=1, **options)
-    process = script(sys.executable, "-m", *FORKED, "tests/stand_ins/fsdp_on_cpu.py", *line)
+    process = Forked("tests/stand_ins/fsdp_on_cpu.py", *line, processes=2)
     assert distil(data[0], tmp_path / "whole", train_batch_size=2, **options) == 0
     _, error = process.communicate(timeout=600)
     assert process.returncode == 0, error

@@ -5,14 +5,13 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from stand_ins.forked import Forked
 from stand_ins.tiny_objects import write_renders
 from stand_ins.training_runs import files, fresh, metrics
 
@@ -25,12 +24,10 @@ from distill.samples.renders import RenderedObjects
 from distill.shape.samples import held_out
 from distill.train_shape import KEPT_BY, Keeper, ShapeConfig, run, split
 
-ROOT = Path(__file__).parents[2]
 NETWORK = {
     "size": 32, "bins": 16, "fine": 8, "widths": "[8,16]", "width": 32, "depth": 1, "heads": 2,
     "residual_hidden": 16, "color_bins": 4,
 }  # fmt: skip
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(autouse=True)
@@ -173,12 +170,8 @@ def test_killed_and_resumed_equals_uninterrupted(renders, tmp_path):
     options = {"max_train_steps": 10, "checkpointing_steps": 3}
     assert train(renders, tmp_path / "whole", **options) == 0
     line = ["distill/train_shape.py", *words(renders, tmp_path / "cut", **options), "--resume", "latest"]
-    accelerate = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"]
     target = random.SystemRandom().randint(1, 12)  # lines, among them those of scores
-    process = subprocess.Popen(
-        [sys.executable, *accelerate, *line], cwd=ROOT, env=ENVIRONMENT, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    process = Forked(*line)
     record, deadline = tmp_path / "cut/metrics.jsonl", time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         if record.exists() and record.read_bytes().count(b"\n") >= target:

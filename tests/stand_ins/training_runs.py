@@ -10,7 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from stand_ins.forked import ROOT, Forked
+
 PATIENCE = 1200  # seconds: each process loads torch, and others may be at work on the machine
 
 
@@ -22,22 +23,25 @@ def fresh():
     GradientState._reset_state()
 
 
-FORKED = ("stand_ins.forked_run",)  # takes half as long
 TORCHRUN = "torch.distributed.run", "--standalone", "--nproc_per_node", "2"
 ACCELERATE = "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"
 
 
-def torchrun(*line, seconds=PATIENCE, launcher=FORKED):
+def torchrun(*line, seconds=PATIENCE, launcher=None):
     """A script in two processes: exit code and what it said; where they do not end, where each of them stood.
 
     torchrun gives every process a session of its own, so a time-out of `subprocess` would leave them behind.
+    Without a launcher they are forked.
     """
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        [sys.executable, "-m", *launcher, *line],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
-    )  # fmt: skip
+    if launcher is None:
+        process = Forked(*line, processes=2)
+    else:
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+        process = subprocess.Popen(
+            [sys.executable, "-m", *launcher, *line],
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
+        )  # fmt: skip
     try:
         _, said = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:

@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
+from stand_ins.forked import Forked
 from stand_ins.tiny_objects import write_cube
 from stand_ins.training_runs import files
 
@@ -28,7 +27,6 @@ from dd3g.meshes.layouts import PLAIN, FoundObject
 from dd3g.meshes.mesh import normalised
 from distill.samples.renders import RenderedObjects
 
-ROOT = Path(__file__).parents[3]
 SMALL = Options(size=16, supersample=2, quads=1, free_quads=1, novel=2, per_shard=2)
 
 
@@ -151,7 +149,7 @@ def test_resume_makes_the_same_set(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_same_bytes(tmp_path):
+def test_two_processes_make_the_same_bytes(tmp_path, forked_workers):
     folder = make_folder(tmp_path)
     render_folder(folder, tmp_path / "one", SMALL)
     render_folder(folder, tmp_path / "two", SMALL, processes=2)
@@ -221,12 +219,11 @@ def test_bad_folders_are_one_clear_line(tmp_path, capsys):
 def test_kill_and_resume(tmp_path, capsys):
     folder = make_folder(tmp_path, 12)
     flags = [*SMALL_FLAGS, "--size", "64", "--novel", "20", "--per-shard", "1"]
-    command = [sys.executable, "-m", "tools.render_objects", str(folder), *flags, "--output"]
-    process = subprocess.Popen([*command, str(tmp_path / "killed")], cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = Forked("-m", "tools.render_objects", folder, *flags, "--output", tmp_path / "killed")
     while len(list((tmp_path / "killed").glob("*.tar"))) < 2 and process.poll() is None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     done = len(list((tmp_path / "killed").glob("*.tar")))
     assert 2 <= done < 24
     assert render.main([str(folder), *flags, "--output", str(tmp_path / "killed"), "--json"]) == 0

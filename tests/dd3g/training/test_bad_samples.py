@@ -53,7 +53,7 @@ def seen(folder):
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_they_are_named_and_replaced(tmp_path, monkeypatch, capsys, workers):
+def test_they_are_named_and_replaced(tmp_path, monkeypatch, capsys, forked_workers, workers):
     if workers:  # which find their class again by its name
         monkeypatch.setattr(line_run, "Damaged", Damaged, raising=False)
     assert line(tmp_path, monkeypatch, dataloader_num_workers=workers) == 0

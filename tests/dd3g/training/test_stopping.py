@@ -162,7 +162,7 @@ def signalled(folder, name, target, split, *words, launcher=TORCHRUN):
     script = folder / "signalled.py"
     pause = 5 if target == "launcher" else 0  # in which it hands the signal on
     script.write_text(SIGNALLED.format(target=TARGETS[target], name=name, pause=pause))
-    options = {"launcher": launcher} if target == "launcher" else {}
+    options = {"launcher": launcher} if target == "launcher" and not split else {}
     return torchrun(str(script), str(folder / "cut"), *split, "train_batch_size=2", *words, **options)
 
 

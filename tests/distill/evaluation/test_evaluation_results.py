@@ -199,7 +199,7 @@ def test_alignment_is_on_for_all_rows_or_off(tmp_path, boxes, rows):
 
 
 @pytest.mark.slow
-def test_processes_give_the_same(tmp_path, boxes):
+def test_processes_give_the_same(tmp_path, boxes, forked_workers):
     words = ["baseline=flat card", "baseline=all white"]
     one = run(boxes, tmp_path / "one", words, processes=1)
     two = run(boxes, tmp_path / "two", words, processes=2)
