@@ -47,24 +47,34 @@ def test_libraries_of_a_user_without_a_home_keep_no_caches_where_the_user_is(her
 
 # Numba where it may write neither beside a kernel's file nor in a home.
 NO_CACHE = """
-import sys
 from numba.core import caching
 kept = [c for c in caching.CacheImpl._locator_classes if "UserProvided" in c.__name__]
 caching.CacheImpl._locator_classes = kept
-from dd3g.__main__ import main
-sys.exit(main(sys.argv[1:]))
 """
 
 
-# Each of some modules, whichever is the first in a process: this one has only what all of them need.
+# Each word by itself, whichever is the first in a process: this one has only what all of them need.
 FIRST = """
-import importlib, os, torch
-for name in sys.argv[1:]:
+import importlib, os, sys, torch
+from dd3g.__main__ import main
+for word in sys.argv[1:]:
     if not os.fork():
-        importlib.import_module(name)
+        if " " in word:
+            sys.exit(main(word.split()))
+        importlib.import_module(word)
         os._exit(0)
-    assert os.wait()[1] == 0, name
+    assert os.wait()[1] == 0, word
 """
+
+
+def each(*words, **environment):
+    """Import modules, or run commands, of a user who can keep no kernels; what was said on stderr."""
+    made = subprocess.run(
+        [sys.executable, "-c", NO_CACHE + FIRST, *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    return made.stderr
 
 
 @pytest.mark.slow
@@ -73,23 +83,13 @@ def test_every_kernel_can_be_defined_without_a_cache():
     kernels = [p.relative_to(ROOT) for p in files if "@njit" in p.read_text("utf-8")]
     names = [".".join(path.with_suffix("").parts) for path in kernels]
     assert {"dd3g.meshes.normals", "dd3g.pepd.surface_kernels", "data_gen.meshes.volumes"} <= set(names)
-    code = NO_CACHE.partition("from dd3g")[0] + FIRST
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    made = subprocess.run(
-        [sys.executable, "-c", code, *names], env=environment, capture_output=True, text=True
-    )
-    assert made.returncode == 0, made.stderr
+    each(*names)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "words", ["convert a.ply b.spz", "convert a.ply b.compressed.ply", "convert c.spz b.ply", "view a.ply"]
-)
-def test_a_user_who_can_keep_no_kernels(here, words):
+def test_a_user_who_can_keep_no_kernels(here):
     gaussians = StubGenerator().generate(load_image(picture("a.png")))
     save(gaussians, "a.ply")
     save(gaussians, "c.spz")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": ""}
-    command = [sys.executable, "-c", NO_CACHE, *words.split(), *["--no-open"] * words.startswith("view")]
-    made = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert made.stderr == "" and made.returncode == 0
+    words = ["convert a.ply b.spz", "convert a.ply b.compressed.ply", "convert c.spz b.ply"]
+    assert each(*words, "view a.ply --no-open", NUMBA_CACHE_DIR="") == ""

@@ -117,12 +117,15 @@ def forward_and_backward(shape):
 def test_every_start_from_the_teacher(start):
     """As `start.` of configs/distill/base.yaml may say; "frozen" is what it says.
 
-    A residual block a level does: `test_generators_as_configured` runs all of them.
+    A residual block a level does, and a layer of CLIP: `test_generators_as_configured` runs all of them.
     """
     config = parse(["--config", "base", *(f"start.{k}={v}" for k, v in start.items())], DistillConfig)
     names = ("top_only", "lower", "rank", "lower_rate")
     unet = replace(IMAGEDREAM.unet, num_res_blocks=1)
-    phase = replace(IMAGEDREAM, unet=unet, **{name: getattr(config.start, name) for name in names})
+    image = replace(IMAGEDREAM.image, num_hidden_layers=2)
+    phase = replace(
+        IMAGEDREAM, unet=unet, image=image, **{name: getattr(config.start, name) for name in names}
+    )
     forward_and_backward(replace(config.generator, teacher=phase))
 
 

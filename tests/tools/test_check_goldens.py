@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import io
 import json
 from pathlib import Path
@@ -86,18 +87,26 @@ def unet_golden(seed: int, views: int, ip_dim: int, width: int, side: int) -> Go
     return Golden("unet_mvdream", {k: np.zeros(s) for k, s in shapes.items()}, about, seed)
 
 
-def write(golden: Golden, folder: Path) -> Golden:
-    """What the check finds, as a golden file."""
+@functools.cache
+def found(*shape: int) -> Golden:
+    """What the check finds for a `unet_golden`."""
+    golden = unet_golden(*shape)
     with torch.no_grad():
         found = {one.name: one.found for one in unet.check(golden)}
     assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in golden.arrays.items()}
-    np.savez(folder / f"{golden.name}.npz", **found)
-    (folder / f"{golden.name}.json").write_text(json.dumps(golden.about))
     return Golden(golden.name, found, golden.about, golden.seed)
 
 
+def write(folder: Path, *shape: int) -> Golden:
+    """The same as a golden file."""
+    golden = found(*shape)
+    np.savez(folder / f"{golden.name}.npz", **golden.arrays)
+    (folder / f"{golden.name}.json").write_text(json.dumps(golden.about))
+    return golden
+
+
 def test_arrays_that_are_left_out_and_other_number_types(tmp_path, capsys):
-    golden = write(unet_golden(5, 2, 4, 32, 4), tmp_path)
+    golden = write(tmp_path, 5, 2, 4, 32, 4)
     kept = {k: v.astype(np.float64) for k, v in golden.arrays.items() if k in ("out", "part.time_embed")}
     np.savez(tmp_path / "unet_mvdream.npz", **kept)
     assert check_goldens.main([str(tmp_path)]) == 0
@@ -106,7 +115,7 @@ def test_arrays_that_are_left_out_and_other_number_types(tmp_path, capsys):
 
 def test_what_another_folder_may_have(tmp_path, capsys):
     """Half precision, settings among the arrays, unknown options, a name that goes on, MVDream alone."""
-    golden = write(unet_golden(5, 2, 4, 32, 4), tmp_path)
+    golden = write(tmp_path, 5, 2, 4, 32, 4)
     for end in ("npz", "json"):
         (tmp_path / f"unet_mvdream.{end}").unlink()
     halves = {k: v.astype(np.float16) for k, v in golden.arrays.items()}
@@ -132,7 +141,7 @@ def test_what_another_folder_may_have(tmp_path, capsys):
 def test_files_of_several_seeds(tmp_path, capsys):
     """Each is found, where nobody tells them; one that nothing can be made of is left for its turn."""
     for seed in (3, 41):
-        golden = write(unet_golden(seed, 2, 4, 32, 4), tmp_path)
+        golden = write(tmp_path, seed, 2, 4, 32, 4)
         about = {k: v for k, v in golden.about.items() if k != "seed"}
         for end in ("npz", "json"):
             (tmp_path / f"unet_mvdream.{end}").rename(tmp_path / f"unet_mvdream_{seed}.{end}")
@@ -158,7 +167,7 @@ def archive(**arrays):
 
 
 def test_damaged_files_are_told_in_one_line(tmp_path, capsys):
-    write(unet_golden(5, 2, 4, 32, 4), tmp_path)
+    write(tmp_path, 5, 2, 4, 32, 4)
     arrays, about = tmp_path / "unet_mvdream.npz", tmp_path / "unet_mvdream.json"
     whole, text = arrays.read_bytes(), about.read_text()
     rotten = bytearray(whole)
@@ -231,7 +240,7 @@ def test_half_precision_hides_no_more_than_it_rounds():
 
 
 def test_the_seed_is_found_where_nobody_tells_it(tmp_path, capsys):
-    write(unet_golden(37, 2, 4, 32, 4), tmp_path)
+    write(tmp_path, 37, 2, 4, 32, 4)
     about = json.loads((tmp_path / "unet_mvdream.json").read_text())
     del about["seed"]
     (tmp_path / "unet_mvdream.json").write_text(json.dumps(about))
@@ -270,7 +279,7 @@ def tanh_gated(self, x):
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_known_mistakes_are_over_the_tolerance(mistake, monkeypatch, tmp_path, single_thread):
-    golden = write(unet_golden(1, FRAMES - 1, 8, 32, 8), tmp_path)
+    golden = write(tmp_path, 1, FRAMES - 1, 8, 32, 8)
     (owner, name), wrong = MISTAKES[mistake]
     monkeypatch.setattr(owner, name, wrong)
     with torch.no_grad():
@@ -289,7 +298,7 @@ def test_figures_by_hand():
 
 def test_a_file_that_is_missing(tmp_path, capsys):
     """Half a folder agrees with nothing."""
-    write(unet_golden(3, 2, 4, 32, 4), tmp_path)
+    write(tmp_path, 3, 2, 4, 32, 4)
     words = [str(tmp_path), "--only", "unet_mvdream"]
     assert check_goldens.main([*words, "--only", "lgm"]) == 2
     assert "holds no lgm.npz: copy it whole" in capsys.readouterr().err
@@ -300,7 +309,7 @@ def test_a_file_that_is_missing(tmp_path, capsys):
 
 
 def test_an_array_of_another_shape(tmp_path, capsys):
-    golden = write(unet_golden(3, 2, 4, 32, 4), tmp_path)
+    golden = write(tmp_path, 3, 2, 4, 32, 4)
     arrays = dict(golden.arrays) | {"part.time_embed": golden.arrays["part.time_embed"][:, :-1]}
     np.savez(tmp_path / "unet_mvdream.npz", **arrays)
     assert check_goldens.main([str(tmp_path)]) == 1
@@ -309,8 +318,7 @@ def test_an_array_of_another_shape(tmp_path, capsys):
 
 
 def test_what_nobody_compares_is_told(tmp_path, capsys):
-    golden = unet_golden(3, 2, 4, 32, 4)
-    write(golden, tmp_path)
+    write(tmp_path, 3, 2, 4, 32, 4)
     arrays = dict(np.load(tmp_path / "unet_mvdream.npz")) | {"surprise": np.zeros(3)}
     np.savez(tmp_path / "unet_mvdream.npz", **arrays)
     assert check_goldens.main([str(tmp_path)]) == 1
@@ -319,7 +327,7 @@ def test_what_nobody_compares_is_told(tmp_path, capsys):
 
 
 def test_drift_of_half_precision_is_told_and_no_failure(tmp_path, capsys):
-    write(unet_golden(3, 2, 4, 32, 4), tmp_path)
+    write(tmp_path, 3, 2, 4, 32, 4)
     assert check_goldens.main([str(tmp_path), "--dtype", "bfloat16"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if " out " in line)
     drift = float(line.split("rmse")[1].split()[0])

@@ -65,7 +65,10 @@ def test_batches_follow_the_network_to_its_device(tmp_path, monkeypatch, network
     monkeypatch.setattr(training, "fit", fit)
     monkeypatch.setattr(training, "best_alpha", lambda *_, fixed=False: 0.01)
     motion = load_cmu(small_archive(tmp_path / "motion.npz"), "train")
-    options = {"lifter": GraphLifter.shipped()} if network == "difficulty" else {}
+    options = {
+        "difficulty": {"lifter": GraphLifter.shipped()},
+        "prior": {"config": PriorConfig(width=64, blocks=1, time_width=16, groups=8)},
+    }.get(network, {})
     getattr(training, f"train_{network}")(motion, tmp_path / network, use_cpu=False, **options)
     assert settings == [False]
 
