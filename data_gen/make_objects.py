@@ -12,7 +12,7 @@ import numpy as np
 import typer
 
 from dd3g.command.progress import Progress
-from dd3g.command.run import Json, run_command
+from dd3g.command.run import Json, command_line
 from dd3g.io.atomic import check_writable, replacing
 from dd3g.processes import map_in_processes, usable_cores
 
@@ -53,10 +53,7 @@ def objects_command(
     print(json.dumps(about) if as_json else f"{count} objects in {output}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    return run_command(objects_command, argv, "dd3g data objects")
-
+main = command_line(objects_command, "dd3g data objects")
 
 if __name__ == "__main__":
     sys.exit(main())

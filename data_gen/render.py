@@ -13,7 +13,7 @@ import typer
 
 from data_gen.meshes.objects import Item, Options, find_items, mesh_files, render_item
 from dd3g.command.progress import Progress
-from dd3g.command.run import Json, run_command
+from dd3g.command.run import Json, command_line
 from dd3g.command.setting import flattened
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
@@ -163,10 +163,7 @@ def render_command(
         raise typer.Exit(1)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    return run_command(render_command, argv, "dd3g data render")
-
+main = command_line(render_command, "dd3g data render")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command.run import Json, run_command, tell
+from dd3g.command.run import Json, command_line, tell
 from dd3g.io.atomic import remove_leftovers
 from dd3g.io.formats import (
     AXES,
@@ -79,10 +79,7 @@ def convert(
     tell(report, as_json, f"wrote {files} of {len(found.gaussians):,} Gaussians, {size:.2f} MB")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    return run_command(convert, argv, "dd3g convert")
-
+main = command_line(convert, "dd3g convert")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from dd3g.command.progress import Progress
-from dd3g.command.run import Device, Json, Report, conclude, failure, run_command
+from dd3g.command.run import Device, Json, Report, command_line, conclude, failure
 from dd3g.command.setting import flattened
 from dd3g.errors import UserError
 from dd3g.io.atomic import check_writable, remove_leftovers
@@ -219,10 +219,7 @@ def infer(
     conclude(work, "picture", several, as_json, lambda report: _last_line(report, output), report)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    return run_command(infer, argv, "dd3g infer")
-
+main = command_line(infer, "dd3g infer")
 
 if __name__ == "__main__":
     sys.exit(main())

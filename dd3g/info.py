@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command.run import Json, run_command, tell
+from dd3g.command.run import Json, command_line, tell
 from dd3g.io.formats import AXES, SPLATS, name_and_format
 
 
@@ -68,10 +68,7 @@ def info(
     tell(report, as_json, *(f"{name:<13}{value}" for name, value in lines.items()))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    return run_command(info, argv, "dd3g info")
-
+main = command_line(info, "dd3g info")
 
 if __name__ == "__main__":
     sys.exit(main())

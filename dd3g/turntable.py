@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dd3g.command.run import Json, run_command, say, tell
+from dd3g.command.run import Json, command_line, say, tell
 from dd3g.errors import UserError
 from dd3g.io.atomic import remove_leftovers
 from dd3g.io.formats import AXES, SPLATS, check_format, name_and_format
@@ -116,10 +116,7 @@ def _colour(name: str) -> tuple[float, ...] | None:
     return red / 255, green / 255, blue / 255
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    return run_command(turntable, argv, "dd3g turntable")
-
+main = command_line(turntable, "dd3g turntable")
 
 if __name__ == "__main__":
     sys.exit(main())

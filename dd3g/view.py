@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dd3g.command.run import Json, run_command, tell
+from dd3g.command.run import Json, command_line, tell
 from dd3g.errors import UserError
 from dd3g.io.atomic import remove_leftovers
 from dd3g.io.formats import AXES, SPLATS, check_format, name_and_format
@@ -49,10 +49,7 @@ def view(
     tell(report, as_json, f"wrote {page}" + ("" if show else "; open it in a browser"))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    return run_command(view, argv, "dd3g view")
-
+main = command_line(view, "dd3g view")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from dd3g.command.run import Json, run_command
+from dd3g.command.run import Json, command_line
 from dd3g.io.atomic import replacing
 from distill.recipe import describe_machine, run_stage
 
@@ -152,10 +152,7 @@ def describe(
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    return run_command(claim_command, argv, "dd3g claim")
-
+main = command_line(claim_command, "dd3g claim")
 
 if __name__ == "__main__":
     sys.exit(main())

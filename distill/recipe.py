@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command.run import Json, run_command
+from dd3g.command.run import Json, command_line
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import Shards
@@ -322,10 +322,7 @@ def describe_machine() -> str:
     return about["gpu"] or f"{about['cores']} cores of {about['cpu']}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    return run_command(recipe_command, argv, "dd3g recipe")
-
+main = command_line(recipe_command, "dd3g recipe")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from dd3g.cameras import Cameras
-from dd3g.command.run import run_command
+from dd3g.command.run import command_line
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.pepd import Generator, GeneratorConfig
@@ -171,10 +171,7 @@ def say(text: str) -> None:
     print(f"smoke test: {text}", file=sys.stderr, flush=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    return run_command(smoke_command, argv, "python -m distill.smoke", needs_words=False)
-
+main = command_line(smoke_command, "python -m distill.smoke", needs_words=False)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,7 +21,7 @@ from typing import Annotated
 import torch
 import typer
 
-from dd3g.command.run import run_command
+from dd3g.command.run import command_line
 from dd3g.errors import UserError, first_line
 from tools.goldens.golden import KINDS, Compared, Golden
 from tools.goldens.seeds import find_seeds
@@ -131,10 +131,7 @@ def _print_checks(golden: Golden) -> int:
     return wrong + len(left)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    return run_command(command, argv, "tools.check_goldens", needs_words=False)
-
+main = command_line(command, "tools.check_goldens", needs_words=False)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -24,7 +24,7 @@ import psutil
 import typer
 from PIL import Image
 
-from dd3g.command.run import run_command
+from dd3g.command.run import command_line
 from dd3g.errors import UserError
 
 FORMATS = ("ply", "spz", "glb", "splat", "html")
@@ -173,23 +173,23 @@ def load(clients: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code, 1 when something was lost, or memory kept growing."""
+def run(
+    clients: Annotated[int, typer.Option(help="Clients that post at the same time.")] = 64,
+    seconds: Annotated[float, typer.Option(help="Seconds until the server is stopped.")] = 600.0,
+) -> None:
+    """Put load on a server of this machine, and report what became of it.
 
-    def run(
-        clients: Annotated[int, typer.Option(help="Clients that post at the same time.")] = 64,
-        seconds: Annotated[float, typer.Option(help="Seconds until the server is stopped.")] = 600.0,
-    ) -> None:
-        """Put load on a server of this machine, and report what became of it."""
-        report = load(clients, seconds)
-        typer.echo(json.dumps(report, indent=1))
-        _, _, _, settled, *later = report["memory"]  # of which the first tenths fill caches
-        grown = seconds >= 60 and later[-1] > 1.1 * settled
-        if report["lost"] or report["exit_code"] or grown:
-            raise typer.Exit(1)
+    Exit code 1: something was lost, or memory kept growing.
+    """
+    report = load(clients, seconds)
+    typer.echo(json.dumps(report, indent=1))
+    _, _, _, settled, *later = report["memory"]  # of which the first tenths fill caches
+    grown = seconds >= 60 and later[-1] > 1.1 * settled
+    if report["lost"] or report["exit_code"] or grown:
+        raise typer.Exit(1)
 
-    return run_command(run, argv, "python -m tools.load_server", needs_words=False)
 
+main = command_line(run, "python -m tools.load_server", needs_words=False)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from dd3g.cameras import Cameras
 from dd3g.command.configuration import parse
-from dd3g.command.run import run_command
+from dd3g.command.run import command_line
 from dd3g.gaussians import Gaussians
 from dd3g.io.atomic import replacing
 from dd3g.nn.multiview_unet import MultiViewUNetConfig
@@ -333,10 +333,7 @@ def scale_command(
         part.write_text(text)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    return run_command(scale_command, argv, "scale", needs_words=False)
-
+main = command_line(scale_command, "scale", needs_words=False)
 
 if __name__ == "__main__":
     raise SystemExit(main())

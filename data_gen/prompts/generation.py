@@ -19,7 +19,7 @@ import typer
 from data_gen.prompts.grammar import Choices, Grammar, Scene, own_grammar
 from data_gen.prompts.lists import Prompt, prompt_id, prompts_from, write_prompts
 from dd3g.command.progress import Progress, print_first
-from dd3g.command.run import Json, run_command
+from dd3g.command.run import Json, command_line
 from dd3g.errors import UserError
 from dd3g.io.atomic import check_writable
 
@@ -224,6 +224,4 @@ def prompts_command(
     print(f"wrote {len(prompts)} prompts{kinds}{rewritten} to {output} in {report['seconds']:.1f} s")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code, 2 with one line when something is wrong."""
-    return run_command(prompts_command, argv, "dd3g data prompts", needs_words=False)
+main = command_line(prompts_command, "dd3g data prompts", needs_words=False)

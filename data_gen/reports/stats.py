@@ -22,7 +22,7 @@ from PIL import Image
 from data_gen.filters.rules import REASONS, RULES
 from data_gen.reports.figures import Figures, Shown, read_figures, sample_pictures
 from data_gen.shards.storage import Storage
-from dd3g.command.run import run_command
+from dd3g.command.run import command_line
 from dd3g.io.atomic import replacing
 
 PERCENTILES = (1, 25, 50, 75, 99)
@@ -171,6 +171,4 @@ def stats_command(
         print(f"wrote {output}: {figures.pictures + figures.in_work} of {figures.asked} pictures")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code, 2 with one line when something is wrong."""
-    return run_command(stats_command, argv, "dd3g data stats")
+main = command_line(stats_command, "dd3g data stats")

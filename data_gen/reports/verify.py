@@ -26,7 +26,7 @@ from data_gen.shards.manifest import CHUNKS, ShardManifest, finished_shards, sha
 from data_gen.shards.options import OPTIONS, options_fingerprint, read_options
 from data_gen.shards.storage import Storage, checksum
 from dd3g.command.progress import Progress, print_first
-from dd3g.command.run import Json, run_command
+from dd3g.command.run import Json, command_line
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
 from dd3g.picture.framing import SOLID
@@ -224,6 +224,4 @@ def verify_command(
         raise typer.Exit(1)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code, 2 with one line when something is wrong."""
-    return run_command(verify_command, argv, "dd3g data verify")
+main = command_line(verify_command, "dd3g data verify")

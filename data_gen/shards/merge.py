@@ -23,7 +23,7 @@ from data_gen.shards.manifest import ShardManifest, finished_shards
 from data_gen.shards.options import check_options, read_options
 from data_gen.shards.storage import Storage
 from dd3g.command.progress import Progress, print_first
-from dd3g.command.run import Json, run_command
+from dd3g.command.run import Json, command_line
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.io.shards import Shards
@@ -176,6 +176,4 @@ def merge_command(
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code, 2 with one line when something is wrong."""
-    return run_command(merge_command, argv, "dd3g data merge")
+main = command_line(merge_command, "dd3g data merge")

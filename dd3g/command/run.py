@@ -128,6 +128,11 @@ def make_app(command: Callable[..., None]) -> typer.Typer:
     return app
 
 
+def command_line(command: Callable[..., None], name: str, needs_words: bool = True) -> Callable[..., int]:
+    """The `main` of a command's module, argv -> exit code; see `run_command`."""
+    return lambda argv=None: run_command(command, argv, name, needs_words)
+
+
 def run_command(
     command: Callable[..., None], argv: list[str] | None, name: str, needs_words: bool = True
 ) -> int:

@@ -21,7 +21,7 @@ import torch
 import typer
 from torch import Tensor
 
-from dd3g.command.run import Json, run_command
+from dd3g.command.run import Json, command_line
 from dd3g.errors import UserError, first_line
 from dd3g.pose.data.arrays import read_npz, tensor
 from dd3g.pose.networks.difficulty import Difficulty, DifficultyConfig
@@ -192,10 +192,7 @@ def convert_command(
     print(json.dumps({"output": str(folder)}) if as_json else f"converted: {folder}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    return run_command(convert_command, argv, "dd3g pose convert")
-
+main = command_line(convert_command, "dd3g pose convert")
 
 if __name__ == "__main__":
     sys.exit(main())

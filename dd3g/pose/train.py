@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command.run import Json, run_command
+from dd3g.command.run import Json, command_line
 from dd3g.command.setting import flattened, setting
 from dd3g.errors import UserError
 
@@ -128,10 +128,7 @@ def _shape(network: Network, options: Options) -> dict[str, Any]:
     return {"init_from": options.init_from, "config": replace(known, blocks=options.blocks)}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    return run_command(train_command, argv, "dd3g train-pose")
-
+main = command_line(train_command, "dd3g train-pose")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import dd3g
-from dd3g.command.run import Device, run_command
+from dd3g.command.run import Device, command_line
 from dd3g.command.signals import signals_stop
 from dd3g.errors import UserError
 from dd3g.infer import DEFAULT_WEIGHTS
@@ -91,10 +91,7 @@ def _listening(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    return run_command(serve, argv, "dd3g serve", needs_words=False)
-
+main = command_line(serve, "dd3g serve", needs_words=False)
 
 if __name__ == "__main__":
     sys.exit(main())
