@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -133,18 +133,14 @@ def _check_begun(path: Path, stored: dict[str, Any], resume: bool) -> None:
         raise UserError(f"{path.parent} was begun before: go on with --resume, or give another --output")
 
 
+@dataclass
 class Recipe:
-    """The stages of one run.
+    """The stages of one run."""
 
-    Args:
-        size: name of it.
-        output: folder.
-        generator: name or folder.
-        end: of the time, on `time.monotonic`.
-    """
-
-    def __init__(self, size: str, output: Path, generator: str, end: float) -> None:
-        self.size, self.output, self.generator, self.end = size, output, generator, end
+    size: str  # name of it
+    output: Path  # folder
+    generator: str  # name or folder
+    end: float  # of the time, on `time.monotonic`
 
     @property
     def seconds_left(self) -> float:

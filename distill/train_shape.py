@@ -9,10 +9,11 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dd3g.command.configuration import launch
 from dd3g.command.setting import setting
@@ -24,9 +25,7 @@ from distill.config import ShapeObjectiveConfig
 
 if TYPE_CHECKING:
     from dd3g.pepd.occupancy import OccupancyNet
-    from distill.samples.renders import RenderedObjects
-    from distill.samples.unpacked import UnpackedRenders
-    from distill.shape.carving import CarvedQuadruples, Together
+    from distill.shape.carving import Together
     from distill.shape.samples import ShapeSample
 
 # The network that is kept is best at this score of held-out objects; at one half bodies stay thin for long.
@@ -69,7 +68,7 @@ def training_objects(config: ShapeConfig) -> Together:
     from distill.samples.unpacked import open_renders
     from distill.shape.carving import CarvedQuadruples, Together
 
-    parts: list[RenderedObjects | UnpackedRenders | CarvedQuadruples] = []
+    parts: list[Any] = []
     if config.renders:
         parts.append(open_renders(config.renders, config.unpacked_dir, config.dataloader_num_workers == 0))
     if config.quadruples:
@@ -102,44 +101,39 @@ def split(objects: Together, config: ShapeConfig) -> tuple[list[int], list[int]]
     return train, [plain[len(plain) * k // count] for k in range(count)]
 
 
+@dataclass
 class Keeper:
-    """Keeps the averaged network that scores best on held-out objects, over all sessions of a run.
+    """Keeps the averaged network that scores best on held-out objects, over all sessions of a run."""
 
-    Args:
-        config: of the run.
-        objects: renders.
-        members: indices of the held-out ones; without any, every network replaces the one before.
-    """
+    config: ShapeConfig  # of the run
+    objects: Together  # renders
+    members: Sequence[int]  # indices of the held-out ones; without any, every network replaces the one before
 
-    def __init__(self, config: ShapeConfig, objects: Together, members: Sequence[int]) -> None:
-        self.config, self.objects, self.members = config, objects, members
-        self.made: list[ShapeSample] = []
-        self.folder = Path(config.output_dir) / "model"
+    def __post_init__(self) -> None:
+        self.folder = Path(self.config.output_dir) / "model"
         path = self.folder / SCORES
-        resumed = bool(config.resume_from_checkpoint) and path.exists()
+        resumed = bool(self.config.resume_from_checkpoint) and path.exists()
         self.best: dict[str, float] = {}
         with contextlib.suppress(ValueError):  # a node that lost power leaves an empty file
             self.best = json.loads(path.read_text()) if resumed else {}
 
-    def batches(self) -> Iterator[ShapeSample]:
+    @cached_property  # a GPU waits for them
+    def batches(self) -> list[ShapeSample]:
         """One fixed sample of each held-out object that is not damaged."""
-        if not self.made:  # once: a GPU waits for them
-            self.made = list(self._make())
-        yield from self.made
-
-    def _make(self) -> Iterator[ShapeSample]:
         from dd3g.training import generator_for
         from distill.shape.samples import ShapeSample, shape_sample
 
         shape, size = self.config.network, self.config.train_batch_size
         sizes = shape.size, shape.bins, HELD_PIXELS
+        made = []
         for start in range(0, len(self.members), size):
             samples = []
             for i in self.members[start : start + size]:
                 with contextlib.suppress(UserError):  # as in training, they cost themselves
                     samples.append(shape_sample(self.objects[i], generator_for(0, i), *sizes))
             if samples:
-                yield ShapeSample.collate(samples)
+                made.append(ShapeSample.collate(samples))
+        return made
 
     def __call__(self, average: OccupancyNet, step: int) -> dict[str, float]:
         """Score, print, and save what is best so far; returns the scores."""
@@ -149,7 +143,7 @@ class Keeper:
             average.save_pretrained(self.folder)
             return {}
         device = average.rays.device
-        scores = shape_scores(average, (batch.to(device) for batch in self.batches()))
+        scores = shape_scores(average, (batch.to(device) for batch in self.batches))
         if not scores:
             raise UserError(
                 f"all {len(self.members)} objects to score by are damaged: render them again, or change "

@@ -76,40 +76,26 @@ class StyleShares:
         return int(pool[pick(len(pool), g)])
 
 
+@dataclass
 class RenderDataset:
-    """Rendered objects: every view of a quad can be the input, and the other three are its virtual views.
+    """Rendered objects: every view of a quad can be the input, and the other three are its virtual views."""
 
-    Args:
-        objects: renders, in memory or on disk.
-        seed: of the run.
-        noise_shape: (V, C, h, w) of the teacher's latents.
-        scan_fraction: share of samples from scans and PBR objects, which look most like photographs.
-        shape_fraction: share of samples from untextured shapes with made-up textures, when there are any.
-        free_fraction: share of samples whose quad stands at a free elevation.
-        turned_fraction: share of samples whose rig is another quad of the same elevation, so that views at
-            other azimuths than 0, 90, 180, 270 are seen (the verifier needs them).
-        targets: number of target views, >= 1; they are taken again where an object has fewer.
-        recolour: largest change of brightness; half of the samples also permute the colour channels.
-    """
+    objects: RenderedObjects | UnpackedRenders  # renders, in memory or on disk
+    seed: int  # of the run
+    noise_shape: Sequence[int]  # (V, C, h, w) of the teacher's latents
+    scan_fraction: float = 0.4  # share of samples from scans and PBR objects, most like photographs
+    shape_fraction: float = 0.1  # share from untextured shapes with made-up textures, when there are any
+    free_fraction: float = 0.1  # share of samples whose quad stands at a free elevation
+    # Share of samples whose rig is another quad of the same elevation, so that views at other azimuths than
+    # 0, 90, 180, 270 are seen (the verifier needs them)
+    turned_fraction: float = 0.0
+    targets: int = 4  # number of target views, >= 1; they are taken again where an object has fewer
+    recolour: float = 0.15  # largest change of brightness; half of the samples also permute the channels
 
-    def __init__(
-        self,
-        objects: RenderedObjects | UnpackedRenders,
-        seed: int,
-        noise_shape: Sequence[int],
-        scan_fraction: float = 0.4,
-        shape_fraction: float = 0.1,
-        free_fraction: float = 0.1,
-        turned_fraction: float = 0.0,
-        targets: int = 4,
-        recolour: float = 0.15,
-    ) -> None:
-        self.objects, self.seed, self.noise_shape = objects, seed, tuple(noise_shape)
-        self.free_fraction, self.turned_fraction = free_fraction, turned_fraction
-        self.targets, self.recolour = targets, recolour
+    def __post_init__(self) -> None:
         styles: dict[int, str | None] = {}
         sizes: set[int] = set()
-        for i, meta in described(objects):
+        for i, meta in described(self.objects):
             styles[i] = None if meta is None else meta.get("style", "")
             sizes |= set() if meta is None else {meta["size"]}
         if len(sizes) > 1:
@@ -118,7 +104,7 @@ class RenderDataset:
                 f"the rendered objects have pictures of {shown} pixels, and a batch takes one size: name "
                 "folders of one size"
             )
-        self.styles = StyleShares(styles, scan_fraction, shape_fraction)
+        self.styles = StyleShares(styles, self.scan_fraction, self.shape_fraction)
 
     def __len__(self) -> int:
         """Number of objects that samples are drawn from."""
@@ -167,7 +153,7 @@ class RenderDataset:
             views_known=torch.ones(len(views)),
             depth=depth,
             has_depth=torch.tensor(1.0),
-            noise=torch.randn(self.noise_shape, generator=g),
+            noise=torch.randn(tuple(self.noise_shape), generator=g),
             target_cameras=target_cameras,
             targets=tint(targets.float() / 255),
             targets_known=torch.ones(self.targets),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dd3g.cameras import Cameras
-from dd3g.command.progress import Progress
+from dd3g.command.progress import track
 from dd3g.errors import UserError, first_line
 from dd3g.io.shards import Shards
 from dd3g.picture.sources import DEPTH, DEPTH_UNIT, SHEET, VOLUME, split_sheet
@@ -90,9 +90,9 @@ class RenderedObjects(Sequence[RenderedObject]):
                 f"there are no rendered objects in {foreign or self._shards.paths[0]}: name a folder that "
                 "`dd3g data render` wrote"
             )
-        self._cache: list[RenderedObject | str] = []  # of a damaged one, what is wrong with it
+        self._cache: list[RenderedObject | str] = []
         if cached:
-            self._fill()
+            self._cache += [self._kept(i) for i in track(range(len(self)), "renders decoded")]
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -117,21 +117,13 @@ class RenderedObjects(Sequence[RenderedObject]):
             return item.meta
         return self._described(index, self._shards.read(index, "json"))[1]
 
-    def shard(self, index: int) -> Path:
-        """File that holds the object."""
-        return Path(self._shards.where(index))
-
-    def _fill(self) -> None:
-        with Progress(total=len(self), name="renders decoded") as progress:
-            cache: list[RenderedObject | str] = []
-            for i in range(len(self)):
-                try:
-                    item = self._decode(i)
-                    cache.append(replace(item, depth=item.depth.half()))
-                except UserError as error:
-                    cache.append(str(error))
-                progress.advance()
-        self._cache = cache
+    def _kept(self, index: int) -> RenderedObject | str:
+        """What the cache holds: of a damaged one, what is wrong with it."""
+        try:
+            item = self._decode(index)
+            return replace(item, depth=item.depth.half())
+        except UserError as error:
+            return str(error)
 
     def _decode(self, index: int) -> RenderedObject:
         sample = self._shards[index]

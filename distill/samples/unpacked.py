@@ -71,10 +71,6 @@ class UnpackedRenders(Sequence[RenderedObject]):
             raise UserError(item["damaged"])
         return item["meta"]
 
-    def shard(self, index: int) -> Path:
-        """File that holds the object, of this folder."""
-        return self._items[index][0]
-
     def __getitem__(self, index: int) -> RenderedObject:  # type: ignore[override]
         """Object by index; its pictures are read when they are looked at."""
         path, item = self._items[index]

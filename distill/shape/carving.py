@@ -8,20 +8,19 @@ from __future__ import annotations
 import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 
 from dd3g.errors import UserError
 from dd3g.pepd.frustum import resize
 from dd3g.pepd.surface import HALF, LEVEL, first_hits, visual_hull
 from distill.quadruples import Quadruple, Quadruples
-from distill.samples.renders import RenderedObject, RenderedObjects
-from distill.samples.unpacked import UnpackedRenders
+from distill.samples.renders import RenderedObject
 
 RESOLUTION = 64  # voxels a side
 
@@ -59,44 +58,15 @@ class CarvedQuadruples(Sequence[RenderedObject]):
         """The object's `meta`, without carving."""
         return described(self._quadruples[index], self._quadruples.key(index))
 
-    def shard(self, index: int) -> Path:
-        """File that holds the quadruple."""
-        return self._quadruples.shard(index)
 
-
-class Together(Sequence[RenderedObject]):
-    """Rendered objects, then carved quadruples, as one sequence.
-
-    Args:
-        parts: in this order.
-    """
-
-    def __init__(self, parts: Sequence[RenderedObjects | UnpackedRenders | CarvedQuadruples]) -> None:
-        self._parts = parts
-        self._ends = list(accumulate(len(part) for part in parts))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def _place(self, index: int) -> tuple[RenderedObjects | UnpackedRenders | CarvedQuadruples, int]:
-        number = bisect_right(self._ends, index)
-        if index < 0 or number == len(self._parts):
-            raise IndexError(f"object {index} of {len(self)}")
-        return self._parts[number], index - (self._ends[number] - len(self._parts[number]))
-
-    def __getitem__(self, index: int) -> RenderedObject:  # type: ignore[override]
-        part, i = self._place(index)
-        return part[i]
+class Together(ConcatDataset[RenderedObject]):
+    """Sequences of `RenderedObjects`, `UnpackedRenders` or `CarvedQuadruples` as one."""
 
     def meta(self, index: int) -> dict:
         """The object's `meta` without its pictures."""
-        part, i = self._place(index)
-        return part.meta(i)
-
-    def shard(self, index: int) -> Path:
-        """File that holds the object."""
-        part, i = self._place(index)
-        return part.shard(i)
+        number = bisect_right(self.cumulative_sizes, index)
+        part: Any = self.datasets[number]
+        return part.meta(index - self.cumulative_sizes[number] + len(part))
 
 
 def carved(quadruple: Quadruple, key: str) -> RenderedObject:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -38,40 +38,25 @@ class ShapeSample(Batch):
     jitter: Tensor  # (P,) 0..1, shifts the points that are looked at along these rays
 
 
+@dataclass
 class ShapeDataset:
-    """Samples by index from rendered objects with volumes.
+    """Samples by index from rendered objects with volumes."""
 
-    Args:
-        objects: renders that pass `check_volumes`.
-        seed: of the run.
-        size: pixels of the input picture.
-        bins: slices of its frustum.
-        members: indices of the objects to draw from; None is all.
-        scan_fraction: share of scans and PBR objects.
-        shape_fraction: share of untextured shapes with made-up textures, when there are any.
-        pixels: of the other view, P.
-        recolour: largest change of brightness; half of the samples also permute the colour channels.
-        stretch: largest change of width, by its logarithm.
-    """
+    objects: Together  # renders that pass `check_volumes`
+    seed: int  # of the run
+    size: int  # pixels of the input picture
+    bins: int  # slices of its frustum
+    members: InitVar[Sequence[int] | None] = None  # indices of the objects to draw from; None is all
+    scan_fraction: float = 0.4  # share of scans and PBR objects
+    shape_fraction: float = 0.1  # share of untextured shapes with made-up textures, when there are any
+    pixels: int = 768  # of the other view, P
+    recolour: float = 0.15  # largest change of brightness; half of the samples also permute the channels
+    stretch: float = 0.0  # largest change of width, by its logarithm
 
-    def __init__(
-        self,
-        objects: Together,
-        seed: int,
-        size: int,
-        bins: int,
-        members: Sequence[int] | None = None,
-        scan_fraction: float = 0.4,
-        shape_fraction: float = 0.1,
-        pixels: int = 768,
-        recolour: float = 0.15,
-        stretch: float = 0.0,
-    ) -> None:
-        self.objects, self.seed, self.size, self.bins = objects, seed, size, bins
-        self.pixels, self.recolour, self.stretch = pixels, recolour, stretch
-        found = described(objects, members)
+    def __post_init__(self, members: Sequence[int] | None) -> None:
+        found = described(self.objects, members)
         styles = {i: None if meta is None else meta.get("style", "") for i, meta in found}
-        self.styles = StyleShares(styles, scan_fraction, shape_fraction)
+        self.styles = StyleShares(styles, self.scan_fraction, self.shape_fraction)
 
     def __len__(self) -> int:
         """Number of objects that samples are drawn from."""

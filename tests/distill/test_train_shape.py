@@ -105,7 +105,7 @@ def test_held_out_clusters_are_not_trained_on(renders, tmp_path):
     assert split(objects, half)[1] == [every[len(every) * k // 3] for k in range(3)]
     assert split(objects, replace(config, held_out=0)) == (list(range(8)), [])
     keeper = Keeper(config, objects, held)
-    assert [a is b for a, b in zip(keeper.batches(), keeper.batches(), strict=True)] == [True]
+    assert [a is b for a, b in zip(keeper.batches, keeper.batches, strict=True)] == [True]
     with pytest.raises(UserError, match="held_out=1 leaves 0 of 8 rendered objects to train on"):
         split(objects, replace(config, held_out=1))
     with pytest.raises(UserError, match="7 to score by|0 to score by"):
@@ -117,6 +117,7 @@ def test_only_a_better_network_is_kept(tmp_path, monkeypatch):
     network = OccupancyNet(config.network)
     score = {}
     monkeypatch.setattr("distill.shape.objective.shape_scores", lambda model, batches: dict(score))
+    monkeypatch.setattr(Keeper, "batches", [])
     keeper = Keeper(config, None, [0])
     kept = []
     for step, value in ((10, 0.5), (20, 0.4), (30, 0.6), (40, 0.6)):

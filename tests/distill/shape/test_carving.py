@@ -58,7 +58,7 @@ def test_renders_and_quadruples_are_one_sequence(tmp_path):
         "q1",
         "q2",
     ]
-    assert both[4] is both[4] and both.shard(0).parent.name == "r" and both.shard(2).parent.name == "q"
+    assert both[4] is both[4] and "source" in both.meta(1) and both[2].meta["id"] == "q0"
     check_volumes(both, 32)
     with pytest.raises(UserError, match="q0 has 32 pixels per side, the network takes 64"):
         check_volumes(Together([quadruples]), 64)
