@@ -27,6 +27,7 @@ from dd3g.nn.blocks import (
 )
 from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
 from distill.config import CompactConfig
+from distill.pictures import on_white
 from distill.teachers.protocol import Teacher
 
 
@@ -47,9 +48,7 @@ class SpaceToDepth:
 
     def encode(self, rgba: Tensor) -> Tensor:
         """Straight RGBA (..., 4, S, S) -> (..., 64, S/4, S/4)."""
-        alpha = rgba[..., 3:, :, :]
-        over_white = rgba[..., :3, :, :] * alpha + 1 - alpha
-        return F.pixel_unshuffle(2 * torch.cat([over_white, alpha], -3) - 1, 4)
+        return F.pixel_unshuffle(2 * torch.cat([on_white(rgba), rgba[..., 3:, :, :]], -3) - 1, 4)
 
     def decode(self, latent: Tensor) -> Tensor:
         """(..., 64, S/4, S/4) -> straight RGBA (..., 4, S, S) in 0..1."""

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd3g.diffusion import Schedule
 from distill.teachers.encoders import TextEncoder
 from distill.teachers.protocol import Teacher
 from distill.teachers.published import over_white
@@ -65,36 +64,15 @@ class LatentCodec(nn.Module):
 
 
 class LatentTeacher(Teacher):
-    """Latent diffusion as published; it only answers: no gradients of its weights, never in training mode.
+    """Latent diffusion as published; it only answers: no gradients of its weights, never in training mode."""
 
-    Args:
-        unet: the network.
-        codec: the VAE.
-        text: caption encoder.
-        image: transformers' CLIP vision model, for one that sees the picture.
-        schedule: its noise levels.
-        about: source, revision and licence.
-        identity: hash of the weights.
-    """
-
-    codec: LatentCodec
+    unet: Any  # the network
+    codec: LatentCodec  # the VAE
+    text: TextEncoder  # of captions
+    image: Any  # transformers' CLIP vision model, for one that sees the picture
+    identity: str  # hash of the weights
     draws_alpha = False
     default_steps = 50
-
-    def __init__(
-        self,
-        unet: Any,
-        codec: LatentCodec,
-        text: TextEncoder,
-        image: Any,
-        schedule: Schedule,
-        about: dict[str, Any],
-        identity: str,
-    ) -> None:
-        super().__init__()
-        self.unet, self.codec, self.text, self.image, self.schedule = unet, codec, text, image, schedule
-        self.about, self.identity = about, identity
-        self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation."""

@@ -68,27 +68,26 @@ class MVDreamTeacher(LatentTeacher):
     unet: MultiViewUNet
 
     def __init__(self, source: Source, dtype: torch.dtype, elevation: float | None = None) -> None:
+        super().__init__()
         folder = source.folder
-        unet = load_unet(folder / "unet", dtype)
-        codec = LatentCodec(
-            load_part("diffusers.AutoencoderKL", folder / "vae", dtype), unet.config.image_size
-        )
-        text = TextEncoder(
+        self.unet = load_unet(folder / "unet", dtype)
+        channels, side = self.unet.config.in_channels, self.unet.config.image_size
+        self.codec = LatentCodec(load_part("diffusers.AutoencoderKL", folder / "vae", dtype), side)
+        self.text = TextEncoder(
             load_part("transformers.CLIPTextModel", folder / "text_encoder", dtype),
             load_tokenizer(folder / "tokenizer"),
         )
-        image = None
-        if sees_picture := bool(unet.config.ip_dim):
-            image = load_part("transformers.CLIPVisionModel", folder / "image_encoder", dtype)
-        about = {"teacher": "imagedream" if sees_picture else "mvdream", **source.about}
-        schedule = load_schedule(folder, "epsilon")
-        super().__init__(unet, codec, text, image, schedule, about, folder_fingerprint(folder))
+        if sees_picture := bool(self.unet.config.ip_dim):
+            self.image = load_part("transformers.CLIPVisionModel", folder / "image_encoder", dtype)
+        self.about = {"teacher": "imagedream" if sees_picture else "mvdream", **source.about}
+        self.schedule, self.identity = load_schedule(folder, "epsilon"), folder_fingerprint(folder)
         self.sees_picture = sees_picture
         self.elevation = (0.0 if sees_picture else 15.0) if elevation is None else elevation
         self.default_guidance = 5.0 if sees_picture else 7.5
-        self.picture_size, side = codec.size, unet.config.image_size
-        self.latent_shape = (VIEWS, unet.config.in_channels, side, side)  # the clean frame has no noise
+        self.picture_size = self.codec.size
+        self.latent_shape = (VIEWS, channels, side, side)  # the clean frame has no noise
         self.rig = self.rig_at(self.elevation)
+        self.requires_grad_(False).eval()
 
     def rig_at(self, elevation: float) -> Cameras:
         """(V,) cameras at even azimuths from the input's, for a picture from this elevation, in degrees."""

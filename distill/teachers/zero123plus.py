@@ -111,6 +111,7 @@ class Zero123PlusTeacher(LatentTeacher):
         sides: tuple[int, int] | None = None,
         size: int = 320,
     ) -> None:
+        super().__init__()
         folder, version = source.folder, version or _version(source)
         if version not in ELEVATIONS:
             raise UserError(f"Zero123++ {version} is not known: give version {' or '.join(ELEVATIONS)}")
@@ -119,28 +120,24 @@ class Zero123PlusTeacher(LatentTeacher):
             raise UserError(
                 f"{folder}/model_index.json has no 77 ramping_coefficients: it is not of Zero123++"
             )
-        unet = load_part("diffusers.UNet2DConditionModel", folder / "unet", dtype)
-        identity = folder_fingerprint(folder)
-        about = {"teacher": "zero123plus", "version": version, "reference_seed": SEED, **source.about}
+        self.unet = load_part("diffusers.UNet2DConditionModel", folder / "unet", dtype)
+        self.identity = folder_fingerprint(folder)
+        self.about = {"teacher": "zero123plus", "version": version, "reference_seed": SEED, **source.about}
         if white_unet is not None:
-            identity += _replace_weights(unet, white_unet.folder, dtype)
-            about |= {f"unet_{key}": value for key, value in white_unet.about.items()}
+            self.identity += _replace_weights(self.unet, white_unet.folder, dtype)
+            self.about |= {f"unet_{key}": value for key, value in white_unet.about.items()}
         if version == "1.2" and not source.notice:  # a copy whose name does not tell its origin
             known = HUB_MODELS["zero123plus"]
-            about |= {"licence": known.licence, "notice": known.notice}
+            self.about |= {"licence": known.licence, "notice": known.notice}
             print(f"warning: {folder}: {known.notice}", file=sys.stderr)
-        codec = CanvasCodec(load_part("diffusers.AutoencoderKL", folder / "vae", dtype), 0)
-        super().__init__(
-            unet,
-            codec,
-            TextEncoder(load_part("transformers.CLIPTextModel", folder / "text_encoder", dtype)),
-            load_part("transformers.CLIPVisionModelWithProjection", folder / "vision_encoder", dtype),
-            # Deterministic moves end at the clean sample; the file's scheduler would leave 3 % of noise.
-            load_schedule(folder, "v_prediction", timestep_spacing="trailing", set_alpha_to_one=True),
-            about,
-            identity,
-        )
-        self.attention = ReferenceAttention(unet)
+        self.codec = codec = CanvasCodec(load_part("diffusers.AutoencoderKL", folder / "vae", dtype), 0)
+        self.text = TextEncoder(load_part("transformers.CLIPTextModel", folder / "text_encoder", dtype))
+        vision = "transformers.CLIPVisionModelWithProjection"
+        self.image = load_part(vision, folder / "vision_encoder", dtype)
+        # Deterministic moves end at the clean sample; the file's scheduler would leave 3 % of noise.
+        ends = {"timestep_spacing": "trailing", "set_alpha_to_one": True}
+        self.schedule = load_schedule(folder, "v_prediction", **ends)
+        self.attention = ReferenceAttention(self.unet)
         self.sides = sides or (
             crop_size(folder / "feature_extractor_vae", 512),
             crop_size(folder / "feature_extractor_clip", 224),
@@ -148,7 +145,7 @@ class Zero123PlusTeacher(LatentTeacher):
         self.version, self.size, self.picture_size = version, size, self.sides[0]
         self.background = codec.ground = 1.0 if white_unet else GREY / 255
         self.register_buffer("ramp", torch.tensor(ramp, dtype=torch.float32), persistent=False)
-        side, channels = self.sides[0] // codec.factor, unet.config.in_channels
+        side, channels = self.sides[0] // codec.factor, self.unet.config.in_channels
         noise = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(SEED))
         self.register_buffer("reference_noise", noise, persistent=False)
         side = size // codec.factor
@@ -156,6 +153,7 @@ class Zero123PlusTeacher(LatentTeacher):
         elevations = [ELEVATIONS[version][i % 2] for i in range(len(AZIMUTHS))]
         rig = Cameras.orbit(AZIMUTHS, elevations, size, RADIUS, FOVY)
         self.rig = replace(rig, near=RADIUS - 1, far=RADIUS + 1)
+        self.requires_grad_(False).eval()
 
     @property
     def fingerprint(self) -> str:
