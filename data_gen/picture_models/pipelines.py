@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +36,17 @@ _OURS = {"prompt", "generator", "output_type", "return_dict", "num_images_per_pr
 _BATCH_NOISE = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
 
 
+@dataclass
 class DiffusersModel:
-    """A loaded pipeline as a `PictureModel`.
+    """A loaded pipeline as a `PictureModel`."""
 
-    Args:
-        pipeline: any of diffusers' text-to-image pipelines, on its device.
-        arguments: of its call, beside prompts and generators; the negative prompt as one string.
-        name: for records.
-        licence: for records.
-    """
+    pipeline: Any  # one of diffusers' text-to-image pipelines, on its device
+    arguments: dict[str, Any]  # of its call, beside prompts and generators; the negative prompt as one string
+    name: str  # for records
+    licence: str  # likewise
 
-    def __init__(self, pipeline: Any, arguments: dict[str, Any], name: str, licence: str) -> None:
-        self.pipeline, self.arguments, self.name, self.licence = pipeline, arguments, name, licence
-        self.has_alpha = bool(getattr(pipeline, "has_alpha", False))
+    def __post_init__(self) -> None:
+        self.has_alpha = bool(getattr(self.pipeline, "has_alpha", False))
 
     @quiet_libraries()
     @torch.no_grad()

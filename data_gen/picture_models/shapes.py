@@ -8,6 +8,7 @@ work to do.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -23,21 +24,18 @@ REPEATS = 100  # different pictures among the repeated ones
 _SUPERSAMPLE = 2
 
 
+@dataclass
 class Shapes:
-    """The picture model "shapes".
+    """The picture model "shapes"."""
 
-    Args:
-        side: pixels per side.
-        faulty: share of pictures that show nothing, a speck, two pieces, or an object cut off by the border.
-        repeated: share of pictures that are one of a hundred, whatever text and seed.
-    """
+    side: int = SIDE  # pixels per side
+    # Share of pictures that show nothing, a speck, two pieces, or an object cut off by the border
+    faulty: float = FAULTY
+    repeated: float = REPEATED  # share of pictures that are one of a hundred, whatever text and seed
 
     name = SHAPES
     licence = "Apache-2.0"
     has_alpha = True
-
-    def __init__(self, side: int = SIDE, faulty: float = FAULTY, repeated: float = REPEATED) -> None:
-        self.side, self.faulty, self.repeated = side, faulty, repeated
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> Shapes:

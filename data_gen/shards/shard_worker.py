@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data_gen.filters.rules import DUPLICATE
@@ -38,25 +39,18 @@ KEPT = (
 AHEAD = 2  # batches that may be in work behind the one that is drawn
 
 
+@dataclass
 class ShardWorker:
-    """Makes one shard, or replaces some of its pictures.
+    """Makes one shard, or replaces some of its pictures."""
 
-    Args:
-        spec: the dataset.
-        shard: number of the shard.
-        backend: gives the open backend, opening it when it is first asked for.
-        advance: is called with how many prompts more have a picture or no attempt left.
-    """
+    spec: DatasetSpec  # the dataset
+    shard: int  # number of the shard
+    backend: Callable[[], PictureBackend]  # gives the open backend, opening it when it is first asked for
+    # Is called with how many prompts more have a picture or no attempt left
+    advance: Callable[[int], None] = lambda count: None
 
-    def __init__(
-        self,
-        spec: DatasetSpec,
-        shard: int,
-        backend: Callable[[], PictureBackend],
-        advance: Callable[[int], None] = lambda count: None,
-    ) -> None:
-        self.spec, self.shard, self.backend, self.advance = spec, shard, backend, advance
-        self.prompts, self.chunks = spec.owned(shard), Chunks(spec, shard)
+    def __post_init__(self) -> None:
+        self.prompts, self.chunks = self.spec.owned(self.shard), Chunks(self.spec, self.shard)
         self._committed = 0.0  # time of the last commit
 
     def make(self) -> ShardManifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,18 @@ LIFTED = {
 SHAPES: dict[str, tuple[int, ...]] = SEEN | LIFTED
 
 
+@dataclass
 class Crowd:
     """Everyone in every frame of a video: a row a person and frame, a file of float32 a column.
 
     Frames are added first, answers written by `write` then; iterating gives the people of each frame.
-
-    Args:
-        folder: an empty one for the files.
-        times: (T,) seconds of the frames.
-        method: that lifts them.
     """
 
-    def __init__(self, folder: Path, times: Sequence[float], method: str) -> None:
-        self.folder, self.times, self.method = folder, times, method
+    folder: Path  # an empty one for the files
+    times: Sequence[float]  # (T,) seconds of the frames
+    method: str  # that lifts them
+
+    def __post_init__(self) -> None:
         self.size = (0, 0)  # of the frames, in px
         self.K_source = ""
         self.frames, self.tracks, self.scores = array("l"), array("l"), array("d")  # of each row

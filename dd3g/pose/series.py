@@ -13,11 +13,12 @@ from dd3g.pose.hypotheses import PersonHypotheses
 PART = 256  # frames
 
 
+@dataclass(frozen=True)
 class Series:
     """Values (T, ...) of T frames that are read or computed as parts of them are asked for, like a Tensor."""
 
-    def __init__(self, count: int, read: Callable[[slice], Tensor]) -> None:
-        self.count, self.read = count, read
+    count: int  # T
+    read: Callable[[slice], Tensor]  # gives those of consecutive frames
 
     def __len__(self) -> int:
         return self.count

@@ -87,8 +87,4 @@ def _published(
 
     if elevation is not None:
         raise UserError(f"{name} was trained with its own cameras: leave the elevation out")
-    if not white:
-        return Zero123PlusTeacher(source, dtype).to(device)
-    network = find_source(name)
-    assert network is not None
-    return Zero123PlusTeacher(source, dtype, network).to(device)
+    return Zero123PlusTeacher(source, dtype, find_source(name) if white else None).to(device)

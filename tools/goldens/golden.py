@@ -136,11 +136,11 @@ class Golden:
         """Made-up weights."""
         return {k: torch.from_numpy(made_up.weight(k, s, self.seed)) for k, s in shapes.items()}
 
-    def compare(self, name: str, found: Tensor | np.ndarray, tolerance: float) -> Compared:
-        """Set ours beside the golden array of that name."""
+    def compare(self, name: str, found: Tensor | np.ndarray, tolerance: float, after: str = "") -> Compared:
+        """Set ours beside the golden array of that name, behind which `after` says which of ours it is."""
         array = found.detach().float().cpu().numpy() if isinstance(found, Tensor) else found
         wanted = self.arrays[name]
-        return Compared(name, array, wanted, tolerance)
+        return Compared(name + after, array, wanted, tolerance)
 
     def compare_held(
         self, tolerance: float, found: Mapping[str, Callable[[], Tensor | np.ndarray]]

@@ -62,11 +62,11 @@ def check_network(golden: Golden, name: str, model: LGM, x: Tensor, parts: bool)
     gaussians = model(x)
     for key, outputs in inner.items():
         array = f"{name}.{key}"
-        yield relabelled(golden.compare(array, thinned(outputs[-1], golden[array]), tolerance), after)
+        yield golden.compare(array, thinned(outputs[-1], golden[array]), tolerance, after)
     if (array := f"{name}.gaussians") in golden:
         found = rows(gaussians[0])
         found = found[:: -(-len(found) // len(golden[array]))]
-        yield relabelled(golden.compare(array, found, tolerance), after)
+        yield golden.compare(array, found, tolerance, after)
     if not parts:
         return
     for kind, draw in (("resnet", "lgm.h"), ("attn", "lgm.m")):
@@ -75,7 +75,7 @@ def check_network(golden: Golden, name: str, model: LGM, x: Tensor, parts: bool)
             channels = len(part.get_parameter("norm1.weight" if kind == "resnet" else "norm.weight"))
             h = golden.normal(draw, (count, channels, *golden[array].shape[2:])).to(x.dtype)
             answer = part(h) if kind == "resnet" else part(h, count)
-            yield relabelled(golden.compare(array, answer, PART), after)
+            yield golden.compare(array, answer, PART, after)
 
 
 def check_cameras(golden: Golden) -> Iterator[Compared]:
@@ -134,8 +134,3 @@ def gaussians_of(found: Tensor) -> Gaussians:
     """The inverse of `rows`."""
     means, opacity, scales, quats, colors = found.split([3, 1, 3, 4, 3], -1)
     return Gaussians(means, quats, scales, opacity[:, 0], colors)
-
-
-def relabelled(one: Compared, after: str) -> Compared:
-    """The same with a longer name."""
-    return Compared(one.name + after, one.found, one.wanted, one.tolerance)
