@@ -25,7 +25,6 @@ from distill.evaluation.metrics import bootstrap_mean
 from distill.evaluation.options import Evaluation
 from distill.evaluation.outside import parse_predictions
 from distill.evaluation.packing import from_png, unpacked
-from distill.evaluation.page import save_page
 from distill.evaluation.protocol import RULES, Protocol, load_protocol
 from distill.evaluation.report import evenly, save_sheets, write_csv
 from distill.evaluation.scores import (
@@ -36,7 +35,7 @@ from distill.evaluation.scores import (
     summarise,
 )
 from distill.evaluation.statistics import differences
-from distill.evaluation.tables import save_tables
+from distill.evaluation.tables import save_page, save_tables
 from distill.evaluation.targets import FoundTargets, Targets, open_targets
 from distill.evaluation.work import Job, Work
 

@@ -1,12 +1,13 @@
-"""The table of an evaluation for papers and pages: one list of columns, Markdown and LaTeX."""
+"""The table of an evaluation, one list of columns: Markdown, LaTeX, and a page with all that was found."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dd3g.io.atomic import replacing
+from distill.evaluation.packing import TURN_SIZE, TURNS
 
 # Key of a novel or surface metric, or the start of one -> heading, digits, whether more is better.
 HEADINGS = {
@@ -17,6 +18,8 @@ HEADINGS = {
     "kid": ("KID", 4, False), "fd_stlpips": ("FD ST-LPIPS", 3, False), "chamfer": ("CD", 4, False),
     "f_": ("F", 3, True), "normals": ("normals °", 1, False),
 }  # fmt: skip
+
+WORST = 3  # objects named at either end
 
 
 def table(report: dict[str, Any]) -> tuple[list[str], list[str], list[list[Any]]]:
@@ -107,6 +110,48 @@ def save_tables(report: dict[str, Any], folder: Path) -> None:
     for name, text in (("table.md", markdown(report)), ("table.tex", latex(report))):
         with replacing(folder / name) as part:
             part.write_text(text, encoding="utf-8")
+
+
+def save_page(report: dict[str, Any], results: list[dict[str, Any]], path: Path) -> Path:
+    """Write the page from page.html."""
+    from jinja2 import ChainableUndefined, Environment
+
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=ChainableUndefined
+    )
+    keys, headings, body = table(report)
+    pairs: dict[tuple[str, str], dict[str, Any]] = {}
+    for d in report["grouped_differences"]:
+        pairs.setdefault((d["a"], d["b"]), {})[d["group"]] = d
+    differences = report["differences"]
+    page = environment.from_string(Path(__file__).with_name("page.html").read_text("utf-8")).render(
+        report=report,
+        caption=caption(report),
+        keys=keys,
+        headings=headings,
+        body=body,
+        cell=cell,
+        heading=heading,
+        differences=[d for d in differences if d["metric"] == "psnr" and d["p"] is not None],
+        pairs=pairs,
+        groups=list(dict.fromkeys(d["group"] for d in report["grouped_differences"])),
+        extremes=list(_extremes(report)),
+        results=results,
+        turns=TURNS,
+        size=TURN_SIZE,
+        about={k: report[k] for k in ("protocol", "objects_hash", "metrics", "data")},
+    )
+    with replacing(path) as part:
+        part.write_text(page, encoding="utf-8", errors="replace")
+    return path
+
+
+def _extremes(report: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Label of each row, and PSNR and number of the objects at which it is worst and best."""
+    for label, columns in report["per_object"].items():
+        ranked = sorted((v, k) for k, v in enumerate(columns.get("psnr", [])) if v is not None)
+        if ranked:
+            yield label, ranked[:WORST], ranked[: -WORST - 1 : -1]
 
 
 def _values(row: dict[str, Any]) -> dict[str, Any]:

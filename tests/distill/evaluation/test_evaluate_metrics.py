@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dd3g.errors import UserError
+from distill.evaluation.learned import STLPIPS
 from distill.evaluation.metrics import (
     alpha_fuzz,
     azimuth_distance,
@@ -16,7 +17,6 @@ from distill.evaluation.metrics import (
     ssim_map,
     view_metrics,
 )
-from distill.evaluation.stlpips import STLPIPS
 from distill.pictures import on_white
 
 

@@ -14,6 +14,7 @@ from dd3g.io.shards import write_shard
 from dd3g.meshes.rendering import Light, render_mesh
 from dd3g.models import model_path
 from dd3g.rasterizer import rasterize
+from distill.evaluation.learned import STLPIPS
 from distill.evaluation.metrics import view_metrics
 from distill.evaluation.predictors import (
     Prediction,
@@ -25,7 +26,6 @@ from distill.evaluation.predictors import (
     true_shape,
 )
 from distill.evaluation.scores import BANDS, compare_with_quadruples, score, summarise
-from distill.evaluation.stlpips import STLPIPS
 from distill.pictures import on_white
 from distill.quadruples import Quadruple, encode, noise_of
 from distill.simulation.mattes import Mattes

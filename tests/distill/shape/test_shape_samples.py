@@ -18,8 +18,14 @@ from dd3g.pepd.surface import HALF, voxel_centres
 from dd3g.training import generator_for
 from distill.samples.renders import RenderedObjects
 from distill.shape.objective import iou, ray_logits
-from distill.shape.samples import ShapeDataset, ShapeSample, check_volumes, held_out, shape_sample
-from distill.shape.volume_rays import occupancy_along
+from distill.shape.samples import (
+    ShapeDataset,
+    ShapeSample,
+    check_volumes,
+    held_out,
+    occupancy_along,
+    shape_sample,
+)
 
 SIZE, BINS = 32, 24
 
