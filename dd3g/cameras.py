@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,6 +83,14 @@ class Cameras:
         focal = 0.5 * size / math.tan(math.radians(fovy) / 2)
         K = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]], dtype=torch.float64)
         return Cameras(viewmats.float(), K.float().repeat(len(a), 1, 1), size, size)
+
+    @staticmethod
+    def all_around(count: int, size: int, radius: float, fovy: float) -> Cameras:
+        """(count,) cameras spread evenly on a sphere around the origin, a Fibonacci lattice; see `orbit`."""
+        k = np.arange(count) + 0.5
+        elevation = np.degrees(np.arcsin(1 - 2 * k / count)).clip(-88, 88)
+        azimuth = np.degrees(math.pi * (1 + 5**0.5) * k)
+        return Cameras.orbit(azimuth.tolist(), elevation.tolist(), size, radius, fovy)
 
     @staticmethod
     def default_rig(size: int = 64, views: int = 4) -> Cameras:

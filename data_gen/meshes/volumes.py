@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 
 import numpy as np
@@ -44,7 +43,7 @@ def carve(mesh: Mesh, half: float, resolution: int = RESOLUTION, views: int = VI
     if reach > half:
         raise ValueError(f"the mesh reaches {reach:.4g} from the origin and the cube only {half:.4g}")
     matter = np.ones((resolution,) * 3, np.bool_)
-    cameras = cameras_around(half, views, PIXELS * resolution)
+    cameras = Cameras.all_around(views, PIXELS * resolution, DISTANCE * half, FOVY)
     slack = SLACK * 2 * half / resolution
     for v in range(views):
         nearest = widened(nearest_surface(mesh, cameras[v]))
@@ -52,14 +51,6 @@ def carve(mesh: Mesh, half: float, resolution: int = RESOLUTION, views: int = VI
         _carve(matter, nearest, viewmat, K, half, slack)
     _keep_surface(matter, mesh.vertices, mesh.faces, half)
     return matter
-
-
-def cameras_around(half: float, views: int, pixels: int) -> Cameras:
-    """(views,) cameras on a Fibonacci sphere around the cube."""
-    k = np.arange(views) + 0.5
-    elevation = np.degrees(np.arcsin(1 - 2 * k / views)).clip(-88, 88)
-    azimuth = np.degrees(math.pi * (1 + 5**0.5) * k)
-    return Cameras.orbit(azimuth.tolist(), elevation.tolist(), pixels, DISTANCE * half, FOVY)
 
 
 def widened(nearest: NDArray[np.float64]) -> NDArray[np.float64]:

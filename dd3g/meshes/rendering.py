@@ -90,14 +90,8 @@ def _rasterize(screen, faces, height, width, nearest, face_at):  # type: ignore[
         za, zb, zc = screen[a, 2], screen[b, 2], screen[c, 2]
         if za <= 0 or zb <= 0 or zc <= 0:
             continue
-        ax, ay, bx, by, cx, cy = (
-            screen[a, 0],
-            screen[a, 1],
-            screen[b, 0],
-            screen[b, 1],
-            screen[c, 0],
-            screen[c, 1],
-        )
+        ax, ay, bx, by = screen[a, 0], screen[a, 1], screen[b, 0], screen[b, 1]
+        cx, cy = screen[c, 0], screen[c, 1]
         det = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
         if abs(det) < 1e-12:
             continue

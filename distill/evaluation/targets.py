@@ -301,11 +301,7 @@ def moved(cameras: Cameras, turn: Tensor, factor: float) -> Cameras:
 
 
 def probe_cameras(reach: float) -> Cameras:
-    """(24,) cameras on a Fibonacci sphere that see all within `reach` of the origin."""
-    k = np.arange(PROBES) + 0.5
-    elevation = np.degrees(np.arcsin(1 - 2 * k / PROBES)).clip(-88, 88)
-    azimuth = np.degrees(math.pi * (1 + 5**0.5) * k)
+    """(24,) cameras all around that see all within `reach` of the origin."""
     distance = 4.0 * reach
-    fovy = 2 * math.degrees(math.asin(1 / 4))
-    cameras = Cameras.orbit(azimuth.tolist(), elevation.tolist(), PROBE_SIZE, distance, fovy)
+    cameras = Cameras.all_around(PROBES, PROBE_SIZE, distance, 2 * math.degrees(math.asin(1 / 4)))
     return replace(cameras, near=max(0.02, distance - 2 * reach), far=distance + 2 * reach)

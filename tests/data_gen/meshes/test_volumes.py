@@ -13,7 +13,7 @@ from scipy.ndimage import maximum_filter
 from stand_ins.tiny_objects import write_cube
 
 from data_gen.meshes.objects import HALF, Options
-from data_gen.meshes.volumes import SLACK, cameras_around, carve, packed
+from data_gen.meshes.volumes import DISTANCE, FOVY, SLACK, carve, packed
 from data_gen.render import main, render_folder
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
@@ -41,7 +41,7 @@ def test_carving_asks_every_view_about_every_voxel_without_surface(tmp_path):
     n, half, views, pixels = 14, 1.1, 5, 28
     points = centres(n, half).reshape(-1, 3)
     twin = np.ones(len(points), bool)
-    cameras = cameras_around(half, views, pixels)
+    cameras = Cameras.all_around(views, pixels, DISTANCE * half, FOVY)
     for v in range(views):
         nearest = maximum_filter(nearest_surface(mesh, cameras[v]), 3)
         viewmat, K = cameras.viewmats[v].double().numpy(), cameras.Ks[v].double().numpy()
