@@ -63,7 +63,7 @@ def test_from_meshes_to_weights_and_on(meshes, monkeypatch, capfd, forked_worker
     assert main(words(meshes)) == 2
     assert "go on with --resume" in capfd.readouterr().err
     assert main(words(meshes, "--resume", "--generator", "other")) == 2
-    assert "generator nano -> other" in capfd.readouterr().err
+    assert "generator nano (now other)" in capfd.readouterr().err
     assert main(words(meshes, "--resume", steps=4)) == 0
     assert trained_minutes(meshes / "out/shape") > first > 0
     lines = (meshes / "out/shape/metrics.jsonl").read_text().splitlines()
