@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class State:
     rate: LearningRate
     consumed: int = 0  # samples of all processes so far; batches where the loss draws them
     items: int = 0  # that samples are drawn from, 0 where that is not known
+    folder: str = field(default_factory=os.getcwd)  # at the start: it may be gone when a checkpoint is due
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Named tensors of one file; parts of them where FSDP splits the model."""
@@ -99,7 +100,7 @@ def save_checkpoint(state: State, output: Path, step: int, config: LoopConfig) -
         "rate": state.rate.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else None,
         "config": asdict(config),
-        "folder": os.getcwd(),  # from which relative paths in it count
+        "folder": state.folder,  # from which relative paths in it count
     }
     on_main(lambda: _finish(scratch, output / f"checkpoint-{step}", about, config))
 

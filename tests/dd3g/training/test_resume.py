@@ -126,6 +126,18 @@ def test_a_folder_may_be_spelt_in_another_way(tmp_path, capsys, monkeypatch):
     assert "other options: renders" in capsys.readouterr().err
 
 
+def test_the_current_folder_may_go_while_a_run_lasts(tmp_path, monkeypatch):
+    """As a job's own one on a cluster; its checkpoints lie elsewhere."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    drawn = line_run.generator_for
+    monkeypatch.setattr(line_run, "generator_for", lambda *of: shutil.rmtree(here, True) or drawn(*of))
+    assert line(tmp_path / "run", "max_train_steps=3") == 0
+    (checkpoint,) = checkpoints(tmp_path / "run")
+    assert json.loads((checkpoint / "state.json").read_text())["folder"] == str(here)
+
+
 def test_a_run_says_what_it_was_started_with(tmp_path):
     assert line(tmp_path, "max_train_steps=3") == 0
     assert line(tmp_path, LATEST) == 0
