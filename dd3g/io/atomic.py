@@ -228,6 +228,7 @@ def _explain(error: OSError, path: Path) -> str:
 
 
 LOCK = ".lock"
+DAY = 86_400.0  # seconds; where nobody can be kept out, only what is as old was left by the dead
 
 
 @contextmanager
@@ -245,8 +246,8 @@ def only_user(folder: str | Path, wait: bool = False) -> Iterator[None]:
     """
     try:
         import fcntl
-    except ImportError:  # not a Unix: nobody is kept out, so only what is a day old was left by the dead
-        sweep(Path(folder), 86_400)
+    except ImportError:  # not a Unix
+        sweep(Path(folder), DAY)
         yield
         return
     path = Path(folder) / LOCK
@@ -267,6 +268,7 @@ def only_user(folder: str | Path, wait: bool = False) -> Iterator[None]:
                     f"{folder} is in use by {holder}: wait for it or stop it, or choose another folder"
                 ) from None
             except OSError:  # no locks on this file system
+                sweep(path.parent, DAY)
                 yield
                 return
             if not path.exists() or not os.path.samestat(path.stat(), os.fstat(stream.fileno())):

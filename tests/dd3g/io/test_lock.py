@@ -83,15 +83,23 @@ def test_what_killed_processes_left_is_swept(tmp_path):
     assert (tmp_path / ".hidden.json").exists() and (tmp_path / "y-00000.tar").exists()
 
 
-def test_where_folders_cannot_be_held_only_old_files_are_swept(tmp_path, monkeypatch):
-    """As on Windows: another process may be writing the others."""
+@pytest.mark.parametrize("why", ["system", "disk"])
+def test_where_folders_cannot_be_held_only_old_files_are_swept(tmp_path, monkeypatch, why):
+    """On Windows, and on disks of a network without locks: another process may be writing the others."""
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
     old, new = (tmp_path / f".x-0000{i}.12-0123456{i}.tar" for i in range(2))
     for path in (old, new):
         path.touch()
     os.utime(old, (time.time() - 90_000,) * 2)
-    monkeypatch.setitem(sys.modules, "fcntl", None)
+    if why == "system":
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+    else:
+        monkeypatch.setattr("fcntl.flock", no_locks)
     with only_user(tmp_path):
-        assert list(tmp_path.iterdir()) == [new]
+        assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {new.name}
     with only_user(tmp_path / "not yet"):  # made by those who write into it
         pass
 
