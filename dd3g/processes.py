@@ -30,7 +30,7 @@ def usable_cores() -> int:
 
 
 def from_launcher(name: str) -> int:
-    """RANK, LOCAL_RANK, WORLD_SIZE or LOCAL_WORLD_SIZE of this process; 0 or 1 where no launcher set it.
+    """RANK, WORLD_SIZE or another number of this process; 0, or 1 of a SIZE, where no launcher set it.
 
     Raises:
         UserError: for what no launcher would leave in the environment.

@@ -54,6 +54,14 @@ def test_processes_for_gpus_do_not_train_on_cpus(tmp_path, monkeypatch, capsys, 
         assert made[0]["cpu"]
 
 
+def test_a_rank_that_is_none_is_told_before_the_first_step(tmp_path, monkeypatch, capsys):
+    """Not when all is done, where the main process alone says what was written."""
+    monkeypatch.setenv("RANK", "gold")
+    assert line(tmp_path) == 2
+    assert "RANK is 'gold' in the environment" in capsys.readouterr().err
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
 def test_levers_reach_their_libraries(tmp_path, monkeypatch):
     made, loaded = [], []
 
