@@ -89,7 +89,7 @@ def _read_words(argv: Sequence[str], schema: type) -> tuple[list[Path], list[str
 
 
 def _expand_home(node: Any) -> None:
-    """Take ~/ for the user's home, as shells do, but not within a list or after --key=."""
+    """Take ~/ for the user's home where shells do not: within a list, and in a file."""
     for key in node if isinstance(node, DictConfig) else range(len(node)):
         value = node[key]
         if isinstance(value, DictConfig | ListConfig):
