@@ -36,8 +36,8 @@ def load_mesh(path: str | Path, up: str = "y", normal: bool = True) -> Mesh:
     Texture transparency is ignored: everything is opaque.
 
     Args:
-        path: the file. Textures of an OBJ are looked up in its folder, then in `../materials` and
-            `../textures`.
+        path: the file. Textures of an OBJ are looked up in its folder, then in folders beside it that are
+            called as those of textures are, such as `../materials`.
         up: "y" or "z", the axis of the file that points up.
         normal: put its bounding box's centre at the origin and its farthest vertex at distance 1.
 
@@ -130,6 +130,10 @@ def _load_shape(path: Path) -> _Part:
     return _Part(vertices, faces, np.zeros((len(faces), 3, 2)), np.ones((len(faces), 3, 3)), [])
 
 
+# Of pictures, beside the folder of a mesh.
+_TEXTURES = ("materials", "textures", "texture", "images", "maps")
+
+
 class _Nearby:
     """Files that a mesh names, as trimesh asks for them.
 
@@ -140,7 +144,7 @@ class _Nearby:
     def __init__(self, path: Path) -> None:
         home = path.parent
         self._home = home
-        self._folders = [home, home.parent / "materials", home.parent / "textures"]
+        self._folders = [home, *(home.parent / spelt for n in _TEXTURES for spelt in (n, n.capitalize()))]
 
     def get(self, name: str) -> bytes:
         name = name.strip()

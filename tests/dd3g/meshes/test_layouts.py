@@ -163,6 +163,13 @@ def test_a_texture_of_another_object_is_not_borrowed(tmp_path):
     assert missing_materials(tmp_path / "left" / "model.obj") == ["C:\\art\\wood.png"]
 
 
+@pytest.mark.parametrize("name", ["materials/textures", "textures", "Textures", "images", "Maps"])
+def test_textures_may_lie_beside_the_folder_of_the_mesh(tmp_path, name):
+    write_obj(tmp_path / "lamp/source/model.obj", "C:\\art\\wood.png")
+    write_texture(tmp_path / "lamp" / name / "wood.png")
+    assert missing_materials(tmp_path / "lamp/source/model.obj") == []
+
+
 def test_archives_that_are_cut_or_hold_something_else_are_named(tmp_path):
     write_gso(tmp_path / "unzipped")
     data = tmp_path / "data"
