@@ -62,7 +62,8 @@ def _read_words(argv: Sequence[str], schema: type) -> tuple[list[Path], list[str
     paths: dict[str, str] = {}
     positional: str = getattr(schema, "positional", "")
     first, equals, _ = (words or [""])[0].partition("=")
-    if positional and first and not first.startswith("-") and not (equals and first in kinds):
+    is_key = equals and first.replace("-", "_").partition(".")[0] in {*kinds, *aliases, "config"}
+    if positional and first and not first.startswith("-") and not is_key:
         paths[positional] = words.pop(0)
     while words:
         word = words.pop(0)

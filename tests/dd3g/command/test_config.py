@@ -108,12 +108,14 @@ def test_a_packaged_configuration_is_found_by_name(tmp_path, monkeypatch):
     assert parse(["--config", "nano"], DistillConfig).max_train_steps == 7
 
 
-def test_output_is_taken_as_it_is_spelled():
+def test_output_is_taken_as_it_is_spelled(tmp_path):
     for words in (["-o", "a=[b]"], ["--output", "a=[b]"], ["output=a=[b]"], ["--output=a=[b]"], ["-o=a=[b]"]):
         assert parse(words, DistillConfig).output_dir == "a=[b]"
         assert parse(words, SynthesizeConfig).output == "a=[b]"
     assert parse(["null", "-o", "x"], CollectConfig).source == "null"
-    for line in (["source=a", "output=b"], ["limit=3", "source=a", "--output", "b"], ["a", "output=b"]):
+    (tmp_path / "more.yaml").write_text("limit: 3")
+    more = ("limit=3", "shard-size=3", "filters.min_fill=0.2", f"config={tmp_path}/more.yaml")
+    for line in (["a", "output=b"], ["source=a", "output=b"], *([k, "source=a", "-o", "b"] for k in more)):
         assert (parse(line, CollectConfig).source, parse(line, CollectConfig).output) == ("a", "b")
     assert parse(["a=b", "-o", "x"], CollectConfig).source == "a=b"  # a file may be called so
 
