@@ -126,6 +126,19 @@ def test_a_folder_may_be_spelt_in_another_way(tmp_path, capsys, monkeypatch):
     assert "other options: renders" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_an_earlier_version_names_no_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    settings = [*(f"{k}={v}" for k, v in LINE.items()), "output_dir=run"]
+    assert launch(line_run.run, FromFolders, [*settings, "renders=[a]", "max_train_steps=3"]) == 0
+    (checkpoint,) = checkpoints(tmp_path / "run")
+    about = json.loads((checkpoint / "state.json").read_text())
+    assert about.pop("folder") == str(tmp_path)
+    (checkpoint / "state.json").write_text(json.dumps(about))
+    fresh()
+    assert launch(line_run.run, FromFolders, [*settings, f"renders=[{tmp_path}/a]", LATEST]) == 0
+    assert "resumed from" in capsys.readouterr().out and metrics(tmp_path / "run")[-1]["step"] == 8
+
+
 def test_the_current_folder_may_go_while_a_run_lasts(tmp_path, monkeypatch):
     """As a job's own one on a cluster; its checkpoints lie elsewhere."""
     here = tmp_path / "here"
