@@ -64,6 +64,7 @@ class Together(ConcatDataset[RenderedObject]):
 
     def meta(self, index: int) -> dict:
         """The object's `meta` without its pictures."""
+        index = range(len(self))[index]  # negative ones count from the end, as objects do
         number = bisect_right(self.cumulative_sizes, index)
         part: Any = self.datasets[number]
         return part.meta(index - self.cumulative_sizes[number] + len(part))

@@ -58,6 +58,11 @@ def test_renders_and_quadruples_are_one_sequence(tmp_path):
         "q1",
         "q2",
     ]
+    assert [both.meta(i)["id"] for i in (-1, -3, 1 - len(both))] == ["q2", "q0", both[1].meta["id"]]
+    assert both[-1] is both[4]
+    for index in (5, -6):
+        with pytest.raises(IndexError):
+            both.meta(index)
     assert both[4] is both[4] and "source" in both.meta(1) and both[2].meta["id"] == "q0"
     check_volumes(both, 32)
     with pytest.raises(UserError, match="q0 has 32 pixels per side, the network takes 64"):
