@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -62,6 +63,7 @@ def _run(words: list[str], processes: int, environment: dict[str, str], out: str
     import torch
 
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the server may have been started where they wait
     os.chdir(ROOT)
     for stream, path in ((1, out), (2, error)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
