@@ -102,6 +102,7 @@ def test_a_picture_called_like_standard_input(here, stub):
     assert written() == ["-.matte.png", "-.ply"]
 
 
+@pytest.mark.slow
 def test_results_of_pictures_with_like_names_keep_apart(here, stub):
     """Also where the name of one goes on like the formats of another."""
     names = ["x/lamp.png", "y/lamp.png", "lamp.jpg", "lamp.compressed.png", "Lamp.mesh.png", "lamp.v2.png"]
