@@ -110,7 +110,7 @@ def decode_spz(data: bytes) -> Splats:
         path = folder / "gaussians.spz"
         try:
             content = _unzipped(data) if data[:2] == b"\x1f\x8b" else data
-            _, version, count, _, _, flags, _ = struct.unpack("<4sIIBBBB", content[:16])
+            _, version, count, _, _, flags, _ = struct.unpack_from("<4sIIBBBB", content)
             places = None
             if version == 1:  # which gsply takes for 2: its places are half floats, and not of 24 bits
                 places = np.frombuffer(content, "<f2", 3 * count, 16).reshape(count, 3)

@@ -79,7 +79,8 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
     cuda = torch.cuda.is_available()
     if config.mixed_precision == "fp16" and not cuda:
         raise UserError("mixed_precision 'fp16' needs a CUDA device and there is none: take bf16 or no")
-    processes, _ = from_launcher("WORLD_SIZE"), from_launcher("RANK")  # which is asked for at the end
+    processes = from_launcher("WORLD_SIZE")
+    from_launcher("RANK")  # asked for when all is done: what is no number is refused now
     # Only accelerate launch sets it; torchrun may well be meant for CPUs.
     for_gpus = os.environ.get("ACCELERATE_USE_CPU", "true").lower() == "false"
     if for_gpus and processes > 1 and not cuda and not config.use_cpu:
