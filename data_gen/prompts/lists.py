@@ -11,9 +11,9 @@ from pathlib import Path
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.io.atomic import replacing
+from dd3g.picture.sources import TEXT_KEYS
 
 MAX_CHARACTERS = 1000  # text encoders of picture models read a few hundred
-TEXT_KEYS = ("text", "prompt", "caption")  # of a user's jsonl, the first that is there
 _ADVICE = "turn a list of your own into prompts with dd3g data prompts --from FILE"
 _ENDS = string.punctuation + string.whitespace
 

@@ -21,18 +21,20 @@ from dd3g.io.tables import PictureTables
 from dd3g.picture.decoding import read_rgba
 from dd3g.picture.sources import (
     SHEET,
+    TEXT_KEYS,
     EncodedPictures,
     Found,
     ShardPictures,
     find_sources,
     level_views,
     open_pictures,
+    sample_metadata,
 )
 
 METADATA = "metadata.jsonl"
 # Names under which tables and records keep what we call by the first.
 NAMES = {
-    "text": ("text", "prompt", "caption"),
+    "text": TEXT_KEYS,
     "group": ("group", "category", "label"),
     "noun": ("noun",),
     "style": ("style",),
@@ -161,7 +163,7 @@ def _samples(found: Found, shards: Shards) -> dict[str, Item]:
         name = f"{key} in {shards.where(i).relative_to(found.root).as_posix()}"
         valid = key.isascii() and key.replace("-", "").isalnum() and len(key) <= 128
         id = key if valid and key not in items else fingerprint(name)
-        items[id] = _item(id, _json(shards.read(i, "json", "txt")), name, i)
+        items[id] = _item(id, sample_metadata(shards.read(i, "json", "txt")), name, i)
     return items
 
 
@@ -182,7 +184,7 @@ class RenderedViews:
         self.fingerprint = f"{_files_fingerprint(found)}, {views} views"
         for i in range(len(shards)):
             key = shards.key(i)
-            meta = _json(shards.read(i, "json"))
+            meta = sample_metadata(shards.read(i, "json"))
             try:
                 count, elevation, azimuth = len(meta["viewmats"]), meta["elevation"], meta["azimuth"]
                 words = {"text": " ".join(id_words(meta["id"]))}
@@ -211,13 +213,3 @@ def _sheet(shards: Shards, index: int) -> Image.Image:
     return read_rgba(
         shards.read(index, SHEET).get(SHEET, b""), f"{shards.key(index)} in {shards.where(index)}"
     )
-
-
-def _json(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata of a sample; empty when it cannot be read."""
-    try:
-        metadata = json.loads(sample.get("json", b"{}"))
-    except ValueError:
-        metadata = {}
-    metadata = metadata if isinstance(metadata, dict) else {}
-    return {"text": sample["txt"].decode("utf-8", "replace")} | metadata if "txt" in sample else metadata

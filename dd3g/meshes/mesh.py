@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +151,7 @@ class _Nearby:
         name = name.strip()
         beside = self._home / name
         if not beside.is_file():
-            last = Path(name.replace("\\", "/")).name
+            last = glob.escape(Path(name.replace("\\", "/")).name)
             found = (p for folder in self._folders for p in sorted(folder.rglob(last)))
             beside = next(found, beside)
         return beside.read_bytes()

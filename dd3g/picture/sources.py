@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SHEET, DEPTH = "rgba.png", "depth.png"  # what a rendered object's sample holds
 VOLUME = "volume.bits"  # and may hold: where matter is, n^3 bits, x slowest, compressed by zlib
 DEPTH_UNIT = 16384  # depth.png holds camera z times this, 0 where there is nothing
+TEXT_KEYS = ("text", "prompt", "caption")  # of metadata, where it says what a picture shows; the first counts
 EXTENSIONS = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)  # of pictures in samples
 
 
@@ -155,6 +156,16 @@ def open_pictures(found: Found) -> EncodedPictures | Shards:
     )
 
 
+def sample_metadata(sample: Mapping[str, bytes]) -> dict[str, Any]:
+    """The json of a sample, and its txt as "text"; empty when it cannot be read."""
+    try:
+        metadata = json.loads(sample.get("json", b"{}"))
+    except ValueError:
+        metadata = {}
+    metadata = metadata if isinstance(metadata, dict) else {}
+    return {"text": sample["txt"].decode("utf-8", "replace")} | metadata if "txt" in sample else metadata
+
+
 class ShardPictures:
     """Samples of webdataset shards, each named by its key."""
 
@@ -173,12 +184,9 @@ class ShardPictures:
         return f"{self.shards.key(index)} in {self.shards.where(index)}"
 
     def caption(self, index: int) -> str:
-        """What the picture was drawn from; "" where its sample does not say."""
-        sample = self.shards.read(index, "json")
-        try:
-            return str(json.loads(sample.get("json", "{}")).get("prompt", ""))
-        except (ValueError, AttributeError):
-            return ""
+        """What the picture shows; "" where neither the json nor the txt of its sample says."""
+        known = sample_metadata(self.shards.read(index, "json", "txt"))
+        return str(next((known[key] for key in TEXT_KEYS if known.get(key)), "")).strip()
 
     def read(self, index: int) -> bytes:
         """See `EncodedPictures`."""

@@ -36,7 +36,8 @@ def load_motion(path: str | Path, split: str = "train") -> Motion:
     path = Path(path)
     if not path.is_dir():
         return _read(path, split)
-    files = sorted(p for p in path.rglob("[!.]*") if p.suffix.lower() in SUFFIXES)
+    below = (p for p in path.rglob("*") if not any(n[0] == "." for n in p.relative_to(path).parts))
+    files = sorted(p for p in below if p.suffix.lower() in SUFFIXES)
     if not files:
         raise UserError(f"{path} holds no motion: looked for {', '.join(SUFFIXES)}")
     return joined([_read(file, split) for file in files])

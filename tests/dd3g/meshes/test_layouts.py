@@ -165,8 +165,8 @@ def test_a_texture_of_another_object_is_not_borrowed(tmp_path):
 
 @pytest.mark.parametrize("name", ["materials/textures", "textures", "Textures", "images", "Maps"])
 def test_textures_may_lie_beside_the_folder_of_the_mesh(tmp_path, name):
-    write_obj(tmp_path / "lamp/source/model.obj", "C:\\art\\wood.png")
-    write_texture(tmp_path / "lamp" / name / "wood.png")
+    write_obj(tmp_path / "lamp/source/model.obj", "C:\\art\\wood [dark].png")
+    write_texture(tmp_path / "lamp" / name / "wood [dark].png")
     assert missing_materials(tmp_path / "lamp/source/model.obj") == []
 
 

@@ -227,7 +227,7 @@ def test_the_page_tells_what_is_wrong_with_a_picture(server, page, tmp_path):
     assert page.eval("document.getElementById('drop').offsetHeight") < 90  # of a phone
     # Of several files the first is taken, and that is said, also where the object lies under the pointer.
     page.call("Emulation.clearDeviceMetricsOverride")
-    page.eval("document.getElementById('object').srcdoc = ''; document.getElementById('status').textContent = ''")
+    page.eval("document.getElementById('object').srcdoc = document.getElementById('status').textContent = ''")
     drop(page, LAMP, broken)
     page.wait("document.getElementById('status').textContent.includes('Gaussians in')")
     said = page.eval("document.getElementById('status').textContent")

@@ -64,6 +64,8 @@ def test_a_folder_is_read_as_one(tmp_path):
     amass(tmp_path / "m" / "s1" / "a.npz")
     bvh(tmp_path / "m" / "b.bvh")
     (tmp_path / "m" / "._b.bvh").touch()  # as macOS leaves it beside a copy
+    (tmp_path / "m" / ".trash").mkdir()
+    (tmp_path / "m" / ".trash" / "c.bvh").touch()
     found = load_motion(tmp_path / "m")
     assert len(found.actions) == 2 and torch.bincount(found.clip).tolist() == [6, 2]
     assert found.rotations_valid.tolist() == [False] * 6 + [True] * 2
