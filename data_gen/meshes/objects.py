@@ -187,9 +187,9 @@ def render_item(item: Item, options: Options) -> dict[str, bytes | str]:
     z = np.round(depth * DEPTH_UNIT).clip(0, 65535).astype(np.uint16)
     files: dict[str, bytes | str] = {SHEET: png_sheet(rgba), DEPTH: png_sheet(z)}
     if options.volumes:
-        from data_gen.meshes.volumes import carve, packed
+        from data_gen.meshes.volumes import carve, filled, packed
 
-        matter = carve(mesh, HALF)
+        matter = filled(carve(mesh, HALF), HALF)
         meta["volume"] = {"resolution": len(matter), "half": HALF}
         files[VOLUME] = packed(matter)
     return {"__key__": item.key, **files, "json": json.dumps(meta)}

@@ -18,6 +18,8 @@ PIXELS = 2  # of a view's side for each voxel of the cube's
 DISTANCE = 3.0  # of their cameras, in half sides of the cube
 FOVY = 41.0  # shows the ball in the cube whole: its rim is seen at 19.5 degrees
 SLACK = 0.6  # voxels by which matter may lie before what a pixel sees, whose depth is that of its centre
+BAND = -15.0, 50.0  # elevations from which a generator is trained and judged, degrees
+RARE = 4  # of `VIEWS` from these must look into a cavity, or it is matter
 
 
 def carve(mesh: Mesh, half: float, resolution: int = RESOLUTION, views: int = VIEWS) -> NDArray[np.bool_]:
@@ -53,6 +55,37 @@ def carve(mesh: Mesh, half: float, resolution: int = RESOLUTION, views: int = VI
     return matter
 
 
+def filled(matter: NDArray[np.bool_], half: float) -> NDArray[np.bool_]:
+    """Matter, and the cavities that hardly any view of `BAND` looks into.
+
+    Many meshes have no bottom, and carved from below, a sofa or a shade is a skin of one voxel: far thinner
+    than what one picture tells about its place, so that a network which learns it leaves it torn.
+
+    Args:
+        matter: (n, n, n) over [-half, half]^3, indexed x, y, z; n even.
+        half: half the side of the cube.
+
+    Returns:
+        (n, n, n), `matter` in it.
+    """
+    from scipy.ndimage import binary_erosion
+
+    n = len(matter)
+    low, high = np.sin(np.radians(BAND))
+    k = np.arange(VIEWS) + 0.5  # a Fibonacci lattice, as of `Cameras.all_around`
+    elevation = np.degrees(np.arcsin(low + (high - low) * k / VIEWS))
+    azimuth = np.degrees(np.pi * (1 + 5**0.5) * k)
+    cameras = Cameras.orbit(azimuth.tolist(), elevation.tolist(), PIXELS * n, DISTANCE * half, FOVY)
+    surface = (np.argwhere(matter & ~binary_erosion(matter)) + 0.5) * (2 * half / n) - half
+    looks = np.zeros((n // 2,) * 3, np.int64)  # pairs of voxels will do
+    for viewmat, K in zip(cameras.viewmats.double().numpy(), cameras.Ks.double().numpy(), strict=True):
+        _look(looks, _nearest(surface, viewmat, K, PIXELS * n), viewmat, K, half)
+    pairs = matter.reshape(n // 2, 2, n // 2, 2, n // 2, 2).any((1, 3, 5))
+    # Not what lies before a surface by less than a pair, which looks hidden as well.
+    hidden = binary_erosion((looks < RARE) | pairs)
+    return matter | np.kron(hidden, np.ones((2, 2, 2), np.bool_))
+
+
 def widened(nearest: NDArray[np.float64]) -> NDArray[np.float64]:
     """Largest of each pixel and its neighbours: a slope next to a pixel's centre must not be carved."""
     from scipy.ndimage import maximum_filter
@@ -66,28 +99,58 @@ def packed(matter: NDArray[np.bool_]) -> bytes:
 
 
 @njit(cache=True, nogil=True)
+def _project(x, y, w, viewmat, K):  # type: ignore[no-untyped-def]
+    """Row, column and camera z of a place."""
+    z = viewmat[2, 0] * x + viewmat[2, 1] * y + viewmat[2, 2] * w + viewmat[2, 3]
+    u = viewmat[0, 0] * x + viewmat[0, 1] * y + viewmat[0, 2] * w + viewmat[0, 3]
+    v = viewmat[1, 0] * x + viewmat[1, 1] * y + viewmat[1, 2] * w + viewmat[1, 3]
+    return int(np.floor(K[1, 1] * v / z + K[1, 2])), int(np.floor(K[0, 0] * u / z + K[0, 2])), z
+
+
+@njit(cache=True, nogil=True)
+def _seen_empty(x, y, w, nearest, viewmat, K, slack):  # type: ignore[no-untyped-def]
+    """Whether a view looks through a place; `nearest` (S, S) is 1 / camera z, 0 where it sees nothing."""
+    row, column, z = _project(x, y, w, viewmat, K)
+    if not (0 <= row < len(nearest) and 0 <= column < len(nearest)):
+        return True  # the whole object is in the picture
+    return nearest[row, column] == 0 or z < 1 / nearest[row, column] - slack
+
+
+@njit(cache=True, nogil=True)
 def _carve(matter, nearest, viewmat, K, half, slack):  # type: ignore[no-untyped-def]
-    """One view, in place; `nearest` (S, S) is 1 / camera z of what is seen, 0 where that is nothing."""
-    n, size = matter.shape[0], nearest.shape[0]
+    """One view, in place."""
+    n = len(matter)
     step = 2 * half / n
     for i in range(n):
-        x = (i + 0.5) * step - half
         for j in range(n):
-            y = (j + 0.5) * step - half
             for k in range(n):
-                if not matter[i, j, k]:
-                    continue
-                w = (k + 0.5) * step - half
-                z = viewmat[2, 0] * x + viewmat[2, 1] * y + viewmat[2, 2] * w + viewmat[2, 3]
-                u = viewmat[0, 0] * x + viewmat[0, 1] * y + viewmat[0, 2] * w + viewmat[0, 3]
-                v = viewmat[1, 0] * x + viewmat[1, 1] * y + viewmat[1, 2] * w + viewmat[1, 3]
-                column = int(np.floor(K[0, 0] * u / z + K[0, 2]))
-                row = int(np.floor(K[1, 1] * v / z + K[1, 2]))
-                if 0 <= column < size and 0 <= row < size:
-                    seen = nearest[row, column]
-                    matter[i, j, k] = seen > 0 and z >= 1 / seen - slack
-                else:  # the whole object is in the picture
-                    matter[i, j, k] = False
+                if matter[i, j, k]:
+                    x, y, w = (i + 0.5) * step - half, (j + 0.5) * step - half, (k + 0.5) * step - half
+                    matter[i, j, k] = not _seen_empty(x, y, w, nearest, viewmat, K, slack)
+
+
+@njit(cache=True, nogil=True)
+def _look(looks, nearest, viewmat, K, half):  # type: ignore[no-untyped-def]
+    """One more for each place that a view looks through, in place."""
+    n = len(looks)
+    step = 2 * half / n
+    for i in range(n):
+        for j in range(n):
+            for k in range(n):
+                x, y, w = (i + 0.5) * step - half, (j + 0.5) * step - half, (k + 0.5) * step - half
+                looks[i, j, k] += _seen_empty(x, y, w, nearest, viewmat, K, 0.0)
+
+
+@njit(cache=True, nogil=True)
+def _nearest(places, viewmat, K, size):  # type: ignore[no-untyped-def]
+    """(size, size) 1 / camera z of voxels at places (N, 3), 3 x 3 pixels each; 0 where there is none."""
+    nearest = np.zeros((size, size))
+    for p in range(len(places)):
+        row, column, z = _project(places[p, 0], places[p, 1], places[p, 2], viewmat, K)
+        for i in range(max(row - 1, 0), min(row + 2, size)):
+            for j in range(max(column - 1, 0), min(column + 2, size)):
+                nearest[i, j] = max(nearest[i, j], 1 / z)
+    return nearest
 
 
 @njit(cache=True, nogil=True)

@@ -13,7 +13,7 @@ from scipy.ndimage import maximum_filter
 from stand_ins.tiny_objects import write_cube
 
 from data_gen.meshes.objects import HALF, Options
-from data_gen.meshes.volumes import DISTANCE, FOVY, SLACK, carve, packed
+from data_gen.meshes.volumes import BAND, DISTANCE, FOVY, PIXELS, RARE, SLACK, VIEWS, carve, filled, packed
 from data_gen.render import main, render_folder
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
@@ -92,6 +92,12 @@ def test_a_sheet_of_no_thickness_is_a_voxel_or_two_thick(tmp_path, n):
     assert not found[(np.abs(grid[..., 2]) > 0.1) | (np.abs(grid[..., :2]) > side + 0.1).any(-1)].any()
 
 
+def cross():
+    """A voxel and its six neighbours."""
+    i, j, k = np.indices((3, 3, 3)) - 1
+    return abs(i) + abs(j) + abs(k) <= 1
+
+
 def box(open_above):
     """A box with walls of a quarter of its side, hollow inside; without its lid's middle if it is open."""
     outer, inner = trimesh.creation.box((1, 1, 1)), trimesh.creation.box((0.5, 0.5, 0.5))
@@ -115,6 +121,71 @@ def test_a_hidden_cavity_is_filled_and_an_open_one_is_hollow(tmp_path):
     assert closed[whole].all() and closed[cavity].all()
     hollow = carve(mesh_of(box(True), tmp_path), 1.02, 48)
     assert hollow[cavity].mean() < 0.1 and hollow[whole].mean() > 0.75
+
+
+def test_what_the_generators_views_hardly_look_into_is_filled(tmp_path):
+    """Shells of one voxel as furniture has them: a chest without a bottom, a shade; not under a table."""
+    n, half, scale = 64, 1.02, 1 / np.sqrt(0.75)
+    x, y, z = np.moveaxis(centres(n, half) / scale, -1, 0)
+    within = np.maximum(np.maximum(abs(x), abs(y)), abs(z)) < 0.45
+    chest = trimesh.creation.box((1, 1, 1))
+    chest.update_faces(chest.triangles_center[:, 1] > -0.49)
+    matter = carve(mesh_of(chest, tmp_path), half, n)
+    assert matter[within].mean() < 0.2 and filled(matter, half)[within].mean() > 0.97
+    shade = trimesh.creation.cylinder(0.5, 1.4, sections=48)
+    shade.update_faces(abs(shade.triangles_center[:, 2]) < 0.69)
+    shade.apply_transform(trimesh.transformations.rotation_matrix(np.pi / 2, [1, 0, 0]))
+    matter = carve(mesh_of(shade, tmp_path), half, n)
+    inner = (np.hypot(x, z) * scale < 0.5) & (abs(y + 0.2) < 0.2)  # views from above see the upper part
+    assert matter[inner].mean() < 0.2 and filled(matter, half)[inner].all()
+    top = trimesh.creation.box((1, 0.1, 1))
+    top.apply_translation((0, 0.45, 0))
+    legs = [trimesh.creation.box((0.1, 1, 0.1)) for _ in range(4)]
+    for leg, (a, b) in zip(legs, ((1, 1), (1, -1), (-1, 1), (-1, -1)), strict=True):
+        leg.apply_translation((0.45 * a, 0, 0.45 * b))
+    matter = carve(mesh_of(trimesh.util.concatenate([top, *legs]), tmp_path), half, n)
+    below = within & (y < 0.2) & (np.maximum(abs(x), abs(z)) < 0.3)
+    assert not filled(matter, half)[below].any()
+    assert (filled(matter, half) & ~matter).mean() < 0.01
+
+
+def test_looks_are_counted_as_in_plain_numpy():
+    n, half = 12, 1.0
+    g = np.random.default_rng(3)
+    matter = g.random((n, n, n)) < 0.2
+    matter[3:9, 3:9, 3:9] = g.random((6, 6, 6)) < 0.6
+    low, high = np.sin(np.radians(BAND))
+    k = np.arange(VIEWS) + 0.5
+    elevation, azimuth = np.arcsin(low + (high - low) * k / VIEWS), np.pi * (1 + 5**0.5) * k
+    size = PIXELS * n
+    cameras = Cameras.orbit(
+        np.degrees(azimuth).tolist(), np.degrees(elevation).tolist(), size, DISTANCE * half, FOVY
+    )
+    voxels, pairs = centres(n, half)[matter], centres(n // 2, half).reshape(-1, 3)
+    looks = np.zeros(len(pairs), int)
+    for viewmat, K in zip(cameras.viewmats.double().numpy(), cameras.Ks.double().numpy(), strict=True):
+
+        def pixels(points, viewmat=viewmat, K=K):
+            local = points @ viewmat[:3, :3].T + viewmat[:3, 3]
+            column, row = np.floor(local[:, :2] / local[:, 2:] * K[0, 0] + K[0, 2]).astype(int).T
+            return row, column, local[:, 2]
+
+        depth = np.full((size + 2, size + 2), np.inf)  # with a rim
+        for row, column, z in zip(*pixels(voxels), strict=True):
+            if -1 <= row <= size and -1 <= column <= size:
+                window = depth[max(row, 0) : row + 3, max(column, 0) : column + 3]
+                np.minimum(window, z, out=window)
+        row, column, z = pixels(pairs)
+        inside = (row >= 0) & (column >= 0) & (row < size) & (column < size)
+        nearest = depth[1:-1, 1:-1][row.clip(0, size - 1), column.clip(0, size - 1)]
+        looks += ~inside | (z < nearest)
+    hidden = (looks < RARE).reshape((n // 2,) * 3) | matter.reshape(n // 2, 2, n // 2, 2, n // 2, 2).any(
+        (1, 3, 5)
+    )
+    hidden = -maximum_filter(-hidden.astype(int), footprint=cross(), mode="constant", cval=0) > 0
+    wanted = matter | hidden.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    assert (wanted & ~matter).sum() > 20
+    assert np.array_equal(filled(matter, half), wanted)
 
 
 def test_a_mesh_must_lie_in_the_cube(tmp_path):
