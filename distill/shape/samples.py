@@ -104,7 +104,7 @@ def shape_sample(
     if stretch:
         width = min(math.exp(stretch * (2 * float(torch.rand((), generator=g)) - 1)), room_beside(image))
         image, camera = widened(image, width), seen_wider(camera, width)
-    occupancy = occupancy_along(volume, item.meta["volume"]["half"], camera, slices(bins), image[3] > VISIBLE)
+    occupancy = matter_in_slices(volume, item.meta["volume"]["half"], camera, bins, image[3] > VISIBLE)
     depth = item.depth[second].half().float()  # as arrays and renders in memory hold it
     if mirror:
         image, seen, depth, occupancy = (x.flip(-1) for x in (image, seen, depth, occupancy))
@@ -122,6 +122,36 @@ def shape_sample(
         depth=depth.flatten()[chosen],
         jitter=torch.rand(pixels, generator=g),
     )
+
+
+def matter_in_slices(volume: Tensor, half: float, camera: Cameras, bins: int, shown: Tensor) -> Tensor:
+    """Share of matter (D, S, S) at the centres of `bins` slices, and of each wall that lies between two.
+
+    A slice is thicker than the wall of a lampshade or the seat of a chair, and half of a wall's rays would
+    have no matter: it is in the slice that has most of it. Arguments as of `occupancy_along`.
+    """
+    thirds = occupancy_along(volume, half, camera, slices(3 * bins), shown)
+    occupancy = thirds[1::3].clone()
+    keep_walls(thirds.numpy(), occupancy.numpy())
+    return occupancy
+
+
+@njit(cache=True, nogil=True)
+def keep_walls(thirds, occupancy):  # type: ignore[no-untyped-def]
+    """Give walls (3 D, S, S) between slices (D, S, S), which have those in the middle, to one, in place."""
+    count, height, width = thirds.shape
+    for y in range(height):
+        for x in range(width):
+            peak, inside, met = 0, False, False
+            for t in range(count):
+                share = thirds[t, y, x]
+                if share >= 0.5:
+                    if not inside or share > thirds[peak, y, x]:
+                        peak = t
+                    met = t % 3 == 1 or (inside and met)
+                elif inside and not met:
+                    occupancy[peak // 3, y, x] = thirds[peak, y, x]
+                inside = share >= 0.5
 
 
 def occupancy_along(volume: Tensor, half: float, camera: Cameras, depths: Tensor, shown: Tensor) -> Tensor:

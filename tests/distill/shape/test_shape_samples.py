@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from stand_ins.tiny_objects import AZIMUTHS, ELEVATIONS, ellipsoid_volume, write_renders
 
+from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.pepd.frustum import frustum_places, slices
 from dd3g.pepd.occupancy import Shape
@@ -23,6 +24,7 @@ from distill.shape.samples import (
     ShapeSample,
     check_volumes,
     held_out,
+    matter_in_slices,
     occupancy_along,
     shape_sample,
 )
@@ -71,6 +73,28 @@ def test_occupancy_is_the_volume_at_the_slices(objects):
     assert 0 < found.mean() < 1
     shown = item.rgba[5, 3, ::4, ::4] > 0
     assert torch.equal(occupancy_along(item.volume, 0.6, camera, slices(6), shown), found * shown)
+
+
+def test_a_wall_between_two_slices_is_in_one_of_them():
+    """Walls of one voxel at every distance across the rays; what the slices meet anyhow stays as it is."""
+    camera = Cameras.orbit([0.0], [0.0], 16)[0]
+    shown = torch.ones(16, 16, dtype=torch.bool)
+    missed = 0
+    for k in range(40, 60):
+        volume = torch.zeros(128, 128, 128, dtype=torch.bool)
+        volume[:, :, k] = True  # the camera looks along z
+        plain = occupancy_along(volume, 0.6, camera, slices(48), shown)[:, 4:12, 4:12]
+        found = matter_in_slices(volume, 0.6, camera, 48, shown)[:, 4:12, 4:12]
+        missed += int((plain.amax(0) < 0.5).sum())
+        assert (found.amax(0) >= 0.5).all() and ((found >= 0.5).sum(0) == 1).all()
+        met = plain.amax(0) >= 0.5
+        assert torch.equal(found[:, met], plain[:, met])
+    assert missed > 20 * 64 / 2
+    ball = torch.linspace(-1, 1, 128).square()
+    volume = ball[:, None, None] + ball[:, None] + ball < 0.5
+    plain = occupancy_along(volume, 0.6, camera, slices(48), shown)
+    found = matter_in_slices(volume, 0.6, camera, 48, shown)
+    assert ((found != plain).sum(0) <= 1).all() and (found != plain).float().mean() < 0.01
 
 
 @pytest.mark.parametrize(("mirror", "stretch"), [(False, 0.0), (True, 0.0), (True, 0.5)])
