@@ -85,10 +85,16 @@ class Cameras:
         return Cameras(viewmats.float(), K.float().repeat(len(a), 1, 1), size, size)
 
     @staticmethod
-    def all_around(count: int, size: int, radius: float, fovy: float) -> Cameras:
-        """(count,) cameras spread evenly on a sphere around the origin, a Fibonacci lattice; see `orbit`."""
+    def all_around(
+        count: int, size: int, radius: float, fovy: float, low: float = -90.0, high: float = 90.0
+    ) -> Cameras:
+        """(count,) cameras spread evenly on a sphere around the origin, a Fibonacci lattice; see `orbit`.
+
+        Elevations lie between `low` and `high`, in degrees.
+        """
         k = np.arange(count) + 0.5
-        elevation = np.degrees(np.arcsin(1 - 2 * k / count)).clip(-88, 88)
+        top, bottom = np.sin(np.radians([high, low]))
+        elevation = np.degrees(np.arcsin(top - (top - bottom) * k / count)).clip(-88, 88)
         azimuth = np.degrees(math.pi * (1 + 5**0.5) * k)
         return Cameras.orbit(azimuth.tolist(), elevation.tolist(), size, radius, fovy)
 

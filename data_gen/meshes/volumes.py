@@ -71,11 +71,7 @@ def filled(matter: NDArray[np.bool_], half: float) -> NDArray[np.bool_]:
     from scipy.ndimage import binary_erosion
 
     n = len(matter)
-    low, high = np.sin(np.radians(BAND))
-    k = np.arange(VIEWS) + 0.5  # a Fibonacci lattice, as of `Cameras.all_around`
-    elevation = np.degrees(np.arcsin(low + (high - low) * k / VIEWS))
-    azimuth = np.degrees(np.pi * (1 + 5**0.5) * k)
-    cameras = Cameras.orbit(azimuth.tolist(), elevation.tolist(), PIXELS * n, DISTANCE * half, FOVY)
+    cameras = Cameras.all_around(VIEWS, PIXELS * n, DISTANCE * half, FOVY, *BAND)
     surface = (np.argwhere(matter & ~binary_erosion(matter)) + 0.5) * (2 * half / n) - half
     looks = np.zeros((n // 2,) * 3, np.int64)  # pairs of voxels will do
     for viewmat, K in zip(cameras.viewmats.double().numpy(), cameras.Ks.double().numpy(), strict=True):

@@ -115,3 +115,16 @@ def test_indexing_and_to():
     assert torch.equal(cameras[1:3].viewmats, cameras.viewmats[1:3]) and cameras[0].batch_shape == ()
     double = cameras.to(torch.float64)
     assert double.viewmats.dtype == double.Ks.dtype == torch.float64 and double.width == 16
+
+
+@pytest.mark.parametrize(("low", "high"), [(-88.0, 88.0), (-15.0, 50.0)])
+def test_cameras_all_around_are_spread_evenly(low, high):
+    """Each ring of equal height, hence of equal area, holds as many, and so does each quarter of azimuths."""
+    positions = Cameras.all_around(400, 8, 2.0, 40.0, low, high).positions
+    assert torch.allclose(positions.norm(dim=-1), torch.full((400,), 2.0), atol=1e-5)
+    bottom, top = (2 * math.sin(math.radians(e)) for e in (low, high))
+    assert positions[:, 1].min() > bottom and positions[:, 1].max() < top
+    counts = torch.histc(positions[:, 1], 8, bottom, top)
+    assert counts.min() >= 49 and counts.max() <= 51
+    quarter = (positions[:, 0] > 0).int() * 2 + (positions[:, 2] > 0).int()
+    assert torch.bincount(quarter).float().sub(100).abs().max() <= 3

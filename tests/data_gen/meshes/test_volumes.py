@@ -154,13 +154,8 @@ def test_looks_are_counted_as_in_plain_numpy():
     g = np.random.default_rng(3)
     matter = g.random((n, n, n)) < 0.2
     matter[3:9, 3:9, 3:9] = g.random((6, 6, 6)) < 0.6
-    low, high = np.sin(np.radians(BAND))
-    k = np.arange(VIEWS) + 0.5
-    elevation, azimuth = np.arcsin(low + (high - low) * k / VIEWS), np.pi * (1 + 5**0.5) * k
     size = PIXELS * n
-    cameras = Cameras.orbit(
-        np.degrees(azimuth).tolist(), np.degrees(elevation).tolist(), size, DISTANCE * half, FOVY
-    )
+    cameras = Cameras.all_around(VIEWS, size, DISTANCE * half, FOVY, *BAND)
     voxels, pairs = centres(n, half)[matter], centres(n // 2, half).reshape(-1, 3)
     looks = np.zeros(len(pairs), int)
     for viewmat, K in zip(cameras.viewmats.double().numpy(), cameras.Ks.double().numpy(), strict=True):
