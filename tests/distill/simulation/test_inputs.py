@@ -122,7 +122,8 @@ def test_shards_of_several_picture_formats(tmp_path, green_screen):
         rgba, about = inputs.picture(i, 0, 40)
         check(rgba, RED)
         opaque = suffix in (".jpg", ".jpeg", ".bmp")
-        assert about == {"source": f"k{i}"} | ({"matte": "isnet-general-use"} if opaque else {})
+        matte = {"matte": "isnet-general-use"} if opaque else {}
+        assert about == {"source": f"k{i}", "caption": "a thing"} | matte
     assert set(green_screen) == {"isnet-general-use"}
     with pytest.raises(UserError, match=r"none in .*a\.tar holds no picture"):
         inputs.picture(len(SUFFIXES), 0, 40)
