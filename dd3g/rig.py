@@ -3,4 +3,5 @@
 FOVY = 49.1  # degrees
 RADIUS = 1.5  # from the origin, world units
 ELEVATION = 10.0  # degrees
+BAND = -15.0, 50.0  # elevations of free views, from which a generator learns what is behind; degrees
 NEAR, FAR = 0.5, 2.5  # depths that are drawn

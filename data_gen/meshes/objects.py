@@ -17,7 +17,7 @@ from dd3g.command.setting import setting
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.picture.sources import DEPTH, DEPTH_UNIT, SHEET, VOLUME
-from dd3g.rig import ELEVATION
+from dd3g.rig import BAND, ELEVATION
 
 if TYPE_CHECKING:
     from dd3g.meshes.layouts import FoundObject
@@ -137,7 +137,7 @@ def view_plan(options: Options, rng: np.random.Generator, plain: bool) -> dict[s
         elevation += [-8 + 48 * (7 * k % 16) / 15 for k in range(16)]
     else:
         azimuth += [(k + rng.random()) * 360 / options.novel for k in range(options.novel)]
-        elevation += list(rng.uniform(-15, 50, options.novel))
+        elevation += list(rng.uniform(*BAND, options.novel))
     return {
         "azimuth": [round(float(a), 4) for a in azimuth],
         "elevation": [round(float(e), 4) for e in elevation],

@@ -11,6 +11,7 @@ from dd3g.cameras import Cameras
 from dd3g.meshes.mesh import Mesh
 from dd3g.meshes.rendering import nearest_surface
 from dd3g.numba_setup import njit
+from dd3g.rig import BAND
 
 RESOLUTION = 128  # voxels a side
 VIEWS = 48  # depth views; 21 at 80 voxels lost thin parts
@@ -18,7 +19,6 @@ PIXELS = 2  # of a view's side for each voxel of the cube's
 DISTANCE = 3.0  # of their cameras, in half sides of the cube
 FOVY = 41.0  # shows the ball in the cube whole: its rim is seen at 19.5 degrees
 SLACK = 0.6  # voxels by which matter may lie before what a pixel sees, whose depth is that of its centre
-BAND = -15.0, 50.0  # elevations from which a generator is trained and judged, degrees
 RARE = 4  # of `VIEWS` from these must look into a cavity, or it is matter
 
 

@@ -186,7 +186,8 @@ class ShardPictures:
     def caption(self, index: int) -> str:
         """What the picture shows; "" where neither the json nor the txt of its sample says."""
         known = sample_metadata(self.shards.read(index, "json", "txt"))
-        return str(next((known[key] for key in TEXT_KEYS if known.get(key)), "")).strip()
+        texts = (known[key].strip() for key in TEXT_KEYS if isinstance(known.get(key), str))
+        return next(filter(None, texts), "")
 
     def read(self, index: int) -> bytes:
         """See `EncodedPictures`."""

@@ -13,13 +13,14 @@ from scipy.ndimage import maximum_filter
 from stand_ins.tiny_objects import write_cube
 
 from data_gen.meshes.objects import HALF, Options
-from data_gen.meshes.volumes import BAND, DISTANCE, FOVY, PIXELS, RARE, SLACK, VIEWS, carve, filled, packed
+from data_gen.meshes.volumes import DISTANCE, FOVY, PIXELS, RARE, SLACK, VIEWS, carve, filled, packed
 from data_gen.render import main, render_folder
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards
 from dd3g.meshes.mesh import load_mesh
 from dd3g.meshes.rendering import Light, nearest_surface, render_mesh
+from dd3g.rig import BAND
 from distill.samples.renders import RenderedObject, RenderedObjects
 
 

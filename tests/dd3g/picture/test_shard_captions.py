@@ -23,6 +23,7 @@ from dd3g.picture.sources import ShardPictures
         ({"txt": "a cat", "json": "{broken"}, "a cat"),
         ({"txt": "", "json": "[1]"}, ""),
         ({"json": json.dumps({"prompt": None})}, ""),
+        ({"txt": " \n", "json": json.dumps({"caption": "a cat", "prompt": ["a", "dog"]})}, "a cat"),
         ({}, ""),
     ],
 )
