@@ -113,7 +113,7 @@ def solidify(
         network: finds where matter is; without one it is where the hull and the inflated silhouette are.
 
     Returns:
-        (M,) Gaussians; the given ones where their body is empty.
+        (M,) Gaussians; the given ones where the picture shows nothing.
     """
     o = options or SolidOptions()
     gaussians = gaussians.to("cpu")
@@ -174,11 +174,11 @@ def detailed(colors: Colors, picture: Tensor, camera: Cameras, coarse: int) -> C
 
 
 def within(picture: Tensor, camera: Cameras, options: SolidOptions) -> tuple[Tensor, Cameras]:
-    """Picture (4, S, S) on the CPU, reduced to `most_visible` pixels on the object, and its camera (1,)."""
-    picture = picture.cpu()
-    count = int((picture[3] > VISIBLE).sum())
-    if count > options.most_visible:
+    """Picture (4, S, S) on the CPU, reduced to some `most_visible` pixels on the object; its camera (1,)."""
+    picture, most = picture.cpu(), options.most_visible
+    while (count := int((picture[3] > VISIBLE).sum())) > most:
         picture = resize(picture[None], int(picture.shape[-1] * (options.most_visible / count) ** 0.5))[0]
+        most = options.most_visible + options.most_hidden // 4  # the outline of a reduced one is softer
     return picture, camera.to("cpu").resized(picture.shape[-1])
 
 
@@ -188,7 +188,8 @@ def discs_on(
     """Opaque discs on the closed surface field = level, the visible side's as fine as the picture.
 
     Args:
-        field: gives it at any resolution; asked again where the surface has more than `most_hidden` points.
+        field: gives it at any resolution; asked again where the surface has more than `most_hidden` points,
+            or with the pixels of the picture more than `most_visible` and these.
         level: of the surface.
         picture: (4, S, S) straight RGBA on the CPU, as `within` leaves it.
         camera: (1,) of this size that took it.
@@ -196,20 +197,25 @@ def discs_on(
         options: see there.
 
     Returns:
-        (M,) Gaussians; none where nothing lies above the level.
+        (M,) Gaussians; where nothing lies above the level the visible side alone, facing the camera.
     """
     o, resolution = options, options.resolution
+    room = min(o.most_hidden, o.most_visible + o.most_hidden - int((picture[3] > VISIBLE).sum()))
     while True:
         values = field(resolution)
         points, normals = surface_nets(values, level)
-        if len(points) <= o.most_hidden:
+        if len(points) <= room:
             break
-        resolution = int(resolution * min(0.9, (o.most_hidden / len(points)) ** 0.5))
+        resolution = int(resolution * min(0.9, (room / len(points)) ** 0.5))
     voxel = 2 * HALF / resolution
     tints = colors(points, normals) if len(points) else points
     depth = first_hits(values, level, camera, picture[3] > VISIBLE)
     filled = spread(depth[None, None], depth[None, None] > 0)[0, 0]
-    if (depth > 0).any():
+    if not (depth > 0).any():
+        # What is thinner than voxels has no body, and nothing behind it that adds to its opacity.
+        filled = torch.full_like(depth, float(camera.positions[0].norm()))
+        picture = torch.cat([picture[:3], picture[3:].sqrt() * (picture[3:] > VISIBLE)])
+    else:
         uv, z = camera.project(points)  # (1, P, 2), (1, P)
         surface = sampled(filled[None, None], uv)[0, 0]
         to_eye = F.normalize(camera.positions - points, dim=-1)
@@ -223,7 +229,7 @@ def discs_on(
         torch.full((len(points),), o.opacity),
         tints.clamp(0, 1),
     )
-    return Gaussians.cat([body, visible_side(picture, camera, filled, o)]) if (depth > 0).any() else body
+    return Gaussians.cat([body, visible_side(picture, camera, filled, o)])
 
 
 def mask_cameras(size: int) -> Cameras:

@@ -214,7 +214,7 @@ def without_haze(image: Image.Image) -> tuple[Image.Image, float]:
         return image, 0.0
     edge = 2 + round(EDGE * max(box[2] - box[0], box[3] - box[1]))
     far = (faint > 0) & ~grown(solid, edge) & _open(solid)
-    haze = _haze(far, alpha, black, solid, edge)
+    haze = _haze(far, alpha, black, solid, edge) if far.any() else far
     if not haze.any():
         return image, 0.0
     # Beside it the object's edge was seen through it, where it was at least as dense.

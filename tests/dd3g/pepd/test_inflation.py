@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from dd3g.cameras import Cameras
 from dd3g.pepd.inflation import inflated_silhouette, mirrored
+from dd3g.pepd.solid import VISIBLE, SolidOptions, within
 from dd3g.pepd.surface import HALF, inflated_field, voxel_centres
 from dd3g.rasterizer import rasterize
 
@@ -70,3 +71,25 @@ def test_colours_are_the_pictures_along_the_ray():
 
 def test_an_empty_picture_has_no_body():
     assert len(inflated_silhouette(torch.zeros(4, 32, 32), Cameras.orbit([0.0], 10.0, 32)).means) == 0
+
+
+def test_what_is_thinner_than_voxels_stands_as_a_card():
+    camera = Cameras.orbit([0.0], 10.0, 256)
+    wire = torch.zeros(4, 256, 256)
+    wire[:, 100:102, 40:216] = torch.tensor([0.9, 0.1, 0.1, 1.0])[:, None, None]
+    card = inflated_silhouette(wire, camera)
+    assert len(card.means) == 2 * 176
+    assert (card.means @ F.normalize(camera.positions[0], dim=0)).abs().max() < 0.01
+    alpha = rasterize(card, camera, background=0.0, antialiased=True).alpha[0, 0]
+    assert alpha[100:102, 42:214].min() > 0.6
+    assert alpha[:97].max() < 0.05 and alpha[105:].max() < 0.05
+
+
+@pytest.mark.parametrize("width", [8, 1])
+def test_visible_and_hidden_discs_together_are_no_more_than_asked_for(width):
+    """A picture of many outlines has more soft pixels than asked for once it is reduced."""
+    camera = Cameras.orbit([0.0], 10.0, 128)
+    bars = torch.ones(4, 128, 128) * (disc(128, 50) & (torch.arange(128) // width % 2 == 0))
+    options = SolidOptions(most_visible=2000, most_hidden=1200)
+    assert int((within(bars, camera, options)[0][3] > VISIBLE).sum()) > 1990
+    assert 2000 < len(inflated_silhouette(bars, camera, options).means) <= 3200

@@ -140,6 +140,13 @@ def test_what_belongs_to_the_object_stays(kind):
     assert went == 0 and np.array_equal(np.asarray(cleaned), np.asarray(image))
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_is_faint_within_a_frame_stays():
+    hole = np.where((abs(X - 128) < 60) & (abs(Y - 128) < 60), 60, 255)
+    image = layer(hole, (200, 80, 40))
+    assert without_haze(image) == (image, 0.0)
+
+
 def test_the_user_may_take_alpha_as_it_is(tmp_path):
     image = Image.alpha_composite(layer(*HAZE["soft shadow"]), Image.fromarray(LAMP))
     image.save(tmp_path / "a.png")
