@@ -14,6 +14,7 @@ from PIL import Image
 
 from dd3g.command.setting import check_ranges, setting
 from dd3g.machine import cores_each
+from dd3g.picture.foreground import unmixed
 from dd3g.picture.framing import cut_frame, object_frame
 from dd3g.picture.matting import predict_matte
 
@@ -67,63 +68,12 @@ def matte_and_frame(image: Image.Image, config: MatteConfig) -> Matted | None:
         rgba = np.array(cut_frame(picture, frame, config.size))
     else:
         # Colours and matte are framed apart: premultiplied resampling would mix what is to be separated.
-        opaque = np.asarray(cut_frame(picture.convert("RGBA"), frame, config.size))
-        alpha = np.asarray(cut_frame(matte, frame, config.size))
-        colour = opaque[..., :3]
-        if config.decontaminate:
-            known = opaque[..., 3] / 255.0  # the frame may reach outside the picture
-            front = estimate_foreground(colour / 255.0, alpha / 255.0, known)
-            colour = np.rint(255 * front).astype(np.uint8)
-        rgba = np.dstack([colour, alpha])
+        opaque = cut_frame(picture.convert("RGBA"), frame, config.size)
+        alpha = cut_frame(matte, frame, config.size)
+        rgba = np.array(opaque if not config.decontaminate else unmixed(opaque, alpha))
+        rgba[..., 3] = alpha
     rgba[rgba[..., 3] == 0] = 0
     return Matted(rgba, np.array(matte))
-
-
-def estimate_foreground(image: np.ndarray, alpha: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray:
-    """Solve image = alpha * F + (1 - alpha) * B for F by blur fusion.
-
-    After M. Forte, Approximate Fast Foreground Colour Estimation, ICIP 2021: F and B are first weighted means
-    of the image around a pixel; what they leave of the image is then given to them. Unlike the paper, weights
-    are cubed, so that the soft edge itself hardly counts in the means, and B is corrected like F: at edges 4
-    to 16 pixels wide that leaves a third to a tenth of the paper's error on plain colours and two thirds on
-    striped ones.
-
-    Args:
-        image: (H, W, 3) floats in 0..1, as photographed.
-        alpha: (H, W) floats in 0..1.
-        inside: (H, W) floats, 0 where the image says nothing about the background; None trusts all of it.
-
-    Returns:
-        (H, W, 3) foreground colour in 0..1; of no meaning where alpha is 0 far from the object.
-    """
-    picture = np.moveaxis(image, -1, 0)  # (3, H, W)
-    front, back = picture, picture
-    first = max(2, max(alpha.shape) // 16)  # pixels, as wide as the soft edge
-    for r in (first, max(1, first // 2), min(3, first)):
-        front, back = _fuse(picture, alpha, front, back, inside, r)
-    return np.moveaxis(front, 0, -1)
-
-
-def _fuse(
-    image: np.ndarray,
-    alpha: np.ndarray,
-    front: np.ndarray,
-    back: np.ndarray,
-    inside: np.ndarray | None,
-    radius: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """One pass, equations 4 to 7 of the paper; colours (3, H, W)."""
-    from scipy.ndimage import uniform_filter
-
-    a, b = alpha**3, (1 - alpha) ** 3 * (1 if inside is None else inside)  # (H, W)
-    side = 2 * radius + 1  # of the square around each pixel; beyond the border there is nothing
-    both = np.concatenate([front * a, a[None], back * b, b[None]], dtype=np.float64)
-    sums = side**2 * uniform_filter(both, (1, side, side), mode="constant")  # (8, H, W)
-    # Where one of the two is nowhere near, the image has nothing to take it from.
-    front = np.where(sums[3] > 1e-3, sums[:3] / np.maximum(sums[3], 1e-3), image)
-    back = np.where(sums[7] > 1e-3, sums[4:7] / np.maximum(sums[7], 1e-3), image)
-    left = image - alpha * front - (1 - alpha) * back
-    return np.clip(front + alpha * left, 0, 1), np.clip(back + (1 - alpha) * left, 0, 1)
 
 
 class MattePool(AbstractContextManager):

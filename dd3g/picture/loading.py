@@ -13,6 +13,7 @@ from PIL import Image
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.picture.decoding import NAMELESS, Source, name_of, read_rgba
+from dd3g.picture.foreground import unmixed
 from dd3g.picture.framing import (
     CORE,
     FILL,
@@ -103,7 +104,11 @@ def load_image(
     if recentre:
         image, given = _closer(image, given, matte, size)
     cutout, notes = cut_out(image, matte, name, size, given)
-    framed = _frame(cutout, size, name, fill) if recentre else _letterbox(cutout, size)
+    frame = _frame(cutout, name, fill) if recentre else _letterbox(cutout)
+    framed = cut_frame(cutout, frame, size)
+    if given is None and matte != "none" and not is_cut_out(image):  # a photo, cut out by a model
+        cutout.putalpha(255)
+        framed = unmixed(cut_frame(cutout, frame, size), framed.getchannel("A"))
     import torch  # after the picture has proved good: bad input is answered without waiting for torch
 
     pixels = torch.from_numpy(np.array(framed)).permute(2, 0, 1).float() / 255  # (4, S, S)
@@ -304,16 +309,16 @@ def _padded(rgba: Tensor) -> Tensor:
     return pad(rgba, (x, longest - width - x, y, longest - height - y))
 
 
-def _letterbox(image: Image.Image, size: int) -> Image.Image:
+def _letterbox(image: Image.Image) -> tuple[float, float, float]:
     longest = max(image.size)
-    return cut_frame(image, ((image.width - longest) // 2, (image.height - longest) // 2, longest), size)
+    return (image.width - longest) // 2, (image.height - longest) // 2, longest
 
 
-def _frame(image: Image.Image, size: int, name: str, fill: float) -> Image.Image:
+def _frame(image: Image.Image, name: str, fill: float) -> tuple[float, float, float]:
     frame = object_frame(image.getchannel("A"), fill)
     if frame is None:
         raise UserError(
             f"no object was found in {name}: give a picture in which it stands out, or one with alpha, or "
             "--no-matte"
         )
-    return cut_frame(image, frame, size)
+    return frame

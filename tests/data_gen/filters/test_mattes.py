@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from data_gen.filters import mattes
-from data_gen.filters.mattes import MatteConfig, MattePool, estimate_foreground, matte_and_frame
+from data_gen.filters.mattes import MatteConfig, MattePool, matte_and_frame
 from data_gen.picture_models.shapes import Shapes
 from dd3g import models
 from dd3g.errors import UserError
 from dd3g.picture import load_image, matting
+from dd3g.picture.foreground import estimate_foreground
 
 RED, GREEN = np.array([0.9, 0.1, 0.1]), np.array([0.1, 0.8, 0.2])
 

@@ -137,6 +137,19 @@ def test_opaque_alpha_channel_is_matted(matte_of_left_half):
     assert (right - left, bottom - top) == (40, 80)
 
 
+@pytest.mark.parametrize("recentre", [True, False])
+def test_a_photos_background_is_not_in_the_colours_of_a_soft_edge(monkeypatch, recentre):
+    alpha = np.clip((40 - np.hypot(*(np.mgrid[:128, :128] - 63.5))) / 6, 0, 1)[..., None]
+    photo = np.rint(255 * (alpha * [0.9, 0.5, 0.1] + (1 - alpha) * [0.0, 0.1, 0.3])).astype(np.uint8)
+    matte = Image.fromarray(np.rint(255 * alpha[..., 0]).astype(np.uint8))
+    monkeypatch.setattr(loading, "predict_matte", lambda *_: matte)
+    rgba = load_image(photo, size=128, recentre=recentre).rgba
+    edge = (rgba[3] > 0.2) & (rgba[3] < 0.9)
+    assert edge.sum() > 200
+    error = (rgba[:3] - torch.tensor([0.9, 0.5, 0.1])[:, None, None]).abs()[:, edge]
+    assert error.max() < 0.1  # of 0.6 that the background makes
+
+
 def test_no_matte_takes_the_whole_picture(monkeypatch):
     monkeypatch.setattr(loading, "predict_matte", lambda *_: pytest.fail("a matte was asked for"))
     picture = load_image(np.full((40, 80, 3), 77, np.uint8), size=100, matte="none")
