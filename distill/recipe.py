@@ -76,6 +76,7 @@ def recipe_command(
     stored = {"size": size, "data": data, "quadruples": quadruples, "generator": generator}
     data, quadruples, options = data or [], quadruples or [], options or []
     _check_begun(output / "recipe.json", json.loads(json.dumps(stored, default=str)), resume)
+    _check_inputs(data, quadruples, test, generator)
     seconds = 60 * minutes
     recipe = Recipe(size, output, generator, time.monotonic() + seconds)
     with recipe.smoke():
@@ -119,8 +120,8 @@ def _check_begun(path: Path, stored: dict[str, Any], resume: bool) -> None:
     Raises:
         UserError: another recipe, or a folder that was begun and --resume not given.
     """
-    if not path.exists():
-        with replacing(path) as part:
+    if not path.exists() or not any(other != path for other in path.parent.iterdir()):
+        with replacing(path) as part:  # also after a first try that could not begin
             part.write_text(json.dumps(stored, indent=1) + "\n")
         return
     before = json.loads(path.read_text())
@@ -131,6 +132,26 @@ def _check_begun(path: Path, stored: dict[str, Any], resume: bool) -> None:
         )
     if not resume:
         raise UserError(f"{path.parent} was begun before: go on with --resume, or give another --output")
+
+
+def _check_inputs(data: list[Path], quadruples: list[Path], test: Path | None, generator: str) -> None:
+    """Find out now what stages would refuse after hours.
+
+    Raises:
+        UserError: no such quadruples or generator, or objects to test on among those to train on.
+    """
+    from dd3g.nn.checkpoint import find_weights, read_config
+
+    for folder in quadruples:
+        if not folder.exists():
+            raise UserError(f"--quadruples {folder}: there is no such folder")
+    for folder in data if test else []:
+        a, b = folder.resolve(), Path(test or "").resolve()
+        if a.is_relative_to(b) or b.is_relative_to(a):
+            raise UserError(
+                f"--test {test} and --data {folder} hold the same objects: give meshes of their own"
+            )
+    read_config(find_weights(generator), "generator")
 
 
 @dataclass

@@ -189,6 +189,23 @@ def test_what_cannot_be_made(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_hours_would_end_in_is_refused_at_the_start(tmp_path, monkeypatch, capsys):
+    """And a first try that was refused does not stand in the way of the next."""
+    monkeypatch.setattr(recipe, "run_stage", lambda *_, **__: pytest.fail("a stage was started"))
+    out, meshes, none = tmp_path / "out", tmp_path / "meshes", tmp_path / "none"
+    start = ["nano", "--minutes", "600", "-o", str(out), "--data", str(meshes)]
+    cases = [
+        (["--test", str(t)], f"--test {t} and --data {meshes} hold") for t in (meshes, meshes / "a", tmp_path)
+    ]
+    cases.append((["--quadruples", str(none)], f"--quadruples {none}: there is no such folder"))
+    cases.append((["--generator", str(tmp_path)], "config.json"))
+    for more, message in cases:
+        assert main([*start, *more]) == 2
+        error = capsys.readouterr().err
+        assert message in error and "begun" not in error
+    assert [path.name for path in out.iterdir()] == ["recipe.json"]
+
+
 def test_sizes_are_those_of_the_configurations():
     from dd3g.command.configuration import parse
     from distill.train_shape import ShapeConfig
