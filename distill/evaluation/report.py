@@ -90,7 +90,11 @@ def titled_tiles(target: Target) -> Tensor:
     """`true_tiles`, each with its azimuth from the input in a corner."""
     size, titled = target.finest.size, []
     for view, tile in zip(sheet_views(target), true_tiles(target), strict=True):
-        titled.append(_written(Image.fromarray(pixels(tile)), f"{target.azimuth[view]:.0f}°", 2, size // 16))
+        titled.append(
+            _written(
+                Image.fromarray(pixels(tile)), f"{round(float(target.azimuth[view])) % 360}°", 2, size // 16
+            )
+        )
     return torch.stack(titled)
 
 

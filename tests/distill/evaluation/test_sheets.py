@@ -75,7 +75,7 @@ def test_sheets_show_the_views_that_are_named(tmp_path):
 
 
 def test_true_views_of_a_sheet_tell_their_azimuths(monkeypatch):
-    azimuths = [0.0, 90, 180, 270, 50, 131]
+    azimuths = [0.0, 90, -180, -90, 50, 131]  # as renders store them
     rgba = torch.ones(6, 4, 96, 96)
     target = Target(
         "x", "x", rgba, Cameras.orbit(azimuths, [10.0] * 6, 96), torch.tensor(azimuths), RIG, [4, 5]
