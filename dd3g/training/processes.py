@@ -15,6 +15,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import (
     DistributedType,
+    GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     ProjectConfiguration,
     broadcast_object_list,
@@ -88,12 +89,6 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
             f"{processes} processes were started for GPUs, and this machine shows no CUDA device: check its "
             "driver and CUDA_VISIBLE_DEVICES, or train on CPUs with use_cpu=true"
         )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write output_dir {output}: {error.strerror}; choose another folder"
-        ) from error
     if config.allow_tf32:
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
@@ -104,7 +99,8 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
         accelerator = Accelerator(
             # Without CUDA, cpu=True lets torchrun start several processes.
             cpu=config.use_cpu or not cuda,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            # Given as steps alone, a variable of the environment would replace them.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
             mixed_precision=config.precision,
             log_with=None if config.report_to == "none" else config.report_to,
             project_config=ProjectConfiguration(
@@ -124,11 +120,21 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
             f"report_to {config.report_to!r} needs a package that is not installed: install it, or take "
             "report_to=none"
         )
+    on_main(lambda: _make_folder(output))
     if accelerator.is_fsdp2:
         # Its policy would round what enters and leaves the network, cameras and Gaussians among it. Under
         # autocast the network multiplies in the same precision on one GPU and on many.
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return accelerator
+
+
+def _make_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write output_dir {output}: {error.strerror}; choose another folder"
+        ) from error
 
 
 def split_present_blocks(accelerator: Accelerator, model: nn.Module) -> None:
@@ -147,6 +153,11 @@ def check_options(accelerator: Accelerator, config: LoopConfig) -> None:
         raise UserError(
             "DeepSpeed makes steps of its own, which this loop cannot check or resume: take "
             "configs/accelerate/fsdp.yaml, which splits the same tensors"
+        )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise UserError(
+            "FSDP of version 1 joins parameters under other names: set fsdp_version: 2 in your file, "
+            "or take configs/accelerate/fsdp.yaml"
         )
     shown = from_all(asdict(config) | {"precision": config.precision})
     for rank, other in enumerate(shown):

@@ -105,7 +105,7 @@ def start_trackers(accelerator: Accelerator, config: LoopConfig, run: str, step:
     """Start the tracker of `report_to`, under the name that all sessions of a run share.
 
     What an earlier session logged of steps after this one is dropped; the configuration is shown beside the
-    curves.
+    curves. A tracker that does not start costs its curves, not the run.
     """
     plain = {
         k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flat(asdict(config)).items()
@@ -115,8 +115,13 @@ def start_trackers(accelerator: Accelerator, config: LoopConfig, run: str, step:
         "tensorboard": {"purge_step": step + 1},
         "wandb": {"id": run, "resume": "allow", "dir": logs},
     }
-    Path(logs).mkdir(parents=True, exist_ok=True)
-    accelerator.init_trackers(config.tracker_project_name, plain, options)
+    try:
+        if accelerator.is_main_process:
+            Path(logs).mkdir(parents=True, exist_ok=True)
+        accelerator.init_trackers(config.tracker_project_name, plain, options)
+    except Exception as error:  # nobody is logged in, the service cannot be reached, the folder not written
+        accelerator.trackers = []
+        _warn(f"the tracker does not start ({first_line(error)}): the run has no curves there")
 
 
 def log(accelerator: Accelerator, numbers: dict[str, float], step: int) -> None:

@@ -131,6 +131,32 @@ def test_deepspeed_is_refused(tmp_path, monkeypatch, capsys):
     assert "configs/accelerate/fsdp.yaml" in capsys.readouterr().err
 
 
+def test_fsdp_of_version_1_is_refused(tmp_path, monkeypatch, capsys):
+    """accelerate takes it where a file names no version."""
+    monkeypatch.setattr(
+        processes.Accelerator, "distributed_type", property(lambda self: processes.DistributedType.FSDP)
+    )
+    monkeypatch.setattr(processes.Accelerator, "is_fsdp2", False)
+    assert line(tmp_path) == 2
+    assert "set fsdp_version: 2 in your file" in capsys.readouterr().err
+
+
+def test_micro_steps_are_those_of_the_configuration(tmp_path, monkeypatch):
+    """accelerate prefers a variable: it left out three steps of four, and divided losses by four."""
+    words = ["gradient_accumulation_steps=2"]
+    assert line(tmp_path / "a", *words) == 0
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert line(tmp_path / "b", *words) == 0
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+
+
+def test_the_main_process_alone_needs_the_output_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(processes, "on_main", lambda work: None)  # of a process that only waits
+    config = LoopConfig(report_to="none", use_cpu=True)
+    assert processes.make_accelerator(config, tmp_path / "file/run").num_processes == 1
+
+
 def test_fused_adamw_on_gpus(tmp_path, monkeypatch):
     """The optimiser of a CUDA device is the fused one without being asked for."""
     asked = []

@@ -156,3 +156,26 @@ def test_what_cannot_be_shown_costs_curves_and_not_the_run(tmp_path, wandb, monk
     assert line(tmp_path / "run", "report_to=wandb", "validation_steps=4") == 0
     assert capsys.readouterr().err.count("No space left on device): its curves have a gap") == 1
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 8
+
+
+def test_a_tracker_that_does_not_start_costs_curves_and_not_the_run(tmp_path, wandb, monkeypatch, capsys):
+    """Nobody is logged in, or the node has no way out."""
+    tracker = accelerate.tracking.LOGGER_TYPE_TO_CLASS["wandb"]
+
+    def fail(self):
+        raise RuntimeError("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setattr(tracker, "start", fail)
+    records._warn.cache_clear()
+    assert line(tmp_path / "run", "report_to=wandb") == 0
+    error = capsys.readouterr().err
+    assert "the tracker does not start (No API key configured." in error and error.count("tracker") == 1
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 8 and len(wandb) == 1
+
+
+def test_curves_that_cannot_be_written(tmp_path, capsys):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "file").write_text("")
+    records._warn.cache_clear()
+    assert line(tmp_path / "run", "report_to=tensorboard", f"logging_dir={tmp_path / 'file/curves'}") == 0
+    assert "the tracker does not start" in capsys.readouterr().err
