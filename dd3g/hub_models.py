@@ -56,8 +56,9 @@ class HubModel:
         needed = [folder / name for name in self.needs]
         for pattern in self.files:
             weights = sorted(folder.glob(pattern)) or [folder / pattern]
-            needed += weights + [path.parent / "config.json" for path in weights if path.parent != folder]
-        for path in needed:
+            needed += weights + [piece for path in weights for piece in _pieces(path)]
+            needed += [path.parent / "config.json" for path in weights if path.parent != folder]
+        for path in dict.fromkeys(needed):
             if not path.is_file():  # a link of the hub's cache may lead nowhere
                 yield path, "is missing"
             elif not is_whole(path):
@@ -108,6 +109,17 @@ class HubModel:
         for name, digest in self.sha256.items():
             check_digest(folder / name, digest)
         return folder
+
+
+def _pieces(path: Path) -> list[Path]:
+    """What makes the weights of a part together with its file NAME-00001-of-00003.safetensors."""
+    found = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\..+)", path.name)
+    if not found:
+        return []
+    stem, count, end = found.groups()
+    index = "*.safetensors.index*.json"
+    pieces = [path.with_name(f"{stem}-{i:05d}-of-{count}{end}") for i in range(1, int(count) + 1)]
+    return pieces + (list(path.parent.glob(index)) or [path.with_name(index)])
 
 
 def is_whole(path: Path) -> bool:

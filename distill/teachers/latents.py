@@ -41,7 +41,7 @@ class LatentCodec(nn.Module):
         """Straight RGBA, or RGB, (..., 4 or 3, S, S) in 0..1 -> (..., C, h, w) float32."""
         batch = over_white(rgba)
         batch = batch.reshape(-1, *batch.shape[-3:])
-        if batch.shape[-1] != self.size:
+        if batch.shape[-2:] != (self.size, self.size):
             # Without antialiasing, as the authors do.
             batch = F.interpolate(batch, (self.size, self.size), mode="bilinear", align_corners=False)
         latent = self.mode(2 * batch - 1) * self.scale

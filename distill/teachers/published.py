@@ -54,7 +54,7 @@ def find_source(name: str | Path) -> Source | None:
 
     Args:
         name: a name of `dd3g models list` or a hub id `owner/name`, with `@revision` for another one than the
-            newest, or a folder.
+            newest, or a folder, which may be that of a model in the hub's cache.
 
     Returns:
         None when it is none of these; a folder counts when it holds a model_index.json, or a part `unet`.
@@ -63,6 +63,8 @@ def find_source(name: str | Path) -> Source | None:
         UserError: when the hub does not give it, or the folder's model_index.json cannot be read.
     """
     path = Path(name).expanduser()
+    if (main := path / "refs/main").is_file():  # a model's own folder in the hub's cache
+        path = path / "snapshots" / main.read_text().strip()
     if path.is_dir():
         if not any((path / part).exists() for part in (INDEX, "unet")):
             return None
@@ -240,8 +242,9 @@ def load_schedule(folder: Path, prediction: str, **changes: Any) -> Schedule:
     found = config.get("prediction_type", "epsilon")
     if found != prediction:
         raise UserError(f"{path} says prediction_type {found!r}, this teacher's is {prediction!r}: {AGAIN}")
-    if not {"beta_schedule", "trained_betas"} & set(config):
-        raise UserError(f"{path} has no beta_schedule: {AGAIN}")
+    for name in () if config.get("trained_betas") else ("beta_schedule", "beta_start", "beta_end"):
+        if config.get(name) is None:  # diffusers would take its own default
+            raise UserError(f"{path} has no {name}: {AGAIN}")
     try:
         return Schedule.from_config(config)
     except Exception as error:  # whatever a wrong option leads to in diffusers

@@ -82,6 +82,27 @@ def test_a_half_fetched_model_is_not_there(hub):
     assert len(asked) == 2 and model().path() == folder
 
 
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+@pytest.mark.parametrize("lost", ["00001-of-00002", "00002-of-00002", "index"])
+def test_a_download_that_ended_between_pieces_of_weights(hub, monkeypatch, lost, variant):
+    folder, asked = hub
+    stem = "unet/diffusion_pytorch_model"
+    monkeypatch.delitem(FILES, f"{stem}.safetensors")
+    names = [f"{stem}{variant}-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    names.append(f"{stem}.safetensors.index{variant}.json")
+    for name in names:
+        monkeypatch.setitem(FILES, name, b"{}" if name.endswith(".json") else WEIGHTS)
+    assert model().fetch() == folder == model().path()
+    (gone,) = (folder / name for name in names if lost in name)
+    gone.unlink()
+    assert model().path() is None
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="safetensors[^ ]* is missing, and HF_HUB_OFFLINE forbids"):
+        model().fetch()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert model().fetch() == folder and gone.exists() and len(asked) == 2
+
+
 FAULTS = {
     "gone": (lambda path: path.unlink(), "is missing"),
     "link to nothing": (lambda path: path.resolve().unlink(), "is missing"),

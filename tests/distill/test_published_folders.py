@@ -204,6 +204,12 @@ FAULTS = {
     ),
     "odd width": ("mvdream", lambda f: edited(f / "unet/config.json", model_channels=33), "describes no net"),
     "no levels": ("mvdream", lambda f: (f / LEVELS).write_text("{}"), "has no beta_schedule"),
+    "no schedule of levels": (
+        "mvdream",
+        lambda f: edited(f / LEVELS, beta_schedule=None, trained_betas=None),
+        "has no beta_schedule",
+    ),
+    "no first level": ("imagedream", lambda f: edited(f / LEVELS, beta_start=None), "has no beta_start"),
     "odd levels": ("mvdream", lambda f: edited(f / LEVELS, beta_schedule="odd"), "describes no noise levels"),
     "levels in words": ("mvdream", lambda f: edited(f / LEVELS, beta_start="x"), "describes no noise levels"),
     "levels of Zero123++": (
@@ -219,6 +225,31 @@ FAULTS = {
     "side in words": ("zero123plus", lambda f: with_side(f, "x"), "crop_size 'x' is not a side in pixels"),
     "no side": ("zero123plus", lambda f: with_side(f, {"width": 224}), "is not a side in pixels"),
 }
+
+
+def test_levels_that_a_file_lists(folders, imagedream, tmp_path):
+    """They need no name of a schedule."""
+    copy = shutil.copytree(folders["imagedream"], tmp_path / "imagedream")
+    betas = (torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).tolist()
+    edited(copy / LEVELS, trained_betas=betas, beta_schedule=None, beta_start=None, beta_end=None)
+    found, wanted = load(copy).schedule.alpha_bar, imagedream.schedule.alpha_bar
+    assert torch.allclose(found, wanted, rtol=1e-4)
+
+
+def test_the_folder_of_a_model_in_the_cache_of_the_hub(folders, imagedream, tmp_path):
+    """As it is copied to a machine without the hub: files are links, and refs say which commit is meant."""
+    cache, commit = tmp_path / "models--ashawkey--imagedream-ipmv-diffusers", "ab" * 20
+    for path in [p for p in folders["imagedream"].rglob("*") if p.is_file()]:
+        name = path.relative_to(folders["imagedream"])
+        link = cache / "snapshots" / commit / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    (cache / "snapshots" / ("cd" * 20)).mkdir()  # of another commit, half fetched
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text(commit)
+    teacher = load(cache)
+    assert teacher.fingerprint == imagedream.fingerprint
+    assert teacher.about["revision"] == commit and teacher.about["licence"] == "OpenRAIL"
 
 
 @pytest.mark.parametrize("variant", ["", ".fp16"])

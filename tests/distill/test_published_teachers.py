@@ -162,6 +162,14 @@ def test_the_codec_takes_the_mode(imagedream, zero123plus, monkeypatch):
     assert zero123plus.codec.decode(six).shape == (1, 6, 3, 16, 16)
 
 
+def test_the_codec_sees_squares(imagedream):
+    """Also of a picture that is as wide as they are, and higher: the authors resize both sides."""
+    high = pictures(1, 16).repeat_interleave(2, 2)
+    assert torch.allclose(
+        imagedream.codec.encode(high), imagedream.codec.encode(high[..., ::2, :]), atol=1e-6
+    )
+
+
 def test_a_canvas_is_three_rows_of_two():
     from distill.teachers.zero123plus import joined, parted
 
