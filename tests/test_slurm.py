@@ -84,6 +84,20 @@ def test_a_job_that_fails_says_so(job, tmp_path):
     assert not (tmp_path / "requeued").exists()
 
 
+def test_a_node_gets_the_shards_of_its_set_alone(job, tmp_path):
+    """Links are followed, since what they lead to is not on the node; what another job left there goes."""
+    (tmp_path / "srun").write_text('#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
+    for name in ("rsync", "mkdir"):
+        (tmp_path / name).write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" > {tmp_path}/{name}.txt\n')
+        (tmp_path / name).chmod(0o755)
+    staged = job(STAGE=f"{tmp_path}/some shards/", DD3G_TRAIN="true", SLURM_PROCID="0", SLURM_LOCALID="0",
+                 SLURM_NTASKS="1")  # fmt: skip
+    assert staged.wait(timeout=60) == 0, staged.stderr.read()
+    said = (tmp_path / "rsync.txt").read_text().splitlines()
+    assert said == ["-aL", "--delete", f"{tmp_path}/some shards", "/tmp/stage/"]
+    assert (tmp_path / "mkdir.txt").read_text() == "-p\n/tmp/stage\n"
+
+
 def test_a_job_whose_time_is_up_while_python_imports(job, tmp_path):
     """Before anything handles the signal, it kills the process."""
     imports = tmp_path / "imports.sh"
