@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from dd3g.cameras import Cameras
 from dd3g.command.configuration import parse
 from dd3g.command.run import command_line
+from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.io.atomic import replacing
 from dd3g.nn.multiview_unet import MultiViewUNetConfig
@@ -108,7 +109,10 @@ def count(name: str) -> Counted:
         chosen = {name: getattr(config.start, name) for name in ("top_only", "lower", "rank", "lower_rate")}
         shape = replace(shape, teacher=replace(IMAGEDREAM, **chosen))
     with FakeTensorMode():
-        generator = Generator(shape)
+        try:
+            generator = Generator(shape)
+        except ValueError as error:
+            raise UserError(f"configuration {name}: {error}") from error
         flops, both, one, made = _pass(generator)
         _, two = _forward(generator, batch=2)
         recompute_blocks(generator)

@@ -120,9 +120,15 @@ class ProgressiveDecoding(nn.Module):
             raise ValueError(f"pt_mode 'knn' needs positions first: order 'progressive', got {c.order!r}")
         self.groups, self.detach_taps, self.bounds = ORDERS[c.order], c.detach_taps, c.bounds
         self.kinds = c.frame_kinds
-        for kind in self.kinds:  # raises now what would be raised by the first picture
-            interval(torch.zeros(1), c.bounds.scale_min, c.bounds.scale_max, kind.scale_start)
-        interval(torch.zeros(1), c.bounds.depth_near, c.bounds.depth_far, c.bounds.depth_start)
+        # Raises now what would be raised by the first picture.
+        starts = [("scale_min", "scale_max", kind.scale_start) for kind in self.kinds]
+        for low, high, start in [*starts, ("depth_near", "depth_far", c.bounds.depth_start)]:
+            least, most = getattr(c.bounds, low), getattr(c.bounds, high)
+            if not least < start < most:
+                raise ValueError(
+                    f"generator: bounds.{low} {least:g} and bounds.{high} {most:g} must lie on either side "
+                    f"of {start:.3g}, where training begins"
+                )
 
         def block(stage: int) -> nn.Module:
             nearby = self.neighbours and stage

@@ -125,10 +125,12 @@ def test_other_numbers_of_gpus_and_a_configuration_of_ones_own(tmp_path, capsys)
             "no file huge, and no packaged configuration of that name (base, nano, small)",
         ),
         (["--config", "{}/odd.yaml"], "width 33 must be a multiple of 8 and of heads 2"),
+        (["--config", "{}/large.yaml"], "bounds.scale_min 0.003 and bounds.scale_max 0.1 must lie on either"),
     ],
 )
 def test_what_cannot_be_counted(words, message, tmp_path, capsys):
     (tmp_path / "odd.yaml").write_text("generator: {width: 33, heads: 2}\n")
+    (tmp_path / "large.yaml").write_text("generator: {size: 320, latent_shape: [6, 4, 40, 40]}\n")
     assert main([word.format(tmp_path) for word in words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

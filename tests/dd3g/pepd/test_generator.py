@@ -78,7 +78,9 @@ def test_pretrained_round_trip(tmp_path):
         ({"depth": -1}, "depth must be at least 0, got -1"),
         ({"blocks": (1, -1, 1)}, "must be 0 or more"),
         ({"pt_mode": "knn", "neighbours": 0}, "neighbours must be at least 1, got 0"),
-        ({"bounds": Bounds(scale_max=0.02)}, "between the bounds"),
+        ({"bounds": Bounds(scale_max=0.02)}, "bounds.scale_max 0.02 must lie on either side of 0.0514"),
+        ({"bounds": Bounds(scale_min=0.03)}, "bounds.scale_min 0.03 .* must lie on either side of 0.0257"),
+        ({"bounds": Bounds(depth_start=2.5)}, "bounds.depth_far 2.2 must lie on either side of 2.5"),
         ({"order": "reverse"}, "order must be one of"),
     ],
 )
