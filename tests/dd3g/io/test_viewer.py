@@ -153,7 +153,7 @@ def test_a_print_shows_the_object_on_paper(page, file, draw):
     ],
 )
 def test_an_address_of_odd_numbers_still_shows_the_object(page, file, said, is_):
-    page.open(file, f"#spin=0&{said}&z=0.25")
+    page.open(file, f"#spin=0&draw=2d&{said}&z=0.25")
     wanted = {"azimuth": 0, "elevation": 10, "distance": 1.5, "x": 0, "y": 0, "z": 0.25} | is_
     assert json.loads(page.eval("JSON.stringify(view)")) == wanted
 
@@ -229,7 +229,7 @@ def test_page_asks_for_nothing_and_shows_its_title_as_text(page, file):
 
 
 def test_download_is_the_ply(page, file, tmp_path):
-    page.open(file, "#spin=0")
+    page.open(file, "#spin=0&draw=2d")
     page.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     page.eval("byId('save').click()")
     saved, length = tmp_path / "ball.ply", 14 * 4 * len(toy())
