@@ -254,11 +254,11 @@ def test_the_folder_of_a_model_in_the_cache_of_the_hub(folders, imagedream, tmp_
 
 @pytest.mark.parametrize("variant", ["", ".fp16"])
 @pytest.mark.parametrize("kind", ["imagedream", "zero123plus"])
-def test_weights_in_several_files(kind, variant, folders, tmp_path):
+def test_weights_in_several_files(kind, variant, folders, tmp_path, request):
     copy = shutil.copytree(folders[kind], tmp_path / folders[kind].name)
     for file in list(copy.rglob("*.safetensors")):
         split(file, variant)
-    found, wanted = load(copy).state_dict(), load(folders[kind]).state_dict()
+    found, wanted = load(copy).state_dict(), request.getfixturevalue(kind).state_dict()
     assert found.keys() == wanted.keys() and all(torch.equal(found[k], wanted[k]) for k in wanted)
 
 
@@ -288,12 +288,12 @@ def in_variants(part, *variants, pieces=()):
     ],
 )
 @pytest.mark.parametrize("kind", ["imagedream", "zero123plus"])
-def test_weights_in_several_variants(kind, variants, pieces, folders, tmp_path):
+def test_weights_in_several_variants(kind, variants, pieces, folders, tmp_path, request):
     """The first is taken, which is the full one where it is there, whichever lies in several files."""
     copy = shutil.copytree(folders[kind], tmp_path / folders[kind].name)
     for part in ("unet", "vae"):
         in_variants(copy / part, *variants, pieces=pieces)
-    found, wanted = load(copy).state_dict(), load(folders[kind]).state_dict()
+    found, wanted = load(copy).state_dict(), request.getfixturevalue(kind).state_dict()
     assert all(torch.equal(found[k], wanted[k]) for k in wanted)
 
 

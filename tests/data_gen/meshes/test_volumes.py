@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import trimesh
 from scipy.ndimage import maximum_filter
 from stand_ins.tiny_objects import write_cube
 
+from data_gen.meshes import volumes
 from data_gen.meshes.objects import HALF, Options
 from data_gen.meshes.volumes import DISTANCE, FOVY, PIXELS, RARE, SLACK, VIEWS, carve, filled, packed
 from data_gen.render import main, render_folder
@@ -232,7 +234,8 @@ def test_a_damaged_volume_is_named():
             _ = RenderedObject(None, None, None, meta, bits).volume
 
 
-def test_a_folder_of_an_earlier_version_goes_on(tmp_path, capsys):
+def test_a_folder_of_an_earlier_version_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(volumes, "carve", partial(carve, resolution=16))
     write_cube(tmp_path / "meshes/cube/model.glb")
     line = [str(tmp_path / "meshes"), "-o", str(tmp_path / "out"), "--size", "16", "--supersample", "2"]
     line += ["--quads", "1", "--free-quads", "0", "--novel", "2", "--processes", "1"]
