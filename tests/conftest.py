@@ -88,6 +88,14 @@ def short_turntables(monkeypatch):
 
 
 @pytest.fixture
+def coarse_meshes(monkeypatch):
+    """Meshes that commands make are carved in large voxels."""
+    from dd3g.pepd import mesh
+
+    monkeypatch.setattr(mesh, "mesh_of", partial(mesh.mesh_of, resolution=32))
+
+
+@pytest.fixture
 def here(tmp_path, monkeypatch):
     """The present folder is an empty one."""
     monkeypatch.chdir(tmp_path)

@@ -58,7 +58,7 @@ def test_rows_that_are_not_finite_are_missed(capsys):
 )
 @pytest.mark.parametrize("when", ["written", "moved"])
 def test_of_files_that_belong_together_all_are_written_or_those_are_named(
-    lamp, capsys, monkeypatch, words, when
+    lamp, capsys, monkeypatch, coarse_meshes, words, when
 ):
     if when == "moved":
         replace, moved = Path.replace, []
