@@ -145,9 +145,9 @@ def _check_inputs(data: list[Path], quadruples: list[Path], test: Path | None, g
     for folder in quadruples:
         if not folder.exists():
             raise UserError(f"--quadruples {folder}: there is no such folder")
-    for folder in data if test else []:
-        a, b = folder.resolve(), Path(test or "").resolve()
-        if a.is_relative_to(b) or b.is_relative_to(a):
+    for folder in data:
+        trained, tested = folder.resolve(), test and test.resolve()
+        if tested and (trained.is_relative_to(tested) or tested.is_relative_to(trained)):
             raise UserError(
                 f"--test {test} and --data {folder} hold the same objects: give meshes of their own"
             )

@@ -90,11 +90,8 @@ def titled_tiles(target: Target) -> Tensor:
     """`true_tiles`, each with its azimuth from the input in a corner."""
     size, titled = target.finest.size, []
     for view, tile in zip(sheet_views(target), true_tiles(target), strict=True):
-        titled.append(
-            _written(
-                Image.fromarray(pixels(tile)), f"{round(float(target.azimuth[view])) % 360}°", 2, size // 16
-            )
-        )
+        azimuth = round(float(target.azimuth[view])) % 360
+        titled.append(_written(Image.fromarray(pixels(tile)), f"{azimuth}°", 2, size // 16))
     return torch.stack(titled)
 
 
