@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dd3g.pose.detection.people import Detection, stacked
 from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
-from dd3g.pose.series import PART, Series, Track, parts
+from dd3g.pose.series import CHUNK, Series, Track, chunks
 
 # What is kept of a person in a frame: see `Detection`, `Hypotheses` and `PersonHypotheses`.
 SEEN = {"keypoints": (17, 2), "confidence": (17,), "square": (4,), "K": (3, 3)}
@@ -57,7 +57,7 @@ class Crowd:
             self.scores.append(person.score)
             self._new.append(person)
         self.added += 1
-        if len(self._new) >= PART:
+        if len(self._new) >= CHUNK:
             self._flush()
 
     def _flush(self) -> None:
@@ -82,8 +82,8 @@ class Crowd:
         path, shape = self.folder / name, (len(self.frames), *SHAPES[name])
         with path.open("ab") as file:
             # Zeros, and not a hole: where the disk is full, writing to a mapped hole would kill the process.
-            for part in parts(4 * int(np.prod(shape)) - file.tell(), 2**20):
-                file.write(bytes(part.stop - part.start))
+            for chunk in chunks(4 * int(np.prod(shape)) - file.tell(), 2**20):
+                file.write(bytes(chunk.stop - chunk.start))
         return np.memmap(path, "<f4", "r+", shape=shape)
 
     def has(self, name: str) -> bool:
@@ -93,7 +93,7 @@ class Crowd:
 
     def column(self, name: str, rows: np.ndarray) -> Series:
         """A column at rows (T,), read when asked for."""
-        return Series(len(rows), lambda part: self.read(name, rows[part]))
+        return Series(len(rows), lambda chunk: self.read(name, rows[chunk]))
 
     def everyone(self) -> list[np.ndarray]:
         """The rows of each track, in order of their numbers."""
@@ -124,10 +124,10 @@ class Crowd:
     def __iter__(self) -> Iterator[list[PersonHypotheses]]:
         """The people of each frame, answered, by the numbers of their tracks."""
         edges = np.searchsorted(np.array(self.frames), np.arange(self.added + 1))
-        for part in parts(self.added):
-            first = edges[part.start]
-            people = self._answered(np.arange(first, edges[part.stop]))
-            for f in range(part.start, part.stop):
+        for chunk in chunks(self.added):
+            first = edges[chunk.start]
+            people = self._answered(np.arange(first, edges[chunk.stop]))
+            for f in range(chunk.start, chunk.stop):
                 here = people[edges[f] - first : edges[f + 1] - first]
                 yield sorted(here, key=lambda person: person.track or 0)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dd3g.pose.body.skeletons import H36M_17, bone_lengths
 from dd3g.pose.methods.advice import grown
-from dd3g.pose.series import Values, parts
+from dd3g.pose.series import Values, chunks
 
 ANKLES = [H36M_17.joints.index(f"{side}_ankle") for side in "lr"]
 THORAX = H36M_17.joints.index("thorax")
@@ -92,8 +92,8 @@ def find_ground(tracks: Sequence[tuple[Values, Tensor]]) -> Ground | None:
 def _feet(joints: Values) -> tuple[Tensor, Tensor, Tensor]:
     """Ankles (T, 2, 3), the ways (T, 3) from between them to the thorax, and lengths (T,) of all bones."""
     found = []
-    for part in parts(len(joints)):
-        here = joints[part].double()
+    for chunk in chunks(len(joints)):
+        here = joints[chunk].double()
         ankles = here[:, ANKLES]
         found.append((ankles, here[:, THORAX] - ankles.mean(1), bone_lengths(here).sum(-1)))
     ankles, bodies, lengths = (torch.cat(values) for values in zip(*found, strict=True))

@@ -1,4 +1,4 @@
-"""One person over the frames of a video, in parts: an hour of it would not fit into memory at once."""
+"""One person over the frames of a video, in chunks: an hour of it would not fit into memory at once."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from dd3g.pose.hypotheses import PersonHypotheses
 
-PART = 256  # frames
+CHUNK = 256  # frames
 
 
 @dataclass(frozen=True)
 class Series:
-    """Values (T, ...) of T frames that are read or computed as parts of them are asked for, like a Tensor."""
+    """Values (T, ...) of T frames read or computed when chunks of them are asked for, like a Tensor."""
 
     count: int  # T
     read: Callable[[slice], Tensor]  # gives those of consecutive frames
@@ -23,16 +23,16 @@ class Series:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, part: slice) -> Tensor:
+    def __getitem__(self, chunk: slice) -> Tensor:
         """Values (P, ...) of consecutive frames."""
-        return self.read(slice(*part.indices(self.count)))
+        return self.read(slice(*chunk.indices(self.count)))
 
 
 Values = Tensor | Series
 Times = Sequence[float]
 
 
-def parts(count: int, size: int = PART) -> Iterator[slice]:
+def chunks(count: int, size: int = CHUNK) -> Iterator[slice]:
     """Slices that cover so many frames."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
@@ -61,7 +61,7 @@ class Track:
     @property
     def points(self) -> Series:
         """(T, 17, 3) metres, joints in the camera frame."""
-        return Series(len(self.times), lambda part: self.poses[part] + self.roots[part][:, None])
+        return Series(len(self.times), lambda chunk: self.poses[chunk] + self.roots[chunk][:, None])
 
 
 def evenly(times: Times) -> tuple[float, list[float]]:
@@ -73,15 +73,18 @@ def evenly(times: Times) -> tuple[float, list[float]]:
 
 
 def resampled(values: Values, times: Times, even: Times) -> Iterator[tuple[slice, Tensor]]:
-    """Values (T, ...) at other times, linearly, in parts."""
+    """Values (T, ...) at other times, linearly, in chunks."""
     have, want = (torch.tensor(list(t), dtype=torch.float64) for t in (times, even))
     # The frame before each time, and the share of the way to the next.
     low = (torch.searchsorted(have, want, right=True) - 1).clamp(0, max(len(have) - 2, 0))
     high = (low + 1).clamp(max=len(have) - 1)
     share = ((want - have[low]) / (have[high] - have[low]).clamp(min=1e-9)).clamp(0, 1).float()
-    for part in parts(len(even)):
-        first = int(low[part.start])
-        here = values[first : int(low[part.stop - 1]) + 2]
-        near = low[part] - first
+    for chunk in chunks(len(even)):
+        first = int(low[chunk.start])
+        here = values[first : int(low[chunk.stop - 1]) + 2]
+        near = low[chunk] - first
         far = (near + 1).clamp(max=len(here) - 1)
-        yield part, torch.lerp(here[near], here[far], share[part].view(-1, *[1] * (here.dim() - 1)).to(here))
+        yield (
+            chunk,
+            torch.lerp(here[near], here[far], share[chunk].view(-1, *[1] * (here.dim() - 1)).to(here)),
+        )

@@ -27,7 +27,7 @@ from dd3g.pose.hypotheses import PersonHypotheses
 from dd3g.pose.methods.advice import sized
 from dd3g.pose.networks.chosen import SHIPPED, Networks
 from dd3g.pose.request import Request
-from dd3g.pose.series import Series, Values, parts
+from dd3g.pose.series import Series, Values, chunks
 
 WINDOW, SHARED = 64, 16  # frames of a track that are refined together, and that two windows share
 STEADY = 0.05  # seconds over which poses are averaged
@@ -115,11 +115,11 @@ def lift_tracks(
     for rows in crowd.everyone():
         when = torch.tensor(crowd.when(rows), dtype=torch.float64)
         _lift_windows(crowd, rows, when, answer, tick)
-        for part, steady in steady_poses(crowd.column("lifted", rows), when):
-            crowd.write("pose", rows[part], steady)
+        for chunk, steady in steady_poses(crowd.column("lifted", rows), when):
+            crowd.write("pose", rows[chunk], steady)
         poses, *seen = (crowd.column(name, rows) for name in ("pose", "keypoints", "confidence", "K"))
-        for part, roots in steady_roots(poses, seen, when):
-            crowd.write("root", rows[part], roots)
+        for chunk, roots in steady_roots(poses, seen, when):
+            crowd.write("root", rows[chunk], roots)
 
 
 def _lift_windows(
@@ -157,15 +157,15 @@ def _write(crowd: Crowd, rows: np.ndarray, people: Sequence[PersonHypotheses]) -
             crowd.write(name, rows, torch.stack(given))
 
 
-def _started(crowd: Crowd, rows: np.ndarray, given: Sequence[int], part: slice) -> list[Detection]:
+def _started(crowd: Crowd, rows: np.ndarray, given: Sequence[int], chunk: slice) -> list[Detection]:
     """Some frames of a person; those that a regressor left out start as the nearest of the given ones."""
-    seen = crowd.seen(rows[part])
+    seen = crowd.seen(rows[chunk])
     if given:
-        for k in range(part.start, part.stop):
+        for k in range(chunk.start, chunk.stop):
             after = bisect(given, k)
             nearest = min(given[max(after - 1, 0) : after + 1], key=lambda g: abs(g - k))
             start, features = crowd.starts[rows[nearest]]
-            seen[k - part.start] = replace(seen[k - part.start], start=start, features=features)
+            seen[k - chunk.start] = replace(seen[k - chunk.start], start=start, features=features)
     return seen
 
 
@@ -178,16 +178,16 @@ def _between(first: PersonHypotheses, second: PersonHypotheses, share: float) ->
 
 
 def steady_poses(poses: Values, when: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Poses (T, 17, 3) of one person at times (T,), averaged over time, in parts."""
-    size = torch.cat([bone_lengths(poses[part]).sum(-1) for part in parts(len(when))]).mean()
-    flat = Series(len(when), lambda part: poses[part].flatten(1))
-    for part, steady in smoothed(flat, when, STEADY):
+    """Poses (T, 17, 3) of one person at times (T,), averaged over time, in chunks."""
+    size = torch.cat([bone_lengths(poses[chunk]).sum(-1) for chunk in chunks(len(when))]).mean()
+    flat = Series(len(when), lambda chunk: poses[chunk].flatten(1))
+    for chunk, steady in smoothed(flat, when, STEADY):
         # Averages of bones that turn are too short.
-        yield part, sized(steady.unflatten(1, (-1, 3)), 1.0) * size
+        yield chunk, sized(steady.unflatten(1, (-1, 3)), 1.0) * size
 
 
 def steady_roots(poses: Values, seen: Sequence[Values], when: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Roots (T, 3) of one person, in parts.
+    """Roots (T, 3) of one person, in chunks.
 
     A root's distance follows from the size of the pose, in every frame anew, and jitters by its error; so it
     is averaged over longer, and the place across the picture follows from the keypoints at that distance.
@@ -198,13 +198,13 @@ def steady_roots(poses: Values, seen: Sequence[Values], when: Tensor) -> Iterato
         when: (T,) seconds, rising.
     """
 
-    def picture(part: slice) -> tuple[Tensor, Tensor, Tensor]:
-        keypoints, confidence, K = (values[part] for values in seen)
+    def picture(chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
+        keypoints, confidence, K = (values[chunk] for values in seen)
         return keypoints, confidence, K
 
-    depths = [solve_translation(poses[part], *picture(part))[:, 2:] for part in parts(len(when))]
-    for part, away in smoothed(torch.cat(depths).clamp(min=0.1).log(), when, STEADY_DEPTH):
-        yield part, translation_at_depth(poses[part], *picture(part), away.exp())
+    depths = [solve_translation(poses[chunk], *picture(chunk))[:, 2:] for chunk in chunks(len(when))]
+    for chunk, away in smoothed(torch.cat(depths).clamp(min=0.1).log(), when, STEADY_DEPTH):
+        yield chunk, translation_at_depth(poses[chunk], *picture(chunk), away.exp())
 
 
 def smoothed(values: Values, when: Tensor, sigma: float) -> Iterator[tuple[slice, Tensor]]:
@@ -212,8 +212,8 @@ def smoothed(values: Values, when: Tensor, sigma: float) -> Iterator[tuple[slice
 
     A line, and not a mean, is right at the ends and where frames are uneven in time.
     """
-    for part in parts(len(when)):
-        own = when[part]
+    for chunk in chunks(len(when)):
+        own = when[chunk]
         low = int(torch.searchsorted(when, own[0] - 4 * sigma))
         high = int(torch.searchsorted(when, own[-1] + 4 * sigma, right=True))
         away = when[low:high] - own[:, None]  # (256, N)
@@ -225,4 +225,4 @@ def smoothed(values: Values, when: Tensor, sigma: float) -> Iterator[tuple[slice
         flat = (spread < 1e-6 * total.square() * sigma**2)[:, None]
         weight = weight * torch.where(flat, 1 / total[:, None], line)
         near = values[low:high]
-        yield part, (weight @ near.double()).to(near)
+        yield chunk, (weight @ near.double()).to(near)

@@ -19,7 +19,7 @@ from dd3g.pose.methods.advice import sized
 from dd3g.pose.methods.guided_energies import keypoint_noise
 
 OUTLIER = 20.0  # standard deviations from which on a keypoint counts as wrong and pulls ever less
-DOUBT = 0.1  # metres by which a view's own answer may be wrong in each coordinate
+ANSWER_ERROR = 0.1  # metres by which a view's own answer may be wrong in each coordinate
 STEPS = 100  # of the optimiser
 
 
@@ -110,8 +110,8 @@ def combine(
         points, root = placed()
         square = (project(points, K) - keypoints).square().sum(-1) / sigma.square()
         fit = confidence.square() * square / (2 + 2 * square / OUTLIER**2)
-        doubt = (points - root[:, None] - answers).square().sum(-1) / (2 * DOUBT**2)
-        total = fit.sum() + doubt.sum()
+        prior = (points - root[:, None] - answers).square().sum(-1) / (2 * ANSWER_ERROR**2)
+        total = fit.sum() + prior.sum()
         total.backward()  # type: ignore[no-untyped-call]
         return float(total.detach())
 

@@ -12,7 +12,7 @@ import torch
 
 from dd3g.io.atomic import replacing
 from dd3g.pose.body.skeletons import H36M_17
-from dd3g.pose.series import Times, Values, evenly, parts, resampled
+from dd3g.pose.series import Times, Values, chunks, evenly, resampled
 
 
 def save_trc(points: Values, path: str | Path, times: Times = (0.0,)) -> Path:
@@ -35,8 +35,8 @@ def save_trc(points: Values, path: str | Path, times: Times = (0.0,)) -> Path:
     ]
     with written_lines(path) as write:
         write(*lines)
-        for part, rows in resampled(points, times, even):
-            for i, row in enumerate((1000 * rows).flatten(1).tolist(), part.start):
+        for chunk, rows in resampled(points, times, even):
+            for i, row in enumerate((1000 * rows).flatten(1).tolist(), chunk.start):
                 write("\t".join([str(i + 1), f"{even[i]:.6f}", *(f"{v:.3f}" for v in row)]))
     return Path(path)
 
@@ -107,8 +107,8 @@ def save_csv(points: Values, path: str | Path, times: Times = (0.0,)) -> Path:
     header = ["time", *(f"{joint}_{axis}" for joint in H36M_17.joints for axis in "xyz")]
     with written_lines(path) as write:
         write(",".join(header))
-        for part in parts(len(times)):
-            for time, row in zip(times[part], points[part].flatten(1).tolist(), strict=True):
+        for chunk in chunks(len(times)):
+            for time, row in zip(times[chunk], points[chunk].flatten(1).tolist(), strict=True):
                 write(",".join([f"{time:.6f}", *(f"{v:.5f}" for v in row)]))
     return Path(path)
 

@@ -21,7 +21,7 @@ from dd3g.pose.export.markers import save_c3d, save_csv, save_trc, written_lines
 from dd3g.pose.export.skinned import NAMES, continuous, save_glb
 from dd3g.pose.ground import Ground
 from dd3g.pose.methods.advice import grown
-from dd3g.pose.series import Series, Times, Track, Values, evenly, parts, resampled
+from dd3g.pose.series import Series, Times, Track, Values, chunks, evenly, resampled
 
 
 def save_bodies(
@@ -44,17 +44,17 @@ def save_bodies(
     if not wanted:
         return []
     rest = default_body().pose(torch.eye(3).expand(1, 24, 3, 3))[0][0]
-    lengths = torch.cat([bone_lengths(track.poses[part]).sum(-1) for part in parts(len(times))])
+    lengths = torch.cat([bone_lengths(track.poses[chunk]).sum(-1) for chunk in chunks(len(times))])
     rest = rest * (lengths.mean() / grown().bones)
     level, lift = (FLIP, torch.zeros(3)) if ground is None else (ground.rotation, ground.offset)
 
-    def upright(part: slice) -> Tensor:
-        turned = body_rotations(track.poses[part], None if given is None else given[part])
+    def upright(chunk: slice) -> Tensor:
+        turned = body_rotations(track.poses[chunk], None if given is None else given[chunk])
         return torch.cat([level @ turned[:, :1], turned[:, 1:]], 1)
 
     rotations = Series(len(times), upright)
-    roots = Series(len(times), lambda part: track.roots[part] @ level.T + lift)
-    points = Series(len(times), lambda part: track.points[part] @ level.T + lift)
+    roots = Series(len(times), lambda chunk: track.roots[chunk] @ level.T + lift)
+    points = Series(len(times), lambda chunk: track.points[chunk] @ level.T + lift)
     write = {
         "bvh": lambda path: save_bvh(rest, rotations, roots, path, times),
         "glb": lambda path: save_glb(rest, rotations, roots, path, times),
@@ -77,8 +77,8 @@ def save_parameters(rotations: Values, roots: Values, path: str | Path, times: T
     """
     fps, _ = evenly(times)
     poses, places = np.empty((len(times), 72), np.float32), np.empty((len(times), 3), np.float32)
-    for part in parts(len(times)):
-        poses[part], places[part] = matrix_to_axis_angle(rotations[part]).flatten(1), roots[part]
+    for chunk in chunks(len(times)):
+        poses[chunk], places[chunk] = matrix_to_axis_angle(rotations[chunk]).flatten(1), roots[chunk]
     with replacing(path) as partial, partial.open("wb") as file:
         np.savez(
             file,
@@ -125,10 +125,10 @@ def save_bvh(rest: Tensor, rotations: Values, roots: Values, path: str | Path, t
     write(0, 0)
     fps, even = evenly(times)
 
-    def read(part: slice) -> Tensor:
+    def read(chunk: slice) -> Tensor:
         """Quaternions and places (P, 99)."""
-        turned = continuous(matrix_to_quaternion(rotations[part]))
-        return torch.cat([turned.flatten(1), roots[part]], 1)
+        turned = continuous(matrix_to_quaternion(rotations[chunk]))
+        return torch.cat([turned.flatten(1), roots[chunk]], 1)
 
     with written_lines(path) as put:
         put(*lines, "MOTION", f"Frames: {len(even)}", f"Frame Time: {1 / fps:.7f}")

@@ -14,7 +14,7 @@ from dd3g.io.atomic import replacing
 from dd3g.io.gltf import GlbBuffer
 from dd3g.pose.body.geometry import least_turn
 from dd3g.pose.body.skeletons import SMPL_24
-from dd3g.pose.series import Times, Values, parts
+from dd3g.pose.series import Times, Values, chunks
 
 # What animation programs and retargeters call the joints.
 NAMES = dict(
@@ -37,10 +37,10 @@ def save_glb(rest: Tensor, rotations: Values, roots: Values, path: str | Path, t
     """
     quaternions, places = torch.empty(24, len(times), 4), torch.empty(len(times), 3)
     last = torch.empty(0, 24, 4)
-    for part in parts(len(times)):
-        own = continuous(torch.cat([last, matrix_to_quaternion(rotations[part])]))[len(last) :]
-        quaternions[:, part], last = own[..., [1, 2, 3, 0]].transpose(0, 1), own[-1:]  # xyzw
-        places[part] = roots[part]
+    for chunk in chunks(len(times)):
+        own = continuous(torch.cat([last, matrix_to_quaternion(rotations[chunk])]))[len(last) :]
+        quaternions[:, chunk], last = own[..., [1, 2, 3, 0]].transpose(0, 1), own[-1:]  # xyzw
+        places[chunk] = roots[chunk]
     buffer = GlbBuffer()
     nodes: list[dict[str, Any]] = []
     for joint, parent in enumerate(SMPL_24.parents):

@@ -19,7 +19,7 @@ from dd3g.pose.body.geometry import axis_angle_to_matrix
 from dd3g.pose.body.skeletons import SMPL_24
 from dd3g.pose.export import skeletons, skinned
 from dd3g.pose.export.fbx import check_blender, save_fbx
-from dd3g.pose.series import PART, Track
+from dd3g.pose.series import CHUNK, Track
 
 
 def rest() -> torch.Tensor:
@@ -104,7 +104,7 @@ def test_bvh_of_uneven_frames_is_even(tmp_path):
 @pytest.mark.slow
 def test_long_motions_are_written_in_parts_that_fit(tmp_path):
     """Someone who walks at one speed, in uneven frames: all files put them on one line."""
-    count = 2 * PART + 10
+    count = 2 * CHUNK + 10
     times = torch.cumsum(0.02 + 0.04 * torch.rand(count, generator=torch.Generator().manual_seed(2)), 0)
     roots = torch.stack([0.5 * times, 0 * times, 3 + 0 * times], 1)
     track = Track(times.tolist(), STANDING.expand(count, 17, 3), roots, rotations(1).expand(count, 24, 3, 3))
@@ -221,7 +221,7 @@ def test_fbx_without_blender_says_what_to_install(monkeypatch):
 
 
 def test_quaternions_do_not_jump_between_frames(tmp_path):
-    count = 2 * PART + 40  # written in parts
+    count = 2 * CHUNK + 40  # written in parts
     angle = torch.linspace(0, 28 * math.pi, count)
     R = torch.eye(3).repeat(count, 24, 1, 1)
     R[:, 16] = axis_angle_to_matrix(angle[:, None] * torch.tensor([0.0, 0, 1]))  # 14 turns
