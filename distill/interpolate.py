@@ -87,9 +87,11 @@ def perceptual_spread(views: list[Tensor]) -> dict[str, float | str]:
 
 
 def interpolate_command(
-    picture: Annotated[Path, typer.Argument(help="A picture of an object.")],
-    first: Annotated[int, typer.Argument(min=0, help="Seed of the noise at the top of the sheet.")],
-    last: Annotated[int, typer.Argument(min=0, help="Seed of the noise at the bottom.")],
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture of an object.")],
+    first: Annotated[
+        int, typer.Argument(metavar="FIRST", min=0, help="Seed of the noise at the top of the sheet.")
+    ],
+    last: Annotated[int, typer.Argument(metavar="LAST", min=0, help="Seed of the noise at the bottom.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Contact sheet to write, a .png.")] = Path(
         "out/interpolation.png"
     ),
@@ -128,7 +130,7 @@ def interpolate_command(
         return
     apart = found.get("missing") or f"ST-LPIPS between two noises {found['st_lpips']:.4f}"
     print(
-        f"over {noises} noises a pixel deviates by {255 * found['deviation']:.1f} of 255 "
+        f"over {noises} noises, a pixel deviates by {255 * found['deviation']:.1f} of 255 "
         f"({255 * found['front']:.1f} in the input view, {255 * found['back']:.1f} from behind); "
         f"{apart}; wrote {path}"
     )

@@ -48,7 +48,7 @@ Which = Annotated[
 ]
 Elevation = Annotated[
     float | None,
-    typer.Option(help="Degrees that pictures were taken from, where they don't say: for ImageDream."),
+    typer.Option(help="Elevation in degrees of pictures that record none; for ImageDream."),
 ]
 Precision = Annotated[
     str,
@@ -66,7 +66,7 @@ def simulate_command(
     inputs: Annotated[
         str,
         typer.Argument(
-            metavar="INPUTS",
+            metavar="PICTURES",
             help="Pictures, shards or parquet files of them, or rendered objects: a folder, or one file.",
         ),
     ],
@@ -163,7 +163,7 @@ def simulate_command(
 
 
 def verify_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of quadruple shards.")],
+    folder: Annotated[Path, typer.Argument(metavar="QUADRUPLES", help="Folder of quadruple shards.")],
     teacher: Which,
     samples: Annotated[int, typer.Option(min=1, help="Quadruples to recompute.")] = 8,
     elevation: Elevation = None,

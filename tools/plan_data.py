@@ -103,7 +103,7 @@ def plan(measured: Measured, pictures: int, gpus: int) -> Plan:
 
 
 def main(
-    trial: Annotated[str, typer.Argument(metavar="[SET]", help="A set that was made for a trial.")] = "",
+    trial: Annotated[str, typer.Argument(metavar="SET", help="A set that was made for a trial.")] = "",
     seconds: Annotated[
         float | None,
         typer.Option("--seconds-per-picture", help="Seconds of one GPU per try, instead of a trial."),

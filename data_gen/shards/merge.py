@@ -145,7 +145,7 @@ def _copy(source: Storage, old: ShardManifest, output: Storage, new: ShardManife
 
 
 def merge_command(
-    sets: Annotated[list[str], typer.Argument(metavar="SET…", help="Complete sets, the most wanted first.")],
+    sets: Annotated[list[str], typer.Argument(metavar="SET", help="Complete sets, the most wanted first.")],
     output: Annotated[str, typer.Option("-o", "--output", help="Folder or bucket prefix of the merged set.")],
     distance: Annotated[
         int | None,
@@ -167,7 +167,7 @@ def merge_command(
         return
     collisions = report["collisions"]
     lines = [f"warning: {id} is in more than one set: kept that of the first" for id in collisions]
-    print_first(lines, SHOWN, "warning: {} ids more are; --json lists all")
+    print_first(lines, SHOWN, "warning: so are {} more ids; --json lists all")
     missing = missing_sentence(report["missing"])
     print(
         f"{report['pictures']} of {report['asked']} pictures in {report['shards']} shards in {output}; "

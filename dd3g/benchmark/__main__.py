@@ -38,7 +38,9 @@ def rasterize(repeats: Repeats = 9, check: Check = False, as_json: Json = False)
 
 
 def infer(
-    picture: Annotated[Path, typer.Argument(help="A picture with alpha.")] = Path("assets/lamp.png"),
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture with alpha.")] = Path(
+        "assets/lamp.png"
+    ),
     weights: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = "nano",
     repeats: Repeats = 15,
     as_json: Json = False,
@@ -60,7 +62,9 @@ def infer(
 
 
 def pose(
-    photo: Annotated[Path | None, typer.Argument(help="Photo of people; default: a synthetic one.")] = None,
+    photo: Annotated[
+        Path | None, typer.Argument(metavar="PHOTO", help="Photo of people; default: a synthetic one.")
+    ] = None,
     hypotheses: Annotated[int, typer.Option(min=1, help="3D hypotheses per person.")] = 20,
     repeats: Repeats = 5,
     check: Check = False,

@@ -80,7 +80,7 @@ def _prepare(paths: list[Path], request: Request) -> Any:
         shape = networks[RotationDenoiser].config
         if shape.condition_kind == "features":
             raise UserError(
-                f"the --weights look at {shape.condition} features of the picture: add --predictions FILE "
+                f"the --weights need {shape.condition} features of the picture: add --predictions FILE "
                 "with pose_feats"
             )
     if request.keypoints is None and any(p.suffix.lower() not in KEYPOINTS for p in there):
@@ -119,7 +119,9 @@ def _estimate_views(
 
     paths = [path for path, _ in named]
     if videos := [path for path in paths if is_video(path)]:
-        raise UserError(f"--views is for pictures, {videos[0]} is a video: give its frame of that instant")
+        raise UserError(
+            f"--views is for pictures, but {videos[0]} is a video: give its frame of that instant"
+        )
     stations = None
     if request.cameras is not None:
         stations = read_stations(request.cameras, [path.stem for path in paths])
@@ -132,7 +134,7 @@ def _estimate_views(
     for (path, stem), person, (picture, people, warnings) in zip(named, lifted, looks, strict=True):
         result = write_results([[person]], [Track.of([person])], path, folder, stem, request, picture)
         if len(people) > 1:
-            warnings = [*warnings, f"{path}: of {len(people)} people the largest is taken"]
+            warnings = [*warnings, f"{path}: used the largest of {len(people)} people"]
         entries.append({"input": str(path), **result, "warnings": [*result["warnings"], *warnings]})
     return entries
 
@@ -176,7 +178,7 @@ def _last_line(report: Report, out: Path) -> str:
 def pose(
     inputs: Annotated[
         list[Path],
-        typer.Argument(metavar="PHOTO|FOLDER|VIDEO|KEYPOINTS…", help="Pictures, videos, or .json/.npz/.txt."),
+        typer.Argument(metavar="PHOTO|FOLDER|VIDEO|KEYPOINTS", help="Pictures, videos, or .json/.npz/.txt."),
     ],
     request: Request,
     as_json: Json = False,
@@ -206,7 +208,7 @@ def pose(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    convert = {"convert": ("dd3g.pose.convert", "published weights as folders of ours")}
+    convert = {"convert": ("dd3g.pose.convert", "convert published weights to folders of dd3g")}
     return dispatch(convert, argv, "dd3g pose", "Poses of people.", otherwise=pose)
 
 

@@ -85,7 +85,7 @@ def convert(path: str | Path, features: str | Path | None = None) -> PoseNetwork
     if isinstance(found.get("ema"), dict):
         return _scorehmr(found["ema"], features, path)
     if features is not None:
-        raise UserError(f"--features belongs to weights of ScoreHMR, which {path} has not: leave it out")
+        raise UserError(f"--features is for weights of ScoreHMR, and {path} holds others: leave it out")
     state = {name.removeprefix("module."): value for name, value in found.items()}
     if "linear_stages.0.w1.weight" in state:
         return _loaded(Difficulty(DifficultyConfig("mlp")), _renamed(state, PERCEPTRON, path), path)
@@ -122,7 +122,7 @@ def _scorehmr(ema: dict[str, Any], features: str | Path | None, path: str | Path
     own = {name.removeprefix(prefix): value for name, value in ema.items() if name.startswith(prefix)}
     if any("betas" in name for name in own):
         raise UserError(
-            f"{path} also denoises shapes, which we do not: use the model that was trained on poses"
+            f"{path} also denoises shapes, which dd3g does not: use the model that was trained on poses"
         )
     state = _renamed(own, SCOREHMR, path)
     if "enter.weight" not in state:
@@ -176,7 +176,9 @@ def _loaded(network: Network, state: Tensors, path: str | Path) -> Network:
 
 
 def convert_command(
-    weights: Annotated[Path, typer.Argument(help="ScoreHMR's model-N.pt or PRPose's avg_model_*.pth.")],
+    weights: Annotated[
+        Path, typer.Argument(metavar="WEIGHTS", help="ScoreHMR's model-N.pt or PRPose's avg_model_*.pth.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write. [default: out/NETWORK]")
     ] = None,

@@ -47,7 +47,7 @@ class Options:
         Optimizer.adamw, "muon: orthogonal steps for matrices, AdamW for the rest."
     )
     seed: int = setting(0, "Seed of all random numbers.")
-    resume: bool = setting(False, "Go on from the run's last checkpoint.")
+    resume: bool = setting(False, "Resume from the run's last checkpoint.")
     blocks: int | None = setting(None, "prior: its depth. [default: 2, or as --init-from]", 1)
     init_from: Path | None = setting(
         None, "prior: folder of a prior to start from, with at most as many blocks."
@@ -82,7 +82,9 @@ class Options:
 
 @flattened
 def train_command(
-    network: Annotated[Network, typer.Argument(help="Poses alone; 2D to 3D; its errors; body rotations.")],
+    network: Annotated[
+        Network, typer.Argument(metavar="NETWORK", help="Poses alone; 2D to 3D; its errors; body rotations.")
+    ],
     options: Options,
     as_json: Json = False,
 ) -> None:

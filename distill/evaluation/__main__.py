@@ -21,7 +21,8 @@ def evaluate_command(
     source: Annotated[
         list[Path],
         typer.Argument(
-            help="Folder of a data set, or folders of shards by `dd3g data render`, one per --size."
+            metavar="DATA",
+            help="Folder of a data set, or folders of shards by `dd3g data render`, one per --size.",
         ),
     ],
     options: Evaluation,

@@ -18,7 +18,8 @@ from distill.evaluation.tables import HEADINGS, markdown
 
 def compare_command(
     results: Annotated[
-        list[Path], typer.Argument(help="evaluation.json of two or more runs, or their folders.")
+        list[Path],
+        typer.Argument(metavar="RESULTS", help="evaluation.json of two or more runs, or their folders."),
     ],
     metric: Annotated[str, typer.Option(help="Metric whose paired differences are shown.")] = "psnr",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
@@ -63,7 +64,7 @@ def load_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
             mine, theirs = ({(o["id"], o["hash"]) for o in r["objects"]} for r in (first, report))
             odd = sorted({id for id, _ in mine ^ theirs})
             raise UserError(
-                f"{paths[0]} and {path} saw other objects ({len(mine)} and {len(theirs)}; different: "
+                f"{paths[0]} and {path} saw different objects ({len(mine)} and {len(theirs)}; different: "
                 f"{', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}): evaluate both on the same"
             )
         for key in first["metrics"].keys() & report["metrics"].keys():

@@ -38,6 +38,8 @@ def test_each_command_explains_itself_and_spells_its_options_alike(name, capsys)
     # Two write nothing, and one has the name of its output in its second word.
     assert "-o, --output " in shown.out or name in ("data verify", "info", "convert")
     assert "--out " not in shown.out
+    usage = shown.out.lstrip().partition("\n\n")[0].removeprefix(f"Usage: dd3g {name} ")
+    assert usage == usage.upper(), "arguments are named in capital letters"
 
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], []])
@@ -68,7 +70,7 @@ def test_what_was_once_the_whole_command_is_told_its_new_name(capsys):
 def test_an_empty_word_is_not_the_current_folder(words, capsys):
     assert main(words) == 2
     shown = capsys.readouterr()
-    assert shown.err.startswith("error: -o: an empty word names no place") and shown.err.count("\n") == 1
+    assert shown.err.startswith("error: -o is empty: a shell variable") and shown.err.count("\n") == 1
     assert shown.out == ("" if "--json" not in words else json.dumps({"error": shown.err[7:-1]}) + "\n")
 
 
@@ -76,7 +78,7 @@ def test_a_current_folder_that_is_gone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tmp_path.rmdir()
     assert main(["infer", "/a.png"]) == 2
-    message = "the current folder is gone (No such file or directory): cd to one that is there"
+    message = "the current folder is gone (No such file or directory): cd to one that exists"
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
