@@ -10,7 +10,7 @@ from dd3g.command.run import dispatch
 COMMANDS = {
     "prompts": ("data_gen.prompts.generation", "write prompts, one JSON object a line"),
     "synthesize": ("data_gen.synthesize", "prompts to shards of RGBA pictures; resumes where it stopped"),
-    "collect": ("data_gen.collect", "pictures that exist already to the same shards"),
+    "collect": ("data_gen.collect", "existing pictures to the same shards"),
     "objects": ("data_gen.make_objects", "made-up household objects, for those who have no meshes"),
     "render": ("data_gen.render", "meshes to shards of RGBA and depth views"),
     "verify": ("data_gen.reports.verify", "check every picture, count and checksum of a set"),

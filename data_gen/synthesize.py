@@ -41,7 +41,7 @@ class SynthesizeConfig:
     aliases: ClassVar[dict[str, str]] = {"size": "matte.size"}
     configs: ClassVar[str] = "data_gen"
 
-    prompts: str = setting("", "file that `dd3g data prompts` wrote, or a list of one's own")
+    prompts: str = setting("", "file that `dd3g data prompts` wrote, or your own list")
     output: str = setting("", "folder or URL of a bucket prefix")
     seed: int = setting(0, "of the run; a picture's follows from it, its prompt and the attempt")
     shard_size: int = setting(1000, "prompts per shard", 1, 100_000)

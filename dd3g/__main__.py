@@ -19,13 +19,13 @@ COMMANDS = {
     "data": ("data_gen.__main__", "make training pictures: from prompts, from pictures, from meshes"),
     "simulate": ("distill.simulate", "pictures to the quadruples of a teacher"),
     "train": ("distill.train", "distil a teacher into a generator"),
-    "claim": ("distill.claim", "students with and without a teacher's quadruples, at equal compute"),
+    "claim": ("distill.claim", "compare students with and without a teacher's quadruples, at equal compute"),
     "recipe": ("distill.recipe", "meshes or quadruples to weights, card, table and sheet, in given minutes"),
     "train-teacher": ("distill.train_teacher", "train a small multi-view teacher"),
-    "train-shape": ("distill.train_shape", "train a network that knows where a pictured object is"),
+    "train-shape": ("distill.train_shape", "train a network that predicts the volume of a pictured object"),
     "train-pose": ("dd3g.pose.train", "train the networks of the pose methods"),
     "evaluate": ("distill.evaluation.__main__", "compare generators with the true views of objects"),
-    "interpolate": ("distill.interpolate", "objects between two noises, and what the noise decides"),
+    "interpolate": ("distill.interpolate", "interpolate between two noises, and show what the noise decides"),
     "benchmark": ("dd3g.benchmark.__main__", "time inference, rasteriser and poses on this machine"),
 }
 

@@ -67,7 +67,7 @@ def convert(
         written = [save(found.gaussians, target, axes, format, 0, mode, ply_layout)]
     warnings = found.warnings(source)
     if format in SPLATS and format not in TELLING and not found.drawn_antialiased:
-        warnings.append(f"{source} is to be drawn without antialiasing, which a .{format} cannot say")
+        warnings.append(f"{source} is drawn without antialiasing, which a .{format} cannot record")
     report: dict[str, Any] = {
         "input": str(source),
         "files": [str(path) for path in written],

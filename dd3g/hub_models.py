@@ -76,8 +76,8 @@ class HubModel:
         if self.notice:
             print(f"warning: {self.repo}: {self.notice}", file=sys.stderr)
         if (folder := self.path()) is None:
-            size = f"{self.size / 1e6:,.0f} MB" if self.size else "of a size that is not known"
-            what = f"{self.repo}, {size}, licence {self.licence or 'not known'}"
+            size = f"{self.size / 1e6:,.0f} MB" if self.size else "of unknown size"
+            what = f"{self.repo}, {size}, licence {self.licence or 'unknown'}"
             there = self._snapshot()
             faults = list(self._faults(there)) if there else []
             state = " ".join(map(str, faults[0])) if faults else "it is not on this machine"
@@ -103,8 +103,8 @@ class HubModel:
                 ) from error
             for path, fault in self._faults(folder):
                 raise UserError(
-                    f"{path} {fault}, also after it was fetched: {self.repo} is not in the layout that was "
-                    f"expected; {COPY}"
+                    f"{path} {fault}, even after fetching it: {self.repo} is not in the "
+                    f"expected layout; {COPY}"
                 )
         for name, digest in self.sha256.items():
             check_digest(folder / name, digest)

@@ -38,7 +38,7 @@ def from_launcher(name: str) -> int:
     least = int(name.endswith("SIZE"))
     text = os.environ.get(name, str(least))
     if not text.isdecimal() or int(text) < least:
-        raise UserError(f"{name} is {text!r} in the environment: unset it, or set a number from {least} on")
+        raise UserError(f"{name} is {text!r} in the environment: unset it, or set it to {least} or more")
     return int(text)
 
 

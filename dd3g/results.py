@@ -73,7 +73,7 @@ class Request(Options):
         if not 0.1 <= self.foreground_ratio <= 1:
             raise UserError(f"--foreground-ratio {self.foreground_ratio:g} is out of range: give 0.1 to 1")
         if self.stem is not None and self.samples > 1:
-            raise UserError(f"-o names one file, and there are {self.samples} --samples: give a folder")
+            raise UserError(f"-o names one file, but there are {self.samples} --samples: give a folder")
 
     @property
     def how(self) -> dict[str, Any]:

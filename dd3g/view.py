@@ -32,7 +32,7 @@ def view(
     stem, format = name_and_format(file)
     check_format(format, axes)
     if output is not None and output.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"-o {output} is to be a page: give a name that ends in .html")
+        raise UserError(f"-o {output} is no page: give a name that ends in .html")
     from dd3g.io.splats import read_some
     from dd3g.io.viewer import save_viewer
 

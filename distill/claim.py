@@ -30,7 +30,8 @@ HEAD = "| kinds | splats | metric | {a} | {b} | difference [95 %] | p | n |\n" +
 def claim_command(
     renders: Annotated[list[Path], typer.Option(help="Shards of `dd3g data render`; may be repeated.")],
     quadruples: Annotated[
-        list[Path], typer.Option(help="Shards of `dd3g simulate` on pictures without a mesh; likewise.")
+        list[Path],
+        typer.Option(help="Shards of `dd3g simulate` on pictures without a mesh; may be repeated."),
     ],
     test: Annotated[
         Path,

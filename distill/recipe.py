@@ -115,7 +115,7 @@ def trained_minutes(shape: Path) -> float:
 
 
 def _check_begun(path: Path, stored: dict[str, Any], resume: bool) -> None:
-    """Store what a folder was begun with, or compare with it.
+    """Store what a folder was started with, or compare with it.
 
     Raises:
         UserError: another recipe, or a folder that was begun and --resume not given.
@@ -128,10 +128,11 @@ def _check_begun(path: Path, stored: dict[str, Any], resume: bool) -> None:
     changed, _ = changes(before, stored)
     if changed:
         raise UserError(
-            f"{path.parent} was begun with other options ({', '.join(changed)}): use those, or a new --output"
+            f"{path.parent} was started with other options ({', '.join(changed)}): use those, or "
+            "another --output"
         )
     if not resume:
-        raise UserError(f"{path.parent} was begun before: go on with --resume, or give another --output")
+        raise UserError(f"{path.parent} was started before: continue with --resume, or give another --output")
 
 
 def _check_inputs(data: list[Path], quadruples: list[Path], test: Path | None, generator: str) -> None:
@@ -201,7 +202,7 @@ class Recipe:
             left = end - time.monotonic()
             run_stage("data_gen.render", *arguments, "--per-shard", "10", seconds=left, some_may_fail=True)
             if not any(place.glob("*.tar")):
-                raise UserError(f"{folder}: nothing of it was rendered in time: give more --minutes")
+                raise UserError(f"{folder}: none of it was rendered in time: give more --minutes")
             if not len(Shards(place)):
                 raise UserError(f"{folder}: none of its meshes could be drawn: see above")
             found.append(place)
@@ -252,7 +253,7 @@ class Recipe:
         words = ("distill.evaluation", str(test), *arguments, "--sheet-objects", "10", "--device", "cpu")
         run_stage(*words, seconds=self.seconds_left, some_may_fail=True)
         if not (place / "table.md").exists():
-            late = f"Not evaluated in time: `{shlex.join(('python', '-m', *words))}` goes on with it."
+            late = f"Not evaluated in time: `{shlex.join(('python', '-m', *words))}` continues it."
             print(late, file=sys.stderr)
             return late
         return (place / "table.md").read_text()

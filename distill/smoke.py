@@ -59,7 +59,8 @@ def smoke_command() -> None:
         check_training(precision, there)
     if not there:
         raise UserError(
-            "smoke test: there is no CUDA here; what a CPU can run passed, which says nothing about a GPU"
+            "smoke test: there is no CUDA here; everything that runs on a CPU passed, which says "
+            "nothing about a GPU"
         )
     say("passed")
 

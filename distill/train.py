@@ -214,7 +214,7 @@ def losses(config: DistillConfig) -> tuple[Verifier | None, nn.Module | None]:
         name = config.pretrained_teacher_model
         if not teacher.sees_picture or isinstance(teacher, Zero123PlusTeacher):
             raise UserError(
-                f"pretrained_teacher_model {name} cannot verify: it does not draw a picture's object from "
+                f"pretrained_teacher_model {name} cannot verify: it does not show a picture's object from "
                 "any side; give ImageDream, or a teacher of dd3g train-teacher"
             )
         size = config.generator.size

@@ -64,7 +64,7 @@ def evaluate(dataset: str, source: Path, options: Comparison, output: Path | Non
     if not o.m or min(o.m) < 1:
         raise UserError(f"numbers of hypotheses must be positive, got {', '.join(map(str, o.m)) or 'none'}")
     if o.bodies and dataset != "cmu":
-        raise UserError(f"perturbed bodies need true rotations, which {dataset} has not: leave out --bodies")
+        raise UserError(f"perturbed bodies need true rotations, which {dataset} lacks: leave out --bodies")
     protocol, sentence = describe(dataset, o.protocol)
     keypoints = detector(dataset, protocol, o.keypoints)
     runs = make_methods(o.method, o.weights, o.steps, o.zedo_iterations)

@@ -40,7 +40,7 @@ class Options:
     novel: int = setting(8, "Free views, elevation -15 to 50.", 0)
     eval: bool = setting(False, "Evaluation views: variant 0, one quad and 16 fixed novel views.")
     supersample: int = setting(4, "s x s samples per pixel.", 1, 8)
-    volumes: bool = setting(False, "Store where each object's matter is, for train-shape.")
+    volumes: bool = setting(False, "Store the volume of each object, for train-shape.")
     per_shard: int = setting(50, "Items per shard.", 1)
 
 
@@ -166,7 +166,7 @@ def render_item(item: Item, options: Options) -> dict[str, bytes | str]:
     cameras = Cameras.orbit(plan["azimuth"], plan["elevation"], options.size)
     rgba, depth = render_mesh(mesh, cameras, light, colors, options.supersample)
     if not rgba.any():
-        raise ValueError("nothing of it is seen: its triangles have no area")
+        raise ValueError("none of it is visible: its triangles have no area")
     meta = {
         "id": item.found.id,
         **dict(item.meta),

@@ -43,7 +43,7 @@ def carve(mesh: Mesh, half: float, resolution: int = RESOLUTION, views: int = VI
     """
     reach = float(np.linalg.norm(mesh.vertices, axis=1).max())
     if reach > half:
-        raise ValueError(f"the mesh reaches {reach:.4g} from the origin and the cube only {half:.4g}")
+        raise ValueError(f"the mesh reaches {reach:.4g} from the origin, but the cube only {half:.4g}")
     matter = np.ones((resolution,) * 3, np.bool_)
     cameras = Cameras.all_around(views, PIXELS * resolution, DISTANCE * half, FOVY)
     slack = SLACK * 2 * half / resolution

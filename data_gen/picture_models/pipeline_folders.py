@@ -164,7 +164,7 @@ def _check_files(part: Path) -> None:
         all((part / name).exists() for name in names) for names in _WORDS
     ):
         said = ", or ".join(" and ".join(names) for names in _WORDS)
-        raise UserError(f"{part} holds no words ({said}): copy or download it again")
+        raise UserError(f"{part} holds no vocabulary ({said}): copy or download it again")
     for file in sorted(part.glob("[!.]*.json")):
         if not is_whole(file):
             raise UserError(f"{file} is damaged or cut short: copy or download it again")
@@ -250,8 +250,8 @@ def _fetch(config: ModelConfig) -> Path:
         if isinstance(e, OSError) and e.errno is not None:  # disk full, no permission
             raise UserError(f"{config.path} could not be stored in the hub's cache: {e.strerror}") from e
         raise UserError(
-            f"{config.path} could not be had from the hub ({first_line(e)}): {advice} and the network, or "
-            "give the folder of a pipeline on this machine"
+            f"{config.path} could not be fetched from the hub ({first_line(e)}): {advice} and the network, "
+            "or give the folder of a pipeline on this machine"
         ) from e
 
 

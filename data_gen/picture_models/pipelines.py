@@ -77,7 +77,7 @@ class DiffusersModel:
         pictures = list(getattr(result, "images", ()))
         if len(pictures) != len(texts) or not all(isinstance(p, Image.Image) for p in pictures):
             raise UserError(
-                f"{self.name} gave no pictures: {type(self.pipeline).__name__} is of another task"
+                f"{self.name} gave no pictures: {type(self.pipeline).__name__} is for another task"
             )
         mode = "RGBA" if self.has_alpha else "RGB"
         flags = getattr(result, "nsfw_content_detected", None) or [False] * len(pictures)

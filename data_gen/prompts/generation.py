@@ -196,7 +196,7 @@ def prompts_command(
         prompts, skipped = prompts_from(source)
         prompts = prompts[:count]
         if count and len(prompts) < count:
-            raise UserError(f"{source} gives {len(prompts)} prompts: ask for no more with --count")
+            raise UserError(f"{source} gives {len(prompts)} prompts: give no larger --count")
     lines = [f"skipped {source}, line {number}: {why}" for number, why in skipped]
     print_first(lines, SHOWN, "skipped {} more lines; --json names them")
     report = {

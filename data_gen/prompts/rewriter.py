@@ -185,8 +185,8 @@ def _resume(journal: Path, options: dict[str, Any]) -> list[str]:
             for key, value in options.items():
                 if before.get(key) != value:
                     raise UserError(
-                        f"{journal} was begun with {key} {before.get(key)}, now it is {value}: use the same, "
-                        "or delete it to begin again"
+                        f"{journal} was started with {key} {before.get(key)}, now it is {value}: use the "
+                        "same, or delete it to begin again"
                     )
         else:
             whole, batches = (json.dumps(options) + "\n").encode(), []

@@ -156,7 +156,7 @@ def stats_command(
         int, typer.Option(min=1, help="Processes that continue the set, to estimate the hours left.")
     ] = 1,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the figures as one JSON object too.")
+        bool, typer.Option("--json", help="Also print the figures as one JSON object.")
     ] = False,
 ) -> None:
     """Write one self-contained page about a set, finished or not. Only a few pictures are read."""

@@ -105,7 +105,7 @@ def _strays(storage: Storage, options: dict[str, Any]) -> Iterator[str]:
             yield f"{name} does not belong to the set: move it away"
     for name in storage.names(CHUNKS):
         if storage.names(f"{CHUNKS}/{name}"):  # some file systems keep empty folders
-            yield f"{CHUNKS}/{name} is of a shard that is being made: {_RESUME}"
+            yield f"{CHUNKS}/{name} belongs to an unfinished shard: {_RESUME}"
 
 
 def _doubles(pictures: list[tuple[str, int]], distance: int) -> list[str]:
@@ -127,7 +127,7 @@ def _prompts(storage: Storage, found: set[str], missing: set[str]) -> list[str]:
     except UserError as error:
         return [str(error)]
     problems = [f"{i} is not a prompt of the set" for i in sorted((found | missing) - asked)]
-    problems += [f"{i} is both there and missing" for i in sorted(found & missing)]
+    problems += [f"{i} is both present and listed as missing" for i in sorted(found & missing)]
     if lost := sorted(asked - found - missing):
         problems.append(f"{len(lost)} prompts have neither picture nor reason, first {lost[0]}: {_RESUME}")
     return problems

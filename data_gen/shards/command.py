@@ -41,9 +41,9 @@ def run(generate: Generate, schema: type, name: str, argv: Sequence[str] | None 
         if group.rank == 0 or not group.together:
             print(json.dumps(report) if config.json else _sentence(report))
             if unreadable and not config.json:
-                lines = [f"error: could not be opened: {name}" for name in unreadable]
-                print_first(lines, SHOWN, "error: nor could {} more; --json names them")
-                print("to have these too, repair them and collect into another --output", file=sys.stderr)
+                lines = [f"error: {name} could not be opened" for name in unreadable]
+                print_first(lines, SHOWN, "error: {} more could not be opened; --json names them")
+                print("to include them, repair them and collect into another --output", file=sys.stderr)
         return WAITING if report["waiting"] else 1 if unreadable else 0
 
     return launch(work, schema, argv, name)
@@ -52,7 +52,7 @@ def run(generate: Generate, schema: type, name: str, argv: Sequence[str] | None 
 def _sentence(report: dict[str, Any]) -> str:
     """What a report comes to, for people."""
     if report["waiting"]:
-        return f"{report['drawn']} pictures more in {report['output']}; it waits for {report['waiting']}"
+        return f"{report['drawn']} more pictures in {report['output']}; waiting for {report['waiting']}"
     if "pictures" not in report:
         return f"the set in {report['output']} is complete; rank 0 writes its index"
     found = f"{report['pictures']} of {report['asked']} pictures in {report['shards']} shards in "

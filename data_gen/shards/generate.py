@@ -116,7 +116,7 @@ def _deduplicate(
         now = plan(spec)
         group.wait()  # until all have planned: what one replaces must not change another's plan
         if now.unfinished:
-            return f"{_shards(now.unfinished)} of other ranks to be made: {AGAIN}", drawn
+            return f"other ranks to make {_shards(now.unfinished)}: {AGAIN}", drawn
         if not now.losers:
             return "", drawn
         due = [shard for shard in mine if shard in now.losers]
@@ -126,7 +126,7 @@ def _deduplicate(
             drawn += sum(record["round"] == now.round for record in manifest.records)
         group.wait()
         if not due and not group.together:
-            return f"{_shards(list(now.losers))} of other ranks to be rid of duplicates: {AGAIN}", drawn
+            return f"other ranks to replace duplicates in {_shards(list(now.losers))}: {AGAIN}", drawn
 
 
 def _shards(numbers: list[int]) -> str:

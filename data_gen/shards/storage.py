@@ -223,7 +223,11 @@ class Storage:
         except UserError:
             raise
         except FileNotFoundError as error:
-            why = "its folder cannot be made; choose another place" if verb == "write" else "it is not there"
+            why = (
+                "its folder cannot be created; choose another place"
+                if verb == "write"
+                else "it does not exist"
+            )
             raise UserError(f"cannot {verb} {self.where}/{name}: {why}") from error
         except OSError as error:
             raise UserError(f"cannot {verb} {self.where}/{name}: {_reason(error)}") from error

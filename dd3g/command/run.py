@@ -30,7 +30,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # of all wrong options; typer has no public name for it
 RENAMED = {"out": "output"}  # options that had another name once
-NO_PLACE = "-o: an empty word names no place: a variable of the shell may be unset"
+NO_PLACE = "-o is empty: a shell variable may be unset"
 Report = dict[str, Any]  # a list of results, "failed", "seconds", and "error" for what stopped the run
 
 
@@ -310,7 +310,7 @@ def _check_here() -> None:
     try:
         os.getcwd()
     except OSError as error:  # torch's own libraries would end the process
-        raise UserError(f"the current folder is gone ({error.strerror}): cd to one that is there") from error
+        raise UserError(f"the current folder is gone ({error.strerror}): cd to one that exists") from error
 
 
 def tolerate_names() -> None:

@@ -34,11 +34,11 @@ def decode(data: bytes, header: Header) -> Splats:
     if count < 1 or chunks != -(-count // _CHUNK):
         raise ValueError(f"its {chunks} chunks do not fit its {count} Gaussians")
     if len(bounds) not in _BOUNDS or len(columns) != 4:
-        raise ValueError(f"it has {len(bounds)} and {len(columns)} columns, 18 and 4 are needed")
+        raise ValueError(f"it has {len(bounds)} and {len(columns)} columns, but needs 18 and 4")
     start, width = header.start, 4 * len(bounds)
     needed, there = width * chunks + 16 * count, len(data) - start
     if there < needed:
-        raise ValueError(f"it ends too early: {count} Gaussians need {needed} bytes, {there} are there")
+        raise ValueError(f"it ends too early: {count} Gaussians need {needed} bytes, and it holds {there}")
     table = np.frombuffer(data, "<f4", chunks * len(bounds), start).reshape(chunks, -1).astype(np.float64)
     table = table[np.arange(count) // _CHUNK]
     packed = np.frombuffer(data, "<u4", 4 * count, start + width * chunks).reshape(count, 4).T

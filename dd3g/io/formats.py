@@ -104,6 +104,6 @@ def check_drawing(antialiased: bool | None, format: str) -> None:
     """
     if antialiased is not None and format not in TELLING:
         raise UserError(
-            f"a .{format} cannot say whether it is to be drawn with antialiasing: leave --antialiased and "
+            f"a .{format} cannot record whether it is drawn with antialiasing: leave --antialiased and "
             f"--classic out, or write a .{', .'.join(TELLING)}"
         )

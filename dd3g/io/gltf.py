@@ -85,5 +85,5 @@ def unpacked(data: bytes) -> tuple[dict[str, Any], memoryview]:
     if magic != b"glTF" or version != 2 or kind != b"JSON":
         raise ValueError("it is not a glTF 2.0 binary")
     if len(data) < length:
-        raise ValueError(f"it ends too early: {length} bytes were promised, {len(data)} are there")
+        raise ValueError(f"it ends too early: {length} bytes were promised, and it holds {len(data)}")
     return json.loads(data[20 : 20 + text_length]), memoryview(data)[28 + text_length :]

@@ -124,7 +124,7 @@ def decode(data: bytes, header: Header) -> Splats:
         data, start = _as_binary(data[start:], sum(number for number, _ in before), count, columns), 0
     needed, there = count * columns.itemsize, max(0, len(data) - start)
     if there < needed:
-        raise ValueError(f"it ends too early: {count} Gaussians need {needed} bytes, {there} are there")
+        raise ValueError(f"it ends too early: {count} Gaussians need {needed} bytes, and it holds {there}")
     rows = np.frombuffer(data, columns, count, start)
     names = columns.names or ()
     harmonics = any(rows[name].any() for name in names if name.startswith("f_rest_"))

@@ -81,7 +81,7 @@ class Shards(Sequence[dict]):
         sources = [source] if isinstance(source, str | Path) else source
         self.paths = [path for s in sources for path in _tars(Path(s))]
         if not self.paths:
-            raise UserError("no shards were named: give a folder of *.tar files")
+            raise UserError("no shards were given: name a folder of *.tar files")
         self._read_headers()
 
     def __getstate__(self) -> tuple[bytes, bool]:

@@ -74,7 +74,7 @@ def decode(data: bytes) -> Splats:
         meta = json.loads(archive.read("meta.json"))
         version = meta.get("version", 1)
         if version not in (1, 2):
-            raise ValueError(f"it is of version {version!r}, and 1 and 2 are read: convert it anew")
+            raise ValueError(f"its version is {version!r}, but only 1 and 2 can be read: convert it again")
         count = meta["count"] if version == 2 else meta["means"]["shape"][0]
         if not isinstance(count, int) or not 0 < count <= _MOST:
             raise ValueError(f"it claims {count!r} Gaussians")

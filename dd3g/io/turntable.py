@@ -59,8 +59,8 @@ def render_turntable(
     behind = torch.as_tensor(0.0 if background is None else background).float()
     if frames < 1 or size < 1 or not distance > 0 or behind.shape not in ((), (3,)):
         raise UserError(
-            "a turntable needs 1 or more frames and pixels, a distance above 0, and a grey level or three of "
-            f"sRGB behind it; got {frames}, {size}, {distance:g} and {background}"
+            "a turntable needs 1 or more frames and pixels, a distance above 0, and a background of one grey "
+            f"level or three sRGB values; got {frames}, {size}, {distance:g} and {background}"
         )
     cameras = Cameras.orbit([360.0 * i / frames for i in range(frames)], elevation, size, distance)
     far = max(cameras.far, distance + float(gaussians.means.norm(dim=-1).max()) if len(gaussians) else 0)

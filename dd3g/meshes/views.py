@@ -87,7 +87,7 @@ def _transforms(path: Path) -> tuple[list[Path], Tensor, Tensor]:
     """NeRF's file: cameras to a world with z up, OpenGL axes, in frames[].transform_matrix."""
     meta: dict[str, Any] = json.loads(path.read_text("utf-8"))
     if not meta["frames"]:
-        raise ValueError("there is no view")
+        raise ValueError("it has no views")
     poses = torch.tensor([frame["transform_matrix"] for frame in meta["frames"]], dtype=torch.float64)
     poses = torch.cat([poses[:, :3, :3] / poses[:, :3, :3].norm(dim=1, keepdim=True), poses[:, :3, 3:]], 2)
     last = torch.tensor([[[0.0, 0, 0, 1]]], dtype=torch.float64).expand(len(poses), 1, 4)

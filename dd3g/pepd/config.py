@@ -101,7 +101,7 @@ class GeneratorConfig:
     mid: int = setting(64, "channels of the picture's map at size / 4", 1)
     blocks: tuple[int, int, int] = setting((1, 1, 1), "of the decoder, before each of its three taps")
     order: Literal["progressive", "swapped", "one_shot"] = setting("progressive", "or, as ablations, another")
-    use_noise: bool = setting(True, "False: the noise is not looked at (an ablation)")
+    use_noise: bool = setting(True, "false ignores the noise (an ablation)")
     copy_tokens: bool = setting(True, "tokens and Gaussians straight from the picture")
     expansion: int = setting(4, "Gaussians per token side of an imagined frame")
     copy_expansion: int = setting(8, "one Gaussian per pixel of the picture")

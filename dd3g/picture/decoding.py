@@ -95,9 +95,9 @@ def name_of(source: Any) -> str:
 def no_path(word: str) -> str:
     """Why a word names no picture; empty where it may name one."""
     if not word.strip():
-        return "an empty word names no picture: a variable of the shell may be unset"
+        return "an empty argument names no picture: a shell variable may be unset"
     if "\0" in word:
-        return f"{word[:100]!r} names no picture: no path holds a zero byte"
+        return f"{word[:100]!r} names no picture: a path cannot contain a zero byte"
     if ADDRESS.match(word):
         try:
             parts = urlsplit(word)
@@ -191,7 +191,7 @@ def _fetched(address: str) -> bytes:
         code, reason = getattr(e, "code", 0), getattr(e, "reason", e)
         step = "check the address"
         if code in (401, 403, 407):
-            step = "it is not for everybody; save the picture with a browser, and give that file"
+            step = "it is not public; save the picture with a browser, and give that file"
         elif code == 429 or code >= 500 or isinstance(reason, TimeoutError):
             step = "try again later"
         elif not code and isinstance(e, OSError):
@@ -213,7 +213,7 @@ def _decoder(data: bytes, name: str) -> Image.Image:
         try:
             return HeifImageFile(io.BytesIO(data))
         except SyntaxError as e:
-            raise UserError(f"{name} is {damaged('its head is broken, or its end is missing')}") from e
+            raise UserError(f"{name} is {damaged('its header is broken, or its end is missing')}") from e
     if data[8:16] == b"WEBPVP8X" and data[20:21] and data[20] & 2:
         # An animation: what its first picture leaves out is clear, even where it is said to have no alpha.
         data = data[:20] + bytes([data[20] | 16]) + data[21:]

@@ -65,7 +65,7 @@ def find_pictures(inputs: list[str], recursive: bool = False) -> Inputs:
             path nor an address; when `recursive` finds no folder to look into.
     """
     if recursive and all(word == STDIN or ADDRESS.match(word) or os.path.isfile(word) for word in inputs):
-        raise UserError("--recursive looks into folders, and none was given: give one, or leave it out")
+        raise UserError("--recursive searches folders, but none was given: give one, or leave it out")
     listed = Inputs()
     places: dict[str, Path] = {}  # name -> where its results would go if no other had the same place
     known: dict[str, str] = {}  # what is read -> its name
@@ -125,7 +125,7 @@ def _listed(folder: Path, recursive: bool) -> Iterator[tuple[Path, str]]:
             if recursive and not path.is_symlink():  # which may lead round in a circle
                 yield from _listed(path, recursive)
             else:
-                yield path, "a link to a folder" if recursive else "a folder; --recursive looks inside"
+                yield path, "a link to a folder" if recursive else "a folder; --recursive searches it"
         elif path.suffix.lower() not in SUFFIXES:
             yield path, "not a picture by its name"
         elif Path(path.stem).suffix in OWN_PICTURES:

@@ -100,7 +100,7 @@ def load_image(
     given = None if mask is None else read_mask(mask, image.size)
     itself = mask is not None and name_of(mask) == name != NAMELESS
     if itself and image.getchannel("A").getextrema()[0] == 255:
-        raise UserError(f"{name} has no alpha that could be its mask: give a mask of its own, or none")
+        raise UserError(f"{name} has no alpha that could serve as its mask: give a separate mask, or none")
     if recentre:
         image, given = _closer(image, given, matte, size)
     cutout, notes = cut_out(image, matte, name, size, given)
@@ -250,8 +250,8 @@ def _doubts(alpha: Image.Image, name: str, factor: int, predicted: bool) -> list
     touched = [bool(side.any()) for side in sides]
     if not predicted and min(side.mean() for side in sides) > 0.9 and solid.mean() < 0.95:
         notes.append(
-            f"the matte of {name} covers its border and leaves out what is within: invert it if it shows "
-            "what is not the object"
+            f"the matte of {name} covers its border and leaves out what is within: invert it if it marks "
+            "the background"
         )
     # A cut-out that touches all four was trimmed to its object.
     if any(touched) and (predicted or not all(touched)):

@@ -72,7 +72,7 @@ def find_sources(path: str | Path, output: str | Path = "") -> Found:
     """
     if "://" in str(path):
         raise UserError(
-            f"{path} is a URL, and pictures are read from folders: copy a set of data_gen with "
+            f"{path} is a URL, but pictures are read from folders: copy a set of data_gen with "
             f"`dd3g data merge {path} -o FOLDER`, other files with the bucket's own tool, such as "
             "`aws s3 cp --recursive` or `gcloud storage cp -r`"
         )

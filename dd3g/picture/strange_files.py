@@ -33,7 +33,7 @@ def what_it_is(data: bytes) -> str:
     for start, kind in FOREIGN.items():
         if re.match(start, data[:2000], re.IGNORECASE | re.DOTALL):
             return kind
-    return damaged("its head is broken") if BEGINS.match(data) else ""
+    return damaged("its header is broken") if BEGINS.match(data) else ""
 
 
 def damaged(why: str) -> str:

@@ -94,7 +94,7 @@ def lift(
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
     if m < 1:
-        raise UserError(f"{m} hypotheses are none: give 1 or more")
+        raise UserError(f"{m} hypotheses are too few: give 1 or more")
     if not people:
         return []
     given = [person.start is not None for person in people]

@@ -68,7 +68,7 @@ class Request:
             UserError: for the first that cannot be.
         """
         if self.m < 1:
-            raise UserError(f"--hypotheses {self.m} makes nothing: give 1 or more")
+            raise UserError(f"--hypotheses {self.m} is too few: give 1 or more")
         if self.every < 1:
             raise UserError(f"--every {self.every} takes no frame: give 1 or more")
         if self.focal is not None and not 0 < self.focal < float("inf"):

@@ -75,6 +75,6 @@ def load_kernels() -> None:
     except Exception as error:  # of compilers, which fail in every way
         raise UserError(
             f"gsplat cannot build its kernels for CUDA ({first_line(error)}): install nvcc of torch's CUDA "
-            "version, a C++ compiler and ninja, and set CUDA_HOME (with VERBOSE=1 the compiler is heard); or "
-            "draw on the CPU, with --device cpu, in a training use_cpu=true, in Python .to('cpu')"
+            "version, a C++ compiler and ninja, and set CUDA_HOME (VERBOSE=1 shows the compiler's output); "
+            "or rasterise on the CPU: --device cpu, use_cpu=true for a training, .to('cpu') in Python"
         ) from error

@@ -23,9 +23,9 @@ def serve(
     weights: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = DEFAULT_WEIGHTS,
     device: Device = "auto",
     no_matte: Annotated[
-        bool, typer.Option("--no-matte", help="Use pictures without alpha whole, as the object.")
+        bool, typer.Option("--no-matte", help="Take a picture without alpha whole, as the object.")
     ] = False,
-    max_waiting: Annotated[int, typer.Option(help="Pictures at a time; more are told to try again.")] = 32,
+    max_waiting: Annotated[int, typer.Option(help="Most pictures at a time; others must try again.")] = 32,
     max_megabytes: Annotated[float, typer.Option(help="Largest picture file.")] = 20.0,
     max_seconds: Annotated[float, typer.Option(help="Longest wait for an answer.")] = 60.0,
 ) -> None:
@@ -77,7 +77,7 @@ def serve(
                 server.run(sockets=[listener])
         finally:
             worker.close()
-    typer.echo("stopped: every picture that had come was answered")
+    typer.echo("stopped: answered every picture that had arrived")
 
 
 def _listening(host: str, port: int) -> socket.socket:

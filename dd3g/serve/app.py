@@ -114,7 +114,7 @@ def make_app(worker: Worker, about: dict[str, Any], limits: Limits = Limits()) -
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     answers = Counter("dd3g_answers", "Answers to posted pictures.", ["status"], registry=registry)
-    waiting = Gauge("dd3g_waiting", "Pictures that are read, wait or are worked on.", registry=registry)
+    waiting = Gauge("dd3g_waiting", "Pictures being read, waiting or being worked on.", registry=registry)
     seconds = Histogram("dd3g_seconds", "Seconds from picture to file, waiting left out.", registry=registry)
     _answer_errors(app, answers)
     taken = 0  # of one event loop's thread alone, as all of this
@@ -163,7 +163,7 @@ def make_app(worker: Worker, about: dict[str, Any], limits: Limits = Limits()) -
             message = f"the picture took longer than {limits.seconds:g} seconds to arrive: send it again"
             raise HTTPException(408, message, {"Connection": "close"}) from error
         except ClientDisconnect as error:
-            raise HTTPException(GONE, "the caller is gone") from error
+            raise HTTPException(GONE, "the client has disconnected") from error
         job = asyncio.wrap_future(worker.submit(picture, format, order))
         left = asyncio.ensure_future(_left(request))
         try:
@@ -179,7 +179,7 @@ def make_app(worker: Worker, about: dict[str, Any], limits: Limits = Limits()) -
             job.cancel()  # one that waits still never starts
             left.cancel()
         if left.done() and not left.cancelled():
-            raise HTTPException(GONE, "the caller is gone")
+            raise HTTPException(GONE, "the client has disconnected")
         message = f"no answer within {limits.seconds:g} seconds: try again later, or a smaller picture"
         raise HTTPException(504, message)
 
@@ -268,9 +268,7 @@ def _answer_errors(app: FastAPI, answers: Counter) -> None:
     async def known(request: Request, error: AnyHTTPException) -> JSONResponse:
         message = str(error.detail)
         if message == "Not Found":  # of the router, as the next
-            message = (
-                "nothing is at this address: there are POST /generate, GET /, GET /health and GET /metrics"
-            )
+            message = "nothing is at this address: use POST /generate, GET /, GET /health and GET /metrics"
         elif message == "Method Not Allowed":
             takes = (error.headers or {}).get("Allow", "another method")
             message = f"{request.url.path} takes {takes}, not {request.method}"

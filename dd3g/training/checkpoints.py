@@ -197,7 +197,7 @@ def _chosen(output: Path, config: LoopConfig) -> tuple[Path | None, dict[str, An
     """The checkpoint to go on from, and its state.json; None for a fresh start."""
     if (output / "checkpoint.safetensors").exists():
         raise UserError(
-            f"{output} holds a run of an earlier version, which cannot go on: choose another folder"
+            f"{output} holds a run of an earlier version, which cannot be resumed: choose another folder"
         )
     wanted, found = config.resume_from_checkpoint, checkpoints(output)
     path, about = None, {}
@@ -216,7 +216,7 @@ def _chosen(output: Path, config: LoopConfig) -> tuple[Path | None, dict[str, An
     found = checkpoints(output)
     if found and _step_of(found[-1]) > about.get("step", 0):
         raise UserError(
-            f"{output} holds {found[-1].name} of another run, which this one would mix with: go on from it "
+            f"{output} holds {found[-1].name} of another run, with which this one would mix: resume it "
             f"with {config.resume_flag}, or choose another output folder"
         )
     return path, about
@@ -234,7 +234,7 @@ def _newest_whole(found: list[Path]) -> tuple[Path, dict[str, Any]]:
             aside = bad.with_name(f"damaged-{bad.name}")
             shutil.rmtree(aside, ignore_errors=True)
             os.rename(bad, aside)
-            print(f"warning: {reason}; it is now {aside.name}, going on from {path.name}", file=sys.stderr)
+            print(f"warning: {reason}; it is now {aside.name}, continuing from {path.name}", file=sys.stderr)
         return path, about
     raise damaged[found[-1]]
 
@@ -243,8 +243,8 @@ def _verified(path: Path) -> dict[str, Any]:
     """The state.json of a checkpoint whose files are as they were written."""
     if not (path / STATE).exists() and (path / "optimizer.bin").exists():
         raise UserError(
-            f"{path} is of an earlier version, which cannot go on: use the version that wrote it, or start a "
-            "run in another folder from its weights"
+            f"{path} is of an earlier version, which cannot be resumed: use the version that wrote it, or "
+            "start a run in another folder from its weights"
         )
     try:
         about = json.loads((path / STATE).read_text())

@@ -171,7 +171,7 @@ def _until_a_worker_dies(loader: DataLoader[Any]) -> Iterator[Any]:
         if "DataLoader worker" not in str(error):
             raise
         yield UserError(
-            f"a process that makes samples ended ({first_line(error)}): where the system killed it for "
+            f"a data loader's process ended ({first_line(error)}): if the system killed it for lack of "
             "memory, lower dataloader_num_workers or dataloader_prefetch_factor; then resume"
         )
 

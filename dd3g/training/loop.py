@@ -72,11 +72,11 @@ def fit(
     """
     items = len(samples) if isinstance(samples, Sized) else 0
     if config.num_train_epochs and not items:
-        raise UserError("num_train_epochs: batches are drawn here without end: set max_train_steps")
+        raise UserError("num_train_epochs: this training draws batches without end; set max_train_steps")
     config.count_epochs(items)
     if samples is None and from_launcher("WORLD_SIZE") > 1:
         raise UserError(
-            "this network draws its own batches, on one device: several processes would all learn from the "
+            "this network draws its own batches on one device, so several processes would all learn from the "
             "same; start one, without torchrun"
         )
     if launcher_has_ended():  # the processes would wait for each other through it
@@ -100,9 +100,9 @@ def fit(
                 run.announce(progress, step)
             progress.phase("steps", config.max_train_steps, step)
             while not last:
-                parts = [next(source) for _ in range(config.gradient_accumulation_steps)]
-                run.go_on(request, parts, step, first)
-                numbers = run.advance(loss, parts, step)
+                micro_batches = [next(source) for _ in range(config.gradient_accumulation_steps)]
+                run.stop_if_asked(request, micro_batches, step, first)
+                numbers = run.advance(loss, micro_batches, step)
                 step += 1
                 run.note(progress, step, numbers, step == first + 1)
                 last = run.ends_at(step)
@@ -200,9 +200,9 @@ class _Run:
         self.accelerator.free_memory()
         self.accelerator.end_training()
 
-    def go_on(self, request: StopRequest, parts: list[Any], step: int, first: int) -> None:
+    def stop_if_asked(self, request: StopRequest, micro_batches: list[Any], step: int, first: int) -> None:
         """Leave with a checkpoint where any process got a signal or no batch; all leave at one step."""
-        broken = next((str(part) for part in parts if isinstance(part, UserError)), "")
+        broken = next((str(b) for b in micro_batches if isinstance(b, UserError)), "")
         flag = request.number or int(bool(broken))
         if self.accelerator.num_processes > 1:  # one number a step; the reasons only where there are any
             flag = int(self.accelerator.gather(torch.tensor([flag], device=self.accelerator.device)).max())
@@ -217,15 +217,16 @@ class _Run:
             raise Interrupted(number)
         raise UserError(broken)
 
-    def advance(self, loss: Loss, parts: list[Any], step: int) -> dict[str, float]:
+    def advance(self, loss: Loss, micro_batches: list[Any], step: int) -> dict[str, float]:
         """One optimiser step on its batches; returns its numbers, the same on all processes."""
         accelerator, config = self.accelerator, self.config
         index = step * accelerator.num_processes + accelerator.process_index
         torch.manual_seed(mixed_seed(config.seed, index))  # of dropout
         terms: dict[str, Tensor] = {}
         try:
-            for part in parts:
-                batch = part.to(accelerator.device, non_blocking=True) if hasattr(part, "to") else part
+            for batch in micro_batches:
+                if hasattr(batch, "to"):
+                    batch = batch.to(accelerator.device, non_blocking=True)
                 with accelerator.accumulate(self.model):
                     result = loss(self.model, batch, step)
                     value, found = result if isinstance(result, tuple) else (result, {})

@@ -86,7 +86,7 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
     for_gpus = os.environ.get("ACCELERATE_USE_CPU", "true").lower() == "false"
     if for_gpus and processes > 1 and not cuda and not config.use_cpu:
         raise UserError(
-            f"{processes} processes were started for GPUs, and this machine shows no CUDA device: check its "
+            f"{processes} processes were started for GPUs, but this machine shows no CUDA device: check its "
             "driver and CUDA_VISIBLE_DEVICES, or train on CPUs with use_cpu=true"
         )
     if config.allow_tf32:
@@ -151,13 +151,13 @@ def check_options(accelerator: Accelerator, config: LoopConfig) -> None:
     """Refuse what this loop does not do, and processes with different options."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise UserError(
-            "DeepSpeed makes steps of its own, which this loop cannot check or resume: take "
+            "DeepSpeed takes its own steps, which this loop cannot check or resume: use "
             "configs/accelerate/fsdp.yaml, which splits the same tensors"
         )
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError(
             "FSDP of version 1 joins parameters under other names: set fsdp_version: 2 in your file, "
-            "or take configs/accelerate/fsdp.yaml"
+            "or use configs/accelerate/fsdp.yaml"
         )
     shown = from_all(asdict(config) | {"precision": config.precision})
     for rank, other in enumerate(shown):

@@ -40,7 +40,7 @@ class Evaluation:
     seeds: int = setting(1, "Noises for each object; two or more show diversity and best-of-K.", 1)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.")
     processes: int = setting(0, "Objects at a time; 0: one per core, one on a GPU.", 0)
-    sheet_objects: int = setting(10, "Objects on picture sheets, ten on each; 0: no sheet.", 0)
+    sheet_objects: int = setting(10, "Objects on contact sheets, ten each; 0: no sheet.", 0)
     page: bool = setting(True, "Write index.html.")
 
     @property

@@ -46,7 +46,7 @@ class Predictions:
         """The prediction of one object."""
         place = self.find(target.id)
         if place is None:
-            raise UserError(f"{self.folder} has nothing of {target.id}")
+            raise UserError(f"{self.folder} has nothing for {target.id}")
         if place.is_dir():
             return _pictures(place, target)
         elevation = target.elevation if self.elevation is None else self.elevation
@@ -81,7 +81,7 @@ class Predictions:
                     files = [p for deeper in sorted(inside.iterdir()) for p in _objects_in(deeper)]
                 if len(files) > 1:
                     names = ", ".join(p.relative_to(inside).as_posix() for p in files)
-                    raise UserError(f"{inside} holds {names}: leave one of them")
+                    raise UserError(f"{inside} holds {names}: keep one of them")
                 return files[0] if files else inside
         return None
 
@@ -91,7 +91,7 @@ class Predictions:
         if lacking:
             more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
             raise UserError(
-                f"{self.name}: {self.folder} has nothing of {len(lacking)} of {len(ids)} objects: "
+                f"{self.name}: {self.folder} lacks {len(lacking)} of {len(ids)} objects: "
                 f"{', '.join(lacking[:5])}{more}; expected NAME{', NAME'.join(OBJECTS)}, or a folder NAME"
             )
 
@@ -100,7 +100,7 @@ def parse_predictions(value: str) -> Predictions:
     """NAME=FOLDER[,axes=opengl][,azimuth=0][,elevation=0][,radius=1.5][,fovy=49.1] -> the row.
 
     Raises:
-        UserError: another key, a value that cannot be, or no such folder.
+        UserError: another key, a wrong value, or no such folder.
     """
     name, equals, rest = value.partition("=")
     folder, *options = rest.split(",")
@@ -115,7 +115,7 @@ def parse_predictions(value: str) -> Predictions:
         try:
             number = found[key] = float(text)
         except ValueError as error:
-            raise UserError(f"predictions {name}: {option!r} cannot be: {_OPTIONS}") from error
+            raise UserError(f"predictions {name}: {option!r} is not an option: {_OPTIONS}") from error
         if key not in _RANGES:
             raise UserError(f"predictions {name}: no option {key!r}: {_OPTIONS}")
         low, high = _RANGES[key]

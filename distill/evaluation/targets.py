@@ -191,7 +191,7 @@ def drawn(found: FoundObject, protocol: Protocol) -> Target:
         cameras = Cameras.orbit(azimuth, elevation, size, p.radius, p.fovy)
         rgba, _ = render_mesh(mesh, cameras, light, supersample=p.supersample)
         if not rgba.any():
-            raise ValueError("nothing of it is seen: its triangles have no area")
+            raise ValueError("none of it is visible: its triangles have no area")
         pictures.append((torch.from_numpy(rgba).movedim(-1, 1).float() / 255, cameras))
     target = assembled(found.id, found.style, pictures, rig, novel, hash)
     if not p.geometry:

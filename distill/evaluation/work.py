@@ -143,8 +143,8 @@ class Work:
             return drawing, {}
         if isinstance(drawing, Pictures):
             raise UserError(
-                f"{label} is pictures, which cannot be moved in space, and the protocol aligns every row: "
-                "leave the row out, or give --set alignment=none for all rows"
+                f"{label} consists of pictures, which cannot be moved in space, but the protocol aligns "
+                "every row: leave the row out, or give --set alignment=none for all rows"
             )
         move = find_move(drawing, target)
         shift = float(move.shift.norm())

@@ -186,7 +186,7 @@ def check_fit(
     found = (len(sample.views), sample.image.shape[-1], tuple(sample.noise.shape))
     if found != (noise_shape[0], size, tuple(noise_shape)):
         raise UserError(
-            f"{name} has {found[0]} pictures of {found[1]} pixels and noise {found[2]}, the model takes "
+            f"{name} has {found[0]} pictures of {found[1]} pixels and noise {found[2]}, but the model takes "
             f"{noise_shape[0]} of {size} and {tuple(noise_shape)}: make the data again at that size, or "
             "change the model's configuration"
         )

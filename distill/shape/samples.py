@@ -232,8 +232,8 @@ def check_volumes(objects: Together, size: int) -> None:
             raise UserError(f"rendered object {meta['id']} has no volume: render it again with --volumes")
         if meta["size"] < size:
             raise UserError(
-                f"rendered object {meta['id']} has {meta['size']} pixels per side, the network takes {size}: "
-                "render it again at that size, or change network.size"
+                f"rendered object {meta['id']} has {meta['size']} pixels per side, but the network takes "
+                f"{size}: render it again at that size, or change network.size"
             )
 
 

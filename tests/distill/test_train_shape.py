@@ -143,7 +143,7 @@ def test_only_a_better_network_is_kept(tmp_path, monkeypatch):
         ({"pixels": 0}, "pixels must be at least 1"),
         ({"network.heads": 5}, "heads 5"),
         ({"objective.steps": 0}, "objective.steps must be at least 1, got 0"),
-        ({"network.size": 64}, "32 pixels per side, the network takes 64"),
+        ({"network.size": 64}, "32 pixels per side, but the network takes 64"),
         ({"scan_fraction": 1, "shape_fraction": 1}, "must be shares of 1"),
     ],
 )

@@ -316,9 +316,9 @@ def damage() -> Odd:
     odd["two in one.jpg"] = whole + encoded(Image.new("RGB", (48, 32), "blue"), "JPEG"), RED
     odd["really a jpeg.png"] = whole, RED
     odd["really a webp.jpg"] = encoded(Image.new("RGB", (48, 32), RED), "WEBP"), RED
-    odd["no width.png"] = png_chunks(0, 32, 8, 2, b""), "is damaged or cut short (its head is broken)"
+    odd["no width.png"] = png_chunks(0, 32, 8, 2, b""), "is damaged or cut short (its header is broken)"
     mailed = encoded(noise, "PNG").replace(b"\n", b"\r\n")
-    odd["sent as text.png"] = mailed, "is damaged or cut short (its head is broken)"
+    odd["sent as text.png"] = mailed, "is damaged or cut short (its header is broken)"
     frame = whole.index(b"\xff\xc0")
     for name, at, value in (("lossless", 1, 0xC3), ("of 12 bits", 4, 12)):
         data = bytearray(whole)

@@ -81,7 +81,7 @@ def _file(path: Path, gender: str) -> Path:
 
 def _model(path: Path) -> dict[str, Any]:
     if path.suffix.lower() not in (".npz", ".pkl"):
-        raise UserError(f"{path}: SMPL comes as .npz or .pkl, not {path.suffix or 'that'}")
+        raise UserError(f"{path}: SMPL models are .npz or .pkl files, not {path.suffix or 'that'}")
     found = read_npz(path) if path.suffix.lower() == ".npz" else read_pickle(path, STAND_INS)
     arrays = [_array(value) for value in need(found, PARTS, str(path))]
     data = dict(zip(PARTS, arrays, strict=True))

@@ -111,7 +111,7 @@ def _parse_asf(path: Path) -> tuple[dict[str, _Bone], float, bool]:
                 bones[child].parent = parent
                 ordered[child] = bones[child]
     except (KeyError, ValueError) as error:
-        raise UserError(f"{path} is no ASF file that can be read: {error!r}") from error
+        raise UserError(f"{path} cannot be read as an ASF file: {error!r}") from error
     return ordered, length, degrees
 
 

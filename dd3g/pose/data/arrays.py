@@ -157,7 +157,7 @@ def tensor(value: Any, shape: tuple[int | None, ...], where: str) -> Tensor:
         raise UserError(f"{where} must be an array of numbers: {error}") from error
     if found.ndim != len(shape) or any(b not in (None, a) for a, b in zip(found.shape, shape, strict=True)):
         wanted = ", ".join("N" if n is None else str(n) for n in shape)
-        raise UserError(f"{where} must have the shape ({wanted}), it has {found.shape}")
+        raise UserError(f"{where} must have the shape ({wanted}), but has {found.shape}")
     return torch.from_numpy(found)
 
 
@@ -180,7 +180,7 @@ def need(table: Any, keys: Iterable[Any], where: str) -> list[Any]:
         UserError: `table` is not a dict, or a key is missing; the message names it and those that are there.
     """
     if not isinstance(table, dict):
-        raise UserError(f"{where} must be a table of named values, it is {type(table).__name__}")
+        raise UserError(f"{where} must be a table of named values, not {type(table).__name__}")
     keys = list(keys)
     missing = [key for key in keys if key not in table]
     if missing:

@@ -79,7 +79,7 @@ def parse_bvh(path: str | Path) -> Tree:
                 stack.pop()
                 at += 1
             else:
-                raise UserError(f"{path} is no BVH file that can be read: unexpected {word!r}")
+                raise UserError(f"{path} cannot be read as a BVH file: unexpected {word!r}")
         frames, tree.frame_time = int(words[at + 2]), float(words[at + 5])
         if not tree.frame_time > 0:
             raise ValueError(f"frame time {tree.frame_time:g}")

@@ -158,7 +158,7 @@ def load_h36m_items(
     """
     items = read_pickle(poses)
     if not isinstance(items, list) or not items:
-        raise UserError(f"{poses} must be a list of poses, it is {type(items).__name__}")
+        raise UserError(f"{poses} must be a list of poses, not {type(items).__name__}")
     detected = None
     if keypoints is not None:
         (test,) = need(read_pickle(keypoints), ["test"], str(keypoints))
@@ -166,7 +166,7 @@ def load_h36m_items(
         detected = tensor(found, (None, 17, None), f"{keypoints}, test, joint3d_image")[..., :2]
         if len(detected) != len(items):
             raise UserError(
-                f"{keypoints} has {len(detected)} poses, {poses} has {len(items)}: they must match"
+                f"{keypoints} has {len(detected)} poses, but {poses} has {len(items)}: they must match"
             )
     groups: dict[tuple[int, tuple[float, ...]], list[tuple[int, Tensor, Tensor]]] = {}
     for i in range(0, len(items), every):

@@ -111,7 +111,7 @@ def _read_amass(found: dict[str, Any], path: Path) -> Motion:
     trans = tensor(found["trans"], (len(poses), 3), f"{path}, trans")
     rate = found.get("mocap_framerate", found.get("mocap_frame_rate"))
     if poses.shape[1] < 66:
-        raise UserError(f"{path}, poses must have 66 numbers or more, 22 joints, it has {poses.shape[1]}")
+        raise UserError(f"{path}: poses must have 66 numbers (22 joints) or more, but has {poses.shape[1]}")
     if rate is None:
         raise UserError(f"{path} has no mocap_framerate, frames a second")
     up = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # z up to y up

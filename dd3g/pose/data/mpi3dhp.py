@@ -86,7 +86,7 @@ def load_3dhp_npz(path: str | Path) -> list[Recording]:
         # A training sequence is a list whose first item maps cameras to arrays.
         cameras = value[0] if isinstance(value, (list, tuple, np.ndarray)) and len(value) else value
         if not isinstance(cameras, dict):
-            raise UserError(f"{where} must hold a table of cameras, it holds {type(cameras).__name__}")
+            raise UserError(f"{where} must hold a table of cameras, not {type(cameras).__name__}")
         subject, _, action = str(name).partition(" ")
         for camera, arrays in cameras.items():
             place = f"{where}, camera {camera}"

@@ -111,7 +111,7 @@ class KeypointFile:
         placed = [Seen()] * (max(numbers) - first + 1)
         for one, number in zip(seen, numbers, strict=True):
             if number < first:
-                raise UserError(f"has a frame {number}: they are counted from {first}")
+                raise UserError(f"has a frame {number}, but frames count from {first}")
             placed[number - first] = replace(one, at=(*placed[number - first].at, *one.at))
         return placed
 

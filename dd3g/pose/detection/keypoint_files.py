@@ -183,7 +183,7 @@ def _yolo(path: Path) -> KeypointFile:
         try:
             values = [float(word) for word in line.split()]
         except ValueError as e:
-            raise UserError(f"line {number} has something else than numbers: save it with save_txt") from e
+            raise UserError(f"line {number} has something other than numbers: save it with save_txt") from e
         if not values:
             continue
         step = next((step for step in (3, 2) if 0 <= len(values) - 5 - 17 * step <= 2), None)

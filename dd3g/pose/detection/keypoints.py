@@ -113,7 +113,7 @@ def _straightened(xy: Tensor, trust: Tensor, K: Tensor | None, distortion: Any) 
     if len(found) > 8 and not found[8:].any():  # OpenCV's 12 and 14 also have prisms and tilted sensors
         found = found[:8]
     if K is None:
-        raise UserError("'distortion' needs 'K', the camera matrix that it was measured with")
+        raise UserError("'distortion' needs 'K', the camera matrix that was calibrated with it")
     if not 4 <= len(found) <= 8 or not found.isfinite().all():
         raise UserError(
             f"distortion must be 4 to 8 numbers k1, k2, p1, p2, k3, k4, k5, k6, got {found.tolist()}"

@@ -34,7 +34,7 @@ def check_blender() -> None:
     """Raise UserError where the Blender module is not installed."""
     if importlib.util.find_spec("bpy") is None:
         raise UserError(
-            "--export fbx needs Blender as a module: pip install 'dd3g[fbx]', or take glb, which it reads"
+            "--export fbx needs Blender as a module: pip install 'dd3g[fbx]', or use glb, which Blender reads"
         )
 
 

@@ -134,12 +134,12 @@ def _seen_features(people: Sequence[Detection], denoiser: RotationDenoiser) -> C
     found = [person.features for person in people if person.features is not None]
     if len(found) < len(people):
         raise UserError(
-            f"the weights look at {width} features of the picture: give --predictions with 'pose_feats'"
+            f"the weights need {width} features of the picture: give --predictions with 'pose_feats'"
         )
     features = torch.stack(found)
     if features.shape[1] != width:
         raise UserError(
-            f"the predictions have {features.shape[1]} features of the picture, the weights look at {width}: "
-            "give those of the network that they were trained with"
+            f"the predictions have {features.shape[1]} features of the picture, but the weights need "
+            f"{width}: give those of the network that they were trained with"
         )
     return Condition(features)

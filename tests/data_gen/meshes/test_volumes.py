@@ -187,7 +187,7 @@ def test_looks_are_counted_as_in_plain_numpy():
 
 
 def test_a_mesh_must_lie_in_the_cube(tmp_path):
-    with pytest.raises(ValueError, match="reaches 1 from the origin and the cube only 0.5"):
+    with pytest.raises(ValueError, match="reaches 1 from the origin, but the cube only 0.5"):
         carve(mesh_of(trimesh.creation.icosphere(1), tmp_path), 0.5)
 
 

@@ -170,7 +170,7 @@ def test_torn_weights(copy):
         ("text_encoder/config.json", "text_encoder/config.json is missing"),
         (
             "tokenizer/tokenizer.json",
-            "tokenizer holds no words .tokenizer.json, or vocab.json and merges.txt",
+            "tokenizer holds no vocabulary .tokenizer.json, or vocab.json and merges.txt",
         ),
         ("scheduler/scheduler_config.json", "scheduler_config.json"),
     ],
@@ -245,7 +245,7 @@ ANSWER = SimpleNamespace(headers={}, request=None)
         (errors.RemoteEntryNotFoundError("no", response=ANSWER), "it is not a diffusers pipeline"),
         (
             ConnectionError("connection refused"),
-            r"not be had from the hub \(connection refused\).*network",
+            r"not be fetched from the hub \(connection refused\).*network",
         ),
         (OSError(28, "No space left on device"), "could not be stored in the hub's cache: No space left"),
     ],
@@ -261,7 +261,7 @@ def test_what_the_hub_answers(monkeypatch, error, message):
 def test_a_machine_without_network(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    fails("some/model", "some/model could not be had from the hub.*or give the folder")
+    fails("some/model", "some/model could not be fetched from the hub.*or give the folder")
 
 
 def test_a_model_of_the_hub_is_named_with_its_commit(copy, monkeypatch, tmp_path):

@@ -128,7 +128,7 @@ def test_goes_on_with_the_same_answers(tmp_path, model_folder):
     assert asked == [4, 2]
     assert (tmp_path / "j").read_bytes() == whole
     other = Rewriter(model_folder, seed=2, batch_size=4, device="cpu")
-    with pytest.raises(UserError, match="begun with seed 1, now it is 2"):
+    with pytest.raises(UserError, match="started with seed 1, now it is 2"):
         rewrite_prompts(prompts, other, tmp_path / "j")
     rewrite_prompts(prompts, other, tmp_path / "other")
     assert (tmp_path / "other").read_bytes().splitlines()[1:] != whole.splitlines()[1:]

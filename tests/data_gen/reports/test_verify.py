@@ -112,7 +112,7 @@ def test_what_does_not_belong(folder):
 
 def test_an_unfinished_shard(folder):
     Storage(folder).write("parts/pictures-00001/00-00000.tar", b"")
-    assert "parts/pictures-00001 is of a shard that is being made" in problems(folder)[0]
+    assert "parts/pictures-00001 belongs to an unfinished shard" in problems(folder)[0]
 
 
 def changed(**more):
@@ -190,7 +190,8 @@ def test_a_stranger_and_a_contradiction(folder):
     edit(folder, lambda s: s["missing"].update({"f" * 16: "blur", one: "blur"}))
     found = problems(folder)
     assert (
-        "ffffffffffffffff is not a prompt of the set" in found and f"{one} is both there and missing" in found
+        "ffffffffffffffff is not a prompt of the set" in found
+        and f"{one} is both present and listed as missing" in found
     )
 
 

@@ -115,10 +115,8 @@ def test_ranks_of_their_own_make_the_same_set(filters, tmp_path, reference):
         said.append(report["waiting"])
         if turn % 3 == 0 and not report["waiting"]:
             break
-    assert said[0].startswith(
-        "3 shards (first pictures-00001) of other ranks to be made: start the same command"
-    )
-    assert any("to be rid of duplicates: start the same command again" in s for s in said)
+    assert said[0].startswith("other ranks to make 3 shards (first pictures-00001): start the same command")
+    assert any("other ranks to replace duplicates in " in s for s in said)
     assert contents(tmp_path) == contents(reference[0])
 
 

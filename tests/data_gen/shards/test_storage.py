@@ -38,7 +38,7 @@ def test_files_come_back(storage):
 
 
 def test_what_is_not_there_is_named(storage):
-    with pytest.raises(UserError, match=r"cannot read .*set/none.json: it is not there"):
+    with pytest.raises(UserError, match=r"cannot read .*set/none.json: it does not exist"):
         storage.read("none.json")
 
 
@@ -92,7 +92,7 @@ def test_unwritable_places(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="a part of the path is a file"):
         Storage(tmp_path / "file" / "set").check_writable(".rank-0")
-    with pytest.raises(UserError, match="cannot write /proc/set/.rank-0: its folder cannot be made"):
+    with pytest.raises(UserError, match="cannot write /proc/set/.rank-0: its folder cannot be created"):
         Storage("/proc/set").check_writable(".rank-0")
 
 

@@ -34,8 +34,8 @@ def test_folder(tmp_path, folder, green_screen, capsys):
     assert said.out.startswith("8 of 16 pictures in 3 shards in ")
     assert "1 duplicate, 1 no_object, 1 small, 5 unreadable" in said.out
     for name in ("cut.png", "empty.png", "text.jpg", "clear.png", "tiny.png"):
-        assert f"could not be opened: {name}" in said.err
-    assert said.err.endswith("to have these too, repair them and collect into another --output\n")
+        assert f"{name} could not be opened" in said.err
+    assert said.err.endswith("to include them, repair them and collect into another --output\n")
     assert f"skipped {folder / 'cut.png'} is damaged or cut short" in said.err
     for line, why in ((4, "is not a JSON object"), (5, "is not a JSON object"), (6, "has no file_name")):
         assert f"line {line}, {why}" in said.err

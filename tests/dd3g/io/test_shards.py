@@ -87,7 +87,7 @@ def test_missing_and_empty(tmp_path):
         Shards(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         Shards(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="no shards were named"):
+    with pytest.raises(UserError, match="no shards were given"):
         Shards([])
 
 

@@ -101,7 +101,7 @@ def test_intrinsics_in_pixels_and_scaled_poses(tmp_path):
     meta = {"fl_x": focal, "fl_y": focal, "cx": 64, "cy": 64, "w": 128, "h": 128, "frames": frames}
     (tmp_path / "ball" / "transforms.json").write_text(json.dumps(meta))
     same_cameras(read_views(find_objects(tmp_path)[0][0], 32).cameras, rig)
-    for change, words in (({"frames": []}, "there is no view"), ({"w": 0}, "division by zero"),
+    for change, words in (({"frames": []}, "it has no views"), ({"w": 0}, "division by zero"),
                           ({"fl_x": math.nan}, "a field of view is between")):  # fmt: skip
         (tmp_path / "ball" / "transforms.json").write_text(json.dumps(meta | change))
         with pytest.raises(UserError, match=words):

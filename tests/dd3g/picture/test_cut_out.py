@@ -135,7 +135,7 @@ def test_a_picture_as_its_own_mask(tmp_path, asked):
     Image.fromarray(disc()[..., :3]).save(tmp_path / "whole.png")
     own = load_image(tmp_path / "cut.png", mask=str(tmp_path / "cut.png"))
     assert torch.equal(own.rgba, load_image(tmp_path / "cut.png").rgba)
-    with pytest.raises(UserError, match=r"whole.png has no alpha that could be its mask"):
+    with pytest.raises(UserError, match=r"whole.png has no alpha that could serve as its mask"):
         load_image(tmp_path / "whole.png", mask=tmp_path / "whole.png")
     assert asked == []
 

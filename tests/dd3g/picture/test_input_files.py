@@ -61,7 +61,7 @@ def test_every_file_of_a_folder_is_found_or_named(here):
         "in/pipe.png": "not a file",
         "in/round": "a link to a folder",
     }
-    assert {"picture": "in/sub", "reason": "a folder; --recursive looks inside"} in flat.skipped
+    assert {"picture": "in/sub", "reason": "a folder; --recursive searches it"} in flat.skipped
 
 
 def test_stems_are_unique_in_their_folder(here):
@@ -148,7 +148,7 @@ def test_skip_existing_makes_only_what_is_missing(here, stub, short_turntables):
     again = ("in", "--format", "ply,spz", "--turntable", "--skip-existing", "--json")
     report = json.loads(run(*again).stdout)
     assert [p["picture"] for p in report["pictures"]] == ["in/b.png"]
-    assert report["skipped"] == [{"picture": "in/a.png", "reason": "its results are there"}]
+    assert report["skipped"] == [{"picture": "in/a.png", "reason": "its results exist"}]
     assert all(p.stat().st_mtime_ns == before[p] for p in Path("out").glob("a.*"))
     stub.loaded.clear()
     assert json.loads(run(*again).stdout)["pictures"] == [] and stub.loaded == []
@@ -164,13 +164,13 @@ def test_skip_existing_makes_only_what_is_missing(here, stub, short_turntables):
         ),
         (("ftp://host/a.png",), "addresses of the kind ftp are not read"),
         (("data:image/png;base64,iVBOR",), "addresses of the kind data are not read"),
-        (("",), "an empty word names no picture"),
+        (("",), "an empty argument names no picture"),
         (("a.png", "-o", "-"), "-o -: results are not written to standard output"),
-        (("a.png", "-o", "lamp.ksplat"), "-o lamp.ksplat ends like a file that is not written"),
-        (("a.png", "-o", "lamp.usdz"), "-o lamp.usdz ends like a file that is not written"),
-        (("a.png", "-o", "lamp.XYZ"), "-o lamp.XYZ ends like a file that is not written: use one of .ply"),
-        (("a.png", "-o", "lamp.pcd"), "-o lamp.pcd ends like a file that is not written"),
-        (("a.png", "-o", "lamp.mov"), "-o lamp.mov ends like a file that is not written"),
+        (("a.png", "-o", "lamp.ksplat"), "-o lamp.ksplat: dd3g does not write this format"),
+        (("a.png", "-o", "lamp.usdz"), "-o lamp.usdz: dd3g does not write this format"),
+        (("a.png", "-o", "lamp.XYZ"), "-o lamp.XYZ: dd3g does not write this format; use one of .ply"),
+        (("a.png", "-o", "lamp.pcd"), "-o lamp.pcd: dd3g does not write this format"),
+        (("a.png", "-o", "lamp.mov"), "-o lamp.mov: dd3g does not write this format"),
         (("a.png", "-o", "made/.ply"), "-o made/.ply is a suffix without a name"),
     ],
 )
@@ -217,16 +217,16 @@ def test_o_names_the_one_file(here, stub):
 @pytest.mark.parametrize(
     "words, match",
     [
-        (("a.png", "b.png", "-o", "x.ply"), "-o names one file, and there are 2 pictures: give a folder"),
-        (("a.png", "-o", "x.ply", "--samples", 2), "-o names one file, and there are 2 --samples"),
-        (("a.png", "-o", "x.obj"), "-o x.obj ends like a file that is not written: use one of .ply, "),
-        (("a.png", "-o", "x.png"), "-o x.png ends like a file that is not written"),
+        (("a.png", "b.png", "-o", "x.ply"), "-o names one file, but there are 2 pictures: give a folder"),
+        (("a.png", "-o", "x.ply", "--samples", 2), "-o names one file, but there are 2 --samples"),
+        (("a.png", "-o", "x.obj"), "-o x.obj: dd3g does not write this format; use one of .ply, "),
+        (("a.png", "-o", "x.png"), "-o x.png: dd3g does not write this format"),
         (("a.png", "--no-matte", "--matte", "u2netp"), "--matte, --no-matte and --mask each say what"),
         (("a.png", "--no-matte", "--mask", "b.png"), "--matte, --no-matte and --mask each say what"),
         (("a.png", "-o", "x.ply", "--format", "spz"), "-o x.ply and --format spz differ"),
         (("a.png", "-o", "x.PLY"), "write its suffix in small letters"),
         (("a.png", "b.png", "--mask", "a.png"), "--mask FILE is for one picture"),
-        (("a.png", "b.png", "--recursive"), "--recursive looks into folders, and none was given"),
+        (("a.png", "b.png", "--recursive"), "--recursive searches folders, but none was given"),
         (("a.png", "--foreground-ratio", 2), "--foreground-ratio 2 is out of range"),
     ],
 )

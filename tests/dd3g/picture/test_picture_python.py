@@ -307,12 +307,12 @@ def test_paths_of_any_kind_and_what_is_none(tmp_path):
     for path in (Place(), PurePath(tmp_path / "a.png"), np.str_(tmp_path / "a.png")):
         assert torch.equal(load_image(path).rgba, whole)
     for word, match in (
-        ("", "an empty word names no picture"),
+        ("", "an empty argument names no picture"),
         (f"file://{tmp_path}/a.png", "addresses of the kind file are not read: give one of http or https"),
         ("data:image/png;base64,iVBORw0KGgo" + 9999 * "A", "^data:image.{90}: addresses of the kind data"),
         (9999 * "A", r"^A{100}\.\.\. cannot be read .File name too long.: check the path$"),
-        ("a\0.png", r"^'a\\x00.png' names no picture: no path holds a zero byte$"),
-        (Path("a\0.png"), "no path holds a zero byte"),
+        ("a\0.png", r"^'a\\x00.png' names no picture: a path cannot contain a zero byte$"),
+        (Path("a\0.png"), "a path cannot contain a zero byte"),
     ):
         with pytest.raises(UserError, match=match):
             load_image(word)

@@ -177,7 +177,7 @@ def test_one_bad_input_is_exit_code_two_and_writes_nothing(tmp_path):
         ((tmp_path / "absent.png",), "does not exist"),
         ((tmp_path / "absent.mp4",), "does not exist"),
         ((tmp_path / "nobody.png", "--focal", -700), "--focal -700 is not a focal length"),
-        ((tmp_path / "nobody.png", "--hypotheses", 0), "--hypotheses 0 makes nothing"),
+        ((tmp_path / "nobody.png", "--hypotheses", 0), "--hypotheses 0 is too few"),
         ((tmp_path / "nobody.png", "--keypoints", tmp_path / "absent.json"), "does not exist"),
     ):
         code, text, errors = run(*arguments, "-o", out)

@@ -96,7 +96,7 @@ def test_bodies_belong_to_the_boxes_that_are_nearest(tmp_path):
     assert [p.start for p in read_regressed(far).in_picture(seen, "b")] == [None] * 3
     with pytest.raises(UserError, match="has 3 bodies, b shows 2 people: give 'center'"):
         read_regressed(hmr2(tmp_path / "c.npz", turned)).in_picture(seen[:2], "b")
-    with pytest.raises(UserError, match="has nobody of c, only of b"):
+    with pytest.raises(UserError, match="has nobody in c, only in b"):
         read_regressed(file).in_picture(seen, "c")
     with pytest.raises(UserError, match="must be rotation matrices"):
         read_regressed(hmr2(tmp_path / "d.npz", 2 * turned))
@@ -207,7 +207,10 @@ def test_weights_that_look_at_features_refine_as_published(tmp_path, monkeypatch
     assert plans[-1] == IMAGINED and conditions[-1].view is not None
     for wrong, message in (
         (replace(given[0], features=None), "give --predictions with 'pose_feats'"),
-        (replace(given[0], features=torch.zeros(9)), "have 9 features of the picture, the weights look at 8"),
+        (
+            replace(given[0], features=torch.zeros(9)),
+            "have 9 features of the picture, but the weights need 8",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             recovery.lift_people([wrong], 1, 0, None, networks)
@@ -231,7 +234,7 @@ def test_weights_are_of_use_to_the_method_or_refused(tmp_path, capsys):
 
     for method, weights, message in (
         ("guided", ["looks"], "of pose-recovery are of no use to guided, which runs pose-prior, pose-lifter"),
-        ("recovery", ["looks"], "look at 8 features of the picture: add --predictions FILE with pose_feats"),
+        ("recovery", ["looks"], "need 8 features of the picture: add --predictions FILE with pose_feats"),
         ("recovery", ["looks", "again"], "again is a second pose-recovery"),
         ("recovery", ["empty"], "no config.json there"),
     ):

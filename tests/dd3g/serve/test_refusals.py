@@ -117,9 +117,7 @@ def test_other_addresses_and_methods(serve):
     assert [a.status_code for a in answers] == [405, 404, 404, 404]
     assert answers[0].headers["allow"] == "POST" and all(list(a.json()) == ["error"] for a in answers)
     assert answers[0].json()["error"] == "/generate takes POST, not GET"
-    assert all(
-        a.json()["error"].startswith("nothing is at this address: there are POST") for a in answers[1:]
-    )
+    assert all(a.json()["error"].startswith("nothing is at this address: use POST") for a in answers[1:])
 
 
 def test_addresses_with_a_slash_behind_are_others(serve):

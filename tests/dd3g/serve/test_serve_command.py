@@ -27,7 +27,7 @@ from tools.load_server import start_server
 
 slow = pytest.mark.slow
 LAMP = ROOT / "assets/lamp.png"
-STOPPED = "stopped: every picture that had come was answered\n"
+STOPPED = "stopped: answered every picture that had arrived\n"
 
 
 @pytest.fixture(scope="module")

@@ -173,7 +173,7 @@ def test_signals_to_workers(tmp_path, monkeypatch, capsys, samples, code):
     (kept,) = checkpoints(tmp_path)
     step = int(kept.name.removeprefix("checkpoint-"))
     assert 1 <= step <= 4 and len(metrics(tmp_path)) == step
-    assert ("a process that makes samples ended (DataLoader worker" in error) == (samples is Killed)
+    assert ("a data loader's process ended (DataLoader worker" in error) == (samples is Killed)
     monkeypatch.setattr(samples, "__getitem__", Points.__getitem__)
     assert line(tmp_path, monkeypatch, resume_from_checkpoint="latest", samples=Points) == 0
     assert seen(tmp_path) == list(range(32))

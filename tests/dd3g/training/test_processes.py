@@ -47,7 +47,7 @@ def test_processes_for_gpus_do_not_train_on_cpus(tmp_path, monkeypatch, capsys, 
     monkeypatch.setattr(processes, "Accelerator", lambda **options: made.append(options) or 1 / 0)
     if code:
         assert line(tmp_path, *filter(None, [word])) == code
-        assert "8 processes were started for GPUs, and this machine shows no CUDA" in capsys.readouterr().err
+        assert "8 processes were started for GPUs, but this machine shows no CUDA" in capsys.readouterr().err
     else:
         with pytest.raises(ZeroDivisionError):
             line(tmp_path, *filter(None, [word]))

@@ -172,7 +172,7 @@ def test_a_state_that_does_not_fit_its_folder(tmp_path, capsys, change):
     path.write_text(json.dumps({k: v for k, v in about.items() if change.get(k, 1) is not None}))
     assert line(tmp_path, LATEST) == 0
     error = capsys.readouterr().err
-    assert "it is now damaged-checkpoint-6, going on from checkpoint-3" in error
+    assert "it is now damaged-checkpoint-6, continuing from checkpoint-3" in error
     assert ("state.json is of another step" in error) == ("step" in change)
 
 
@@ -216,7 +216,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert "checkpoint-6: damaged (" in capsys.readouterr().err
     assert line("cut", LATEST) == 0
     said = capsys.readouterr().err
-    assert "it is now damaged-checkpoint-6, going on from checkpoint-3" in said
+    assert "it is now damaged-checkpoint-6, continuing from checkpoint-3" in said
     assert (tmp_path / "cut/damaged-checkpoint-6").is_dir() and not (tmp_path / "exploded").exists()
     assert [p.name for p in checkpoints(Path("cut"))] == ["checkpoint-6", "checkpoint-8"]
     whole, again = (load_file(tmp_path / n / "checkpoint-8/model.safetensors") for n in ("whole", "cut"))

@@ -79,7 +79,7 @@ def test_other_protocols_and_objects_refuse_to_share_a_table(tmp_path, boxes, ro
     assert "their numbers do not compare (different: fovy); evaluate both by one protocol" in err
     assert err.count("\n") == 1
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "c")]) == 2
-    assert "saw other objects (3 and 2; different: box2)" in capsys.readouterr().err
+    assert "saw different objects (3 and 2; different: box2)" in capsys.readouterr().err
     assert main(["compare", str(tmp_path / "a")]) == 2
     (tmp_path / "x.json").write_text("{}")
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "x.json")]) == 2

@@ -188,12 +188,12 @@ def test_alignment_is_on_for_all_rows_or_off(tmp_path, boxes, rows):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGBA", (16, 16), (9, 9, 9, 128)).save(path)
     words = [GREY, f"predictions=theirs={folder}"]
-    with pytest.raises(UserError, match="theirs is pictures, which cannot be moved in space"):
+    with pytest.raises(UserError, match="theirs consists of pictures, which cannot be moved in space"):
         run(boxes, tmp_path / "a", words, [*SMALL, "alignment=input"])
     report = run(boxes, tmp_path / "b", [GREY], [*SMALL, "alignment=input"])
     assert set(report["rows"]["grey"]["alignment"]) == {"scale", "shift", "residual"}
     assert run(boxes, tmp_path / "c", words)["rows"]["theirs"]["novel"]["psnr"]["mean"] > 1
-    with pytest.raises(UserError, match="theirs: .* has nothing of 1 of 3 objects: box0"):
+    with pytest.raises(UserError, match="theirs: .* lacks 1 of 3 objects: box0"):
         (folder / "box0").rename(folder / "away")
         run(boxes, tmp_path / "d", words)
 

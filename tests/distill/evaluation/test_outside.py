@@ -164,15 +164,13 @@ def test_bad_predictions_are_told(tmp_path, target):
     (tmp_path / "thing.ply").unlink()
     with pytest.raises(UserError, match="nowhere is not a folder"):
         parse_predictions(f"lgm={tmp_path}/nowhere")
-    with pytest.raises(UserError, match=r"'axes=up' cannot be: options are axes \(auto, opencv"):
+    with pytest.raises(UserError, match=r"'axes=up' is not an option: options are axes \(auto, opencv"):
         parse_predictions(f"lgm={tmp_path},axes=up")
     with pytest.raises(UserError, match="no option 'zoom'"):
         parse_predictions(f"lgm={tmp_path},zoom=2")
     row = parse_predictions(f"lgm={tmp_path},elevation=0,radius=2")
     assert (row.elevation, row.radius, row.axes) == (0.0, 2.0, "auto")
-    with pytest.raises(
-        UserError, match="lgm: .* has nothing of 2 of 2 objects: thing, other; expected NAME.ply"
-    ):
+    with pytest.raises(UserError, match="lgm: .* lacks 2 of 2 objects: thing, other; expected NAME.ply"):
         row.check(["thing", "other"])
     (tmp_path / "thing.ply").write_bytes(b"ply\nnonsense")
     with pytest.raises(UserError, match="thing.ply"):
@@ -186,14 +184,14 @@ def test_bad_predictions_are_told(tmp_path, target):
     inside.mkdir()
     for name in ("a.ply", "b.obj"):
         (inside / name).write_bytes(b"")
-    with pytest.raises(UserError, match="holds a.ply, b.obj: leave one of them"):
+    with pytest.raises(UserError, match="holds a.ply, b.obj: keep one of them"):
         row.find("thing")
     for name in ("a.ply", "b.obj"):
         (inside / name).unlink()
     for number in ("0", "1"):
         (inside / number).mkdir()
         (inside / number / "mesh.glb").write_bytes(b"glTF" + bytes(30))
-    with pytest.raises(UserError, match="holds 0/mesh.glb, 1/mesh.glb: leave one of them"):
+    with pytest.raises(UserError, match="holds 0/mesh.glb, 1/mesh.glb: keep one of them"):
         row.find("thing")
     (inside / "1" / "mesh.glb").unlink()
     with pytest.raises(UserError, match="thing/0/mesh.glb cannot be read: "):

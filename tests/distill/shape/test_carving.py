@@ -65,7 +65,7 @@ def test_renders_and_quadruples_are_one_sequence(tmp_path):
             both.meta(index)
     assert both[4] is both[4] and "source" in both.meta(1) and both[2].meta["id"] == "q0"
     check_volumes(both, 32)
-    with pytest.raises(UserError, match="q0 has 32 pixels per side, the network takes 64"):
+    with pytest.raises(UserError, match="q0 has 32 pixels per side, but the network takes 64"):
         check_volumes(Together([quadruples]), 64)
 
 

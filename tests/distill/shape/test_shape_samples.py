@@ -197,7 +197,7 @@ def test_larger_renders_serve_a_smaller_network(objects):
     sample = ShapeDataset(objects, 0, 16, BINS)[0]
     assert sample.image.shape == (4, 16, 16) and sample.occupancy.shape == (BINS, 16, 16)
     check_volumes(objects, SIZE)
-    with pytest.raises(UserError, match="object0 has 32 pixels per side, the network takes 64"):
+    with pytest.raises(UserError, match="object0 has 32 pixels per side, but the network takes 64"):
         check_volumes(objects, 64)
 
 

@@ -136,5 +136,5 @@ def test_bad_asf_is_told(tmp_path):
         ):
             read_amc(tmp_path / "p.asf", tmp_path / "p.amc")
     (tmp_path / "p.asf").write_text(asf().replace("     name lradius\n", ""))
-    with pytest.raises(UserError, match="no ASF file that can be read.*name"):
+    with pytest.raises(UserError, match="cannot be read as an ASF file.*name"):
         read_amc(tmp_path / "p.asf", tmp_path / "p.amc")

@@ -167,7 +167,7 @@ def test_h36m_items(tmp_path):
     with pytest.raises(UserError, match="h36m_test.pkl, item 3 has no 'joint_3d_camera'"):
         load_h36m_items(poses, every=3)
     poses.write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(UserError, match="must be a list of poses, it is dict"):
+    with pytest.raises(UserError, match="must be a list of poses, not dict"):
         load_h36m_items(poses)
 
 

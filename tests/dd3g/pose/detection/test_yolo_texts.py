@@ -39,7 +39,7 @@ def test_shares_of_the_picture_in_yolos_texts(tmp_path, after, score, track, con
     ("text", "message"),
     [
         ("", "no person"),
-        ("\ufffd notes", "line 1 has something else than numbers"),
+        ("\ufffd notes", "line 1 has something other than numbers"),
         ("0 0.5 0.5 0.6 0.9", "line 1 has 5 numbers: .* 39 or 56"),
         (yolo((1, 1)), "must be fractions of the picture"),
     ],
