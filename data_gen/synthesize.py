@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from data_gen.filters.mattes import MatteConfig
 from data_gen.filters.rules import FilterConfig
-from data_gen.picture_models.pipeline_folders import folder_fingerprint
 from data_gen.picture_models.protocol import ModelConfig
 from data_gen.shards import command
 from data_gen.shards.dataset import DatasetSpec, DrawRequest, PictureBackend
@@ -24,7 +23,7 @@ from data_gen.shards.storage import Storage
 from dd3g.command.progress import Progress, print_first
 from dd3g.command.setting import check_ranges, setting
 from dd3g.errors import UserError
-from dd3g.fingerprint import fingerprint
+from dd3g.fingerprint import fingerprint, folder_fingerprint
 
 if TYPE_CHECKING:
     from PIL import Image

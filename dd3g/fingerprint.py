@@ -20,6 +20,12 @@ def fingerprint(*parts: str | bytes) -> str:
     return sha.hexdigest()[:16]
 
 
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def folder_fingerprint(folder: Path) -> str:
     """Hash of a pipeline's folder, 8 hex digits, whatever its place: another one for retrained weights.
 

@@ -6,7 +6,6 @@ fetched, never code; what is on disk is found without asking the hub.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dd3g.errors import UserError, first_line
+from dd3g.fingerprint import file_sha256
 
 TEXT = ("*.json", "tokenizer/*.txt", "README.md")  # beside the weights
 # Of these, what a teacher in parts and its captions cannot do without.
@@ -147,8 +147,7 @@ def check_digest(path: Path, sha256: str) -> None:
         UserError: when it is another one, or missing.
     """
     try:
-        with open(path, "rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = file_sha256(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): fetch the model again") from error
     if found != sha256:

@@ -24,6 +24,7 @@ import typer
 from dd3g.command.progress import paused
 from dd3g.command.run import Json, dispatch, say
 from dd3g.errors import UserError
+from dd3g.fingerprint import file_sha256
 from dd3g.homeless import cache_folder
 from dd3g.hub_models import HUB_MODELS, HubModel, listed
 from dd3g.io.atomic import remove_leftovers, temporary_folder
@@ -122,8 +123,7 @@ def model_path(name: str) -> Path | None:
 @lru_cache
 def _digest(path: Path, changed: int) -> str:
     """The sha256 of a file, read again after it was changed."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def require_model(name: str) -> Path:

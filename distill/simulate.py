@@ -156,7 +156,7 @@ def simulate_command(
             json.dumps(report)
             if as_json
             else f"wrote {report['quadruples']} quadruples in {report['written']} shards to {output}; "
-            f"{report['present']} shards were there, {left} are to go ({report['seconds']} s)"
+            f"{report['present']} shards existed, {left} remain ({report['seconds']} s)"
         )
     if report["failed"]:
         raise typer.Exit(1)

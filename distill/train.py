@@ -178,9 +178,8 @@ def run(config: DistillConfig) -> Path:
     output = Path(config.output_dir)
 
     def loss(model: nn.Module, batch: Sample, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        objective.total = (
-            config.max_train_steps
-        )  # other ones for as many epochs by other numbers of processes
+        # With num_train_epochs, `fit` counts the steps.
+        objective.total = config.max_train_steps
         return objective(model, batch, step)
 
     def publish(average: Generator, step: int) -> None:

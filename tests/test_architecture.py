@@ -14,12 +14,15 @@ PACKAGES = ("dd3g", "data_gen", "distill", "tools")
 # A room on one line imports only from itself and from lines above it. What is not named may import anything
 # of its own package that does not make a circle.
 FLOORS = (
-    ("dd3g.errors", "dd3g.command"),
+    ("dd3g.errors", "dd3g.command", "dd3g.fingerprint", "dd3g.homeless", "dd3g.machine", "dd3g.processes"),
     ("dd3g.cameras", "dd3g.gaussians"),
-    ("dd3g.io", "dd3g.rasterizer", "dd3g.picture", "dd3g.meshes"),
+    ("dd3g.io", "dd3g.rasterizer", "dd3g.picture", "dd3g.meshes", "dd3g.models", "dd3g.numba_setup"),
     ("dd3g.nn", "dd3g.diffusion", "dd3g.training"),
     ("dd3g.pepd", "dd3g.pose"),
-    ("dd3g.infer", "dd3g.serve"),
+    (
+        *("dd3g.infer", "dd3g.serve", "dd3g.results", "dd3g.benchmark"),
+        *("dd3g.convert", "dd3g.info", "dd3g.turntable", "dd3g.view"),
+    ),
     ("data_gen", "distill"),
     ("tools",),
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 from dd3g.errors import UserError
-from dd3g.fingerprint import fingerprint
+from dd3g.fingerprint import file_sha256, fingerprint
 from dd3g.io.atomic import runs
 from dd3g.io.shards import write_shard
 
@@ -240,8 +239,7 @@ class Storage:
 
 def checksum(path: Path) -> tuple[int, str]:
     """Bytes of a file and their sha256."""
-    with open(path, "rb") as stream:
-        return path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()
+    return path.stat().st_size, file_sha256(path)
 
 
 def _own_folder(fs: Any, root: str) -> Path | None:

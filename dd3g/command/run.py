@@ -257,7 +257,7 @@ def explain(error: Exception, out: Path, less: str) -> str:
     *_, last = traceback.extract_tb(error.__traceback__)
     return (
         f"unexpected {type(error).__name__}: {first_line(error)} ({Path(last.filename).name}, line "
-        f"{last.lineno}): a defect, please report it; with DD3G_TRACEBACK=1 it shows where it comes from"
+        f"{last.lineno}): a bug, please report it; DD3G_TRACEBACK=1 shows where it comes from"
     )
 
 

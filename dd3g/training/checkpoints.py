@@ -8,7 +8,6 @@ Only the main process touches files.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dd3g.errors import UserError, first_line
+from dd3g.fingerprint import file_sha256
 from dd3g.training.averaging import Average, frozen, named_averaged
 from dd3g.training.config import LoopConfig, changes
 from dd3g.training.optimizer import LearningRate
@@ -126,7 +126,7 @@ def _write(scratch: Path, name: str, tensors: dict[str, Tensor], config: LoopCon
 def _finish(scratch: Path, path: Path, about: dict[str, Any], config: LoopConfig) -> None:
     with _explained(scratch, config):
         files = sorted(scratch.iterdir())
-        sums = {file.name: _checksum(file) for file in files}
+        sums = {file.name: file_sha256(file) for file in files}
         (scratch / STATE).write_text(json.dumps(about | {"sha256": sums}, indent=1) + "\n")
         for file in files:  # safetensors writes for the eyes of the owner alone
             file.chmod((scratch / STATE).stat().st_mode)
@@ -151,11 +151,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def resume(state: State, output: Path, config: LoopConfig) -> int:
@@ -249,7 +244,7 @@ def _verified(path: Path) -> dict[str, Any]:
     try:
         about = json.loads((path / STATE).read_text())
         for name, checksum in about["sha256"].items():
-            if _checksum(path / name) != checksum:
+            if file_sha256(path / name) != checksum:
                 raise ValueError(f"{name} is not what was written")
         lacking = sorted(
             {"consumed", "processes", "average_updates", "rate", "scaler", "config"} - set(about)

@@ -17,12 +17,12 @@ from stand_ins.training_runs import files, metrics
 
 from data_gen import train_tiny
 from data_gen.meshes.captions import color_shares, id_words, name_words, picture_words, read_manifest
-from data_gen.picture_models.pipeline_folders import folder_fingerprint
 from data_gen.picture_models.pipelines import load_model
 from data_gen.picture_models.protocol import ModelConfig
 from data_gen.train_tiny import CaptionedViews, TinyTrainConfig
 from dd3g.command.configuration import parse
 from dd3g.errors import UserError
+from dd3g.fingerprint import folder_fingerprint
 from dd3g.io.shards import Shards
 
 

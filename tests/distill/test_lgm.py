@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lgm_reference import twin
 from safetensors.torch import save_file
+from stand_ins.lgm_reference import twin
 from stand_ins.tiny_lgm import LAYOUT, save_lgm, tiny_lgm
 
 from dd3g.cameras import Cameras

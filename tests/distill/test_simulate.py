@@ -184,4 +184,4 @@ def test_bad_requests_end_in_one_line(case, pictures, teacher, tmp_path, capsys)
         write_shard(inputs / "a.tar", [{"__key__": "a", "txt": "hello"}])
     assert main(command(inputs, teacher, out, *more)) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and "defect" not in error
+    assert error.startswith("error: ") and error.count("\n") == 1 and "a bug" not in error

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lgm_reference import twin
+from stand_ins.lgm_reference import twin
 from stand_ins.tiny_lgm import LAYOUT
 
 from dd3g.cameras import Cameras

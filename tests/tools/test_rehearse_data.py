@@ -1,4 +1,4 @@
-"""The rehearsal of the whole line, small."""
+"""The rehearsal of a whole dataset, small."""
 
 import json
 import xml.etree.ElementTree as ET

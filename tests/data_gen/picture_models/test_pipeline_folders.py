@@ -12,9 +12,10 @@ import pytest
 from huggingface_hub import errors
 from stand_ins.tiny_pipelines import fails, load
 
-from data_gen.picture_models.pipeline_folders import INDEX, find_folder, folder_fingerprint, pipeline_class
+from data_gen.picture_models.pipeline_folders import INDEX, find_folder, pipeline_class
 from data_gen.picture_models.protocol import ModelConfig
 from dd3g.errors import UserError
+from dd3g.fingerprint import folder_fingerprint
 
 
 def edit(folder, change):

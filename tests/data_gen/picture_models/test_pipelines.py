@@ -13,10 +13,11 @@ from stand_ins import tiny_pipelines
 from stand_ins.tiny_pipelines import fails, load
 
 from data_gen.picture_models import pipelines
-from data_gen.picture_models.pipeline_folders import folder_fingerprint, pipeline_class
+from data_gen.picture_models.pipeline_folders import pipeline_class
 from data_gen.picture_models.protocol import ModelConfig
 from data_gen.synthesize import SynthesizeConfig
 from dd3g.errors import UserError
+from dd3g.fingerprint import folder_fingerprint
 
 TEXTS = ["a red fox", "a blue chair, wooden", "x"]
 SHORT = {"max_sequence_length": 24}
