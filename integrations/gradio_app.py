@@ -17,8 +17,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 
 import gradio as gr
 
-from dd3g import Generator, load_image
-from dd3g.errors import UserError
+from dd3g import Generator, UserError, load_image
 from dd3g.io.viewer import save_viewer
 
 WEIGHTS = os.environ.get("DD3G_WEIGHTS", "nano")
