@@ -72,7 +72,7 @@ def trainers(folder: Path) -> dict[str, Callable[[], object]]:
     }
 
 
-class _Enough(Exception):
+class _Enough(BaseException):
     """The last backward pass is done; what a trainer does after its loop is not looked at."""
 
 
