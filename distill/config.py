@@ -19,7 +19,9 @@ class StartConfig:
     )
     steps: int = setting(50, "of the quadruples: decides at which noise level the network is called", 1, 1000)
     top_only: bool = setting(False, "only its level at full resolution")
-    lower: Literal["frozen", "low_rank", "trained"] = setting("frozen", "levels below the top: or another")
+    lower: Literal["frozen", "low_rank", "trained"] = setting(
+        "frozen", "how the levels below learn: frozen, low_rank or trained"
+    )
     rank: int = setting(16, "of low-rank changes", 1)
     lower_rate: float = setting(0.1, "share of the learning rate for lower levels that are trained", 0, 1)
 
@@ -46,11 +48,13 @@ class ObjectiveConfig:
     direct_depth: float = setting(4.0, "its depth", 0)
     direct_color: float = setting(1.0, "its colour", 0)
     implicit: float = setting(0.0, "lambda of the verification", 0)
-    implicit_form: Literal["score", "literal", "x0"] = setting("x0", "or score, literal; see Verifier")
+    implicit_form: Literal["score", "literal", "x0"] = setting("x0", "x0, score or literal; see Verifier")
     implicit_guidance: float = setting(1.0, "classifier-free guidance of the verifier; 1 is none", 0)
     implicit_shared: bool = setting(False, "the verifier uses the student's frozen weights: `start.lower`")
     implicit_every: int = setting(1, "verify at every n-th step only", 1)
-    ramp: Literal["sigmoid", "constant"] = setting("sigmoid", "of the verification over the run; or constant")
+    ramp: Literal["sigmoid", "constant"] = setting(
+        "sigmoid", "of the verification over the run: sigmoid or constant"
+    )
     ramp_center: float = setting(0.3, "share of the steps at which the sigmoid stands at one half", 0)
     ramp_width: float = setting(0.05, "of the sigmoid, share of the steps", 0)
 

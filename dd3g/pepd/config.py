@@ -69,7 +69,9 @@ class TeacherPhase:
     level: int = setting(981, "where the quadruples' noise enters: 981 for 50 steps, 958 for 30")
     alpha_bar: float = setting(0.0058, "of that level")
     top_only: bool = setting(False, "only the level at full resolution: 32.5 of 941.7 M parameters")
-    lower: Literal["frozen", "low_rank", "trained"] = setting("frozen", "levels below the top: or another")
+    lower: Literal["frozen", "low_rank", "trained"] = setting(
+        "frozen", "how the levels below learn: frozen, low_rank or trained"
+    )
     rank: int = setting(16, "of low-rank changes")
     lower_rate: float = setting(0.1, "share of the learning rate for lower levels that are trained")
 
@@ -100,7 +102,9 @@ class GeneratorConfig:
     fine: int = setting(16, "channels of the picture's map at full size", 1)
     mid: int = setting(64, "channels of the picture's map at size / 4", 1)
     blocks: tuple[int, int, int] = setting((1, 1, 1), "of the decoder, before each of its three taps")
-    order: Literal["progressive", "swapped", "one_shot"] = setting("progressive", "or, as ablations, another")
+    order: Literal["progressive", "swapped", "one_shot"] = setting(
+        "progressive", "of the attributes; swapped and one_shot are ablations"
+    )
     use_noise: bool = setting(True, "false ignores the noise (an ablation)")
     copy_tokens: bool = setting(True, "tokens and Gaussians straight from the picture")
     expansion: int = setting(4, "Gaussians per token side of an imagined frame")

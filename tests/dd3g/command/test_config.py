@@ -5,7 +5,7 @@ import re
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -19,7 +19,10 @@ from dd3g.command.configuration import explained, launch, parse
 from dd3g.command.setting import setting
 from dd3g.errors import UserError
 from dd3g.pepd import Generator
+from dd3g.pepd.config import GeneratorConfig, TeacherPhase
 from dd3g.pepd.occupancy import OccupancyNet
+from distill.config import ObjectiveConfig, StartConfig
+from distill.evaluation.protocol import Protocol
 from distill.train import DistillConfig, run
 from distill.train_shape import ShapeConfig
 from distill.train_teacher import TeacherConfig
@@ -166,6 +169,15 @@ def test_help_tells_of_every_key(schema, capsys):
     # It can be saved as a --config.
     saved = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create("\n".join(listed)))
     assert OmegaConf.to_object(saved) == schema()
+
+
+@pytest.mark.parametrize("schema", [GeneratorConfig, TeacherPhase, StartConfig, ObjectiveConfig, Protocol])
+def test_help_names_every_choice(schema):
+    for name, kind in get_type_hints(schema).items():
+        if get_origin(kind) is Literal:
+            one = schema.__dataclass_fields__[name]
+            others = set(get_args(kind)) - {one.default}
+            assert all(choice in one.metadata["help"] for choice in others), f"{name}: {one.metadata['help']}"
 
 
 @dataclass
