@@ -44,7 +44,7 @@ def get_ready(device: torch.device) -> None:
     except Exception as error:  # of drivers, which fail in every way
         raise UserError(
             f"the rasteriser does not work on {device} ({first_line(error)}): where its kernels were built "
-            "for another GPU, set TORCH_EXTENSIONS_DIR to this one's own folder; or train with use_cpu=true"
+            "for another GPU, set TORCH_EXTENSIONS_DIR to this one's own folder; or train with --device cpu"
         ) from error
 
 

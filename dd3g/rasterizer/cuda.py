@@ -76,5 +76,5 @@ def load_kernels() -> None:
         raise UserError(
             f"gsplat cannot build its kernels for CUDA ({first_line(error)}): install nvcc of torch's CUDA "
             "version, a C++ compiler and ninja, and set CUDA_HOME (VERBOSE=1 shows the compiler's output); "
-            "or rasterise on the CPU: --device cpu, use_cpu=true for a training, .to('cpu') in Python"
+            "or rasterise on the CPU: --device cpu, in Python .to('cpu')"
         ) from error

@@ -58,7 +58,8 @@ class LoopConfig:
     dataloader_num_workers: int = setting(0, "0: samples are decoded once, at the start", 0)
     dataloader_prefetch_factor: int = setting(2, "batches that a worker makes ahead", 1)
     max_bad_samples: int = setting(100, "damaged samples that a process replaces before it gives up", 0)
-    use_cpu: bool = setting(False, "also where there is a GPU")
+    device: str = setting("auto", "auto, cpu or cuda; CUDA_VISIBLE_DEVICES chooses the GPU")
+    use_cpu: bool = setting(False, "accelerate's word for device=cpu")
     gradient_checkpointing: bool = setting(False, "half the memory or less for a third more time")
     allow_tf32: bool = setting(False, "19 bits for float32 products on CUDA")
     torch_compile: bool = setting(False, "compile the network; the first steps take minutes")
@@ -74,10 +75,13 @@ class LoopConfig:
             "optimizer": ("adamw", "muon"),
             "lr_scheduler": SCHEDULERS,
             "ema_warmup": ("power", "ratio"),
+            "device": ("auto", "cpu", "cuda"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
+        if self.device != "auto":
+            self.use_cpu = self.device == "cpu"
         check_ranges(self)
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
@@ -166,7 +170,7 @@ FREE = {
     *("max_train_steps", "num_train_epochs", "max_minutes"),
     *("checkpointing_steps", "checkpoints_total_limit", "validation_steps", "logging_steps", "report_to"),
     *("tracker_project_name", "logging_dir", "dataloader_num_workers", "dataloader_prefetch_factor"),
-    *("use_cpu", "max_bad_samples", "gradient_checkpointing", "torch_compile", "ddp_timeout"),
+    *("device", "use_cpu", "max_bad_samples", "gradient_checkpointing", "torch_compile", "ddp_timeout"),
     *("push_to_hub", "hub_model_id", "validation_renders", "unpacked_dir"),
 }
 LENGTH = ("max_train_steps", "max_minutes")  # these change the rates of what is still to come

@@ -26,6 +26,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from dd3g.errors import UserError, first_line
 from dd3g.io.atomic import only_user
+from dd3g.nn.checkpoint import find_device
 from dd3g.processes import from_launcher
 from dd3g.training.config import LoopConfig, changes
 
@@ -78,6 +79,8 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
         UserError: what was asked for does not work on this machine, or the folder cannot be made.
     """
     cuda = torch.cuda.is_available()
+    if config.device == "cuda":
+        find_device("cuda")  # raises
     if config.mixed_precision == "fp16" and not cuda:
         raise UserError("mixed_precision 'fp16' needs a CUDA device and there is none: take bf16 or no")
     processes = from_launcher("WORLD_SIZE")
@@ -87,7 +90,7 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
     if for_gpus and processes > 1 and not cuda and not config.use_cpu:
         raise UserError(
             f"{processes} processes were started for GPUs, but this machine shows no CUDA device: check its "
-            "driver and CUDA_VISIBLE_DEVICES, or train on CPUs with use_cpu=true"
+            "driver and CUDA_VISIBLE_DEVICES, or train on CPUs with --device cpu"
         )
     if config.allow_tf32:
         torch.set_float32_matmul_precision("high")

@@ -103,7 +103,7 @@ def test_kernels_are_built_before_the_first_step(data, tmp_path, capsys, monkeyp
     monkeypatch.setattr(rasterizer, "get_ready", lambda device: get_ready(torch.device("cpu")))
     monkeypatch.setattr(rasterizer, "rasterize", lambda *_: 1 / 0)
     assert distil(data[0], tmp_path) == 2
-    assert "train with use_cpu=true" in capsys.readouterr().err
+    assert "train with --device cpu" in capsys.readouterr().err
 
 
 def test_a_model_card_says_what_it_was_trained_on(data, tmp_path):

@@ -33,6 +33,7 @@ def test_each_command_explains_itself_and_spells_its_options_alike(name, capsys)
         return
     if "[--config NAME|FILE]" in shown.out:
         assert "\noutput: " in shown.out or "\noutput_dir: " in shown.out
+        assert "\ndevice: auto" in shown.out
         return
     assert "--json" in shown.out
     # Two write nothing, and one has the name of its output in its second word.

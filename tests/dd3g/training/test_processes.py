@@ -33,9 +33,25 @@ def test_device_and_first_step_are_told(tmp_path, capsys):
     assert "step 1: loss " in error and " s after the start\n" in error
 
 
+def test_the_device_is_spelled_as_for_other_commands(tmp_path, monkeypatch, capsys):
+    assert LoopConfig(device="cpu").use_cpu and not LoopConfig(device="cuda", use_cpu=True).use_cpu
+    assert LoopConfig(use_cpu=True).use_cpu
+    assert line(tmp_path, "--device", "cuda:1") == 2
+    assert "device 'cuda:1' is not one of auto, cpu, cuda" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert line(tmp_path, "--device", "cuda") == 2
+    assert "torch finds no cuda device on this machine" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("count", "use_cpu", "word", "code"),
-    [("8", "False", "", 2), ("8", "False", "use_cpu=true", 0), ("1", "False", "", 0), ("8", "", "", 0)],
+    [
+        ("8", "False", "", 2),
+        ("8", "False", "use_cpu=true", 0),
+        ("8", "False", "device=cpu", 0),
+        ("1", "False", "", 0),
+        ("8", "", "", 0),
+    ],
 )
 def test_processes_for_gpus_do_not_train_on_cpus(tmp_path, monkeypatch, capsys, count, use_cpu, word, code):
     """As `accelerate launch --config_file configs/accelerate/gpu8.yaml` starts them."""
