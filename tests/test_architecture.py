@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -157,3 +158,15 @@ def test_nothing_imports_tests(package):
                 (name, i) for i in imported(name, path) if i.split(".")[0] in {"tests", "stand_ins", *names}
             }
             assert foreign <= KNOWN_OF_TESTS, f"{name} imports the tests"
+
+
+@pytest.mark.parametrize(
+    "room", sorted(n for n, p in modules().items() if p.name == "__init__.py" and "." in n)
+)
+def test_the_page_of_a_room_says_which_file_to_read_first(room):
+    page, folder = modules()[room], modules()[room].parent
+    words = ast.get_docstring(ast.parse(page.read_text("utf-8"))) or ""
+    named = re.findall(r"`([\w/]+\.py)`", words)
+    assert named or "`__main__.py`" in words, "it names no file"
+    assert all((folder / name).exists() or (ROOT / name).exists() for name in named)
+    assert re.search(r"[Rr]ead.*first|read first", words, re.S)

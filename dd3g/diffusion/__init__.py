@@ -1,4 +1,7 @@
-"""The one diffusion core: schedules, DDIM sampling and inversion, guidance. Only dimension 0 is the batch."""
+"""The one diffusion core: schedules, DDIM sampling and inversion, guidance. Only dimension 0 is the batch.
+
+A denoiser, noise and a plan of levels go in, a sample comes out. Read `sampling.py` first.
+"""
 
 from dd3g.diffusion.denoiser import ClassifierFree, Denoiser, Prediction, convert, predict
 from dd3g.diffusion.guidance import Energy, Objective, guide

@@ -1,5 +1,5 @@
 """Meshes on disk and their pictures, without a graphics stack.
 
-`mesh.py` loads a mesh, `rendering.py` draws it; `layouts.py` finds the objects of public data sets,
-`views.py` reads pictures that come with cameras.
+`mesh.py`, read first, loads a mesh, `rendering.py` draws it; `layouts.py` finds the objects of public data
+sets, `views.py` reads pictures that come with cameras.
 """

@@ -1,4 +1,8 @@
-"""Multi-view diffusion models behind one protocol."""
+"""Multi-view diffusion models behind one protocol: a picture or a caption in, views from around it out.
+
+Read `protocol.py` first, then `analytic.py`, the smallest one. `compact.py` is ours; `mvdream.py` (ImageDream
+too) and `zero123plus.py` run published ones, which `published.py` reads.
+"""
 
 from __future__ import annotations
 
