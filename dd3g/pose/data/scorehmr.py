@@ -65,7 +65,7 @@ def load_tracks(path: str | Path) -> list[Annotations]:
     """
     found = read_pickle(path)
     if not isinstance(found, (list, tuple, np.ndarray)) or not len(found):
-        raise UserError(f"{path} must be a list of tracks, it is {type(found).__name__}")
+        raise UserError(f"{path} must be a list of tracks, not {type(found).__name__}")
     return [_annotations(table, f"{path}, track {i}") for i, table in enumerate(found)]
 
 

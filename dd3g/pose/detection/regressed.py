@@ -41,7 +41,7 @@ class Regressed:
             rows = [i for i, name in enumerate(self.names) if same_picture(name, picture)]
         if not rows:
             known = ", ".join(dict.fromkeys(self.names or ()))
-            raise UserError(f"{self.path} has nobody of {picture}, only of {known[:80]}")
+            raise UserError(f"{self.path} has nobody in {picture}, only in {known[:80]}")
         return self._matched(people, rows, picture)
 
     def in_frames(self, frames: Iterable[Sequence[Detection]], every: int = 1) -> Iterator[list[Detection]]:

@@ -235,10 +235,10 @@ def test_scorehmr_tracks(tmp_path):
     broken = annotation()
     broken["betas"] = broken["betas"][:, :9]
     (tmp_path / "b.pkl").write_bytes(pickle.dumps([annotation(), broken]))
-    with pytest.raises(UserError, match=r"track 1, betas must have the shape \(3, 10\), it has \(3, 9\)"):
+    with pytest.raises(UserError, match=r"track 1, betas must have the shape \(3, 10\), but has \(3, 9\)"):
         load_tracks(tmp_path / "b.pkl")
     (tmp_path / "b.pkl").write_bytes(pickle.dumps({"imgname": 1}))
-    with pytest.raises(UserError, match="list of tracks, it is dict"):
+    with pytest.raises(UserError, match="list of tracks, not dict"):
         load_tracks(tmp_path / "b.pkl")
 
 
