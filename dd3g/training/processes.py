@@ -29,6 +29,7 @@ from dd3g.io.atomic import only_user
 from dd3g.nn.checkpoint import find_device
 from dd3g.processes import from_launcher
 from dd3g.training.config import LoopConfig, changes
+from dd3g.training.stopping import ACCELERATE
 
 T = TypeVar("T")
 
@@ -85,8 +86,9 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
         raise UserError("mixed_precision 'fp16' needs a CUDA device and there is none: take bf16 or no")
     processes = from_launcher("WORLD_SIZE")
     from_launcher("RANK")  # asked for when all is done: what is no number is refused now
-    # Only accelerate launch sets it; torchrun may well be meant for CPUs.
-    for_gpus = os.environ.get("ACCELERATE_USE_CPU", "true").lower() == "false"
+    # torchrun may well be meant for CPUs; accelerate launch says so of those that it starts for CPUs.
+    unsaid = "false" if ACCELERATE in os.environ else "true"
+    for_gpus = os.environ.get("ACCELERATE_USE_CPU", unsaid).lower() == "false"
     if for_gpus and processes > 1 and not cuda and not config.use_cpu:
         raise UserError(
             f"{processes} processes were started for GPUs, but this machine shows no CUDA device: check its "

@@ -11,8 +11,8 @@ from dd3g.command.signals import Interrupted
 
 # Ctrl-C; the end of a job, of a session; and Slurm's warning before its time is up.
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-# Of these, torchrun sets one for the processes that it starts, accelerate launch the other for a single one.
-LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_USE_FULLGRAPH")
+ACCELERATE = "ACCELERATE_DYNAMO_USE_FULLGRAPH"  # set by accelerate launch for all that it starts
+LAUNCHED = ("TORCHELASTIC_RUN_ID", ACCELERATE)  # torchrun's, also beneath accelerate launch, comes first
 PARENT = os.getppid()  # as of the import: it may end while weights and data are being read
 ECHO = 2.0  # seconds in which a launcher hands on what the scheduler has sent to all processes at once
 

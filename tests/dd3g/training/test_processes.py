@@ -6,7 +6,10 @@ import datetime
 
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from stand_ins import line_run
+from stand_ins.forked import ROOT
 from stand_ins.line_run import LINE, Line
 from stand_ins.training_runs import fresh, metrics
 
@@ -43,27 +46,35 @@ def test_the_device_is_spelled_as_for_other_commands(tmp_path, monkeypatch, caps
     assert "torch finds no cuda device on this machine" in capsys.readouterr().err
 
 
+def as_launched(name):
+    """What `accelerate launch` sets for the processes that it starts by a file of configs/accelerate."""
+    parser = launch_command_parser()
+    args = parser.parse_args(["--config_file", str(ROOT / f"configs/accelerate/{name}.yaml"), "train.py"])
+    args, _, _ = _validate_launch_command(args)
+    if args.multi_gpu or args.use_fsdp:
+        return prepare_multi_gpu_env(args) | {"WORLD_SIZE": str(args.num_processes)}
+    return prepare_simple_launcher_cmd_env(args)[1]
+
+
 @pytest.mark.parametrize(
-    ("count", "use_cpu", "word", "code"),
+    ("name", "word", "count"),
     [
-        ("8", "False", "", 2),
-        ("8", "False", "use_cpu=true", 0),
-        ("8", "False", "device=cpu", 0),
-        ("1", "False", "", 0),
-        ("8", "", "", 0),
+        ("gpu8", "", 8), ("multi_node", "", 16), ("fsdp", "", 8), ("slurm", "", 16),
+        ("gpu8", "use_cpu=true", 0), ("gpu8", "device=cpu", 0), ("gpu1", "", 0), ("cpu", "", 0), ("torchrun", "", 0),
     ],
-)
-def test_processes_for_gpus_do_not_train_on_cpus(tmp_path, monkeypatch, capsys, count, use_cpu, word, code):
-    """As `accelerate launch --config_file configs/accelerate/gpu8.yaml` starts them."""
+)  # fmt: skip
+def test_processes_for_gpus_do_not_train_on_cpus(tmp_path, monkeypatch, capsys, name, word, count):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setenv("WORLD_SIZE", count)
-    if use_cpu:
-        monkeypatch.setenv("ACCELERATE_USE_CPU", use_cpu)
+    others = {"slurm": {"WORLD_SIZE": "16", "ACCELERATE_USE_CPU": "false"}, "torchrun": {"WORLD_SIZE": "8"}}
+    for key, value in (others.get(name) or as_launched(name)).items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(loop, "launcher_has_ended", lambda: False)  # nobody has started this process
     made = []
     monkeypatch.setattr(processes, "Accelerator", lambda **options: made.append(options) or 1 / 0)
-    if code:
-        assert line(tmp_path, *filter(None, [word])) == code
-        assert "8 processes were started for GPUs, but this machine shows no CUDA" in capsys.readouterr().err
+    if count:
+        assert line(tmp_path, *filter(None, [word])) == 2
+        said = f"{count} processes were started for GPUs, but this machine shows no CUDA"
+        assert said in capsys.readouterr().err
     else:
         with pytest.raises(ZeroDivisionError):
             line(tmp_path, *filter(None, [word]))
