@@ -43,6 +43,7 @@ class DistillConfig(LoopConfig):
     quadruples_share: float = setting(0.5, "with both: share of quadruples from then on", 0, 1)
     scan_fraction: float = setting(0.4, "share of renders of scans and PBR objects", 0, 1)
     shape_fraction: float = setting(0.1, "share of renders of untextured shapes with made-up textures", 0, 1)
+    max_train_samples: int = setting(0, "the first so many renders, and quadruples, alone; 0: all", 0)
     targets: int = setting(4, "views a sample is compared in, the input among them", 1)
     matte_confidence: float = setting(BELIEVED, "least, of views without alpha; below it only colour counts")
     validation_renders: str = setting("", "for the contact sheet, never trained on; empty: some quadruples")
@@ -79,6 +80,7 @@ def training_samples(config: DistillConfig) -> Samples:
             scan_fraction=config.scan_fraction,
             shape_fraction=config.shape_fraction,
             targets=config.targets,
+            most=config.max_train_samples,
         )
         check_fit(renders, size, shape)
     if config.quadruples:
@@ -95,6 +97,7 @@ def training_samples(config: DistillConfig) -> Samples:
             size=size,
             believed=config.matte_confidence,
             noise_shape=shape,
+            most=config.max_train_samples,
         )
     if renders is not None and quadruples is not None:
         config.count_epochs(len(renders) + len(quadruples))

@@ -42,19 +42,20 @@ class QuadrupleDataset:
     believed: float = BELIEVED  # confidence from which a matte is used
     # (V, C, h, w) that all have to have; others count as damaged. None takes any
     noise_shape: Sequence[int] | None = None
+    most: int = 0  # only the first so many are drawn from; 0: all
 
     def __post_init__(self) -> None:
         if not len(self.quadruples):
             raise UserError("no quadruples to train on; make some with dd3g simulate")
 
     def __len__(self) -> int:
-        """Number of quadruples."""
-        return len(self.quadruples)
+        """Number of quadruples that samples are drawn from."""
+        return min(self.most or len(self.quadruples), len(self.quadruples))
 
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`."""
         g = generator_for(self.seed, index)
-        place = pick(len(self.quadruples), g)
+        place = pick(len(self), g)
         q = self.quadruples[place]
         found, wanted = tuple(q.noise.shape), tuple(self.noise_shape or ())
         if wanted and (found, len(q.outputs)) != (wanted, wanted[0]):

@@ -91,11 +91,13 @@ class RenderDataset:
     turned_fraction: float = 0.0
     targets: int = 4  # number of target views, >= 1; they are taken again where an object has fewer
     recolour: float = 0.15  # largest change of brightness; half of the samples also permute the channels
+    most: int = 0  # only the first so many objects are drawn from; 0: all
 
     def __post_init__(self) -> None:
         styles: dict[int, str | None] = {}
         sizes: set[int] = set()
-        for i, meta in described(self.objects):
+        there = len(self.objects)
+        for i, meta in described(self.objects, range(min(self.most or there, there))):
             styles[i] = None if meta is None else meta.get("style", "")
             sizes |= set() if meta is None else {meta["size"]}
         if len(sizes) > 1:

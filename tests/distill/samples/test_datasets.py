@@ -223,6 +223,18 @@ def test_the_pictures_own_pixels_replace_the_teachers_copy(quadruples):
         assert not torch.equal(pictures[1], sample.image)
 
 
+def test_the_first_items_alone(objects, quadruples):
+    """`max_train_samples`, of which epochs are counted."""
+    few = QuadrupleDataset(quadruples, 0, most=2)
+    assert {float(few[i].noise[0, 0, 0, 0]) for i in range(20)} == {
+        float(quadruples[k].noise[0, 0, 0, 0]) for k in range(2)
+    }
+    renders = RenderDataset(objects, 0, NOISE, most=1)
+    assert [pool.tolist() for _, pool in renders.styles.pools] == [[0]]
+    assert (len(few), len(renders)) == (2, 1)
+    assert len(QuadrupleDataset(quadruples, 0, most=99)) == len(QuadrupleDataset(quadruples, 0)) == 3
+
+
 @pytest.mark.parametrize("targets", [2, 4, 6, 20])  # the teacher has 4 views, a rendered object 14
 def test_renders_and_quadruples_collate(objects, quadruples, targets):
     a = RenderDataset(objects, 0, NOISE, targets=targets)[0]
