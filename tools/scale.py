@@ -57,6 +57,7 @@ PEAK = 989e12  # multiplications and additions a second of an H100 or H200 in bf
 TARGET = 0.35  # of that, which a training should reach
 INTERVAL = 2000  # checkpointing_steps of base
 DISK = 1e9  # bytes a second to and from a shared file system
+STORED = 1.3  # bytes of a quadruple for each pixel of its input and views: PNG, and the latents
 GB = 1e9
 # One H200, torch 2.11 with CUDA 13.0, bfloat16 autocast, commit f7c212d, 28 November 2026: batch,
 # milliseconds forward and backward of the network alone, and peak GB while it ran.
@@ -89,6 +90,7 @@ class Counted:
     recomputed: int  # FLOPs of a sample that gradient checkpointing does again
     copies: int  # bytes of bfloat16 weights that the backward pass needs, whatever the batch
     sample: int  # bytes that go to the GPU for a sample
+    pixels: int  # of a quadruple's input and views
 
     @property
     def checkpoint(self) -> int:
@@ -132,6 +134,7 @@ def count(name: str) -> Counted:
         recomputed=again - both,
         copies=2 * one - two,
         sample=4 * _numbers(shape, config.targets),
+        pixels=shape.size**2 * (1 + shape.latent_shape[0]),
     )
 
 
@@ -296,7 +299,8 @@ def page(
         for split in ("DDP", "FSDP2", "ZeRO-2", "ZeRO-3")
     ]
     ran = [c for c in found if c.name in MEASURED]
-    seconds = base.checkpoint / DISK
+    seconds, read = base.checkpoint / DISK, base.batch * STORED * base.pixels
+    rate = PEAK * TARGET / (base.batch * base.both)  # steps a second
     wall = [row for c in found for row in _hours(c, gpus, pictures * epochs)]
     return TEMPLATE.read_text(encoding="utf-8").format(
         counted=_by_network("", COUNTED, found),
@@ -310,6 +314,11 @@ def page(
         target=TARGET,
         disk=DISK / GB,
         seconds=seconds,
+        stored=STORED,
+        read=read / 1e6,
+        speed=read * rate / 1e6,
+        usual=named[gpus.index(_usual(gpus))],
+        all_speed=_usual(gpus) * read * rate / 1e6,
         interval=INTERVAL,
         share=2 * seconds / (INTERVAL * base.batch * base.both / (PEAK * TARGET)),
     )

@@ -29,7 +29,7 @@ from tools.scale import (
 ROOT = Path(__file__).parents[2]
 MADE_UP = Counted(
     name="base", batch=8, parameters=100, trained=40, block=10, gaussians=1, flops=10**12, both=3 * 10**12,
-    saved=10**9, saved_recomputed=10**8, recomputed=10**12, copies=80, sample=10**6,
+    saved=10**9, saved_recomputed=10**8, recomputed=10**12, copies=80, sample=10**6, pixels=10**6,
 )  # fmt: skip
 
 
@@ -92,6 +92,9 @@ def test_memory_and_hours_by_hand():
     text = page([MADE_UP, replace(MADE_UP, name=COMPACT)])
     assert f"| {COMPACT} at 9%, measured | " in text and "| base at 35%, target | " in text
     assert "| base at 9%" not in text  # nobody measured it
+    rate = 989e12 * 0.35 / (8 * 3e12)  # steps a second, of 8 samples of a megapixel
+    assert f"10.4 MB a step and GPU, at 35% of the\npeak {10.4 * rate:.0f} MB/s, and 1200 MB/s for 8" in text
+    assert page([MADE_UP], gpus=[1]).count("150 MB/s for 1 GPU.") == 1
 
 
 @pytest.mark.slow
