@@ -76,7 +76,7 @@ def nearest_surface(mesh: Mesh, camera: Cameras) -> NDArray[np.float64]:
     inverse = np.where(z < NEAR, 0.0, 1 / np.maximum(z, NEAR))
     places = local[:, :2] * inverse[:, None] * K[[0, 1], [0, 1]] + K[:2, 2]
     nearest = np.zeros((camera.height, camera.width))
-    face_at = np.full(nearest.shape, -1, np.int64)
+    face_at = np.full(nearest.shape, -1, np.int32)
     screen = np.concatenate([places, inverse[:, None]], 1)
     _rasterize(screen, mesh.faces, camera.height, camera.width, nearest, face_at)
     return nearest
@@ -171,7 +171,7 @@ def _render_view(  # type: ignore[no-untyped-def]
         screen[n, 1] = (K[1, 1] * cy / cz + K[1, 2]) * s
         screen[n, 2] = 1.0 / cz
     nearest = np.zeros((H * s, W * s))
-    face_at = np.full((H * s, W * s), -1, np.int64)
+    face_at = np.full((H * s, W * s), -1, np.int32)
     _rasterize(screen, faces, H * s, W * s, nearest, face_at)
 
     eye = np.empty(3)
@@ -179,11 +179,14 @@ def _render_view(  # type: ignore[no-untyped-def]
         eye[k] = -(
             viewmat[0, k] * viewmat[0, 3] + viewmat[1, k] * viewmat[1, 3] + viewmat[2, k] * viewmat[2, 3]
         )
-    surface, texel, normal, point, place = np.empty(3), np.empty(3), np.empty(3), np.empty(3), np.empty(3)
+    surface, texel, normal, place, shade = np.empty(3), np.empty(3), np.empty(3), np.empty(3), np.empty(3)
     e, h = np.empty(3, vertices.dtype), np.empty(3, vertices.dtype)  # edges of a triangle
     total = np.empty(3)
     weight = np.empty(3)
     zs = np.empty(s * s)
+    last = -1  # the face that the next lines are of
+    a = b = c = 0
+    ax = ay = bx = by = cx = cy = scale = gx = gy = gz = towards = 0.0
     for py in range(H):
         for px in range(W):
             count = 0
@@ -193,10 +196,25 @@ def _render_view(  # type: ignore[no-untyped-def]
                 f = face_at[y, x]
                 if f < 0:
                     continue
-                a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
-                ax, ay, bx, by = screen[a, 0], screen[a, 1], screen[b, 0], screen[b, 1]
-                cx, cy = screen[c, 0], screen[c, 1]
-                scale = 1.0 / ((bx - ax) * (cy - ay) - (by - ay) * (cx - ax))
+                if f != last:
+                    last = f
+                    a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
+                    ax, ay, bx, by = screen[a, 0], screen[a, 1], screen[b, 0], screen[b, 1]
+                    cx, cy = screen[c, 0], screen[c, 1]
+                    scale = 1.0 / ((bx - ax) * (cy - ay) - (by - ay) * (cx - ax))
+                    for k in range(3):
+                        e[k] = vertices[b, k] - vertices[a, k]
+                        h[k] = vertices[c, k] - vertices[a, k]
+                    gx, gy, gz = (
+                        e[1] * h[2] - e[2] * h[1],
+                        e[2] * h[0] - e[0] * h[2],
+                        e[0] * h[1] - e[1] * h[0],
+                    )
+                    towards = (
+                        gx * (eye[0] - vertices[a, 0])
+                        + gy * (eye[1] - vertices[a, 1])
+                        + gz * (eye[2] - vertices[a, 2])
+                    )
                 wb = ((x + 0.5 - ax) * (cy - ay) - (y + 0.5 - ay) * (cx - ax)) * scale
                 wc = ((bx - ax) * (y + 0.5 - ay) - (by - ay) * (x + 0.5 - ax)) * scale
                 z = 1.0 / nearest[y, x]
@@ -205,10 +223,9 @@ def _render_view(  # type: ignore[no-untyped-def]
                 weight[1] = wb * screen[b, 2] * z
                 weight[2] = wc * screen[c, 2] * z
                 u = v = 0.0
-                surface[:] = 0.0
-                normal[:] = 0.0
-                point[:] = 0.0
-                place[:] = 0.0
+                for k in range(3):
+                    surface[k] = normal[k] = place[k] = 0.0
+                    shade[k] = ambient
                 for i in range(3):
                     w, n = weight[i], faces[f, i]
                     u += w * uvs[f, i, 0]
@@ -216,46 +233,45 @@ def _render_view(  # type: ignore[no-untyped-def]
                     for k in range(3):
                         surface[k] += w * colors[f, i, k]
                         normal[k] += w * normals[f, i, k]
-                        point[k] += w * vertices[n, k]
-                        place[k] += w * rest[n, k]
+                        if solid.shape[0] > 0:
+                            place[k] += w * rest[n, k]
                 t = face_texture[f]
                 if t >= 0:
                     _texture(texels, starts[t], sizes[t, 0], sizes[t, 1], u, v, texel)
-                    surface *= texel
                 elif solid.shape[0] > 0:
                     _solid(solid, place, texel)
-                    surface *= texel
+                else:
+                    texel[0] = texel[1] = texel[2] = 1.0
+                for k in range(3):
+                    surface[k] *= texel[k]
 
                 # The face's own normal decides which side is seen; meshes in the wild are wound either way.
-                for k in range(3):
-                    e[k] = vertices[b, k] - vertices[a, k]
-                    h[k] = vertices[c, k] - vertices[a, k]
-                gx, gy, gz = e[1] * h[2] - e[2] * h[1], e[2] * h[0] - e[0] * h[2], e[0] * h[1] - e[1] * h[0]
-                towards = gx * (eye[0] - point[0]) + gy * (eye[1] - point[1]) + gz * (eye[2] - point[2])
                 side = 1.0 if towards >= 0 else -1.0
                 if normal[0] * gx + normal[1] * gy + normal[2] * gz < 0:
                     side = -side
                 length = (normal[0] ** 2 + normal[1] ** 2 + normal[2] ** 2) ** 0.5
                 side /= max(length, 1e-20)
+                for i in range(len(light_directions)):
+                    facing = side * (
+                        normal[0] * light_directions[i, 0]
+                        + normal[1] * light_directions[i, 1]
+                        + normal[2] * light_directions[i, 2]
+                    )
+                    for k in range(3):
+                        shade[k] += light_colors[i, k] * max(facing, 0.0)
                 for k in range(3):
-                    shade = ambient
-                    for i in range(len(light_directions)):
-                        facing = side * (
-                            normal[0] * light_directions[i, 0]
-                            + normal[1] * light_directions[i, 1]
-                            + normal[2] * light_directions[i, 2]
-                        )
-                        shade += light_colors[i, k] * max(facing, 0.0)
                     color = color_matrix[k, 3]
                     for i in range(3):
                         color += color_matrix[k, i] * surface[i]
-                    total[k] += min(max(color, 0.0), 1.0) * min(shade, 1.0)
-                zs[count] = z
+                    total[k] += min(max(color, 0.0), 1.0) * min(shade[k], 1.0)
+                i = count  # sorted as they come: numba's own sort makes a list at each call
+                while i > 0 and zs[i - 1] > z:
+                    zs[i] = zs[i - 1]
+                    i -= 1
+                zs[i] = z
                 count += 1
             if count:
                 for k in range(3):
                     rgba[py, px, k] = int(255 * total[k] / count + 0.5)
                 rgba[py, px, 3] = int(255 * count / (s * s) + 0.5)
-                covered = zs[:count]
-                covered.sort()
-                depth[py, px] = covered[count // 2]
+                depth[py, px] = zs[count // 2]
