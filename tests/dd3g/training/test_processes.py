@@ -60,7 +60,8 @@ def as_launched(name):
     ("name", "word", "count"),
     [
         ("gpu8", "", 8), ("multi_node", "", 16), ("fsdp", "", 8), ("slurm", "", 16),
-        ("gpu8", "use_cpu=true", 0), ("gpu8", "device=cpu", 0), ("gpu1", "", 0), ("cpu", "", 0), ("torchrun", "", 0),
+        ("gpu8", "use_cpu=true", 0), ("gpu8", "device=cpu", 0),
+        ("gpu1", "", 0), ("cpu", "", 0), ("torchrun", "", 0),
     ],
 )  # fmt: skip
 def test_processes_for_gpus_do_not_train_on_cpus(tmp_path, monkeypatch, capsys, name, word, count):
