@@ -43,7 +43,10 @@ def parse(argv: Sequence[str], schema: type[T]) -> T:
         for file, part in zip(files, parts, strict=True):
             if not isinstance(part, DictConfig):
                 raise ValueError(f"{file} holds no keys with values")
-        merged = OmegaConf.merge(OmegaConf.structured(schema), *parts, OmegaConf.from_dotlist(overrides))
+        default, parts = OmegaConf.structured(schema), [*parts, OmegaConf.from_dotlist(overrides)]
+        for part in parts:
+            _fill_empty(part, default)
+        merged = OmegaConf.merge(default, *parts)
         _expand_home(merged)
         config: Any = OmegaConf.to_object(merged)
         return replace(config, **{key: os.path.expanduser(path) for key, path in paths.items()})
@@ -87,6 +90,18 @@ def _read_words(argv: Sequence[str], schema: type) -> tuple[list[Path], list[str
         else:
             overrides.append(f"{key}={value}")
     return files, overrides, paths
+
+
+def _fill_empty(node: Any, default: Any) -> None:
+    """Take a key without a value for the empty text or list: a shell makes `key=` of `key=''`."""
+    for key in [k for k in node if k in default and k not in ("output", "output_dir")]:
+        value, usual = node[key], default[key]
+        if isinstance(value, DictConfig) and isinstance(usual, DictConfig):
+            _fill_empty(value, usual)
+        elif value is None and isinstance(usual, str):
+            node[key] = ""
+        elif value is None and isinstance(usual, ListConfig):
+            node[key] = []
 
 
 def _expand_home(node: Any) -> None:

@@ -48,6 +48,20 @@ def test_parse(tmp_path):
     assert parse(["--resume_from_checkpoint", "latest"], DistillConfig).resume_from_checkpoint == "latest"
 
 
+def test_a_key_without_a_value_is_empty(tmp_path):
+    """The shell takes the quotes of start.teacher='' away; a file may have nothing behind the colon."""
+    (tmp_path / "a.yaml").write_text("renders: [a]\nstart:\n  teacher: imagedream\nunpacked_dir:\n")
+    line = ["--config", str(tmp_path / "a.yaml"), "start.teacher=", "renders=", "--validation-renders", ""]
+    config = parse(line, DistillConfig)
+    assert (config.start.teacher, config.renders, config.unpacked_dir) == ("", [], "")
+    for word in ("seed=", "generator=", "push_to_hub="):
+        with pytest.raises(UserError, match=word[:-1]):
+            parse([word], DistillConfig)
+    (tmp_path / "a.yaml").write_text("output_dir:\n")  # would be the current folder
+    with pytest.raises(UserError, match="output_dir"):
+        parse(["--config", str(tmp_path / "a.yaml")], DistillConfig)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
