@@ -126,6 +126,7 @@ class _Run:
         self.most_minutes = config.max_minutes or math.inf
         self.accelerator = make_accelerator(config, self.output)
         check_options(self.accelerator, config)
+        self.learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.average_model: Any = copy.deepcopy(model).requires_grad_(False).eval()
         if config.gradient_checkpointing:
             recompute_blocks(model)
@@ -165,9 +166,10 @@ class _Run:
         device = accelerator.device
         shown = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
         count = sum(p.numel() for p in self.average_model.parameters())
+        counted = f"{count:,}" if self.learns == count else f"{self.learns:,} of {count:,}"
         if accelerator.is_main_process:
             progress.say(
-                f"training {count:,} parameters on {shown}, processes: {accelerator.num_processes}, "
+                f"training {counted} parameters on {shown}, processes: {accelerator.num_processes}, "
                 f"precision: {config.precision}, from step {step} of {config.max_train_steps}"
             )
         run = on_main(lambda: record_session(accelerator, self.output, config, step))
