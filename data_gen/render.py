@@ -58,8 +58,8 @@ def render_folder(
     items, missing = find_items(folder, options, styles or [], limit, layout)
     keys = fingerprint("\n".join(item.key for item in items))
     stored = {"styles": styles or [], "limit": limit, "objects": f"{len(items)} items {keys}"}
-    _check_same_options(output, asdict(options) | stored | {"mesh files": mesh_files(items)})
     with only_user(output):
+        _check_same_options(output, asdict(options) | stored | {"mesh files": mesh_files(items)})
         summary = _render_items(items, output, options, processes)
     return summary | {"failed": missing | summary["failed"]}
 
@@ -103,11 +103,10 @@ def _render_items(items: list[Item], output: Path, options: Options, processes: 
 
 
 def _check_same_options(output: Path, options: dict) -> None:
-    """Store the options, or compare with those that the folder was started with."""
+    """Store the options, or compare with those that the folder's shards were made with."""
     path = output / "options.json"
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        if path.exists() and any(output.glob("*.tar")):
             # What a folder of an earlier version lacks, it had by default.
             before = asdict(Options(scan_variants=2)) | json.loads(path.read_text())
             changed = [f"{k} {before[k]} -> {v}" for k, v in options.items() if before.get(k, v) != v]

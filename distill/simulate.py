@@ -123,6 +123,7 @@ def simulate_command(
         raise UserError(f"--seed {seed} is out of range: give 0 to 2**64 - 1")
     if guidance_scale is not None and not math.isfinite(guidance_scale):
         raise UserError(f"--guidance-scale {guidance_scale} is not a strength: give a number, 1 is none")
+    from distill.config import BELIEVED
     from distill.simulation.generate_shards import ShardSet, generate_shards
     from distill.simulation.inputs import open_inputs
     from distill.simulation.mattes import matte_model
@@ -151,6 +152,12 @@ def simulate_command(
     if state.is_main_process:
         for message in report["failed"]:
             print(f"error: {message}", file=sys.stderr)
+        if report["unsure_mattes"] > report["mattes"] / 2:
+            print(
+                f"warning: {report['unsure_mattes']} of {report['mattes']} views have a matte of confidence "
+                f"below {BELIEVED} and teach colour alone: look at some outputs.png, and at --view-matte",
+                file=sys.stderr,
+            )
         left = report["shards"] - report["present"] - report["written"]
         print(
             json.dumps(report)

@@ -181,8 +181,10 @@ def generate_shards(
         show: draw a progress bar.
 
     Returns:
-        {"output", "shards", "present", "written", "quadruples", "failed", "complete"}, over all processes;
-        `failed` says what was wrong with each picture that could not be used, in this run or an earlier one.
+        {"output", "shards", "present", "written", "quadruples", "mattes", "unsure_mattes", "failed",
+        "complete"}, over all processes. Mattes are those of the views of this run; views of unsure ones count
+        for colour alone. `failed` says what was wrong with each picture that could not be used, in this run
+        or an earlier one.
     """
     with held_by_main(wanted.output):
         return _generate(wanted, state, max_minutes, show)
@@ -198,6 +200,7 @@ def _generate(wanted: ShardSet, state: Any, max_minutes: float, show: bool) -> d
     present = sum(path.exists() for path, _, _ in shards)
     state.wait_for_everyone()  # all have counted before the first new shard appears
     written = quadruples = 0
+    confidence: list[float] = []  # of each view's matte
     failed: dict[str, str] = {}
     mine = shards[state.process_index :: state.num_processes]
     with Progress(show and state.is_main_process, len(mine), "shards") as progress:
@@ -211,21 +214,26 @@ def _generate(wanted: ShardSet, state: Any, max_minutes: float, show: bool) -> d
                     with replacing(path.with_suffix(FAILED)) as partial:
                         partial.write_text(json.dumps(lost, indent=2) + "\n")
                 write_shard(path, samples)
+                for sample in samples:
+                    confidence += json.loads(sample["json"]).get("mattes", {}).get("confidence", [])
                 written, quadruples = written + 1, quadruples + len(samples)
             failed |= _read_json(path.with_suffix(FAILED))
             progress.advance(note=path.name)
-    reports = [(written, quadruples, failed)]
+    reports = [(written, quadruples, failed, confidence)]
     if state.num_processes > 1:
         from accelerate.utils import gather_object
 
         reports = gather_object(reports)
     written, quadruples = sum(r[0] for r in reports), sum(r[1] for r in reports)
+    confidence = [c for r in reports for c in r[3]]
     return {
         "output": str(wanted.output),
         "shards": len(shards),
         "present": present,
         "written": written,
         "quadruples": quadruples,
+        "mattes": len(confidence),
+        "unsure_mattes": sum(c < BELIEVED for c in confidence),
         "failed": sorted({message for r in reports for message in r[2].values()}),
         "complete": present + written == len(shards),
     }
@@ -238,7 +246,7 @@ def check_settings(
 
     Args:
         output: the folder.
-        settings: of this run; those of the first run are kept in the folder.
+        settings: of this run; those of the run that made the first shard are kept in the folder.
         seeds: passes that this run asks for; the most that were ever asked for are kept beside the settings.
         write: keep them; only one process may.
         about: the teacher's source and licence; kept beside the settings.
@@ -249,6 +257,8 @@ def check_settings(
     old = _read_json(output / SETTINGS)
     if not old and any(output.glob("*.tar")):
         raise UserError(f"{output} holds shards but no {SETTINGS}: give an empty folder as --output")
+    if not any(output.glob("quadruples-*")):  # a first try that made nothing binds to nothing
+        old = {}
     # Sets that were begun before a setting existed take it up.
     wrong = [k for k in settings if k in old and old[k] != settings[k]]
     if wrong:

@@ -20,6 +20,7 @@ from distill.quadruples import Quadruple, Quadruples, decode, encode, noise_of
 from distill.samples.datasets import QuadrupleDataset, check_rig, front_camera, joined, known_views
 from distill.samples.render_samples import Sample
 from distill.simulate import main
+from distill.simulation import generate_shards
 from distill.simulation.mattes import Mattes
 from distill.teachers.analytic import AnalyticTeacher
 from distill.teachers.compact import SpaceToDepth
@@ -306,6 +307,17 @@ def picture(path):
     Image.fromarray(rgba).save(path)
 
 
+def test_a_set_most_of_whose_mattes_fail_says_so(on_grey, tmp_path, capsys, monkeypatch):
+    (tmp_path / "in").mkdir()
+    picture(tmp_path / "in/a.png")
+    words = [str(tmp_path / "in"), "--teacher", str(on_grey), "--device", "cpu", "--seeds", "1"]
+    monkeypatch.setattr(generate_shards, "BELIEVED", 1.01)
+    assert main([*words, "-o", str(tmp_path / "set"), "--view-matte", "ground"]) == 0
+    assert "warning: 4 of 4 views have a matte of confidence below 0.5" in capsys.readouterr().err
+    assert main([*words, "-o", str(tmp_path / "without"), "--view-matte", "none"]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_simulate_stores_mattes_and_training_takes_them(on_grey, tmp_path, capsys):
     (tmp_path / "in").mkdir()
@@ -326,6 +338,7 @@ def test_simulate_stores_mattes_and_training_takes_them(on_grey, tmp_path, capsy
     (q,) = Quadruples(tmp_path / "set")
     assert q.outputs.shape == (4, 3, 32, 32) and q.mattes.model == "ground"
     assert (q.mattes.confidence > 0.5).tolist() == [True, True, True, False]
+    assert "warning" not in capsys.readouterr().err
     assert (q.mattes.ground[:3] - GREY).abs().max() < 0.01
     sample = QuadrupleDataset([q], 0)[0]
     assert sample.views_known.tolist() == [1, 1, 1, 0]

@@ -118,6 +118,15 @@ def test_other_settings_are_refused(pictures, teacher, tmp_path, capsys):
     assert "no simulate.json" in capsys.readouterr().err
 
 
+def test_a_first_try_that_made_nothing_binds_to_nothing(pictures, teacher, tmp_path):
+    out = tmp_path / "set"
+    assert main(command(pictures, teacher, out, "--limit", "3", "--seeds", "9", "--max-minutes", "1e-9")) == 0
+    assert [p.name for p in out.iterdir()] == ["simulate.json"]
+    assert main(command(pictures, teacher, out, "--limit", "2", "--steps", "5", "--seeds", "1")) == 0
+    settings = json.loads((out / "simulate.json").read_text())
+    assert (settings["pictures"], settings["steps"], settings["seeds"]) == (2, 5, 1)
+
+
 def test_bad_pictures_are_reported_and_the_others_come_out(pictures, teacher, tmp_path, capsys):
     (pictures / "a-torn.png").write_bytes((pictures / "object.0.png").read_bytes()[:200])
     Image.new("RGB", (32, 32), (200, 0, 0)).save(pictures / "b-opaque.png")

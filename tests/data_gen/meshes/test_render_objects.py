@@ -212,7 +212,7 @@ def test_bad_folders_are_one_clear_line(tmp_path, capsys):
     folder = make_folder(tmp_path)
     (tmp_path / "file").write_text("")
     assert render.main([str(folder), "--output", str(tmp_path / "file")]) == 2
-    assert "error: cannot write in" in capsys.readouterr().err
+    assert "file (File exists): choose another folder" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -254,6 +254,12 @@ def test_a_replaced_mesh_and_a_folder_in_use_are_noticed(tmp_path):
     write_cube(folder / "cube.0/model.glb", 1.0)
     with only_user(out), pytest.raises(UserError, match="out is in use by process"):
         render_folder(folder, out, options, limit=1)
+    render_folder(folder, out, options, limit=1)
+    assert files(out) == before
+    # What made no shard binds to nothing.
+    (out / "renders-00000.tar").rename(tmp_path / "kept.tar")
+    render_folder(folder, out, replace(options, size=24), limit=1)
+    (out / "renders-00000.tar").unlink()
     render_folder(folder, out, options, limit=1)
     assert files(out) == before
     # A folder of an earlier version, which did not look at the meshes.
