@@ -63,7 +63,7 @@ def load(
             return AnalyticTeacher().to(device)
         raise UserError(
             f"{name}: no such teacher; give 'nano-teacher', which ships, 'analytic', a published one "
-            f"({', '.join(PUBLISHED)}), or a folder written by dd3g train-teacher"
+            f"({', '.join(PUBLISHED)}), a folder in its layout, or one written by dd3g train-teacher"
         )
     kind = read_config(folder, "teacher").get("teacher")
     if kind not in CLASSES:

@@ -167,5 +167,5 @@ def test_load(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(config | wrong))
         with pytest.raises(UserError, match=message):
             load(tmp_path)
-    with pytest.raises(UserError, match="no such teacher"):
+    with pytest.raises(UserError, match="no such teacher.*zero123plus-white., a folder in its layout, or"):
         load(tmp_path / "nowhere")
