@@ -78,7 +78,7 @@ def load_tokenizer(folder: Path) -> Callable[[str], list[int]] | None:
             tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # of json, and of the library for files that are missing
         raise UserError(f"{folder} cannot be read as a tokenizer ({first_line(error)}): {AGAIN}") from error
-    return lambda text: tokenizer(text)["input_ids"]
+    return lambda text: tokenizer(text, verbose=False)["input_ids"]  # too long ones are cut, see `ids`
 
 
 def levels(pictures: Tensor, truncate: bool) -> Tensor:
