@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -146,6 +147,8 @@ def split_present_blocks(accelerator: Accelerator, model: nn.Module) -> None:
     """Of the kinds of blocks that FSDP is to split, name accelerate those that the model has."""
     if not accelerator.is_fsdp2:
         return
+    # Each process would warn of writing into what the network returns, which no loss does.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     plugin = accelerator.state.fsdp_plugin
     there = {type(module).__name__ for module in model.modules()}
     named = plugin.transformer_cls_names_to_wrap or []
