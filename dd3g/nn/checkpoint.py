@@ -177,9 +177,11 @@ def read_config(folder: str | Path, *kinds: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise UserError(
-            f"{folder}: no {CONFIG} there; a {kind} folder holds {CONFIG} and {WEIGHTS}"
-        ) from error
+        # The folder of a run, or one of its checkpoints.
+        beside = [Path(folder) / "model", Path(folder).parent / "model"]
+        meant = next((f"give {f}" for f in beside if (f / CONFIG).is_file()), "")
+        advice = meant or f"a {kind} folder holds {CONFIG} and {WEIGHTS}"
+        raise UserError(f"{folder}: no {CONFIG} there; {advice}") from error
     except OSError as error:
         raise UserError(_unreadable(path, error)) from error
     except (ValueError, RecursionError) as error:

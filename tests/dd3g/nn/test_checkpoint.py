@@ -76,6 +76,14 @@ def test_a_missing_config(tmp_path):
         read_config(tmp_path, "generator")
 
 
+def test_the_folder_of_a_run_is_told_from_its_model(tmp_path):
+    save_folder(tmp_path / "run/model", module(), CONFIG)
+    (tmp_path / "run/checkpoint-8").mkdir()
+    for given in ("run", "run/checkpoint-8"):
+        with pytest.raises(UserError, match=f"{given}: no config.json there; give .*run/model$"):
+            read_config(tmp_path / given, "generator")
+
+
 @dataclass
 class Options:
     width: int = 3
