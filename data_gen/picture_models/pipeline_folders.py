@@ -221,7 +221,7 @@ def installed(package: str) -> bool:
 
 def _fetch(config: ModelConfig) -> Path:
     from diffusers import DiffusionPipeline
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import constants, errors, hf_hub_download
 
     revision = config.revision or None
     advice = f"check the name {config.path}"
@@ -249,6 +249,11 @@ def _fetch(config: ModelConfig) -> Path:
     except Exception as e:  # the hub's client raises what its transport raises
         if isinstance(e, OSError) and e.errno is not None:  # disk full, no permission
             raise UserError(f"{config.path} could not be stored in the hub's cache: {e.strerror}") from e
+        if constants.HF_HUB_OFFLINE:
+            raise UserError(
+                f"{config.path} is not on this machine, or not whole, and HF_HUB_OFFLINE forbids fetching it: "
+                "unset it once, or give model.path the folder of a pipeline"
+            ) from e
         raise UserError(
             f"{config.path} could not be fetched from the hub ({first_line(e)}): {advice} and the network, "
             "or give the folder of a pipeline on this machine"
