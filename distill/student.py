@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import fields, replace
 from typing import Any
 
@@ -9,12 +10,15 @@ import torch
 from torch import nn
 
 from dd3g.errors import UserError
+from dd3g.fingerprint import folder_fingerprint
 from dd3g.nn.clip_vision import ClipVisionConfig
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.pepd.config import TeacherPhase
+from dd3g.processes import from_launcher
 from distill.config import StartConfig
 from distill.teachers import load
 from distill.teachers.mvdream import MVDreamTeacher
+from distill.teachers.published import find_source
 
 
 def start_from_teacher(config: GeneratorConfig, start: StartConfig) -> Generator:
@@ -108,6 +112,27 @@ def check_steps(start: StartConfig, made_by: dict[str, Any], steps: int | None, 
             f"{name} was made in {steps} steps, and start.steps={start.steps}: its noise enters at another "
             f"level of the network; set start.steps={steps}"
         )
+
+
+def check_weights(options: dict[str, str], made_by: dict[str, Any], name: str) -> None:
+    """Warn where the quadruples were made by an ImageDream of other weights than a run names.
+
+    Args:
+        options: option -> ImageDream's name, hub id or folder.
+        made_by: as for `check_steps`.
+        name: of the quadruples, in the message.
+    """
+    made = made_by.get("weights")
+    if made is None or made_by.get("teacher") != "imagedream" or from_launcher("RANK") != 0:
+        return
+    for option, teacher in options.items():
+        source = find_source(teacher) if teacher else None
+        if source is not None and folder_fingerprint(source.folder) != made:
+            print(
+                f"warning: {name} was made by an ImageDream of other weights than {option} {teacher}: make "
+                "it again with that, or name the teacher that made it",
+                file=sys.stderr,
+            )
 
 
 @torch.no_grad()

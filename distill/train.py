@@ -68,7 +68,7 @@ def training_samples(config: DistillConfig) -> Samples:
     from distill.samples.render_samples import RenderDataset
     from distill.samples.unpacked import open_renders
     from distill.simulation.generate_shards import teacher_of
-    from distill.student import check_steps
+    from distill.student import check_steps, check_weights
 
     shape, size = config.generator.latent_shape, config.generator.size
     renders = quadruples = None
@@ -89,7 +89,11 @@ def training_samples(config: DistillConfig) -> Samples:
             check_fit(part, size, shape, source)
             check_rig(part, config.generator.rig_at(ELEVATION), source)
             steps = first_whole(part.quadruples, len(part)).meta.get("steps")
-            check_steps(config.start, teacher_of(Path(source)), steps, source)
+            made_by = teacher_of(Path(source))
+            check_steps(config.start, made_by, steps, source)
+            verifier = config.pretrained_teacher_model if config.objective.implicit else ""
+            teachers = {"start.teacher": config.start.teacher, "pretrained_teacher_model": verifier}
+            check_weights(teachers, made_by, source)
         quadruples = QuadrupleDataset(
             Quadruples(config.quadruples, cache=config.dataloader_num_workers == 0, tolerant=True),
             config.seed,

@@ -251,7 +251,7 @@ def _fetch(config: ModelConfig) -> Path:
             raise UserError(f"{config.path} could not be stored in the hub's cache: {e.strerror}") from e
         if constants.HF_HUB_OFFLINE:
             raise UserError(
-                f"{config.path} is not on this machine, or not whole, and HF_HUB_OFFLINE forbids fetching it: "
+                f"{config.path} is not whole on this machine, and HF_HUB_OFFLINE forbids fetching it: "
                 "unset it once, or give model.path the folder of a pipeline"
             ) from e
         raise UserError(

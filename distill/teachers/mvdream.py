@@ -79,8 +79,9 @@ class MVDreamTeacher(LatentTeacher):
         )
         if sees_picture := bool(self.unet.config.ip_dim):
             self.image = load_part("transformers.CLIPVisionModel", folder / "image_encoder", dtype)
-        self.about = {"teacher": "imagedream" if sees_picture else "mvdream", **source.about}
         self.schedule, self.identity = load_schedule(folder, "epsilon"), folder_fingerprint(folder)
+        kind = "imagedream" if sees_picture else "mvdream"
+        self.about = {"teacher": kind, **source.about, "weights": self.identity}
         self.sees_picture = sees_picture
         self.elevation = (0.0 if sees_picture else 15.0) if elevation is None else elevation
         self.default_guidance = 5.0 if sees_picture else 7.5

@@ -13,6 +13,7 @@ from stand_ins.tiny_lgm import save_lgm, tiny_lgm
 
 from dd3g import models
 from dd3g.errors import UserError
+from dd3g.fingerprint import folder_fingerprint
 from dd3g.hub_models import HUB_MODELS, listed
 from distill.lgm import load_lgm
 from distill.model_card import made_by, write_card
@@ -47,6 +48,7 @@ def test_a_teacher_and_its_card(cache, folders, tmp_path, name, revision):
     there = cache(model.repo if model else name, with_tokenizer(folders[kind], tmp_path))
     repo, licence = (model.repo, "OpenRAIL") if model else (name, "openrail")
     wanted = {"teacher": kind, "source": repo, "revision": COMMIT, "licence": licence}
+    wanted["weights"] = folder_fingerprint(there)
     assert load(f"{name}@{revision}").about == wanted
     assert made_by(f"{name}@{revision}") == f" (source {repo}, revision {COMMIT}, licence {licence})"
     if model:

@@ -21,7 +21,7 @@ from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.training.config import LoopConfig
 from dd3g.training.optimizer import LearningRate, make_optimizer
 from distill.objective import ObjectiveConfig
-from distill.student import StartConfig, share_frozen, start_from_teacher
+from distill.student import StartConfig, check_weights, share_frozen, start_from_teacher
 from distill.teachers import load
 from distill.train import DistillConfig, losses, run, training_samples
 
@@ -204,6 +204,18 @@ def test_quadruples_that_were_made_in_another_number_of_steps(tmp_path):
     for kind, steps in (("imagedream", 10), ("zero123plus", 50)):
         found, config = samples(kind, steps)
         assert len(found) == 3 and config.max_train_steps == 2  # 5 times 3 samples in batches of 8
+
+
+def test_quadruples_of_other_weights_are_told(folder, tmp_path, capsys):
+    other = write_imagedream(tmp_path / "other", seed=7)
+    made_by = load(folder).about
+    check_weights({"start.teacher": str(folder), "pretrained_teacher_model": ""}, made_by, "set")
+    check_weights({"pretrained_teacher_model": "nano-teacher"}, made_by, "set")
+    check_weights({"start.teacher": str(other)}, {"teacher": "imagedream"}, "of an earlier version")
+    assert capsys.readouterr().err == ""
+    check_weights({"start.teacher": str(folder), "pretrained_teacher_model": str(other)}, made_by, "set")
+    told = f"set was made by an ImageDream of other weights than pretrained_teacher_model {other}"
+    assert capsys.readouterr().err.startswith(f"warning: {told}")
 
 
 def training(folder, tmp_path, output="out"):

@@ -264,7 +264,7 @@ def test_a_machine_without_network(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     fails(
         "some/model",
-        "some/model is not on this machine.* HF_HUB_OFFLINE forbids fetching it: unset it once, ",
+        "some/model is not whole on this machine.* HF_HUB_OFFLINE forbids fetching it: unset it once, ",
     )
 
 
