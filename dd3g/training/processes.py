@@ -123,8 +123,8 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
         raise UserError(f"mixed_precision {config.mixed_precision!r} does not work here: {error}") from error
     if config.report_to != "none" and not accelerator.log_with:  # accelerate only warns
         raise UserError(
-            f"report_to {config.report_to!r} needs a package that is not installed: install it, or take "
-            "report_to=none"
+            f"report_to {config.report_to!r} needs the package of that name: pip install "
+            f"{config.report_to}, or take report_to=none"
         )
     on_main(lambda: _make_folder(output))
     if accelerator.is_fsdp2:
