@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from stand_ins.published_teachers import pictures, with_tokenizer
 
 from dd3g.errors import UserError
+from dd3g.fingerprint import folder_fingerprint
 from distill.teachers import load
 from distill.teachers.encoders import END, START
 from distill.teachers.published import find_source
@@ -428,7 +429,13 @@ def test_the_command_makes_quadruples_and_tells_the_licence(kind, folders, tmp_p
     words += ["--steps", "2", "--seeds", "1", "--device", "cpu"]
     assert command.main(words) == 0
     index = json.loads((tmp_path / "out" / "simulate.json").read_text())
-    assert index["made_by"] == {"teacher": kind, "source": kind, "revision": None, "licence": "openrail"}
+    assert index["made_by"] == {
+        "teacher": kind,
+        "source": kind,
+        "revision": None,
+        "licence": "openrail",
+        "weights": folder_fingerprint(folders[kind]),
+    }
     made = Quadruples(tmp_path / "out")
     assert {q.meta["caption"] for q in made} == {"a cat", "a chair"} and made[0].outputs.shape == (
         4,

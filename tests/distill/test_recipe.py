@@ -61,7 +61,7 @@ def test_from_meshes_to_weights_and_on(meshes, monkeypatch, capfd, forked_worker
     capfd.readouterr()
 
     assert main(words(meshes)) == 2
-    assert "go on with --resume" in capfd.readouterr().err
+    assert "continue with --resume" in capfd.readouterr().err
     assert main(words(meshes, "--resume", "--generator", "other")) == 2
     assert "generator nano (now other)" in capfd.readouterr().err
     assert main(words(meshes, "--resume", steps=4)) == 0

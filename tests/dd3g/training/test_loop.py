@@ -138,7 +138,7 @@ def test_the_others_do_not_wait_for_a_main_process_that_fails(tmp_path, monkeypa
 
 def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(accelerate.tracking, "is_wandb_available", lambda: False)
-    with pytest.raises(UserError, match="'wandb' needs a package .*: install it, or take report_to=none"):
+    with pytest.raises(UserError, match="'wandb' needs the package .*: pip install wandb, or take report_to"):
         fit_line(tmp_path, report_to="wandb")
     with pytest.raises(UserError, match="report_to 'paper' does not work here: give tensorboard"):
         fit_line(tmp_path, report_to="paper")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -81,12 +80,6 @@ def test_processes_for_gpus_do_not_train_on_cpus(tmp_path, monkeypatch, capsys, 
         with pytest.raises(ZeroDivisionError):
             line(tmp_path, *filter(None, [word]))
         assert made[0]["cpu"]
-
-
-@pytest.mark.skipif(find_spec("aim") is not None, reason="it is installed here")
-def test_a_tracker_that_is_not_installed(tmp_path, capsys):
-    assert line(tmp_path, "report_to=aim") == 2
-    assert "needs the package of that name: pip install aim, or" in capsys.readouterr().err
 
 
 def test_a_rank_that_is_none_is_told_before_the_first_step(tmp_path, monkeypatch, capsys):
