@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dd3g.meshes.mesh import Mesh, normalised
-from dd3g.meshes.normals import corner_normals
+from dd3g.meshes.mesh import Mesh, corner_normals, normalised
 from dd3g.meshes.rendering import Light
 
 SOLIDS = ("parts", "gradient", "checks", "noise", "two-tone", "stripes")

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dd3g.errors import first_line
-from dd3g.meshes.normals import corner_normals
+from dd3g.numba_setup import njit
 from dd3g.srgb import to_srgb
+
+CREASE = 45.0  # degrees: a sharper edge keeps its faces' own normals
 
 
 @dataclass
@@ -46,12 +48,13 @@ def load_mesh(path: str | Path, up: str = "y", normal: bool = True) -> Mesh:
         ValueError: when the file is damaged, holds no triangles, or positions that are not finite.
     """
     path = Path(path)
-    parts = [_load_shape(path)] if path.suffix.lower() == ".npz" else _load_scene(path)
-    if not parts or not sum(len(p.faces) for p in parts):
+    parts = _load_shape(path) if path.suffix.lower() == ".npz" else _load_scene(path)
+    if not sum(len(faces) for _, faces, *_ in parts):
         raise ValueError("it holds no triangles")
-    vertices = np.concatenate([p.vertices for p in parts])
-    starts = np.cumsum([0] + [len(p.vertices) for p in parts[:-1]])
-    faces = np.concatenate([p.faces + s for p, s in zip(parts, starts, strict=True)]).astype(np.int32)
+    meshes, triangles, uvs, colors, textures = zip(*parts, strict=True)
+    vertices = np.concatenate(meshes)
+    starts = np.cumsum([0] + [len(v) for v in meshes[:-1]])
+    faces = np.concatenate([f + start for f, start in zip(triangles, starts, strict=True)]).astype(np.int32)
     if not np.isfinite(vertices).all():
         raise ValueError("it has positions that are not finite")
     if faces.min() < 0 or faces.max() >= len(vertices):
@@ -59,18 +62,17 @@ def load_mesh(path: str | Path, up: str = "y", normal: bool = True) -> Mesh:
     if up == "z":
         vertices = vertices[:, [0, 2, 1]] * [1, 1, -1]
     vertices = normalised(vertices) if normal else vertices.astype(np.float32)
-    textures = [t for p in parts for t in p.textures]
-    first = np.cumsum([0] + [len(p.textures) for p in parts[:-1]])
+    painted = np.array([texture is not None for texture in textures])
     return Mesh(
         vertices=vertices,
         faces=faces,
         normals=corner_normals(vertices, faces),
-        uvs=np.concatenate([p.uvs for p in parts]).astype(np.float32),
-        colors=np.concatenate([p.colors for p in parts]).astype(np.float32),
-        face_texture=np.concatenate(
-            [np.full(len(p.faces), f if p.textures else -1) for p, f in zip(parts, first, strict=True)]
+        uvs=np.concatenate(uvs).astype(np.float32),
+        colors=np.concatenate(colors).astype(np.float32),
+        face_texture=np.repeat(
+            np.where(painted, painted.cumsum() - 1, -1), [len(f) for f in triangles]
         ).astype(np.int32),
-        textures=textures,
+        textures=[texture for texture in textures if texture is not None],
         rest=vertices,
         solid=np.zeros((0, 0, 0, 3), np.uint8),
     )
@@ -113,22 +115,15 @@ def normalised(vertices: NDArray[np.floating]) -> NDArray[np.float32]:
     return (centred / reach).astype(np.float32)
 
 
-@dataclass
-class _Part:
-    """One geometry of a file before joining; fields as in `Mesh`, at most one texture."""
-
-    vertices: NDArray
-    faces: NDArray
-    uvs: NDArray
-    colors: NDArray
-    textures: list[NDArray[np.uint8]]
+# A geometry of a file: vertices (N, 3), faces (F, 3), uvs (F, 3, 2), sRGB of the corners (F, 3, 3), texture.
+_Part = tuple[NDArray, NDArray, NDArray, NDArray, NDArray[np.uint8] | None]
 
 
-def _load_shape(path: Path) -> _Part:
+def _load_shape(path: Path) -> list[_Part]:
     with np.load(path, allow_pickle=False) as data:
         vertices = data["V"].astype(np.float32) / 32767
         faces = data["F"].astype(np.int64)
-    return _Part(vertices, faces, np.zeros((len(faces), 3, 2)), np.ones((len(faces), 3, 3)), [])
+    return [(vertices, faces, np.zeros((len(faces), 3, 2)), np.ones((len(faces), 3, 3)), None)]
 
 
 # Of pictures, beside the folder of a mesh.
@@ -177,36 +172,75 @@ def _load_scene(path: Path) -> list[_Part]:
             continue
         vertices = np.asarray(geometry.vertices) @ transform[:3, :3].T + transform[:3, 3]
         faces = np.asarray(geometry.faces)
-        uvs = np.zeros((len(faces), 3, 2))
         visual: Any = geometry.visual
         # glTF's factors and vertex colours are linear, its textures are not.
-        texture, factor, painted = _material(visual, linear=path.suffix.lower() in (".glb", ".gltf"))
-        colors = np.broadcast_to(factor, (len(faces), 3, 3)).copy()
-        if painted is not None:
-            colors *= painted[faces]
-        if texture is not None:
-            uvs = np.asarray(visual.uv)[faces]
-        parts.append(_Part(vertices, faces, uvs, colors, [] if texture is None else [texture]))
+        texture, color = _material(visual, linear=path.suffix.lower() in (".glb", ".gltf"))
+        colors = color[faces] if color.ndim == 2 else np.broadcast_to(color, (len(faces), 3, 3))
+        uvs = np.zeros((len(faces), 3, 2)) if texture is None else np.asarray(visual.uv)[faces]
+        parts.append((vertices, faces, uvs, colors, texture))
     return parts
 
 
-def _material(visual: object, linear: bool) -> tuple[NDArray[np.uint8] | None, NDArray, NDArray | None]:
-    """A trimesh visual -> texture or None, sRGB factor (3,), per-vertex sRGB colours (N, 3) or None."""
+def _material(visual: object, linear: bool) -> tuple[NDArray[np.uint8] | None, NDArray]:
+    """A trimesh visual -> texture or None, and the sRGB colour (3,) of all or (N, 3) of each vertex."""
     material = getattr(visual, "material", None)
     if material is None:
         vertex_colors = getattr(visual, "vertex_colors", None)
-        painted = None if vertex_colors is None else np.asarray(vertex_colors)[:, :3] / 255
-        return None, np.ones(3), to_srgb(painted) if linear and painted is not None else painted
+        if vertex_colors is None:
+            return None, np.ones(3)
+        painted = np.asarray(vertex_colors)[:, :3] / 255
+        return None, to_srgb(painted) if linear else painted
     picture = getattr(material, "baseColorTexture", None)
     picture = picture if picture is not None else getattr(material, "image", None)
     factor = getattr(material, "baseColorFactor", None)
     if factor is None and picture is None:
-        factor = getattr(
-            material, "diffuse", None
-        )  # OBJ: Kd, which by custom is multiplied only without a map
+        # OBJ's Kd, which by custom is multiplied only without a map.
+        factor = getattr(material, "diffuse", None)
     factor = np.ones(3) if factor is None else np.asarray(factor, dtype=np.float64)[:3]
     factor = factor / 255 if factor.max() > 1 else factor
     if getattr(visual, "uv", None) is None:
         picture = None
     texture = None if picture is None else np.asarray(picture.convert("RGB"), dtype=np.uint8)
-    return texture, to_srgb(factor) if linear else factor, None
+    return texture, to_srgb(factor) if linear else factor
+
+
+def corner_normals(vertices: NDArray[np.float32], faces: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Normals that are smooth except across edges sharper than `CREASE`.
+
+    Returns:
+        (F, 3, 3): at each corner the area-weighted mean of the normals of those faces around the position
+        that lie within `CREASE` of the corner's own face. Vertices at one position count as one, so that
+        texture seams don't show.
+    """
+    corners = vertices[faces].astype(np.float64)
+    area = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])  # (F, 3) twice area x normal
+    unit = area / np.maximum(np.linalg.norm(area, axis=1, keepdims=True), 1e-20)
+    _, place = np.unique(np.round(vertices.astype(np.float64), 5), axis=0, return_inverse=True)
+    places = place.reshape(-1)[faces]  # (F, 3)
+    order = np.argsort(places.reshape(-1), kind="stable")
+    start = np.searchsorted(places.reshape(-1)[order], np.arange(places.max() + 2))
+    return _crease_normals(
+        area, unit, places, (order // 3).astype(np.int64), start, np.cos(np.radians(CREASE))
+    )
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
+def _crease_normals(area, unit, places, around, start, cos_crease):  # type: ignore[no-untyped-def]
+    """Corner normals (F, 3, 3); `around[start[p]:start[p + 1]]` are the faces at place p."""
+    F = len(places)
+    out = np.empty((F, 3, 3), np.float32)
+    for f in range(F):
+        for c in range(3):
+            x = y = z = 0.0
+            p = places[f, c]
+            for k in range(start[p], start[p + 1]):
+                g = around[k]
+                if unit[f, 0] * unit[g, 0] + unit[f, 1] * unit[g, 1] + unit[f, 2] * unit[g, 2] >= cos_crease:
+                    x += area[g, 0]
+                    y += area[g, 1]
+                    z += area[g, 2]
+            n = (x * x + y * y + z * z) ** 0.5
+            if n < 1e-20:
+                x, y, z, n = unit[f, 0], unit[f, 1], unit[f, 2], 1.0
+            out[f, c, 0], out[f, c, 1], out[f, c, 2] = x / n, y / n, z / n
+    return out

@@ -174,8 +174,7 @@ def _pictures(folder: Path, target: Target) -> Drawing:
 
 
 def _mesh(path: Path, axes: str, turn: Tensor, factor: float) -> Any:
-    from dd3g.meshes.mesh import load_mesh
-    from dd3g.meshes.normals import corner_normals
+    from dd3g.meshes.mesh import corner_normals, load_mesh
 
     mesh = load_mesh(path, normal=False)
     rotation = turn.double().numpy() @ world_turn("opengl" if axes == "auto" else axes).double().numpy()

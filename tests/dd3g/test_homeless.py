@@ -82,7 +82,7 @@ def test_every_kernel_can_be_defined_without_a_cache():
     files = [p for room in ("dd3g", "data_gen", "distill", "tools") for p in (ROOT / room).rglob("*.py")]
     kernels = [p.relative_to(ROOT) for p in files if "@njit" in p.read_text("utf-8")]
     names = [".".join(path.with_suffix("").parts) for path in kernels]
-    assert {"dd3g.meshes.normals", "dd3g.pepd.surface_kernels", "data_gen.meshes.volumes"} <= set(names)
+    assert {"dd3g.meshes.mesh", "dd3g.pepd.surface_kernels", "data_gen.meshes.volumes"} <= set(names)
     each(*names)
 
 

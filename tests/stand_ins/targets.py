@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
-from dd3g.meshes.mesh import Mesh
-from dd3g.meshes.normals import corner_normals
+from dd3g.meshes.mesh import Mesh, corner_normals
 from dd3g.meshes.rendering import Light, render_mesh
 from dd3g.pepd import GeneratorConfig
 from distill.evaluation.predictors import (

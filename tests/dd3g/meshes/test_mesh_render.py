@@ -11,8 +11,7 @@ from PIL import Image
 from stand_ins.tiny_objects import CUBE, write_cube
 
 from dd3g.cameras import Cameras
-from dd3g.meshes.mesh import Mesh, load_mesh
-from dd3g.meshes.normals import corner_normals
+from dd3g.meshes.mesh import Mesh, corner_normals, load_mesh
 from dd3g.meshes.rendering import Light, render_mesh
 
 AMBIENT = Light(1.0, np.zeros((1, 3)) + [0, 1, 0], np.zeros((1, 3)))
