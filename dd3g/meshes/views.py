@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,11 @@ _Z_UP = torch.tensor([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]]
 _FLIP = torch.diag(torch.tensor([1.0, -1, -1, 1], dtype=torch.float64))  # OpenGL's camera to OpenCV's
 
 
-@dataclass(frozen=True)
-class PosedPictures:
-    """Pictures and cameras of one object."""
-
-    rgba: Tensor  # (V, 4, S, S) straight alpha in 0..1
-    cameras: Cameras  # (V,) in a world with y up
-
-
-def read_views(found: FoundObject, size: int) -> PosedPictures:
+def read_views(found: FoundObject, size: int) -> tuple[Tensor, Cameras]:
     """Read an object whose layout holds views, and resize its pictures to `size` pixels a side.
+
+    Returns:
+        (V, 4, size, size) straight alpha in 0..1, and cameras (V,) in a world with y up.
 
     Raises:
         UserError: a missing or unreadable file, pictures that are not square or without alpha, or cameras
@@ -45,10 +39,9 @@ def read_views(found: FoundObject, size: int) -> PosedPictures:
         raise UserError(
             f"{found.path} does not hold cameras as {found.layout.title} do: {error or type(error).__name__}"
         ) from error
-    pictures = torch.stack([_picture(path, size) for path in paths])
+    rgba = torch.stack([_picture(path, size) for path in paths])
     Ks = K * torch.tensor([size, size, 1.0], dtype=torch.float64)[:, None]
-    cameras = Cameras(viewmats.float(), Ks.float().repeat(len(paths), 1, 1), size, size)
-    return PosedPictures(pictures, cameras)
+    return rgba, Cameras(viewmats.float(), Ks.float().repeat(len(paths), 1, 1), size, size)
 
 
 def _check(viewmats: Tensor, K: Tensor) -> None:

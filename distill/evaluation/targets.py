@@ -210,14 +210,12 @@ def seen(found: FoundObject, protocol: Protocol) -> Target:
     """An object of a data set that brings its own pictures; the protocol says which one is the input."""
     from dd3g.meshes.views import read_views
 
-    drawn = []
-    for size in protocol.sizes:
-        views = read_views(found, size)
-        drawn.append((views.rgba, views.cameras))
-    V, first = len(views.rgba), protocol.input_view
+    drawn = [read_views(found, size) for size in protocol.sizes]
+    rgba, _ = drawn[-1]
+    V, first = len(rgba), protocol.input_view
     if first >= V or V < 2:
         raise UserError(f"{found.path} has {V} views: the input is view {first}, and another must be left")
-    hash = fingerprint((views.rgba * 255).round().byte().numpy().tobytes())
+    hash = fingerprint((rgba * 255).round().byte().numpy().tobytes())
     novel = [v for v in range(V) if v != first]
     return assembled(found.id, found.style, drawn, [first], novel, hash)
 
