@@ -212,8 +212,8 @@ def corner_normals(vertices: NDArray[np.float32], faces: NDArray[np.int32]) -> N
         that lie within `CREASE` of the corner's own face. Vertices at one position count as one, so that
         texture seams don't show.
     """
-    corners = vertices[faces].astype(np.float64)
-    area = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])  # (F, 3) twice area x normal
+    a, b, c = vertices[faces].astype(np.float64).swapaxes(0, 1)
+    area = np.cross(b - a, c - a)  # (F, 3) twice area x normal
     unit = area / np.maximum(np.linalg.norm(area, axis=1, keepdims=True), 1e-20)
     _, place = np.unique(np.round(vertices.astype(np.float64), 5), axis=0, return_inverse=True)
     places = place.reshape(-1)[faces]  # (F, 3)

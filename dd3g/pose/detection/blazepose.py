@@ -14,7 +14,7 @@ from PIL import Image
 from dd3g.errors import UserError
 from dd3g.models import require_model
 
-DETECTOR_SIDE, LANDMARK_SIDE, HEATMAP_SIDE = 224, 256, 64
+DETECTOR_SIDE, LANDMARK_SIDE = 224, 256
 MIN_SCORE = 0.5  # of the detector
 MIN_PRESENCE = 0.5  # of the landmark network
 MIN_BOTH = 0.6  # their product; cats and cups reach 0.53
@@ -38,7 +38,7 @@ class Person:
     square: np.ndarray  # (4,) left, top, right, bottom of the heatmaps in px
     score: float  # how sure the networks are that this is a person, 0..1
     size: tuple[int, int]  # (width, height) of the picture in px
-    region: Region | None = None  # where to look for them in the next frame of a video
+    region: Region  # where to look for them in the next frame of a video
 
     @property
     def box(self) -> np.ndarray:
@@ -98,7 +98,13 @@ def find_people(picture: Image.Image, tiles: bool = True, before: Sequence[Regio
         if len(people) == MAX_PEOPLE:
             break
     people.sort(key=lambda p: -float(np.prod(p.box[2:] - p.box[:2])))
-    return [_enlarged(p, shrink, picture.size) for p in people]
+    return [
+        replace(
+            p, keypoints=p.keypoints * shrink, square=p.square * shrink, size=picture.size,
+            region=p.region.scaled(shrink),
+        )
+        for p in people
+    ]  # fmt: skip
 
 
 def load() -> None:
@@ -153,28 +159,24 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, values: np.ndarray) -> tuple
 
 
 def _regions(picture: Image.Image, tiles: bool) -> list[tuple[Region, float]]:
-    found = [_look(picture, *look) for look in (LOOKS if tiles else LOOKS[:1])]
-    if tiles:
-        _, _, points = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        sides = 2.5 * np.hypot(*(points[:, 2:] - points[:, :2]).T)
-        if not len(sides) or sides.min() < SMALL * min(picture.size):
-            found.append(_look(picture, *CLOSE_LOOK))
-    boxes, scores, points = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    points, scores = suppress(boxes, scores, points)
-    return [(Region.of(p[:2], p[2:4]), float(s)) for p, s in zip(points, scores, strict=True)]
+    found = np.concatenate([_look(picture, *look) for look in (LOOKS if tiles else LOOKS[:1])])
+    sides = 2.5 * np.hypot(*(found[:, 7:] - found[:, 5:7]).T)
+    if tiles and not (len(sides) and sides.min() >= SMALL * min(picture.size)):
+        found = np.concatenate([found, _look(picture, *CLOSE_LOOK)])
+    points, scores = suppress(found[:, :4], found[:, 4], found[:, 5:])
+    return [(Region.of(p[:2], p[2:]), float(s)) for p, s in zip(points, scores, strict=True)]
 
 
-def _look(picture: Image.Image, count: int, share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes (N, 4), scores (N,) and body circles as centre and point (N, 4), px, in count^2 windows."""
+def _look(picture: Image.Image, count: int, share: float) -> np.ndarray:
+    """People in count^2 windows, (N, 9) in px: box (4), score, and a body's circle as centre and point."""
     width, height = np.array(picture.size) * share
     corners = [np.linspace(0, side * (1 - share), count) for side in picture.size]
     centres = [np.array([x + width / 2, y + height / 2]) for y in corners[1] for x in corners[0]]
-    found = [_detect(picture, Region(centre, float(max(width, height)), 0.0)) for centre in centres]
-    boxes, scores, points = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return boxes, scores, points
+    side = float(max(width, height))
+    return np.concatenate([_detect(picture, Region(centre, side, 0.0)) for centre in centres])
 
 
-def _detect(picture: Image.Image, window: Region) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _detect(picture: Image.Image, window: Region) -> np.ndarray:
     raw, logits = _run("pose_detection", _crop(picture, window, DETECTOR_SIDE) / 127.5 - 1)
     scores = _sigmoid(logits[0, :, 0])
     keep = scores >= MIN_SCORE
@@ -184,7 +186,7 @@ def _detect(picture: Image.Image, window: Region) -> tuple[np.ndarray, np.ndarra
     centre = (values[:, 0] + centres) * window.side + corner
     half = values[:, 1] * window.side / 2
     points = (values[:, 2:4] + centres[:, None]) * window.side + corner
-    return np.concatenate([centre - half, centre + half], 1), scores[keep], points.reshape(-1, 4)
+    return np.concatenate([centre - half, centre + half, scores[keep, None], points.reshape(-1, 4)], 1)
 
 
 def _landmarks(picture: Image.Image, region: Region, score: float) -> Person | None:
@@ -243,12 +245,6 @@ def _upright(heatmaps: np.ndarray, region: Region) -> tuple[np.ndarray, np.ndarr
     turned = [_transformed(Image.fromarray(h.astype(np.float32)), matrix, n) for h in heatmaps]
     square = np.concatenate([region.centre - half, region.centre + half])
     return np.stack(turned), square.astype(np.float32)
-
-
-def _enlarged(person: Person, factor: int, size: tuple[int, int]) -> Person:
-    keypoints, square = person.keypoints * factor, person.square * factor
-    region = None if person.region is None else person.region.scaled(factor)
-    return replace(person, keypoints=keypoints, square=square, size=size, region=region)
 
 
 def _run(name: str, pixels: np.ndarray) -> list[np.ndarray]:
