@@ -19,8 +19,7 @@ from stand_ins.detector_files import (
 )
 
 from dd3g.errors import UserError
-from dd3g.pose.detection.keypoint_files import read_file
-from dd3g.pose.detection.reading import read_frames, read_keypoints
+from dd3g.pose.detection.reading import read_file, read_frames, read_keypoints
 
 pytestmark = pytest.mark.usefixtures("reading")
 
