@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,32 +28,29 @@ class PictureTables:
     """
 
     def __init__(self, root: Path, files: Sequence[Path]) -> None:
-        self.root, self.files = root, files
-        self._columns: list[str] = []  # of each file
-        self._groups: list[tuple[int, int, int]] = []  # file, row group in it, first row in the file
-        self._ends: list[int] = []  # rows up to the end of each group
-        self._held: tuple[int, Any] = (-1, None)  # the group that was read last, and its pictures
-        for number, file in enumerate(files):
-            table = _open(file)
-            self._columns.append(_image_column(file, table))
-            first = 0
+        self.root, self._count = root, 0
+        # First row in all, file, group in it, the file's first row in all, column of pictures
+        self._groups: list[tuple[int, Path, int, int, str]] = []
+        self._held: tuple[int, Any] = (-1, None)  # first row of the group read last, its pictures
+        for file in files:
+            table, start = _open(file), self._count
+            column = _image_column(file, table)
             for group in range(table.num_row_groups):
-                self._groups.append((number, group, first))
-                first += table.metadata.row_group(group).num_rows
-                self._ends.append(len(self) + table.metadata.row_group(group).num_rows)
+                self._groups.append((self._count, file, group, start, column))
+                self._count += table.metadata.row_group(group).num_rows
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return self._count
 
     def name(self, index: int) -> str:
         """A row's file, below the root, and its number in it."""
-        file, row = self._place(index)
-        return f"{file.relative_to(self.root).as_posix()} row {row}"
+        _, file, _, start, _ = self._group(index)
+        return f"{file.relative_to(self.root).as_posix()} row {index - start}"
 
     def where(self, index: int) -> str:
         """As `name`, with the file's whole path."""
-        file, row = self._place(index)
-        return f"{file} row {row}"
+        _, file, _, start, _ = self._group(index)
+        return f"{file} row {index - start}"
 
     def read(self, index: int) -> bytes:
         """The encoded picture of a row.
@@ -60,12 +58,10 @@ class PictureTables:
         Raises:
             UserError: when there is none, or the table is damaged.
         """
-        at = bisect_right(self._ends, index)
-        number, group, _ = self._groups[at]
-        column = self._columns[number]
-        if self._held[0] != at:
-            self._held = at, _read(self.files[number], group, [column])[column]
-        value = self._held[1][index - (self._ends[at - 1] if at else 0)].as_py()
+        first, file, group, _, column = self._group(index)
+        if self._held[0] != first:
+            self._held = first, _read(file, group, [column])[column]
+        value = self._held[1][index - first].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes):
             raise UserError(f"{self.where(index)} holds no picture")
@@ -77,20 +73,17 @@ class PictureTables:
         Raises:
             UserError: when a table is damaged.
         """
-        for at, (number, group, _) in enumerate(self._groups):
-            file = self.files[number]
-            names = _open(file).schema_arrow.names
+        for _, file, group, *_ in self._groups:
+            table = _open(file)
+            names = table.schema_arrow.names
             wanted = [c for c in columns if c in names and c not in IMAGE_COLUMNS]
             if wanted:
                 yield from _read(file, group, wanted).to_pylist()
             else:
-                yield from ({} for _ in range(self._ends[at] - (self._ends[at - 1] if at else 0)))
+                yield from ({} for _ in range(table.metadata.row_group(group).num_rows))
 
-    def _place(self, index: int) -> tuple[Path, int]:
-        """A row's file and its number in it."""
-        at = bisect_right(self._ends, index)
-        number, _, first = self._groups[at]
-        return self.files[number], first + index - (self._ends[at - 1] if at else 0)
+    def _group(self, index: int) -> tuple[int, Path, int, int, str]:
+        return self._groups[bisect_right(self._groups, index, key=itemgetter(0)) - 1]
 
 
 def _open(file: Path) -> Any:
