@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from dd3g.gaussians import Gaussians
-from dd3g.io.compressed_ply import smallest_three
 from dd3g.io.formats import Splats
+from dd3g.io.packed import smallest_three
 from dd3g.io.ply import from_raw, to_raw
 
 _MOST = 1 << 26  # Gaussians, and bytes of meta.json: more would fill the memory

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians, quaternion_multiply
-from dd3g.io import compressed_ply, glb, packed, ply, sog
+from dd3g.io import glb, packed, ply, sog
 from dd3g.io.atomic import replacing
 from dd3g.io.formats import (
     AXES,
@@ -36,6 +36,7 @@ _TURNS: dict[str, tuple[list[int], list[float], list[float]]] = {
     "zup": ([0, 2, 1], [1, -1, 1], [0.5**0.5, 0.5**0.5, 0, 0]),  # x right, y away, z up (Blender)
 }
 _OWN = {"spz": "opengl", "glb": "opengl"}  # the axes of a format where it has others than "opencv"
+_READERS = {"splat": packed.decode_splat, "spz": packed.decode_spz, "sog": sog.decode, "glb": glb.decode}
 _REACH = {"spz": packed.SPZ_REACH, "compressed.ply": 1e38}  # largest coordinates, where not all floats are
 
 
@@ -170,9 +171,9 @@ def encode(
     if format == "ply":
         return ply.encode(turned, axes, antialiased, layout)
     if format in ("compressed.ply", "sog"):
-        return (compressed_ply if format == "compressed.ply" else sog).encode(turned, axes, antialiased)
-    writers = {"splat": packed.encode_splat, "spz": packed.encode_spz, "glb": glb.encode}
-    return writers[format](turned)
+        write = packed.encode_compressed if format == "compressed.ply" else sog.encode
+        return write(turned, axes, antialiased)
+    return {"splat": packed.encode_splat, "spz": packed.encode_spz, "glb": glb.encode}[format](turned)
 
 
 def decode(data: bytes, format: str, axes: str | None = None) -> Splats:
@@ -195,15 +196,9 @@ def decode(data: bytes, format: str, axes: str | None = None) -> Splats:
     try:
         if format in ("ply", "compressed.ply"):
             header = ply.read_header(data)
-            found = (compressed_ply if header.compressed else ply).decode(data, header)
+            found = (packed.decode_compressed if header.compressed else ply.decode)(data, header)
         else:
-            readers = {
-                "splat": packed.decode_splat,
-                "spz": packed.decode_spz,
-                "sog": sog.decode,
-                "glb": glb.decode,
-            }
-            found = readers[format](data)
+            found = _READERS[format](data)
     except MemoryError as error:
         raise ValueError("it is too large for this machine's memory, or its header is broken") from error
     except (LookupError, TypeError, AttributeError, struct.error, RecursionError) as error:
