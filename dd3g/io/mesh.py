@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from dd3g.io.atomic import replacing_all
-from dd3g.io.gltf import INDICES, VERTICES, GlbBuffer
+from dd3g.io.glb import INDICES, VERTICES, GlbBuffer
 
 # Of an object that shines by itself, as its colours hold the light already; a USD scene's st runs upwards.
 _USDA = """#usda 1.0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dd3g.gaussians import matrix_to_quaternion
 from dd3g.io.atomic import replacing
-from dd3g.io.gltf import GlbBuffer
+from dd3g.io.glb import GlbBuffer
 from dd3g.pose.body.geometry import least_turn
 from dd3g.pose.body.skeletons import SMPL_24
 from dd3g.pose.series import Times, Values, chunks
