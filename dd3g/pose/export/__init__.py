@@ -3,5 +3,5 @@
 - `results.py`, read first: all files of a picture or a video, and the JSON among them.
 - `figures.py`: the picture, or a video, with the poses drawn in, and three views of the hypotheses.
 - `viewer.py`: a page that shows poses in 3D; `skeletons.py`: a person over time as .bvh and more.
-- `skinned.py`: .glb; `markers.py`: .trc, .c3d and .csv; `fbx.py`: .fbx, by Blender.
+- `skinned.py`: .glb, and .fbx by Blender; `markers.py`: .trc, .c3d and .csv.
 """

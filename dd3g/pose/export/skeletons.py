@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +15,8 @@ from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.geometry import FLIP, matrix_to_axis_angle
 from dd3g.pose.body.inverse import body_rotations
 from dd3g.pose.body.skeletons import SMPL_24, bone_lengths
-from dd3g.pose.export.fbx import save_fbx
 from dd3g.pose.export.markers import save_c3d, save_csv, save_trc, written_lines
-from dd3g.pose.export.skinned import NAMES, continuous, save_glb
+from dd3g.pose.export.skinned import NAMES, continuous, save_fbx, save_glb
 from dd3g.pose.ground import Ground
 from dd3g.pose.methods.advice import grown
 from dd3g.pose.series import Series, Times, Track, Values, chunks, evenly, resampled
@@ -62,7 +60,7 @@ def save_bodies(
         "c3d": lambda path: save_c3d(points, path, times),
         "csv": lambda path: save_csv(track.points, path, times),
         "npz": lambda path: save_parameters(rotations, roots, path, times),
-        "fbx": lambda path: _save_fbx(rest, rotations, roots, path, times),
+        "fbx": lambda path: save_fbx(rest, rotations, roots, path, times),
     }
     for name in wanted:
         write[name](folder / f"{stem}.{name}")
@@ -137,12 +135,6 @@ def save_bvh(rest: Tensor, rotations: Values, roots: Values, path: str | Path, t
             angles = torch.rad2deg(_zxy(turned))[:, order]  # (P, 24, 3)
             put(*map(_row, torch.cat([100 * rows[:, 96:], angles.flatten(1)], 1)))
     return Path(path)
-
-
-def _save_fbx(rest: Tensor, rotations: Values, roots: Values, path: Path, times: Times) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".dd3g-") as folder:
-        glb = save_glb(rest, rotations, roots, Path(folder) / "body.glb", times)
-        save_fbx(glb, path, evenly(times)[0], len(times))
 
 
 def _zxy(R: Tensor) -> Tensor:

@@ -1,7 +1,11 @@
-"""A person over time as a skinned .glb, and what it shares with .bvh: the names of joints."""
+"""A person over time as a skinned .glb, or as .fbx by Blender; and the names of joints, which .bvh shares."""
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dd3g.errors import UserError
 from dd3g.gaussians import matrix_to_quaternion
 from dd3g.io.atomic import replacing
 from dd3g.io.glb import GlbBuffer
 from dd3g.pose.body.geometry import least_turn
 from dd3g.pose.body.skeletons import SMPL_24
-from dd3g.pose.series import Times, Values, chunks
+from dd3g.pose.series import Times, Values, chunks, evenly
 
 # What animation programs and retargeters call the joints.
 NAMES = dict(
@@ -28,6 +33,27 @@ NAMES = dict(
         )
     },
 )  # fmt: skip
+
+
+# Converts a body of so many frames; the .fbx has a key for each of them.
+SCRIPT = """
+import sys
+import bpy
+source, target, fps, frames = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
+bpy.ops.wm.read_factory_settings(use_empty=True)
+scene = bpy.context.scene
+scene.render.fps = max(1, round(fps))
+scene.render.fps_base = scene.render.fps / fps
+bpy.ops.import_scene.gltf(filepath=source)
+for one in scene.objects:  # the importer adds a mesh that shows what bones look like
+    one.select_set('Armature' in (one.name, one.parent and one.parent.name))
+if frames > 1:
+    scene.frame_start, scene.frame_end = (round(n) for n in bpy.data.actions[0].frame_range)
+bpy.ops.export_scene.fbx(
+    filepath=target, use_selection=True, add_leaf_bones=False, bake_anim=frames > 1,
+    bake_anim_use_all_actions=False, bake_anim_use_nla_strips=False, bake_anim_simplify_factor=0.0,
+)
+"""
 
 
 def save_glb(rest: Tensor, rotations: Values, roots: Values, path: str | Path, times: Times = (0.0,)) -> Path:
@@ -91,6 +117,33 @@ def save_glb(rest: Tensor, rotations: Values, roots: Values, path: str | Path, t
     with replacing(path) as partial, partial.open("wb") as file:
         file.writelines(buffer.packed(document))
     return Path(path)
+
+
+def check_blender() -> None:
+    """Raise UserError where the Blender module is not installed."""
+    if importlib.util.find_spec("bpy") is None:
+        raise UserError(
+            "--export fbx needs Blender as a module: pip install 'dd3g[fbx]', or use glb, which Blender reads"
+        )
+
+
+def save_fbx(rest: Tensor, rotations: Values, roots: Values, path: str | Path, times: Times = (0.0,)) -> Path:
+    """As `save_glb`, converted by Blender in a process of its own.
+
+    Raises:
+        UserError: Blender is not there, or fails.
+    """
+    check_blender()
+    path = Path(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".dd3g-") as folder, replacing(path) as partial:
+        glb = save_glb(rest, rotations, roots, Path(folder) / "body.glb", times)
+        words = [str(glb), str(partial), repr(evenly(times)[0]), str(len(times))]
+        call = [sys.executable, "-c", SCRIPT, *words]
+        done = subprocess.run(call, capture_output=True, text=True, errors="replace")
+        if not partial.is_file():
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise UserError(f"Blender could not write {path}: {reason}")
+    return path
 
 
 def continuous(quaternions: Tensor) -> Tensor:
