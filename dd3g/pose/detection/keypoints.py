@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from dd3g.errors import UserError
 from dd3g.pose.body.skeletons import WHOLE_BODY, skeleton, to_h36m
 from dd3g.pose.detection.camera import undistorted
-from dd3g.pose.detection.detected import LAYOUT_OF_COUNT, NOBODY
+from dd3g.pose.detection.detected import LAYOUT_OF_COUNT, Someone
 
 MIN_JOINTS = 4
 FARTHEST = 1e6  # px that a keypoint may lie from the picture's corner; NaN is farther
@@ -45,35 +46,33 @@ class TooFewJointsError(UserError):
 
 
 def checked(
-    points: Any,
-    confidence: Any = None,
+    people: Sequence[Someone],
     layout: str | None = None,
     size: Any = None,
     K: Any = None,
     heatmaps: Any = None,
     boxes: Any = None,
-    scores: Any = None,
     distortion: Any = None,
-    tracks: Any = None,
 ) -> Keypoints:
     """Check keypoints of any layout and turn them into the canonical one, H36M-17.
 
     Args:
-        points: (P, J, 2) or (P, J, 3) with confidences, or without P; array-like.
-        confidence: (P, J) or (J,).
-        layout: name of the layout; None infers it from J.
+        people: P >= 1 of one picture.
+        layout: name of the layout; None infers it from the number of joints.
         size: (width, height).
         K: (3, 3).
         heatmaps: (P, 17, h, w).
         boxes: (P, 4).
-        scores: (P,).
         distortion: 4 to 8 coefficients of the lens in OpenCV's order, with K; points come out without it.
-        tracks: P numbers, names or None.
 
     Raises:
         UserError: see `reading.read_keypoints`.
     """
-    xy, trust = _points(points, confidence)
+    rows = [_person(person) for person in people]
+    if len({len(xy) for xy, _ in rows}) > 1:
+        raise UserError("its people have different numbers of joints")
+    xy, trust = (torch.stack(values) for values in zip(*rows, strict=True))
+    trust = _confidence(trust.nan_to_num())
     xy, trust, layout = _bodies(xy, trust, str(layout).lower() if layout else _layout_of(xy.shape[1]))
     camera = None if K is None else _camera(K)
     _check_units(xy, trust)
@@ -82,7 +81,7 @@ def checked(
     canonical, seen = to_h36m(xy, trust, layout)
     _check_places(xy, trust, layout)
     maps, squares = (None, None) if heatmaps is None else _heatmaps(heatmaps, boxes, len(xy))
-    sure = None if scores is None else _scores(scores)
+    sure = _scores(people)
     keep, left_out = _usable(canonical, seen)
     return Keypoints(
         canonical[keep],
@@ -92,7 +91,7 @@ def checked(
         None if maps is None else maps[keep],
         None if squares is None else squares[keep],
         None if sure is None else sure[keep],
-        tuple(t for t, k in zip(tracks or [None] * len(keep), keep.tolist(), strict=True) if k),
+        tuple(person.track for person, kept in zip(people, keep.tolist(), strict=True) if kept),
         left_out,
     )
 
@@ -138,9 +137,11 @@ def _check_places(xy: Tensor, trust: Tensor, layout: str) -> None:
         )
 
 
-def _scores(scores: Any) -> Tensor:
-    """(P,) in 0..1."""
-    sure = _numbers(scores, "scores").flatten()
+def _scores(people: Sequence[Someone]) -> Tensor | None:
+    """(P,) in 0..1; None where the detector scored nobody."""
+    if all(person.score is None for person in people):
+        return None
+    sure = _numbers([1.0 if person.score is None else person.score for person in people], "scores")
     if not ((sure >= 0) & (sure <= BEST)).all():
         worst = sure[(sure - 0.5).abs().argmax()]
         raise UserError(f"the scores of people must lie in 0..1, one is {worst:g}")
@@ -172,22 +173,9 @@ def _usable(points: Tensor, seen: Tensor) -> tuple[Tensor, tuple[str, ...]]:
     return keep & ~tiny, tuple(left_out)
 
 
-def _points(points: Any, confidence: Any) -> tuple[Tensor, Tensor]:
-    """Pixels (P, J, 2) and confidences (P, J) in 0..1."""
-    if not len(points):
-        raise UserError(NOBODY)
-    if np.ndim(points[0][:1]) == 1:
-        points, confidence = [points], [confidence]
-    rows = [_person(p, c) for p, c in zip(points, confidence or [None] * len(points), strict=True)]
-    if len({len(xy) for xy, _ in rows}) > 1:
-        raise UserError("its people have different numbers of joints")
-    xy, trust = (torch.stack(values) for values in zip(*rows, strict=True))
-    return xy, _confidence(trust.nan_to_num())
-
-
-def _person(points: Any, confidence: Any) -> tuple[Tensor, Tensor]:
+def _person(person: Someone) -> tuple[Tensor, Tensor]:
     """Places (J, 2) and confidences (J,), each person by itself."""
-    xy = _numbers(points, "keypoints")
+    xy, confidence = _numbers(person.points, "keypoints"), person.confidence
     if xy.dim() != 2 or xy.shape[1] not in (2, 3):
         raise UserError(f"keypoints must be (people, joints, 2 or 3), got {(1, *xy.shape)}")
     if confidence is not None and any(value is not None for value in confidence):

@@ -136,31 +136,28 @@ def _checked(
     people = content.people(seen)
     if not people:
         return None
-    points, beside = [person.points for person in people], dict(content.beside)
+    beside = dict(content.beside)
     if seen.size is not None:
         beside["size"] = seen.size
     if content.shares:
-        points, beside["size"] = _in_pixels(points, size), size
+        people, beside["size"] = _in_pixels(people, size), size
     layout = layout or content.layout
-    if not layout and content.coco and len(points[0]) == 17:
+    if not layout and content.coco and len(people[0].points) == 17:
         layout = COCO_17.name
-    scores = [person.score for person in people]
-    if any(score is not None for score in scores):
-        beside["scores"] = [1.0 if score is None else score for score in scores]
-    trust, tracks = [person.confidence for person in people], [person.track for person in people]
-    return checked(points, trust, layout, tracks=tracks, **beside)
+    return checked(people, layout, **beside)
 
 
-def _in_pixels(points: list[Any], size: tuple[int, int] | None) -> list[np.ndarray]:
-    """Each person's rows with places that were shares of the picture."""
+def _in_pixels(people: list[Someone], size: tuple[int, int] | None) -> list[Someone]:
+    """The same with places that were shares of the picture."""
     if size is None:
         raise UserError(
             "gives positions as fractions of the picture: give --size WIDTHxHEIGHT, or the picture"
         )
-    shares = [np.array(rows) for rows in points]
+    shares = [np.array(person.points) for person in people]
     if max(np.abs(rows[:, :2]).max() for rows in shares) > NEAREST:
         raise UserError("its positions must be fractions of the picture, 0..1, as Ultralytics saves them")
-    return [rows * np.array([*size, 1])[: rows.shape[1]] for rows in shares]
+    pixels = [rows * np.array([*size, 1])[: rows.shape[1]] for rows in shares]
+    return [replace(person, points=rows) for person, rows in zip(people, pixels, strict=True)]
 
 
 def read_file(path: Path) -> KeypointFile:

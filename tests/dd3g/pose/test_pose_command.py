@@ -24,6 +24,7 @@ from dd3g.pose.body.skeletons import BLAZEPOSE_33, H36M_17, bone_lengths
 from dd3g.pose.detection import blazepose as detector
 from dd3g.pose.detection import people as detection_module
 from dd3g.pose.detection.blazepose import Person
+from dd3g.pose.detection.detected import Someone
 from dd3g.pose.detection.frames import frames, open_clip
 from dd3g.pose.detection.keypoints import checked
 from dd3g.pose.export.figures import save_overlay
@@ -315,7 +316,7 @@ def test_recommended_is_no_worse_than_the_mean_of_hypotheses():
 
 
 def test_estimate_from_keypoints_alone_and_completion():
-    seen = checked(detection().keypoints, layout="h36m-17", size=SIZE)
+    seen = checked([Someone(detection().keypoints)], "h36m-17", size=SIZE)
     (one,) = estimation.estimate(None, "guided", 4, keypoints=seen, focal=800, seed=1)
     assert one.hypotheses.poses.shape == (1, 4, 17, 3) and one.translation[2] > 0
     (again,) = estimation.estimate(None, "guided", 4, keypoints=seen, focal=800, seed=1)
