@@ -57,7 +57,7 @@ def evaluate(dataset: str, source: Path, options: Comparison, output: Path | Non
     from dd3g.machine import provenance
     from dd3g.pose.data.motion import load_cmu
     from tools.pose_methods import make_methods, run_method
-    from tools.pose_people import describe, detector, load_people
+    from tools.pose_people import describe, load_people
     from tools.pose_recovery import evaluate_recovery
 
     o = options
@@ -65,8 +65,7 @@ def evaluate(dataset: str, source: Path, options: Comparison, output: Path | Non
         raise UserError(f"numbers of hypotheses must be positive, got {', '.join(map(str, o.m)) or 'none'}")
     if o.bodies and dataset != "cmu":
         raise UserError(f"perturbed bodies need true rotations, which {dataset} lacks: leave out --bodies")
-    protocol, sentence = describe(dataset, o.protocol)
-    keypoints = detector(dataset, protocol, o.keypoints)
+    protocol, sentence, keypoints = describe(dataset, o.protocol, o.keypoints)
     runs = make_methods(o.method, o.weights, o.steps, o.zedo_iterations)
     people = load_people(dataset, source, protocol, keypoints, o.limit, o.seed)
     if output is not None:

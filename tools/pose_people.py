@@ -92,11 +92,13 @@ def spread(count: int, limit: int) -> Tensor:
     return (torch.arange(chosen) * count) // max(chosen, 1)
 
 
-def describe(dataset: str, protocol: str | None) -> tuple[str, str]:
-    """The protocol's name and sentence.
+def describe(dataset: str, protocol: str | None, keypoints: str | None) -> tuple[str, str, str | None]:
+    """The protocol's name and sentence, and its detector.
+
+    That is the NAME of data_2d_h36m_NAME.npz and the like, and None where there is no choice.
 
     Raises:
-        UserError: unknown data set or protocol.
+        UserError: unknown data set or protocol, or `keypoints` that the protocol does not have.
     """
     if dataset not in PROTOCOLS:
         raise UserError(f"unknown data set {dataset!r}: use one of {', '.join(PROTOCOLS)}")
@@ -104,21 +106,12 @@ def describe(dataset: str, protocol: str | None) -> tuple[str, str]:
     protocol = protocol or next(iter(known))
     if protocol not in known:
         raise UserError(f"{dataset} has no protocol {protocol!r}: use one of {', '.join(known)}")
-    return protocol, known[protocol]
-
-
-def detector(dataset: str, protocol: str, keypoints: str | None) -> str | None:
-    """Whose keypoints are used: NAME of data_2d_h36m_NAME.npz and the like; None where there is no choice.
-
-    Raises:
-        UserError: `keypoints` where there is no choice, or that the protocol does not have.
-    """
     default = _KEYPOINTS.get(protocol)
     if keypoints is not None and default is None:
         raise UserError(f"{dataset} {protocol} has its own keypoints: leave out --keypoints")
     if default == "sh_dt_ft" and keypoints not in (None, default, "gt"):
         raise UserError(f"{dataset} {protocol} has keypoints sh_dt_ft and gt, not {keypoints!r}")
-    return keypoints or default
+    return protocol, known[protocol], keypoints or default
 
 
 def load_people(
@@ -127,7 +120,7 @@ def load_people(
     """People of a data set, one entry for each size of picture; at most `limit`, evenly spread, or all for 0.
 
     `source` is the archive, or the folder with the files as published; `protocol` and `keypoints` are as
-    `describe` and `detector` gave them.
+    `describe` gave them.
 
     Raises:
         UserError: files that are missing or not as published.

@@ -95,8 +95,11 @@ class _Scene:
         return recover(denoiser, self.start, self.evidence, self.condition, plan, generator=generator)
 
     def errors(self, rotations: Tensor) -> dict[str, Tensor]:
-        poses, truth = self.body.points(rotations, self.betas), self.views.pose
-        return {"mpjpe": metrics.mpjpe(poses, truth), "pa_mpjpe": metrics.pa_mpjpe(poses, truth)}
+        return _errors(self.body.points(rotations, self.betas), self.views.pose)
+
+
+def _errors(poses: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    return {"mpjpe": metrics.mpjpe(poses, truth), "pa_mpjpe": metrics.pa_mpjpe(poses, truth)}
 
 
 def _means(errors: dict[str, Tensor], seconds: float = 0.0) -> dict[str, float]:
@@ -152,11 +155,8 @@ def _views(denoiser: RotationDenoiser, motion: Motion, rows: Tensor, seed: int) 
     poses = [
         _combined([(s.views, p) for s, p in zip(scenes, single, strict=True)], i) for i in range(len(rows))
     ]
-    agreed = torch.stack(poses, 1)  # (V, B, 17, 3)
-    truth = torch.stack([s.views.pose for s in scenes])
-    result["views combined (--views)"] = _means(
-        {"mpjpe": metrics.mpjpe(agreed, truth), "pa_mpjpe": metrics.pa_mpjpe(agreed, truth)}
-    )
+    truth = torch.stack([s.views.pose for s in scenes])  # (V, B, 17, 3)
+    result["views combined (--views)"] = _means(_errors(torch.stack(poses, 1), truth))
     return result | {"people": len(rows), "views": VIEWS}
 
 

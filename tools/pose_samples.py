@@ -145,7 +145,7 @@ def save_contact_sheet(poses: Tensor, path: Path, side: int = 200) -> None:
     """A PNG of up to 64 poses (n, 17, 3) as their camera sees them, 2.3 m a cell."""
     from PIL import Image, ImageDraw
 
-    from dd3g.pose.export.figures import bone_colors
+    from dd3g.pose.export.figures import draw_skeleton
 
     columns = 8
     poses = poses[:ON_SHEET]
@@ -156,9 +156,7 @@ def save_contact_sheet(poses: Tensor, path: Path, side: int = 200) -> None:
         middle = torch.tensor([i % columns + 0.5, i // columns + 0.5]) * 2 * side
         # In the middle of its cell, wherever its root is.
         flat = pose[:, :2] - (pose[:, :2].amin(0) + pose[:, :2].amax(0)) / 2
-        points = [tuple(p) for p in (flat * 2 * side / 2.3 + middle).tolist()]
-        for (a, b), color in zip(H36M_17.bones, bone_colors(), strict=True):
-            draw.line([points[a], points[b]], color, 6)
+        draw_skeleton(draw, flat * 2 * side / 2.3 + middle, 6)
     with replacing(path) as part:
         image.reduce(2).save(part, format="PNG")
 

@@ -71,7 +71,7 @@ def draw_overlay(people: Sequence[PersonHypotheses], picture: Image.Image | None
         points = project(person.pose + person.translation, detection.K) * scale
         side = float(detection.square[2] - detection.square[0]) * scale
         width = max(2, round(side / 110))
-        _skeleton(draw, points, width, 255)
+        draw_skeleton(draw, points, width)
         radius = max(2.5, side / 130)
         keypoints = (detection.keypoints * scale).tolist()
         for (x, y), confidence in zip(keypoints, detection.confidence.tolist(), strict=True):
@@ -143,8 +143,8 @@ def draw_view(person: PersonHypotheses, view: str, side: int, number: int = 0) -
         flat[..., 1] = size - flat[..., 1]
     m = len(flat) - 1
     for hypothesis in flat[:-1]:
-        _skeleton(draw, hypothesis, FINE, max(14, min(120, 900 // m)))
-    _skeleton(draw, flat[-1], 3 * FINE, 255)
+        draw_skeleton(draw, hypothesis, FINE, max(14, min(120, 900 // m)))
+    draw_skeleton(draw, flat[-1], 3 * FINE)
     text = (
         f"{number}  {view}" if view != "front" else f"{number}  front, ±{1000 * person.expected_error:.0f} mm"
     )
@@ -152,7 +152,8 @@ def draw_view(person: PersonHypotheses, view: str, side: int, number: int = 0) -
     return image.resize((side, side), Image.Resampling.LANCZOS)
 
 
-def _skeleton(draw: ImageDraw.ImageDraw, points: Tensor, width: int, alpha: int) -> None:
+def draw_skeleton(draw: ImageDraw.ImageDraw, points: Tensor, width: int, alpha: int = 255) -> None:
+    """Lines between joints (17, 2) px."""
     rows = [tuple(row) for row in points.clamp(-1e4, 1e4).tolist()]
     for (a, b), color in zip(H36M_17.bones, bone_colors(), strict=True):
         draw.line([rows[a], rows[b]], (*color, alpha) if alpha < 255 else color, width)
