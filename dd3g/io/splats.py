@@ -51,17 +51,7 @@ def save(
 ) -> Path:
     """Write one object's Gaussians to a file that appears whole or not at all.
 
-    Args:
-        gaussians: one object (no batch dimensions), three colour channels, any device.
-        path: the file; its suffix names the format unless `format` does.
-        axes: as in `encode`.
-        format: one of `FORMATS`; None goes by the suffix.
-        min_opacity: Gaussians below it are left out; so are rows that are not finite.
-        antialiased: as in `encode`.
-        layout: as in `encode`.
-
-    Returns:
-        The path.
+    Args as for `encode`; without a `format` the path's suffix names it. Returns the path.
 
     Raises:
         UserError: on an unknown format or axes, nothing to write, or a place that can't be written to.
@@ -79,7 +69,7 @@ def load(path: str | Path, axes: str | None = None) -> Gaussians:
     """Read a file of any of the `FORMATS` into our world.
 
     Args:
-        path: the file; its suffix names the format. A meta.json is a .sog that was not zipped.
+        path: its suffix names the format; a meta.json is a .sog that was not zipped.
         axes: as in `decode`.
 
     Returns:

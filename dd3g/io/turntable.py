@@ -119,9 +119,6 @@ def save_frames(images: np.ndarray, path: str | Path) -> list[Path]:
         images: (F, H, W, 3) uint8, or straight RGBA.
         path: NAME.png.
 
-    Returns:
-        The files.
-
     Raises:
         UserError: when they can't be written.
     """

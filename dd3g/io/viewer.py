@@ -25,12 +25,9 @@ def save_viewer(
 
     Args:
         gaussians: one object (no batch dimensions), any device.
-        path: the .html file.
+        path: the .html file, which is returned.
         title: shown on the page; None takes the file's name.
         antialiased: as in `rasterize`.
-
-    Returns:
-        The path.
 
     Raises:
         UserError: when no Gaussian is visible, or the place can't be written to.

@@ -25,7 +25,7 @@ from dd3g.pose.series import Series, Times, Track, Values, chunks, evenly, resam
 def save_bodies(
     track: Track, folder: Path, stem: str, formats: Sequence[str] = (), ground: Ground | None = None
 ) -> list[str]:
-    """Write one person over time for other programs.
+    """Write one person over time for other programs, as `stem`.bvh and so on; returns the files' names.
 
     Args:
         track: the person.
@@ -33,9 +33,6 @@ def save_bodies(
         stem: of their names.
         formats: of `dd3g.pose.request.Export`; "bvh" and "glb" in any case where the method gave a body.
         ground: the floor, on which everything but .csv stands; None leaves it to the camera what is up.
-
-    Returns:
-        Names of the files.
     """
     given, times = track.rotations, track.times
     wanted = list(dict.fromkeys([*(("bvh", "glb") if given is not None else ()), *formats]))
