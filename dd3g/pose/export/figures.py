@@ -1,8 +1,10 @@
-"""Figures: the picture with what was seen and estimated in it, and three views of the hypotheses."""
+"""Poses to look at: drawn into the picture or video, in three views, and on a page that shows them in 3D."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,6 @@ def bone_colors() -> list[tuple[int, int, int]]:
     """A colour for each of `H36M_17.bones`: the person's left, right, or neither."""
     sides = {**dict.fromkeys(H36M_17.left, LEFT), **dict.fromkeys(H36M_17.right, RIGHT)}
     return [sides.get(child, MIDDLE) for _, child in H36M_17.bones]
-
-
-def save_figure(people: Sequence[PersonHypotheses], picture: Image.Image | None, path: str | Path) -> Path:
-    """Write `figure` as PNG."""
-    image = figure(people, picture)
-    with replacing(path) as part:
-        image.save(part, format="PNG")
-    return Path(path)
 
 
 def figure(people: Sequence[PersonHypotheses], picture: Image.Image | None) -> Image.Image:
@@ -157,3 +151,36 @@ def draw_skeleton(draw: ImageDraw.ImageDraw, points: Tensor, width: int, alpha: 
     rows = [tuple(row) for row in points.clamp(-1e4, 1e4).tolist()]
     for (a, b), color in zip(H36M_17.bones, bone_colors(), strict=True):
         draw.line([rows[a], rows[b]], (*color, alpha) if alpha < 255 else color, width)
+
+
+def save_viewer(
+    frames: Iterable[Sequence[PersonHypotheses]], path: str | Path, title: str | None = None, fps: float = 0
+) -> Path:
+    """Write a self-contained page that shows the people in 3D: drag, zoom, spin; a video plays.
+
+    Args:
+        frames: the people of each frame; a picture is one frame, and shows the hypotheses too.
+        path: the .html file.
+        title: shown on the page; None takes the file's name.
+        fps: frames a second; 0 for a picture.
+    """
+    path = Path(path)
+    shown = escape(path.stem if title is None else title)
+    template = Path(__file__).with_name("viewer.html").read_text("utf-8")
+    above, below = (half.replace("{{title}}", shown) for half in template.split("{{data}}"))
+    colors = ["#{:02x}{:02x}{:02x}".format(*c) for c in bone_colors()]
+    opening = _compact({"bones": H36M_17.bones, "colors": colors})[:-1] + ',"frames":['
+    with replacing(path) as part, part.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
+        file.write(above + opening)
+        for i, people in enumerate(frames):
+            drawn = []
+            for p in people:
+                poses = p.pose[None] if fps else torch.cat([p.pose[None], p.hypotheses.poses[0]])
+                drawn.append((1000 * (poses + p.translation)).round().long().tolist())
+            file.write(("," if i else "") + _compact(drawn))
+        file.write(f'],"fps":{_compact(fps)}}}' + below)
+    return path
+
+
+def _compact(data: Any) -> str:
+    return json.dumps(data, separators=(",", ":"))

@@ -15,9 +15,8 @@ from dd3g.io.atomic import replacing
 from dd3g.pose.body.geometry import matrix_to_axis_angle
 from dd3g.pose.body.skeletons import H36M_17, SMPL_24
 from dd3g.pose.detection.frames import Clip
-from dd3g.pose.export.figures import save_figure, save_overlay
+from dd3g.pose.export.figures import figure, save_overlay, save_viewer
 from dd3g.pose.export.skeletons import save_bodies
-from dd3g.pose.export.viewer import save_viewer
 from dd3g.pose.ground import Ground
 from dd3g.pose.hypotheses import PersonHypotheses
 from dd3g.pose.request import RESULT, Request
@@ -74,7 +73,8 @@ def write_results(
         size = list(everyone[0].detection.size)
         content = {"picture": str(path), **content, "size": size, "people": [as_json(p) for p in everyone]}
         files = [f"{name}.json", f"{name}.png"]
-        save_figure(everyone, picture, folder / files[1])
+        with replacing(folder / files[1]) as part:
+            figure(everyone, picture).save(part, format="PNG")
         warnings = [f"{path}: person {i}: {w}" for i, p in enumerate(everyone) for w in p.detection.warnings]
     save_json(content, folder / files[0])
     if request.viewer:

@@ -14,8 +14,8 @@ from stand_ins.made_up_people import SIZE, STANDING, K, person
 
 from dd3g.pose.body.geometry import project
 from dd3g.pose.body.skeletons import H36M_17
-from dd3g.pose.export import results, viewer
-from dd3g.pose.export.figures import LEFT, RIGHT, bone_colors, draw_overlay, draw_view, figure
+from dd3g.pose.export import results
+from dd3g.pose.export.figures import LEFT, RIGHT, bone_colors, draw_overlay, draw_view, figure, save_viewer
 
 
 def test_json_says_what_was_estimated(tmp_path):
@@ -93,7 +93,7 @@ def test_people_of_a_video_keep_their_numbers_when_others_leave():
 
 
 def test_page_is_whole_and_can_not_be_injected(tmp_path):
-    path = viewer.save_viewer([[person()]], tmp_path / "a.html", "</title><script>x</script>{{data}}")
+    path = save_viewer([[person()]], tmp_path / "a.html", "</title><script>x</script>{{data}}")
     page = path.read_text()
     assert "<title>&lt;/title&gt;&lt;script&gt;x&lt;/script&gt;{{data}}</title>" in page
     assert "default-src 'none'" in page and not re.search(r"https?://|//\w+\.\w+/", page)
@@ -112,7 +112,7 @@ def page(tmp_path_factory):
 
 
 def test_page_shows_left_and_right_and_turns(page, tmp_path):
-    file = viewer.save_viewer([[person(spread=0.0)]], tmp_path / "a.html")
+    file = save_viewer([[person(spread=0.0)]], tmp_path / "a.html")
     page.open(file, "#spin=0&azimuth=0&elevation=0")
     page.wait("!stale")
     page.eval("document.querySelectorAll('header, #hint, nav').forEach((part) => part.remove())")
@@ -130,7 +130,7 @@ def test_page_shows_left_and_right_and_turns(page, tmp_path):
 
 def test_page_of_a_video_plays(page, tmp_path):
     frames = [[person(x)] for x in (-0.2, 0.0, 0.2)] + [[]]
-    page.open(viewer.save_viewer(frames, tmp_path / "a.html", fps=20), "#spin=0")
+    page.open(save_viewer(frames, tmp_path / "a.html", fps=20), "#spin=0")
     page.wait("current > 0")
     assert page.eval("byId('count').textContent") == "1 person, 4 frames"
     page.eval("byId('play').click(), show(1)")
