@@ -63,10 +63,7 @@ def estimate_video(
 
         return tick
 
-    found = detect_frames(
-        clip, request.every, request.focal, threshold=request.confidence, keypoints=request.keypoints,
-        layout=request.layout,
-    )  # fmt: skip
+    found = detect_frames(clip, request)
     if request.predictions is not None:
         found = read_regressed(request.predictions).in_frames(found, request.every)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".people-") as files:

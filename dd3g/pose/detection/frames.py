@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from dd3g.errors import UserError, first_line
 from dd3g.pose.detection.keypoints import TooFewJointsError
-from dd3g.pose.detection.people import MIN_CONFIDENCE, Detection, detect
+from dd3g.pose.detection.people import Detection, detect
 from dd3g.pose.detection.reading import read_frames
-from dd3g.pose.request import ANIMATIONS
+from dd3g.pose.request import ANIMATIONS, Request
 
 MAX_GAP = 0.5  # seconds for which someone may be hidden and stay the same person
 SAME_TRACK = 0.35  # mean distance of joints from where they were expected, in sides of the square
@@ -140,42 +141,32 @@ def frames(path: Path, every: int = 1) -> Iterator[tuple[int, Image.Image]]:
         raise UserError(f"{path} cannot be read as a video ({reason}): save it as .mp4 and try again") from e
 
 
-def detect_frames(
-    clip: Clip,
-    every: int = 1,
-    focal: float | None = None,
-    *,
-    threshold: float = MIN_CONFIDENCE,
-    keypoints: Path | None = None,
-    layout: str | None = None,
-) -> Iterator[list[Detection]]:
-    """The people of every n-th frame, one after the other; focal length and threshold as for `detect`.
+def detect_frames(clip: Clip, request: Request) -> Iterator[list[Detection]]:
+    """The people of every n-th frame, one after the other.
 
-    They come from another detector's file or folder of `keypoints` in a `layout`, or from BlazePose, which
-    looks for everyone first where they were in the frame before.
+    They come from another detector's file or folder, or from BlazePose, which looks for everyone first where
+    they were in the frame before.
 
     Raises:
         UserError: when a file cannot be read, or is of fewer frames than the video.
     """
-    if keypoints is not None:
-        seen = read_frames(keypoints, clip.path.stem, layout, clip.size)
+    focal, threshold = request.focal, request.confidence
+    if request.keypoints is not None:
+        seen = read_frames(request.keypoints, clip.path.stem, request.layout, clip.size)
         if len(seen) > len(clip.times) + 1:
             raise UserError(
-                f"{keypoints} has {len(seen)} frames, {clip.path} has {len(clip.times)}: give the video that "
-                "the detector saw"
+                f"{request.keypoints} has {len(seen)} frames, {clip.path} has {len(clip.times)}: give the "
+                "video that the detector saw"
             )
-        for number in range(0, len(clip.times), every):
-            points = seen[number] if number < len(seen) else None  # nobody at the end
-            try:
-                people = [] if points is None else detect(
-                    None, replace(points, size=clip.size), focal, threshold=threshold
-                )  # fmt: skip
-            except TooFewJointsError:
-                people = []
+        for number in range(0, len(clip.times), request.every):
+            people = []
+            if number < len(seen) and (points := seen[number]) is not None:  # nobody at the end
+                with suppress(TooFewJointsError):
+                    people = detect(None, replace(points, size=clip.size), focal, threshold=threshold)
             yield people
         return
     people = []
-    for _, frame in frames(clip.path, every):
+    for _, frame in frames(clip.path, request.every):
         before = people
         people = detect(frame, None, focal, tiles=False, before=before, threshold=threshold)
         people = people or detect(frame, None, focal, threshold=threshold)

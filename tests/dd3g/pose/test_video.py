@@ -26,7 +26,7 @@ from dd3g.pose.detection.people import Detection
 from dd3g.pose.export import results
 from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
 from dd3g.pose.methods.advice import sized
-from dd3g.pose.request import is_video
+from dd3g.pose.request import Request, is_video
 
 G = torch.Generator().manual_seed(2)
 
@@ -289,7 +289,7 @@ def test_keypoints_of_another_detector_for_a_video(tmp_path):
     many = instances + [{"frame_id": 6 + i, "instances": []} for i in range(9)]
     (tmp_path / "many.json").write_text(json.dumps(many))
     with pytest.raises(UserError, match="has 15 frames, .* has 6: give the video that the detector saw"):
-        next(detect_frames(open_clip(tmp_path / "clip.gif"), keypoints=tmp_path / "many.json"))
+        next(detect_frames(open_clip(tmp_path / "clip.gif"), Request(keypoints=tmp_path / "many.json")))
 
 
 @pytest.mark.slow
