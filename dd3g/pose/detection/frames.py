@@ -195,20 +195,16 @@ class Tracker:
         self._before = now
         alone = [(i, person) for i, person in enumerate(people) if person.track is None]
         pairs = [(g.away(person, now), t, i) for i, person in alone for t, g in enumerate(self._going)]
-        used: set[int] = set()
         numbers: dict[int, int] = {}
         for away, t, i in sorted(pairs):
-            if away > SAME_TRACK or t in used or i in numbers:
-                continue
-            used.add(t)
-            self._going[t].follow(people[i], now)
-            numbers[i] = self._going[t].number
+            going = self._going[t]
+            if away <= SAME_TRACK and i not in numbers and going.number not in numbers.values():
+                going.follow(people[i], now)
+                numbers[i] = going.number
         for i, person in enumerate(people):
-            if i in numbers:
-                continue
             if person.track is not None:
                 numbers[i] = self._numbered.setdefault(person.track, self._count)
-            else:
+            elif i not in numbers:
                 numbers[i] = self._count
                 self._going.append(_Going(person, now, self._count))
             self._count += numbers[i] == self._count
