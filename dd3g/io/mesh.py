@@ -118,14 +118,8 @@ class Mesh:
             "material": 0,
         }
         picture = buffer.add_view(_png(self.texture))
-        material = {
-            "pbrMetallicRoughness": {
-                "baseColorTexture": {"index": 0},
-                "metallicFactor": 0,
-                "roughnessFactor": 1,
-            },
-            "extensions": {"KHR_materials_unlit": {}},
-        }
+        surface = {"baseColorTexture": {"index": 0}, "metallicFactor": 0, "roughnessFactor": 1}
+        material = {"pbrMetallicRoughness": surface, "extensions": {"KHR_materials_unlit": {}}}
         return buffer.packed_mesh(
             primitive,
             "KHR_materials_unlit",

@@ -50,11 +50,8 @@ def decode_splat(data: bytes) -> Splats:
         raise ValueError(f"its length of {len(data)} bytes is not a multiple of {_SPLAT.itemsize}")
     rows = np.frombuffer(data, _SPLAT)
     # There is no magic number: text or a picture of the right length would otherwise pass as Gaussians.
-    if not (
-        np.isfinite(rows["position"]).all()
-        and np.isfinite(rows["scale"]).all()
-        and (rows["scale"] >= 0).all()
-    ):
+    numbers = np.concatenate([rows["position"], rows["scale"]], 1)
+    if not np.isfinite(numbers).all() or (rows["scale"] < 0).any():
         raise ValueError("its positions or scales are not finite numbers, so these are no .splat rows")
     rgba = torch.from_numpy(rows["rgba"].astype(np.float32) / 255)
     gaussians = Gaussians(

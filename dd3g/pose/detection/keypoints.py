@@ -193,8 +193,7 @@ def _person(person: Someone) -> tuple[Tensor, Tensor]:
 def _confidence(c: Tensor) -> Tensor:
     """Confidences in 0..1; COCO's flags 0 (not labelled), 1 (hidden), 2 (visible) are as good as those.
 
-    Raises:
-        UserError: percentages, logits and the like.
+    Percentages, logits and the like are refused.
     """
     flags = bool(torch.isin(c, torch.tensor([0.0, 1.0, 2.0])).all())
     worst = c.flatten()[(c - 0.5).abs().argmax()].item() if c.numel() else 0.0
@@ -204,11 +203,7 @@ def _confidence(c: Tensor) -> Tensor:
 
 
 def _check_units(xy: Tensor, confidence: Tensor) -> None:
-    """Refuse coordinates that are not pixels.
-
-    Raises:
-        UserError: shares of the picture, or of the screen, or thousands of pixels.
-    """
+    """Refuse coordinates that are shares of the picture, and not pixels."""
     known = xy[(confidence > 0) & xy.isfinite().all(-1)]
     if len(known) and (largest := known.abs().max().item()) <= NEAREST:
         raise UserError(

@@ -121,11 +121,7 @@ def detect(
 
 
 def _check_inside(keypoints: Keypoints, size: tuple[int, int]) -> None:
-    """Refuse keypoints of another picture; people who walk out of one are at most as far away as it is large.
-
-    Raises:
-        UserError: everyone is farther outside.
-    """
+    """Refuse keypoints of another picture: who walks out of one is at most as far away as it is large."""
     shares = keypoints.points / torch.tensor(size)
     middles = torch.stack(
         [p[c > 0].median(0).values for p, c in zip(shares, keypoints.confidence, strict=True)]

@@ -251,11 +251,7 @@ def _npz(path: Path) -> KeypointFile:
 
 
 def _arrays(path: Path) -> dict[str, Any]:
-    """The arrays of a file that say something of keypoints.
-
-    Raises:
-        UserError: damaged, pickled, or without keypoints.
-    """
+    """The arrays that say something of keypoints, of a file that is whole and not pickled."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             if "positions_2d" in arrays:

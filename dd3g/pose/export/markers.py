@@ -88,17 +88,14 @@ def _parameters(groups: Sequence[tuple[str, Sequence[tuple[str, Any]]]], blocks:
                 data = "".join(item.ljust(width) for item in items).encode("ascii")
             else:
                 kind, code = (4, "f") if isinstance(items[0], float) else (2, "H")
-                shape, data = (
-                    [len(items)] if len(items) > 1 else [],
-                    struct.pack(f"<{len(items)}{code}", *items),
-                )
+                shape = [len(items)] if len(items) > 1 else []
+                data = struct.pack(f"<{len(items)}{code}", *items)
             records.append((number, name, struct.pack("<bB", kind, len(shape)) + bytes(shape) + data + b"\0"))
     found = struct.pack("<BBBB", 1, 0x50, blocks, 84)  # 84: little-endian, as Intel's
     for i, (number, name, content) in enumerate(records):
         way = 0 if i == len(records) - 1 else 2 + len(content)
-        found += (
-            struct.pack("<bb", len(name), number) + name.encode("ascii") + struct.pack("<H", way) + content
-        )
+        found += struct.pack("<bb", len(name), number) + name.encode("ascii")
+        found += struct.pack("<H", way) + content
     return found
 
 

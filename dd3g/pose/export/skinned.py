@@ -87,6 +87,9 @@ def save_glb(rest: Tensor, rotations: Values, roots: Values, path: str | Path, t
     # The mesh is at rest with the pelvis at zero; matrices are column by column.
     inverse = torch.eye(4).repeat(24, 1, 1)
     inverse[:, 3, :3] = -rest
+    matrices = buffer.add(inverse.flatten(1).numpy(), "MAT4")
+    skin = {"name": "Armature", "inverseBindMatrices": matrices, "joints": list(range(24)), "skeleton": 0}
+    skin_color = {"baseColorFactor": [0.72, 0.55, 0.45, 1], "metallicFactor": 0}
     armature = {"name": "Armature", "children": [0, 25]}
     figure = {"name": "Body", "mesh": 0, "skin": 0}
     document: dict[str, Any] = {
@@ -94,17 +97,8 @@ def save_glb(rest: Tensor, rotations: Values, roots: Values, path: str | Path, t
         "scenes": [{"nodes": [24]}],
         "nodes": [*nodes, armature, figure],
         "meshes": [{"name": "Body", "primitives": [{"attributes": attributes, "material": 0}]}],
-        "skins": [
-            {
-                "name": "Armature",
-                "inverseBindMatrices": buffer.add(inverse.flatten(1).numpy(), "MAT4"),
-                "joints": list(range(24)),
-                "skeleton": 0,
-            }
-        ],
-        "materials": [
-            {"pbrMetallicRoughness": {"baseColorFactor": [0.72, 0.55, 0.45, 1], "metallicFactor": 0}}
-        ],
+        "skins": [skin],
+        "materials": [{"pbrMetallicRoughness": skin_color}],
     }
     if len(rotations) > 1:
         stamps = buffer.add((torch.tensor(list(times)) - times[0]).numpy(), "SCALAR", bounds=True)
