@@ -63,14 +63,9 @@ class GlbBuffer:
 
     def packed_mesh(self, primitive: dict[str, Any], extension: str, **more: Any) -> bytes:
         """The whole file of one mesh, of one primitive that uses an extension."""
-        document = {
-            "extensionsUsed": [extension],
-            "scene": 0,
-            "scenes": [{"nodes": [0]}],
-            "nodes": [{"mesh": 0}],
-            "meshes": [{"primitives": [primitive]}],
-        }
-        return b"".join(self.packed(document | more))
+        scene = {"scene": 0, "scenes": [{"nodes": [0]}], "nodes": [{"mesh": 0}]}
+        meshes = [{"primitives": [primitive]}]
+        return b"".join(self.packed({"extensionsUsed": [extension], **scene, "meshes": meshes, **more}))
 
     def packed(self, document: dict[str, Any]) -> Iterator[bytes | memoryview]:
         """The whole file, piece by piece; what the buffer holds is added to the document."""
@@ -116,11 +111,8 @@ def encode(gaussians: Gaussians) -> bytes:
         _OPACITY: buffer.add(opacities, "SCALAR", VERTICES),
         _SH0: buffer.add((colors - 0.5) / SH_C0, "VEC3", VERTICES),
     }
-    primitive = {
-        "mode": 0,
-        "attributes": attributes,
-        "extensions": {_EXTENSION: {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}},
-    }
+    drawn = {_EXTENSION: {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}}
+    primitive = {"mode": 0, "attributes": attributes, "extensions": drawn}
     return buffer.packed_mesh(primitive, _EXTENSION)
 
 

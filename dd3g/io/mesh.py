@@ -108,15 +108,13 @@ class Mesh:
         corners = self.quads.reshape(-1)
         triangles = np.arange(len(corners), dtype=np.uint32).reshape(-1, 4)[:, [0, 1, 2, 0, 2, 3]]
         buffer = GlbBuffer()
-        primitive = {
-            "attributes": {
-                "POSITION": buffer.add(self.points[corners], "VEC3", VERTICES, bounds=True),
-                "NORMAL": buffer.add(self.normals[corners], "VEC3", VERTICES),
-                "TEXCOORD_0": buffer.add(self.places.reshape(-1, 2), "VEC2", VERTICES),
-            },
-            "indices": buffer.add(triangles.reshape(-1), "SCALAR", INDICES),
-            "material": 0,
+        attributes = {
+            "POSITION": buffer.add(self.points[corners], "VEC3", VERTICES, bounds=True),
+            "NORMAL": buffer.add(self.normals[corners], "VEC3", VERTICES),
+            "TEXCOORD_0": buffer.add(self.places.reshape(-1, 2), "VEC2", VERTICES),
         }
+        indices = buffer.add(triangles.reshape(-1), "SCALAR", INDICES)
+        primitive = {"attributes": attributes, "indices": indices, "material": 0}
         picture = buffer.add_view(_png(self.texture))
         surface = {"baseColorTexture": {"index": 0}, "metallicFactor": 0, "roughnessFactor": 1}
         material = {"pbrMetallicRoughness": surface, "extensions": {"KHR_materials_unlit": {}}}

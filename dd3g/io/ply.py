@@ -13,13 +13,7 @@ from dd3g.gaussians import Gaussians
 from dd3g.io.formats import Splats
 
 SH_C0 = 0.28209479177387814  # the constant spherical harmonic of degree 0
-FIELDS = (
-    *("x", "y", "z"),
-    *("f_dc_0", "f_dc_1", "f_dc_2"),
-    "opacity",
-    *("scale_0", "scale_1", "scale_2"),
-    *("rot_0", "rot_1", "rot_2", "rot_3"),
-)
+FIELDS = tuple("x y z f_dc_0 f_dc_1 f_dc_2 opacity scale_0 scale_1 scale_2 rot_0 rot_1 rot_2 rot_3".split())
 _AXES, _MODE = "comment dd3g axes: ", "comment SplatRenderMode: "
 _TYPES = {
     **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
@@ -77,13 +71,9 @@ def encode(gaussians: Gaussians, axes: str, antialiased: bool, layout: str) -> b
         wide = np.zeros((len(raw), len(names)), "<f4")
         wide[:, [names.index(name) for name in FIELDS]] = raw
         raw = wide
-    header = (
-        f"ply\nformat binary_little_endian 1.0\n{comments(axes, antialiased)}"
-        f"element vertex {len(gaussians)}\n"
-        + "".join(f"property float {name}\n" for name in names)
-        + "end_header\n"
-    )
-    return header.encode("ascii") + raw.tobytes()
+    head = f"ply\nformat binary_little_endian 1.0\n{comments(axes, antialiased)}element vertex {len(raw)}\n"
+    columns = "".join(f"property float {name}\n" for name in names)
+    return f"{head}{columns}end_header\n".encode("ascii") + raw.tobytes()
 
 
 def comments(axes: str, antialiased: bool) -> str:

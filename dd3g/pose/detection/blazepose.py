@@ -202,20 +202,14 @@ def _landmarks(picture: Image.Image, region: Region, score: float) -> Person | N
         region = Region.of(places[33], places[34])
         if not 1 < region.side < 4 * sum(picture.size):
             return None
-    if score * float(flag[0, 0]) < MIN_BOTH:
+    score *= float(flag[0, 0])
+    if score < MIN_BOTH:
         return None
     probability = _sigmoid(points[:33, 3:])  # visibility, presence
     inside = ((places[:33] >= 0) & (places[:33] <= picture.size)).all(1)
     heatmaps, square = _upright(_sigmoid(logits[0, :, :, :33].transpose(2, 0, 1)), used)
-    return Person(
-        places[:33].astype(np.float32),
-        (probability.prod(1) * inside).astype(np.float32),
-        heatmaps,
-        square,
-        score * float(flag[0, 0]),
-        picture.size,
-        region,
-    )
+    keypoints, confidence = places[:33].astype(np.float32), (probability.prod(1) * inside).astype(np.float32)
+    return Person(keypoints, confidence, heatmaps, square, score, picture.size, region)
 
 
 def _crop(picture: Image.Image, region: Region, cells: int) -> np.ndarray:

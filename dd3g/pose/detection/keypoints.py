@@ -83,17 +83,10 @@ def checked(
     maps, squares = (None, None) if heatmaps is None else _heatmaps(heatmaps, boxes, len(xy))
     sure = _scores(people)
     keep, left_out = _usable(canonical, seen)
-    return Keypoints(
-        canonical[keep],
-        seen[keep],
-        None if size is None else _size(size),
-        camera,
-        None if maps is None else maps[keep],
-        None if squares is None else squares[keep],
-        None if sure is None else sure[keep],
-        tuple(person.track for person, kept in zip(people, keep.tolist(), strict=True) if kept),
-        left_out,
-    )
+    maps, squares, sure = (None if values is None else values[keep] for values in (maps, squares, sure))
+    tracks = tuple(person.track for person, kept in zip(people, keep.tolist(), strict=True) if kept)
+    size = None if size is None else _size(size)
+    return Keypoints(canonical[keep], seen[keep], size, camera, maps, squares, sure, tracks, left_out)
 
 
 def _bodies(xy: Tensor, trust: Tensor, layout: str) -> tuple[Tensor, Tensor, str]:

@@ -114,18 +114,9 @@ def as_json(person: PersonHypotheses, hypotheses: bool = True) -> dict[str, Any]
     """2D, the recommended answer, all hypotheses, and the body where there is one."""
     d, h = person.detection, person.hypotheses
     result: dict[str, Any] = {} if person.track is None else {"track": person.track}
-    result |= {
-        "score": d.score,
-        "keypoints": d.keypoints,
-        "confidence": d.confidence,
-        "K": d.K,
-        "K_source": d.K_source,
-        "recommended": {
-            "pose": person.pose,
-            "translation": person.translation,
-            "expected_error": person.expected_error,
-        },
-    }
+    result |= {name: getattr(d, name) for name in ("score", "keypoints", "confidence", "K", "K_source")}
+    answer = "pose", "translation", "expected_error"
+    result["recommended"] = {name: getattr(person, name) for name in answer}
     if hypotheses:
         # The root is on the pelvis' ray also where the method gave no translation of its own.
         where = [None] * h.poses.shape[1] if h.translation is None else h.translation[0]
