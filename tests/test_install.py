@@ -84,7 +84,7 @@ def test_the_wheel_holds_what_the_commands_need_and_nothing_else(wheel):
     assert sorted(n.removeprefix("dd3g/") for n in names if n.startswith("dd3g/configs/")) == configs
     folders = {name.rpartition("/")[0] for name in names if name.endswith(".py")}
     assert all(f"{folder}/__init__.py" in names for folder in folders)
-    data = (".html", ".json", ".md", ".txt", ".yaml")
+    data = (".html", ".json", ".md", ".txt", ".usda", ".yaml")
     tracked = [p for p in PARTS[-3:] for p in (ROOT / p).rglob("*") if p.suffix in data]
     assert {p.relative_to(ROOT).as_posix() for p in tracked} <= set(names)
 

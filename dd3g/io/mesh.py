@@ -15,62 +15,6 @@ from PIL import Image
 from dd3g.io.atomic import replacing_all
 from dd3g.io.glb import INDICES, VERTICES, GlbBuffer
 
-# Of an object that shines by itself, as its colours hold the light already; a USD scene's st runs upwards.
-_USDA = """#usda 1.0
-(
-    defaultPrim = "object"
-    metersPerUnit = 1
-    upAxis = "Y"
-)
-
-def Xform "object" (kind = "component")
-{
-    def Mesh "surface" (prepend apiSchemas = ["MaterialBindingAPI"])
-    {
-        uniform token subdivisionScheme = "none"
-        float3[] extent = [%(extent)s]
-        int[] faceVertexCounts = [%(counts)s]
-        int[] faceVertexIndices = [%(quads)s]
-        point3f[] points = [%(points)s]
-        normal3f[] normals = [%(normals)s] (interpolation = "vertex")
-        texCoord2f[] primvars:st = [%(places)s] (interpolation = "faceVarying")
-        rel material:binding = </object/material>
-    }
-
-    def Material "material"
-    {
-        token outputs:surface.connect = </object/material/shader.outputs:surface>
-
-        def Shader "shader"
-        {
-            uniform token info:id = "UsdPreviewSurface"
-            color3f inputs:diffuseColor = (0, 0, 0)
-            color3f inputs:emissiveColor.connect = </object/material/texture.outputs:rgb>
-            float inputs:roughness = 1
-            token outputs:surface
-        }
-
-        def Shader "texture"
-        {
-            uniform token info:id = "UsdUVTexture"
-            asset inputs:file = @%(picture)s@
-            token inputs:sourceColorSpace = "sRGB"
-            float2 inputs:st.connect = </object/material/places.outputs:result>
-            token inputs:wrapS = "clamp"
-            token inputs:wrapT = "clamp"
-            float3 outputs:rgb
-        }
-
-        def Shader "places"
-        {
-            uniform token info:id = "UsdPrimvarReader_float2"
-            string inputs:varname = "st"
-            float2 outputs:result
-        }
-    }
-}
-"""
-
 
 @dataclass(frozen=True)
 class Mesh:
@@ -130,15 +74,16 @@ class Mesh:
 
     def _usdz(self) -> bytes:
         """A zip without compression, each of whose files starts at a multiple of 64 bytes (USDZ 1.3)."""
-        st = self.places.reshape(-1, 2) * [1, -1] + [0, 1]
-        text = _USDA % {
+        st = self.places.reshape(-1, 2) * [1, -1] + [0, 1]  # upwards
+        # Of an object that shines by itself, as its colours hold the light already.
+        scene = Path(__file__).with_name("mesh.usda").read_text("utf-8")
+        text = scene % {
             "extent": _tuples([self.points.min(0), self.points.max(0)], 9),
             "counts": ", ".join(["4"] * len(self.quads)),
             "quads": ", ".join(map(str, self.quads.reshape(-1).tolist())),
             "points": _tuples(self.points, 9),
             "normals": _tuples(self.normals, 4),
             "places": _tuples(st),
-            "picture": "texture.png",
         }
         written = BytesIO()
         with zipfile.ZipFile(written, "w") as package:
