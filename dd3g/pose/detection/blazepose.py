@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -38,7 +38,7 @@ class Person:
     square: np.ndarray  # (4,) left, top, right, bottom of the heatmaps in px
     score: float  # how sure the networks are that this is a person, 0..1
     size: tuple[int, int]  # (width, height) of the picture in px
-    region: Region  # where to look for them in the next frame of a video
+    region: Region | None = None  # where to look for them in the next frame of a video
 
     @property
     def box(self) -> np.ndarray:
@@ -91,20 +91,13 @@ def find_people(picture: Image.Image, tiles: bool = True, before: Sequence[Regio
     people: list[Person] = []
     followed = [(region.scaled(1 / shrink), 1.0) for region in before]
     for region, score in followed + _regions(small, tiles):
-        person = _landmarks(small, region, score)
+        person = _landmarks(small, region, score, picture.size, shrink)
         if person is None or any(overlap(person.box, other.box) > SAME_PERSON for other in people):
             continue
         people.append(person)
         if len(people) == MAX_PEOPLE:
             break
-    people.sort(key=lambda p: -float(np.prod(p.box[2:] - p.box[:2])))
-    return [
-        replace(
-            p, keypoints=p.keypoints * shrink, square=p.square * shrink, size=picture.size,
-            region=p.region.scaled(shrink),
-        )
-        for p in people
-    ]  # fmt: skip
+    return sorted(people, key=lambda p: -float(np.prod(p.box[2:] - p.box[:2])))
 
 
 def load() -> None:
@@ -189,8 +182,13 @@ def _detect(picture: Image.Image, window: Region) -> np.ndarray:
     return np.concatenate([centre - half, centre + half, scores[keep, None], points.reshape(-1, 4)], 1)
 
 
-def _landmarks(picture: Image.Image, region: Region, score: float) -> Person | None:
-    """Run the landmark network twice: its own two body points give a tighter square than the detector's."""
+def _landmarks(
+    picture: Image.Image, region: Region, score: float, size: tuple[int, int], factor: int
+) -> Person | None:
+    """Run the landmark network twice: its own two body points give a tighter square than the detector's.
+
+    The person is one of a picture of this size, `factor` times as large.
+    """
     for _ in range(2):
         crop = _crop(picture, region, LANDMARK_SIDE) / 255
         flat, flag, _, logits, _ = _run("pose_landmark_full", crop)
@@ -208,8 +206,9 @@ def _landmarks(picture: Image.Image, region: Region, score: float) -> Person | N
     probability = _sigmoid(points[:33, 3:])  # visibility, presence
     inside = ((places[:33] >= 0) & (places[:33] <= picture.size)).all(1)
     heatmaps, square = _upright(_sigmoid(logits[0, :, :, :33].transpose(2, 0, 1)), used)
-    keypoints, confidence = places[:33].astype(np.float32), (probability.prod(1) * inside).astype(np.float32)
-    return Person(keypoints, confidence, heatmaps, square, score, picture.size, region)
+    keypoints, square = places[:33].astype(np.float32) * factor, square * factor
+    confidence = (probability.prod(1) * inside).astype(np.float32)
+    return Person(keypoints, confidence, heatmaps, square, score, size, region.scaled(factor))
 
 
 def _crop(picture: Image.Image, region: Region, cells: int) -> np.ndarray:
