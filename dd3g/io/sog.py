@@ -78,16 +78,12 @@ def decode(data: bytes) -> Splats:
         count = meta["count"] if version == 2 else meta["means"]["shape"][0]
         if not isinstance(count, int) or not 0 < count <= _MOST:
             raise ValueError(f"it claims {count!r} Gaussians")
-        low, high = (
-            _pixels(archive, name, count)[:, :3].astype(np.float64) for name in meta["means"]["files"]
-        )
-        quats, labels, sh0 = (
-            _pixels(archive, meta[k]["files"][0], count) for k in ("quats", "scales", "sh0")
-        )
+        files = [*meta["means"]["files"], *(meta[k]["files"][0] for k in ("quats", "scales", "sh0"))]
+        low, high, quats, labels, sh0 = (_pixels(archive, name, count) for name in files)
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise ValueError(str(error) or "it is not a zip file") from error
     mins, maxs = (np.array(meta["means"][k], np.float64) for k in ("mins", "maxs"))
-    places = mins + (low + 256 * high) / 65535 * (maxs - mins)
+    places = mins + (low[:, :3] + 256.0 * high[:, :3]) / 65535 * (maxs - mins)
     raw = np.empty((count, 14))
     raw[:, 0:3] = np.sign(places) * np.expm1(np.abs(places).clip(max=88.7))
     if version == 2:

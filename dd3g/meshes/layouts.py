@@ -129,10 +129,9 @@ def find_objects(
     found, missing = _search(folder, layout)
     by_id: dict[str, FoundObject] = {}
     for one in found:
-        if one.id in by_id:
-            paths = f"{by_id[one.id].path} and {one.path}"
+        if (other := by_id.setdefault(one.id, one)) is not one:
+            paths = f"{other.path} and {one.path}"
             raise UserError(f"two objects are called {one.id!r} ({paths}): give a folder with one of them")
-        by_id[one.id] = one
     if not wanted:
         return found, missing
     if lacking := [name for name in wanted if name not in by_id]:

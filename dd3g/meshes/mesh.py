@@ -83,16 +83,15 @@ def missing_materials(path: Path) -> list[str]:
     if path.suffix.lower() != ".obj":
         return []
     near, lacking = _Nearby(path), []
-    with open(path, "rb") as stream:
-        head = stream.read(1 << 16)  # materials are named before the faces that they paint, the library first
-    for library in re.findall(rb"^mtllib[ \t]+(.+?)\s*$", head, re.MULTILINE):
+    with open(path, "rb") as stream:  # materials are named before the faces, the library first
+        head = stream.read(1 << 16).decode("utf-8", "replace")
+    for library in re.findall(r"^mtllib[ \t]+(.+?)\s*$", head, re.MULTILINE | re.ASCII):
         try:
-            lines = near.get(library.decode("utf-8", "replace"))
+            lines = near.get(library).decode("utf-8", "replace")
         except OSError:
-            lacking.append(library.decode("utf-8", "replace"))
+            lacking.append(library)
             continue
-        for words in re.findall(rb"^\s*map_Kd[ \t]+(.+?)\s*$", lines, re.MULTILINE):
-            name = words.decode("utf-8", "replace")
+        for name in re.findall(r"^\s*map_Kd[ \t]+(.+?)\s*$", lines, re.MULTILINE | re.ASCII):
             name = name.split()[-1] if name.startswith("-") else name  # behind options
             try:
                 near.get(name)
