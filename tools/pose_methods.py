@@ -95,8 +95,8 @@ def make_methods(
 
 def score(
     h: Hypotheses, people: People, counts: Sequence[int], advice: Advice | None = None
-) -> dict[str, Tensor]:
-    """Scores (B,) of each person as "m/name", for every m of `counts` that was drawn; errors in mm.
+) -> dict[int, dict[str, Tensor]]:
+    """Scores (B,) of each person by name, for every m of `counts` that was drawn; errors in mm.
 
     best and best_pa: P-Best by protocols 1 and 2. joint_best: J-Best. jpma: J-Agg. mean, medoid and lowest:
     the mean pose (P-Agg), the medoid, the lowest energy. recommended: the answer to give; average: mean error
@@ -106,7 +106,7 @@ def score(
     apd of all.
     """
     truth, counted = people.pose, metrics.PCK_JOINTS
-    result: dict[str, Tensor] = {}
+    result: dict[int, dict[str, Tensor]] = {}
     errors = metrics.mpjpe(h.poses, truth[:, None])  # (B, m)
     errors_pa = metrics.pa_mpjpe(h.poses, truth[:, None])
     for m in counts:
@@ -125,7 +125,7 @@ def score(
             depth = 100 * (root[:, 2] / people.true_root[:, 2] - 1)
         jpma = metrics.jpma_pose(part.poses, T, people.keypoints, people.K)
         mean, medoid, lowest = part.mean(), part.medoid(), part.best()
-        values = {
+        result[m] = {
             "best": errors[:, :m].amin(1),
             "best_pa": errors_pa[:, :m].amin(1),
             "average": errors[:, :m].mean(1),
@@ -150,7 +150,6 @@ def score(
             "diversity": metrics.diversity(part.poses),
             "apd": metrics.average_pairwise_distance(part.poses),
         }
-        result |= {f"{m}/{name}": value for name, value in values.items()}
     return result
 
 
@@ -173,7 +172,7 @@ def run_method(
     Returns:
         Means over people and over groups, tables by group, and calibration.
     """
-    scores: dict[str, list[Tensor]] = {}
+    scores: list[dict[int, dict[str, Tensor]]] = []
     kept: list[tuple[Tensor, Tensor]] = []  # some hypotheses and their truth, for the calibration
     groups: list[str] = []
     seconds = 0.0
@@ -184,15 +183,14 @@ def run_method(
         seconds += time.perf_counter() - began
         if not h.poses.isfinite().all():
             raise UserError("a hypothesis is not finite: the weights are damaged, train or copy them again")
-        for name, value in score(h, part, counts, advice).items():
-            scores.setdefault(name, []).append(value)
+        scores.append(score(h, part, counts, advice))
         if len(groups) < CALIBRATED:
             kept.append((h.poses[:, :CALIBRATION_M].clone(), part.pose))
         groups += part.groups
         tick(len(part))
     result: dict[str, Any] = {"seconds_a_person": seconds / len(groups), "m": {}}
     for m in counts:
-        own = {n.removeprefix(f"{m}/"): torch.cat(v) for n, v in scores.items() if n.startswith(f"{m}/")}
+        own = {name: torch.cat([found[m][name] for found in scores]) for name in scores[0][m]}
         by_group = {name: metrics.by_group(own[name], groups) for name in BY_GROUP}
         block: dict[str, Any] = {name: _number(value.double().mean()) for name, value in own.items()}
         block["mean_of_groups"] = {name: sum(g.values()) / len(g) for name, g in by_group.items()}
