@@ -45,12 +45,6 @@ VIEWS = 4
 FRAMES = 32
 
 
-def perturbed(rotations: Tensor, seed: int, keys: Tensor) -> Tensor:
-    """Rotations (B, 24, 3, 3) of axis-angle (B, 24, 3), each turned at random by `DEGREES`."""
-    noise = normal(seed, 40, keys, 72).reshape(-1, 24, 3) * (DEGREES * torch.pi / 180 / 3**0.5)
-    return axis_angle_to_matrix(rotations) @ axis_angle_to_matrix(noise)
-
-
 def evaluate_recovery(
     test: Motion, train: Motion, weights: Path | None, limit: int = 200, seed: int = 0
 ) -> dict[str, Any]:
@@ -74,7 +68,7 @@ def evaluate_recovery(
 
 
 class _Scene:
-    """Views of frames on random bodies, with perturbed starts."""
+    """Views of frames on random bodies, and `start`, their rotations with each joint turned by `DEGREES`."""
 
     def __init__(self, motion: Motion, rows: Tensor, seed: int, view: int = 0, steady: bool = False) -> None:
         self.betas = normal(seed, 41, motion.clip[rows] if steady else rows, 10)
@@ -84,7 +78,8 @@ class _Scene:
             bodies, torch.arange(len(rows)), seed, view=view, steady=steady, bones=0.0, mirror=False
         )
         assert v.rotations is not None
-        self.start = perturbed(v.rotations, seed + 7 * view, rows)
+        noise = normal(seed + 7 * view, 40, rows, 72).reshape(-1, 24, 3) * (DEGREES * torch.pi / 180 / 3**0.5)
+        self.start = axis_angle_to_matrix(v.rotations) @ axis_angle_to_matrix(noise)
         self.condition = keypoint_condition(v.keypoints, v.confidence, v.K)
         self.evidence = BodyKeypoints(
             self.body, self.betas, v.keypoints, v.confidence, v.K, float(max(v.size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import suppress
 
 import torch
 from PIL import Image
@@ -72,10 +73,10 @@ def _fits(focal: float, size: tuple[int, int]) -> bool:
 
 def _exif_focal(picture: Image.Image, size: tuple[int, int]) -> float | None:
     """Focal length in px, or None where EXIF does not tell."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tags = picture.getexif().get_ifd(0x8769)
+    # Cameras and editors write all kinds of things; the default serves then.
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tags = picture.getexif().get_ifd(0x8769)
         film = float(tags.get(0xA405, 0))  # FocalLengthIn35mmFilm
         if film > 0:
             return film / FILM_DIAGONAL * math.hypot(*size)
@@ -84,9 +85,6 @@ def _exif_focal(picture: Image.Image, size: tuple[int, int]) -> float | None:
         original = float(max(tags.get(0xA002, 0), tags.get(0xA003, 0)))  # px before resizing
         if length > 0 and density > 0 and original > 0:
             return length * density / unit * max(size) / original
-    except Exception:
-        # Cameras and editors write all kinds of things; the default serves then.
-        return None
     return None
 
 

@@ -45,9 +45,7 @@ class Detection:
     def warnings(self) -> tuple[str, ...]:
         """Sentences for the user about what was not seen."""
         hidden = [j for j, c in zip(H36M_17.joints, self.confidence.tolist(), strict=True) if c <= 0]
-        if not hidden:
-            return ()
-        return (f"not seen, so guessed: {', '.join(hidden)}",)
+        return (f"not seen, so guessed: {', '.join(hidden)}",) if hidden else ()
 
 
 def load(picture: str | Path | Image.Image | np.ndarray) -> Image.Image:
