@@ -68,7 +68,7 @@ def _write(request: Request, report: Report, estimate: Callable[[Path], list[dic
 def _prepare(paths: list[Path], request: Request) -> Any:
     """The networks; fails before the first picture where something is missing that every picture needs."""
     from dd3g.pose.detection import blazepose
-    from dd3g.pose.export.skinned import check_blender
+    from dd3g.pose.export.skeletons import check_blender
     from dd3g.pose.methods.registry import load_networks
     from dd3g.pose.networks.rotation_denoiser import RotationDenoiser
 

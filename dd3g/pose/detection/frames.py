@@ -167,8 +167,7 @@ def detect_frames(clip: Clip, request: Request) -> Iterator[list[Detection]]:
         return
     people = []
     for _, frame in frames(clip.path, request.every):
-        before = people
-        people = detect(frame, None, focal, tiles=False, before=before, threshold=threshold)
+        people = detect(frame, None, focal, tiles=False, before=people, threshold=threshold)
         people = people or detect(frame, None, focal, threshold=threshold)
         # Heatmaps of a long video would not fit into memory.
         people = [replace(p, heatmaps=None, box=None) for p in people]

@@ -17,7 +17,7 @@ from dd3g.gaussians import quaternion_to_matrix
 from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.geometry import axis_angle_to_matrix
 from dd3g.pose.body.skeletons import SMPL_24
-from dd3g.pose.export import skeletons, skinned
+from dd3g.pose.export import skeletons
 from dd3g.pose.series import CHUNK, Track
 
 
@@ -75,7 +75,7 @@ def end_points(text: str) -> tuple[list[str], np.ndarray]:
     return names, np.array(frames)
 
 
-OURS = {name: joint for joint, name in skinned.NAMES.items()}
+OURS = {name: joint for joint, name in skeletons.NAMES.items()}
 
 
 def test_bvh_holds_the_posed_joints(tmp_path):
@@ -147,17 +147,17 @@ def document_of(path):
 
 def test_glb_holds_the_posed_joints(tmp_path):
     R, roots = rotations(2, seed=1), torch.tensor([[0.3, -0.2, 3.0], [0.0, 0, 3]])
-    path = skinned.save_glb(rest(), R, roots, tmp_path / "a.glb", [0.0, 0.5])
+    path = skeletons.save_glb(rest(), R, roots, tmp_path / "a.glb", [0.0, 0.5])
     scene = trimesh.load(path)
     want = default_body().pose(R)[0] + roots[:, None]
     for joint, name in enumerate(SMPL_24.joints):
-        found = scene.graph.get(skinned.NAMES[name])[0][:3, 3]
+        found = scene.graph.get(skeletons.NAMES[name])[0][:3, 3]
         np.testing.assert_allclose(found, want[0, joint], atol=1e-4, err_msg=name)
     document, values = document_of(path)
     (animation,), (skin,), (mesh,) = document["animations"], document["skins"], document["meshes"]
     assert len(animation["channels"]) == 25 and len(skin["joints"]) == 24 and "skin" in document["nodes"][25]
     assert values(animation["samplers"][0]["input"]).ravel().tolist() == [0, 0.5]
-    still = skinned.save_glb(rest(), R[:1], roots[:1], tmp_path / "b.glb").read_bytes()
+    still = skeletons.save_glb(rest(), R[:1], roots[:1], tmp_path / "b.glb").read_bytes()
     assert b"animations" not in still
     # Skinned by the letter of glTF, each bone reaches from its joint to the child's, in both frames.
     attributes = mesh["primitives"][0]["attributes"]
@@ -188,7 +188,7 @@ def test_glb_holds_the_posed_joints(tmp_path):
 def test_blender_sees_the_joints_of_one_armature_and_one_action(tmp_path, kind):
     bpy = pytest.importorskip("bpy", reason="Blender as a module: pip install bpy")
     R, roots = rotations(3, seed=1), torch.tensor([[0.3, -0.2, 3], [0.4, -0.2, 3], [0.4, -0.1, 3.2]])
-    save = {"glb": skinned.save_glb, "bvh": skeletons.save_bvh, "fbx": skinned.save_fbx}[kind]
+    save = {"glb": skeletons.save_glb, "bvh": skeletons.save_bvh, "fbx": skeletons.save_fbx}[kind]
     path = save(rest(), R, roots, tmp_path / f"a.{kind}", [0.0, 0.5, 1.0])
     if kind == "fbx":
         assert path.read_bytes().startswith(b"Kaydara FBX Binary")
@@ -208,14 +208,14 @@ def test_blender_sees_the_joints_of_one_armature_and_one_action(tmp_path, kind):
         bpy.context.scene.frame_set(round(action.frame_range[0]) + frame)
         found = {b.name: armature.matrix_world @ b.head for b in armature.pose.bones}
         for joint, name in enumerate(SMPL_24.joints):
-            at = np.array(found[skinned.NAMES[name]])
+            at = np.array(found[skeletons.NAMES[name]])
             np.testing.assert_allclose(at, want[frame, joint], atol=1e-3, err_msg=f"{name}, frame {frame}")
 
 
 def test_fbx_without_blender_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs Blender as a module: pip install 'dd3g\[fbx\]'"):
-        skinned.check_blender()
+        skeletons.check_blender()
 
 
 def test_quaternions_do_not_jump_between_frames(tmp_path):
@@ -224,7 +224,7 @@ def test_quaternions_do_not_jump_between_frames(tmp_path):
     R = torch.eye(3).repeat(count, 24, 1, 1)
     R[:, 16] = axis_angle_to_matrix(angle[:, None] * torch.tensor([0.0, 0, 1]))  # 14 turns
     times = [i / 30 for i in range(count)]
-    path = skinned.save_glb(rest(), R, torch.zeros(count, 3), tmp_path / "a.glb", times)
+    path = skeletons.save_glb(rest(), R, torch.zeros(count, 3), tmp_path / "a.glb", times)
     document, values = document_of(path)
     samplers = document["animations"][0]["samplers"]
     assert np.abs(np.diff(values(samplers[17]["output"]), axis=0)).max() < 0.1
