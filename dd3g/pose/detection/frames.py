@@ -54,7 +54,11 @@ def open_clip(path: Path) -> Clip:
         raise UserError(f"{path} cannot be read as a video: it is empty")
     if path.suffix.lower() in ANIMATIONS:
         return _open_animation(path)
-    call = [_ffmpeg(path), "-v", "error", "-i", str(path), "-map", "0:v:0", "-fps_mode", "passthrough"]
+    try:
+        from imageio_ffmpeg import get_ffmpeg_exe
+    except ImportError as e:
+        raise UserError(f"{path}: videos need the extra 'video': pip install 'dd3g[video]'") from e
+    call = [get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-map", "0:v:0", "-fps_mode", "passthrough"]
     done = subprocess.run([*call, "-f", "framecrc", "-"], capture_output=True, text=True, errors="replace")
     stamps, unit, size = [], 1.0, (0, 0)
     for line in done.stdout.splitlines():
@@ -250,11 +254,3 @@ def _reader(path: Path, *words: str) -> Any:
 
     logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
     return imageio_ffmpeg.read_frames(str(path), output_params=list(words))
-
-
-def _ffmpeg(path: Path) -> Any:
-    try:
-        import imageio_ffmpeg
-    except ImportError as e:
-        raise UserError(f"{path}: videos need the extra 'video': pip install 'dd3g[video]'") from e
-    return imageio_ffmpeg.get_ffmpeg_exe()
