@@ -51,7 +51,17 @@ def save(
 ) -> Path:
     """Write one object's Gaussians to a file that appears whole or not at all.
 
-    Args as for `encode`; without a `format` the path's suffix names it. Returns the path.
+    Args:
+        gaussians: one object (no batch dimensions), three colour channels, any device.
+        path: the file; its suffix names the format unless `format` does.
+        axes: as in `encode`.
+        format: one of `FORMATS`; None goes by the suffix.
+        min_opacity: Gaussians below it are left out; so are rows that are not finite.
+        antialiased: as in `encode`.
+        layout: as in `encode`.
+
+    Returns:
+        The path.
 
     Raises:
         UserError: on an unknown format or axes, nothing to write, or a place that can't be written to.
