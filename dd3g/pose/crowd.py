@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dd3g.pose.detection.people import Detection, stacked
+from dd3g.pose.detection.people import Detection
 from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
-from dd3g.pose.series import CHUNK, Series, Track, chunks
+from dd3g.pose.series import Series, Track, chunks
 
 # What is kept of a person in a frame: see `Detection`, `Hypotheses` and `PersonHypotheses`.
 SEEN = {"keypoints": (17, 2), "confidence": (17,), "square": (4,), "K": (3, 3)}
@@ -44,7 +44,6 @@ class Crowd:
         # Start and features of rows that have them: views of a regressor's file, which is in memory anyway.
         self.starts: dict[int, tuple[Tensor, Tensor | None]] = {}
         self.added = 0
-        self._new: list[Detection] = []
 
     def add(self, people: Sequence[Detection], tracks: Sequence[int]) -> None:
         """The people of the next frame, with the numbers of their tracks."""
@@ -55,18 +54,10 @@ class Crowd:
             self.frames.append(self.added)
             self.tracks.append(track)
             self.scores.append(person.score)
-            self._new.append(person)
+            for name in SEEN:
+                with (self.folder / name).open("ab") as file:
+                    file.write(getattr(person, name).numpy().astype("<f4").tobytes())
         self.added += 1
-        if len(self._new) >= CHUNK:
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self._new:
-            return
-        rows = slice(len(self.frames) - len(self._new), len(self.frames))
-        for name in SEEN:
-            self.write(name, rows, stacked(self._new, name))
-        self._new = []
 
     def write(self, name: str, rows: Any, values: Tensor) -> None:
         """A column's values at some rows; those never written are zero."""
@@ -74,7 +65,6 @@ class Crowd:
 
     def read(self, name: str, rows: Any) -> Tensor:
         """A column's values at some rows."""
-        self._flush()
         return torch.from_numpy(np.array(self._mapped(name)[rows]))
 
     def _mapped(self, name: str) -> np.ndarray:
@@ -88,7 +78,6 @@ class Crowd:
 
     def has(self, name: str) -> bool:
         """Whether anything was written to a column."""
-        self._flush()
         return (self.folder / name).exists()
 
     def column(self, name: str, rows: np.ndarray) -> Series:
