@@ -103,45 +103,28 @@ def lift_tracks(
 ) -> None:
     """Add the answers to everyone in a video, each followed over time; arguments as for `lift`.
 
-    `tick` is told how many poses were found since it was last called.
+    One person's frames are refined in windows that fade into each other. `tick` is told how many poses were
+    found since it was last called.
     """
-
-    def answer(seen: list[Detection], when: Tensor) -> list[PersonHypotheses]:
-        return lift(seen, crowd.method, m, seed, when, height, networks)
-
     for rows in crowd.everyone():
         when = torch.tensor(crowd.when(rows), dtype=torch.float64)
-        _lift_windows(crowd, rows, when, answer, tick)
+        given = [k for k, row in enumerate(rows) if row in crowd.starts]
+        shared: list[PersonHypotheses] = []  # what the window before makes of this one's first frames
+        for start in range(0, max(len(rows) - SHARED, 1), WINDOW - SHARED):
+            window = slice(start, min(start + WINDOW, len(rows)))
+            seen = _started(crowd, rows, given, window)
+            found = lift(seen, crowd.method, m, seed, when[window], height, networks)
+            for k, before in enumerate(shared):
+                found[k] = _between(before, found[k], (k + 1) / (len(shared) + 1))
+            tick(len(found) - len(shared))
+            done = len(found) if window.stop == len(rows) else len(found) - SHARED
+            _write(crowd, rows[window][:done], found[:done])
+            shared = found[done:]
         for chunk, steady in steady_poses(crowd.column("lifted", rows), when):
             crowd.write("pose", rows[chunk], steady)
-        poses, *seen = (crowd.column(name, rows) for name in ("pose", "keypoints", "confidence", "K"))
-        for chunk, roots in steady_roots(poses, seen, when):
+        columns = [crowd.column(name, rows) for name in ("pose", "keypoints", "confidence", "K")]
+        for chunk, roots in steady_roots(columns[0], columns[1:], when):
             crowd.write("root", rows[chunk], roots)
-
-
-def _lift_windows(
-    crowd: Crowd,
-    rows: np.ndarray,
-    when: Tensor,
-    answer: Callable[[list[Detection], Tensor], list[PersonHypotheses]],
-    tick: Callable[[int], None],
-) -> None:
-    """One person's frames, refined in windows that fade into each other."""
-    given = [k for k, row in enumerate(rows) if row in crowd.starts]
-    shared: list[PersonHypotheses] = []  # what the window before makes of this one's first frames
-    start = 0
-    while True:
-        stop = min(start + WINDOW, len(rows))
-        seen = _started(crowd, rows, given, slice(start, stop))
-        found = answer(seen, when[start:stop])
-        for k, before in enumerate(shared):
-            found[k] = _between(before, found[k], (k + 1) / (len(shared) + 1))
-        tick(len(found) - len(shared))
-        done = len(found) if stop == len(rows) else len(found) - SHARED
-        _write(crowd, rows[start : start + done], found[:done])
-        if stop == len(rows):
-            return
-        shared, start = found[done:], stop - SHARED
 
 
 def _write(crowd: Crowd, rows: np.ndarray, people: Sequence[PersonHypotheses]) -> None:
