@@ -86,7 +86,7 @@ def lift(
 ) -> list[PersonHypotheses]:
     """2D to 3D by one of `METHODS`, everyone in one batch, with the one answer to give.
 
-    Arguments as for `registry.Method.lift_people`, and `height` as for `estimate`.
+    Arguments as for `registry.Method`, and `height` as for `estimate`.
 
     Raises:
         UserError: unknown method, weights that are missing, or a height that nobody has.

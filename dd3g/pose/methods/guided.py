@@ -32,7 +32,6 @@ from dd3g.pose.networks.chosen import SHIPPED, Networks
 from dd3g.pose.networks.prior import JOINTS, Prior
 
 TALLEST = 4.0  # metres between two joints of anybody
-NETWORKS = (Prior,)
 NOISE = 0.01  # of a detector, in sides of the square around a person
 LEVEL = 150  # of the noise that repairs; errors that are as large go
 COPIES = 8  # noises for each pose to be repaired

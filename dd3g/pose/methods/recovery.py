@@ -27,7 +27,6 @@ from dd3g.pose.methods.refinement import (
 from dd3g.pose.networks.chosen import SHIPPED, Networks
 from dd3g.pose.networks.rotation_denoiser import Condition, RotationDenoiser, keypoint_condition
 
-NETWORKS = (RotationDenoiser,)
 SIDE = 800.0  # px of the square around a person in the picture of 1000 px that the energies are set up for
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -13,41 +13,28 @@ from dd3g.pose.detection.people import Detection
 from dd3g.pose.hypotheses import PersonHypotheses
 from dd3g.pose.methods import guided, recovery, restoration
 from dd3g.pose.networks.chosen import Networks
+from dd3g.pose.networks.difficulty import Difficulty
 from dd3g.pose.networks.lifter import GraphLifter
 from dd3g.pose.networks.pretrained import PoseNetwork
 from dd3g.pose.networks.prior import Prior
+from dd3g.pose.networks.rotation_denoiser import RotationDenoiser
 
 
-class Method(Protocol):
-    """What the file of a method has."""
+class Method(NamedTuple):
+    """From 2D to 3D, everyone in one batch."""
 
-    @property
-    def NETWORKS(self) -> Sequence[type[PoseNetwork]]:  # noqa: N802
-        """What it runs; `advice` adds the lifter and the prior."""
-
-    def lift_people(
-        self,
-        people: Sequence[Detection],
-        m: int,
-        seed: int,
-        times: Tensor | None,
-        networks: Networks,
-    ) -> list[PersonHypotheses]:
-        """2D to 3D, everyone in one batch.
-
-        Args:
-            people: in 2D, at least one; for a video, one person in its frames.
-            m: hypotheses a person.
-            seed: of all random numbers.
-            times: (B,) seconds of the frames of a video, rising, which are tied together; None for pictures.
-            networks: to run.
-
-        Raises:
-            UserError: networks that need what is not known of the people.
-        """
+    # Takes people in 2D, at least one, for a video one person in its frames; how many hypotheses a person;
+    # the seed of all random numbers; seconds (B,) of a video's frames, rising, which are tied together, None
+    # for pictures; and the networks to run. Raises UserError where these need what is not known of the people
+    lift_people: Callable[[Sequence[Detection], int, int, Tensor | None, Networks], list[PersonHypotheses]]
+    networks: tuple[type[PoseNetwork], ...]  # what it runs; `advice` adds the lifter and the prior
 
 
-METHODS: dict[str, Method] = {"guided": guided, "restoration": restoration, "recovery": recovery}
+METHODS = {
+    "guided": Method(guided.lift_people, (Prior,)),
+    "restoration": Method(restoration.lift_people, (GraphLifter, Difficulty)),
+    "recovery": Method(recovery.lift_people, (RotationDenoiser,)),
+}
 
 
 def load_networks(method: str, folders: Sequence[str | Path] = ()) -> Networks:
@@ -56,7 +43,7 @@ def load_networks(method: str, folders: Sequence[str | Path] = ()) -> Networks:
     Raises:
         UserError: weights that are missing, broken or of no use to the method.
     """
-    used: dict[type[PoseNetwork], None] = dict.fromkeys([*METHODS[method].NETWORKS, GraphLifter, Prior])
+    used: dict[type[PoseNetwork], None] = dict.fromkeys([*METHODS[method].networks, GraphLifter, Prior])
     networks = Networks(folders)
     for kind in networks.given:
         if kind not in used:

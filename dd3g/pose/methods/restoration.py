@@ -19,7 +19,6 @@ from dd3g.pose.networks.chosen import SHIPPED, Networks
 from dd3g.pose.networks.difficulty import Difficulty, shown
 from dd3g.pose.networks.lifter import FOCAL, GraphLifter, Lifter, lift, normalise
 
-NETWORKS = (GraphLifter, Difficulty)
 ALPHA = 0.005  # what the paper takes on Human3.6M
 ALPHAS = (0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08)
 GUESSED = 0.2  # confidence in a missing keypoint that was put where the lifted pose has it
