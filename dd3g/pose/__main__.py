@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,16 +39,14 @@ def run(inputs: list[Path], request: Request, progress: Progress, report: Report
     report["failed"] += failed
     named = list(zip(paths, output_stems(paths), strict=True))
     if request.views:
-        _write(request, report, lambda folder: _estimate_views(named, folder, request, networks))
+        _write(request, report, lambda folder: _estimate(named, folder, request, networks, progress))
         return report
-    for path, stem in named:
-        progress.at(path.name)
+    for one in named:
+        progress.at(one[0].name)
         try:
-            _write(
-                request, report, lambda folder: [_estimate(path, folder, stem, request, networks, progress)]
-            )
+            _write(request, report, lambda folder: _estimate([one], folder, request, networks, progress))
         except Exception as e:  # whatever it is, the other inputs still come out
-            report["failed"].append(failure("input", str(path), e, request.out, "fewer --hypotheses"))
+            report["failed"].append(failure("input", str(one[0]), e, request.out, "fewer --hypotheses"))
         progress.advance()
     return report
 
@@ -91,49 +90,38 @@ def _prepare(paths: list[Path], request: Request) -> Any:
 
 
 def _estimate(
-    path: Path, folder: Path, stem: str, request: Request, networks: Any, progress: Progress
-) -> dict[str, Any]:
-    """Everything for one input, written into `folder`."""
+    named: list[tuple[Path, str]], folder: Path, request: Request, networks: Any, progress: Progress
+) -> list[dict[str, Any]]:
+    """Everything for one input, or for all views of one person, written into `folder`."""
     from dd3g.pose.estimation import lift
     from dd3g.pose.export.results import write_results
     from dd3g.pose.series import Track
     from dd3g.pose.video import estimate_video
-
-    if is_video(path):
-        return {"input": str(path), **estimate_video(path, folder, stem, request, networks, progress.at)}
-    picture, people, warnings = _look(path, request)
-    lifted = lift(people, request.method, request.m, request.seed, None, request.height, networks)
-    tracks = [Track.of([person]) for person in lifted]
-    result = write_results([lifted], tracks, path, folder, stem, request, picture)
-    return {"input": str(path), **result, "warnings": [*result["warnings"], *warnings]}
-
-
-def _estimate_views(
-    named: list[tuple[Path, str]], folder: Path, request: Request, networks: Any
-) -> list[dict[str, Any]]:
-    """The largest person of each picture is one person: everything about them, written for each picture."""
-    from dd3g.pose.estimation import lift
-    from dd3g.pose.export.results import write_results
-    from dd3g.pose.series import Track
     from dd3g.pose.views import combine, read_stations
 
-    paths = [path for path, _ in named]
+    paths, stations = [path for path, _ in named], None
     if videos := [path for path in paths if is_video(path)]:
-        raise UserError(
-            f"--views is for pictures, but {videos[0]} is a video: give its frame of that instant"
-        )
-    stations = None
+        if request.views:
+            raise UserError(
+                f"--views is for pictures, but {videos[0]} is a video: give its frame of that instant"
+            )
+        [(path, stem)] = named
+        return [{"input": str(path), **estimate_video(path, folder, stem, request, networks, progress.at)}]
     if request.cameras is not None:
         stations = read_stations(request.cameras, [path.stem for path in paths])
     looks = [_look(path, request) for path in paths]
-    seen = [max(people, key=lambda p: float(p.square[2] - p.square[0])) for _, people, _ in looks]
-    lifted = combine(
-        lift(seen, request.method, request.m, request.seed, None, request.height, networks), stations
-    )
+    shown = [people for _, people, _ in looks]
+    if request.views:  # the largest person of each picture is one person
+        shown = [[max(people, key=lambda p: float(p.square[2] - p.square[0]))] for people in shown]
+    everyone = [person for people in shown for person in people]
+    lifted = lift(everyone, request.method, request.m, request.seed, None, request.height, networks)
+    rest = iter(combine(lifted, stations) if request.views else lifted)
     entries = []
-    for (path, stem), person, (picture, people, warnings) in zip(named, lifted, looks, strict=True):
-        result = write_results([[person]], [Track.of([person])], path, folder, stem, request, picture)
-        if len(people) > 1:
+    for (path, stem), seen, (picture, people, warnings) in zip(named, shown, looks, strict=True):
+        answers = list(islice(rest, len(seen)))
+        tracks = [Track.of([person]) for person in answers]
+        result = write_results([answers], tracks, path, folder, stem, request, picture)
+        if len(seen) < len(people):
             warnings = [*warnings, f"{path}: used the largest of {len(people)} people"]
         entries.append({"input": str(path), **result, "warnings": [*result["warnings"], *warnings]})
     return entries
