@@ -24,14 +24,13 @@ from dd3g.pose.data.synthesis import Views, posed, synthesise
 from dd3g.pose.methods.restoration import best_alpha
 from dd3g.pose.networks.difficulty import Difficulty, DifficultyConfig, relative_errors, shown
 from dd3g.pose.networks.lifter import GraphLifter, Lifter, LifterConfig, lift, normalise
-from dd3g.pose.networks.prior import Prior, PriorConfig, deepened, denoising_loss, measure_spread
+from dd3g.pose.networks.prior import Prior, PriorConfig, deepened, denoising_loss, measure_spread, schedule
 from dd3g.pose.networks.rotation_denoiser import (
     Condition,
     RotationConfig,
     RotationDenoiser,
     Standardise,
     keypoint_condition,
-    schedule,
 )
 from dd3g.training import SmallNetworkConfig, fit, generator_for
 

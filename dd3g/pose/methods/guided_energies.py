@@ -19,8 +19,6 @@ from dd3g.diffusion import Energy
 from dd3g.pose.body.geometry import extent, project, solve_translation, translation_by_size
 from dd3g.pose.body.skeletons import H36M_17, bone_lengths
 
-JOINTS = len(H36M_17)
-
 
 @dataclass(frozen=True)
 class Evidence(Energy):
@@ -32,6 +30,10 @@ class Evidence(Energy):
     def at(self, spread: Tensor | float) -> Self:
         """The same for poses that are uncertain by `spread` metres."""
         return replace(self, spread=spread)
+
+    def _spread(self, x0: Tensor) -> Tensor:
+        """`spread` (17,) of each joint."""
+        return torch.as_tensor(self.spread).to(x0).expand(len(H36M_17))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +79,7 @@ class Reprojection(Evidence):
         K = self._cameras()[:, None]
         points = project((poses + translation[:, None]).unflatten(0, (B, -1)), K)
         scale = K[..., 0, 0] / translation[:, 2].clamp(min=0.1).unflatten(0, (B, -1))  # pixels per metre
-        spread = torch.as_tensor(self.spread).to(poses).expand(JOINTS)
-        return points, (scale[..., None] * spread).square()
+        return points, (scale[..., None] * self._spread(poses)).square()
 
     def _robust(self, away: Tensor, variance: Tensor) -> Tensor:
         """Log likelihood (B, m, 17) of residuals (B, m, 17, 2), by Geman and McClure."""
@@ -194,7 +195,8 @@ class Known3D(Evidence):
         away = mask * (x0.unflatten(0, (len(self.points), -1)) - self.points[:, None])  # (B, m, 17, 3)
         shift = away.sum(-2, keepdim=True) / mask.sum(-2, keepdim=True).clamp(min=1)
         away = torch.where(mask[:, :, :1] > 0, away, away - mask * shift)
-        return (away.square().sum(-1) / (2 * _variance(self, x0))).sum(-1).flatten()
+        variance = self.sigma**2 + self._spread(x0).square()
+        return (away.square().sum(-1) / (2 * variance)).sum(-1).flatten()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +210,7 @@ class BoneLength(Evidence):
         """Poses (N, 17, 3) in metres -> (N,)."""
         away = bone_lengths(x0).unflatten(0, (len(self.lengths), -1)) - self.lengths[:, None]
         # The farther end of a bone is the less certain one.
-        variance = _variance(self, x0)[1:]
+        variance = self.sigma**2 + self._spread(x0)[1:].square()
         return (away.nan_to_num(nan=0.0).square() / (2 * variance)).sum(-1).flatten()
 
 
@@ -230,12 +232,7 @@ class Smooth(Evidence):
         # All frames move at once, each drawn by two others that are as vague as it is: with their variance
         # alone they would overshoot.
         sigma = torch.as_tensor(self.sigma).to(x0).reshape(-1, 1, 1)
-        variance = sigma.square() + 4 * torch.as_tensor(self.spread).to(x0).expand(JOINTS).square()
+        variance = sigma.square() + 4 * self._spread(x0).square()
         step = (step / (2 * variance)).sum(-1) / 2  # (B - 1, m)
         shared = torch.nn.functional.pad(step, (0, 0, 1, 0)) + torch.nn.functional.pad(step, (0, 0, 0, 1))
         return shared.flatten()
-
-
-def _variance(evidence: Known3D | BoneLength, x0: Tensor) -> Tensor:
-    """(17,) metres^2 a coordinate."""
-    return evidence.sigma**2 + torch.as_tensor(evidence.spread).to(x0).expand(JOINTS).square()

@@ -12,7 +12,8 @@ from torch import Tensor
 from dd3g.diffusion import Denoiser, Energy, Step, descent, refine, sample
 from dd3g.pose.hypotheses import Hypotheses
 from dd3g.pose.methods.recovery_energies import Balanced, BodyKeypoints, curvatures, matrices, state
-from dd3g.pose.networks.rotation_denoiser import STATE, Condition, schedule
+from dd3g.pose.networks.prior import schedule
+from dd3g.pose.networks.rotation_denoiser import STATE, Condition
 
 WEIGHT = 0.003  # of the reprojection energy
 SAMPLES = 8  # noises of a restart

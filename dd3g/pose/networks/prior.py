@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,12 @@ from dd3g.pose.body.skeletons import H36M_17
 from dd3g.pose.networks.pretrained import PoseNetwork
 
 JOINTS = len(H36M_17)
-SCHEDULE = {
-    "num_train_timesteps": 1000,
-    "beta_schedule": "squaredcos_cap_v2",
-    "clip_sample": False,
-    "prediction_type": "v_prediction",
-}
+
+
+@lru_cache(1)
+def schedule() -> Schedule:
+    """The cosine schedule of 1000 levels."""
+    return Schedule.from_config({"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2"})
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Prior(PoseNetwork):
     def __init__(self, config: PriorConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or PriorConfig()
-        self.schedule = Schedule.from_config(SCHEDULE)
+        self.schedule = schedule()
         self.register_buffer("mean", torch.zeros(JOINTS - 1, 3))
         self.register_buffer("scale", torch.tensor(4.0))
         # Root mean square error per coordinate of each joint of the predicted x0: how far the truth may lie.

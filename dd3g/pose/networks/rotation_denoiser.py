@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from dd3g.diffusion import Prediction, Schedule
+from dd3g.diffusion import Prediction
 from dd3g.pose.body.geometry import unproject
 from dd3g.pose.body.skeletons import H36M_17
 from dd3g.pose.networks.pretrained import PoseNetwork
@@ -17,14 +16,6 @@ from dd3g.pose.networks.prior import sinusoid
 
 STATE = 144  # 24 rotations by 6 numbers, the root's first
 KEYPOINT_FEATURES = 3 * len(H36M_17) + 1
-
-
-@lru_cache(1)
-def schedule() -> Schedule:
-    """The cosine schedule of 1000 levels."""
-    return Schedule.from_config(
-        {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "clip_sample": False}
-    )
 
 
 @dataclass(frozen=True)

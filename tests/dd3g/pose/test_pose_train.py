@@ -13,8 +13,8 @@ from dd3g.pose.body.geometry import axis_angle_to_matrix, matrix_to_rotation_6d
 from dd3g.pose.data.motion import load_cmu
 from dd3g.pose.networks.difficulty import Difficulty, DifficultyConfig
 from dd3g.pose.networks.lifter import GraphLifter
-from dd3g.pose.networks.prior import Prior, PriorConfig
-from dd3g.pose.networks.rotation_denoiser import RotationConfig, RotationDenoiser, schedule
+from dd3g.pose.networks.prior import Prior, PriorConfig, schedule
+from dd3g.pose.networks.rotation_denoiser import RotationConfig, RotationDenoiser
 from dd3g.pose.train import train_command
 
 

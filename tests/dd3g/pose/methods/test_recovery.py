@@ -23,7 +23,8 @@ from dd3g.pose.methods.refinement import (
     imagine,
     recover,
 )
-from dd3g.pose.networks.rotation_denoiser import STATE, Condition, schedule
+from dd3g.pose.networks.prior import schedule
+from dd3g.pose.networks.rotation_denoiser import STATE, Condition
 
 
 class Counted(nn.Module):

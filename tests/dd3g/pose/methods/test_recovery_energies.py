@@ -16,9 +16,9 @@ from dd3g.pose.methods.recovery_energies import (
     curvatures,
     state,
 )
+from dd3g.pose.networks.prior import schedule
 from dd3g.pose.networks.rotation_denoiser import (
     STATE,
-    schedule,
 )
 
 
