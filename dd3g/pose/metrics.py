@@ -29,15 +29,9 @@ def mpjpe(poses: Tensor, truth: Tensor) -> Tensor:
     return joint_errors(poses, truth).mean(-1)
 
 
-def aligned(poses: Tensor, truth: Tensor) -> Tensor:
-    """Poses moved onto the truth by the best similarity; broadcast (..., J, 3)."""
-    poses, truth = torch.broadcast_tensors(poses, truth)
-    return procrustes(poses, truth)
-
-
 def pa_mpjpe(poses: Tensor, truth: Tensor) -> Tensor:
     """Mean error in mm after Procrustes alignment (protocol 2): (..., J, 3) -> (...)."""
-    return mpjpe(aligned(poses, truth), truth)
+    return mpjpe(procrustes(poses, truth), truth)
 
 
 def pck(poses: Tensor, truth: Tensor) -> Tensor:
@@ -101,7 +95,7 @@ def cps(poses: Tensor, truth: Tensor) -> Tensor:
     Returns:
         (B,) in 0 .. 300; the published score is their mean.
     """
-    errors = joint_errors(aligned(poses, truth[:, None]), truth[:, None])
+    errors = joint_errors(procrustes(poses, truth[:, None]), truth[:, None])
     worst = errors[..., CPS_JOINTS].amax(-1).amin(1)  # (B,)
     return (300 - worst.floor()).clamp(min=0, max=300)
 

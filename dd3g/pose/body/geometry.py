@@ -47,7 +47,7 @@ def procrustes(a: Tensor, b: Tensor) -> Tensor:
 
     Args:
         a: (..., J, 3) points to move.
-        b: (..., J, 3) target.
+        b: (..., J, 3) target; both broadcast.
 
     Returns:
         (..., J, 3) aligned a. Where all points of a coincide they land on b's mean.

@@ -56,17 +56,13 @@ class Reprojection(Evidence):
 
     def solve(self, poses: Tensor) -> Tensor:
         """Translation (N, 3) in metres: the given one, one by size, or the closest fit to the rays."""
-        m = len(poses) // len(self.confidence)
         if self.translation is not None:
             return self.translation.repeat_interleave(len(poses) // len(self.translation), 0)
-        shaped = poses.detach().unflatten(0, (-1, m))
-        known = [x[:, None].expand(-1, m, -1, -1) for x in (self.keypoints_for_root, self._cameras())]
-        confidence = self.confidence[:, None].expand(-1, m, -1)
-        if self.reach is not None:
-            T = translation_by_size(shaped, known[0], confidence, known[1], self.reach, self.slack)
-        else:
-            T = solve_translation(shaped, known[0], confidence, known[1])
-        return T.flatten(0, 1)
+        shaped = poses.detach().unflatten(0, (len(self.confidence), -1))
+        known = [x[:, None] for x in (self.keypoints_for_root, self.confidence, self._cameras())]
+        if self.reach is None:
+            return solve_translation(shaped, *known).flatten(0, 1)
+        return translation_by_size(shaped, *known, self.reach, self.slack).flatten(0, 1)
 
     def _cameras(self) -> Tensor:
         return self.K.expand(len(self.confidence), 3, 3)

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dd3g.pose.body.geometry import extent, procrustes, project, solve_translation
+from dd3g.pose.body.geometry import extent, project, solve_translation
 from dd3g.pose.body.skeletons import H36M_17, flip
 from dd3g.pose.data.synthesis import Views
 from dd3g.pose.detection.people import Detection
 from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
+from dd3g.pose.metrics import best_of_m
 from dd3g.pose.networks.chosen import SHIPPED, Networks
 from dd3g.pose.networks.difficulty import Difficulty, shown
 from dd3g.pose.networks.lifter import FOCAL, GraphLifter, Lifter, lift, normalise
@@ -89,8 +90,8 @@ def restore(
         )
     chunks = [x.split(CHUNK) for x in (noisy[0], trust.repeat_interleave(m, 0), noisy[1])]
     poses = torch.cat([lift(lifter, *chunk) for chunk in zip(*chunks, strict=True)]).unflatten(0, (B, m))
-    keypoints, confidence, K = keypoints[:, None], confidence[:, None].expand(-1, m, -1), K[:, None]
-    translation = solve_translation(poses, keypoints.expand(-1, m, -1, -1), confidence, K)
+    keypoints, confidence, K = keypoints[:, None], confidence[:, None], K[:, None]
+    translation = solve_translation(poses, keypoints, confidence, K)
     distance = (project(poses + translation[:, :, None], K) - keypoints).norm(dim=-1)  # (B, m, 17) pixels
     weight = confidence.square()
     energy = (weight * distance.square()).sum(-1) / weight.sum(-1).clamp(min=1e-6)
@@ -117,9 +118,7 @@ def best_alpha(
     for alpha in ALPHAS:
         seen = (views.keypoints, views.confidence, views.K, views.size[0])
         h = restore(lifter, difficulty, *seen, m, alpha, fixed=fixed)
-        truth = views.pose[:, None].expand_as(h.poses)
-        errors = (procrustes(h.poses, truth) - truth).norm(dim=-1).mean(-1)  # (B, m) metres
-        error = float(errors.amin(1).mean())
+        error = float(best_of_m(h.poses, views.pose, align=True).mean())
         if error > lowest:
             break  # the error falls and rises once
         best, lowest = alpha, error
