@@ -12,7 +12,7 @@ from torch import Tensor
 from dd3g.errors import UserError
 from dd3g.pose.body.geometry import axis_angle_to_matrix
 from dd3g.pose.data.arrays import read_text
-from dd3g.pose.data.bvh import canonical_joints
+from dd3g.pose.data.bvh import AXES, canonical_joints
 from dd3g.pose.data.motion import Motion
 
 # A bone is called after what lies along it; its end is this joint.
@@ -43,9 +43,8 @@ def read_amc(skeleton: str | Path, motion: str | Path, fps: float = 120.0) -> Mo
     Raises:
         UserError: either is not such a file, cut off, or they do not belong together.
     """
-    bones, length, degrees = _parse_asf(Path(skeleton))
+    bones, length, radians = _parse_asf(Path(skeleton))
     frames = _parse_amc(Path(motion), bones)
-    to_radians = torch.pi / 180 if degrees else 1.0
     ends: dict[str, Tensor] = {}
     turns: dict[str, Tensor] = {}
     for name, bone in bones.items():  # parents come first
@@ -53,12 +52,12 @@ def read_amc(skeleton: str | Path, motion: str | Path, fps: float = 120.0) -> Mo
         R = torch.eye(3, dtype=torch.float64).expand(len(values), 3, 3)
         shift = torch.zeros(len(values), 3, dtype=torch.float64)
         for column, channel in enumerate(bone.dof):
-            unit = torch.eye(3, dtype=torch.float64)["xyz".index(channel[1])]
+            along = values[:, column, None] * AXES[channel[1]]
             if channel[0] == "t":
-                shift = shift + values[:, column, None] * unit
+                shift = shift + along
             else:
                 # Fixed axes: what comes later in the list turns what came before.
-                R = axis_angle_to_matrix(to_radians * values[:, column, None] * unit) @ R
+                R = axis_angle_to_matrix(radians * along) @ R
         R = bone.axis @ R @ bone.axis.T
         if name == "root":
             turns[name], ends[name] = R, shift
@@ -73,8 +72,8 @@ def read_amc(skeleton: str | Path, motion: str | Path, fps: float = 120.0) -> Mo
     return Motion(joints, root, clip, [Path(motion).stem], [Path(skeleton).stem], fps=fps)
 
 
-def _parse_asf(path: Path) -> tuple[dict[str, _Bone], float, bool]:
-    """Bones in an order in which parents come first, length unit, and whether angles are degrees."""
+def _parse_asf(path: Path) -> tuple[dict[str, _Bone], float, float]:
+    """Bones in an order in which parents come first, length unit, and radians of an angle of 1."""
     text = re.sub(r"#.*", "", read_text(path))
     sections = dict(re.findall(r"^:(\w+)(.*?)(?=^:|\Z)", text, re.M | re.S))
     for name in ("units", "root", "bonedata", "hierarchy"):
@@ -83,7 +82,7 @@ def _parse_asf(path: Path) -> tuple[dict[str, _Bone], float, bool]:
     try:
         unit = re.search(r"length\s+(\S+)", sections["units"])
         length = float(unit[1]) if unit else 1.0
-        degrees = "rad" not in sections["units"]
+        radians = 1.0 if "rad" in sections["units"] else torch.pi / 180
         order = re.search(r"order\s+(.+)", sections["root"])
         dof = order[1].lower().split() if order else "tx ty tz rx ry rz".split()
         eye = torch.eye(3, dtype=torch.float64)
@@ -93,8 +92,8 @@ def _parse_asf(path: Path) -> tuple[dict[str, _Bone], float, bool]:
             x, y, z, convention = found["axis"].split()
             axis = eye
             for letter in convention.lower():
-                angle = float({"x": x, "y": y, "z": z}[letter]) * (torch.pi / 180 if degrees else 1.0)
-                axis = axis_angle_to_matrix(angle * eye["xyz".index(letter)]) @ axis
+                angle = radians * float({"x": x, "y": y, "z": z}[letter])
+                axis = axis_angle_to_matrix(angle * AXES[letter]) @ axis
             direction = torch.tensor([float(v) for v in found["direction"].split()], dtype=torch.float64)
             bones[found["name"].strip()] = _Bone(
                 "", direction * float(found["length"]), axis, found.get("dof", "").lower().split()
@@ -112,7 +111,7 @@ def _parse_asf(path: Path) -> tuple[dict[str, _Bone], float, bool]:
                 ordered[child] = bones[child]
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} cannot be read as an ASF file: {error!r}") from error
-    return ordered, length, degrees
+    return ordered, length, radians
 
 
 def _parse_amc(path: Path, bones: dict[str, _Bone]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from dd3g.pose.body.geometry import axis_angle_to_matrix
 from dd3g.pose.data.arrays import read_text
 from dd3g.pose.data.motion import Motion
 
+AXES = dict(zip("xyz", torch.eye(3, dtype=torch.float64), strict=True))
 _CHANNELS = {axis + what for axis in "xyz" for what in ("position", "rotation")}
 
 
@@ -48,69 +50,60 @@ def read_bvh(path: str | Path, scale: float = 0.01) -> Motion:
 
 def parse_bvh(path: str | Path) -> Tree:
     """The file as it stands; an end site is a joint called after its parent with " end"."""
-    words = read_text(path).split()
-    tree, at = Tree(), 0
+    words, tree = iter(read_text(path).split()), Tree()
     stack: list[int] = []
     try:
-        if words[0] != "HIERARCHY":
+        if next(words) != "HIERARCHY":
             raise UserError(f"{path} is no BVH file: it does not begin with HIERARCHY")
-        at = 1
-        while words[at] != "MOTION":
-            word = words[at]
+        while (word := next(words)) != "MOTION":
             if word in ("ROOT", "JOINT", "End"):
                 parent = stack[-1] if stack else -1
-                tree.names.append(f"{tree.names[parent]} end" if word == "End" else words[at + 1])
+                name, _ = next(words), next(words)  # and a brace
+                stack.append(len(tree.names))
+                tree.names.append(f"{tree.names[parent]} end" if word == "End" else name)
                 tree.parents.append(parent)
                 tree.offsets.append([0.0, 0.0, 0.0])
                 tree.channels.append([])
-                stack.append(len(tree.names) - 1)
-                at += 3  # keyword, name, brace
             elif word == "OFFSET":
-                tree.offsets[stack[-1]] = [float(v) for v in words[at + 1 : at + 4]]
-                at += 4
+                tree.offsets[stack[-1]] = [float(v) for v in islice(words, 3)]
             elif word == "CHANNELS":
-                count = int(words[at + 1])
-                channels = [word.lower() for word in words[at + 2 : at + 2 + count]]
+                channels = [word.lower() for word in islice(words, int(next(words)))]
                 if unknown := set(channels) - _CHANNELS:
                     raise ValueError(f"channel {unknown.pop()!r}")
                 tree.channels[stack[-1]] = channels
-                at += 2 + count
             elif word == "}":
                 stack.pop()
-                at += 1
             else:
                 raise UserError(f"{path} cannot be read as a BVH file: unexpected {word!r}")
-        frames, tree.frame_time = int(words[at + 2]), float(words[at + 5])
+        _, count, _, _, seconds = islice(words, 5)  # Frames: 2 Frame Time: 0.05
+        frames, tree.frame_time = int(count), float(seconds)
         if not tree.frame_time > 0:
             raise ValueError(f"frame time {tree.frame_time:g}")
-        values = np.array(words[at + 6 :], dtype=np.float64)
+        values = np.array(list(words), dtype=np.float64)
         width = sum(map(len, tree.channels))
         if len(values) != frames * width:
             raise UserError(f"{path} is cut off: {len(values)} numbers for {frames} frames of {width}")
         tree.values = torch.from_numpy(values.reshape(frames, width))
-    except (IndexError, ValueError) as error:
-        raise UserError(f"{path} is not a complete BVH file ({error}); get it again") from error
+    except (IndexError, ValueError, StopIteration) as error:
+        reason = str(error) or "it ends early"
+        raise UserError(f"{path} is not a complete BVH file ({reason}); get it again") from error
     return tree
 
 
 def positions(tree: Tree) -> Tensor:
     """(T, J, 3) float64 joints by forward kinematics; rotations apply in the order of the channels."""
-    frames = len(tree.values)
     world_R: list[Tensor] = []
     world_p: list[Tensor] = []
-    column = 0
+    columns = iter(tree.values.T)
     for parent, offset, channels in zip(tree.parents, tree.offsets, tree.channels, strict=True):
-        R = torch.eye(3, dtype=torch.float64).expand(frames, 3, 3)
-        p = torch.tensor(offset, dtype=torch.float64).repeat(frames, 1)
+        R = torch.eye(3, dtype=torch.float64).expand(len(tree.values), 3, 3)
+        p = torch.tensor(offset, dtype=torch.float64).repeat(len(tree.values), 1)
         for channel in channels:
-            value = tree.values[:, column]
-            column += 1
-            axis = "xyz".index(channel[0])
+            value = next(columns)
             if channel[1:] == "position":
-                p[:, axis] = value
+                p[:, "xyz".index(channel[0])] = value
             else:
-                unit = torch.eye(3, dtype=torch.float64)[axis]
-                R = R @ axis_angle_to_matrix(torch.deg2rad(value)[:, None] * unit)
+                R = R @ axis_angle_to_matrix(torch.deg2rad(value)[:, None] * AXES[channel[0]])
         if parent < 0:
             world_R.append(R)
             world_p.append(p)
