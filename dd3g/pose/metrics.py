@@ -63,14 +63,7 @@ def joint_best(poses: Tensor, truth: Tensor) -> Tensor:
 def jpma_pose(poses: Tensor, translation: Tensor, keypoints: Tensor, K: Tensor) -> Tensor:
     """Per joint the hypothesis whose projection is nearest to the keypoint (J-Agg; D3DP, section 3.3).
 
-    Args:
-        poses: (B, m, J, 3) metres, root-relative, camera frame.
-        translation: (B, m, 3) metres, the root.
-        keypoints: (B, J, 2) pixels.
-        K: (B, 3, 3) pixels.
-
-    Returns:
-        (B, J, 3) metres.
+    Poses (B, m, J, 3) with their roots (B, m, 3), keypoints (B, J, 2), K (B, 3, 3) in pixels -> (B, J, 3).
     """
     pixels = project(poses + translation[:, :, None], K[:, None])
     index = (pixels - keypoints[:, None]).norm(dim=-1).argmin(1)  # (B, J)
@@ -86,14 +79,8 @@ def cps(poses: Tensor, truth: Tensor) -> Tensor:
     """Correct poses score: at how many of the thresholds 1 .. 300 mm the best hypothesis is wholly correct.
 
     A pose is correct when every joint but the spine is closer than the threshold after alignment of all
-    joints (Wandt et al. 2021, section 4).
-
-    Args:
-        poses: (B, m, 17, 3) metres.
-        truth: (B, 17, 3) metres.
-
-    Returns:
-        (B,) in 0 .. 300; the published score is their mean.
+    joints (Wandt et al. 2021, section 4): (B, m, 17, 3), (B, 17, 3) -> (B,) in 0 .. 300. The published score
+    is their mean.
     """
     errors = joint_errors(procrustes(poses, truth[:, None]), truth[:, None])
     worst = errors[..., CPS_JOINTS].amax(-1).amin(1)  # (B,)
@@ -142,19 +129,14 @@ def average_pairwise_distance(poses: Tensor) -> Tensor:
 
 
 def calibration(poses: Tensor, truth: Tensor, bins: int = 20) -> tuple[Tensor, Tensor, Tensor]:
-    """Whether the hypotheses spread as widely as the truth lies off (expected calibration error).
+    """Expected calibration error: do poses (B, m, J, 3) spread as widely as the truth (B, J, 3) lies off?
 
     For a joint let p be the share of hypotheses that lie farther from their coordinate-wise median than the
     truth does. If the truth is one more draw, p is uniform: the frequency of p <= q is q.
 
-    Args:
-        poses: (B, m, J, 3) metres.
-        truth: (B, J, 3) metres.
-        bins: q = 1/bins, 2/bins, ..., 1.
-
     Returns:
         error: (J,) mean |frequency - q| of each joint; report their mean over joints but the root.
-        q: (bins,).
+        q: (bins,) 1/bins, 2/bins, ..., 1.
         frequency: (bins, J) over the B poses; above q means that the hypotheses are too sure.
     """
     # Not `quantile`, which refuses large inputs; the mean of the middle two where m is even.

@@ -171,11 +171,7 @@ def steady_roots(poses: Values, seen: Sequence[Values], when: Tensor) -> Iterato
 
     A root's distance follows from the size of the pose, in every frame anew, and jitters by its error; so it
     is averaged over longer, and the place across the picture follows from the keypoints at that distance.
-
-    Args:
-        poses: (T, 17, 3) metres, steady.
-        seen: keypoints (T, 17, 2) in px, confidences (T, 17) and cameras (T, 3, 3).
-        when: (T,) seconds, rising.
+    Poses (T, 17, 3) are steady; seen are keypoints (T, 17, 2), confidences (T, 17) and cameras (T, 3, 3).
     """
 
     def picture(chunk: slice) -> tuple[Tensor, Tensor, Tensor]:

@@ -35,9 +35,7 @@ class Station:
 def read_stations(path: Path, names: Sequence[str]) -> list[Station]:
     """Calibrated cameras from JSON: {"NAME": {"R": 3x3, "t": [x, y, z], "K": 3x3}}, metres and pixels.
 
-    Args:
-        path: the file.
-        names: of the pictures without suffix, whose cameras are wanted in this order.
+    Names are those of the pictures without suffix, whose cameras are wanted in this order.
 
     Raises:
         UserError: unreadable, a camera missing, or an R that is not a rotation.

@@ -33,12 +33,9 @@ class _Bone:
 
 
 def read_amc(skeleton: str | Path, motion: str | Path, fps: float = 120.0) -> Motion:
-    """A skeleton and one take as one clip. Lengths follow CMU: a unit is 1 / `length` inches.
+    """An .asf skeleton and one .amc take as one clip. Lengths follow CMU: a unit is 1 / `length` inches.
 
-    Args:
-        skeleton: the .asf file.
-        motion: the .amc file.
-        fps: frames a second, which the files do not hold; CMU's are 120, a few 60.
+    The files do not hold their frames a second: CMU's are 120, a few 60.
 
     Raises:
         UserError: either is not such a file, cut off, or they do not belong together.

@@ -54,10 +54,8 @@ class _NumpyOnly(pickle.Unpickler):
 def safe_unpickle(data: bytes, path: str | Path, stand_ins: StandIns | None = None) -> Any:
     """Python containers, numbers, strings and numpy arrays out of a pickle; anything else is refused.
 
-    Args:
-        data: the pickle; Python 2's are read as latin-1.
-        path: for the message.
-        stand_ins: by module and name, what takes the place of classes that are not loaded.
+    Pickles of Python 2 are read as latin-1. `stand_ins` holds, by module and name, what takes the place of
+    classes that are not loaded; `path` is for the message.
 
     Raises:
         UserError: code in it, or damaged.
@@ -76,11 +74,7 @@ def read_pickle(path: str | Path, stand_ins: StandIns | None = None) -> Any:
 
 
 def read_npz(path: str | Path, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """Arrays of an npz; objects in it come out as they went in, if `safe_unpickle` lets them through.
-
-    Args:
-        path: the file.
-        names: arrays that must be there; None reads all.
+    """Arrays of an npz, those of `names` or all; objects come out if `safe_unpickle` lets them through.
 
     Raises:
         UserError: no such file, damaged, code in it, or an array missing.
@@ -141,12 +135,7 @@ def read_cameras(path: str | Path) -> Any:
 
 
 def tensor(value: Any, shape: tuple[int | None, ...], where: str) -> Tensor:
-    """A value as float32 tensor.
-
-    Args:
-        value: array or nested lists.
-        shape: what it must have, None for any length.
-        where: for the message.
+    """An array or nested lists as float32 tensor of a shape, in which None stands for any length.
 
     Raises:
         UserError: not numbers, or another shape.

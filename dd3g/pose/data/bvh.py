@@ -32,11 +32,9 @@ class Tree:
 
 
 def read_bvh(path: str | Path, scale: float = 0.01) -> Motion:
-    """One BVH file as one clip.
+    """One BVH file, y up, as one clip.
 
-    Args:
-        path: the file; y up.
-        scale: metres a unit; BVH does not define it, most files are in centimetres.
+    BVH does not define its unit, of `scale` metres: most files are in centimetres.
 
     Raises:
         UserError: not a BVH file, cut off, or without a joint that H36M-17 needs.

@@ -25,10 +25,8 @@ SUFFIXES = (".npz", ".bvh", ".amc")
 def load_motion(path: str | Path, split: str = "train") -> Motion:
     """Read motion of any kind.
 
-    Args:
-        path: the CMU archive; a .bvh, an .amc with its .asf beside it, or an .npz of AMASS; or a folder of
-            the last three, with subfolders.
-        split: of the CMU archive; other files are taken whole.
+    That is the CMU archive, of which `split` is taken; a .bvh, an .amc with its .asf beside it, or an .npz of
+    AMASS; or a folder of the last three, with subfolders.
 
     Raises:
         UserError: nothing there, or a file that is damaged or of another kind.

@@ -98,11 +98,8 @@ def load_predictions(path: str | Path) -> Predictions:
 def load_conditioned(annotations: str | Path, features: str | Path) -> tuple[Tensor, Tensor]:
     """What ScoreHMR's denoiser learns from: rotations (N, 24, 3, 3) and PARE's features of pose (N, 3072).
 
-    People without rotations are left out.
-
-    Args:
-        annotations: see `load_annotations`.
-        features: an npz with pose_feats (M, 128, 24) of all people of `annotations`, in their order.
+    The npz of features has pose_feats (M, 128, 24) of all people of `annotations`, in their order. People
+    without rotations are left out.
 
     Raises:
         UserError: as `load_annotations`; other people, or nobody with rotations.

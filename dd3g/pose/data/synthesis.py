@@ -150,11 +150,7 @@ def detect(
 def uniform(seed: int, stream: int, keys: Tensor, count: int) -> Tensor:
     """(B, count) float32 in (0, 1), a pure function of seed, stream and each key (counter-based splitmix64).
 
-    Args:
-        seed: any integer.
-        stream: tells draws for different purposes apart.
-        keys: (B,) int64.
-        count: draws a key.
+    The stream tells draws for different purposes apart; keys (B,) are int64.
     """
     start = _mix(_mix(torch.tensor(seed) + 0x632BE5AB * stream) ^ keys)  # (B,)
     bits = _mix(start[:, None] + _GOLDEN * torch.arange(1, count + 1))

@@ -49,14 +49,9 @@ def fit_body(
 ) -> Recovery:
     """Fit rotations and translation by Adam: first the camera and the root, then everything.
 
-    Args:
-        start: (B, 24, 3, 3) first estimate; it stays where the reprojection energy does not fall.
-        evidence: keypoints, cameras and the shape.
-        prior: of poses; None leaves only the start's nearness in the number of steps.
-        prior_weight: of the prior, in squared pixels of a 1000 pixel picture.
-        camera_steps: of the first stage.
-        steps: of the second.
-        learning_rate: of Adam; falls to a tenth.
+    The start (B, 24, 3, 3) stays where the reprojection energy does not fall. The prior weighs in squared
+    pixels of a 1000 pixel picture; without one, only the number of steps keeps poses near the start. In each
+    stage the learning rate falls to a tenth.
 
     Returns:
         The bodies, as `dd3g.pose.methods.refinement.recover` gives them.

@@ -40,10 +40,8 @@ COPIES = 8  # noises for each pose to be repaired
 def levels(steps: int, total: int = 1000, power: float = 2.0) -> Plan:
     """A plan from the noisiest level to the clean end, denser towards the end, where a pose is decided.
 
-    Args:
-        steps: moves, 1 .. total; some fewer where levels would repeat.
-        total: of the training schedule.
-        power: 1 is even; with 2 half of the moves lie in the lowest quarter.
+    It has 1 .. total moves, some fewer where levels would repeat. A `power` of 1 is even; with 2 half of the
+    moves lie in the lowest quarter.
     """
     if not 1 <= steps <= total:
         raise ValueError(f"steps must lie in 1..{total}, got {steps}")
@@ -116,15 +114,7 @@ def polish(prior: Prior, poses: Tensor, seen: Reprojection) -> Tensor:
     """Repair poses: noise them up to a level (SDEdit, Meng et al. 2022), and sample from there, guided.
 
     A person's answer depends on nobody else, and changes little where pose and keypoints do: everybody gets
-    the same noise, and none is added on the way down.
-
-    Args:
-        prior: the denoiser.
-        poses: (B, 17, 3) metres.
-        seen: the picture of the B people.
-
-    Returns:
-        (B, COPIES, 17, 3) metres.
+    the same noise, and none is added on the way down. Poses (B, 17, 3) become (B, COPIES, 17, 3), metres.
     """
     generator = torch.Generator().manual_seed(0)
 

@@ -167,12 +167,7 @@ class HeatmapNLL(Reprojection):
 def keypoint_noise(keypoints: Tensor, confidence: Tensor) -> Tensor:
     """Detector noise where nothing better is known: 1 % of the longer side of the person in the picture.
 
-    Args:
-        keypoints: (B, J, 2) pixels.
-        confidence: (B, J), 0 where not seen.
-
-    Returns:
-        (B,) pixels, at least 1.
+    Keypoints (B, J, 2) pixels, confidence (B, J), 0 where not seen -> (B,) pixels, at least 1.
     """
     return (0.01 * extent(keypoints, confidence)).clamp(min=1.0)
 

@@ -69,12 +69,7 @@ class Balanced(Energy):
 
 
 def curvatures(evidence: BodyKeypoints, depth: Tensor) -> Tensor:
-    """About the second derivative (B, 24) of the keypoint energy along a joint's rotation.
-
-    Args:
-        evidence: the energy.
-        depth: (B,) metres of the people.
-    """
+    """About the second derivative (B, 24) of an energy along rotations of joints at depths (B,), metres."""
     levers = _levers(evidence.body, evidence.layout).to(depth)  # (J, 24)
     pixels = (1000 / evidence.size) * evidence.K[:, 0, 0] / depth.clamp(min=0.5)  # (B,) a metre
     found = 2 * pixels[:, None].square() * (evidence.confidence.square() @ levers)

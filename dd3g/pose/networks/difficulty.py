@@ -74,15 +74,10 @@ def shown(keypoints: Tensor, confidence: Tensor) -> Tensor:
 
 
 def relative_errors(lifted: Tensor, poses: Tensor, mean: Tensor | float | None = None) -> Tensor:
-    """Pseudo-labels: errors of a lifter over their mean.
+    """Pseudo-labels (B, 17): errors of a lifter's poses (B, 17, 3) against true ones, over their mean.
 
-    Args:
-        lifted: (B, 17, 3) metres.
-        poses: (B, 17, 3) metres, the truth; its root counts as zero.
-        mean: error of the training set over all joints and poses, metres; None takes that of these poses.
-
-    Returns:
-        (B, 17), mean 1 over the set that `mean` belongs to.
+    The root of the true ones counts as zero. `mean` is the error of the training set over all joints and
+    poses, metres; None takes that of these poses.
     """
     errors = (lifted - (poses - poses[:, :1])).norm(dim=-1)
     return errors / (errors.mean() if mean is None else mean)

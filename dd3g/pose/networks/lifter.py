@@ -51,16 +51,9 @@ def normalise(keypoints: Tensor, K: Tensor) -> Tensor:
 
 
 def lift(lifter: Lifter, keypoints: Tensor, confidence: Tensor, mirrored: Tensor | None = None) -> Tensor:
-    """The mean of a lifter's answers to keypoints and to their mirror image.
+    """The mean of a lifter's answers to keypoints and to their mirror image, or to another one in its place.
 
-    Args:
-        lifter: the network.
-        keypoints: (B, 17, 2) normalised.
-        confidence: (B, 17) in 0..1, 0 where missing.
-        mirrored: (B, 17, 2) another mirror image than that of `keypoints`.
-
-    Returns:
-        (B, 17, 3) metres, camera frame, root at zero.
+    Normalised keypoints (B, 17, 2) and confidence (B, 17) -> (B, 17, 3) metres, camera frame, root at zero.
     """
     both = torch.cat([keypoints, flip(keypoints) if mirrored is None else mirrored])
     first, second = lifter(both, torch.cat([confidence, confidence[:, H36M_17.mirrored]])).chunk(2)
@@ -88,13 +81,10 @@ def _neighbours() -> Tensor:
 
 
 class GraphConv(nn.Module):
-    """Modulated graph convolution (Zou & Tang 2021), with joints as the first dimension.
+    """Modulated graph convolution (Zou & Tang 2021), with joints as the first dimension: A (M * xW) + b.
 
-    Args:
-        inputs: channels.
-        outputs: channels.
-        split: own weights for a joint itself, (A . I)(M * xW0) + (A . (1 - I))(M * xW1) + b, with the
-            published skeleton; else A (M * xW) + b.
+    If `split`, it has own weights for a joint itself, (A . I)(M * xW0) + (A . (1 - I))(M * xW1) + b, and the
+    published skeleton.
     """
 
     skeleton: Tensor  # (17, 17)

@@ -153,16 +153,9 @@ def deepened(prior: Prior, config: PriorConfig | None) -> Prior:
 
 @torch.no_grad()
 def measure_spread(prior: Prior, poses: Tensor, generator: torch.Generator, every: int = 20) -> Tensor:
-    """Root mean square error per coordinate of the predicted x0 at each level and joint, interpolated.
+    """Root mean square error per coordinate of the predicted x0 at each level and joint, (T, 16) metres.
 
-    Args:
-        prior: the network.
-        poses: (B, 17, 3) metres, of the data that the prior describes.
-        generator: source of noise.
-        every: levels between two measurements.
-
-    Returns:
-        (T, 16) metres.
+    Measured at every n-th level on poses (B, 17, 3) of the data that the prior describes, and interpolated.
     """
     x0, steps = prior.encode(poses), prior.schedule.steps
     measured = []
