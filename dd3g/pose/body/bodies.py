@@ -18,8 +18,13 @@ from dd3g.pose.body.skeletons import SMPL_24, skeleton
 
 SHAPES = 10
 SHIPPED = Path(__file__).parents[2] / "weights" / "pose-body"
-# COCO-17 joints as slots of OpenPose-25.
-COCO_IN_OPENPOSE = [0, 16, 15, 18, 17, 5, 2, 6, 3, 7, 4, 12, 9, 13, 10, 14, 11]
+# Each layout as numbers of the 24 joints, then of OpenPose-25's points, H36M's nose and its head.
+LAYOUTS = {
+    "smpl-24": [*range(24)],
+    "openpose-25": [*range(24, 49)],
+    "coco-17": [24 + i for i in (0, 16, 15, 18, 17, 5, 2, 6, 3, 7, 4, 12, 9, 13, 10, 14, 11)],
+    "h36m-17": [0, 2, 5, 8, 1, 4, 7, 6, 12, 49, 50, 16, 18, 20, 17, 19, 21],
+}
 
 
 class PosedBody(Protocol):
@@ -97,30 +102,16 @@ class Body(nn.Module):
         return body
 
 
-# H36M's joints that are joints of the body, in its order; nose and head come between the thorax and the arms.
-_H36M_JOINTS = [
-    SMPL_24.joints.index(name)
-    for name in "pelvis r_hip r_knee r_ankle l_hip l_knee l_ankle spine2 neck "
-    "l_shoulder l_elbow l_wrist r_shoulder r_elbow r_wrist".split()
-]
-
-
 def in_layout(joints: Tensor, marks: Tensor, layout: str) -> Tensor:
     """Joints (B, 24, 3) and marks (B, 27, 3), as `Body` has them, as points (B, J, 3) of a layout.
 
     Raises:
         UserError: a layout that bodies do not have.
     """
-    if layout == "smpl-24":
-        return joints
-    if layout == "openpose-25":
-        return marks[:, :25]
-    if layout == "coco-17":
-        return marks[:, COCO_IN_OPENPOSE]
-    if layout == "h36m-17":
-        return torch.cat([joints[:, _H36M_JOINTS[:9]], marks[:, 25:], joints[:, _H36M_JOINTS[9:]]], 1)
     skeleton(layout)  # raises where there is no such layout
-    raise UserError(f"this body has no {layout} points: use h36m-17, smpl-24, openpose-25 or coco-17")
+    if layout not in LAYOUTS:
+        raise UserError(f"this body has no {layout} points: use h36m-17, smpl-24, openpose-25 or coco-17")
+    return torch.cat([joints, marks], 1)[:, LAYOUTS[layout]]
 
 
 @lru_cache(1)
