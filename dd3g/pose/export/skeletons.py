@@ -18,9 +18,8 @@ from dd3g.errors import UserError
 from dd3g.gaussians import matrix_to_quaternion, quaternion_to_matrix
 from dd3g.io.atomic import replacing
 from dd3g.io.glb import GlbBuffer
-from dd3g.pose.body.bodies import default_body
+from dd3g.pose.body.bodies import body_rotations, default_body
 from dd3g.pose.body.geometry import FLIP, least_turn, matrix_to_axis_angle
-from dd3g.pose.body.inverse import body_rotations
 from dd3g.pose.body.skeletons import SMPL_24, bone_lengths
 from dd3g.pose.export.markers import save_c3d, save_csv, save_trc, written_lines
 from dd3g.pose.ground import Ground

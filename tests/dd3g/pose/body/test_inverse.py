@@ -2,9 +2,8 @@
 
 import torch
 
-from dd3g.pose.body.bodies import default_body
+from dd3g.pose.body.bodies import body_rotations, default_body
 from dd3g.pose.body.geometry import axis_angle_to_matrix
-from dd3g.pose.body.inverse import body_rotations
 from dd3g.pose.body.skeletons import H36M_17, SMPL_24
 
 G = torch.Generator().manual_seed(6)

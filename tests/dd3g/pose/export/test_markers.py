@@ -8,9 +8,8 @@ import torch
 from stand_ins.made_up_people import person
 from stand_ins.small_motion import rotations
 
-from dd3g.pose.body.bodies import default_body
+from dd3g.pose.body.bodies import body_rotations, default_body
 from dd3g.pose.body.geometry import axis_angle_to_matrix
-from dd3g.pose.body.inverse import body_rotations
 from dd3g.pose.body.skeletons import H36M_17, SMPL_24
 from dd3g.pose.export import markers, results, skeletons
 from dd3g.pose.series import Track
