@@ -9,7 +9,7 @@ While a pose is still uncertain by `spread` metres, the likelihood of what is kn
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -40,6 +40,7 @@ class Evidence(Energy):
 class Reprojection(Evidence):
     """Base of energies in the picture: where joints land, how surely, and the root's translation."""
 
+    keypoints: Tensor  # (B, 17, 2) pixels, from which the translation follows; finite where not seen too
     confidence: Tensor  # (B, 17) of each joint in 0..1; 0 where it was not seen
     K: Tensor  # (B, 3, 3) or (3, 3) pixels
     # (B, 3) or (N, 3) metres where the root is known; None solves for it at each call
@@ -49,17 +50,12 @@ class Reprojection(Evidence):
     reach: Tensor | None = None
     slack: float = 1.2  # see `translation_by_size`
 
-    @property
-    def keypoints_for_root(self) -> Tensor:
-        """(B, 17, 2) pixels from which the translation follows."""
-        raise NotImplementedError
-
     def solve(self, poses: Tensor) -> Tensor:
         """Translation (N, 3) in metres: the given one, one by size, or the closest fit to the rays."""
         if self.translation is not None:
             return self.translation.repeat_interleave(len(poses) // len(self.translation), 0)
         shaped = poses.detach().unflatten(0, (len(self.confidence), -1))
-        known = [x[:, None] for x in (self.keypoints_for_root, self.confidence, self._cameras())]
+        known = [x[:, None] for x in (self.keypoints, self.confidence, self._cameras())]
         if self.reach is None:
             return solve_translation(shaped, *known).flatten(0, 1)
         return translation_by_size(shaped, *known, self.reach, self.slack).flatten(0, 1)
@@ -92,13 +88,7 @@ class Keypoint2D(Reprojection):
     is uncertain.
     """
 
-    keypoints: Tensor  # (B, 17, 2) pixels; anything finite where the confidence is 0
     sigma: Tensor | float = 5.0  # detector noise in pixels, one or (B,)
-
-    @property
-    def keypoints_for_root(self) -> Tensor:
-        """The keypoints."""
-        return self.keypoints
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Poses (N, 17, 3) in metres -> (N,)."""
@@ -121,6 +111,7 @@ class HeatmapNLL(Reprojection):
 
     heatmaps: Tensor  # (B, 17, h, w) >= 0, of any sum
     boxes: Tensor  # (B, 4) left, top, right, bottom of the maps in pixels
+    keypoints: Tensor = field(init=False)  # mean places under the squared maps, which keeps to the peaks
     # Blur in cells that is left when the pose is certain; below 0.5 the gaps between cells show
     sigma: float = 1.0
     floor: float = 1e-3  # likelihood of a place that the detector denies, next to its best
@@ -130,15 +121,11 @@ class HeatmapNLL(Reprojection):
         object.__setattr__(self, "heatmaps", self.heatmaps.clamp(min=0) / total.clamp(min=1e-12))
         # An empty map carries no information about its joint.
         object.__setattr__(self, "confidence", self.confidence * (total[..., 0, 0] > 0))
-
-    @property
-    def keypoints_for_root(self) -> Tensor:
-        """Mean places under the squared maps, which keeps to the peaks."""
         weight = self.heatmaps.square()
         weight = weight / weight.sum((-1, -2), keepdim=True).clamp(min=1e-20)
         columns, rows = (torch.arange(n).to(weight) + 0.5 for n in (weight.shape[-1], weight.shape[-2]))
         cells = torch.stack([(weight.sum(-2) * columns).sum(-1), (weight.sum(-1) * rows).sum(-1)], -1)
-        return cells * self._cell[:, None] + self.boxes[:, None, :2]
+        object.__setattr__(self, "keypoints", cells * self._cell[:, None] + self.boxes[:, None, :2])
 
     @property
     def _cell(self) -> Tensor:
@@ -158,7 +145,7 @@ class HeatmapNLL(Reprojection):
             weights.append(torch.exp(-away.square() / (2 * variance[..., axis, None])).transpose(1, 2))
         columns, rows = weights  # (B, 17, m, w), (B, 17, m, h)
         likelihood = ((rows @ self.heatmaps) * columns).sum(-1).transpose(1, 2)  # (B, m, 17)
-        peaks = (self.keypoints_for_root - self.boxes[:, None, :2]) / self._cell[:, None]  # (B, 17, 2)
+        peaks = (self.keypoints - self.boxes[:, None, :2]) / self._cell[:, None]  # (B, 17, 2)
         floor = math.log(self.floor) + self._robust(places - peaks[:, None], variance)
         fit = torch.logaddexp(likelihood.clamp(min=1e-30).log(), floor)
         return -(self.confidence[:, None] * fit).sum(-1).flatten()

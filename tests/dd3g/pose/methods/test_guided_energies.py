@@ -100,7 +100,7 @@ def test_heatmaps_of_keypoints_act_like_keypoints():
     (a,) = torch.autograd.grad(heat(poses).sum(), poses)
     (b,) = torch.autograd.grad(points(poses).sum(), poses)
     assert torch.allclose(a, b, rtol=0.02, atol=0.02 * float(b.abs().max()))
-    assert torch.allclose(heat.keypoints_for_root, keypoints, atol=1.0)
+    assert torch.allclose(heat.keypoints, keypoints, atol=1.0)
 
 
 def test_heatmap_energy_equals_a_loop_over_cells():
