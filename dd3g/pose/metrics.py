@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -162,9 +163,5 @@ def by_group(values: Tensor, groups: Sequence[str]) -> dict[str, float]:
 
     The published average of such a table is the mean of its entries, whatever their sizes.
     """
-    names = sorted(set(groups))
-    index = torch.tensor([names.index(g) for g in groups], dtype=torch.int64, device=values.device)
-    zeros = torch.zeros(len(names), dtype=torch.float64, device=values.device)
-    sums = zeros.index_add(0, index, values.double())
-    counts = torch.bincount(index, minlength=len(names))
-    return dict(zip(names, (sums / counts).tolist(), strict=True))
+    of = np.array(groups)
+    return {name: float(values.double()[of == name].mean()) for name in sorted(set(groups))}

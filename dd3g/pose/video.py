@@ -35,12 +35,7 @@ STEADY_DEPTH = 0.25  # and distances, which change more slowly than their estima
 
 
 def estimate_video(
-    path: Path,
-    folder: Path,
-    stem: str,
-    request: Request,
-    networks: Networks = SHIPPED,
-    at: Callable[[str], None] = lambda item: None,
+    path: Path, folder: Path, stem: str, request: Request, networks: Networks, at: Callable[[str], None]
 ) -> dict[str, Any]:
     """Everything for one video, written into `folder`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,15 +36,10 @@ class RecoveryPlan:
     tolerance: float = 1e-5
     # "solved" puts the root where the present pose fits the keypoints best, in closed form; "adam" follows
     # the gradient from the first translation, as published; "given" holds it
-    camera: str = "solved"
+    camera: Literal["solved", "adam", "given"] = "solved"
     # Share of its distance to the keypoints, to first order, that each joint alone goes in a round (see
     # `Balanced`); None follows the plain gradient times a weight, as published
     rate: float | None = 1.0
-
-    def __post_init__(self) -> None:
-        if self.camera not in ("solved", "adam", "given"):
-            raise ValueError(f"camera must be 'solved', 'adam' or 'given', got {self.camera!r}")
-        descent(self.tau, self.step)  # raises where they do not fit
 
 
 PUBLISHED = RecoveryPlan(camera="adam", rate=None)
@@ -146,7 +142,7 @@ def recover(
         terms.append(together)
     objective = reduce(add, terms) if terms else 0 * evidence
     # The published test is of the energy itself, not of its weighted share in the guidance.
-    unit = weight if terms and plan.rate is None and weight else 1.0
+    unit = weight if weight and plan.rate is None else 1.0
     watch = _Watch(len(x), plan.tolerance, evidence.translation, unit)
     moves = descent(plan.tau, plan.step)
     for number in range(plan.rounds):
