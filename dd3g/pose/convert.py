@@ -15,7 +15,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -28,7 +28,6 @@ from dd3g.pose.networks.difficulty import Difficulty, DifficultyConfig
 from dd3g.pose.networks.pretrained import PoseNetwork
 from dd3g.pose.networks.rotation_denoiser import RotationConfig, RotationDenoiser
 
-Network = TypeVar("Network", bound=PoseNetwork)
 Tensors = dict[str, Tensor]
 # Published name -> ours, as patterns over whole names.
 SCOREHMR = {
@@ -117,7 +116,7 @@ def feature_statistics(path: str | Path) -> tuple[Tensor, Tensor]:
     return mean, deviation
 
 
-def _scorehmr(ema: dict[str, Any], features: str | Path | None, path: str | Path) -> RotationDenoiser:
+def _scorehmr(ema: dict[str, Any], features: str | Path | None, path: str | Path) -> PoseNetwork:
     prefix = "ema_model.model."
     own = {name.removeprefix(prefix): value for name, value in ema.items() if name.startswith(prefix)}
     if any("betas" in name for name in own):
@@ -167,7 +166,7 @@ def _renamed(state: dict[str, Any], names: dict[str, str], path: str | Path) -> 
     return result
 
 
-def _loaded(network: Network, state: Tensors, path: str | Path) -> Network:
+def _loaded(network: PoseNetwork, state: Tensors, path: str | Path) -> PoseNetwork:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,12 +99,8 @@ def lift(
         return []
     given = [person.start is not None for person in people]
     if any(given) and not all(given):  # each as well as it can be told
-
-        def lifted(one: bool) -> Iterator[PersonHypotheses]:
-            alike = [p for p, g in zip(people, given, strict=True) if g == one]
-            return iter(lift(alike, method, m, seed, height=height, networks=networks))
-
-        parts = {one: lifted(one) for one in (True, False)}
+        alike = {one: [p for p, g in zip(people, given, strict=True) if g == one] for one in (True, False)}
+        parts = {one: iter(lift(p, method, m, seed, None, height, networks)) for one, p in alike.items()}
         return [next(parts[one]) for one in given]
     found = METHODS[method].lift_people(people, m, seed, times, networks)
     keypoints, confidence, K = (stacked(people, name) for name in ("keypoints", "confidence", "K"))

@@ -64,11 +64,7 @@ class Body(nn.Module):
         self.register_buffer("mark_joints", torch.zeros(27, dtype=torch.int64))
 
     def pose(self, rotations: Tensor, betas: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Forward kinematics.
-
-        Args:
-            rotations: (B, 24, 3, 3) of each joint relative to its parent, the root's in the camera frame.
-            betas: (B, 10) shape; None is the mean.
+        """Forward kinematics; arguments as for `PosedBody`, without betas the mean shape.
 
         Returns:
             joints (B, 24, 3) metres with the pelvis at zero and rotations (B, 24, 3, 3) of the joints in the

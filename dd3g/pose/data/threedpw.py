@@ -57,17 +57,10 @@ def _load(path: Path) -> list[Recording]:
         # The principal point is the middle of the picture.
         size = round(2 * float(K[0, 2])), round(2 * float(K[1, 2]))
         sequence = str(table["sequence"])
+        frames = torch.from_numpy(np.asarray(table["img_frame_ids"]).astype(np.int64).reshape(n))
         whole = record(
-            points,
-            keypoints,
-            K,
-            size,
-            f"{sequence}-{p}",
-            sequence,
-            "0",
-            confidence=confidence,
-            rotations=torch.cat([facing[:, None], rotations[:, 1:]], 1),
-            frames=torch.from_numpy(np.asarray(table["img_frame_ids"]).astype(np.int64).reshape(n)),
-        )
+            points, keypoints, K, size, f"{sequence}-{p}", sequence, "0", confidence=confidence,
+            rotations=torch.cat([facing[:, None], rotations[:, 1:]], 1), frames=frames,
+        )  # fmt: skip
         result.append(whole[keep])
     return result

@@ -92,17 +92,11 @@ def advise(
     lifter: Lifter | None = None,
     prior: Prior | None = None,
 ) -> Hypotheses:
-    """Add the one answer and its expected error to the hypotheses of B people.
+    """Add the one answer and its expected error to the hypotheses of B people, by any method.
 
-    Args:
-        hypotheses: of any method.
-        keypoints: (B, 17, 2) pixels.
-        confidence: (B, 17), 0 where not seen.
-        K: (B, 3, 3) or (3, 3) pixels.
-        width: of the picture in pixels, one or (B,).
-        height: metres, of everyone; None takes a grown person's. Children need it.
-        lifter: the shipped one by default.
-        prior: the shipped one by default.
+    Keypoints (B, 17, 2), K (B, 3, 3) or (3, 3) and the picture's width, one or (B,), are in pixels,
+    confidence (B, 17) is 0 where not seen, and height in metres is everyone's; None takes a grown person's,
+    children need it. Lifter and prior are the shipped ones by default.
 
     Raises:
         UserError: a height that nobody has.

@@ -290,16 +290,12 @@ def lift_people(
     """By the prior, with heatmaps where everyone has them; see `registry.Method`."""
     mapped = all(p.heatmaps is not None for p in people)
     squares = stacked(people, "square")
+    keypoints, confidence, K = (stacked(people, name) for name in ("keypoints", "confidence", "K"))
     hypotheses = lift(
-        networks[Prior],
-        stacked(people, "keypoints"),
-        stacked(people, "confidence"),
-        stacked(people, "K"),
-        m,
+        networks[Prior], keypoints, confidence, K, m, seed=seed,
         sigma=NOISE * (squares[:, 2] - squares[:, 0]),
         heatmaps=stacked(people, "heatmaps") if mapped else None,
         boxes=stacked(people, "box") if mapped else None,
         others=[] if times is None or len(people) < 2 else [Smooth.over(times)],
-        seed=seed,
-    )
+    )  # fmt: skip
     return [PersonHypotheses(p, "guided", hypotheses[i : i + 1]) for i, p in enumerate(people)]

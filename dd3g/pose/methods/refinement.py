@@ -150,16 +150,9 @@ def recover(
         if restarted:
             x = _restart(denoiser, x, condition, plan.restarts[number], generator)
         ended = refine(
-            denoiser,
-            schedule(),
-            x,
-            moves,
-            condition,
-            objective,
-            rounds=1,
-            auxiliary=auxiliary,
+            denoiser, schedule(), x, moves, condition, objective, 1, auxiliary=auxiliary,
             record=None if restarted else watch,
-        )
+        )  # fmt: skip
         x, last = ended.x, ended.x0
         if watch.done.all():
             break
@@ -182,11 +175,7 @@ def recover(
 
 
 def _restart(
-    denoiser: Denoiser,
-    x: Tensor,
-    condition: Condition,
-    level: int,
-    generator: torch.Generator | None,
+    denoiser: Denoiser, x: Tensor, condition: Condition, level: int, generator: torch.Generator | None
 ) -> Tensor:
     """The mean clean state that the network sees behind `SAMPLES` noisy copies of x."""
     total = torch.zeros_like(x)
