@@ -122,13 +122,8 @@ def detect(
     are guessed, with eight times the noise and confidence 0.05 to 0.4; half are missing. Joints outside of
     the picture are missing.
 
-    Args:
-        points: (B, J, 2) pixels, true.
-        size: width and height in pixels.
-        seed: of the draws.
-        indices: (B,) key of each row's draws.
-        sigma: standard deviation in pixels, of a picture whose longer side is 1000.
-        occluded: share of joints.
+    Points (B, J, 2) are in pixels of a picture of `size`, width and height, `sigma` in pixels of one whose
+    longer side is 1000; `indices` (B,) are the keys of the rows' draws.
 
     Returns:
         keypoints (B, J, 2) pixels, (0, 0) where missing, and confidence (B, J), 0 there.

@@ -39,20 +39,10 @@ def zedo(
     Each start is turned about the vertical and placed; then joints move to their rays and the denoiser
     repairs the pose, in turns and at falling noise levels. Hypotheses differ by their starts.
 
-    Args:
-        prior: the denoiser.
-        keypoints: (B, 17, 2) pixels.
-        confidence: (B, 17); a joint moves by this share of the way to its ray.
-        K: (B, 3, 3) or (3, 3) pixels.
-        m: hypotheses a person.
-        starts: (m, 17, 3) metres; None draws them from the prior.
-        sigma: noise of the keypoints in pixels, for the energy that is reported.
-        iterations: of rays and denoiser.
-        fit_iterations: of the placing.
-        joints: those that place the start.
-        axis: about which starts turn; "y" is the vertical of ours, "z" that of the published configurations,
-            for starts of theirs.
-        seed: of the starts.
+    Keypoints (B, 17, 2) and K, (B, 3, 3) or (3, 3), are in pixels; a joint moves by its confidence (B, 17) of
+    the way to its ray. Starts (m, 17, 3) in metres are drawn from the prior by default, and placed by
+    `joints` in `fit_iterations`, turned about `axis`: "y" is the vertical of ours, "z" that of the published
+    configurations, for starts of theirs. The energy that is reported counts with noise of `sigma` pixels.
     """
     B = len(keypoints)
     K = K.expand(B, 3, 3)
