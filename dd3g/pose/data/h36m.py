@@ -75,10 +75,11 @@ def load_h36m(
                     f"{keypoints}, {subject}, {action} has {len(views)} cameras, calibrated are {len(lenses)}"
                 )
             for lens, station, view in zip(lenses, placed, views, strict=True):
+                name: Take = (subject, action, lens["id"])
+                if skip_broken and name in _BROKEN:
+                    continue
                 R = quaternion_to_matrix(torch.tensor(station["orientation"], dtype=torch.float64))
                 place = torch.tensor(station["translation"], dtype=torch.float64) / 1000
-                if skip_broken and (subject, action, lens["id"]) in _BROKEN:
-                    continue
                 seen = frames_of(view, points, f"{keypoints}, {subject}, {action}")
                 K = intrinsics(*lens["focal_length"], *lens["center"])
                 if undistort:
@@ -88,16 +89,13 @@ def load_h36m(
                     ((points.double() - place) @ R).float(), seen, K, (lens["res_w"], lens["res_h"]),
                     subject, re.sub(r" \d+$", "", action), lens["id"],
                 )  # fmt: skip
-                if listed is None:
-                    result.append(recording)
-                    continue
-                rows = torch.tensor(listed.get((subject, action, lens["id"]), []), dtype=torch.int64)
-                if len(rows) and rows.max() >= len(points):
+                rows = range(len(points)) if listed is None else listed.get(name, [])
+                if max(rows, default=-1) >= len(points):
                     raise UserError(
-                        f"the list names frame {int(rows.max())} of {subject}, {action} by {lens['id']}, "
+                        f"the list names frame {max(rows)} of {subject}, {action} by {lens['id']}, "
                         f"which has {len(points)}: give the list that belongs to these files"
                     )
-                result.append(recording[rows])
+                result.append(recording[torch.tensor(rows, dtype=torch.int64)])
     return [recording for recording in result if len(recording)]
 
 

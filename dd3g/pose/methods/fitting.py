@@ -84,12 +84,7 @@ def fit_body(
         final = energy()
         kept = final >= start_energy
         rotations = torch.where(kept[:, None, None, None], start, fitted())
-        return Recovery(
-            rotations,
-            evidence.betas,
-            torch.where(kept[:, None], first, translation),
-            evidence.body.points(rotations, evidence.betas, "h36m-17"),
-            torch.where(kept, start_energy, final),
-            start_energy,
-            kept,
-        )
+        place = torch.where(kept[:, None], first, translation)
+        poses = evidence.body.points(rotations, evidence.betas, "h36m-17")
+        final = torch.where(kept, start_energy, final)
+        return Recovery(rotations, evidence.betas, place, poses, final, start_energy, kept)

@@ -130,7 +130,7 @@ def recover(
         moving = translation.detach().clone().requires_grad_(plan.camera == "adam")
         evidence = replace(evidence, translation=moving)
         auxiliary = torch.optim.Adam([moving], 1e-2) if plan.camera == "adam" and weight else None
-    terms: list[Energy] = []
+    terms: list[Energy] = [] if together is None else [together]
     if weight and plan.rate is None:
         terms.append(weight * evidence)
     elif weight and plan.rate is not None:
@@ -138,8 +138,6 @@ def recover(
         # A descent from level tau moves a sample by sigma_tau^2 / 2 times the gradient.
         way = (1 - float(schedule().ab(plan.tau))) / 2
         terms.append(Balanced(evidence, curvatures(reprojection, depth), plan.rate / way))
-    if together is not None:
-        terms.append(together)
     objective = reduce(add, terms) if terms else 0 * evidence
     # The published test is of the energy itself, not of its weighted share in the guidance.
     unit = weight if weight and plan.rate is None else 1.0
@@ -160,18 +158,13 @@ def recover(
     energy = reprojection(last)
     kept = (energy >= start_energy) & gate
     last = torch.where(kept[:, None], state(start), last)
-    solved = moved = reprojection.solve(reprojection.points(last))
+    place = reprojection.solve(reprojection.points(last))
     if evidence.translation is not None:
         moved = torch.where(watch.done[:, None], watch.rested, evidence.translation.detach())
-    return Recovery(
-        matrices(last),
-        evidence.betas,
-        torch.where(kept[:, None], solved, moved),
-        evidence.body.points(matrices(last), evidence.betas, "h36m-17"),
-        torch.where(kept, start_energy, energy),
-        start_energy,
-        kept,
-    )
+        place = torch.where(kept[:, None], place, moved)
+    rotations, energy = matrices(last), torch.where(kept, start_energy, energy)
+    poses = evidence.body.points(rotations, evidence.betas, "h36m-17")
+    return Recovery(rotations, evidence.betas, place, poses, energy, start_energy, kept)
 
 
 def _restart(
