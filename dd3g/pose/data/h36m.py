@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +56,10 @@ def load_h36m(
     (joints,) = need(found["metadata"], ["num_joints"], f"{keypoints}, metadata")
     if joints != 17:
         raise UserError(f"{keypoints} has {joints} joints, not the 17 of Human3.6M: use a file made for it")
-    lenses, stations = _calibration(cameras)
+    lenses, stations = need(read_cameras(cameras), ["intrinsics", "extrinsics"], str(cameras))
+    names = "id center focal_length radial_distortion tangential_distortion res_w res_h".split()
+    for lens in lenses:
+        need(lens, names, f"{cameras}, intrinsics")
     result = []
     for subject, takes, flat, placed in zip(
         subjects,
@@ -126,14 +128,6 @@ def read_frame_list(path: str | Path) -> dict[Take, list[int]]:
     if not result:
         raise UserError(f"{path} lists no frame")
     return result
-
-
-def _calibration(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    lenses, stations = need(read_cameras(path), ["intrinsics", "extrinsics"], str(path))
-    names = "id center focal_length radial_distortion tangential_distortion res_w res_h".split()
-    for lens in lenses:
-        need(lens, names, f"{path}, intrinsics")
-    return lenses, stations
 
 
 def load_h36m_items(

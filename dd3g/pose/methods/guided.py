@@ -107,7 +107,13 @@ def sample_poses(
                 mode=way, eta=eta, generator=generator, record=record,
             )  # fmt: skip
             x, x0 = moved.x, moved.x0
-    return _hypotheses(prior.decode(x0), people, evidence)
+    poses = prior.decode(x0)
+    energy, translation = torch.zeros(len(poses)).to(poses), None
+    for term in evidence:
+        energy = energy + term(poses)
+        if translation is None and isinstance(term, Reprojection):
+            translation = term.solve(poses).unflatten(0, (people, -1))
+    return Hypotheses(poses.unflatten(0, (people, -1)), energy.unflatten(0, (people, -1)), translation)
 
 
 def polish(prior: Prior, poses: Tensor, seen: Reprojection) -> Tensor:
@@ -175,16 +181,6 @@ def _noised_again(schedule: Schedule, x_u: Tensor, u: int, t: int, noise: Tensor
     """Forward process from level u up to t."""
     kept = (schedule.ab(t) / schedule.ab(u)).to(x_u)
     return kept.sqrt() * x_u + (1 - kept).sqrt() * noise
-
-
-def _hypotheses(poses: Tensor, people: int, evidence: Sequence[Evidence]) -> Hypotheses:
-    energy = torch.zeros(len(poses)).to(poses)
-    translation = None
-    for term in evidence:
-        energy = energy + term(poses)
-        if translation is None and isinstance(term, Reprojection):
-            translation = term.solve(poses).unflatten(0, (people, -1))
-    return Hypotheses(poses.unflatten(0, (people, -1)), energy.unflatten(0, (people, -1)), translation)
 
 
 def generate(prior: Prior, n: int, *, seed: int = 0, **options: Any) -> Tensor:
