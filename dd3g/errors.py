@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
     """What the user can put right: the message names the wrong value, a right one, and the next step."""
+
+
+@contextmanager
+def needed(sentence: str) -> Iterator[None]:
+    """Report a package that cannot be imported within by a sentence that says what to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(sentence) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd3g.errors import UserError
+from dd3g.errors import UserError, needed
 from dd3g.models import require_model
 
 BLOCKS = (2, 2, 3, 3, 3)  # convolutions of VGG16's five blocks
@@ -33,10 +33,8 @@ class VggDistance(nn.Module):
     def __init__(self, path: str | Path | None = None) -> None:
         super().__init__()
         path = require_model("hed_vgg16") if path is None else Path(path)
-        try:
+        with needed("the perceptual loss reads an .h5 file: install h5py, or dd3g[train]"):
             import h5py
-        except ImportError as error:
-            raise UserError("the perceptual loss reads an .h5 file: install h5py, or dd3g[train]") from error
         self.blocks = nn.ModuleList()
         try:
             with h5py.File(path, "r") as file:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.prompts.lists import MAX_CHARACTERS, Prompt, prompt_id
-from dd3g.errors import UserError, first_line
+from dd3g.errors import UserError, first_line, needed
 from dd3g.fingerprint import fingerprint
 
 MAX_NEW_TOKENS = 64
@@ -213,10 +213,8 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _load(folder: Path, device: Any) -> tuple[Any, Any]:
-    try:
+    with needed("--rewrite needs the extra 'data': pip install 'dd3g[data]'"):
         from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError as error:
-        raise UserError("--rewrite needs the extra 'data': pip install 'dd3g[data]'") from error
     try:
         local = {"local_files_only": True, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **local)

@@ -8,7 +8,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from dd3g.errors import UserError
+from dd3g.errors import UserError, needed
 
 IMAGE_COLUMNS = ("image", "picture", "img", "png", "jpg")
 
@@ -87,11 +87,9 @@ class PictureTables:
 
 
 def _open(file: Path) -> Any:
-    try:
+    with needed("parquet files need the extra 'data': pip install 'dd3g[data]'"):
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise UserError("parquet files need the extra 'data': pip install 'dd3g[data]'") from error
     try:
         return ParquetFile(file)
     except (ArrowException, OSError) as error:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import BmpImagePlugin, Image, ImageChops, ImageOps, JpegImagePlugin, PngImagePlugin
 
-from dd3g.errors import UserError, first_line
+from dd3g.errors import UserError, first_line, needed
 from dd3g.picture.framing import SOLID
 from dd3g.picture.strange_files import avif_pixels, damaged, is_strange_jpeg, too_large, what_it_is
 
@@ -203,13 +203,11 @@ def _fetched(address: str) -> bytes:
 def _decoder(data: bytes, name: str) -> Image.Image:
     """The picture in the bytes of a file, its header read."""
     if HEIC.match(data):
-        try:
+        with needed(
+            f"{name} is a HEIC picture, which needs the extra 'heif': pip install 'dd3g[heif]', or save "
+            "it as JPEG"
+        ):
             from pillow_heif import HeifImageFile
-        except ImportError as e:
-            raise UserError(
-                f"{name} is a HEIC picture, which needs the extra 'heif': pip install 'dd3g[heif]', or save "
-                "it as JPEG"
-            ) from e
         try:
             return HeifImageFile(io.BytesIO(data))
         except SyntaxError as e:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dd3g.errors import UserError
+from dd3g.errors import needed
 from dd3g.pose.body.bodies import in_layout
 from dd3g.pose.body.geometry import least_turn
 from dd3g.pose.body.skeletons import OPENPOSE_25, SMPL_24
@@ -49,10 +49,8 @@ class AnnyBody:
     """
 
     def __init__(self) -> None:
-        try:
+        with needed("Anny's bodies need the anny package: pip install 'dd3g[body]'"):
             import anny
-        except ImportError as error:
-            raise UserError("Anny's bodies need the anny package: pip install 'dd3g[body]'") from error
         self.model: Any = anny.Anny().to(torch.float32)
         self.regressor: Any = anny.KeypointsRegressor.coco(self.model).to(torch.float32)
         labels, parents = self.model.bone_labels, self.model.bone_parents

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dd3g.errors import UserError
+from dd3g.errors import UserError, needed
 from dd3g.pose.body.bodies import SHAPES, in_layout
 from dd3g.pose.body.skeletons import to_h36m
 from dd3g.pose.data.arrays import need, read_npz, read_pickle
@@ -37,10 +37,8 @@ class SmplBody:
     def __init__(self, path: str | Path, gender: str = "neutral") -> None:
         if gender not in GENDERS:
             raise UserError(f"gender must be one of {', '.join(GENDERS)}, got {gender!r}")
-        try:
+        with needed("SMPL bodies need the smplx package: pip install 'dd3g[body]'"):
             import smplx
-        except ImportError as error:
-            raise UserError("SMPL bodies need the smplx package: pip install 'dd3g[body]'") from error
         data = _model(_file(Path(path), gender))
         # Given the data, the package does not open the file, which it would unpickle.
         self.model: Any = smplx.SMPL(

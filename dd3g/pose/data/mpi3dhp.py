@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dd3g.errors import UserError
+from dd3g.errors import UserError, needed
 from dd3g.pose.data.arrays import frames_of, need, read_npz, tensor
 from dd3g.pose.data.recording import Recording, fit_intrinsics, intrinsics, record
 
@@ -167,10 +167,8 @@ def _recording(
 
 
 def _read_mat(path: Path, names: list[str]) -> dict[str, np.ndarray]:
-    try:
+    with needed("reading annot_data.mat needs h5py: pip install h5py"):
         import h5py
-    except ImportError as error:
-        raise UserError("reading annot_data.mat needs h5py: pip install h5py") from error
     try:
         with h5py.File(path, "r") as file:
             missing = [name for name in names if name not in file]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dd3g.errors import UserError
+from dd3g.errors import needed
 from dd3g.models import require_model
 
 DETECTOR_SIDE, LANDMARK_SIDE = 224, 256
@@ -250,13 +250,11 @@ def _run(name: str, pixels: np.ndarray) -> list[np.ndarray]:
 @lru_cache(maxsize=2)
 def _network(name: str) -> Any:
     path = require_model(name)
-    try:
+    with needed(
+        "finding people needs the extra 'pose': pip install 'dd3g[pose]', or give keypoints of another "
+        "detector with --keypoints"
+    ):
         from ai_edge_litert.interpreter import Interpreter
-    except ImportError as e:
-        raise UserError(
-            "finding people needs the extra 'pose': pip install 'dd3g[pose]', or give keypoints of another "
-            "detector with --keypoints"
-        ) from e
     network = Interpreter(str(path), num_threads=min(4, os.cpu_count() or 1))
     network.allocate_tensors()
     return network

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from dd3g.errors import UserError, first_line
+from dd3g.errors import UserError, first_line, needed
 from dd3g.pose.detection.keypoints import TooFewJointsError
 from dd3g.pose.detection.people import Detection, detect
 from dd3g.pose.detection.reading import read_frames
@@ -54,10 +54,8 @@ def open_clip(path: Path) -> Clip:
         raise UserError(f"{path} cannot be read as a video: it is empty")
     if path.suffix.lower() in ANIMATIONS:
         return _open_animation(path)
-    try:
+    with needed(f"{path}: videos need the extra 'video': pip install 'dd3g[video]'"):
         from imageio_ffmpeg import get_ffmpeg_exe
-    except ImportError as e:
-        raise UserError(f"{path}: videos need the extra 'video': pip install 'dd3g[video]'") from e
     call = [get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-map", "0:v:0", "-fps_mode", "passthrough"]
     done = subprocess.run([*call, "-f", "framecrc", "-"], capture_output=True, text=True, errors="replace")
     stamps, unit, size = [], 1.0, (0, 0)
