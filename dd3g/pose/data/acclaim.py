@@ -92,9 +92,8 @@ def _parse_asf(path: Path) -> tuple[dict[str, _Bone], float, float]:
                 angle = radians * float({"x": x, "y": y, "z": z}[letter])
                 axis = axis_angle_to_matrix(angle * AXES[letter]) @ axis
             direction = torch.tensor([float(v) for v in found["direction"].split()], dtype=torch.float64)
-            bones[found["name"].strip()] = _Bone(
-                "", direction * float(found["length"]), axis, found.get("dof", "").lower().split()
-            )
+            dof = found.get("dof", "").lower().split()
+            bones[found["name"].strip()] = _Bone("", direction * float(found["length"]), axis, dof)
         inside = re.search(r"begin(.*?)^\s*end\s*$", sections["hierarchy"], re.S | re.M)
         ordered = {"root": bones["root"]}
         for line in (inside[1] if inside else "").splitlines():

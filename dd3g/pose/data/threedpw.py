@@ -34,15 +34,14 @@ def load_3dpw(source: str | Path) -> list[Recording]:
 
 
 def _load(path: Path) -> list[Recording]:
-    keys = ["sequence", "poses", "jointPositions", "poses2d", "img_frame_ids", "cam_poses", "cam_intrinsics",
-            "campose_valid"]  # fmt: skip
-    table = dict(zip(keys, need(read_pickle(path), keys, str(path)), strict=True))
-    K = tensor(table["cam_intrinsics"], (3, 3), f"{path}, cam_intrinsics")
-    extrinsics = tensor(table["cam_poses"], (None, 4, 4), f"{path}, cam_poses")
+    shared = ["sequence", "img_frame_ids", "cam_intrinsics", "cam_poses"]
+    each = ["poses", "jointPositions", "poses2d", "campose_valid"]
+    sequence, numbers, lens, places, *people = need(read_pickle(path), shared + each, str(path))
+    K = tensor(lens, (3, 3), f"{path}, cam_intrinsics")
+    extrinsics = tensor(places, (None, 4, 4), f"{path}, cam_poses")
     n = len(extrinsics)
     R, t = extrinsics[:, :3, :3], extrinsics[:, :3, 3]
     result = []
-    people = [table[k] for k in ("poses", "jointPositions", "poses2d", "campose_valid")]
     if len({len(p) for p in people}) != 1:
         raise UserError(f"{path}: poses, jointPositions, poses2d and campose_valid differ in their people")
     for p, (pose, joints, pixels, valid) in enumerate(zip(*people, strict=True)):
@@ -56,10 +55,9 @@ def _load(path: Path) -> list[Recording]:
         facing = matrix_to_axis_angle(R @ axis_angle_to_matrix(rotations[:, 0]))
         # The principal point is the middle of the picture.
         size = round(2 * float(K[0, 2])), round(2 * float(K[1, 2]))
-        sequence = str(table["sequence"])
-        frames = torch.from_numpy(np.asarray(table["img_frame_ids"]).astype(np.int64).reshape(n))
+        frames = torch.from_numpy(np.asarray(numbers).astype(np.int64).reshape(n))
         whole = record(
-            points, keypoints, K, size, f"{sequence}-{p}", sequence, "0", confidence=confidence,
+            points, keypoints, K, size, f"{sequence}-{p}", str(sequence), "0", confidence=confidence,
             rotations=torch.cat([facing[:, None], rotations[:, 1:]], 1), frames=frames,
         )  # fmt: skip
         result.append(whole[keep])

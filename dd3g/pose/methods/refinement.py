@@ -65,11 +65,7 @@ class Recovery:
 
     def hypotheses(self, m: int = 1) -> Hypotheses:
         """As m hypotheses of each of B / m people, people first."""
-        fold = (-1, m)
-        poses, energy, translation = (
-            x.unflatten(0, fold) for x in (self.poses, self.energy, self.translation)
-        )
-        return Hypotheses(poses, energy, translation)
+        return Hypotheses(*(x.unflatten(0, (-1, m)) for x in (self.poses, self.energy, self.translation)))
 
 
 @torch.no_grad()
