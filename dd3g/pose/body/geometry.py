@@ -81,25 +81,14 @@ def solve_translation(pose: Tensor, keypoints: Tensor, confidence: Tensor, K: Te
     """
     # Small people in large pictures make the normal equations too ill-conditioned for float32.
     x, rays, w = pose.double(), unproject(keypoints.double(), K.double()), confidence.double().square()
-    u, v = rays.unbind(-1)  # (..., J)
-    right = x[..., :2] - x[..., 2:] * rays  # (..., J, 2) equals -T_xy + rays T_z
-    n, wu, wv = w.sum(-1), (w * u).sum(-1), (w * v).sum(-1)
-    zero = torch.zeros_like(n)
-    A = torch.stack(
-        [
-            torch.stack([n, zero, -wu], -1),
-            torch.stack([zero, n, -wv], -1),
-            torch.stack([-wu, -wv, (w * (u.square() + v.square())).sum(-1)], -1),
-        ],
-        -2,
-    )  # (..., 3, 3)
-    moments = (w[..., None] * right).sum(-2)
-    b = torch.cat([-moments, (w[..., None] * rays * right).sum((-1, -2))[..., None]], -1)  # (..., 3)
+    right = (x[..., :2] - x[..., 2:] * rays).flatten(-2)  # (..., 2 J)
+    rows = torch.cat([-torch.eye(2).to(x).expand(*rays.shape, 2), rays[..., None]], -1).flatten(-3, -2)
+    weighted = rows.mT * w.repeat_interleave(2, -1)[..., None, :]  # (..., 3, 2 J)
     # So little that it shows only where nothing else is known.
     ridge = 1e-12
-    A = A + ridge * torch.eye(3, dtype=A.dtype, device=A.device)
-    b = b + ridge * torch.tensor([0.0, 0.0, 4.0], dtype=b.dtype, device=b.device)
-    T = torch.linalg.solve(A, b[..., None])[..., 0]
+    A = weighted @ rows + ridge * torch.eye(3).to(x)
+    b = weighted @ right[..., None] + ridge * torch.tensor([[0.0], [0.0], [4.0]]).to(x)
+    T = torch.linalg.solve(A, b)[..., 0]
     return torch.where(T[..., 2:] < 0, -T, T).to(pose)
 
 
