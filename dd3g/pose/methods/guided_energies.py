@@ -55,7 +55,7 @@ class Reprojection(Evidence):
         if self.translation is not None:
             return self.translation.repeat_interleave(len(poses) // len(self.translation), 0)
         shaped = poses.detach().unflatten(0, (len(self.confidence), -1))
-        known = [x[:, None] for x in (self.keypoints, self.confidence, self._cameras())]
+        known = self.keypoints[:, None], self.confidence[:, None], self._cameras()[:, None]
         if self.reach is None:
             return solve_translation(shaped, *known).flatten(0, 1)
         return translation_by_size(shaped, *known, self.reach, self.slack).flatten(0, 1)
