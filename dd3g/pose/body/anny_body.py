@@ -114,10 +114,7 @@ class AnnyBody:
 
 
 def straighten(joints: Tensor) -> tuple[Tensor, Tensor]:
-    """From any rest pose to a T-pose with straight limbs.
-
-    Args:
-        joints: (B, 24, 3) y up, facing +z.
+    """From any rest pose (B, 24, 3), y up, facing +z, to a T-pose with straight limbs.
 
     Returns:
         joints (B, 24, 3), and how what hangs on each joint was turned, (B, 24, 3, 3).

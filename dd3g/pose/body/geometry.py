@@ -45,12 +45,7 @@ def extent(keypoints: Tensor, confidence: Tensor) -> Tensor:
 def procrustes(a: Tensor, b: Tensor) -> Tensor:
     """Move a onto b by the similarity of least squares, never a reflection (Umeyama 1991, eq. 34-42).
 
-    Args:
-        a: (..., J, 3) points to move.
-        b: (..., J, 3) target; both broadcast.
-
-    Returns:
-        (..., J, 3) aligned a. Where all points of a coincide they land on b's mean.
+    Both are points (..., J, 3) and broadcast. Where all points of a coincide they land on b's mean.
     """
     mean_a, mean_b = a.mean(-2, keepdim=True), b.mean(-2, keepdim=True)
     x, y = a - mean_a, b - mean_b

@@ -29,11 +29,9 @@ _ROOT = 14
 
 
 def load_3dhp_test(folder: str | Path, universal: bool = False) -> list[Recording]:
-    """The test sequences TS1 .. TS6 as published, their valid frames only.
+    """The test sequences TS1 .. TS6 as published, or some of them, their valid frames only.
 
-    Args:
-        folder: holds TS1/annot_data.mat and so on, or some of them.
-        universal: `univ_annot3`, all people scaled to one height, instead of `annot3`.
+    `universal` takes `univ_annot3`, all people scaled to one height, instead of `annot3`.
 
     Raises:
         UserError: no sequence there, no h5py, a file damaged or without one of its arrays.

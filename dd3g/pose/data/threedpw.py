@@ -15,13 +15,10 @@ from dd3g.pose.data.recording import Recording, record
 
 
 def load_3dpw(source: str | Path) -> list[Recording]:
-    """One sequence file or a folder of them; one recording a person, frames with a valid camera only.
+    """One .pkl or a folder such as sequenceFiles/test; one recording a person, frames with a valid camera.
 
     The truth is `jointPositions`, the 24 SMPL joints, as H36M-17 (`to_h36m`): head and nose are extrapolated,
     so figures do not compare with those of the 14 joints that are regressed from SMPL meshes.
-
-    Args:
-        source: a .pkl, or a folder such as sequenceFiles/test.
 
     Raises:
         UserError: nothing there, code in a file, or a key missing.

@@ -19,6 +19,7 @@ from dd3g.pose.networks.prior import Prior
 HIPS = (0, 1, 4)
 
 
+@torch.no_grad()
 def zedo(
     prior: Prior,
     keypoints: Tensor,
@@ -59,7 +60,9 @@ def zedo(
         points = poses + T[:, None]
         points = points + weight[..., None].clamp(max=1) * (foot(points, rays) - points)
         T = points[:, 0]
-        poses = _denoised(prior, points - T[:, None], _level(prior.schedule, time))
+        level = _level(prior.schedule, time)
+        states = prior.schedule.alpha_sigma(level, points)[0] * prior.encode(points - T[:, None])
+        poses = prior.decode(predict(prior, prior.schedule, states, level, None)[1])
     energy = Keypoint2D(keypoints=keypoints, confidence=confidence, K=K, sigma=sigma)
     T = energy.solve(poses)
     shape = (B, m)
@@ -115,12 +118,6 @@ def place(
         optimizer.step()
     poses, T = placed()
     return poses.detach().flatten(0, 1), T.detach().flatten(0, 1)
-
-
-@torch.no_grad()
-def _denoised(prior: Prior, poses: Tensor, level: int) -> Tensor:
-    alpha, _ = prior.schedule.alpha_sigma(level, poses)
-    return prior.decode(predict(prior, prior.schedule, alpha * prior.encode(poses), level, None)[1])
 
 
 def _level(schedule: Schedule, time: float) -> int:
