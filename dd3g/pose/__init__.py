@@ -11,7 +11,7 @@ motion capture -> data/motion.py -> data/synthesis.py -> training.py -> networks
 
 `methods` has a file for each paper, `networks` what they use, `body` the joints and rotations under all of
 them, `metrics.py` the errors; `__main__.py`, `request.py` and `video.py` are the command, `train.py` that of
-training. The people of a video lie in files (`crowd.py`), and come from there in chunks (`series.py`).
+training. The people of a video lie in files and come from there in chunks (`series.py`).
 """
 
 from typing import TYPE_CHECKING, Any

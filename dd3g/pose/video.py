@@ -16,7 +16,6 @@ from torch import Tensor
 from dd3g.errors import UserError
 from dd3g.pose.body.geometry import solve_translation, translation_at_depth
 from dd3g.pose.body.skeletons import bone_lengths
-from dd3g.pose.crowd import Crowd
 from dd3g.pose.detection.frames import Tracker, detect_frames, open_clip
 from dd3g.pose.detection.people import Detection
 from dd3g.pose.detection.regressed import read_regressed
@@ -27,7 +26,7 @@ from dd3g.pose.hypotheses import PersonHypotheses
 from dd3g.pose.methods.advice import sized
 from dd3g.pose.networks.chosen import SHIPPED, Networks
 from dd3g.pose.request import Request
-from dd3g.pose.series import Series, Values, chunks
+from dd3g.pose.series import Crowd, Series, Values, chunks
 
 WINDOW, SHARED = 64, 16  # frames of a track that are refined together, and that two windows share
 STEADY = 0.05  # seconds over which poses are averaged

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 
 from dd3g.pose.body.geometry import project
-from dd3g.pose.crowd import Crowd
 from dd3g.pose.detection.frames import Tracker
 from dd3g.pose.detection.people import Detection
 from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
+from dd3g.pose.series import Crowd
 
 # Camera frame, y down, facing the camera: their left is on the picture's right.
 STANDING = torch.tensor(

@@ -18,7 +18,6 @@ from dd3g.pose import video
 from dd3g.pose.__main__ import main
 from dd3g.pose.body.geometry import project, solve_translation
 from dd3g.pose.body.skeletons import bone_lengths
-from dd3g.pose.crowd import Crowd
 from dd3g.pose.data.motion import load_cmu
 from dd3g.pose.data.synthesis import synthesise
 from dd3g.pose.detection.frames import detect_frames, frames, open_clip
@@ -27,6 +26,7 @@ from dd3g.pose.export import results
 from dd3g.pose.hypotheses import Hypotheses, PersonHypotheses
 from dd3g.pose.methods.advice import sized
 from dd3g.pose.request import Request, is_video
+from dd3g.pose.series import Crowd
 
 G = torch.Generator().manual_seed(2)
 
