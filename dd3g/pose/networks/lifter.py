@@ -36,12 +36,10 @@ class Plain:
         known = (confidence > 0)[..., None].to(keypoints)
         points = torch.where(known > 0, keypoints, 0.0)
         graph = (adjacency() > 0).to(keypoints)
-        while (missing := known == 0).any() and known.any():
+        for _ in range(JOINTS):  # more than lie between any two
             total, count = graph @ (points * known), graph @ known
-            points = torch.where(missing, total / count.clamp(min=1), points)
-            if torch.equal(reached := (count > 0).to(known), known):
-                break  # what is left belongs to people without any keypoint
-            known = reached
+            points = torch.where(known == 0, total / count.clamp(min=1), points)
+            known = (count > 0).to(known)
         return self.function(points)
 
 
