@@ -58,12 +58,8 @@ def find_ground(tracks: Sequence[tuple[Values, Tensor]]) -> Ground | None:
     Feet on one line do not tell how the floor tilts across it, nor does someone who stands on one spot; what
     they leave open, the mean direction from feet to thorax decides.
 
-    Args:
-        tracks: of everyone, joints (T, 17, 3) in metres in the frame of a camera that stands still, and their
-            times (T,) in seconds, rising.
-
-    Returns:
-        None where feet stood for less than `ENOUGH` seconds.
+    Tracks are everyone's joints (T, 17, 3) in metres, in the frame of a camera that stands still, and their
+    times (T,) in seconds, rising. There is no floor where feet stood for less than `ENOUGH` seconds.
     """
     feet, weights, above, ups = [], [], [], []
     for joints, times in tracks:

@@ -60,12 +60,7 @@ def combine(
     answers agree best, and joints and turns are then fitted to all keypoints together (bundle adjustment,
     Triggs et al. 2000), held by those answers. The size stays that of the answers. With stations it follows.
 
-    Args:
-        people: the same one in V views, V >= 2, each with an advised pose.
-        stations: V calibrated cameras; None where they are not known.
-
-    Returns:
-        The same people with the common pose, each in its own camera frame.
+    The people of V views, one station each, come back with the common pose, each in its own camera frame.
 
     Raises:
         UserError: fewer than two views, or as many stations as there are not views.

@@ -137,16 +137,10 @@ _LIMBS = {
 
 
 def body_rotations(poses: Tensor, rotations: Tensor | None = None) -> Tensor:
-    """Rotations with which the shipped body takes a pose; every bone points where the pose's does.
+    """Rotations (B, 24, 3, 3) that point the bones of the shipped body where those of poses (B, 17, 3) point.
 
-    A bone does not tell its twist: it is that of `rotations`, or the least there is.
-
-    Args:
-        poses: (B, 17, 3) metres, root-relative.
-        rotations: (B, 24, 3, 3) a first answer, relative to the parents.
-
-    Returns:
-        (B, 24, 3, 3) relative to the parents, the root's in the frame of the poses.
+    They are relative to the parents, the root's in the frame of the poses. A bone does not tell its twist: it
+    is that of `rotations`, a first answer, or the least there is.
     """
     point = H36M_17.joints.index
     rest = default_body().points(torch.eye(3).expand(1, 24, 3, 3))[0].to(poses)  # (17, 3)

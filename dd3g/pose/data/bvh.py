@@ -146,10 +146,8 @@ def canonical_joints(names: list[str], points: Tensor, where: str) -> tuple[Tens
     the middle of hip and thorax; the top of the head is the head's end site, or 0.15 m beyond the head; the
     nose lies between head and top, 0.07 m to the front.
 
-    Args:
-        names: J joint names; an end site is called after its parent with " end".
-        points: (T, J, 3) metres, y up.
-        where: for the message.
+    Points (T, J, 3) are in metres, y up; an end site is called after its parent with " end". `where` is for
+    the message.
 
     Returns:
         joints (T, 17, 3) float32 relative to the root, and root (T, 3) float32.

@@ -117,17 +117,11 @@ def load_conditioned(annotations: str | Path, features: str | Path) -> tuple[Ten
 
 
 def full_frame_translation(camera: Tensor, center: Tensor, box: Tensor, size: Tensor, focal: float) -> Tensor:
-    """Weak perspective in a crop -> translation in the full picture's camera.
+    """Weak perspective in a crop -> translation (N, 3) in metres in the full picture's camera.
 
-    Args:
-        camera: (N, 3) s, tx, ty.
-        center: (N, 2) pixels, middle of the crop.
-        box: (N,) side of the crop in pixels.
-        size: (N, 2) width and height of the picture in pixels; its middle is the principal point.
-        focal: pixels, of the full picture.
-
-    Returns:
-        (N, 3) metres: Z = 2 f / (b s), X = tx + 2 (cx - W / 2) / (b s), Y alike.
+    Z = 2 f / (b s), X = tx + 2 (cx - W / 2) / (b s), Y alike, for a camera (N, 3) of s, tx, ty; c, the middle
+    (N, 2) of the crop, b, its side (N,), W and H, the `size` (N, 2) of the picture, whose middle is the
+    principal point, and f, its focal length, are in pixels.
     """
     bs = box * camera[:, 0]
     shift = 2 * (center - size / 2) / bs[:, None]

@@ -72,10 +72,9 @@ class Recovery:
 def imagine(
     denoiser: Denoiser, condition: Condition, count: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Start without any estimate: 19 free DDIM moves from level 950 in steps of 50.
+    """Rotations (count, 24, 3, 3) to start from: 19 free DDIM moves from level 950 in steps of 50.
 
-    Returns:
-        (count, 24, 3, 3) rotations; one row of the condition each.
+    The condition has a row for each.
     """
     noise = torch.randn(count, STATE, generator=generator)
     return matrices(sample(denoiser, schedule(), noise, descent(950, 50), condition, clip=1.0).x0)
