@@ -47,26 +47,20 @@ def joined(motions: Sequence[Motion]) -> Motion:
         return motions[0]
     parts = [thinned(motion) for motion in motions]
     before = torch.tensor([0, *(len(m.actions) for m in parts[:-1])]).cumsum(0)
-    rotations = valid = None
-    if any(m.rotations is not None for m in parts):
-        # A frame without rotations has none that count.
-        rotations = torch.cat(
-            [torch.zeros(len(m), 24, 3) if m.rotations is None else m.rotations for m in parts]
-        )
-        valid = torch.cat(
-            [
-                torch.zeros(len(m), dtype=torch.bool) if m.rotations_valid is None else m.rotations_valid
-                for m in parts
-            ]
-        )
+    given = any(m.rotations is not None for m in parts)
+
+    def column(name: str, *shape: int) -> Tensor:
+        values = ((m, getattr(m, name)) for m in parts)
+        return torch.cat([torch.zeros(len(m), *shape) if v is None else v for m, v in values])
+
     return Motion(
-        torch.cat([m.joints for m in parts]),
-        torch.cat([m.root for m in parts]),
+        column("joints"),
+        column("root"),
         torch.cat([m.clip + first for m, first in zip(parts, before, strict=True)]),
         [action for m in parts for action in m.actions],
         [subject for m in parts for subject in m.subjects],
-        rotations,
-        valid,
+        column("rotations", 24, 3) if given else None,
+        column("rotations_valid").bool() if given else None,  # a frame without rotations has none that count
         FPS,
     )
 
