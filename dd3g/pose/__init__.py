@@ -27,7 +27,6 @@ def __getattr__(name: str) -> Any:
     # On demand: torch alone takes longer to import than most commands need to report an error.
     if name not in __all__:
         raise AttributeError(f"module 'dd3g.pose' has no attribute {name!r}")
-    from importlib import import_module
+    from dd3g.pose import estimation
 
-    module = "dd3g.pose.hypotheses" if name.endswith("Hypotheses") else "dd3g.pose.estimation"
-    return getattr(import_module(module), name)
+    return getattr(estimation, name)

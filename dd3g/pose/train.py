@@ -102,9 +102,8 @@ def train_command(
         raise UserError(
             f"--device {o.device} cannot train: give auto, cpu or cuda; CUDA_VISIBLE_DEVICES chooses the GPU"
         )
-    own = {"steps": o.steps, "learning_rate": o.learning_rate}
+    own = {name: getattr(o, name) for name in ("steps", "learning_rate", "minutes", "seed", "resume")}
     run = {name: value for name, value in own.items() if value is not None} | _shape(network, o)
-    run |= {"minutes": o.minutes, "seed": o.seed, "resume": o.resume}
     run |= {"use_cpu": where.type == "cpu", "optimizer": o.optimizer.value}
     if o.features is not None and o.annotations is not None:
         training.train_recovery_on_features(*load_conditioned(o.annotations, o.features), folder, **run)

@@ -74,15 +74,12 @@ def estimate_video(
             tick=counted("pose", len(crowd.frames)),
         )  # fmt: skip
         tracks = [crowd.track(rows) for rows in crowd.everyone()]
-        ground = None
-        if not request.moving:
-            ground = find_ground(
-                [(track.points, torch.tensor(track.times, dtype=torch.float64)) for track in tracks]
-            )
-        drawn = counted("drawing frame", len(times))
+        joints = [(track.points, torch.tensor(track.times, dtype=torch.float64)) for track in tracks]
+        ground = None if request.moving else find_ground(joints)
         result = write_results(
-            crowd, tracks, path, folder, stem, request, clip=clip, ground=ground, tick=drawn
-        )
+            crowd, tracks, path, folder, stem, request, clip=clip, ground=ground,
+            tick=counted("drawing frame", len(times)),
+        )  # fmt: skip
     result["warnings"] += clip.warnings
     return result
 
