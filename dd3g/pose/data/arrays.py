@@ -163,7 +163,7 @@ def frames_of(keypoints: Any, points: Tensor, where: str) -> Tensor:
 
 
 def need(table: Any, keys: Iterable[Any], where: str) -> list[Any]:
-    """The values of these keys, in order.
+    """The values of these keys, in order; with none this only makes sure that it is a table.
 
     Raises:
         UserError: `table` is not a dict, or a key is missing; the message names it and those that are there.

@@ -83,8 +83,7 @@ def load_3dhp_npz(path: str | Path) -> list[Recording]:
             continue
         # A training sequence is a list whose first item maps cameras to arrays.
         cameras = value[0] if isinstance(value, (list, tuple, np.ndarray)) and len(value) else value
-        if not isinstance(cameras, dict):
-            raise UserError(f"{where} must hold a table of cameras, not {type(cameras).__name__}")
+        need(cameras, (), f"{where}, cameras")
         subject, _, action = str(name).partition(" ")
         for camera, arrays in cameras.items():
             place = f"{where}, camera {camera}"
@@ -120,8 +119,7 @@ def load_3dhp_pair(
         strict=True,
     ):
         where = f"{keypoints}, {subject}"
-        if not isinstance(takes, dict):
-            raise UserError(f"{poses}, {subject} must be a table of sequences")
+        need(takes, (), f"{poses}, {subject}")
         for take, views, pixels in zip(takes, takes.values(), need(seen, takes, where), strict=True):
             if len(views) != len(pixels):
                 raise UserError(f"{where}, {take} has {len(pixels)} cameras for {len(views)} of poses")
