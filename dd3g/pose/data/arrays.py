@@ -7,7 +7,7 @@ import json
 import pickle
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,7 @@ def frames_of(keypoints: Any, points: Tensor, where: str) -> Tensor:
     return found[: len(points)]
 
 
-def need(table: Any, keys: Iterable[Any], where: str) -> list[Any]:
+def need(table: Any, keys: Collection[Any], where: str) -> list[Any]:
     """The values of these keys, in order; with none this only makes sure that it is a table.
 
     Raises:
@@ -170,7 +170,6 @@ def need(table: Any, keys: Iterable[Any], where: str) -> list[Any]:
     """
     if not isinstance(table, dict):
         raise UserError(f"{where} must be a table of named values, not {type(table).__name__}")
-    keys = list(keys)
     missing = [key for key in keys if key not in table]
     if missing:
         there = ", ".join(map(repr, list(table)[:12])) or "nothing"
