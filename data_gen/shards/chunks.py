@@ -15,8 +15,7 @@ from PIL import Image
 from data_gen.filters.duplicates import perceptual_hash
 from data_gen.filters.rules import NO_OBJECT, judge, measure
 from data_gen.shards.dataset import DatasetSpec, DrawRequest, PictureBackend
-from data_gen.shards.manifest import CHUNKS, Sample, shard_name
-from dd3g.errors import UserError
+from data_gen.shards.manifest import Sample
 from dd3g.io.shards import Shards
 
 if TYPE_CHECKING:
@@ -71,55 +70,6 @@ def review(
             Image.fromarray(cutout.rgba).save(file, format="PNG")
             samples.append({"__key__": p.id, "png": file.getvalue(), "json": record})
     return verdicts, samples
-
-
-class Chunks:
-    """The chunks of one shard."""
-
-    def __init__(self, spec: DatasetSpec, shard: int) -> None:
-        self.spec, self.storage, self.folder = spec, spec.storage, f"{CHUNKS}/{shard_name(shard)}"
-
-    def name(self, round: int, number: int) -> str:
-        """Of a chunk of a round of deduplication."""
-        return f"{self.folder}/{round:02d}-{number:05d}.tar"
-
-    def commit(self, name: str, journal: dict[str, Any], samples: list[Sample]) -> dict[str, Any]:
-        """Write a chunk; returns its journal, to which it adds the options."""
-        journal = {"options": self.spec.fingerprint} | journal
-        self.storage.write_shard(name, [*samples, {"__key__": JOURNAL, "json": json.dumps(journal)}])
-        return journal
-
-    def journals(self, round: int) -> list[dict[str, Any]]:
-        """Journals of the chunks of this round that are there, in order, up to the first that is not.
-
-        Raises:
-            UserError: when one is damaged or was made with other options.
-        """
-        present = {f"{self.folder}/{name}" for name in self.storage.names(self.folder)}
-        found: list[dict[str, Any]] = []
-        while (name := self.name(round, len(found))) in present:
-            with self.storage.reading(name) as [path]:
-                journal = read_journal(Shards(path))
-            if journal is None or not {"options", "verdicts", "about", "seconds"} <= set(journal):
-                raise self.unusable(f"{name} holds no verdicts")
-            if journal["options"] != self.spec.fingerprint:
-                raise self.unusable("they were made with other options")
-            found.append(journal)
-        return found
-
-    def unusable(self, why: str) -> UserError:
-        """The error that says so."""
-        return UserError(
-            f"the chunks in {self.storage}/{self.folder} cannot be used, {why}: delete that folder and "
-            "run the same command again"
-        )
-
-    def clean(self, round: int) -> None:
-        """Delete chunks up to this round, and what a killed run left half-written."""
-        rounds = {name: name.partition("-")[0] for name in self.storage.names(self.folder)}
-        old = [name for name, number in rounds.items() if number.isdecimal() and int(number) <= round]
-        self.storage.delete(*(f"{self.folder}/{n}" for n in old))
-        self.storage.sweep(self.folder)
 
 
 def read_journal(chunk: Shards) -> dict[str, Any] | None:

@@ -67,29 +67,26 @@ class ShardManifest:
         """How often each reason rejected a try."""
         return dict(sorted(Counter(r["reason"] for r in self.rejections).items()))
 
-    def write_tar(self, storage: Storage, samples: Iterable[Sample]) -> list[dict[str, Any]]:
+    def write_tar(self, storage: Storage, samples: Iterable[Sample]) -> None:
         """Write the shard's tar, and take what it holds into count, bytes, sha256 and made.
 
         Args:
             storage: of the dataset.
-            samples: with a json each; taken one by one.
-
-        Returns:
-            The parsed json of each sample.
+            samples: one a record, with a json each; taken one by one.
         """
-        found: list[dict[str, Any]] = []
+        made: dict[str, Counter[str]] = {key: Counter() for key in MADE}
 
-        def noted() -> Iterator[Sample]:
+        def counted() -> Iterator[Sample]:
             for sample in samples:
-                found.append(json.loads(sample["json"]))
+                record = json.loads(sample["json"])
+                for key, counts in made.items():
+                    counts[str(record.get(key, ""))] += 1
                 yield sample
 
-        self.bytes, self.sha256 = storage.write_shard(self.tar, noted())
-        self.count = len(found)
-        for key in MADE:
-            counts = Counter(str(record.get(key, "")) for record in found)
+        self.bytes, self.sha256 = storage.write_shard(self.tar, counted())
+        self.count = len(self.records)
+        for key, counts in made.items():
             self.made[key] = dict(sorted(counts.items())) or dict.fromkeys(self.made.get(key, ()), 0)
-        return found
 
     def write(self, storage: Storage) -> None:
         """Put it beside the tar; from then on the shard counts as finished."""
