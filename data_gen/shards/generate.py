@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -14,10 +13,11 @@ from data_gen.prompts.lists import to_jsonl
 from data_gen.shards.dataset import PROMPTS, DatasetSpec, PictureBackend
 from data_gen.shards.deduplicate import plan
 from data_gen.shards.index import write_index
-from data_gen.shards.manifest import CHUNKS, ShardManifest, finished_shards, shard_name
+from data_gen.shards.manifest import CHUNKS, shard_name
 from data_gen.shards.options import check_options, started
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.shard_worker import ShardWorker
+from data_gen.shards.storage import Storage
 from dd3g.command.progress import Progress
 from dd3g.errors import UserError
 
@@ -42,24 +42,11 @@ def generate_shards(spec: DatasetSpec, group: ProcessGroup, progress: Progress) 
     start, storage = time.perf_counter(), spec.storage
     with storage.claimed(f"rank-{group.rank}"):
         _prepare(spec, group)
-        mine = range(group.rank, spec.shards, group.world)
-        with ExitStack() as stack, progress:
-
-            @cache  # the model is loaded once, and only when there is something to draw
-            def backend() -> PictureBackend:
-                return _with_learned_scores(spec, group, stack.enter_context(spec.backend()))
-
-            def worker(shard: int) -> ShardWorker:
-                return ShardWorker(spec, shard, backend, progress.advance)
-
-            drawn = _make(spec, mine, worker, progress)
-            group.wait()
-            waiting, redrawn = _deduplicate(spec, mine, worker, group, progress)
-        report: dict[str, Any] = {"output": str(storage), "complete": not waiting, "drawn": drawn + redrawn}
+        drawn, waiting = _work(spec, group, progress)
+        report: dict[str, Any] = {"output": str(storage), "complete": not waiting, "drawn": drawn}
         if not waiting and group.rank == 0:
             report |= write_index(storage)
-            storage.sweep(CHUNKS)
-            storage.sweep("")
+            _clean(storage)
         group.wait()
     return report | {"waiting": waiting, "seconds": round(time.perf_counter() - start, 1)}
 
@@ -88,47 +75,44 @@ def _with_learned_scores(spec: DatasetSpec, group: ProcessGroup, backend: Pictur
     return replace(backend, scores=LearnedScores(filters, group.device(spec.device)))
 
 
-def _make(spec: DatasetSpec, mine: range, worker: Callable[[int], ShardWorker], progress: Progress) -> int:
-    """Make what is not there of this rank's shards; returns the number of new pictures."""
-    finished = set(finished_shards(spec.storage))
-    begun = set(spec.storage.names(CHUNKS))
-    sizes = {shard: len(spec.owned(shard)) for shard in mine}
-    progress.phase("pictures", sum(sizes.values()), sum(n for shard, n in sizes.items() if shard in finished))
-    drawn = 0
-    for shard in mine:
-        if shard not in finished:
-            drawn += worker(shard).make().count
-        elif shard_name(shard) in begun:  # killed before its chunks were gone, or during deduplication
-            worker(shard).clean(ShardManifest.read(spec.storage, shard).round)
-    return drawn
+def _work(spec: DatasetSpec, group: ProcessGroup, progress: Progress) -> tuple[int, str]:
+    """Make shards, then replace duplicates until there are none; returns new pictures and what must wait."""
+    drawn, mine = 0, range(group.rank, spec.shards, group.world)
+    with ExitStack() as stack, progress:
+
+        @cache  # the model is loaded once, and only when there is something to draw
+        def backend() -> PictureBackend:
+            return _with_learned_scores(spec, group, stack.enter_context(spec.backend()))
+
+        while True:
+            now = plan(spec)
+            group.wait()  # until all have planned: what one replaces must not change another's plan
+            left = dict.fromkeys(now.unfinished) or now.losers
+            if not left:
+                return drawn, ""
+            due = [shard for shard in mine if shard in left]
+            if not due and not group.together:
+                first = shard_name(min(left))
+                shards = f"{len(left)} shards (first {first})" if len(left) > 1 else f"one shard ({first})"
+                work = "replace duplicates in" if now.losers else "make"
+                return drawn, f"other ranks to {work} {shards}: {AGAIN}"
+            if now.losers:
+                progress.phase(f"duplicates, round {now.round}", sum(len(now.losers[shard]) for shard in due))
+            else:
+                sizes = {shard: len(spec.owned(shard)) for shard in mine}
+                total = sum(sizes.values())
+                progress.phase("pictures", total, total - sum(sizes[shard] for shard in due))
+            for shard in due:
+                worker = ShardWorker(spec, shard, backend, progress.advance)
+                manifest = worker.replace(now.losers[shard], now.round) if now.losers else worker.make()
+                drawn += sum(record["round"] == now.round for record in manifest.records)
+            group.wait()
 
 
-def _deduplicate(
-    spec: DatasetSpec,
-    mine: range,
-    worker: Callable[[int], ShardWorker],
-    group: ProcessGroup,
-    progress: Progress,
-) -> tuple[str, int]:
-    """Replace duplicates until there are none; returns why that must wait for others, and new pictures."""
-    drawn = 0
-    while True:
-        now = plan(spec)
-        group.wait()  # until all have planned: what one replaces must not change another's plan
-        if now.unfinished:
-            return f"other ranks to make {_shards(now.unfinished)}: {AGAIN}", drawn
-        if not now.losers:
-            return "", drawn
-        due = [shard for shard in mine if shard in now.losers]
-        progress.phase(f"duplicates, round {now.round}", sum(len(now.losers[shard]) for shard in due))
-        for shard in due:
-            manifest = worker(shard).replace(now.losers[shard], now.round)
-            drawn += sum(record["round"] == now.round for record in manifest.records)
-        group.wait()
-        if not due and not group.together:
-            return f"other ranks to replace duplicates in {_shards(list(now.losers))}: {AGAIN}", drawn
-
-
-def _shards(numbers: list[int]) -> str:
-    first = shard_name(min(numbers))
-    return f"{len(numbers)} shards (first {first})" if len(numbers) > 1 else f"one shard ({first})"
+def _clean(storage: Storage) -> None:
+    """Delete what runs left that were killed before their chunks were gone."""
+    for folder in (f"{CHUNKS}/{shard}" for shard in storage.names(CHUNKS)):
+        storage.delete(*(f"{folder}/{name}" for name in storage.names(folder)))
+        storage.sweep(folder)
+    storage.sweep(CHUNKS)
+    storage.sweep("")
