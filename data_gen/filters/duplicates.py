@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-from math import comb
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +18,7 @@ _LUMINANCE_BITS = 48
 _ASPECT_STEPS = (-0.9, -0.25, 0.25, 0.9)
 _BLUE_STEPS = (-36.0, -22.0, -12.0, -5.0, 5.0, 14.0)
 _RED_STEPS = (-14.0, -5.0, 5.0, 12.0, 20.0, 32.0)
-_LEAF = 1024  # so few hashes are compared all with all
-_CANDIDATES = 1 << 26  # pairs that one search may compare before it is halved
-_CHUNK = 1 << 21  # pairs held at once
-
+_LEAF = 512  # so few hashes are compared all with all
 
 _ANGLES = np.pi * (2 * np.arange(_GRID) + 1) * np.arange(_FREQUENCIES)[:, None] / (2 * _GRID)
 _DCT = (np.cos(_ANGLES) / _GRID).astype(np.float32)  # (8, 32): the lowest rows of the DCT-II
@@ -86,8 +82,8 @@ def near_duplicates(hashes: NDArray[np.uint64], distance: int) -> NDArray[np.int
     """For each hash the index of the earliest kept one within a Hamming distance.
 
     A hash is a duplicate only of one that is kept itself, decided in the order given. Exact: when the 64
-    bits are split into `distance + k` blocks, two hashes within `distance` agree on k blocks at least, so
-    pairs are looked for among equal values of each choice of k blocks (multi-index hashing).
+    bits are split into `distance + 1` blocks, two hashes within `distance` agree on one at least, so pairs
+    are looked for among equal values of each block (multi-index hashing).
 
     Args:
         hashes: (N,) uint64.
@@ -102,99 +98,46 @@ def near_duplicates(hashes: NDArray[np.uint64], distance: int) -> NDArray[np.int
     if not 0 <= distance <= 62:
         raise ValueError(f"distance must be between 0 and 62 bits, got {distance}")
     hashes = np.ascontiguousarray(hashes, np.uint64)
-    values, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    # An equal hash has the earliest kept twin of its first appearance, or that appearance.
-    order = np.argsort(first)
-    twins = _Search(values[order], distance).twins  # positions in the order of first appearance
-    first = first[order]
-    twin = np.where(twins < 0, first, first[twins])
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    result = twin[rank[inverse]].astype(np.int64)
-    result[first[twins < 0]] = -1
-    return result
+    edges = np.linspace(0, 64, distance + 2).round().astype(int).tolist()
+    blocks = [np.uint64((1 << high) - (1 << low)) for low, high in pairwise(edges)]
+    twins = np.full(len(hashes), -1, np.int64)
 
-
-class _Search:
-    """Greedy near twins among different hashes: `twins` is (N,) int64, -1 for each kept one."""
-
-    def __init__(self, hashes: NDArray[np.uint64], distance: int) -> None:
-        self.hashes, self.distance = hashes, distance
-        self.masks = _masks(distance, len(hashes))
-        self.twins = np.full(len(hashes), -1, np.int64)
-        self._decide(np.arange(len(hashes)))
-
-    def _decide(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+    def decide(items: NDArray[np.int64]) -> NDArray[np.int64]:
         """Decide the items, in order, among each other; returns those kept."""
-        if len(items) > _LEAF and self._candidates(items) > _CANDIDATES:
-            # Many alike: those near a kept one of the first half need no comparison among each other.
-            half = len(items) // 2
-            kept = self._decide(items[:half])
-            self._drop_near(kept, items[half:])
-            rest = items[half:][self.twins[items[half:]] < 0]
-            return np.concatenate([kept, self._decide(rest)])
-        earlier, later = self._near_pairs(items)
-        for a, b in zip(earlier.tolist(), later.tolist(), strict=True):
-            if self.twins[b] < 0 and self.twins[a] < 0:
-                self.twins[b] = a
-        return items[self.twins[items] < 0]
+        if len(items) <= _LEAF:
+            near = np.bitwise_count(hashes[items][:, None] ^ hashes[items]) <= distance
+            for later, earlier in items[np.argwhere(np.tril(near, -1))].tolist():
+                if twins[later] < 0 and twins[earlier] < 0:
+                    twins[later] = earlier
+            return items[twins[items] < 0]
+        # Where many are alike, most of the second half goes by a few that are kept of the first.
+        kept, rest = decide(items[: len(items) // 2]), items[len(items) // 2 :]
+        twins[rest] = _earliest_near(hashes, kept, rest, blocks, distance)
+        return np.concatenate([kept, decide(rest[twins[rest] < 0])])
 
-    def _candidates(self, items: NDArray[np.int64]) -> int:
-        total = 0
-        for mask in self.masks:
-            counts = np.unique(self.hashes[items] & mask, return_counts=True)[1]
-            total += int((counts * (counts - 1) // 2).sum())
-        return total
-
-    def _near_pairs(self, items: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Pairs of items within the distance, by the later and then the earlier one, each once."""
-        found = [np.empty(0, np.int64)]
-        for mask in [np.uint64(0)] if len(items) <= _LEAF else self.masks:
-            keys = self.hashes[items] & mask
-            order = np.argsort(keys, kind="stable")
-            keys, members = keys[order], items[order]
-            values = self.hashes[members]
-            at, step = np.arange(len(keys)), 0
-            while len(at):
-                step += 1
-                at = at[: np.searchsorted(at, len(keys) - step)]
-                at = at[keys[at + step] == keys[at]]
-                near = at[np.bitwise_count(values[at + step] ^ values[at]) <= self.distance]
-                found.append(members[near + step] * len(self.hashes) + members[near])
-        pairs = np.unique(np.concatenate(found))
-        return pairs % len(self.hashes), pairs // len(self.hashes)
-
-    def _drop_near(self, kept: NDArray[np.int64], items: NDArray[np.int64]) -> None:
-        """Note the earliest kept twin of each item that has one."""
-        earliest = np.full(len(items), len(self.hashes), np.int64)
-        for mask in self.masks:
-            keys = self.hashes[kept] & mask
-            order = np.argsort(keys, kind="stable")
-            keys, members = keys[order], kept[order]
-            wanted = self.hashes[items] & mask
-            low, high = np.searchsorted(keys, wanted, "left"), np.searchsorted(keys, wanted, "right")
-            chunk = np.cumsum(high - low) // _CHUNK
-            for part in np.split(np.arange(len(items)), np.flatnonzero(np.diff(chunk)) + 1):
-                counts = (high - low)[part]
-                which = np.repeat(part, counts)
-                offset = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
-                twin = members[low[which] + offset]
-                bits = np.bitwise_count(self.hashes[twin] ^ self.hashes[items[which]])
-                near = bits <= self.distance
-                np.minimum.at(earliest, which[near], twin[near])
-        has = earliest < len(self.hashes)
-        self.twins[items[has]] = earliest[has]
+    decide(np.arange(len(hashes)))
+    return twins
 
 
-def _masks(distance: int, count: int) -> list[np.uint64]:
-    """Each choice of k of `distance + k` blocks of bits, for the k with the least work for random hashes."""
-    choices = [k for k in range(1, 5) if distance + k <= 64]
-
-    def work(k: int) -> float:
-        agreeing = count**2 / 2 ** (64 * k / (distance + k) + 1)
-        return comb(distance + k, k) * (20.0 * count + agreeing)
-
-    k = min(choices, key=work)
-    edges = np.linspace(0, 64, distance + k + 1).round().astype(int).tolist()
-    blocks = [(1 << high) - (1 << low) for low, high in zip(edges[:-1], edges[1:], strict=True)]
-    return [np.uint64(sum(chosen)) for chosen in combinations(blocks, k)]
+def _earliest_near(
+    hashes: NDArray[np.uint64],
+    kept: NDArray[np.int64],
+    items: NDArray[np.int64],
+    blocks: list[np.uint64],
+    distance: int,
+) -> NDArray[np.int64]:
+    """(len(items),) the first of `kept` within the distance of each item, -1 where there is none."""
+    found = np.full(len(items), len(hashes))
+    for block in blocks:
+        keys = hashes[kept] & block
+        order = np.argsort(keys, kind="stable")
+        keys, members, wanted = keys[order], kept[order], hashes[items] & block
+        at, end = np.searchsorted(keys, wanted, "left"), np.searchsorted(keys, wanted, "right")
+        left = np.flatnonzero(at < end)  # items that still have one to be compared with
+        while len(left):
+            other = members[at[left]]
+            near = np.bitwise_count(hashes[other] ^ hashes[items[left]]) <= distance
+            found[left[near]] = np.minimum(found[left[near]], other[near])
+            at[left] += 1
+            left = left[~near & (at[left] < end[left])]
+    return np.where(found < len(hashes), found, -1)
