@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from dd3g.errors import UserError, first_line
 from dd3g.machine import cores_each
@@ -115,11 +115,11 @@ def batches(
         return
     workers = min(config.dataloader_num_workers, cores_each())  # more would only wait for each other
     loader: DataLoader[Any] = DataLoader(
-        _Collated(samples),
-        batch_sampler=_Indices(
+        range(sys.maxsize),  # type: ignore[arg-type]
+        batch_sampler=_indices(
             config.train_batch_size, accelerator.num_processes, accelerator.process_index, consumed, left
         ),
-        collate_fn=_unchanged,
+        collate_fn=_Collate(samples),
         num_workers=workers,
         prefetch_factor=config.dataloader_prefetch_factor if workers else None,
         multiprocessing_context="spawn" if workers else None,
@@ -176,20 +176,11 @@ def _until_a_worker_dies(loader: DataLoader[Any]) -> Iterator[Any]:
         )
 
 
-@dataclass(frozen=True)
-class _Indices:
+def _indices(size: int, processes: int, rank: int, consumed: int, count: int) -> Iterator[list[int]]:
     """Indices of each micro-step's samples for one of several processes, made when they are asked for."""
-
-    size: int
-    processes: int
-    rank: int
-    consumed: int
-    count: int
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for k in range(self.count):
-            start = self.consumed + (k * self.processes + self.rank) * self.size
-            yield list(range(start, start + self.size))
+    for k in range(count):
+        start = consumed + (k * processes + rank) * size
+        yield list(range(start, start + size))
 
 
 @dataclass
@@ -203,8 +194,8 @@ class _Found:
         return _Found(self.batch.pin_memory(), self.bad)
 
 
-class _Collated(Dataset):
-    """Batches without damaged samples: in the place of each comes one from far behind the end of any run.
+class _Collate:
+    """Makes batches of indices, without damaged samples: for each comes one from far behind any run's end.
 
     It hands a worker's `UserError` over as a value: raised there, torch would put a traceback before it.
     """
@@ -212,7 +203,7 @@ class _Collated(Dataset):
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
-    def __getitems__(self, indices: list[int]) -> _Found | UserError:
+    def __call__(self, indices: list[int]) -> _Found | UserError:
         bad: list[str] = []
         try:
             found = [self._sample(i, bad) for i in indices]
@@ -244,7 +235,3 @@ def _tensors(sample: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
             yield prefix + f.name, value
         elif is_dataclass(value):
             yield from _tensors(value, f"{prefix}{f.name}.")
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
