@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -34,23 +34,24 @@ class Storage:
 
     def __init__(self, where: str | Path) -> None:
         from fsspec.core import url_to_fs
+        from fsspec.implementations.dirfs import DirFileSystem
         from fsspec.implementations.local import LocalFileSystem
 
         self.where = str(where).rstrip("/") or "/"
-        local = "://" not in self.where and "::" not in self.where
-        self.folder = Path(self.where) if local else None  # set when the files are this machine's own
-        self._fs: Any = None
+        plain = "://" not in self.where and "::" not in self.where
         try:
-            if not local:
-                self._fs, self._root = url_to_fs(self.where)
-                self.folder = _own_folder(self._fs, self._root)
+            fs, root = url_to_fs(f"file://{Path(self.where).absolute()}" if plain else self.where)
         except (ImportError, ValueError, OSError) as error:
             raise UserError(
                 f"cannot reach {self.where} ({error}): give a folder, or a URL whose fsspec package is "
                 "installed, such as s3fs for s3:// or gcsfs for gs://"
             ) from error
-        if self.folder is not None:
-            self._fs, self._root = LocalFileSystem(), str(self.folder.absolute())
+        if isinstance(fs, DirFileSystem):  # fsspec gives its root twice
+            fs, root = fs.fs, fs.path
+        self._fs: Any = fs
+        self._root = str(root).rstrip("/")
+        # Set when the files are this machine's own, which deserve temporary names and no copies
+        self.folder = Path(self.where if plain else root) if isinstance(fs, LocalFileSystem) else None
 
     def __str__(self) -> str:
         return self.where
@@ -92,8 +93,8 @@ class Storage:
             UserError: when that is refused or the disk is full; what was there stays.
         """
         data = data.encode() if isinstance(data, str) else data
-        with self._explained("write", name):
-            self._put(name, lambda target: self._fs.pipe_file(target, data))
+        with self._explained("write", name), self._placed(name) as target:
+            self._fs.pipe_file(target, data)
 
     def write_shard(self, name: str, samples: Iterable[dict[str, bytes | str]]) -> tuple[int, str]:
         """Write a tar, replacing one that is there.
@@ -114,8 +115,8 @@ class Storage:
         with TemporaryDirectory(prefix="dd3g-") as scratch:
             path = Path(scratch) / "shard.tar"
             write_shard(path, samples)
-            with self._explained("write", name):
-                self._put(name, lambda target: self._fs.put_file(str(path), target))
+            with self._explained("write", name), self._placed(name) as target:
+                self._fs.put_file(str(path), target)
             return checksum(path)
 
     @contextmanager
@@ -190,30 +191,30 @@ class Storage:
         self.delete(name)
 
     def _path(self, name: str) -> str:
-        return f"{self._root.rstrip('/')}/{name}".rstrip("/")
+        return f"{self._root}/{name}".rstrip("/")
 
-    def _put(self, name: str, put: Callable[[str], Any]) -> None:
-        """Have `put` write a file, under a temporary name first where a write can be cut short."""
-        target = self._path(name)
+    @contextmanager
+    def _placed(self, name: str) -> Iterator[str]:
+        """Where to write a file, under a temporary name first where a write can be cut short."""
+        target, protocol = self._path(name), self._fs.protocol
+        if self.folder is None and not _RENAMING & {*([protocol] if isinstance(protocol, str) else protocol)}:
+            yield target
+            return
         folder, _, base = target.rpartition("/")
         # The process id keeps two runs that were started by mistake from tearing each other's file.
         partial = f"{folder}/.{base}.{os.getpid()}.tmp"
-        if self.folder is not None:
-            os.makedirs(folder, exist_ok=True)
-            try:
-                put(partial)
+        self._fs.makedirs(folder, exist_ok=True)
+        try:
+            yield partial
+            if self.folder is None:
+                self._fs.mv(partial, target)
+            else:
                 with open(partial, "rb") as stream:
                     os.fsync(stream.fileno())
                 os.replace(partial, target)
-            finally:
-                with contextlib.suppress(OSError):
-                    os.unlink(partial)
-        elif _RENAMING & {*([p] if isinstance(p := self._fs.protocol, str) else p)}:
-            self._fs.makedirs(folder, exist_ok=True)
-            put(partial)
-            self._fs.mv(partial, target)
-        else:
-            put(target)
+        finally:
+            with contextlib.suppress(OSError):
+                self._fs.rm_file(partial)
 
     @contextmanager
     def _explained(self, verb: str, name: str) -> Iterator[None]:
@@ -240,16 +241,6 @@ class Storage:
 def checksum(path: Path) -> tuple[int, str]:
     """Bytes of a file and their sha256."""
     return path.stat().st_size, file_sha256(path)
-
-
-def _own_folder(fs: Any, root: str) -> Path | None:
-    """The folder behind file:// and dir::file://, which deserves temporary names and no copies."""
-    from fsspec.implementations.dirfs import DirFileSystem
-    from fsspec.implementations.local import LocalFileSystem
-
-    if isinstance(fs, DirFileSystem):  # fsspec gives its root twice
-        root, fs = fs.path, fs.fs
-    return Path(root) if isinstance(fs, LocalFileSystem) else None
 
 
 def _reason(error: OSError) -> str:
