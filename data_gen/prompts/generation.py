@@ -10,13 +10,14 @@ import math
 import random
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
-from data_gen.prompts.grammar import Choices, Grammar, Scene, own_grammar
+from data_gen.prompts.grammar import Grammar, own_grammar
 from data_gen.prompts.lists import Prompt, prompt_id, prompts_from, write_prompts
 from dd3g.command.progress import Progress, print_first
 from dd3g.command.run import Json, command_line
@@ -49,13 +50,11 @@ def make_prompts(count: int, seed: int = 0, grammar: Grammar | None = None) -> l
     if not 1 <= count <= most:
         raise UserError(f"cannot make {count} prompts: ask for 1 to {most}")
     prompts: list[Prompt] = []
-    speakers: dict[str, _Speaker] = {}
-    for group, noun in _turns(grammar, seed):
-        if len(prompts) == count:
-            break
-        if noun not in speakers:
-            speakers[noun] = _Speaker(grammar, group, noun, seed)
-        prompts.append(speakers[noun].next())
+    said: dict[str, Iterator[Prompt]] = {}
+    for group, noun in islice(_turns(grammar, seed), count):
+        if noun not in said:
+            said[noun] = _said(grammar, group, noun, seed)
+        prompts.append(next(said[noun]))
     return prompts
 
 
@@ -82,63 +81,45 @@ def _turns(grammar: Grammar, seed: int) -> Iterator[tuple[str, str]]:
             yield group, waiting[group].pop()
 
 
-class _Speaker:
-    """Says ever new things about one noun."""
+def _said(grammar: Grammar, group: str, noun: str, seed: int) -> Iterator[Prompt]:
+    """Ever new prompts about one noun."""
+    c, s = grammar.choices(group, noun), grammar.scene
+    lists = (c.materials, c.states, c.colours, s.styles, s.views, s.lights, s.backgrounds)
+    shape, scenes = tuple(map(len, lists)), len(s)
+    rng = random.Random(f"{seed} {noun}")
+    used: set[int] = set()
 
-    def __init__(self, grammar: Grammar, group: str, noun: str, seed: int) -> None:
-        self.group, self.noun = group, noun
-        self.scene: Scene = grammar.scene
-        self.choices: Choices = grammar.choices(group, noun)
-        self._scenes = len(grammar.scene)
-        c, s = self.choices, self.scene
-        lists = (c.materials, c.states, c.colours, s.styles, s.views, s.lights, s.backgrounds)
-        self._shape = tuple(map(len, lists))
-        self._rng = random.Random(f"{seed} {noun}")
-        self._used: set[int] = set()
+    def some(count: int, share: float) -> int:
+        """0 or, with probability `share`, one of 1 .. count - 1."""
+        first, second = rng.random(), rng.random()
+        return 1 + int(second * (count - 1)) if count > 1 and first < share else 0
 
-    def next(self) -> Prompt:
-        c = self.choices
-        material = self._some(len(c.materials), 1 - c.plain)
-        state, colour = self._some(len(c.states), NAME_STATE), self._some(len(c.colours), NAME_COLOUR)
+    def allowed(index: int) -> bool:
+        material, state, colour = map(int, np.unravel_index(index // scenes, shape[:3]))
+        return c.allow(state, colour, material)
+
+    while True:
+        material = some(len(c.materials), 1 - c.plain)
+        state, colour = some(len(c.states), NAME_STATE), some(len(c.colours), NAME_COLOUR)
         # What does not suit the material is left unsaid.
         colour = colour if c.allow(0, colour, material) else 0
         state = state if c.allow(state, 0, material) else 0
         look = (material * len(c.states) + state) * len(c.colours) + colour
-        index = look * self._scenes + int(self._rng.random() * self._scenes)
+        index = look * scenes + int(rng.random() * scenes)
         # The next free one, not another draw: this ends even when few are left.
-        while index in self._used or not self._allowed(index):
-            step = 1 if self._allowed(index) else self._scenes - index % self._scenes
-            index = (index + step) % math.prod(self._shape)
-        self._used.add(index)
-        return self._prompt(*map(int, np.unravel_index(index, self._shape)))
-
-    def _some(self, count: int, share: float) -> int:
-        """0 or, with probability `share`, one of 1 .. count - 1."""
-        first, second = self._rng.random(), self._rng.random()
-        return 1 + int(second * (count - 1)) if count > 1 and first < share else 0
-
-    def _allowed(self, index: int) -> bool:
-        material, state, colour = map(int, np.unravel_index(index // self._scenes, self._shape[:3]))
-        return self.choices.allow(state, colour, material)
-
-    def _prompt(
-        self, material: int, state: int, colour: int, style: int, view: int, light: int, background: int
-    ) -> Prompt:
-        c, s = self.choices, self.scene
-        adjective, tint, made = c.states[state], c.colours[colour], c.materials[material]
-        thing = with_article(_phrase(self.noun, adjective, tint, made))
-        details = (s.views[view], c.whole, "centred", s.lights[light], s.backgrounds[background])
-        text = f"{s.styles[style]} of {thing}, {', '.join(details)}"
-        return Prompt(
-            prompt_id(text),
-            text,
-            self.group,
-            self.noun,
-            " ".join(w for w in (adjective, tint) if w),
-            " ".join(made.replace("{}", " ").split()),
-            s.styles[style],
-            s.views[view],
+        while index in used or not allowed(index):
+            step = 1 if allowed(index) else scenes - index % scenes
+            index = (index + step) % math.prod(shape)
+        used.add(index)
+        places = map(int, np.unravel_index(index, shape))
+        made, adjective, tint, style, view, light, background = (
+            x[i] for x, i in zip(lists, places, strict=True)
         )
+        thing = with_article(_phrase(noun, adjective, tint, made))
+        text = f"{style} of {thing}, {view}, {c.whole}, centred, {light}, {background}"
+        attribute = " ".join(w for w in (adjective, tint) if w)
+        material_words = " ".join(made.replace("{}", " ").split())
+        yield Prompt(prompt_id(text), text, group, noun, attribute, material_words, style, view)
 
 
 def _phrase(noun: str, state: str, colour: str, material: str) -> str:
