@@ -15,10 +15,9 @@ from PIL import Image
 from data_gen.filters.mattes import MatteConfig, MattePool
 from data_gen.filters.rules import UNREADABLE, FilterConfig
 from data_gen.shards import command
-from data_gen.shards.dataset import DatasetSpec, DrawRequest, PictureBackend
+from data_gen.shards.dataset import DatasetSpec, DrawRequest, PictureBackend, flat_options
 from data_gen.shards.generate import generate_shards
 from data_gen.shards.manifest import read_manifests
-from data_gen.shards.options import flat_options
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
 from data_gen.sources.pictures import DescribedPictures, Item, RenderedViews, open_source

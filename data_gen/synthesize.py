@@ -15,9 +15,8 @@ from data_gen.filters.mattes import MatteConfig
 from data_gen.filters.rules import FilterConfig
 from data_gen.picture_models.protocol import ModelConfig
 from data_gen.shards import command
-from data_gen.shards.dataset import DatasetSpec, DrawRequest, PictureBackend
+from data_gen.shards.dataset import DatasetSpec, DrawRequest, PictureBackend, flat_options
 from data_gen.shards.generate import generate_shards
-from data_gen.shards.options import flat_options
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
 from dd3g.command.progress import Progress, print_first

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_gen.shards.chunks import read_journal
-from data_gen.shards.dataset import PROMPTS, stored_prompts
+from data_gen.shards.dataset import PROMPTS, read_options, stored_prompts
 from data_gen.shards.manifest import CHUNKS, ShardManifest, finished_shards, shard_name
-from data_gen.shards.options import read_options
 from data_gen.shards.storage import Storage
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards

@@ -20,10 +20,9 @@ import typer
 from PIL import Image
 
 from data_gen.filters.duplicates import near_duplicates, perceptual_hash
-from data_gen.shards.dataset import PROMPTS, stored_prompts
+from data_gen.shards.dataset import OPTIONS, PROMPTS, options_fingerprint, read_options, stored_prompts
 from data_gen.shards.index import CARD, INDEX, summarize, write_index
 from data_gen.shards.manifest import CHUNKS, ShardManifest, finished_shards, shard_name
-from data_gen.shards.options import OPTIONS, options_fingerprint, read_options
 from data_gen.shards.storage import Storage, checksum
 from dd3g.command.progress import Progress, print_first
 from dd3g.command.run import Json, command_line

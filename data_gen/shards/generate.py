@@ -10,11 +10,10 @@ from functools import cache
 from typing import Any
 
 from data_gen.prompts.lists import to_jsonl
-from data_gen.shards.dataset import PROMPTS, DatasetSpec, PictureBackend
+from data_gen.shards.dataset import PROMPTS, DatasetSpec, PictureBackend, check_options
 from data_gen.shards.deduplicate import plan
 from data_gen.shards.index import write_index
 from data_gen.shards.manifest import CHUNKS, shard_name
-from data_gen.shards.options import check_options, started
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.shard_worker import ShardWorker
 from data_gen.shards.storage import Storage
@@ -60,8 +59,7 @@ def _prepare(spec: DatasetSpec, group: ProcessGroup) -> None:
     spec.storage.check_writable(f".rank-{group.rank}.tmp")
     if group.rank == 0:
         check_options(spec.storage, spec.options, write=True)
-        if not started(spec.storage) or not spec.storage.exists(PROMPTS):
-            spec.storage.write(PROMPTS, to_jsonl(spec.prompts))
+        spec.storage.write(PROMPTS, to_jsonl(spec.prompts))
     group.wait()
     check_options(spec.storage, spec.options, write=False)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from data_gen.shards.dataset import read_options
 from data_gen.shards.manifest import read_manifests
-from data_gen.shards.options import read_options
 from data_gen.shards.storage import Storage
 
 INDEX, CARD = "index.json", "README.md"

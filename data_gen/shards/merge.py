@@ -17,10 +17,9 @@ import typer
 from data_gen.filters.duplicates import near_duplicates
 from data_gen.filters.rules import DUPLICATE
 from data_gen.prompts.lists import Prompt, to_jsonl
-from data_gen.shards.dataset import PROMPTS, stored_prompts
+from data_gen.shards.dataset import PROMPTS, check_options, read_options, stored_prompts
 from data_gen.shards.index import INDEX, missing_sentence, write_index
 from data_gen.shards.manifest import ShardManifest, finished_shards
-from data_gen.shards.options import check_options, read_options
 from data_gen.shards.storage import Storage
 from dd3g.command.progress import Progress, print_first
 from dd3g.command.run import Json, command_line

@@ -14,7 +14,7 @@ from data_gen.__main__ import main
 from data_gen.collect import CollectConfig, collect
 from data_gen.filters import mattes
 from data_gen.reports.verify import verify
-from data_gen.shards.options import options_fingerprint
+from data_gen.shards.dataset import options_fingerprint
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
 from data_gen.sources.pictures import open_source
