@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -56,9 +56,9 @@ def merge(
         raise UserError(f"{output} is one of the sets to merge: give another --output")
     checksums = [_checksums(source) for source in sources]
     shards = [(source, number) for source in sources for number in finished_shards(source)]
-    choice = _choose((ShardManifest.read(*shard) for shard in shards), distance)
+    taken, collisions, duplicates = _choose((ShardManifest.read(*shard) for shard in shards), distance)
     # The first one always; of another, earlier sets may have all.
-    used = sorted({*range(len(shards[:1])), *choice.kept.values(), *choice.missing})
+    used = sorted({*range(len(shards[:1])), *(at for at, _ in taken.values())})
     options = {"sets": checksums, "shards": len(used), "filters.duplicate_distance": distance}
     check_options(output, options, write=True)
     prompts: dict[str, Prompt] = {}
@@ -67,18 +67,19 @@ def merge(
     output.write(PROMPTS, to_jsonl(prompts.values()))
     present = set(finished_shards(output))
     with progress:
-        progress.phase("pictures", len(choice.kept))
+        progress.phase("pictures", sum(not reason for _, reason in taken.values()))
         for number, at in enumerate(used):
             source, shard = shards[at]
             old = ShardManifest.read(source, shard)
-            records = [record for record in old.records if choice.kept.get(record["id"]) == at]
+            records = [record for record in old.records if taken[record["id"]] == (at, "")]
             if number not in present:
-                missing, made = choice.missing.get(at, {}), dict(old.made)
-                new = replace(old, shard=number, records=records, missing=missing, made=made)
+                listed = (*old.missing, *(record["id"] for record in old.records))
+                missing = {id: taken[id][1] for id in listed if taken[id][0] == at and taken[id][1]}
+                new = replace(old, shard=number, records=records, missing=missing, made=dict(old.made))
                 _copy(source, old, output, new)
             progress.advance(len(records))
     output.sweep("")
-    report = {"output": str(output), "collisions": choice.collisions, "duplicates": choice.duplicates}
+    report = {"output": str(output), "collisions": collisions, "duplicates": duplicates}
     return report | write_index(output)
 
 
@@ -95,40 +96,32 @@ def _checksums(source: Storage) -> str:
         ) from error
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """What the merged dataset takes."""
+def _choose(
+    manifests: Iterable[ShardManifest], distance: int
+) -> tuple[dict[str, tuple[int, str]], list[str], list[str]]:
+    """What the merged dataset takes.
 
-    kept: dict[str, int]  # id of a picture -> shard of the sources, counted through, that it is taken from
-    missing: dict[int, dict[str, str]]  # the shard that lists them -> ids without a picture -> the reason
-    collisions: list[str]  # ids with a picture in more than one source
-    duplicates: list[str]  # ids of pictures that nearly repeat one of an earlier source
-
-
-def _choose(manifests: Iterable[ShardManifest], distance: int) -> _Choice:
-    kept: dict[str, int] = {}
-    hashes: list[int] = []  # of those
-    lacking: dict[str, tuple[int, str]] = {}  # id without a picture -> shard, reason
+    Returns:
+        id -> number of the manifest it is taken from, and why it has no picture, "" where it has one; ids
+        with a picture in more than one manifest; ids of pictures that nearly repeat an earlier one.
+    """
+    taken: dict[str, tuple[int, str]] = {}
+    hashes: dict[str, int] = {}  # of those with a picture
     collisions: dict[str, None] = {}
     for number, manifest in enumerate(manifests):
         for record in manifest.records:
-            if record["id"] in kept:
+            if record["id"] in hashes:
                 collisions[record["id"]] = None
             else:
-                kept[record["id"]] = number
-                hashes.append(int(record["hash"], 16))
+                taken[record["id"]], hashes[record["id"]] = (number, ""), int(record["hash"], 16)
         for id, reason in manifest.missing.items():
-            lacking.setdefault(id, (number, reason))
-    lacking = {id: at for id, at in lacking.items() if id not in kept}
+            taken.setdefault(id, (number, reason))
     duplicates: list[str] = []
     if distance >= 0:
-        twins = near_duplicates(np.array(hashes, np.uint64), distance)
-        duplicates = [id for id, twin in zip(kept, twins.tolist(), strict=True) if twin >= 0]
-    lacking |= {id: (kept.pop(id), DUPLICATE) for id in duplicates}
-    missing: dict[int, dict[str, str]] = {}
-    for id, (number, reason) in lacking.items():
-        missing.setdefault(number, {})[id] = reason
-    return _Choice(kept, missing, list(collisions), duplicates)
+        twins = near_duplicates(np.array([*hashes.values()], np.uint64), distance)
+        duplicates = [id for id, twin in zip(hashes, twins.tolist(), strict=True) if twin >= 0]
+    taken |= {id: (taken[id][0], DUPLICATE) for id in duplicates}
+    return taken, list(collisions), duplicates
 
 
 def _copy(source: Storage, old: ShardManifest, output: Storage, new: ShardManifest) -> None:
