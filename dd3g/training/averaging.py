@@ -21,7 +21,7 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float, warmup: str = "power") -> None:
         self.sources = averaged(model)
-        self.values = [s.detach() if frozen(s) else s.detach().clone() for s in self.sources]
+        self.values = {n: s.detach() if frozen(s) else s.detach().clone() for n, s in self.sources.items()}
         self.decay, self.warmup, self.updates = decay, warmup, 0
 
     @torch.no_grad()
@@ -32,7 +32,8 @@ class Average:
         limit = 1 - k**-0.75 if self.warmup == "power" else (1 + k) / (10 + k)
         share = 1 - min(self.decay, limit)
         pairs = []
-        for value, source in zip(self.values, self.sources, strict=True):
+        for name, source in self.sources.items():
+            value = self.values[name]
             if not value.is_floating_point():
                 value.copy_(source)
             elif not frozen(source):
@@ -47,19 +48,14 @@ class Average:
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
         """Write the average into a whole copy of the model, on any device; all processes call it together."""
-        for value, target in zip(self.values, averaged(model), strict=True):
+        for value, target in zip(self.values.values(), averaged(model).values(), strict=True):
             target.copy_(_whole(value))
 
 
-def named_averaged(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """The tensors of a model that have an average: parameters, then the buffers that are saved."""
+def averaged(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model that have an average, by name: parameters, then the buffers that are saved."""
     saved = model.state_dict().keys()
-    return [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in saved)]
-
-
-def averaged(model: nn.Module) -> list[Tensor]:
-    """`named_averaged` without the names."""
-    return [tensor for _, tensor in named_averaged(model)]
+    return dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n in saved}
 
 
 def frozen(tensor: Tensor) -> bool:

@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dd3g.errors import UserError, first_line
 from dd3g.fingerprint import file_sha256
-from dd3g.training.averaging import Average, frozen, named_averaged
+from dd3g.training.averaging import Average, frozen
 from dd3g.training.config import LoopConfig, changes
 from dd3g.training.optimizer import LearningRate
 from dd3g.training.processes import on_main
@@ -56,8 +56,8 @@ class State:
         if name == "model":
             return dict(self.model.state_dict())
         if name == "average":
-            pairs = zip(named_averaged(self.model), self.average.values, strict=True)
-            return {name: value for (name, source), value in pairs if not frozen(source)}
+            sources = self.average.sources
+            return {name: value for name, value in self.average.values.items() if not frozen(sources[name])}
         return {
             f"{parameter}.{key}": value
             for parameter, p in self.model.named_parameters()
