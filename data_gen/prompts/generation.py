@@ -85,7 +85,7 @@ def _said(grammar: Grammar, group: str, noun: str, seed: int) -> Iterator[Prompt
     """Ever new prompts about one noun."""
     c, s = grammar.choices(group, noun), grammar.scene
     lists = (c.materials, c.states, c.colours, s.styles, s.views, s.lights, s.backgrounds)
-    shape, scenes = tuple(map(len, lists)), len(s)
+    shape, scenes, fits = tuple(map(len, lists)), len(s), c.fits.ravel()
     rng = random.Random(f"{seed} {noun}")
     used: set[int] = set()
 
@@ -94,21 +94,17 @@ def _said(grammar: Grammar, group: str, noun: str, seed: int) -> Iterator[Prompt
         first, second = rng.random(), rng.random()
         return 1 + int(second * (count - 1)) if count > 1 and first < share else 0
 
-    def allowed(index: int) -> bool:
-        material, state, colour = map(int, np.unravel_index(index // scenes, shape[:3]))
-        return c.allow(state, colour, material)
-
     while True:
         material = some(len(c.materials), 1 - c.plain)
         state, colour = some(len(c.states), NAME_STATE), some(len(c.colours), NAME_COLOUR)
         # What does not suit the material is left unsaid.
-        colour = colour if c.allow(0, colour, material) else 0
-        state = state if c.allow(state, 0, material) else 0
+        colour = colour if c.fits[material, 0, colour] else 0
+        state = state if c.fits[material, state, 0] else 0
         look = (material * len(c.states) + state) * len(c.colours) + colour
         index = look * scenes + int(rng.random() * scenes)
         # The next free one, not another draw: this ends even when few are left.
-        while index in used or not allowed(index):
-            step = 1 if allowed(index) else scenes - index % scenes
+        while index in used or not fits[index // scenes]:
+            step = 1 if fits[index // scenes] else scenes - index % scenes
             index = (index + step) % math.prod(shape)
         used.add(index)
         places = map(int, np.unravel_index(index, shape))

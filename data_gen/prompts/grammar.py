@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 WORDS = Path(__file__).parent / "words"  # a file of nouns per group, one per line, with their attributes
 WHOLE = "whole object in view"
@@ -35,17 +37,11 @@ class Choices:
     materials: tuple[str, ...]  # words put before the noun, or phrases with {} in its place
     plain: float  # share of prompts that name no material
     whole: str  # how a prompt asks for an uncropped object
-    # Of each material, whether each state goes with it, and whether a colour does
-    fits: tuple[tuple[tuple[bool, ...], bool], ...]
-
-    def allow(self, state: int, colour: int, material: int) -> bool:
-        """Whether three choices, as indices, go together."""
-        states, any_colour = self.fits[material]
-        return states[state] and (not colour or any_colour)
+    fits: NDArray[np.bool_]  # (materials, states, colours) whether these go together
 
     def count(self) -> int:
-        """Number of allowed triples."""
-        return sum(sum(states) * (len(self.colours) if tint else 1) for states, tint in self.fits)
+        """Number of triples that go together."""
+        return int(self.fits.sum())
 
 
 class Grammar:
@@ -87,17 +83,12 @@ class Grammar:
         colours = self.colours if kind.get("coloured", True) and not named & self._sets["tints"] else ()
         states = ("", *(s for s in _list(kind["states"]) if not words(s) & named))
         materials = ("", *(m for m in materials if not words(m) & named))
-        fits = tuple(self._fits(states, material) for material in materials)
+        fits = np.ones((len(materials), len(states), 1 + len(colours)), np.bool_)
+        for i, material in enumerate(map(words, materials[1:]), 1):
+            metal = bool(material & self._sets["metals"])
+            fits[i, [s in self._alone or s == "rusty" and not metal for s in states]] = False
+            fits[i, :, 1:] &= bool(material & self._sets["tinted"])
         return Choices(states, ("", *colours), materials, kind["plain"], kind.get("whole", WHOLE), fits)
-
-    @lru_cache(maxsize=4096)
-    def _fits(self, states: tuple[str, ...], material: str) -> tuple[tuple[bool, ...], bool]:
-        if not material:
-            return (True,) * len(states), True
-        named = words(material)
-        metal = bool(named & self._sets["metals"])
-        fitting = tuple(s not in self._alone and (s != "rusty" or metal) for s in states)
-        return fitting, bool(named & self._sets["tinted"])
 
 
 @lru_cache(maxsize=1)
