@@ -25,7 +25,7 @@ from dd3g.io.atomic import replacing
 from dd3g.io.shards import Shards
 from dd3g.picture.sources import SHEET, split_sheet
 from dd3g.processes import from_launcher
-from dd3g.training.config import LoopConfig, SmallNetworkConfig
+from dd3g.training.config import LoopConfig
 
 if TYPE_CHECKING:
     import torch
@@ -63,24 +63,21 @@ class TinyShape:
 
 
 @dataclass
-class TinyTrainConfig(SmallNetworkConfig):
+class TinyTrainConfig(LoopConfig):
     """Everything that a run needs."""
 
     configs: ClassVar[str] = "data_gen"
-    resume_flag: ClassVar[str] = LoopConfig.resume_flag
-    changed_flag: ClassVar[str] = LoopConfig.changed_flag
 
     output_dir: str = "runs/tiny"
     train_batch_size: int = 16
     max_train_steps: int = 5_000
-    lr_warmup_steps: int = 100
+    lr_scheduler: str = "timed_cosine"
+    adam_beta2: float = 0.999
     adam_weight_decay: float = 0.01
-    mixed_precision: str = "auto"
-    ema_decay: float = 0.998
-    checkpointing_steps: int = 500
-    validation_steps: int = 500
+    adam_fused: bool = True
+    ema_warmup: str = "ratio"
     logging_steps: int = 50
-    use_cpu: bool = False
+    report_to: str = "none"
 
     renders: list[str] = setting(["runs/renders/train"], "shards made by `dd3g data render`")
     manifest: str = setting("", "csv with id, name, category: better words than the ids alone")
