@@ -59,14 +59,9 @@ class CollectConfig:
 def collect(
     config: CollectConfig, group: ProcessGroup | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Collect pictures into a dataset, or what is not there of it yet.
+    """Collect pictures into a dataset, or what is not there of it yet; by default alone, and without a bar.
 
     Each picture has one try: one that the filters reject, or that repeats an earlier one, is left out.
-
-    Args:
-        config: the dataset.
-        group: which process this is; None: the only one.
-        progress: shows how far it is; None: nothing is shown.
 
     Returns:
         The report of `data_gen.shards.generate.generate_shards`, with "unreadable": the names of the pictures

@@ -70,12 +70,7 @@ class SynthesizeConfig:
 def synthesize(
     config: SynthesizeConfig, group: ProcessGroup | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Make a dataset of pictures, or what is not there of it yet.
-
-    Args:
-        config: the dataset.
-        group: which process this is; None: the only one.
-        progress: shows how far it is; None: nothing is shown.
+    """Make a dataset of pictures, or what is not there of it yet; by default alone, and without a bar.
 
     Returns:
         The report of `data_gen.shards.generate.generate_shards`.

@@ -47,13 +47,7 @@ class DrawRequest:
 
 
 def seed_of(seed: int, prompt: str, attempt: int) -> int:
-    """Seed of a picture, 48 bits.
-
-    Args:
-        seed: of the run.
-        prompt: id of the prompt.
-        attempt: 0, 1, …
-    """
+    """Seed of a picture, 48 bits, by the seed of the run, the id of the prompt, and the attempt, 0, 1, …"""
     return int.from_bytes(hashlib.sha256(f"{seed}:{prompt}:{attempt}".encode()).digest()[:6], "big")
 
 
@@ -128,12 +122,9 @@ def options_fingerprint(options: Mapping[str, Any]) -> str:
 
 
 def check_options(storage: Storage, options: Mapping[str, Any], write: bool) -> None:
-    """Store the options of a dataset, or compare with those that it was started with.
+    """Compare options, flat and JSON-able, with those that a dataset was started with.
 
-    Args:
-        storage: of the dataset.
-        options: flat and JSON-able.
-        write: store them when no picture has been made with others; only one process may.
+    With `write`, which only one process may, they are stored when no picture has been made with others.
 
     Raises:
         UserError: naming the first option that differs.
