@@ -47,7 +47,7 @@ class DrawRequest:
 
 
 def seed_of(seed: int, prompt: str, attempt: int) -> int:
-    """Seed of a picture, 48 bits, by the seed of the run, the id of the prompt, and the attempt, 0, 1, …"""
+    """Seed of a picture, 48 bits, by that of the run, the id of the prompt, and the attempt from 0 on."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{prompt}:{attempt}".encode()).digest()[:6], "big")
 
 
