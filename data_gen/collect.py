@@ -20,7 +20,7 @@ from data_gen.shards.generate import generate_shards
 from data_gen.shards.manifest import read_manifests
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
-from data_gen.sources.pictures import DescribedPictures, Item, RenderedViews, open_source
+from data_gen.sources.pictures import Item, Source, open_source
 from dd3g.command.progress import Progress
 from dd3g.command.setting import check_ranges, setting
 from dd3g.errors import UserError
@@ -103,7 +103,7 @@ def collect(
 @contextmanager
 def _backend(
     config: CollectConfig,
-    source: DescribedPictures | RenderedViews,
+    source: Source,
     items: dict[str, Item],
     group: ProcessGroup,
     progress: Progress,

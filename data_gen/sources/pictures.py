@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from dd3g.picture.decoding import read_rgba
 from dd3g.picture.sources import (
     SHEET,
     TEXT_KEYS,
-    EncodedPictures,
     Found,
     ShardPictures,
     find_sources,
@@ -56,6 +55,63 @@ class Item:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class Source:
+    """Pictures that exist already."""
+
+    items: list[Item]  # all of them, in a fixed order
+    fingerprint: str  # changes with the names and sizes of the files
+    # The picture of an item, upright 8-bit RGBA; a UserError when it cannot be used, as others still may
+    open: Callable[[Item], Image.Image]
+
+
+def open_source(
+    path: str | Path, views: int = 1, warn: Warn = lambda message: None, output: str | Path = ""
+) -> Source:
+    """Find out what `path` is: pictures with or without metadata.jsonl, parquet, shards, or rendered objects.
+
+    Pictures are described by that file and by the first folder below their root, their group; rows by the
+    other columns of their table; samples by their json or txt.
+
+    Args:
+        path: a folder or a file.
+        views: pictures taken of each rendered object, at most; which ones depends on the object only.
+        warn: is called with metadata that cannot be used.
+        output: where the results go, see `find_sources`.
+
+    Raises:
+        UserError: when it is none of these.
+    """
+    found = find_sources(path, output)
+    opened = open_pictures(found)
+    lines = (f"{name} {size}\n" for name, size in found.listing())
+    files = f"{len(found.files)} files {fingerprint(*lines)}"
+    if isinstance(opened, Shards):
+        return Source(list(_views(opened, views)), f"{files}, {views} views", partial(_open_view, opened))
+
+    def picture(item: Item) -> Image.Image:
+        return read_rgba(opened.read(item.place), opened.where(item.place))
+
+    if isinstance(opened, ShardPictures):
+        return Source(list(_samples(found, opened.shards).values()), files, picture)
+    names = [opened.name(i) for i in range(len(opened))]
+    if isinstance(opened, PictureTables):
+        rows = opened.described([name for names in NAMES.values() for name in names])
+        items = [_item(fingerprint(n), row, n, i) for i, (n, row) in enumerate(zip(names, rows, strict=True))]
+        return Source(items, files, picture)
+    file = found.root / METADATA
+    about = dict(_metadata(file, warn)) if file.is_file() else {}
+    if about:
+        files += f" {fingerprint(file.read_bytes())}"
+    items = [
+        _item(fingerprint(n), about.pop(n, {}), n, i, n.rpartition("/")[0].partition("/")[0])
+        for i, n in enumerate(names)
+    ]
+    for name in about:
+        warn(f"{file} describes {name}, which is not there")
+    return Source(items, files, picture)
+
+
 def _item(id: str, metadata: Mapping[str, Any], name: str, place: Any, group: str = "", **about: Any) -> Item:
     """An item with what metadata says about it, under any of `NAMES`; `group` is for where it names none."""
     known = {}
@@ -70,76 +126,6 @@ def _item(id: str, metadata: Mapping[str, Any], name: str, place: Any, group: st
 def _plain(text: str) -> str:
     # File names may hold bytes that are not text.
     return text.encode("utf-8", "replace").decode()
-
-
-def open_source(
-    path: str | Path, views: int = 1, warn: Warn = lambda message: None, output: str | Path = ""
-) -> DescribedPictures | RenderedViews:
-    """Find out what `path` is: pictures with or without metadata.jsonl, parquet, shards, or rendered objects.
-
-    Args:
-        path: a folder or a file.
-        views: pictures taken of each rendered object.
-        warn: is called with metadata that cannot be used.
-        output: where the results go, see `find_sources`.
-
-    Raises:
-        UserError: when it is none of these.
-    """
-    found = find_sources(path, output)
-    opened = open_pictures(found)
-    if isinstance(opened, Shards):
-        return RenderedViews(found, opened, views)
-    return DescribedPictures(found, opened, warn)
-
-
-def _files_fingerprint(found: Found) -> str:
-    """Number and hash of files, by their names below a folder and their sizes."""
-    lines = (f"{name} {size}\n" for name, size in found.listing())
-    return f"{len(found.files)} files {fingerprint(*lines)}"
-
-
-class DescribedPictures:
-    """Encoded pictures with the metadata that lies beside them.
-
-    `items` are all of them in a fixed order; `fingerprint` changes with the names and sizes of the files.
-    Files are described by a metadata.jsonl and by the first folder below their root, their group; rows by the
-    other columns of their table; samples by their json or txt.
-
-    Args:
-        found: the files.
-        encoded: the pictures in them.
-        warn: is called with lines of the metadata that cannot be used.
-    """
-
-    def __init__(self, found: Found, encoded: EncodedPictures, warn: Warn) -> None:
-        self.fingerprint, self._encoded = _files_fingerprint(found), encoded
-        if isinstance(encoded, PictureTables):
-            rows = encoded.described([name for names in NAMES.values() for name in names])
-            self.items = [self._at(i, row) for i, row in enumerate(rows)]
-        elif isinstance(encoded, ShardPictures):
-            self.items = list(_samples(found, encoded.shards).values())
-        else:
-            file = found.root / METADATA
-            about = dict(_metadata(file, warn)) if file.is_file() else {}
-            if about:
-                self.fingerprint += f" {fingerprint(file.read_bytes())}"
-            self.items = [self._at(i, about.pop(encoded.name(i), {})) for i in range(len(encoded))]
-            for name in about:
-                warn(f"{file} describes {name}, which is not there")
-
-    def _at(self, index: int, metadata: Mapping[str, Any]) -> Item:
-        name = self._encoded.name(index)
-        group = name.partition("/")[0] if "/" in name and not isinstance(self._encoded, PictureTables) else ""
-        return _item(fingerprint(name), metadata, name, index, group)
-
-    def open(self, item: Item) -> Image.Image:
-        """The picture, upright 8-bit RGBA.
-
-        Raises:
-            UserError: when it cannot be used; the others may still be fine.
-        """
-        return read_rgba(self._encoded.read(item.place), self._encoded.where(item.place))
 
 
 def _metadata(path: Path, warn: Warn) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -167,45 +153,32 @@ def _samples(found: Found, shards: Shards) -> dict[str, Item]:
     return items
 
 
-class RenderedViews:
-    """Some views of each rendered object, of those at the elevation of the generator's cameras.
+def _views(shards: Shards, views: int) -> Iterator[Item]:
+    """Some views of each rendered object, of those at the elevation of the generator's cameras."""
+    for i in range(len(shards)):
+        key = shards.key(i)
+        meta = sample_metadata(shards.read(i, "json"))
+        try:
+            count, elevation, azimuth = len(meta["viewmats"]), meta["elevation"], meta["azimuth"]
+            words = {"text": " ".join(id_words(meta["id"]))}
+            level = level_views(meta["quads"], elevation) or list(range(count))
+            for view in sorted(random.Random(key).sample(level, min(views, len(level)))):
+                about = {"view": view, "azimuth": azimuth[view], "elevation": elevation[view]}
+                about["object"] = meta["id"]
+                name = f"{key} view {view}"
+                yield _item(fingerprint(name), words | meta, name, (i, view, count), **about)
+        except (KeyError, IndexError, TypeError) as error:
+            raise UserError(
+                f"{key} in {shards.where(i)} is not a rendered object ({error!r}): render it again with "
+                "`dd3g data render`"
+            ) from error
 
-    `items` and `fingerprint` are as of `DescribedPictures`.
 
-    Args:
-        found: the files that `dd3g data render` wrote.
-        shards: what is in them.
-        views: how many of each object at most; which ones depends on the object only.
-    """
-
-    def __init__(self, found: Found, shards: Shards, views: int) -> None:
-        self._shards = shards
-        self.items: list[Item] = []
-        self.fingerprint = f"{_files_fingerprint(found)}, {views} views"
-        for i in range(len(shards)):
-            key = shards.key(i)
-            meta = sample_metadata(shards.read(i, "json"))
-            try:
-                count, elevation, azimuth = len(meta["viewmats"]), meta["elevation"], meta["azimuth"]
-                words = {"text": " ".join(id_words(meta["id"]))}
-                level = level_views(meta["quads"], elevation) or list(range(count))
-                for view in sorted(random.Random(key).sample(level, min(views, len(level)))):
-                    about = {"view": view, "azimuth": azimuth[view], "elevation": elevation[view]}
-                    about["object"] = meta["id"]
-                    name = f"{key} view {view}"
-                    self.items.append(_item(fingerprint(name), words | meta, name, (i, view, count), **about))
-            except (KeyError, IndexError, TypeError) as error:
-                raise UserError(
-                    f"{key} in {shards.where(i)} is not a rendered object ({error!r}): render it again with "
-                    "`dd3g data render`"
-                ) from error
-
-    def open(self, item: Item) -> Image.Image:
-        """See `DescribedPictures.open`."""
-        index, view, count = item.place
-        sheet = _sheet(self._shards, index)
-        width = sheet.width // count
-        return read_rgba(sheet.crop((view * width, 0, (view + 1) * width, sheet.height)), item.name)
+def _open_view(shards: Shards, item: Item) -> Image.Image:
+    index, view, count = item.place
+    sheet = _sheet(shards, index)
+    width = sheet.width // count
+    return read_rgba(sheet.crop((view * width, 0, (view + 1) * width, sheet.height)), item.name)
 
 
 @lru_cache(maxsize=2)  # views of one object come one after the other
