@@ -58,47 +58,36 @@ def render_folder(
     items, missing = find_items(folder, options, styles or [], limit, layout)
     keys = fingerprint("\n".join(item.key for item in items))
     stored = {"styles": styles or [], "limit": limit, "objects": f"{len(items)} items {keys}"}
+    size, views = options.per_shard, 0
+    shards = {
+        output / f"renders-{i // size:05d}.tar": items[i : i + size] for i in range(0, len(items), size)
+    }
+    failed: dict[str, str] = {}
     with only_user(output):
         _check_same_options(output, asdict(options) | stored | {"mesh files": mesh_files(items)})
-        summary = _render_items(items, output, options, processes)
-    return summary | {"failed": missing | summary["failed"]}
-
-
-def _render_items(items: list[Item], output: Path, options: Options, processes: int) -> dict:
-    count = -(-len(items) // options.per_shard)
-    paths = [output / f"renders-{k:05d}.tar" for k in range(count)]
-    tasks = [
-        (path, items[k * options.per_shard : (k + 1) * options.per_shard], options)
-        for k, path in enumerate(paths)
-        if not path.exists()
-    ]
-    start, views = time.perf_counter(), 0
-    failed: dict[str, str] = {}
-    with Progress() as progress:
-        progress.phase("shards", count, count - len(tasks))
-        for done, bad in map_in_processes(render_shard, tasks, processes):
-            views += done
-            failed |= dict(bad)
-            for key, reason in bad:
-                progress.say(f"skipped {key}: {reason}")
-            progress.advance()
-    written = Shards(paths)
-    present = {written.key(i) for i in range(len(written))}
-    missing = {
-        i.key: failed.get(i.key, "could not be drawn in an earlier run")
-        for i in items
-        if i.key not in present
-    }
+        start = time.perf_counter()
+        tasks = [(path, part, options) for path, part in shards.items() if not path.exists()]
+        with Progress() as progress:
+            progress.phase("shards", len(shards), len(shards) - len(tasks))
+            for done, bad in map_in_processes(render_shard, tasks, processes):
+                views += done
+                failed |= dict(bad)
+                for key, reason in bad:
+                    progress.say(f"skipped {key}: {reason}")
+                progress.advance()
+        written = Shards([*shards])
+        present = {written.key(i) for i in range(len(written))}
+    earlier = "could not be drawn in an earlier run"
     return {
         "objects": len({i.found.id for i in items}),
         "items": len(written),
         "views": views,
         "shards": len(tasks),
-        "kept_shards": count - len(tasks),
-        "megabytes": round(sum(p.stat().st_size for p in paths) / 1e6, 1),
+        "kept_shards": len(shards) - len(tasks),
+        "megabytes": round(sum(p.stat().st_size for p in shards) / 1e6, 1),
         "seconds": round(time.perf_counter() - start, 1),
         "output": str(output),
-        "failed": missing,
+        "failed": missing | {i.key: failed.get(i.key, earlier) for i in items if i.key not in present},
     }
 
 
