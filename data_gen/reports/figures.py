@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,56 +92,52 @@ def read_figures(storage: Storage) -> Figures:
         UserError: when it is not a set, or a manifest is damaged.
     """
     figures = Figures(str(storage), options=read_options(storage))
-    accepted: dict[str, list[NDArray[np.float32]]] = {}
-    refused: dict[str, list[NDArray[np.float32]]] = {}
+    scores: list[defaultdict[str, array[float]]] = [defaultdict(lambda: array("f")) for _ in range(2)]
 
     def add_tries(passed: list[dict[str, Any]], failed: list[dict[str, Any]], seconds: dict) -> None:
         figures.tries += len(passed) + len(failed)
         figures.rejected.update(v["reason"] for v in failed)
         figures.seconds.update(seconds)
-        _add_scores(accepted, passed)
-        _add_scores(refused, failed)
+        for found, tries in zip(scores, (passed, failed), strict=True):
+            for name, value in (pair for one in tries for pair in one["scores"].items()):
+                found[name].append(value)
 
-    tries: Counter[str] = Counter()  # by id, of prompts with rejected tries
-    missing: set[str] = set()
     finished = finished_shards(storage)
+    missing: set[str] = set()
+    rejected: Counter[str] = Counter()  # by id, of prompts with rejected tries
     for number in finished:
         manifest = ShardManifest.read(storage, number)
-        _add_shard(figures, manifest)
         add_tries(manifest.records, manifest.rejections, manifest.seconds)
-        tries.update(r["id"] for r in manifest.rejections)
+        figures.shards += 1
+        figures.pictures += manifest.count
+        figures.bytes += manifest.bytes
+        figures.missing.update(manifest.missing.values())
         missing |= manifest.missing.keys()
+        for key, counts in manifest.made.items():
+            figures.made.setdefault(key, Counter()).update(counts)
+        for record in manifest.records:
+            figures.groups[record["group"]].pictures += 1
+            figures.groups[record["group"]].tries += 1
+        rejected.update(r["id"] for r in manifest.rejections)
+        if manifest.tries and manifest.seconds.get("wall"):
+            figures.speed.append((manifest.shard, manifest.seconds["wall"] / manifest.tries))
     for journal in _journals(storage, {shard_name(n) for n in finished}):
         passed = [v for v in journal["verdicts"] if not v["reason"]]
         figures.in_work += len(passed)
         add_tries(passed, [v for v in journal["verdicts"] if v["reason"]], journal["seconds"])
-    figures.accepted = {k: np.concatenate(v) for k, v in accepted.items()}
-    figures.refused = {k: np.concatenate(v) for k, v in refused.items()}
-    _add_prompts(figures, storage, tries, missing)
+    figures.accepted, figures.refused = ({k: np.array(v) for k, v in found.items()} for found in scores)
+    figures.asked = figures.done
+    if storage.exists(PROMPTS):  # their groups too: those of prompts without a picture stand nowhere else
+        prompts = stored_prompts(storage)
+        figures.asked = len(prompts)
+        for prompt in prompts:
+            group = figures.groups[prompt.group]
+            group.asked += 1
+            group.missing += prompt.id in missing
+            group.tries += rejected[prompt.id]
     if storage.folder is not None:
         figures.free = shutil.disk_usage(storage.folder).free
     return figures
-
-
-def _add_shard(figures: Figures, manifest: ShardManifest) -> None:
-    figures.shards += 1
-    figures.pictures += manifest.count
-    figures.bytes += manifest.bytes
-    figures.missing.update(manifest.missing.values())
-    for key, counts in manifest.made.items():
-        figures.made.setdefault(key, Counter()).update(counts)
-    for record in manifest.records:
-        group = figures.groups[record["group"]]
-        group.pictures += 1
-        group.tries += 1
-    if manifest.tries and manifest.seconds.get("wall"):
-        figures.speed.append((manifest.shard, manifest.seconds["wall"] / manifest.tries))
-
-
-def _add_scores(into: dict[str, list[NDArray[np.float32]]], records: Sequence[dict[str, Any]]) -> None:
-    for name in dict.fromkeys(k for r in records for k in r["scores"]):
-        values = [r["scores"][name] for r in records if name in r["scores"]]
-        into.setdefault(name, []).append(np.array(values, np.float32))
 
 
 def _journals(storage: Storage, finished: set[str]) -> Iterator[dict[str, Any]]:
@@ -155,20 +152,6 @@ def _journals(storage: Storage, finished: set[str]) -> Iterator[dict[str, Any]]:
                 continue
             if journal:
                 yield journal
-
-
-def _add_prompts(figures: Figures, storage: Storage, tries: Counter[str], missing: set[str]) -> None:
-    """What was asked for, and the groups of prompts that have no record."""
-    figures.asked = figures.done
-    if not storage.exists(PROMPTS):
-        return
-    prompts = stored_prompts(storage)
-    figures.asked = len(prompts)
-    for prompt in prompts:
-        group = figures.groups[prompt.group]
-        group.asked += 1
-        group.missing += prompt.id in missing
-        group.tries += tries[prompt.id]
 
 
 @dataclass(frozen=True)
