@@ -151,43 +151,38 @@ def check_parts(
         converted = not (here / "spiece.model").exists() or (here / "tokenizer.json").exists()
         if not converted and not installed("sentencepiece"):
             raise UserError(f"{here} needs sentencepiece to be read: pip install sentencepiece protobuf")
-        _check_files(here)
-        if (here / "config.json").exists():  # tokenizers and schedulers have none
-            _check_weights(here, variant)
+        _check_part(here, variant)
 
 
-def _check_files(part: Path) -> None:
+def _check_part(part: Path, variant: str) -> None:
     """Where a file is missing, libraries take their defaults: a network of another shape, or no words."""
-    if any(part.glob("[!.]*.safetensors")) and not (part / "config.json").exists():
+    network = (part / "config.json").exists()  # tokenizers and schedulers have none
+    weights = sorted(part.glob("[!.]*.safetensors"))
+    if weights and not network:
         raise UserError(f"{part / 'config.json'} is missing: copy or download it again")
     if part.name.startswith("tokenizer") and not any(
         all((part / name).exists() for name in names) for names in _WORDS
     ):
         said = ", or ".join(" and ".join(names) for names in _WORDS)
         raise UserError(f"{part} holds no vocabulary ({said}): copy or download it again")
-    for file in sorted(part.glob("[!.]*.json")):
-        if not is_whole(file):
-            raise UserError(f"{file} is damaged or cut short: copy or download it again")
-
-
-def _check_weights(part: Path, variant: str) -> None:
-    files = sorted(part.glob("[!.]*.safetensors"))
-    for file in files:
+    for file in (*sorted(part.glob("[!.]*.json")), *weights):
+        if is_whole(file):
+            continue
         with open(file, "rb") as stream:
-            if stream.read(40).startswith(b"version https://git-lfs"):
-                raise UserError(
-                    f"{file} is a Git LFS pointer, not the weights: run `git lfs pull` in {part.parent}"
-                )
-        if not is_whole(file):
-            raise UserError(f"{file} is damaged or cut short: copy or download it again")
-    if not files:
+            pointer = stream.read(40).startswith(b"version https://git-lfs")
+        if pointer:
+            raise UserError(f"{file} is a Git LFS pointer, not the file: run `git lfs pull` in {part.parent}")
+        raise UserError(f"{file} is damaged or cut short: copy or download it again")
+    if not network:
+        return
+    if not weights:
         pickles = any(path.suffix in (".bin", ".ckpt", ".pt") for path in part.iterdir())
         why = "only as pickles, which are never loaded" if pickles else "none at all"
         raise UserError(
             f"{part} has no weights in the safetensors format ({why}): get the pipeline with its "
             "*.safetensors files, or load it with diffusers and write it with save_pretrained"
         )
-    variants = {m["variant"] or "" for f in files if (m := _NAME.fullmatch(f.name))}
+    variants = {m["variant"] or "" for f in weights if (m := _NAME.fullmatch(f.name))}
     if "" not in variants and variant not in variants:
         has = ", ".join(sorted(variants))
         raise UserError(f"{part} has its weights only in the variant {has}: set model.variant={has}")
