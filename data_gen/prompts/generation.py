@@ -64,7 +64,7 @@ def capacity(grammar: Grammar) -> int:
         len(nouns) * min(grammar.choices(group, noun).count() for noun in nouns)
         for group, nouns in grammar.nouns.items()
     ]
-    return len(rounds) * min(rounds) * len(grammar.scene)
+    return len(rounds) * min(rounds) * math.prod(map(len, grammar.scene))
 
 
 def _turns(grammar: Grammar, seed: int) -> Iterator[tuple[str, str]]:
@@ -83,9 +83,10 @@ def _turns(grammar: Grammar, seed: int) -> Iterator[tuple[str, str]]:
 
 def _said(grammar: Grammar, group: str, noun: str, seed: int) -> Iterator[Prompt]:
     """Ever new prompts about one noun."""
-    c, s = grammar.choices(group, noun), grammar.scene
-    lists = (c.materials, c.states, c.colours, s.styles, s.views, s.lights, s.backgrounds)
-    shape, scenes, fits = tuple(map(len, lists)), len(s), c.fits.ravel()
+    c = grammar.choices(group, noun)
+    lists = (c.materials, c.states, c.colours, *grammar.scene)
+    shape, fits = tuple(map(len, lists)), c.fits.ravel()
+    scenes = math.prod(shape[3:])
     rng = random.Random(f"{seed} {noun}")
     used: set[int] = set()
 

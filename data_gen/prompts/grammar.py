@@ -16,19 +16,6 @@ WHOLE = "whole object in view"
 
 
 @dataclass(frozen=True)
-class Scene:
-    """How an object is shown; every combination is possible."""
-
-    styles: tuple[str, ...]
-    views: tuple[str, ...]
-    lights: tuple[str, ...]
-    backgrounds: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.styles) * len(self.views) * len(self.lights) * len(self.backgrounds)
-
-
-@dataclass(frozen=True)
 class Choices:
     """What a prompt may say of one noun; index 0 of each list says nothing."""
 
@@ -53,12 +40,9 @@ class Grammar:
 
     def __init__(self, folder: Path = WORDS) -> None:
         rules = yaml.safe_load((folder / "kinds.yaml").read_text(encoding="utf-8"))
-        self.scene = Scene(
-            _list(rules["styles"]),
-            _list(rules["views"], ";"),
-            _list(rules["lights"]),
-            _list(rules["backgrounds"]),
-        )
+        # How an object is shown: styles, views, lights and backgrounds; every combination is possible
+        self.scene = [_list(rules["styles"]), _list(rules["views"], ";")]
+        self.scene += [_list(rules["lights"]), _list(rules["backgrounds"])]
         self.colours = _list(rules["colours"])
         self._sets = {k: words(rules[k]) for k in ("substances", "tints", "tinted", "metals")}
         self._alone = set(_list(rules["alone"]))
