@@ -133,11 +133,12 @@ def rewrite_prompts(
     taken = {p.id for p in prompts}  # originals that stay must stay the only ones
     result = []
     for prompt, answer in zip(prompts, answers, strict=True):
-        rewritten = _rewritten(prompt, usable(answer, prompt))
-        if rewritten.id in taken:
-            rewritten = prompt
-        taken.add(rewritten.id)
-        result.append(rewritten)
+        head = usable(answer, prompt)
+        text = head + prompt.text.removeprefix(_head(prompt))
+        if head and len(text) <= MAX_CHARACTERS and prompt_id(text) not in taken:
+            prompt = replace(prompt, id=prompt_id(text), text=text)
+        taken.add(prompt.id)
+        result.append(prompt)
     return result, sum(a != b for a, b in zip(result, prompts, strict=True))
 
 
@@ -165,13 +166,6 @@ def usable(answer: str, prompt: Prompt) -> str:
 
 def _head(prompt: Prompt) -> str:
     return prompt.text.partition(f", {prompt.view}")[0] if prompt.view else prompt.text
-
-
-def _rewritten(prompt: Prompt, head: str) -> Prompt:
-    text = head + prompt.text.removeprefix(_head(prompt))
-    if not head or len(text) > MAX_CHARACTERS:
-        return prompt
-    return replace(prompt, id=prompt_id(text), text=text)
 
 
 def _resume(journal: Path, options: dict[str, Any]) -> list[str]:
