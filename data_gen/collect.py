@@ -5,7 +5,7 @@ dd3g data collect PICTURES --output SET
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -127,16 +127,13 @@ def _backend(
         opaque.add(item.prompt.id)
         return image.convert("RGB")
 
-    def draw(batch: list[DrawRequest]) -> Sequence[Image.Image | str]:
-        return [opened(request) for request in batch]
-
     def more(request: DrawRequest) -> dict[str, Any]:
         matte = config.matte.model if request.prompt.id in opaque else "own alpha"
         return dict(items[request.prompt.id].about) | {"matte": matte}
 
     about = {"model": MODEL, "licence": config.licence, "size": config.matte.size}
     with MattePool(config.matte) as pool:
-        yield PictureBackend(draw, pool.submit, about, more)
+        yield PictureBackend(lambda batch: [opened(request) for request in batch], pool.submit, about, more)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -104,10 +105,8 @@ class MattePool(AbstractContextManager):
         Returns:
             Future of one result a picture; it raises what `matte_and_frame` raises.
         """
-        return self._batches.submit(self._batch, list(images))
-
-    def _batch(self, images: list[Image.Image]) -> list[Matted | None]:
-        return list(self._pictures.map(lambda image: matte_and_frame(image, self.config), images))
+        matte = partial(matte_and_frame, config=self.config)
+        return self._batches.submit(lambda: list(self._pictures.map(matte, images)))
 
     def __exit__(self, *exc: object) -> None:
         self._batches.shutdown(cancel_futures=True)

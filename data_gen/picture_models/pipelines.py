@@ -132,11 +132,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         UserError: for float16 on the CPU.
     """
     if name == "auto":
-        if device.type == "cuda":
-            return (
-                torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-            )
-        return torch.float16 if device.type == "mps" else torch.float32
+        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        return torch.float16 if device.type in ("cuda", "mps") else torch.float32
     if name == "float16" and device.type == "cpu":
         raise UserError("model.dtype=float16 needs a GPU: take float32 or bfloat16 on the CPU")
     return getattr(torch, name)
