@@ -220,18 +220,12 @@ class _Collate:
         raise UserError(f"{bad[-1]} ({SPARES} samples in a row are damaged)")
 
 
-def _finite(sample: Batch, index: int) -> Batch:
-    for name, value in _tensors(sample):
-        if not value.isfinite().all():
-            raise UserError(f"sample {index} of the run has {name} that is not finite")
-    return sample
-
-
-def _tensors(sample: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a sample, and of what it is made of, such as cameras."""
+def _finite(sample: Any, index: int, prefix: str = "") -> Any:
+    """A sample whose tensors are finite, and those of what it is made of, such as cameras."""
     for f in fields(sample):
-        value = getattr(sample, f.name)
-        if isinstance(value, Tensor):
-            yield prefix + f.name, value
-        elif is_dataclass(value):
-            yield from _tensors(value, f"{prefix}{f.name}.")
+        value, name = getattr(sample, f.name), prefix + f.name
+        if isinstance(value, Tensor) and not value.isfinite().all():
+            raise UserError(f"sample {index} of the run has {name} that is not finite")
+        if is_dataclass(value):
+            _finite(value, index, f"{name}.")
+    return sample
