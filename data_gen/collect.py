@@ -14,9 +14,8 @@ from PIL import Image
 
 from data_gen.filters.mattes import MatteConfig, MattePool
 from data_gen.filters.rules import UNREADABLE, FilterConfig
-from data_gen.shards import command
 from data_gen.shards.dataset import DatasetSpec, DrawRequest, PictureBackend, flat_options
-from data_gen.shards.generate import generate_shards
+from data_gen.shards.generate import generate_shards, run
 from data_gen.shards.manifest import read_manifests
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
@@ -137,5 +136,5 @@ def _backend(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code of `data_gen.shards.command.run`."""
-    return command.run(collect, CollectConfig, "dd3g data collect", argv)
+    """Command line; returns the exit code of `data_gen.shards.generate.run`."""
+    return run(collect, CollectConfig, "dd3g data collect", argv)

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from data_gen.filters.mattes import MatteConfig
 from data_gen.filters.rules import FilterConfig
 from data_gen.picture_models.protocol import ModelConfig
-from data_gen.shards import command
 from data_gen.shards.dataset import DatasetSpec, DrawRequest, PictureBackend, flat_options
-from data_gen.shards.generate import generate_shards
+from data_gen.shards.generate import generate_shards, run
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.storage import Storage
 from dd3g.command.progress import Progress, print_first
@@ -130,5 +129,5 @@ def _prompts(path: str, quiet: bool) -> list[Prompt]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code of `data_gen.shards.command.run`."""
-    return command.run(synthesize, SynthesizeConfig, "dd3g data synthesize", argv)
+    """Command line; returns the exit code of `data_gen.shards.generate.run`."""
+    return run(synthesize, SynthesizeConfig, "dd3g data synthesize", argv)
