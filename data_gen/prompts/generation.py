@@ -35,12 +35,7 @@ _VOWEL = ("hour", "heir", "honest")
 def make_prompts(count: int, seed: int = 0, grammar: Grammar | None = None) -> list[Prompt]:
     """Different prompts, equally many of each group and, within a group, of each noun.
 
-    The first n of a longer list are the list of n with the same seed.
-
-    Args:
-        count: how many.
-        seed: of the order and of all choices.
-        grammar: None takes the package's own.
+    The first n of a longer list are the list of n with the same seed, which decides order and choices.
 
     Raises:
         UserError: when the grammar has fewer than `count`.

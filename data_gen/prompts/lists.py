@@ -62,11 +62,7 @@ def write_prompts(path: str | Path, prompts: Iterable[Prompt]) -> None:
 
 
 def read_prompts(path: str | Path, advice: str = _ADVICE) -> list[Prompt]:
-    """Read what `write_prompts` wrote.
-
-    Args:
-        path: of the file.
-        advice: what to do with a line that is not a prompt.
+    """Read what `write_prompts` wrote; `advice` says what to do with a line that is not a prompt.
 
     Raises:
         UserError: when it is missing, empty, not such a file, or names an id twice.

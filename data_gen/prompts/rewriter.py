@@ -97,12 +97,7 @@ def rewrite_prompts(
     """Rewrite a list, going on where an earlier run was stopped.
 
     Only what comes before the view is rewritten, so the whole object stays in view before a plain background.
-
-    Args:
-        prompts: to be rewritten.
-        rewriter: answers batch by batch.
-        journal: file of the answers so far; the caller deletes it when the result is safe.
-        advance: is called with how many prompts it had.
+    The journal is the file of the answers so far; the caller deletes it when the result is safe.
 
     Returns:
         The prompts in order, each rewritten or, where the answer is of no use or repeats another prompt, as

@@ -38,13 +38,9 @@ _RESUME = "run the command that makes the set again"
 def verify(
     storage: Storage, threads: int = 1, write: bool = False, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Look at everything in a dataset.
+    """Look at everything in a dataset, at as many shards at once as `threads` says.
 
-    Args:
-        storage: of the dataset.
-        threads: shards looked at at once.
-        write: write index.json and the card anew when all else is well.
-        progress: counts the pictures looked at.
+    With `write`, index.json and the card are written anew when all else is well.
 
     Returns:
         {"output", "shards", "pictures", "missing", "problems" (sentences), "ok"}.

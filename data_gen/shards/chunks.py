@@ -31,14 +31,9 @@ def review(
     reasons: list[str],
     mattes: list[Matted | None],
 ) -> tuple[list[dict[str, Any]], list[Sample]]:
-    """Judge a batch and encode what passes.
+    """Judge a batch of tries and encode what passes.
 
-    Args:
-        spec: the dataset.
-        backend: what made the pictures.
-        batch: the tries.
-        reasons: why there is no picture, one a try; "" where there is one.
-        mattes: of the pictures that there are.
+    `reasons` say why a try has no picture, "" where it has one; `mattes` are of those that there are.
 
     Returns:
         Of each try a verdict (id, attempt, seed, reason or "", scores, hash), and the samples that passed.

@@ -36,14 +36,8 @@ def merge(
     """Copy datasets into a new one; killed and started again, it resumes.
 
     Where several datasets have a picture of one id, and where pictures of several are near duplicates, that
-    of the first stays.
-
-    Args:
-        sources: complete datasets.
-        output: of the merged one.
-        distance: differing bits of the perceptual hash up to which two pictures are near duplicates; below 0
-            they are not looked for.
-        progress: counts the pictures copied.
+    of the first stays. Near duplicates differ in up to `distance` bits of their perceptual hashes; below 0
+    they are not looked for.
 
     Returns:
         What `write_index` returns, and "output", "collisions" (ids) and "duplicates" (ids).
