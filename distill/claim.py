@@ -101,7 +101,7 @@ def compared(report: dict[str, Any], kinds: set[str]) -> list[dict[str, Any]]:
         ("solid", "raw"), metric, `a` and `b` (means without and with quadruples), and what
         `paired_difference` gives.
     """
-    from distill.evaluation.statistics import paired_difference
+    from distill.evaluation.paired import paired_difference
 
     seen = np.array([about["style"] in kinds for about in report["objects"]])
     groups = {"all": seen | True, "seen": seen, "unseen": ~seen}

@@ -25,6 +25,7 @@ from distill.evaluation.metrics import bootstrap_mean
 from distill.evaluation.options import Evaluation
 from distill.evaluation.outside import parse_predictions
 from distill.evaluation.packing import from_png, unpacked
+from distill.evaluation.paired import COMPARED, differences
 from distill.evaluation.protocol import RULES, Protocol, load_protocol
 from distill.evaluation.report import evenly, save_sheets, write_csv
 from distill.evaluation.scores import (
@@ -34,12 +35,9 @@ from distill.evaluation.scores import (
     compare_with_quadruples,
     summarise,
 )
-from distill.evaluation.statistics import differences
 from distill.evaluation.tables import save_page, save_tables
 from distill.evaluation.targets import FoundTargets, Targets, open_targets
 from distill.evaluation.work import Job, Work
-
-COMPARED = ("psnr", "ssim", "iou", "st_lpips", "lpips", "clip", "chamfer", "f_")  # of which rows are paired
 
 
 def evaluate(source: Path | Sequence[Path], output: Path, options: Evaluation) -> dict[str, Any]:

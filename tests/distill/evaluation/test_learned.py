@@ -11,7 +11,7 @@ import torch
 from dd3g.errors import UserError
 from distill.evaluation import learned
 from distill.evaluation.learned import frechet_distance, kernel_distance, load_metrics
-from distill.evaluation.statistics import paired_difference, sign_flip_p
+from distill.evaluation.paired import paired_difference, sign_flip_p
 
 
 def test_frechet_distance_equals_its_definition():
