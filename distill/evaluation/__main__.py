@@ -13,7 +13,7 @@ import typer
 from dd3g.command.run import Json, run_command
 from dd3g.command.setting import flattened
 from dd3g.errors import UserError
-from distill.evaluation.options import Evaluation
+from distill.evaluation.protocol import Evaluation
 
 
 @flattened

@@ -22,11 +22,10 @@ from dd3g.machine import provenance
 from dd3g.processes import map_in_processes, usable_cores
 from distill.evaluation.learned import frechet_distance, kernel_distance, load_metrics
 from distill.evaluation.metrics import bootstrap_mean
-from distill.evaluation.options import Evaluation
 from distill.evaluation.outside import parse_predictions
 from distill.evaluation.packing import from_png, unpacked
 from distill.evaluation.paired import COMPARED, differences
-from distill.evaluation.protocol import RULES, Protocol, load_protocol
+from distill.evaluation.protocol import RULES, Evaluation, Protocol, load_protocol
 from distill.evaluation.report import evenly, save_sheets, write_csv
 from distill.evaluation.scores import (
     BANDS,

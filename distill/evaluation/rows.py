@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
-from distill.evaluation.options import Evaluation, labelled
 from distill.evaluation.outside import parse_predictions
 from distill.evaluation.predictors import (
     Drawing,
@@ -29,6 +28,7 @@ from distill.evaluation.predictors import (
     teacher_views,
     true_shape,
 )
+from distill.evaluation.protocol import Evaluation, labelled
 from distill.evaluation.targets import frame
 
 if TYPE_CHECKING:

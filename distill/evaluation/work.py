@@ -18,11 +18,10 @@ from dd3g.io.atomic import replacing
 from distill.evaluation.alignment import find_move, moved
 from distill.evaluation.learned import Metric, load_metrics
 from distill.evaluation.metrics import psnr
-from distill.evaluation.options import Evaluation
 from distill.evaluation.outside import parse_predictions
 from distill.evaluation.packing import packed, png, save_input, strip, turn
 from distill.evaluation.predictors import Drawing, Pictures, Predictor, Target
-from distill.evaluation.protocol import Protocol
+from distill.evaluation.protocol import Evaluation, Protocol
 from distill.evaluation.report import NOT_ON_SHEETS, sheet_tiles, titled_tiles, true_tiles
 from distill.evaluation.rows import make_rows
 from distill.evaluation.scores import score, surface_score, true_features

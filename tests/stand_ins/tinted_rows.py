@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from distill.evaluation import compare as tool
-from distill.evaluation.options import Evaluation
 from distill.evaluation.predictors import Drawing, Prediction, Target
+from distill.evaluation.protocol import Evaluation
 
 SMALL = ("sizes=[16]", "test_rings=[[10,3,60]]", "supersample=1", "metrics=[]", "rig=false")
 ASKED: list[tuple[str, str]] = []

@@ -18,7 +18,7 @@ from dd3g.pepd import GeneratorConfig
 from dd3g.rasterizer import rasterize
 from distill.evaluation import compare as tool
 from distill.evaluation.__main__ import main
-from distill.evaluation.options import Evaluation
+from distill.evaluation.protocol import Evaluation
 from distill.evaluation.report import (
     print_table,
 )

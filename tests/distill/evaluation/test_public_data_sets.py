@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from distill.evaluation import compare as tool
-from distill.evaluation.options import Evaluation
+from distill.evaluation.protocol import Evaluation
 
 sys.path.append(str(Path(__file__).parents[2] / "dd3g" / "meshes"))
 from test_camera_layouts import blender_poses  # noqa: E402

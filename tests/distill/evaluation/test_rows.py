@@ -12,8 +12,8 @@ from dd3g.gaussians import Gaussians
 from dd3g.pepd import Generator, GeneratorConfig
 from dd3g.rasterizer import rasterize
 from distill.evaluation import rows, work
-from distill.evaluation.options import Evaluation, labelled
 from distill.evaluation.predictors import all_white
+from distill.evaluation.protocol import Evaluation, labelled
 from distill.evaluation.rows import BASELINES, KINDS, make_rows
 from distill.evaluation.targets import assembled
 
