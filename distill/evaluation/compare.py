@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from dd3g.fingerprint import fingerprint
 from dd3g.io.atomic import check_writable, replacing
 from dd3g.machine import provenance
 from dd3g.processes import map_in_processes, usable_cores
-from distill.evaluation.learned import frechet_distance, kernel_distance, load_metrics
+from distill.evaluation.learned import frechet_distance, kernel_distance
 from distill.evaluation.metrics import bootstrap_mean
-from distill.evaluation.outside import parse_predictions
+from distill.evaluation.outside import Predictions
 from distill.evaluation.packing import from_png, unpacked
 from distill.evaluation.paired import COMPARED, differences
-from distill.evaluation.protocol import RULES, Evaluation, Protocol, load_protocol
-from distill.evaluation.report import evenly, save_sheets, write_csv
+from distill.evaluation.protocol import RULES, Evaluation
+from distill.evaluation.report import save_sheets, write_csv
 from distill.evaluation.scores import (
     BANDS,
     FINE_INPUT,
@@ -35,8 +35,7 @@ from distill.evaluation.scores import (
     summarise,
 )
 from distill.evaluation.tables import save_page, save_tables
-from distill.evaluation.targets import FoundTargets, Targets, open_targets
-from distill.evaluation.work import Job, Work
+from distill.evaluation.work import Work
 
 
 def evaluate(source: Path | Sequence[Path], output: Path, options: Evaluation) -> dict[str, Any]:
@@ -53,26 +52,18 @@ def evaluate(source: Path | Sequence[Path], output: Path, options: Evaluation) -
     Raises:
         UserError: nothing to evaluate, unknown weights, a damaged shard, an output that cannot be written.
     """
-    o = options
-    protocol, rows = _protocol(o), _rows(o)
-    targets, failed = open_targets(source, protocol, o.layout, o.limit)
-    _check_predictions(rows, targets)
-    about = provenance(o.device)
-    job = Job(
-        source=(source,) if isinstance(source, Path) else tuple(source),
-        options=o,
-        protocol=protocol,
-        rows=rows,
-        output=output,
-        on_sheet=frozenset(targets.ids[i] for i in evenly(len(targets), o.sheet_objects)),
-        code=f"{dd3g.__version__} {about['commit']}",
-    )
-    work = Work(job)  # here too: what cannot be loaded is reported before other processes start
+    o, about = options, provenance(options.device)
+    sources = [source] if isinstance(source, Path) else list(source)
+    begin = partial(Work, sources, o, output, f"{dd3g.__version__} {about['commit']}")
+    work = begin()  # here too: what cannot be loaded is reported before other processes start
+    for predictor in (p for rows in work.rows.values() for p in rows.values()):
+        if isinstance(predictor, Predictions):
+            predictor.check(work.targets.ids)
     models = _quadruple_models(o)
     check_writable(output)
-    processes = _processes(o, len(targets))
-    found = list(_results(job, work, len(targets), processes))
-    failed |= {one["id"]: one["failed"] for one in found if "failed" in one}
+    processes = _processes(o, len(work.targets))
+    found = list(_results(begin, work, processes))
+    failed = work.failed | {one["id"]: one["failed"] for one in found if "failed" in one}
     results = [one for one in found if "failed" not in one]
     if not results:
         raise UserError(f"no object could be drawn: {'; '.join(f'{k}: {v}' for k, v in failed.items())}")
@@ -81,7 +72,7 @@ def evaluate(source: Path | Sequence[Path], output: Path, options: Evaluation) -
         for label, row in _by_label(one).items():
             scores.setdefault(label, []).append(row)
 
-    report = about | _described(job, targets, results) | _compared(results, scores, o.seed)
+    report = about | _described(work, results) | _compared(results, scores, o.seed)
     report["data"] |= {"failed": failed, "processes": processes}
     sheets = save_sheets(output, _on_sheets(results))
     report |= {"generators": o.generators, "teacher": o.teacher, "sheets": [sheet.name for sheet in sheets]}
@@ -92,29 +83,6 @@ def evaluate(source: Path | Sequence[Path], output: Path, options: Evaluation) -
         }
     _write(report, scores, results, output, o.page)
     return report
-
-
-def _protocol(options: Evaluation) -> Protocol:
-    protocol = load_protocol(options.protocol, options.changes)
-    if not options.size:
-        return protocol
-    larger = (size for size in protocol.sizes[1:] if size > options.size)
-    return replace(protocol, sizes=[options.size, *larger])
-
-
-def _rows(options: Evaluation) -> tuple[str, ...]:
-    """Every row as KIND=VALUE, in the order of tables."""
-    o = options
-    rows = (
-        *["baseline"] * o.baselines,
-        *([f"teacher={o.teacher}"] if o.teacher else []),
-        *o.row,
-        *(f"predictions={words}" for words in o.predictions),
-        *(f"generator={label}={path}" for label, path in o.generators.items()),
-    )
-    if not rows:
-        raise UserError("there is nothing to evaluate: give --generator, --predictions or --row")
-    return rows
 
 
 def _by_label(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -139,9 +107,9 @@ def _write(
         part.write_text(json.dumps(report, indent=1))
 
 
-def _described(job: Job, targets: Targets | FoundTargets, results: list[dict[str, Any]]) -> dict[str, Any]:
+def _described(work: Work, results: list[dict[str, Any]]) -> dict[str, Any]:
     """Protocol, metrics and objects of a report."""
-    o, used = job.options, targets.protocol(job.protocol)
+    o, used = work.options, work.targets.protocol(work.protocol)
     first_size = used.sizes[0]
     objects = [{key: result[key] for key in ("id", "style", "hash")} for result in results]
     return {
@@ -151,10 +119,10 @@ def _described(job: Job, targets: Targets | FoundTargets, results: list[dict[str
         },
         "objects": objects,
         "objects_hash": fingerprint("\n".join(f"{one['id']} {one['hash']}" for one in objects)),
-        "metrics": load_metrics(job.protocol.metrics)[1],
+        "metrics": work.about_metrics,
         "data": {
-            "source": " ".join(map(str, job.source)),
-            "layout": targets.layout,
+            "source": " ".join(map(str, work.source)),
+            "layout": work.targets.layout,
             "objects": len(results),
             "size": first_size,
             "fine_size": FINE_VIEWS if FINE_VIEWS in used.sizes[1:] else first_size,
@@ -239,13 +207,6 @@ def _on_sheets(results: list[dict[str, Any]]) -> Iterator[list[tuple[str, Tensor
             yield [(found["id"], from_png(found["tiles"])), *tiles]
 
 
-def _check_predictions(rows: Sequence[str], targets: Targets | FoundTargets) -> None:
-    for words in rows:
-        kind, _, value = words.partition("=")
-        if kind == "predictions":
-            parse_predictions(value).check(targets.ids)
-
-
 def _quadruple_models(options: Evaluation) -> dict[str, Any]:
     """Generators that are compared with quadruples, by label; refused when they take other noise."""
     if options.quadruples is None:
@@ -272,26 +233,27 @@ def _processes(options: Evaluation, objects: int) -> int:
     return 1 if options.device != "cpu" or objects < 8 else min(usable_cores(), objects)
 
 
-def _results(job: Job, work: Work, count: int, processes: int) -> Iterator[dict[str, Any]]:
+def _results(begin: Callable[[], Work], work: Work, processes: int) -> Iterator[dict[str, Any]]:
     """Results of all objects."""
-    found: Iterator[dict[str, Any]] = map(work, range(count))
+    indices = range(len(work.targets))
+    found: Iterator[dict[str, Any]] = map(work, indices)
     if processes > 1:
-        found = map_in_processes(_do, range(count), processes, partial(_start, job, processes))
-    with Progress(total=count, name="objects") as progress:
+        found = map_in_processes(_do, indices, processes, partial(_start, begin, processes))
+    with Progress(total=len(indices), name="objects") as progress:
         yield from progress.each(found)
 
 
 _work: Work  # of a worker process
 
 
-def _start(job: Job, processes: int) -> None:
+def _start(begin: Callable[[], Work], processes: int) -> None:
     import numba
 
     threads = max(1, usable_cores() // processes)
     torch.set_num_threads(threads)
     numba.set_num_threads(min(threads, numba.get_num_threads()))
     global _work
-    _work = Work(job)
+    _work = begin()
 
 
 def _do(index: int) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -99,6 +100,24 @@ class Evaluation:
             result[label] = path
         return result
 
+    @property
+    def rows(self) -> list[str]:
+        """Every row as KIND=VALUE, in the order of tables.
+
+        Raises:
+            UserError: when there is none.
+        """
+        rows = [
+            *["baseline"] * self.baselines,
+            *([f"teacher={self.teacher}"] if self.teacher else []),
+            *self.row,
+            *(f"predictions={words}" for words in self.predictions),
+            *(f"generator={label}={path}" for label, path in self.generators.items()),
+        ]
+        if not rows:
+            raise UserError("there is nothing to evaluate: give --generator, --predictions or --row")
+        return rows
+
 
 def labelled(value: str) -> tuple[str, str]:
     """Label and path: "A=path" -> A and path, "nano" -> nano twice."""
@@ -174,17 +193,18 @@ class Protocol:
         ]
 
 
-def load_protocol(name: str, changes: list[str] | None = None) -> Protocol:
+def load_protocol(name: str, changes: Sequence[str] = (), size: int = 0) -> Protocol:
     """A protocol by the name of one that ships, or from a file.
 
     Args:
         name: "house", or the path of a YAML file.
         changes: "key=value" each; they change the hash.
+        size: pixels per side of what is scored; 0 takes the protocol's.
 
     Raises:
         UserError: no such file, an unknown key, or a value that cannot be.
     """
-    protocol = parse(["--config", str(find_config(name, FOLDER)), *(changes or [])], Protocol)
+    protocol = parse(["--config", str(find_config(name, FOLDER)), *changes], Protocol)
     from distill.evaluation.learned import METRICS
 
     for metric in protocol.metrics:
@@ -194,4 +214,6 @@ def load_protocol(name: str, changes: list[str] | None = None) -> Protocol:
         raise UserError(f"{name}: sizes must rise from 16 pixels on, got {protocol.sizes}")
     if any(len(ring) != 3 or ring[1] < 1 for ring in protocol.test_rings) or not protocol.test_rings:
         raise UserError(f"{name}: each of test_rings is [elevation, number, first azimuth], at least one")
-    return protocol
+    if not size:
+        return protocol
+    return replace(protocol, sizes=[size, *(larger for larger in protocol.sizes[1:] if larger > size)])

@@ -21,29 +21,35 @@ from distill.evaluation.metrics import psnr
 from distill.evaluation.outside import parse_predictions
 from distill.evaluation.packing import packed, png, save_input, strip, turn
 from distill.evaluation.predictors import Drawing, Pictures, Predictor, Target
-from distill.evaluation.protocol import Evaluation, Protocol
-from distill.evaluation.report import NOT_ON_SHEETS, sheet_tiles, titled_tiles, true_tiles
+from distill.evaluation.protocol import Evaluation, load_protocol
+from distill.evaluation.report import NOT_ON_SHEETS, evenly, sheet_tiles, titled_tiles, true_tiles
 from distill.evaluation.rows import make_rows
 from distill.evaluation.scores import score, surface_score, true_features
 from distill.evaluation.targets import Targets, open_targets
 from distill.pictures import on_white
 
 
-@dataclass(frozen=True)
-class Job:
-    """What one evaluation asks of each of its objects; it travels to other processes."""
+@dataclass
+class Work:
+    """Rows and metrics loaded once, then applied to one object after another."""
 
-    source: tuple[Path, ...]  # folders, see `open_targets`
+    source: Sequence[Path]  # folders, see `open_targets`
     options: Evaluation  # of the command
-    protocol: Protocol  # see there
-    rows: tuple[str, ...]  # "KIND=VALUE" each, see `make_rows`
     output: Path  # folder of the evaluation
-    on_sheet: frozenset[str]  # ids of objects whose views are stored for sheets
     code: str  # version and commit of this program
 
-    def path(self, id: str) -> Path:
-        """The file of an object's results."""
-        return self.output / "objects" / f"{id.replace('/', '-')}.json"
+    def __post_init__(self) -> None:
+        o, place = self.options, torch.device(self.options.device)
+        if place.type == "cuda" and place.index is not None:
+            torch.cuda.set_device(place)  # time and memory are measured there
+        self.protocol = load_protocol(o.protocol, o.changes, o.size)
+        self.targets, self.failed = open_targets(self.source, self.protocol, o.layout, o.limit)
+        ids = self.targets.ids
+        self.on_sheet = {ids[i] for i in evenly(len(ids), o.sheet_objects)}
+        self.metrics, self.about_metrics = load_metrics(self.protocol.metrics)
+        self.rows = make_rows(o.rows, o)
+        self._others = [make_rows(o.rows, replace(o, seed=o.seed + k)) for k in range(1, o.seeds)]
+        self._warm: set[str] = set()
 
     def stamp(self, words: str, id: str, data: str) -> str:
         """What must be the same for a stored row to be of use; `data` describes the object's files."""
@@ -52,30 +58,14 @@ class Job:
         parts = (words, id, self.protocol.hash, *rest, id in self.on_sheet, self.code, data)
         return fingerprint("\n".join(map(str, (*parts, _listed(_read_by(words, id))))))
 
-
-class Work:
-    """Rows and metrics loaded once, then applied to one object after another."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        place = torch.device(job.options.device)
-        if place.type == "cuda" and place.index is not None:
-            torch.cuda.set_device(place)  # time and memory are measured there
-        o = job.options
-        self.targets, _ = open_targets(job.source, job.protocol, o.layout, o.limit)
-        self.metrics, _ = load_metrics(job.protocol.metrics)
-        self.rows = make_rows(job.rows, o)
-        self._others = [make_rows(job.rows, replace(o, seed=o.seed + k)) for k in range(1, o.seeds)]
-        self._warm: set[str] = set()
-
     def __call__(self, index: int) -> dict[str, Any]:
-        """Results of one object: from its file where they are of this job, computed and stored otherwise."""
-        job, id = self.job, self.targets.ids[index]
-        path, data = job.path(id), _listed(self.targets.files(index))
-        stamps = {words: job.stamp(words, id, data) for words in job.rows}
+        """Results of one object: from its file where they are of this work, computed and stored otherwise."""
+        id, data = self.targets.ids[index], _listed(self.targets.files(index))
+        path = self.output / "objects" / f"{id.replace('/', '-')}.json"
+        stamps = {words: self.stamp(words, id, data) for words in self.rows}
         stored = _stored(path)
-        have = {words: part for words in job.rows if (part := stored["rows"].get(stamps[words]))}
-        if len(have) == len(job.rows):
+        have = {words: part for words in self.rows if (part := stored["rows"].get(stamps[words]))}
+        if len(have) == len(self.rows):
             return stored | {"rows": have, "new": False}
         try:
             target = self.targets[index]
@@ -83,7 +73,7 @@ class Work:
             if isinstance(error, UserError) and isinstance(self.targets, Targets):
                 raise  # a damaged shard holds more than this object
             return {"id": id, "failed": first_line(error)}
-        expected = job.protocol.pinned().get(id) or target.hash
+        expected = self.protocol.pinned().get(id) or target.hash
         if expected != target.hash:
             raise UserError(
                 f"{id} is not the object that the protocol means: its hash is {target.hash}, not {expected}; "
@@ -96,10 +86,10 @@ class Work:
         stored["truth"] = {
             m.key: packed(truths[m.key]) for m in self.metrics if m.compare is None and m.key in truths
         }
-        save_input(target, job.output / "inputs", path.stem)
-        if id in job.on_sheet:
+        save_input(target, self.output / "inputs", path.stem)
+        if id in self.on_sheet:
             stored["tiles"] = png(titled_tiles(target))
-        if job.options.page:
+        if self.options.page:
             stored["strip"] = strip(true_tiles(target))
         for words, rows in self.rows.items():
             if words not in have:
@@ -112,7 +102,7 @@ class Work:
         return stored | {"rows": have, "new": True}
 
     def _row(self, words: str, label: str, target: Target, truths: dict[str, Any]) -> dict[str, Any]:
-        predictor, options = self.rows[words][label], self.job.options
+        predictor, options = self.rows[words][label], self.options
         if label not in self._warm:  # compiling and first touches are not latency
             self._warm.add(label)
             _predicted(predictor, target)
@@ -122,15 +112,15 @@ class Work:
         drawing, alignment = self._aligned(label, drawing, target)
         result = score(target, drawing, self.metrics, truths)
         result |= {"seconds": seconds, "peak_mb": megabytes, "alignment": alignment}
-        if self.job.protocol.geometry:
-            result["surface"] = surface_score(target, drawing, self.job.protocol)
+        if self.protocol.geometry:
+            result["surface"] = surface_score(target, drawing, self.protocol)
         if self._others:
             more = (_predicted(rows[words][label], target) for rows in self._others)
             others = [self._aligned(label, other, target)[0] for other in more]
             result["seeds"] = seed_scores(target, [drawing, *others], self.metrics)
         features = result.pop("features", {})
         result["sets"] = {key: packed(value) for key, value in features.items()}
-        if target.id in self.job.on_sheet and label not in NOT_ON_SHEETS:
+        if target.id in self.on_sheet and label not in NOT_ON_SHEETS:
             result["tiles"] = png(sheet_tiles(target, drawing))
         if options.page:
             result["strip"] = strip(sheet_tiles(replace(target, finer=()), drawing))
@@ -138,7 +128,7 @@ class Work:
         return result
 
     def _aligned(self, label: str, drawing: Drawing, target: Target) -> tuple[Drawing, dict[str, float]]:
-        if self.job.protocol.alignment == "none":
+        if self.protocol.alignment == "none":
             return drawing, {}
         if isinstance(drawing, Pictures):
             raise UserError(

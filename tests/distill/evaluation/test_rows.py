@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,6 +115,6 @@ def test_a_gpu_is_waited_for_only_where_a_row_uses_it(monkeypatch):
 def test_time_and_memory_are_those_of_the_gpu_that_was_named(monkeypatch, device, current):
     chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    with pytest.raises(AttributeError, match="protocol"):  # what comes after
-        work.Work(SimpleNamespace(options=Evaluation(device=device), source=()))
+    with pytest.raises(UserError, match="no file nowhere"):  # what comes after
+        work.Work([], Evaluation(device=device, protocol="nowhere"), Path(), "")
     assert chosen == current
