@@ -34,7 +34,7 @@ def evaluate_command(
     """Compare generators, a teacher, other tools and simple baselines with the true views of objects."""
     from dd3g.nn.checkpoint import find_device
     from distill.evaluation.compare import evaluate
-    from distill.evaluation.report import print_table
+    from distill.evaluation.tables import print_table
 
     place = find_device(options.device)
     if place.type == "mps":

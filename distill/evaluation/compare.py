@@ -23,10 +23,9 @@ from dd3g.processes import map_in_processes, usable_cores
 from distill.evaluation.learned import frechet_distance, kernel_distance
 from distill.evaluation.metrics import bootstrap_mean
 from distill.evaluation.outside import Predictions
-from distill.evaluation.packing import from_png, unpacked
+from distill.evaluation.packing import from_png, save_sheets, unpacked
 from distill.evaluation.paired import COMPARED, differences
 from distill.evaluation.protocol import RULES, Evaluation
-from distill.evaluation.report import save_sheets, write_csv
 from distill.evaluation.scores import (
     BANDS,
     FINE_INPUT,
@@ -34,7 +33,7 @@ from distill.evaluation.scores import (
     compare_with_quadruples,
     summarise,
 )
-from distill.evaluation.tables import save_page, save_tables
+from distill.evaluation.tables import save_page, save_tables, write_csv
 from distill.evaluation.work import Work
 
 

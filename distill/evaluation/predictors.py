@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dd3g.cameras import Cameras
-from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.pepd.inflation import inflated_silhouette, mirrored
 from dd3g.pepd.solid import LEVEL, SolidOptions, discs_on, within
@@ -199,71 +198,3 @@ def mesh_drawing(mesh: Any) -> Drawing:
         return Prediction(views, on_white(pictures), pictures[:, 3:], torch.from_numpy(depth)[:, None])
 
     return draw
-
-
-def generator_predictor(generator: Any, seed: int, raw: bool = False) -> Predictor:
-    """A generator's solid body, or its raw splats; it sees the input picture only, the finest there is."""
-    return lambda target: drawing_of(generator.generate(target.finest.image, seed=seed, raw=raw))
-
-
-def teacher_views(
-    teacher: Any, seed: int, steps: int | None, guidance_scale: float | None, device: str = "cpu"
-) -> Callable[[Target], Tensor]:
-    """A teacher's views (4, 3 or 4, S, S) at a target's rig, from one noise for all; the last ones are kept.
-
-    None takes the teacher's settings.
-    """
-    from distill.simulation.ode import views_of
-
-    kept: dict[str, Tensor] = {}
-
-    def views(target: Target) -> Tensor:
-        if target.id not in kept:
-            rig, own = target.cameras[target.rig], teacher.rig.to("cpu")
-            free = teacher.follows_elevation and len(own) == len(rig)
-            same = (
-                own.viewmats.shape == rig.viewmats.shape and (own.viewmats - rig.viewmats).abs().max() < 0.02
-            )
-            if not (same or free):
-                raise UserError(
-                    f"the teacher's rig is not the one of {target.id} (4 views at elevation 10): its views "
-                    "have no ground truth here; leave --teacher out"
-                )
-            image = (target if target.size >= teacher.picture_size else target.finest).image
-            cameras = None if same else rig.resized(own.width)
-            kept.clear()
-            kept[target.id] = views_of(teacher, image, seed, steps, guidance_scale, cameras, device)
-        return kept[target.id]
-
-    return views
-
-
-def teacher_predictor(views: Callable[[Target], Tensor]) -> Predictor:
-    """What `teacher_views` gives, at the rig alone."""
-    from dd3g.pepd.frustum import resize
-
-    def predict(target: Target) -> Drawing:
-        answer = views(target)
-
-        def draw(at: Target, wanted: list[int]) -> Prediction:
-            chosen = [v for v in at.rig if v in wanted]
-            views = answer[[at.rig.index(v) for v in chosen]]
-            if views.shape[1] == 3:
-                rgb = F.interpolate(views, at.size, mode="bilinear", antialias=True)
-                return Prediction(chosen, rgb, None)
-            views = resize(views, at.size)
-            return Prediction(chosen, on_white(views), views[:, 3:])
-
-        return Pictures(draw)
-
-    return predict
-
-
-def lgm_predictor(views: Callable[[Target], Tensor], lgm: Any, size: int, device: str = "cpu") -> Predictor:
-    """What LGM makes of `teacher_views`, which it sees at `size` pixels."""
-
-    def predict(target: Target) -> Drawing:
-        rig = target.cameras[target.rig].to(device)
-        return drawing_of(lgm.reconstruct(views(target)[None].to(device), rig, size)[0])
-
-    return predict

@@ -8,28 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from distill.evaluation.outside import parse_predictions
 from distill.evaluation.predictors import (
     Drawing,
+    Pictures,
+    Prediction,
     Predictor,
     Target,
     all_white,
     drawing_of,
     flat_card,
-    generator_predictor,
     inflated_silhouette_row,
-    lgm_predictor,
     mean_color_blob,
-    teacher_predictor,
-    teacher_views,
     true_shape,
 )
 from distill.evaluation.protocol import Evaluation, labelled
 from distill.evaluation.targets import frame
+from distill.pictures import on_white
 
 if TYPE_CHECKING:
     from dd3g.pepd import Generator
@@ -49,6 +51,69 @@ def baseline_rows(value: str, options: Evaluation) -> dict[str, Predictor]:
     if value and value not in BASELINES:
         raise UserError(f"no baseline {value!r}: choose from {', '.join(BASELINES)}")
     return {value: BASELINES[value]} if value else dict(BASELINES)
+
+
+def teacher_views(
+    teacher: Any, seed: int, steps: int | None, guidance_scale: float | None, device: str = "cpu"
+) -> Callable[[Target], Tensor]:
+    """A teacher's views (4, 3 or 4, S, S) at a target's rig, from one noise for all; the last ones are kept.
+
+    None takes the teacher's settings.
+    """
+    from distill.simulation.ode import views_of
+
+    kept: dict[str, Tensor] = {}
+
+    def views(target: Target) -> Tensor:
+        if target.id not in kept:
+            rig, own = target.cameras[target.rig], teacher.rig.to("cpu")
+            free = teacher.follows_elevation and len(own) == len(rig)
+            same = (
+                own.viewmats.shape == rig.viewmats.shape and (own.viewmats - rig.viewmats).abs().max() < 0.02
+            )
+            if not (same or free):
+                raise UserError(
+                    f"the teacher's rig is not the one of {target.id} (4 views at elevation 10): its views "
+                    "have no ground truth here; leave --teacher out"
+                )
+            image = (target if target.size >= teacher.picture_size else target.finest).image
+            cameras = None if same else rig.resized(own.width)
+            kept.clear()
+            kept[target.id] = views_of(teacher, image, seed, steps, guidance_scale, cameras, device)
+        return kept[target.id]
+
+    return views
+
+
+def teacher_predictor(views: Callable[[Target], Tensor]) -> Predictor:
+    """What `teacher_views` gives, at the rig alone."""
+    from dd3g.pepd.frustum import resize
+
+    def predict(target: Target) -> Drawing:
+        answer = views(target)
+
+        def draw(at: Target, wanted: list[int]) -> Prediction:
+            chosen = [v for v in at.rig if v in wanted]
+            views = answer[[at.rig.index(v) for v in chosen]]
+            if views.shape[1] == 3:
+                rgb = F.interpolate(views, at.size, mode="bilinear", antialias=True)
+                return Prediction(chosen, rgb, None)
+            views = resize(views, at.size)
+            return Prediction(chosen, on_white(views), views[:, 3:])
+
+        return Pictures(draw)
+
+    return predict
+
+
+def lgm_predictor(views: Callable[[Target], Tensor], lgm: Any, size: int, device: str = "cpu") -> Predictor:
+    """What LGM makes of `teacher_views`, which it sees at `size` pixels."""
+
+    def predict(target: Target) -> Drawing:
+        rig = target.cameras[target.rig].to(device)
+        return drawing_of(lgm.reconstruct(views(target)[None].to(device), rig, size)[0])
+
+    return predict
 
 
 def teacher_rows(value: str, options: Evaluation) -> dict[str, Predictor]:
@@ -75,12 +140,13 @@ def generator_rows(value: str, options: Evaluation) -> dict[str, Predictor]:
     """A generator's raw splats, and its solid body where it makes one; the value is LABEL=NAME_OR_FOLDER."""
     label, path = labelled(value)
     model = _generator(path, options.device)
+
+    def row(raw: bool) -> Predictor:  # sees the input picture only, the finest there is
+        return lambda at: drawing_of(model.generate(at.finest.image, seed=options.seed, raw=raw))
+
     if model.config.surface == "off":
-        return {label: generator_predictor(model, options.seed, raw=True)}
-    return {
-        f"{label} (raw)": generator_predictor(model, options.seed, raw=True),
-        label: generator_predictor(model, options.seed),
-    }
+        return {label: row(raw=True)}
+    return {f"{label} (raw)": row(raw=True), label: row(raw=False)}
 
 
 def elevation_rows(value: str, options: Evaluation) -> dict[str, Predictor]:

@@ -1,13 +1,18 @@
-"""The table of an evaluation, one list of columns: Markdown, LaTeX, and a page with all that was found."""
+"""What an evaluation says: tables in Markdown, LaTeX, CSV and the terminal, and a page with all of it."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from dd3g.io.atomic import replacing
 from distill.evaluation.packing import TURN_SIZE, TURNS
+from distill.evaluation.scores import BANDS, RIG
 
 # Key of a novel or surface metric, or the start of one -> heading, digits, whether more is better.
 HEADINGS = {
@@ -180,3 +185,100 @@ def _tex(text: str) -> str:
     for sign in "&%_#":
         text = text.replace(sign, "\\" + sign)
     return text.replace("°", r"$^\circ$")
+
+
+def write_csv(path: Path, scores: dict[str, list[dict[str, Any]]]) -> None:
+    """One line an object and row of the table."""
+    lines = []
+    for label, rows in scores.items():
+        for row in rows:
+            line = {"row": label, "id": row["id"], "style": row["style"], **row.get("novel", {})}
+            line |= {
+                f"input_{k}": v for k, v in row.get("input", {}).items() if k[:4] in ("psnr", "ssim", "iou")
+            }
+            if "rig" in row:
+                line |= {f"{r}_{k}": row["rig"][r][k] for r in RIG for k in ("psnr", "iou", "color_error")}
+            line["psnr_60_120"] = row.get("bands", {}).get("60-120", {}).get("psnr", "")
+            line |= row.get("surface", {})
+            line |= {f"alignment_{k}": v for k, v in row.get("alignment", {}).items()}
+            line |= row.get("seeds", {})
+            line |= {k: row[k] for k in ("seconds", "peak_mb") if k in row}
+            lines.append({k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()})
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+Column = tuple[str, tuple[str, ...], int]  # heading, where its value is in a row, digits
+NOVEL: list[Column] = [
+    ("PSNR [95 %]", ("novel", "psnr"), 2), ("fg PSNR", ("novel", "fg_psnr"), 2),
+    ("SSIM", ("novel", "ssim"), 3), ("fg SSIM", ("novel", "fg_ssim"), 3), ("IoU", ("novel", "iou"), 3),
+    ("holes %", ("novel", "holes"), 1), ("eroded %", ("novel", "holes_eroded"), 1),
+    ("leak", ("novel", "leak"), 3), ("60-120", ("bands", "60-120", "psnr"), 2),
+    ("over card", ("psnr_over_flat_card",), 2), ("input PSNR", ("input", "psnr"), 2),
+    ("SSIM", ("input", "ssim"), 3), ("IoU", ("input", "iou"), 3),
+]  # fmt: skip
+AT_RIG: list[Column] = [
+    ("front PSNR", ("rig", "front", "psnr"), 2), ("IoU", ("rig", "front", "iou"), 3),
+    ("sides PSNR", ("rig", "sides", "psnr"), 2), ("IoU", ("rig", "sides", "iou"), 3),
+    ("colour error", ("rig", "sides", "color_error"), 3),
+    ("back PSNR", ("rig", "back", "psnr"), 2), ("IoU", ("rig", "back", "iou"), 3),
+]  # fmt: skip
+
+
+def print_table(report: dict[str, Any]) -> None:
+    """The report's means as tables; a column that no row has is left out."""
+    data, rows = report["data"], {name: row for name, row in report["rows"].items() if row["novel"]}
+    styles = sorted({s for row in rows.values() for s in row["by_style"]})
+    groups: list[Column] = [(band, ("bands", band, "psnr"), 2) for band in BANDS]
+    groups += [(style, ("by_style", style, "psnr"), 2) for style in styles]
+    noises: list[Column] = [(f"{r} [95 %]", ("same_noise", r), 2) for r in RIG]
+    noises += [(f"{r}, other noise", ("other_noise", r), 2) for r in RIG]
+    seen: list[Column] = [
+        (f"ST-LPIPS {data['fine_size']}", ("novel", f"st_lpips_{data['fine_size']}"), 3),
+        (f"fuzz {data['fine_size']}", ("novel", f"alpha_fuzz_{data['fine_size']}"), 3),
+        (f"input PSNR {data['input_size']}", ("input", f"psnr_{data['input_size']}"), 2),
+    ]
+    _print(f"Novel views: {data['objects']} objects, {data['size']} px, white", seen + NOVEL, rows)
+    _print("PSNR by azimuth from the input, and by style", groups, rows)
+    _print("At the rig, against the true views", AT_RIG, report["rows"])
+    for title, part in (
+        ("Surface", "surface"),
+        ("Alignment to the input view", "alignment"),
+        ("Over seeds", "seeds"),
+    ):
+        names = dict.fromkeys(name for row in report["rows"].values() for name in row.get(part, {}))
+        _print(title, [(name.replace("_", " "), (part, name), 3) for name in names], report["rows"])
+    for name, about in report.get("metrics", {}).items():
+        if "missing" in about:
+            Console().print(f"{name} was not measured: {about['missing']}", highlight=False)
+    if report.get("against_teacher"):
+        _print("Against the teacher's stored views, PSNR", noises, report["against_teacher"])
+
+
+def _print(title: str, columns: list[Column], rows: dict[str, Any]) -> None:
+    cells = [[_cell(row, *column) for row in rows.values()] for column in columns]
+    shown = [(column[0], values) for column, values in zip(columns, cells, strict=True) if {*values} != {"-"}]
+    if not shown:
+        return
+    console, table = Console(), Table(title=title)
+    console.width = max(console.width, 200)  # a cut table says nothing; a log has room
+    table.add_column("")
+    for heading, _ in shown:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for k, name in enumerate(rows):
+        table.add_row(name, *(values[k] for _, values in shown))
+    console.print(table)
+
+
+def _cell(row: dict[str, Any], heading: str, path: tuple[str, ...], digits: int) -> str:
+    value: Any = row
+    for step in path:
+        value = value.get(step) or {}
+    if value.get("mean") is None:
+        return "-"
+    scale = 100 if heading.endswith(" %") else 1
+    mean, low, high = (f"{scale * value[k]:.{digits}f}" for k in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]" if heading.endswith("[95 %]") else mean

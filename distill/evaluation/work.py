@@ -15,14 +15,24 @@ import torch
 from dd3g.errors import UserError, first_line
 from dd3g.fingerprint import fingerprint
 from dd3g.io.atomic import replacing
-from distill.evaluation.alignment import find_move, moved
+from distill.evaluation.geometry import find_move, moved
 from distill.evaluation.learned import Metric, load_metrics
 from distill.evaluation.metrics import psnr
 from distill.evaluation.outside import parse_predictions
-from distill.evaluation.packing import packed, png, save_input, strip, turn
+from distill.evaluation.packing import (
+    NOT_ON_SHEETS,
+    evenly,
+    packed,
+    png,
+    save_input,
+    sheet_tiles,
+    strip,
+    titled_tiles,
+    true_tiles,
+    turn,
+)
 from distill.evaluation.predictors import Drawing, Pictures, Predictor, Target
 from distill.evaluation.protocol import Evaluation, load_protocol
-from distill.evaluation.report import NOT_ON_SHEETS, evenly, sheet_tiles, titled_tiles, true_tiles
 from distill.evaluation.rows import make_rows
 from distill.evaluation.scores import score, surface_score, true_features
 from distill.evaluation.targets import Targets, open_targets

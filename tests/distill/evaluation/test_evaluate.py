@@ -19,7 +19,7 @@ from dd3g.rasterizer import rasterize
 from distill.evaluation import compare as tool
 from distill.evaluation.__main__ import main
 from distill.evaluation.protocol import Evaluation
-from distill.evaluation.report import (
+from distill.evaluation.tables import (
     print_table,
 )
 from distill.evaluation.targets import Targets

@@ -7,9 +7,9 @@ from stand_ins.tiny_lgm import DEEP, save_lgm, tiny_lgm
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.rasterizer import rasterize
-from distill.evaluation.predictors import Target, lgm_predictor, teacher_predictor, teacher_views
+from distill.evaluation.predictors import Target
 from distill.evaluation.protocol import Evaluation
-from distill.evaluation.rows import make_rows
+from distill.evaluation.rows import lgm_predictor, make_rows, teacher_predictor, teacher_views
 from distill.simulation import ode
 from distill.teachers.analytic import AnalyticConfig, AnalyticTeacher
 

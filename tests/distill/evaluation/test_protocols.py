@@ -163,7 +163,7 @@ def test_meshes_are_drawn_as_the_protocol_says(tmp_path):
 
 
 def test_targets_without_a_rig_have_sheets_too():
-    from distill.evaluation.report import sheet_views
+    from distill.evaluation.packing import sheet_views
 
     made = target_of(ellipsoid())
     bare = assembled("x", "y", [(made.rgba, made.cameras)], [0], list(range(1, 10)))

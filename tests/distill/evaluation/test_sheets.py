@@ -11,21 +11,21 @@ from PIL import ImageDraw
 from stand_ins.targets import RIG, ellipsoid, only_rig, perfect, target_of
 
 from dd3g.cameras import Cameras
-from distill.evaluation.predictors import (
-    Prediction,
-    Target,
-    all_white,
-)
-from distill.evaluation.report import (
+from distill.evaluation.packing import (
     evenly,
     save_sheets,
     sheet_tiles,
     sheet_views,
     titled_tiles,
     true_tiles,
-    write_csv,
+)
+from distill.evaluation.predictors import (
+    Prediction,
+    Target,
+    all_white,
 )
 from distill.evaluation.scores import score
+from distill.evaluation.tables import write_csv
 from distill.pictures import on_white
 
 

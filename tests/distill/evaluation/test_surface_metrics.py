@@ -10,8 +10,15 @@ from stand_ins.targets import ellipsoid, target_of
 
 from dd3g.cameras import Cameras
 from dd3g.meshes.mesh import Mesh
-from distill.evaluation.alignment import find_move, moved, towards
-from distill.evaluation.geometry import aligned, surface_scores, umeyama, visible_points
+from distill.evaluation.geometry import (
+    aligned,
+    find_move,
+    moved,
+    surface_scores,
+    towards,
+    umeyama,
+    visible_points,
+)
 from distill.evaluation.predictors import Drawing, all_white, flat_card, mesh_drawing
 from distill.evaluation.targets import probe_cameras
 
