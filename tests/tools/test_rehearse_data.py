@@ -9,8 +9,7 @@ import pytest
 from dd3g.command.run import run_command
 from dd3g.io.shards import write_shard
 from tools import rehearse_data
-from tools.fault_injection import difference, look_at_batches
-from tools.rehearse_data import Step, curve, run_step, summary
+from tools.rehearse_data import Step, curve, difference, look_at_batches, run_step, summary
 
 
 def command(*words):
