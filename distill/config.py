@@ -1,4 +1,4 @@
-"""Sections of the trainers' configurations; a command shows them without waiting for torch."""
+"""What trainers are configured by, and `dd3g simulate`; a command shows it without waiting for torch."""
 
 from __future__ import annotations
 
@@ -99,3 +99,44 @@ class ShapeObjectiveConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "objective.")
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What `dd3g simulate` makes of each picture."""
+
+    steps: int | None = setting(None, "DDIM steps; default: the teacher's.", 1, 1000)
+    guidance_scale: float | None = setting(
+        None, "Classifier-free guidance; default: the teacher's, 1 is none."
+    )
+    seeds: int = setting(2, "Noises for each picture.", 1, 100)
+    seed: int = setting(0, "Seed of the order, the views and the noises.")
+    batch_size: int = setting(8, "Quadruples made at once.", 1)
+    per_shard: int = setting(64, "Quadruples in one shard.", 1)
+    limit: int | None = setting(None, "Use only this many of the pictures.", 1)
+    matte: str = setting(
+        "auto",
+        "Background removal for pictures without alpha: auto (u2netp), or a rembg model; none: they are "
+        "reported and left out.",
+    )
+    view_matte: str = setting(
+        "auto",
+        "Mattes of views that a teacher draws without alpha: ground (its colour, where it is flat), a model "
+        "as in --matte, ground+MODEL, or none; auto: ground, then u2netp where it was fetched.",
+    )
+    captions: bool = setting(True, "Give the teacher the captions that shards of pictures hold.")
+    max_minutes: float = setting(0.0, "Start no shard after this long; 0: no limit.", 0)
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """How `dd3g simulate` and its `verify` run a teacher."""
+
+    elevation: float | None = setting(
+        None, "Elevation in degrees of pictures that record none; for ImageDream."
+    )
+    precision: str = setting(
+        "auto", "Precision of a published teacher: auto (float16 on CUDA), float32, bfloat16, float16."
+    )
+    attention: str = setting("sdpa", "Attention of a published teacher: sdpa (PyTorch's own) or xformers.")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.")

@@ -10,16 +10,21 @@ import json
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dd3g.command.run import Device, Json, dispatch
+from dd3g.command.run import Json, dispatch
+from dd3g.command.setting import flattened
 from dd3g.errors import UserError
+from distill.config import BELIEVED, Simulation, TeacherOptions
 
 if TYPE_CHECKING:
     import torch
+
+    from distill.teachers import Teacher
 
 
 def _partial_state(device: str) -> tuple[Any, torch.device]:
@@ -39,6 +44,14 @@ def _partial_state(device: str) -> tuple[Any, torch.device]:
     return state, place
 
 
+def _loaded(teacher: str, how: TeacherOptions) -> tuple[Teacher, Any, torch.device]:
+    """A teacher, this process and its device."""
+    from distill.teachers import load
+
+    state, place = _partial_state(how.device)
+    return load(teacher, place, how.precision, how.elevation, how.attention), state, place
+
+
 Which = Annotated[
     str,
     typer.Option(
@@ -46,22 +59,9 @@ Which = Annotated[
         "`dd3g models list`, or owner/name[@revision] of the hub."
     ),
 ]
-Elevation = Annotated[
-    float | None,
-    typer.Option(help="Elevation in degrees of pictures that record none; for ImageDream."),
-]
-Precision = Annotated[
-    str,
-    typer.Option(
-        help="Precision of a published teacher: auto (float16 on CUDA), float32, bfloat16, float16."
-    ),
-]
-
-Attention = Annotated[
-    str, typer.Option(help="Attention of a published teacher: sdpa (PyTorch's own) or xformers.")
-]
 
 
+@flattened
 def simulate_command(
     inputs: Annotated[
         str,
@@ -72,41 +72,8 @@ def simulate_command(
     ],
     teacher: Which,
     output: Annotated[str, typer.Option("-o", "--output", help="Folder for the shards.")],
-    steps: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="DDIM steps; default: the teacher's.")
-    ] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance; default: the teacher's, 1 is none.")
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="Noises for each picture.")] = 2,
-    seed: Annotated[int, typer.Option(help="Seed of the order, the views and the noises.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Quadruples made at once.")] = 8,
-    per_shard: Annotated[int, typer.Option(min=1, help="Quadruples in one shard.")] = 64,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use only this many of the pictures.")] = None,
-    matte: Annotated[
-        str,
-        typer.Option(
-            help="Background removal for pictures without alpha: auto (u2netp), or a rembg model; none: they "
-            "are reported and left out."
-        ),
-    ] = "auto",
-    view_matte: Annotated[
-        str,
-        typer.Option(
-            help="Mattes of views that a teacher draws without alpha: ground (its colour, where it is flat), "
-            "a model as in --matte, ground+MODEL, or none; auto: ground, then u2netp where it was fetched."
-        ),
-    ] = "auto",
-    captions: Annotated[
-        bool, typer.Option(help="Give the teacher the captions that shards of pictures hold.")
-    ] = True,
-    elevation: Elevation = None,
-    precision: Precision = "auto",
-    attention: Attention = "sdpa",
-    max_minutes: Annotated[
-        float, typer.Option(min=0, help="Start no shard after this long; 0: no limit.")
-    ] = 0.0,
-    device: Device = "auto",
+    options: Simulation,
+    how: TeacherOptions,
     as_json: Json = False,
 ) -> None:
     """Make noise-camera-input-output quadruples; stop it at any time and start it again to resume.
@@ -119,35 +86,23 @@ def simulate_command(
         raise UserError(
             f"{output} is a URL: give a folder of this machine, and copy it there when it is done"
         )
-    if not -(2**63) <= seed < 2**64:  # torch knows no others
-        raise UserError(f"--seed {seed} is out of range: give 0 to 2**64 - 1")
-    if guidance_scale is not None and not math.isfinite(guidance_scale):
-        raise UserError(f"--guidance-scale {guidance_scale} is not a strength: give a number, 1 is none")
-    from distill.config import BELIEVED
+    if not -(2**63) <= options.seed < 2**64:  # torch knows no others
+        raise UserError(f"--seed {options.seed} is out of range: give 0 to 2**64 - 1")
+    if not math.isfinite(scale := options.guidance_scale or 0):
+        raise UserError(f"--guidance-scale {scale} is not a strength: give a number, 1 is none")
     from distill.simulation.generate_shards import ShardSet, generate_shards
     from distill.simulation.inputs import open_inputs
     from distill.simulation.mattes import matte_model
-    from distill.teachers import load
 
-    pictures = open_inputs(inputs, matte, output)
-    state, place = _partial_state(device)
-    model = load(teacher, place, precision, elevation, attention)
-    wanted = ShardSet(
-        teacher=model,
-        inputs=pictures,
-        output=Path(output),
-        steps=model.default_steps if steps is None else steps,
-        guidance_scale=model.default_guidance if guidance_scale is None else guidance_scale,
-        seeds=seeds,
-        per_shard=per_shard,
-        batch_size=batch_size,
-        seed=seed,
-        limit=limit,
-        device=place,
-        captions=captions,
-        view_matte=matte_model(view_matte),
+    pictures = open_inputs(inputs, options.matte, output)
+    model, state, place = _loaded(teacher, how)
+    options = replace(
+        options,
+        steps=model.default_steps if options.steps is None else options.steps,
+        guidance_scale=model.default_guidance if options.guidance_scale is None else options.guidance_scale,
+        view_matte=matte_model(options.view_matte),
     )
-    report = generate_shards(wanted, state, max_minutes, show=not as_json)
+    report = generate_shards(ShardSet(model, pictures, Path(output), place, options), state, not as_json)
     report["seconds"] = round(time.monotonic() - start, 1)
     if state.is_main_process:
         for message in report["failed"]:
@@ -169,14 +124,12 @@ def simulate_command(
         raise typer.Exit(1)
 
 
+@flattened
 def verify_command(
     folder: Annotated[Path, typer.Argument(metavar="QUADRUPLES", help="Folder of quadruple shards.")],
     teacher: Which,
+    how: TeacherOptions,
     samples: Annotated[int, typer.Option(min=1, help="Quadruples to recompute.")] = 8,
-    elevation: Elevation = None,
-    precision: Precision = "auto",
-    attention: Attention = "sdpa",
-    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Recompute some quadruples and say whether the teacher still gives them.
@@ -184,10 +137,9 @@ def verify_command(
     Exit code 1: it does not, or shards are missing.
     """
     from distill.simulation.verify import verify
-    from distill.teachers import load
 
-    _, place = _partial_state(device)
-    report = verify(folder, load(teacher, place, precision, elevation, attention), samples, str(place))
+    model, _, place = _loaded(teacher, how)
+    report = verify(folder, model, samples, str(place))
     if as_json:
         print(json.dumps(report))
     else:

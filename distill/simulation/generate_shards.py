@@ -18,7 +18,7 @@ from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import write_shard
 from dd3g.training.processes import held_by_main
-from distill.config import BELIEVED
+from distill.config import BELIEVED, Simulation
 from distill.quadruples import Quadruple, encode, noise_of
 from distill.simulation.inputs import NO_MATTE, MatteError, Pictures, Renders, seed_of
 from distill.simulation.mattes import matte_views
@@ -26,6 +26,7 @@ from distill.simulation.ode import simulate
 from distill.teachers import Teacher
 
 SETTINGS = "simulate.json"
+DECISIVE = ("steps", "guidance_scale", "seed", "per_shard", "batch_size", "captions")  # options in it
 MADE_BY = "made_by"  # in it: what is known of the teacher
 FAILED = ".failed.json"  # beside a shard: index of a picture that could not be used -> why
 
@@ -41,31 +42,21 @@ class ShardSet:
     teacher: Teacher
     inputs: Pictures | Renders
     output: Path
-    steps: int
-    guidance_scale: float
-    seeds: int
-    per_shard: int
-    batch_size: int
-    seed: int
-    limit: int | None
-    device: torch.device
-    captions: bool = True
-    view_matte: str = NO_MATTE
+    device: torch.device  # where the teacher computes
+    options: Simulation  # with the steps and the guidance scale that are meant
 
     @property
     def order(self) -> list[int]:
         """Indices of the inputs in the order of a pass; shuffled: the first shards are a fair sample."""
-        generator = torch.Generator().manual_seed(self.seed)
-        return torch.randperm(len(self.inputs), generator=generator).tolist()[: self.limit]
+        generator = torch.Generator().manual_seed(self.options.seed)
+        return torch.randperm(len(self.inputs), generator=generator).tolist()[: self.options.limit]
 
     @property
     def shards(self) -> list[tuple[Path, int, list[int]]]:
         """Each shard's file, its pass and its inputs."""
-        order = self.order
-        parts = [order[i : i + self.per_shard] for i in range(0, len(order), self.per_shard)]
-        return [
-            (self.output / _name(k, s), k, part) for k in range(self.seeds) for s, part in enumerate(parts)
-        ]
+        o, order = self.options, self.order
+        parts = [order[i : i + o.per_shard] for i in range(0, len(order), o.per_shard)]
+        return [(self.output / _name(k, s), k, part) for k in range(o.seeds) for s, part in enumerate(parts)]
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -75,13 +66,9 @@ class ShardSet:
             "inputs": self.inputs.fingerprint,
             "matte": self.inputs.matte,
             "pictures": len(self.order),
-            "steps": self.steps,
-            "guidance_scale": self.guidance_scale,
-            "seed": self.seed,
-            "per_shard": self.per_shard,
-            "batch_size": self.batch_size,  # matrices of another size round otherwise
-            "captions": self.captions,
-            "view_matte": NO_MATTE if self.teacher.draws_alpha else self.view_matte,
+            # matrices of another size than `batch_size` round otherwise
+            **{name: getattr(self.options, name) for name in DECISIVE},
+            "view_matte": NO_MATTE if self.teacher.draws_alpha else self.options.view_matte,
             "elevation": self.teacher.elevation if self.teacher.follows_elevation else None,
         }
 
@@ -94,11 +81,11 @@ class ShardSet:
 
     def samples(self, number: int, indices: list[int], failed: dict[str, str]) -> list[dict[str, Any]]:
         """Quadruples of pass `number` as samples; inputs that cannot be used go to `failed`."""
-        pictures = []
+        o, pictures = self.options, []
         for i in indices:
             try:
-                found = self.inputs.picture(i, seed_of(self.seed, number), self.teacher.picture_size)
-                if not self.captions:
+                found = self.inputs.picture(i, seed_of(o.seed, number), self.teacher.picture_size)
+                if not o.captions:
                     found[1].pop("caption", None)
                 pictures.append((i, *found))
             except MatteError:
@@ -106,17 +93,17 @@ class ShardSet:
             except UserError as error:
                 failed[str(i)] = str(error)
         samples = []
-        for start in range(0, len(pictures), self.batch_size):
-            batch = pictures[start : start + self.batch_size]
-            seeds = [seed_of(self.seed, i, number) for i, _, _ in batch]
+        for start in range(0, len(pictures), o.batch_size):
+            batch = pictures[start : start + o.batch_size]
+            seeds = [seed_of(o.seed, i, number) for i, _, _ in batch]
             noise = torch.stack([noise_of(self.teacher.latent_shape, s) for s in seeds])
             rgba = torch.stack([picture for _, picture, _ in batch])
             made = simulate(
                 self.teacher,
                 rgba.to(self.device),
                 noise.to(self.device),
-                self.steps,
-                self.guidance_scale,
+                o.steps,
+                o.guidance_scale,
                 self.cameras([about for _, _, about in batch]),
                 [about.get("caption", "") for _, _, about in batch],
             )
@@ -125,8 +112,8 @@ class ShardSet:
                     "sample": number,
                     "seed": seeds[b],
                     "teacher": self.settings["teacher"],
-                    "steps": self.steps,
-                    "guidance_scale": self.guidance_scale,
+                    "steps": o.steps,
+                    "guidance_scale": o.guidance_scale,
                 }
                 cameras = made.cameras[b] if len(made.cameras.batch_shape) == 2 else made.cameras
                 latents = None if made.latents is None else made.latents[b]
@@ -151,7 +138,7 @@ class ShardSet:
         """
         if self.settings["view_matte"] == NO_MATTE:
             return one
-        mattes = matte_views(one.outputs, self.view_matte)
+        mattes = matte_views(one.outputs, self.options.view_matte)
         one = replace(one, mattes=mattes)
         if self.teacher.sees_picture:
             return one
@@ -167,9 +154,7 @@ class NoObjectError(UserError):
     """A view that has to be an input shows no object that can be cut out."""
 
 
-def generate_shards(
-    wanted: ShardSet, state: Any, max_minutes: float = 0.0, show: bool = True
-) -> dict[str, Any]:
+def generate_shards(wanted: ShardSet, state: Any, show: bool = True) -> dict[str, Any]:
     """Make the shards that are not there yet; this process makes every P-th of them.
 
     No other command may work in the folder meanwhile.
@@ -177,7 +162,6 @@ def generate_shards(
     Args:
         wanted: what to make.
         state: accelerate's `PartialState`.
-        max_minutes: start no shard after this long; 0 never stops.
         show: draw a progress bar.
 
     Returns:
@@ -187,14 +171,15 @@ def generate_shards(
         or an earlier one.
     """
     with held_by_main(wanted.output):
-        return _generate(wanted, state, max_minutes, show)
+        return _generate(wanted, state, show)
 
 
-def _generate(wanted: ShardSet, state: Any, max_minutes: float, show: bool) -> dict[str, Any]:
-    deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
+def _generate(wanted: ShardSet, state: Any, show: bool) -> dict[str, Any]:
+    minutes = wanted.options.max_minutes
+    deadline = time.monotonic() + 60 * minutes if minutes else math.inf
     with state.main_process_first():
         check_settings(
-            wanted.output, wanted.settings, wanted.seeds, state.is_main_process, wanted.teacher.about
+            wanted.output, wanted.settings, wanted.options.seeds, state.is_main_process, wanted.teacher.about
         )
     shards = wanted.shards
     present = sum(path.exists() for path, _, _ in shards)
