@@ -90,11 +90,7 @@ def kinds_of(renders: Sequence[Path]) -> set[str]:
 
 
 def compared(report: dict[str, Any], kinds: set[str]) -> list[dict[str, Any]]:
-    """Means of both students and paired differences, the one with quadruples minus the one without.
-
-    Args:
-        report: evaluation.json with a row of each.
-        kinds: of the objects that were trained on.
+    """Means of both students of a report and paired differences, with quadruples minus without.
 
     Returns:
         For all test objects, those of these kinds and the others, where there are any: kinds, splats

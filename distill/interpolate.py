@@ -36,14 +36,9 @@ def between(a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 def views_of(generator: Any, rgba: Tensor, noise: Tensor, size: int, raw: bool) -> Tensor:
-    """(6, 3, S, S) an object of one noise from all around, over white.
+    """(6, 3, S, S) an object of one noise (V, C, h, w) from all around, over white.
 
-    Args:
-        generator: see `dd3g.pepd.Generator`.
-        rgba: (4, S, S) the framed picture.
-        noise: (V, C, h, w).
-        size: pixels per side.
-        raw: the network's own splats, where the solid body hides what differs.
+    With `raw` the generator's own splats are seen, since the solid body hides what differs.
     """
     from dd3g.cameras import Cameras
     from dd3g.rasterizer import rasterize
@@ -54,10 +49,7 @@ def views_of(generator: Any, rgba: Tensor, noise: Tensor, size: int, raw: bool) 
 
 
 def spread(views: list[Tensor]) -> dict[str, float]:
-    """How much objects of several noises differ.
-
-    Args:
-        views: (6, 3, S, S) each, at the same cameras.
+    """How much objects of several noises differ, by their views (6, 3, S, S) at the same cameras.
 
     Returns:
         deviation, of a pixel's value over noises, mean over pixels: of all views, of the input view (front)

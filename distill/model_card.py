@@ -15,13 +15,7 @@ from distill.teachers.published import find_source, hub_model, source_of
 
 
 def write_card(folder: Path, config: Any, step: int) -> None:
-    """Write `folder`/README.md, with the front matter that the hub reads.
-
-    Args:
-        folder: of the model.
-        config: a `DistillConfig`.
-        step: that the weights are of.
-    """
+    """Write `folder`/README.md for weights of a step of a `DistillConfig`; the hub reads its front matter."""
     sources = {"quadruples": config.quadruples, "renders": config.renders}
     sources["phase 1"] = [config.start.teacher] * bool(config.start.teacher)
     sources["verifier"] = [config.pretrained_teacher_model] * bool(config.objective.implicit)

@@ -291,11 +291,8 @@ def run_stage(
 ) -> None:
     """Run a command of the project, whose output goes to stderr.
 
-    Args:
-        module: of the command.
-        arguments: its words.
-        seconds: after these it is asked to stop, as each of them can.
-        some_may_fail: go on when it ends with 1, which says that some of its objects failed.
+    After some seconds it is asked to stop, as each of them can. With `some_may_fail` it may end with 1, which
+    says that some of its objects failed.
 
     Raises:
         UserError: when it ends with an error, which it has printed.

@@ -97,11 +97,7 @@ def share_frozen(generator: Generator, teacher: MVDreamTeacher) -> int:
 def check_steps(start: StartConfig, made_by: dict[str, Any], steps: int | None, name: str) -> None:
     """Refuse a student that takes a teacher's noise at another level than it entered at.
 
-    Args:
-        start: of the student.
-        made_by: what is known of the quadruples' teacher, see `generate_shards.teacher_of`.
-        steps: that they were made in; None where they do not say.
-        name: of the quadruples, in the message.
+    The quadruples `name` were made in `steps` by what `teacher_of` says; None where they do not say.
 
     Raises:
         UserError: naming the option that fits.
@@ -115,13 +111,7 @@ def check_steps(start: StartConfig, made_by: dict[str, Any], steps: int | None, 
 
 
 def check_weights(options: dict[str, str], made_by: dict[str, Any], name: str) -> None:
-    """Warn where the quadruples were made by an ImageDream of other weights than a run names.
-
-    Args:
-        options: option -> ImageDream's name, hub id or folder.
-        made_by: as for `check_steps`.
-        name: of the quadruples, in the message.
-    """
+    """Warn where quadruples were made by an ImageDream of other weights than a run's options name."""
     made = made_by.get("weights")
     if made is None or made_by.get("teacher") != "imagedream" or from_launcher("RANK") != 0:
         return

@@ -79,11 +79,7 @@ def is_pair(name: str) -> bool:
 
 
 def load_two_stage(name: str, device: str | torch.device = "cpu") -> TeacherAndLGM:
-    """Load a pair.
-
-    Args:
-        name: TEACHER+LGM: what `distill.teachers.load` and `load_lgm` take, joined by a plus sign.
-        device: of both.
+    """Load TEACHER+LGM: what `distill.teachers.load` and `load_lgm` take, joined by a plus sign.
 
     Raises:
         UserError: when either cannot be loaded.

@@ -60,9 +60,7 @@ def pictures(count: int) -> list[bytes]:
 class Load:
     """What all clients share: what they send, and what became of it.
 
-    Args:
-        port: of the server.
-        good: picture files; each is asked for with three seeds and in all formats.
+    Each good picture is asked for with three seeds and in all formats.
     """
 
     def __init__(self, port: int, good: list[bytes]) -> None:
@@ -133,10 +131,6 @@ class Load:
 
 def load(clients: int, seconds: float) -> dict[str, Any]:
     """Run the whole load; see the top of this file.
-
-    Args:
-        clients: that post at the same time.
-        seconds: until the server is asked to stop.
 
     Returns:
         `answers` by status, `lost` requests in words, `latency` of good ones in seconds at the median, the

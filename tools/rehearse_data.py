@@ -191,11 +191,7 @@ def kill_and_compare(
 
 
 def look_at_batches(folder: Path, before: dict[Path, int]) -> dict[Path, int]:
-    """Finished batches of unfinished shards, and when each was written (ns).
-
-    Args:
-        folder: of the set.
-        before: what this gave after the last kill.
+    """Finished batches of a set's unfinished shards, and when each was written (ns), now as `before`.
 
     Raises:
         UserError: when a tar is torn, or one of those before is gone or was written again.

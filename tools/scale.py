@@ -187,10 +187,7 @@ def _forward(generator: Generator, batch: int = 1) -> tuple[Gaussians, int]:
 def state_bytes(counted: Counted, split: str, gpus: int) -> float:
     """Bytes a GPU holds of weights, gradients, AdamW and average, and of what travels between GPUs.
 
-    Args:
-        counted: the network.
-        split: "DDP", "FSDP2", "ZeRO-2" or "ZeRO-3".
-        gpus: processes.
+    The network is split by "DDP", "FSDP2", "ZeRO-2" or "ZeRO-3".
     """
     P, T, live = counted.parameters, counted.trained, counted.block
     if split == "DDP":  # float32: weights, gradients, moments, average; reduction buckets; bfloat16 copies
@@ -283,15 +280,7 @@ def page(
     pictures: int = PICTURES,
     epochs: int = EPOCHS,
 ) -> str:
-    """docs/scale.md.
-
-    Args:
-        found: networks, a column each.
-        whole: name of the one whose memory and checkpoint are told.
-        gpus: numbers of processes.
-        pictures: in the data set.
-        epochs: over it.
-    """
+    """docs/scale.md: a column each for networks, and the memory and checkpoint of the one named `whole`."""
     base = next(c for c in found if c.name == whole)
     named = [f"{count:,} GPU{'s' * (count > 1)}" for count in gpus]
     memory = [

@@ -43,10 +43,7 @@ def evaluate(source: Path | Sequence[Path], output: Path, options: Evaluation) -
     What each object gives is stored in `output`/objects as soon as it is known: a run that was stopped goes
     on with the same command, and one with more rows computes only those.
 
-    Args:
-        source: a folder of a data set, or of renders in one or more sizes; see `open_targets`.
-        output: folder for the results.
-        options: rows, protocol and the rest.
+    The source is a folder of a data set, or of renders in one or more sizes; see `open_targets`.
 
     Raises:
         UserError: nothing to evaluate, unknown weights, a damaged shard, an output that cannot be written.

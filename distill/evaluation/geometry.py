@@ -153,12 +153,7 @@ class Move:
 
 
 def find_move(drawing: Drawing, target: Target) -> Move:
-    """The scale and shift that give a prediction the area and the middle of the true mask in the input view.
-
-    Args:
-        drawing: of something solid.
-        target: the object; it is aligned with as many pixels as the first size has.
-    """
+    """Scale and shift that give something solid the area and the middle of the input view's true mask."""
     view = target.rig[:1]
     camera = target.cameras[view[0]]
     right, down = camera.viewmats[0, :3], camera.viewmats[1, :3]

@@ -42,11 +42,8 @@ def unpacked(text: str) -> NDArray:
 def save_input(target: Target, folder: Path, name: str) -> None:
     """Write what other tools need: the input picture, and the cameras from which it is predicted.
 
-    Args:
-        target: the object.
-        folder: for NAME.png, the input as fine as there is, and NAME.json: `fovy` in degrees, and the
-            matrices `input` and `test` (4, 4 each), from the world of `Target.cameras` to OpenCV cameras.
-        name: of both.
+    NAME.png is the input as fine as there is; NAME.json holds `fovy` in degrees, and the matrices `input` and
+    `test` (4, 4 each), from the world of `Target.cameras` to OpenCV cameras.
     """
     folder.mkdir(parents=True, exist_ok=True)
     first, viewmats = target.cameras[target.rig[0]], target.cameras.viewmats
@@ -107,11 +104,8 @@ def _encoded(rgb: Tensor, format: str, **options: int) -> str:
 def save_sheets(folder: Path, objects: Iterable[Sequence[tuple[str, Tensor]]], page: int = 10) -> list[Path]:
     """Pictures of rows below the truth, `page` objects on each sheet.png, sheet-2.png and so on.
 
-    Args:
-        folder: for the files.
-        objects: for each its name with its true views, then labels of rows with theirs, (6, 3, S, S) each:
-            the input, near 45 degrees from it, 90, near 135, 180, 270; see `sheet_views`.
-        page: objects on a sheet.
+    Of each object come its name with its true views, then labels of rows with theirs, (6, 3, S, S) each, as
+    of `sheet_views`.
     """
     left = iter(objects)
     paths: list[Path] = []

@@ -25,10 +25,7 @@ def paired_difference(
 ) -> dict[str, float | int | None]:
     """Mean of a - b over objects with a 95 % bootstrap interval, and whether it could be chance.
 
-    Args:
-        a: one value an object.
-        b: of the same objects in the same order; pairs with a NaN or None are left out.
-        seed: of the resamples.
+    Both are of the same objects in the same order; pairs with a NaN or None are left out.
 
     Returns:
         mean, low, high and n as `bootstrap_mean`, and p: two-sided, of a sign-flip permutation test on the
@@ -45,8 +42,8 @@ def differences(
     """Paired differences of every two rows of a table, later minus earlier.
 
     Args:
-        columns: label of a row -> key -> one value an object, as `paired_difference` takes them.
-        name: what a key is: it stands in each result, beside `a`, `b` and what `paired_difference` gives.
+        columns: label of a row -> key -> one value an object.
+        name: of the key in each result, beside the labels `a`, `b` and what `paired_difference` gives.
         seed: of the resamples.
     """
     labels = list(columns)

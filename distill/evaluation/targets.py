@@ -245,15 +245,9 @@ def assembled(
     novel: list[int],
     hash: str = "",
 ) -> Target:
-    """A target in the world that its input picture defines, see `frame`.
+    """A target in the world that its input picture defines, see `frame`; other arguments as its fields.
 
-    Args:
-        id: name of the object.
-        style: group for the report.
-        pictures: (V, 4, S, S) straight RGBA and (V,) cameras of the same views, one pair a size.
-        rig: views at azimuth 0, 90, 180, 270 from the input, or the input alone.
-        novel: test views.
-        hash: of the object.
+    Of each size there are pictures (V, 4, S, S), straight RGBA, and (V,) cameras of the same views.
     """
     made = []
     up = float(pictures[0][1].positions[rig[0]][1] / pictures[0][1].positions[rig[0]].norm())

@@ -19,11 +19,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 class LGM(nn.Module):
-    """Four views and their cameras to Gaussians.
-
-    Args:
-        layout: as of a file by `Layout.of`, or a published one.
-    """
+    """Four views and their cameras to Gaussians."""
 
     def __init__(self, layout: Layout = BIG) -> None:
         super().__init__()
@@ -79,15 +75,9 @@ class LGM(nn.Module):
 
 
 def lgm_input(views: Tensor, cameras: Cameras, size: int = SIZE) -> Tensor:
-    """What the network sees: normalised pictures over the Plücker rays of their pixels.
+    """What the network sees, (B, V, 9, size, size): normalised pictures over the Plücker rays of pixels.
 
-    Args:
-        views: (B, V, 3, H, W) over white, or straight RGBA (B, V, 4, H, W), in 0..1.
-        cameras: (V,) of the views.
-        size: pixels per side of the result.
-
-    Returns:
-        (B, V, 9, size, size).
+    Views are (B, V, 3, H, W) over white, or straight RGBA (B, V, 4, H, W), in 0..1, of (V,) cameras.
     """
     views = on_white(views)
     B, V = views.shape[:2]

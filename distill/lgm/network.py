@@ -129,10 +129,7 @@ class ViewAttention(nn.Module):
 class Block(nn.Module):
     """Layers of one resolution: a resnet each, behind the first ones attention; then the map's size changes.
 
-    Args:
-        inside: channels that each layer takes.
-        outside: channels that it gives.
-        attended: layers with attention behind them.
+    Each layer takes its own number of channels `inside`; `attended` of them have attention behind them.
     """
 
     def __init__(self, inside: list[int], outside: int, attended: int) -> None:

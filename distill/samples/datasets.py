@@ -100,11 +100,7 @@ class QuadrupleDataset:
 
 
 def known_views(q: Quadruple, believed: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The views of a quadruple, and where their alpha is known.
-
-    Args:
-        q: with or without alpha and mattes.
-        believed: confidence from which a matte is used.
+    """The views of a quadruple, and where their alpha is known: as stored, or by a matte that is `believed`.
 
     Returns:
         straight RGBA (V, 4, S, S), opaque where alpha is not known; (V,) 1 where it is; and the colour (V, 3)
@@ -194,12 +190,7 @@ def check_fit(
 
 
 def check_rig(dataset: QuadrupleDataset, rig: Cameras, name: str = "the quadruples") -> None:
-    """Say it now when a generator would imagine other views than the teacher drew.
-
-    Args:
-        dataset: of one teacher.
-        rig: (V,) the generator's.
-        name: of the data, in messages.
+    """Say it now when a generator would imagine other views, of its `rig`, than one teacher drew.
 
     Raises:
         UserError: naming the options that fit; one elevation of all views is the input's, and may be any.

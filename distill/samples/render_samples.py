@@ -187,14 +187,9 @@ def mirrored(cameras: Cameras) -> Cameras:
 
 
 def recolouring(strength: float, g: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """A random change of brightness and, half of the time, of the channels' order.
+    """A random change of brightness, at most by `strength`, and, half of the time, of the channels' order.
 
-    Args:
-        strength: largest relative change.
-        g: source of the choice, made once, so that all views of an object change alike.
-
-    Returns:
-        A function of straight RGBA (..., 4, H, W).
+    It is drawn once, and applied to straight RGBA (..., 4, H, W): all views of an object change alike.
     """
     gain = 1 + strength * (2 * torch.rand(3, 1, 1, generator=g) - 1)
     gain = gain.mean().expand(3, 1, 1) * 0.7 + gain * 0.3

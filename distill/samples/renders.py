@@ -184,11 +184,7 @@ class Described(Protocol):
 
 
 def described(objects: Described, members: Iterable[int] | None = None) -> Iterator[tuple[int, dict | None]]:
-    """Index and `meta` of objects; None for damaged ones, which cost themselves when they are drawn.
-
-    Args:
-        objects: of any kind.
-        members: indices; None is all.
+    """Index and `meta` of objects, all or some; None for damaged ones, which cost themselves when drawn.
 
     Raises:
         UserError: of the first one, when all are damaged.

@@ -157,12 +157,7 @@ class NoObjectError(UserError):
 def generate_shards(wanted: ShardSet, state: Any, show: bool = True) -> dict[str, Any]:
     """Make the shards that are not there yet; this process makes every P-th of them.
 
-    No other command may work in the folder meanwhile.
-
-    Args:
-        wanted: what to make.
-        state: accelerate's `PartialState`.
-        show: draw a progress bar.
+    No other command may work in the folder meanwhile. `state` is accelerate's `PartialState`.
 
     Returns:
         {"output", "shards", "present", "written", "quadruples", "mattes", "unsure_mattes", "failed",

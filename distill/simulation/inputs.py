@@ -54,13 +54,7 @@ def seed_of(*parts: int) -> int:
 
 
 class Pictures:
-    """Pictures whose object is framed as training pictures are, and cut out first where they have no alpha.
-
-    Args:
-        found: the files; their names and sizes make the `fingerprint`.
-        encoded: the pictures in them.
-        matte: as `open_inputs`.
-    """
+    """Pictures whose object is framed as in training, and cut out first where they have no alpha."""
 
     def __init__(self, found: Found, encoded: EncodedPictures, matte: str) -> None:
         self.fingerprint, self.encoded = _fingerprint(found), encoded

@@ -76,12 +76,7 @@ class Golden:
 
     @staticmethod
     def read(path: Path, seed: int | None = None, dtype: torch.dtype = torch.float32) -> Golden:
-        """Read NAME.npz and the NAME.json beside it.
-
-        Args:
-            path: of the .npz file.
-            seed: None takes "seed" of the .json file, 1 where it has none.
-            dtype: as the attribute.
+        """Read NAME.npz and the NAME.json beside it, whose "seed", 1 without one, stands in for None.
 
         Raises:
             UserError: when one of the two is missing or damaged.
