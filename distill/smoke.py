@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ def smoke_command() -> None:
 def check_shape_network(place: torch.device) -> None:
     """Steps of a shape network in bfloat16, by Muon, and its scores."""
     shape = OccupancyConfig()
-    samples = MadeUpShapes(shape)
+    samples = [made_up_shape(shape, index) for index in range(STEPS)]
     with tempfile.TemporaryDirectory(prefix="dd3g-smoke-") as folder:
         config = LoopConfig(
             output_dir=folder, max_train_steps=STEPS // 2, train_batch_size=2, mixed_precision="bf16",
@@ -82,27 +82,21 @@ def check_shape_network(place: torch.device) -> None:
     say("a shape network was trained and scored")
 
 
-@dataclass(frozen=True)
-class MadeUpShapes:
-    """Samples of a shape network that show nothing."""
-
-    shape: OccupancyConfig
-
-    def __getitem__(self, index: int) -> ShapeSample:
-        """Sample `index`."""
-        g, size, pixels = generator_for(0, index), self.shape.size, 256
-        camera = Cameras.default_rig(size, VIEWS)[1]
-        origin, directions = camera.rays()
-        return ShapeSample(
-            image=torch.rand(4, size, size, generator=g),
-            elevation=camera.elevations,
-            occupancy=torch.rand(self.shape.bins, size, size, generator=g).half(),
-            origin=origin[0, 0],
-            directions=directions.flatten(0, 1)[:pixels],
-            rgba=torch.rand(pixels, 4, generator=g),
-            depth=1 + torch.rand(pixels, generator=g),
-            jitter=torch.rand(pixels, generator=g),
-        )
+def made_up_shape(shape: OccupancyConfig, index: int) -> ShapeSample:
+    """A sample of a shape network that shows nothing."""
+    g, size, pixels = generator_for(0, index), shape.size, 256
+    camera = Cameras.default_rig(size, VIEWS)[1]
+    origin, directions = camera.rays()
+    return ShapeSample(
+        image=torch.rand(4, size, size, generator=g),
+        elevation=camera.elevations,
+        occupancy=torch.rand(shape.bins, size, size, generator=g).half(),
+        origin=origin[0, 0],
+        directions=directions.flatten(0, 1)[:pixels],
+        rgba=torch.rand(pixels, 4, generator=g),
+        depth=1 + torch.rand(pixels, generator=g),
+        jitter=torch.rand(pixels, generator=g),
+    )
 
 
 def check_training(precision: str, there: bool) -> None:
@@ -118,36 +112,31 @@ def check_training(precision: str, there: bool) -> None:
             report_to="none", dataloader_num_workers=int(precision == "bf16"), use_cpu=not there,
             gradient_checkpointing=True,
         )  # fmt: skip
-        fit(Generator(shape), objective, MadeUp(shape), config)
+        samples = [made_up_sample(shape, index) for index in range(2 * STEPS)]
+        fit(Generator(shape), objective, samples, config)
         more = replace(config, max_train_steps=STEPS, resume_from_checkpoint="latest")
-        fit(Generator(shape), objective, MadeUp(shape), more)
+        fit(Generator(shape), objective, samples, more)
     say(f"trained and resumed, precision {precision}")
 
 
-@dataclass(frozen=True)
-class MadeUp:
-    """Samples that show nothing."""
-
-    shape: GeneratorConfig
-
-    def __getitem__(self, index: int) -> Sample:
-        """Sample `index`."""
-        g, rig = generator_for(0, index), Cameras.default_rig(SIZE, VIEWS)
-        return Sample(
-            image=torch.rand(4, SIZE, SIZE, generator=g),
-            rig=rig,
-            views=torch.rand(VIEWS, 4, SIZE, SIZE, generator=g),
-            views_known=torch.ones(VIEWS),
-            depth=1 + torch.rand(VIEWS, SIZE, SIZE, generator=g),
-            has_depth=torch.tensor(1.0),
-            noise=torch.randn(self.shape.latent_shape, generator=g),
-            target_cameras=rig,
-            targets=torch.rand(VIEWS, 4, SIZE, SIZE, generator=g),
-            targets_known=torch.ones(VIEWS),
-            background=torch.ones(VIEWS, 3),
-            uniform=torch.rand(4, generator=g),
-            index=torch.tensor(index),
-        )
+def made_up_sample(shape: GeneratorConfig, index: int) -> Sample:
+    """A sample that shows nothing."""
+    g, rig = generator_for(0, index), Cameras.default_rig(SIZE, VIEWS)
+    return Sample(
+        image=torch.rand(4, SIZE, SIZE, generator=g),
+        rig=rig,
+        views=torch.rand(VIEWS, 4, SIZE, SIZE, generator=g),
+        views_known=torch.ones(VIEWS),
+        depth=1 + torch.rand(VIEWS, SIZE, SIZE, generator=g),
+        has_depth=torch.tensor(1.0),
+        noise=torch.randn(shape.latent_shape, generator=g),
+        target_cameras=rig,
+        targets=torch.rand(VIEWS, 4, SIZE, SIZE, generator=g),
+        targets_known=torch.ones(VIEWS),
+        background=torch.ones(VIEWS, 3),
+        uniform=torch.rand(4, generator=g),
+        index=torch.tensor(index),
+    )
 
 
 def drawn(gaussians: Gaussians, device: torch.device) -> torch.Tensor:
