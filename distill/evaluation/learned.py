@@ -100,27 +100,16 @@ def _blur(x: Tensor) -> Tensor:
     return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, stride=2, groups=x.shape[1])
 
 
-def _st_lpips() -> Metric:
-    path = _stlpips_file()
-    net = STLPIPS(path)
-    return Metric("st_lpips", _about("ours, after stlpips_pytorch", "AlexNet", path), net.features, net, 32)
-
-
-def _fd_stlpips() -> Metric:
-    path = _stlpips_file()
-    net = STLPIPS(path)
-
-    def features(rgb: Tensor) -> Tensor:
-        return net.features(rgb)[-1].mean((2, 3))
-
-    return Metric("fd_stlpips", _about("ours", "ST-LPIPS' AlexNet, layer 5", path), features, None, 32)
-
-
-def _stlpips_file() -> Path:
+def _st_lpips(of_sets: bool = False) -> Metric:
     path = model_path("stlpips_alex")
     if path is None:
         raise Missing("its weights are not here: dd3g models fetch stlpips_alex")
-    return Path(path)
+    net = STLPIPS(path)
+    if not of_sets:
+        about = _about("ours, after stlpips_pytorch", "AlexNet", Path(path))
+        return Metric("st_lpips", about, net.features, net, 32)
+    about = _about("ours", "ST-LPIPS' AlexNet, layer 5", Path(path))
+    return Metric("fd_stlpips", about, lambda rgb: net.features(rgb)[-1].mean((2, 3)), None, 32)
 
 
 def _lpips(net: Literal["vgg", "alex"]) -> Metric:
@@ -128,16 +117,10 @@ def _lpips(net: Literal["vgg", "alex"]) -> Metric:
     path = _hub_file(names[net])
     if find_spec("torchvision") is None:
         raise Missing("torchmetrics' LPIPS needs torchvision, whose version must fit torch's: pip install it")
-    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity as lpips
 
     def compare(a: Tensor, b: Tensor) -> Tensor:
-        pairs = zip(a, b, strict=True)
-        return torch.stack(
-            [
-                learned_perceptual_image_patch_similarity(x[None], y[None], net, normalize=True)
-                for x, y in pairs
-            ]
-        )
+        return torch.stack([lpips(x[None], y[None], net, normalize=True) for x, y in zip(a, b, strict=True)])
 
     about = _about(f"torchmetrics {version('torchmetrics')}", f"LPIPS {net}", path)
     return Metric(f"lpips_{net}", about, lambda rgb: rgb, compare, 32)
@@ -184,7 +167,7 @@ def _inception(key: str) -> Metric:
 
 METRICS: dict[str, Callable[[], Metric]] = {
     "st-lpips": _st_lpips,
-    "fd-stlpips": _fd_stlpips,
+    "fd-stlpips": lambda: _st_lpips(of_sets=True),
     "lpips-vgg": lambda: _lpips("vgg"),
     "lpips-alex": lambda: _lpips("alex"),
     "clip": _clip,
