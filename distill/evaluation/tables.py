@@ -54,15 +54,7 @@ def heading(key: str) -> str:
 
 def cell(key: str, value: Any, interval: bool = True) -> str:
     """A value as text: mean [low, high]."""
-    if isinstance(value, dict):
-        if value.get("mean") is None:
-            return "-"
-        digits = HEADINGS[_start(key)][1]
-        low, high = f"{value['low']:.{digits}f}", f"{value['high']:.{digits}f}"
-        return f"{value['mean']:.{digits}f}" + (f" [{low}, {high}]" if interval else "")
-    if value is None:
-        return "-"
-    return f"{value:.{HEADINGS[_start(key)][1] if key else 3}f}"
+    return _figure(value, HEADINGS[_start(key)][1] if key else 3, interval)
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -277,8 +269,14 @@ def _cell(row: dict[str, Any], heading: str, path: tuple[str, ...], digits: int)
     value: Any = row
     for step in path:
         value = value.get(step) or {}
+    return _figure(value, digits, heading.endswith("[95 %]"), 100 if heading.endswith(" %") else 1)
+
+
+def _figure(value: Any, digits: int, interval: bool, scale: int = 1) -> str:
+    """A number, or a mean with or without its interval."""
+    if not isinstance(value, dict):
+        return "-" if value is None else f"{value:.{digits}f}"
     if value.get("mean") is None:
         return "-"
-    scale = 100 if heading.endswith(" %") else 1
     mean, low, high = (f"{scale * value[k]:.{digits}f}" for k in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]" if heading.endswith("[95 %]") else mean
+    return f"{mean} [{low}, {high}]" if interval else mean
