@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dd3g.command.run import Device, Json, run_command
+from dd3g.command.run import Device, Json, command_line
 from dd3g.errors import UserError
 from dd3g.rig import ELEVATION
 
@@ -128,10 +128,7 @@ def interpolate_command(
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    return run_command(interpolate_command, argv, "dd3g interpolate")
-
+main = command_line(interpolate_command, "dd3g interpolate")
 
 if __name__ == "__main__":
     sys.exit(main())

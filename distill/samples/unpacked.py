@@ -47,7 +47,9 @@ class UnpackedRenders(Sequence[RenderedObject]):
         with only_user(folder, wait=True):
             pairs = zip(shards, self.bins, strict=True)
             wanted = [(s, b) for s, b in pairs if not (b.exists() and _about(b).exists())]
-            _unpack_all(wanted)
+            with Progress(total=len(wanted), name="shards unpacked") as progress:
+                for _ in progress.each(map_in_processes(unpack, wanted, usable_cores())):
+                    pass
         self._open()
 
     def _open(self) -> None:
@@ -104,13 +106,6 @@ def _name(shard: Path) -> str:
 
 def _about(path: Path) -> Path:
     return path.with_suffix(".json")
-
-
-def _unpack_all(wanted: list[tuple[Path, Path]]) -> None:
-    with Progress() as progress:
-        progress.phase("shards unpacked", len(wanted))
-        for _ in map_in_processes(unpack, wanted, usable_cores()):
-            progress.advance()
 
 
 def unpack(task: tuple[Path, Path]) -> None:
