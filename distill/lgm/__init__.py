@@ -5,8 +5,7 @@ pixel of its answer is a Gaussian. Written from the authors' recipe, and compare
 computes by `python -m tools.check_goldens --only lgm`. Read `model.py` first.
 """
 
-from distill.lgm.model import LGM, SIZE, check_cameras, lgm_input
+from distill.lgm.model import LGM, SIZE, check_cameras, lgm_input, load_lgm
 from distill.lgm.network import BIG, SMALL, TINY, Layout
-from distill.lgm.weights import load_lgm
 
 __all__ = ["BIG", "LGM", "SIZE", "SMALL", "TINY", "Layout", "check_cameras", "lgm_input", "load_lgm"]
