@@ -16,8 +16,14 @@ from dd3g.fingerprint import fingerprint, folder_fingerprint
 from dd3g.nn.blocks import orbit_code
 from dd3g.nn.multiview_unet import MultiViewUNet
 from dd3g.nn.unet_blocks import KeyValues
-from distill.teachers.encoders import TextEncoder, clip_pixels, levels, load_tokenizer
-from distill.teachers.latents import LatentCodec, LatentTeacher
+from distill.teachers.latents import (
+    LatentCodec,
+    LatentTeacher,
+    TextEncoder,
+    clip_pixels,
+    levels,
+    load_tokenizer,
+)
 from distill.teachers.published import (
     Source,
     load_part,

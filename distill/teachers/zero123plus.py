@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -17,10 +20,18 @@ from dd3g.diffusion import Prediction
 from dd3g.errors import UserError, first_line
 from dd3g.fingerprint import fingerprint, folder_fingerprint
 from dd3g.hub_models import HUB_MODELS
-from distill.teachers.encoders import TextEncoder, bilinear, clip_pixels, crop_size, levels, pixels
-from distill.teachers.latents import LatentCodec, LatentTeacher
+from dd3g.nn.attention import AttentionKernel
+from distill.teachers.latents import (
+    LatentCodec,
+    LatentTeacher,
+    TextEncoder,
+    bilinear,
+    clip_pixels,
+    crop_size,
+    levels,
+    pixels,
+)
 from distill.teachers.published import Source, load_part, load_schedule, read_json
-from distill.teachers.reference_attention import ReferenceAttention
 
 ROWS, COLUMNS = 3, 2
 AZIMUTHS = [30.0, 90.0, 150.0, 210.0, 270.0, 330.0]  # from the input's, row by row
@@ -76,6 +87,51 @@ class CanvasCodec(LatentCodec):
         return (rgb / 2 + 0.5).clamp(0, 1)
 
     ground = GREY / 255
+
+
+class ReferenceAttention:
+    """Attention of all blocks of diffusers' UNet2DConditionModel, whose processors it replaces.
+
+    Zero123++ runs the noised condition picture through the network, too (section 2.1). Self-attention keeps
+    what it is given in that pass, and has it as further keys and values in the other. Cross-attention takes
+    keys and values that were computed once. `attend` of the U-Net is that of all of them.
+    """
+
+    def __init__(self, unet: Any) -> None:
+        self.kept: dict[str, Tensor] = {}  # block -> the reference's tokens (N, L', D)
+        self.keeping = False
+        self.attend = unet.attend = AttentionKernel()
+        self.context: dict[str, tuple[Tensor, Tensor]] = {}
+        names = [name.removesuffix(".processor") for name in unet.attn_processors]
+        self._cross = {name: unet.get_submodule(name) for name in names if name.endswith("attn2")}
+        unet.set_attn_processor({f"{name}.processor": partial(self._attended, name) for name in names})
+
+    def key_values(self, tokens: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Keys and values of every cross-attention, of tokens (N, M, D)."""
+        return {name: (attn.to_k(tokens), attn.to_v(tokens)) for name, attn in self._cross.items()}
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """The reference's pass: tokens are kept."""
+        self.kept, self.keeping = {}, True
+        try:
+            yield
+        finally:
+            self.keeping = False
+
+    def _attended(self, name: str, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        """The processor of one attention: tokens (N, L, D) -> (N, L, D)."""
+        x = seen = hidden_states
+        if name in self.context:
+            k, v = self.context[name]
+        else:
+            if self.keeping:
+                self.kept[name] = x
+            elif name in self.kept:
+                seen = torch.cat([x, self.kept[name]], 1)
+            k, v = attn.to_k(seen), attn.to_v(seen)
+        q, k, v = (a.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for a in (attn.to_q(x), k, v))
+        return attn.to_out[0](self.attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Zero123PlusTeacher(LatentTeacher):

@@ -10,7 +10,7 @@ from data_gen.meshes.objects import Options
 from data_gen.render import render_folder
 from distill.samples.renders import RenderedObjects
 from distill.teachers import load
-from distill.teachers.encoders import END, START
+from distill.teachers.latents import END, START
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from transformers.image_transforms import get_resize_output_image_size
 
 from dd3g.nn.clip_vision import MEAN, STD
 from distill.teachers import load, zero123plus
-from distill.teachers.encoders import bicubic, bilinear, clip_pixels, levels, pixels, resized
+from distill.teachers.latents import bicubic, bilinear, clip_pixels, levels, pixels, resized
 from distill.teachers.published import over_white
 
 

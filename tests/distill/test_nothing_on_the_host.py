@@ -26,7 +26,7 @@ from distill.shape.objective import ShapeObjective
 from distill.shape.samples import ShapeSample
 from distill.teachers import load
 from distill.teachers.compact import CompactConfig, CompactTeacher
-from distill.teachers.encoders import END, START
+from distill.teachers.latents import END, START
 from distill.teachers.zero123plus import Zero123PlusTeacher
 from distill.train import DistillConfig
 from distill.train_shape import ShapeConfig

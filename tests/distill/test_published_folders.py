@@ -17,7 +17,7 @@ from stand_ins.published_teachers import pictures, with_tokenizer
 from dd3g.errors import UserError
 from dd3g.fingerprint import folder_fingerprint
 from distill.teachers import load
-from distill.teachers.encoders import END, START
+from distill.teachers.latents import END, START
 from distill.teachers.published import find_source
 
 UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -15,7 +15,7 @@ from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from distill.simulation.ode import simulate
 from distill.teachers import load
-from distill.teachers.encoders import END, START, TextEncoder
+from distill.teachers.latents import END, START, TextEncoder
 from distill.teachers.zero123plus import Zero123PlusTeacher
 
 

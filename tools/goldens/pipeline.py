@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.diffusion import sample
-from distill.teachers.encoders import END, START, clip_pixels, levels
+from distill.teachers.latents import END, START, clip_pixels, levels
 from distill.teachers.mvdream import MVDreamTeacher
 from distill.teachers.published import Source
 from tools.goldens import made_up

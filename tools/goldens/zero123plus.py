@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dd3g.diffusion import Schedule, sample
 from dd3g.errors import UserError
-from distill.teachers.encoders import bilinear, clip_pixels, levels, pixels
+from distill.teachers.latents import bilinear, clip_pixels, levels, pixels
 from distill.teachers.published import Source
 from distill.teachers.zero123plus import MEAN, STD, Zero123PlusCondition, Zero123PlusTeacher, joined, parted
 from tools.goldens.golden import CALL, LOOP, PART, Compared, Golden, recorded
