@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import typer
 
 from dd3g.command.run import Json, command_line
+from dd3g.command.setting import flattened, setting
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.io.shards import Shards
@@ -50,58 +51,45 @@ ABOUT = """
 """
 
 
+@dataclass(frozen=True)
+class RecipeOptions:
+    """What weights are made from, and where."""
+
+    data: list[Path] = setting([], "Folder of meshes; may be repeated. Without any: made-up ones.")
+    quadruples: list[Path] = setting([], "Folder of a teacher's quadruples; may be repeated.")
+    test: Path | None = setting(None, "Folder of meshes to evaluate on, never trained on.")
+    generator: str = setting("nano", "Generator that gets the shape network.")
+    output: Path = setting(Path("runs/recipe"), "Folder for all results.", option="-o --output")
+    resume: bool = setting(False, "Continue an earlier run in this folder.")
+    train: list[str] = setting([], "KEY=VALUE for train-shape.")
+
+
+@flattened
 def recipe_command(
     size: Annotated[str, typer.Argument(help=f"{', '.join(SIZES)}: see configs/shape.", metavar="SIZE")],
     minutes: Annotated[float, typer.Option(min=0.1, help="Wall-clock minutes for everything.")],
-    data: Annotated[
-        list[Path] | None, typer.Option(help="Folder of meshes; may be repeated. Without any: made-up ones.")
-    ] = None,
-    quadruples: Annotated[
-        list[Path] | None, typer.Option(help="Folder of a teacher's quadruples; may be repeated.")
-    ] = None,
-    test: Annotated[
-        Path | None, typer.Option(help="Folder of meshes to evaluate on, never trained on.")
-    ] = None,
-    generator: Annotated[str, typer.Option(help="Generator that gets the shape network.")] = "nano",
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for all results.")] = Path(
-        "runs/recipe"
-    ),
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an earlier run in this folder.")] = False,
-    options: Annotated[list[str] | None, typer.Option("--train", help="KEY=VALUE for train-shape.")] = None,
+    options: RecipeOptions,
     as_json: Json = False,
 ) -> None:
     """Data, training, evaluation and weights of one size, within the given minutes."""
     if size not in SIZES:
         raise UserError(f"there is no recipe {size!r}: give {', '.join(SIZES)}")
-    stored = {"size": size, "data": data, "quadruples": quadruples, "generator": generator}
-    data, quadruples, options = data or [], quadruples or [], options or []
-    _check_begun(output / "recipe.json", json.loads(json.dumps(stored, default=str)), resume)
-    _check_inputs(data, quadruples, test, generator)
-    seconds = 60 * minutes
-    recipe = Recipe(size, output, generator, time.monotonic() + seconds)
+    o, seconds, recipe = options, 60 * minutes, Recipe(size, minutes, options)
+    stored = {"size": size, "data": o.data or None, "quadruples": o.quadruples or None}
+    stored |= {"generator": o.generator}
+    _check_begun(o.output / "recipe.json", json.loads(json.dumps(stored, default=str)), o.resume)
+    _check_inputs(o)
     with recipe.smoke():
-        folders = data if data or quadruples else [recipe.objects(seconds * MAKING)]
+        folders = o.data if o.data or o.quadruples else [recipe.objects(seconds * MAKING)]
         renders = recipe.renders(folders, seconds * RENDERING)
-    spare = seconds * (0.12 if test else 0.02) + min(AROUND, seconds / 10)
-    recipe.train(renders, quadruples, spare, options)
+    recipe.train(renders, seconds * (0.12 if o.test else 0.02) + min(AROUND, seconds / 10))
     weights = recipe.assemble()
-    command = typed_again(size, minutes, data, quadruples, options)
     # The weights are whole, whatever becomes of the evaluation.
-    recipe.describe(weights, command, folders, quadruples, "Not evaluated: no `--test` folder was given.")
-    table = recipe.evaluate(weights, test) if test else None
+    recipe.describe(weights, folders, "Not evaluated: no `--test` folder was given.")
+    table = recipe.evaluate(weights, o.test) if o.test else None
     if table:
-        recipe.describe(weights, command, folders, quadruples, table)
+        recipe.describe(weights, folders, table)
     print(json.dumps({"weights": str(weights), "evaluation": table}) if as_json else f"wrote {weights}")
-
-
-def typed_again(
-    size: str, minutes: float, data: list[Path], quadruples: list[Path], options: list[str]
-) -> str:
-    """The command that makes the same weights, for their card."""
-    words = ["dd3g", "recipe", size, "--minutes", f"{minutes:g}"]
-    for option, values in (("--data", data), ("--quadruples", quadruples), ("--train", options)):
-        words += [word for value in values for word in (option, str(value))]
-    return shlex.join(words)
 
 
 def trained_minutes(shape: Path) -> float:
@@ -135,7 +123,7 @@ def _check_begun(path: Path, stored: dict[str, Any], resume: bool) -> None:
         raise UserError(f"{path.parent} was started before: continue with --resume, or give another --output")
 
 
-def _check_inputs(data: list[Path], quadruples: list[Path], test: Path | None, generator: str) -> None:
+def _check_inputs(options: RecipeOptions) -> None:
     """Find out now what stages would refuse after hours.
 
     Raises:
@@ -143,16 +131,16 @@ def _check_inputs(data: list[Path], quadruples: list[Path], test: Path | None, g
     """
     from dd3g.nn.checkpoint import find_weights, read_config
 
-    for folder in quadruples:
+    for folder in options.quadruples:
         if not folder.exists():
             raise UserError(f"--quadruples {folder}: there is no such folder")
-    for folder in data:
-        trained, tested = folder.resolve(), test and test.resolve()
+    for folder in options.data:
+        trained, tested = folder.resolve(), options.test and options.test.resolve()
         if tested and (trained.is_relative_to(tested) or tested.is_relative_to(trained)):
             raise UserError(
-                f"--test {test} and --data {folder} hold the same objects: give meshes of their own"
+                f"--test {options.test} and --data {folder} hold the same objects: give meshes of their own"
             )
-    read_config(find_weights(generator), "generator")
+    read_config(find_weights(options.generator), "generator")
 
 
 @dataclass
@@ -160,9 +148,19 @@ class Recipe:
     """The stages of one run."""
 
     size: str  # name of it
-    output: Path  # folder
-    generator: str  # name or folder
-    end: float  # of the time, on `time.monotonic`
+    minutes: float  # for everything, from now on
+    options: RecipeOptions  # of the command
+
+    def __post_init__(self) -> None:
+        self.output, self.end = self.options.output, time.monotonic() + 60 * self.minutes
+
+    @property
+    def command(self) -> str:
+        """What makes the same weights, for their card."""
+        words, o = ["dd3g", "recipe", self.size, "--minutes", f"{self.minutes:g}"], self.options
+        for option, values in (("--data", o.data), ("--quadruples", o.quadruples), ("--train", o.train)):
+            words += [word for value in values for word in (option, str(value))]
+        return shlex.join(words)
 
     @property
     def seconds_left(self) -> float:
@@ -208,14 +206,14 @@ class Recipe:
             found.append(place)
         return found
 
-    def train(self, renders: list[Path], quadruples: list[Path], spare: float, options: list[str]) -> None:
+    def train(self, renders: list[Path], spare: float) -> None:
         """The shape network, until `spare` seconds before the end."""
         import torch
 
         shape = self.output / "shape"
         words = [f"output_dir={shape}", "report_to=none", "logging_steps=20"]
         words += [f"renders={json.dumps([str(r) for r in renders])}"]
-        words += [f"quadruples={json.dumps([str(q) for q in quadruples])}"]
+        words += [f"quadruples={json.dumps([str(q) for q in self.options.quadruples])}"]
         minutes_before = trained_minutes(shape)
         minutes = minutes_before + max(self.seconds_left - spare, 1) / 60
         words.append(f"max_minutes={minutes:.3f}")
@@ -223,8 +221,7 @@ class Recipe:
             words.append("resume=latest")
         if torch.cuda.is_available():  # which would wait for samples of one process, or decoded from PNGs
             words += [f"unpacked_dir={self.output / 'unpacked'}", "dataloader_num_workers=12"]
-        words += options
-        run_stage("distill.train_shape", "--config", self.size, *words)
+        run_stage("distill.train_shape", "--config", self.size, *words, *self.options.train)
 
     def assemble(self) -> Path:
         """Generator and shape network in one folder of float16 weights."""
@@ -234,7 +231,7 @@ class Recipe:
         from dd3g.pepd.occupancy import OccupancyNet
 
         shape = OccupancyNet.from_pretrained(self.output / "shape" / "model")
-        soft = Generator.from_pretrained(self.generator)
+        soft = Generator.from_pretrained(self.options.generator)
         whole = Generator(replace(soft.config, shape=shape.config))
         state = {n: t for n, t in soft.state_dict().items() if not n.startswith("shape.")}
         whole.load_state_dict(state | {f"shape.{n}": t for n, t in shape.state_dict().items()})
@@ -247,7 +244,7 @@ class Recipe:
         """
         place = self.output / "evaluation"
         (place / "table.md").unlink(missing_ok=True)  # of weights before these
-        before = "before=" + self.generator
+        before = "before=" + self.options.generator
         arguments = ("--generator", f"{self.size}={weights}", "--generator", before, "-o", str(place))
         # Networks take the smallest part of its time, and a GPU's objects would come one after another.
         words = ("distill.evaluation", str(test), *arguments, "--sheet-objects", "10", "--device", "cpu")
@@ -258,23 +255,20 @@ class Recipe:
             return late
         return (place / "table.md").read_text()
 
-    def describe(
-        self, weights: Path, command: str, data: list[Path], quadruples: list[Path], table: str
-    ) -> None:
+    def describe(self, weights: Path, data: Sequence[Path], table: str) -> None:
         """The card of the weights: the command that made them, from what, and what they are worth."""
         from dd3g.nn.checkpoint import CARD
         from distill.model_card import made_by
 
-        source = [f"meshes of {d}" for d in data] + [
-            f"quadruples of {q}{made_by(str(q))}" for q in quadruples
-        ]
+        source = [f"meshes of {d}" for d in data]
+        source += [f"quadruples of {q}{made_by(str(q))}" for q in self.options.quadruples]
         path = self.output / "shape" / "model" / "scores.json"
         best = json.loads(path.read_text()) if path.exists() else {}
         lines = (self.output / "shape" / "metrics.jsonl").read_text().splitlines()
         text = CARD.format(repo=weights) + ABOUT.format(
             name=weights,
-            generator=self.generator,
-            command=command,
+            generator=self.options.generator,
+            command=self.command,
             data=", ".join(source),
             minutes=trained_minutes(self.output / "shape"),
             steps=json.loads(lines[-1])["step"],

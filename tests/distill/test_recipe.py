@@ -14,7 +14,7 @@ from stand_ins.training_runs import in_this_process
 from dd3g.io.shards import write_shard
 from dd3g.pepd import Generator
 from distill import recipe
-from distill.recipe import SIZES, Recipe, main, trained_minutes
+from distill.recipe import SIZES, Recipe, RecipeOptions, main, trained_minutes
 
 SMALL = (
     "network.fine=8 network.widths=[8,16] network.width=16 network.depth=1 network.heads=2 network.bins=8 "
@@ -163,7 +163,8 @@ def test_a_gpu_does_not_wait_for_pngs(tmp_path, monkeypatch, there):
     asked = []
     monkeypatch.setattr(recipe, "run_stage", lambda *words: asked.extend(words))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    Recipe("nano", tmp_path, "nano", 0.0).train([tmp_path], [], 1.0, ["dataloader_num_workers=3"])
+    options = RecipeOptions(output=tmp_path, train=["dataloader_num_workers=3"])
+    Recipe("nano", 0.0, options).train([tmp_path], 1.0)
     assert (f"unpacked_dir={tmp_path / 'unpacked'}" in asked) == there
     assert ("dataloader_num_workers=12" in asked) == there
     assert asked[-1] == "dataloader_num_workers=3"  # what was asked for holds
@@ -175,7 +176,8 @@ def test_an_evaluation_that_time_does_not_suffice_for(tmp_path, monkeypatch, cap
     asked = []
     monkeypatch.setattr(recipe, "run_stage", lambda *words, seconds, **_: asked.append((words, seconds)))
     monkeypatch.setattr(recipe, "time", SimpleNamespace(monotonic=lambda: 70.0))
-    said = Recipe("nano", tmp_path, "nano", 100.0).evaluate(tmp_path / "weights", Path("held out"))
+    asked_for = RecipeOptions(output=tmp_path)
+    said = Recipe("nano", 0.5, asked_for).evaluate(tmp_path / "weights", Path("held out"))
     ((words, seconds),) = asked
     assert words[:2] == ("distill.evaluation", "held out") and seconds == 30
     assert words[-2:] == ("--device", "cpu")  # on all cores, and where no compiler makes a GPU's rasteriser
