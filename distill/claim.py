@@ -18,7 +18,7 @@ import numpy as np
 import typer
 
 from dd3g.command.run import Json, command_line
-from dd3g.io.atomic import replacing
+from dd3g.io.atomic import write_text
 from distill.recipe import describe_machine, run_stage
 
 MESHES, BOTH = "meshes", "meshes and quadruples"  # the two students
@@ -76,8 +76,7 @@ def claim_command(
     found = compared(report, kinds)
     text = describe(found, report, steps, kinds, renders, quadruples)
     for path, content in ((output / "claim.md", text), (output / "claim.json", json.dumps(found, indent=1))):
-        with replacing(path) as part:
-            part.write_text(content + "\n")
+        write_text(path, content + "\n")
     print(json.dumps({"differences": found}) if as_json else text)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import dd3g
-from dd3g.io.atomic import replacing
+from dd3g.io.atomic import write_text
 from dd3g.nn.checkpoint import CARD
 from distill.simulation.generate_shards import teacher_of
 from distill.teachers.published import find_source, hub_model, source_of
@@ -34,8 +34,7 @@ The licences of these data, and of the teacher that made them, hold for the weig
 {options}
 ```
 """
-    with replacing(folder / "README.md") as part:
-        part.write_text(text)
+    write_text(folder / "README.md", text)
 
 
 def made_by(path: str) -> str:

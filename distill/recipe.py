@@ -24,7 +24,7 @@ import typer
 from dd3g.command.run import Json, command_line
 from dd3g.command.setting import flattened, setting
 from dd3g.errors import UserError
-from dd3g.io.atomic import replacing
+from dd3g.io.atomic import write_text
 from dd3g.io.shards import Shards
 from dd3g.training.config import changes
 
@@ -109,8 +109,7 @@ def _check_begun(path: Path, stored: dict[str, Any], resume: bool) -> None:
         UserError: another recipe, or a folder that was begun and --resume not given.
     """
     if not path.exists() or not any(other != path for other in path.parent.iterdir()):
-        with replacing(path) as part:  # also after a first try that could not begin
-            part.write_text(json.dumps(stored, indent=1) + "\n")
+        write_text(path, json.dumps(stored, indent=1) + "\n")  # also after a first try that could not begin
         return
     before = json.loads(path.read_text())
     changed, _ = changes(before, stored)
@@ -276,8 +275,7 @@ class Recipe:
             scores=", ".join(f"{k} {v:.4g}" for k, v in best.items()) or "none were held out",
             table=table,
         )
-        with replacing(weights / "MODEL_CARD.md") as part:
-            part.write_text(text)
+        write_text(weights / "MODEL_CARD.md", text)
 
 
 def run_stage(

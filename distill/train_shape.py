@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dd3g.command.configuration import launch
 from dd3g.command.setting import setting
 from dd3g.errors import UserError
-from dd3g.io.atomic import replacing
+from dd3g.io.atomic import write_text
 from dd3g.pepd.config import OccupancyConfig
 from dd3g.training.config import LoopConfig
 from distill.config import ShapeObjectiveConfig
@@ -153,8 +153,7 @@ class Keeper:
         if not self.best or scores[KEPT_BY] > self.best[KEPT_BY]:
             self.best = {"step": step, **scores}
             average.save_pretrained(self.folder)
-            with replacing(self.folder / SCORES) as part:
-                part.write_text(json.dumps(self.best) + "\n")
+            write_text(self.folder / SCORES, json.dumps(self.best) + "\n")
         return scores
 
 

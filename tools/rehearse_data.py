@@ -28,7 +28,7 @@ import typer
 
 from dd3g.command.run import Json, run_command
 from dd3g.errors import UserError
-from dd3g.io.atomic import replacing
+from dd3g.io.atomic import write_text
 from dd3g.io.shards import Shards
 
 ROOT = Path(__file__).resolve().parents[1]  # of the repository
@@ -266,10 +266,8 @@ def main(
         command = synthesis(output.absolute(), "killed", processes, seed)
         sets = output / "killed", output / "set"
         report["killed"] = kill_and_compare(command, *sets, kills, steps[1].seconds, seed)
-    with replacing(output / "rehearsal.json") as part:
-        part.write_text(json.dumps(report, indent=1) + "\n")
-    with replacing(output / "rehearsal.svg") as part:
-        part.write_text(curve(steps))
+    write_text(output / "rehearsal.json", json.dumps(report, indent=1) + "\n")
+    write_text(output / "rehearsal.svg", curve(steps))
     print(json.dumps(report, indent=None if as_json else 1))
 
 

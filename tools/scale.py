@@ -28,7 +28,7 @@ from dd3g.command.configuration import parse
 from dd3g.command.run import command_line
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
-from dd3g.io.atomic import replacing
+from dd3g.io.atomic import write_text
 from dd3g.nn.multiview_unet import MultiViewUNetConfig
 from dd3g.nn.recompute import recompute_blocks
 from dd3g.pepd import Generator, GeneratorConfig
@@ -331,8 +331,7 @@ def scale_command(
     if output is None:
         print(text, end="")
         return
-    with replacing(output) as part:
-        part.write_text(text)
+    write_text(output, text)
 
 
 main = command_line(scale_command, "scale", needs_words=False)

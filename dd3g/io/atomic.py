@@ -84,6 +84,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise UserError(_explain(error, path)) from error
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text in UTF-8, whole or not at all; see `replacing`."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def temporary_folder(folder: Path) -> Iterator[Path]:
     """A folder below `folder` that vanishes with the block, locked as long as this process lives."""

@@ -17,7 +17,7 @@ import dd3g
 from dd3g.command.progress import Progress, track
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
-from dd3g.io.atomic import check_writable, replacing
+from dd3g.io.atomic import check_writable, write_text
 from dd3g.machine import provenance
 from dd3g.processes import map_in_processes, usable_cores
 from distill.evaluation.learned import frechet_distance, kernel_distance
@@ -77,30 +77,18 @@ def evaluate(source: Path | Sequence[Path], output: Path, options: Evaluation) -
             label: compare_with_quadruples(model, o.quadruples, o.limit, o.seed)
             for label, model in track(list(models.items()), "generators against quadruples")
         }
-    _write(report, scores, results, output, o.page)
+    write_csv(output / "objects.csv", scores)
+    write_text(output / "objects.txt", "".join(f"{one['id']} {one['hash']}\n" for one in results))
+    save_tables(report, output)
+    if o.page:
+        save_page(report, results, output / "index.html")
+    write_text(output / "evaluation.json", json.dumps(report, indent=1))
     return report
 
 
 def _by_label(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Rows of one object."""
     return {label: row for part in result["rows"].values() for label, row in part.items()}
-
-
-def _write(
-    report: dict[str, Any],
-    scores: dict[str, list[dict[str, Any]]],
-    results: list[dict[str, Any]],
-    output: Path,
-    page: bool,
-) -> None:
-    write_csv(output / "objects.csv", scores)
-    with replacing(output / "objects.txt") as part:
-        part.write_text("".join(f"{found['id']} {found['hash']}\n" for found in report["objects"]))
-    save_tables(report, output)
-    if page:
-        save_page(report, results, output / "index.html")
-    with replacing(output / "evaluation.json") as part:
-        part.write_text(json.dumps(report, indent=1))
 
 
 def _described(work: Work, results: list[dict[str, Any]]) -> dict[str, Any]:

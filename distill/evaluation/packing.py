@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dd3g.cameras import Cameras
-from dd3g.io.atomic import replacing
+from dd3g.io.atomic import replacing, write_text
 from distill.evaluation.predictors import Drawing, Pictures, Target
 from distill.pictures import on_white, pixels, save_contact_sheet
 
@@ -55,8 +55,7 @@ def save_input(target: Target, folder: Path, name: str) -> None:
     }
     with replacing(folder / f"{name}.png") as part:
         Image.fromarray(pixels(target.finest.image)).save(part, "PNG")
-    with replacing(folder / f"{name}.json") as part:
-        part.write_text(json.dumps(cameras))
+    write_text(folder / f"{name}.json", json.dumps(cameras))
 
 
 def png(tiles: Tensor) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dd3g.io.atomic import replacing
+from dd3g.io.atomic import replacing, write_text
 from distill.evaluation.packing import TURN_SIZE, TURNS
 from distill.evaluation.scores import BANDS, RIG
 
@@ -105,8 +105,7 @@ def caption(report: dict[str, Any]) -> str:
 def save_tables(report: dict[str, Any], folder: Path) -> None:
     """Write table.md and table.tex."""
     for name, text in (("table.md", markdown(report)), ("table.tex", latex(report))):
-        with replacing(folder / name) as part:
-            part.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
 
 
 def save_page(report: dict[str, Any], results: list[dict[str, Any]], path: Path) -> Path:

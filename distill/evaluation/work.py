@@ -14,7 +14,7 @@ import torch
 
 from dd3g.errors import UserError, first_line
 from dd3g.fingerprint import fingerprint
-from dd3g.io.atomic import replacing
+from dd3g.io.atomic import write_text
 from distill.evaluation.geometry import find_move, moved
 from distill.evaluation.learned import Metric, load_metrics
 from distill.evaluation.metrics import psnr
@@ -107,8 +107,7 @@ class Work:
                 stored["rows"][stamps[words]] = have[words]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # After each row: one that is slow should not be repeated because of another.
-                with replacing(path) as part:
-                    part.write_text(json.dumps(stored))
+                write_text(path, json.dumps(stored))
         return stored | {"rows": have, "new": True}
 
     def _row(self, words: str, label: str, target: Target, truths: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from dd3g.cameras import Cameras
 from dd3g.command.progress import Progress
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
-from dd3g.io.atomic import only_user, replacing
+from dd3g.io.atomic import only_user, replacing, write_text
 from dd3g.io.shards import pack_paths, unpack_paths
 from dd3g.processes import map_in_processes, usable_cores
 from distill.samples.renders import RenderedObject, RenderedObjects
@@ -133,8 +133,7 @@ def unpack(task: tuple[Path, Path]) -> None:
                 }
             )  # fmt: skip
             offset += views * size * size * 6 + len(bits)
-    with replacing(_about(target)) as part:
-        part.write_text(json.dumps(items))
+    write_text(_about(target), json.dumps(items))
 
 
 def open_renders(

@@ -15,7 +15,7 @@ import torch
 from dd3g.cameras import Cameras
 from dd3g.command.progress import Progress
 from dd3g.errors import UserError
-from dd3g.io.atomic import replacing
+from dd3g.io.atomic import write_text
 from dd3g.io.shards import write_shard
 from dd3g.training.processes import held_by_main
 from distill.config import BELIEVED, Simulation
@@ -191,8 +191,7 @@ def _generate(wanted: ShardSet, state: Any, show: bool) -> dict[str, Any]:
                 lost: dict[str, str] = {}
                 samples = wanted.samples(number, indices, lost)
                 if lost:  # written first: a shard that is there is never made again
-                    with replacing(path.with_suffix(FAILED)) as partial:
-                        partial.write_text(json.dumps(lost, indent=2) + "\n")
+                    write_text(path.with_suffix(FAILED), json.dumps(lost, indent=2) + "\n")
                 write_shard(path, samples)
                 for sample in samples:
                     confidence += json.loads(sample["json"]).get("mattes", {}).get("confidence", [])
@@ -250,8 +249,7 @@ def check_settings(
     if about:
         new[MADE_BY] = about
     if write and new != old:
-        with replacing(output / SETTINGS) as partial:
-            partial.write_text(json.dumps(new, indent=2) + "\n")
+        write_text(output / SETTINGS, json.dumps(new, indent=2) + "\n")
 
 
 def teacher_of(path: Path) -> dict[str, Any]:

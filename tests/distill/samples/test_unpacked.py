@@ -54,8 +54,9 @@ def test_a_changed_shard_is_decoded_again_and_a_cut_run_goes_on(tmp_path, monkey
     assert UnpackedRenders(folder, disk)[0].rgba.shape[-1] == 16 != before.shape[-1]
     assert made.items() <= files(disk).items() and len(files(disk)) == 4
     calls = []
-    original = unpacked.replacing
-    monkeypatch.setattr(unpacked, "replacing", lambda path: calls.append(path) or original(path))
+    for name in ("replacing", "write_text"):
+        write = getattr(unpacked, name)
+        monkeypatch.setattr(unpacked, name, lambda *words, f=write: calls.append(words) or f(*words))
     for path in disk.glob("*.json"):
         path.unlink()  # as if killed before the last write
     UnpackedRenders(folder, disk)
