@@ -26,13 +26,7 @@ from distill.evaluation.outside import Predictions
 from distill.evaluation.packing import from_png, save_sheets, unpacked
 from distill.evaluation.paired import COMPARED, differences
 from distill.evaluation.protocol import RULES, Evaluation
-from distill.evaluation.scores import (
-    BANDS,
-    FINE_INPUT,
-    FINE_VIEWS,
-    compare_with_quadruples,
-    summarise,
-)
+from distill.evaluation.scores import BANDS, FINE_INPUT, FINE_VIEWS, compare_with_quadruples, summarise
 from distill.evaluation.tables import save_page, save_tables, write_csv
 from distill.evaluation.work import Work
 

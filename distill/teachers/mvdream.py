@@ -24,14 +24,7 @@ from distill.teachers.latents import (
     levels,
     load_tokenizer,
 )
-from distill.teachers.published import (
-    Source,
-    load_part,
-    load_schedule,
-    load_unet,
-    over_white,
-    read_json,
-)
+from distill.teachers.published import Source, load_part, load_schedule, load_unet, over_white, read_json
 
 VIEWS = 4  # with which the published weights were trained
 SUFFIX = ", 3d asset"  # that MVDream's captions ended with in its training
