@@ -47,12 +47,7 @@ class Objective:
     perceptual: nn.Module | None = None
 
     def __call__(self, model: nn.Module, batch: Sample, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The model's Gaussians for a batch, and what is wrong with them.
-
-        Args:
-            model: a `Generator`; float32 geometry needs no autocast around this call.
-            batch: collated samples.
-            step: of the run, for the schedules.
+        """What is wrong with the Gaussians of a `Generator`, called without autocast: geometry is float32.
 
         Returns:
             The scalar to minimise and its terms, weighted and detached; they add up to it.

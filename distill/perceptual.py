@@ -19,10 +19,8 @@ class VggDistance(nn.Module):
     """Squared distance of unit-length VGG16 features, averaged over pixels and summed over five depths.
 
     LPIPS' form (Zhang et al. 2018, eq. 1) without its learnt channel weights, on the weights of HED, which
-    were fine-tuned for edges: a training loss, and not comparable with LPIPS figures.
-
-    Args:
-        path: the weights file; None takes the fetched `hed_vgg16`.
+    were fine-tuned for edges: a training loss, and not comparable with LPIPS figures. Without a path it takes
+    the fetched `hed_vgg16`.
 
     Raises:
         UserError: when the file or h5py is missing, or the file holds something else.

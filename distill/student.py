@@ -64,11 +64,8 @@ def share_frozen(generator: Generator, teacher: MVDreamTeacher) -> int:
     """Let a teacher use the student's frozen tensors, where both have them, in place of its own.
 
     Low-rank changes lie beside the weights that they change, so a student whose lower levels learn that way
-    still holds the teacher's.
-
-    Args:
-        generator: made by `start_from_teacher`, before anything wraps or splits it.
-        teacher: the same one, in float32.
+    still holds the teacher's. The student is as `start_from_teacher` made it, before anything wraps or splits
+    it, the teacher in float32.
 
     Returns:
         How many parameters are held once instead of twice.

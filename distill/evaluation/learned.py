@@ -51,9 +51,6 @@ class Metric:
 class STLPIPS:
     """Anti-aliased AlexNet features with learnt weights (Ghildyal and Liu 2022, "Shift-tolerant LPIPS").
 
-    Args:
-        path: the file `stlpips_alex` of `dd3g.models`.
-
     Raises:
         UserError: when the file does not hold these weights.
     """

@@ -34,11 +34,7 @@ def score(
     What people see is measured with more pixels where there are such renders, and named after their number:
     st_lpips_S and alpha_fuzz_S of the novel views (`FINE_VIEWS`), psnr_S of the input view (`FINE_INPUT`).
 
-    Args:
-        target: the object.
-        drawing: draws its predicted views.
-        learned: metrics through networks, of the novel views.
-        truths: key of a metric -> its features of the true novel views, see `true_features`.
+    Learned metrics are of the novel views; `truths` are their `true_features`.
 
     Returns:
         id, style, novel, bands, input, rig, and features: key of a metric of sets -> (V, D), novel views.

@@ -26,10 +26,7 @@ RESOLUTION = 64  # voxels a side
 
 
 class CarvedQuadruples(Sequence[RenderedObject]):
-    """Quadruples with a volume and depth carved from their masks, each carved once.
-
-    Args:
-        source: folders of shards.
+    """Quadruples of folders of shards, with a volume and depth carved from their masks, each carved once.
 
     Raises:
         UserError: no shards, or one that was cut short; for quadruples that are damaged, or of a teacher

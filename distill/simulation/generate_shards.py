@@ -221,14 +221,10 @@ def _generate(wanted: ShardSet, state: Any, show: bool) -> dict[str, Any]:
 def check_settings(
     output: Path, settings: dict[str, Any], seeds: int, write: bool, about: dict[str, Any] | None = None
 ) -> None:
-    """Refuse to mix two settings in one folder.
+    """Refuse to mix two settings in one folder, which keeps those of the run that made the first shard.
 
-    Args:
-        output: the folder.
-        settings: of this run; those of the run that made the first shard are kept in the folder.
-        seeds: passes that this run asks for; the most that were ever asked for are kept beside the settings.
-        write: keep them; only one process may.
-        about: the teacher's source and licence; kept beside the settings.
+    Beside them it keeps the most passes that were ever asked for, `seeds`, and what is known `about` the
+    teacher; only one process may `write`.
 
     Raises:
         UserError: naming what differs.

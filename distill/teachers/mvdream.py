@@ -52,10 +52,7 @@ class MVDreamTeacher(LatentTeacher):
 
     Latent diffusion, eps-prediction. View 0 is the input's. The views are RGB on white, if the picture was.
 
-    Args:
-        source: of a folder in the published layout.
-        dtype: of the weights.
-        elevation: degrees of the rig, which must be the input's: the picture has no camera of its own.
+    The rig's elevation, in degrees, must be the input's: the picture has no camera of its own.
 
     Raises:
         UserError: when a part is missing or does not fit.

@@ -112,11 +112,7 @@ def _licence(folder: Path) -> str:
 
 
 def choose_dtype(name: str, device: str | torch.device) -> torch.dtype:
-    """The number format of the weights.
-
-    Args:
-        name: auto, float32, bfloat16 or float16.
-        device: auto takes float16 on CUDA, as published, and float32 elsewhere.
+    """The number format of the weights; auto takes float16 on CUDA, as published, and float32 elsewhere.
 
     Raises:
         UserError: for another name, and for float16 on the CPU, which has no kernels for it.
@@ -226,12 +222,7 @@ def _check_file(file: Path) -> None:
 
 
 def load_schedule(folder: Path, prediction: str, **changes: Any) -> Schedule:
-    """The noise levels of a teacher's folder.
-
-    Args:
-        folder: the teacher's, with a part `scheduler`.
-        prediction: what its network predicts, as diffusers calls it.
-        **changes: options that take the place of the file's.
+    """The noise levels of a teacher's folder, with changes of its options.
 
     Raises:
         UserError: when the file does not describe levels, or is of a network that predicts something else.
