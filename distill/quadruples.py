@@ -159,12 +159,8 @@ class Quadruples(Sequence[Quadruple]):
 
     def __getitem__(self, index: int) -> Quadruple:  # type: ignore[override]
         """One object, float32; negative indices count from the end."""
-        if self._cache:
-            q = self._cache[index]
-            if isinstance(q, str):
-                raise UserError(q)
-            return _unpacked(q)
-        return self._decode(index)
+        kept = self._cache[index] if self._cache else None
+        return self._decode(index) if kept is None else _unpacked(kept)
 
     def key(self, index: int) -> str:
         """The sample's key, without reading its data."""
@@ -174,12 +170,12 @@ class Quadruples(Sequence[Quadruple]):
         """File that holds the quadruple."""
         return Path(self._shards.where(index))
 
-    def _kept(self, index: int) -> Quadruple | str:
-        """What the cache holds: of a damaged one, what is wrong with it."""
+    def _kept(self, index: int) -> Quadruple | None:
+        """What the cache holds; nothing of a damaged one, which says what is wrong when it is asked for."""
         try:
             return _packed(self._decode(index))
-        except UserError as error:
-            return str(error)
+        except UserError:
+            return None
 
     def _decode(self, index: int) -> Quadruple:
         sample = self._shards[index]

@@ -90,21 +90,17 @@ class RenderedObjects(Sequence[RenderedObject]):
                 f"there are no rendered objects in {foreign or self._shards.paths[0]}: name a folder that "
                 "`dd3g data render` wrote"
             )
-        self._cache: list[RenderedObject | str] = []
+        self._cache: list[RenderedObject | None] = []
         if cached:
-            self._cache += [self._kept(i) for i in track(range(len(self)), "renders decoded")]
+            self._cache = [self._kept(i) for i in track(range(len(self)), "renders decoded")]
 
     def __len__(self) -> int:
         return len(self._shards)
 
     def __getitem__(self, index: int) -> RenderedObject:  # type: ignore[override]
         """Object by index; negative ones count from the end."""
-        if self._cache:
-            item = self._cache[index]
-            if isinstance(item, str):
-                raise UserError(item)
-            return replace(item, depth=item.depth.float())
-        return self._decode(index)
+        item = self._cache[index] if self._cache else None
+        return self._decode(index) if item is None else replace(item, depth=item.depth.float())
 
     @property
     def paths(self) -> list[Path]:
@@ -113,17 +109,17 @@ class RenderedObjects(Sequence[RenderedObject]):
 
     def meta(self, index: int) -> dict:
         """The object's `meta` without its pictures."""
-        if self._cache and not isinstance(item := self._cache[index], str):
+        if self._cache and (item := self._cache[index]):
             return item.meta
         return self._described(index, self._shards.read(index, "json"))[1]
 
-    def _kept(self, index: int) -> RenderedObject | str:
-        """What the cache holds: of a damaged one, what is wrong with it."""
+    def _kept(self, index: int) -> RenderedObject | None:
+        """What the cache holds; nothing of a damaged one, which says what is wrong when it is asked for."""
         try:
             item = self._decode(index)
             return replace(item, depth=item.depth.half())
-        except UserError as error:
-            return str(error)
+        except UserError:
+            return None
 
     def _decode(self, index: int) -> RenderedObject:
         sample = self._shards[index]
