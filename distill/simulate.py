@@ -90,6 +90,7 @@ def simulate_command(
         raise UserError(f"--seed {options.seed} is out of range: give 0 to 2**64 - 1")
     if not math.isfinite(scale := options.guidance_scale or 0):
         raise UserError(f"--guidance-scale {scale} is not a strength: give a number, 1 is none")
+    from dd3g.training.processes import held_by_main
     from distill.simulation.generate_shards import ShardSet, generate_shards
     from distill.simulation.inputs import open_inputs
     from distill.simulation.mattes import matte_model
@@ -102,7 +103,9 @@ def simulate_command(
         guidance_scale=model.default_guidance if options.guidance_scale is None else options.guidance_scale,
         view_matte=matte_model(options.view_matte),
     )
-    report = generate_shards(ShardSet(model, pictures, Path(output), place, options), state, not as_json)
+    wanted = ShardSet(model, pictures, Path(output), place, options)
+    with held_by_main(wanted.output):
+        report = generate_shards(wanted, state, not as_json)
     report["seconds"] = round(time.monotonic() - start, 1)
     if state.is_main_process:
         for message in report["failed"]:

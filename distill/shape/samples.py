@@ -103,7 +103,9 @@ def shape_sample(
     width = 1.0
     if stretch:
         width = min(math.exp(stretch * (2 * float(torch.rand((), generator=g)) - 1)), room_beside(image))
-        image, camera = widened(image, width), seen_wider(camera, width)
+        image, Ks = widened(image, width), camera.Ks.clone()
+        Ks[..., 0, 0] *= width  # as if the object were as many times as wide, at the same depths
+        camera = replace(camera, Ks=Ks)
     occupancy = matter_in_slices(volume, item.meta["volume"]["half"], camera, bins, image[3] > VISIBLE)
     depth = item.depth[second].half().float()  # as arrays and renders in memory hold it
     if mirror:
@@ -210,13 +212,6 @@ def widened(image: Tensor, width: float) -> Tensor:
     weighted = torch.cat([image[:3] * image[3:], image[3:]])[None]
     moved = F.grid_sample(weighted, grid, align_corners=False)[0]
     return torch.cat([moved[:3] / moved[3:].clamp(min=1e-6), moved[3:]]).clamp(0, 1)
-
-
-def seen_wider(camera: Cameras, width: float) -> Cameras:
-    """The camera whose picture is `width` times as wide, as if the object were, at the same depths."""
-    Ks = camera.Ks.clone()
-    Ks[..., 0, 0] *= width
-    return replace(camera, Ks=Ks)
 
 
 def check_volumes(objects: Together, size: int) -> None:

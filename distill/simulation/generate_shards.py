@@ -17,7 +17,6 @@ from dd3g.command.progress import Progress
 from dd3g.errors import UserError
 from dd3g.io.atomic import write_text
 from dd3g.io.shards import write_shard
-from dd3g.training.processes import held_by_main
 from distill.config import BELIEVED, Simulation
 from distill.quadruples import Quadruple, encode, noise_of
 from distill.simulation.inputs import NO_MATTE, MatteError, Pictures, Renders, seed_of
@@ -157,7 +156,7 @@ class NoObjectError(UserError):
 def generate_shards(wanted: ShardSet, state: Any, show: bool = True) -> dict[str, Any]:
     """Make the shards that are not there yet; this process makes every P-th of them.
 
-    No other command may work in the folder meanwhile. `state` is accelerate's `PartialState`.
+    No other command may work in the folder meanwhile, see `held_by_main`; `state` is a `PartialState`.
 
     Returns:
         {"output", "shards", "present", "written", "quadruples", "mattes", "unsure_mattes", "failed",
@@ -165,11 +164,6 @@ def generate_shards(wanted: ShardSet, state: Any, show: bool = True) -> dict[str
         for colour alone. `failed` says what was wrong with each picture that could not be used, in this run
         or an earlier one.
     """
-    with held_by_main(wanted.output):
-        return _generate(wanted, state, show)
-
-
-def _generate(wanted: ShardSet, state: Any, show: bool) -> dict[str, Any]:
     minutes = wanted.options.max_minutes
     deadline = time.monotonic() + 60 * minutes if minutes else math.inf
     with state.main_process_first():

@@ -40,10 +40,9 @@ def simulate(
         first view as the input, opaque.
     """
     steps = teacher.default_steps if steps is None else steps
-    scale = teacher.default_guidance if guidance_scale is None else guidance_scale
     condition = teacher.condition(rgba, cameras, captions)
     plan = teacher.schedule.plan(steps)
-    latents = sample(teacher.denoiser(condition, scale), teacher.schedule, noise, plan, condition).x
+    latents = sample(teacher.denoiser(condition, guidance_scale), teacher.schedule, noise, plan, condition).x
     views = teacher.codec.decode(latents)
     if not teacher.sees_picture:
         rgba = torch.cat([views[:, 0, :3], torch.ones_like(views[:, 0, :1])], 1)

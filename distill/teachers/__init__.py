@@ -77,15 +77,15 @@ def _published(
     name: str | Path, device: str | torch.device, precision: str, elevation: float | None
 ) -> Teacher | None:
     """A teacher in the published layout; None where there is none of that name."""
-    from distill.teachers.mvdream import MVDreamTeacher, is_mvdream
-    from distill.teachers.published import choose_dtype, find_source
+    from distill.teachers.mvdream import MVDreamTeacher
+    from distill.teachers.published import choose_dtype, find_source, read_json
 
     white = str(name).partition("@")[0] == WHITE  # a revision is of its U-Net
     source = find_source("zero123plus" if white else name)
     if source is None:
         return None
     dtype = choose_dtype(precision, device)
-    if is_mvdream(source.folder):
+    if "model_channels" in read_json(source.folder / "unet" / "config.json"):  # ImageDream's, too
         return MVDreamTeacher(source, dtype, elevation).to(device)
     from distill.teachers.zero123plus import Zero123PlusTeacher
 

@@ -101,9 +101,7 @@ class AnalyticTeacher(Teacher):
         y = ((shadow - (z * math.sin(tilt)).square()) / math.cos(tilt) ** 2).maximum(0.1 * shadow).sqrt()
         axes = torch.stack([x, y, z], -1).clamp(min=1e-3)
         means = self.codec.encode(draw_ellipsoids(axes, colour[:, None].expand_as(axes), cameras))
-        blank = torch.zeros_like(rgba)[:, None, None].expand(
-            *means.shape[:1], 1, means.shape[2], *rgba.shape[1:]
-        )
+        blank = rgba.new_zeros(len(rgba), 1, means.shape[2], *rgba.shape[1:])
         return AnalyticCondition(means, self.codec.encode(blank))
 
     def forward(self, x_t: Tensor, t: Tensor, condition: AnalyticCondition) -> Tensor:
@@ -148,10 +146,7 @@ def draw_ellipsoids(axes: Tensor, colours: Tensor, cameras: Cameras) -> Tensor:
     if cameras.viewmats.dim() == 3:
         origins, directions = origins[None], directions[None]
     axes = axes[:, :, None, None, None]
-    o, d = (
-        origins[:, None] / axes,
-        directions[:, None] / axes,
-    )  # (B, K, V, S, S, 3), the ellipsoid a unit sphere
+    o, d = origins[:, None] / axes, directions[:, None] / axes  # (B, K, V, S, S, 3) from a unit sphere
     dd, od = d.square().sum(-1), (o * d).sum(-1)
     nearest = o.square().sum(-1) - od.square() / dd  # squared distance of the ray to the centre
     alpha = torch.sigmoid((1 - nearest) / 0.1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from distill.teachers.latents import (
     levels,
     load_tokenizer,
 )
-from distill.teachers.published import Source, load_part, load_schedule, load_unet, over_white, read_json
+from distill.teachers.published import Source, load_part, load_schedule, load_unet, over_white
 
 VIEWS = 4  # with which the published weights were trained
 SUFFIX = ", 3d asset"  # that MVDream's captions ended with in its training
@@ -136,8 +135,3 @@ class MVDreamTeacher(LatentTeacher):
         V = x_t.shape[1]
         x = x_t if condition.clean is None else torch.cat([x_t, condition.clean.to(x_t)], 1)
         return self.unet(x, t, condition.codes, condition.context)[:, :V]
-
-
-def is_mvdream(folder: str | Path) -> bool:
-    """Whether a folder's U-Net is MVDream's or ImageDream's."""
-    return "model_channels" in read_json(Path(folder) / "unet" / "config.json")
