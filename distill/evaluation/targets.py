@@ -62,14 +62,15 @@ class Targets(Sequence[Target]):
         index = range(self._count)[index]  # raises IndexError
         sizes = [source.renders[source.indices[index]] for source in self._sources]
         first = sizes[0]
-        if not first.quads or not first.novel:
+        meta = first.meta
+        if not meta["quads"] or not meta["novel"]:
             raise UserError(
-                f"{first.meta.get('id')} has no quad or no novel views: render with --eval, or at "
+                f"{meta.get('id')} has no quad or no novel views: render with --eval, or at "
                 "least --quads 1 and --novel 1"
             )
         pictures = [(item.rgba.float() / 255, item.cameras) for item in sizes]
-        hash, style = fingerprint(first.rgba.numpy().tobytes()), first.meta.get("style", "unknown")
-        return assembled(first.meta["id"], style, pictures, first.quads[0], first.novel, hash)
+        hash, style = fingerprint(first.rgba.numpy().tobytes()), meta.get("style", "unknown")
+        return assembled(meta["id"], style, pictures, meta["quads"][0], meta["novel"], hash)
 
     def files(self, index: int) -> list[Path]:
         """What an object is read from: the shards."""
@@ -79,7 +80,7 @@ class Targets(Sequence[Target]):
     def protocol(self, asked: Protocol) -> Protocol:
         """The protocol that these renders follow: `asked` where they are drawn so, another hash otherwise."""
         item = self._sources[0].renders[self._sources[0].indices[0]]
-        meta, camera = item.meta, item.cameras[item.quads[0][0]]
+        meta, camera = item.meta, item.cameras[item.meta["quads"][0][0]]
         rings = [[meta["elevation"][v], 1, meta["azimuth"][v]] for v in meta["novel"]]
         first, half = meta["quads"][0][0], 0.5 * camera.height / float(camera.Ks[1, 1])
         there = replace(

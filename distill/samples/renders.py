@@ -56,16 +56,6 @@ class RenderedObject:
             ) from error
         return torch.from_numpy(np.unpackbits(bits, count=n**3).view(np.bool_).reshape(n, n, n))
 
-    @property
-    def quads(self) -> list[list[int]]:
-        """View indices of each set of four orthogonal views; the first may serve as the input."""
-        return self.meta["quads"]
-
-    @property
-    def novel(self) -> list[int]:
-        """View indices of the free views."""
-        return self.meta["novel"]
-
 
 class RenderedObjects(Sequence[RenderedObject]):
     """Rendered objects of one or more folders, decoded on demand or all at once.

@@ -102,7 +102,7 @@ class Renders:
     def picture(self, index: int, seed: int, size: int) -> tuple[Tensor, dict[str, Any]]:
         """As of `Pictures`. Each view of a level quad can be the input, any view where there is no quad."""
         item = self.objects[index]
-        views = level_views(item.quads, item.meta["elevation"]) or list(range(len(item.rgba)))
+        views = level_views(item.meta["quads"], item.meta["elevation"]) or list(range(len(item.rgba)))
         generator = torch.Generator().manual_seed(seed_of(index, seed))
         view = views[int(torch.randint(len(views), (1,), generator=generator))]
         rgba = resize_rgba(item.rgba[view].float() / 255, size)

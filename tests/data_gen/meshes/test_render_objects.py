@@ -106,8 +106,8 @@ def test_shards_can_be_read_back(tmp_path):
         assert 0.95 < item.depth[item.depth > 0].min() and item.depth.max() < 2.05
         azimuths = torch.rad2deg(item.cameras.azimuths) % 360
         assert torch.allclose(azimuths[1:4], torch.tensor([90.0, 180, 270]), atol=1e-2)
-        assert item.meta["style"] == "scan" and item.meta == objects.meta(0) and item.novel == [8, 9]
-        assert item.quads == [[0, 1, 2, 3], [4, 5, 6, 7]]
+        assert item.meta["style"] == "scan" and item.meta == objects.meta(0) and item.meta["novel"] == [8, 9]
+        assert item.meta["quads"] == [[0, 1, 2, 3], [4, 5, 6, 7]]
         assert objects[-1].meta["id"] == "cube.2" and objects[-1].meta["variant"] == 1
         with pytest.raises(IndexError):
             objects[6]

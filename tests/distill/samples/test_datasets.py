@@ -321,4 +321,4 @@ def test_data_of_another_size_is_refused(objects):
 
 
 def test_the_tiny_objects_have_what_renders_have(objects):
-    assert objects[0].quads == QUADS and len(objects[0].cameras) == len(ELEVATIONS) == len(AZIMUTHS)
+    assert objects[0].meta["quads"] == QUADS and len(objects[0].cameras) == len(ELEVATIONS) == len(AZIMUTHS)
