@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from dd3g.command.run import Json, run_command
+from dd3g.command.run import Json, dispatch
 from dd3g.command.setting import flattened
 from dd3g.errors import UserError
 from distill.evaluation.protocol import Evaluation
@@ -55,12 +55,8 @@ def evaluate_command(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["compare"]:
-        from distill.evaluation.paired import compare_command
-
-        return run_command(compare_command, words[1:], "dd3g evaluate compare")
-    return run_command(evaluate_command, words, "dd3g evaluate")
+    commands = {"compare": ("distill.evaluation.paired", "Put rows of several evaluations into one table.")}
+    return dispatch(commands, argv, "dd3g evaluate", "", otherwise=evaluate_command)
 
 
 if __name__ == "__main__":

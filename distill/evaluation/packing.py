@@ -80,11 +80,10 @@ def turn(target: Target, drawing: Drawing) -> str | None:
     """Frames of a full turn side by side, for whatever can be seen from anywhere."""
     if isinstance(drawing, Pictures):
         return None
-    first = target.cameras[target.rig[0]]
+    first = target.cameras[target.rig[0]].resized(TURN_SIZE)
     distance = float(first.positions.norm())
     rig = Cameras.orbit([360 * k / TURNS for k in range(TURNS)], size=TURN_SIZE, radius=distance)
-    K = first.Ks * torch.tensor([TURN_SIZE / target.size, TURN_SIZE / target.size, 1.0])[:, None]
-    cameras = replace(rig, Ks=K.expand_as(rig.Ks).clone(), near=first.near, far=first.far)
+    cameras = replace(rig, Ks=first.Ks.expand_as(rig.Ks).clone(), near=first.near, far=first.far)
     at = replace(target, cameras=cameras, rgba=torch.zeros(TURNS, 4, TURN_SIZE, TURN_SIZE), finer=())
     return _webp(torch.cat(list(drawing(at, list(range(TURNS))).rgb), 2))
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from dd3g.command.run import Json
+from dd3g.command.run import Json, command_line
 from dd3g.errors import UserError
 from distill.evaluation.metrics import bootstrap_mean
 from distill.evaluation.tables import HEADINGS, markdown
@@ -182,3 +182,6 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _name(path: Path) -> str:
     return path.name if path.is_dir() else path.parent.name if path.name == "evaluation.json" else path.stem
+
+
+main = command_line(compare_command, "dd3g evaluate compare")

@@ -40,7 +40,7 @@ class StyleShares:
     """Draws objects so that each kind of style has its share.
 
     Args:
-        styles: index -> style of each object; None of a damaged one, which is drawn like most others.
+        metas: index -> `meta` of each object; None of a damaged one, which is drawn like most others.
         scan_fraction: share of scans and PBR objects, which look most like photographs.
         shape_fraction: share of untextured shapes with made-up textures; all others have the rest.
 
@@ -48,22 +48,23 @@ class StyleShares:
         UserError: for shares that are none, or when no object has one.
     """
 
-    def __init__(self, styles: dict[int, str | None], scan_fraction: float, shape_fraction: float) -> None:
+    def __init__(self, metas: dict[int, dict | None], scan_fraction: float, shape_fraction: float) -> None:
         if not 0 <= scan_fraction + shape_fraction <= 1 or min(scan_fraction, shape_fraction) < 0:
             raise UserError(
                 f"scan_fraction {scan_fraction} and shape_fraction {shape_fraction} must be shares of 1"
             )
         pools: dict[str, list[int]] = {"scan": [], "shape": [], "other": []}
         damaged: list[int] = []
-        for i, style in styles.items():
+        for i, meta in metas.items():
+            style = "" if meta is None else meta.get("style", "")
             kind = "scan" if style in {"scan", "pbr"} else "shape" if style == "shape" else "other"
-            (damaged if style is None else pools[kind]).append(i)
+            (damaged if meta is None else pools[kind]).append(i)
         max(pools.values(), key=len).extend(damaged)
         shares = {"scan": scan_fraction, "shape": shape_fraction, "other": 1 - scan_fraction - shape_fraction}
         # Tensors, because worker processes share them.
         self.pools = [(shares[k], torch.tensor(v)) for k, v in pools.items() if v and shares[k] > 0]
         if not self.pools:
-            raise UserError(f"none of the {len(styles)} rendered objects has a style with a share above 0")
+            raise UserError(f"none of the {len(metas)} rendered objects has a style with a share above 0")
 
     def __len__(self) -> int:
         """Number of objects that may be drawn."""
@@ -94,19 +95,16 @@ class RenderDataset:
     most: int = 0  # only the first so many objects are drawn from; 0: all
 
     def __post_init__(self) -> None:
-        styles: dict[int, str | None] = {}
-        sizes: set[int] = set()
         there = len(self.objects)
-        for i, meta in described(self.objects, range(min(self.most or there, there))):
-            styles[i] = None if meta is None else meta.get("style", "")
-            sizes |= set() if meta is None else {meta["size"]}
+        metas = dict(described(self.objects, range(min(self.most or there, there))))
+        sizes = {meta["size"] for meta in metas.values() if meta is not None}
         if len(sizes) > 1:
             shown = " and ".join(map(str, sorted(sizes)))
             raise UserError(
                 f"the rendered objects have pictures of {shown} pixels, and a batch takes one size: name "
                 "folders of one size"
             )
-        self.styles = StyleShares(styles, self.scan_fraction, self.shape_fraction)
+        self.styles = StyleShares(metas, self.scan_fraction, self.shape_fraction)
 
     def __len__(self) -> int:
         """Number of objects that samples are drawn from."""

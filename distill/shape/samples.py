@@ -55,9 +55,8 @@ class ShapeDataset:
     stretch: float = 0.0  # largest change of width, by its logarithm
 
     def __post_init__(self, members: Sequence[int] | None) -> None:
-        found = described(self.objects, members)
-        styles = {i: None if meta is None else meta.get("style", "") for i, meta in found}
-        self.styles = StyleShares(styles, self.scan_fraction, self.shape_fraction)
+        metas = dict(described(self.objects, members))
+        self.styles = StyleShares(metas, self.scan_fraction, self.shape_fraction)
 
     def __len__(self) -> int:
         """Number of objects that samples are drawn from."""

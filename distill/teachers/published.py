@@ -75,7 +75,7 @@ def find_source(name: str | Path) -> Source | None:
         if known:
             if known.notice:
                 print(f"warning: {known.repo}: {known.notice}", file=sys.stderr)
-            return Source(path, known.repo, commit_of(path), known.licence, known.notice)
+            return source_of(known, path)
         return Source(path, path.resolve().name, commit_of(path), _licence(path))
     model = hub_model(str(name))
     if model is None:
