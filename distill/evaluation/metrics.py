@@ -45,7 +45,6 @@ def view_metrics(rgb: Tensor, alpha: Tensor | None, truth: Tensor) -> dict[str, 
         inside and outside the true mask); color_error (mean absolute difference of the foregrounds' mean
         colours, an empty prediction counting as white).
     """
-    V = len(rgb)
     target, true_alpha = on_white(truth), truth[:, 3:]
     mask = true_alpha > 0.5
     similarity = ssim_map(rgb, target)
@@ -57,9 +56,8 @@ def view_metrics(rgb: Tensor, alpha: Tensor | None, truth: Tensor) -> dict[str, 
         "fg_ssim": _mean(similarity, mask),
     }
     if alpha is None:
-        nan = torch.full((V,), torch.nan)
         names = ("iou", "holes", "holes_eroded", "alpha_inside", "leak", "color_error")
-        return scores | dict.fromkeys(names, nan)
+        return scores | dict.fromkeys(names, torch.full((len(rgb),), torch.nan))
     seen = alpha > 0.5
     inner = -F.max_pool2d(-mask.float(), 3, 1, 1) > 0.5
     gap = alpha < 0.5

@@ -223,19 +223,12 @@ def seen(found: FoundObject, protocol: Protocol) -> Target:
 
 def plan(protocol: Protocol, id: str) -> tuple[list[float], list[float], list[int], list[int]]:
     """Azimuths and elevations of all views of an object, its rig (the input first), and its test views."""
-    p = protocol
-    choices = p.input_azimuths
-    first = choices[seed_of(0, *id.encode()) % len(choices)]
-    azimuth = [(first + 90 * k) % 360 for k in range(4 if p.rig else 1)]
-    elevation = [p.input_elevation] * len(azimuth)
+    p, choices = protocol, protocol.input_azimuths
+    first, count = choices[seed_of(0, *id.encode()) % len(choices)], 4 if p.rig else 1
+    rig = [((first + 90 * k) % 360, p.input_elevation) for k in range(count)]
     tests = [v for v in p.test_views() if abs(v[0] - first) > 1e-3 or abs(v[1] - p.input_elevation) > 1e-3]
-    novel = list(range(len(azimuth), len(azimuth) + len(tests)))
-    return (
-        azimuth + [a for a, _ in tests],
-        elevation + [e for _, e in tests],
-        list(range(len(elevation))),
-        novel,
-    )
+    azimuth, elevation = map(list, zip(*rig, *tests, strict=True))
+    return azimuth, elevation, list(range(count)), list(range(count, len(azimuth)))
 
 
 def assembled(
@@ -251,13 +244,13 @@ def assembled(
     Of each size there are pictures (V, 4, S, S), straight RGBA, and (V,) cameras of the same views.
     """
     made = []
-    up = float(pictures[0][1].positions[rig[0]][1] / pictures[0][1].positions[rig[0]].norm())
+    position = pictures[0][1].positions[rig[0]]
+    elevation = round(math.degrees(math.asin(float(position[1] / position.norm()))), 3)
     for rgba, cameras in pictures:
         turn, factor = frame(cameras, rig[0])
         p = cameras.positions.double()
         azimuth = torch.rad2deg(torch.atan2(p[:, 0], p[:, 2]))
         distance = (azimuth - azimuth[rig[0]]).float()
-        elevation = round(math.degrees(math.asin(up)), 3)
         placed = moved(cameras, turn, factor)
         made.append(Target(id, style, rgba, placed, distance, rig, novel, hash=hash, elevation=elevation))
     return replace(made[0], finer=tuple(made[1:]))

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import ConcatDataset
 
 from dd3g.errors import UserError
@@ -79,9 +78,9 @@ def carved(quadruple: Quadruple, key: str) -> RenderedObject:
     alpha = views[:, 3].contiguous()
     matter = visual_hull(alpha, cameras, RESOLUTION)
     depth = [first_hits(matter, LEVEL, cameras[[v]], alpha[v] > LEVEL) for v in range(len(cameras))]
-    return RenderedObject(
-        (views * 255).round().to(torch.uint8), torch.stack(depth), cameras, meta, packed(matter > LEVEL)
-    )
+    bits = zlib.compress(np.packbits((matter > LEVEL).numpy()).tobytes())
+    rgba = (views * 255).round().to(torch.uint8)
+    return RenderedObject(rgba, torch.stack(depth), cameras, meta, bits)
 
 
 def described(quadruple: Quadruple, key: str) -> dict[str, Any]:
@@ -107,8 +106,3 @@ def described(quadruple: Quadruple, key: str) -> dict[str, Any]:
         "novel": [],
         "volume": {"resolution": RESOLUTION, "half": HALF},
     }
-
-
-def packed(volume: Tensor) -> bytes:
-    """Bits of a volume (n, n, n), as `RenderedObject.bits` holds them."""
-    return zlib.compress(np.packbits(volume.numpy()).tobytes())
