@@ -52,14 +52,13 @@ class Targets(Sequence[Target]):
                     f"{other.source} does not hold the objects and views of {first.source}: render both from "
                     "the same meshes, with the same options but for --size"
                 )
-        self._count = len(first.indices[: limit or None])
-        self.ids: list[str] = [view[0] for view in first.views[: self._count]]
+        self.ids: list[str] = [view[0] for view in first.views[: limit or None]]
 
     def __len__(self) -> int:
-        return self._count
+        return len(self.ids)
 
     def __getitem__(self, index: int) -> Target:  # type: ignore[override]
-        index = range(self._count)[index]  # raises IndexError
+        index = range(len(self))[index]  # raises IndexError
         sizes = [source.renders[source.indices[index]] for source in self._sources]
         first = sizes[0]
         meta = first.meta
