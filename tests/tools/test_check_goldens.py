@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from dd3g.nn import multiview_unet, unet_blocks
 from dd3g.nn.blocks import timestep_embedding
 from tools import check_goldens
-from tools.goldens import made_up, seeds, unet
+from tools.check_goldens import find_seeds
+from tools.goldens import made_up, unet
 from tools.goldens.golden import CALL, Compared, Golden
-from tools.goldens.seeds import find_seeds
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "teachers"
 
@@ -207,7 +207,7 @@ def test_seeds_of_pictures(tmp_path, capsys, monkeypatch):
         "lgm": ("preprocess.rgba", np.concatenate([framed, alpha[:30, :40]], -1), 543),
         "pipeline_mvdream": ("picture", made_up.picture("picture", 200, 200, 1001)[::20, ::20], None),
     }
-    monkeypatch.setattr(seeds, "LAST", 1000)
+    monkeypatch.setattr(check_goldens, "LAST", 1000)
     for name, (array, values, seed) in inputs.items():
         folder = tmp_path / name
         folder.mkdir()

@@ -19,8 +19,6 @@ from tools.goldens import made_up
 # rmse / rms that other kernels, threads and versions stay below by far, and no known mistake does.
 PART, CALL, LOOP = 1e-5, 2e-5, 1e-4
 BELOW_MOST = np.float16(65472)  # of half precision, whose largest number has no next one
-# The authors' files; their names may go on, as in lgm_seed_7.
-KINDS = ("lgm", "pipeline_mvdream", "unet_mvdream", "zero123pp")
 SETTINGS = ("seed", "t", "elevation", "views", "picture_size")  # of the .json, or numbers among the arrays
 
 
@@ -96,11 +94,6 @@ class Golden:
         if not isinstance(about.get("seed", 1), int):
             raise UserError(f"{path.with_suffix('.json')} says seed {about['seed']!r}: give a whole number")
         return Golden(path.stem, arrays, about, about.get("seed", 1) if seed is None else seed, dtype)
-
-    @property
-    def kind(self) -> str | None:
-        """Which of the authors' files it is; None for none of them."""
-        return next((kind for kind in KINDS if self.name.startswith(kind)), None)
 
     @property
     def picture_sides(self) -> tuple[int, int]:
