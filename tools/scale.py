@@ -8,6 +8,7 @@ Nothing is computed in full: the networks run on tensors without values, so a la
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -31,7 +32,7 @@ from dd3g.gaussians import Gaussians
 from dd3g.io.atomic import write_text
 from dd3g.nn.multiview_unet import MultiViewUNetConfig
 from dd3g.nn.recompute import recompute_blocks
-from dd3g.pepd import Generator, GeneratorConfig
+from dd3g.pepd import Generator
 from dd3g.pepd.config import TeacherPhase
 from distill.train import DistillConfig
 
@@ -110,6 +111,7 @@ def count(name: str) -> Counted:
     if config.start.teacher and name != COMPACT:
         chosen = {name: getattr(config.start, name) for name in ("top_only", "lower", "rank", "lower_rate")}
         shape = replace(shape, teacher=replace(IMAGEDREAM, **chosen))
+    pixels, (views, *latent) = shape.size**2, shape.latent_shape
     with FakeTensorMode():
         try:
             generator = Generator(shape)
@@ -133,15 +135,10 @@ def count(name: str) -> Counted:
         saved_recomputed=two_recomputed - one_recomputed,
         recomputed=again - both,
         copies=2 * one - two,
-        sample=4 * _numbers(shape, config.targets),
-        pixels=shape.size**2 * (1 + shape.latent_shape[0]),
+        # Input, views with depth, targets, noise; cameras are small beside them.
+        sample=4 * (4 * pixels * (1 + views + config.targets) + views * (pixels + math.prod(latent))),
+        pixels=pixels * (1 + views),
     )
-
-
-def _numbers(shape: GeneratorConfig, targets: int) -> int:
-    """Of a sample: input, views with depth, targets, noise; cameras are small beside them."""
-    pixels, (views, *latent) = shape.size**2, shape.latent_shape
-    return 4 * pixels * (1 + views + targets) + views * (pixels + latent[0] * latent[1] * latent[2])
 
 
 def _blocks(model: nn.Module) -> list[int]:
@@ -255,22 +252,17 @@ def _by_network(head: str, lines: dict[str, Callable[[Counted], str]], found: li
     return _table([head, *(c.name for c in found)], rows)
 
 
-def _hours(c: Counted, gpus: list[int], samples: int) -> list[list[str]]:
+def _hours(c: Counted, gpus: list[int], usual: int, samples: int) -> list[list[str]]:
     """Hours at the measured share of the peak, where there is one, and at the target's."""
     measured = [(utilisation(c.name, c), "measured")] if c.name in MEASURED else []
     return [
         [
             f"{c.name} at {share:.0%}, {said}",
             *(f"{hours(c, count, share, samples=samples):,.2f}" for count in gpus),
-            f"{hours(c, _usual(gpus), share, recompute=True, samples=samples):,.2f}",
+            f"{hours(c, usual, share, recompute=True, samples=samples):,.2f}",
         ]
         for share, said in (*measured, (TARGET, "target"))
     ]
-
-
-def _usual(gpus: list[int]) -> int:
-    """Of the columns that one which gradient checkpointing is shown for."""
-    return 8 if 8 in gpus else gpus[-1]
 
 
 def page(
@@ -281,6 +273,7 @@ def page(
     epochs: int = EPOCHS,
 ) -> str:
     """docs/scale.md: a column each for networks, and the memory and checkpoint of the one named `whole`."""
+    usual = 8 if 8 in gpus else gpus[-1]  # of the columns that which gradient checkpointing is shown for
     base = next(c for c in found if c.name == whole)
     named = [f"{count:,} GPU{'s' * (count > 1)}" for count in gpus]
     memory = [
@@ -290,13 +283,13 @@ def page(
     ran = [c for c in found if c.name in MEASURED]
     seconds, read = base.checkpoint / DISK, base.batch * STORED * base.pixels
     rate = PEAK * TARGET / (base.batch * base.both)  # steps a second
-    wall = [row for c in found for row in _hours(c, gpus, pictures * epochs)]
+    wall = [row for c in found for row in _hours(c, gpus, usual, pictures * epochs)]
     return TEMPLATE.read_text(encoding="utf-8").format(
         counted=_by_network("", COUNTED, found),
         measured=_by_network("network alone, forward and backward", RAN, ran),
         whole=whole,
         memory=_table(["split", *named], memory),
-        wall=_table(["hours", *named, f"{_usual(gpus)}, gradient_checkpointing"], wall),
+        wall=_table(["hours", *named, f"{usual}, gradient_checkpointing"], wall),
         pictures=pictures,
         epochs=epochs,
         peak=PEAK / 1e12,
@@ -306,8 +299,8 @@ def page(
         stored=STORED,
         read=read / 1e6,
         speed=read * rate / 1e6,
-        usual=named[gpus.index(_usual(gpus))],
-        all_speed=_usual(gpus) * read * rate / 1e6,
+        usual=named[gpus.index(usual)],
+        all_speed=usual * read * rate / 1e6,
         interval=INTERVAL,
         share=2 * seconds / (INTERVAL * base.batch * base.both / (PEAK * TARGET)),
     )

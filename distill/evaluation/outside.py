@@ -161,12 +161,8 @@ def _pictures(folder: Path, target: Target) -> Drawing:
 
     def draw(at: Target, views: list[int]) -> Prediction:
         chosen = [v for v in views if v in target.novel]
-        small = [
-            resize_rgba(
-                torch.from_numpy(images[target.novel.index(v)].copy()).movedim(-1, 0).float() / 255, at.size
-            )
-            for v in chosen
-        ]
+        sources = (torch.from_numpy(images[target.novel.index(v)].copy()) for v in chosen)
+        small = [resize_rgba(rgba.movedim(-1, 0).float() / 255, at.size) for rgba in sources]
         rgba = torch.stack(small) if small else torch.zeros(0, 4, at.size, at.size)
         return Prediction(chosen, on_white(rgba), rgba[:, 3:] if solid else None)
 
