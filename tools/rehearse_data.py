@@ -64,11 +64,9 @@ def run_step(name: str, command: list[str], folder: Path) -> Step:
             root = psutil.Process(process.pid)
             while process.poll() is None:
                 megabytes = 0.0
-                try:
+                with contextlib.suppress(psutil.Error):  # one has just ended
                     for p in (root, *root.children(recursive=True)):
                         megabytes += p.memory_info().rss / 1e6
-                except psutil.Error:  # one has just ended
-                    pass
                 shards = len(list(folder.glob("pictures-*.json")))
                 step.curve.append((round(time.perf_counter() - start, 1), round(megabytes, 1), shards))
                 time.sleep(INTERVAL)
@@ -79,10 +77,8 @@ def run_step(name: str, command: list[str], folder: Path) -> Step:
         sys.stderr.write(errors.read())
         if process.returncode:
             raise UserError(f"{name} ended with exit code {process.returncode}: see its output above")
-        try:
+        with contextlib.suppress(ValueError):
             step.output = json.loads(printed.read())
-        except ValueError:
-            step.output = {}
     return step
 
 
@@ -243,9 +239,8 @@ def _ended(command: list[str], seconds: float | None) -> bool:
             process.wait()
         if process.returncode > 0:
             errors.seek(0)
-            raise UserError(
-                f"after a kill it ended with exit code {process.returncode}: {errors.read()[-500:]}"
-            )
+            code = process.returncode
+            raise UserError(f"after a kill it ended with exit code {code}: {errors.read()[-500:]}")
         return process.returncode == 0
 
 
