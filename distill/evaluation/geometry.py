@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -67,9 +68,8 @@ def surface_scores(
     """
     from scipy.spatial import cKDTree
 
-    names = ["chamfer", *(f"f_{t:g}" for t in thresholds), "normals"]
     if not len(predicted):
-        return dict.fromkeys(names, float("nan")) | {f"f_{t:g}": 0.0 for t in thresholds}
+        return {"chamfer": math.nan, **{f"f_{t:g}": 0.0 for t in thresholds}, "normals": math.nan}
     a, b = predicted.double().numpy(), true.double().numpy()
     if alignment == "icp":
         a = aligned(a, b)
@@ -80,7 +80,7 @@ def surface_scores(
         precision, recall = (to_true < t).mean(), (to_predicted < t).mean()
         result[f"f_{t:g}"] = float(2 * precision * recall / max(precision + recall, 1e-12))
     a, b = a[np.isfinite(a).all(1)], b[np.isfinite(b).all(1)]
-    result["normals"] = float("nan")
+    result["normals"] = math.nan
     if len(a) and len(b):
         nearest = a[cKDTree(a[:, :3]).query(b[:, :3])[1]]
         cosine = (nearest[:, 3:] * b[:, 3:]).sum(1).clip(-1, 1)

@@ -108,7 +108,7 @@ def save_tables(report: dict[str, Any], folder: Path) -> None:
         write_text(folder / name, text)
 
 
-def save_page(report: dict[str, Any], results: list[dict[str, Any]], path: Path) -> Path:
+def save_page(report: dict[str, Any], results: list[dict[str, Any]], path: Path) -> None:
     """Write the page from page.html."""
     from jinja2 import ChainableUndefined, Environment
 
@@ -139,7 +139,6 @@ def save_page(report: dict[str, Any], results: list[dict[str, Any]], path: Path)
     )
     with replacing(path) as part:
         part.write_text(page, encoding="utf-8", errors="replace")
-    return path
 
 
 def _extremes(report: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -25,11 +25,9 @@ PROBES, PROBE_SIZE = 24, 128  # cameras that see a surface from all around
 
 
 class Targets(Sequence[Target]):
-    """Plain variants of the rendered objects, decoded when they are asked for.
+    """Plain variants of the rendered objects, or the first of them, decoded when they are asked for.
 
-    Args:
-        sources: folders of shards of the same objects and views, one a size; the smallest is the protocol's.
-        limit: only the first objects; 0 for all.
+    There is a folder of shards a size, of the same objects and views; the smallest is the protocol's.
 
     Raises:
         UserError: there is no plain variant, or the folders don't hold the same views.
@@ -142,13 +140,10 @@ class FoundTargets(Sequence[Target]):
 def open_targets(
     source: Path | Sequence[Path], protocol: Protocol, layout: str = "auto", limit: int = 0
 ) -> tuple[Targets | FoundTargets, dict[str, str]]:
-    """What is to be predicted, and why some objects of the folder are not.
+    """What is to be predicted, or the first of it, and why some objects of the folder are not.
 
-    Args:
-        source: a folder of a data set; or folders of renders by `dd3g data render`, one a size.
-        protocol: how meshes are drawn, and which objects there must be.
-        layout: of the data set, see `find_objects`.
-        limit: only the first objects; 0 for all.
+    The source is a folder of a data set, see `find_objects`; or folders of renders by `dd3g data render`, one
+    a size.
 
     Raises:
         UserError: no objects, not those of the protocol, or renders that do not belong together.

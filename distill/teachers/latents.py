@@ -26,12 +26,7 @@ Kernel = Callable[[Tensor], Tensor]  # distance in pixels -> share
 
 
 class LatentCodec(nn.Module):
-    """Pictures on white <-> latents: the mode of the VAE's posterior, scaled; nothing is drawn.
-
-    Args:
-        vae: diffusers' AutoencoderKL.
-        side: of the latents; of the pictures that it sees 8 times as much in the published ones.
-    """
+    """Pictures on white <-> latents of a side: an AutoencoderKL's mode, scaled; nothing is drawn."""
 
     def __init__(self, vae: Any, side: int) -> None:
         super().__init__()
@@ -108,11 +103,9 @@ class LatentTeacher(Teacher):
 
 
 class TextEncoder(nn.Module):
-    """Captions -> the text encoder's last tokens, its final norm included; padding is not masked.
+    """Captions -> the last tokens of a CLIPTextModel, its final norm included; padding is not masked.
 
-    Args:
-        encoder: transformers' CLIPTextModel.
-        tokenizer: texts -> lists of ids with start and end; None knows the empty caption alone.
+    Without a tokenizer, which gives ids with start and end, it knows the empty caption alone.
     """
 
     def __init__(self, encoder: nn.Module, tokenizer: Callable[[str], list[int]] | None = None) -> None:
