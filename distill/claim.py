@@ -110,13 +110,9 @@ def compared(report: dict[str, Any], kinds: set[str]) -> list[dict[str, Any]]:
                 if None in columns:
                     continue
                 without, taught = (np.array(c, dtype=np.float64)[members] for c in columns)
-                found.append(
-                    {
-                        **{"kinds": group, "splats": splats, "metric": metric},
-                        **{"a": float(np.nanmean(without)), "b": float(np.nanmean(taught))},
-                        **paired_difference(taught.tolist(), without.tolist()),
-                    }
-                )
+                about: dict[str, Any] = {"kinds": group, "splats": splats, "metric": metric}
+                about |= {"a": float(np.nanmean(without)), "b": float(np.nanmean(taught))}
+                found.append(about | paired_difference(taught.tolist(), without.tolist()))
     return found
 
 

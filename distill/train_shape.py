@@ -112,10 +112,10 @@ class Keeper:
     def __post_init__(self) -> None:
         self.folder = Path(self.config.output_dir) / "model"
         path = self.folder / SCORES
-        resumed = bool(self.config.resume_from_checkpoint) and path.exists()
         self.best: dict[str, float] = {}
-        with contextlib.suppress(ValueError):  # a node that lost power leaves an empty file
-            self.best = json.loads(path.read_text()) if resumed else {}
+        if self.config.resume_from_checkpoint and path.exists():
+            with contextlib.suppress(ValueError):  # a node that lost power leaves an empty file
+                self.best = json.loads(path.read_text())
 
     @cached_property  # a GPU waits for them
     def batches(self) -> list[ShapeSample]:

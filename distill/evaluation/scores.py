@@ -148,10 +148,7 @@ def summarise(scores: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
         "alignment": block(scores, "alignment"),
         "seeds": block(scores, "seeds"),
         "seconds_per_object": bootstrap_mean(seconds, seed),
-        "latency": {
-            "p50": round(float(np.quantile(seconds, 0.5)), 5),
-            "p95": round(float(np.quantile(seconds, 0.95)), 5),
-        },
+        "latency": {f"p{q}": round(float(np.quantile(seconds, q / 100)), 5) for q in (50, 95)},
         "peak_mb": round(max(peaks), 1) if peaks else None,
     }
 

@@ -33,12 +33,8 @@ class ShapeObjective:
         bce, dice = occupancy_terms(logits, batch)
         seen = ray_logits(logits, batch, batch.jitter, c.steps)
         silhouette = F.binary_cross_entropy_with_logits(seen, batch.rgba[..., 3])
-        values = {
-            "bce": bce,
-            "dice": dice,
-            "silhouette": silhouette,
-            "color": color_error(volume, batch).mean(),
-        }
+        color = color_error(volume, batch).mean()
+        values = {"bce": bce, "dice": dice, "silhouette": silhouette, "color": color}
         terms = {name: getattr(c, name) * value for name, value in values.items()}
         return torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in terms.items()}
 
@@ -93,10 +89,9 @@ def shape_scores(model: nn.Module, batches: Iterable[ShapeSample], steps: int = 
         for level in LEVELS:
             logit = math.log(level / (1 - level))
             volumes = iou((logits > logit) & mask, target)
+            masks = iou(seen > logit, batch.rgba[..., 3] > 0.5)
             rows.setdefault(f"volume_iou_{100 * level:.0f}", []).append(volumes)
-            rows.setdefault(f"mask_iou_{100 * level:.0f}", []).append(
-                iou(seen > logit, batch.rgba[..., 3] > 0.5)
-            )
+            rows.setdefault(f"mask_iou_{100 * level:.0f}", []).append(masks)
         rows.setdefault("color_error", []).append(color_error(volume, batch))
     return {name: float(torch.cat(values).mean()) for name, values in rows.items()}
 

@@ -71,15 +71,14 @@ class CanvasCodec(LatentCodec):
             rgb = rgb * rgba[..., 3:, :, :] + self.ground * (1 - rgba[..., 3:, :, :])
         canvas = joined(rgb)
         z = self.mode(CONTRAST * (2 * canvas.reshape(-1, *canvas.shape[-3:]) - 1))
-        z = (z * self.scale - SHIFT) * GAIN
-        return parted(z).reshape(*rgba.shape[:-3], *z.shape[1:2], z.shape[2] // ROWS, z.shape[3] // COLUMNS)
+        z = parted((z * self.scale - SHIFT) * GAIN)  # (N, 6, C, h, w)
+        return z.reshape(*rgba.shape[:-3], *z.shape[-3:])
 
     def decode(self, latent: Tensor) -> Tensor:
         """(..., 6, C, h, w) -> RGB (..., 6, 3, S, S) in 0..1."""
-        canvas = self.canvas(joined(latent).reshape(-1, *joined(latent).shape[-3:]))
-        return parted(canvas).reshape(
-            *latent.shape[:-3], 3, canvas.shape[2] // ROWS, canvas.shape[3] // COLUMNS
-        )
+        whole = joined(latent)
+        views = parted(self.canvas(whole.reshape(-1, *whole.shape[-3:])))  # (N, 6, 3, S, S)
+        return views.reshape(*latent.shape[:-3], *views.shape[-3:])
 
     def canvas(self, latent: Tensor) -> Tensor:
         """The whole latent (N, C, 3h, 2w) -> RGB (N, 3, 3S, 2S) in 0..1."""
