@@ -1,4 +1,4 @@
-"""What an evaluation compares: baselines without learning, generators, and a teacher's own views.
+"""What an evaluation compares: an object to be predicted, its drawings, and baselines without learning.
 
 A predictor sees a target once and returns a drawing, which draws any of its views at any size.
 """

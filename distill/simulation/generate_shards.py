@@ -65,7 +65,7 @@ class ShardSet:
             "inputs": self.inputs.fingerprint,
             "matte": self.inputs.matte,
             "pictures": len(self.order),
-            # matrices of another size than `batch_size` round otherwise
+            # Matrices of another size than `batch_size` round otherwise.
             **{name: getattr(self.options, name) for name in DECISIVE},
             "view_matte": NO_MATTE if self.teacher.draws_alpha else self.options.view_matte,
             "elevation": self.teacher.elevation if self.teacher.follows_elevation else None,
