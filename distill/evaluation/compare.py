@@ -27,7 +27,7 @@ from distill.evaluation.packing import from_png, save_sheets, unpacked
 from distill.evaluation.paired import COMPARED, differences
 from distill.evaluation.protocol import RULES, Evaluation
 from distill.evaluation.scores import BANDS, FINE_INPUT, FINE_VIEWS, compare_with_quadruples, summarise
-from distill.evaluation.tables import save_page, save_tables, write_csv
+from distill.evaluation.tables import latex, markdown, save_page, write_csv
 from distill.evaluation.work import Work
 
 
@@ -73,7 +73,8 @@ def evaluate(source: Path | Sequence[Path], output: Path, options: Evaluation) -
         }
     write_csv(output / "objects.csv", scores)
     write_text(output / "objects.txt", "".join(f"{one['id']} {one['hash']}\n" for one in results))
-    save_tables(report, output)
+    write_text(output / "table.md", markdown(report))
+    write_text(output / "table.tex", latex(report))
     if o.page:
         save_page(report, results, output / "index.html")
     write_text(output / "evaluation.json", json.dumps(report, indent=1))

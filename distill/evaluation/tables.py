@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dd3g.io.atomic import replacing, write_text
+from dd3g.io.atomic import replacing
 from distill.evaluation.packing import TURN_SIZE, TURNS
 from distill.evaluation.scores import BANDS, RIG
 
@@ -100,12 +100,6 @@ def caption(report: dict[str, Any]) -> str:
     )
     missing = [f"{k} not measured: {v['missing']}" for k, v in report["metrics"].items() if "missing" in v]
     return "; ".join([line, *missing]) + "."
-
-
-def save_tables(report: dict[str, Any], folder: Path) -> None:
-    """Write table.md and table.tex."""
-    for name, text in (("table.md", markdown(report)), ("table.tex", latex(report))):
-        write_text(folder / name, text)
 
 
 def save_page(report: dict[str, Any], results: list[dict[str, Any]], path: Path) -> None:
