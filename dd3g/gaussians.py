@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,9 +26,9 @@ class Gaussians:
     load: ClassVar[Callable[..., Gaussians]]
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if not isinstance(given := getattr(self, field.name), Tensor):
-                raise TypeError(f"{field.name} must be a tensor, got {type(given).__name__}")
+        for name, given in vars(self).items():
+            if not isinstance(given, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(given).__name__}")
         shape = self.opacities.shape
         for name, last in (("means", 3), ("quats", 4), ("scales", 3), ("colors", None)):
             got = getattr(self, name).shape
@@ -63,44 +63,35 @@ class Gaussians:
                 f"pruned() takes one object, got batch {tuple(self.opacities.shape[:-1])}: index it first"
             )
         keep = self.opacities >= min_opacity
-        for f in fields(self):
-            finite = getattr(self, f.name).isfinite()
-            keep &= finite if finite.dim() == 1 else finite.all(-1)
+        for x in vars(self).values():
+            keep &= x.isfinite() if x.dim() == 1 else x.isfinite().all(-1)
         return self.select(keep)
 
     def select(self, index: Any) -> Gaussians:
         """Gaussians by index or mask along N."""
-        return Gaussians(
-            self.means[..., index, :],
-            self.quats[..., index, :],
-            self.scales[..., index, :],
-            self.opacities[..., index],
-            self.colors[..., index, :],
-        )
+        where = (*[slice(None)] * (self.opacities.dim() - 1), index)
+        return Gaussians(*(x[where] for x in vars(self).values()))
 
     @staticmethod
     def cat(parts: list[Gaussians]) -> Gaussians:
         """Join along N."""
-        return Gaussians(
-            *(
-                torch.cat([getattr(p, f.name) for p in parts], -1 if f.name == "opacities" else -2)
-                for f in fields(parts[0])
-            )
-        )
+        axis = parts[0].opacities.dim() - 1
+        columns = zip(*(vars(p).values() for p in parts), strict=True)
+        return Gaussians(*(torch.cat(column, axis) for column in columns))
 
     def to(self, *args: Any, **kwargs: Any) -> Gaussians:
         """Same meaning as `Tensor.to`."""
-        return Gaussians(*(getattr(self, f.name).to(*args, **kwargs) for f in fields(self)))
+        return Gaussians(*(x.to(*args, **kwargs) for x in vars(self).values()))
 
     def detach(self) -> Gaussians:
         """Cut from the autograd graph."""
-        return Gaussians(*(getattr(self, f.name).detach() for f in fields(self)))
+        return Gaussians(*(x.detach() for x in vars(self).values()))
 
     def __getitem__(self, index: Any) -> Gaussians:
         """Index the batch dimensions."""
         if self.opacities.dim() == 1:
             raise IndexError("these Gaussians have no batch dimension; use select() to pick along N")
-        return Gaussians(*(getattr(self, f.name)[index] for f in fields(self)))
+        return Gaussians(*(x[index] for x in vars(self).values()))
 
     def __len__(self) -> int:
         """Number of Gaussians N, per batch item."""

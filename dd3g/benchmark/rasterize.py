@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,27 +23,28 @@ TILE = 8  # of torch, the fastest of 8, 16 and 32
 def race(count: int, size: int, floor: float, repeats: int) -> dict[str, Any]:
     """Median milliseconds of both engines on one scene, and the speed-up."""
     gaussians, camera = blob(count, size)
-    leaves = [gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.colors]
+    leaves = list(vars(gaussians).values())
     weights = torch.randn(5, size, size, generator=torch.Generator().manual_seed(1))
 
-    def timed(draw: Callable[[Gaussians, Cameras], Tensor]) -> Callable[[], list[float]]:
-        def run() -> list[float]:
-            start = time.perf_counter()
-            image = draw(gaussians, camera)
-            drawn = time.perf_counter()
-            torch.autograd.grad((image * weights).sum(), leaves)
-            return [drawn - start, time.perf_counter() - start]
-
-        return run
+    def timed(draw: Callable[[Gaussians, Cameras], Tensor]) -> tuple[float, float]:
+        start = time.perf_counter()
+        image = draw(gaussians, camera)
+        drawn = time.perf_counter()
+        torch.autograd.grad((image * weights).sum(), leaves)
+        return 1e3 * (drawn - start), 1e3 * (time.perf_counter() - start)
 
     with torch.no_grad():
-        difference = (_dd3g(gaussians, camera) - _tiles(gaussians, camera)).abs().mean().item()
-    ms = interleaved({"dd3g": timed(_dd3g), "tiles": timed(_tiles)}, repeats)
+        difference = (_dd3g(gaussians, camera) - tile_render(gaussians, camera)).abs().mean().item()
+    # In turns, so that a disturbance of the machine meets both; the first turn does not count.
+    turns = [(timed(_dd3g), timed(tile_render)) for _ in range(repeats + 1)][1:]
+    medians = np.median(turns, 0).tolist()
+    ours, tiles = (dict(zip(("forward", "both"), parts, strict=True)) for parts in medians)
     return {
         "gaussians": count,
         "size": size,
-        **{name: {"forward": parts[0], "both": parts[1]} for name, parts in ms.items()},
-        "speedup": ms["tiles"][1] / ms["dd3g"][1],
+        "dd3g": ours,
+        "tiles": tiles,
+        "speedup": tiles["both"] / ours["both"],
         "floor": floor,
         "mean_difference": difference,
     }
@@ -71,38 +71,12 @@ def _dd3g(gaussians: Gaussians, camera: Cameras) -> Tensor:
     return torch.cat([render.rgb, render.depth, render.alpha], 1)[0]
 
 
-def _tiles(gaussians: Gaussians, camera: Cameras) -> Tensor:
-    return tile_render(gaussians, camera)[0]
-
-
-def interleaved(runs: dict[str, Callable[[], list[float]]], repeats: int) -> dict[str, list[float]]:
-    """Median of each timing, taken in turns so that a disturbance of the machine meets every contestant.
-
-    Args:
-        runs: each does its work once and returns durations in seconds, always the same parts.
-        repeats: timed turns, after one that is not.
-
-    Returns:
-        For each run the median of each part in milliseconds.
-    """
-    taken: dict[str, list[list[float]]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
-        for name, run in runs.items():
-            durations = run()
-            if turn:
-                taken[name].append(durations)
-    return {
-        name: [1e3 * statistics.median(part) for part in zip(*turns, strict=True)]
-        for name, turns in taken.items()
-    }
-
-
 def tile_render(gaussians: Gaussians, cameras: Cameras) -> Tensor:
     """The baseline, which needs no kernel: splatting tile by tile by torch's autograd.
 
     One object (N,) seen by cameras (V,) -> (V, C + 2, H, W): colours over black, depth, alpha.
     """
-    batched = Gaussians(*(getattr(gaussians, f.name)[None] for f in fields(gaussians)))
+    batched = Gaussians(*(x[None] for x in vars(gaussians).values()))
     p = project(batched, cameras[None])
     return torch.stack(
         [_image(Projection(*(x[0, v] for x in p)), gaussians.colors, cameras) for v in range(len(cameras))]

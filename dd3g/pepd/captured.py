@@ -6,7 +6,6 @@ A pass of one picture is hundreds of small kernels, which take longer to launch 
 from __future__ import annotations
 
 import time
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -75,4 +74,4 @@ class CapturedPass:
         self.cameras.viewmats.copy_(cameras.viewmats)
         self.cameras.Ks.copy_(cameras.Ks)
         self.graph.replay()
-        return Gaussians(*(getattr(self.result, f.name).clone() for f in fields(Gaussians)))
+        return Gaussians(*(x.clone() for x in vars(self.result).values()))

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -109,8 +109,8 @@ def rasterize(
     double = backend == "cpu" and gaussians.means.dtype == torch.float64
     dtype = torch.float64 if double else torch.float32
     B, V = math.prod(batch), views[-1]
-    fields_ = (getattr(gaussians, f.name).to(dtype) for f in fields(Gaussians))
-    flat = Gaussians(*(x.reshape(B, *x.shape[len(batch) :]) for x in fields_))  # (B, N, ...)
+    flat = gaussians.to(dtype)
+    flat = Gaussians(*(x.reshape(B, *x.shape[len(batch) :]) for x in vars(flat).values()))  # (B, N, ...)
     rigs = replace(
         cameras,
         viewmats=cameras.viewmats.to(dtype).expand(*batch, V, 4, 4).reshape(B, V, 4, 4),

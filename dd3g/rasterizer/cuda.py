@@ -32,15 +32,11 @@ def rasterize_batch(gaussians: Gaussians, cameras: Cameras, antialiased: bool) -
         return nothing.expand(B, V, channels, *frame), nothing.expand(B, V, 1, *frame)
     load_kernels()
     image, alpha, _ = rasterization(
-        gaussians.means,
-        gaussians.quats,
-        gaussians.scales,
-        gaussians.opacities,
-        gaussians.colors,
-        cameras.viewmats,
-        cameras.Ks,
-        cameras.width,
-        cameras.height,
+        **vars(gaussians),
+        viewmats=cameras.viewmats,
+        Ks=cameras.Ks,
+        width=cameras.width,
+        height=cameras.height,
         near_plane=cameras.near,
         far_plane=cameras.far,
         packed=False,
