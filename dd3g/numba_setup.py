@@ -12,12 +12,12 @@ from typing import Any
 
 import numba
 import torch
-from numba import njit as njit
 from numba import prange as prange
 
 from dd3g.errors import UserError
 from dd3g.io.atomic import scratch_folder
 
+njit: Any = numba.njit  # typed, its kernels would not take *arrays
 _config: Any = numba.config
 _folders: list[Any] = []
 _end = contextlib.ExitStack()  # removes them when the process ends

@@ -41,7 +41,7 @@ def rasterize_batch(gaussians: Gaussians, cameras: Cameras, antialiased: bool) -
             projected = project(gaussians, cameras, antialiased)
     else:
         projected = project_fused(gaussians, cameras, antialiased)
-    return Blend.apply(*projected, gaussians.colors, cameras.width, cameras.height)
+    return Blend.apply(gaussians.colors, cameras.width, cameras.height, *projected)
 
 
 class Blend(torch.autograd.Function):
@@ -49,23 +49,12 @@ class Blend(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        means2d: Tensor,
-        conics: Tensor,
-        depths: Tensor,
-        opacities: Tensor,
-        extents: Tensor,
-        colors: Tensor,
-        width: int,
-        height: int,
+        ctx: Any, colors: Tensor, width: int, height: int, *projected: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Sort, bin and draw the fields of `projection.Projection` (B, V, N, ...) in colours (B, N, C)."""
-        B, V, N = depths.shape
-        projected = [
-            t.detach().contiguous().numpy().reshape(B * V, N, *t.shape[3:])
-            for t in (means2d, conics, depths, opacities, extents)
-        ]
-        bins = bin_splats(projected, colors.detach().contiguous().numpy(), width, height)
+        B, V, N = projected[0].shape[:3]
+        arrays = [t.detach().contiguous().numpy().reshape(B * V, N, *t.shape[3:]) for t in projected]
+        bins = bin_splats(arrays, colors.detach().contiguous().numpy(), width, height)
         image = np.zeros((B * V, colors.shape[-1] + 1, height, width), bins.splats.dtype)
         left = np.ones((B * V, height, width), bins.splats.dtype)  # transmittance
         with turn:
@@ -78,29 +67,24 @@ class Blend(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v_image: Tensor, v_alpha: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of means2d, conics, depths, opacities and colors."""
+        """Gradients of colors, means2d, conics, depths and opacities."""
         bins: Bins = ctx.bins
         B, V = v_image.shape[:2]
         images, N = bins.rank.shape
         image = ctx.saved_tensors[0].numpy().reshape(images, *v_image.shape[2:])
         v_isects = np.zeros((len(bins.isects), bins.splats.shape[1]), image.dtype)
-        shapes = ((images, N, 2), (images, N, 3), (images, N), (images, N), (B, N, image.shape[1] - 1))
-        means2d, conics, depths, opacities, colors = (np.zeros(shape, image.dtype) for shape in shapes)
+        colors = np.zeros((B, N, image.shape[1] - 1), image.dtype)
+        # Of means2d, conics, depths and opacities.
+        projected = [np.zeros((images, N, *last), image.dtype) for last in ((2,), (3,), (), ())]
         with turn:
             blend_backward(
-                bins.splats,
-                bins.isects,
-                bins.tiles,
-                image,
-                ctx.left,
+                bins.splats, bins.isects, bins.tiles, image, ctx.left,
                 v_image.contiguous().numpy().reshape(image.shape),
-                v_alpha.contiguous().numpy().reshape(ctx.left.shape),
-                v_isects,
-            )
-            _sum_gradients(v_isects, bins.rank, bins.rows, means2d, conics, depths, opacities, colors)
-        projected = (means2d, conics, depths, opacities)
+                v_alpha.contiguous().numpy().reshape(ctx.left.shape), v_isects,
+            )  # fmt: skip
+            _sum_gradients(v_isects, bins.rank, bins.rows, colors, *projected)
         by_view = (torch.from_numpy(v.reshape(B, V, *v.shape[1:])) for v in projected)
-        return *by_view, None, torch.from_numpy(colors), None, None
+        return torch.from_numpy(colors), None, None, *by_view, None
 
 
 class Bins(NamedTuple):
@@ -118,13 +102,9 @@ class Bins(NamedTuple):
 def bin_splats(projected: list[np.ndarray], colors: np.ndarray, width: int, height: int) -> Bins:
     """Sort and bin every splat whose box holds a pixel centre.
 
-    Args:
-        projected: means2d (I, N, 2), conics (I, N, 3), depths (I, N), opacities (I, N), extents (I, N, 2).
-        colors: (B, N, C); I is a multiple of B.
-        width: pixels.
-        height: pixels.
+    The fields of `projection.Projection` are (I, N, ...), colours (B, N, C), and I is a multiple of B.
     """
-    means2d, conics, depths, opacities, extents = projected
+    means2d, _, depths, _, extents = projected
     images, N = depths.shape
     visible, touched = np.zeros(images + 1, np.int64), np.zeros(images + 1, np.int64)
     with turn:
@@ -141,10 +121,7 @@ def bin_splats(projected: list[np.ndarray], colors: np.ndarray, width: int, heig
     # Positive floats sort like the integers that share their bits.
     keys = depths.view(np.uint32 if depths.dtype == np.float32 else np.uint64)
     with turn:
-        _fill(
-            means2d, conics, depths, keys, opacities, extents, colors, width, height, visible, touched,
-            bins.splats, bins.rank, bins.rows, bins.isects, bins.tiles,
-        )  # fmt: skip
+        _fill(*projected, keys, colors, width, height, visible, touched, *bins)
     return bins
 
 
@@ -199,7 +176,7 @@ def _sort_by_key(keys: Any, index: Any) -> None:
 
 @njit(cache=True, nogil=True, parallel=True)
 def _fill(
-    means2d: Any, conics: Any, depths: Any, keys: Any, opacities: Any, extents: Any, colors: Any,
+    means2d: Any, conics: Any, depths: Any, opacities: Any, extents: Any, keys: Any, colors: Any,
     width: int, height: int, visible: Any, touched: Any,
     splats: Any, rank: Any, rows: Any, isects: Any, tiles: Any,
 ) -> None:  # fmt: skip
@@ -254,7 +231,7 @@ def _fill(
 @njit(cache=True, nogil=True, parallel=True)
 def _sum_gradients(
     v_isects: Any, rank: Any, rows: Any,
-    v_means2d: Any, v_conics: Any, v_depths: Any, v_opacities: Any, v_colors: Any,
+    v_colors: Any, v_means2d: Any, v_conics: Any, v_depths: Any, v_opacities: Any,
 ) -> None:  # fmt: skip
     B, N, C = v_colors.shape
     views = rank.shape[0] // max(1, B)

@@ -217,15 +217,9 @@ def blend(splats: Any, isects: Any, tiles: Any, image: Any, transmittance: Any) 
 
 @njit(cache=True, nogil=True, parallel=True)
 def blend_backward(
-    splats: Any,
-    isects: Any,
-    tiles: Any,
-    image: Any,
-    transmittance: Any,
-    v_image: Any,
-    v_alpha: Any,
-    v_isects: Any,
-) -> None:
+    splats: Any, isects: Any, tiles: Any, image: Any, transmittance: Any,
+    v_image: Any, v_alpha: Any, v_isects: Any,
+) -> None:  # fmt: skip
     """Gradients (L, HEAD + K) of `splats`, one row for each tile that a splat touches."""
     _, channels, height, width = image.shape
     across, down = -(-width // TILE), -(-height // TILE)

@@ -21,32 +21,23 @@ CHUNK = 256  # Gaussians that one task projects into all views
 def project_fused(gaussians: Gaussians, cameras: Cameras, antialiased: bool = False) -> Projection:
     """Same as `projection.project`, except that cameras get no gradient and culled entries are 0."""
     tensors = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities)
-    return Projection(*Project.apply(*tensors, cameras, antialiased))
+    return Projection(*Project.apply(cameras, antialiased, *tensors))
 
 
 class Project(torch.autograd.Function):
     """EWA projection of (B, N) Gaussians into (B, V) cameras."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        means: Tensor,
-        quats: Tensor,
-        scales: Tensor,
-        opacities: Tensor,
-        cameras: Cameras,
-        antialiased: bool,
-    ) -> tuple[Tensor, ...]:
-        """The fields of `projection.Projection`."""
-        saved = [t.detach().contiguous() for t in (means, quats, scales, opacities)]
+    def forward(ctx: Any, cameras: Cameras, antialiased: bool, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The fields of `projection.Projection`, of means, quats, scales and opacities."""
+        saved = [t.detach().contiguous() for t in inputs]
         viewmats, Ks = (t.detach().contiguous().numpy() for t in (cameras.viewmats, cameras.Ks))
         frame = np.array([cameras.width, cameras.height, cameras.near, cameras.far], viewmats.dtype)
         ctx.cameras = [viewmats, Ks, frame, antialiased]
-        shape = (*viewmats.shape[:2], means.shape[1])
+        shape = (*viewmats.shape[:2], inputs[0].shape[1])
         outputs = [np.zeros((*shape, *last), viewmats.dtype) for last in ((2,), (3,), (), (), (2,))]
         with turn:
-            run: Any = _project
-            run(*(t.numpy() for t in saved), *ctx.cameras, *outputs)
+            _project(*(t.numpy() for t in saved), *ctx.cameras, *outputs)
         tensors = tuple(torch.from_numpy(o) for o in outputs)
         ctx.save_for_backward(*saved, tensors[-1])
         ctx.mark_non_differentiable(tensors[-1])
@@ -59,9 +50,9 @@ class Project(torch.autograd.Function):
         *inputs, extents = (t.numpy() for t in ctx.saved_tensors)
         outputs = [np.zeros_like(a) for a in inputs]
         with turn:
-            run: Any = _project_backward
-            run(*inputs, *ctx.cameras, extents, *(t.contiguous().numpy() for t in v[:4]), *outputs)
-        return (*(torch.from_numpy(o) for o in outputs), None, None)
+            given = (t.contiguous().numpy() for t in v[:4])
+            _project_backward(*inputs, *ctx.cameras, extents, *given, *outputs)
+        return (None, None, *(torch.from_numpy(o) for o in outputs))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
