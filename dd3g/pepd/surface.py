@@ -11,7 +11,7 @@ from torch import Tensor
 from dd3g.cameras import Cameras
 from dd3g.numba_setup import turn
 from dd3g.pepd.frustum import sampled
-from dd3g.pepd.surface_kernels import carve, gradients, least_along, lower_pieces, march, net_points
+from dd3g.pepd.surface_kernels import gradients, least_along, lower_pieces, march, net_points
 
 HALF = 0.6  # half the side of the cube that is searched, world units; objects reach 0.55
 LEVEL = 0.5  # of a field that makes the surface
@@ -23,17 +23,34 @@ def visual_hull(alpha: Tensor, cameras: Cameras, resolution: int) -> Tensor:
     return least_alpha(alpha, cameras, voxel_centres(resolution)).view((resolution,) * 3)
 
 
-def least_alpha(alpha: Tensor, cameras: Cameras, points: Tensor) -> Tensor:
+def carved(alpha: Tensor, depth: Tensor, cameras: Cameras, resolution: int, softness: float) -> Tensor:
+    """`visual_hull` without what lies before the first surface that a camera sees.
+
+    Camera depth (V, S, S) is 0 where it is not known. The field rises from 0 to 1 over `softness` world units
+    of it, and is `LEVEL` at the depth.
+    """
+    a = (torch.arange(resolution, dtype=torch.float64) + 0.5) * (2 * HALF / resolution) - HALF
+    points = torch.cartesian_prod(a, a, a)
+    return least_alpha(alpha, cameras, points, depth, softness).view((resolution,) * 3)
+
+
+def least_alpha(
+    alpha: Tensor, cameras: Cameras, points: Tensor, depth: Tensor | None = None, softness: float = 1.0
+) -> Tensor:
     """Smallest alpha (P,) that any camera sees a point through (Laurentini 1994, with soft masks).
 
     Args:
         alpha: (V, S, S) in 0..1.
         cameras: (V,) of these masks; a point outside a picture counts as transparent there.
         points: (P, 3) in the world.
+        depth: as in `carved`.
+        softness: of the depth.
     """
     found = np.empty(len(points), np.float32)
+    before = _array(alpha[:0] if depth is None else depth)
     with turn:
-        least_along(_array(alpha), _array(cameras.viewmats), _array(cameras.Ks), _array(points), found)
+        viewmats, Ks = _array(cameras.viewmats), _array(cameras.Ks)
+        least_along(_array(alpha), before, softness, viewmats, Ks, points.contiguous().numpy(), found)
     return torch.from_numpy(found)
 
 
@@ -55,7 +72,7 @@ def inflated_field(half: Tensor, camera: Cameras, resolution: int) -> Tensor:
 def voxel_centres(resolution: int) -> Tensor:
     """(n^3, 3) world places of the voxels of [-HALF, HALF]^3, the last axis fastest."""
     a = (torch.arange(resolution) + 0.5) / resolution * 2 * HALF - HALF
-    return torch.stack(torch.meshgrid(a, a, a, indexing="ij"), -1).view(-1, 3)
+    return torch.cartesian_prod(a, a, a)
 
 
 def smoothed(field: Tensor, deviation: float) -> Tensor:
@@ -158,27 +175,6 @@ def unambiguous(field: Tensor, level: float) -> Tensor:
         if not touched.any():
             return torch.from_numpy(values)
         values[touched] = level + 1e-3
-
-
-def carved(alpha: Tensor, depth: Tensor, cameras: Cameras, resolution: int, softness: float) -> Tensor:
-    """Visual hull without what lies before the first surface that a camera sees.
-
-    Args:
-        alpha: (V, S, S) in 0..1.
-        depth: (V, S, S) camera depth; 0 where it is not known.
-        cameras: (V,) of these.
-        resolution: voxels a side, n.
-        softness: world units in depth over which the field rises from 0 to 1; `LEVEL` is at the depth.
-
-    Returns:
-        (n, n, n) in 0..1 over the cube [-HALF, HALF]^3, indexed x, y, z.
-    """
-    field = np.empty((resolution,) * 3, np.float32)
-    with turn:
-        carve(
-            _array(alpha), _array(depth), _array(cameras.viewmats), _array(cameras.Ks), HALF, softness, field
-        )
-    return torch.from_numpy(field)
 
 
 def first_hits(field: Tensor, level: float, camera: Cameras, mask: Tensor) -> Tensor:

@@ -9,46 +9,29 @@ from dd3g.numba_setup import njit, prange
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def least_along(alpha, viewmats, Ks, points, found):  # type: ignore[no-untyped-def]
-    """The least value that masks (V, S, S) have at points (P, 3), into found (P,)."""
+def least_along(alpha, depth, softness, viewmats, Ks, points, found):  # type: ignore[no-untyped-def]
+    """The least value that masks (V, S, S) have at points (P, 3), into found (P,).
+
+    With depth of the masks' shape, that is less before it: it rises from 0 to 1 over `softness` around it.
+    """
     V, S = alpha.shape[0], alpha.shape[1]
     for p in prange(len(points)):
         x, y, z = points[p]
         least = np.float32(1.0)
         for v in range(V):
-            column, row, _ = _projected(viewmats[v], Ks[v], x, y, z)
+            column, row, here = _projected(viewmats[v], Ks[v], x, y, z)
             least = min(least, _bilinear(alpha[v], column, row, S))
             if least < 0.1:  # nowhere near a surface any more
                 break
+            if len(depth):
+                # The nearest of four pixels: a mean across an edge would carve the nearer side away.
+                first = np.float32(np.inf)
+                for c in range(4):
+                    i = min(max(int(np.floor(column)) + (c & 1), 0), S - 1)
+                    j = min(max(int(np.floor(row)) + (c >> 1), 0), S - 1)
+                    first = min(first, depth[v, j, i])
+                least = min(least, max(np.float32(0.5 + (here - first) / softness), np.float32(0.0)))
         found[p] = least
-
-
-@njit(cache=True, nogil=True, parallel=True)
-def carve(alpha, depth, viewmats, Ks, half, softness, field):  # type: ignore[no-untyped-def]
-    """What lies behind the depth of every view that sees it, into field (n, n, n)."""
-    V, S = alpha.shape[0], alpha.shape[1]
-    n = field.shape[0]
-    step = 2 * half / n
-    for i in prange(n):
-        x = (i + 0.5) * step - half
-        for j in range(n):
-            y = (j + 0.5) * step - half
-            for k in range(n):
-                z = (k + 0.5) * step - half
-                least = np.float32(1.0)
-                for v in range(V):
-                    column, row, here = _projected(viewmats[v], Ks[v], x, y, z)
-                    least = min(least, _bilinear(alpha[v], column, row, S))
-                    if least < 0.1:  # nowhere near a surface any more
-                        break
-                    # The nearest of four pixels: a mean across an edge would carve the nearer side away.
-                    first = np.float32(np.inf)
-                    for c in range(4):
-                        p = min(max(int(np.floor(column)) + (c & 1), 0), S - 1)
-                        q = min(max(int(np.floor(row)) + (c >> 1), 0), S - 1)
-                        first = min(first, depth[v, q, p])
-                    least = min(least, max(np.float32(0.5 + (here - first) / softness), np.float32(0.0)))
-                field[i, j, k] = least
 
 
 @njit(cache=True, nogil=True)
