@@ -52,10 +52,8 @@ class Attention(nn.Module):
 class FeedForward(nn.Sequential):
     """Linear, GELU, Linear."""
 
-    def __init__(self, dim: int, factor: int = 4) -> None:
-        super().__init__(
-            nn.Linear(dim, factor * dim), nn.GELU(approximate="tanh"), nn.Linear(factor * dim, dim)
-        )
+    def __init__(self, dim: int) -> None:
+        super().__init__(nn.Linear(dim, 4 * dim), nn.GELU(approximate="tanh"), nn.Linear(4 * dim, dim))
 
 
 class MultiViewTransformer(nn.Module):

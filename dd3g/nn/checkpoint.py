@@ -23,13 +23,8 @@ from dd3g.io.atomic import replacing
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PARTS = "model{suffix}.safetensors"
+FETCHED = [CONFIG, "model*.safetensors", INDEX]  # of a repository on the hub
 SHIPPED = Path(__file__).parent.parent / "weights"
-CARD = """---
-library_name: dd3g
-pipeline_tag: image-to-3d
----
-One picture to 3D Gaussians in one pass: `dd3g.Generator.from_pretrained("{repo}").generate("picture.png")`.
-"""
 Config = TypeVar("Config")
 Model = TypeVar("Model")
 
@@ -53,10 +48,9 @@ def find_weights(
     Raises:
         UserError: when there are none, the hub does not give them, or a revision is asked of what is here.
     """
+    advice = f"shipped are {', '.join(shipped())}, or give a folder or a hub id"
     if not isinstance(name, str | Path) or not str(name).strip():
-        raise UserError(
-            f"{name!r} names no weights; shipped are {', '.join(shipped())}, or give a folder or a hub id"
-        )
+        raise UserError(f"{name!r} names no weights; {advice}")
     path = Path(name)
     try:
         if revision is not None and ((SHIPPED / name / CONFIG).is_file() or path.exists()):
@@ -82,21 +76,14 @@ def find_weights(
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(
-                snapshot_download(
-                    name,
-                    revision=revision,
-                    token=token,
-                    cache_dir=cache_dir,
-                    allow_patterns=[CONFIG, "model*.safetensors", INDEX],
-                )
+            folder = snapshot_download(
+                name, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=FETCHED
             )
+            return Path(folder)
         except Exception as error:  # the hub client raises a family of its own for network, rights and names
             reason = first_line(error)
             raise UserError(f"{name}: no such folder, and the hub did not give it ({reason})") from error
-    raise UserError(
-        f"{name}: no such weights; shipped are {', '.join(shipped())}, or give a folder or a hub id"
-    )
+    raise UserError(f"{name}: no such weights; {advice}")
 
 
 def find_device(name: str) -> torch.device:

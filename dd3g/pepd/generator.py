@@ -16,25 +16,24 @@ from dd3g.cameras import ELEVATION, FOVY, RADIUS, Cameras
 from dd3g.errors import UserError, first_line
 from dd3g.io.splats import Gaussians
 from dd3g.nn.blocks import PictureEncoder, correspond_rgba
-from dd3g.nn.checkpoint import (
-    CARD,
-    build,
-    find_device,
-    find_weights,
-    load_weights,
-    read_config,
-    save_folder,
-)
+from dd3g.nn.checkpoint import build, find_device, find_weights, load_weights, read_config, save_folder
 from dd3g.pepd.captured import CapturedPass
 from dd3g.pepd.config import GeneratorConfig
 from dd3g.pepd.frustum import resize
 from dd3g.pepd.occupancy import OccupancyNet
-from dd3g.pepd.pattern_extraction import CopiedTokens, PatternExtraction, type_embedding
+from dd3g.pepd.pattern_extraction import CopiedTokens, PatternExtraction
 from dd3g.pepd.perspective import seen_under
 from dd3g.pepd.progressive_decoding import Frame, ProgressiveDecoding
 from dd3g.pepd.solid import solidify
 from dd3g.pepd.teacher_extraction import TeacherExtraction
 from dd3g.picture.framing import check_how
+
+CARD = """---
+library_name: dd3g
+pipeline_tag: image-to-3d
+---
+One picture to 3D Gaussians in one pass: `dd3g.Generator.from_pretrained("{repo}").generate("picture.png")`.
+"""
 
 
 class Generator(nn.Module):
@@ -50,7 +49,7 @@ class Generator(nn.Module):
         self.picture = PictureEncoder(c.width, c.size, c.fine, c.mid)
         self.extraction = TeacherExtraction(c) if c.teacher else PatternExtraction(c)
         self.copied = CopiedTokens(c.width) if c.copy_tokens else None
-        self.type_embedding = type_embedding(c.width)
+        self.type_embedding = nn.Parameter(torch.randn(2, c.width) * 0.02)  # of imagined and copied tokens
         self.decoding = ProgressiveDecoding(c)
         self.shape = OccupancyNet(c.shape) if c.shape else None
         self.register_load_state_dict_pre_hook(_with_names_of_today)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -75,8 +74,3 @@ class CopiedTokens(nn.Module):
         """Camera (B,) of the input view and coarse (B, W, h, w) -> (B, W, h, w)."""
         rays = camera.resized(coarse.shape[-1]).plucker()
         return self.project(F.silu(coarse)) + self.rays(rays.to(coarse.dtype))
-
-
-def type_embedding(width: int) -> nn.Parameter:
-    """(2, W) learnt vectors that tell imagined tokens (0) from copied ones (1)."""
-    return nn.Parameter(torch.randn(2, width) * 0.02)

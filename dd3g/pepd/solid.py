@@ -100,7 +100,7 @@ def solidify(
     gaussians: Gaussians,
     picture: Tensor,
     camera: Cameras,
-    options: SolidOptions | None = None,
+    options: SolidOptions = SolidOptions(),
     network: OccupancyNet | None = None,
 ) -> Gaussians:
     """Opaque discs on the closed surface that the Gaussians' outlines suggest, on the CPU.
@@ -109,28 +109,28 @@ def solidify(
         gaussians: (N,) from the generator, in the world of `camera`.
         picture: (4, S, S) straight RGBA; the visible side gets one disc a pixel of it.
         camera: (1,) that took the picture, of any size, at azimuth 0 of the orbit.
-        options: see there.
+        options: how the surface is found.
         network: finds where matter is; without one it is where the hull and the inflated silhouette are.
 
     Returns:
         (M,) Gaussians; the given ones where the picture shows nothing.
     """
-    o = options or SolidOptions()
     gaussians = gaussians.to("cpu")
-    picture, camera = within(picture, camera, o)
-    outlines = Outlines.of(gaussians, o)
+    picture, camera = within(picture, camera, options)
+    outlines = Outlines.of(gaussians, options)
     if network is None:
-        body, colors = from_hull(outlines, picture, camera, o)
+        body, colors = from_hull(outlines, picture, camera, options)
     else:
-        body, colors = from_shape(network.shape(picture, camera.elevations[0]), outlines, o)
-    if o.coarse:
-        colors = detailed(colors, picture, camera, o.coarse)
+        body, colors = from_shape(network.shape(picture, camera.elevations[0]), outlines, options)
+    if options.coarse:
+        colors = detailed(colors, picture, camera, options.coarse)
 
     def field(resolution: int) -> Tensor:
         cut = visual_hull(picture[3:], camera, resolution)
-        return without_crumbs(smoothed(torch.minimum(body(resolution), cut), o.blur), LEVEL, o.crumb)
+        matter = smoothed(torch.minimum(body(resolution), cut), options.blur)
+        return without_crumbs(matter, LEVEL, options.crumb)
 
-    solid = discs_on(field, LEVEL, picture, camera, colors, o)
+    solid = discs_on(field, picture, camera, colors, options)
     return solid if len(solid.means) else gaussians
 
 
@@ -182,15 +182,38 @@ def within(picture: Tensor, camera: Cameras, options: SolidOptions) -> tuple[Ten
     return picture, camera.to("cpu").resized(picture.shape[-1])
 
 
-def discs_on(
-    field: Field, level: float, picture: Tensor, camera: Cameras, colors: Colors, options: SolidOptions
+def inflated_silhouette(
+    picture: Tensor, camera: Cameras, options: SolidOptions = SolidOptions()
 ) -> Gaussians:
-    """Opaque discs on the closed surface field = level, the visible side's as fine as the picture.
+    """Discs (M,) on a body without any network: what a generator must beat, where a shape may start.
+
+    The silhouette of a picture (4, S, S), straight RGBA, inflated, the picture in front and mirrored behind;
+    on the CPU. The camera (1,) took it; there are none where the picture is empty.
+    """
+    picture, camera = within(picture, camera, options)
+    half = inflate(resize(picture[None], options.mask_size)[:, 3:])[0, 0]
+
+    def field(resolution: int) -> Tensor:
+        front = visual_hull(picture[3:], camera, resolution)
+        return smoothed(torch.minimum(front, inflated_field(half, camera, resolution)), options.blur)
+
+    return discs_on(field, picture, camera, mirrored(picture, camera), options)
+
+
+def mirrored(picture: Tensor, camera: Cameras) -> Colors:
+    """Colours without a network: the picture (4, S, S) where the points appear in its camera (1,)."""
+    filled = spread(picture[None, :3], picture[None, 3:])
+    return lambda points, normals: sampled(filled, camera.project(points)[0])[0].T
+
+
+def discs_on(
+    field: Field, picture: Tensor, camera: Cameras, colors: Colors, options: SolidOptions
+) -> Gaussians:
+    """Opaque discs on the closed surface field = `LEVEL`, the visible side's as fine as the picture.
 
     Args:
         field: gives it at any resolution; asked again where the surface has more than `most_hidden` points,
             or with the pixels of the picture more than `most_visible` and these.
-        level: of the surface.
         picture: (4, S, S) straight RGBA on the CPU, as `within` leaves it.
         camera: (1,) of this size that took it.
         colors: of the points that the picture does not show.
@@ -203,13 +226,13 @@ def discs_on(
     room = min(o.most_hidden, o.most_visible + o.most_hidden - int((picture[3] > VISIBLE).sum()))
     while True:
         values = field(resolution)
-        points, normals = surface_nets(values, level)
+        points, normals = surface_nets(values, LEVEL)
         if len(points) <= room:
             break
         resolution = int(resolution * min(0.9, (room / len(points)) ** 0.5))
     voxel = 2 * HALF / resolution
     tints = colors(points, normals) if len(points) else points
-    depth = first_hits(values, level, camera, picture[3] > VISIBLE)
+    depth = first_hits(values, LEVEL, camera, picture[3] > VISIBLE)
     filled = spread(depth[None, None], depth[None, None] > 0)[0, 0]
     if not (depth > 0).any():
         # What is thinner than voxels has no body, and nothing behind it that adds to its opacity.

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from dd3g.cameras import Cameras
-from dd3g.pepd.inflation import inflated_silhouette, mirrored
-from dd3g.pepd.solid import VISIBLE, SolidOptions, within
+from dd3g.pepd.solid import VISIBLE, SolidOptions, inflated_silhouette, mirrored, within
 from dd3g.pepd.surface import HALF, inflated_field, voxel_centres
 from dd3g.rasterizer import rasterize
 
