@@ -41,26 +41,13 @@ def estimate_foreground(image: np.ndarray, alpha: np.ndarray, inside: np.ndarray
     """
     picture = np.moveaxis(image, -1, 0)  # (3, H, W)
     front, back = picture, picture
-    first = max(2, max(alpha.shape) // 16)  # pixels, as wide as the soft edge
-    for r in (first, max(1, first // 2), min(3, first)):
-        front, back = _fuse(picture, alpha, front, back, inside, r)
-    return np.moveaxis(front, 0, -1)
-
-
-def _fuse(
-    image: np.ndarray,
-    alpha: np.ndarray,
-    front: np.ndarray,
-    back: np.ndarray,
-    inside: np.ndarray | None,
-    radius: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """One pass, equations 4 to 7 of the paper; colours (3, H, W)."""
     a, b = alpha**3, (1 - alpha) ** 3 * (1 if inside is None else inside)  # (H, W)
-    both = (*front * a, a, *back * b, b)
-    sums = np.stack([box_sum(values, radius) for values in both])  # (8, H, W)
-    # Where one of the two is nowhere near, the image has nothing to take it from.
-    front = np.where(sums[3] > 1e-3, sums[:3] / np.maximum(sums[3], 1e-3), image)
-    back = np.where(sums[7] > 1e-3, sums[4:7] / np.maximum(sums[7], 1e-3), image)
-    left = image - alpha * front - (1 - alpha) * back
-    return np.clip(front + alpha * left, 0, 1), np.clip(back + (1 - alpha) * left, 0, 1)
+    first = max(2, max(alpha.shape) // 16)  # pixels, as wide as the soft edge
+    for radius in (first, max(1, first // 2), min(3, first)):  # equations 4 to 7 of the paper
+        sums = np.stack([box_sum(values, radius) for values in (*front * a, a, *back * b, b)])  # (8, H, W)
+        # Where one of the two is nowhere near, the image has nothing to take it from.
+        front = np.where(sums[3] > 1e-3, sums[:3] / np.maximum(sums[3], 1e-3), picture)
+        back = np.where(sums[7] > 1e-3, sums[4:7] / np.maximum(sums[7], 1e-3), picture)
+        left = picture - alpha * front - (1 - alpha) * back
+        front, back = np.clip(front + alpha * left, 0, 1), np.clip(back + (1 - alpha) * left, 0, 1)
+    return np.moveaxis(front, 0, -1)

@@ -26,8 +26,7 @@ from dd3g.picture.framing import (
     object_frame,
     without_haze,
 )
-from dd3g.picture.masks import read_mask
-from dd3g.picture.matting import predict_matte, shows_object
+from dd3g.picture.matting import predict_matte, read_mask, shows_object
 
 if TYPE_CHECKING:
     from torch import Tensor
