@@ -41,11 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     if words == ["--version"]:
         say(f"dd3g {__version__}")
         return 0
-    about, hint = (
-        "Pictures to 3D Gaussians, and what makes such a generator.",
-        "; pictures go to `dd3g infer`",
-    )
-    return dispatch(COMMANDS, words, "dd3g", about, hint=hint)
+    about = "Pictures to 3D Gaussians, and what makes such a generator."
+    return dispatch(COMMANDS, words, "dd3g", about, hint="; pictures go to `dd3g infer`")
 
 
 if __name__ == "__main__":

@@ -31,15 +31,11 @@ class Cameras:
     far: float = FAR  # and farthest
 
     def __post_init__(self) -> None:
-        if self.viewmats.shape[-2:] != (4, 4) or self.Ks.shape[-2:] != (3, 3):
+        batch = self.viewmats.shape[:-2]
+        if self.viewmats.shape != (*batch, 4, 4) or self.Ks.shape != (*batch, 3, 3):
             raise ValueError(
-                f"viewmats must be (..., 4, 4) and Ks (..., 3, 3), got {tuple(self.viewmats.shape)} and "
-                f"{tuple(self.Ks.shape)}"
-            )
-        if self.viewmats.shape[:-2] != self.Ks.shape[:-2]:
-            raise ValueError(
-                f"viewmats and Ks must share their batch shape, got {tuple(self.viewmats.shape[:-2])} and "
-                f"{tuple(self.Ks.shape[:-2])}"
+                f"viewmats must be (..., 4, 4) and Ks (..., 3, 3) of the same batch shape, got "
+                f"{tuple(self.viewmats.shape)} and {tuple(self.Ks.shape)}"
             )
 
     @staticmethod

