@@ -11,8 +11,7 @@ _PIECES, _PIECE = 1024, 4096  # of a large file of weights, and bytes, that a fo
 def fingerprint(*parts: str | bytes) -> str:
     """First 16 hex digits of the sha256 of some texts or bytes, one behind the other.
 
-    Args:
-        parts: texts count as UTF-8 in every locale, and may hold file names that are not valid.
+    Texts count as UTF-8 in every locale, and may hold file names that are not valid.
     """
     sha = hashlib.sha256()
     for part in parts:

@@ -158,10 +158,8 @@ def check_digest(path: Path, sha256: str) -> None:
 
 def commit_of(folder: Path) -> str | None:
     """The commit of a folder in the hub's cache; None for any other folder."""
-    name = folder.resolve().name
-    return (
-        name if folder.resolve().parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", name) else None
-    )
+    found = re.search("/snapshots/([0-9a-f]{40})$", folder.resolve().as_posix())
+    return found[1] if found else None
 
 
 def _download(model: HubModel, offline: bool) -> str:
@@ -233,8 +231,7 @@ HUB_MODELS = {
 def listed(name: str) -> HubModel | None:
     """A model of `HUB_MODELS` by its name there or its hub id; None for others.
 
-    Args:
-        name: with `@revision`, a branch, tag or commit, where another one than the newest is wanted.
+    `@revision` behind it, a branch, tag or commit, asks for another one than the newest.
 
     Raises:
         UserError: when nothing follows the @.

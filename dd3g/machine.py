@@ -8,7 +8,6 @@ import shlex
 import subprocess
 import sys
 import time
-from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,14 +39,9 @@ def provenance(device: str) -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
             "system": platform.platform(),
         },
-        "versions": _versions(),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in LIBRARIES if find_spec(name)},
     }
-
-
-@cache
-def _versions() -> dict[str, str]:
-    found = {name: version(name) for name in LIBRARIES if find_spec(name)}
-    return {"python": platform.python_version()} | found
 
 
 def _git(*arguments: str) -> str | None:

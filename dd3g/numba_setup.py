@@ -69,11 +69,7 @@ def with_cache(define: Callable[[], Any]) -> Any:
         return define()
 
 
-def _probe() -> None:
-    pass
-
-
-with_cache(lambda: njit(cache=True)(_probe))
+with_cache(lambda: njit(cache=True)(lambda: None))  # asks whether there is a place
 
 # Starting numba's pool sets OpenMP's number of threads, which is torch's too: its sums would round otherwise
 # from the first render on, and a training that is resumed would not repeat one that was not stopped.

@@ -67,8 +67,11 @@ def turntable(
 
     check_movie(target, transparent=colour is None)
     single = target.suffix.lower() == ".png"
-    if fps is not None:
-        _check_rate(fps, target.suffix.lower())
+    if fps is not None and single:
+        raise UserError("--fps is for videos and animations, and .png are pictures: leave it out")
+    if fps is not None and target.suffix.lower() == ".gif" and fps > 50:
+        # Its delays are whole hundredths of a second, and browsers slow one down.
+        raise UserError(f"a .gif shows at most 50 pictures a second, and --fps is {fps:g}: use .webp or .mp4")
     found = read_some(file, axes, visible=True)
     mode = found.drawn_antialiased if antialiased is None else antialiased
     remove_leftovers(target.parent)
@@ -90,13 +93,6 @@ def turntable(
     tell(report, as_json, f"wrote {many}")
     if not as_json and not many.endswith(target.suffix):
         say(f"for {target.suffix} install the extra 'video': pip install 'dd3g[video]'", err=True)
-
-
-def _check_rate(fps: float, suffix: str) -> None:
-    if suffix == ".png":
-        raise UserError("--fps is for videos and animations, and .png are pictures: leave it out")
-    if suffix == ".gif" and fps > 50:  # whole hundredths of a second, and browsers slow one down
-        raise UserError(f"a .gif shows at most 50 pictures a second, and --fps is {fps:g}: use .webp or .mp4")
 
 
 def _colour(name: str) -> tuple[float, ...] | None:

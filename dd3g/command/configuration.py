@@ -142,10 +142,9 @@ def find_config(name: str, folder: str) -> Path:
 
 
 def explained(schema: type) -> str:
-    """The defaults as YAML, each key with its `dd3g.command.setting` help.
+    """The defaults of a dataclass as YAML, each key with its `dd3g.command.setting` help.
 
-    Args:
-        schema: a dataclass; a section without help of its own has the first line of its class's docstring.
+    A section without help of its own has the first line of its class's docstring.
     """
     helps = _helps(schema)
     lines = [f"# {summary(schema)}"]

@@ -122,13 +122,7 @@ def track(items: Sequence[T], name: str) -> Iterator[T]:
 
 
 def print_first(lines: Sequence[str], most: int, rest: str) -> None:
-    """Print lines on stderr, and beyond some of them only how many there are.
-
-    Args:
-        lines: all of them.
-        most: lines that are printed.
-        rest: line that stands for the others, with {} in place of their number.
-    """
+    """Print lines on stderr, and in place of those beyond `most` the line `rest`, their number for its {}."""
     for line in lines[:most]:
         print(line, file=sys.stderr)
     if len(lines) > most:

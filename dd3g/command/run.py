@@ -231,14 +231,9 @@ def print_help(text: str) -> None:
 
 
 def explain(error: Exception, out: Path, less: str) -> str:
-    """The message for the user about whatever ended the work on one input.
+    """The message for the user about whatever ended the work on one input; `less` of it needs less memory.
 
     With DD3G_TRACEBACK in the environment an error that they cannot fix is raised again.
-
-    Args:
-        error: what stopped the work on one input.
-        out: output folder.
-        less: an option that needs less memory.
     """
     raise_what_came(error)  # a signal can be lost in a compiler's callback, whose work then fails
     if isinstance(error, UserError):
@@ -275,10 +270,7 @@ def guarded(
 ) -> int:
     """Exit code of some work: its own, 2 with one line when something is wrong, that of a signal.
 
-    Args:
-        work: returns an exit code; None counts as 0.
-        go_on: what a user may do after Ctrl-C.
-        as_json: print what ended the work as JSON too.
+    What ended it is printed as JSON too where that is wanted; `go_on` is what a user may do after Ctrl-C.
     """
     try:
         _check_here()

@@ -67,10 +67,7 @@ def signals_wait() -> Iterator[None]:
 
 
 def raise_what_came(cause: Exception | None = None) -> None:
-    """End the work if a signal has come and did not yet end it.
-
-    Args:
-        cause: an error that the signal has led to.
+    """End the work if a signal has come and did not yet end it; it may have led to another error.
 
     Raises:
         Interrupted: for the last one.

@@ -25,6 +25,12 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 PARTS = "model{suffix}.safetensors"
 FETCHED = [CONFIG, "model*.safetensors", INDEX]  # of a repository on the hub
 SHIPPED = Path(__file__).parent.parent / "weights"
+CARD = """---
+library_name: dd3g
+pipeline_tag: image-to-3d
+---
+One picture to 3D Gaussians in one pass: `dd3g.Generator.from_pretrained("{repo}").generate("picture.png")`.
+"""
 Config = TypeVar("Config")
 Model = TypeVar("Model")
 

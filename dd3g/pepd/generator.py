@@ -16,7 +16,7 @@ from dd3g.cameras import ELEVATION, FOVY, RADIUS, Cameras
 from dd3g.errors import UserError, first_line
 from dd3g.io.splats import Gaussians
 from dd3g.nn.blocks import PictureEncoder, correspond_rgba
-from dd3g.nn.checkpoint import build, find_device, find_weights, load_weights, read_config, save_folder
+from dd3g.nn.checkpoint import CARD, build, find_device, find_weights, load_weights, read_config, save_folder
 from dd3g.pepd.captured import CapturedPass
 from dd3g.pepd.config import GeneratorConfig
 from dd3g.pepd.frustum import resize
@@ -27,13 +27,6 @@ from dd3g.pepd.progressive_decoding import Frame, ProgressiveDecoding
 from dd3g.pepd.solid import solidify
 from dd3g.pepd.teacher_extraction import TeacherExtraction
 from dd3g.picture.framing import check_how
-
-CARD = """---
-library_name: dd3g
-pipeline_tag: image-to-3d
----
-One picture to 3D Gaussians in one pass: `dd3g.Generator.from_pretrained("{repo}").generate("picture.png")`.
-"""
 
 
 class Generator(nn.Module):
