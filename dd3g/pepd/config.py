@@ -43,11 +43,8 @@ class OccupancyConfig:
     color_bins: int = setting(12, "slices of the colour volume, which has half the picture's size")
 
     def __post_init__(self) -> None:
-        if self.size < 8 or self.size % 8:
-            raise ValueError(f"network: size {self.size} must be a multiple of 8")
-        eights = {"width": self.width, "residual_hidden": self.residual_hidden}
-        eights |= {f"widths[{i}]": w for i, w in enumerate(self.widths)}
-        for name, value in eights.items():
+        eights = {"size": self.size, "width": self.width, "residual_hidden": self.residual_hidden}
+        for name, value in (eights | {f"widths[{i}]": w for i, w in enumerate(self.widths)}).items():
             if value < 8 or value % 8:
                 raise ValueError(f"network: {name} {value} must be a multiple of 8")
         if self.heads < 1 or self.width % self.heads:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -129,10 +130,8 @@ def surface_quads(field: Tensor, level: float) -> Tensor:
     `unambiguous` every side of a quad is one of exactly one other.
     """
     inside = np.pad(field.numpy() > level, 1)
-    corners = [
-        inside[i : i - 1 or None, j : j - 1 or None, k : k - 1 or None] for i, j, k in np.ndindex(2, 2, 2)
-    ]
-    crossed = np.logical_or.reduce(corners) & ~np.logical_and.reduce(corners)
+    corners = sliding_window_view(inside, (2, 2, 2))
+    crossed = corners.any((3, 4, 5)) & ~corners.all((3, 4, 5))
     names = np.cumsum(crossed).reshape(crossed.shape) - 1  # cells in the order of `surface_nets`
     quads = []
     for axis in range(3):
@@ -160,17 +159,11 @@ def unambiguous(field: Tensor, level: float) -> Tensor:
         inside = values > level
         touched = np.zeros_like(inside)
         for axis in range(3):
-            b, c = (i for i in range(3) if i != axis)
-            n = len(inside) - 1
-            corner = [
-                np.take(np.take(inside, range(i, n + i), b), range(j, n + j), c)
-                for i, j in ((0, 0), (1, 0), (1, 1), (0, 1))
-            ]
-            crossing = (corner[0] == corner[2]) & (corner[1] == corner[3]) & (corner[0] != corner[1])
-            for i, j in np.ndindex(2, 2):
-                where = [slice(None)] * 3
-                where[b], where[c] = slice(i, n + i), slice(j, n + j)
-                touched[tuple(where)] |= crossing
+            around, mark = (np.moveaxis(x, axis, 0) for x in (inside, touched))
+            places = [np.s_[:, i : i - 1 or None, j : j - 1 or None] for i, j in np.ndindex(2, 2)]
+            a, b, c, d = (around[place] for place in places)
+            for place in places:
+                mark[place] |= (a == d) & (b == c) & (a != b)
         touched &= ~inside
         if not touched.any():
             return torch.from_numpy(values)

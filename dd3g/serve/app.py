@@ -198,13 +198,9 @@ def make_app(worker: Worker, about: dict[str, Any], limits: Limits = Limits()) -
 
 
 def _page(limits: Limits) -> str:
-    values = {
-        "formats": json.dumps(FORMATS),
-        "megabytes": json.dumps(limits.megabytes),
-        "page": json.dumps(PAGE),
-    }
+    values = {"formats": FORMATS, "megabytes": limits.megabytes, "page": PAGE}
     template = Path(__file__).with_name("page.html").read_text("utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: json.dumps(values[match[1]]), template)
 
 
 async def _read(request: Request, most: int) -> bytes:
@@ -213,9 +209,11 @@ async def _read(request: Request, most: int) -> bytes:
         raise HTTPException(
             415, "send the picture itself as the body, not a form: curl --data-binary @photo.jpg URL"
         )
+    message = f"the picture is larger than {most / 1e6:g} MB: scale it down first"
+    too_long = HTTPException(413, message, {"Connection": "close"})
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > 10 * most:
-        raise _too_long(most)
+        raise too_long
     parts, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
@@ -227,13 +225,8 @@ async def _read(request: Request, most: int) -> bytes:
             parts.clear()
     if size > most:
         # Answered at once, a client that still sends would see a broken connection and not the reason.
-        raise _too_long(most)
+        raise too_long
     return b"".join(parts)
-
-
-def _too_long(most: int) -> HTTPException:
-    message = f"the picture is larger than {most / 1e6:g} MB: scale it down first"
-    return HTTPException(413, message, {"Connection": "close"})
 
 
 async def _left(request: Request) -> None:
