@@ -26,16 +26,9 @@ SPLATS = 65_536  # what the writing of files is judged on, whatever the generato
 
 
 def time_parts(picture: Path, weights: str, device: str, repeats: int) -> dict[str, Any]:
-    """Median seconds of each part on one machine.
+    """Median seconds of each part on one machine; of "matte" None where its model has not been fetched.
 
-    Args:
-        picture: with alpha; it is read once with it, and once without it so that the matte has to be found.
-        weights: shipped name, folder or hub id.
-        device: where the generator runs.
-        repeats: timed runs of each part, after one that is not.
-
-    Returns:
-        Seconds by part; "matte" is None where its model has not been fetched.
+    The picture is read with its alpha, and once without it, so that the matte has to be found.
     """
     parts: dict[str, Any] = {}
     rgba = load_image(picture).rgba

@@ -17,15 +17,9 @@ FLOORS = {"BlazePose, a person": 0.1, "restoration": 0.1, "guided": 3.0, "recove
 
 
 def time_pose(photo: Path | None, m: int, repeats: int) -> dict[str, float | None]:
-    """Median seconds of each part.
+    """Median seconds of each part for `m` hypotheses; None for the detector without a photo or its model.
 
-    Args:
-        photo: with people, for the detector and as what is lifted; None lifts a made-up person's keypoints.
-        m: hypotheses of the person.
-        repeats: timed runs of each part, after one that is not.
-
-    Returns:
-        Seconds by part; None for the detector where there is no photo or no model.
+    A photo shows people, for the detector and as what is lifted; without one a made-up person is lifted.
 
     Raises:
         UserError: a photo that cannot be read.

@@ -180,11 +180,8 @@ def launch(
 ) -> int:
     """Main function of a configured command: its exit code; see `dd3g.command.run.guarded`.
 
-    Args:
-        run: works from a `schema` object; returns an exit code, or the folder it wrote, to be printed.
-        schema: a dataclass.
-        argv: words after the command's name; None takes the command line's.
-        name: of the command.
+    What it runs works from an object of the schema, and returns an exit code, or the folder it wrote, to be
+    printed. None for the words after its name takes the command line's.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     if "-h" in words or "--help" in words:

@@ -61,12 +61,9 @@ class Progress:
             self.say(item)
 
     def advance(self, count: int = 1, note: str = "", seconds: float = math.inf) -> None:
-        """Count `count` more as done.
+        """Count some more as done; a note, such as a loss, stands beside the rate.
 
-        Args:
-            count: how many.
-            note: stands beside the rate, such as a loss.
-            seconds: after which the work ends, done or not.
+        The work ends after so many seconds, done or not.
         """
         self.done += count
         total, about = self.total, ""

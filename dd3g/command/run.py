@@ -138,11 +138,8 @@ def run_command(
 ) -> int:
     """Run a function as a command line; returns its exit code, 2 with one line when something is wrong.
 
-    Args:
-        command: with typer's annotations.
-        argv: words after the command's name; None takes the process's.
-        name: that usage lines show.
-        needs_words: show the help where there are none.
+    It has typer's annotations; usage lines show its name. None for the words after it takes the process's;
+    where it needs words and there are none, the help is shown.
     """
     words = sys.argv[1:] if argv is None else argv
     as_json = "--json" in words
@@ -185,16 +182,11 @@ def dispatch(
     otherwise: Callable[..., None] | None = None,
     hint: str = "",
 ) -> int:
-    """Run the command that the first word names; returns its exit code.
+    """Run the command of a group that the first word names; returns its exit code.
 
-    Args:
-        commands: by name, a function for `run_command`, or a module with `main(argv)` and a line about it;
-            the module is imported when it is asked for.
-        argv: words after the group's name; None takes the process's.
-        name: of the group.
-        about: a line about the group.
-        otherwise: runs where the first word names no command, with all words; None: that is an error.
-        hint: ends the message of that error.
+    A command is a function for `run_command`, or a module with `main(argv)` and a line about it; the module is
+    imported when it is asked for. Where the word names none, `otherwise` runs with all words; without it that
+    is an error, whose message the hint ends.
     """
     words = sys.argv[1:] if argv is None else argv
     tolerate_names()

@@ -193,11 +193,7 @@ def build(
 ) -> Model:
     """Make the model that config.json describes; its weights are still to be loaded.
 
-    Args:
-        folder: for messages.
-        config: as `read_config` gave it; all but "kind" are options.
-        config_class: a dataclass, some of whose fields may be dataclasses too.
-        model_class: makes the model from it.
+    All of the config but "kind" are options of its class, some of whose fields may be dataclasses too.
 
     Raises:
         UserError: an option that `config_class` does not have, or values of which no model can be made.

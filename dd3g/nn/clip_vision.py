@@ -15,11 +15,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 
 class ClipVision(nn.Module):
-    """Pictures -> the tokens that ImageDream sees: the output of the last block but one.
-
-    Args:
-        config: as published; the last block is left out.
-    """
+    """Pictures -> the tokens that ImageDream sees: the output of the last block but one."""
 
     mean: Tensor
     std: Tensor

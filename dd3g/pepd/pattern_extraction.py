@@ -13,9 +13,7 @@ from dd3g.pepd.config import GeneratorConfig
 class PatternExtraction(nn.Module):
     """Constant-resolution stack over the views of the rig; the picture enters each block by cross-attention.
 
-    Args:
-        config: its `depth` may be 0, which leaves only the prior, and `use_noise` False, which makes the
-            generator deterministic (two ablations).
+    A `depth` of 0 leaves only the prior, and `use_noise` False makes the generator deterministic: ablations.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:

@@ -24,11 +24,7 @@ PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
 
 
 class TeacherExtraction(nn.Module):
-    """Noise, cameras and picture -> tokens of the network's last map and of its one-step picture.
-
-    Args:
-        config: whose `teacher` is set.
-    """
+    """Noise, cameras and picture -> tokens of the network's last map and of its one-step picture."""
 
     caption: Tensor  # (1, 77, D) the text encoder's tokens of no caption
 

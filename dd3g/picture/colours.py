@@ -40,11 +40,8 @@ def colour_code(data: bytes) -> tuple[int, int] | None:
 def in_srgb(image: Image.Image, rgba: Image.Image) -> Image.Image:
     """RGBA, by way of what a picture says about its colours, if that fits.
 
-    That is a code of ITU-T H.273, else an ICC profile, else the gAMA and cHRM chunks of a PNG.
-
-    Args:
-        image: of any mode, as it was opened; its info may hold a "colour code".
-        rgba: the same picture, its colours as they are.
+    That is a code of ITU-T H.273, the "colour code" of its info, else an ICC profile, else the gAMA and cHRM
+    chunks of a PNG. The image has any mode, as it was opened; `rgba` is the same, its colours as they are.
     """
     info, code = image.info, image.info.get("colour code")
     data = info.get("icc_profile")

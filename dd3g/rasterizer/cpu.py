@@ -26,12 +26,7 @@ CHUNK = 256  # Gaussians that one task gathers
 
 
 def rasterize_batch(gaussians: Gaussians, cameras: Cameras, antialiased: bool) -> tuple[Tensor, Tensor]:
-    """Blend on the CPU.
-
-    Args:
-        gaussians: batch (B,), N each, float32 or float64.
-        cameras: batch (B, V), same type.
-        antialiased: compensate the dilation.
+    """Blend Gaussians, batch (B,), for cameras, batch (B, V), both float32 or float64, on the CPU.
 
     Returns:
         (B, V, C + 1, H, W) colours and depth over black, and (B, V, 1, H, W) alpha.

@@ -87,13 +87,7 @@ class Parameters(BaseModel, extra="forbid"):
 
 
 def make_app(worker: Worker, about: dict[str, Any], limits: Limits = Limits()) -> FastAPI:
-    """The server's application.
-
-    Args:
-        worker: makes the files; the application closes it when it ends.
-        about: what /health tells beside the queue.
-        limits: of pictures and of the queue.
-    """
+    """The server's application, which closes the worker when it ends; /health tells what it is about."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

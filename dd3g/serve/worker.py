@@ -42,12 +42,7 @@ class Made:
 
 
 class Worker:
-    """One thread with one generator.
-
-    Args:
-        generator: makes the objects.
-        matte: "auto" or "none", for pictures that leave it open; see `dd3g.picture.load_image`.
-    """
+    """One thread with one generator; its matte is "auto" or "none", for pictures that leave it open."""
 
     def __init__(self, generator: Generator, matte: str = "auto") -> None:
         self.matte, self.mean_seconds = matte, 1.0
