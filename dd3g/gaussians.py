@@ -99,10 +99,7 @@ class Gaussians:
 
 
 def framing(gaussians: Gaussians) -> tuple[Tensor, float]:
-    """Where an object lies and how large it is, for cameras that are made for those of dd3g.
-
-    Args:
-        gaussians: one object (no batch dimensions), anywhere in the world.
+    """Where an object (no batch dimensions) lies and how large it is, for cameras made for those of dd3g.
 
     Returns:
         Its centre (3,) and the factor by which it is larger than an object of dd3g; the origin and 1 where it

@@ -31,10 +31,9 @@ def rasterize(repeats: Repeats = 9, check: Check = False, as_json: Json = False)
         times = (r[engine][part] for engine in ("dd3g", "tiles") for part in ("forward", "both"))
         cells = (f"{ms:.1f}" for ms in times)
         table.add_row(f"{r['gaussians']:,}", f"{r['size']}²", *cells, f"{r['speedup']:.1f}x")
-    _tell({"rasterize": rows}, table, as_json)
     slow = [f"{r['gaussians']} at {r['size']}: {r['speedup']:.1f}x < {r['floor']:g}x" for r in rows
             if r["speedup"] < r["floor"]]  # fmt: skip
-    _fail(slow if check else [])
+    _tell({"rasterize": rows}, table, as_json, slow if check else [])
 
 
 def infer(
@@ -58,7 +57,7 @@ def infer(
         table.add_row(part, "model not fetched" if seconds is None else f"{1e3 * seconds:.1f}")
     for name, times in passes.items():
         table.add_row(f"generator, {name}", f"p50 {1e3 * times['p50']:.2f}, p95 {1e3 * times['p95']:.2f}")
-    _tell({"infer": parts, "cuda": passes}, table, as_json, device)
+    _tell({"infer": parts, "cuda": passes}, table, as_json, [], device)
 
 
 def pose(
@@ -78,9 +77,8 @@ def pose(
     for part, seconds in parts.items():
         floor = f"{1e3 * FLOORS[part]:.0f}" if part in FLOORS else ""
         table.add_row(part, "not timed" if seconds is None else f"{1e3 * seconds:.1f}", floor)
-    _tell({"pose": parts, "hypotheses": hypotheses}, table, as_json)
     slow = [part for part, floor in FLOORS.items() if (parts[part] or 0) > floor]
-    _fail(slow if check else [])
+    _tell({"pose": parts, "hypotheses": hypotheses}, table, as_json, slow if check else [])
 
 
 def _table(title: str, columns: tuple[str, ...]) -> Table:
@@ -92,7 +90,7 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
     return table
 
 
-def _tell(report: dict[str, Any], table: Table, as_json: bool, device: str = "cpu") -> None:
+def _tell(report: dict[str, Any], table: Table, as_json: bool, slow: list[str], device: str = "cpu") -> None:
     from rich.console import Console
 
     from dd3g.machine import provenance
@@ -103,9 +101,6 @@ def _tell(report: dict[str, Any], table: Table, as_json: bool, device: str = "cp
     else:
         Console().print(table)
         print(", ".join(f"{k} {v}" for k, v in (made["machine"] | made["versions"]).items() if v))
-
-
-def _fail(slow: list[str]) -> None:
     if slow:
         print(f"error: too slow: {'; '.join(slow)}", file=sys.stderr)
         raise typer.Exit(1)

@@ -184,9 +184,9 @@ def dispatch(
 ) -> int:
     """Run the command of a group that the first word names; returns its exit code.
 
-    A command is a function for `run_command`, or a module with `main(argv)` and a line about it; the module is
-    imported when it is asked for. Where the word names none, `otherwise` runs with all words; without it that
-    is an error, whose message the hint ends.
+    A command is a function for `run_command`, or a module with `main(argv)`, imported when it is asked for,
+    and a line about it. Where the word names none, `otherwise` runs with all words; without it that is an
+    error, whose message the hint ends.
     """
     words = sys.argv[1:] if argv is None else argv
     tolerate_names()

@@ -27,11 +27,9 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def signals_stop(*names: str, instead: Callable[[int], None] | None = None) -> Iterator[None]:
-    """Inside, signals end the work by an exception, so that nothing half-done stays behind.
+    """Inside, signals, or else those that end a program, end the work by an exception.
 
-    Args:
-        names: of the signals; without any, those that end a program.
-        instead: called with the number of a signal where the work can end by itself.
+    So nothing half-done stays behind. Where the work can end by itself, `instead` is called with the number.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:

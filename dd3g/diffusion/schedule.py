@@ -54,11 +54,9 @@ class Schedule:
         return self.alpha_bar[t]
 
     def alpha_sigma(self, t: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to multiply `like`.
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t) at one level or (B,), one a sample.
 
-        Args:
-            t: one level, or (B,) one a sample.
-            like: (B, ...) gives dtype, device and number of dimensions.
+        They are shaped to multiply `like` (B, ...), and have its dtype and device.
         """
         ab = self.ab(t)
         ab = ab.reshape(-1, *[1] * (like.dim() - 1)) if ab.dim() else ab

@@ -9,11 +9,9 @@ from dd3g.picture.framing import box_sum
 
 
 def unmixed(image: Image.Image, matte: Image.Image) -> Image.Image:
-    """A framed photo with a matte for its alpha, and colours without the background's share.
+    """A framed photo with a matte (mode L) for its alpha, and colours without the background's share.
 
-    Args:
-        image: RGBA as photographed; transparent where the frame reaches outside the picture.
-        matte: mode L, of its size.
+    It is RGBA as photographed, transparent where the frame reaches outside the picture.
     """
     rgba = np.asarray(image) / 255.0  # (H, W, 4)
     front = estimate_foreground(rgba[..., :3], np.asarray(matte) / 255.0, rgba[..., 3])

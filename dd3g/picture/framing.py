@@ -190,12 +190,9 @@ def without_haze(image: Image.Image) -> tuple[Image.Image, float]:
     it from the shadow of a shape with as much detail. The edge beside a part that goes loses what it had of
     it.
 
-    Args:
-        image: RGBA, straight alpha.
-
     Returns:
-        The picture with the alpha that is left, and the area that went by the area that is solid; alpha under
-        a tenth does not count.
+        The picture, RGBA, with the straight alpha that is left, and the area that went by the area that is
+        solid; alpha under a tenth does not count.
     """
     rgba = np.asarray(image)  # (H, W, 4)
     height, width = rgba.shape[:2]

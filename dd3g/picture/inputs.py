@@ -79,18 +79,16 @@ def find_pictures(inputs: list[str], recursive: bool = False) -> Inputs:
             places[name] = place
 
     for word in inputs:
-        if word == STDIN:
-            add(word, Path("stdin"), word)
-        elif wrong := no_path(word):
-            if len(inputs) == 1:
+        try:
+            if word == STDIN:
+                add(word, Path("stdin"), word)
+            elif wrong := no_path(word):
                 raise UserError(wrong)
-            listed.failed.append({"picture": word, "error": wrong})
-        elif ADDRESS.match(word):
-            parts = urlsplit(word)
-            last = unquote(parts.path).rstrip("/").rpartition("/")[2] or parts.hostname or "picture"
-            add(word, Path(re.sub(r"[^\w.-]", "_", last)[-100:]), word)
-        elif os.path.isdir(word):  # Path.is_dir would raise where a parent folder may not be searched
-            try:
+            elif ADDRESS.match(word):
+                parts = urlsplit(word)
+                last = unquote(parts.path).rstrip("/").rpartition("/")[2] or parts.hostname or "picture"
+                add(word, Path(re.sub(r"[^\w.-]", "_", last)[-100:]), word)
+            elif os.path.isdir(word):  # Path.is_dir would raise where a parent folder may not be searched
                 empty = True
                 for path, reason in _listed(Path(word), recursive):
                     if reason:
@@ -100,13 +98,13 @@ def find_pictures(inputs: list[str], recursive: bool = False) -> Inputs:
                         add(str(path), path.relative_to(word), os.path.abspath(path))
                 if empty:
                     raise UserError(f"the folder {word} holds no pictures ({' '.join(SUFFIXES)})")
-            except UserError as e:
-                if len(inputs) == 1:
-                    raise
-                listed.failed.append({"picture": word, "error": str(e)})
-        else:
-            name = str(Path(word))
-            add(f"./{name}" if name == STDIN else name, Path(Path(word).name), os.path.abspath(word))
+            else:
+                name = str(Path(word))
+                add(f"./{name}" if name == STDIN else name, Path(Path(word).name), os.path.abspath(word))
+        except UserError as e:
+            if len(inputs) == 1:
+                raise
+            listed.failed.append({"picture": word, "error": str(e)})
     listed.found = [Input(name, stem) for name, stem in zip(places, _stems([*places.values()]), strict=True)]
     return listed
 

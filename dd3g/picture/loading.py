@@ -103,7 +103,12 @@ def load_image(
     if recentre:
         image, given = _closer(image, given, matte, size)
     cutout, notes = cut_out(image, matte, name, size, given)
-    frame = _frame(cutout, name, fill) if recentre else _letterbox(cutout)
+    frame = object_frame(cutout.getchannel("A"), fill) if recentre else _letterbox(cutout)
+    if frame is None:
+        raise UserError(
+            f"no object was found in {name}: give a picture in which it stands out, or one with alpha, or "
+            "--no-matte"
+        )
     framed = cut_frame(cutout, frame, size)
     if given is None and matte != "none" and not is_cut_out(image):  # a photo, cut out by a model
         cutout.putalpha(255)
@@ -261,12 +266,7 @@ def _doubts(alpha: Image.Image, name: str, factor: int, predicted: bool) -> list
 def resize_rgba(rgba: Tensor, size: int) -> Tensor:
     """Resize straight-alpha pictures without dark or bright fringes, by way of premultiplied colour.
 
-    Args:
-        rgba: (..., 4, H, W) in 0..1.
-        size: side of the square result.
-
-    Returns:
-        (..., 4, size, size); the input itself when it has that size already.
+    (..., 4, H, W) in 0..1 becomes (..., 4, size, size); the input itself when it has that size already.
     """
     import torch
     from torch.nn.functional import interpolate
@@ -311,13 +311,3 @@ def _padded(rgba: Tensor) -> Tensor:
 def _letterbox(image: Image.Image) -> tuple[float, float, float]:
     longest = max(image.size)
     return (image.width - longest) // 2, (image.height - longest) // 2, longest
-
-
-def _frame(image: Image.Image, name: str, fill: float) -> tuple[float, float, float]:
-    frame = object_frame(image.getchannel("A"), fill)
-    if frame is None:
-        raise UserError(
-            f"no object was found in {name}: give a picture in which it stands out, or one with alpha, or "
-            "--no-matte"
-        )
-    return frame
