@@ -15,9 +15,8 @@ from PIL import Image
 
 from dd3g.command.setting import check_ranges, setting
 from dd3g.machine import cores_each
-from dd3g.picture.foreground import unmixed
 from dd3g.picture.framing import cut_frame, object_frame
-from dd3g.picture.matting import predict_matte
+from dd3g.picture.matting import predict_matte, unmixed
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd3g.nn.attention import attention
+from dd3g.nn.blocks import attention
 from dd3g.nn.config import ClipVisionConfig
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd3g.nn.attention import AttentionKernel, attention
+from dd3g.nn.blocks import AttentionKernel, attention
 
 
 class KeyValues(NamedTuple):

@@ -13,7 +13,6 @@ from PIL import Image
 from dd3g.errors import UserError
 from dd3g.io.atomic import replacing
 from dd3g.picture.decoding import NAMELESS, Source, name_of, read_rgba
-from dd3g.picture.foreground import unmixed
 from dd3g.picture.framing import (
     CORE,
     FILL,
@@ -26,7 +25,7 @@ from dd3g.picture.framing import (
     object_frame,
     without_haze,
 )
-from dd3g.picture.matting import predict_matte, read_mask, shows_object
+from dd3g.picture.matting import predict_matte, read_mask, shows_object, unmixed
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -22,7 +22,7 @@ from dd3g.command.progress import quiet_libraries
 from dd3g.diffusion import Schedule
 from dd3g.errors import UserError, first_line
 from dd3g.hub_models import HUB_MODELS, PIPELINE, HubModel, commit_of, is_whole, listed
-from dd3g.nn.attention import KERNELS, AttentionKernel, use_kernel
+from dd3g.nn.blocks import KERNELS, AttentionKernel, use_kernel
 from dd3g.nn.checkpoint import check_options
 from dd3g.nn.multiview_unet import MultiViewUNet, MultiViewUNetConfig
 

@@ -20,7 +20,7 @@ from dd3g.diffusion import Prediction
 from dd3g.errors import UserError, first_line
 from dd3g.fingerprint import fingerprint, folder_fingerprint
 from dd3g.hub_models import HUB_MODELS
-from dd3g.nn.attention import AttentionKernel
+from dd3g.nn.blocks import AttentionKernel
 from distill.teachers.latents import (
     LatentCodec,
     LatentTeacher,

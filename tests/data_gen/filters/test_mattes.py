@@ -13,7 +13,7 @@ from data_gen.picture_models.shapes import Shapes
 from dd3g import models
 from dd3g.errors import UserError
 from dd3g.picture import load_image, matting
-from dd3g.picture.foreground import estimate_foreground
+from dd3g.picture.matting import estimate_foreground
 
 RED, GREEN = np.array([0.9, 0.1, 0.1]), np.array([0.1, 0.8, 0.2])
 
