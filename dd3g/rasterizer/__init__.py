@@ -35,8 +35,7 @@ def get_ready(device: torch.device) -> None:
         UserError: when they cannot be built, or do not run.
     """
     cameras = Cameras.default_rig(16, 1).to(device)
-    one = [torch.full((1, n), 0.1, device=device) for n in (3, 4, 3)]
-    one = [*one, torch.full((1,), 0.5, device=device), torch.full((1, 3), 0.5, device=device)]
+    one = (torch.full((1, *last), 0.5, device=device) for last in ((3,), (4,), (3,), (), (3,)))
     try:
         rasterize(Gaussians(*one), cameras)
     except UserError:
