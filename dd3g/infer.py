@@ -44,9 +44,16 @@ def run(
 ) -> None:
     """Convert every picture; a failure is reported and the others are still converted.
 
-    The report is filled as the work goes on: `{"pictures": [{"picture", "warnings", "seconds", "matte",
-    "samples"}], "failed": [{"picture", "error"[, "files"]}], "skipped": [{"picture", "reason"}]}`. For the
-    rest see `find_pictures`, `load_generator` and `dd3g.nn.checkpoint.find_device`.
+    Args:
+        inputs: as `dd3g.picture.inputs.find_pictures` takes them.
+        request: what to write.
+        weights: as `Generator.from_pretrained` takes them.
+        device: as `dd3g.nn.checkpoint.find_device` takes it.
+        progress: counts pictures.
+        report: filled as the work goes on: `{"pictures": [{"picture", "warnings", "seconds", "matte",
+            "samples"}], "failed": [{"picture", "error"[, "files"]}], "skipped": [{"picture", "reason"}]}`.
+        recursive: look into folders below folders.
+        skip_existing: pass over pictures whose results are there.
 
     Raises:
         UserError: what stops the whole run: no pictures, a device that does not work, weights that cannot be

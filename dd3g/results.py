@@ -104,7 +104,11 @@ def write_results(
 ) -> Iterator[dict[str, Any]]:
     """Generate and write everything for one picture, sample by sample; the matte comes with the first.
 
-    The stem of the names of its results may begin with folders below the output folder.
+    Args:
+        generator: makes the objects.
+        picture: of the object.
+        stem: of the names of its results; may begin with folders below the output folder.
+        request: what to write.
 
     Yields:
         `{"seed", "gaussians", "files"}` as --json prints it, once the sample's files have their places, and

@@ -142,9 +142,10 @@ def find_config(name: str, folder: str) -> Path:
 
 
 def explained(schema: type) -> str:
-    """The defaults of a dataclass as YAML, each key with its `dd3g.command.setting` help.
+    """The defaults as YAML, each key with its `dd3g.command.setting` help.
 
-    A section without help of its own has the first line of its class's docstring.
+    Args:
+        schema: a dataclass; a section without help of its own has the first line of its class's docstring.
     """
     helps = _helps(schema)
     lines = [f"# {summary(schema)}"]
@@ -180,8 +181,11 @@ def launch(
 ) -> int:
     """Main function of a configured command: its exit code; see `dd3g.command.run.guarded`.
 
-    What it runs works from an object of the schema, and returns an exit code, or the folder it wrote, to be
-    printed. None for the words after its name takes the command line's.
+    Args:
+        run: works from a `schema` object; returns an exit code, or the folder it wrote, to be printed.
+        schema: a dataclass.
+        argv: words after the command's name; None takes the command line's.
+        name: of the command.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     if "-h" in words or "--help" in words:

@@ -61,9 +61,12 @@ class Progress:
             self.say(item)
 
     def advance(self, count: int = 1, note: str = "", seconds: float = math.inf) -> None:
-        """Count some more as done; a note, such as a loss, stands beside the rate.
+        """Count `count` more as done.
 
-        The work ends after so many seconds, done or not.
+        Args:
+            count: how many.
+            note: stands beside the rate, such as a loss.
+            seconds: after which the work ends, done or not.
         """
         self.done += count
         total, about = self.total, ""
@@ -119,7 +122,13 @@ def track(items: Sequence[T], name: str) -> Iterator[T]:
 
 
 def print_first(lines: Sequence[str], most: int, rest: str) -> None:
-    """Print lines on stderr, and in place of those beyond `most` the line `rest`, their number for its {}."""
+    """Print lines on stderr, and beyond some of them only how many there are.
+
+    Args:
+        lines: all of them.
+        most: lines that are printed.
+        rest: line that stands for the others, with {} in place of their number.
+    """
     for line in lines[:most]:
         print(line, file=sys.stderr)
     if len(lines) > most:

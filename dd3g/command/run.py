@@ -138,8 +138,11 @@ def run_command(
 ) -> int:
     """Run a function as a command line; returns its exit code, 2 with one line when something is wrong.
 
-    It has typer's annotations; usage lines show its name. None for the words after it takes the process's;
-    where it needs words and there are none, the help is shown.
+    Args:
+        command: with typer's annotations.
+        argv: words after the command's name; None takes the process's.
+        name: that usage lines show.
+        needs_words: show the help where there are none.
     """
     words = sys.argv[1:] if argv is None else argv
     as_json = "--json" in words
@@ -182,11 +185,16 @@ def dispatch(
     otherwise: Callable[..., None] | None = None,
     hint: str = "",
 ) -> int:
-    """Run the command of a group that the first word names; returns its exit code.
+    """Run the command that the first word names; returns its exit code.
 
-    A command is a function for `run_command`, or a module with `main(argv)`, imported when it is asked for,
-    and a line about it. Where the word names none, `otherwise` runs with all words; without it that is an
-    error, whose message the hint ends.
+    Args:
+        commands: by name, a function for `run_command`, or a module with `main(argv)` and a line about it;
+            the module is imported when it is asked for.
+        argv: words after the group's name; None takes the process's.
+        name: of the group.
+        about: a line about the group.
+        otherwise: runs where the first word names no command, with all words; None: that is an error.
+        hint: ends the message of that error.
     """
     words = sys.argv[1:] if argv is None else argv
     tolerate_names()
@@ -223,9 +231,14 @@ def print_help(text: str) -> None:
 
 
 def explain(error: Exception, out: Path, less: str) -> str:
-    """The message for the user about whatever ended the work on one input; `less` of it needs less memory.
+    """The message for the user about whatever ended the work on one input.
 
     With DD3G_TRACEBACK in the environment an error that they cannot fix is raised again.
+
+    Args:
+        error: what stopped the work on one input.
+        out: output folder.
+        less: an option that needs less memory.
     """
     raise_what_came(error)  # a signal can be lost in a compiler's callback, whose work then fails
     if isinstance(error, UserError):
@@ -262,7 +275,10 @@ def guarded(
 ) -> int:
     """Exit code of some work: its own, 2 with one line when something is wrong, that of a signal.
 
-    What ended it is printed as JSON too where that is wanted; `go_on` is what a user may do after Ctrl-C.
+    Args:
+        work: returns an exit code; None counts as 0.
+        go_on: what a user may do after Ctrl-C.
+        as_json: print what ended the work as JSON too.
     """
     try:
         _check_here()

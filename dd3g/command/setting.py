@@ -29,12 +29,14 @@ def setting(
 
 
 def check_ranges(config: Any, section: str = "") -> None:
-    """Hold the numbers of a configuration, a dataclass, against the ranges of its settings.
+    """Hold the numbers of a configuration against the ranges of its settings.
 
-    A field that only changes its base's default keeps its base's range.
+    Args:
+        config: a dataclass. A field that only changes its base's default keeps its base's range.
+        section: stands before names in the message.
 
     Raises:
-        ValueError: for the first number outside, with its range; `section` stands before its name.
+        ValueError: for the first number outside, with its range.
     """
     ranges: dict[str, tuple[float, float]] = {}
     for cls in reversed(type(config).__mro__):
@@ -52,7 +54,8 @@ def check_ranges(config: Any, section: str = "") -> None:
 def flattened(command: Callable[..., None]) -> Callable[..., None]:
     """Decorates a command: its parameter of a dataclass becomes an option for each of the settings in it.
 
-    A flag that is off by default has no form with --no.
+    Args:
+        command: with typer's annotations; a flag that is off by default has no form with --no.
     """
     hints, groups, parameters = get_type_hints(command, include_extras=True), {}, []
     for name, own in inspect.signature(command).parameters.items():

@@ -27,9 +27,11 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def signals_stop(*names: str, instead: Callable[[int], None] | None = None) -> Iterator[None]:
-    """Inside, signals, or else those that end a program, end the work by an exception.
+    """Inside, signals end the work by an exception, so that nothing half-done stays behind.
 
-    So nothing half-done stays behind. Where the work can end by itself, `instead` is called with the number.
+    Args:
+        names: of the signals; without any, those that end a program.
+        instead: called with the number of a signal where the work can end by itself.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -65,7 +67,10 @@ def signals_wait() -> Iterator[None]:
 
 
 def raise_what_came(cause: Exception | None = None) -> None:
-    """End the work if a signal has come and did not yet end it; it may have led to another error.
+    """End the work if a signal has come and did not yet end it.
+
+    Args:
+        cause: an error that the signal has led to.
 
     Raises:
         Interrupted: for the last one.

@@ -7,3 +7,24 @@ from dd3g.diffusion.denoiser import ClassifierFree, Denoiser, Prediction, conver
 from dd3g.diffusion.guidance import Energy, Objective, guide
 from dd3g.diffusion.sampling import Sample, Step, ddim_move, invert, refine, sample
 from dd3g.diffusion.schedule import Plan, Schedule, descent, inverted
+
+__all__ = [
+    "ClassifierFree",
+    "Denoiser",
+    "Energy",
+    "Objective",
+    "Plan",
+    "Prediction",
+    "Sample",
+    "Schedule",
+    "Step",
+    "convert",
+    "ddim_move",
+    "descent",
+    "guide",
+    "invert",
+    "inverted",
+    "predict",
+    "refine",
+    "sample",
+]

@@ -36,8 +36,12 @@ PATCH = 5  # texels a side of a quad; the outer ones lie on its edges, so that n
 def mesh_of(gaussians: Gaussians, resolution: int = 128) -> Mesh:
     """The surface that Gaussians show from around: their masks and depths carve a solid, whose surface it is.
 
-    One object (no batch dimensions), anywhere in the world and on any device, is carved with `resolution`
-    voxels a side. The mesh is in the same world, watertight, with normals outwards.
+    Args:
+        gaussians: one object (no batch dimensions) anywhere in the world, any device.
+        resolution: voxels a side that the object is carved with.
+
+    Returns:
+        A mesh in the same world, watertight, with normals outwards.
 
     Raises:
         UserError: when nothing is solid enough to have a surface.

@@ -12,14 +12,19 @@ from dd3g.gaussians import Gaussians, matrix_to_quaternion, quaternion_to_matrix
 
 
 def seen_under(gaussians: Gaussians, camera: Cameras, fovy: float) -> Gaussians:
-    """Move an object so that a camera with `fovy` degrees sees at each pixel what `camera` does.
+    """Move an object so that a camera with field of view `fovy` sees at each pixel what `camera` does.
 
     The other camera looks along the same axis, from where the world's origin keeps its size: depth from the
     origin stays, and what is across is multiplied by the ratio of the two cameras' pixels at that depth. So a
     photo from far away gives parallel sides where it shows them; `camera` takes them for ones that widen.
 
-    Gaussians are (N,) in the world of `camera` (1,), which looks at the origin; each is turned and scaled by
-    the derivative of the move at its centre.
+    Args:
+        gaussians: (N,) in the world of `camera`.
+        camera: (1,), looking at the origin.
+        fovy: degrees.
+
+    Returns:
+        (N,) Gaussians, each turned and scaled by the derivative of the move at its centre.
     """
     view = camera.viewmats[0].to(gaussians.means).double()  # (4, 4)
     rotation, radius = view[:3, :3], view[2, 3]

@@ -6,3 +6,5 @@
 
 from dd3g.picture.decoding import read_rgba
 from dd3g.picture.loading import FILL, Picture, as_picture, cut_out, load_image, resize_rgba
+
+__all__ = ["FILL", "Picture", "as_picture", "cut_out", "load_image", "read_rgba", "resize_rgba"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -59,10 +59,16 @@ def serve(
                 typer.echo(f"warmed up in {generator.captured.seconds:.1f} s", err=True)
             about = {"version": dd3g.__version__, "weights": weights, "device": place}
             app = make_app(worker, about, Limits(max_waiting, max_megabytes, max_seconds))
-            quiet: Any = {"log_level": "warning", "access_log": False, "server_header": False}
-            last = int(max_seconds) + 1
-            config = uvicorn.Config(app, lifespan="on", timeout_graceful_shutdown=last, **quiet)
-            server = uvicorn.Server(config)
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    app,
+                    log_level="warning",
+                    access_log=False,
+                    server_header=False,
+                    lifespan="on",
+                    timeout_graceful_shutdown=int(max_seconds) + 1,
+                )
+            )
             at = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
             # uvicorn raises the signal that stopped it once more when all is answered: no error then.
             with signals_stop(instead=lambda number: setattr(server, "should_exit", True)):

@@ -87,7 +87,13 @@ class Parameters(BaseModel, extra="forbid"):
 
 
 def make_app(worker: Worker, about: dict[str, Any], limits: Limits = Limits()) -> FastAPI:
-    """The server's application, which closes the worker when it ends; /health tells what it is about."""
+    """The server's application.
+
+    Args:
+        worker: makes the files; the application closes it when it ends.
+        about: what /health tells beside the queue.
+        limits: of pictures and of the queue.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -96,8 +102,15 @@ def make_app(worker: Worker, about: dict[str, Any], limits: Limits = Limits()) -
 
     # No pages of documentation, which load scripts from elsewhere; no export of traces, whatever is there.
     silent: Any = dict.fromkeys(("auto_configure", "tracing", "metrics", "logs"), False)
-    without: Any = {"redirect_slashes": False, "docs_url": None, "redoc_url": None, "telemetry": silent}
-    app = FastAPI(title="dd3g", version=dd3g.__version__, lifespan=lifespan, **without)
+    app = FastAPI(
+        title="dd3g",
+        version=dd3g.__version__,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        telemetry=silent,
+    )
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     answers = Counter("dd3g_answers", "Answers to posted pictures.", ["status"], registry=registry)
