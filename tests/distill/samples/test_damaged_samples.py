@@ -17,7 +17,7 @@ from dd3g.command.configuration import launch
 from dd3g.errors import UserError
 from dd3g.io.shards import Shards, write_shard
 from dd3g.pepd.occupancy import OccupancyNet
-from dd3g.training.data import _Collated
+from dd3g.training.data import _Collate
 from distill.quadruples import Quadruples
 from distill.samples.datasets import QuadrupleDataset
 from distill.samples.render_samples import RenderDataset
@@ -101,8 +101,8 @@ QUADRUPLES = {
 
 def skipped(samples, name, count=24):
     """Batches are made, and all that is told is of the sample `name`; returns whether anything is."""
-    batches = _Collated(samples)
-    told = [text for i in range(0, count, 2) for text in batches.__getitems__([i, i + 1]).bad]
+    batches = _Collate(samples)
+    told = [text for i in range(0, count, 2) for text in batches([i, i + 1]).bad]
     assert all(name in text for text in told)
     return bool(told)
 
