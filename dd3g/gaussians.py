@@ -68,9 +68,9 @@ class Gaussians:
         return self.select(keep)
 
     def select(self, index: Any) -> Gaussians:
-        """Gaussians by index or mask along N."""
-        where = (*[slice(None)] * (self.opacities.dim() - 1), index)
-        return Gaussians(*(x[where] for x in vars(self).values()))
+        """Gaussians by index or mask along N; a mask of the whole batch joins its items."""
+        behind = self.opacities.dim()
+        return Gaussians(*(x[..., index, *[slice(None)] * (x.dim() - behind)] for x in vars(self).values()))
 
     @staticmethod
     def cat(parts: list[Gaussians]) -> Gaussians:

@@ -88,6 +88,8 @@ def test_cat_select_index():
     assert torch.equal(both.opacities[:, 3:], b.opacities) and torch.equal(both.quats[:, :3], a.quats)
     assert torch.equal(both.select([6, 0]).colors, both.colors[:, [6, 0]])
     assert torch.equal(both[1].scales, both.scales[1])
+    solid = both.opacities > 0.5
+    assert torch.equal(both.select(solid).quats, both.quats[solid])
     with pytest.raises(IndexError, match="select"):
         both[0][0]
 

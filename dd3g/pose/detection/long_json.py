@@ -14,7 +14,7 @@ from dd3g.errors import UserError
 SMALL = 2**20  # bytes up to which a file is read at once
 MANY = 64  # entries up to which a list in a large file is read at once
 FIELDS = 64  # more than any detector gives names to; a table of more is of pictures
-CHUNK = 2**12  # bytes read at first for a value; more where it is longer
+CHUNK = 2**14  # bytes read at first for a value; more where it is longer
 DECODER = json.JSONDecoder()
 SPACE = " \t\r\n"
 

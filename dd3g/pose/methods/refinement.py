@@ -41,6 +41,11 @@ class RecoveryPlan:
     # `Balanced`); None follows the plain gradient times a weight, as published
     rate: float | None = 1.0
 
+    def __post_init__(self) -> None:
+        if self.camera not in ("solved", "adam", "given"):
+            raise ValueError(f"camera must be 'solved', 'adam' or 'given', got {self.camera!r}")
+        descent(self.tau, self.step)  # raises where they do not fit
+
 
 PUBLISHED = RecoveryPlan(camera="adam", rate=None)
 PUBLISHED_VIDEO = RecoveryPlan(camera="adam", tolerance=0, rate=None)

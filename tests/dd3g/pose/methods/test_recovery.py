@@ -56,6 +56,12 @@ def test_inversion_then_sampling_returns_the_rotations():
     assert (sample(network(), schedule(), noisy, plan, condition).x - x).abs().mean() < 1e-3
 
 
+@pytest.mark.parametrize("wrong", [{"camera": "sloved"}, {"tau": 50, "step": 3}])
+def test_plans_that_do_not_fit_are_refused(wrong):
+    with pytest.raises(ValueError, match="sloved|3"):
+        RecoveryPlan(**wrong)
+
+
 def test_the_published_plans_are_as_published():
     still = [p for p in (PUBLISHED, PUBLISHED_VIDEO, PUBLISHED_VIEWS) if p.restarts == () and p.rate is None]
     assert [(p.tau, p.step, p.rounds, p.tolerance) for p in still] == [
