@@ -19,10 +19,9 @@ from data_gen.prompts.lists import to_jsonl
 from data_gen.shards.dataset import PROMPTS, DatasetSpec, PictureBackend, check_options
 from data_gen.shards.deduplicate import plan
 from data_gen.shards.index import missing_sentence, write_index
-from data_gen.shards.manifest import CHUNKS, shard_name
+from data_gen.shards.manifest import CHUNKS, ShardManifest, finished_shards, shard_name
 from data_gen.shards.process_group import ProcessGroup
 from data_gen.shards.shard_worker import ShardWorker
-from data_gen.shards.storage import Storage
 from dd3g.command.configuration import launch
 from dd3g.command.progress import Progress, print_first
 from dd3g.errors import UserError
@@ -55,7 +54,8 @@ def generate_shards(spec: DatasetSpec, group: ProcessGroup, progress: Progress) 
         report: dict[str, Any] = {"output": str(storage), "complete": not waiting, "drawn": drawn}
         if not waiting and group.rank == 0:
             report |= write_index(storage)
-            _clean(storage)
+            storage.sweep(CHUNKS)
+            storage.sweep("")
         group.wait()
     return report | {"waiting": waiting, "seconds": round(time.perf_counter() - start, 1)}
 
@@ -69,7 +69,9 @@ def _prepare(spec: DatasetSpec, group: ProcessGroup) -> None:
     spec.storage.check_writable(f".rank-{group.rank}.tmp")
     if group.rank == 0:
         check_options(spec.storage, spec.options, write=True)
-        spec.storage.write(PROMPTS, to_jsonl(spec.prompts))
+        begun = finished_shards(spec.storage) or spec.storage.names(CHUNKS)
+        if not begun or not spec.storage.exists(PROMPTS):
+            spec.storage.write(PROMPTS, to_jsonl(spec.prompts))
     group.wait()
     check_options(spec.storage, spec.options, write=False)
 
@@ -92,6 +94,13 @@ def _work(spec: DatasetSpec, group: ProcessGroup, progress: Progress) -> tuple[i
         def backend() -> PictureBackend:
             return _with_learned_scores(spec, group, stack.enter_context(spec.backend()))
 
+        def worker(shard: int) -> ShardWorker:
+            return ShardWorker(spec, shard, backend, progress.advance)
+
+        begun = set(spec.storage.names(CHUNKS))
+        for shard in finished_shards(spec.storage):
+            if shard in mine and shard_name(shard) in begun:  # killed before its chunks were gone
+                worker(shard).clean(ShardManifest.read(spec.storage, shard).round)
         while True:
             now = plan(spec)
             group.wait()  # until all have planned: what one replaces must not change another's plan
@@ -111,19 +120,10 @@ def _work(spec: DatasetSpec, group: ProcessGroup, progress: Progress) -> tuple[i
                 total = sum(sizes.values())
                 progress.phase("pictures", total, total - sum(sizes[shard] for shard in due))
             for shard in due:
-                worker = ShardWorker(spec, shard, backend, progress.advance)
-                manifest = worker.replace(now.losers[shard], now.round) if now.losers else worker.make()
+                one = worker(shard)
+                manifest = one.replace(now.losers[shard], now.round) if now.losers else one.make()
                 drawn += sum(record["round"] == now.round for record in manifest.records)
             group.wait()
-
-
-def _clean(storage: Storage) -> None:
-    """Delete what runs left that were killed before their chunks were gone."""
-    for folder in (f"{CHUNKS}/{shard}" for shard in storage.names(CHUNKS)):
-        storage.delete(*(f"{folder}/{name}" for name in storage.names(folder)))
-        storage.sweep(folder)
-    storage.sweep(CHUNKS)
-    storage.sweep("")
 
 
 def run(generate: Generate, schema: type, name: str, argv: Sequence[str] | None = None) -> int:

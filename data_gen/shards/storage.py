@@ -40,7 +40,7 @@ class Storage:
         self.where = str(where).rstrip("/") or "/"
         plain = "://" not in self.where and "::" not in self.where
         try:
-            fs, root = url_to_fs(f"file://{Path(self.where).absolute()}" if plain else self.where)
+            fs, root = (LocalFileSystem(), Path(where).absolute()) if plain else url_to_fs(self.where)
         except (ImportError, ValueError, OSError) as error:
             raise UserError(
                 f"cannot reach {self.where} ({error}): give a folder, or a URL whose fsspec package is "
@@ -212,9 +212,10 @@ class Storage:
                 with open(partial, "rb") as stream:
                     os.fsync(stream.fileno())
                 os.replace(partial, target)
-        finally:
-            with contextlib.suppress(OSError):
+        except BaseException:
+            with contextlib.suppress(Exception):  # as each server says it in its own way that there is none
                 self._fs.rm_file(partial)
+            raise
 
     @contextmanager
     def _explained(self, verb: str, name: str) -> Iterator[None]:

@@ -53,12 +53,13 @@ class Work:
         if place.type == "cuda" and place.index is not None:
             torch.cuda.set_device(place)  # time and memory are measured there
         self.protocol = load_protocol(o.protocol, o.changes, o.size)
+        rows = o.rows  # which may be none: known before the data are looked through
         self.targets, self.failed = open_targets(self.source, self.protocol, o.layout, o.limit)
         ids = self.targets.ids
         self.on_sheet = {ids[i] for i in evenly(len(ids), o.sheet_objects)}
         self.metrics, self.about_metrics = load_metrics(self.protocol.metrics)
-        self.rows = make_rows(o.rows, o)
-        self._others = [make_rows(o.rows, replace(o, seed=o.seed + k)) for k in range(1, o.seeds)]
+        self.rows = make_rows(rows, o)
+        self._others = [make_rows(rows, replace(o, seed=o.seed + k)) for k in range(1, o.seeds)]
         self._warm: set[str] = set()
 
     def stamp(self, words: str, id: str, data: str) -> str:

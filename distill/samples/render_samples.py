@@ -96,8 +96,10 @@ class RenderDataset:
 
     def __post_init__(self) -> None:
         there = len(self.objects)
-        metas = dict(described(self.objects, range(min(self.most or there, there))))
-        sizes = {meta["size"] for meta in metas.values() if meta is not None}
+        sizes, metas = set(), {}
+        for i, meta in described(self.objects, range(min(self.most or there, there))):
+            metas[i] = meta and {"style": meta.get("style", "")}  # not whole: there may be very many
+            sizes |= {meta["size"]} if meta else set()
         if len(sizes) > 1:
             shown = " and ".join(map(str, sorted(sizes)))
             raise UserError(

@@ -55,7 +55,8 @@ class ShapeDataset:
     stretch: float = 0.0  # largest change of width, by its logarithm
 
     def __post_init__(self, members: Sequence[int] | None) -> None:
-        metas = dict(described(self.objects, members))
+        found = described(self.objects, members)
+        metas = {i: meta and {"style": meta.get("style", "")} for i, meta in found}  # there may be very many
         self.styles = StyleShares(metas, self.scan_fraction, self.shape_fraction)
 
     def __len__(self) -> int:

@@ -178,6 +178,16 @@ def test_a_shard_that_was_deleted_is_made_again(filters, tmp_path, reference):
     assert contents(tmp_path) == contents(reference[0])
 
 
+def test_a_rank_alone_cleans_up_after_itself(filters, tmp_path):
+    """Killed among the chunks of a shard that is finished, it leaves none of them for a later try."""
+    spec, group = dataset_spec(tmp_path, 40, distance=DISTANCE), ProcessGroup(1, 2, together=False)
+    generate_shards(spec, group, quiet())
+    assert 1 in finished_shards(spec.storage) and not spec.storage.names("parts/pictures-00001")
+    spec.storage.write("parts/pictures-00001/00-00001.tar", b"")
+    generate_shards(spec, group, quiet())
+    assert not spec.storage.names("parts/pictures-00001")
+
+
 def killed(folder, events):
     """Start on the set in a forked process that dies at its nth event, such as a file it opens or renames.
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import ftplib
 import hashlib
 import os
 import resource
@@ -116,6 +117,40 @@ def test_servers_that_append_get_a_temporary_name_first(monkeypatch):
     storage.write("x/a.json", b"1")
     assert moved == [(f"/bucket/server/x/.a.json.{os.getpid()}.tmp", "/bucket/server/x/a.json")]
     assert storage.names("x") == ["a.json"] and storage.read("x/a.json") == b"1"
+
+
+def test_a_file_that_is_gone_from_a_server_is_not_removed(monkeypatch):
+    """An FTP server says so by no OSError: the file is in its place, or the first error counts."""
+    storage = Storage("memory://bucket/ftp")
+    monkeypatch.setattr(type(storage._fs), "protocol", "ftp")
+
+    remove = storage._fs.rm_file
+
+    def remove_file(path):
+        if not storage._fs.exists(path):
+            raise ftplib.error_perm("550 File not found")
+        remove(path)
+
+    monkeypatch.setattr(storage._fs, "rm_file", remove_file)
+    storage.write("a.json", b"1")
+    assert storage.read("a.json") == b"1"
+
+    def full(*_):
+        raise RuntimeError("552 Disk full")
+
+    monkeypatch.setattr(storage._fs, "mv", full)
+    with pytest.raises(UserError, match="cannot write memory://bucket/ftp/b.json: 552 Disk full"):
+        storage.write("b.json", b"1")
+
+
+def test_a_folder_below_one_whose_name_looks_like_a_chain_of_urls(tmp_path, monkeypatch):
+    (tmp_path / "x::y").mkdir()
+    monkeypatch.chdir(tmp_path / "x::y")
+    storage = Storage("set")
+    storage.write("a.json", b"1")
+    storage.write_shard("a.tar", [{"__key__": "a", "json": "{}"}])
+    assert {p.name for p in (tmp_path / "x::y/set").iterdir()} == {"a.json", "a.tar"}
+    assert storage.names() == ["a.json", "a.tar"]
 
 
 def test_sweep_removes_what_a_killed_run_left(tmp_path):

@@ -118,6 +118,14 @@ def test_bad_calls_are_one_clear_line(tmp_path, capsys):
         Targets([tmp_path])
 
 
+def test_wrong_rows_are_told_before_the_data_are_read(tmp_path, capsys):
+    nowhere = [str(tmp_path / "nowhere"), "-o", str(tmp_path / "out")]
+    assert main([*nowhere, "--no-baselines"]) == 2
+    assert "there is nothing to evaluate: give --generator" in capsys.readouterr().err
+    assert main([*nowhere, "--generator", "a=nano", "--generator", "a=small"]) == 2
+    assert "two generators are called 'a'" in capsys.readouterr().err
+
+
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch):
     write_renders(tmp_path / "renders", 1)
     monkeypatch.setattr("distill.evaluation.work.score", lambda *_: pytest.fail("evaluated first"))
