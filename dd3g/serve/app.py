@@ -164,7 +164,8 @@ def make_app(worker: Worker, about: dict[str, Any], limits: Limits = Limits()) -
             raise HTTPException(408, message, {"Connection": "close"}) from error
         except ClientDisconnect as error:
             raise HTTPException(GONE, "the client has disconnected") from error
-        job = asyncio.wrap_future(worker.submit(picture, format, order))
+        queued = worker.submit(picture, format, order)
+        job = asyncio.wrap_future(queued)
         left = asyncio.ensure_future(_left(request))
         try:
             both: set[asyncio.Future[Any]] = {job, left}
@@ -176,7 +177,8 @@ def make_app(worker: Worker, about: dict[str, Any], limits: Limits = Limits()) -
         except Unwritten as error:
             raise HTTPException(507, f"the server could not write the object: {error}") from error
         finally:
-            job.cancel()  # one that waits still never starts
+            queued.cancel()  # one that waits still never starts; the loop would tell it late
+            job.cancel()
             left.cancel()
         if left.done() and not left.cancelled():
             raise HTTPException(GONE, "the client has disconnected")
