@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from dd3g.errors import UserError
 
 SMALL = 2**20  # bytes up to which a file is read at once
 MANY = 64  # entries up to which a list in a large file is read at once
 FIELDS = 64  # more than any detector gives names to; a table of more is of pictures
-CHUNK = 2**14  # bytes read at first for a value; more where it is longer
+CHUNK = 2**20  # bytes read at a time
 DECODER = json.JSONDecoder()
 SPACE = " \t\r\n"
 
@@ -95,48 +96,57 @@ def _table(text: _Text, path: Path) -> Any:
 class _Text:
     """A file of JSON from front to back; `place` is the byte that comes next."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.place = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
+    def __init__(self, file: io.BufferedReader) -> None:
+        self.file, self.decoder = file, codecs.getincrementaldecoder("utf-8")()
+        self.text, self.at = "", 0  # what was read last, and how much of it is done with
+        self.place = len(codecs.BOM_UTF8) if file.peek(3).startswith(codecs.BOM_UTF8) else 0
+        file.seek(self.place)
 
-    def _next(self, length: int) -> bytes:
-        self.file.seek(self.place)
-        return self.file.read(length)
+    def _read_on(self) -> bool:
+        """Whether there was more; what is begun stays, and the longer it is the more is read."""
+        self.text, self.at = self.text[self.at :], 0
+        data = self.file.read(max(CHUNK, len(self.text)))
+        self.text += self.decoder.decode(data, final=not data)
+        return bool(data)
+
+    def _done(self, end: int) -> None:
+        self.place += len(self.text[self.at : end].encode())
+        self.at = end
 
     def peek(self, end: bool = False) -> str:
         """The next character but spaces; none at the end, where there may be one."""
-        while (found := self._next(1).decode("utf-8", "replace")) and found in SPACE:
-            self.place += 1
-        if not (found or end):
-            raise ValueError(f"it ends at byte {self.place}")
-        return found
+        while True:
+            rest = len(self.text) - self.at
+            if found := self.text[self.at : self.at + 1].strip(SPACE):
+                return found
+            if rest:
+                self._done(self.at + 1)
+            elif not self._read_on():
+                if end:
+                    return ""
+                raise ValueError(f"it ends at byte {self.place}")
 
     def take(self, wanted: str) -> str:
         """Go over the next character, which is one of the wanted."""
         found = self.peek()
         if found not in wanted:
             raise ValueError(f"{found} at byte {self.place}, where {' or '.join(wanted)} should be")
-        self.place += 1
+        self._done(self.at + 1)
         return found
 
     def value(self) -> Any:
         """The next value, with all that is in it."""
         self.peek()
-        length = CHUNK
         while True:
-            data = self._next(length)
-            whole = len(data) < length
-            text, _ = codecs.utf_8_decode(data, "strict", whole)
-            length *= 2
             try:
-                found, end = DECODER.raw_decode(text)
+                found, end = DECODER.raw_decode(self.text, self.at)
             except ValueError:
-                if whole:
+                if not self._read_on():
                     raise
                 continue
-            after = text[end : end + 1]
-            if whole or (after and after in SPACE + ",:]}"):  # else a number may go on
-                self.place += len(text[:end].encode())
+            after, length = self.text[end : end + 1], end - self.at
+            if after and after in SPACE + ",:]}" or not self._read_on():  # else a number may go on
+                self._done(self.at + length)
                 return found
 
     def entries(self, close: str) -> Iterator[None]:
