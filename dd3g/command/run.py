@@ -203,7 +203,7 @@ def dispatch(
         return run_command(otherwise, words, name)
     if first in ("", "-h", "--help"):
         lines = {key: c[1] if isinstance(c, tuple) else summary(c) for key, c in commands.items()}
-        listed = "\n".join(f"  {key:<15}{line}" for key, line in lines.items())
+        listed = "\n".join(f"  {key:<17}{line}" for key, line in lines.items())
         print_help(f"Usage: {name} COMMAND [ARGS]...\n\n  {about}\n\nCommands:\n{listed}")
         return 0 if words else 2
     if first not in commands:

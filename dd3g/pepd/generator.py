@@ -19,6 +19,7 @@ from dd3g.nn.blocks import PictureEncoder, correspond_rgba
 from dd3g.nn.checkpoint import CARD, build, find_device, find_weights, load_weights, read_config, save_folder
 from dd3g.pepd.captured import CapturedPass
 from dd3g.pepd.config import GeneratorConfig
+from dd3g.pepd.elevation import degrees_of
 from dd3g.pepd.frustum import resize
 from dd3g.pepd.occupancy import OccupancyNet
 from dd3g.pepd.pattern_extraction import CopiedTokens, PatternExtraction
@@ -113,7 +114,7 @@ class Generator(nn.Module):
         self,
         picture: Any,
         seed: int = 0,
-        elevation: float = ELEVATION,
+        elevation: float | str = ELEVATION,
         raw: bool = False,
         refine: float = 0.0,
         matte: str = "auto",
@@ -127,7 +128,8 @@ class Generator(nn.Module):
             picture: anything that `dd3g.load_image` reads, a `Picture`, or straight RGBA (4, S, S) framed as
                 in training.
             seed: draws the noise, on the CPU: a seed means the same on every device.
-            elevation: degrees by which the picture was taken from above; training saw -10 to 40.
+            elevation: degrees by which the picture was taken from above; training saw -10 to 40. "auto" is
+                what `dd3g.pepd.elevation` estimates, -10 to 50.
             raw: keep the network's soft splats instead of a solid body of opaque discs; see `solidify`.
             refine: seconds for which the visible discs are fitted to the picture.
             matte: as in `dd3g.load_image`.
@@ -151,11 +153,12 @@ class Generator(nn.Module):
                 "refine fits the discs of a solid body, and this generator makes none: leave it out"
             )
         rgba = as_picture(picture, matte, mask).rgba.float()
+        degrees = degrees_of(elevation, rgba)
         device = self.type_embedding.device
         image = resize(rgba[None], self.config.size).to(device)
         if noise is None:
             noise = torch.randn(self.config.latent_shape, generator=torch.Generator().manual_seed(seed))
-        rig, front = self.config.rig_at(elevation), Cameras.orbit([0.0], elevation, self.config.size)
+        rig, front = self.config.rig_at(degrees), Cameras.orbit([0.0], degrees, self.config.size)
         self.eval()
         inputs = noise[None].to(device), rig.to(device), image
         # What was captured takes the first view for the input's.

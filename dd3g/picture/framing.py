@@ -12,6 +12,7 @@ from dd3g.errors import UserError
 # Training renders put a unit sphere scaled by 0.55 at distance 1.5 under a 49.1 degree field of view: at the
 # depth of its centre it spans 0.8 of the frame.
 FILL = 0.8
+AUTO = "auto"  # elevation: to be estimated
 SOLID = 26  # least alpha, of 255, of a pixel that belongs to an object
 CORE = 128  # least alpha of what is object rather than shadow, glow or blur
 RIM = 0.02  # of a side of the picture, up to which it may be framed and still no cut-out
@@ -30,11 +31,11 @@ FUR = (1.2, 0.42)  # levels of its detail, and of that by that of forms four tim
 SHADE = 204  # least alpha, of 255, of a black pixel that is solid
 
 
-def check_how(elevation: float, fov: float, raw: bool, refine: float, dashes: str = "") -> None:
+def check_how(elevation: float | str, fov: float, raw: bool, refine: float, dashes: str = "") -> None:
     """Refuse options of `Generator.generate` that are out of range, or that exclude each other.
 
     Args:
-        elevation: degrees from which the picture looks down, within -80..80.
+        elevation: degrees from which the picture looks down, within -80..80, or "auto".
         fov: degrees that the framed picture spans, within 1..100.
         raw: whether to leave out the solid body.
         refine: seconds for which its discs are fitted to the picture, 0 or more.
@@ -43,13 +44,15 @@ def check_how(elevation: float, fov: float, raw: bool, refine: float, dashes: st
     Raises:
         UserError: names the value and what would be right.
     """
-    for name, value in (("elevation", elevation), ("fov", fov), ("refine", refine)):
+    for name, value in (("fov", fov), ("refine", refine)):
         check_number(f"{dashes}{name}", value)
-    if not -80 <= elevation <= 80:
-        raise UserError(
-            f"{dashes}elevation {elevation:g} is out of range: give -80 to 80 degrees, 0 for a picture taken "
-            "from the side and 40 for one from well above"
-        )
+    if not (isinstance(elevation, str) and elevation == AUTO):
+        check_number(f"{dashes}elevation", elevation, f", or {AUTO}")
+        if not -80 <= float(elevation) <= 80:
+            raise UserError(
+                f"{dashes}elevation {elevation:g} is out of range: give -80 to 80 degrees, 0 for a picture "
+                f"taken from the side and 40 for one from well above, or {AUTO}"
+            )
     if not 1 <= fov <= 100:
         what = "--fov" if dashes else "the field of view"
         raise UserError(f"{what} {fov:g} is out of range: give 1 to 100 degrees")
@@ -62,8 +65,13 @@ def check_how(elevation: float, fov: float, raw: bool, refine: float, dashes: st
         )
 
 
-def check_number(name: str, value: Any) -> None:
+def check_number(name: str, value: Any, otherwise: str = "") -> None:
     """Refuse anything but a single number, of Python's types, numpy's or torch's.
+
+    Args:
+        name: of the option.
+        value: that was given.
+        otherwise: what else could be given, for the message.
 
     Raises:
         UserError: names the value.
@@ -73,7 +81,7 @@ def check_number(name: str, value: Any) -> None:
             raise TypeError
         float(value)
     except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"{name} {value!r} is not a number: give one") from None
+        raise UserError(f"{name} {value!r} is not a number: give one{otherwise}") from None
 
 
 def is_cut_out(image: Image.Image) -> bool:

@@ -52,7 +52,7 @@ class Parameters(BaseModel, extra="forbid"):
     axes: str | None = None
     ply_layout: str = "compact"
     seed: int = 0
-    elevation: float = 10.0
+    elevation: str = "10"
     raw: bool = False
     refine: float = 0.0
     matte: Literal["auto", "none", "u2netp"] = "auto"
@@ -244,7 +244,8 @@ async def _left(request: Request) -> None:
 
 
 def _file(made: Made, format: str) -> Response:
-    report = {"gaussians": made.gaussians, "seconds": round(made.seconds, 3), "warnings": made.warnings}
+    report = {name: getattr(made, name) for name in ("gaussians", "elevation", "warnings")}
+    report["seconds"] = round(made.seconds, 3)
     headers = {"Dd3g-Report": json.dumps(report)}  # escaped to ASCII, as headers must be
     if format != PAGE:
         headers["Content-Disposition"] = f'attachment; filename="object.{format}"'

@@ -16,8 +16,9 @@ from dd3g.io.atomic import scratch_folder
 from dd3g.io.formats import MESHES, SPLATS
 from dd3g.io.splats import MIN_OPACITY
 from dd3g.picture import load_image
+from dd3g.picture.framing import AUTO
 from dd3g.picture.matting import predict_matte
-from dd3g.results import PAGE, Request, write_file
+from dd3g.results import PAGE, Request, how_of, write_file
 
 if TYPE_CHECKING:
     from dd3g.gaussians import Gaussians
@@ -37,6 +38,7 @@ class Made:
 
     data: bytes
     gaussians: int  # how many it holds
+    elevation: float  # degrees, as given or estimated
     seconds: float  # from picture to bytes, waiting left out
     warnings: tuple[str, ...]  # about the picture
 
@@ -47,11 +49,11 @@ class Worker:
     def __init__(self, generator: Generator, matte: str = "auto") -> None:
         self.matte, self.mean_seconds = matte, 1.0
         self._generator = generator
-        self._kept: OrderedDict[tuple[Any, ...], tuple[Gaussians, tuple[str, ...]]] = OrderedDict()
+        self._kept: OrderedDict[tuple[Any, ...], tuple[Gaussians, float, tuple[str, ...]]] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, "dd3g-worker")
 
     def warm_up(self) -> None:
-        """Load the matting model and compile all kernels, which takes seconds once; on CUDA, one graph."""
+        """Load all models and compile all kernels, which takes seconds once; on CUDA, one graph."""
         self._thread.submit(self._warm_up).result()
         self.mean_seconds = 1.0
 
@@ -77,14 +79,14 @@ class Worker:
         canvas.paste((200, 80, 40, 255), (16, 16, 48, 48))
         file = io.BytesIO()
         canvas.save(file, "PNG")
-        order = Request(formats=FORMATS[:1], matte="none", refine=0.1)
+        order = Request(formats=FORMATS[:1], matte="none", refine=0.1, elevation=AUTO)
         for format in FORMATS:
             with contextlib.suppress(UserError):  # of a model to which this shows nothing
                 self._make(file.getvalue(), format, order)
 
     def _make(self, picture: bytes, format: str, request: Request) -> Made:
         start = time.perf_counter()
-        gaussians, warnings = self._object(picture, request)
+        gaussians, elevation, warnings = self._object(picture, request)
         try:
             with scratch_folder() as folder:
                 path = folder / f"object.{format}"
@@ -96,15 +98,16 @@ class Worker:
             raise
         seconds = time.perf_counter() - start
         self.mean_seconds += 0.3 * (seconds - self.mean_seconds)  # of late
-        return Made(data, len(gaussians.pruned(MIN_OPACITY)), seconds, warnings)
+        return Made(data, len(gaussians.pruned(MIN_OPACITY)), elevation, seconds, warnings)
 
-    def _object(self, picture: bytes, request: Request) -> tuple[Gaussians, tuple[str, ...]]:
+    def _object(self, picture: bytes, request: Request) -> tuple[Gaussians, float, tuple[str, ...]]:
         r = request
         key = (hashlib.sha256(picture).digest(), r.matte, r.foreground_ratio, r.seed, *r.how.values())
         if key not in self._kept:
             found = load_image(picture, matte=r.matte, fill=r.foreground_ratio)
-            gaussians = self._generator.generate(found, seed=r.seed, **r.how)
-            self._kept[key] = gaussians.to("cpu"), found.warnings
+            how = how_of(r, found)
+            gaussians = self._generator.generate(found, seed=r.seed, **how)
+            self._kept[key] = gaussians.to("cpu"), how["elevation"], found.warnings
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
+from dd3g.pepd.elevation import estimated_elevation
 from distill.evaluation.outside import parse_predictions
 from distill.evaluation.predictors import (
     Drawing,
@@ -150,16 +151,23 @@ def generator_rows(value: str, options: Evaluation) -> dict[str, Predictor]:
 
 
 def elevation_rows(value: str, options: Evaluation) -> dict[str, Predictor]:
-    """A generator that is given the elevation of its input; the value is LABEL=NAME_OR_FOLDER."""
+    """A generator that is given its input's elevation, or estimates it; the value is LABEL=NAME_OR_FOLDER."""
     label, path = labelled(value)
     model = _generator(path, options.device)
 
-    def predict(target: Target) -> Drawing:
-        upright = model.generate(target.finest.image, seed=options.seed, elevation=target.elevation)
-        turn, _ = frame(Cameras.orbit([0.0], target.elevation, target.size), 0)
-        return drawing_of(upright.transformed(turn))
+    def row(elevation: Callable[[Target], float]) -> Predictor:
+        def predict(target: Target) -> Drawing:
+            degrees = elevation(target)
+            made = model.generate(target.finest.image, seed=options.seed, elevation=degrees)
+            turn, _ = frame(Cameras.orbit([0.0], degrees, target.size), 0)
+            return drawing_of(made.transformed(turn))
 
-    return {f"{label}, elevation given": predict}
+        return predict
+
+    return {
+        f"{label}, elevation given": row(lambda target: target.elevation),
+        f"{label}, elevation estimated": row(lambda target: estimated_elevation(target.finest.image)),
+    }
 
 
 def prediction_rows(value: str, options: Evaluation) -> dict[str, Predictor]:

@@ -216,12 +216,13 @@ def _stored(path: Path) -> dict[str, Any]:
 def _read_by(words: str, id: str) -> list[Path]:
     """Files that a row reads to predict an object, so that changed ones are not taken for the old ones."""
     from dd3g.nn.checkpoint import SHIPPED
+    from dd3g.pepd.elevation import SHIPPED as ESTIMATOR
 
     kind, _, value = words.partition("=")
     if kind == "predictions":
         place = parse_predictions(value).find(id)
         return [] if place is None else _files_of(place)
-    found = []
+    found = _files_of(SHIPPED / ESTIMATOR) if kind == "elevation" else []
     for name in (value.partition("=")[2] or value).split("+"):  # LABEL=PATH, or TEACHER+LGM
         places = (path for path in (Path(name), SHIPPED / name) if name not in ("", ".") and path.exists())
         if place := next(places, None):

@@ -11,10 +11,11 @@ from PIL import Image
 from stand_ins.infer_command import fails, picture, run, written
 
 from dd3g import infer
+from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
 from dd3g.io import splats
 from dd3g.picture.decoding import SUFFIXES
-from dd3g.results import NO_ENCODER
+from dd3g.results import NO_ENCODER, Request
 
 
 def test_one_picture(here, stub):
@@ -253,9 +254,45 @@ def test_how_the_object_is_made_reaches_the_generator(here, stub, monkeypatch):
     ]
 
 
+def test_the_elevation_is_estimated_once_for_all_samples_and_told(here, stub, monkeypatch):
+    generate, asked, seen = stub.generate, [], []
+
+    def watched(self, picture, seed=0, **how):
+        asked.append(how["elevation"])
+        return generate(self, picture, seed)
+
+    def estimated(rgba):
+        seen.append(tuple(rgba.shape))
+        return 34
+
+    monkeypatch.setattr(stub, "generate", watched)
+    monkeypatch.setattr("dd3g.pepd.elevation.estimated_elevation", estimated)
+    result = run(picture("a.png"), "--elevation", "auto", "--samples", 2, "--json")
+    samples = json.loads(result.stdout)["pictures"][0]["samples"]
+    assert asked == [s["elevation"] for s in samples] == [34, 34] and len(seen) == 1 and seen[0][0] == 4
+    for degrees, words in ((34, "34 degrees above"), (-5, "5 degrees below")):
+        monkeypatch.setattr("dd3g.pepd.elevation.estimated_elevation", lambda rgba, found=degrees: found)
+        said = run(picture("a.png"), "--elevation", "auto").stderr
+        assert f"a.png: taken from about {words}\n" in said
+
+
+@pytest.mark.parametrize("elevation", [10, 10.0, "10", "1e1", np.float32(10)])
+def test_an_elevation_of_any_kind_of_number(elevation):
+    assert Request(elevation=elevation).how["elevation"] == 10.0
+
+
+@pytest.mark.parametrize("elevation", [None, [10], np.array(["auto"])])
+def test_an_elevation_that_is_none(elevation):
+    with pytest.raises(UserError, match="is not a number: give one, or auto"):
+        Request(elevation=elevation)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--elevation", ""), "--elevation '' is not a number: give one, or auto"),
+        (("--elevation", "AUTO"), "--elevation 'AUTO' is not a number: give one, or auto"),
+        (("--elevation", "above"), "--elevation 'above' is not a number: give one, or auto"),
         (("--elevation", 95), "--elevation 95 is out of range"),
         (("--elevation", "nan"), "--elevation nan is out of range"),
         (("--fov", 0), "--fov 0 is out of range: give 1 to 100 degrees"),

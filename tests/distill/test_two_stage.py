@@ -62,6 +62,8 @@ def test_elevation_is_that_of_the_views_and_of_the_result(here, pair, monkeypatc
     front = Cameras.orbit([0.0], 30.0, 16)
     torch.testing.assert_close(near.means, seen_under(found, front, 30.0).means)
     assert (near.means - found.means).abs().max() > 0.1
+    monkeypatch.setattr("dd3g.pepd.elevation.estimated_elevation", lambda rgba: 30)
+    torch.testing.assert_close(both.generate("a.png", seed=1, elevation="auto").pruned().means, found.means)
     level = both.generate("a.png", seed=1, elevation=0.0)
     assert (found.means - level.means).abs().max() > 0.1
 

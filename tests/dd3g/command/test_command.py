@@ -107,7 +107,7 @@ def test_dashes_and_underscores_are_one(capsys):
 def test_the_list_and_bad_words_load_nothing_heavy():
     light = [["--help"], ["nope"], ["data", "--help"], ["infer", "--help"], ["models", "list"]]
     helps = [[*name.split(), "--help"] for name in EVERY]
-    trainers = ("train", "train-teacher", "train-shape", "data train-tiny")
+    trainers = ("train", "train-teacher", "train-shape", "train-elevation", "data train-tiny")
     bad = [[*name.split(), *words] for name in trainers for words in (["--nope", "1"], ["--config", "nope"])]
     code = (
         "import sys; from dd3g.__main__ import main\n"

@@ -15,6 +15,7 @@ from torch import nn
 from dd3g.errors import UserError
 from dd3g.nn import checkpoint
 from dd3g.nn.checkpoint import SHIPPED, build, load_weights, read_config, save_folder
+from dd3g.pepd.elevation import ElevationNet
 from dd3g.pepd.generator import Generator
 from dd3g.pose.body.bodies import Body
 from dd3g.pose.networks.difficulty import Difficulty
@@ -108,7 +109,7 @@ def test_a_config_becomes_a_model(tmp_path):
 LOADERS = {
     "nano": Generator, "nano-teacher": CompactTeacher, "analytic": AnalyticTeacher, "pose-prior": Prior,
     "pose-lifter": GraphLifter, "pose-difficulty": Difficulty, "pose-recovery": RotationDenoiser,
-    "pose-body": Body,
+    "pose-body": Body, "elevation": ElevationNet,
 }  # fmt: skip
 
 

@@ -51,6 +51,14 @@ def test_parameters_reach_the_generator(serve, gate):
     ]
 
 
+def test_the_elevation_is_estimated_if_asked_for(serve, gate, monkeypatch):
+    monkeypatch.setattr("dd3g.pepd.elevation.estimated_elevation", lambda rgba: 34)
+    estimated, given = (serve(post(picture(), elevation=told)) for told in ("auto", -7.5))
+    assert [call[1]["elevation"] for call in gate.calls] == [34, -7.5]
+    reports = [json.loads(answer.headers["dd3g-report"]) for answer in (estimated, given)]
+    assert [report["elevation"] for report in reports] == [34, -7.5]
+
+
 def test_axes(serve):
     turned = serve(post(picture(), format="ply", axes="opengl")).content
     assert b"comment dd3g axes: opengl" in turned.partition(b"end_header")[0]

@@ -7,6 +7,7 @@ import time
 import pytest
 from stand_ins.served import numbers, picture, post, serving
 
+from dd3g.pepd import elevation
 from dd3g.serve.worker import Worker
 
 
@@ -105,10 +106,12 @@ def test_a_caller_that_leaves_is_not_worked_for(serve, gate):
 def test_the_pass_becomes_a_graph_before_the_first_picture(gate):
     """In the worker's own thread, as CUDA wants it."""
     gate.compiled = lambda: gate.calls.append(threading.current_thread().name)
+    elevation._shipped.cache_clear()
     worker = Worker(gate, "none")
     worker.warm_up()
     worker.close()
     assert gate.calls[0].startswith("dd3g-worker") and len(gate.calls) > 1
+    assert elevation._shipped.cache_info().currsize == 1
 
 
 def test_closing_answers_what_is_worked_on_and_drops_what_waits(gate):

@@ -237,6 +237,16 @@ def test_the_page_tells_what_is_wrong_with_a_picture(server, page, tmp_path):
     page.wait("!document.getElementById('object').hidden")
     assert page.eval("document.getElementById('status').className") == ""
     assert page.eval("document.querySelectorAll('main').length") == 1
+    # It was taken from about here; the one at the slider knows better.
+    degrees = "Number(document.getElementById('elevation').value)"
+    assert 3 <= (estimate := page.eval(degrees)) <= 18
+    assert page.eval("document.getElementById('degrees').textContent") == f"{estimate}° above"
+    asked = "performance.getEntriesByType('resource').at(-1).name.split('elevation=')[1]"
+    assert page.eval(asked) == "auto"
+    page.eval(f"{degrees.removeprefix('Number(').removesuffix(')')} = -5")
+    page.eval("document.getElementById('elevation').dispatchEvent(new Event('change'))")
+    page.wait(f"{asked} === '-5' && document.getElementById('status').textContent.includes('Gaussians in')")
+    assert page.eval("document.getElementById('degrees').textContent") == "5° below"
     page.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
     assert page.eval("document.documentElement.scrollWidth") == 390
     assert page.eval("document.getElementById('drop').offsetHeight") < 90  # of a phone

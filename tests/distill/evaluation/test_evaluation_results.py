@@ -68,6 +68,9 @@ def test_what_changed_on_disk_is_computed_again(tmp_path, boxes, rows):
         after = run(data, out, words)["per_object"]["theirs"]["iou"]
         assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
         (theirs / "box1.glb").write_bytes(kept)
+    # An elevation that is estimated is read out of weights, too.
+    reads = {path.parent.name for path in work._read_by("elevation=mine=nano", "box0")}
+    assert reads == {"nano", "elevation"}
     hashes = [o["hash"] for o in run(data, out, [GREY])["objects"]]
     ASKED.clear()
     (data / "box0.glb").write_bytes((boxes / "box2.glb").read_bytes())

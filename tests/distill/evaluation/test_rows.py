@@ -69,12 +69,19 @@ def test_a_generator_that_knows_the_elevation_is_drawn_in_the_world_of_the_input
     monkeypatch.setattr(Generator, "from_pretrained", lambda path, device: generator)
     upright = Cameras.orbit([0.0, 80.0], [30.0, -5.0], 32)
     target = assembled("x", "scan", [(torch.ones(2, 4, 32, 32), upright)], [0], [1], "")
-    (label, row), *_ = make_rows(["elevation=a=folder"], Evaluation())["elevation=a=folder"].items()
-    found = row(target)(target, [0, 1])
-    assert label == "a, elevation given" and generator.elevation == pytest.approx(30)
-    expected = rasterize(generator.made, upright, background=1.0, antialiased=True).rgb
-    assert (expected < 0.9).any(-1).any(-1).all()
-    torch.testing.assert_close(found.rgb, expected, atol=1e-4, rtol=0)
+    monkeypatch.setattr("distill.evaluation.rows.estimated_elevation", lambda image: 21.0)
+    given, estimated = make_rows(["elevation=a=folder"], Evaluation())["elevation=a=folder"].items()
+    assert (given[0], estimated[0]) == ("a, elevation given", "a, elevation estimated")
+    for (_, row), told, cameras in (
+        (given, 30.0, upright),
+        # As if the object leaned: seen from the input's camera it is what it is.
+        (estimated, 21.0, Cameras.orbit([0.0], [21.0], 32)),
+    ):
+        found = row(target)(target, list(range(len(cameras))))
+        assert generator.elevation == pytest.approx(told)
+        expected = rasterize(generator.made, cameras, background=1.0, antialiased=True).rgb
+        assert (expected < 0.9).any(-1).any(-1).all()
+        torch.testing.assert_close(found.rgb, expected, atol=1e-4, rtol=0)
 
 
 def test_a_generator_is_loaded_once_for_all_rows_and_seeds(monkeypatch):
@@ -95,7 +102,9 @@ def test_a_generator_is_loaded_once_for_all_rows_and_seeds(monkeypatch):
     for seed in (0, 1):
         asked = Evaluation(seed=seed, device="cpu")
         one, other = make_rows(["generator=mine=a/folder", "elevation=a/folder"], asked).values()
-        assert [*one, *other] == ["mine (raw)", "mine", "a/folder, elevation given"]
+        assert [*one, *other] == [
+            *("mine (raw)", "mine", "a/folder, elevation given", "a/folder, elevation estimated"),
+        ]
     assert loaded == [("a/folder", "cpu")]
 
 
