@@ -68,8 +68,7 @@ def run(config: ElevationConfig) -> Path:
         average.save_pretrained(folder)
         return held_out_error(average, objects, held)
 
-    if config.max_minutes:  # of the whole command: opening the data takes a while
-        config.max_minutes = max(config.max_minutes - (time.monotonic() - start) / 60, 1e-3)
+    config.count_opening(start)
     fit(network, elevation_loss, samples, config, publish)
     return folder
 

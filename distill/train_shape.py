@@ -189,8 +189,7 @@ def run(config: ShapeConfig) -> Path:
     sizes = shape.size, shape.bins, train
     samples = ShapeDataset(objects, config.seed, *sizes, *shares, config.pixels, stretch=config.stretch)
     keeper = Keeper(config, objects, held)
-    if config.max_minutes:  # of the whole command: opening the data takes a while
-        config.max_minutes = max(config.max_minutes - (time.monotonic() - start) / 60, 1e-3)
+    config.count_opening(start)
     fit(network, ShapeObjective(config.objective), samples, config, keeper)
     return keeper.folder
 

@@ -28,12 +28,9 @@ class EfficientNetLite0(nn.Module):
         self.stem = SameConv2d(3, 32, 3, 2)
         stages, width = [], 32
         for expansion, kernel, stride, channels, count in STAGES:
-            widths = [width] + count * [channels]
-            blocks = (
-                InvertedResidual(widths[i], channels, expansion, kernel, 1 if i else stride)
-                for i in range(count)
-            )
-            stages.append(nn.Sequential(*blocks))
+            first = InvertedResidual(width, channels, expansion, kernel, stride)
+            others = (InvertedResidual(channels, channels, expansion, kernel) for _ in range(count - 1))
+            stages.append(nn.Sequential(first, *others))
             width = channels
         self.stages = nn.ModuleList(stages)
 
@@ -84,7 +81,7 @@ class SameConv2d(nn.Conv2d):
 class InvertedResidual(nn.Module):
     """Widen, convolve each channel alone, narrow."""
 
-    def __init__(self, inputs: int, outputs: int, expansion: int, kernel: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, expansion: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
         wide = inputs * expansion
         self.expand = SameConv2d(inputs, wide, 1) if expansion > 1 else None

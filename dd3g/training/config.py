@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -98,6 +99,11 @@ class LoopConfig:
             batch = self.train_batch_size * self.gradient_accumulation_steps * from_launcher("WORLD_SIZE")
             left = max(0.0, self.num_train_epochs * items - consumed)
             self.max_train_steps = max(1, step + math.ceil(left / batch))
+
+    def count_opening(self, start: float) -> None:
+        """Take off `max_minutes` what opening the data took, since `start` of `time.monotonic`."""
+        if self.max_minutes:
+            self.max_minutes = max(self.max_minutes - (time.monotonic() - start) / 60, 1e-3)
 
     @property
     def precision(self) -> str:
