@@ -67,7 +67,7 @@ def smoke_command() -> None:
 
 def check_shape_network(place: torch.device) -> None:
     """Steps of a shape network in bfloat16, by Muon, and its scores."""
-    shape = OccupancyConfig()
+    shape = OccupancyConfig(revolved=True)
     samples = [made_up_shape(shape, index) for index in range(STEPS)]
     with tempfile.TemporaryDirectory(prefix="dd3g-smoke-") as folder:
         config = LoopConfig(

@@ -20,6 +20,8 @@ SOFTNESS = 0.05  # of the template: world units a logit
 LIMIT = 2.5  # of its logits
 THICKEST = 0.3  # half thickness of an inflated silhouette at most: what is broad is seldom as deep as a ball
 OUTSIDE = -6.0  # logit where the silhouette lets nothing be
+REACH = 0.6  # of a body of revolution from the origin, world units; objects reach 0.55
+ANGLES = 32  # around its axis at which it is held against the silhouette
 
 
 def slices(bins: int, device: torch.device | None = None) -> Tensor:
@@ -112,6 +114,58 @@ def template(half: Tensor, middle: Tensor, depths: Tensor) -> Tensor:
     Its half thickness and the camera depth of its middle are (B, 1, S, S), in world units.
     """
     return ((half - (depths[:, None, None] - middle).abs()) / SOFTNESS).clamp(-LIMIT, LIMIT)
+
+
+def revolved(alpha: Tensor, rays: Tensor, elevation: Tensor, depths: Tensor) -> Tensor:
+    """Occupancy logits of the largest upright body of revolution whose silhouette lies within this one.
+
+    Cups, bottles, lamps and fruit are such bodies, and only these have a shape that one picture tells: seen
+    from above or below, their rims are ellipses. The axis passes the upright plane that faces the camera.
+
+    Args:
+        alpha: (B, 1, S, S) in 0..1.
+        rays: (2, S, S) of its pixels, see `pixel_rays`.
+        elevation: (B,) of the cameras, radians.
+        depths: (D,) camera depth of slices.
+
+    Returns:
+        (B, D, S, S) at the slices along the rays.
+    """
+    size, device = alpha.shape[-1], alpha.device
+    axis = mirror_axis(alpha) * TAN * RADIUS  # (B,) its x in the world
+    height = (torch.arange(size, device=device) + 0.5) * (2 * REACH / size) - REACH  # (H,)
+    radius = (torch.arange(size // 2, device=device) + 0.5) * (2 * REACH / size)  # (R,)
+    angle = (torch.arange(ANGLES, device=device) + 0.5) * (2 * math.pi / ANGLES)  # (A,)
+    circles = torch.stack(
+        torch.broadcast_tensors(
+            axis[:, None, None, None] + radius[:, None] * angle.sin(),
+            height[:, None, None],
+            radius[:, None] * angle.cos(),
+        ),
+        -1,
+    )  # (B, H, R, A, 3)
+    places = frustum_places(circles, elevation)[..., :2]
+    seen = sampled(alpha.float(), places.flatten(1, 3))[:, 0].view(circles.shape[:-1])
+    section = seen.amin(-1).cummin(-1).values  # (B, H, R): a disc is in it with all that is nearer the axis
+    sin, cos = (x[:, None, None, None] for x in (elevation.sin(), elevation.cos()))
+    z = depths[:, None, None]
+    x, y = rays
+    up = RADIUS * sin - z * (y * cos + sin)  # (B, D, S, S)
+    near = RADIUS * cos + z * (y * sin - cos)
+    out = ((z * x - axis[:, None, None, None]).square() + near.square()).sqrt()
+    grid = torch.stack([2 * out / REACH - 1, up / REACH], -1).flatten(1, 2)  # (B, D S, S, 2)
+    found = F.grid_sample(section[:, None], grid, align_corners=False, padding_mode="border")
+    return LIMIT * (2 * found[:, 0].unflatten(1, (len(depths), size)) - 1)
+
+
+def mirror_axis(alpha: Tensor) -> Tensor:
+    """Where masks (B, 1, S, S) have the upright axis about which most of each is mirrored: (B,) in -1..1."""
+    size = alpha.shape[-1]
+    rows = (alpha[:, 0] > 0.5).float()
+    # (B, S, S) in how many rows both columns are covered: whole numbers, which autocast keeps
+    pairs = (rows.transpose(1, 2) @ rows).float()
+    skewed = F.pad(pairs, (0, size)).flatten(1)[:, :-size].view(-1, size, 2 * size - 1)
+    return (skewed.sum(1).argmax(1) + 1) / size - 1  # by the sum of both columns
 
 
 def spread(values: Tensor, weight: Tensor) -> Tensor:

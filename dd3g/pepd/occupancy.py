@@ -1,7 +1,8 @@
 """Where matter is: one picture -> occupancy and colour along the rays of the camera that took it.
 
 Occupancy is a residual on the inflated silhouette, so that a network that knows nothing already gives a
-closed body that agrees with the picture.
+closed body that agrees with the picture. Where the network finds the object round, a body of revolution
+with that silhouette takes its place.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dd3g.nn.blocks import MultiViewTransformer, ResidualBlock
 from dd3g.nn.checkpoint import build, load_weights, read_config, save_folder
 from dd3g.pepd.config import OccupancyConfig
 from dd3g.pepd.frustum import (
+    LIMIT,
     OUTSIDE,
     TAN,
     frustum_places,
@@ -24,6 +26,7 @@ from dd3g.pepd.frustum import (
     pixel_rays,
     plucker,
     resize,
+    revolved,
     sampled,
     slices,
     spread,
@@ -47,7 +50,7 @@ class OccupancyNet(nn.Module):
         half, quarter = c.widths
         emb = c.width
         self.camera = nn.Sequential(nn.Linear(4, emb), nn.SiLU(), nn.Linear(emb, emb))
-        self.stem = nn.Conv2d(4 + 1 + 2 + 6, c.fine, 3, padding=1)
+        self.stem = nn.Conv2d(4 + 1 + 2 + 6 + c.revolved, c.fine, 3, padding=1)
         self.down1 = down(c.fine, half)
         self.encode1 = ResidualBlock(half, emb, half)
         self.down2 = down(half, quarter)
@@ -64,6 +67,7 @@ class OccupancyNet(nn.Module):
         self.skip = nn.Conv2d(c.fine, c.bins, 1)
         self.occupancy = head(c.bins, c.bins)
         self.color = head(half, 4 * c.color_bins)
+        self.round = head(half, 1) if c.revolved else None
         self.register_buffer("rays", pixel_rays(c.size), persistent=False)
         self.register_buffer("depths", slices(c.bins), persistent=False)
 
@@ -83,11 +87,14 @@ class OccupancyNet(nn.Module):
         half = inflate(alpha)
         grid = (self.rays / TAN).expand(len(image), -1, -1, -1)
         body = template(half, upright_depth(self.rays, elevation), self.depths)
-        x = torch.cat([rgb, 2 * alpha - 1, 10 * half, grid, plucker(self.rays, elevation)], 1)
+        maps = [rgb, 2 * alpha - 1, 10 * half, grid, plucker(self.rays, elevation)]
+        if self.round:
+            turned = revolved(alpha, self.rays, elevation, self.depths)
+            maps.append(turned.amax(1, keepdim=True) / LIMIT)  # where such a body would be seen
         sin, cos = elevation.sin(), elevation.cos()
         emb = self.camera(torch.stack([sin, cos, 4 * sin * cos, 2 * sin * sin], 1))
 
-        full = self.stem(x)
+        full = self.stem(torch.cat(maps, 1))
         at_half = self.encode1(self.down1(full), emb)
         at_quarter = self.down2(at_half)
         for block in self.encode2:
@@ -105,6 +112,9 @@ class OccupancyNet(nn.Module):
             y = block(y, emb)
         residue = self.occupancy(self.up0(y) + self.skip(full)).float()
         volume = self.color(y).float().unflatten(1, (4, self.config.color_bins))
+        if self.round:
+            share = F.interpolate((self.round(y).float() - 2).sigmoid(), scale_factor=2, mode="bilinear")
+            body = torch.lerp(body, turned, share)
         return residue + body, volume
 
     def shape(self, picture: Tensor, elevation: Tensor) -> Shape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,12 +12,16 @@ from stand_ins.on_meta import OnMeta
 from dd3g.cameras import RADIUS, Cameras
 from dd3g.errors import UserError
 from dd3g.pepd.frustum import (
+    LIMIT,
     OUTSIDE,
+    REACH,
     TAN,
     frustum_places,
     inflate,
+    mirror_axis,
     pixel_rays,
     plucker,
+    revolved,
     slices,
     spread,
     template,
@@ -27,6 +32,7 @@ from dd3g.pepd.surface import HALF, voxel_centres
 
 ELEVATIONS = [-10.0, 10.0, 37.0]
 CONFIG = OccupancyConfig(16, 12, 8, (8, 16), 16, 1, 2, 8, 4)
+REVOLVED = replace(CONFIG, revolved=True)
 
 
 def random(*shape, seed=0):
@@ -128,6 +134,92 @@ def test_the_template_is_positive_inside():
     assert found == pytest.approx([-2.5, -0.2, 0.2, 2.5, 0.2, -0.2], abs=1e-4)
 
 
+# --- bodies of revolution ----------------------------------------------------------------------------------
+
+
+def vase(x, y, z, axis=0.0):
+    """Whether points are in a body of revolution around the upright axis at x = `axis`."""
+    wide = 0.18 + 0.1 * torch.sin(7 * y) + 0.08 * y
+    return (y.abs() < 0.4) & ((x - axis) ** 2 + z**2 < wide**2)
+
+
+def along_rays(inside, elevation, size, bins):
+    """(bins, S, S) whether `inside` holds at the slices of a camera at this elevation."""
+    origins, directions = Cameras.orbit([0.0], elevation, size).rays()
+    points = origins[0] + slices(bins)[:, None, None, None] * directions[0]
+    return inside(*points.float().unbind(-1))
+
+
+def picture_of(inside, elevation, size=64):
+    """(1, 1, S, S) its silhouette."""
+    return along_rays(inside, elevation, size, 400).any(0).float()[None, None]
+
+
+@pytest.mark.parametrize(("elevation", "axis"), [(10.0, 0.0), (30.0, 0.1), (-10.0, -0.05)])
+def test_a_body_of_revolution_is_found_again(elevation, axis):
+    def inside(x, y, z):
+        return vase(x, y, z, axis)
+
+    size, radians = 160, torch.deg2rad(torch.tensor([elevation]))
+    found = revolved(picture_of(inside, elevation, size), pixel_rays(size), radians, slices(48))[0]
+    true = along_rays(inside, elevation, size, 48)
+    both, either = (true & (found > 0)).sum(), (true | (found > 0)).sum()
+    assert both / either > (0.95 if axis == 0 else 0.86)  # off the middle perspective moves the axis
+    assert found.abs().max() == LIMIT and found.shape == (48, size, size)
+
+
+def test_revolved_against_brute_force():
+    """Every circle of every height, one by one, on a silhouette of no body of revolution."""
+    size, elevation = 16, 25.0
+    alpha = picture_of(
+        lambda x, y, z: (y.abs() < 0.3) & (x > -0.3) & (x < 0.2) & (z.abs() < 0.1), elevation, size
+    )
+    camera, radians = Cameras.orbit([0.0], elevation, size), torch.deg2rad(torch.tensor([elevation]))
+    axis = float(mirror_axis(alpha)) * TAN * RADIUS
+    section = torch.ones(size, size // 2)
+    for h in range(size):
+        for r in range(size // 2):
+            for k in range(32):
+                angle = math.tau * (k + 0.5) / 32
+                radius, height = (r + 0.5) * 2 * REACH / size, (h + 0.5) * 2 * REACH / size - REACH
+                point = torch.tensor([[axis + radius * math.sin(angle), height, radius * math.cos(angle)]])
+                uv = camera.project(point)[0].float()
+                seen = torch.nn.functional.grid_sample(
+                    alpha, uv[:, :, None], align_corners=False, padding_mode="border"
+                )
+                section[h, r:] = section[h, r:].clamp(max=float(seen))
+    origins, directions = camera.rays()
+    points = origins[0] + slices(12)[:, None, None, None] * directions[0]
+    out = torch.hypot(points[..., 0] - axis, points[..., 2]) * size / 2 / REACH - 0.5
+    up = (points[..., 1] + REACH) * size / 2 / REACH - 0.5
+    twin = torch.zeros(12, size, size)
+    for place in torch.cartesian_prod(*map(torch.arange, twin.shape)).tolist():
+        u, v = float(out[tuple(place)]), float(up[tuple(place)])
+        for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            row, column = math.floor(v) + i, math.floor(u) + j
+            weight = (1 - abs(v - row)) * (1 - abs(u - column))
+            twin[tuple(place)] += (
+                weight * section[min(max(row, 0), size - 1), min(max(column, 0), size // 2 - 1)]
+            )
+    found = revolved(alpha, pixel_rays(size), radians, slices(12))[0]
+    assert 0.05 < (found > 0).float().mean() < 0.5
+    torch.testing.assert_close(found, LIMIT * (2 * twin - 1), atol=2e-3, rtol=0)
+
+
+def test_the_axis_is_that_of_most_of_a_silhouette():
+    mug = torch.zeros(3, 1, 64, 64)
+    mug[0, 0, 10:50, 20:37] = 1.0  # 17 columns about the middle of column 28
+    mug[0, 0, 20, 37:50], mug[0, 0, 40, 37:50], mug[0, 0, 20:41, 47:50] = 1.0, 1.0, 1.0  # a handle
+    mug[1] = mug[0].flip(-1)
+    mug[2, 0, 5, 63] = 1.0
+    assert mirror_axis(mug).tolist() == pytest.approx(
+        [2 * 28.5 / 64 - 1, 1 - 2 * 28.5 / 64, 2 * 63.5 / 64 - 1]
+    )
+    assert mirror_axis(torch.zeros(1, 1, 8, 8)).isfinite().all()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert mirror_axis(mug).tolist() == mirror_axis(mug.bfloat16()).tolist()
+
+
 # --- the field ---------------------------------------------------------------------------------------------
 
 
@@ -194,9 +286,27 @@ def test_a_network_of_zeros_is_the_template():
     assert (logits.amax(1) > 0).equal(image[:, 3] > 0.5)
 
 
-def test_the_elevation_is_looked_at():
+def test_a_network_may_choose_a_body_of_revolution():
+    net = OccupancyNet(REVOLVED)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+        image, elevation = picture()
+        depths, rays = slices(12), pixel_rays(16)
+        body = template(inflate(image[:, 3:]), upright_depth(rays, elevation), depths)
+        turned = revolved(image[:, 3:], rays, elevation, depths)
+        start, _ = net(image, elevation)
+        net.round[-1].bias.fill_(20.0)
+        logits, _ = net(image, elevation)
+    torch.testing.assert_close(start, torch.lerp(body, turned, 1 / (1 + math.exp(2.0))))
+    torch.testing.assert_close(logits, turned)
+    assert (body - turned).abs().max() > 1
+
+
+@pytest.mark.parametrize("config", [CONFIG, REVOLVED])
+def test_the_elevation_is_looked_at(config):
     torch.manual_seed(0)
-    net = OccupancyNet(CONFIG).eval()
+    net = OccupancyNet(config).eval()
     image, elevation = picture()
     with torch.no_grad():
         logits, volume = net(image, elevation)
@@ -206,9 +316,10 @@ def test_the_elevation_is_looked_at():
     torch.testing.assert_close(alone, logits[1:], atol=1e-5, rtol=0)
 
 
-def test_a_mirrored_picture_has_the_mirrored_shape():
+@pytest.mark.parametrize("config", [CONFIG, REVOLVED])
+def test_a_mirrored_picture_has_the_mirrored_shape(config):
     torch.manual_seed(2)
-    net = OccupancyNet(CONFIG).eval()
+    net = OccupancyNet(config).eval()
     image, elevation = picture()
     with torch.no_grad():
         for parameter in net.parameters():
@@ -225,7 +336,7 @@ def test_a_mirrored_picture_has_the_mirrored_shape():
 
 def test_forward_makes_nothing_on_the_host():
     """A tensor of the host in `forward` stops a GPU at every step."""
-    net = OccupancyNet(CONFIG).to("meta")
+    net = OccupancyNet(REVOLVED).to("meta")
     image, elevation = torch.empty(2, 4, 16, 16, device="meta"), torch.empty(2, device="meta")
     with OnMeta():
         logits, volume = net(image, elevation)
@@ -239,7 +350,7 @@ def test_forward_makes_nothing_on_the_host():
 
 def test_folder_round_trip(tmp_path):
     torch.manual_seed(1)
-    net = OccupancyNet(CONFIG).eval()
+    net = OccupancyNet(REVOLVED).eval()
     again = OccupancyNet.from_pretrained(net.save_pretrained(tmp_path / "shape"))
     image, elevation = picture()
     with torch.no_grad():
