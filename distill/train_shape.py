@@ -49,7 +49,7 @@ class ShapeConfig(LoopConfig):
         0.25, "share of scans and PBR objects; a few are soon known by heart", 0, 1
     )
     shape_fraction: float = setting(0.25, "share of untextured shapes with made-up textures", 0, 1)
-    stretch: float = setting(0.3, "largest change of an object's width, by its logarithm")
+    stretch: float = setting(0.3, "largest change of width, by its logarithm, in half of the samples")
     held_out: float = setting(
         0.05, "share of clusters that are never trained on; 0 keeps the last network", 0, 1
     )

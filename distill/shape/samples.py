@@ -52,7 +52,7 @@ class ShapeDataset:
     shape_fraction: float = 0.1  # share of untextured shapes with made-up textures, when there are any
     pixels: int = 768  # of the other view, P
     recolour: float = 0.15  # largest change of brightness; half of the samples also permute the channels
-    stretch: float = 0.0  # largest change of width, by its logarithm
+    stretch: float = 0.0  # largest change of width, by its logarithm, in half of the samples
 
     def __post_init__(self, members: Sequence[int] | None) -> None:
         found = described(self.objects, members)
@@ -68,7 +68,8 @@ class ShapeDataset:
         g = generator_for(self.seed, index)
         i = self.styles.draw(g)
         item, mirror = self.objects[i], chance(0.5, g)
-        return shape_sample(item, g, self.size, self.bins, self.pixels, self.recolour, mirror, self.stretch)
+        stretch = self.stretch if chance(0.5, g) else 0.0  # what is round stays so in every other sample
+        return shape_sample(item, g, self.size, self.bins, self.pixels, self.recolour, mirror, stretch)
 
 
 def shape_sample(
