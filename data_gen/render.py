@@ -17,7 +17,7 @@ from dd3g.command.run import Json, command_line
 from dd3g.command.setting import flattened
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
-from dd3g.io.atomic import only_user, replacing
+from dd3g.io.atomic import only_user, write_text
 from dd3g.io.shards import Shards, write_shard
 from dd3g.processes import map_in_processes, usable_cores
 
@@ -105,8 +105,7 @@ def _check_same_options(output: Path, options: dict) -> None:
                     "another --output"
                 )
             return
-        with replacing(path) as part:
-            part.write_text(json.dumps(options))
+        write_text(path, json.dumps(options))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is damaged: delete it and run the same command again") from error
     except OSError as error:

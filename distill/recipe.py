@@ -157,7 +157,9 @@ class Recipe:
     def command(self) -> str:
         """What makes the same weights, for their card."""
         words, o = ["dd3g", "recipe", self.size, "--minutes", f"{self.minutes:g}"], self.options
-        for option, values in (("--data", o.data), ("--quadruples", o.quadruples), ("--train", o.train)):
+        own = [] if o.generator == RecipeOptions.generator else [o.generator]
+        options: dict[str, Sequence[object]] = {"--data": o.data, "--quadruples": o.quadruples}
+        for option, values in (options | {"--generator": own, "--train": o.train}).items():
             words += [word for value in values for word in (option, str(value))]
         return shlex.join(words)
 

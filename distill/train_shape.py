@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dd3g.command.configuration import launch
 from dd3g.command.setting import setting
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from distill.samples.renders import Described
     from distill.shape.carving import Together
     from distill.shape.samples import ShapeSample
+    from distill.train_elevation import ElevationConfig
 
 # The network that is kept is best at this score of held-out objects; at one half bodies stay thin for long.
 KEPT_BY = "mask_iou_30"
@@ -79,14 +80,7 @@ def training_objects(config: ShapeConfig) -> Together:
     return Together(parts)
 
 
-class HoldsOut(Protocol):
-    """Configuration of a trainer that scores by objects it never trains on."""
-
-    held_out: float
-    held_objects: int
-
-
-def split(objects: Described, config: HoldsOut) -> tuple[list[int], list[int]]:
+def split(objects: Described, config: ShapeConfig | ElevationConfig) -> tuple[list[int], list[int]]:
     """Indices of the objects to train on, and of the plain variants of those to score by.
 
     Damaged ones, whose cluster is not known, are among the first, which do without them.

@@ -14,7 +14,7 @@ import typer
 from dd3g.command.run import Json, run_command
 from dd3g.command.setting import flattened, setting
 from dd3g.errors import UserError
-from dd3g.io.atomic import check_writable, replacing
+from dd3g.io.atomic import check_writable, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -239,8 +239,7 @@ def main(
 ) -> None:
     """Compare the pose methods on a data set, by the protocols of the literature."""
     report = evaluate(dataset, source, options, output)
-    with replacing(output) as part:
-        part.write_text(json.dumps(report, indent=1, allow_nan=False))
+    write_text(output, json.dumps(report, indent=1, allow_nan=False))
     if as_json:
         print(json.dumps(report))
     else:

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion, maximum_filter
 
 from dd3g.cameras import Cameras
 from dd3g.meshes.mesh import Mesh
@@ -48,7 +49,8 @@ def carve(mesh: Mesh, half: float, resolution: int = RESOLUTION, views: int = VI
     cameras = Cameras.all_around(views, PIXELS * resolution, DISTANCE * half, FOVY)
     slack = SLACK * 2 * half / resolution
     for v in range(views):
-        nearest = widened(nearest_surface(mesh, cameras[v]))
+        # Of each pixel and its neighbours: a slope next to a pixel's centre must not be carved.
+        nearest = maximum_filter(nearest_surface(mesh, cameras[v]), 3)
         viewmat, K = cameras.viewmats[v].double().numpy(), cameras.Ks[v].double().numpy()
         _carve(matter, nearest, viewmat, K, half, slack)
     _keep_surface(matter, mesh.vertices, mesh.faces, half)
@@ -68,8 +70,6 @@ def filled(matter: NDArray[np.bool_], half: float) -> NDArray[np.bool_]:
     Returns:
         (n, n, n), `matter` in it.
     """
-    from scipy.ndimage import binary_erosion
-
     n = len(matter)
     cameras = Cameras.all_around(VIEWS, PIXELS * n, DISTANCE * half, FOVY, *BAND)
     surface = (np.argwhere(matter & ~binary_erosion(matter)) + 0.5) * (2 * half / n) - half
@@ -80,13 +80,6 @@ def filled(matter: NDArray[np.bool_], half: float) -> NDArray[np.bool_]:
     # Not what lies before a surface by less than a pair, which looks hidden as well.
     hidden = binary_erosion((looks < RARE) | pairs)
     return matter | np.kron(hidden, np.ones((2, 2, 2), np.bool_))
-
-
-def widened(nearest: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Largest of each pixel and its neighbours: a slope next to a pixel's centre must not be carved."""
-    from scipy.ndimage import maximum_filter
-
-    return maximum_filter(nearest, 3)
 
 
 def packed(matter: NDArray[np.bool_]) -> bytes:

@@ -18,11 +18,11 @@ import numpy as np
 import typer
 
 from data_gen.prompts.grammar import Grammar, own_grammar
-from data_gen.prompts.lists import Prompt, prompt_id, prompts_from, write_prompts
+from data_gen.prompts.lists import Prompt, prompt_id, prompts_from, to_jsonl
 from dd3g.command.progress import Progress, print_first
 from dd3g.command.run import Json, command_line
 from dd3g.errors import UserError
-from dd3g.io.atomic import check_writable
+from dd3g.io.atomic import check_writable, write_text
 
 COUNT = 120_000
 SHOWN = 100  # skipped lines that are named one by one
@@ -186,7 +186,7 @@ def prompts_command(
         with Progress(show=not as_json) as progress:
             progress.phase("prompts rewritten", len(prompts))
             prompts, report["rewritten"] = rewrite_prompts(prompts, rewriter, journal, progress.advance)
-    write_prompts(output, prompts)
+    write_text(output, to_jsonl(prompts))
     journal.unlink(missing_ok=True)
     report["seconds"] = round(time.perf_counter() - start, 2)
     if as_json:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
-from dd3g.io.atomic import replacing
 from dd3g.picture.sources import TEXT_KEYS
 
 MAX_CHARACTERS = 1000  # text encoders of picture models read a few hundred
@@ -51,18 +50,8 @@ def to_jsonl(prompts: Iterable[Prompt]) -> str:
     return "".join(json.dumps(vars(prompt), ensure_ascii=False) + "\n" for prompt in prompts)
 
 
-def write_prompts(path: str | Path, prompts: Iterable[Prompt]) -> None:
-    """Write one JSON object a line; the file appears when it is complete.
-
-    Raises:
-        UserError: when that is refused or the disk is full.
-    """
-    with replacing(path) as partial:
-        partial.write_text(to_jsonl(prompts), encoding="utf-8")
-
-
 def read_prompts(path: str | Path, advice: str = _ADVICE) -> list[Prompt]:
-    """Read what `write_prompts` wrote; `advice` says what to do with a line that is not a prompt.
+    """Read what `to_jsonl` gave; `advice` says what to do with a line that is not a prompt.
 
     Raises:
         UserError: when it is missing, empty, not such a file, or names an id twice.

@@ -154,23 +154,17 @@ def _journals(storage: Storage, finished: set[str]) -> Iterator[dict[str, Any]]:
                 yield journal
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A picture of the contact sheet: RGBA PNG, and its record."""
+def sample_pictures(storage: Storage, count: int) -> list[tuple[bytes, dict[str, Any]]]:
+    """Pictures spread evenly over the finished shards, each as its RGBA PNG and its record.
 
-    png: bytes
-    record: dict[str, Any]
-
-
-def sample_pictures(storage: Storage, count: int) -> list[Shown]:
-    """Pictures spread evenly over the finished shards; few shards are opened, and few of their pictures read.
+    Few shards are opened, and few of their pictures read.
 
     Raises:
         UserError: when a shard is damaged.
     """
     finished = finished_shards(storage)
     wanted = min(SHEET_SHARDS if storage.folder is not None else 2, len(finished), count)
-    found: list[Shown] = []
+    found: list[tuple[bytes, dict[str, Any]]] = []
     for i in range(wanted):
         number = finished[(2 * i + 1) * len(finished) // (2 * wanted)]
         with storage.reading(shard_name(number) + ".tar") as [path]:
@@ -178,5 +172,5 @@ def sample_pictures(storage: Storage, count: int) -> list[Shown]:
             due = min((count - len(found)) // (wanted - i), len(shards))
             for k in range(due):
                 sample = shards[(2 * k + 1) * len(shards) // (2 * due)]
-                found.append(Shown(sample["png"], json.loads(sample["json"])))
+                found.append((sample["png"], json.loads(sample["json"])))
     return found

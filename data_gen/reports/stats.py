@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_gen.filters.rules import REASONS, RULES
-from data_gen.reports.figures import Figures, Shown, read_figures, sample_pictures
+from data_gen.reports.figures import Figures, read_figures, sample_pictures
 from data_gen.shards.storage import Storage
 from dd3g.command.run import command_line
 from dd3g.io.atomic import replacing
@@ -31,7 +31,7 @@ _BINS = 40
 _WIDTH, _HEIGHT = 320, 92  # of a histogram
 
 
-def _page(figures: Figures, shown: Sequence[Shown], processes: int) -> str:
+def _page(figures: Figures, shown: Sequence[tuple[bytes, dict[str, Any]]], processes: int) -> str:
     """The HTML of the page."""
     from jinja2 import Environment, StrictUndefined
 
@@ -46,7 +46,7 @@ def _page(figures: Figures, shown: Sequence[Shown], processes: int) -> str:
         kept=figures.pictures + figures.in_work,
         missing=sum(figures.missing.values()),
         wall=figures.seconds["wall"],
-        shown=[(_thumbnail(s.png), s.record) for s in shown],
+        shown=[(_thumbnail(png), record) for png, record in shown],
         reasons=REASONS,
         groups=sorted(figures.groups.items(), key=lambda item: (-item[1].asked, item[0])),
         histograms=[_histogram(figures, name, values) for name, values in figures.accepted.items()],

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd3g.nn.blocks import AttentionKernel, attention
@@ -111,34 +110,15 @@ class UNetAttention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-class GatedLinear(nn.Module):
-    """GEGLU: one half of the channels gates the other (Shazeer 2020)."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(dim, 2 * hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., hidden)."""
-        value, gate = self.proj(x).chunk(2, -1)
-        return value * F.gelu(gate)
-
-
-class GatedFeedForward(nn.Sequential):
-    """GEGLU, Linear."""
-
-    def __init__(self, dim: int) -> None:
-        net = nn.Sequential(GatedLinear(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
-        super().__init__(OrderedDict(net=net))
-
-
 class UNetTransformerBlock(nn.Module):
     """Attention over the tokens of all frames, to the caption and the picture, then a feed-forward."""
 
     def __init__(self, dim: int, context_dim: int, head_dim: int, image: bool) -> None:
+        from diffusers.models.attention import FeedForward  # takes seconds, and small generators do without
+
         super().__init__()
         self.attn1 = UNetAttention(dim, dim, head_dim)
-        self.ff = GatedFeedForward(dim)
+        self.ff = FeedForward(dim)
         self.attn2 = UNetAttention(dim, context_dim, head_dim, image)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
 

@@ -70,6 +70,14 @@ def test_from_meshes_to_weights_and_on(meshes, monkeypatch, capfd, forked_worker
     assert [json.loads(line)["step"] for line in lines if "loss" in json.loads(line)] == [1, 2, 3, 4]
 
 
+def test_the_command_of_the_card_names_all_that_made_the_weights():
+    options = RecipeOptions(data=[Path("a b")], generator="mine", train=["seed=1"], output=Path("elsewhere"))
+    assert Recipe("nano", 2.5, options).command == (
+        "dd3g recipe nano --minutes 2.5 --data 'a b' --generator mine --train seed=1"
+    )
+    assert Recipe("small", 9.0, RecipeOptions()).command == "dd3g recipe small --minutes 9"
+
+
 @pytest.mark.slow
 def test_without_meshes_it_makes_up_its_own(tmp_path, monkeypatch, forked_workers):
     asked = []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data_gen.filters.mattes import MatteConfig
 from data_gen.picture_models.protocol import ModelConfig
-from data_gen.prompts.lists import Prompt, write_prompts
+from data_gen.prompts.lists import Prompt, to_jsonl
 from data_gen.shards.manifest import ShardManifest
 from data_gen.shards.storage import Storage
 from data_gen.synthesize import SynthesizeConfig, synthesize
@@ -16,7 +16,7 @@ GROUPS = ("cups <&>", "chairs", "")
 def unfinished_set(folder: Path) -> None:
     """Two shards of twenty prompts and, of a third, one part with three pictures and a rejected try."""
     prompts = [Prompt(f"{i:016x}", f"thing {i}", GROUPS[i % 3], f"noun {i}") for i in range(60)]
-    write_prompts(folder.parent / "p.jsonl", prompts)
+    (folder.parent / "p.jsonl").write_text(to_jsonl(prompts), "utf-8")
     model = ModelConfig(path="shapes", call_options={"faulty": 0.3})
     config = SynthesizeConfig(
         prompts=str(folder.parent / "p.jsonl"),

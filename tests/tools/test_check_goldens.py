@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.models.activations import GEGLU
 
 from dd3g.nn import multiview_unet, unet_blocks
 from dd3g.nn.blocks import timestep_embedding
@@ -272,7 +273,7 @@ def per_view(self, x, context):
 FRAMES = 4
 MISTAKES = {
     "sin before cos": ((multiview_unet, "timestep_embedding"), sines_first),
-    "tanh GELU": ((unet_blocks.GatedLinear, "forward"), lambda self, x: tanh_gated(self, x)),
+    "tanh GELU": ((GEGLU, "forward"), lambda self, x: tanh_gated(self, x)),
     "attention per view": ((unet_blocks.UNetTransformerBlock, "forward"), per_view),
     "elevation's sign": ((unet, "ELEVATION"), -unet.ELEVATION),
     "level off by one": ((unet, "LEVEL"), unet.LEVEL - 1),

@@ -32,7 +32,6 @@ def load_h36m(
     listed: dict[Take, list[int]] | None = None,
     skip_broken: bool = False,
     undistort: bool = True,
-    cameras: str | Path = CAMERAS,
 ) -> list[Recording]:
     """Every take by every camera.
 
@@ -43,7 +42,6 @@ def load_h36m(
         listed: frames to keep of each take that is named, as `read_frame_list` gives them; no others.
         skip_broken: leave out the two takes with broken videos, as that work does.
         undistort: move keypoints to where a pinhole camera would see them.
-        cameras: calibration.
 
     Returns:
         Recordings; `action` is the published name without the number of the take.
@@ -56,16 +54,13 @@ def load_h36m(
     (joints,) = need(found["metadata"], ["num_joints"], f"{keypoints}, metadata")
     if joints != 17:
         raise UserError(f"{keypoints} has {joints} joints, not the 17 of Human3.6M: use a file made for it")
-    lenses, stations = need(read_cameras(cameras), ["intrinsics", "extrinsics"], str(cameras))
-    names = "id center focal_length radial_distortion tangential_distortion res_w res_h".split()
-    for lens in lenses:
-        need(lens, names, f"{cameras}, intrinsics")
+    lenses, stations = need(read_cameras(CAMERAS), ["intrinsics", "extrinsics"], str(CAMERAS))
     result = []
     for subject, takes, flat, placed in zip(
         subjects,
         need(world, subjects, f"{poses}, positions_3d"),
         need(found["positions_2d"], subjects, f"{keypoints}, positions_2d"),
-        need(stations, subjects, f"{cameras}, extrinsics"),
+        need(stations, subjects, f"{CAMERAS}, extrinsics"),
         strict=True,
     ):
         for action, take in takes.items():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +14,7 @@ from dd3g.pose.methods.guided import generate
 from dd3g.pose.methods.guided_energies import Keypoint2D
 from dd3g.pose.networks.prior import Prior
 
-HIPS = (0, 1, 4)
+HIPS = [0, 1, 4]
 
 
 @torch.no_grad()
@@ -28,11 +26,8 @@ def zedo(
     m: int = 50,
     *,
     starts: Tensor | None = None,
-    sigma: Tensor | float = 5.0,
     iterations: int = 1000,
     fit_iterations: int = 500,
-    joints: Sequence[int] = HIPS,
-    axis: Literal["x", "y", "z"] = "y",
     seed: int = 0,
 ) -> Hypotheses:
     """Zero-shot optimisation of poses with a diffusion prior (ZeDO, arXiv 2307.03833, section 3).
@@ -41,14 +36,13 @@ def zedo(
     repairs the pose, in turns and at falling noise levels. Hypotheses differ by their starts.
 
     Keypoints (B, 17, 2) and K, (B, 3, 3) or (3, 3), are in pixels; a joint moves by its confidence (B, 17) of
-    the way to its ray. Starts (m, 17, 3) in metres are drawn from the prior by default, and placed by
-    `joints` in `fit_iterations`, turned about `axis`: "y" is the vertical of ours, "z" that of the published
-    configurations, for starts of theirs. The energy that is reported counts with noise of `sigma` pixels.
+    the way to its ray. Starts (m, 17, 3) in metres are drawn from the prior by default, and placed by the
+    hips in `fit_iterations`, turned about the vertical.
     """
     B = len(keypoints)
     K = K.expand(B, 3, 3)
     starts = generate(prior, m, seed=seed) if starts is None else starts
-    poses, T = place(starts, keypoints, confidence, K, fit_iterations, joints, axis)
+    poses, T = place(starts, keypoints, confidence, K, fit_iterations)
     rays, weight = (x.repeat_interleave(m, 0) for x in (unproject(keypoints, K), confidence))
     rays = torch.cat([rays, torch.ones_like(rays[..., :1])], -1)  # (N, 17, 3)
     seen = [x.repeat_interleave(m, 0) for x in (keypoints, confidence, K)]
@@ -63,7 +57,7 @@ def zedo(
         level = _level(prior.schedule, time)
         states = prior.schedule.alpha_sigma(level, points)[0] * prior.encode(points - T[:, None])
         poses = prior.decode(predict(prior, prior.schedule, states, level, None)[1])
-    energy = Keypoint2D(keypoints=keypoints, confidence=confidence, K=K, sigma=sigma)
+    energy = Keypoint2D(keypoints=keypoints, confidence=confidence, K=K)
     T = energy.solve(poses)
     shape = (B, m)
     return Hypotheses(poses.unflatten(0, shape), energy(poses).unflatten(0, shape), T.unflatten(0, shape))
@@ -77,15 +71,9 @@ def foot(points: Tensor, rays: Tensor) -> Tensor:
 
 @torch.enable_grad()
 def place(
-    starts: Tensor,
-    keypoints: Tensor,
-    confidence: Tensor,
-    K: Tensor,
-    iterations: int = 500,
-    joints: Sequence[int] = HIPS,
-    axis: Literal["x", "y", "z"] = "y",
+    starts: Tensor, keypoints: Tensor, confidence: Tensor, K: Tensor, iterations: int = 500
 ) -> tuple[Tensor, Tensor]:
-    """Turn starts about an axis of the camera and choose their distance on the root's ray, as `zedo` does.
+    """Turn starts about the vertical and choose their distance on the root's ray, as `zedo` does.
 
     `iterations` are its `fit_iterations`.
 
@@ -93,26 +81,25 @@ def place(
         poses (B m, 17, 3) and translations (B m, 3) in metres.
     """
     B, m = len(keypoints), len(starts)
-    chosen = list(joints)
     rays = unproject(keypoints, K)
     # Where the root was not seen, the middle of what was seen stands in.
     middle = (rays * confidence[..., None]).sum(1) / confidence.sum(1, keepdim=True).clamp(min=1e-9)
     aim = torch.where(confidence[:, :1] > 0, rays[:, 0], middle)
     aim = torch.cat([aim, torch.ones(B, 1).to(aim)], -1)[:, None]  # (B, 1, 3)
-    weight = confidence[:, None, chosen, None]
+    weight = confidence[:, None, HIPS, None]
     angle = torch.zeros(B, m).to(starts).requires_grad_()
     scale = torch.ones(B, m).to(starts).requires_grad_()
-    direction = torch.eye(3)["xyz".index(axis)].to(starts)
+    upright = torch.tensor([0.0, 1.0, 0.0]).to(starts)
     optimizer = torch.optim.Adam([angle, scale], lr=0.1)
 
     def placed() -> tuple[Tensor, Tensor]:
-        turn = axis_angle_to_matrix(angle[..., None] * direction)  # (B, m, 3, 3)
+        turn = axis_angle_to_matrix(angle[..., None] * upright)  # (B, m, 3, 3)
         return starts @ turn.transpose(-1, -2), 3 * scale.clamp(0.5, 2.0)[..., None] * aim
 
     for _ in range(iterations):
         poses, T = placed()
-        points = poses[:, :, chosen] + T[:, :, None]
-        away = weight * (points[..., :2] / points[..., 2:].clamp(min=0.1) - rays[:, None, chosen])
+        points = poses[:, :, HIPS] + T[:, :, None]
+        away = weight * (points[..., :2] / points[..., 2:].clamp(min=0.1) - rays[:, None, HIPS])
         optimizer.zero_grad()
         away.abs().sum().backward()
         optimizer.step()

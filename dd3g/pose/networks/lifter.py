@@ -35,7 +35,7 @@ class Plain:
         """Arguments as for `Lifter`."""
         known = (confidence > 0)[..., None].to(keypoints)
         points = torch.where(known > 0, keypoints, 0.0)
-        graph = (adjacency() > 0).to(keypoints)
+        graph = (adjacency(False) > 0).to(keypoints)
         for _ in range(JOINTS):  # more than lie between any two
             total, count = graph @ (points * known), graph @ known
             points = torch.where(known == 0, total / count.clamp(min=1), points)
@@ -59,23 +59,14 @@ def lift(lifter: Lifter, keypoints: Tensor, confidence: Tensor, mirrored: Tensor
     return poses - poses[:, :1]
 
 
-def adjacency() -> Tensor:
-    """(17, 17) skeleton with self loops, rows sum to 1."""
-    A = _neighbours() + torch.eye(JOINTS)
-    return A / A.sum(1, keepdim=True)
-
-
-def published_adjacency() -> Tensor:
-    """(17, 17) skeleton of PRPose and HTNet: neighbours sum to 1 in a row, and a joint itself counts 1."""
-    A = _neighbours()
-    return A / A.sum(1, keepdim=True) + torch.eye(JOINTS)
-
-
-def _neighbours() -> Tensor:
-    A = torch.zeros(JOINTS, JOINTS)
+def adjacency(split: bool) -> Tensor:
+    """(17, 17) skeleton with self loops: rows sum to 1, or, `split` as by PRPose and HTNet, neighbours."""
+    A, loops = torch.zeros(JOINTS, JOINTS), torch.eye(JOINTS)
     for parent, child in H36M_17.bones:
         A[parent, child] = A[child, parent] = 1
-    return A
+    if split:
+        return A / A.sum(1, keepdim=True) + loops
+    return (A + loops) / (A.sum(1, keepdim=True) + 1)
 
 
 class GraphConv(nn.Module):
@@ -93,7 +84,7 @@ class GraphConv(nn.Module):
         self.modulation = nn.Parameter(torch.empty(JOINTS, outputs))
         self.learned = nn.Parameter(torch.full((JOINTS, JOINTS), 1e-6))
         self.bias = nn.Parameter(torch.zeros(outputs))
-        self.register_buffer("skeleton", published_adjacency() if split else adjacency(), persistent=False)
+        self.register_buffer("skeleton", adjacency(split), persistent=False)
         for weight in [*self.weight, self.modulation]:
             nn.init.xavier_uniform_(weight.data, gain=1.414)
 

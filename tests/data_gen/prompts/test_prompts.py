@@ -16,9 +16,10 @@ from data_gen.prompts.lists import (
     prompt_id,
     prompts_from,
     read_prompts,
-    write_prompts,
+    to_jsonl,
 )
 from dd3g.errors import UserError
+from dd3g.io.atomic import write_text
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ def test_everything_can_be_said_once(small):
 def test_write_and_read(tmp_path):
     prompts = make_prompts(50)
     path = tmp_path / "deep" / "prompts.jsonl"
-    write_prompts(path, prompts)
+    write_text(path, to_jsonl(prompts))
     assert read_prompts(path) == prompts
     assert [p.name for p in path.parent.iterdir()] == ["prompts.jsonl"]
     lines = path.read_text().splitlines()

@@ -16,7 +16,7 @@ from dd3g.pose.body.skeletons import H36M_17
 from dd3g.pose.convert import convert, feature_statistics
 from dd3g.pose.metrics import mpjpe
 from dd3g.pose.networks.difficulty import Difficulty
-from dd3g.pose.networks.lifter import published_adjacency
+from dd3g.pose.networks.lifter import adjacency
 from dd3g.pose.networks.rotation_denoiser import Condition, RotationDenoiser
 
 G = torch.Generator().manual_seed(5)
@@ -126,7 +126,7 @@ def test_statistics_of_either_backbone(tmp_path):
 
 
 def test_the_published_skeleton_has_ones_on_its_diagonal():
-    A = published_adjacency()
+    A = adjacency(True)
     for joint in range(17):
         near = [b for a, b in H36M_17.bones if a == joint] + [a for a, b in H36M_17.bones if b == joint]
         row = [1.0 if k == joint else 1 / len(near) if k in near else 0.0 for k in range(17)]
@@ -144,7 +144,7 @@ def published_graph(state, x):
     """ModulatedGCN.forward of PRPose, from its description, joint by joint where that is clearest."""
 
     def convolution(name, h):
-        A = published_adjacency() + state[f"{name}.adj2"]
+        A = adjacency(True) + state[f"{name}.adj2"]
         A, eye = (A.T + A) / 2, torch.eye(17)
         W, M = state[f"{name}.W"], state[f"{name}.M"]
         return (A * eye) @ (M * (h @ W[0])) + (A * (1 - eye)) @ (M * (h @ W[1])) + state[f"{name}.bias"]
