@@ -179,11 +179,7 @@ class Storage:
                     f"another process works on this set, {self.where}: wait for it or stop it, then run the "
                     "same command again"
                 ) from error
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+            yield  # the empty file stays: another process may have opened it, and would lock what is gone
 
     def check_writable(self, name: str) -> None:
         """Write and delete a small file of this name, one for each process; a UserError when refused."""
