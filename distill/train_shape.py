@@ -10,10 +10,10 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from dd3g.command.configuration import launch
 from dd3g.command.setting import setting
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from distill.samples.renders import Described
     from distill.shape.carving import Together
     from distill.shape.samples import ShapeSample
-    from distill.train_elevation import ElevationConfig
 
 # The network that is kept is best at this score of held-out objects; at one half bodies stay thin for long.
 KEPT_BY = "mask_iou_30"
@@ -80,7 +79,14 @@ def training_objects(config: ShapeConfig) -> Together:
     return Together(parts)
 
 
-def split(objects: Described, config: ShapeConfig | ElevationConfig) -> tuple[list[int], list[int]]:
+class HoldsOut(Protocol):
+    """Configuration of a trainer that scores by objects it never trains on."""
+
+    held_out: float
+    held_objects: int
+
+
+def split(objects: Described, config: HoldsOut) -> tuple[list[int], list[int]]:
     """Indices of the objects to train on, and of the plain variants of those to score by.
 
     Damaged ones, whose cluster is not known, are among the first, which do without them.
@@ -101,6 +107,19 @@ def split(objects: Described, config: ShapeConfig | ElevationConfig) -> tuple[li
         )
     count = min(len(plain), config.held_objects)  # of all, since neighbours in a folder are of one kind
     return train, [plain[len(plain) * k // count] for k in range(count)]
+
+
+def check_same_network(config: ShapeConfig, start: dict[str, Any] | None) -> None:
+    """Name the options in which the network to start from is another one, where its config tells.
+
+    Raises:
+        UserError: when there are any.
+    """
+    before, asked = (json.loads(json.dumps(asdict(c))) for c in (OccupancyConfig(), config.network))
+    before |= start or asked
+    changed = [f"network.{k}={json.dumps(before[k])}" for k in asked if before[k] != asked[k]]
+    if changed:
+        raise UserError(f"{config.init_from} holds another network than asked for: set {' '.join(changed)}")
 
 
 @dataclass
@@ -174,7 +193,9 @@ def run(config: ShapeConfig) -> Path:
     network, shape = OccupancyNet(config.network), config.network
     if config.init_from:
         folder = find_weights(config.init_from)
-        whole = read_config(folder, "shape", "generator")["kind"] == "generator"
+        found = read_config(folder, "shape", "generator")
+        whole = found["kind"] == "generator"
+        check_same_network(config, found.get("shape") if whole else found)
         load_weights(folder, network, within="shape." if whole else "")
     objects = training_objects(config)
     check_volumes(objects, shape.size)

@@ -41,7 +41,7 @@ class OccupancyConfig:
     heads: int = setting(4, "of the attention")
     residual_hidden: int = setting(128, "channels inside a residual block there")
     color_bins: int = setting(12, "slices of the colour volume, which has half the picture's size")
-    revolved: bool = setting(False, "let it choose a body of revolution with the silhouette, pixel by pixel")
+    revolved: bool = setting(False, "mix a body of revolution into the inflated one, pixel by pixel")
 
     def __post_init__(self) -> None:
         eights = {"size": self.size, "width": self.width, "residual_hidden": self.residual_hidden}

@@ -1,4 +1,4 @@
-"""Maps on the picture's pixels, and the frustum of its camera: slices, inflated silhouette, its field.
+"""Maps on the picture's pixels, and the frustum of its camera: slices, and bodies made of a silhouette.
 
 The camera stands at azimuth 0 and some elevation of the canonical orbit. Its frustum is cut into slices of
 equal camera depth; occupancy is known along the rays of the pixels, at the slices' centres.
@@ -20,7 +20,7 @@ SOFTNESS = 0.05  # of the template: world units a logit
 LIMIT = 2.5  # of its logits
 THICKEST = 0.3  # half thickness of an inflated silhouette at most: what is broad is seldom as deep as a ball
 OUTSIDE = -6.0  # logit where the silhouette lets nothing be
-REACH = 0.6  # of a body of revolution from the origin, world units; objects reach 0.55
+REACH = 0.6  # of a body of revolution from its axis, and up and down, world units; objects reach 0.55
 ANGLES = 32  # around its axis at which it is held against the silhouette
 
 
@@ -120,7 +120,8 @@ def revolved(alpha: Tensor, rays: Tensor, elevation: Tensor, depths: Tensor) -> 
     """Occupancy logits of the largest upright body of revolution whose silhouette lies within this one.
 
     Cups, bottles, lamps and fruit are such bodies, and only these have a shape that one picture tells: seen
-    from above or below, their rims are ellipses. The axis passes the upright plane that faces the camera.
+    from above or below, their rims are ellipses. The axis lies in the upright plane through the origin that
+    faces the camera.
 
     Args:
         alpha: (B, 1, S, S) in 0..1.
@@ -155,14 +156,15 @@ def revolved(alpha: Tensor, rays: Tensor, elevation: Tensor, depths: Tensor) -> 
     out = ((z * x - axis[:, None, None, None]).square() + near.square()).sqrt()
     grid = torch.stack([2 * out / REACH - 1, up / REACH], -1).flatten(1, 2)  # (B, D S, S, 2)
     found = F.grid_sample(section[:, None], grid, align_corners=False, padding_mode="border")
-    return LIMIT * (2 * found[:, 0].unflatten(1, (len(depths), size)) - 1)
+    found = found[:, 0].unflatten(1, (len(depths), size))
+    return LIMIT * (2 * torch.where((out < REACH) & (up.abs() < REACH), found, 0.0) - 1)
 
 
 def mirror_axis(alpha: Tensor) -> Tensor:
     """Where masks (B, 1, S, S) have the upright axis about which most of each is mirrored: (B,) in -1..1."""
     size = alpha.shape[-1]
     rows = (alpha[:, 0] > 0.5).float()
-    # (B, S, S) in how many rows both columns are covered: whole numbers, which autocast keeps
+    # (B, S, S) in how many rows both columns are covered: up to 256 autocast keeps whole numbers
     pairs = (rows.transpose(1, 2) @ rows).float()
     skewed = F.pad(pairs, (0, size)).flatten(1)[:, :-size].view(-1, size, 2 * size - 1)
     return (skewed.sum(1).argmax(1) + 1) / size - 1  # by the sum of both columns

@@ -1,8 +1,8 @@
 """Where matter is: one picture -> occupancy and colour along the rays of the camera that took it.
 
 Occupancy is a residual on the inflated silhouette, so that a network that knows nothing already gives a
-closed body that agrees with the picture. Where the network finds the object round, a body of revolution
-with that silhouette takes its place.
+closed body that agrees with the picture. With `revolved` the network mixes in, pixel by pixel, the largest
+body of revolution within that silhouette.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class OccupancyNet(nn.Module):
         grid = (self.rays / TAN).expand(len(image), -1, -1, -1)
         body = template(half, upright_depth(self.rays, elevation), self.depths)
         maps = [rgb, 2 * alpha - 1, 10 * half, grid, plucker(self.rays, elevation)]
-        if self.round:
+        if self.round is not None:
             turned = revolved(alpha, self.rays, elevation, self.depths)
             maps.append(turned.amax(1, keepdim=True) / LIMIT)  # where such a body would be seen
         sin, cos = elevation.sin(), elevation.cos()
@@ -112,7 +112,7 @@ class OccupancyNet(nn.Module):
             y = block(y, emb)
         residue = self.occupancy(self.up0(y) + self.skip(full)).float()
         volume = self.color(y).float().unflatten(1, (4, self.config.color_bins))
-        if self.round:
+        if self.round is not None:
             share = F.interpolate((self.round(y).float() - 2).sigmoid(), scale_factor=2, mode="bilinear")
             body = torch.lerp(body, turned, share)
         return residue + body, volume

@@ -68,7 +68,7 @@ class ShapeDataset:
         g = generator_for(self.seed, index)
         i = self.styles.draw(g)
         item, mirror = self.objects[i], chance(0.5, g)
-        stretch = self.stretch if chance(0.5, g) else 0.0  # what is round stays so in every other sample
+        stretch = self.stretch if chance(0.5, g) else 0.0  # what is round stays so in the others
         return shape_sample(item, g, self.size, self.bins, self.pixels, self.recolour, mirror, stretch)
 
 

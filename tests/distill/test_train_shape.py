@@ -87,6 +87,19 @@ def test_training_learns_and_keeps_the_best(renders, tmp_path, capsys):
     assert losses[0] == losses[1] < 0.9 * early
 
 
+def test_a_start_from_another_network_is_refused(renders, tmp_path, capsys):
+    network = parse(words(renders, tmp_path), ShapeConfig).network
+    OccupancyNet(replace(network, depth=2)).save_pretrained(tmp_path / "deeper")
+    options = {"init_from": tmp_path / "deeper", "network.revolved": "true"}
+    assert train(renders, tmp_path / "run", **options) == 2
+    message = "deeper holds another network than asked for: set network.depth=2 network.revolved=false"
+    assert message in capsys.readouterr().err
+    old = json.loads((tmp_path / "deeper/config.json").read_text())
+    del old["revolved"]  # as in weights of earlier versions
+    (tmp_path / "deeper/config.json").write_text(json.dumps(old))
+    assert train(renders, tmp_path / "run", init_from=tmp_path / "deeper", **{"network.depth": 2}) == 0
+
+
 def test_arrays_on_a_disk_train_alike(renders, tmp_path):
     assert train(renders, tmp_path / "whole", max_train_steps=4) == 0
     assert train(renders, tmp_path / "arrays", max_train_steps=4, unpacked_dir=tmp_path / "disk") == 0

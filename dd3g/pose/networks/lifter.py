@@ -60,7 +60,10 @@ def lift(lifter: Lifter, keypoints: Tensor, confidence: Tensor, mirrored: Tensor
 
 
 def adjacency(split: bool) -> Tensor:
-    """(17, 17) skeleton with self loops: rows sum to 1, or, `split` as by PRPose and HTNet, neighbours."""
+    """(17, 17) skeleton with self loops, whose rows sum to 1.
+
+    With `split`, as in PRPose and HTNet, neighbours alone do, and a joint itself counts 1.
+    """
     A, loops = torch.zeros(JOINTS, JOINTS), torch.eye(JOINTS)
     for parent, child in H36M_17.bones:
         A[parent, child] = A[child, parent] = 1

@@ -192,7 +192,7 @@ def test_revolved_against_brute_force():
     points = origins[0] + slices(12)[:, None, None, None] * directions[0]
     out = torch.hypot(points[..., 0] - axis, points[..., 2]) * size / 2 / REACH - 0.5
     up = (points[..., 1] + REACH) * size / 2 / REACH - 0.5
-    twin = torch.zeros(12, size, size)
+    twin, reached = torch.zeros(12, size, size), (out < size // 2 - 0.5) & (up > -0.5) & (up < size - 0.5)
     for place in torch.cartesian_prod(*map(torch.arange, twin.shape)).tolist():
         u, v = float(out[tuple(place)]), float(up[tuple(place)])
         for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
@@ -203,7 +203,21 @@ def test_revolved_against_brute_force():
             )
     found = revolved(alpha, pixel_rays(size), radians, slices(12))[0]
     assert 0.05 < (found > 0).float().mean() < 0.5
-    torch.testing.assert_close(found, LIMIT * (2 * twin - 1), atol=2e-3, rtol=0)
+    torch.testing.assert_close(found, LIMIT * (2 * twin * reached - 1), atol=2e-3, rtol=0)
+
+
+def test_silhouettes_of_a_batch_are_revolved_one_by_one():
+    shapes = [lambda x, y, z, a=a: vase(x, y, z, a) for a in (0.0, 0.1)]
+    alpha = torch.cat([picture_of(shape, 10.0, 32) for shape in shapes])
+    alpha = torch.cat([alpha, torch.zeros(1, 1, 32, 32), torch.ones(1, 1, 32, 32)])
+    elevation = torch.deg2rad(torch.tensor([10.0, 20.0, 10.0, 10.0]))
+    together = revolved(alpha, pixel_rays(32), elevation, slices(8))
+    for i in range(4):
+        alone = revolved(alpha[i : i + 1], pixel_rays(32), elevation[i : i + 1], slices(8))
+        torch.testing.assert_close(together[i], alone[0])
+    assert (together[2] == -LIMIT).all()
+    full = together[3] > 0  # of a full picture: a cylinder that ends
+    assert full[:, 16, 16].any() and 0.1 < full.float().mean() < 0.9
 
 
 def test_the_axis_is_that_of_most_of_a_silhouette():
@@ -301,6 +315,25 @@ def test_a_network_may_choose_a_body_of_revolution():
     torch.testing.assert_close(start, torch.lerp(body, turned, 1 / (1 + math.exp(2.0))))
     torch.testing.assert_close(logits, turned)
     assert (body - turned).abs().max() > 1
+
+
+def test_it_chooses_for_each_pixel_and_sees_what_there_is_to_choose():
+    torch.manual_seed(3)
+    net = OccupancyNet(REVOLVED)
+    maps = []
+    net.stem.register_forward_hook(lambda module, inputs, output: maps.append(inputs[0]))
+    image, elevation = picture()
+    body = template(inflate(image[:, 3:]), upright_depth(pixel_rays(16), elevation), slices(12))
+    turned = revolved(image[:, 3:], pixel_rays(16), elevation, slices(12))
+    with torch.no_grad():
+        for parameter in (*net.occupancy.parameters(), net.round[-1].bias):
+            parameter.zero_()
+        net.round[-1].weight.mul_(1e4)
+        logits, _ = net(image, elevation)
+    differs = (body - turned).abs() > 0.5
+    share = ((logits - body) / (turned - body))[differs]
+    assert share.std() > 0.1 and share.min() > -1e-3 and share.max() < 1 + 1e-3
+    torch.testing.assert_close(maps[0][:, -1], turned.amax(1) / LIMIT)
 
 
 @pytest.mark.parametrize("config", [CONFIG, REVOLVED])

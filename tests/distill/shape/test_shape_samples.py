@@ -215,6 +215,14 @@ def test_only_members_are_drawn(objects):
         assert any(torch.equal(mask, m) or torch.equal(mask.flip(-1), m) for m in masks)
 
 
+def test_half_of_the_samples_are_stretched(objects):
+    dataset = ShapeDataset(objects, 0, SIZE, BINS, members=[1], recolour=0, stretch=0.5)
+    masks = objects[1].rgba[:, 3].float() / 255
+    masks = torch.cat([masks, masks.flip(-1)])
+    as_drawn = sum((masks == dataset[i].image[3]).all((1, 2)).any() for i in range(60))
+    assert 18 < as_drawn < 42
+
+
 def test_whole_clusters_are_held_out():
     metas = [{"cluster": str(c), "id": f"{c}-{k}"} for c in range(400) for k in range(2)]
     held = [held_out(m, 0.1) for m in metas]
