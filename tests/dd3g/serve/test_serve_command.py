@@ -179,6 +179,8 @@ def drop(page, *paths):
         return [kind, under.dispatchEvent(new DragEvent(kind, {...options, clientY})), under.tagName];
       });
     }"""
+    # After another size of the window was asked for, it may still be narrower for a while.
+    page.wait("[5, 300].every((y) => document.elementFromPoint(400, y) !== null)")
     events = page.eval(f"({script})({files})")
     # Else the browser would open the file in place of the page, or a frame in it would.
     assert [kind for kind, left, _ in events if left and kind != "dragenter"] == []
@@ -248,7 +250,7 @@ def test_the_page_tells_what_is_wrong_with_a_picture(server, page, tmp_path):
     page.wait(f"{asked} === '-5' && document.getElementById('status').textContent.includes('Gaussians in')")
     assert page.eval("document.getElementById('degrees').textContent") == "5° below"
     page.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
-    assert page.eval("document.documentElement.scrollWidth") == 390
+    page.wait("innerWidth === 390 && document.documentElement.scrollWidth === 390")
     assert page.eval("document.getElementById('drop').offsetHeight") < 90  # of a phone
     # Of several files the first is taken, and that is said, also where the object lies under the pointer.
     page.call("Emulation.clearDeviceMetricsOverride")
