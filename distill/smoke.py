@@ -86,12 +86,12 @@ def made_up_shape(shape: OccupancyConfig, index: int) -> ShapeSample:
     """A sample of a shape network that shows nothing."""
     g, size, pixels = generator_for(0, index), shape.size, 256
     camera = Cameras.default_rig(size, VIEWS)[1]
-    origin, directions = camera.rays()
+    origins, directions = camera.rays()
     return ShapeSample(
         image=torch.rand(4, size, size, generator=g),
         elevation=camera.elevations,
         occupancy=torch.rand(shape.bins, size, size, generator=g).half(),
-        origin=origin[0, 0],
+        origins=origins[0].expand(pixels, -1),
         directions=directions.flatten(0, 1)[:pixels],
         rgba=torch.rand(pixels, 4, generator=g),
         depth=1 + torch.rand(pixels, generator=g),

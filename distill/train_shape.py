@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # The network that is kept is best at this score of held-out objects; at one half bodies stay thin for long.
 KEPT_BY = "mask_iou_30"
 SCORES = "scores.json"  # of the network that is kept
-HELD_PIXELS = 2048  # of another view, for its score
+HELD_PIXELS = 2048  # of other views, for its score
 
 
 @dataclass
@@ -54,7 +54,7 @@ class ShapeConfig(LoopConfig):
         0.05, "share of clusters that are never trained on; 0 keeps the last network", 0, 1
     )
     held_objects: int = setting(64, "objects of these that are scored at each validation, at most", 1)
-    pixels: int = setting(768, "of the other view that a sample is compared in", 1)
+    pixels: int = setting(768, "of other views that a sample is compared in", 1)
     init_from: str = setting("", "start from these weights of a shape network, or of a generator with one")
     network: OccupancyConfig = field(default_factory=OccupancyConfig)
     objective: ShapeObjectiveConfig = field(default_factory=ShapeObjectiveConfig)

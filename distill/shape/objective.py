@@ -1,4 +1,4 @@
-"""What an occupancy network is trained on: matter along the input's rays, and what another view shows."""
+"""What an occupancy network is trained on: matter along the input's rays, and what other views show."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from distill.config import ShapeObjectiveConfig
 from distill.shape.samples import VISIBLE, ShapeSample
 
 COVERED = 0.9  # alpha from which the colour of a pixel is the surface's alone
-SMOOTHING = 50.0  # of the dice term, voxels: objects smaller than that count less
+SMOOTHING = 50.0  # of overlaps, voxels or pixels: objects smaller than that count less
 LEVELS = (0.3, 0.4, 0.5)  # of occupancy, at which held-out objects are scored
 
 
 @dataclass
 class ShapeObjective:
-    """Occupancy directly in 3D, and what another view sees of it; each is a mean over samples."""
+    """Occupancy directly in 3D, and what other views see of it; each is a mean over samples."""
 
     config: ShapeObjectiveConfig  # weights
 
@@ -32,9 +32,12 @@ class ShapeObjective:
         logits, volume = model(batch.image, batch.elevation)
         bce, dice = occupancy_terms(logits, batch)
         seen = ray_logits(logits, batch, batch.jitter, c.steps)
-        silhouette = F.binary_cross_entropy_with_logits(seen, batch.rgba[..., 3])
+        mask = batch.rgba[..., 3]
+        silhouette = F.binary_cross_entropy_with_logits(seen, mask)
+        outline = (1 - overlap(seen.sigmoid(), mask)).mean()
         color = color_error(volume, batch).mean()
-        values = {"bce": bce, "dice": dice, "silhouette": silhouette, "color": color}
+        values = {"bce": bce, "dice": dice, "silhouette": silhouette, "outline": outline}
+        values["color"] = color
         terms = {name: getattr(c, name) * value for name, value in values.items()}
         return torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in terms.items()}
 
@@ -45,23 +48,27 @@ def occupancy_terms(logits: Tensor, batch: ShapeSample) -> tuple[Tensor, Tensor]
     target = batch.occupancy.float()
     voxels = mask.sum((1, 2, 3)).clamp(min=1) * logits.shape[1]
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * mask
-    found, true = logits.sigmoid() * mask, target * mask
-    overlap = 2 * (found * true).sum((1, 2, 3)) + SMOOTHING
-    dice = overlap / (found.sum((1, 2, 3)) + true.sum((1, 2, 3)) + SMOOTHING)
-    return (bce.sum((1, 2, 3)) / voxels).mean(), (1 - dice).mean()
+    dice = 1 - overlap(logits.sigmoid() * mask, target * mask)
+    return (bce.sum((1, 2, 3)) / voxels).mean(), dice.mean()
+
+
+def overlap(found: Tensor, true: Tensor) -> Tensor:
+    """Dice coefficient (B,) of shares (B, ...)."""
+    found, true = found.flatten(1), true.flatten(1)
+    return (2 * (found * true).sum(1) + SMOOTHING) / (found.sum(1) + true.sum(1) + SMOOTHING)
 
 
 def ray_logits(logits: Tensor, batch: ShapeSample, jitter: Tensor, steps: int) -> Tensor:
-    """Largest logit (B, P) along the other view's rays; where it is above 0, the view sees matter.
+    """Largest logit (B, P) along the rays of other views; where it is above 0, they see matter.
 
     Args:
         logits: (B, D, S, S) along the input's rays.
-        batch: gives both cameras.
+        batch: gives all cameras.
         jitter: (B, P) 0..1 of a step.
         steps: points along a ray.
     """
     depths = slices(steps, logits.device) + (jitter[..., None] - 0.5) * (FAR - NEAR) / steps  # (B, P, M)
-    points = batch.origin[:, None, None] + depths[..., None] * batch.directions[:, :, None]
+    points = batch.origins[:, :, None] + depths[..., None] * batch.directions[:, :, None]
     places = frustum_places(points, batch.elevation)  # (B, P, M, 3)
     cut = torch.where(batch.image[:, 3:] > VISIBLE, logits, OUTSIDE)
     found = F.grid_sample(cut[:, None], places[:, None], align_corners=False, padding_mode="border")[:, 0, 0]
@@ -69,9 +76,9 @@ def ray_logits(logits: Tensor, batch: ShapeSample, jitter: Tensor, steps: int) -
 
 
 def color_error(volume: Tensor, batch: ShapeSample) -> Tensor:
-    """Mean absolute error (B,) of the colour volume where the other view sees nothing but the object."""
+    """Mean absolute error (B,) of the colour volume where other views see nothing but the object."""
     depth = batch.depth.clamp(min=NEAR)
-    points = batch.origin[:, None] + depth[..., None] * batch.directions
+    points = batch.origins + depth[..., None] * batch.directions
     colors = color_at(volume, batch.image, frustum_places(points, batch.elevation))
     weight = ((batch.depth > 0) & (batch.rgba[..., 3] > COVERED)).float()
     error = (colors - batch.rgba[..., :3]).abs().mean(-1)
@@ -79,7 +86,7 @@ def color_error(volume: Tensor, batch: ShapeSample) -> Tensor:
 
 
 def shape_scores(model: nn.Module, batches: Iterable[ShapeSample], steps: int = 64) -> dict[str, float]:
-    """Means over samples: IoU of volume and of another view's mask at several levels, and error of colour."""
+    """Means over samples: IoU of volume and of other views' masks at several levels, and error of colour."""
     rows: dict[str, list[Tensor]] = {}
     for batch in batches:
         logits, volume = model(batch.image, batch.elevation)

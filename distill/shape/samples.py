@@ -1,4 +1,4 @@
-"""Samples of rendered objects with volumes: matter along the rays of one view, and some pixels of another."""
+"""Samples of rendered objects with volumes: matter along the rays of one view, and some pixels of others."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from distill.samples.renders import RenderedObject, described
 from distill.shape.carving import Together
 
 LOWEST, HIGHEST = -10.0, 40.0  # elevations that a picture may be taken from, degrees
+OTHERS = 4  # views, at most, that a sample is also compared in
 VISIBLE = 0.05  # alpha from which a ray of the picture meets matter
 
 
@@ -32,10 +33,10 @@ class ShapeSample(Batch):
     image: Tensor  # (4, S, S) straight RGBA of the input view
     elevation: Tensor  # () of its camera, radians
     occupancy: Tensor  # (D, S, S) share of matter at the slices along its rays, 0..1, float16
-    origin: Tensor  # (3,) where another camera stands
-    directions: Tensor  # (P, 3) rays through some of its pixels, of camera depth 1
-    rgba: Tensor  # (P, 4) what it sees there, straight alpha
-    depth: Tensor  # (P,) its camera z there, 0 where there is nothing
+    origins: Tensor  # (P, 3) where other cameras stand
+    directions: Tensor  # (P, 3) rays through some of their pixels, of camera depth 1
+    rgba: Tensor  # (P, 4) what they see there, straight alpha
+    depth: Tensor  # (P,) their camera z there, 0 where there is nothing
     jitter: Tensor  # (P,) 0..1, shifts the points that are looked at along these rays
 
 
@@ -50,7 +51,7 @@ class ShapeDataset:
     members: InitVar[Sequence[int] | None] = None  # indices of the objects to draw from; None is all
     scan_fraction: float = 0.4  # share of scans and PBR objects
     shape_fraction: float = 0.1  # share of untextured shapes with made-up textures, when there are any
-    pixels: int = 768  # of the other view, P
+    pixels: int = 768  # of other views, P
     recolour: float = 0.15  # largest change of brightness; half of the samples also permute the channels
     stretch: float = 0.0  # largest change of width, by its logarithm, in half of the samples
 
@@ -82,7 +83,7 @@ def shape_sample(
     mirror: bool = False,
     stretch: float = 0.0,
 ) -> ShapeSample:
-    """One input view of an object, with some pixels of another view; arguments as in `ShapeDataset`.
+    """One input view of an object, with some pixels of others; arguments as in `ShapeDataset`.
 
     Raises:
         UserError: when the object has no volume or only one view, or is only seen from too high or low.
@@ -96,11 +97,12 @@ def shape_sample(
         )
     k = pick(len(inputs), g)
     first = inputs[k]
-    second = (first + 1 + pick(len(elevations) - 1, g)) % len(elevations)
+    rest = [v for v in range(len(elevations)) if v != first]
+    others = [rest[v] for v in torch.randperm(len(rest), generator=g)[:OTHERS]]
     camera = item.cameras[first].resized(size)
-    other = item.cameras[second].turned(-math.radians(item.meta["azimuth"][first]))
-    image, seen = recolouring(recolour, g)(item.rgba[[first, second]].float() / 255)
-    image = resize(image[None], size)[0]
+    cameras = item.cameras[others].turned(-math.radians(item.meta["azimuth"][first]))
+    image, *seen = recolouring(recolour, g)(item.rgba[[first, *others]].float() / 255)
+    image, rgba = resize(image[None], size)[0], torch.stack(seen)
     width = 1.0
     if stretch:
         width = min(math.exp(stretch * (2 * float(torch.rand((), generator=g)) - 1)), room_beside(image))
@@ -108,20 +110,20 @@ def shape_sample(
         Ks[..., 0, 0] *= width  # as if the object were as many times as wide, at the same depths
         camera = replace(camera, Ks=Ks)
     occupancy = matter_in_slices(volume, item.meta["volume"]["half"], camera, bins, image[3] > VISIBLE)
-    depth = item.depth[second].half().float()  # as arrays and renders in memory hold it
+    depth = item.depth[others].half().float()  # as arrays and renders in memory hold it
     if mirror:
-        image, seen, depth, occupancy = (x.flip(-1) for x in (image, seen, depth, occupancy))
-        other = mirrored(other)
+        image, rgba, depth, occupancy = (x.flip(-1) for x in (image, rgba, depth, occupancy))
+        cameras = mirrored(cameras)
     chosen = torch.randint(depth.numel(), (pixels,), generator=g)
-    origins, directions = other.rays()
+    origins, directions = cameras.rays()
     wider = torch.tensor([width, 1.0, 1.0])  # the input's right is +x
     return ShapeSample(
         image=image,
         elevation=torch.tensor(math.radians(elevations[first])),
         occupancy=occupancy.half(),
-        origin=wider * origins[0, 0],
-        directions=wider * directions.flatten(0, 1)[chosen],
-        rgba=seen.flatten(1).T[chosen],
+        origins=wider * origins.expand_as(directions).flatten(0, 2)[chosen],
+        directions=wider * directions.flatten(0, 2)[chosen],
+        rgba=rgba.movedim(1, -1).flatten(0, 2)[chosen],
         depth=depth.flatten()[chosen],
         jitter=torch.rand(pixels, generator=g),
     )

@@ -152,13 +152,13 @@ def test_shape_networks_as_configured(name):
     with torch.device("meta"):
         network = OccupancyNet(c)
         image, occupancy = torch.empty(1, 4, c.size, c.size), torch.empty(1, c.bins, c.size, c.size).half()
-        rays = (torch.empty(1, pixels, n) for n in (3, 4))
+        rays = (torch.empty(1, pixels, n) for n in (3, 3, 4))
         one = torch.empty(1, pixels)
-        batch = ShapeSample(image, torch.empty(1), occupancy, torch.empty(1, 3), *rays, one, one)
+        batch = ShapeSample(image, torch.empty(1), occupancy, *rays, one, one)
     with OnMeta():
         loss, terms = ShapeObjective(config.objective)(network, batch, 0)
         loss.backward()
-    assert set(terms) == {"bce", "dice", "silhouette", "color"} and loss.is_meta
+    assert set(terms) == {"bce", "dice", "silhouette", "outline", "color"} and loss.is_meta
     assert all(p.grad.is_meta for p in network.parameters())
 
 

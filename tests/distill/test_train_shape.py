@@ -67,7 +67,7 @@ def test_training_learns_and_keeps_the_best(renders, tmp_path, capsys):
     steps, scored = ([line for line in lines if (KEPT_BY in line) == held] for held in (False, True))
     assert len(steps) == 24 and [line["step"] for line in scored] == [8, 16, 24]
     for line in steps:
-        parts = [line[k] for k in ("bce", "dice", "silhouette", "color")]
+        parts = [line[k] for k in ("bce", "dice", "silhouette", "outline", "color")]
         assert line["loss"] == pytest.approx(sum(parts), rel=1e-4)
     early, late = (sum(line["loss"] for line in part) for part in (steps[:6], steps[-6:]))
     assert late < 0.9 * early

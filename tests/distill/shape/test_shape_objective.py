@@ -25,6 +25,7 @@ from distill.shape.objective import (
 from distill.shape.samples import ShapeDataset, ShapeSample, shape_sample
 
 SIZE, BINS = 32, 24
+TERMS = {"bce", "dice", "silhouette", "outline", "color"}
 
 
 def batch_of(objects, count=3, pixels=40):
@@ -61,19 +62,31 @@ def test_terms_of_occupancy_by_hand(objects):
     assert float(dice) == pytest.approx(float(sum(h[1] for h in hand) / 2), rel=1e-5)
 
 
+def test_terms_of_masks_by_hand(objects):
+    batch = batch_of(objects, 2, pixels=300)
+    model = Made(batch)
+    seen = ray_logits(model.logits, batch, batch.jitter, 64)
+    p, t = seen.sigmoid().double(), batch.rgba[..., 3].double()
+    cross = -(t * p.log() + (1 - t) * (1 - p).log()).mean()
+    overlap = (2 * (p * t).sum(1) + 50) / (p.sum(1) + t.sum(1) + 50)
+    terms = ShapeObjective(ShapeObjectiveConfig(silhouette=1, outline=3))(model, batch, 0)[1]
+    assert float(terms["silhouette"]) == pytest.approx(float(cross), rel=1e-5)
+    assert float(terms["outline"]) == pytest.approx(3 * float((1 - overlap).mean()), rel=1e-5)
+
+
 def test_largest_logits_by_hand(objects):
     """Ray by ray, with the input's camera as `Cameras` projects."""
-    batch, steps = batch_of(objects, 2, pixels=12), 9
+    batch, steps = batch_of(objects, 2, pixels=24), 9
     logits = Made(batch).logits
     found = ray_logits(logits, batch, batch.jitter, steps)
     for b in range(2):
         camera = Cameras.orbit([0.0], [math.degrees(float(batch.elevation[b]))], SIZE)
         cut = torch.where(batch.image[b, 3] > 0.05, logits[b], torch.tensor(OUTSIDE))
-        for p in range(12):
+        for p in range(24):
             best = OUTSIDE
             for m in range(steps):
                 z = NEAR + (FAR - NEAR) * (m + float(batch.jitter[b, p])) / steps
-                uv, depth = camera.project((batch.origin[b] + z * batch.directions[b, p])[None])
+                uv, depth = camera.project((batch.origins[b, p] + z * batch.directions[b, p])[None])
                 place = torch.cat([uv[0, 0], (depth[0] - NEAR) / (FAR - NEAR) * 2 - 1])
                 if place.abs().max() < 1:
                     options = {"align_corners": False, "padding_mode": "border"}
@@ -85,10 +98,11 @@ def test_largest_logits_by_hand(objects):
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_samples(objects):
     batch = batch_of(objects)
-    model, objective = Made(batch), ShapeObjective(ShapeObjectiveConfig(bce=1, dice=3, silhouette=2, color=4))
+    weights = ShapeObjectiveConfig(bce=1, dice=3, silhouette=2, outline=5, color=4)
+    model, objective = Made(batch), ShapeObjective(weights)
     loss, terms = objective(model, batch, 0)
     assert float(loss) == pytest.approx(sum(map(float, terms.values())), rel=1e-5)
-    assert set(terms) == {"bce", "dice", "silhouette", "color"} and min(map(float, terms.values())) > 0
+    assert set(terms) == TERMS and min(map(float, terms.values())) > 0
     singles = []
     for b in range(3):
         one = ShapeSample(*(getattr(batch, f.name)[b : b + 1] for f in fields(batch)))
@@ -110,8 +124,8 @@ def test_the_loss_makes_nothing_on_the_host(objects):
 
 def test_a_weight_of_zero_leaves_a_term_out(objects):
     batch = batch_of(objects)
-    for name in ("bce", "dice", "silhouette", "color"):
-        weights = dict.fromkeys(("bce", "dice", "silhouette", "color"), 0.0) | {name: 2.0}
+    for name in TERMS:
+        weights = dict.fromkeys(TERMS, 0.0) | {name: 2.0}
         loss, terms = ShapeObjective(ShapeObjectiveConfig(**weights))(Made(batch), batch, 0)
         assert float(loss) == pytest.approx(float(terms[name]), rel=1e-5) and float(loss) > 0
 
@@ -125,7 +139,7 @@ def test_the_truth_costs_little_and_scores_well(objects):
     for name, made in (("true", true), ("blob", blob)):
         loss = ShapeObjective(ShapeObjectiveConfig(color=0))
         costs[name] = loss(lambda image, elevation, m=made: (m.logits, m.volume), batch, 0)[1]
-    for term in ("bce", "dice", "silhouette"):
+    for term in TERMS - {"color"}:
         assert costs["true"][term] < 0.4 * costs["blob"][term]
     scores = shape_scores(lambda image, elevation: (true.logits, true.volume), [batch])
     assert scores["volume_iou_50"] == 1 and scores["mask_iou_50"] > 0.9
@@ -158,7 +172,7 @@ def test_the_colour_error_counts_what_is_seen(objects):
 def test_colours_are_taken_at_the_other_views_depth(objects):
     """A volume that is white in front and black behind; points in between are left out."""
     batch = batch_of(objects, 3, pixels=600)
-    points = batch.origin[:, None] + batch.depth[..., None] * batch.directions
+    points = batch.origins + batch.depth[..., None] * batch.directions
     degrees = torch.rad2deg(batch.elevation).tolist()
     z = torch.stack([Cameras.orbit([0.0], e).project(p)[1][0] for e, p in zip(degrees, points, strict=True)])
     clear = (batch.depth > 0) & ((z < 1.36) | (z > 1.64))

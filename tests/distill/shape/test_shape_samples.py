@@ -37,7 +37,7 @@ def equal(a, b):
 
 
 def silhouette(batch, steps=96):
-    """What the other view would see of the true matter."""
+    """What other views would see of the true matter."""
     return ray_logits(10 * batch.occupancy.float() - 5, batch, torch.full_like(batch.depth, 0.5), steps) > 0
 
 
@@ -105,18 +105,38 @@ def test_matter_lies_along_a_ray_where_the_picture_shows_it(which, mirror, stret
         item = items[k % len(items)]
         sample = shape_sample(item, generator_for(0, k), SIZE, 96, 8, 0.0, mirror, stretch)
         found, true = sample.occupancy.amax(0) > 0.5, sample.image[3] > 0.5
-        assert float(iou(found[None], true[None])) > 0.93
+        assert float(iou(found[None], true[None])) > 0.9
 
 
 @pytest.mark.parametrize(("mirror", "stretch"), [(False, 0.0), (True, 0.0), (True, 0.5)])
 @pytest.mark.parametrize("which", ["objects", "cubes"])
-def test_the_true_volume_has_the_other_views_mask(which, mirror, stretch, request):
+def test_the_true_volume_has_the_masks_of_other_views(which, mirror, stretch, request):
     items = request.getfixturevalue(which)
     for k in range(6):
         item = items[k % len(items)]
         sample = shape_sample(item, generator_for(1, k), SIZE, 96, 2000, 0.0, mirror, stretch)
         batch = ShapeSample.collate([sample])
         assert float(iou(silhouette(batch), batch.rgba[..., 3] > 0.5)) > 0.9
+
+
+def test_rays_come_from_several_other_views(objects):
+    item, first = objects[0], set()
+    for k in range(8):
+        sample = shape_sample(item, generator_for(9, k), SIZE, BINS, 200)
+        elevation = round(math.degrees(float(sample.elevation)))
+        stands = [v for v, e in enumerate(item.meta["elevation"]) if round(e) == elevation]
+        found = sample.origins.unique(dim=0)
+        assert len(found) == 4
+        # One of the views at this elevation is the input, and from it the others stand where the rays start.
+        possible = []
+        for v in stands:
+            around = item.cameras.turned(-math.radians(item.meta["azimuth"][v])).positions
+            distances = torch.cdist(found, around)
+            if distances.amin(1).max() < 1e-5:
+                possible.append((v, set(distances.argmin(1).tolist())))
+        assert any(v not in others and len(others) == 4 for v, others in possible)
+        first |= {v for v, _ in possible}
+    assert len(first) > 2
 
 
 def test_stretched_objects_stay_in_the_picture_and_keep_their_colours(objects):
@@ -132,11 +152,11 @@ def test_stretched_objects_stay_in_the_picture_and_keep_their_colours(objects):
     assert min(widths) < 0.75 and max(widths) > 1.2 and len(widths) > 4
 
 
-def test_matter_begins_at_the_other_views_depth(objects):
+def test_matter_begins_at_the_depth_of_other_views(objects):
     batch = ShapeSample.collate([shape_sample(objects[1], generator_for(2, 0), SIZE, 96, 500, mirror=True)])
     seen = batch.depth > 0
     for shift, expected in ((0.06, True), (-0.06, False)):
-        points = batch.origin[:, None] + (batch.depth + shift)[..., None] * batch.directions
+        points = batch.origins + (batch.depth + shift)[..., None] * batch.directions
         places = frustum_places(points, batch.elevation)[:, None, None]
         matter = F.grid_sample(batch.occupancy[:, None].float(), places, align_corners=False)[0, 0, 0] > 0.5
         assert (matter[seen] == expected).float().mean() > 0.8
@@ -170,7 +190,7 @@ def test_inputs_are_taken_from_usual_elevations(objects):
     assert len(AZIMUTHS) == len(ELEVATIONS) == 14
 
 
-def test_colours_change_alike_in_both_views(objects):
+def test_colours_change_alike_in_all_views(objects):
     plain = shape_sample(objects[0], generator_for(7, 0), SIZE, BINS, 400)
     tinted = shape_sample(objects[0], generator_for(7, 0), SIZE, BINS, 400, recolour=0.15)
     assert torch.equal(plain.occupancy, tinted.occupancy) and torch.equal(plain.depth, tinted.depth)
