@@ -38,6 +38,7 @@ Field = Callable[[int], Tensor]  # voxels a side n -> (n, n, n) over the cube, h
 Colors = Callable[[Tensor, Tensor], Tensor]  # points and normals (P, 3) -> sRGB (P, 3)
 
 VISIBLE = 0.075  # alpha from which a pixel gets a disc: the square of less is not written
+FILLED = 0.8  # alpha up to which a pixel, and those around it, are the outline
 # Where masks are taken from: rings at three elevations, for outlines of legs as well as of tops.
 RING = ((10.0, 12, 0.0), (40.0, 6, 0.0), (-10.0, 4, 45.0))  # elevation, cameras, first azimuth
 
@@ -58,10 +59,11 @@ class SolidOptions:
     crumb: int = 30  # voxels: smaller pieces of matter are dropped, those of rays in doubt about their depth
     tangent: float = 0.5  # standard deviation of a disc along the surface
     thickness: float = 0.2  # and across it
-    inset: float = 0.8  # discs lie this far inside, so that what they cover ends at the surface
+    inset: float = 0.95  # discs lie this far inside, so that what they cover ends at the surface
     opacity: float = 0.97
     front: float = 0.45  # of the visible side's discs, one a picture pixel: standard deviation in pixels
     lift: float = 0.004  # world units by which these lie before the others
+    drawn_in: float = 0.5  # pixels by which those of the outline lie nearer to the object's middle
     stretch: float = 3.0  # longest by shortest axis of a visible disc that is seen at a slant
     behind: float = 1.5  # depth behind the first hit up to which a point counts as visible
     facing: float = 0.15  # least cosine to the viewing ray of a visible point
@@ -222,29 +224,31 @@ def discs_on(
     Returns:
         (M,) Gaussians; where nothing lies above the level the visible side alone, facing the camera.
     """
-    o, resolution = options, options.resolution
-    room = min(o.most_hidden, o.most_visible + o.most_hidden - int((picture[3] > VISIBLE).sum()))
+    o, resolution, shown = options, options.resolution, picture[3] > VISIBLE
+    room = o.most_visible + o.most_hidden - int(shown.sum())
     while True:
         values = field(resolution)
         points, normals = surface_nets(values, LEVEL)
-        if len(points) <= room:
+        depth = first_hits(values, LEVEL, camera, shown)
+        twice = (outline(picture[3]) | any_around(shown & (depth == 0))) & shown
+        twice &= 2 * int(twice.sum()) < room  # a grid of wires is all outline
+        most = min(o.most_hidden, room - int(twice.sum()))
+        if len(points) <= most:
             break
-        resolution = int(resolution * min(0.9, (room / len(points)) ** 0.5))
+        resolution = int(resolution * min(0.9, (most / len(points)) ** 0.5))
     voxel = 2 * HALF / resolution
     tints = colors(points, normals) if len(points) else points
-    depth = first_hits(values, LEVEL, camera, picture[3] > VISIBLE)
     filled = spread(depth[None, None], depth[None, None] > 0)[0, 0]
     if not (depth > 0).any():
-        # What is thinner than voxels has no body, and nothing behind it that adds to its opacity.
+        # What is thinner than voxels has no body.
         filled = torch.full_like(depth, float(camera.positions[0].norm()))
-        picture = torch.cat([picture[:3], picture[3:].sqrt() * (picture[3:] > VISIBLE)])
     else:
         uv, z = camera.project(points)  # (1, P, 2), (1, P)
         surface = sampled(filled[None, None], uv)[0, 0]
         to_eye = F.normalize(camera.positions - points, dim=-1)
         visible = (z[0] - surface < o.behind * voxel) & ((to_eye * normals).sum(-1) > o.facing)
-        shown = sampled(spread(picture[None, :3], picture[None, 3:]), uv)[0].T
-        tints = torch.where(visible[:, None], shown, tints)
+        pictured = sampled(spread(picture[None, :3], picture[None, 3:]), uv)[0].T
+        tints = torch.where(visible[:, None], pictured, tints)
     body = Gaussians(
         points - o.inset * voxel * normals,
         matrix_to_quaternion(tangent_axes(normals)),
@@ -252,7 +256,7 @@ def discs_on(
         torch.full((len(points),), o.opacity),
         tints.clamp(0, 1),
     )
-    return Gaussians.cat([body, visible_side(picture, camera, filled, o)])
+    return Gaussians.cat([body, visible_side(picture, camera, filled, twice, o)])
 
 
 def mask_cameras(size: int) -> Cameras:
@@ -262,11 +266,15 @@ def mask_cameras(size: int) -> Cameras:
     return Cameras.orbit(azimuths, elevations, size)
 
 
-def visible_side(picture: Tensor, camera: Cameras, depth: Tensor, o: SolidOptions) -> Gaussians:
+def visible_side(
+    picture: Tensor, camera: Cameras, depth: Tensor, twice: Tensor, o: SolidOptions
+) -> Gaussians:
     """One disc a pixel with alpha, at `depth` (S, S) on its ray, in the plane of the depth's slope.
 
     Discs that leave no gaps reach into their neighbours: colours are sharpened by what that blurs, and at the
-    outline, where discs overlap with the body's, opacities are the square of alpha.
+    outline, where discs overlap with the body's, opacities are the square of alpha. A renderer blurs what it
+    draws, so that what ends at the outline is half gone there: its discs are drawn in, and to be there
+    `twice` (S, S), bool, like those with no body behind them that would add to their opacity.
     """
     # The median of 5 x 5 pixels: a mean would hang a comb of discs between a leg and what is seen behind it.
     around = F.unfold(F.pad(depth[None, None], (2, 2, 2, 2), mode="replicate"), 5)  # (1, 25, S * S)
@@ -292,13 +300,32 @@ def visible_side(picture: Tensor, camera: Cameras, depth: Tensor, o: SolidOption
     axes = torch.where(flat[:, None, None], tangent_axes(normals), slanted)
     sharp = sharpened(picture, math.sqrt(o.front**2 + EPS2D))
     scales = torch.stack([o.front * pixel / slant, o.front * pixel, 0.25 * pixel], -1)
-    return Gaussians(
-        points,
+    inwards = torch.where(outline(picture[3])[..., None], uphill(picture[3]), 0.0)  # (S, S, 2)
+    discs = Gaussians(
+        points + o.drawn_in * pixel[:, None] * (inwards[keep] @ camera.viewmats[0, :2, :3]),
         matrix_to_quaternion(axes),
         scales,
         0.98 * picture[3][keep].square(),
         sharp[:, keep].T.contiguous(),
     )
+    return Gaussians.cat([discs, discs.select(twice[keep])])
+
+
+def outline(alpha: Tensor) -> Tensor:
+    """(S, S) bool, the pixels of alpha (S, S) that are not filled, or are next to one that is not."""
+    return any_around(alpha <= FILLED)
+
+
+def any_around(these: Tensor) -> Tensor:
+    """(S, S) bool, true where any of 3 x 3 pixels (S, S) is."""
+    return F.max_pool2d(these[None].float(), 3, 1, 1)[0] > 0
+
+
+def uphill(alpha: Tensor) -> Tensor:
+    """Right and down (S, S, 2) to where more of alpha (S, S) is: 1 long, less where it hardly changes."""
+    smooth = F.avg_pool2d(F.pad(alpha[None, None], (2, 2, 2, 2), mode="replicate"), 5, 1)[0, 0]
+    down, right = torch.gradient(smooth)
+    return F.normalize(torch.stack([right, down], -1), dim=-1, eps=0.05)
 
 
 def sharpened(picture: Tensor, deviation: float) -> Tensor:

@@ -35,6 +35,9 @@ from dd3g.pepd.surface import (
 from dd3g.rasterizer import rasterize
 
 
+ONCE = torch.zeros(32, 32, dtype=torch.bool)  # no pixel's disc is there twice
+
+
 def voxels(n):
     a = (torch.arange(n) + 0.5) / n * 2 * HALF - HALF
     return torch.stack(torch.meshgrid(a, a, a, indexing="ij"), -1)  # (n, n, n, 3)
@@ -195,12 +198,12 @@ def test_discs_are_never_more_than_asked_for():
     camera = Cameras.orbit([0.0], 10.0, 128)
     soft = haze()
     picture = picture_of(soft, camera)
-    visible = [
-        int((solidify(soft, picture, camera, SolidOptions(most_visible=most)).opacities > 0.975).sum())
-        for most in (500, 10_000)
-    ]
-    assert 400 < visible[0] <= 500
-    assert visible[1] == int(picture[3].sum())
+    places = []
+    for most in (500, 10_000):
+        solid = solidify(soft, picture, camera, SolidOptions(most_visible=most))
+        places.append(solid.means[solid.opacities > 0.975].unique(dim=0))
+    assert 400 < len(places[0]) <= 500
+    assert len(places[1]) == int(picture[3].sum())
 
 
 def test_a_ragged_outline_costs_resolution_not_discs():
@@ -241,17 +244,54 @@ def test_discs_on_a_plane_that_faces_the_camera_have_a_pixels_size():
     picture = torch.cat(
         [torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(5)), torch.ones(1, 32, 32)]
     )
-    discs = visible_side(picture, camera, torch.full((32, 32), 1.5), SolidOptions())
+    discs = visible_side(picture, camera, torch.full((32, 32), 1.5), ONCE, SolidOptions())
     pixel = 1.5 / float(camera.Ks[0, 0, 0])
     torch.testing.assert_close(discs.scales[:, :2], torch.full((1024, 2), 0.45 * pixel), rtol=0.2, atol=0)
     torch.testing.assert_close(discs.means[:, 2], torch.full((1024,), 0.004), atol=1e-5, rtol=0)
+
+
+def test_discs_of_the_outline_are_drawn_in():
+    camera = Cameras.orbit([0.0], 0.0, 32)
+    picture = torch.ones(4, 32, 32)
+    picture[3, :, 20:] = 0.0
+    picture[3, :, 19] = 0.5
+    twice = torch.zeros(32, 32, dtype=torch.bool)
+    twice[:, 19] = twice[:, 25] = True
+    discs = visible_side(picture, camera, torch.full((32, 32), 1.5), twice, SolidOptions())
+    assert len(discs.means) == 32 * 21  # those of a column twice; none where the picture shows nothing
+    columns = (camera.project(discs.means)[0][0, :, 0] + 1) * 16 - 0.5
+    moved = columns[: 32 * 20].view(32, 20) - torch.arange(20)
+    expected = torch.where(torch.arange(20) > 17, -0.5, 0.0).expand(32, 20)  # the last two are the outline
+    torch.testing.assert_close(moved, expected, atol=0.01, rtol=0)
+    torch.testing.assert_close(columns[32 * 20 :], columns[: 32 * 20].view(32, 20)[:, 19])
+
+
+def test_the_outline_is_sharp():
+    """A square as the picture has it, within a pixel of its edge; half of it was missing once."""
+    camera = Cameras.orbit([0.0], 0.0, 128)
+    picture = torch.zeros(4, 128, 128)
+    picture[:, 40:88, 40:88] = 1.0
+    shown = rasterize(solidify(haze(), picture, camera), camera, background=0.0, antialiased=True).alpha[0, 0]
+    assert shown[44:84, 40].min() > 0.85 and shown[44:84, 87].min() > 0.85
+    assert shown[44:84, 37].max() < 0.1 and shown[44:84, 90].max() < 0.1
+
+
+def test_an_outline_without_end_is_not_drawn_twice():
+    camera = Cameras.orbit([0.0], 10.0, 64)
+    picture = picture_of(haze(), camera)
+    wires = picture * (torch.arange(64) % 2)
+    for shown, room, most in ((picture, 20_000, 2), (wires, 1000, 1)):
+        options = SolidOptions(most_visible=room // 2, most_hidden=room // 2)
+        solid = solidify(haze(), shown, camera, options)
+        _, counts = solid.means[solid.opacities > 0.975].unique(dim=0, return_counts=True)
+        assert counts.max() == most and len(solid.means) <= room
 
 
 def test_no_disc_hangs_between_a_near_and_a_far_surface():
     camera = Cameras.orbit([0.0], 0.0, 32)
     depth = torch.full((32, 32), 1.2)
     depth[:, 16:] = 1.8
-    discs = visible_side(torch.ones(4, 32, 32), camera, depth, SolidOptions())
+    discs = visible_side(torch.ones(4, 32, 32), camera, depth, ONCE, SolidOptions())
     z = 1.5 - discs.means[:, 2]  # from the camera
     assert ((z > 1.25) & (z < 1.75)).sum() == 0 and (z > 1.75).any() and (z < 1.25).any()
 
