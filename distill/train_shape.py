@@ -54,7 +54,7 @@ class ShapeConfig(LoopConfig):
         0.05, "share of clusters that are never trained on; 0 keeps the last network", 0, 1
     )
     held_objects: int = setting(64, "objects of these that are scored at each validation, at most", 1)
-    pixels: int = setting(768, "of other views that a sample is compared in", 1)
+    pixels: int = setting(1536, "of other views that a sample is compared in", 1)
     init_from: str = setting("", "start from these weights of a shape network, or of a generator with one")
     network: OccupancyConfig = field(default_factory=OccupancyConfig)
     objective: ShapeObjectiveConfig = field(default_factory=ShapeObjectiveConfig)

@@ -51,7 +51,7 @@ class ShapeDataset:
     members: InitVar[Sequence[int] | None] = None  # indices of the objects to draw from; None is all
     scan_fraction: float = 0.4  # share of scans and PBR objects
     shape_fraction: float = 0.1  # share of untextured shapes with made-up textures, when there are any
-    pixels: int = 768  # of other views, P
+    pixels: int = 1536  # of other views, P
     recolour: float = 0.15  # largest change of brightness; half of the samples also permute the channels
     stretch: float = 0.0  # largest change of width, by its logarithm, in half of the samples
 

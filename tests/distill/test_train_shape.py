@@ -176,7 +176,7 @@ def test_the_command_has_its_place(capsys):
     assert main(["train-shape", "--help"]) == 0
     text = capsys.readouterr().out
     assert "dd3g train-shape" in text and "cross-entropy of occupancy" in text
-    assert parse(["--config", "nano"], ShapeConfig).objective.bce == 2
+    assert parse(["--config", "nano"], ShapeConfig).objective.outline == 4
 
 
 @pytest.mark.slow

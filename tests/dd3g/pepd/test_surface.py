@@ -34,7 +34,6 @@ from dd3g.pepd.surface import (
 )
 from dd3g.rasterizer import rasterize
 
-
 ONCE = torch.zeros(32, 32, dtype=torch.bool)  # no pixel's disc is there twice
 
 
