@@ -51,13 +51,13 @@ class SolidOptions:
     mask_size: int = 64  # pixels a side of the masks, those of the generator's training
     outline: float = 0.54  # alpha that counts as one: lower swells haze into matter, higher leaves holes
     swelling: float = 0.2  # share of the inflated silhouette in the body, which smooths what masks tear
-    certainty: float = 2.0  # logits above the surface's that each ray of the picture reaches, where likeliest
-    outlined: float = 0.3  # share of the generator's hull in a body that a shape network finds
+    certainty: float = 4.0  # logits above the surface's that each ray of the picture reaches, where likeliest
+    outlined: float = 0.1  # share of the generator's hull in a body that a shape network finds
     imagined: float = 0.3  # share of the generator's colours in those of a shape network
     coarse: int = 32  # pixels a side: what the picture shows in finer detail, the hidden side has too; 0: not
-    blur: float = 0.45  # standard deviation of the filter on the hull
+    blur: float = 0.85  # standard deviation of the filter on the hull
     crumb: int = 30  # voxels: smaller pieces of matter are dropped, those of rays in doubt about their depth
-    tangent: float = 0.5  # standard deviation of a disc along the surface
+    tangent: float = 0.47  # standard deviation of a disc along the surface
     thickness: float = 0.2  # and across it
     inset: float = 0.95  # discs lie this far inside, so that what they cover ends at the surface
     opacity: float = 0.97
