@@ -92,9 +92,9 @@ class ShapeObjectiveConfig:
     bce: float = setting(1.0, "cross-entropy of occupancy along the input's rays, inside its mask")
     dice: float = setting(2.0, "1 - overlap of the same: thin parts weigh as much as their share")
     silhouette: float = setting(
-        1.0, "cross-entropy of other views' masks by the largest logit along their rays"
+        2.0, "cross-entropy of other views' masks by the largest logit along their rays"
     )
-    outline: float = setting(4.0, "1 - overlap of the same")
+    silhouette_dice: float = setting(4.0, "1 - overlap of the same")
     color: float = setting(1.0, "absolute error of the colours that other views see")
     steps: int = setting(64, "points along a ray of another view", 1)
 

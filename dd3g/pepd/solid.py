@@ -38,7 +38,7 @@ Field = Callable[[int], Tensor]  # voxels a side n -> (n, n, n) over the cube, h
 Colors = Callable[[Tensor, Tensor], Tensor]  # points and normals (P, 3) -> sRGB (P, 3)
 
 VISIBLE = 0.075  # alpha from which a pixel gets a disc: the square of less is not written
-FILLED = 0.8  # alpha up to which a pixel, and those around it, are the outline
+FILLED = 0.8  # alpha up to which a pixel at the outline is not filled
 # Where masks are taken from: rings at three elevations, for outlines of legs as well as of tops.
 RING = ((10.0, 12, 0.0), (40.0, 6, 0.0), (-10.0, 4, 45.0))  # elevation, cameras, first azimuth
 
@@ -67,7 +67,7 @@ class SolidOptions:
     stretch: float = 3.0  # longest by shortest axis of a visible disc that is seen at a slant
     behind: float = 1.5  # depth behind the first hit up to which a point counts as visible
     facing: float = 0.15  # least cosine to the viewing ray of a visible point
-    most_visible: int = 24_000  # discs; a picture with more pixels on the object is reduced
+    most_visible: int = 24_000  # pixels on the object; a picture with more is reduced
     most_hidden: int = 16_000  # discs all around; a longer surface is taken at fewer voxels
 
 
@@ -215,7 +215,7 @@ def discs_on(
 
     Args:
         field: gives it at any resolution; asked again where the surface has more than `most_hidden` points,
-            or with the pixels of the picture more than `most_visible` and these.
+            or with the discs of the visible side more than `most_visible` and these.
         picture: (4, S, S) straight RGBA on the CPU, as `within` leaves it.
         camera: (1,) of this size that took it.
         colors: of the points that the picture does not show.
@@ -240,8 +240,9 @@ def discs_on(
     tints = colors(points, normals) if len(points) else points
     filled = spread(depth[None, None], depth[None, None] > 0)[0, 0]
     if not (depth > 0).any():
-        # What is thinner than voxels has no body.
+        # What is thinner than voxels has no body, and nothing behind it that adds to its opacity.
         filled = torch.full_like(depth, float(camera.positions[0].norm()))
+        picture, twice = torch.cat([picture[:3], picture[3:].sqrt() * shown]), torch.zeros_like(twice)
     else:
         uv, z = camera.project(points)  # (1, P, 2), (1, P)
         surface = sampled(filled[None, None], uv)[0, 0]
@@ -273,8 +274,8 @@ def visible_side(
 
     Discs that leave no gaps reach into their neighbours: colours are sharpened by what that blurs, and at the
     outline, where discs overlap with the body's, opacities are the square of alpha. A renderer blurs what it
-    draws, so that what ends at the outline is half gone there: its discs are drawn in, and to be there
-    `twice` (S, S), bool, like those with no body behind them that would add to their opacity.
+    draws, so that what ends at the outline is half gone there: its discs are drawn in. Those of `twice`
+    (S, S), bool, are written twice; they are the outline's, and those with no body behind them.
     """
     # The median of 5 x 5 pixels: a mean would hang a comb of discs between a leg and what is seen behind it.
     around = F.unfold(F.pad(depth[None, None], (2, 2, 2, 2), mode="replicate"), 5)  # (1, 25, S * S)
@@ -312,8 +313,8 @@ def visible_side(
 
 
 def outline(alpha: Tensor) -> Tensor:
-    """(S, S) bool, the pixels of alpha (S, S) that are not filled, or are next to one that is not."""
-    return any_around(alpha <= FILLED)
+    """(S, S) bool, the pixels of alpha (S, S) that are not filled, or next to one; not the midst of glass."""
+    return any_around(alpha <= FILLED) & any_around(any_around(alpha <= VISIBLE))
 
 
 def any_around(these: Tensor) -> Tensor:

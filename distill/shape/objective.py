@@ -22,7 +22,7 @@ LEVELS = (0.3, 0.4, 0.5)  # of occupancy, at which held-out objects are scored
 
 @dataclass
 class ShapeObjective:
-    """Occupancy directly in 3D, and what other views see of it; each is a mean over samples."""
+    """Occupancy directly in 3D, and what other views see of it."""
 
     config: ShapeObjectiveConfig  # weights
 
@@ -34,10 +34,10 @@ class ShapeObjective:
         seen = ray_logits(logits, batch, batch.jitter, c.steps)
         mask = batch.rgba[..., 3]
         silhouette = F.binary_cross_entropy_with_logits(seen, mask)
-        outline = (1 - overlap(seen.sigmoid(), mask)).mean()
+        silhouette_dice = (1 - overlap(seen.sigmoid(), mask)).mean()
         color = color_error(volume, batch).mean()
-        values = {"bce": bce, "dice": dice, "silhouette": silhouette, "outline": outline}
-        values["color"] = color
+        values = {"bce": bce, "dice": dice, "silhouette": silhouette}
+        values |= {"silhouette_dice": silhouette_dice, "color": color}
         terms = {name: getattr(c, name) * value for name, value in values.items()}
         return torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in terms.items()}
 

@@ -158,7 +158,7 @@ def test_shape_networks_as_configured(name):
     with OnMeta():
         loss, terms = ShapeObjective(config.objective)(network, batch, 0)
         loss.backward()
-    assert set(terms) == {"bce", "dice", "silhouette", "outline", "color"} and loss.is_meta
+    assert set(terms) == {"bce", "dice", "silhouette", "silhouette_dice", "color"} and loss.is_meta
     assert all(p.grad.is_meta for p in network.parameters())
 
 

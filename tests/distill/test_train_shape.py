@@ -67,7 +67,7 @@ def test_training_learns_and_keeps_the_best(renders, tmp_path, capsys):
     steps, scored = ([line for line in lines if (KEPT_BY in line) == held] for held in (False, True))
     assert len(steps) == 24 and [line["step"] for line in scored] == [8, 16, 24]
     for line in steps:
-        parts = [line[k] for k in ("bce", "dice", "silhouette", "outline", "color")]
+        parts = [line[k] for k in ("bce", "dice", "silhouette", "silhouette_dice", "color")]
         assert line["loss"] == pytest.approx(sum(parts), rel=1e-4)
     early, late = (sum(line["loss"] for line in part) for part in (steps[:6], steps[-6:]))
     assert late < 0.9 * early
@@ -176,7 +176,8 @@ def test_the_command_has_its_place(capsys):
     assert main(["train-shape", "--help"]) == 0
     text = capsys.readouterr().out
     assert "dd3g train-shape" in text and "cross-entropy of occupancy" in text
-    assert parse(["--config", "nano"], ShapeConfig).objective.outline == 4
+    for name in ("nano", "small", "base"):
+        assert parse(["--config", name], ShapeConfig).objective == ShapeConfig().objective
 
 
 @pytest.mark.slow

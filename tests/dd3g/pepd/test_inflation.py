@@ -77,11 +77,13 @@ def test_what_is_thinner_than_voxels_stands_as_a_card():
     wire = torch.zeros(4, 256, 256)
     wire[:, 100:102, 40:216] = torch.tensor([0.9, 0.1, 0.1, 1.0])[:, None, None]
     card = inflated_silhouette(wire, camera)
-    assert len(card.means) == 2 * 2 * 176  # without a body behind them, all are there twice
+    assert len(card.means) == 2 * 176
     assert (card.means @ F.normalize(camera.positions[0], dim=0)).abs().max() < 0.01
     alpha = rasterize(card, camera, background=0.0, antialiased=True).alpha[0, 0]
-    assert alpha[100:102, 42:214].min() > 0.8
+    assert alpha[100:102, 42:214].min() > 0.6
     assert alpha[:97].max() < 0.05 and alpha[105:].max() < 0.05
+    wire[3] *= 0.4
+    torch.testing.assert_close(inflated_silhouette(wire, camera).opacities, torch.full((352,), 0.98 * 0.4))
 
 
 @pytest.mark.parametrize("width", [8, 1])
@@ -91,4 +93,4 @@ def test_visible_and_hidden_discs_together_are_no_more_than_asked_for(width):
     bars = torch.ones(4, 128, 128) * (disc(128, 50) & (torch.arange(128) // width % 2 == 0))
     options = SolidOptions(most_visible=2000, most_hidden=1200)
     assert int((within(bars, camera, options)[0][3] > VISIBLE).sum()) > 1990
-    assert 2000 < len(inflated_silhouette(bars, camera, options).means) <= 3200
+    assert 1990 < len(inflated_silhouette(bars, camera, options).means) <= 3200

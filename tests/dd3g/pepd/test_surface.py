@@ -18,6 +18,7 @@ from dd3g.pepd.solid import (
     SolidOptions,
     detailed,
     mask_cameras,
+    outline,
     sharpened,
     solidify,
     tangent_axes,
@@ -263,6 +264,14 @@ def test_discs_of_the_outline_are_drawn_in():
     expected = torch.where(torch.arange(20) > 17, -0.5, 0.0).expand(32, 20)  # the last two are the outline
     torch.testing.assert_close(moved, expected, atol=0.01, rtol=0)
     torch.testing.assert_close(columns[32 * 20 :], columns[: 32 * 20].view(32, 20)[:, 19])
+
+
+def test_the_midst_of_glass_is_no_outline():
+    glass = torch.zeros(32, 32)
+    glass[6:26, 6:26] = 0.5
+    found = outline(glass)
+    assert found[6:8, 6:26].all() and found[6:26, 24:26].all()
+    assert not found[8:24, 8:24].any()
 
 
 def test_the_outline_is_sharp():

@@ -25,7 +25,7 @@ from distill.shape.objective import (
 from distill.shape.samples import ShapeDataset, ShapeSample, shape_sample
 
 SIZE, BINS = 32, 24
-TERMS = {"bce", "dice", "silhouette", "outline", "color"}
+TERMS = {"bce", "dice", "silhouette", "silhouette_dice", "color"}
 
 
 def batch_of(objects, count=3, pixels=40):
@@ -69,9 +69,9 @@ def test_terms_of_masks_by_hand(objects):
     p, t = seen.sigmoid().double(), batch.rgba[..., 3].double()
     cross = -(t * p.log() + (1 - t) * (1 - p).log()).mean()
     overlap = (2 * (p * t).sum(1) + 50) / (p.sum(1) + t.sum(1) + 50)
-    terms = ShapeObjective(ShapeObjectiveConfig(silhouette=1, outline=3))(model, batch, 0)[1]
+    terms = ShapeObjective(ShapeObjectiveConfig(silhouette=1, silhouette_dice=3))(model, batch, 0)[1]
     assert float(terms["silhouette"]) == pytest.approx(float(cross), rel=1e-5)
-    assert float(terms["outline"]) == pytest.approx(3 * float((1 - overlap).mean()), rel=1e-5)
+    assert float(terms["silhouette_dice"]) == pytest.approx(3 * float((1 - overlap).mean()), rel=1e-5)
 
 
 def test_largest_logits_by_hand(objects):
@@ -98,7 +98,7 @@ def test_largest_logits_by_hand(objects):
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_samples(objects):
     batch = batch_of(objects)
-    weights = ShapeObjectiveConfig(bce=1, dice=3, silhouette=2, outline=5, color=4)
+    weights = ShapeObjectiveConfig(bce=1, dice=3, silhouette=2, silhouette_dice=5, color=4)
     model, objective = Made(batch), ShapeObjective(weights)
     loss, terms = objective(model, batch, 0)
     assert float(loss) == pytest.approx(sum(map(float, terms.values())), rel=1e-5)
@@ -169,7 +169,7 @@ def test_the_colour_error_counts_what_is_seen(objects):
         assert float(found[b]) == pytest.approx(float((1 - batch.rgba[b, seen, :3]).abs().mean()), abs=1e-3)
 
 
-def test_colours_are_taken_at_the_other_views_depth(objects):
+def test_colours_are_taken_at_the_depth_of_other_views(objects):
     """A volume that is white in front and black behind; points in between are left out."""
     batch = batch_of(objects, 3, pixels=600)
     points = batch.origins + batch.depth[..., None] * batch.directions
