@@ -139,6 +139,13 @@ def test_rays_come_from_several_other_views(objects):
     assert len(first) > 2
 
 
+def test_an_object_of_three_views_has_two_others(objects):
+    item = objects[0]
+    meta = item.meta | {k: item.meta[k][:3] for k in ("azimuth", "elevation")}
+    few = replace(item, rgba=item.rgba[:3], depth=item.depth[:3], cameras=item.cameras[:3], meta=meta)
+    assert len(shape_sample(few, generator_for(9, 0), SIZE, BINS, 200).origins.unique(dim=0)) == 2
+
+
 def test_stretched_objects_stay_in_the_picture_and_keep_their_colours(objects):
     widths = set()
     for k in range(12):
