@@ -55,7 +55,7 @@ class SolidOptions:
     outlined: float = 0.1  # share of the generator's hull in a body that a shape network finds
     imagined: float = 0.3  # share of the generator's colours in those of a shape network
     coarse: int = 32  # pixels a side: what the picture shows in finer detail, the hidden side has too; 0: not
-    blur: float = 0.85  # standard deviation of the filter on the hull
+    blur: float = 0.85  # standard deviation of the filter on the body
     crumb: int = 30  # voxels: smaller pieces of matter are dropped, those of rays in doubt about their depth
     tangent: float = 0.47  # standard deviation of a disc along the surface
     thickness: float = 0.2  # and across it

@@ -34,10 +34,13 @@ class ShapeObjective:
         seen = ray_logits(logits, batch, batch.jitter, c.steps)
         mask = batch.rgba[..., 3]
         silhouette = F.binary_cross_entropy_with_logits(seen, mask)
-        silhouette_dice = (1 - overlap(seen.sigmoid(), mask)).mean()
-        color = color_error(volume, batch).mean()
-        values = {"bce": bce, "dice": dice, "silhouette": silhouette}
-        values |= {"silhouette_dice": silhouette_dice, "color": color}
+        values = {
+            "bce": bce,
+            "dice": dice,
+            "silhouette": silhouette,
+            "silhouette_dice": (1 - overlap(seen.sigmoid(), mask)).mean(),
+            "color": color_error(volume, batch).mean(),
+        }
         terms = {name: getattr(c, name) * value for name, value in values.items()}
         return torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in terms.items()}
 

@@ -101,8 +101,8 @@ def shape_sample(
     others = [rest[v] for v in torch.randperm(len(rest), generator=g)[:OTHERS]]
     camera = item.cameras[first].resized(size)
     cameras = item.cameras[others].turned(-math.radians(item.meta["azimuth"][first]))
-    image, *seen = recolouring(recolour, g)(item.rgba[[first, *others]].float() / 255)
-    image, rgba = resize(image[None], size)[0], torch.stack(seen)
+    colored = recolouring(recolour, g)(item.rgba[[first, *others]].float() / 255)
+    image, rgba = resize(colored[:1], size)[0], colored[1:]
     width = 1.0
     if stretch:
         width = min(math.exp(stretch * (2 * float(torch.rand((), generator=g)) - 1)), room_beside(image))

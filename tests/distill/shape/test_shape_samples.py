@@ -103,9 +103,9 @@ def test_matter_lies_along_a_ray_where_the_picture_shows_it(which, mirror, stret
     items = request.getfixturevalue(which)
     for k in range(6):
         item = items[k % len(items)]
-        sample = shape_sample(item, generator_for(0, k), SIZE, 96, 8, 0.0, mirror, stretch)
+        sample = shape_sample(item, generator_for(4, k), SIZE, 96, 8, 0.0, mirror, stretch)
         found, true = sample.occupancy.amax(0) > 0.5, sample.image[3] > 0.5
-        assert float(iou(found[None], true[None])) > (0.9 if stretch else 0.93)
+        assert float(iou(found[None], true[None])) > 0.93
 
 
 @pytest.mark.parametrize(("mirror", "stretch"), [(False, 0.0), (True, 0.0), (True, 0.5)])
