@@ -134,7 +134,7 @@ def render_command(
     """Render a folder of meshes into shards of RGBA and depth; run it again to resume."""
     options = replace(options, scan_variants=options.scan_variants or options.variants)
     styles = [s.strip() for s in only_styles.split(",") if s.strip()]
-    if not options.eval and not options.quads + options.free_quads + options.novel:
+    if not (options.eval or options.quads or options.free_quads or options.square_quads or options.novel):
         raise UserError("no views asked for: raise --quads, --free-quads or --novel")
     summary = render_folder(folder, output, options, processes, styles, limit, layout)
     failed = summary["failed"]

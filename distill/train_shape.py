@@ -49,6 +49,9 @@ class ShapeConfig(LoopConfig):
         0.25, "share of scans and PBR objects; a few are soon known by heart", 0, 1
     )
     shape_fraction: float = setting(0.25, "share of untextured shapes with made-up textures", 0, 1)
+    square_on: float = setting(
+        0.6, "share of samples whose picture sees the object from its front, back or side", 0, 1
+    )
     stretch: float = setting(0.3, "largest change of width, by its logarithm, in half of the samples")
     held_out: float = setting(
         0.05, "share of clusters that are never trained on; 0 keeps the last network", 0, 1
@@ -202,7 +205,8 @@ def run(config: ShapeConfig) -> Path:
     train, held = split(objects, config)
     shares = config.scan_fraction, config.shape_fraction
     sizes = shape.size, shape.bins, train
-    samples = ShapeDataset(objects, config.seed, *sizes, *shares, config.pixels, stretch=config.stretch)
+    varied = {"square_on": config.square_on, "stretch": config.stretch}
+    samples = ShapeDataset(objects, config.seed, *sizes, *shares, config.pixels, **varied)
     keeper = Keeper(config, objects, held)
     config.count_opening(start)
     fit(network, ShapeObjective(config.objective), samples, config, keeper)

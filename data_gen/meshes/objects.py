@@ -37,6 +37,7 @@ class Options:
     seed: int = setting(0, "Seed of all random choices.", 0)
     quads: int = setting(4, "Sets of four views 90 degrees apart at elevation 10.", 0)
     free_quads: int = setting(1, "The same at a random elevation, -10 to 40.", 0)
+    square_quads: int = setting(0, "The same of its front, back and sides, give or take 10 degrees.", 0)
     novel: int = setting(8, "Free views, elevation -15 to 50.", 0)
     eval: bool = setting(False, "Evaluation views: variant 0, one quad and 16 fixed novel views.")
     supersample: int = setting(4, "s x s samples per pixel.", 1, 8)
@@ -113,8 +114,10 @@ def mesh_files(items: list[Item]) -> str:
     return fingerprint(*parts)
 
 
-def view_plan(options: Options, rng: np.random.Generator, plain: bool) -> dict[str, list]:
-    """Azimuths, elevations, quads and novel views of one item, degrees."""
+def view_plan(
+    options: Options, rng: np.random.Generator, plain: bool, front: float = 0.0
+) -> dict[str, list]:
+    """Azimuths, elevations, quads and novel views of one item, whose front is seen from an azimuth, degrees."""
     azimuth: list[float] = []
     elevation: list[float] = []
     quads: list[list[int]] = []
@@ -130,6 +133,8 @@ def view_plan(options: Options, rng: np.random.Generator, plain: bool) -> dict[s
         add_quad((q + jitter) * 90 / count, ELEVATION)
     for _ in range(0 if options.eval else options.free_quads):
         add_quad(rng.uniform(0, 90), rng.uniform(-10, 40))
+    for _ in range(0 if options.eval else options.square_quads):
+        add_quad(front + rng.uniform(-10, 10), rng.uniform(-10, 40))
     first = len(azimuth)
     if options.eval:
         # 7 and 16 share no factor: each of 16 even elevations occurs once, neighbours in azimuth differ.
@@ -155,14 +160,15 @@ def render_item(item: Item, options: Options) -> dict[str, bytes | str]:
     rng = np.random.default_rng([options.seed, zlib.crc32(item.found.id.encode()), item.variant])
     plain = item.variant == 0
     mesh = item.found.mesh()
-    light, colors, texture = Light(), None, "original"
+    light, colors, texture, front = Light(), None, "original", 0.0
     if item.found.path.suffix.lower() == ".npz":
         mesh, texture = variation.painted(mesh, rng)
     if not plain:
-        mesh, light = variation.reshaped(mesh, rng), variation.random_light(rng)
+        mesh, front = variation.reshaped(mesh, rng)
+        light = variation.random_light(rng)
         colors = variation.random_color_matrix(rng)
     mesh.vertices = mesh.vertices * np.float32(FILL)
-    plan = view_plan(options, rng, plain)
+    plan = view_plan(options, rng, plain, front)
     cameras = Cameras.orbit(plan["azimuth"], plan["elevation"], options.size)
     rgba, depth = render_mesh(mesh, cameras, light, colors, options.supersample)
     if not rgba.any():
@@ -175,6 +181,7 @@ def render_item(item: Item, options: Options) -> dict[str, bytes | str]:
         "viewmats": np.round(cameras.viewmats.double().numpy(), 7).tolist(),
         "K": np.round(cameras.Ks[0].double().numpy(), 5).tolist(),
         **plan,
+        "front": round(front, 4),
         "light": {
             "ambient": round(light.ambient, 4),
             "directions": np.round(light.directions, 4).tolist(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -34,14 +35,19 @@ def random_color_matrix(rng: np.random.Generator) -> NDArray[np.float64]:
     return np.concatenate([contrast * turn, np.full((3, 1), 0.5 - 0.5 * contrast + brightness)], 1)
 
 
-def reshaped(mesh: Mesh, rng: np.random.Generator) -> Mesh:
-    """Random stretch (0.75..1.3 an axis), mirror, tilt (at most 15 degrees) and yaw, normalised again."""
+def reshaped(mesh: Mesh, rng: np.random.Generator) -> tuple[Mesh, float]:
+    """Random stretch (0.75..1.3 an axis), mirror, tilt (at most 15 degrees) and yaw, normalised again.
+
+    Returns:
+        the mesh, and the azimuth in degrees from which its front is seen now.
+    """
     stretch = rng.uniform(0.75, 1.3, 3) * [rng.choice([-1.0, 1.0]), 1, 1]
     pitch, roll = np.radians(np.clip(rng.normal(0, 6, 2), -15, 15))
     yaw = rng.uniform(-np.pi, np.pi)
     turn = _rotation(1, yaw) @ _rotation(0, pitch) @ _rotation(2, roll)
     vertices = normalised((mesh.vertices * stretch) @ turn.T)
-    return replace(mesh, vertices=vertices, normals=corner_normals(vertices, mesh.faces))
+    changed = replace(mesh, vertices=vertices, normals=corner_normals(vertices, mesh.faces))
+    return changed, -math.degrees(yaw)
 
 
 def painted(mesh: Mesh, rng: np.random.Generator, size: int = 48) -> tuple[Mesh, str]:

@@ -29,7 +29,7 @@ class RenderedObject:
     cameras: Cameras  # batch shape (V,)
     # id, style, source, licence, cluster, variant, azimuth and elevation (V degrees each), quads (lists of
     # four view indices at azimuths a, a + 90, a + 180, a + 270 and one elevation), novel (indices of free
-    # views), light, texture; volume (resolution and half) where there is one
+    # views), front (the azimuth that sees it), light, texture; volume (resolution and half) where there is one
     meta: dict
     bits: bytes = b""  # of the volume as its file holds them; nothing where there is none
 

@@ -22,6 +22,7 @@ from distill.samples.renders import RenderedObject, described
 from distill.shape.carving import Together
 
 LOWEST, HIGHEST = -10.0, 40.0  # elevations that a picture may be taken from, degrees
+SQUARE = 10.0  # degrees off an object's front, back or side, up to which a view sees it squarely
 OTHERS = 4  # views, at most, that a sample is also compared in
 VISIBLE = 0.05  # alpha from which a ray of the picture meets matter
 
@@ -53,6 +54,7 @@ class ShapeDataset:
     shape_fraction: float = 0.1  # share of untextured shapes with made-up textures, when there are any
     pixels: int = 1536  # of other views, P
     recolour: float = 0.15  # largest change of brightness; half of the samples also permute the channels
+    square_on: float = 0.0  # share of samples whose picture sees the object squarely
     stretch: float = 0.0  # largest change of width, by its logarithm, in half of the samples
 
     def __post_init__(self, members: Sequence[int] | None) -> None:
@@ -70,7 +72,9 @@ class ShapeDataset:
         i = self.styles.draw(g)
         item, mirror = self.objects[i], chance(0.5, g)
         stretch = self.stretch if chance(0.5, g) else 0.0  # what is round stays so in the others
-        return shape_sample(item, g, self.size, self.bins, self.pixels, self.recolour, mirror, stretch)
+        square_on = chance(self.square_on, g)
+        sizes = self.size, self.bins, self.pixels
+        return shape_sample(item, g, *sizes, self.recolour, mirror, stretch, square_on)
 
 
 def shape_sample(
@@ -82,8 +86,11 @@ def shape_sample(
     recolour: float = 0.0,
     mirror: bool = False,
     stretch: float = 0.0,
+    square_on: bool = False,
 ) -> ShapeSample:
     """One input view of an object, with some pixels of others; arguments as in `ShapeDataset`.
+
+    With `square_on` it is one that sees the object squarely, if there is any.
 
     Raises:
         UserError: when the object has no volume or only one view, or is only seen from too high or low.
@@ -95,8 +102,9 @@ def shape_sample(
             f"rendered object {item.meta['id']} needs a volume and two views, one of them from "
             f"{LOWEST:.0f} to {HIGHEST:.0f} degrees: render it again with --volumes"
         )
-    k = pick(len(inputs), g)
-    first = inputs[k]
+    if square_on:
+        inputs = [v for v in inputs if is_square(item.meta, v)] or inputs
+    first = inputs[pick(len(inputs), g)]
     rest = [v for v in range(len(elevations)) if v != first]
     others = [rest[v] for v in torch.randperm(len(rest), generator=g)[:OTHERS]]
     camera = item.cameras[first].resized(size)
@@ -127,6 +135,15 @@ def shape_sample(
         depth=depth.flatten()[chosen],
         jitter=torch.rand(pixels, generator=g),
     )
+
+
+def is_square(meta: dict, view: int) -> bool:
+    """Whether a view sees its object from the front, the back or a side, as most pictures are taken.
+
+    Meshes are modelled facing an axis. Where the front of one that was turned is not known, no view does.
+    """
+    front = meta.get("front", None if meta.get("variant", 0) else 0.0)
+    return front is not None and abs((meta["azimuth"][view] - front + 45) % 90 - 45) <= SQUARE
 
 
 def matter_in_slices(volume: Tensor, half: float, camera: Cameras, bins: int, shown: Tensor) -> Tensor:

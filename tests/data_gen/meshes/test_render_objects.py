@@ -19,12 +19,13 @@ from stand_ins.training_runs import files
 
 from data_gen import render
 from data_gen.meshes.objects import Item, Options, find_items, render_item, view_plan
+from data_gen.meshes.variation import reshaped
 from data_gen.render import render_folder
 from dd3g.errors import UserError
 from dd3g.io.atomic import only_user
 from dd3g.io.shards import Shards, write_shard
 from dd3g.meshes.layouts import PLAIN, FoundObject
-from dd3g.meshes.mesh import normalised
+from dd3g.meshes.mesh import load_mesh, normalised
 from distill.samples.renders import RenderedObjects
 
 SMALL = Options(size=16, supersample=2, quads=1, free_quads=1, novel=2, per_shard=2)
@@ -43,6 +44,20 @@ def test_view_plan():
     assert plan["azimuth"][:4] == [0, 90, 180, 270] and len(plan["novel"]) == 16
     novel = [plan["elevation"][i] for i in plan["novel"]]
     assert min(novel) == -8 and max(novel) == 40 and len(set(novel)) == 16
+
+
+def test_the_front_of_a_turned_mesh_is_told(tmp_path):
+    """A camera at that azimuth looks along the axis of the mesh that faced +z, whatever its tilt."""
+    write_cube(tmp_path / "cube.glb")
+    cube = load_mesh(tmp_path / "cube.glb")
+    fronts = []
+    for seed in range(8):
+        turned, front = reshaped(cube, np.random.default_rng(seed))
+        near, far = (turned.vertices[cube.vertices[:, 2] * side > 0].mean(0) for side in (1, -1))
+        ahead, towards = (near - far)[[0, 2]], np.radians(front)
+        assert ahead / np.hypot(*ahead) == pytest.approx([np.sin(towards), np.cos(towards)], abs=1e-5)
+        fronts.append(front)
+    assert np.ptp(fronts) > 180
 
 
 def make_folder(folder: Path, count: int = 3) -> Path:

@@ -20,10 +20,13 @@ from dd3g.training import generator_for
 from distill.samples.renders import RenderedObjects
 from distill.shape.objective import iou, ray_logits
 from distill.shape.samples import (
+    HIGHEST,
+    LOWEST,
     ShapeDataset,
     ShapeSample,
     check_volumes,
     held_out,
+    is_square,
     matter_in_slices,
     occupancy_along,
     shape_sample,
@@ -248,6 +251,28 @@ def test_half_of_the_samples_are_stretched(objects):
     masks = torch.cat([masks, masks.flip(-1)])
     as_drawn = sum((masks == dataset[i].image[3]).all((1, 2)).any() for i in range(60))
     assert 18 < as_drawn < 42
+
+
+def test_some_samples_see_their_object_squarely(objects, cubes):
+    """By the front of each variant; where that of a turned one is not known any view is as good."""
+    plain, turned = cubes[0].meta, cubes[1].meta
+    assert plain["front"] == 0 and turned["front"] != 0 and turned["variant"] == 1
+    item = replace(objects[0], meta=objects[0].meta | {"front": AZIMUTHS[0] + 33.0})
+    views = range(len(AZIMUTHS))
+    off = [(a - AZIMUTHS[0] - 33) % 90 for a in AZIMUTHS]
+    square = [v for v in views if min(off[v], 90 - off[v]) <= 10]
+    assert [v for v in views if is_square(item.meta, v)] == square and 0 < len(square) < len(AZIMUTHS)
+    assert not any(is_square(turned | {"front": None}, v) for v in range(len(turned["azimuth"])))
+    masks = item.rgba[:, 3].float() / 255
+
+    def seen(item, square_on):
+        found = [shape_sample(item, generator_for(7, k), SIZE, 8, 4, square_on=square_on) for k in range(60)]
+        return {v for v in views for s in found if torch.equal(masks[v], s.image[3])}
+
+    low = {v for v in views if LOWEST <= ELEVATIONS[v] <= HIGHEST}
+    assert seen(item, True) == low & set(square) and seen(item, False) == low
+    unknown = {k: v for k, v in item.meta.items() if k != "front"} | {"variant": 1}
+    assert seen(replace(item, meta=unknown), True) == low
 
 
 def test_whole_clusters_are_held_out():
