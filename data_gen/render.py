@@ -135,7 +135,7 @@ def render_command(
     options = replace(options, scan_variants=options.scan_variants or options.variants)
     styles = [s.strip() for s in only_styles.split(",") if s.strip()]
     if not (options.eval or options.quads or options.free_quads or options.square_quads or options.novel):
-        raise UserError("no views asked for: raise --quads, --free-quads or --novel")
+        raise UserError("no views asked for: raise --quads, --free-quads, --square-quads or --novel")
     summary = render_folder(folder, output, options, processes, styles, limit, layout)
     failed = summary["failed"]
     if as_json:

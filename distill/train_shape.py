@@ -49,10 +49,8 @@ class ShapeConfig(LoopConfig):
         0.25, "share of scans and PBR objects; a few are soon known by heart", 0, 1
     )
     shape_fraction: float = setting(0.25, "share of untextured shapes with made-up textures", 0, 1)
-    square_on: float = setting(
-        0.6, "share of samples whose picture sees the object from its front, back or side", 0, 1
-    )
     stretch: float = setting(0.3, "largest change of width, by its logarithm, in half of the samples")
+    square_on: float = setting(0.6, "share of inputs chosen among views of front, back and sides", 0, 1)
     held_out: float = setting(
         0.05, "share of clusters that are never trained on; 0 keeps the last network", 0, 1
     )
@@ -205,7 +203,7 @@ def run(config: ShapeConfig) -> Path:
     train, held = split(objects, config)
     shares = config.scan_fraction, config.shape_fraction
     sizes = shape.size, shape.bins, train
-    varied = {"square_on": config.square_on, "stretch": config.stretch}
+    varied = {"stretch": config.stretch, "square_on": config.square_on}
     samples = ShapeDataset(objects, config.seed, *sizes, *shares, config.pixels, **varied)
     keeper = Keeper(config, objects, held)
     config.count_opening(start)

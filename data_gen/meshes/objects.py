@@ -17,7 +17,7 @@ from dd3g.command.setting import setting
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.picture.sources import DEPTH, DEPTH_UNIT, SHEET, VOLUME
-from dd3g.rig import BAND, ELEVATION
+from dd3g.rig import BAND, ELEVATION, SQUARE
 
 if TYPE_CHECKING:
     from dd3g.meshes.layouts import FoundObject
@@ -37,7 +37,7 @@ class Options:
     seed: int = setting(0, "Seed of all random choices.", 0)
     quads: int = setting(4, "Sets of four views 90 degrees apart at elevation 10.", 0)
     free_quads: int = setting(1, "The same at a random elevation, -10 to 40.", 0)
-    square_quads: int = setting(0, "The same of its front, back and sides, give or take 10 degrees.", 0)
+    square_quads: int = setting(0, "The same within 10 degrees of azimuth of front, back and sides.", 0)
     novel: int = setting(8, "Free views, elevation -15 to 50.", 0)
     eval: bool = setting(False, "Evaluation views: variant 0, one quad and 16 fixed novel views.")
     supersample: int = setting(4, "s x s samples per pixel.", 1, 8)
@@ -114,10 +114,8 @@ def mesh_files(items: list[Item]) -> str:
     return fingerprint(*parts)
 
 
-def view_plan(
-    options: Options, rng: np.random.Generator, plain: bool, front: float = 0.0
-) -> dict[str, list]:
-    """Azimuths, elevations, quads and novel views of one item, whose front is seen from an azimuth, degrees."""
+def view_plan(options: Options, rng: np.random.Generator, plain: bool, front: float = 0.0) -> dict[str, list]:
+    """Azimuths, elevations, quads and novel views of one item, whose front is seen from `front`; degrees."""
     azimuth: list[float] = []
     elevation: list[float] = []
     quads: list[list[int]] = []
@@ -134,7 +132,7 @@ def view_plan(
     for _ in range(0 if options.eval else options.free_quads):
         add_quad(rng.uniform(0, 90), rng.uniform(-10, 40))
     for _ in range(0 if options.eval else options.square_quads):
-        add_quad(front + rng.uniform(-10, 10), rng.uniform(-10, 40))
+        add_quad(front + rng.uniform(-SQUARE, SQUARE), rng.uniform(-10, 40))
     first = len(azimuth)
     if options.eval:
         # 7 and 16 share no factor: each of 16 even elevations occurs once, neighbours in azimuth differ.

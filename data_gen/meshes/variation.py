@@ -39,7 +39,7 @@ def reshaped(mesh: Mesh, rng: np.random.Generator) -> tuple[Mesh, float]:
     """Random stretch (0.75..1.3 an axis), mirror, tilt (at most 15 degrees) and yaw, normalised again.
 
     Returns:
-        the mesh, and the azimuth in degrees from which its front is seen now.
+        the mesh, and the azimuth, 0..360 degrees, from which its front is seen now.
     """
     stretch = rng.uniform(0.75, 1.3, 3) * [rng.choice([-1.0, 1.0]), 1, 1]
     pitch, roll = np.radians(np.clip(rng.normal(0, 6, 2), -15, 15))
@@ -47,7 +47,7 @@ def reshaped(mesh: Mesh, rng: np.random.Generator) -> tuple[Mesh, float]:
     turn = _rotation(1, yaw) @ _rotation(0, pitch) @ _rotation(2, roll)
     vertices = normalised((mesh.vertices * stretch) @ turn.T)
     changed = replace(mesh, vertices=vertices, normals=corner_normals(vertices, mesh.faces))
-    return changed, -math.degrees(yaw)
+    return changed, -math.degrees(yaw) % 360
 
 
 def painted(mesh: Mesh, rng: np.random.Generator, size: int = 48) -> tuple[Mesh, str]:

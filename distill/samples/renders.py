@@ -29,7 +29,8 @@ class RenderedObject:
     cameras: Cameras  # batch shape (V,)
     # id, style, source, licence, cluster, variant, azimuth and elevation (V degrees each), quads (lists of
     # four view indices at azimuths a, a + 90, a + 180, a + 270 and one elevation), novel (indices of free
-    # views), front (the azimuth that sees it), light, texture; volume (resolution and half) where there is one
+    # views), front (the azimuth that faces it; earlier renders
+    # lack it), light, texture; volume (resolution and half) where there is one
     meta: dict
     bits: bytes = b""  # of the volume as its file holds them; nothing where there is none
 
@@ -157,6 +158,8 @@ def _check(meta: dict, cameras: Cameras) -> None:
         raise ValueError("it has no id, or a size that is not a number of pixels")
     if "volume" in meta:
         float(meta["volume"]["half"])
+    if meta.get("front") is not None:
+        float(meta["front"])
 
 
 class Described(Protocol):

@@ -99,6 +99,7 @@ def described(quadruple: Quadruple, key: str) -> dict[str, Any]:
         "cluster": str(quadruple.meta.get("source", key)),
         "style": "teacher",
         "variant": 0,
+        "front": None,  # of what is pictured
         "size": cameras.width,
         "azimuth": azimuth,
         "elevation": elevation,

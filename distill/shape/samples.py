@@ -16,13 +16,13 @@ from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.numba_setup import njit
 from dd3g.pepd.frustum import resize, slices
+from dd3g.rig import SQUARE
 from dd3g.training import Batch, generator_for
 from distill.samples.render_samples import StyleShares, chance, mirrored, pick, recolouring
 from distill.samples.renders import RenderedObject, described
 from distill.shape.carving import Together
 
 LOWEST, HIGHEST = -10.0, 40.0  # elevations that a picture may be taken from, degrees
-SQUARE = 10.0  # degrees off an object's front, back or side, up to which a view sees it squarely
 OTHERS = 4  # views, at most, that a sample is also compared in
 VISIBLE = 0.05  # alpha from which a ray of the picture meets matter
 
@@ -54,8 +54,8 @@ class ShapeDataset:
     shape_fraction: float = 0.1  # share of untextured shapes with made-up textures, when there are any
     pixels: int = 1536  # of other views, P
     recolour: float = 0.15  # largest change of brightness; half of the samples also permute the channels
-    square_on: float = 0.0  # share of samples whose picture sees the object squarely
     stretch: float = 0.0  # largest change of width, by its logarithm, in half of the samples
+    square_on: float = 0.0  # share of samples that take one of the views that see the object squarely
 
     def __post_init__(self, members: Sequence[int] | None) -> None:
         found = described(self.objects, members)
@@ -138,10 +138,11 @@ def shape_sample(
 
 
 def is_square(meta: dict, view: int) -> bool:
-    """Whether a view sees its object from the front, the back or a side, as most pictures are taken.
+    """Whether a view, from above or not, sees its object from the front, the back or a side.
 
-    Meshes are modelled facing an axis. Where the front of one that was turned is not known, no view does.
+    Where the front is not known, as in early renders of objects that were turned, no view does.
     """
+    # Plain meshes are modelled facing +z.
     front = meta.get("front", None if meta.get("variant", 0) else 0.0)
     return front is not None and abs((meta["azimuth"][view] - front + 45) % 90 - 45) <= SQUARE
 

@@ -39,6 +39,11 @@ def test_view_plan():
         steps = np.diff([plan["azimuth"][i] for i in quad]) % 360
         assert steps == pytest.approx([90, 90, 90], abs=1e-3)
         assert len({plan["elevation"][i] for i in quad}) == 1
+    square = Options(quads=1, free_quads=0, square_quads=3)
+    plan = view_plan(square, np.random.default_rng(1), plain=False, front=50.0)
+    assert len(plan["quads"]) == 4 and plan["novel"] == list(range(16, 24))
+    off = [(plan["azimuth"][v] - 50 + 45) % 90 - 45 for v in range(4, 16)]
+    assert max(np.abs(off)) <= 10 and len(set(plan["elevation"][4:16])) == 3 and np.ptp(off) > 5
     plan = view_plan(Options(eval=True), np.random.default_rng(0), plain=True)
     assert plan == view_plan(Options(eval=True, seed=9), np.random.default_rng(5), plain=True)
     assert plan["azimuth"][:4] == [0, 90, 180, 270] and len(plan["novel"]) == 16
@@ -57,7 +62,7 @@ def test_the_front_of_a_turned_mesh_is_told(tmp_path):
         ahead, towards = (near - far)[[0, 2]], np.radians(front)
         assert ahead / np.hypot(*ahead) == pytest.approx([np.sin(towards), np.cos(towards)], abs=1e-5)
         fronts.append(front)
-    assert np.ptp(fronts) > 180
+    assert np.ptp(fronts) > 180 and 0 <= min(fronts) <= max(fronts) <= 360
 
 
 def make_folder(folder: Path, count: int = 3) -> Path:

@@ -9,8 +9,10 @@ from dataclasses import fields, replace
 import pytest
 import torch
 import torch.nn.functional as F
-from stand_ins.tiny_objects import AZIMUTHS, ELEVATIONS, ellipsoid_volume, write_renders
+from stand_ins.tiny_objects import AZIMUTHS, ELEVATIONS, ellipsoid_volume, write_cube, write_renders
 
+from data_gen.meshes.objects import Options
+from data_gen.render import render_folder
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.pepd.frustum import frustum_places, slices
@@ -20,8 +22,6 @@ from dd3g.training import generator_for
 from distill.samples.renders import RenderedObjects
 from distill.shape.objective import iou, ray_logits
 from distill.shape.samples import (
-    HIGHEST,
-    LOWEST,
     ShapeDataset,
     ShapeSample,
     check_volumes,
@@ -33,6 +33,13 @@ from distill.shape.samples import (
 )
 
 SIZE, BINS = 32, 24
+
+
+class Alone(list):
+    """Rendered objects that a test made."""
+
+    def meta(self, index):
+        return self[index].meta
 
 
 def equal(a, b):
@@ -253,26 +260,35 @@ def test_half_of_the_samples_are_stretched(objects):
     assert 18 < as_drawn < 42
 
 
-def test_some_samples_see_their_object_squarely(objects, cubes):
-    """By the front of each variant; where that of a turned one is not known any view is as good."""
-    plain, turned = cubes[0].meta, cubes[1].meta
-    assert plain["front"] == 0 and turned["front"] != 0 and turned["variant"] == 1
-    item = replace(objects[0], meta=objects[0].meta | {"front": AZIMUTHS[0] + 33.0})
-    views = range(len(AZIMUTHS))
-    off = [(a - AZIMUTHS[0] - 33) % 90 for a in AZIMUTHS]
-    square = [v for v in views if min(off[v], 90 - off[v]) <= 10]
-    assert [v for v in views if is_square(item.meta, v)] == square and 0 < len(square) < len(AZIMUTHS)
-    assert not any(is_square(turned | {"front": None}, v) for v in range(len(turned["azimuth"])))
-    masks = item.rgba[:, 3].float() / 255
+def test_some_samples_see_their_object_squarely(objects):
+    """By the front, where it is known; each view is told from the others by its mask."""
+    first = objects[0]
+    rgba = first.rgba.clone()
+    for v in range(len(AZIMUTHS)):
+        rgba[v, 3, 0, v] = 255  # opposite views of an ellipsoid have one mask
+    facing = {v for v, a in enumerate(AZIMUTHS) if min((a - 33) % 90, (33 - a) % 90) <= 10}
+    assert facing == {4, 5, 6, 7} and len(AZIMUTHS) == 14
 
-    def seen(item, square_on):
-        found = [shape_sample(item, generator_for(7, k), SIZE, 8, 4, square_on=square_on) for k in range(60)]
-        return {v for v in views for s in found if torch.equal(masks[v], s.image[3])}
+    def drawn(square_on, **meta):
+        item = replace(first, rgba=rgba, meta=first.meta | meta)
+        dataset = ShapeDataset(Alone([item]), 0, SIZE, 8, pixels=4, recolour=0, square_on=square_on)
+        rows = [dataset[i].image[3, 0] for i in range(80)]
+        return [int((row + row.flip(0))[: SIZE // 2].argmax()) for row in rows]  # half are mirrored
 
-    low = {v for v in views if LOWEST <= ELEVATIONS[v] <= HIGHEST}
-    assert seen(item, True) == low & set(square) and seen(item, False) == low
-    unknown = {k: v for k, v in item.meta.items() if k != "front"} | {"variant": 1}
-    assert seen(replace(item, meta=unknown), True) == low
+    assert set(drawn(1.0, front=33.0)) == facing
+    for views in (drawn(0.0, front=33.0), drawn(1.0, front=None), drawn(1.0, variant=1)):
+        assert set(views) == set(range(14))
+    assert 40 < sum(v in facing for v in drawn(0.5, front=33.0)) < 64  # half, and 4 of 14 of the others
+    assert set(drawn(1.0)) == {v for v, a in enumerate(AZIMUTHS) if min(a % 90, -a % 90) <= 10}
+
+
+def test_views_of_a_turned_mesh_know_its_front(tmp_path):
+    write_cube(tmp_path / "meshes/cube/model.glb")
+    options = Options(size=8, supersample=1, quads=0, free_quads=0, square_quads=2, novel=0)
+    render_folder(tmp_path / "meshes", tmp_path / "out", options)
+    plain, turned = (item.meta for item in RenderedObjects(tmp_path / "out"))
+    assert plain["front"] == 0 and 10 < turned["front"] % 90 < 80
+    assert all(is_square(meta, v) for meta in (plain, turned) for v in range(8))
 
 
 def test_whole_clusters_are_held_out():
