@@ -32,7 +32,7 @@ SIZES = {"nano": 64, "small": 128, "base": 128}  # pixels of the pictures, as in
 RENDERING = 0.35  # of the minutes, at most
 MAKING = 0.1  # likewise
 AROUND = 20.0  # seconds that a training takes to start, to write its last checkpoint, and to be put together
-VIEWS = ("--variants", "1", "--scan-variants", "3", "--quads", "2", "--free-quads", "2", "--novel", "8")
+VIEWS = "--variants 1 --scan-variants 3 --quads 1 --square-quads 2 --free-quads 1 --novel 8".split()
 SHARD = 15_000_000  # bytes of a file of weights at most
 ABOUT = """
 # {name}

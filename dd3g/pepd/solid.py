@@ -25,6 +25,7 @@ from dd3g.pepd.surface import (
     LEVEL,
     first_hits,
     inflated_field,
+    nearest,
     smoothed,
     surface_nets,
     visual_hull,
@@ -238,7 +239,7 @@ def discs_on(
         resolution = int(resolution * min(0.9, (most / len(points)) ** 0.5))
     voxel = 2 * HALF / resolution
     tints = colors(points, normals) if len(points) else points
-    filled = spread(depth[None, None], depth[None, None] > 0)[0, 0]
+    filled = nearest(depth)
     if not (depth > 0).any():
         # What is thinner than voxels has no body, and nothing behind it that adds to its opacity.
         filled = torch.full_like(depth, float(camera.positions[0].norm()))

@@ -12,7 +12,7 @@ from torch import Tensor
 from dd3g.cameras import Cameras
 from dd3g.numba_setup import turn
 from dd3g.pepd.frustum import sampled
-from dd3g.pepd.surface_kernels import gradients, least_along, lower_pieces, march, net_points
+from dd3g.pepd.surface_kernels import flood, gradients, least_along, lower_pieces, march, net_points
 
 HALF = 0.6  # half the side of the cube that is searched, world units; objects reach 0.55
 LEVEL = 0.5  # of a field that makes the surface
@@ -182,6 +182,16 @@ def first_hits(field: Tensor, level: float, camera: Cameras, mask: Tensor) -> Te
             field.numpy(), level, _array(origins[0, 0, 0]), _array(directions[0]), mask.numpy(), HALF, depth
         )
     return torch.from_numpy(depth)
+
+
+def nearest(depth: Tensor) -> Tensor:
+    """Depth (S, S) with that of the nearest pixel in place of zeros; they stay where there is nothing else.
+
+    Where a ray misses the body, between the legs of a stool, a mean would hang in the air.
+    """
+    found = _array(depth).copy()
+    flood(found)
+    return torch.from_numpy(found)
 
 
 def _array(x: Tensor) -> NDArray[np.float32]:

@@ -184,3 +184,24 @@ def march(field, level, origin, directions, mask, half, depth):  # type: ignore[
                         break
                     before = here
                 z += step
+
+
+@njit(cache=True, nogil=True)
+def flood(values):  # type: ignore[no-untyped-def]
+    """Give each zero of (H, W), in place, the value fewest steps away, to four sides."""
+    height, width = values.shape
+    places = np.empty(height * width, np.int64)
+    count = 0
+    for p in range(height * width):
+        if values[p // width, p % width] != 0:
+            places[count] = p
+            count += 1
+    done = 0
+    while done < count:
+        y, x = divmod(places[done], width)
+        done += 1
+        for j, i in ((y, x - 1), (y, x + 1), (y - 1, x), (y + 1, x)):
+            if 0 <= j < height and 0 <= i < width and values[j, i] == 0:
+                values[j, i] = values[y, x]
+                places[count] = j * width + i
+                count += 1

@@ -14,6 +14,7 @@ from dd3g.pepd.refinement import refined
 from dd3g.pepd.solid import (
     SolidOptions,
     detailed,
+    discs_on,
     mask_cameras,
     outline,
     sharpened,
@@ -21,6 +22,7 @@ from dd3g.pepd.solid import (
     tangent_axes,
     visible_side,
 )
+from dd3g.pepd.surface import voxel_centres
 from dd3g.rasterizer import rasterize
 
 ONCE = torch.zeros(32, 32, dtype=torch.bool)  # no pixel's disc is there twice
@@ -195,6 +197,25 @@ def test_no_disc_hangs_between_a_near_and_a_far_surface():
     discs = visible_side(torch.ones(4, 32, 32), camera, depth, ONCE, SolidOptions())
     z = 1.5 - discs.means[:, 2]  # from the camera
     assert ((z > 1.25) & (z < 1.75)).sum() == 0 and (z > 1.75).any() and (z < 1.25).any()
+
+
+def test_what_has_no_body_hangs_on_a_neighbour_and_not_between():
+    """A rail that the body lacks, between a near post on the left and a far one on the right."""
+    camera = Cameras.orbit([0.0], 0.0, 64)
+    picture = torch.zeros(4, 64, 64)
+    picture[3, 30:34, 12:52] = 1
+    picture[3, 10:54, 12:20] = picture[3, 10:54, 44:52] = 1
+
+    def posts(n):
+        x, y, z = voxel_centres(n).unbind(-1)
+        upright = (x.abs() > 0.2) & (x.abs() < 0.4) & (y.abs() < 0.4)
+        return (upright & ((z - 0.3 * -x.sign()).abs() < 0.08)).float().view(n, n, n)
+
+    solid = discs_on(posts, picture, camera, lambda points, normals: 0 * points, SolidOptions())
+    rail = solid.means[(solid.means[:, 0].abs() < 0.15) & (solid.means[:, 1].abs() < 0.1)]
+    near, far = rail[:, 2] > 0.2, rail[:, 2] < -0.2  # the posts stand at .3 and -.3
+    assert (near | far).all() and near.sum() > 30 and far.sum() > 30
+    assert rail[near, 0].max() < rail[far, 0].min()
 
 
 def test_sharpening_undoes_a_blur_inside_and_ignores_what_is_beyond_the_outline():

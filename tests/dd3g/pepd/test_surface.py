@@ -12,6 +12,7 @@ from dd3g.pepd.surface import (
     HALF,
     first_hits,
     least_alpha,
+    nearest,
     smoothed,
     surface_nets,
     visual_hull,
@@ -26,6 +27,20 @@ def voxels(n):
 
 def ball(n, radius=0.4, centre=(0.0, 0.0, 0.0)):
     return (radius - (voxels(n) - torch.tensor(centre)).norm(dim=-1)) * n
+
+
+def test_zeros_take_the_value_of_a_nearest_place():
+    """Brute force: every place holds one of the values that are fewest steps away."""
+    g = torch.Generator().manual_seed(3)
+    for count in (1, 5, 60):
+        depth = torch.zeros(17, 17)
+        at = torch.randperm(17 * 17, generator=g)[:count]
+        depth.view(-1)[at] = torch.arange(1.0, count + 1)
+        found, rows = nearest(depth), torch.arange(17)
+        steps = (rows[:, None, None] - at // 17).abs() + (rows[:, None] - at % 17).abs()  # (17, 17, count)
+        assert torch.equal(steps.gather(-1, found.long()[..., None] - 1)[..., 0], steps.amin(-1))
+        assert torch.equal(found[depth > 0], depth[depth > 0])
+    assert not nearest(torch.zeros(4, 4)).any()
 
 
 def test_hull_is_the_smallest_sampled_alpha():
