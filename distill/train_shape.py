@@ -203,8 +203,15 @@ def run(config: ShapeConfig) -> Path:
     train, held = split(objects, config)
     shares = config.scan_fraction, config.shape_fraction
     sizes = shape.size, shape.bins, train
-    varied = {"stretch": config.stretch, "square_on": config.square_on}
-    samples = ShapeDataset(objects, config.seed, *sizes, *shares, config.pixels, **varied)
+    samples = ShapeDataset(
+        objects,
+        config.seed,
+        *sizes,
+        *shares,
+        config.pixels,
+        stretch=config.stretch,
+        square_on=config.square_on,
+    )
     keeper = Keeper(config, objects, held)
     config.count_opening(start)
     fit(network, ShapeObjective(config.objective), samples, config, keeper)

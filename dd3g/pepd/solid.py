@@ -67,6 +67,7 @@ class SolidOptions:
     drawn_in: float = 0.5  # pixels by which those of the outline lie nearer to the object's middle
     stretch: float = 3.0  # longest by shortest axis of a visible disc that is seen at a slant
     behind: float = 1.5  # depth behind the first hit up to which a point counts as visible
+    gap: float = 3.0  # depth from the nearest body from which what has none takes that and not a mean
     facing: float = 0.15  # least cosine to the viewing ray of a visible point
     most_visible: int = 24_000  # pixels on the object; a picture with more is reduced
     most_hidden: int = 16_000  # discs all around; a longer surface is taken at fewer voxels
@@ -239,7 +240,9 @@ def discs_on(
         resolution = int(resolution * min(0.9, (most / len(points)) ** 0.5))
     voxel = 2 * HALF / resolution
     tints = colors(points, normals) if len(points) else points
-    filled = nearest(depth)
+    filled, mean = nearest(depth), spread(depth[None, None], depth[None, None] > 0)[0, 0]
+    # A mean is smooth at an outline, but hangs in the air where a ray passes between two legs.
+    filled = torch.where((mean - filled).abs() < o.gap * voxel, mean, filled)
     if not (depth > 0).any():
         # What is thinner than voxels has no body, and nothing behind it that adds to its opacity.
         filled = torch.full_like(depth, float(camera.positions[0].norm()))

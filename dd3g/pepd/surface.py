@@ -185,10 +185,7 @@ def first_hits(field: Tensor, level: float, camera: Cameras, mask: Tensor) -> Te
 
 
 def nearest(depth: Tensor) -> Tensor:
-    """Depth (S, S) with that of the nearest pixel in place of zeros; they stay where there is nothing else.
-
-    Where a ray misses the body, between the legs of a stool, a mean would hang in the air.
-    """
+    """Depth (S, S) with that fewest pixels away, to four sides, in place of zeros."""
     found = _array(depth).copy()
     flood(found)
     return torch.from_numpy(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,8 +30,8 @@ class RenderedObject:
     cameras: Cameras  # batch shape (V,)
     # id, style, source, licence, cluster, variant, azimuth and elevation (V degrees each), quads (lists of
     # four view indices at azimuths a, a + 90, a + 180, a + 270 and one elevation), novel (indices of free
-    # views), front (the azimuth that faces it; earlier renders
-    # lack it), light, texture; volume (resolution and half) where there is one
+    # views), front (the azimuth that faces it, None where it is
+    # not known; earlier renders lack it), light, texture; volume (resolution and half) where there is one
     meta: dict
     bits: bytes = b""  # of the volume as its file holds them; nothing where there is none
 
@@ -158,8 +159,8 @@ def _check(meta: dict, cameras: Cameras) -> None:
         raise ValueError("it has no id, or a size that is not a number of pixels")
     if "volume" in meta:
         float(meta["volume"]["half"])
-    if meta.get("front") is not None:
-        float(meta["front"])
+    if not math.isfinite(meta.get("front") or 0.0):
+        raise ValueError("its front has no finite azimuth")
 
 
 class Described(Protocol):

@@ -99,7 +99,7 @@ def described(quadruple: Quadruple, key: str) -> dict[str, Any]:
         "cluster": str(quadruple.meta.get("source", key)),
         "style": "teacher",
         "variant": 0,
-        "front": None,  # of what is pictured
+        "front": None,  # not known
         "size": cameras.width,
         "azimuth": azimuth,
         "elevation": elevation,
