@@ -67,7 +67,7 @@ class SolidOptions:
     drawn_in: float = 0.5  # pixels by which those of the outline lie nearer to the object's middle
     stretch: float = 3.0  # longest by shortest axis of a visible disc that is seen at a slant
     behind: float = 1.5  # depth behind the first hit up to which a point counts as visible
-    gap: float = 3.0  # depth from the nearest body from which what has none takes that and not a mean
+    gap: float = 2.0  # depth from the nearest body from which what has none takes that and not a mean
     facing: float = 0.15  # least cosine to the viewing ray of a visible point
     most_visible: int = 24_000  # pixels on the object; a picture with more is reduced
     most_hidden: int = 16_000  # discs all around; a longer surface is taken at fewer voxels
