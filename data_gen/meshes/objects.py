@@ -17,7 +17,7 @@ from dd3g.command.setting import setting
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.picture.sources import DEPTH, DEPTH_UNIT, SHEET, VOLUME
-from dd3g.rig import BAND, ELEVATION, SQUARE
+from dd3g.rig import BAND, ELEVATION, PICTURED, SQUARE
 
 if TYPE_CHECKING:
     from dd3g.meshes.layouts import FoundObject
@@ -36,7 +36,7 @@ class Options:
     scan_variants: int = setting(0, "Variants of scans and PBR objects; 0: as --variants.", 0)
     seed: int = setting(0, "Seed of all random choices.", 0)
     quads: int = setting(4, "Sets of four views 90 degrees apart at elevation 10.", 0)
-    free_quads: int = setting(1, "The same at a random elevation, -10 to 40.", 0)
+    free_quads: int = setting(1, "The same at a random elevation, -10 to 50.", 0)
     square_quads: int = setting(0, "The same within 10 degrees of azimuth of front, back and sides.", 0)
     novel: int = setting(8, "Free views, elevation -15 to 50.", 0)
     eval: bool = setting(False, "Evaluation views: variant 0, one quad and 16 fixed novel views.")
@@ -130,9 +130,9 @@ def view_plan(options: Options, rng: np.random.Generator, plain: bool, front: fl
         jitter = 0.0 if q == 0 and plain else rng.uniform(-0.5, 0.5)
         add_quad((q + jitter) * 90 / count, ELEVATION)
     for _ in range(0 if options.eval else options.free_quads):
-        add_quad(rng.uniform(0, 90), rng.uniform(-10, 40))
+        add_quad(rng.uniform(0, 90), rng.uniform(*PICTURED))
     for _ in range(0 if options.eval else options.square_quads):
-        add_quad(front + rng.uniform(-SQUARE, SQUARE), rng.uniform(-10, 40))
+        add_quad(front + rng.uniform(-SQUARE, SQUARE), rng.uniform(*PICTURED))
     first = len(azimuth)
     if options.eval:
         # 7 and 16 share no factor: each of 16 even elevations occurs once, neighbours in azimuth differ.

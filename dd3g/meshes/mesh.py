@@ -97,7 +97,7 @@ def missing_materials(path: Path) -> list[str]:
                 near.get(name)
             except OSError:
                 lacking.append(name)
-    return lacking
+    return list(dict.fromkeys(lacking))
 
 
 def normalised(vertices: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -50,10 +50,10 @@ class SolidOptions:
 
     resolution: int = 72  # voxels a side
     mask_size: int = 64  # pixels a side of the masks, those of the generator's training
-    outline: float = 0.54  # alpha that counts as one: lower swells haze into matter, higher leaves holes
+    edge: float = 0.54  # alpha where their masks end: lower swells haze into matter, higher leaves holes
     swelling: float = 0.2  # share of the inflated silhouette in the body, which smooths what masks tear
     certainty: float = 4.0  # logits above the surface's that each ray of the picture reaches, where likeliest
-    outlined: float = 0.1  # share of the generator's hull in a body that a shape network finds
+    hull: float = 0.1  # share of the generator's hull in a body that a shape network finds
     imagined: float = 0.3  # share of the generator's colours in those of a shape network
     coarse: int = 32  # pixels a side: what the picture shows in finer detail, the hidden side has too; 0: not
     blur: float = 0.85  # standard deviation of the filter on the body
@@ -74,25 +74,25 @@ class SolidOptions:
 
 
 @dataclass(frozen=True)
-class Outlines:
+class SoftViews:
     """Soft Gaussians as they look from all around."""
 
-    views: Tensor  # (V, 4, S, S) straight RGBA
+    rgba: Tensor  # (V, 4, S, S) straight
     cameras: Cameras  # (V,)
     masks: Tensor  # (V, S, S) `LEVEL` on the outline
 
     @classmethod
-    def of(cls, gaussians: Gaussians, options: SolidOptions) -> Outlines:
+    def of(cls, gaussians: Gaussians, options: SolidOptions) -> SoftViews:
         """Render Gaussians (N,), on the CPU."""
         cameras = mask_cameras(options.mask_size)
         render = rasterize(gaussians, cameras, background=0.0, antialiased=True)
-        views = torch.cat([render.rgb / render.alpha.clamp(min=1e-3), render.alpha], 1).clamp(0, 1)
-        return cls(views, cameras, (LEVEL + 1.25 * (render.alpha[:, 0] - options.outline)).clamp(0, 1))
+        rgba = torch.cat([render.rgb / render.alpha.clamp(min=1e-3), render.alpha], 1).clamp(0, 1)
+        return cls(rgba, cameras, (LEVEL + 1.25 * (render.alpha[:, 0] - options.edge)).clamp(0, 1))
 
     def colors(self, points: Tensor, normals: Tensor) -> Tensor:
         """Colours (P, 3) of a surface, from the views, weighted by how squarely each sees it."""
         uv, _ = self.cameras.project(points)
-        rgb, alpha = self.views.split([3, 1], 1)
+        rgb, alpha = self.rgba.split([3, 1], 1)
         seen = sampled(torch.cat([spread(rgb, alpha), alpha], 1), uv)  # (V, 4, P)
         to_eye = F.normalize(self.cameras.positions[:, None] - points, dim=-1)
         facing = (to_eye * normals).sum(-1).clamp(min=0) ** 3  # (V, P)
@@ -121,11 +121,11 @@ def solidify(
     """
     gaussians = gaussians.to("cpu")
     picture, camera = within(picture, camera, options)
-    outlines = Outlines.of(gaussians, options)
+    views = SoftViews.of(gaussians, options)
     if network is None:
-        body, colors = from_hull(outlines, picture, camera, options)
+        body, colors = from_hull(views, picture, camera, options)
     else:
-        body, colors = from_shape(network.shape(picture, camera.elevations[0]), outlines, options)
+        body, colors = from_shape(network.shape(picture, camera.elevations[0]), views, options)
     if options.coarse:
         colors = detailed(colors, picture, camera, options.coarse)
 
@@ -138,28 +138,28 @@ def solidify(
     return solid if len(solid.means) else gaussians
 
 
-def from_hull(outlines: Outlines, picture: Tensor, camera: Cameras, o: SolidOptions) -> tuple[Field, Colors]:
+def from_hull(views: SoftViews, picture: Tensor, camera: Cameras, o: SolidOptions) -> tuple[Field, Colors]:
     """The hull with a share of the inflated silhouette, in the generator's colours."""
     half = inflate(resize(picture[None], o.mask_size)[:, 3:])[0, 0]
 
     def body(resolution: int) -> Tensor:
-        hull = visual_hull(outlines.masks, outlines.cameras, resolution)
+        hull = visual_hull(views.masks, views.cameras, resolution)
         return torch.lerp(hull, inflated_field(half, camera, resolution), o.swelling)
 
-    return body, outlines.colors
+    return body, views.colors
 
 
-def from_shape(shape: Shape, outlines: Outlines, o: SolidOptions) -> tuple[Field, Colors]:
+def from_shape(shape: Shape, views: SoftViews, o: SolidOptions) -> tuple[Field, Colors]:
     """Where an occupancy network and the generator's outlines find matter, in the colours of both."""
     shape = shape.shown(o.certainty)
 
     def body(resolution: int) -> Tensor:
         logits = shape.occupancy(voxel_centres(resolution)).view((resolution,) * 3)
-        hull = visual_hull(outlines.masks, outlines.cameras, resolution)
-        return torch.lerp((LEVEL + logits / 6).clamp(0, 1), hull, o.outlined)
+        hull = visual_hull(views.masks, views.cameras, resolution)
+        return torch.lerp((LEVEL + logits / 6).clamp(0, 1), hull, o.hull)
 
     def colors(points: Tensor, normals: Tensor) -> Tensor:
-        return torch.lerp(shape.colors(points), outlines.colors(points, normals), o.imagined)
+        return torch.lerp(shape.colors(points), views.colors(points, normals), o.imagined)
 
     return body, colors
 

@@ -16,13 +16,12 @@ from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.numba_setup import njit
 from dd3g.pepd.frustum import resize, slices
-from dd3g.rig import SQUARE
+from dd3g.rig import PICTURED, SQUARE
 from dd3g.training import Batch, generator_for
 from distill.samples.render_samples import StyleShares, chance, mirrored, pick, recolouring
 from distill.samples.renders import RenderedObject, described
 from distill.shape.carving import Together
 
-LOWEST, HIGHEST = -10.0, 40.0  # elevations that a picture may be taken from, degrees
 OTHERS = 4  # views, at most, that a sample is also compared in
 VISIBLE = 0.05  # alpha from which a ray of the picture meets matter
 
@@ -96,11 +95,12 @@ def shape_sample(
         UserError: when the object has no volume or only one view, or is only seen from too high or low.
     """
     volume, elevations = item.volume, item.meta["elevation"]
-    inputs = [v for v, e in enumerate(elevations) if LOWEST <= e <= HIGHEST]
+    lowest, highest = PICTURED
+    inputs = [v for v, e in enumerate(elevations) if lowest <= e <= highest]
     if volume is None or not inputs or len(elevations) < 2:
         raise UserError(
             f"rendered object {item.meta['id']} needs a volume and two views, one of them from "
-            f"{LOWEST:.0f} to {HIGHEST:.0f} degrees: render it again with --volumes"
+            f"{lowest:.0f} to {highest:.0f} degrees: render it again with --volumes"
         )
     if square_on:
         inputs = [v for v in inputs if is_square(item.meta, v)] or inputs

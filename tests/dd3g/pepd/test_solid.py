@@ -278,14 +278,14 @@ class Known:
 def test_a_network_has_the_say_where_matter_is():
     camera = Cameras.orbit([0.0], 10.0, 64)
     soft, known = haze(), Known(0.2)
-    picture, alone = picture_of(soft, camera), SolidOptions(imagined=0.0, outlined=0.0)
+    picture, alone = picture_of(soft, camera), SolidOptions(imagined=0.0, hull=0.0)
     solid = solidify(soft, picture, camera, alone, known)
     assert math.degrees(float(known.elevation)) == pytest.approx(10, abs=1e-3)
     body = solid.select(solid.opacities == 0.97)
     assert (body.means.norm(dim=-1) - 0.2 + 0.8 * 1.2 / 72).abs().max() < 0.01
     back = rasterize(solid, Cameras.orbit([180.0], -10.0, 64)).rgb[0, :, 32, 32]
     torch.testing.assert_close(back, torch.tensor([0.1, 0.8, 0.3]), atol=0.05, rtol=0)
-    outlines = solidify(soft, picture, camera, replace(alone, imagined=1.0, outlined=1.0), known)
+    outlines = solidify(soft, picture, camera, replace(alone, imagined=1.0, hull=1.0), known)
     hull = solidify(soft, picture, camera, SolidOptions(swelling=0.0))
     torch.testing.assert_close(outlines.means, hull.means)
     torch.testing.assert_close(outlines.colors, hull.colors)
