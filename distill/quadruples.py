@@ -166,6 +166,13 @@ class Quadruples(Sequence[Quadruple]):
         """The sample's key, without reading its data."""
         return self._shards.key(index)
 
+    def about(self, index: int) -> dict[str, Any]:
+        """What a quadruple's json says, its cameras among it, without its pictures and noise."""
+        try:
+            return json.loads(self._shards.read(index, "json")["json"])
+        except (KeyError, ValueError) as error:
+            raise self._damaged(index, error) from error
+
     def shard(self, index: int) -> Path:
         """File that holds the quadruple."""
         return Path(self._shards.where(index))
@@ -182,10 +189,13 @@ class Quadruples(Sequence[Quadruple]):
         try:
             return decode(sample)
         except Exception as error:  # of json, numpy and Pillow, which raise nearly every type there is
-            raise UserError(
-                f"{self.key(index)} in shard {self._shards.where(index)} is not a quadruple, or is damaged "
-                f"({first_line(error)}): delete the shard and run the same `dd3g simulate` again"
-            ) from error
+            raise self._damaged(index, error) from error
+
+    def _damaged(self, index: int, error: Exception) -> UserError:
+        return UserError(
+            f"{self.key(index)} in shard {self._shards.where(index)} is not a quadruple, or is damaged "
+            f"({first_line(error)}): delete the shard and run the same `dd3g simulate` again"
+        )
 
 
 def _packed(q: Quadruple) -> Quadruple:

@@ -85,21 +85,22 @@ def recipe_command(
     recipe.train(renders, seconds * (0.12 if o.test else 0.02) + min(AROUND, seconds / 10))
     weights = recipe.assemble()
     # The weights are whole, whatever becomes of the evaluation.
-    recipe.describe(weights, folders, "Not evaluated: no `--test` folder was given.")
+    recipe.describe(weights, folders, "Not evaluated.")
     table = recipe.evaluate(weights, o.test) if o.test else None
     if table:
         recipe.describe(weights, folders, table)
     print(json.dumps({"weights": str(weights), "evaluation": table}) if as_json else f"wrote {weights}")
 
 
-def trained_minutes(shape: Path) -> float:
-    """Minutes that the last checkpoint of a run took, a damaged one aside; 0 without one."""
+def trained(shape: Path) -> tuple[int, float]:
+    """Steps and minutes up to the last checkpoint of a run, a damaged one aside; 0 without one."""
     from dd3g.training.checkpoints import STATE, checkpoints
 
     for path in reversed(checkpoints(shape)):
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            return float(json.loads((path / STATE).read_text())["rate"]["minutes"])
-    return 0.0
+            about = json.loads((path / STATE).read_text())
+            return int(about["step"]), float(about["rate"]["minutes"])
+    return 0, 0.0
 
 
 def _check_begun(path: Path, stored: dict[str, Any], resume: bool) -> None:
@@ -179,7 +180,7 @@ class Recipe:
         """
         import torch
 
-        if not torch.cuda.is_available() or trained_minutes(self.output / "shape"):
+        if not torch.cuda.is_available() or trained(self.output / "shape")[0]:
             yield
             return
         with started("distill.smoke") as stage:
@@ -189,7 +190,8 @@ class Recipe:
     def objects(self, seconds: float) -> Path:
         """Made-up household objects, as many as the time allows."""
         place = self.output / "objects"
-        run_stage("data_gen.make_objects", "-o", str(place), seconds=seconds)
+        if not (self.output / "renders-0").exists():  # which hold for the objects they were begun with
+            run_stage("data_gen.make_objects", "-o", str(place), seconds=seconds)
         return place
 
     def renders(self, folders: Sequence[Path], seconds: float) -> list[Path]:
@@ -198,7 +200,7 @@ class Recipe:
         for k, folder in enumerate(folders):
             place = self.output / f"renders-{k}"
             arguments = (str(folder), "-o", str(place), "--volumes", "--size", str(SIZES[self.size]), *VIEWS)
-            left = end - time.monotonic()
+            left = (end - time.monotonic()) / (len(folders) - k)
             run_stage("data_gen.render", *arguments, "--per-shard", "10", seconds=left, some_may_fail=True)
             if not any(place.glob("*.tar")):
                 raise UserError(f"{folder}: none of it was rendered in time: give more --minutes")
@@ -215,7 +217,7 @@ class Recipe:
         words = [f"output_dir={shape}", "report_to=none", "logging_steps=20"]
         words += [f"renders={json.dumps([str(r) for r in renders])}"]
         words += [f"quadruples={json.dumps([str(q) for q in self.options.quadruples])}"]
-        minutes_before = trained_minutes(shape)
+        _, minutes_before = trained(shape)
         minutes = minutes_before + max(self.seconds_left - spare, 1) / 60
         words.append(f"max_minutes={minutes:.3f}")
         if minutes_before:
@@ -265,14 +267,14 @@ class Recipe:
         source += [f"quadruples of {q}{made_by(str(q))}" for q in self.options.quadruples]
         path = self.output / "shape" / "model" / "scores.json"
         best = json.loads(path.read_text()) if path.exists() else {}
-        lines = (self.output / "shape" / "metrics.jsonl").read_text().splitlines()
+        steps, minutes = trained(self.output / "shape")
         text = CARD.format(repo=weights) + ABOUT.format(
             name=weights,
             generator=self.options.generator,
             command=self.command,
             data=", ".join(source),
-            minutes=trained_minutes(self.output / "shape"),
-            steps=json.loads(lines[-1])["step"],
+            minutes=minutes,
+            steps=steps,
             device=describe_machine(),
             scores=", ".join(f"{k} {v:.4g}" for k, v in best.items()) or "none were held out",
             table=table,

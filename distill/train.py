@@ -16,7 +16,6 @@ from dd3g.command.setting import setting
 from dd3g.errors import UserError
 from dd3g.pepd.config import GeneratorConfig
 from dd3g.processes import from_launcher
-from dd3g.rig import ELEVATION
 from dd3g.training.config import LoopConfig
 from distill.config import BELIEVED, ObjectiveConfig, StartConfig
 
@@ -87,7 +86,7 @@ def training_samples(config: DistillConfig) -> Samples:
         for source in config.quadruples:  # each of another teacher, perhaps
             part = QuadrupleDataset(Quadruples(source, tolerant=True), config.seed, size=size)
             check_fit(part, size, shape, source)
-            check_rig(part, config.generator.rig_at(ELEVATION), source)
+            check_rig(part, config.generator, source)
             steps = first_whole(part.quadruples, len(part)).meta.get("steps")
             made_by = teacher_of(Path(source))
             check_steps(config.start, made_by, steps, source)

@@ -49,6 +49,7 @@ def run(config: ElevationConfig) -> Path:
     from dd3g.nn.checkpoint import load_weights
     from dd3g.pepd.elevation import ElevationNet, checked_folder
     from dd3g.training import fit
+    from dd3g.training.checkpoints import checkpoints
     from distill.samples.elevation_samples import ElevationDataset
     from distill.samples.unpacked import open_renders
     from distill.train_shape import split
@@ -57,7 +58,7 @@ def run(config: ElevationConfig) -> Path:
     network = ElevationNet()
     if config.init_from:
         load_weights(checked_folder(config.init_from), network)
-    elif not config.resume_from_checkpoint:
+    elif not checkpoints(Path(config.output_dir)):
         network.features.load_published(torch.load(obtain_model(BACKBONE), weights_only=True))
     objects = open_renders(config.renders, config.unpacked_dir, config.dataloader_num_workers == 0)
     train, held = split(objects, config)

@@ -76,6 +76,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
             yield partial
             if partial.is_file():
                 partial.chmod(mode)  # and some write for the eyes of the owner alone, whatever the umask
+                with partial.open("rb") as stream:
+                    os.fsync(stream.fileno())  # a node that loses power would keep the name and not the bytes
             os.replace(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)

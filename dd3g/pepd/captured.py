@@ -35,6 +35,7 @@ class CapturedPass:
         c, device = generator.config, generator.type_embedding.device
         self.generator = generator
         self.cameras = Cameras.stack([generator.rig.to(device)])
+        self.front = Cameras.orbit([0.0], size=c.size).to(device)
         self.noise = torch.zeros(1, *c.latent_shape, device=device)
         self.image = torch.zeros(1, 4, c.size, c.size, device=device)
         side = torch.cuda.Stream(device)
@@ -55,7 +56,7 @@ class CapturedPass:
         # A graph must not read what autocast keeps of weights between passes.
         kept = {"enabled": self.dtype is not None, "cache_enabled": False}
         with torch.autocast(self.noise.device.type, self.dtype or torch.bfloat16, **kept):
-            return self.generator(self.noise, self.cameras, self.image)
+            return self.generator(self.noise, self.cameras, self.image, front=self.front)
 
     def fits(self, noise: Tensor, cameras: Cameras, image: Tensor) -> bool:
         """Whether inputs have the shapes, and cameras the frame, that the graph was captured with."""
@@ -67,11 +68,15 @@ class CapturedPass:
             and frame == (mine.width, mine.height, mine.near, mine.far)
         )
 
-    def __call__(self, noise: Tensor, cameras: Cameras, image: Tensor) -> Gaussians:
+    def __call__(
+        self, noise: Tensor, cameras: Cameras, image: Tensor, front: Cameras | None = None
+    ) -> Gaussians:
         """What `Generator.forward` gives for inputs that fit; later calls leave the result alone."""
         self.noise.copy_(noise)
         self.image.copy_(image)
-        self.cameras.viewmats.copy_(cameras.viewmats)
-        self.cameras.Ks.copy_(cameras.Ks)
+        front = cameras.expand(*noise.shape[:2])[:, 0] if front is None else front
+        for mine, given in ((self.cameras, cameras), (self.front, front)):
+            mine.viewmats.copy_(given.viewmats)
+            mine.Ks.copy_(given.Ks)
         self.graph.replay()
         return Gaussians(*(x.clone() for x in vars(self.result).values()))

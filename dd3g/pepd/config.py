@@ -27,6 +27,10 @@ class Bounds:
     stretch: float = setting(2.5, "length along the ray by width at the start: depth is what is least known")
     smoothing: float = setting(0.0, "deviation of a 3D filter on every Gaussian, about half a training pixel")
 
+    def length_start(self, width: float) -> float:
+        """Standard deviation along the ray at which a Gaussian starts that starts so wide, world units."""
+        return min(self.stretch * width, 0.8 * self.scale_max)
+
 
 @dataclass
 class OccupancyConfig:
@@ -151,6 +155,19 @@ class GeneratorConfig:
                 f"generator: expansion {self.expansion} and copy_expansion {self.copy_expansion} must be "
                 "2, 4 or 8"
             )
+        if self.pt_mode == "knn" and self.order != "progressive":
+            raise ValueError(
+                f"generator: pt_mode knn needs positions first: order progressive, got {self.order}"
+            )
+        b, widths = self.bounds, [kind.scale_start for kind in self.frame_kinds]
+        scales = [("scale_min", "scale_max", s) for w in widths for s in (w, b.length_start(w))]
+        for low, high, start in [*scales, ("depth_near", "depth_far", b.depth_start)]:
+            least, most = getattr(b, low), getattr(b, high)
+            if not least < start < most:
+                raise ValueError(
+                    f"generator: bounds.{low} {least:g} and bounds.{high} {most:g} must lie on either side "
+                    f"of {start:.3g}, where training begins"
+                )
 
     def rig_at(self, elevation: float) -> Cameras:
         """The teacher's cameras (V,) for a picture that was taken from this elevation, in degrees."""

@@ -89,11 +89,11 @@ def inflate(alpha: Tensor, rounds: int = 12) -> Tensor:
     for mask in reversed(masks):
         if u.shape != mask.shape:
             u = 4 * F.interpolate(u, scale_factor=2, mode="bilinear")  # lengths are pixels, and these halve
-        _, right, left, below, above = cross(mask)
+        _, right, left, below, above = with_neighbours(mask)
         # 4, and one more for each side on the outline, beyond which u changes its sign
         own = 8 - (right + left + below + above)
         # In place: half of a network's operations are these, and a small one waits for each of them.
-        u, right, left, below, above = cross(u)
+        u, right, left, below, above = with_neighbours(u)
         for _ in range(rounds):
             around = (right + left).add_(below).add_(above)
             torch.div(around.add_(4).mul_(mask), own, out=u)
@@ -101,7 +101,7 @@ def inflate(alpha: Tensor, rounds: int = 12) -> Tensor:
     return (u.sqrt() * pixel).clamp(max=THICKEST)
 
 
-def cross(x: Tensor) -> tuple[Tensor, ...]:
+def with_neighbours(x: Tensor) -> tuple[Tensor, ...]:
     """A copy of maps (B, 1, S, S), and of it what is right, left, below and above of each pixel, else 0."""
     p = F.pad(x, (1, 1, 1, 1))
     across, down = p[..., 1:-1, :], p[..., 1:-1]

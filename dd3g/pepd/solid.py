@@ -23,9 +23,9 @@ from dd3g.pepd.occupancy import OccupancyNet, Shape
 from dd3g.pepd.surface import (
     HALF,
     LEVEL,
+    filled_depth,
     first_hits,
     inflated_field,
-    nearest,
     smoothed,
     surface_nets,
     visual_hull,
@@ -201,10 +201,10 @@ def inflated_silhouette(
         front = visual_hull(picture[3:], camera, resolution)
         return smoothed(torch.minimum(front, inflated_field(half, camera, resolution)), options.blur)
 
-    return discs_on(field, picture, camera, mirrored(picture, camera), options)
+    return discs_on(field, picture, camera, projected_colors(picture, camera), options)
 
 
-def mirrored(picture: Tensor, camera: Cameras) -> Colors:
+def projected_colors(picture: Tensor, camera: Cameras) -> Colors:
     """Colours without a network: the picture (4, S, S) where the points appear in its camera (1,)."""
     filled = spread(picture[None, :3], picture[None, 3:])
     return lambda points, normals: sampled(filled, camera.project(points)[0])[0].T
@@ -240,7 +240,7 @@ def discs_on(
         resolution = int(resolution * min(0.9, (most / len(points)) ** 0.5))
     voxel = 2 * HALF / resolution
     tints = colors(points, normals) if len(points) else points
-    filled, mean = nearest(depth), spread(depth[None, None], depth[None, None] > 0)[0, 0]
+    filled, mean = filled_depth(depth), spread(depth[None, None], depth[None, None] > 0)[0, 0]
     # A mean is smooth at an outline, but hangs in the air where a ray passes between two legs.
     filled = torch.where((mean - filled).abs() < o.gap * voxel, mean, filled)
     if not (depth > 0).any():

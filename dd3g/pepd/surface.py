@@ -178,13 +178,12 @@ def first_hits(field: Tensor, level: float, camera: Cameras, mask: Tensor) -> Te
     origins, directions = camera.rays()
     depth = np.zeros(mask.shape, np.float32)
     with turn:
-        march(
-            field.numpy(), level, _array(origins[0, 0, 0]), _array(directions[0]), mask.numpy(), HALF, depth
-        )
+        eye, reach = _array(origins[0, 0, 0]), (camera.near, camera.far)
+        march(field.numpy(), level, eye, _array(directions[0]), mask.numpy(), HALF, *reach, depth)
     return torch.from_numpy(depth)
 
 
-def nearest(depth: Tensor) -> Tensor:
+def filled_depth(depth: Tensor) -> Tensor:
     """Depth (S, S) with that fewest pixels away, to four sides, in place of zeros."""
     found = _array(depth).copy()
     flood(found)

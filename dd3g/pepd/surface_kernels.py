@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from dd3g.cameras import FAR, NEAR
 from dd3g.numba_setup import njit, prange
 
 
@@ -158,8 +157,8 @@ def gradients(field, places, slopes):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def march(field, level, origin, directions, mask, half, depth):  # type: ignore[no-untyped-def]
-    """Camera depth (S, S) at which rays first rise through the level, 0 where they do not.
+def march(field, level, origin, directions, mask, half, near, far, depth):  # type: ignore[no-untyped-def]
+    """Camera depth (S, S), near to far, at which rays first rise through the level, 0 where they do not.
 
     Steps of half a voxel, then the crossing between the last two.
     """
@@ -172,8 +171,8 @@ def march(field, level, origin, directions, mask, half, depth):  # type: ignore[
                 continue
             d = directions[r, c]
             before = -1.0
-            z = NEAR
-            while z < FAR:
+            z = near
+            while z < far:
                 x = (origin[0] + z * d[0] + half) / voxel - 0.5
                 y = (origin[1] + z * d[1] + half) / voxel - 0.5
                 w = (origin[2] + z * d[2] + half) / voxel - 0.5

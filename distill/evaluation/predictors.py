@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians
-from dd3g.pepd.solid import SolidOptions, discs_on, inflated_silhouette, mirrored, within
+from dd3g.pepd.solid import SolidOptions, discs_on, inflated_silhouette, projected_colors, within
 from dd3g.pepd.surface import smoothed, visual_hull
 from distill.pictures import on_white
 
@@ -166,7 +166,7 @@ def true_shape(target: Target, options: SolidOptions | None = None) -> Drawing:
     def field(resolution: int) -> Tensor:
         return smoothed(visual_hull(finest.rgba[:, 3], finest.cameras, resolution), o.blur)
 
-    return drawing_of(discs_on(field, picture, camera, mirrored(picture, camera), o))
+    return drawing_of(discs_on(field, picture, camera, projected_colors(picture, camera), o))
 
 
 def drawing_of(gaussians: Gaussians) -> Drawing:

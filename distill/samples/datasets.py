@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dd3g.cameras import ELEVATION, Cameras
 from dd3g.errors import UserError
+from dd3g.pepd.config import GeneratorConfig
 from dd3g.picture import resize_rgba
 from dd3g.processes import from_launcher
 from dd3g.training import generator_for
@@ -189,23 +190,20 @@ def check_fit(
         )
 
 
-def check_rig(dataset: QuadrupleDataset, rig: Cameras, name: str = "the quadruples") -> None:
-    """Say it now when a generator would imagine other views, of its `rig`, than one teacher drew.
+def check_rig(dataset: QuadrupleDataset, config: GeneratorConfig, name: str = "the quadruples") -> None:
+    """Say it now when a generator would imagine other views than one teacher drew.
 
     Raises:
         UserError: naming the options that fit; one elevation of all views is the input's, and may be any.
     """
     found = first_whole(dataset).rig
-    place, own = found.positions, rig.positions
-    distance = float(place[0].norm())
+    distance = float(found.positions[0].norm())
     fovy = math.degrees(2 * math.atan(found.height / 2 / float(found.Ks[0, 1, 1])))
-    azimuths = torch.rad2deg(found.azimuths) % 360
-    elevations = torch.rad2deg((place[:, 1] / distance).asin())
+    azimuths, elevations = torch.rad2deg(found.azimuths) % 360, torch.rad2deg(found.elevations)
     level = float(elevations.max() - elevations.min()) < 1
-    turned = (found.azimuths - rig.azimuths + math.pi) % (2 * math.pi) - math.pi
-    fits = bool(turned.abs().max() < FRONT) and bool((found.Ks - rig.Ks).abs().max() < 0.01 * found.width)
-    fits = fits and abs(float(own[0].norm()) - distance) < 0.02
-    if not (fits and (level or bool((place - own).abs().max() < 0.02))):
+    own = config.rig_at(float(elevations.mean()) if level else ELEVATION)
+    away = (found.positions - own.positions).abs().max(), (found.Ks - own.Ks).abs().max() / found.width
+    if away[0] > 0.03 or away[1] > 0.01:
         words = [",".join(f"{x:g}" for x in v.round(decimals=1).tolist()) for v in (azimuths, elevations)]
         raise UserError(
             f"the views of {name} are not those that this generator imagines: give "

@@ -39,8 +39,7 @@ class ElevationDataset:
 
     def __post_init__(self, members: Sequence[int]) -> None:
         found = described(self.objects, members)
-        metas = {i: meta and {"style": meta.get("style", "")} for i, meta in found}
-        self.styles = StyleShares(metas, self.scan_fraction, self.shape_fraction)
+        self.styles = StyleShares(found, self.scan_fraction, self.shape_fraction)
 
     def __len__(self) -> int:
         """Number of objects that samples are drawn from."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +40,7 @@ class StyleShares:
     """Draws objects so that each kind of style has its share.
 
     Args:
-        metas: index -> `meta` of each object; None of a damaged one, which is drawn like most others.
+        found: index and `meta` of each object; None of a damaged one, which is drawn like most others.
         scan_fraction: share of scans and PBR objects, which look most like photographs.
         shape_fraction: share of untextured shapes with made-up textures; all others have the rest.
 
@@ -48,14 +48,16 @@ class StyleShares:
         UserError: for shares that are none, or when no object has one.
     """
 
-    def __init__(self, metas: dict[int, dict | None], scan_fraction: float, shape_fraction: float) -> None:
+    def __init__(
+        self, found: Iterable[tuple[int, dict | None]], scan_fraction: float, shape_fraction: float
+    ) -> None:
         if not 0 <= scan_fraction + shape_fraction <= 1 or min(scan_fraction, shape_fraction) < 0:
             raise UserError(
                 f"scan_fraction {scan_fraction} and shape_fraction {shape_fraction} must be shares of 1"
             )
         pools: dict[str, list[int]] = {"scan": [], "shape": [], "other": []}
         damaged: list[int] = []
-        for i, meta in metas.items():
+        for i, meta in found:
             style = "" if meta is None else meta.get("style", "")
             kind = "scan" if style in {"scan", "pbr"} else "shape" if style == "shape" else "other"
             (damaged if meta is None else pools[kind]).append(i)
@@ -64,7 +66,7 @@ class StyleShares:
         # Tensors, because worker processes share them.
         self.pools = [(shares[k], torch.tensor(v)) for k, v in pools.items() if v and shares[k] > 0]
         if not self.pools:
-            raise UserError(f"none of the {len(metas)} rendered objects has a style with a share above 0")
+            raise UserError("none of the rendered objects has a style with a share above 0")
 
     def __len__(self) -> int:
         """Number of objects that may be drawn."""
@@ -96,17 +98,17 @@ class RenderDataset:
 
     def __post_init__(self) -> None:
         there = len(self.objects)
-        sizes, metas = set(), {}
-        for i, meta in described(self.objects, range(min(self.most or there, there))):
-            metas[i] = meta and {"style": meta.get("style", "")}  # not whole: there may be very many
-            sizes |= {meta["size"]} if meta else set()
+        metas = described(self.objects, range(min(self.most or there, there)))
+        # Not whole: there may be very many.
+        found = [(i, meta and {k: meta.get(k, "") for k in ("style", "size")}) for i, meta in metas]
+        self.styles = StyleShares(found, self.scan_fraction, self.shape_fraction)
+        sizes = {meta["size"] for _, meta in found if meta}
         if len(sizes) > 1:
             shown = " and ".join(map(str, sorted(sizes)))
             raise UserError(
                 f"the rendered objects have pictures of {shown} pixels, and a batch takes one size: name "
                 "folders of one size"
             )
-        self.styles = StyleShares(metas, self.scan_fraction, self.shape_fraction)
 
     def __len__(self) -> int:
         """Number of objects that samples are drawn from."""

@@ -20,6 +20,8 @@ from dd3g.errors import UserError, first_line
 from dd3g.io.shards import Shards
 from dd3g.picture.sources import DEPTH, DEPTH_UNIT, SHEET, VOLUME, split_sheet
 
+MOST_VOXELS = 512  # a side, that a stranger's file may ask for
+
 
 @dataclass(frozen=True)
 class RenderedObject:
@@ -49,7 +51,7 @@ class RenderedObject:
             size = -(-(n**3) // 8)
             # One byte more than needed and no further: a stranger's few can unfold into a full memory.
             bits = np.frombuffer(zlib.decompressobj().decompress(self.bits, size + 1), np.uint8)
-            if n < 1 or len(bits) != size:
+            if len(bits) != size:
                 raise ValueError(f"{len(bits)} bytes for {n} voxels a side")
         except (zlib.error, KeyError, TypeError, ValueError) as error:
             raise UserError(
@@ -159,6 +161,8 @@ def _check(meta: dict, cameras: Cameras) -> None:
         raise ValueError("it has no id, or a size that is not a number of pixels")
     if "volume" in meta:
         float(meta["volume"]["half"])
+        if not 1 <= int(meta["volume"]["resolution"]) <= MOST_VOXELS:
+            raise ValueError(f"its volume has {meta['volume']['resolution']} voxels a side")
     if not math.isfinite(meta.get("front") or 0.0):
         raise ValueError("its front has no finite azimuth")
 

@@ -2,7 +2,8 @@
 
 A PNG sheet has to be decoded as a whole, 28 views for the 8 that a sample shows. Here each shard becomes
 NAME-HASH.bin, for each object RGBA (V, 4, S, S) uint8, depth (V, S, S) float16 and the packed volume, and
-NAME-HASH.json, which says where they lie. It is a cache: it may be deleted, and follows its shards.
+NAME-HASH.jsonl, a line for each object that says where they lie. It is a cache: it may be deleted, and
+follows its shards.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class UnpackedRenders(Sequence[RenderedObject]):
         self._open()
 
     def _open(self) -> None:
-        self._items = [(b, item) for b in self.bins for item in json.loads(_about(b).read_text())]
+        # Lines are parsed when they are asked for: each process has them all.
+        self._lines = [(b, line) for b in self.bins for line in _about(b).read_bytes().splitlines()]
         self._maps: dict[Path, Any] = {}
 
     def __getstate__(self) -> bytes:
@@ -64,18 +66,19 @@ class UnpackedRenders(Sequence[RenderedObject]):
         self._open()
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._lines)
 
     def meta(self, index: int) -> dict:
         """The object's `meta` without its pictures."""
-        item = self._items[index][1]
+        item = json.loads(self._lines[index][1])
         if "meta" not in item:
             raise UserError(item["damaged"])
         return item["meta"]
 
     def __getitem__(self, index: int) -> RenderedObject:  # type: ignore[override]
         """Object by index; its pictures are read when they are looked at."""
-        path, item = self._items[index]
+        path, line = self._lines[index]
+        item = json.loads(line)
         if "damaged" in item:
             raise UserError(item["damaged"])
         if path not in self._maps:
@@ -89,10 +92,11 @@ class UnpackedRenders(Sequence[RenderedObject]):
         ends = np.cumsum([start, views * 4 * size * size, views * size * size * 2, item["bits"]])
         rgba, depth, bits = (self._maps[path][a:b] for a, b in zip(ends, ends[1:], strict=False))
         frame = (views, size, size)
+        Ks = torch.tensor(item["K"]).expand(views, 3, 3)
         return RenderedObject(
             torch.from_numpy(rgba).view(views, 4, size, size),
             torch.from_numpy(depth.view(np.float16)).view(frame),
-            Cameras(torch.tensor(item["viewmats"]), torch.tensor(item["Ks"]), size, size),
+            Cameras(torch.tensor(item["viewmats"]), Ks, size, size),
             item["meta"],
             bytes(bits),
         )
@@ -105,11 +109,11 @@ def _name(shard: Path) -> str:
 
 
 def _about(path: Path) -> Path:
-    return path.with_suffix(".json")
+    return path.with_suffix(".jsonl")
 
 
 def unpack(task: tuple[Path, Path]) -> None:
-    """Decode one shard (shard, target); the .json comes last, and with it the whole counts as done."""
+    """Decode one shard (shard, target); the .jsonl comes last, and with it the whole counts as done."""
     shard, target = task
     items: list[dict[str, Any]] = []
     objects, offset = RenderedObjects(shard, tolerant=True), 0
@@ -129,11 +133,11 @@ def unpack(task: tuple[Path, Path]) -> None:
             items.append(
                 {
                     "views": views, "size": size, "offset": offset, "bits": len(item.bits), "meta": item.meta,
-                    "viewmats": item.cameras.viewmats.tolist(), "Ks": item.cameras.Ks.tolist(),
+                    "viewmats": item.cameras.viewmats.tolist(), "K": item.cameras.Ks[0].tolist(),
                 }
             )  # fmt: skip
             offset += views * size * size * 6 + len(bits)
-    write_text(_about(target), json.dumps(items))
+    write_text(_about(target), "".join(json.dumps(item) + "\n" for item in items))
 
 
 def open_renders(

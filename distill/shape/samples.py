@@ -58,8 +58,7 @@ class ShapeDataset:
 
     def __post_init__(self, members: Sequence[int] | None) -> None:
         found = described(self.objects, members)
-        metas = {i: meta and {"style": meta.get("style", "")} for i, meta in found}  # there may be very many
-        self.styles = StyleShares(metas, self.scan_fraction, self.shape_fraction)
+        self.styles = StyleShares(found, self.scan_fraction, self.shape_fraction)
 
     def __len__(self) -> int:
         """Number of objects that samples are drawn from."""
@@ -192,14 +191,14 @@ def occupancy_along(volume: Tensor, half: float, camera: Cameras, depths: Tensor
     start = origins[0, 0] * scale + (len(volume) - 1) / 2  # (3,) in voxels, whose centres are whole numbers
     steps = directions[shown] * scale  # (P, 3)
     found = np.empty((len(depths), len(steps)), np.float32)
-    cross(volume.numpy().view(np.uint8), start.numpy(), steps.numpy(), depths.numpy(), found)
+    share_at(volume.numpy().view(np.uint8), start.numpy(), steps.numpy(), depths.numpy(), found)
     occupancy = torch.zeros(len(depths), *shown.shape)
     occupancy[:, shown] = torch.from_numpy(found)
     return occupancy
 
 
 @njit(cache=True, nogil=True)
-def cross(volume, start, steps, depths, found):  # type: ignore[no-untyped-def]
+def share_at(volume, start, steps, depths, found):  # type: ignore[no-untyped-def]
     """Share of matter (D, P) of bits (n, n, n) at start + depth * step, places in voxels."""
     n = len(volume)
     for d in range(len(depths)):

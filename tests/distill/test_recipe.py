@@ -14,7 +14,7 @@ from stand_ins.training_runs import in_this_process
 from dd3g.io.shards import write_shard
 from dd3g.pepd import Generator
 from distill import recipe
-from distill.recipe import SIZES, Recipe, RecipeOptions, main, trained_minutes
+from distill.recipe import SIZES, Recipe, RecipeOptions, main, trained
 
 SMALL = (
     "network.fine=8 network.widths=[8,16] network.width=16 network.depth=1 network.heads=2 network.bins=8 "
@@ -57,7 +57,7 @@ def test_from_meshes_to_weights_and_on(meshes, monkeypatch, capfd, forked_worker
     assert f"dd3g recipe nano --minutes 600 --data {meshes / 'meshes'} --train network.fine=8" in card
     assert "| nano |" in card and "2 steps" in card and str(meshes / "meshes") in card
     assert (meshes / "out/evaluation/sheet.png").exists()
-    first = trained_minutes(meshes / "out/shape")
+    first = trained(meshes / "out/shape")
     capfd.readouterr()
 
     assert main(words(meshes)) == 2
@@ -65,7 +65,7 @@ def test_from_meshes_to_weights_and_on(meshes, monkeypatch, capfd, forked_worker
     assert main(words(meshes, "--resume", "--generator", "other")) == 2
     assert "generator nano (now other)" in capfd.readouterr().err
     assert main(words(meshes, "--resume", steps=4)) == 0
-    assert trained_minutes(meshes / "out/shape") > first > 0
+    assert trained(meshes / "out/shape") > first > (1, 0)
     lines = (meshes / "out/shape/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines if "loss" in json.loads(line)] == [1, 2, 3, 4]
 
@@ -99,8 +99,18 @@ def test_without_meshes_it_makes_up_its_own(tmp_path, monkeypatch, forked_worker
     )
 
 
+def test_made_up_objects_stay_those_that_were_drawn(tmp_path, monkeypatch):
+    """More of them would be other renders, which a folder that was begun refuses."""
+    asked = []
+    monkeypatch.setattr(recipe, "run_stage", lambda *words, **_: asked.append(words[0]))
+    (made := Recipe("nano", 1.0, RecipeOptions(output=tmp_path))).objects(6.0)
+    (tmp_path / "renders-0").mkdir()
+    assert made.objects(6.0) == tmp_path / "objects" and asked == ["data_gen.make_objects"]
+
+
 @pytest.mark.parametrize(
-    ("minutes", "rendering"), [(10, [21 * 60, 11 * 60]), (25, [21 * 60, -4 * 60]), (40, [21 * 60, -19 * 60])]
+    ("minutes", "rendering"),
+    [(5, [10.5 * 60, 16 * 60]), (10, [10.5 * 60, 11 * 60]), (12, [10.5 * 60, 9 * 60])],
 )
 @pytest.mark.parametrize("test", [False, True])
 def test_the_minutes_are_shared(tmp_path, monkeypatch, minutes, rendering, test):
@@ -161,7 +171,7 @@ def test_cuda_is_tried_beside_the_rendering(tmp_path, monkeypatch, capfd, passes
     assert ("`distill.smoke` ended with 2: see above" in capfd.readouterr().err) is not passes
     checkpoint = tmp_path / "out/shape/checkpoint-5"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "state.json").write_text('{"rate": {"minutes": 1.5}}')
+    (checkpoint / "state.json").write_text('{"step": 5, "rate": {"minutes": 1.5}}')
     asked.clear()
     assert main(words(tmp_path, "--resume")) == 0 and "distill.smoke" not in asked
 
@@ -230,11 +240,11 @@ def test_a_damaged_checkpoint_does_not_stop_a_recipe(tmp_path, damage):
     """Its trainer goes on from the one before."""
     for step, minutes in ((5, 1.5), (10, 3.0)):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        state = json.dumps({"rate": {"minutes": minutes}})
+        state = json.dumps({"step": step, "rate": {"minutes": minutes}})
         (tmp_path / f"checkpoint-{step}" / "state.json").write_text(state)
-    assert trained_minutes(tmp_path) == 3.0
+    assert trained(tmp_path) == (10, 3.0)
     (tmp_path / "checkpoint-10/state.json").unlink()
     if damage:
         (tmp_path / "checkpoint-10/state.json").write_text(damage)
-    assert trained_minutes(tmp_path) == 1.5
-    assert trained_minutes(tmp_path / "none") == 0
+    assert trained(tmp_path) == (5, 1.5)
+    assert trained(tmp_path / "none") == (0, 0.0)

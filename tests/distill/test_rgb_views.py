@@ -176,15 +176,18 @@ def test_a_generator_says_which_rig_it_would_need(tmp_path):
     with pytest.raises(
         UserError, match=r"azimuths=\[30,90,150,210,270,330\] .*=\[20,-10,20,-10,20,-10\] .*2.557"
     ):
-        check_rig(dataset, plain.rig_at(10.0))
+        check_rig(dataset, plain)
     fitting = replace(
         plain, azimuths=[30, 90, 150, 210, 270, 330], elevations=[20, -10] * 3, distance=2.557, fovy=30
     )
-    check_rig(dataset, fitting.rig_at(10.0))
+    check_rig(dataset, fitting)
     torch.testing.assert_close(fitting.rig_at(10.0).viewmats, SIX.viewmats)
     # One elevation of all views is the input's.
     level = QuadrupleDataset(Quadruples(write_quadruples(tmp_path)), 0)
-    check_rig(level, GeneratorConfig(size=32, latent_shape=(4, 64, 8, 8)).rig_at(40.0))
+    own = GeneratorConfig(size=32, latent_shape=(4, 64, 8, 8))
+    check_rig(level, own)
+    with pytest.raises(UserError, match=r"elevations=\[\] "):
+        check_rig(level, replace(own, elevations=[30.0] * 4))
     with pytest.raises(ValueError, match="azimuths"):
         replace(plain, azimuths=[0.0, 90.0])
 

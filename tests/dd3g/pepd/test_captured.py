@@ -148,6 +148,16 @@ def test_generate_uses_it_where_there_is_one(no_graph):
     assert len(generator.generate(picture, seed=1, elevation=20.0, raw=True)) == len(wanted)
 
 
+def test_a_rig_of_other_distance_changes_nothing(no_graph):
+    """The input's camera stays where pictures are taken from, whichever way the pass is launched."""
+    generator = tiny(distance=2.0, azimuths=[30.0, 120.0, 210.0, 300.0])
+    picture = torch.rand(4, 32, 32)
+    wanted = generator.generate(picture, elevation=20.0, raw=True)
+    generator.captured = CapturedPass(generator)
+    made = generator.generate(picture, elevation=20.0, raw=True)
+    assert torch.allclose(made.means, wanted.means, atol=1e-6) and no_graph == ["replay"]
+
+
 def test_bfloat16_drifts_little(no_graph):
     generator = tiny()
     noise, cameras, image = inputs(generator)

@@ -81,7 +81,9 @@ def test_pretrained_round_trip(tmp_path):
         ({"bounds": Bounds(scale_max=0.02)}, "bounds.scale_max 0.02 must lie on either side of 0.0514"),
         ({"bounds": Bounds(scale_min=0.03)}, "bounds.scale_min 0.03 .* must lie on either side of 0.0257"),
         ({"bounds": Bounds(depth_start=2.5)}, "bounds.depth_far 2.2 must lie on either side of 2.5"),
+        ({"bounds": Bounds(stretch=0.05)}, "bounds.scale_min 0.003 .* must lie on either side of 0.00257"),
         ({"order": "reverse"}, "order must be one of"),
+        ({"order": "swapped", "pt_mode": "knn"}, "order progressive, got swapped"),
     ],
 )
 def test_wrong_shapes_are_named(changes, message, tmp_path):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from dd3g.cameras import Cameras
-from dd3g.pepd.solid import VISIBLE, SolidOptions, inflated_silhouette, mirrored, within
+from dd3g.pepd.solid import VISIBLE, SolidOptions, inflated_silhouette, projected_colors, within
 from dd3g.pepd.surface import HALF, inflated_field, voxel_centres
 from dd3g.rasterizer import rasterize
 
@@ -61,7 +61,7 @@ def test_colours_are_the_pictures_along_the_ray():
     points = torch.tensor([[0.1, 0.2, 0.3], [-0.2, 0.0, -0.4]])
     eye = camera.positions
     behind = eye + 1.3 * (points - eye)
-    colors = mirrored(picture, camera)(torch.cat([points, behind]), torch.zeros(4, 3))
+    colors = projected_colors(picture, camera)(torch.cat([points, behind]), torch.zeros(4, 3))
     torch.testing.assert_close(colors[:2], colors[2:], atol=1e-4, rtol=0)
     uv, _ = camera.project(points)
     twin = F.grid_sample(picture[None, :3], uv[:, :, None], align_corners=False)[0, :, :, 0].T

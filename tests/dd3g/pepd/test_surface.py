@@ -10,9 +10,9 @@ from dd3g.cameras import Cameras
 from dd3g.pepd.frustum import spread
 from dd3g.pepd.surface import (
     HALF,
+    filled_depth,
     first_hits,
     least_alpha,
-    nearest,
     smoothed,
     surface_nets,
     visual_hull,
@@ -36,11 +36,11 @@ def test_zeros_take_the_value_of_a_nearest_place():
         depth = torch.zeros(17, 17)
         at = torch.randperm(17 * 17, generator=g)[:count]
         depth.view(-1)[at] = torch.arange(1.0, count + 1)
-        found, rows = nearest(depth), torch.arange(17)
+        found, rows = filled_depth(depth), torch.arange(17)
         steps = (rows[:, None, None] - at // 17).abs() + (rows[:, None] - at % 17).abs()  # (17, 17, count)
         assert torch.equal(steps.gather(-1, found.long()[..., None] - 1)[..., 0], steps.amin(-1))
         assert torch.equal(found[depth > 0], depth[depth > 0])
-    assert not nearest(torch.zeros(4, 4)).any()
+    assert not filled_depth(torch.zeros(4, 4)).any()
 
 
 def test_hull_is_the_smallest_sampled_alpha():

@@ -266,7 +266,7 @@ def test_workers_get_handles_of_thousands_of_shards(kind, tmp_path, monkeypatch)
         patch.setattr(RenderedObjects, "meta", lambda self, index: {"style": "scan", "size": 32})
         patch.setattr(UnpackedRenders, "meta", lambda self, index: {"style": "scan", "size": 32})
         patch.setattr(CarvedQuadruples, "meta", lambda self, index: {"style": "teacher"})
-        patch.setattr(UnpackedRenders, "_open", lambda self: setattr(self, "_items", [()] * 8000))
+        patch.setattr(UnpackedRenders, "_open", lambda self: setattr(self, "_lines", [()] * 8000))
         renders, made = RenderedObjects(paths), Quadruples(paths)
         bins = object.__new__(UnpackedRenders)
         bins.bins = [

@@ -57,7 +57,7 @@ def test_a_changed_shard_is_decoded_again_and_a_cut_run_goes_on(tmp_path, monkey
     for name in ("replacing", "write_text"):
         write = getattr(unpacked, name)
         monkeypatch.setattr(unpacked, name, lambda *words, f=write: calls.append(words) or f(*words))
-    for path in disk.glob("*.json"):
+    for path in disk.glob("*.jsonl"):
         path.unlink()  # as if killed before the last write
     UnpackedRenders(folder, disk)
     assert len(calls) == 2

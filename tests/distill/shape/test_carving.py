@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from stand_ins.tiny_objects import ellipsoid, ellipsoid_volume, write_quadruples, write_renders
@@ -13,8 +15,10 @@ from dd3g.errors import UserError
 from dd3g.pepd.occupancy import OccupancyNet
 from distill.quadruples import Quadruple
 from distill.samples.renders import RenderedObjects
+from distill.shape import carving
 from distill.shape.carving import CarvedQuadruples, Together, carved
 from distill.shape.samples import check_volumes
+from distill.simulation.mattes import Mattes
 from distill.train_shape import ShapeConfig, run
 
 AXES = torch.tensor([0.5, 0.35, 0.3])
@@ -42,9 +46,60 @@ def test_what_is_carved_holds_the_object_and_little_more():
     torch.testing.assert_close(item.rgba.float() / 255, q.outputs, atol=0.003, rtol=0)
 
 
+def matted(confidence, rig=None):
+    """The same from a teacher without alpha, on grey ground."""
+    q, _ = quadruple()
+    alpha, ground = q.outputs[:, 3:], torch.full((4, 3), 0.5)
+    shown = alpha * q.outputs[:, :3] + (1 - alpha) * 0.5
+    mattes = Mattes(alpha, torch.tensor(confidence), ground, "ground")
+    return replace(q, outputs=shown, mattes=mattes, cameras=rig or q.cameras)
+
+
 def test_views_without_alpha_carve_nothing():
-    with pytest.raises(UserError, match="a-0 has views without alpha"):
+    with pytest.raises(UserError, match="a-0 has 0 views with alpha beside its picture"):
         carved(quadruple(3)[0], "a-0")
+    with pytest.raises(UserError, match="a-0 has 1 views with alpha .* see --view-matte"):
+        carved(matted([1.0, 0.4, 0.9, 0.1]), "a-0")
+
+
+def test_mattes_carve_as_alpha_does():
+    whole, found = carved(quadruple()[0], "a-0"), carved(matted([1.0, 0.9, 0.8, 0.7]), "a-0")
+    assert torch.equal(whole.volume, found.volume) and whole.meta == found.meta
+    assert torch.equal(whole.depth, found.depth)
+    # The one that is not believed is left out, and its matter stays.
+    three = carved(matted([0.1, 0.9, 0.8, 0.1]), "a-0")
+    assert [round(a) % 360 for a in three.meta["azimuth"]] == [0, 90, 180] and len(three.rgba) == 3
+    assert (three.volume | whole.volume).sum() == three.volume.sum()
+
+
+def test_a_rig_without_the_pictures_view():
+    """Its camera is the usual one, whatever the others are."""
+    rig = Cameras.orbit([30.0, 120.0, 210.0, 300.0], [20.0, -10.0, 20.0, -10.0], 48, 2.6, 30.0)
+    rig = replace(rig, near=1.6, far=3.6)
+    rgba, depth = ellipsoid(rig, AXES, torch.tensor([0.2, 0.4, 0.6]))
+    front = Cameras.orbit([0.0], 25.0, 48)
+    picture, _ = ellipsoid(front, AXES, torch.tensor([0.2, 0.4, 0.6]))
+    item = carved(Quadruple(torch.zeros(4, 8, 8, 8), rig, picture[0], rgba, {"elevation": 25.0}), "a-0")
+    assert len(item.rgba) == 5 and item.meta["elevation"][0] == pytest.approx(25.0, abs=1e-3)
+    true = ellipsoid_volume(AXES)
+    assert (item.volume & true).sum() > 0.96 * true.sum() and item.volume.sum() < 1.3 * true.sum()
+    seen = (depth > 0) & (item.depth[1:] > 0)
+    assert seen.sum() > 0.95 * (depth > 0).sum() and (depth - item.depth[1:])[seen].abs().median() < 0.05
+
+
+def test_a_picture_from_elsewhere_is_refused():
+    far = Cameras.orbit([0.0, 90.0, 180.0, 270.0], 25.0, 48, 2.0)
+    with pytest.raises(UserError, match="was taken from 2 with a focal length of 1.09 sides"):
+        carved(replace(quadruple()[0], cameras=far), "a-0")
+
+
+def test_only_the_last_carved_ones_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(carving, "KEPT", 2 * 4 * 32 * 32 * 8)  # bytes of two
+    quadruples = CarvedQuadruples([write_quadruples(tmp_path, count=4)])
+    first, second, third = (quadruples[i] for i in range(3))
+    assert quadruples[2] is third and quadruples[1] is second
+    assert quadruples[0] is not first and torch.equal(quadruples[0].depth, first.depth)
+    assert quadruples.meta(3).items() <= quadruples[3].meta.items()
 
 
 def test_renders_and_quadruples_are_one_sequence(tmp_path):
