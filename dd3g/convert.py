@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import Annotated, Any
+from warnings import catch_warnings
 
 import typer
 
@@ -58,14 +59,16 @@ def convert(
 
     remove_leftovers(target.parent)
     found = read_some(source, from_axes)
+    warnings = found.warnings(source)
     if format in MESHES:
         from dd3g.pepd.mesh import mesh_of
 
-        written = mesh_of(found.gaussians).save(target)
+        with catch_warnings(record=True, action="always") as told:
+            written = mesh_of(found.gaussians).save(target)
+        warnings += [str(warning.message) for warning in told]
     else:
         mode = found.drawn_antialiased if antialiased is None else antialiased
         written = [save(found.gaussians, target, axes, format, 0, mode, ply_layout)]
-    warnings = found.warnings(source)
     if format in SPLATS and format not in TELLING and not found.drawn_antialiased:
         warnings.append(f"{source} is drawn without antialiasing, which a .{format} cannot record")
     report: dict[str, Any] = {

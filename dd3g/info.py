@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dd3g.command.run import Json, command_line, tell
-from dd3g.io.formats import AXES, SPLATS, name_and_format
+from dd3g.io.formats import AXES, SPLATS, UNBUNDLED, name_and_format
 
 
 def described(path: Path, axes: str | None = None) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def described(path: Path, axes: str | None = None) -> dict[str, Any]:
     from dd3g.io.splats import read
 
     found = read(path, axes)
-    g = found.gaussians
+    g, beside = found.gaussians, path.parent.glob("*.webp") if path.name == UNBUNDLED else ()
 
     def spread(values: Any) -> list[float]:
         """Least, median and most."""
@@ -30,7 +30,7 @@ def described(path: Path, axes: str | None = None) -> dict[str, Any]:
     return {
         "file": str(path),
         "format": name_and_format(path)[1],
-        "bytes": path.stat().st_size,
+        "bytes": sum(f.stat().st_size for f in (path, *beside)),
         "gaussians": len(g),
         "not_finite": found.broken,
         "axes": found.axes,

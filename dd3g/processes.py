@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -66,11 +67,16 @@ def map_in_processes(
     spawn = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(min(processes, len(tasks)), spawn, _start_worker, (begin,)) as pool:
+            futures = deque(pool.submit(work, task) for task in tasks)
             try:
-                yield from pool.map(work, tasks)
+                while futures:
+                    yield futures.popleft().result()
             except (KeyboardInterrupt, GeneratorExit):
                 for child in multiprocessing.active_children():
                     child.kill()
+                raise
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # by its own thread, which others would race
                 raise
     except BrokenProcessPool as error:
         raise UserError(

@@ -160,6 +160,10 @@ def prompts_command(
     # Before any work: a language model may be at it for hours.
     if output.is_dir():
         raise UserError(f"cannot write {output}: it is a folder; give the name of a file")
+    if output.suffix != ".jsonl":
+        raise UserError(f"-o {output} is written as JSON lines, and read as text: let it end in .jsonl")
+    if source is not None and source.resolve() == output.resolve():
+        raise UserError(f"-o {output} is the list itself: give another file")
     check_writable(output.parent)
     journal = output.with_name(output.name + ".rewriting")
     skipped: list[tuple[int, str]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def decode(data: bytes) -> Splats:
             raise ValueError(f"it claims {count!r} Gaussians")
         files = [*meta["means"]["files"], *(meta[k]["files"][0] for k in ("quats", "scales", "sh0"))]
         low, high, quats, labels, sh0 = (_pixels(archive, name, count) for name in files)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise ValueError(str(error) or "it is not a zip file") from error
     mins, maxs = (np.array(meta["means"][k], np.float64) for k in ("mins", "maxs"))
     places = mins + (low[:, :3] + 256.0 * high[:, :3]) / 65535 * (maxs - mins)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dd3g.gaussians import Gaussians, framing
 from dd3g.io.atomic import replacing
+from dd3g.io.packed import SPZ_REACH
 from dd3g.io.splats import encode
 
 
@@ -37,6 +38,8 @@ def save_viewer(
     if size != 1 or centre.any():
         place = -centre.to(gaussians.means)
         gaussians = gaussians.transformed(translation=place).transformed(scale=1 / size)
+    # What no camera shows from where the object is seen; the page's format could not hold it.
+    gaussians = gaussians.select((gaussians.means.abs() <= SPZ_REACH).all(-1))
     values = {
         "frame": json.dumps([*centre.tolist(), size]),
         "title": escape(path.stem if title is None else title),

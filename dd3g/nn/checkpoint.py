@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dd3g.errors import UserError, first_line
 from dd3g.io.atomic import replacing
+from dd3g.picture.strange_files import what_it_is
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PARTS = "model{suffix}.safetensors"
@@ -277,16 +278,19 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         pickles = sorted(
             p.name for p in path.parent.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}
         )
-        hint = f" ({', '.join(pickles)} is a pickle and is never read)" if pickles else ""
-        raise UserError(f"{path}: missing{hint}; convert the weights to safetensors") from error
+        hint = "the copy is not whole; copy or fetch the folder again"
+        if pickles:
+            hint = f"{', '.join(pickles)} is a pickle and is never read; convert the weights to safetensors"
+        raise UserError(f"{path}: missing: {hint}") from error
     except OSError as error:
         raise UserError(_unreadable(path, error)) from error
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path}: not a complete safetensors file ({error}); copy the checkpoint again"
-        ) from error
+        with path.open("rb") as stream:
+            pointer = what_it_is(stream.read(200)) if path.stat().st_size < 1000 else ""
+        hint = f"it is {pointer}" if pointer else f"{error}; copy the checkpoint again"
+        raise UserError(f"{path}: not a complete safetensors file: {hint}") from error
 
 
 def _unreadable(path: Path, error: OSError) -> str:

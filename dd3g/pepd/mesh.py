@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
-from dd3g.gaussians import Gaussians
+from dd3g.gaussians import Gaussians, framing
 from dd3g.io.mesh import Mesh
 from dd3g.pepd.solid import mask_cameras, sampled, spread
 from dd3g.pepd.surface import (
@@ -86,10 +87,18 @@ def mesh_of(gaussians: Gaussians, resolution: int = 128) -> Mesh:
 
 
 def _frame(gaussians: Gaussians) -> tuple[Tensor, float]:
-    """Centre (3,) of the object, and the factor that brings it to `REACH`."""
+    """Centre (3,) of the object, and the factor that brings it to `REACH`.
+
+    Strays, thrice as far away as nearly all others, are not of the object.
+    """
     solid = gaussians.opacities > 0.05
     if not solid.any():
         raise UserError("no surface: none of the Gaussians has an opacity over 0.05; keep the splats")
+    middle, size = framing(gaussians)
+    far = (gaussians.means - middle).norm(dim=-1) > 1.5 * size
+    if (strays := int((far & solid).sum())) and not (far | ~solid).all():
+        warnings.warn(f"{strays} Gaussians far from all others are not part of the mesh", stacklevel=3)
+        solid &= ~far
     means, reach = gaussians.means[solid], 2 * gaussians.scales[solid].amax(-1, keepdim=True)
     low, high = (means - reach).amin(0), (means + reach).amax(0)
     centre = (low + high) / 2

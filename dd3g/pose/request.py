@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -84,6 +85,10 @@ class Request:
         if self.keypoints is not None and not self.keypoints.exists():
             raise UserError(f"--keypoints {self.keypoints} does not exist: check the path")
         self.picture_size  # raises
+        if self.height is not None:
+            from dd3g.pose.methods.advice import size_of
+
+            size_of(self.height)  # raises
 
     @cached_property
     def picture_size(self) -> tuple[int, int] | None:
@@ -158,7 +163,7 @@ def is_video(path: Path) -> bool:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             return getattr(image, "n_frames", 1) > 1
-    except (OSError, ValueError, SyntaxError, EOFError):
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
         return False  # reading it as a picture gives the error

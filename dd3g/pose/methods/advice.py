@@ -58,7 +58,7 @@ def sized(poses: Tensor, bones: float) -> Tensor:
     return poses * (bones / bone_lengths(poses).sum(-1).clamp(min=1e-6))[..., None, None]
 
 
-def _scale(height: float | None) -> float:
+def size_of(height: float | None) -> float:
     """How large someone is beside a grown person.
 
     Raises:
@@ -76,7 +76,7 @@ def _scale(height: float | None) -> float:
 def agreed(hypotheses: Hypotheses, height: float | None = None) -> Hypotheses:
     """Add the mean of hypotheses that are trusted more than the lifter, in a person's size, see `advise`."""
     mean, spread = hypotheses.recommended()
-    size = grown().bones * _scale(height)
+    size = grown().bones * size_of(height)
     return replace(hypotheses, advised=sized(mean, size), expected=spread)
 
 
@@ -101,7 +101,7 @@ def advise(
     Raises:
         UserError: a height that nobody has.
     """
-    size, scale = grown(), _scale(height)
+    size, scale = grown(), size_of(height)
     lifter, prior = lifter or GraphLifter.shipped(), prior or Prior.shipped()
     K = K.expand(len(keypoints), 3, 3)
     lifted = restore(lifter, None, keypoints, confidence, K, width, 1, alpha=0.0).poses  # (B, 1, 17, 3)

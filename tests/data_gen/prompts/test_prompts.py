@@ -239,6 +239,8 @@ def test_command(tmp_path, capsys):
         (["--from", str(tmp_path / "list.txt"), "--count", "4"], "gives 3 prompts"),
         (["--from", str(tmp_path)], "cannot read"),
         (["-o", str(tmp_path)], "it is a folder"),
+        (["-o", str(tmp_path / "p.txt")], "let it end in .jsonl"),
+        (["--from", str(out)], "is the list itself"),
         (["-o", str(out / "p.jsonl")], "cannot write to the output folder"),
     ):
         assert main(["prompts", "-o", str(out), *words]) == 2

@@ -40,6 +40,17 @@ def ball(n: int, radius: float) -> torch.Tensor:
     return (LEVEL + (radius - (x * x + y * y + z * z).sqrt())).clamp(0, 1)
 
 
+def test_strays_do_not_make_the_object_small():
+    shown = toy()
+    means = shown.means.clone()
+    means[:3] = torch.tensor([[5.0, 0.0, 0.0], [0.0, 50.0, 0.0], [0.0, 0.0, -5000.0]])
+    with pytest.warns(UserWarning, match="3 Gaussians far from all others are not part of the mesh"):
+        found = mesh_of(replace(shown, means=means), resolution=48)
+    whole = mesh_of(shown, resolution=48)
+    assert len(found.quads) == pytest.approx(len(whole.quads), rel=0.05)
+    assert found.points.max(0) == pytest.approx(whole.points.max(0), abs=0.05)
+
+
 def test_quads_close_a_ball_and_turn_outwards():
     field = ball(24, 0.4)
     points, normals = surface_nets(field, LEVEL)

@@ -13,6 +13,7 @@ from stand_ins.splat_files import TOLERANCE, assert_same, covariances, example, 
 
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians, quaternion_to_matrix
+from dd3g.info import described
 from dd3g.io import ply, sog, splats
 
 KINDS = {"<f4": "float", "u1": "uchar", "<f8": "double"}
@@ -126,6 +127,8 @@ def test_a_sog_of_version_1_and_one_that_is_not_zipped(tmp_path):
         read = read.select(nearest(wanted.means, read.means))
         assert_same(replace(read, opacities=wanted.opacities), wanted, **TOLERANCE["sog"])
         torch.testing.assert_close(read.opacities, wanted.opacities, atol=2e-2, rtol=0)  # logits from 1e-6 on
+    names = ["meta.json", *(f"{name}.webp" for name in ("means_l", "means_u", "scales", "quats", "sh0"))]
+    assert described(tmp_path / "meta.json")["bytes"] == sum((tmp_path / n).stat().st_size for n in names)
     with pytest.raises(UserError, match="unknown format 'json'"):
         splats.save(example(), tmp_path / "meta.json")
     (tmp_path / "sh0.webp").unlink()

@@ -1,6 +1,8 @@
 """.sog and compressed .ply by the letter of their specifications."""
 
+import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -92,3 +94,18 @@ def test_many_scales_and_colours_lose_little_in_a_sog():
     assert (loaded.opacities - many.opacities).abs().max() < 0.0021
     assert len(data) * 3 < len(splats.encode(many, "ply"))  # of noise; objects shrink more
     assert splats.encode(many, "sog") == data
+
+
+def test_a_damaged_member_is_told(tmp_path):
+    """Also where another tool deflated it, and zlib stumbles before the checksum."""
+    with zipfile.ZipFile(io.BytesIO(splats.encode(example(), "sog"))) as stored:
+        contents = {name: stored.read(name) for name in stored.namelist()}
+    with zipfile.ZipFile(tmp_path / "x.sog", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+        place = archive.getinfo("meta.json").header_offset + 30 + len("meta.json")
+    data = bytearray((tmp_path / "x.sog").read_bytes())
+    data[place : place + 20] = bytes([255]) * 20
+    (tmp_path / "x.sog").write_bytes(data)
+    with pytest.raises(UserError, match=r"x.sog is not a .sog file .* decompressing data"):
+        splats.load(tmp_path / "x.sog")

@@ -44,6 +44,14 @@ def test_nothing_to_show_is_an_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_far_from_everything_is_left_out(tmp_path):
+    shown = toy()
+    means = torch.cat([shown.means, torch.tensor([[1e9, 0.0, 0.0]])])
+    others = (torch.cat([x, x[:1]]) for x in list(vars(shown).values())[1:])
+    page = save_viewer(Gaussians(means, *others), tmp_path / "far" / "x.html").read_text()
+    assert page == save_viewer(shown, tmp_path / "near" / "x.html").read_text()
+
+
 @pytest.mark.parametrize("draw", ["webgl", "2d"])
 def test_colours_lie_where_they_should(page, file, draw):
     page.open(file, f"#spin=0&draw={draw}")

@@ -148,6 +148,18 @@ def test_truncated_weights(tmp_path, keep):
     assert all(torch.equal(target.state_dict()[n], t) for n, t in before.items())
 
 
+def test_a_part_that_was_not_copied(tmp_path):
+    """Is no reason to convert anything; nor is what Git LFS leaves in its place."""
+    save_folder(tmp_path, module(), CONFIG, file_bytes=60)
+    part = next(tmp_path.glob("model-*-of-*.safetensors"))
+    part.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match=f"{part.name}: not .*: it is a pointer of Git LFS: run"):
+        load_weights(tmp_path, module())
+    part.unlink()
+    with pytest.raises(UserError, match=f"{part.name}: missing: the copy is not whole"):
+        load_weights(tmp_path, module())
+
+
 class Bomb:
     def __reduce__(self):
         return os.mkdir, ("exploded",)

@@ -3,7 +3,9 @@
 import gc
 import json
 import os
+import struct
 import subprocess
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +89,16 @@ def test_animations_have_a_duration_for_each_frame(tmp_path, suffix):
     assert open_clip(path).times == pytest.approx([0, 0.04, 0.24, 0.32])
     images[0].save(tmp_path / f"still.{suffix}")
     assert not is_video(tmp_path / f"still.{suffix}")
+
+
+def test_a_picture_that_would_fill_the_memory_is_no_video(tmp_path, recwarn):
+    """Reading it as a picture says what is wrong."""
+    for side in (10_000, 20_000):
+        head = struct.pack(">4sIIBBBBB", b"IHDR", side, side, 8, 2, 0, 0, 0)
+        chunk = struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+        (tmp_path / "large.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+        assert not is_video(tmp_path / "large.png")
+    assert not list(recwarn)
 
 
 def test_broken_videos_say_what_is_wrong(tmp_path):
