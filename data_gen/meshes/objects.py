@@ -36,7 +36,7 @@ class Options:
     scan_variants: int = setting(0, "Variants of scans and PBR objects; 0: as --variants.", 0)
     seed: int = setting(0, "Seed of all random choices.", 0)
     quads: int = setting(4, "Sets of four views 90 degrees apart at elevation 10.", 0)
-    free_quads: int = setting(1, "The same at a random elevation, -10 to 50.", 0)
+    free_quads: int = setting(1, "The same at a random elevation, -10 to 40.", 0)
     square_quads: int = setting(0, "The same within 10 degrees of azimuth of front, back and sides.", 0)
     novel: int = setting(8, "Free views, elevation -15 to 50.", 0)
     eval: bool = setting(False, "Evaluation views: variant 0, one quad and 16 fixed novel views.")

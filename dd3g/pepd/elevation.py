@@ -13,11 +13,11 @@ from dd3g.nn.checkpoint import check_options, find_weights, load_weights, read_c
 from dd3g.nn.efficientnet import TAPS, EfficientNetLite0
 from dd3g.pepd.frustum import resize
 from dd3g.picture.framing import AUTO, FILL
-from dd3g.rig import PICTURED
 
 SHIPPED = "elevation"  # name of the weights
 SIZE = 64  # pixels of the renders that it learns from; larger pictures are reduced to it
 SEEN = 128  # pixels of what the network sees, in which the object has always the same size
+LOWEST, HIGHEST = -10.0, 50.0  # degrees that it learns
 
 
 class ElevationNet(nn.Module):
@@ -32,7 +32,7 @@ class ElevationNet(nn.Module):
     def forward(self, seen: Tensor) -> Tensor:
         """What `framed` gives, (B, 3, s, s) -> degrees (B,)."""
         means = torch.cat([maps.mean((2, 3)) for maps in self.features(seen)], 1)
-        return self.head(F.dropout(self.norm(means), 0.2, self.training))[:, 0] * PICTURED[1]
+        return self.head(F.dropout(self.norm(means), 0.2, self.training))[:, 0] * HIGHEST
 
     @torch.no_grad()
     def estimate(self, picture: Tensor) -> float:
@@ -40,7 +40,7 @@ class ElevationNet(nn.Module):
         device = self.head.weight.device
         seen = framed(resize(picture[None].float().to(device), SIZE)[0])
         both = torch.stack([seen, seen.flip(-1)])
-        return float(self(both).mean().clamp(*PICTURED))
+        return float(self(both).mean().clamp(LOWEST, HIGHEST))
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write config.json and model.safetensors; `dtype` is the stored type of the weights."""

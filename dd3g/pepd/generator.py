@@ -128,7 +128,7 @@ class Generator(nn.Module):
             picture: anything that `dd3g.load_image` reads, a `Picture`, or straight RGBA (4, S, S) framed as
                 in training.
             seed: draws the noise, on the CPU: a seed means the same on every device.
-            elevation: degrees by which the picture was taken from above; training saw -10 to 50. "auto" is
+            elevation: degrees by which the picture was taken from above; training saw -10 to 40. "auto" is
                 what `dd3g.pepd.elevation` estimates, -10 to 50.
             raw: keep the network's soft splats instead of a solid body of opaque discs; see `solidify`.
             refine: seconds for which the visible discs are fitted to the picture.

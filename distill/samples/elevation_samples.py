@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dd3g.pepd.elevation import SIZE, framed
+from dd3g.pepd.elevation import HIGHEST, LOWEST, SIZE, framed
 from dd3g.pepd.frustum import resize
-from dd3g.rig import PICTURED
 from dd3g.training import Batch, generator_for
 from distill.samples.render_samples import StyleShares, chance, pick
 from distill.samples.renders import described
@@ -60,8 +59,7 @@ def elevation_sample(item: Any, g: torch.Generator, plain: bool = False) -> Elev
         plain: leave out changes of colours, frame and side.
     """
     elevations = torch.tensor(item.meta["elevation"])
-    lowest, highest = PICTURED
-    aim = lowest + (highest - lowest) * torch.rand((), generator=g)
+    aim = LOWEST + (HIGHEST - LOWEST) * torch.rand((), generator=g)
     away = (elevations - aim).abs()
     near = (away <= max(ROOM, float(away.min()))).nonzero()[:, 0]
     view = int(near[pick(len(near), g)])

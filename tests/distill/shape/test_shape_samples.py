@@ -202,7 +202,7 @@ def test_inputs_are_taken_from_usual_elevations(objects):
     }
     assert seen == {-5, 25}
     high = replace(item, meta=item.meta | {"elevation": [60.0] * 14})
-    with pytest.raises(UserError, match="one of them from -10 to 50 degrees"):
+    with pytest.raises(UserError, match="one of them from -10 to 40 degrees"):
         shape_sample(high, generator_for(0, 0), SIZE, BINS, 4)
     assert len(AZIMUTHS) == len(ELEVATIONS) == 14
 
