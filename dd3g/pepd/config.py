@@ -159,15 +159,6 @@ class GeneratorConfig:
             raise ValueError(
                 f"generator: pt_mode knn needs positions first: order progressive, got {self.order}"
             )
-        b, widths = self.bounds, [kind.scale_start for kind in self.frame_kinds]
-        scales = [("scale_min", "scale_max", s) for w in widths for s in (w, b.length_start(w))]
-        for low, high, start in [*scales, ("depth_near", "depth_far", b.depth_start)]:
-            least, most = getattr(b, low), getattr(b, high)
-            if not least < start < most:
-                raise ValueError(
-                    f"generator: bounds.{low} {least:g} and bounds.{high} {most:g} must lie on either side "
-                    f"of {start:.3g}, where training begins"
-                )
 
     def rig_at(self, elevation: float) -> Cameras:
         """The teacher's cameras (V,) for a picture that was taken from this elevation, in degrees."""

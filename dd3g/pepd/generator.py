@@ -161,8 +161,9 @@ class Generator(nn.Module):
         rig, front = self.config.rig_at(degrees), Cameras.orbit([0.0], degrees, self.config.size)
         self.eval()
         inputs = noise[None].to(device), rig.to(device), image
-        captured = self.captured is not None and self.captured.fits(*inputs)
-        gaussians = (self.captured if captured else self)(*inputs, front=front.to(device))[0]
+        captured = self.captured
+        passes = captured if captured is not None and captured.fits(*inputs) else self
+        gaussians = passes(*inputs, front=front.to(device))[0]
         if not raw and self.config.surface != "off":
             gaussians = solidify(gaussians, rgba, front, network=self.shape)
             if refine > 0:

@@ -107,7 +107,7 @@ class ProgressiveDecoding(nn.Module):
         config: shape of the generator; `blocks` are summed up when everything is decoded at once.
 
     Raises:
-        ValueError: unknown order.
+        ValueError: unknown order, or a start out of bounds.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -117,7 +117,17 @@ class ProgressiveDecoding(nn.Module):
         if c.order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {c.order!r}")
         self.groups, self.detach_taps, self.bounds = ORDERS[c.order], c.detach_taps, c.bounds
-        self.kinds = c.frame_kinds
+        self.kinds, bounds = c.frame_kinds, c.bounds
+        # Says now what the first picture would stumble over.
+        widths = [kind.scale_start for kind in self.kinds]
+        scales = [("scale_min", "scale_max", s) for w in widths for s in (w, bounds.length_start(w))]
+        for low, high, start in [*scales, ("depth_near", "depth_far", bounds.depth_start)]:
+            least, most = getattr(bounds, low), getattr(bounds, high)
+            if not least < start < most:
+                raise ValueError(
+                    f"generator: bounds.{low} {least:g} and bounds.{high} {most:g} must lie on either side "
+                    f"of {start:.3g}, where training begins"
+                )
 
         def block(stage: int) -> nn.Module:
             nearby = self.neighbours and stage
