@@ -101,9 +101,10 @@ class FoundObject:
 
 def _whole(path: Path, up: str) -> Mesh:
     """A mesh with its colours: without them it would be scored as a grey one."""
+    mesh = load_mesh(path, up)
     if lacking := missing_materials(path):
-        raise ValueError(f"{path.name} names {', '.join(lacking)}, which is not there")
-    return load_mesh(path, up)
+        raise ValueError(f"{path.name} names {', '.join(lacking)}, which is not there or cannot be read")
+    return mesh
 
 
 def find_objects(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -155,11 +157,45 @@ def test_a_scan_without_its_colours_is_no_grey_one(tmp_path, name):
     assert looks_right(mesh())
 
 
+def test_a_glb_without_its_colours_is_no_grey_one(tmp_path):
+    """Trimesh goes on without a picture that is not there, or that Pillow does not read."""
+    import trimesh
+
+    write_obj(tmp_path / "made/slab.obj", "texture.png", z_up=False)
+    write_texture(tmp_path / "made/texture.png")
+    scene = trimesh.load_scene(tmp_path / "made/slab.obj", process=False)
+    picture = base64.b64encode((tmp_path / "made/texture.png").read_bytes()).decode()
+
+    def mesh(place: dict, **more):
+        change = partial(dict.update, images=[place], **more)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        scene.export(tmp_path / "data/slab.glb", tree_postprocessor=change)
+        return find_objects(tmp_path / "data")[0][0].mesh()
+
+    for place, name in (
+        ({"uri": "my%20wood.png"}, "my%20wood.png"),
+        ({"bufferView": 0}, "the texture of mat"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"slab.glb names {name}.*, which is not there or cannot be read"
+        ):
+            mesh(place)
+    assert looks_right(mesh({"uri": f"data:image/png;base64,{picture}"}))
+    with pytest.raises(
+        ValueError, match="^it needs KHR_texture_basisu, which is not read: export it without$"
+    ):
+        mesh({"uri": "my.ktx2"}, extensionsRequired=["KHR_texture_basisu"])
+    write_texture(tmp_path / "data/my wood.png")
+    assert looks_right(mesh({"uri": "my%20wood.png"}))
+
+
 def test_a_texture_of_another_object_is_not_borrowed(tmp_path):
     for name in ("left", "right"):
         write_obj(tmp_path / name / "model.obj", "C:\\art\\wood.png")
     write_texture(tmp_path / "right" / "art" / "wood.png")
     assert missing_materials(tmp_path / "right" / "model.obj") == []
+    assert missing_materials(tmp_path / "left" / "model.obj") == ["C:\\art\\wood.png"]
+    (tmp_path / "left" / "wood.png").write_text("no picture")
     assert missing_materials(tmp_path / "left" / "model.obj") == ["C:\\art\\wood.png"]
 
 
