@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import os
+import re
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -251,7 +253,37 @@ def test_what_is_hidden_is_no_object(tmp_path):
     assert [one.path for one in found] == [tmp_path / "slab/model.obj"] and not missing
 
 
-def test_styles_come_from_a_manifest(tmp_path):
+def test_what_cannot_be_opened_or_named_is_left_out_with_a_reason(tmp_path):
     write_layout("meshes", tmp_path / "data")
-    (tmp_path / "data" / "manifest.csv").write_text("id,style\nslab,scan\n")
-    assert find_objects(tmp_path / "data")[0][0].style == "scan"
+    os.symlink("nowhere", tmp_path / "data/link.glb")
+    strange = os.fsdecode(b"\xff")
+    (tmp_path / f"data/{strange}.glb").touch()
+    found, missing = find_objects(tmp_path / "data")
+    assert [one.id for one in found] == ["any/slab"] and list(missing) == ["link", strange]
+    assert "link.glb cannot be opened: it is a link to nothing" in missing["link"]
+    assert missing[strange] == "its name is not UTF-8: rename its file or folder"
+    (tmp_path / "data/any/slab.glb").unlink()
+    with pytest.raises(UserError, match="no complete object .2 are not.: link, .*link.glb cannot be opened"):
+        find_objects(tmp_path / "data")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_styles_come_from_a_manifest(tmp_path, encoding):
+    write_layout("meshes", tmp_path / "data")
+    (tmp_path / "data" / "manifest.csv").write_text("id,style\nslab,scanné\n", encoding)
+    assert find_objects(tmp_path / "data")[0][0].style == "scanné"
+
+
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path):
+    write_layout("meshes", tmp_path / "data")
+    manifest = tmp_path / "data" / "manifest.csv"
+    for words in ("id;style\nslab;scan\n", ""):
+        manifest.write_text(words)
+        named = re.escape(str(words.split()[:1]))
+        with pytest.raises(
+            UserError, match=f"manifest.csv has the columns {named}, none called id: .* commas"
+        ):
+            find_objects(tmp_path / "data")
+    manifest.write_text("id,style\nslab,scanné\n", "cp1252")
+    with pytest.raises(UserError, match=r"manifest.csv is not UTF-8 .*: save it as UTF-8"):
+        find_objects(tmp_path / "data")
