@@ -13,7 +13,7 @@ import typer
 
 from data_gen.meshes.objects import Item, Options, find_items, mesh_files, render_item
 from dd3g.command.progress import Progress
-from dd3g.command.run import Json, command_line
+from dd3g.command.run import Json, command_line, say
 from dd3g.command.setting import flattened
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
@@ -148,7 +148,7 @@ def render_command(
             f"{summary['views']} views in {summary['seconds']} s{rate}); {len(failed)} failed"
         )
         for key, reason in failed.items():
-            print(f"  {key}: {reason}", file=sys.stderr)
+            say(f"  {key}: {reason}", err=True)
     if failed:
         raise typer.Exit(1)
 

@@ -101,9 +101,10 @@ class FoundObject:
 
 def _whole(path: Path, up: str) -> Mesh:
     """A mesh with its colours: without them it would be scored as a grey one."""
+    mesh = load_mesh(path, up)
     if lacking := missing_materials(path):
-        raise ValueError(f"{path.name} names {', '.join(lacking)}, which is not there")
-    return load_mesh(path, up)
+        raise ValueError(f"{path.name} names {', '.join(lacking)}, which is not there or cannot be read")
+    return mesh
 
 
 def find_objects(
@@ -117,7 +118,7 @@ def find_objects(
         wanted: ids; none for all.
 
     Returns:
-        objects, and id -> reason of those that lack files.
+        objects, and id -> reason of those that lack files or cannot be opened.
 
     Raises:
         UserError: no such folder or layout, no object, two of one name, or not all wanted ones.
@@ -159,19 +160,48 @@ def _search(folder: Path, layout: str) -> tuple[list[FoundObject], dict[str, str
             break
     if not found and not missing and layout in ("auto", PLAIN.name):
         found = _plain(folder, files)
+    unusable = {one.id: why for one in found if (why := _unusable(one))}
+    missing = missing | unusable
+    found = [one for one in found if one.id not in unusable]
     if not found:
         raise UserError(_nothing(folder, layout, missing or strange))
     styles = {key: row["style"] for key, row in read_rows(folder).items() if row.get("style")}
     return [replace(o, style=styles.get(o.id.rpartition("/")[2], o.style)) for o in found], missing
 
 
+def _unusable(one: FoundObject) -> str:
+    """Why an object that was found cannot be used; nothing of most."""
+    try:
+        one.id.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8: rename its file or folder"
+    if not os.access(one.path, os.R_OK):
+        return f"{one.path} cannot be opened: it is a link to nothing, or only others may read it"
+    return ""
+
+
 def read_rows(folder: Path) -> dict[str, dict[str, str]]:
-    """Rows of manifest.csv in a folder of meshes or beside it, by id; none where there is none."""
+    """Rows of manifest.csv in a folder of meshes or beside it, by id; none where there is none.
+
+    Raises:
+        UserError: when it is not UTF-8, or has no column `id`.
+    """
     rows: dict[str, dict[str, str]] = {}
     for manifest in (folder.parent / "manifest.csv", folder / "manifest.csv"):
-        if manifest.is_file():
-            with open(manifest, newline="", encoding="utf-8") as stream:
-                rows |= {row["id"]: row for row in csv.DictReader(stream) if "id" in row}
+        if not manifest.is_file():
+            continue
+        try:
+            with open(manifest, newline="", encoding="utf-8-sig") as stream:  # Excel puts a BOM first
+                table = csv.DictReader(stream)
+                columns = list(table.fieldnames or [])
+                if "id" not in columns:
+                    raise UserError(
+                        f"{manifest} has the columns {columns}, none called id: its first line names "
+                        "them, with commas between"
+                    )
+                rows |= {row["id"]: row for row in table}
+        except UnicodeDecodeError as error:
+            raise UserError(f"{manifest} is not UTF-8 ({error.reason}): save it as UTF-8") from error
     return rows
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import glob
+import io
+import json
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dd3g.errors import first_line
+from dd3g.errors import UserError, first_line
 from dd3g.numba_setup import njit
 from dd3g.srgb import to_srgb
 
@@ -45,7 +50,8 @@ def load_mesh(path: str | Path, up: str = "y", normal: bool = True) -> Mesh:
         normal: put its bounding box's centre at the origin and its farthest vertex at distance 1.
 
     Raises:
-        ValueError: when the file is damaged, holds no triangles, or positions that are not finite.
+        ValueError: when the file is damaged, requires an extension of glTF that is not read, holds no
+            triangles, or positions that are not finite.
     """
     path = Path(path)
     parts = _load_shape(path) if path.suffix.lower() == ".npz" else _load_scene(path)
@@ -63,11 +69,13 @@ def load_mesh(path: str | Path, up: str = "y", normal: bool = True) -> Mesh:
         vertices = vertices[:, [0, 2, 1]] * [1, 1, -1]
     vertices = normalised(vertices) if normal else vertices.astype(np.float32)
     painted = np.array([texture is not None for texture in textures])
+    uv = np.concatenate(uvs)
+    uv = np.where(np.abs(uv) < np.finfo(np.float32).max, uv, 0)  # the kernels index by them
     return Mesh(
         vertices=vertices,
         faces=faces,
         normals=corner_normals(vertices, faces),
-        uvs=np.concatenate(uvs).astype(np.float32),
+        uvs=uv.astype(np.float32),
         colors=np.concatenate(colors).astype(np.float32),
         face_texture=np.repeat(
             np.where(painted, painted.cumsum() - 1, -1), [len(f) for f in triangles]
@@ -79,9 +87,13 @@ def load_mesh(path: str | Path, up: str = "y", normal: bool = True) -> Mesh:
 
 
 def missing_materials(path: Path) -> list[str]:
-    """Materials and textures that an OBJ names and that `load_mesh` will not find; none for other files."""
+    """Materials and textures that an OBJ or GLB names and that `load_mesh` will not find or cannot read."""
+    if path.suffix.lower() == ".glb":
+        return _missing_pictures(path)
     if path.suffix.lower() != ".obj":
         return []
+    from PIL import Image
+
     near, lacking = _Nearby(path), []
     with open(path, "rb") as stream:  # materials are named before the faces, the library first
         head = stream.read(1 << 16).decode("utf-8", "replace")
@@ -94,10 +106,52 @@ def missing_materials(path: Path) -> list[str]:
         for name in re.findall(r"^\s*map_Kd[ \t]+(.+?)\s*$", lines, re.MULTILINE | re.ASCII):
             name = name.split()[-1] if name.startswith("-") else name  # behind options
             try:
-                near.get(name)
-            except OSError:
+                Image.open(io.BytesIO(near.get(name)))
+            except Exception:  # Pillow's decoders raise nearly every type there is
                 lacking.append(name)
     return list(dict.fromkeys(lacking))
+
+
+def _missing_pictures(path: Path) -> list[str]:
+    """Pictures of a GLB's base colours that are not there or cannot be read; trimesh goes on without."""
+    from PIL import Image
+
+    tree, binary = _glb(path)
+    near, lacking = _Nearby(path), []
+    for k, material in enumerate(tree.get("materials", [])):
+        name = f"the texture of material {k}"
+        try:
+            gloss = material.get("extensions", {}).get("KHR_materials_pbrSpecularGlossiness", {})
+            plain = material.get("pbrMetallicRoughness", {})
+            base = gloss.get("diffuseTexture") or plain.get("baseColorTexture")
+            if not base:
+                continue
+            texture = tree["textures"][base["index"]]
+            picture = tree["images"][texture.get("extensions", {}).get("EXT_texture_webp", texture)["source"]]
+            uri = picture.get("uri", "")
+            if "bufferView" in picture:
+                view = tree["bufferViews"][picture["bufferView"]]
+                start = view.get("byteOffset", 0)
+                data = binary[start : start + view["byteLength"]]
+            elif "base64," in uri:
+                data = base64.b64decode(uri.partition("base64,")[2])
+            else:
+                name = uri or name
+                data = near.get(uri)
+            Image.open(io.BytesIO(data))
+        except Exception:  # a stranger's file, and Pillow's decoders raise nearly every type there is
+            lacking.append(name)
+    return list(dict.fromkeys(lacking))
+
+
+def _glb(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The JSON of a GLB and the bytes behind it; nothing of a damaged one, which trimesh refuses."""
+    data = path.read_bytes()
+    try:
+        (size,) = struct.unpack_from("<I", data, 12)
+        return dict(json.loads(data[20 : 20 + size])), data[28 + size :]
+    except (struct.error, ValueError, TypeError):
+        return {}, b""
 
 
 def normalised(vertices: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -145,7 +199,7 @@ class _Nearby:
         name = name.strip()
         beside = self._home / name
         if not beside.is_file():
-            last = glob.escape(Path(name.replace("\\", "/")).name)
+            last = glob.escape(unquote(Path(name.replace("\\", "/")).name))  # glTF names URIs
             found = (p for folder in self._folders for p in sorted(folder.rglob(last)))
             beside = next(found, beside)
         return beside.read_bytes()
@@ -154,9 +208,16 @@ class _Nearby:
         return self.get(name)
 
 
+# How extensions of glTF begin that trimesh reads, or that leave shapes and base colours as they are.
+_READ = ("KHR_materials_", "KHR_lights_", "EXT_texture_webp")
+
+
 def _load_scene(path: Path) -> list[_Part]:
     import trimesh
 
+    required = _glb(path)[0].get("extensionsRequired", []) if path.suffix.lower() == ".glb" else []
+    if strange := [name for name in required if not name.startswith(_READ)]:
+        raise ValueError(f"it needs {', '.join(strange)}, which is not read: export it without")
     try:
         scene = trimesh.load_scene(path, process=False, resolver=_Nearby(path))  # type: ignore[arg-type]
     except (OSError, MemoryError):
@@ -187,7 +248,7 @@ def _material(visual: object, linear: bool) -> tuple[NDArray[np.uint8] | None, N
         vertex_colors = getattr(visual, "vertex_colors", None)
         if vertex_colors is None:
             return None, np.ones(3)
-        painted = np.asarray(vertex_colors)[:, :3] / 255
+        painted = _unit(vertex_colors)[:, :3]
         return None, to_srgb(painted) if linear else painted
     picture = getattr(material, "baseColorTexture", None)
     picture = picture if picture is not None else getattr(material, "image", None)
@@ -195,12 +256,31 @@ def _material(visual: object, linear: bool) -> tuple[NDArray[np.uint8] | None, N
     if factor is None and picture is None:
         # OBJ's Kd, which by custom is multiplied only without a map.
         factor = getattr(material, "diffuse", None)
-    factor = np.ones(3) if factor is None else np.asarray(factor, dtype=np.float64)[:3]
-    factor = factor / 255 if factor.max() > 1 else factor
+    factor = np.ones(3) if factor is None else _unit(factor)[:3]
+    vertex_colors = getattr(visual, "vertex_attributes", {}).get("color")  # COLOR_0 beside a material
+    if vertex_colors is not None:
+        factor = factor * _unit(vertex_colors)[:, :3]
     if getattr(visual, "uv", None) is None:
         picture = None
-    texture = None if picture is None else np.asarray(picture.convert("RGB"), dtype=np.uint8)
+    texture = None if picture is None else _texture(picture)
     return texture, to_srgb(factor) if linear else factor
+
+
+def _unit(color: Any) -> NDArray[np.float64]:
+    """Colours of whole numbers, whatever their range, or of floats as 0..1."""
+    color = np.asarray(color)
+    return color / np.iinfo(color.dtype).max if color.dtype.kind in "iu" else np.nan_to_num(color).clip(0, 1)
+
+
+def _texture(picture: Any) -> NDArray[np.uint8]:
+    if picture.mode.startswith(("I", "F")):
+        from dd3g.picture.eight_bits import eight_bits
+
+        try:
+            picture = eight_bits(picture, "its texture")
+        except UserError as error:
+            raise ValueError(str(error)) from error
+    return np.asarray(picture.convert("RGB"), dtype=np.uint8)
 
 
 def corner_normals(vertices: NDArray[np.float32], faces: NDArray[np.int32]) -> NDArray[np.float32]:

@@ -222,6 +222,13 @@ def test_corrupt_mesh_is_reported_and_skipped(tmp_path, capsys):
     assert render.main([*words, "--json"]) == 1
     failed = json.loads(capsys.readouterr().out)["failed"]
     assert set(failed) == {"broken-0", "empty-0", "far-0", "line-0"}
+    for name in ("link", os.fsdecode(b"\xff")):
+        (folder / f"{name}.glb").symlink_to("nowhere")
+    assert render.main([*words[:-1], str(tmp_path / "other")]) == 1
+    said = capsys.readouterr()
+    assert "3 items of 7 objects" in said.out and "6 failed" in said.out
+    assert "link.glb cannot be opened: it is a link to nothing" in said.err
+    assert "its name is not UTF-8: rename its file or folder" in said.err
 
 
 def test_bad_folders_are_one_clear_line(tmp_path, capsys):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import os
+import re
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -155,11 +159,45 @@ def test_a_scan_without_its_colours_is_no_grey_one(tmp_path, name):
     assert looks_right(mesh())
 
 
+def test_a_glb_without_its_colours_is_no_grey_one(tmp_path):
+    """Trimesh goes on without a picture that is not there, or that Pillow does not read."""
+    import trimesh
+
+    write_obj(tmp_path / "made/slab.obj", "texture.png", z_up=False)
+    write_texture(tmp_path / "made/texture.png")
+    scene = trimesh.load_scene(tmp_path / "made/slab.obj", process=False)
+    picture = base64.b64encode((tmp_path / "made/texture.png").read_bytes()).decode()
+
+    def mesh(place: dict, **more):
+        change = partial(dict.update, images=[place], **more)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        scene.export(tmp_path / "data/slab.glb", tree_postprocessor=change)
+        return find_objects(tmp_path / "data")[0][0].mesh()
+
+    for place, name in (
+        ({"uri": "my%20wood.png"}, "my%20wood.png"),
+        ({"bufferView": 0}, "the texture of mat"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"slab.glb names {name}.*, which is not there or cannot be read"
+        ):
+            mesh(place)
+    assert looks_right(mesh({"uri": f"data:image/png;base64,{picture}"}))
+    with pytest.raises(
+        ValueError, match="^it needs KHR_texture_basisu, which is not read: export it without$"
+    ):
+        mesh({"uri": "my.ktx2"}, extensionsRequired=["KHR_texture_basisu"])
+    write_texture(tmp_path / "data/my wood.png")
+    assert looks_right(mesh({"uri": "my%20wood.png"}))
+
+
 def test_a_texture_of_another_object_is_not_borrowed(tmp_path):
     for name in ("left", "right"):
         write_obj(tmp_path / name / "model.obj", "C:\\art\\wood.png")
     write_texture(tmp_path / "right" / "art" / "wood.png")
     assert missing_materials(tmp_path / "right" / "model.obj") == []
+    assert missing_materials(tmp_path / "left" / "model.obj") == ["C:\\art\\wood.png"]
+    (tmp_path / "left" / "wood.png").write_text("no picture")
     assert missing_materials(tmp_path / "left" / "model.obj") == ["C:\\art\\wood.png"]
 
 
@@ -215,7 +253,37 @@ def test_what_is_hidden_is_no_object(tmp_path):
     assert [one.path for one in found] == [tmp_path / "slab/model.obj"] and not missing
 
 
-def test_styles_come_from_a_manifest(tmp_path):
+def test_what_cannot_be_opened_or_named_is_left_out_with_a_reason(tmp_path):
     write_layout("meshes", tmp_path / "data")
-    (tmp_path / "data" / "manifest.csv").write_text("id,style\nslab,scan\n")
-    assert find_objects(tmp_path / "data")[0][0].style == "scan"
+    os.symlink("nowhere", tmp_path / "data/link.glb")
+    strange = os.fsdecode(b"\xff")
+    (tmp_path / f"data/{strange}.glb").touch()
+    found, missing = find_objects(tmp_path / "data")
+    assert [one.id for one in found] == ["any/slab"] and list(missing) == ["link", strange]
+    assert "link.glb cannot be opened: it is a link to nothing" in missing["link"]
+    assert missing[strange] == "its name is not UTF-8: rename its file or folder"
+    (tmp_path / "data/any/slab.glb").unlink()
+    with pytest.raises(UserError, match="no complete object .2 are not.: link, .*link.glb cannot be opened"):
+        find_objects(tmp_path / "data")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_styles_come_from_a_manifest(tmp_path, encoding):
+    write_layout("meshes", tmp_path / "data")
+    (tmp_path / "data" / "manifest.csv").write_text("id,style\nslab,scanné\n", encoding)
+    assert find_objects(tmp_path / "data")[0][0].style == "scanné"
+
+
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path):
+    write_layout("meshes", tmp_path / "data")
+    manifest = tmp_path / "data" / "manifest.csv"
+    for words in ("id;style\nslab;scan\n", ""):
+        manifest.write_text(words)
+        named = re.escape(str(words.split()[:1]))
+        with pytest.raises(
+            UserError, match=f"manifest.csv has the columns {named}, none called id: .* commas"
+        ):
+            find_objects(tmp_path / "data")
+    manifest.write_text("id,style\nslab,scanné\n", "cp1252")
+    with pytest.raises(UserError, match=r"manifest.csv is not UTF-8 .*: save it as UTF-8"):
+        find_objects(tmp_path / "data")

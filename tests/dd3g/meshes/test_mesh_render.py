@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from stand_ins.tiny_objects import CUBE, write_cube
 from dd3g.cameras import Cameras
 from dd3g.meshes.mesh import Mesh, corner_normals, load_mesh
 from dd3g.meshes.rendering import Light, render_mesh
+from dd3g.srgb import to_srgb
 
 AMBIENT = Light(1.0, np.zeros((1, 3)) + [0, 1, 0], np.zeros((1, 3)))
 
@@ -104,6 +106,73 @@ def test_texture_is_upright_and_not_mirrored(tmp_path, suffix):
     assert front.tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]
     back = rgba[1, [12, 12, 20, 20], [12, 20, 12, 20], :3]
     assert back.tolist() == [[0, 255, 0], [255, 0, 0], [255, 255, 255], [0, 0, 255]]
+
+
+def write_card(path: Path, picture: Image.Image | None, factor=(255, 255, 255, 255), colors=None) -> None:
+    """A triangle seen from the front, and what glTF multiplies: texture, factor and colours of vertices."""
+    material = trimesh.visual.material.PBRMaterial(baseColorTexture=picture, baseColorFactor=factor)
+    looks = trimesh.visual.TextureVisuals(uv=[[0, 0], [1, 0], [1, 1]], material=material)
+    if colors is not None:
+        looks.vertex_attributes["color"] = np.array(colors, np.uint8)
+    corners = [[-1, -1, 0], [1, -1, 0], [1, 1, 0]]
+    trimesh.Trimesh(corners, [[0, 1, 2]], visual=looks, process=False).export(path)
+
+
+def write_obj(path: Path, material: str, places: tuple[str, ...] = ("0 0", "1 0", "1 1")) -> None:
+    lines = [f"mtllib {path.stem}.mtl", "usemtl a", "v 0 0 0", "v 1 0 0", "v 0 1 0"]
+    path.write_text("\n".join([*lines, *(f"vt {p}" for p in places), "f 1/1 2/2 3/3", ""]))
+    path.with_suffix(".mtl").write_text(f"newmtl a\n{material}\n")
+
+
+def test_the_darkest_factors_are_not_white(tmp_path):
+    """Of 255 levels 1 is the least above black; glTF's are linear, OBJ's are not."""
+    write_card(tmp_path / "a.glb", None, (1, 0, 1, 255))
+    dark = to_srgb(np.array([1, 0, 1]) / 255)
+    assert load_mesh(tmp_path / "a.glb").colors[0, 0] == pytest.approx(dark)
+    write_obj(tmp_path / "a.obj", "Kd 0.004 0.002 0")
+    assert load_mesh(tmp_path / "a.obj").colors[0, 0] == pytest.approx([1 / 255, 1 / 255, 0])
+
+
+def test_colours_of_vertices_are_multiplied_with_factor_and_texture(tmp_path):
+    write_card(
+        tmp_path / "a.glb",
+        Image.new("RGB", (2, 2), (0, 128, 255)),
+        (255, 51, 255, 255),
+        [[255, 255, 0, 9], [0, 255, 51, 9], [255, 0, 255, 9]],
+    )
+    mesh = load_mesh(tmp_path / "a.glb")
+    assert mesh.colors[0] == pytest.approx(to_srgb(np.array([[1, 0.2, 0], [0, 0.2, 0.2], [1, 0, 1]])))
+    assert mesh.textures[0][0, 0].tolist() == [0, 128, 255]
+
+
+def test_places_in_a_texture_that_are_no_numbers_are_its_corner(tmp_path):
+    """The kernels look pixels up by them unchecked."""
+    Image.new("RGB", (2, 2), (0, 200, 0)).save(tmp_path / "a.png")
+    write_obj(tmp_path / "a.obj", "map_Kd a.png", ("nan -nan", "inf 1e300", "0.25 -inf"))
+    mesh = load_mesh(tmp_path / "a.obj")
+    assert mesh.uvs.tolist() == [[[0, 0], [0, 0], [0.25, 0]]]
+
+
+@pytest.mark.parametrize("level", [0, 32768])
+def test_grey_textures_of_16_bits(tmp_path, level):
+    Image.fromarray(np.full((2, 2), level, np.uint16)).save(tmp_path / "a.png")
+    write_obj(tmp_path / "a.obj", "map_Kd a.png")
+    assert load_mesh(tmp_path / "a.obj").textures[0][0, 0].tolist() == [level >> 8] * 3
+    Image.fromarray(np.full((2, 2), 99, np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="its texture holds 16-bit values up to 99, all black"):
+        load_mesh(tmp_path / "a.obj")
+
+
+def test_extensions_that_change_what_is_drawn_are_refused(tmp_path):
+    def write(*names: str) -> Path:
+        change = partial(dict.update, extensionsRequired=[*names])
+        trimesh.creation.box().export(tmp_path / "a.glb", tree_postprocessor=change)
+        return tmp_path / "a.glb"
+
+    assert len(load_mesh(write("KHR_materials_unlit", "EXT_texture_webp")).faces) == 12
+    for name in ("KHR_draco_mesh_compression", "KHR_texture_basisu"):
+        with pytest.raises(ValueError, match=f"^it needs {name}, which is not read: export it without$"):
+            load_mesh(write("KHR_materials_unlit", name))
 
 
 def test_texture_is_perspective_correct(tmp_path):
