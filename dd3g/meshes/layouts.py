@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import re
@@ -187,22 +188,26 @@ def read_rows(folder: Path) -> dict[str, dict[str, str]]:
         UserError: when it is not UTF-8, or has no column `id`.
     """
     rows: dict[str, dict[str, str]] = {}
-    for manifest in (folder.parent / "manifest.csv", folder / "manifest.csv"):
-        if not manifest.is_file():
-            continue
-        try:
-            with open(manifest, newline="", encoding="utf-8-sig") as stream:  # Excel puts a BOM first
-                table = csv.DictReader(stream)
-                columns = list(table.fieldnames or [])
-                if "id" not in columns:
-                    raise UserError(
-                        f"{manifest} has the columns {columns}, none called id: its first line names "
-                        "them, with commas between"
-                    )
-                rows |= {row["id"]: row for row in table}
-        except UnicodeDecodeError as error:
-            raise UserError(f"{manifest} is not UTF-8 ({error.reason}): save it as UTF-8") from error
-    return rows
+    with contextlib.suppress(UserError):  # one beside the folder may be about something else
+        rows = _rows(folder.parent / "manifest.csv")
+    return rows | _rows(folder / "manifest.csv")
+
+
+def _rows(manifest: Path) -> dict[str, dict[str, str]]:
+    if not manifest.is_file():
+        return {}
+    try:
+        with open(manifest, newline="", encoding="utf-8-sig") as stream:  # Excel puts a BOM first
+            table = csv.DictReader(stream)
+            columns = list(table.fieldnames or [])
+            if "id" not in columns:
+                raise UserError(
+                    f"{manifest} has the columns {columns}, none called id: its first line names them, with "
+                    "commas between"
+                )
+            return {row["id"]: row for row in table}
+    except UnicodeDecodeError as error:
+        raise UserError(f"{manifest} is not UTF-8 ({error.reason}): save it as UTF-8") from error
 
 
 def _fitting(
