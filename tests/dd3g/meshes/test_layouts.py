@@ -285,7 +285,7 @@ def test_a_manifest_that_cannot_be_read_is_named(tmp_path):
         ):
             find_objects(tmp_path / "data")
     manifest.rename(tmp_path / "manifest.csv")  # of who knows what
-    assert find_objects(tmp_path / "data")[0][0].style == ""
+    assert find_objects(tmp_path / "data")[0][0].style == "unknown"
     manifest.write_text("id,style\nslab,scanné\n", "cp1252")
     with pytest.raises(UserError, match=r"manifest.csv is not UTF-8 .*: save it as UTF-8"):
         find_objects(tmp_path / "data")
