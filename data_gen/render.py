@@ -106,7 +106,7 @@ def _check_same_options(output: Path, options: dict) -> None:
                 )
             return
         write_text(path, json.dumps(options))
-    except json.JSONDecodeError as error:
+    except (ValueError, TypeError) as error:  # no JSON, or no keys with values
         raise UserError(f"{path} is damaged: delete it and run the same command again") from error
     except OSError as error:
         raise UserError(f"cannot write in {output}: {error.strerror or error}") from error

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FORMATS = (*SPLATS, *MESHES)
 PAGE = "html"  # that shows the object
 SEEDS = 2**64  # torch knows no more
+SAMPLES = 1_000_000  # of a picture: days of work
 NO_ENCODER = (
     "the turntable is an animated .webp: for .mp4 install the extra 'video': pip install 'dd3g[video]'"
 )
@@ -65,8 +66,8 @@ class Request(Options):
         for format in self.formats:
             check_format(format, self.axes, known=FORMATS)
         check_layout(self.ply_layout, self.formats)
-        if self.samples < 1:
-            raise UserError(f"--samples must be at least 1, got {self.samples}")
+        if not 1 <= self.samples <= SAMPLES:
+            raise UserError(f"--samples {self.samples} is out of range: give 1 to {SAMPLES}")
         highest = SEEDS - self.samples
         if not 0 <= self.seed <= highest:
             raise UserError(f"--seed {self.seed} is out of range: give 0 to {highest}")

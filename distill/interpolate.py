@@ -15,6 +15,7 @@ import typer
 
 from dd3g.command.run import Device, Json, command_line
 from dd3g.errors import UserError
+from dd3g.io.atomic import check_writable
 from dd3g.rig import ELEVATION
 
 if TYPE_CHECKING:
@@ -96,6 +97,9 @@ def interpolate_command(
     as_json: Json = False,
 ) -> None:
     """Draw objects along the path between two noises, and report how much the noise decides."""
+    if output.suffix.lower() not in (".png", ".jpg", ".webp") or output.is_dir():
+        raise UserError(f"-o {output} is no picture to write: give a file that ends in .png, .jpg or .webp")
+    check_writable(output.parent)
     import torch
 
     from dd3g.nn.checkpoint import find_device
@@ -113,7 +117,6 @@ def interpolate_command(
     a, b = noise_of(shape, first), noise_of(shape, last)
     rows = [views_of(model, rgba, between(a, b, k / (steps - 1)), size, raw) for k in range(steps)]
     others = [views_of(model, rgba, noise_of(shape, first + k), size, raw) for k in range(noises)]
-    output.parent.mkdir(parents=True, exist_ok=True)
     path = save_contact_sheet(torch.stack(rows), output)
     found: dict[str, Any] = {"output": str(path), "noises": noises, **spread(others)}
     found |= perceptual_spread(others)

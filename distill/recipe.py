@@ -78,7 +78,7 @@ def recipe_command(
     stored = {"size": size, "data": o.data or None, "quadruples": o.quadruples or None}
     stored |= {"generator": o.generator}
     _check_begun(o.output / "recipe.json", json.loads(json.dumps(stored, default=str)), o.resume)
-    _check_inputs(o)
+    _check_inputs(size, o)
     with recipe.smoke():
         folders = o.data if o.data or o.quadruples else [recipe.objects(seconds * MAKING)]
         renders = recipe.renders(folders, seconds * RENDERING)
@@ -107,13 +107,15 @@ def _check_begun(path: Path, stored: dict[str, Any], resume: bool) -> None:
     """Store what a folder was started with, or compare with it.
 
     Raises:
-        UserError: another recipe, or a folder that was begun and --resume not given.
+        UserError: another recipe, a damaged file, or a folder that was begun and --resume not given.
     """
     if not path.exists() or not any(other != path for other in path.parent.iterdir()):
         write_text(path, json.dumps(stored, indent=1) + "\n")  # also after a first try that could not begin
         return
-    before = json.loads(path.read_text())
-    changed, _ = changes(before, stored)
+    try:
+        changed, _ = changes(json.loads(path.read_text()), stored)
+    except (ValueError, AttributeError) as error:  # no JSON, or no keys with values
+        raise UserError(f"{path} is damaged: delete it, or give another --output") from error
     if changed:
         raise UserError(
             f"{path.parent} was started with other options ({', '.join(changed)}): use those, or "
@@ -123,14 +125,24 @@ def _check_begun(path: Path, stored: dict[str, Any], resume: bool) -> None:
         raise UserError(f"{path.parent} was started before: continue with --resume, or give another --output")
 
 
-def _check_inputs(options: RecipeOptions) -> None:
+def _check_inputs(size: str, options: RecipeOptions) -> None:
     """Find out now what stages would refuse after hours.
 
     Raises:
-        UserError: no such quadruples or generator, or objects to test on among those to train on.
+        UserError: no such folder, key or generator, or objects to test on among those to train on.
     """
+    from dd3g.command.configuration import parse
     from dd3g.nn.checkpoint import find_weights, read_config
+    from distill.train_shape import ShapeConfig
 
+    try:
+        parse(["--config", size, *options.train], ShapeConfig)
+    except UserError as error:
+        raise UserError(f"--train: {error}".replace("; --help", "; dd3g train-shape --help")) from error
+    tests = [] if options.test is None else [("--test", options.test)]
+    for option, folder in [*(("--data", folder) for folder in options.data), *tests]:
+        if not folder.is_dir():
+            raise UserError(f"{option} {folder}: there is no such folder")
     for folder in options.quadruples:
         if not folder.exists():
             raise UserError(f"--quadruples {folder}: there is no such folder")

@@ -6,15 +6,17 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml.reader import ReaderError
 
 from dd3g.command.run import NO_PLACE, guarded, print_help, summary
 from dd3g.command.signals import signals_stop
@@ -22,6 +24,13 @@ from dd3g.errors import UserError
 from dd3g.processes import from_launcher
 
 T = TypeVar("T")
+# What OmegaConf says in its own terms, and without the key -> what to do.
+ADVICE = {
+    r"TupleConfig length (\d+) does not match type hint length (\d+)": r"give \2 values in brackets, got \1",
+    r"Value '(\$VALUE|None)' of type '(\$VALUE_TYPE|NoneType)'": "a value",
+    r"Cannot merge incompatible container types": "give a list as [A,B], and a section as {KEY: VALUE}",
+    r"Merge error: (\w+) is not a subclass of .*": r"a section has keys of its own, got \1",
+}
 
 
 def parse(argv: Sequence[str], schema: type[T]) -> T:
@@ -30,6 +39,7 @@ def parse(argv: Sequence[str], schema: type[T]) -> T:
     Args:
         argv: words after the command's name: `--config nano`, `key=value`, `--key value`, `--key=value`,
             `--key` alone for what is true or false; dots reach into sections, dashes count as underscores.
+            A text, or one of a list, is taken as typed, but for null; other values are YAML.
         schema: a dataclass of `dd3g.command.setting` fields. It may have class variables: `aliases`, short
             names of keys; `configs`, the folder of its packaged configurations; `positional`, the key of a
             first word without dashes.
@@ -38,30 +48,58 @@ def parse(argv: Sequence[str], schema: type[T]) -> T:
         UserError: for an unknown key, a value of the wrong type or range, or an unreadable file.
     """
     files, overrides, paths = _read_words(argv, schema)
-    try:
-        parts = [OmegaConf.load(f) for f in files]
-        for file, part in zip(files, parts, strict=True):
+    default, merged = OmegaConf.structured(schema), OmegaConf.structured(schema)
+    for file in files:
+        with _reported(str(file)):
+            part = OmegaConf.load(file)
             if not isinstance(part, DictConfig):
-                raise ValueError(f"{file} holds no keys with values")
-        default, parts = OmegaConf.structured(schema), [*parts, OmegaConf.from_dotlist(overrides)]
-        for part in parts:
+                raise ValueError("it holds no keys with values")
             _fill_empty(part, default)
-        merged = OmegaConf.merge(default, *parts)
+            merged.merge_with(part)
+    for key, text in overrides:
+        with _reported(f"{key}={text}"):
+            part = _read_override(key, text, schema)
+            _fill_empty(part, default)
+            merged.merge_with(part)
+    with _reported():
         _expand_home(merged)
         config: Any = OmegaConf.to_object(merged)
         return replace(config, **{key: os.path.expanduser(path) for key, path in paths.items()})
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, ArithmeticError) as error:
+
+
+@contextmanager
+def _reported(place: str = "") -> Iterator[None]:
+    """Report what is wrong within by the key, or by the `place`: a file, or an override."""
+    try:
+        yield
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, ArithmeticError) as error:
         raise UserError(
-            f"configuration: {_first_line(error)}; --help lists every key with its default"
+            f"configuration: {_first_line(error, place)}; --help lists every key with its default"
         ) from error
 
 
-def _read_words(argv: Sequence[str], schema: type) -> tuple[list[Path], list[str], dict[str, str]]:
-    """Files, overrides, and paths by key, which may hold signs that mean something in YAML."""
+def _read_override(key: str, text: str, schema: Any) -> DictConfig:
+    """An override as a configuration; YAML would make 20251201 of the folder 2025_12_01."""
+    kind = schema
+    for name in key.split("."):
+        kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
+        if NoneType in get_args(kind):
+            kind = next(k for k in get_args(kind) if k is not NoneType)
+    if text == "null" or kind not in (str, list[str]):
+        return OmegaConf.from_dotlist([f"{key}={text}"])
+    part = OmegaConf.create()
+    OmegaConf.update(part, key, text if kind is str else yaml.load(text, yaml.BaseLoader))
+    return part
+
+
+def _read_words(
+    argv: Sequence[str], schema: type
+) -> tuple[list[Path], list[tuple[str, str]], dict[str, str]]:
+    """Files, keys and texts of overrides, and paths by key."""
     words, kinds = list(argv), get_type_hints(schema)
     aliases: dict[str, str] = getattr(schema, "aliases", {}) | {"o": "output"}
     files: list[Path] = []
-    overrides: list[str] = []
+    overrides: list[tuple[str, str]] = []
     paths: dict[str, str] = {}
     positional: str = getattr(schema, "positional", "")
     first, equals, _ = (words or [""])[0].partition("=")
@@ -88,7 +126,7 @@ def _read_words(argv: Sequence[str], schema: type) -> tuple[list[Path], list[str
         elif key == "output":
             paths["output" if "output" in kinds else "output_dir"] = value
         else:
-            overrides.append(f"{key}={value}")
+            overrides.append((key, value))
     return files, overrides, paths
 
 
@@ -114,14 +152,22 @@ def _expand_home(node: Any) -> None:
             node[key] = os.path.expanduser(value)
 
 
-def _first_line(error: Exception) -> str:
-    """What an error says, with the key or the line of the file that it is about."""
+def _first_line(error: Exception, place: str) -> str:
+    """What an error says, with the key or the line of the file that it is about, else the place."""
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, UnicodeDecodeError | ReaderError):
+        return f"{place} holds what is no text ({said}): give YAML"
     if mark := getattr(error, "problem_mark", None):  # of YAML's errors
-        return f"{mark.name}, line {mark.line + 1}: {getattr(error, 'problem', error)}".splitlines()[0]
+        problem = getattr(error, "problem", said)
+        if not mark.name.startswith("<"):
+            return f"{mark.name}, line {mark.line + 1}: {problem}"
+        return f"{place} cannot be read ({problem}): close brackets and quotes, and quote signs such as # : ,"
     where = getattr(error, "full_key", None)  # of OmegaConf's
-    if where and "is not a ListConfig" in str(error):
+    if where and "is not a ListConfig" in said:
         return f"{where} is a list: give {where}=[A,B]"
-    return f"{where}: {error}".splitlines()[0] if where else str(error).splitlines()[0]
+    for theirs, advice in ADVICE.items():
+        said = re.sub(theirs, advice, said)
+    return ": ".join(filter(None, (where or place, said)))
 
 
 def find_config(name: str, folder: str) -> Path:

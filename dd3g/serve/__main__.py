@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 from typing import Annotated
@@ -47,6 +48,10 @@ def serve(
     from dd3g.pepd import Generator
     from dd3g.serve.worker import Worker
 
+    if not host.strip():
+        raise UserError(
+            "--host is empty: give an address, such as 127.0.0.1, or 0.0.0.0 for all of this machine"
+        )
     if not no_matte:
         require_model("u2netp")
     with _listening(host, port) as listener:
@@ -84,11 +89,12 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError) as error:  # the last for a name that IDNA cannot encode
         reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"cannot listen on {host} port {port} ({reason}): give another --port, or 0 for a free one"
-        ) from error
+        number = getattr(error, "errno", None)
+        of_port = isinstance(error, OverflowError) or number in (errno.EADDRINUSE, errno.EACCES)
+        advice = "--port, or 0 for a free one" if of_port else "--host, such as 127.0.0.1"
+        raise UserError(f"cannot listen on {host} port {port} ({reason}): give another {advice}") from error
 
 
 main = command_line(serve, "dd3g serve", needs_words=False)

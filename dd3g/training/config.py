@@ -27,8 +27,8 @@ class LoopConfig:
 
     output_dir: str = setting("runs/train", "folder for checkpoints, the model, and curves")
     seed: int = setting(0, "of the weights, the samples and their noise")
-    train_batch_size: int = setting(8, "per process and micro-step", 1)
-    gradient_accumulation_steps: int = setting(1, "micro-steps per optimiser step", 1)
+    train_batch_size: int = setting(8, "per process and micro-step", 1, 100_000)
+    gradient_accumulation_steps: int = setting(1, "micro-steps per optimiser step", 1, 100_000)
     max_train_steps: int = setting(10_000, "optimiser steps", 1)
     num_train_epochs: float = setting(0.0, "in place of max_train_steps: samples by items to draw from", 0)
     max_minutes: float = setting(0.0, "stop with a checkpoint after this long; 0: never", 0)

@@ -6,6 +6,7 @@ Loads nothing heavy.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from dd3g.command.configuration import find_config, parse
-from dd3g.command.setting import setting
+from dd3g.command.setting import check_ranges, setting
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
 from dd3g.rig import ELEVATION, FOVY, RADIUS
@@ -125,13 +126,35 @@ def labelled(value: str) -> tuple[str, str]:
     return label, path or value
 
 
+def _check_numbers(name: str, values: list[float], least: float = -math.inf) -> None:
+    """Raise ValueError for a number of a list that is not finite, or below the least."""
+    for value in values:
+        if not (value >= least and abs(value) < math.inf):
+            raise ValueError(
+                f"{name} must be finite numbers{f', at least {least:g}' * (least > -math.inf)}, got {value}"
+            )
+
+
 @dataclass
 class LightSettings:
     """Light fixed in the world: shade = ambient + sum of color x max(0, n . direction), at most 1."""
 
-    ambient: float = setting(0.55, "share that reaches every point")
+    ambient: float = setting(0.55, "share that reaches every point", 0)
     directions: list[list[float]] = setting([[0.45, 0.7, 0.55], [-0.55, 0.3, -0.78]], "towards each light")
     colors: list[float] = setting([0.45, 0.2], "grey intensity of each light")
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "light.")
+        _check_numbers("light.colors", self.colors, 0)
+        for direction in self.directions:
+            _check_numbers("light.directions", direction)
+            if len(direction) != 3 or not any(direction):
+                raise ValueError(f"light.directions: each is [x, y, z], not all zero, got {direction}")
+        if len(self.colors) != len(self.directions):
+            raise ValueError(
+                f"light.colors must be one for each of light.directions, got {len(self.colors)} for "
+                f"{len(self.directions)}"
+            )
 
 
 @dataclass
@@ -142,24 +165,26 @@ class Protocol:
     about: str = setting("", "whose protocol it is, and what it measures")
     chosen: list[str] = setting([], "what its source leaves open or does differently, and what is done here")
     sizes: list[int] = setting([256], "pixels per side; the first is scored, the last is the input's")
-    fovy: float = setting(FOVY, "vertical field of view, degrees")
-    radius: float = setting(RADIUS, "of the cameras' sphere")
-    extent: float = setting(0.55, "of the object: farthest vertex from the middle of its bounding box")
+    fovy: float = setting(FOVY, "vertical field of view, degrees", 1, 179)
+    radius: float = setting(RADIUS, "of the cameras' sphere", 0.01)
+    extent: float = setting(0.55, "of the object: farthest vertex from the middle of its bounding box", 0.01)
     box: bool = setting(False, "extent is the longest side of the bounding box instead")
     input_azimuths: list[float] = setting([0.0], "of the input view; one is drawn for each object")
-    input_elevation: float = setting(ELEVATION, "of the input view, degrees")
+    input_elevation: float = setting(ELEVATION, "of the input view, degrees", -89, 89)
     rig: bool = setting(False, "draw and score the views at 90, 180 and 270 degrees from the input too")
     test_rings: list[list[float]] = setting(
         [], "test views: [elevation, number, first azimuth] of each ring; one at an input view is left out"
     )
-    input_view: int = setting(0, "which one is the input, where a data set brings its own views")
+    input_view: int = setting(0, "which one is the input, where a data set brings its own views", 0)
     light: LightSettings = field(default_factory=LightSettings)
-    supersample: int = setting(4, "s x s samples per pixel")
+    supersample: int = setting(4, "s x s samples per pixel", 1, 32)
     alignment: Literal["none", "input"] = setting(
         "none", "of every row to the input view's mask: none, or input (scale, and shift across the view)"
     )
     geometry: bool = setting(False, "compare surfaces too, where the data are meshes")
-    geometry_side: float = setting(2.0, "longest side of the true surface in units of chamfer and F-score")
+    geometry_side: float = setting(
+        2.0, "longest side of the true surface in units of chamfer and F-score", 0.01
+    )
     geometry_alignment: Literal["none", "icp"] = setting(
         "none", "of predicted surfaces: none, or icp (24 headings, then rigid ICP with scale)"
     )
@@ -168,6 +193,15 @@ class Protocol:
         ["st-lpips"], "besides those of pixels: st-lpips, lpips-vgg, lpips-alex, clip, fid, kid"
     )
     objects: list[str] = setting([], "ids that must be present, each alone or as `id hash`; none: all")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if not self.input_azimuths:
+            raise ValueError("input_azimuths must be one or more degrees, such as [0], got []")
+        _check_numbers("input_azimuths", self.input_azimuths)
+        _check_numbers("thresholds", self.thresholds, 1e-6)
+        for ring in self.test_rings:
+            _check_numbers("test_rings", ring)
 
     @property
     def hash(self) -> str:
@@ -210,10 +244,11 @@ def load_protocol(name: str, changes: Sequence[str] = (), size: int = 0) -> Prot
     for metric in protocol.metrics:
         if metric not in METRICS:
             raise UserError(f"{name}: no metric {metric!r}: choose from {', '.join(METRICS)}")
+    if size:
+        sizes = [size, *(larger for larger in protocol.sizes[1:] if larger > size)]
+        protocol = replace(protocol, sizes=sizes)
     if not protocol.sizes or min(protocol.sizes) < 16 or sorted(set(protocol.sizes)) != protocol.sizes:
-        raise UserError(f"{name}: sizes must rise from 16 pixels on, got {protocol.sizes}")
+        raise UserError(f"{name}: sizes must rise from 16 pixels on (--size too), got {protocol.sizes}")
     if any(len(ring) != 3 or ring[1] < 1 for ring in protocol.test_rings) or not protocol.test_rings:
         raise UserError(f"{name}: each of test_rings is [elevation, number, first azimuth], at least one")
-    if not size:
-        return protocol
-    return replace(protocol, sizes=[size, *(larger for larger in protocol.sizes[1:] if larger > size)])
+    return protocol

@@ -61,6 +61,23 @@ def test_the_perceptual_spread_is_the_mean_over_pairs_of_noises(monkeypatch):
     assert "dd3g models fetch stlpips_alex" in perceptual_spread(views)["missing"]
 
 
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("x.foo", "x.foo is no picture to write: give a file that ends in .png, .jpg or .webp"),
+        (".", " is no picture to write"),
+        ("taken/x.png", "taken (File exists): choose another with -o"),
+    ],
+)
+def test_a_sheet_that_cannot_be_written_is_told_before_any_work(
+    tmp_path, monkeypatch, capsys, output, message
+):
+    monkeypatch.setattr(Generator, "from_pretrained", lambda *_, **__: pytest.fail("it was at work"))
+    (tmp_path / "taken").write_text("")
+    assert main(["thing.png", "3", "7", "-o", str(tmp_path / output)]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_the_command_writes_a_sheet_and_tells_what_the_noise_decides(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Generator, "from_pretrained", lambda name, device="cpu": Balls())
     pixels = np.zeros((32, 32, 4), np.uint8)

@@ -129,6 +129,9 @@ def test_the_minutes_are_shared(tmp_path, monkeypatch, minutes, rendering, test)
     monkeypatch.setattr(recipe, "time", SimpleNamespace(monotonic=lambda: now[0]))
     for name, answer in {"assemble": tmp_path, "evaluate": "", "describe": None}.items():
         monkeypatch.setattr(Recipe, name, lambda *_, answer=answer: answer)
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
     words = ["nano", "--minutes", "60", "--data", "a", "--data", "b", "-o", str(tmp_path / "out")]
     assert main([*words, *(["--test", "c"] if test else [])]) == 0
     assert [seconds for module, _, seconds in asked if module == "data_gen.render"] == rendering
@@ -152,6 +155,7 @@ def test_meshes_of_which_none_can_be_drawn(tmp_path, capfd):
 @pytest.mark.parametrize("passes", [True, False])
 def test_cuda_is_tried_beside_the_rendering(tmp_path, monkeypatch, capfd, passes):
     """And what it says of it counts before anything is trained."""
+    (tmp_path / "meshes").mkdir()
     (tmp_path / "smoke.py").write_text(f"import time; time.sleep(1); raise SystemExit({0 if passes else 2})")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     asked = []
@@ -213,17 +217,29 @@ def test_what_hours_would_end_in_is_refused_at_the_start(tmp_path, monkeypatch, 
     """And a first try that was refused does not stand in the way of the next."""
     monkeypatch.setattr(recipe, "run_stage", lambda *_, **__: pytest.fail("a stage was started"))
     out, meshes, none = tmp_path / "out", tmp_path / "meshes", tmp_path / "none"
+    (meshes / "a").mkdir(parents=True)
     start = ["nano", "--minutes", "600", "-o", str(out), "--data", str(meshes)]
     cases = [
         (["--test", str(t)], f"--test {t} and --data {meshes} hold") for t in (meshes, meshes / "a", tmp_path)
     ]
-    cases.append((["--quadruples", str(none)], f"--quadruples {none}: there is no such folder"))
+    for option in ("--quadruples", "--data", "--test"):
+        cases.append(([option, str(none)], f"{option} {none}: there is no such folder"))
+    cases.append((["--train", "nosuch=1"], "--train: configuration: nosuch: Key 'nosuch' not in"))
+    cases.append((["--train", "seed=x"], "; dd3g train-shape --help lists every key"))
     cases.append((["--generator", str(tmp_path)], "config.json"))
     for more, message in cases:
         assert main([*start, *more]) == 2
         error = capsys.readouterr().err
         assert message in error and "begun" not in error
     assert [path.name for path in out.iterdir()] == ["recipe.json"]
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[]", b"\xff"])
+def test_a_damaged_record_of_what_was_begun(tmp_path, capsys, damage):
+    (tmp_path / "shape").mkdir()
+    (tmp_path / "recipe.json").write_bytes(damage)
+    assert main(["nano", "--minutes", "1", "-o", str(tmp_path), "--resume"]) == 2
+    assert f"{tmp_path}/recipe.json is damaged: delete it, or give another" in capsys.readouterr().err
 
 
 def test_sizes_are_those_of_the_configurations():

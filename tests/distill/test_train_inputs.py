@@ -105,7 +105,7 @@ def test_options_that_cannot_be(tmp_path, capsys, word, message):
     ("text", "message"),
     [
         ("seed: 2\n\tlearning_rate: 1\n", "bad.yaml, line 2: "),
-        ("- a\n- b\n", "bad.yaml holds no keys with values"),
+        ("- a\n- b\n", "bad.yaml: it holds no keys with values"),
         ("seed: 1\nseed: [\n", "bad.yaml, line "),
     ],
 )

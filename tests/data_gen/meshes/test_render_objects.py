@@ -289,6 +289,12 @@ def test_a_replaced_mesh_and_a_folder_in_use_are_noticed(tmp_path):
     (out / "renders-00000.tar").unlink()
     render_folder(folder, out, options, limit=1)
     assert files(out) == before
+    for damage in (b"[]", b"{", b"\xff"):
+        kept = (out / "options.json").read_bytes()
+        (out / "options.json").write_bytes(damage)
+        with pytest.raises(UserError, match="options.json is damaged: delete it and run the same command"):
+            render_folder(folder, out, options, limit=1)
+        (out / "options.json").write_bytes(kept)
     # A folder of an earlier version, which did not look at the meshes.
     stored = json.loads((out / "options.json").read_text())
     assert stored.pop("mesh files")

@@ -48,6 +48,29 @@ def test_parse(tmp_path):
     assert parse(["--resume_from_checkpoint", "latest"], DistillConfig).resume_from_checkpoint == "latest"
 
 
+@pytest.mark.parametrize("text", ["2025_12_01", "001", "1:30", "runs/a #1", "no", "[b", "@x"])
+def test_a_text_is_taken_as_typed(text):
+    assert parse([f"output_dir={text}"], DistillConfig).output_dir == text
+    assert parse([f"start.teacher={text}"], DistillConfig).start.teacher == text
+    assert parse(["--model.licence", text], SynthesizeConfig).model.licence == text
+
+
+def test_texts_of_a_list_are_taken_as_typed():
+    lists = {
+        "[2025_11_30,001, no]": ["2025_11_30", "001", "no"], '["a b",c]': ["a b", "c"], "['a #1']": ["a #1"],
+        "[]": [], "null": [],
+    }  # fmt: skip
+    assert {text: parse([f"renders={text}"], DistillConfig).renders for text in lists} == lists
+
+
+def test_a_text_that_may_be_none():
+    @dataclass
+    class Named:
+        name: str | None = None
+
+    assert [parse([f"name={text}"], Named).name for text in ("1_0", "null")] == ["1_0", None]
+
+
 def test_a_key_without_a_value_is_empty(tmp_path):
     """The shell takes the quotes of start.teacher='' away; a file may have nothing behind the colon."""
     (tmp_path / "a.yaml").write_text("renders: [a]\nstart:\n  teacher: imagedream\nunpacked_dir:\n")
@@ -71,9 +94,18 @@ def test_a_key_without_a_value_is_empty(tmp_path):
         (["seed=x"], "seed"),
         (["mixed_precision=int8"], "int8"),
         (["optimizer=sgd"], "optimizer 'sgd' is not one of adamw, muon"),
-        (["train_batch_size=0"], "train_batch_size must be at least 1"),
+        (["train_batch_size=0"], "train_batch_size must be between 1 and 100000, got 0"),
+        ([f"train_batch_size={10**23}"], f"train_batch_size must be between 1 and 100000, got {10**23}"),
+        (["gradient_accumulation_steps=100001"], "must be between 1 and 100000, got 100001"),
         (["objective.implicit_form=sds"], "sds"),
         (["generator.width=30"], "width 30"),
+        (["renders=[rn"], "renders=[rn cannot be read (expected ',' or ']'"),
+        (["seed=[1"], "): close brackets and quotes"),
+        (["renders={a: b}"], "renders={a: b}: give a list as [A,B]"),
+        (["generator.blocks=[1]"], "generator.blocks=[1]: give 3 values in brackets, got 1"),
+        (["generator.blocks=[1,2,x]"], "generator.blocks=[1,2,x]: a value could not be converted to Integer"),
+        (["generator=3"], "generator=3: a section has keys of its own, got int"),
+        ([f"learning_rate={10**400}"], "0: int too large to convert to float"),
         (["generator.heads=0"], "heads must be at least 1, got 0"),
         (["generator.heads=-4"], "heads must be at least 1, got -4"),
         (["learning_rate=-1"], "learning_rate must be at least 0, got -1"),
@@ -164,11 +196,22 @@ def test_ctrl_c_is_one_line_that_tells_how_to_go_on(capsys):
     assert capsys.readouterr().err == "stopped: continue with --resume latest\n"
 
 
-@pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "just text"])
-def test_wrong_yaml(tmp_path, text, capsys):
-    (tmp_path / "a.yaml").write_text(text)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"just text", "just text: Key 'just text' not in 'DistillConfig'"),
+        (b"a: [", "a.yaml, line 2: "),
+        (b"- a\n- b\n", "a.yaml: it holds no keys with values"),
+        (b"\x7fELF\xd0\x00", "a.yaml holds what is no text ('utf-8' codec can't decode byte"),
+        (b"a\0b: 1", "a.yaml holds what is no text (unacceptable character #x0000"),
+        (b"generator: {blocks: [1]}", "a.yaml: give 3 values in brackets, got 1"),
+    ],
+)
+def test_wrong_yaml(tmp_path, content, message, capsys):
+    (tmp_path / "a.yaml").write_bytes(content)
     assert launch(run, DistillConfig, ["--config", str(tmp_path / "a.yaml")]) == 2
-    assert capsys.readouterr().err.startswith("error: configuration: ")
+    error = capsys.readouterr().err
+    assert error.startswith("error: configuration: ") and message in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

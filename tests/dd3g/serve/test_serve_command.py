@@ -59,7 +59,10 @@ def health(port):
         (["--max-waiting", "0"], "--max-waiting 0 is out of range"),
         (["--max-seconds", "nan"], "--max-seconds nan is out of range"),
         (["--port", "99999", "--no-matte"], "cannot listen on 127.0.0.1 port 99999"),
-        (["--host", "203.0.113.1", "--no-matte"], "cannot listen on 203.0.113.1 port 8000"),
+        (["--host", "203.0.113.1", "--no-matte"], ": give another --host, such as 127.0.0.1"),
+        (["--host", "nosuch.invalid", "--no-matte"], ": give another --host, such as 127.0.0.1"),
+        (["--host", "é" * 70, "--no-matte"], ": give another --host, such as 127.0.0.1"),
+        (["--host", "", "--no-matte"], "--host is empty: give an address, such as 127.0.0.1"),
         (["extra"], "dd3g serve --help explains the options"),
     ],
 )

@@ -84,14 +84,41 @@ def test_a_protocol_is_a_file(tmp_path):
             r"geometry_alignment: Invalid value 'icq', expected one of \['none', ",
         ),
         ("metrics=[lpips]", "no metric 'lpips': choose from st-lpips, fd-stlpips, lpips-vgg"),
-        ("sizes=[64,32]", r"sizes must rise from 16 pixels on, got \[64, 32\]"),
+        ("sizes=[64,32]", r"sizes must rise from 16 pixels on \(--size too\), got \[64, 32\]"),
         ("test_rings=[[1,2]]", r"each of test_rings is \[elevation, number, first azimuth\]"),
         ("views=3", "views"),
+        ("extent=0", "extent must be at least 0.01, got 0"),
+        ("extent=.nan", "extent must be at least 0.01, got nan"),
+        ("radius=0", "radius must be at least 0.01, got 0"),
+        ("fovy=0", "fovy must be between 1 and 179, got 0"),
+        ("fovy=180", "fovy must be between 1 and 179, got 180"),
+        ("input_elevation=90", "input_elevation must be between -89 and 89, got 90"),
+        ("input_view=-1", "input_view must be at least 0, got -1"),
+        ("supersample=0", "supersample must be between 1 and 32, got 0"),
+        ("supersample=1000", "supersample must be between 1 and 32, got 1000"),
+        ("geometry_side=-1", "geometry_side must be at least 0.01, got -1"),
+        ("input_azimuths=[]", r"input_azimuths must be one or more degrees, such as \[0\], got \[\]"),
+        ("input_azimuths=[.nan]", "input_azimuths must be finite numbers, got nan"),
+        ("test_rings=[[.inf,1,0]]", "test_rings must be finite numbers, got inf"),
+        ("thresholds=[0]", "thresholds must be finite numbers, at least 1e-06, got 0"),
+        ("light.ambient=.nan", "light.ambient must be at least 0, got nan"),
+        ("light.colors=[1]", "light.colors must be one for each of light.directions, got 1 for 2"),
+        ("light.colors=[1,-1]", "light.colors must be finite numbers, at least 0, got -1"),
+        (
+            "light.directions=[[0,0,0]]",
+            r"light.directions: each is \[x, y, z\], not all zero, got \[0.0, 0.0",
+        ),
     ],
 )
 def test_a_protocol_that_cannot_be_is_told(words, message):
     with pytest.raises(UserError, match=message):
         load_protocol("house", [words])
+
+
+def test_the_size_of_a_command_is_held_to_the_rule_of_sizes():
+    assert load_protocol("house", size=100).sizes == [100, 128, 256]
+    with pytest.raises(UserError, match=r"from 16 pixels on \(--size too\), got \[8, 128, 256\]"):
+        load_protocol("house", size=8)
 
 
 def test_an_unknown_protocol_names_those_there_are():
