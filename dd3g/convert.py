@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import Annotated, Any
-from warnings import catch_warnings
 
 import typer
 
@@ -61,11 +60,11 @@ def convert(
     found = read_some(source, from_axes)
     warnings = found.warnings(source)
     if format in MESHES:
-        from dd3g.pepd.mesh import mesh_of
+        from dd3g.pepd.mesh import mesh_of, strays
 
-        with catch_warnings(record=True, action="always") as told:
-            written = mesh_of(found.gaussians).save(target)
-        warnings += [str(warning.message) for warning in told]
+        written = mesh_of(found.gaussians).save(target)
+        if far := int(strays(found.gaussians).sum()):
+            warnings.append(f"{far:,} Gaussians far from all others are not part of the mesh")
     else:
         mode = found.drawn_antialiased if antialiased is None else antialiased
         written = [save(found.gaussians, target, axes, format, 0, mode, ply_layout)]

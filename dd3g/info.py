@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,10 @@ def described(path: Path, axes: str | None = None) -> dict[str, Any]:
     from dd3g.io.splats import read
 
     found = read(path, axes)
-    g, beside = found.gaussians, path.parent.glob("*.webp") if path.name == UNBUNDLED else ()
+    g, files = found.gaussians, [path]
+    if path.name.lower() == UNBUNDLED:
+        parts = [part for part in json.loads(path.read_bytes()).values() if isinstance(part, dict)]
+        files += [path.with_name(name) for part in parts for name in part.get("files", [])]
 
     def spread(values: Any) -> list[float]:
         """Least, median and most."""
@@ -30,7 +34,7 @@ def described(path: Path, axes: str | None = None) -> dict[str, Any]:
     return {
         "file": str(path),
         "format": name_and_format(path)[1],
-        "bytes": sum(f.stat().st_size for f in (path, *beside)),
+        "bytes": sum(f.stat().st_size for f in files),
         "gaussians": len(g),
         "not_finite": found.broken,
         "axes": found.axes,

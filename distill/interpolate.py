@@ -97,7 +97,7 @@ def interpolate_command(
     as_json: Json = False,
 ) -> None:
     """Draw objects along the path between two noises, and report how much the noise decides."""
-    if output.suffix.lower() not in (".png", ".jpg", ".webp") or output.is_dir():
+    if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp") or output.is_dir():
         raise UserError(f"-o {output} is no picture to write: give a file that ends in .png, .jpg or .webp")
     check_writable(output.parent)
     import torch

@@ -169,8 +169,8 @@ class Quadruples(Sequence[Quadruple]):
     def about(self, index: int) -> dict[str, Any]:
         """What a quadruple's json says, its cameras among it, without its pictures and noise."""
         try:
-            return json.loads(self._shards.read(index, "json")["json"])
-        except (KeyError, ValueError) as error:
+            return dict(json.loads(self._shards.read(index, "json")["json"]))
+        except (KeyError, ValueError, TypeError) as error:
             raise self._damaged(index, error) from error
 
     def shard(self, index: int) -> Path:

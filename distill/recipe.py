@@ -129,10 +129,12 @@ def _check_inputs(size: str, options: RecipeOptions) -> None:
     """Find out now what stages would refuse after hours.
 
     Raises:
-        UserError: no such folder, key or generator, or objects to test on among those to train on.
+        UserError: no such folder, key or generator, quadruples of fewer pixels, or objects to test on among
+            those to train on.
     """
     from dd3g.command.configuration import parse
     from dd3g.nn.checkpoint import find_weights, read_config
+    from distill.quadruples import Quadruples
     from distill.train_shape import ShapeConfig
 
     try:
@@ -146,9 +148,12 @@ def _check_inputs(size: str, options: RecipeOptions) -> None:
     for folder in options.quadruples:
         if not folder.exists():
             raise UserError(f"--quadruples {folder}: there is no such folder")
+        pixels = Quadruples(folder, tolerant=True).about(0).get("width", 0)
+        if pixels < SIZES[size]:
+            raise UserError(f"--quadruples {folder} has views of {pixels} pixels: {size} takes {SIZES[size]}")
     for folder in options.data:
-        trained, tested = folder.resolve(), options.test and options.test.resolve()
-        if tested and (trained.is_relative_to(tested) or tested.is_relative_to(trained)):
+        own, tested = folder.resolve(), options.test and options.test.resolve()
+        if tested and (own.is_relative_to(tested) or tested.is_relative_to(own)):
             raise UserError(
                 f"--test {options.test} and --data {folder} hold the same objects: give meshes of their own"
             )

@@ -58,7 +58,7 @@ def run(config: ElevationConfig) -> Path:
     network = ElevationNet()
     if config.init_from:
         load_weights(checked_folder(config.init_from), network)
-    elif not checkpoints(Path(config.output_dir)):
+    elif config.resume_from_checkpoint in ("", "latest") and not checkpoints(Path(config.output_dir)):
         network.features.load_published(torch.load(obtain_model(BACKBONE), weights_only=True))
     objects = open_renders(config.renders, config.unpacked_dir, config.dataloader_num_workers == 0)
     train, held = split(objects, config)

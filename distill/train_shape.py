@@ -65,8 +65,9 @@ def training_objects(config: ShapeConfig) -> Together:
     """What there is to train on.
 
     Raises:
-        UserError: when nothing was named.
+        UserError: when nothing was named, or quadruples that carve nothing.
     """
+    from distill.samples.datasets import first_whole
     from distill.samples.unpacked import open_renders
     from distill.shape.carving import CarvedQuadruples, Together
 
@@ -74,7 +75,8 @@ def training_objects(config: ShapeConfig) -> Together:
     if config.renders:
         parts.append(open_renders(config.renders, config.unpacked_dir, config.dataloader_num_workers == 0))
     if config.quadruples:
-        parts.append(CarvedQuadruples(config.quadruples))
+        parts.append(carved := CarvedQuadruples(config.quadruples))
+        first_whole(carved, min(100, len(carved)))  # raises where none of them carves anything
     if not parts:
         raise UserError("nothing to train on: set renders=[FOLDER], quadruples=[FOLDER], or both")
     return Together(parts)

@@ -39,7 +39,8 @@ def parse(argv: Sequence[str], schema: type[T]) -> T:
     Args:
         argv: words after the command's name: `--config nano`, `key=value`, `--key value`, `--key=value`,
             `--key` alone for what is true or false; dots reach into sections, dashes count as underscores.
-            A text, or one of a list, is taken as typed, but for null; other values are YAML.
+            A text, or one of a list, is taken as typed, but for quotes around it, null and ~; other values
+            are YAML.
         schema: a dataclass of `dd3g.command.setting` fields. It may have class variables: `aliases`, short
             names of keys; `configs`, the folder of its packaged configurations; `positional`, the key of a
             first word without dashes.
@@ -85,10 +86,11 @@ def _read_override(key: str, text: str, schema: Any) -> DictConfig:
         kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
         if NoneType in get_args(kind):
             kind = next(k for k in get_args(kind) if k is not NoneType)
-    if text == "null" or kind not in (str, list[str]):
+    if text in ("null", "~") or kind not in (str, list[str]):
         return OmegaConf.from_dotlist([f"{key}={text}"])
+    plain = kind is str and not re.fullmatch(r"(['\"]).*\1", text, re.DOTALL)
     part = OmegaConf.create()
-    OmegaConf.update(part, key, text if kind is str else yaml.load(text, yaml.BaseLoader))
+    OmegaConf.update(part, key, text if plain else yaml.load(text, yaml.BaseLoader))
     return part
 
 

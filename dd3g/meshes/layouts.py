@@ -201,6 +201,8 @@ def _rows(manifest: Path) -> dict[str, dict[str, str]]:
             table = csv.DictReader(stream)
             columns = list(table.fieldnames or [])
             if "id" not in columns:
+                if not {"id", "style"} & set(re.split("[;\t,]", ",".join(columns))):
+                    return {}  # about something else
                 raise UserError(
                     f"{manifest} has the columns {columns}, none called id: its first line names them, with "
                     "commas between"

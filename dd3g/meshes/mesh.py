@@ -118,7 +118,10 @@ def _missing_pictures(path: Path) -> list[str]:
 
     tree, binary = _glb(path)
     near, lacking = _Nearby(path), []
+    used = {part.get("material") for part in _primitives(tree)}
     for k, material in enumerate(tree.get("materials", [])):
+        if k not in used:
+            continue
         name = f"the texture of material {k}"
         try:
             gloss = material.get("extensions", {}).get("KHR_materials_pbrSpecularGlossiness", {})
@@ -152,6 +155,27 @@ def _glb(path: Path) -> tuple[dict[str, Any], bytes]:
         return dict(json.loads(data[20 : 20 + size])), data[28 + size :]
     except (struct.error, ValueError, TypeError):
         return {}, b""
+
+
+def _primitives(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    """Parts of a glTF's meshes; none of one that is damaged."""
+    try:
+        return [dict(part) for mesh in tree.get("meshes", []) for part in mesh["primitives"]]
+    except (KeyError, TypeError, ValueError):
+        return []
+
+
+def _check_readable(tree: dict[str, Any]) -> None:
+    """Raise ValueError for a glTF that trimesh would read wrongly, or not at all."""
+    strange = [str(name) for name in tree.get("extensionsRequired") or [] if not str(name).startswith(_READ)]
+    accessors = dict(enumerate(tree.get("accessors") or []))
+    for part in _primitives(tree):
+        for name in ("POSITION", "TEXCOORD_0"):
+            if accessors.get(part.get("attributes", {}).get(name), {}).get("normalized"):
+                strange.append(f"{name} in normalised whole numbers")
+    if strange:
+        names = ", ".join(dict.fromkeys(strange))
+        raise ValueError(f"it needs {names}, which is not read: export it without")
 
 
 def normalised(vertices: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -209,15 +233,14 @@ class _Nearby:
 
 
 # How extensions of glTF begin that trimesh reads, or that leave shapes and base colours as they are.
-_READ = ("KHR_materials_", "KHR_lights_", "EXT_texture_webp")
+_READ = ("KHR_materials_", "KHR_lights_", "KHR_mesh_quantization", "EXT_texture_webp")
 
 
 def _load_scene(path: Path) -> list[_Part]:
     import trimesh
 
-    required = _glb(path)[0].get("extensionsRequired", []) if path.suffix.lower() == ".glb" else []
-    if strange := [name for name in required if not name.startswith(_READ)]:
-        raise ValueError(f"it needs {', '.join(strange)}, which is not read: export it without")
+    if path.suffix.lower() == ".glb":
+        _check_readable(_glb(path)[0])
     try:
         scene = trimesh.load_scene(path, process=False, resolver=_Nearby(path))  # type: ignore[arg-type]
     except (OSError, MemoryError):

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from dd3g.errors import UserError, first_line
 from dd3g.io.atomic import replacing
-from dd3g.picture.strange_files import what_it_is
 
+POINTER = b"version https://git-lfs"  # how a file begins that Git LFS has not fetched
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PARTS = "model{suffix}.safetensors"
 FETCHED = [CONFIG, "model*.safetensors", INDEX]  # of a repository on the hub
@@ -288,9 +288,12 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         with path.open("rb") as stream:
-            pointer = what_it_is(stream.read(200)) if path.stat().st_size < 1000 else ""
-        hint = f"it is {pointer}" if pointer else f"{error}; copy the checkpoint again"
-        raise UserError(f"{path}: not a complete safetensors file: {hint}") from error
+            pointer = stream.read(len(POINTER)) == POINTER
+        if pointer:
+            raise UserError(f"{path} is a pointer of Git LFS: run `git lfs pull`") from error
+        raise UserError(
+            f"{path}: not a complete safetensors file ({error}); copy the checkpoint again"
+        ) from error
 
 
 def _unreadable(path: Path, error: OSError) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +47,7 @@ def mesh_of(gaussians: Gaussians, resolution: int = 128) -> Mesh:
         UserError: when nothing is solid enough to have a surface.
     """
     gaussians = gaussians.detach().to("cpu", torch.float32).pruned(0)
+    gaussians = gaussians.select(~strays(gaussians))
     centre, scale = _frame(gaussians)
     framed = gaussians.transformed(translation=-centre).transformed(scale=scale)
     cameras = mask_cameras(SIZE)
@@ -86,19 +86,19 @@ def mesh_of(gaussians: Gaussians, resolution: int = 128) -> Mesh:
     )
 
 
-def _frame(gaussians: Gaussians) -> tuple[Tensor, float]:
-    """Centre (3,) of the object, and the factor that brings it to `REACH`.
+def strays(gaussians: Gaussians) -> Tensor:
+    """(N,) bool, the Gaussians thrice as far from the middle as nearly all others: not of the object."""
+    means = gaussians.means
+    away = (means - framing(gaussians)[0].to(means)).norm(dim=-1)
+    solid = away[(gaussians.opacities > 0.05) & away.isfinite()]
+    return away > 3 * solid[:: len(solid) // 100_000 + 1].quantile(0.98) if len(solid) else away < 0
 
-    Strays, thrice as far away as nearly all others, are not of the object.
-    """
+
+def _frame(gaussians: Gaussians) -> tuple[Tensor, float]:
+    """Centre (3,) of the object, and the factor that brings it to `REACH`."""
     solid = gaussians.opacities > 0.05
     if not solid.any():
         raise UserError("no surface: none of the Gaussians has an opacity over 0.05; keep the splats")
-    middle, size = framing(gaussians)
-    far = (gaussians.means - middle).norm(dim=-1) > 1.5 * size
-    if (strays := int((far & solid).sum())) and not (far | ~solid).all():
-        warnings.warn(f"{strays} Gaussians far from all others are not part of the mesh", stacklevel=3)
-        solid &= ~far
     means, reach = gaussians.means[solid], 2 * gaussians.scales[solid].amax(-1, keepdim=True)
     low, high = (means - reach).amin(0), (means + reach).amax(0)
     centre = (low + high) / 2

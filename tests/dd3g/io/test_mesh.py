@@ -17,7 +17,7 @@ from stand_ins.shown import toy as thin
 
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
-from dd3g.pepd.mesh import mesh_of
+from dd3g.pepd.mesh import mesh_of, strays
 from dd3g.pepd.surface import HALF, LEVEL, surface_nets, surface_quads, unambiguous, without_cavities
 
 
@@ -44,11 +44,22 @@ def test_strays_do_not_make_the_object_small():
     shown = toy()
     means = shown.means.clone()
     means[:3] = torch.tensor([[5.0, 0.0, 0.0], [0.0, 50.0, 0.0], [0.0, 0.0, -5000.0]])
-    with pytest.warns(UserWarning, match="3 Gaussians far from all others are not part of the mesh"):
-        found = mesh_of(replace(shown, means=means), resolution=48)
+    scattered = replace(shown, means=means)
+    found = mesh_of(scattered, resolution=48)
+    assert strays(scattered).nonzero()[:, 0].tolist() == [0, 1, 2]
     whole = mesh_of(shown, resolution=48)
     assert len(found.quads) == pytest.approx(len(whole.quads), rel=0.05)
     assert found.points.max(0) == pytest.approx(whole.points.max(0), abs=0.05)
+
+
+@pytest.mark.parametrize("size", [1.0, 100.0])
+def test_a_thin_part_is_of_the_object(size):
+    """A pole of one in a hundred, twice as long as the rest is wide."""
+    shown = toy()
+    means = shown.means * 0.95 / shown.means.norm(dim=-1).max()
+    pole = len(means) // 100
+    means[:pole] = torch.tensor([0.0, 1.0, 0.0]) * torch.linspace(0.9, 1.9, pole)[:, None]
+    assert not strays(replace(shown, means=size * means)).any()
 
 
 def test_quads_close_a_ball_and_turn_outwards():

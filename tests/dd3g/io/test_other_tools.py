@@ -128,6 +128,7 @@ def test_a_sog_of_version_1_and_one_that_is_not_zipped(tmp_path):
         assert_same(replace(read, opacities=wanted.opacities), wanted, **TOLERANCE["sog"])
         torch.testing.assert_close(read.opacities, wanted.opacities, atol=2e-2, rtol=0)  # logits from 1e-6 on
     names = ["meta.json", *(f"{name}.webp" for name in ("means_l", "means_u", "scales", "quats", "sh0"))]
+    (tmp_path / "stranger.webp").write_bytes(bytes(99))
     assert described(tmp_path / "meta.json")["bytes"] == sum((tmp_path / n).stat().st_size for n in names)
     with pytest.raises(UserError, match="unknown format 'json'"):
         splats.save(example(), tmp_path / "meta.json")

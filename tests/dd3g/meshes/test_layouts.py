@@ -277,7 +277,9 @@ def test_styles_come_from_a_manifest(tmp_path, encoding):
 def test_a_manifest_that_cannot_be_read_is_named(tmp_path):
     write_layout("meshes", tmp_path / "data")
     manifest = tmp_path / "data" / "manifest.csv"
-    for words in ("id;style\nslab;scan\n", ""):
+    manifest.write_text("uid,licence\nslab,CC0\n")  # about something else
+    assert find_objects(tmp_path / "data")[0][0].style == "unknown"
+    for words in ("id;style\nslab;scan\n", "style\nscan\n"):
         manifest.write_text(words)
         named = re.escape(str(words.split()[:1]))
         with pytest.raises(

@@ -153,7 +153,7 @@ def test_a_part_that_was_not_copied(tmp_path):
     save_folder(tmp_path, module(), CONFIG, file_bytes=60)
     part = next(tmp_path.glob("model-*-of-*.safetensors"))
     part.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    with pytest.raises(UserError, match=f"{part.name}: not .*: it is a pointer of Git LFS: run"):
+    with pytest.raises(UserError, match=f"{part.name} is a pointer of Git LFS: run"):
         load_weights(tmp_path, module())
     part.unlink()
     with pytest.raises(UserError, match=f"{part.name}: missing: the copy is not whole"):
