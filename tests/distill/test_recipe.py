@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from stand_ins.tiny_objects import write_cube
+from stand_ins.tiny_objects import write_cube, write_quadruples
 from stand_ins.training_runs import in_this_process
 
 from dd3g.io.shards import write_shard
@@ -224,6 +224,9 @@ def test_what_hours_would_end_in_is_refused_at_the_start(tmp_path, monkeypatch, 
     ]
     for option in ("--quadruples", "--data", "--test"):
         cases.append(([option, str(none)], f"{option} {none}: there is no such folder"))
+    (small := tmp_path / "quadruples").mkdir()
+    write_quadruples(small)
+    cases.append((["--quadruples", str(small)], "has views of 32 pixels: nano takes 64"))
     cases.append((["--train", "nosuch=1"], "--train: configuration: nosuch: Key 'nosuch' not in"))
     cases.append((["--train", "seed=x"], "; dd3g train-shape --help lists every key"))
     cases.append((["--generator", str(tmp_path)], "config.json"))

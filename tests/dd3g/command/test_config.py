@@ -55,10 +55,16 @@ def test_a_text_is_taken_as_typed(text):
     assert parse(["--model.licence", text], SynthesizeConfig).model.licence == text
 
 
+def test_a_text_may_be_quoted_or_empty():
+    """As by those who write for YAML."""
+    texts = {"'muon'": "muon", '"1:30"': "1:30", '""': "", "null": "", "~": "", "'": "'"}
+    assert {t: parse([f"start.teacher={t}"], DistillConfig).start.teacher for t in texts} == texts
+
+
 def test_texts_of_a_list_are_taken_as_typed():
     lists = {
         "[2025_11_30,001, no]": ["2025_11_30", "001", "no"], '["a b",c]': ["a b", "c"], "['a #1']": ["a #1"],
-        "[]": [], "null": [],
+        "[]": [], "null": [], "~": [],
     }  # fmt: skip
     assert {text: parse([f"renders={text}"], DistillConfig).renders for text in lists} == lists
 

@@ -16,7 +16,7 @@ from PIL import Image
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.meshes.layouts import NAMES, find_objects
-from dd3g.meshes.mesh import missing_materials
+from dd3g.meshes.mesh import load_mesh, missing_materials
 from dd3g.meshes.rendering import Light, render_mesh
 
 EVEN = Light(1.0, np.zeros((0, 3)), np.zeros((0, 3)))
@@ -169,7 +169,7 @@ def test_a_glb_without_its_colours_is_no_grey_one(tmp_path):
     picture = base64.b64encode((tmp_path / "made/texture.png").read_bytes()).decode()
 
     def mesh(place: dict, **more):
-        change = partial(dict.update, images=[place], **more)
+        change = partial(dict.update, **{"images": [place]} | more)
         (tmp_path / "data").mkdir(exist_ok=True)
         scene.export(tmp_path / "data/slab.glb", tree_postprocessor=change)
         return find_objects(tmp_path / "data")[0][0].mesh()
@@ -189,6 +189,31 @@ def test_a_glb_without_its_colours_is_no_grey_one(tmp_path):
         mesh({"uri": "my.ktx2"}, extensionsRequired=["KHR_texture_basisu"])
     write_texture(tmp_path / "data/my wood.png")
     assert looks_right(mesh({"uri": "my%20wood.png"}))
+    # Of a material that nothing has, the picture is not missed.
+    materials = [{"pbrMetallicRoughness": {"baseColorTexture": {"index": k}}} for k in range(2)]
+    lost = [{"uri": "my%20wood.png"}, {"uri": "lost.png"}]
+    mesh({}, images=lost, textures=[{"source": 0}, {"source": 1}], materials=materials)
+
+
+@pytest.mark.parametrize("name", ["POSITION", "TEXCOORD_0"])
+def test_whole_numbers_that_stand_for_fractions_are_refused(tmp_path, name):
+    """Trimesh takes 65535 for what 1 is meant by; whole numbers that stand for themselves are right."""
+    import trimesh
+
+    write_obj(tmp_path / "made/slab.obj", "texture.png", z_up=False)
+    write_texture(tmp_path / "made/texture.png")
+    scene = trimesh.load_scene(tmp_path / "made/slab.obj", process=False)
+
+    def quantised(tree, normalised):
+        accessor = tree["meshes"][0]["primitives"][0]["attributes"][name]
+        tree["accessors"][accessor]["normalized"] = normalised
+        tree["extensionsRequired"] = ["KHR_mesh_quantization"]
+
+    scene.export(tmp_path / "a.glb", tree_postprocessor=partial(quantised, normalised=False))
+    assert looks_right(load_mesh(tmp_path / "a.glb"))
+    scene.export(tmp_path / "a.glb", tree_postprocessor=partial(quantised, normalised=True))
+    with pytest.raises(ValueError, match=f"it needs {name} in normalised whole numbers, which is not read"):
+        load_mesh(tmp_path / "a.glb")
 
 
 def test_a_texture_of_another_object_is_not_borrowed(tmp_path):

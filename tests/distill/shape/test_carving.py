@@ -12,8 +12,9 @@ from stand_ins.training_runs import fresh
 from dd3g.cameras import Cameras
 from dd3g.command.configuration import launch
 from dd3g.errors import UserError
+from dd3g.io.shards import write_shard
 from dd3g.pepd.occupancy import OccupancyNet
-from distill.quadruples import Quadruple
+from distill.quadruples import Quadruple, encode
 from distill.samples.renders import RenderedObjects
 from distill.shape import carving
 from distill.shape.carving import CarvedQuadruples, Together, carved
@@ -138,3 +139,7 @@ def test_a_shape_network_trains_on_quadruples_alone(tmp_path, capsys):
     fresh()
     assert launch(run, ShapeConfig, ["renders=[]", f"output_dir={tmp_path / 'none'}"]) == 2
     assert "nothing to train on" in capsys.readouterr().err
+    (tmp_path / "rgb").mkdir()
+    write_shard(tmp_path / "rgb/quadruples-00000.tar", [encode(quadruple(3)[0], "a-0")])
+    assert launch(run, ShapeConfig, ["renders=[]", f"quadruples=[{tmp_path / 'rgb'}]"]) == 2
+    assert "quadruple a-0 has 0 views with alpha" in capsys.readouterr().err
