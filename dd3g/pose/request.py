@@ -126,12 +126,15 @@ def find_inputs(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
         The files, and `{"input", "error"}` for each of several inputs that cannot be used.
 
     Raises:
-        UserError: when the only input is a folder without usable files, or one that cannot be read.
+        UserError: when the only input is an address, or a folder without usable files or that cannot be
+            read.
     """
     found: list[Path] = []
     failed = []
     for path in inputs:
         try:
+            if re.match("https?:/", str(path)):
+                raise UserError(f"{path} is an address, and poses are of files: download it first")
             # Path.is_dir would raise where a parent folder may not be searched.
             found += _usable(path) if os.path.isdir(path) else [path]
         except UserError as e:
