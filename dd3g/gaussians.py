@@ -90,7 +90,8 @@ class Gaussians:
     def __getitem__(self, index: Any) -> Gaussians:
         """Index the batch dimensions."""
         if self.opacities.dim() == 1:
-            raise IndexError("these Gaussians have no batch dimension; use select() to pick along N")
+            # No IndexError, which would end a loop over them as if there were none.
+            raise TypeError("these Gaussians have no batch dimension; use select() to pick along N")
         return Gaussians(*(x[index] for x in vars(self).values()))
 
     def __len__(self) -> int:

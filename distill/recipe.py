@@ -316,6 +316,7 @@ def run_stage(
         except subprocess.TimeoutExpired:
             stage.send_signal(signal.SIGTERM)
             stage.wait()
+            print(f"the time for `{module}` is over: going on with what there is", file=sys.stderr)
             return
     if not (code == 1 and some_may_fail):
         check_ended(module, code)
@@ -350,7 +351,7 @@ def describe_machine() -> str:
     return about["gpu"] or f"{about['cores']} cores of {about['cpu']}"
 
 
-main = command_line(recipe_command, "dd3g recipe")
+main = command_line(recipe_command, "dd3g recipe", go_on="the same command with --resume continues it")
 
 if __name__ == "__main__":
     sys.exit(main())

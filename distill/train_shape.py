@@ -92,16 +92,23 @@ class HoldsOut(Protocol):
 def split(objects: Described, config: HoldsOut) -> tuple[list[int], list[int]]:
     """Indices of the objects to train on, and of the plain variants of those to score by.
 
-    Damaged ones, whose cluster is not known, are among the first, which do without them.
+    Of several clusters one is always held out, where a share of them is asked for. Damaged objects, whose
+    cluster is not known, are among the first, which do without them.
     """
     from distill.samples.renders import described
-    from distill.shape.samples import held_out
+    from distill.shape.samples import rank
 
+    found = [
+        (i, None, 0) if meta is None else (i, rank(meta), meta.get("variant", 0))
+        for i, meta in described(objects)
+    ]
+    lowest, *more = sorted({place for _, place, _ in found if place is not None})
+    share = max(config.held_out, lowest + 1e-9) if config.held_out and more else config.held_out
     train, plain = [], []
-    for i, meta in described(objects):
-        if meta is None or not held_out(meta, config.held_out):
+    for i, place, variant in found:
+        if place is None or place >= share:
             train.append(i)
-        elif meta.get("variant", 0) == 0:
+        elif not variant:
             plain.append(i)
     if not train or (config.held_out and not plain):
         raise UserError(

@@ -128,13 +128,22 @@ def make_app(command: Callable[..., None]) -> typer.Typer:
     return app
 
 
-def command_line(command: Callable[..., None], name: str, needs_words: bool = True) -> Callable[..., int]:
+GO_ON = "run the same command again to resume"
+
+
+def command_line(
+    command: Callable[..., None], name: str, needs_words: bool = True, go_on: str = GO_ON
+) -> Callable[..., int]:
     """The `main` of a command's module, argv -> exit code; see `run_command`."""
-    return lambda argv=None: run_command(command, argv, name, needs_words)
+    return lambda argv=None: run_command(command, argv, name, needs_words, go_on)
 
 
 def run_command(
-    command: Callable[..., None], argv: list[str] | None, name: str, needs_words: bool = True
+    command: Callable[..., None],
+    argv: list[str] | None,
+    name: str,
+    needs_words: bool = True,
+    go_on: str = GO_ON,
 ) -> int:
     """Run a function as a command line; returns its exit code, 2 with one line when something is wrong.
 
@@ -143,6 +152,7 @@ def run_command(
         argv: words after the command's name; None takes the process's.
         name: that usage lines show.
         needs_words: show the help where there are none.
+        go_on: what a user may do after Ctrl-C.
     """
     words = sys.argv[1:] if argv is None else argv
     as_json = "--json" in words
@@ -166,7 +176,7 @@ def run_command(
             return _failed(explain(error, Path.cwd(), "smaller inputs"), as_json)
         return 0
 
-    return guarded(run, as_json=as_json)
+    return guarded(run, go_on, as_json)
 
 
 def _failed(message: str, as_json: bool) -> int:
@@ -270,9 +280,7 @@ def failure(kind: str, name: str, error: Exception, out: Path, less: str) -> dic
     return entry | {"files": files} if (files := getattr(error, "files", None)) else entry
 
 
-def guarded(
-    work: Callable[[], int | None], go_on: str = "run the same command again to resume", as_json: bool = False
-) -> int:
+def guarded(work: Callable[[], int | None], go_on: str = GO_ON, as_json: bool = False) -> int:
     """Exit code of some work: its own, 2 with one line when something is wrong, that of a signal.
 
     Args:

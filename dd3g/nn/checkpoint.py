@@ -209,7 +209,9 @@ def build(
             if isinstance(section, type) and is_dataclass(section) and not none:
                 options[name] = build(folder, value, section, lambda made: made)
     try:
-        return model_class(config_class(**options))
+        # Its random start is overwritten: nobody's numbers should depend on it, nor it on anybody's mode.
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+            return model_class(config_class(**options))
     except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
         raise UserError(
             f"{folder}: {CONFIG} does not build a {config.get('kind', 'model')} ({error}); "

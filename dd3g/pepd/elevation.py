@@ -53,7 +53,8 @@ class ElevationNet(nn.Module):
         Raises:
             UserError: when the folder does not hold one.
         """
-        model = cls()
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False):  # as in `build`
+            model = cls()
         load_weights(checked_folder(name), model)
         return model.to(device).eval()
 

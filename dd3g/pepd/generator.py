@@ -155,9 +155,20 @@ class Generator(nn.Module):
         rgba = as_picture(picture, matte, mask).rgba.float()
         degrees = degrees_of(elevation, rgba)
         device = self.type_embedding.device
+        if (kept := self.type_embedding.dtype) != torch.float32:
+            raise UserError(
+                f"this generator's weights are {kept}, and it works in float32: call .float(), and "
+                "compiled(dtype=torch.bfloat16) for speed on CUDA"
+            )
         image = resize(rgba[None], self.config.size).to(device)
         if noise is None:
-            noise = torch.randn(self.config.latent_shape, generator=torch.Generator().manual_seed(seed))
+            drawn = torch.Generator().manual_seed(seed)
+            noise = torch.randn(self.config.latent_shape, generator=drawn, dtype=torch.float32, device="cpu")
+        noise = torch.as_tensor(noise, dtype=torch.float32)
+        if tuple(noise.shape) != tuple(self.config.latent_shape):
+            raise UserError(
+                f"noise of shape {tuple(noise.shape)}: this generator takes {tuple(self.config.latent_shape)}"
+            )
         rig, front = self.config.rig_at(degrees), Cameras.orbit([0.0], degrees, self.config.size)
         self.eval()
         inputs = noise[None].to(device), rig.to(device), image

@@ -25,7 +25,13 @@ def refined(
     For so many seconds of the wall clock, or steps; the step under way is finished. The camera (1,) took the
     picture.
     """
-    camera = camera.resized(picture.shape[-1])
+    with torch.inference_mode(False):  # whose tensors know no gradients: copies do
+        copies = Gaussians(*(x.clone() for x in vars(gaussians).values()))
+        place = replace(camera, viewmats=camera.viewmats.clone(), Ks=camera.Ks.clone())
+        return _fitted(copies, picture.clone(), place.resized(picture.shape[-1]), seconds, steps)
+
+
+def _fitted(gaussians: Gaussians, picture: Tensor, camera: Cameras, seconds: float, steps: int) -> Gaussians:
     target = picture[:3] * picture[3:] + 1 - picture[3:]
     colors = gaussians.colors.clamp(0.01, 0.99).logit().requires_grad_()
     scales = gaussians.scales.log().requires_grad_()

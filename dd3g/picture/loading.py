@@ -130,6 +130,13 @@ def as_picture(source: Source | Picture, matte: str = "auto", mask: Source | Non
         UserError: as `load_image`.
     """
     if isinstance(source, Picture):
+        shape, rgba = tuple(source.rgba.shape), source.rgba
+        if len(shape) != 3 or shape[0] != 4 or shape[1] != shape[2] or not rgba.is_floating_point():
+            raise UserError(f"a Picture holds floats (4, S, S), got {rgba.dtype} {shape}: see load_image")
+        if not ((rgba > -0.01) & (rgba < 1.01)).all():
+            raise UserError("a Picture holds straight RGBA in 0..1, this one other numbers: see load_image")
+        if not (rgba[3] > 0).any():
+            raise UserError("the picture is fully transparent: give one that shows an object")
         return source
     if isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4:
         raise UserError("several pictures were given: `Generator.generate_each` takes them")

@@ -254,5 +254,9 @@ def check_volumes(objects: Together, size: int) -> None:
 
 def held_out(meta: dict, share: float) -> bool:
     """Whether an object is kept from training: whole clusters are, a share of all of them, by their name."""
-    name = str(meta.get("cluster") or meta["id"])
-    return zlib.crc32(name.encode()) / 2**32 < share
+    return rank(meta) < share
+
+
+def rank(meta: dict) -> float:
+    """Place of an object's cluster among all, 0..1, by its name."""
+    return zlib.crc32(str(meta.get("cluster") or meta["id"]).encode()) / 2**32

@@ -90,8 +90,11 @@ def test_cat_select_index():
     assert torch.equal(both[1].scales, both.scales[1])
     solid = both.opacities > 0.5
     assert torch.equal(both.select(solid).quats, both.quats[solid])
-    with pytest.raises(IndexError, match="select"):
+    with pytest.raises(TypeError, match="select"):
         both[0][0]
+    with pytest.raises(TypeError, match="select"):
+        list(both[0])
+    assert len(list(both)) == 2
 
 
 def test_to_and_detach():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +103,7 @@ def detect(
             f"the keypoints belong to a picture of {keypoints.size[0]} x {keypoints.size[1]} pixels, this "
             f"one has {size[0]} x {size[1]}: give the picture that the detector saw"
         )
+    keypoints = _sound(keypoints)
     if keypoints.K is not None and focal is None:
         check_camera(keypoints.K, size)
         K, source = keypoints.K, "file"
@@ -118,12 +119,30 @@ def detect(
     return people
 
 
+def _sound(keypoints: Keypoints) -> Keypoints:
+    """In float32, with zeros where a joint does not count.
+
+    Raises:
+        UserError: when one that counts is not a number.
+    """
+    confidence = keypoints.confidence.float().nan_to_num(0)
+    points = torch.where(confidence[..., None] > 0, keypoints.points.float(), 0.0)
+    if not points.isfinite().all():
+        raise UserError(
+            "a joint is not a number of pixels: give it confidence 0 where the detector missed it"
+        )
+    K = None if keypoints.K is None else keypoints.K.float()
+    return replace(keypoints, points=points, confidence=confidence, K=K)
+
+
 def _check_inside(keypoints: Keypoints, size: tuple[int, int]) -> None:
     """Refuse keypoints of another picture: who walks out of one is at most as far away as it is large."""
     shares = keypoints.points / torch.tensor(size)
-    middles = torch.stack(
-        [p[c > 0].median(0).values for p, c in zip(shares, keypoints.confidence, strict=True)]
-    )
+    pairs = zip(shares, keypoints.confidence, strict=True)
+    seen = [p[c > 0].median(0).values for p, c in pairs if (c > 0).any()]
+    if not seen:
+        return
+    middles = torch.stack(seen)
     outside = ((middles < -1) | (middles > 2)).any(-1)
     if outside.all():
         x, y = (middles[0] * torch.tensor(size)).tolist()

@@ -14,6 +14,7 @@ from dd3g.pepd import Generator
 from dd3g.pepd.config import Bounds
 from dd3g.pepd.frustum import resize
 from dd3g.pepd.occupancy import OccupancyConfig
+from dd3g.picture import Picture
 
 
 def test_the_default_names_stay():
@@ -35,6 +36,37 @@ def test_older_names_are_read():
     nested = torch.nn.ModuleDict({"inner": model})
     nested.load_state_dict({f"inner.{k}": v for k, v in state.items()})
     assert torch.equal(model.type_embedding, torch.ones(2, 32)) and "type_embedding" not in state
+
+
+def test_generate_checks_what_it_is_given():
+    model, shown = generator(), torch.rand(4, 32, 32)
+    noise = torch.zeros(TINY.latent_shape)
+    assert same(model.generate(shown, noise=noise), model.generate(shown, noise=noise.double().numpy()))
+    with pytest.raises(UserError, match=r"noise of shape \(1, 4, 8, 8, 8\): this generator takes \(4, 8"):
+        model.generate(shown, noise=noise[None])
+    for rgba, message in (
+        (torch.rand(3, 8, 8), r"holds floats \(4, S, S\), got torch.float32 \(3, 8, 8\)"),
+        ((255 * shown).byte(), "got torch.uint8"),
+        (torch.full((4, 8, 8), torch.nan), "in 0..1, this one other numbers"),
+        (torch.zeros(4, 8, 8), "is fully transparent"),
+    ):
+        with pytest.raises(UserError, match=message):
+            model.generate(Picture(rgba))
+    with pytest.raises(UserError, match="weights are torch.float16, and it works in float32"):
+        model.half().generate(shown)
+
+
+def test_loading_and_fitting_leave_the_callers_state_alone(tmp_path):
+    folder = generator().save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    wanted = torch.rand(3)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        model = Generator.from_pretrained(folder)
+    assert torch.equal(torch.rand(3), wanted) and not any(p.is_inference() for p in model.parameters())
+    with torch.inference_mode():
+        fitted = model.generate(torch.rand(4, 32, 32), refine=0.05)
+    assert fitted.means.isfinite().all() and len(fitted) > 100
 
 
 def test_generate_is_deterministic_and_follows_the_seed(tmp_path):

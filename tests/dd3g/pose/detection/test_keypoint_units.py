@@ -7,6 +7,7 @@ from stand_ins.detector_files import POINTS, SCORES, WANTED, instance, write
 
 from dd3g.errors import UserError
 from dd3g.pose.body.skeletons import COCO_17
+from dd3g.pose.detection.keypoints import Keypoints, TooFewJointsError
 from dd3g.pose.detection.people import detect
 from dd3g.pose.detection.reading import read_keypoints
 
@@ -138,3 +139,18 @@ def test_coefficients_of_no_lens_are_refused_and_zeros_do_nothing(tmp_path):
         read_keypoints(write(tmp_path / "b.json", data | {"K": K, "distortion": [-5, 0, 0, 0]}))
     with pytest.raises(UserError, match="must be 4 to 8 numbers"):
         read_keypoints(write(tmp_path / "c.json", data | {"K": K, "distortion": [0.0] * 11 + [0.1]}))
+
+
+def test_keypoints_made_in_python():
+    """Of numpy's doubles, with joints that are missing, and people of whom nothing is seen."""
+    points = torch.from_numpy(WANTED.numpy().astype(float))[None].repeat(2, 1, 1)
+    confidence = torch.ones(2, 17, dtype=torch.float64)
+    confidence[1] = 0
+    confidence[0, 3], points[0, 3] = 0, torch.nan
+    (found,) = detect(None, Keypoints(points, confidence, (640, 480)))
+    assert found.keypoints.dtype == torch.float32 and found.keypoints.isfinite().all()
+    with pytest.raises(UserError, match="a joint is not a number of pixels: give it confidence 0"):
+        detect(None, Keypoints(points, torch.ones(2, 17), (640, 480)))
+    for nobody in (slice(1, 2), slice(0, 0)):
+        with pytest.raises(TooFewJointsError):
+            detect(None, Keypoints(points[nobody], confidence[nobody], (640, 480)))
