@@ -351,7 +351,7 @@ def describe_machine() -> str:
     return about["gpu"] or f"{about['cores']} cores of {about['cpu']}"
 
 
-main = command_line(recipe_command, "dd3g recipe", go_on="the same command with --resume continues it")
+main = command_line(recipe_command, "dd3g recipe", go_on="run the same command with --resume to continue")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -102,8 +102,10 @@ def split(objects: Described, config: HoldsOut) -> tuple[list[int], list[int]]:
         (i, None, 0) if meta is None else (i, rank(meta), meta.get("variant", 0))
         for i, meta in described(objects)
     ]
-    lowest, *more = sorted({place for _, place, _ in found if place is not None})
-    share = max(config.held_out, lowest + 1e-9) if config.held_out and more else config.held_out
+    places = sorted({place for _, place, _ in found if place is not None})
+    share = config.held_out
+    if share and len(places) > 1:
+        share = max(share, places[0] + 1e-9)
     train, plain = [], []
     for i, place, variant in found:
         if place is None or place >= share:

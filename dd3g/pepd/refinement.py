@@ -26,9 +26,9 @@ def refined(
     picture.
     """
     with torch.inference_mode(False):  # whose tensors know no gradients: copies do
-        copies = Gaussians(*(x.clone() for x in vars(gaussians).values()))
-        place = replace(camera, viewmats=camera.viewmats.clone(), Ks=camera.Ks.clone())
-        return _fitted(copies, picture.clone(), place.resized(picture.shape[-1]), seconds, steps)
+        copies = Gaussians(*(x.detach().clone() for x in vars(gaussians).values()))
+        place = replace(camera, viewmats=camera.viewmats.detach().clone(), Ks=camera.Ks.detach().clone())
+        return _fitted(copies, picture.detach().clone(), place.resized(picture.shape[-1]), seconds, steps)
 
 
 def _fitted(gaussians: Gaussians, picture: Tensor, camera: Cameras, seconds: float, steps: int) -> Gaussians:

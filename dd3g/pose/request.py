@@ -134,7 +134,8 @@ def find_inputs(inputs: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
     for path in inputs:
         try:
             if re.match("https?:/", str(path)):
-                raise UserError(f"{path} is an address, and poses are of files: download it first")
+                address = str(path).replace(":/", "://", 1)  # of which Path makes one stroke
+                raise UserError(f"{address} is an address, and poses are of files: download it first")
             # Path.is_dir would raise where a parent folder may not be searched.
             found += _usable(path) if os.path.isdir(path) else [path]
         except UserError as e:

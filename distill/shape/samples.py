@@ -252,11 +252,6 @@ def check_volumes(objects: Together, size: int) -> None:
             )
 
 
-def held_out(meta: dict, share: float) -> bool:
-    """Whether an object is kept from training: whole clusters are, a share of all of them, by their name."""
-    return rank(meta) < share
-
-
 def rank(meta: dict) -> float:
-    """Place of an object's cluster among all, 0..1, by its name."""
+    """Place of an object's cluster among all, 0..1, by its name: those below a share are never trained on."""
     return zlib.crc32(str(meta.get("cluster") or meta["id"]).encode()) / 2**32

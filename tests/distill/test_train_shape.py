@@ -21,7 +21,7 @@ from dd3g.errors import UserError
 from dd3g.nn.checkpoint import save_folder
 from dd3g.pepd.occupancy import OccupancyNet
 from distill.samples.renders import RenderedObjects
-from distill.shape.samples import held_out, rank
+from distill.shape.samples import rank
 from distill.train_shape import KEPT_BY, Keeper, ShapeConfig, run, split
 
 NETWORK = {
@@ -111,10 +111,10 @@ def test_held_out_clusters_are_not_trained_on(renders, tmp_path):
     objects, config = RenderedObjects(renders), parse(words(renders, tmp_path), ShapeConfig)
     trained, held = split(objects, config)
     assert trained and held and not set(trained) & set(held) and len(trained) + len(held) == 8
-    assert all(held_out(objects.meta(i), 0.25) for i in held)
+    assert all(rank(objects.meta(i)) < 0.25 for i in held)
     assert len(split(objects, replace(config, held_objects=1))[1]) == 1
     half = replace(config, held_out=0.9, held_objects=3)
-    every = [i for i in range(8) if held_out(objects.meta(i), 0.9)]
+    every = [i for i in range(8) if rank(objects.meta(i)) < 0.9]
     assert split(objects, half)[1] == [every[len(every) * k // 3] for k in range(3)]
     assert split(objects, replace(config, held_out=0)) == (list(range(8)), [])
     keeper = Keeper(config, objects, held)

@@ -177,7 +177,10 @@ def test_one_bad_input_is_exit_code_two_and_writes_nothing(tmp_path):
         ((tmp_path / "nobody.png",), "no person was found in"),
         ((tmp_path / "absent.png",), "does not exist"),
         ((tmp_path / "absent.mp4",), "does not exist"),
-        (("https://a.b/c.jpg",), "is an address, and poses are of files: download it first"),
+        (
+            ("https://a.b/c.jpg",),
+            "https://a.b/c.jpg is an address, and poses are of files: download it first",
+        ),
         ((tmp_path / "nobody.png", "--focal", -700), "--focal -700 is not a focal length"),
         ((tmp_path / "nobody.png", "--hypotheses", 0), "--hypotheses 0 is too few"),
         ((tmp_path / "nobody.png", "--keypoints", tmp_path / "absent.json"), "does not exist"),

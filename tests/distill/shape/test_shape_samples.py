@@ -25,10 +25,10 @@ from distill.shape.samples import (
     ShapeDataset,
     ShapeSample,
     check_volumes,
-    held_out,
     is_square,
     matter_in_slices,
     occupancy_along,
+    rank,
     shape_sample,
 )
 
@@ -293,12 +293,12 @@ def test_views_of_a_turned_mesh_know_its_front(tmp_path):
 
 def test_whole_clusters_are_held_out():
     metas = [{"cluster": str(c), "id": f"{c}-{k}"} for c in range(400) for k in range(2)]
-    held = [held_out(m, 0.1) for m in metas]
+    held = [rank(m) < 0.1 for m in metas]
     assert held[::2] == held[1::2] and 0.06 < sum(held) / len(held) < 0.14
-    more = [held_out(m, 0.2) for m in metas]
+    more = [rank(m) < 0.2 for m in metas]
     assert all(b for a, b in zip(held, more, strict=True) if a)
-    assert not any(held_out(m, 0) for m in metas) and all(held_out(m, 1) for m in metas)
-    alone = {held_out({"cluster": "", "id": f"thing{k}"}, 0.5) for k in range(20)}
+    assert not any(rank(m) < 0 for m in metas) and all(rank(m) < 1 for m in metas)
+    alone = {rank({"cluster": "", "id": f"thing{k}"}) < 0.5 for k in range(20)}
     assert alone == {True, False}  # by their own names
 
 
