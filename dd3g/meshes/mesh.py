@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import glob
 import io
 import json
@@ -168,11 +169,11 @@ def _primitives(tree: dict[str, Any]) -> list[dict[str, Any]]:
 def _check_readable(tree: dict[str, Any]) -> None:
     """Raise ValueError for a glTF that trimesh would read wrongly, or not at all."""
     strange = [str(name) for name in tree.get("extensionsRequired") or [] if not str(name).startswith(_READ)]
-    accessors = dict(enumerate(tree.get("accessors") or []))
     for part in _primitives(tree):
         for name in ("POSITION", "TEXCOORD_0"):
-            if accessors.get(part.get("attributes", {}).get(name), {}).get("normalized"):
-                strange.append(f"{name} in normalised whole numbers")
+            with contextlib.suppress(LookupError, TypeError, AttributeError):  # damaged, or without it
+                if tree["accessors"][part["attributes"][name]].get("normalized"):
+                    strange.append(f"{name} in normalised whole numbers")
     if strange:
         names = ", ".join(dict.fromkeys(strange))
         raise ValueError(f"it needs {names}, which is not read: export it without")

@@ -214,6 +214,9 @@ def test_whole_numbers_that_stand_for_fractions_are_refused(tmp_path, name):
     scene.export(tmp_path / "a.glb", tree_postprocessor=partial(quantised, normalised=True))
     with pytest.raises(ValueError, match=f"it needs {name} in normalised whole numbers, which is not read"):
         load_mesh(tmp_path / "a.glb")
+    scene.export(tmp_path / "a.glb", tree_postprocessor=lambda tree: tree.update(accessors=[1, 2]))
+    with pytest.raises(ValueError, match="it is damaged, or not a .glb"):
+        load_mesh(tmp_path / "a.glb")
 
 
 def test_a_texture_of_another_object_is_not_borrowed(tmp_path):
