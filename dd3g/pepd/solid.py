@@ -53,20 +53,22 @@ class SolidOptions:
     edge: float = 0.54  # alpha where their masks end: lower swells haze into matter, higher leaves holes
     swelling: float = 0.2  # share of the inflated silhouette in the body, which smooths what masks tear
     certainty: float = 4.0  # logits above the surface's that each ray of the picture reaches, where likeliest
+    matter: float = -0.3  # logit of a shape network from which there is matter: lower leaves fewer holes
     hull: float = 0.1  # share of the generator's hull in a body that a shape network finds
     imagined: float = 0.3  # share of the generator's colours in those of a shape network
     coarse: int = 32  # pixels a side: what the picture shows in finer detail, the hidden side has too; 0: not
-    blur: float = 0.85  # standard deviation of the filter on the body
+    blur: float = 0.65  # standard deviation of the filter on the body
     crumb: int = 30  # voxels: smaller pieces of matter are dropped, those of rays in doubt about their depth
-    tangent: float = 0.47  # standard deviation of a disc along the surface
-    thickness: float = 0.2  # and across it
-    inset: float = 0.95  # discs lie this far inside, so that what they cover ends at the surface
+    tangent: float = 0.54  # standard deviation of a disc along the surface: what is behind shows through less
+    thickness: float = 0.1  # and across it
+    inset: float = 0.9  # discs lie this far inside, so that what they cover ends at the surface
+    covered: float = 0.4  # those that the visible side's cover lie so much further inside
     opacity: float = 0.97
     front: float = 0.45  # of the visible side's discs, one a picture pixel: standard deviation in pixels
-    lift: float = 0.004  # world units by which these lie before the others
+    behind: float = 0.012  # world units by which these lie behind the surface, for the same reason as `inset`
     drawn_in: float = 0.5  # pixels by which those of the outline lie nearer to the object's middle
     stretch: float = 3.0  # longest by shortest axis of a visible disc that is seen at a slant
-    behind: float = 1.5  # depth behind the first hit up to which a point counts as visible
+    reach: float = 1.5  # depth behind the first hit up to which a point counts as visible
     gap: float = 2.0  # depth from the nearest body from which what has none takes that and not a mean
     facing: float = 0.15  # least cosine to the viewing ray of a visible point
     most_visible: int = 24_000  # pixels on the object; a picture with more is reduced
@@ -156,7 +158,7 @@ def from_shape(shape: Shape, views: SoftViews, o: SolidOptions) -> tuple[Field, 
     def body(resolution: int) -> Tensor:
         logits = shape.occupancy(voxel_centres(resolution)).view((resolution,) * 3)
         hull = visual_hull(views.masks, views.cameras, resolution)
-        return torch.lerp((LEVEL + logits / 6).clamp(0, 1), hull, o.hull)
+        return torch.lerp((LEVEL + (logits - o.matter) / 6).clamp(0, 1), hull, o.hull)
 
     def colors(points: Tensor, normals: Tensor) -> Tensor:
         return torch.lerp(shape.colors(points), views.colors(points, normals), o.imagined)
@@ -245,15 +247,16 @@ def discs_on(
     filled = torch.where((mean - filled).abs() < o.gap * voxel, mean, filled)
     if not (depth > 0).any():
         # What is thinner than voxels has no body, and nothing behind it that adds to its opacity.
-        filled = torch.full_like(depth, float(camera.positions[0].norm()))
+        filled = torch.full_like(depth, float(camera.positions[0].norm()) - o.behind)
         picture, twice = torch.cat([picture[:3], picture[3:].sqrt() * shown]), torch.zeros_like(twice)
     else:
         uv, z = camera.project(points)  # (1, P, 2), (1, P)
         surface = sampled(filled[None, None], uv)[0, 0]
         to_eye = F.normalize(camera.positions - points, dim=-1)
-        visible = (z[0] - surface < o.behind * voxel) & ((to_eye * normals).sum(-1) > o.facing)
+        visible = (z[0] - surface < o.reach * voxel) & ((to_eye * normals).sum(-1) > o.facing)
         pictured = sampled(spread(picture[None, :3], picture[None, 3:]), uv)[0].T
         tints = torch.where(visible[:, None], pictured, tints)
+        points = points - o.covered * voxel * visible[:, None] * normals
     body = Gaussians(
         points - o.inset * voxel * normals,
         matrix_to_quaternion(tangent_axes(normals)),
@@ -286,7 +289,7 @@ def visible_side(
     depth = around.median(1).values.view_as(depth)
     origins, directions = camera.rays()
     eye = origins[0, 0, 0]
-    grid = eye + (depth - o.lift)[..., None] * directions[0]  # (S, S, 3)
+    grid = eye + (depth + o.behind)[..., None] * directions[0]  # (S, S, 3)
     keep = picture[3] > VISIBLE
     points = grid[keep]
     across, down = (torch.gradient(grid, dim=axis)[0][keep] for axis in (1, 0))

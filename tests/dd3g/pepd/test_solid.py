@@ -142,7 +142,7 @@ def test_discs_on_a_plane_that_faces_the_camera_have_a_pixels_size():
     discs = visible_side(picture, camera, torch.full((32, 32), 1.5), ONCE, SolidOptions())
     pixel = 1.5 / float(camera.Ks[0, 0, 0])
     torch.testing.assert_close(discs.scales[:, :2], torch.full((1024, 2), 0.45 * pixel), rtol=0.2, atol=0)
-    torch.testing.assert_close(discs.means[:, 2], torch.full((1024,), 0.004), atol=1e-5, rtol=0)
+    torch.testing.assert_close(discs.means[:, 2], torch.full((1024,), -0.012), atol=1e-5, rtol=0)
 
 
 def test_discs_of_the_outline_are_drawn_in():
