@@ -62,9 +62,9 @@ class SolidOptions:
     tangent: float = 0.54  # standard deviation of a disc along the surface: what is behind shows through less
     thickness: float = 0.1  # and across it
     inset: float = 0.9  # discs lie this far inside, so that what they cover ends at the surface
-    covered: float = 0.4  # those that the visible side's cover lie so much further inside
+    covered: float = 0.6  # those that the visible side's cover lie so much further from the camera
     opacity: float = 0.97
-    front: float = 0.45  # of the visible side's discs, one a picture pixel: standard deviation in pixels
+    front: float = 0.46  # of the visible side's discs, one a picture pixel: standard deviation in pixels
     behind: float = 0.012  # world units by which these lie behind the surface, for the same reason as `inset`
     drawn_in: float = 0.5  # pixels by which those of the outline lie nearer to the object's middle
     stretch: float = 3.0  # longest by shortest axis of a visible disc that is seen at a slant
@@ -246,7 +246,8 @@ def discs_on(
     # A mean is smooth at an outline, but hangs in the air where a ray passes between two legs.
     filled = torch.where((mean - filled).abs() < o.gap * voxel, mean, filled)
     if not (depth > 0).any():
-        # What is thinner than voxels has no body, and nothing behind it that adds to its opacity.
+        # What is thinner than voxels has no body, and nothing behind it that adds to its opacity: a card through
+        # the middle of the world.
         filled = torch.full_like(depth, float(camera.positions[0].norm()) - o.behind)
         picture, twice = torch.cat([picture[:3], picture[3:].sqrt() * shown]), torch.zeros_like(twice)
     else:
@@ -256,7 +257,7 @@ def discs_on(
         visible = (z[0] - surface < o.reach * voxel) & ((to_eye * normals).sum(-1) > o.facing)
         pictured = sampled(spread(picture[None, :3], picture[None, 3:]), uv)[0].T
         tints = torch.where(visible[:, None], pictured, tints)
-        points = points - o.covered * voxel * visible[:, None] * normals
+        points = points - o.covered * voxel * visible[:, None] * to_eye[0]
     body = Gaussians(
         points - o.inset * voxel * normals,
         matrix_to_quaternion(tangent_axes(normals)),

@@ -141,7 +141,7 @@ def test_discs_on_a_plane_that_faces_the_camera_have_a_pixels_size():
     )
     discs = visible_side(picture, camera, torch.full((32, 32), 1.5), ONCE, SolidOptions())
     pixel = 1.5 / float(camera.Ks[0, 0, 0])
-    torch.testing.assert_close(discs.scales[:, :2], torch.full((1024, 2), 0.45 * pixel), rtol=0.2, atol=0)
+    torch.testing.assert_close(discs.scales[:, :2], torch.full((1024, 2), 0.46 * pixel), rtol=0.2, atol=0)
     torch.testing.assert_close(discs.means[:, 2], torch.full((1024,), -0.012), atol=1e-5, rtol=0)
 
 
@@ -252,7 +252,9 @@ def test_refining_fits_the_input_view_and_leaves_the_back(monkeypatch):
     monkeypatch.setattr(refinement, "HELD", (0.0, 0.0))
     free = refined(solid, picture, camera, 60.0, steps=30)
     assert error(free) < 0.5 * error(solid) and error(fitted) < 0.7 * error(solid)  # of noise
-    assert change(fitted) < 0.1 * change(free)
+    assert (
+        change(fitted) < 0.001 and change(free) > 0.005
+    )  # a quarter of a grey level; the discs alone would move it
 
 
 class Known:
