@@ -252,9 +252,7 @@ def test_refining_fits_the_input_view_and_leaves_the_back(monkeypatch):
     monkeypatch.setattr(refinement, "HELD", (0.0, 0.0))
     free = refined(solid, picture, camera, 60.0, steps=30)
     assert error(free) < 0.5 * error(solid) and error(fitted) < 0.7 * error(solid)  # of noise
-    assert (
-        change(fitted) < 0.001 and change(free) > 0.005
-    )  # a quarter of a grey level; the discs alone would move it
+    assert change(fitted) < 0.001 and change(free) > 0.005  # a quarter of a grey level of 255
 
 
 class Known:
