@@ -246,8 +246,8 @@ def discs_on(
     # A mean is smooth at an outline, but hangs in the air where a ray passes between two legs.
     filled = torch.where((mean - filled).abs() < o.gap * voxel, mean, filled)
     if not (depth > 0).any():
-        # What is thinner than voxels has no body, and nothing behind it that adds to its opacity: a card through
-        # the middle of the world.
+        # What is thinner than voxels has no body, and nothing behind it that adds to its opacity: it is a
+        # card through the middle of the world.
         filled = torch.full_like(depth, float(camera.positions[0].norm()) - o.behind)
         picture, twice = torch.cat([picture[:3], picture[3:].sqrt() * shown]), torch.zeros_like(twice)
     else:
