@@ -7,7 +7,6 @@ import math
 import os
 import re
 import time
-import warnings
 import zlib
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
@@ -19,6 +18,7 @@ from PIL import BmpImagePlugin, Image, ImageChops, ImageOps, JpegImagePlugin, Pn
 from dd3g.errors import UserError, first_line, needed
 from dd3g.picture.framing import SOLID
 from dd3g.picture.strange_files import avif_pixels, damaged, is_strange_jpeg, too_large, what_it_is
+from dd3g.quiet import quiet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,8 +61,7 @@ def read_rgba(source: Source, name: str = NAMELESS) -> Image.Image:
         UserError: when it cannot be read as a picture, is too small or too large, or is fully transparent.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's word on what it reads past: EXIF, text, padding
+        with quiet():  # Pillow's word on what it reads past: EXIF, text, padding
             if isinstance(source, Image.Image):
                 opened: Any = nullcontext(source)
             elif isinstance(source, np.ndarray) or hasattr(source, "is_floating_point"):

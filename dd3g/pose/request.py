@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from dd3g.command.setting import setting
 from dd3g.errors import UserError
+from dd3g.quiet import quiet
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".3gp", ".wmv", ".flv")
@@ -167,7 +167,7 @@ def is_video(path: Path) -> bool:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+        with quiet(), Image.open(path) as image:
             return getattr(image, "n_frames", 1) > 1
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
         return False  # reading it as a picture gives the error

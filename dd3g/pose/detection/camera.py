@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from contextlib import suppress
 
 import torch
@@ -11,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from dd3g.errors import UserError
+from dd3g.quiet import quiet
 
 FILM_DIAGONAL = 43.27  # mm of 35 mm film, which EXIF's equivalent focal length refers to
 STEPS = 30  # of the fixed point that undoes a lens
@@ -74,8 +74,7 @@ def _fits(focal: float, size: tuple[int, int]) -> bool:
 def _exif_focal(picture: Image.Image, size: tuple[int, int]) -> float | None:
     """Focal length in px, or None where EXIF does not tell."""
     # Cameras and editors write all kinds of things; the default serves then.
-    with suppress(Exception), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with suppress(Exception), quiet():
         tags = picture.getexif().get_ifd(0x8769)
         film = float(tags.get(0xA405, 0))  # FocalLengthIn35mmFilm
         if film > 0:
