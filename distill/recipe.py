@@ -176,8 +176,15 @@ class Recipe:
         """What makes the same weights, for their card."""
         words, o = ["dd3g", "recipe", self.size, "--minutes", f"{self.minutes:g}"], self.options
         own = [] if o.generator == RecipeOptions.generator else [o.generator]
-        options: dict[str, Sequence[object]] = {"--data": o.data, "--quadruples": o.quadruples}
-        for option, values in (options | {"--generator": own, "--train": o.train}).items():
+        test = [] if o.test is None else [o.test]  # its time is not the training's
+        options: dict[str, Sequence[object]] = {
+            "--data": o.data,
+            "--quadruples": o.quadruples,
+            "--test": test,
+            "--generator": own,
+            "--train": o.train,
+        }
+        for option, values in options.items():
             words += [word for value in values for word in (option, str(value))]
         return shlex.join(words)
 
@@ -280,8 +287,8 @@ class Recipe:
         from dd3g.nn.checkpoint import CARD
         from distill.model_card import made_by
 
-        source = [f"meshes of {d}" for d in data]
-        source += [f"quadruples of {q}{made_by(str(q))}" for q in self.options.quadruples]
+        source = [f"meshes in {d}" for d in data]
+        source += [f"quadruples in {q}{made_by(str(q))}" for q in self.options.quadruples]
         path = self.output / "shape" / "model" / "scores.json"
         best = json.loads(path.read_text()) if path.exists() else {}
         steps, minutes = trained(self.output / "shape")

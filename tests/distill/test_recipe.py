@@ -54,7 +54,9 @@ def test_from_meshes_to_weights_and_on(meshes, monkeypatch, capfd, forked_worker
     assert len(generator.generate(picture).means) > 500
     assert {t.dtype for t in generator.state_dict().values() if t.is_floating_point()} == {torch.float32}
     card = (weights / "MODEL_CARD.md").read_text()
-    assert f"dd3g recipe nano --minutes 600 --data {meshes / 'meshes'} --train network.fine=8" in card
+    assert (
+        f"dd3g recipe nano --minutes 600 --data {meshes / 'meshes'} --test {meshes / 'test'} --train" in card
+    )
     assert "| nano |" in card and "2 steps" in card and str(meshes / "meshes") in card
     assert (meshes / "out/evaluation/sheet.png").exists()
     first = trained(meshes / "out/shape")
@@ -71,9 +73,10 @@ def test_from_meshes_to_weights_and_on(meshes, monkeypatch, capfd, forked_worker
 
 
 def test_the_command_of_the_card_names_all_that_made_the_weights():
-    options = RecipeOptions(data=[Path("a b")], generator="mine", train=["seed=1"], output=Path("elsewhere"))
+    made = {"data": [Path("a b")], "generator": "mine", "train": ["seed=1"]}
+    options = RecipeOptions(**made, test=Path("c"), output=Path("elsewhere"))
     assert Recipe("nano", 2.5, options).command == (
-        "dd3g recipe nano --minutes 2.5 --data 'a b' --generator mine --train seed=1"
+        "dd3g recipe nano --minutes 2.5 --data 'a b' --test c --generator mine --train seed=1"
     )
     assert Recipe("small", 9.0, RecipeOptions()).command == "dd3g recipe small --minutes 9"
 
@@ -95,7 +98,7 @@ def test_without_meshes_it_makes_up_its_own(tmp_path, monkeypatch, forked_worker
     assert [module for module, _ in asked[1:]] == ["data_gen.render", "distill.train_shape"]
     card = (tmp_path / "out/weights/MODEL_CARD.md").read_text()
     assert (
-        "dd3g recipe nano --minutes 600 --train" in card and f"meshes of {tmp_path / 'out/objects'}" in card
+        "dd3g recipe nano --minutes 600 --train" in card and f"meshes in {tmp_path / 'out/objects'}" in card
     )
 
 
