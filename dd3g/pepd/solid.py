@@ -53,14 +53,14 @@ class SolidOptions:
     edge: float = 0.54  # alpha where their masks end: lower swells haze into matter, higher leaves holes
     swelling: float = 0.2  # share of the inflated silhouette in the body, which smooths what masks tear
     certainty: float = 4.0  # logits above the surface's that each ray of the picture reaches, where likeliest
-    matter: float = -0.3  # logit of a shape network from which there is matter: lower leaves fewer holes
+    matter: float = -0.6  # logit of a shape network from which there is matter: lower leaves fewer holes
     hull: float = 0.1  # share of the generator's hull in a body that a shape network finds
     imagined: float = 0.3  # share of the generator's colours in those of a shape network
     coarse: int = 32  # pixels a side: what the picture shows in finer detail, the hidden side has too; 0: not
     blur: float = 0.65  # standard deviation of the filter on the body
     crumb: int = 30  # voxels: smaller pieces of matter are dropped, those of rays in doubt about their depth
     tangent: float = 0.54  # standard deviation of a disc along the surface: what is behind shows through less
-    thickness: float = 0.1  # and across it
+    thickness: float = 0.06  # and across it
     inset: float = 0.9  # discs lie this far inside, so that what they cover ends at the surface
     covered: float = 0.6  # those that the visible side's cover lie so much further from the camera
     opacity: float = 0.97
