@@ -16,6 +16,7 @@ from dd3g.io.formats import AXES as AXES
 from dd3g.io.formats import LAYOUTS, MESHES, SPLATS, check_format, check_layout
 from dd3g.picture.decoding import SUFFIXES
 from dd3g.picture.framing import AUTO, check_how
+from dd3g.whole import SEEDS
 
 if TYPE_CHECKING:
     from dd3g.gaussians import Gaussians
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 FORMATS = (*SPLATS, *MESHES)
 PAGE = "html"  # that shows the object
-SEEDS = 2**64  # torch knows no more
 SAMPLES = 1_000_000  # of a picture: days of work
 NO_ENCODER = (
     "the turntable is an animated .webp: for .mp4 install the extra 'video': pip install 'dd3g[video]'"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +27,7 @@ from dd3g.pepd.progressive_decoding import Frame, ProgressiveDecoding
 from dd3g.pepd.solid import solidify
 from dd3g.pepd.teacher_extraction import TeacherExtraction
 from dd3g.picture.framing import check_how
+from dd3g.whole import whole_seed
 
 
 class Generator(nn.Module):
@@ -148,6 +148,11 @@ class Generator(nn.Module):
 
         seed = whole_seed(seed)
         check_how(elevation, fov, raw, refine)
+        if (default := torch.get_default_dtype()) != torch.float32:
+            raise UserError(
+                f"torch's default is {default}, and the generator works in float32: "
+                "torch.set_default_dtype(torch.float32), also before its weights are loaded"
+            )
         if refine and self.config.surface == "off":
             raise UserError(
                 "refine fits the discs of a solid body, and this generator makes none: leave it out"
@@ -260,18 +265,3 @@ class Generator(nn.Module):
 def _with_names_of_today(module: nn.Module, state: dict[str, Tensor], prefix: str, *more: Any) -> None:
     if f"{prefix}kind" in state:  # in older files
         state[f"{prefix}type_embedding"] = state.pop(f"{prefix}kind")
-
-
-def whole_seed(seed: Any) -> int:
-    """A seed of any type of whole numbers, numpy's and torch's among them.
-
-    Raises:
-        UserError: for anything else, or outside of what torch knows.
-    """
-    try:
-        whole = operator.index(seed)
-    except TypeError:
-        raise UserError(f"the seed {seed!r} is not a whole number: give one from 0 to 2**64 - 1") from None
-    if not 0 <= whole < 2**64:
-        raise UserError(f"the seed {whole} is out of range: give 0 to 2**64 - 1")
-    return whole

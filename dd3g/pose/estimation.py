@@ -22,10 +22,12 @@ from dd3g.pose.methods.registry import METHODS
 from dd3g.pose.networks.chosen import SHIPPED, Networks
 from dd3g.pose.networks.lifter import GraphLifter
 from dd3g.pose.networks.prior import Prior
+from dd3g.whole import whole, whole_seed
 
 FARTHEST = 200.0  # metres at which a person is a few pixels high, or their keypoints are in other units
 
 
+@torch.inference_mode(False)
 def estimate(
     picture: str | Path | Image.Image | np.ndarray | None,
     method: str = "guided",
@@ -55,6 +57,7 @@ def estimate(
     Raises:
         UserError: a picture that cannot be read, nobody in it, missing weights, or an unknown method.
     """
+    m, seed = whole(m, "m", 1), whole_seed(seed)
     image = None if picture is None else load(picture)
     name = f"{picture}" if isinstance(picture, str | Path) else "the picture"
     people = detect(image, keypoints, focal)
@@ -65,14 +68,18 @@ def estimate(
 
 def generate(n: int, *, seed: int = 0, **options: Any) -> Tensor:
     """Random poses (n, 17, 3), metres, root-relative, from the shipped prior; options of `sample_poses`."""
-    return guided.generate(Prior.shipped(), n, seed=seed, **options)
+    return guided.generate(Prior.shipped(), whole(n, "n", 0), seed=whole_seed(seed), **options)
 
 
+@torch.inference_mode(False)
 def complete(
-    joints: Tensor, known: Tensor, m: int = 20, *, K: Tensor | None = None, **options: Any
+    joints: Tensor, known: Tensor, m: int = 20, *, K: Tensor | None = None, seed: int = 0, **options: Any
 ) -> Hypotheses:
     """Whole poses from any subset of joints by the shipped prior; see `dd3g.pose.methods.guided.complete`."""
-    return guided.complete(Prior.shipped(), joints, known, m, K=K, **options)
+    m, seed = whole(m, "m", 1), whole_seed(seed)
+    # Guidance needs gradients, and tensors of inference mode know none: copies do.
+    joints, known, K = joints.clone(), known.clone(), None if K is None else K.clone()
+    return guided.complete(Prior.shipped(), joints, known, m, K=K, seed=seed, **options)
 
 
 def lift(
@@ -93,8 +100,7 @@ def lift(
     """
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
-    if m < 1:
-        raise UserError(f"{m} hypotheses are too few: give 1 or more")
+    m, seed = whole(m, "m", 1), whole_seed(seed)
     if not people:
         return []
     given = [person.start is not None for person in people]

@@ -12,6 +12,7 @@ from pathlib import Path
 from dd3g.command.setting import setting
 from dd3g.errors import UserError
 from dd3g.quiet import quiet
+from dd3g.whole import whole_seed
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".3gp", ".wmv", ".flv")
@@ -70,6 +71,7 @@ class Request:
         """
         if self.m < 1:
             raise UserError(f"--hypotheses {self.m} is too few: give 1 or more")
+        whole_seed(self.seed, "--seed")
         if self.every < 1:
             raise UserError(f"--every {self.every} takes no frame: give 1 or more")
         if self.focal is not None and not 0 < self.focal < float("inf"):

@@ -54,6 +54,12 @@ def test_generate_checks_what_it_is_given():
             model.generate(Picture(rgba))
     with pytest.raises(UserError, match="weights are torch.float16, and it works in float32"):
         model.half().generate(shown)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(UserError, match="torch's default is torch.float64, and .* works in float32"):
+            model.float().generate(shown)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_loading_and_fitting_leave_the_callers_state_alone(tmp_path):

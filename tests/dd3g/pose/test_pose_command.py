@@ -183,6 +183,7 @@ def test_one_bad_input_is_exit_code_two_and_writes_nothing(tmp_path):
         ),
         ((tmp_path / "nobody.png", "--focal", -700), "--focal -700 is not a focal length"),
         ((tmp_path / "nobody.png", "--hypotheses", 0), "--hypotheses 0 is too few"),
+        ((tmp_path / "nobody.png", "--seed", 2**64), f"--seed {2**64} is out of range: give 0 to"),
         ((tmp_path / "nobody.png", "--keypoints", tmp_path / "absent.json"), "does not exist"),
     ):
         code, text, errors = run(*arguments, "-o", out)
@@ -324,15 +325,36 @@ def test_estimate_from_keypoints_alone_and_completion():
     (one,) = estimation.estimate(None, "guided", 4, keypoints=seen, focal=800, seed=1)
     assert one.hypotheses.poses.shape == (1, 4, 17, 3) and one.translation[2] > 0
     (again,) = estimation.estimate(None, "guided", 4, keypoints=seen, focal=800, seed=1)
-    assert torch.equal(one.pose, again.pose)
+    with torch.inference_mode():  # guidance needs gradients all the same
+        (unrecorded,) = estimation.estimate(None, "guided", 4, keypoints=seen, focal=800, seed=1)
+    assert torch.equal(one.pose, again.pose) and torch.equal(one.pose, unrecorded.pose)
     assert estimation.generate(3, steps=5).shape == (3, 17, 3)
     known = torch.ones(1, 17)
     known[0, 10:] = 0
     whole = estimation.complete(STANDING[None], known, 2, steps=50)
+    with torch.inference_mode():
+        unrecorded = estimation.complete(STANDING[None].clone(), known.clone(), 2, steps=50)
+    assert torch.equal(whole.poses, unrecorded.poses)
     assert whole.poses.shape == (1, 2, 17, 3)
     assert (whole.poses[0, :, 1:10] - STANDING[1:10]).norm(dim=-1).mean() < 0.1
     with pytest.raises(UserError, match="unknown method 'magic'"):
         estimation.estimate(None, "magic", keypoints=seen)
+
+
+@pytest.mark.parametrize(
+    "call, match",
+    [
+        (lambda: estimation.estimate(None, m=0), "m 0 is out of range: give 1 or more"),
+        (lambda: estimation.estimate(None, seed=1.5), "the seed 1.5 is not a whole number: give 0 to"),
+        (lambda: estimation.generate(-1), "n -1 is out of range: give 0 or more"),
+        (lambda: estimation.generate(1, seed=-1), "the seed -1 is out of range: give 0 to"),
+        (lambda: estimation.complete(STANDING[None], torch.ones(1, 17), 2.0), "m 2.0 is not a whole number"),
+        (lambda: estimation.complete(STANDING[None], torch.ones(1, 17), seed=2**64), "the seed .* is out of"),
+    ],
+)
+def test_counts_and_seeds_that_are_none(call, match):
+    with pytest.raises(UserError, match=match):
+        call()
 
 
 def test_people_at_impossible_distances_are_refused(tmp_path):
