@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,7 @@ from data_gen.meshes.captions import COLORS, LOOKS, STYLES, id_words, picture_wo
 from dd3g.command.configuration import launch
 from dd3g.command.setting import setting
 from dd3g.errors import UserError
-from dd3g.io.atomic import replacing
+from dd3g.io.atomic import replacing, replacing_all
 from dd3g.io.shards import Shards
 from dd3g.picture.sources import SHEET, split_sheet
 from dd3g.processes import from_launcher
@@ -155,7 +156,8 @@ def _views(shards: Shards, index: int, count: int) -> tuple[NDArray[np.uint8], d
     try:
         meta = json.loads(item["json"])
         views = split_sheet(item[SHEET], len(meta["elevation"]))[:count]
-        return views, {"id": meta["id"], "style": meta["style"], "elevation": meta["elevation"]}
+        words = {key: str(meta[key]) for key in ("id", "style")}
+        return views, words | {"elevation": meta["elevation"]}
     except Exception as error:  # Pillow raises nearly every type there is on damaged pictures
         raise UserError(
             f"{shards.key(index)} in shard {shards.where(index)} is damaged or not a render ({error}): "
@@ -227,13 +229,15 @@ def save(model: TinyDenoiser, folder: Path, count: int) -> Path:
 
     half = TinyDenoiser.from_config(model.config)
     half.load_state_dict(model.state_dict())
-    TinyRgbaPipeline(half.half(), scheduler()).save_pretrained(folder)
-    (folder / "README.md").write_text(CARD.format(size=model.config["size"], count=count))
+    with replacing_all(folder) as whole:
+        TinyRgbaPipeline(half.half(), scheduler()).save_pretrained(whole)
+        (whole / "README.md").write_text(CARD.format(size=model.config["size"], count=count))
     return folder
 
 
 def run(config: TinyTrainConfig) -> Path:
     """Train; returns the folder of the averaged model, a diffusers pipeline."""
+    start = time.monotonic()
     import torch
 
     from data_gen.picture_models.tiny import TinyDenoiser
@@ -259,6 +263,7 @@ def run(config: TinyTrainConfig) -> Path:
         fixed = [loss(average, torch.Generator().manual_seed(i), step) for i in range(4)]
         return {"average_loss": float(torch.stack(fixed).mean())}
 
+    config.count_opening(start)
     fit(model, loss, None, config, publish)
     return output / "model"
 

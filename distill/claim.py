@@ -106,7 +106,7 @@ def compared(report: dict[str, Any], kinds: set[str]) -> list[dict[str, Any]]:
             continue
         for splats, suffix in ROWS.items():
             for metric in METRICS:
-                columns = [report["per_object"][name + suffix].get(metric) for name in (MESHES, BOTH)]
+                columns = [report["per_object"].get(name + suffix, {}).get(metric) for name in (MESHES, BOTH)]
                 if None in columns:
                     continue
                 without, taught = (np.array(c, dtype=np.float64)[members] for c in columns)

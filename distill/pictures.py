@@ -19,7 +19,7 @@ def on_white(rgba: Tensor) -> Tensor:
     if rgba.shape[-3] == 3:
         return rgba
     alpha = rgba[..., 3:, :, :]
-    return rgba[..., :3, :, :] * alpha + 1 - alpha
+    return rgba[..., :3, :, :] * alpha + (1 - alpha)  # in this order what is opaque stays exactly as it is
 
 
 def pixels(picture: Tensor) -> NDArray:

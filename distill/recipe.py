@@ -138,9 +138,14 @@ def _check_inputs(size: str, options: RecipeOptions) -> None:
     from distill.train_shape import ShapeConfig
 
     try:
-        parse(["--config", size, *options.train], ShapeConfig)
+        training = parse(["--config", size, *options.train], ShapeConfig)
     except UserError as error:
         raise UserError(f"--train: {error}".replace("; --help", "; dd3g train-shape --help")) from error
+    if training.lr_scheduler != "timed_cosine":
+        raise UserError(
+            f"--train lr_scheduler={training.lr_scheduler}: a recipe ends with its minutes, over all its "
+            "sessions, as only timed_cosine does; leave it out"
+        )
     tests = [] if options.test is None else [("--test", options.test)]
     for option, folder in [*(("--data", folder) for folder in options.data), *tests]:
         if not folder.is_dir():

@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,7 +38,8 @@ def _partial_state(device: str) -> tuple[Any, torch.device]:
     # First, because it makes the process's own GPU the current one: "cuda" would be the first for all.
     # Without CUDA, cpu=True lets torchrun start several processes, which else would not know of each other.
     cpu = device.startswith("cpu") or (device == "auto" and not torch.cuda.is_available())
-    state = PartialState(cpu=cpu)
+    # Who ends first waits for the slowest when the results are gathered, perhaps for hours.
+    state = PartialState(cpu=cpu, timeout=timedelta(days=60))
     place = state.device if device == "auto" else find_device(device)
     if place.type == "cuda" and place.index is not None:
         torch.cuda.set_device(place)  # mattes follow

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -142,6 +143,7 @@ def draw_contact_sheet(generator: Generator, batch: Sample, path: Path) -> None:
 
 def run(config: DistillConfig) -> Path:
     """Train; returns the folder of the averaged generator."""
+    start = time.monotonic()
     import torch
 
     from dd3g.nn.checkpoint import find_weights, load_weights
@@ -194,6 +196,7 @@ def run(config: DistillConfig) -> Path:
         if held is not None:
             draw_contact_sheet(average, held, output / f"sheet-{step:06d}.png")
 
+    config.count_opening(start)
     average = fit(generator, loss, samples, config, publish)
     if config.push_to_hub and from_launcher("RANK") == 0:
         print(f"uploaded to {average.push_to_hub(config.hub_model_id)}")

@@ -144,9 +144,12 @@ class Keeper:
 
     def __post_init__(self) -> None:
         self.folder = Path(self.config.output_dir) / "model"
+        from dd3g.training.checkpoints import checkpoints
+
         path = self.folder / SCORES
         self.best: dict[str, float] = {}
-        if self.config.resume_from_checkpoint and path.exists():
+        goes_on = self.config.resume_from_checkpoint and checkpoints(Path(self.config.output_dir))
+        if goes_on and path.exists():
             with contextlib.suppress(ValueError):  # a node that lost power leaves an empty file
                 self.best = json.loads(path.read_text())
 

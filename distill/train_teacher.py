@@ -6,6 +6,7 @@ accelerate launch distill/train_teacher.py --config configs/teacher/nano.yaml
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -81,6 +82,7 @@ def draw_contact_sheet(teacher: CompactTeacher, batch: Sample, path: Path) -> No
 
 def run(config: TeacherConfig) -> Path:
     """Train; returns the folder of the averaged teacher."""
+    start = time.monotonic()
     import torch
 
     from dd3g.training import fit
@@ -113,6 +115,7 @@ def run(config: TeacherConfig) -> Path:
         if held is not None:
             draw_contact_sheet(average, held, output / f"sheet-{step:06d}.png")
 
+    config.count_opening(start)
     fit(teacher, TeacherLoss(teacher, config.condition_dropout), dataset, config, publish)
     return output / "model"
 

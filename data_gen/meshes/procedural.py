@@ -245,7 +245,7 @@ def tool(s: Space, rng: np.random.Generator) -> Distance:
         head = s.box([rng.uniform(-0.1, 0.1), 0.85 * length, 0], half, 0.03)
         return np.minimum(np.minimum(handle, s.rod((0, -length, 0), (0, length, 0), 0.5 * thick)), head)
     if kind == 1:
-        return np.minimum(handle, s.rod((0, 0, 0), (0, length, 0), rng.uniform(0.03, 0.06)))
+        return np.minimum(handle, s.rod((0, -0.2, 0), (0, length, 0), rng.uniform(0.03, 0.06)))
     if kind == 2:
         front = (rng.uniform(0.4, 0.8), 0.3, 0)
         barrel = s.rod((-0.3, 0.3, 0), front, rng.uniform(0.15, 0.28), rng.uniform(0.08, 0.2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -179,7 +180,9 @@ def _resume(journal: Path, options: dict[str, Any]) -> list[str]:
                     )
         else:
             whole, batches = (json.dumps(options) + "\n").encode(), []
-        if whole != data:
+        if whole != data and data.startswith(whole):
+            os.truncate(journal, len(whole))  # in place: a second kill finds all answers too
+        elif whole != data:
             journal.write_bytes(whole)
     except OSError as error:
         raise UserError(f"cannot write {journal} ({error.strerror or error}): choose another -o") from error

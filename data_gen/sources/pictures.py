@@ -167,7 +167,7 @@ def _views(shards: Shards, views: int) -> Iterator[Item]:
                 about["object"] = meta["id"]
                 name = f"{key} view {view}"
                 yield _item(fingerprint(name), words | meta, name, (i, view, count), **about)
-        except (KeyError, IndexError, TypeError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{key} in {shards.where(i)} is not a rendered object ({error!r}): render it again with "
                 "`dd3g data render`"

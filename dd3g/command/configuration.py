@@ -82,16 +82,22 @@ def _reported(place: str = "") -> Iterator[None]:
 def _read_override(key: str, text: str, schema: Any) -> DictConfig:
     """An override as a configuration; YAML would make 20251201 of the folder 2025_12_01."""
     kind = schema
-    for name in key.split("."):
-        kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
-        if NoneType in get_args(kind):
-            kind = next(k for k in get_args(kind) if k is not NoneType)
+    kind = _kind_of(key, kind)
     if text in ("null", "~") or kind not in (str, list[str]):
         return OmegaConf.from_dotlist([f"{key}={text}"])
     plain = kind is str and not re.fullmatch(r"(['\"]).*\1", text, re.DOTALL)
     part = OmegaConf.create()
     OmegaConf.update(part, key, text if plain else yaml.load(text, yaml.BaseLoader))
     return part
+
+
+def _kind_of(key: str, kind: Any) -> Any:
+    """Type of a dotted key of a configuration, that besides None; None for one that it does not have."""
+    for name in key.split("."):
+        kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
+        if NoneType in get_args(kind):
+            kind = next(k for k in get_args(kind) if k is not NoneType)
+    return kind
 
 
 def _read_words(
@@ -115,7 +121,7 @@ def _read_words(
         key = key.replace("-", "_")
         key = aliases.get(key, key)
         if not equals:
-            if named and kinds.get(key) is bool:
+            if named and _kind_of(key, schema) is bool:
                 value = "true"
             elif named and words:
                 value = words.pop(0)

@@ -9,7 +9,7 @@ it. They return the network with averaged weights, on the CPU, which `output` ho
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dd3g.errors import UserError
+from dd3g.fingerprint import fingerprint
 from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.geometry import axis_angle_to_matrix, matrix_to_rotation_6d
 from dd3g.pose.data.motion import Motion
@@ -43,6 +44,23 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass
+class _Training(SmallNetworkConfig):
+    """How a network of poses is trained, and from what."""
+
+    data: str = ""  # fingerprint; a run that learnt from others does not go on with these
+
+
+def _training(
+    network: str, output: str | Path, run: dict[str, Any], batch: int, *data: Tensor | None
+) -> _Training:
+    """The configuration of a run that learns from some tensors; a few thousand of their numbers tell."""
+    parts = [x.flatten()[:: max(1, x.numel() // 4096)].numpy().tobytes() for x in data if x is not None]
+    shapes = str([None if x is None else tuple(x.shape) for x in data])
+    about = {"train_batch_size": batch, "data": fingerprint(shapes, *parts)}
+    return _Training.of(output, **RUNS[network] | run | about)
+
+
 def train_prior(
     motion: Motion,
     output: str | Path,
@@ -59,7 +77,7 @@ def train_prior(
     Raises:
         UserError: when `init_from` is not a prior, or of another shape; and see `fit`.
     """
-    training = SmallNetworkConfig.of(output, **RUNS["prior"] | run)
+    training = _training("prior", output, run, batch, motion.joints)
     seed = training.seed
 
     def poses(count: int, generator: torch.Generator) -> Tensor:
@@ -88,7 +106,7 @@ def train_lifter(
     motion: Motion, output: str | Path, *, config: LifterConfig | None = None, batch: int = 256, **run: Any
 ) -> GraphLifter:
     """Train on people seen by random cameras through a detector's eyes: mean distance of joints."""
-    training = SmallNetworkConfig.of(output, **RUNS["lifter"] | run)
+    training = _training("lifter", output, run, batch, motion.joints)
 
     def loss(model: nn.Module, generator: torch.Generator, step: int) -> Tensor:
         views = _views(motion, batch, training.seed, generator).to(_device(model))
@@ -115,7 +133,8 @@ def train_difficulty(
 
     At the end the strength of the noise, alpha, is chosen on `tuning` such views.
     """
-    training = SmallNetworkConfig.of(output, **RUNS["difficulty"] | run)
+    weights = [p.detach().cpu() for p in lifter.parameters()] if isinstance(lifter, nn.Module) else []
+    training = _training("difficulty", output, run, batch, motion.joints, *weights)
     seed = training.seed
 
     @torch.no_grad()
@@ -175,7 +194,7 @@ def train_recovery(
         x0 = matrix_to_rotation_6d(axis_angle_to_matrix(views.rotations)).flatten(1)
         return x0, keypoint_condition(views.keypoints, views.confidence, views.K)
 
-    training = SmallNetworkConfig.of(output, **RUNS["recovery"] | run)
+    training = _training("recovery", output, run, batch, motion.rotations)
     torch.manual_seed(training.seed)
     return _fit_denoiser(RotationDenoiser(config), seen, training)
 
@@ -209,7 +228,7 @@ def train_recovery_on_features(
         rows = torch.randint(len(states), (batch,), generator=generator)
         return states[rows], Condition(features[rows])
 
-    training = SmallNetworkConfig.of(output, **RUNS["recovery on features"] | run)
+    training = _training("recovery on features", output, run, batch, rotations, features)
     torch.manual_seed(training.seed)
     model = RotationDenoiser(config or RotationConfig("features", features.shape[1], 1024))
     assert isinstance(model.encoder, Standardise)

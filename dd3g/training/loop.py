@@ -264,8 +264,11 @@ class _Run:
         def show() -> dict[str, float] | None:
             if publish is None:
                 return None
-            with torch.no_grad():
-                numbers = publish(self.average_model.to(self.accelerator.device), step)
+            try:
+                with torch.no_grad():
+                    numbers = publish(self.average_model.to(self.accelerator.device), step)
+            finally:
+                self.average_model.cpu()  # a GPU has better uses for its memory
             show_picture(self.accelerator, self.output / f"sheet-{step:06d}.png", step)
             return numbers
 

@@ -33,6 +33,8 @@ from dd3g.training.config import LoopConfig, changes
 from dd3g.training.stopping import ACCELERATE
 
 T = TypeVar("T")
+# Options that a resumed run may change, but not one process: at these steps all wait for each other.
+MEETINGS = ("max_train_steps", "checkpointing_steps", "validation_steps")
 
 
 def on_main(work: Callable[[], T]) -> T:
@@ -170,6 +172,8 @@ def check_options(accelerator: Accelerator, config: LoopConfig) -> None:
     shown = from_all(asdict(config) | {"precision": config.precision})
     for rank, other in enumerate(shown):
         named, _ = changes(shown[0], other)
+        here = shown[0]
+        named += [f"{key} {here[key]} (now {other[key]})" for key in MEETINGS if here[key] != other[key]]
         if named:
             raise UserError(
                 f"process {rank} has other options than process 0: {', '.join(named)}; give all the same"

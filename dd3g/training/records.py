@@ -41,23 +41,29 @@ class Metrics:
                     continue  # torn by a kill or a full disk
         with replacing(path) as partial:
             partial.write_text("".join(kept))
-        self.path, self.torn = path, ""
+        self.path, self.step, self.torn = path, step, ""
         self.file = os.open(path, os.O_WRONLY | os.O_APPEND)
         self.every = every
         self.waiting: list[dict[str, float]] = []
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Write what waits for a full line, and let go of the file."""
+        if self.waiting:
+            self._write_mean()
         os.close(self.file)
 
     def add(self, step: int, numbers: dict[str, float]) -> None:
         """Take in one step's numbers; the learning rate is that of a line's last step."""
         self.waiting.append(numbers)
+        self.step = step
         if step % self.every == 0:
-            columns = {k: [n[k] for n in self.waiting if k in n] for n in self.waiting for k in n}
-            means = {k: sum(values) / len(values) for k, values in columns.items()}
-            self.write(step, means | {"lr": numbers["lr"]})
-            self.waiting = []
+            self._write_mean()
+
+    def _write_mean(self) -> None:
+        columns = {k: [n[k] for n in self.waiting if k in n] for n in self.waiting for k in n}
+        means = {k: sum(values) / len(values) for k, values in columns.items()}
+        self.write(self.step, means | {"lr": self.waiting[-1]["lr"]})
+        self.waiting = []
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Add a line; a disk that is full costs lines, not the run.

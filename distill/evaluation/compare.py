@@ -17,7 +17,7 @@ import dd3g
 from dd3g.command.progress import Progress, track
 from dd3g.errors import UserError
 from dd3g.fingerprint import fingerprint
-from dd3g.io.atomic import check_writable, write_text
+from dd3g.io.atomic import check_writable, only_user, write_text
 from dd3g.machine import provenance
 from dd3g.processes import map_in_processes, usable_cores
 from distill.evaluation.learned import frechet_distance, kernel_distance
@@ -52,7 +52,8 @@ def evaluate(source: Path | Sequence[Path], output: Path, options: Evaluation) -
     models = _quadruple_models(o)
     check_writable(output)
     processes = _processes(o, len(work.targets))
-    found = list(_results(begin, work, processes))
+    with only_user(output):
+        found = list(_results(begin, work, processes))
     failed = work.failed | {one["id"]: one["failed"] for one in found if "failed" in one}
     results = [one for one in found if "failed" not in one]
     if not results:

@@ -156,7 +156,7 @@ def _inception(key: str) -> Metric:
 
     @torch.inference_mode()
     def features(rgb: Tensor) -> Tensor:
-        return net((rgb * 255).byte())
+        return net((rgb * 255).round().byte())
 
     about = _about(f"torchmetrics {version('torchmetrics')}", "inception-v3-compat, 2048", path)
     return Metric(key, about, features)

@@ -119,14 +119,21 @@ def lgm_predictor(views: Callable[[Target], Tensor], lgm: Any, size: int, device
 
 def teacher_rows(value: str, options: Evaluation) -> dict[str, Predictor]:
     """A teacher's own views, and for TEACHER+lgm also what LGM makes of them; names or folders."""
-    from distill.teachers import load
-    from distill.two_stage import is_pair, load_two_stage
-
-    o, pair = options, load_two_stage(value, options.device) if is_pair(value) else None
-    teacher = pair.teacher if pair else load(value, o.device)
+    o = options
+    teacher, pair = _teacher(value, o.device)
     views = teacher_views(teacher, o.seed, o.teacher_steps, o.guidance_scale, o.device)
     rows = {"teacher": teacher_predictor(views)}
     return rows | ({"teacher + LGM": lgm_predictor(views, pair.lgm, pair.size, o.device)} if pair else {})
+
+
+@cache  # shown with several seeds, it is loaded once
+def _teacher(value: str, device: str) -> tuple[Any, Any]:
+    """A teacher, and its pair with LGM where the value names one."""
+    from distill.teachers import load
+    from distill.two_stage import is_pair, load_two_stage
+
+    pair = load_two_stage(value, device) if is_pair(value) else None
+    return (pair.teacher if pair else load(value, device)), pair
 
 
 @cache

@@ -157,12 +157,15 @@ def compare_with_quadruples(generator: Any, folder: Path, limit: int, seed: int)
     """A generator against the teacher's stored answers to the same noise.
 
     Returns:
-        PSNR of front, sides and back with intervals over quadruples, over white, or over the ground that a
-        teacher without alpha draws; "other_noise" is the same
-        with each quadruple's noise replaced by the next one's, which shows how much the generator uses it.
+        PSNR of views in front, at the sides and behind, where the rig has such, with intervals over
+        quadruples, over white, or over the ground that a teacher without alpha draws; "other_noise" is the
+        same with each quadruple's noise replaced by the next one's, which shows how much the generator uses
+        it.
     """
+    from dd3g.picture.loading import resize_rgba
     from dd3g.rasterizer import rasterize
     from distill.quadruples import Quadruples
+    from distill.samples.datasets import front_camera
 
     quadruples = Quadruples(folder)
     count = min(limit or len(quadruples), len(quadruples))
@@ -172,17 +175,21 @@ def compare_with_quadruples(generator: Any, folder: Path, limit: int, seed: int)
     for i in range(count):
         q = quadruples[i]
         truth = on_white(q.outputs)
-        cameras = q.cameras.to(device)
+        cameras, front = q.cameras.to(device), front_camera(q)[0].to(device)
+        picture = resize_rgba(q.input, generator.config.size).to(device)
+        away = q.cameras.azimuths.abs().rad2deg()
+        views = {"front": away < 45, "sides": (away >= 45) & (away <= 135), "back": away > 135}
         ground = torch.ones(len(cameras), 3) if q.mattes is None else q.mattes.ground
         other = quadruples[(i + 1) % len(quadruples)].noise
         for name, noise in zip(kinds, (q.noise, other), strict=True):
             with torch.inference_mode():
-                gaussians = generator(noise[None].to(device), cameras, q.input[None].to(device))[0]
+                gaussians = generator(noise[None].to(device), cameras, picture[None], front=front)[0]
                 render = rasterize(gaussians, cameras, background=0.0, antialiased=True)
             shown = render.rgb.cpu() + (1 - render.alpha.cpu()) * ground[..., None, None]
             values = psnr(shown.clamp(0, 1), truth)
-            for view, ks in RIG.items():
-                results[name][view].append(float(values[ks].mean()))
+            for view, those in views.items():
+                if those.any():
+                    results[name][view].append(float(values[those].mean()))
     return {
         "quadruples": count,
         **{name: {r: bootstrap_mean(v, seed) for r, v in rows.items()} for name, rows in results.items()},

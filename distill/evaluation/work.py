@@ -66,7 +66,8 @@ class Work:
         """What must be the same for a stored row to be of use; `data` describes the object's files."""
         o = self.options
         rest = (*self.source, o.layout, o.seed, o.device, o.teacher_steps, o.guidance_scale, o.seeds, o.page)
-        parts = (words, id, self.protocol.hash, *rest, id in self.on_sheet, self.code, data)
+        metrics = json.dumps(self.about_metrics, sort_keys=True)  # whose weights may have come or changed
+        parts = (words, id, self.protocol.hash, metrics, *rest, id in self.on_sheet, self.code, data)
         return fingerprint("\n".join(map(str, (*parts, _listed(_read_by(words, id))))))
 
     def __call__(self, index: int) -> dict[str, Any]:

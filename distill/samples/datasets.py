@@ -17,6 +17,7 @@ from dd3g.pepd.config import GeneratorConfig
 from dd3g.picture import resize_rgba
 from dd3g.processes import from_launcher
 from dd3g.training import generator_for
+from dd3g.training.data import SPARE
 from distill.config import BELIEVED
 from distill.quadruples import Quadruple, Quadruples
 from distill.samples.render_samples import RenderDataset, Sample, background, chance, pick
@@ -153,7 +154,8 @@ class MixedDataset:
 
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`."""
-        late = index >= self.start and chance(self.share, generator_for(self.seed + 1, index))
+        # What replaces a damaged sample, some `SPARE` further, is of the same kind.
+        late = index % SPARE >= self.start and chance(self.share, generator_for(self.seed + 1, index))
         return (self.quadruples if late else self.renders)[index]
 
 

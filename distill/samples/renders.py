@@ -157,7 +157,7 @@ def _check(meta: dict, cameras: Cameras) -> None:
         raise ValueError(f"its {views} views need a finite camera, azimuth and elevation each")
     if not {v for quad in [*meta["quads"], meta["novel"]] for v in quad} <= set(range(views)):
         raise ValueError(f"its quads name others than its {views} views")
-    if "id" not in meta or not isinstance(meta["size"], int):
+    if not isinstance(meta.get("id"), str) or not isinstance(meta["size"], int):
         raise ValueError("it has no id, or a size that is not a number of pixels")
     if "volume" in meta:
         float(meta["volume"]["half"])

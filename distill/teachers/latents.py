@@ -14,8 +14,9 @@ from dd3g.command.progress import quiet_libraries
 from dd3g.errors import UserError, first_line
 from dd3g.hub_models import is_whole
 from dd3g.nn.clip_vision import MEAN, STD
+from distill.pictures import on_white
 from distill.teachers.protocol import Teacher
-from distill.teachers.published import AGAIN, over_white, read_json
+from distill.teachers.published import AGAIN, read_json
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ class LatentCodec(nn.Module):
 
     def encode(self, rgba: Tensor) -> Tensor:
         """Straight RGBA, or RGB, (..., 4 or 3, S, S) in 0..1 -> (..., C, h, w) float32."""
-        batch = over_white(rgba)
+        batch = on_white(rgba)
         batch = batch.reshape(-1, *batch.shape[-3:])
         if batch.shape[-2:] != (self.size, self.size):
             # Without antialiasing, as the authors do.

@@ -15,6 +15,7 @@ from dd3g.fingerprint import fingerprint, folder_fingerprint
 from dd3g.nn.blocks import orbit_code
 from dd3g.nn.multiview_unet import MultiViewUNet
 from dd3g.nn.unet_blocks import KeyValues
+from distill.pictures import on_white
 from distill.teachers.latents import (
     LatentCodec,
     LatentTeacher,
@@ -23,7 +24,7 @@ from distill.teachers.latents import (
     levels,
     load_tokenizer,
 )
-from distill.teachers.published import Source, load_part, load_schedule, load_unet, over_white
+from distill.teachers.published import Source, load_part, load_schedule, load_unet
 
 VIEWS = 4  # with which the published weights were trained
 SUFFIX = ", 3d asset"  # that MVDream's captions ended with in its training
@@ -127,7 +128,7 @@ class MVDreamTeacher(LatentTeacher):
 
     def image_tokens(self, rgba: Tensor) -> Tensor:
         """Straight RGBA (B, 4, S, S) -> the image encoder's last tokens but one (B, L, D)."""
-        seen = clip_pixels(levels(over_white(rgba), truncate=True), self.image.config.image_size)
+        seen = clip_pixels(levels(on_white(rgba), truncate=True), self.image.config.image_size)
         return self.image(pixel_values=seen.to(self.image.dtype), output_hidden_states=True).hidden_states[-2]
 
     def forward(self, x_t: Tensor, t: Tensor, condition: MVDreamCondition) -> Tensor:

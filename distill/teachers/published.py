@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from dd3g.command.progress import quiet_libraries
 from dd3g.diffusion import Schedule
@@ -308,11 +307,3 @@ def load_part(kind: str, folder: Path, dtype: torch.dtype) -> Any:
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} tensors of a {name}, first {missing[0]!r}")
     return part
-
-
-def over_white(rgba: Tensor) -> Tensor:
-    """Straight RGBA (..., 4, H, W) on white; RGB (..., 3, H, W) as it is."""
-    if rgba.shape[-3] == 3:
-        return rgba
-    alpha = rgba[..., 3:, :, :]
-    return rgba[..., :3, :, :] * alpha + (1 - alpha)  # in this order what is opaque stays exactly as it is

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from stand_ins.tiny_objects import write_renders
-from stand_ins.tiny_pictures import SMALL, pipeline
+from stand_ins.tiny_pictures import SMALL, denoiser, pipeline
 from stand_ins.training_runs import files, metrics
 
 from data_gen import train_tiny
@@ -129,6 +129,21 @@ def test_a_damaged_render_costs_itself(renders, tmp_path, capsys):
     assert capsys.readouterr().err.count("warning: skipped a sample: object2 in shard") == 1
     with pytest.raises(UserError, match="object2 in shard"):
         CaptionedViews(view_config(path.parent, max_bad_samples=0))
+
+
+def test_a_model_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    model = denoiser()
+    train_tiny.save(model, tmp_path / "model", 3)
+    before = {p: p.read_bytes() for p in sorted((tmp_path / "model").rglob("*")) if p.is_file()}
+    assert len(before) >= 4
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        train_tiny.save(model, tmp_path / "model", 4)
+    assert {p: p.read_bytes() for p in sorted((tmp_path / "model").rglob("*")) if p.is_file()} == before
 
 
 @pytest.mark.slow

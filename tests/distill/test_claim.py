@@ -70,6 +70,8 @@ def test_differences_are_paired_by_object_and_kind():
     assert [(d["kinds"], d["metric"], d["n"]) for d in found] == [(g, m, n) for g, m, _, n in by_hand]
     assert np.allclose([d["mean"] for d in found], [mean for *_, mean, _ in by_hand])
     assert [d["kinds"] for d in compared(report, {"a", "b"})] == ["all", "all"]
+    del report["per_object"][f"{MESHES} (raw)"], report["per_object"][f"{BOTH} (raw)"]  # surface=off
+    assert {d["splats"] for d in compared(report, {"a"})} == {"solid"}
 
 
 def test_no_renders(tmp_path, capsys):

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers.image_transforms import get_resize_output_image_size
 
 from dd3g.nn.clip_vision import MEAN, STD
+from distill.pictures import on_white
 from distill.teachers import load, zero123plus
 from distill.teachers.latents import bicubic, bilinear, clip_pixels, levels, pixels, resized
-from distill.teachers.published import over_white
 
 
 def shades(*shape, seed=0):
@@ -64,7 +64,7 @@ def test_pixels_of_clip_and_of_the_vae(height, width):
 def test_what_is_opaque_stays_as_it_is():
     """The authors cut levels off: 200 that became 199.99998 on white would be another picture."""
     rgb = (torch.arange(256) / 255).expand(1, 3, 1, 256)
-    seen = over_white(torch.cat([rgb, torch.ones_like(rgb[:, :1])], 1))
+    seen = on_white(torch.cat([rgb, torch.ones_like(rgb[:, :1])], 1))
     assert torch.equal(seen, rgb)
     wanted = (255 * rgb[0, 0, 0].numpy()).astype(np.uint8)
     assert np.array_equal(levels(seen, truncate=True)[0, 0, 0].numpy(), wanted)
@@ -75,7 +75,7 @@ def test_the_conditions_see_what_pillow_gives(tmp_path):
     """Half-transparent pictures at a size that no encoder has, through both teachers' own encoders."""
     rgba = torch.stack([shades(4, 40, 40, seed=i) for i in range(2)]) / 255
     teacher = load(write_imagedream(tmp_path / "imagedream"))
-    white = [(255 * p.permute(1, 2, 0).numpy()).astype(np.uint8) for p in over_white(rgba)]
+    white = [(255 * p.permute(1, 2, 0).numpy()).astype(np.uint8) for p in on_white(rgba)]
     seen = [by_pillow(Image.fromarray(p), 28, Image.Resampling.BICUBIC, MEAN, STD) for p in white]
     wanted = teacher.image(pixel_values=torch.stack(seen), output_hidden_states=True).hidden_states[-2]
     assert torch.allclose(teacher.image_tokens(rgba), wanted, atol=1e-5)

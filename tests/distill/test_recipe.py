@@ -232,6 +232,7 @@ def test_what_hours_would_end_in_is_refused_at_the_start(tmp_path, monkeypatch, 
     cases.append((["--quadruples", str(small)], "has views of 32 pixels: nano takes 64"))
     cases.append((["--train", "nosuch=1"], "--train: configuration: nosuch: Key 'nosuch' not in"))
     cases.append((["--train", "seed=x"], "; dd3g train-shape --help lists every key"))
+    cases.append((["--train", "lr_scheduler=cosine"], "--train lr_scheduler=cosine: a recipe ends with its"))
     cases.append((["--generator", str(tmp_path)], "config.json"))
     for more, message in cases:
         assert main([*start, *more]) == 2

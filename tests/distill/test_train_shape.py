@@ -145,7 +145,10 @@ def test_only_a_better_network_is_kept(tmp_path, monkeypatch):
         assert keeper(network, step) == score
         kept.append(int(OccupancyNet.from_pretrained(tmp_path / "model").skip.bias[0]))
     assert kept == [10, 10, 30, 30]
-    again = Keeper(replace(config, resume_from_checkpoint="latest"), None, [0])
+    latest = replace(config, resume_from_checkpoint="latest")
+    assert not Keeper(latest, None, [0]).best  # of a run before: nothing of it is gone on with
+    (tmp_path / "checkpoint-30").mkdir()
+    again = Keeper(latest, None, [0])
     assert again.best == {"step": 30, KEPT_BY: 0.6} and not Keeper(config, None, [0]).best
     score[KEPT_BY] = 0.55
     again(network, 20)  # resumed from before step 30

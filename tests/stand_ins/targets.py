@@ -64,7 +64,9 @@ class Stub(nn.Module):
         self.radius = nn.Parameter(torch.tensor(radius))
         self.pictures: list[tuple[int, bool]] = []
 
-    def forward(self, noise: Tensor, cameras: Cameras, image: Tensor) -> Gaussians:
+    def forward(
+        self, noise: Tensor, cameras: Cameras, image: Tensor, front: Cameras | None = None
+    ) -> Gaussians:
         B = len(noise)
         scale = self.radius * (4 * noise.mean((1, 2, 3, 4))).exp()[:, None, None].expand(B, 1, 3)
         color = image[:, :3].sum((2, 3)) / image[:, 3:].sum((2, 3))

@@ -5,9 +5,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from scipy.ndimage import label
 
 from data_gen.__main__ import main
-from data_gen.meshes.procedural import KINDS, REACH, Space, melted, procedural_shape
+from data_gen.meshes.procedural import KINDS, REACH, Space, melted, procedural_shape, tool
 from dd3g.meshes.layouts import find_objects
 from dd3g.meshes.mesh import load_mesh
 
@@ -74,6 +75,12 @@ def test_objects_are_closed_and_right_side_out(index):
     assert 0.005 < volume < 4.2
     assert np.linalg.norm(vertices, axis=1).max() == pytest.approx(1, abs=1e-5)
     np.testing.assert_allclose(vertices.min(0), -vertices.max(0), atol=1e-5)
+
+
+def test_a_tool_is_in_one_piece():
+    space = Space(64)
+    pieces = [label(tool(space, np.random.default_rng(seed)) < 0)[1] for seed in range(60)]
+    assert pieces == [1] * 60
 
 
 def test_an_object_is_that_of_its_seed_and_index():

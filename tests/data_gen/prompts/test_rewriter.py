@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -107,7 +108,7 @@ def test_rewritten_kept_and_never_twice(tmp_path):
     assert count == 1 and result[0].text.startswith("one big") and result[1] == twins[1]
 
 
-def test_goes_on_with_the_same_answers(tmp_path, model_folder):
+def test_goes_on_with_the_same_answers(tmp_path, model_folder, monkeypatch):
     prompts = make_prompts(10)
     rewriter = Rewriter(model_folder, seed=1, batch_size=4, device="cpu")
     rewrite_prompts(prompts, rewriter, tmp_path / "whole")
@@ -124,7 +125,9 @@ def test_goes_on_with_the_same_answers(tmp_path, model_folder):
         stream.write(whole.splitlines()[2][:20])  # killed in the middle of a line
     asked: list[int] = []
     rewriter.answers, answers = lambda texts: (asked.append(len(texts)), answers(texts))[1], rewriter.answers
-    rewrite_prompts(prompts, rewriter, tmp_path / "j")
+    with monkeypatch.context() as patch:  # a second kill must find the answers of before the first
+        patch.setattr(Path, "write_bytes", lambda *_: pytest.fail("the journal was written anew"))
+        rewrite_prompts(prompts, rewriter, tmp_path / "j")
     assert asked == [4, 2]
     assert (tmp_path / "j").read_bytes() == whole
     other = Rewriter(model_folder, seed=2, batch_size=4, device="cpu")

@@ -100,6 +100,12 @@ def test_rendered_objects(tmp_path):
     means = [a[..., :3][a[..., 3] > 250].mean(0) for a in (cell, stored)]
     assert np.abs(means[0] - means[1]).max() < 6
     assert verify(Storage(tmp_path / "set"))["ok"]
+    # An id that is no text.
+    whole = Shards(tmp_path / "renders")[0]
+    about = json.dumps(json.loads(whole["json"]) | {"id": 5})
+    write_shard(tmp_path / "bad" / "renders-00000.tar", [whole | {"__key__": "object0", "json": about}])
+    with pytest.raises(UserError, match="object0 in .* is not a rendered object"):
+        collect(CollectConfig(str(tmp_path / "bad"), **loose | {"output": str(tmp_path / "none")}))
 
 
 def test_distill_reads_them_all(tmp_path, folder, green_screen):

@@ -178,6 +178,8 @@ def test_output_is_taken_as_it_is_spelled(tmp_path):
 def test_switches_need_no_value(capsys):
     assert parse(["--json", "--seed", "3"], SynthesizeConfig).json
     assert parse(["json=false"], SynthesizeConfig).json is False
+    nested = parse(["--objective.implicit-shared", "--seed", "3", "--start.top-only"], DistillConfig)
+    assert nested.objective.implicit_shared and nested.start.top_only and nested.seed == 3
     assert launch(lambda config: Path("run"), DistillConfig, ["--json"]) == 0
     assert capsys.readouterr().out == '{"output": "run"}\n'
 

@@ -13,6 +13,7 @@ from dd3g.pose.body.geometry import axis_angle_to_matrix, matrix_to_rotation_6d
 from dd3g.pose.data.motion import load_cmu
 from dd3g.pose.networks.difficulty import Difficulty, DifficultyConfig
 from dd3g.pose.networks.lifter import GraphLifter
+from dd3g.pose.networks.pretrained import WEIGHTS
 from dd3g.pose.networks.prior import Prior, PriorConfig, schedule
 from dd3g.pose.networks.rotation_denoiser import RotationConfig, RotationDenoiser
 from dd3g.pose.train import train_command
@@ -35,6 +36,10 @@ def test_lifter_then_difficulty_then_resume(tmp_path, monkeypatch):
     assert run("difficulty", *options, "--steps", 2).exit_code == 0
     again = run("difficulty", *options, "--steps", 2)
     assert again.exit_code == 2 and "--resume" in again.stderr and again.stderr.count("\n") == 1
+    other = small_archive(tmp_path / "other.npz", 32)
+    for changed in (["--motion", other], ["--lifter", WEIGHTS / "pose-lifter"]):
+        asked = run("difficulty", *options, *changed, "--steps", 3, "--resume")
+        assert asked.exit_code == 2 and "data " in asked.stderr
     assert run("difficulty", *options, "--steps", 3, "--resume").exit_code == 0
     assert Difficulty.from_pretrained(tmp_path / "difficulty").config == DifficultyConfig("mlp", 0.02, 0.01)
 

@@ -77,6 +77,15 @@ def test_a_gradient_that_overflows_is_null(tmp_path):
     )
 
 
+def test_what_waits_for_a_full_line_is_written_at_the_end(tmp_path):
+    kept = records.Metrics(tmp_path / "metrics.jsonl", 0, every=2)
+    for step in (1, 2, 3):
+        kept.add(step, {"loss": float(step), "lr": step / 10})
+    kept.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert lines == [{"step": 2, "loss": 1.5, "lr": 0.2}, {"step": 3, "loss": 3.0, "lr": 0.3}]
+
+
 def test_wandb_goes_on_with_the_same_run_inside_the_output_folder(tmp_path, wandb, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["report_to=wandb", "tracker_project_name=lines", "validation_steps=4"]

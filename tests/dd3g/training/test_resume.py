@@ -355,16 +355,18 @@ def test_the_main_process_alone_decides_where_to_go_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_with_different_options(tmp_path):
+@pytest.mark.parametrize("key, values", [("learning_rate", [0.1, 0.2]), ("checkpointing_steps", [2, 3])])
+def test_processes_with_different_options(tmp_path, key, values):
     script = tmp_path / "different.py"
     script.write_text(
         "import os, runpy, sys\n"
-        "sys.argv.append(f\"learning_rate=0.{1 + int(os.environ['RANK'])}\")\n"
+        f"sys.argv.append(f\"{key}={{{values}[int(os.environ['RANK'])]}}\")\n"
         f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
     )
     code, said = lines(tmp_path / "run", script=script)
     assert code != 0
-    assert "error: process 1 has other options than process 0: learning_rate 0.1 (now 0.2)" in said
+    wanted = f"error: process 1 has other options than process 0: {key} {values[0]} (now {values[1]})"
+    assert wanted in said
 
 
 class Some(Points):

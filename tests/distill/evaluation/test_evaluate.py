@@ -15,6 +15,7 @@ from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.io.shards import write_shard
 from dd3g.pepd import GeneratorConfig
+from dd3g.picture import resize_rgba
 from dd3g.rasterizer import rasterize
 from distill.evaluation import compare as tool
 from distill.evaluation.__main__ import main
@@ -41,9 +42,8 @@ def test_evaluate_writes_everything(tmp_path, monkeypatch):
         image = target_of(ellipsoid((0.2, 0.2 + 0.2 * i, 0.7))).image
         noise = noise_of(shape, i)
         with torch.no_grad():
-            drawn = rasterize(
-                made["good"](noise[None], rig, image[None])[0], rig, background=0.0, antialiased=True
-            )
+            ball = made["good"](noise[None], rig, resize_rgba(image, 16)[None])[0]
+            drawn = rasterize(ball, rig, background=0.0, antialiased=True)
         views = torch.cat([drawn.rgb / drawn.alpha.clamp(min=1e-6), drawn.alpha], 1).clamp(0, 1)
         samples.append(encode(Quadruple(noise, rig, image, views), f"q{i}"))
     write_shard(tmp_path / "quadruples" / "q-00000.tar", samples)

@@ -46,6 +46,11 @@ def test_a_stopped_run_goes_on_and_more_rows_are_only_added(tmp_path, boxes, row
     ASKED.clear()
     run(boxes, tmp_path, [GREY], [*SMALL, "fovy=50"])
     assert {id for _, id in ASKED} == {"box0", "box1", "box2"}
+    # Weights of a metric that were not there before.
+    monkeypatch.setattr(work, "load_metrics", lambda names: ([], {"st-lpips": {"weights": "others"}}))
+    ASKED.clear()
+    run(boxes, tmp_path, [GREY])
+    assert {id for _, id in ASKED} == {"box0", "box1", "box2"}
 
 
 def test_what_changed_on_disk_is_computed_again(tmp_path, boxes, rows):

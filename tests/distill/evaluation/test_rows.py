@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import dd3g.pepd
+import distill.teachers
 from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.gaussians import Gaussians
@@ -14,7 +15,7 @@ from dd3g.rasterizer import rasterize
 from distill.evaluation import rows, work
 from distill.evaluation.predictors import all_white
 from distill.evaluation.protocol import Evaluation, labelled
-from distill.evaluation.rows import BASELINES, KINDS, make_rows
+from distill.evaluation.rows import BASELINES, KINDS, make_rows, teacher_rows
 from distill.evaluation.targets import assembled
 
 
@@ -106,6 +107,14 @@ def test_a_generator_is_loaded_once_for_all_rows_and_seeds(monkeypatch):
             *("mine (raw)", "mine", "a/folder, elevation given", "a/folder, elevation estimated"),
         ]
     assert loaded == [("a/folder", "cpu")]
+
+
+def test_a_teacher_is_loaded_once_for_all_seeds(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(distill.teachers, "load", lambda *asked: loaded.append(asked))
+    for seed in (0, 1):
+        teacher_rows("a/teacher", Evaluation(seed=seed, device="cpu"))
+    assert loaded == [("a/teacher", "cpu")]
 
 
 def test_a_gpu_is_waited_for_only_where_a_row_uses_it(monkeypatch):

@@ -13,6 +13,7 @@ from dd3g.cameras import Cameras
 from dd3g.io.shards import write_shard
 from dd3g.meshes.rendering import Light, render_mesh
 from dd3g.models import model_path
+from dd3g.picture import resize_rgba
 from dd3g.rasterizer import rasterize
 from distill.evaluation.learned import STLPIPS
 from distill.evaluation.metrics import view_metrics
@@ -133,12 +134,36 @@ def test_quadruples_count_and_limit(tmp_path):
     assert compare_with_quadruples(Stub(), tmp_path, 0, 0)["same_noise"]["back"]["n"] == 3
 
 
+def test_quadruples_of_other_rigs_and_sizes(tmp_path):
+    """As Zero123++'s: no view from the front, and pictures of more pixels than the generator's."""
+    seen = []
+
+    class Watched(Stub):
+        def forward(self, noise, cameras, image, front=None):
+            seen.append((tuple(image.shape), front.azimuths.item(), front.elevations.rad2deg().item()))
+            return super().forward(noise, cameras, image, front)
+
+    rig = Cameras.orbit([30.0, 90.0, 150.0, -150.0], [20.0, -10.0, 20.0, -10.0], 32)
+    image, noise = target_of(ellipsoid(), size=48).image, noise_of((4, 4, 2, 2), 0)
+    quadruple = Quadruple(noise, rig, image, torch.ones(4, 4, 32, 32), meta={"elevation": 25.0})
+    write_shard(tmp_path / "q-00000.tar", [encode(quadruple, "q")])
+    found = compare_with_quadruples(Watched(), tmp_path, 0, 0)["same_noise"]
+    assert seen == [((1, 4, 16, 16), 0.0, pytest.approx(25, abs=1e-4))] * 2
+    assert [found[view]["n"] for view in ("front", "sides", "back")] == [1, 1, 1]
+    rig = Cameras.orbit([90.0, 180.0, -90.0, 180.0], [0.0] * 4, 32)
+    quadruple = Quadruple(noise, rig, image, torch.ones(4, 4, 32, 32))
+    write_shard(tmp_path / "other" / "q-00000.tar", [encode(quadruple, "q")])
+    found = compare_with_quadruples(Stub(), tmp_path / "other", 0, 0)["same_noise"]
+    assert [found[view]["n"] for view in ("front", "sides", "back")] == [0, 1, 1]
+
+
 def test_quadruples_of_a_teacher_that_draws_on_grey(tmp_path):
     """The generator's answer, drawn on the teacher's ground, is compared there: here they are the same."""
     image, rig, stub = target_of(ellipsoid()).image, Cameras.default_rig(32), Stub()
     noise = noise_of((4, 4, 2, 2), 0)
     with torch.no_grad():
-        drawn = rasterize(stub(noise[None], rig, image[None])[0], rig, background=0.5, antialiased=True)
+        made = stub(noise[None], rig, resize_rgba(image, 16)[None])[0]
+        drawn = rasterize(made, rig, background=0.5, antialiased=True)
     mattes = Mattes(drawn.alpha, torch.ones(4), torch.full((4, 3), 0.5), "ground")
     write_shard(
         tmp_path / "q-00000.tar", [encode(Quadruple(noise, rig, image, drawn.rgb, mattes=mattes), "q")]

@@ -13,6 +13,7 @@ from dd3g.cameras import Cameras
 from dd3g.errors import UserError
 from dd3g.io import shards
 from dd3g.training import generator_for
+from dd3g.training.data import SPARE
 from distill.quadruples import Quadruples
 from distill.samples.datasets import MixedDataset, QuadrupleDataset, check_fit
 from distill.samples.render_samples import RenderDataset, Sample, background, mirrored, recolouring
@@ -300,6 +301,8 @@ def test_mixed_schedule(objects, quadruples):
     kinds = [bool(mixed[i].has_depth == 0) for i in range(150)]
     assert not any(kinds[:50]) and 30 < sum(kinds[50:]) < 70
     assert all(MixedDataset(renders, late, 3, 1.0, 0)[i].has_depth == 0 for i in range(3, 8))
+    spare = [MixedDataset(renders, late, 3, 1.0, 0)[i + SPARE].has_depth == 0 for i in range(6)]
+    assert spare == [False, False, False, True, True, True]  # what replaces a damaged one is as it was
     first = kinds.index(True)
     assert equal(mixed[first], late[first]) and equal(mixed[2], renders[2])
 
