@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd3g.command.run import Json, command_line
+from dd3g.command.run import STAGE, Json, command_line
 from dd3g.command.setting import flattened, setting
 from dd3g.errors import UserError
 from dd3g.io.atomic import write_text
@@ -133,6 +134,7 @@ def _check_inputs(size: str, options: RecipeOptions) -> None:
             those to train on.
     """
     from dd3g.command.configuration import parse
+    from dd3g.meshes.layouts import find_objects
     from dd3g.nn.checkpoint import find_weights, read_config
     from distill.quadruples import Quadruples
     from distill.train_shape import ShapeConfig
@@ -150,6 +152,8 @@ def _check_inputs(size: str, options: RecipeOptions) -> None:
     for option, folder in [*(("--data", folder) for folder in options.data), *tests]:
         if not folder.is_dir():
             raise UserError(f"{option} {folder}: there is no such folder")
+        if option == "--data" or not any(folder.glob("*.tar")):  # of renders, which can be tested on too
+            find_objects(folder)  # raises
     for folder in options.quadruples:
         if not folder.exists():
             raise UserError(f"--quadruples {folder}: there is no such folder")
@@ -338,7 +342,8 @@ def run_stage(
 def started(module: str, *arguments: str) -> Iterator[subprocess.Popen]:
     """A command that runs during the block, and is asked to stop when that fails."""
     print(f"{shlex.join(['python', '-m', module, *arguments])}", file=sys.stderr)
-    with subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=sys.stderr) as stage:
+    words, environment = [sys.executable, "-m", module, *arguments], os.environ | {STAGE: "1"}
+    with subprocess.Popen(words, stdout=sys.stderr, env=environment) as stage:
         try:
             yield stage
         except BaseException:

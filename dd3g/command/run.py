@@ -114,21 +114,22 @@ def _print_troubles(report: Report, kind: str, as_json: bool) -> None:
         say(f"error: {report['error']}", err=True)
 
 
-def make_app(command: Callable[..., None]) -> typer.Typer:
+GO_ON = "run the same command again to resume"
+STAGE = "DD3G_STAGE"  # in the environment of a command that another one runs, and which that goes on with
+
+
+def make_app(command: Callable[..., None], go_on: str = GO_ON) -> typer.Typer:
     """A command line around a function with typer's annotations; see `run_command`."""
 
     @functools.wraps(command)
     def run(**options: Any) -> None:
-        if code := guarded(lambda: command(**options), as_json=bool(options.get("as_json"))):
+        if code := guarded(lambda: command(**options), go_on, bool(options.get("as_json"))):
             raise typer.Exit(code)
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     settings = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda n: RENAMED.get(n, n)}
     app.command(context_settings=settings)(run)
     return app
-
-
-GO_ON = "run the same command again to resume"
 
 
 def command_line(
@@ -161,13 +162,12 @@ def run_command(
     def run() -> int:
         if re.search(r"(^|\0)(-o|--out(put)?)[\0=]\s*(\0|$)", "\0".join(words)):
             raise UserError(NO_PLACE)  # to Path it would be the current folder
-        parser = typer.main.get_command(make_app(command))
+        parser = typer.main.get_command(make_app(command, go_on))
         try:  # typer's own main would swallow Ctrl-C
             with signals_stop(), parser.make_context(name, [*words] or ["-h"] * needs_words) as context:
                 parser.invoke(context)
         except UsageError as error:
-            message = f"{error.format_message().rstrip('.')}; {name} --help explains the options"
-            return _failed(message, as_json)
+            return _failed(f"{_wrong_option(error)}; {name} --help explains the options", as_json)
         except typer.Exit as done:
             return done.exit_code if words or not needs_words else 2
         except (UserError, OSError):
@@ -177,6 +177,14 @@ def run_command(
         return 0
 
     return guarded(run, go_on, as_json)
+
+
+def _wrong_option(error: Any) -> str:
+    """What a `UsageError` says, with the value that was wrong."""
+    message, cause = error.format_message().rstrip(".").replace("Value error, ", ""), error.__cause__
+    if hasattr(cause, "errors"):  # pydantic's, who calls it the input
+        message = message.replace("Input should", f"{cause.errors()[0]['input']!r} should")
+    return message
 
 
 def _failed(message: str, as_json: bool) -> int:
@@ -302,9 +310,10 @@ def guarded(work: Callable[[], int | None], go_on: str = GO_ON, as_json: bool = 
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         code = _failed(f"{error}: free some space, then {go_on}" if full else str(error), as_json)
     except KeyboardInterrupt as stop:  # of Ctrl-C, or of another signal that the work took for one
-        say(f"stopped: {go_on}", err=True)
+        stopped = "stopped" if os.environ.get(STAGE) else f"stopped: {go_on}"
+        say(stopped, err=True)
         if as_json:
-            say(json.dumps({"error": f"stopped: {go_on}"}))
+            say(json.dumps({"error": stopped}))
         code = getattr(stop, "code", 128 + signal.SIGINT)
     try:
         if sys.stdout is not None:

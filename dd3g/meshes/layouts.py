@@ -42,8 +42,8 @@ RENDERS = r"(?:render|blender_renders\w*)"  # folders in an object's own
 LAYOUTS = (
     Layout("gso", "Google Scanned Objects", ANY, (r"meshes/model\.obj", r"materials/textures/texture\.png"),
            "mesh", "z", "NAME/meshes/model.obj and NAME/materials/textures/texture.png"),
-    Layout("gso-zip", "Google Scanned Objects, zipped", r"", (rf"{ANY}\.zip",), "mesh", "z", "NAME.zip"),
-    Layout("omniobject3d", "OmniObject3D, raw scans", ANY, (r"Scan/Scan\.obj", r"Scan/Scan\.jpg"),
+    Layout("gso-zip", "Google Scanned Objects (zipped)", r"", (rf"{ANY}\.zip",), "mesh", "z", "NAME.zip"),
+    Layout("omniobject3d", "OmniObject3D (raw scans)", ANY, (r"Scan/Scan\.obj", r"Scan/Scan\.jpg"),
            "mesh", "y", "CATEGORY/NAME/Scan/Scan.obj and Scan.jpg"),
     Layout("ycb", "YCB", ANY, (r"google_16k/textured\.obj", r"google_16k/texture_map\.png"), "mesh", "z",
            "NAME/google_16k/textured.obj and texture_map.png"),

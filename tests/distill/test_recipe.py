@@ -133,7 +133,7 @@ def test_the_minutes_are_shared(tmp_path, monkeypatch, minutes, rendering, test)
     for name, answer in {"assemble": tmp_path, "evaluate": "", "describe": None}.items():
         monkeypatch.setattr(Recipe, name, lambda *_, answer=answer: answer)
     for name in "abc":
-        (tmp_path / name).mkdir()
+        write_cube(tmp_path / name / "model.glb", 0.5)
     monkeypatch.chdir(tmp_path)
     words = ["nano", "--minutes", "60", "--data", "a", "--data", "b", "-o", str(tmp_path / "out")]
     assert main([*words, *(["--test", "c"] if test else [])]) == 0
@@ -158,7 +158,7 @@ def test_meshes_of_which_none_can_be_drawn(tmp_path, capfd):
 @pytest.mark.parametrize("passes", [True, False])
 def test_cuda_is_tried_beside_the_rendering(tmp_path, monkeypatch, capfd, passes):
     """And what it says of it counts before anything is trained."""
-    (tmp_path / "meshes").mkdir()
+    write_cube(tmp_path / "meshes" / "model.glb", 0.5)
     (tmp_path / "smoke.py").write_text(f"import time; time.sleep(1); raise SystemExit({0 if passes else 2})")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     asked = []
@@ -220,13 +220,16 @@ def test_what_hours_would_end_in_is_refused_at_the_start(tmp_path, monkeypatch, 
     """And a first try that was refused does not stand in the way of the next."""
     monkeypatch.setattr(recipe, "run_stage", lambda *_, **__: pytest.fail("a stage was started"))
     out, meshes, none = tmp_path / "out", tmp_path / "meshes", tmp_path / "none"
-    (meshes / "a").mkdir(parents=True)
+    write_cube(meshes / "a" / "model.glb", 0.5)
+    (empty := tmp_path / "empty").mkdir()
     start = ["nano", "--minutes", "600", "-o", str(out), "--data", str(meshes)]
     cases = [
         (["--test", str(t)], f"--test {t} and --data {meshes} hold") for t in (meshes, meshes / "a", tmp_path)
     ]
     for option in ("--quadruples", "--data", "--test"):
         cases.append(([option, str(none)], f"{option} {none}: there is no such folder"))
+        if option != "--quadruples":
+            cases.append(([option, str(empty)], f"{empty} holds no objects: give a folder of meshes"))
     (small := tmp_path / "quadruples").mkdir()
     write_quadruples(small)
     cases.append((["--quadruples", str(small)], "has views of 32 pixels: nano takes 64"))

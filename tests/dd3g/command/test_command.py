@@ -15,7 +15,7 @@ from stand_ins.infer_command import ROOT
 import dd3g
 from data_gen.__main__ import COMMANDS as DATA
 from dd3g.__main__ import COMMANDS, main
-from dd3g.command.run import dispatch, guarded, say
+from dd3g.command.run import Json, command_line, dispatch, guarded, say
 from dd3g.errors import UserError, first_line
 
 GROUPS = ("data", "models", "benchmark")
@@ -137,6 +137,29 @@ def test_how_a_run_ends(capsys):
     )
     with pytest.raises(ZeroDivisionError):
         guarded(lambda: fail(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize("stage", [False, True])
+def test_ctrl_c_tells_how_that_command_goes_on(monkeypatch, capsys, stage):
+    """And nothing where another command runs it, which says so itself."""
+
+    def work(as_json: Json = False) -> None:
+        raise KeyboardInterrupt
+
+    if stage:
+        monkeypatch.setenv("DD3G_STAGE", "1")
+    assert command_line(work, "dd3g work", go_on="add --resume")(["--json"]) == 130
+    out, said = capsys.readouterr()
+    assert said.strip() == json.loads(out)["error"] == ("stopped" if stage else "stopped: add --resume")
+
+
+def test_wrong_values_are_named(capsys):
+    for words, message in (
+        (["turntable", "x.ply", "--elevation", "90"], "'90' should be less than or equal to 89; dd3g turn"),
+        (["interpolate", "x.png", "a", "1"], "'FIRST': 'a' should be a valid integer"),
+        (["pose", "x.png", "--method", "y"], "'--method': 'y' is not one of 'guided', 'restoration', "),
+    ):
+        assert main(words) == 2 and message in capsys.readouterr().err
 
 
 def test_the_first_word_may_name_another_command(capsys):
