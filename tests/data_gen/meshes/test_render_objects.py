@@ -19,7 +19,7 @@ from stand_ins.training_runs import files
 
 from data_gen import render
 from data_gen.meshes.objects import Item, Options, find_items, render_item, view_plan
-from data_gen.meshes.variation import reshaped
+from data_gen.meshes.variation import random_palette, reshaped
 from data_gen.render import render_folder
 from dd3g.errors import UserError
 from dd3g.io.atomic import only_user
@@ -200,6 +200,12 @@ def test_untextured_shape_gets_a_texture(tmp_path):
     assert len({objects.meta(i)["texture"] for i in range(12)}) >= 3
     means = torch.stack([o.rgba[0, :3, 8, 8].float() for o in objects])
     assert means.std(0).min() > 20
+
+
+def test_one_colour_of_a_palette_in_five_is_grey():
+    palette = random_palette(np.random.default_rng(0), 2000)
+    assert palette.shape == (2000, 3) and palette.min() >= 0 and palette.max() <= 1
+    assert (np.ptp(palette, axis=1) < 1e-6).mean() == pytest.approx(0.2, abs=0.03)
 
 
 SMALL_FLAGS = "--size 16 --supersample 2 --quads 1 --free-quads 1 --novel 2 --processes 1".split()

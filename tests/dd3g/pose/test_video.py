@@ -18,7 +18,7 @@ from stand_ins.made_up_people import SIZE, STANDING, K, crowd_of, detection, tra
 from dd3g.errors import UserError
 from dd3g.pose import video
 from dd3g.pose.__main__ import main
-from dd3g.pose.body.geometry import project, solve_translation
+from dd3g.pose.body.geometry import axis_angle_to_matrix, project, solve_translation
 from dd3g.pose.body.skeletons import bone_lengths
 from dd3g.pose.data.motion import load_cmu
 from dd3g.pose.data.synthesis import synthesise
@@ -165,6 +165,14 @@ def test_people_who_cross_keep_their_numbers():
         assert ends[0] * sign > 0 and ends[1] * sign < 0, "they walked through each other"
 
 
+def test_speed_is_that_of_several_frames():
+    """Who hides for half a second is found, though the last frame was 9 cm off, or they had just set off."""
+    walks, starts = [0.01 * f for f in range(9)] + [0.18], [0.0] * 5 + [0.08 * f for f in range(1, 6)]
+    for ways, again in ((walks, 0.01 * 22), (starts, 0.08 * 18)):
+        found = tracks([[seen_at(x)] for x in ways] + [[]] * 12 + [[seen_at(again)]])
+        assert found[-1] == found[0] == [0]
+
+
 def test_numbers_of_a_detector_are_believed():
     crowd = [[seen_at(-0.5, track=3), seen_at(0.5, track=8)], [seen_at(0.5, track=3), seen_at(-0.5, track=8)]]
     assert tracks(crowd) == [[0, 1], [0, 1]]
@@ -226,6 +234,17 @@ def test_steadied_is_never_worse(fps, pose, depth):
     assert after[0] < pose * before[0]
     assert after[1] < depth * before[1]
     assert after[2] < 1.02 * before[2]
+
+
+def test_steadied_bones_keep_their_length():
+    """Of someone who turns once a second, and who was lifted too small and too large by turns."""
+    when = torch.arange(60, dtype=torch.float64) / 30
+    turn = torch.zeros(60, 3)
+    turn[:, 1] = 2 * np.pi * when
+    sizes = torch.tensor([0.9, 1.1]).repeat(30)[:, None, None]
+    poses = sizes * STANDING @ axis_angle_to_matrix(turn).transpose(1, 2)
+    lengths = torch.cat([bone_lengths(steady).sum(-1) for _, steady in video.steady_poses(poses, when)])
+    torch.testing.assert_close(lengths, bone_lengths(STANDING).sum().expand(60), rtol=1e-4, atol=0)
 
 
 def test_windows_fade_into_each_other(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from dd3g.meshes.rendering import Light, render_mesh
 from dd3g.models import model_path
 from dd3g.picture import resize_rgba
 from dd3g.rasterizer import rasterize
-from distill.evaluation.learned import STLPIPS
+from distill.evaluation.learned import STLPIPS, Metric
 from distill.evaluation.metrics import view_metrics
 from distill.evaluation.predictors import (
     Prediction,
@@ -26,7 +26,7 @@ from distill.evaluation.predictors import (
     mean_color_blob,
     true_shape,
 )
-from distill.evaluation.scores import BANDS, compare_with_quadruples, score, summarise
+from distill.evaluation.scores import BANDS, compare_with_quadruples, score, summarise, true_features
 from distill.pictures import on_white
 from distill.quadruples import Quadruple, encode, noise_of
 from distill.simulation.mattes import Mattes
@@ -170,6 +170,20 @@ def test_quadruples_of_a_teacher_that_draws_on_grey(tmp_path):
     )
     found = compare_with_quadruples(stub, tmp_path, 0, 0)["same_noise"]
     assert all(found[view]["mean"] > 45 for view in ("front", "sides", "back"))
+
+
+def test_features_of_all_views_do_not_serve_some_of_them():
+    def few(target: Target, views: list[int]) -> Prediction:
+        """The novel views from the third on, in black."""
+        return Prediction(NOVEL[2:], torch.zeros(4, 3, 32, 32), None)
+
+    learned = [Metric("mean", {}, lambda rgb: rgb.mean((1, 2, 3)), lambda a, b: (a - b).abs())]
+    target = target_of(ellipsoid())
+    truths = true_features(target, learned)
+    rgb = on_white(target.rgba[NOVEL])
+    for drawing, true in ((few, rgb[2:]), (all_white(target), 1 - rgb)):
+        found = score(target, drawing, learned, truths)["novel"]["mean_32"]
+        assert found == pytest.approx(float(true.mean()), rel=1e-5)
 
 
 def test_stlpips_with_its_own_weights():

@@ -183,6 +183,8 @@ def test_recolouring_leaves_alpha_and_changes_all_views_alike():
         assert sorted(order.tolist()) == [0, 1, 2]
         gains = ratio[0, torch.arange(3), order, 0, 0]
         assert ((gains - 1).abs() <= 0.15 + 1e-4).all()
+        # The tint is less than the change of brightness: three tenths of 2 x 0.15 at most.
+        assert 1e-3 < gains.max() - gains.min() <= 0.3 * 0.3 + 1e-4
         permuted += order.tolist() != [0, 1, 2]
     assert 3 < permuted < 17
     same = recolouring(0.0, torch.Generator().manual_seed(3))(rgba)

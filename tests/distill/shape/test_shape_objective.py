@@ -159,8 +159,10 @@ def test_scores_are_means_over_samples_not_over_batches(objects):
 
 
 def test_the_colour_error_counts_what_is_seen(objects):
-    """A volume that makes every point white: the error is known."""
+    """A volume that makes every point white: the error is known, where outlines are no mixtures."""
     batch = batch_of(objects, 2, pixels=300)
+    batch.rgba[:, ::3, 3] *= 0.91
+    batch.rgba[:, 1::3] *= torch.tensor([0, 0, 0, 0.89])
     volume = torch.zeros(2, 4, 4, 16, 16)
     volume[:, 1:] = 30.0
     found = color_error(volume, batch)

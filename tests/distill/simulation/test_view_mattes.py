@@ -4,7 +4,15 @@ from PIL import Image
 
 from dd3g.errors import UserError
 from distill.simulation import mattes
-from distill.simulation.mattes import BELIEVED, Mattes, ground_of, matte_model, matte_view, matte_views
+from distill.simulation.mattes import (
+    BELIEVED,
+    Mattes,
+    ground_of,
+    keyed,
+    matte_model,
+    matte_view,
+    matte_views,
+)
 
 S = 64
 Y, X = torch.meshgrid(*[torch.arange(S) - S / 2 + 0.5] * 2, indexing="ij")
@@ -59,6 +67,24 @@ def test_what_cannot_be_told_is_not_believed(case):
     assert matte_view(view, "ground")[1] < BELIEVED
     found = matte_views(torch.stack([view, on(WHITE)]), "ground")
     assert (found.confidence >= BELIEVED).tolist() == [False, True] and found.model == "ground"
+
+
+def test_pale_pixels_count_as_doubtful_off_the_outline_alone():
+    view = RED * DISC + WHITE * (1 - DISC)
+    assert keyed(view, torch.ones(3))[1] == 0
+    view[:, 27:37, 27:37] = 0.9  # within the disc
+    view[:, 2:6, 30:40] = 0.9  # and above it
+    alpha, doubtful = keyed(view, torch.ones(3))
+    assert doubtful == 100 + 40 and (alpha[0, 27:37, 27:37] == 1).all() and (alpha[0, 2:6] == 0).all()
+
+
+@pytest.mark.parametrize(("wide", "believed"), [(20, True), (40, False)])
+def test_a_ground_that_fills_less_than_nine_tenths_of_the_border_tells_nothing(wide, believed):
+    """Of 252 pixels; 20 leave 92 %, 40 leave 84 %."""
+    view = RED * DISC + WHITE * (1 - DISC)
+    view[:, :8, 10 : 10 + wide] = RED
+    confidence = matte_view(view, "ground")[1]
+    assert confidence > 0.9 if believed else confidence == 0
 
 
 def test_a_model_is_asked_where_the_ground_does_not_tell(monkeypatch):

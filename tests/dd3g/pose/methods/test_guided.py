@@ -138,6 +138,17 @@ def test_reprojection_error_falls_with_guidance(gaussian):
     assert misses == sorted(misses, reverse=True) and misses[-1] < 0.1 * misses[0]
 
 
+def test_nearly_pure_noise_is_not_followed_through_the_network(crooked):
+    known = Known3D(points=_seen(crooked)[0], mask=torch.ones(2, 17))
+    steps = {"detached": [], "through": []}
+    for mode, found in steps.items():
+        sample_poses(crooked, 2, 2, [known], mode=mode, steps=20, record=found.append)
+    pairs = list(zip(*steps.values(), strict=True))
+    early = [torch.equal(a.x0, b.x0) for a, b in pairs if a.t >= 800]
+    later = next(not torch.equal(a.x0, b.x0) for a, b in pairs if a.t < 800)
+    assert early == [True] * 3 and later  # 999, 902 and 809
+
+
 def test_an_unknown_root_is_found(gaussian):
     _, keypoints = _seen(gaussian)
     found = lift(gaussian, keypoints, torch.ones(2, 17), K, 10)

@@ -167,6 +167,11 @@ def test_bone_lengths_and_their_energy():
     assert float(energy[M].detach()) == pytest.approx(4 * 2.0, rel=1e-3)
     (gradient,) = torch.autograd.grad(energy.sum(), poses)
     assert gradient.isfinite().all()
+    # While joints are uncertain, each bone counts by its farther end.
+    spread = torch.linspace(0.0, 0.16, 17)
+    vague = BoneLength(lengths=wanted, sigma=0.01).at(spread)(poses.detach())
+    told = sum(0.02**2 / (2 * (0.01**2 + (0.01 * child) ** 2)) for _, child in H36M_17.bones)
+    assert float(vague[0]) == pytest.approx(told, rel=1e-3)
 
 
 def test_smoothness_couples_frames_of_one_hypothesis():

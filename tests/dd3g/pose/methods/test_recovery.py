@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stand_ins.made_up_people import detection
 from stand_ins.seen_people import network, normal, people, turned_motion
 from torch import nn
 
 from dd3g.diffusion import Step, descent, invert, refine, sample
 from dd3g.pose.body.bodies import default_body
 from dd3g.pose.body.geometry import axis_angle_to_matrix, project
+from dd3g.pose.methods import recovery
 from dd3g.pose.methods.fitting import PosePrior, fit_body
 from dd3g.pose.methods.recovery import recover_people
 from dd3g.pose.methods.recovery_energies import MultiView, matrices, state
@@ -19,12 +21,13 @@ from dd3g.pose.methods.refinement import (
     PUBLISHED_VIEWS,
     WEIGHT,
     RecoveryPlan,
+    _restart,
     _Watch,
     imagine,
     recover,
 )
 from dd3g.pose.networks.prior import schedule
-from dd3g.pose.networks.rotation_denoiser import STATE, Condition
+from dd3g.pose.networks.rotation_denoiser import STATE, Condition, RotationDenoiser
 
 
 class Counted(nn.Module):
@@ -128,6 +131,23 @@ def test_rest_is_told_by_the_energy_itself_as_published():
         assert watch.done.item() is done
 
 
+def test_a_weight_of_nearly_nothing_is_no_rest():
+    rotations, evidence, condition = people(1)
+    model = Counted(state(rotations))
+    start = rotations @ axis_angle_to_matrix(0.2 * normal(1, 24, 3, seed=9))
+    plan = RecoveryPlan(rounds=2, camera="given", rate=None)
+    recover(model, start, evidence, condition, plan, weight=1e-9)
+    assert model.calls == 2 * 2 * 25
+
+
+def test_restarts_are_rotations():
+    rotations, _, condition = people(2)
+    believed = state(rotations)
+    model = Counted(1.5 * believed, width=1e-4)  # axes that are too long
+    found = _restart(model, torch.zeros(2, STATE), condition, 100, torch.Generator().manual_seed(0))
+    assert torch.allclose(found, believed, atol=1e-4)
+
+
 def test_recovery_goes_towards_the_keypoints():
     rotations, evidence, condition = people(6, angle=0.15)
     start = rotations @ axis_angle_to_matrix(0.15 * normal(6, 24, 3, seed=9))
@@ -204,6 +224,20 @@ def test_people_from_keypoints_alone():
         plan=plan,
     )
     assert one.poses.shape == (1, 17, 3)
+
+
+def test_everyone_of_a_video_has_one_body(monkeypatch):
+    """Hypotheses of different frames would not belong together."""
+
+    def briefly(denoiser, start, evidence, condition, plan, **options):
+        plan = replace(plan, rounds=1, restarts=())
+        return recover(denoiser, start, evidence, condition, plan, **options)
+
+    monkeypatch.setattr(recovery, "recover", briefly)
+    for count, times, m in ((2, torch.tensor([0.0, 0.04]), 1), (1, torch.zeros(1), 1), (2, None, 3)):
+        seen = [detection(0.1 * i) for i in range(count)]
+        found = recovery.lift_people(seen, 3, 0, times, {RotationDenoiser: network()})
+        assert [tuple(one.hypotheses.poses.shape) for one in found] == [(1, m, 17, 3)] * count
 
 
 def test_imagined_starts_make_19_calls():

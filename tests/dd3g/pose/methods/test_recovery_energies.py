@@ -54,6 +54,8 @@ def test_balance_changes_the_gradient_and_not_the_energy():
     # The hips carry everything, the elbow one point, the hand none.
     assert (curvature[:, 0] > 20 * curvature[:, joint("l_elbow")]).all()
     assert (curvature[:, joint("l_elbow")] > 5 * curvature[:, joint("l_hand")]).all()
+    # Of a joint that no keypoint tells of, 5 pixels in 0.3 are known beforehand.
+    assert torch.allclose(curvature[:, joint("l_hand")], torch.tensor(2 * 25 / 0.09))
     # Farther away, a person is smaller in the picture.
     far = curvatures(evidence, torch.tensor([6.0, 6.0]))
     assert torch.allclose(far[:, 0] / curvature[:, 0], torch.full((2,), 0.25), atol=0.01)

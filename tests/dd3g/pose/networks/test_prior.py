@@ -44,6 +44,14 @@ def test_untrained_it_is_the_exact_denoiser_of_a_gaussian():
     assert torch.allclose(spread, prior.spread, atol=0.01)
 
 
+def test_a_batch_has_a_level_of_every_slice():
+    prior, seen = Prior(SMALL), []
+    prior.register_forward_pre_hook(lambda _, words: seen.append(words[1]))
+    for seed in range(3):
+        denoising_loss(prior, torch.randn(50, 17, 3), torch.Generator().manual_seed(seed))
+        assert torch.equal(seen[-1] // 20, torch.arange(50)) and len(set((seen[-1] % 20).tolist())) > 10
+
+
 @pytest.mark.slow
 def test_training_learns_resumes_and_saves(tmp_path):
     motion = _motion()
