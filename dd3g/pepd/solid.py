@@ -40,6 +40,7 @@ Colors = Callable[[Tensor, Tensor], Tensor]  # points and normals (P, 3) -> sRGB
 
 VISIBLE = 0.075  # alpha from which a pixel gets a disc: the square of less is not written
 FILLED = 0.8  # alpha up to which a pixel at the outline is not filled
+NEAR = (0.4, 0.3)  # fields below `LEVEL` at whose depth a ray lies that just misses the body
 # Where masks are taken from: rings at three elevations, for outlines of legs as well as of tops.
 RING = ((10.0, 12, 0.0), (40.0, 6, 0.0), (-10.0, 4, 45.0))  # elevation, cameras, first azimuth
 
@@ -53,7 +54,7 @@ class SolidOptions:
     edge: float = 0.54  # alpha where their masks end: lower swells haze into matter, higher leaves holes
     swelling: float = 0.2  # share of the inflated silhouette in the body, which smooths what masks tear
     certainty: float = 4.0  # logits above the surface's that each ray of the picture reaches, where likeliest
-    matter: float = -0.6  # logit of a shape network from which there is matter: lower leaves fewer holes
+    matter: float = -0.25  # logit of a shape network from which there is matter: lower leaves fewer holes
     hull: float = 0.1  # share of the generator's hull in a body that a shape network finds
     imagined: float = 0.3  # share of the generator's colours in those of a shape network
     coarse: int = 32  # pixels a side: what the picture shows in finer detail, the hidden side has too; 0: not
@@ -61,8 +62,8 @@ class SolidOptions:
     crumb: int = 30  # voxels: smaller pieces of matter are dropped, those of rays in doubt about their depth
     tangent: float = 0.54  # standard deviation of a disc along the surface: what is behind shows through less
     thickness: float = 0.06  # and across it
-    inset: float = 0.9  # discs lie this far inside, so that what they cover ends at the surface
-    covered: float = 0.6  # those that the visible side's cover lie so much further from the camera
+    inset: float = 0.6  # discs lie this far inside, so that what they cover ends at the surface
+    covered: float = 0.9  # those that the visible side's cover lie so much further from the camera
     opacity: float = 0.97
     front: float = 0.46  # of the visible side's discs, one a picture pixel: standard deviation in pixels
     behind: float = 0.012  # world units by which these lie behind the surface, for the same reason as `inset`
@@ -175,7 +176,7 @@ def detailed(colors: Colors, picture: Tensor, camera: Cameras, coarse: int) -> C
     """
     small = resize(picture[None], coarse)
     mean = F.interpolate(spread(small[:, :3], small[:, 3:]), picture.shape[-2:], mode="bilinear")
-    fine = spread(picture[None, :3] - mean, picture[None, 3:])
+    fine = spread(picture[None, :3] - mean, clear(picture))
     return lambda points, normals: colors(points, normals) + sampled(fine, camera.project(points)[0])[0].T
 
 
@@ -235,6 +236,9 @@ def discs_on(
         points, normals = surface_nets(values, LEVEL)
         depth = first_hits(values, LEVEL, camera, shown)
         twice = (outline(picture[3]) | any_around(shown & (depth == 0))) & shown
+        for level in NEAR:
+            missed = shown & (depth == 0) & (depth > 0).any()
+            depth = torch.where(missed, first_hits(values, level, camera, missed), depth)
         twice &= 2 * int(twice.sum()) < room  # a grid of wires is all outline
         most = min(o.most_hidden, room - int(twice.sum()))
         if len(points) <= most:
@@ -255,7 +259,7 @@ def discs_on(
         surface = sampled(filled[None, None], uv)[0, 0]
         to_eye = F.normalize(camera.positions - points, dim=-1)
         visible = (z[0] - surface < o.reach * voxel) & ((to_eye * normals).sum(-1) > o.facing)
-        pictured = sampled(spread(picture[None, :3], picture[None, 3:]), uv)[0].T
+        pictured = sampled(spread(picture[None, :3], clear(picture)), uv)[0].T
         tints = torch.where(visible[:, None], pictured, tints)
         points = points - o.covered * voxel * visible[:, None] * to_eye[0]
     body = Gaussians(
@@ -323,6 +327,11 @@ def visible_side(
 def outline(alpha: Tensor) -> Tensor:
     """(S, S) bool, the pixels of alpha (S, S) that are not filled, or next to one; not the midst of glass."""
     return any_around(alpha <= FILLED) & any_around(any_around(alpha <= VISIBLE))
+
+
+def clear(picture: Tensor) -> Tensor:
+    """(1, 1, S, S) how far colours of a picture (4, S, S) are to be believed: faint ones are of the matte."""
+    return picture[None, 3:] ** 4
 
 
 def any_around(these: Tensor) -> Tensor:
