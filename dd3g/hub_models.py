@@ -21,7 +21,7 @@ TEXT = ("*.json", "tokenizer/*.txt", "README.md")  # beside the weights
 # Of these, what a teacher in parts and its captions cannot do without.
 PIPELINE = ("model_index.json", "scheduler/scheduler_config.json")
 TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")
-COPY = "copy the folder from another machine and give its path instead of the name"
+COPY = "copy the folder from another machine and give its path instead of the name to --teacher or --weights"
 
 
 @dataclass(frozen=True)

@@ -85,9 +85,9 @@ def interpolate_command(
         int, typer.Argument(metavar="FIRST", min=0, help="Seed of the noise at the top of the sheet.")
     ],
     last: Annotated[int, typer.Argument(metavar="LAST", min=0, help="Seed of the noise at the bottom.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Contact sheet to write, a .png.")] = Path(
-        "out/interpolation.png"
-    ),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Contact sheet: .png, .jpg or .webp.")
+    ] = Path("out/interpolation.png"),
     generator: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = "nano",
     steps: Annotated[int, typer.Option(min=2, help="Rows of the sheet, both ends included.")] = 6,
     noises: Annotated[int, typer.Option(min=2, help="Independent noises whose spread is reported.")] = 4,
@@ -125,8 +125,8 @@ def interpolate_command(
         return
     apart = found.get("missing") or f"ST-LPIPS between two noises {found['st_lpips']:.4f}"
     print(
-        f"over {noises} noises, a pixel deviates by {255 * found['deviation']:.1f} of 255 "
-        f"({255 * found['front']:.1f} in the input view, {255 * found['back']:.1f} from behind); "
+        f"over {noises} noises, a pixel deviates by {255 * found['deviation']:.2f} of 255 "
+        f"({255 * found['front']:.2f} in the input view, {255 * found['back']:.2f} from behind); "
         f"{apart}; wrote {path}"
     )
 

@@ -160,6 +160,8 @@ def read_options(storage: Storage) -> dict[str, Any]:
         found = json.loads(storage.read(OPTIONS))
         if not isinstance(found, dict):
             raise ValueError("it holds no JSON object")
+        if "mesh files" in found:
+            raise UserError(f"{storage} holds renders of `dd3g data render`: give a set of pictures")
         for key, (least, most) in _RANGES.items():
             value = found.get(key, least)
             if type(value) is not int or not least <= value <= most:

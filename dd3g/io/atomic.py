@@ -47,9 +47,8 @@ def check_writable(out: Path) -> None:
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as e:
-        raise UserError(
-            f"cannot write to the output folder {out} ({e.strerror or e}): choose another with -o"
-        ) from e
+        reason = "it is a file" if isinstance(e, FileExistsError) else e.strerror or e
+        raise UserError(f"cannot write to the output folder {out} ({reason}): choose another with -o") from e
 
 
 @contextmanager

@@ -105,7 +105,9 @@ def read(path: str | Path, axes: str | None = None) -> Splats:
             raise ValueError("it is empty (0 bytes); copy or download it again")
         return decode(data, format, axes)
     except ValueError as error:
-        raise UserError(f"{path} is not a .{format} file that can be read: {error}") from error
+        cut = "ends too early" in str(error) or "not a zip file" in str(error)
+        again = "; copy or download it again" if cut else ""
+        raise UserError(f"{path} is not a .{format} file that can be read: {error}{again}") from error
 
 
 def read_some(path: str | Path, axes: str | None = None, visible: bool = False) -> Splats:

@@ -110,7 +110,7 @@ def find_device(name: str) -> torch.device:
         backend = known[device.type]
     except (RuntimeError, KeyError) as e:
         raise UserError(f"unknown device {name!r}: give auto, cpu, cuda, cuda:1 or mps") from e
-    advice = "give --device cpu, or leave it out"
+    advice = "give --device cpu, in Python device='cpu', or leave it out"
     if not backend.is_available():
         raise UserError(f"torch finds no {device.type} device on this machine: {advice}")
     try:

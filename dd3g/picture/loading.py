@@ -106,7 +106,7 @@ def load_image(
     if frame is None:
         raise UserError(
             f"no object was found in {name}: give a picture in which it stands out, or one with alpha, or "
-            "--no-matte"
+            "take it whole with --no-matte, in Python matte='none'"
         )
     framed = cut_frame(cutout, frame, size)
     if given is None and matte != "none" and not is_cut_out(image):  # a photo, cut out by a model

@@ -217,8 +217,8 @@ def _rembg_session(model: str) -> Any:
         raise
     except ImportError as e:
         raise UserError(
-            f"the matting model {model!r} needs the extra 'matte': pip install 'dd3g[matte]', or leave it "
-            "out to use u2netp"
+            f"the matting model {model!r}, if it is one of rembg's, needs the extra 'matte': pip install "
+            "'dd3g[matte]', or leave it out to use u2netp"
         ) from e
     except Exception as e:
         raise UserError(

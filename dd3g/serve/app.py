@@ -254,7 +254,7 @@ def _file(made: Made, format: str) -> Response:
 
 
 def _plain(error: UserError) -> str:
-    words = str(error).replace("--no-matte", "matte=none")
+    words = str(error).replace(", in Python matte='none'", "").replace("--no-matte", "matte=none")
     # The others are called like the options, without the dashes.
     return re.sub(r"--(\w[\w-]*)", lambda match: match[1].replace("-", "_"), words)
 

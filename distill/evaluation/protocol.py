@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -238,7 +238,11 @@ def load_protocol(name: str, changes: Sequence[str] = (), size: int = 0) -> Prot
     Raises:
         UserError: no such file, an unknown key, or a value that cannot be.
     """
-    protocol = parse(["--config", str(find_config(name, FOLDER)), *changes], Protocol)
+    try:
+        protocol = parse(["--config", str(find_config(name, FOLDER)), *changes], Protocol)
+    except UserError as error:
+        keys = f"keys are {', '.join(f.name for f in fields(Protocol))}"
+        raise UserError(str(error).replace("--help lists every key with its default", keys)) from error
     from distill.evaluation.learned import METRICS
 
     for metric in protocol.metrics:

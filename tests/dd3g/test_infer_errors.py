@@ -105,7 +105,7 @@ def test_missing_device(here, stub):
 
 def test_output_folder_is_a_file(here, stub):
     Path("taken").write_text("")
-    fails(picture("a.png"), "-o", "taken", match="cannot write to the output folder taken")
+    fails(picture("a.png"), "-o", "taken", match="cannot write to the output folder taken (it is a file)")
     fails("a.png", "-o", "taken/below", match="cannot write to the output folder taken/below")
 
 

@@ -45,6 +45,8 @@ def test_turntable_as_pictures(lamp, capsys):
         others = [c for c in range(3) if c != channel]
         return np.nonzero(picture[..., channel] - picture[..., others].max(-1) > 100)[1].mean()
 
+    again = told(capsys, "turntable", lamp, "-o", "turn.png", "--frames", 2, "--size", 64)
+    assert again["warnings"] == ["turn-002.png and 1 more are of an earlier turn: delete them"]
     assert column(front, 0) > 40 and 28 < column(front, 2) < 36  # red on the right, blue in the middle
     assert 28 < column(left, 0) < 36  # from +x it is in front
     (one,) = told(capsys, "turntable", lamp, "-o", "one.png", "--frames", 1, "--size", 64)["files"]

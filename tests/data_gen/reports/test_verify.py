@@ -253,6 +253,13 @@ def test_damaged_options_are_one_line_everywhere(folder, key, value, tmp_path, c
         assert f"options.json is damaged ({key} is {json.dumps(value)}): delete it and run" in line
 
 
+def test_renders_are_no_set_of_pictures(tmp_path, capsys):
+    (tmp_path / "options.json").write_text('{"size": 64, "mesh files": "0"}')
+    for words in (["verify"], ["stats"], ["merge", "-o", str(tmp_path / "out")]):
+        assert commands([words[0], str(tmp_path), *words[1:]]) == 2
+        assert "holds renders of `dd3g data render`" in capsys.readouterr().err
+
+
 def test_other_options(folder):
     edit(folder, lambda s: s.update(options="0"))
     assert "pictures-00000.tar was made with other options than the set" in problems(folder)

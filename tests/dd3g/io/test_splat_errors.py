@@ -29,6 +29,7 @@ def test_truncated_files_end_in_one_clear_line(tmp_path, format):
             splats.load(path)
         if format in ("ply", "glb") and length == len(data) - 1:
             assert "it ends too early: " in str(caught.value)
+            assert str(caught.value).endswith("; copy or download it again")
         assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 

@@ -86,7 +86,7 @@ def test_a_protocol_is_a_file(tmp_path):
         ("metrics=[lpips]", "no metric 'lpips': choose from st-lpips, fd-stlpips, lpips-vgg"),
         ("sizes=[64,32]", r"sizes must rise from 16 pixels on \(--size too\), got \[64, 32\]"),
         ("test_rings=[[1,2]]", r"each of test_rings is \[elevation, number, first azimuth\]"),
-        ("views=3", "views"),
+        ("views=3", "views: Key 'views' not in 'Protocol'; keys are name, "),
         ("extent=0", "extent must be at least 0.01, got 0"),
         ("extent=.nan", "extent must be at least 0.01, got nan"),
         ("radius=0", "radius must be at least 0.01, got 0"),
