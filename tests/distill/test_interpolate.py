@@ -66,7 +66,7 @@ def test_the_perceptual_spread_is_the_mean_over_pairs_of_noises(monkeypatch):
     [
         ("x.foo", "x.foo is no picture to write: give a file that ends in .png, .jpg or .webp"),
         (".", " is no picture to write"),
-        ("taken/x.png", "taken (File exists): choose another with -o"),
+        ("taken/x.png", "taken (it is a file): choose another with -o"),
     ],
 )
 def test_a_sheet_that_cannot_be_written_is_told_before_any_work(
