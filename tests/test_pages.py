@@ -76,7 +76,7 @@ def only_read(monkeypatch):
     """Commands read their words and do nothing."""
     make, parse = run.make_app, configuration.parse
 
-    def make_app(function):
+    def make_app(function, *more):
         return make(functools.wraps(function)(lambda **options: None))
 
     def read(argv, schema):

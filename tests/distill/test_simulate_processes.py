@@ -77,7 +77,7 @@ def test_each_process_asks_its_own_gpu(monkeypatch):
     events = []
 
     class State:
-        def __init__(self, cpu):
+        def __init__(self, cpu, timeout):
             events.append("cpu" if cpu else "chosen")
             self.device = torch.device("cpu" if cpu else "cuda:3")
 
@@ -106,7 +106,7 @@ def test_a_set_has_one_maker_and_one_batch_size(pictures, teacher, tmp_path, cap
 def test_processes_on_cpus_share_the_work_by_default(monkeypatch):
     """`torchrun -m distill.simulate` with --device auto, where there is no GPU."""
     asked = []
-    monkeypatch.setattr("accelerate.PartialState", lambda cpu: asked.append(cpu) or _Lone())
+    monkeypatch.setattr("accelerate.PartialState", lambda cpu, timeout: asked.append(cpu) or _Lone())
     for cuda, device in ((False, "auto"), (True, "auto"), (True, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         _partial_state(device)

@@ -108,7 +108,8 @@ def test_shipped_protocols_run_end_to_end(tmp_path, protocol):
     """At a few pixels; the true shape in our decoder must win, by a lot, whatever the cameras."""
     lay_out("gso", tmp_path / "gso")
     words = ["objects=[]"] if protocol == "syncdreamer" else []
-    report = evaluate(tmp_path / "gso", tmp_path / "out", protocol, *words, size=32)
+    size = 64 if protocol == "spar3d" else 32  # it compares outlines, which drawing widens
+    report = evaluate(tmp_path / "gso", tmp_path / "out", protocol, *words, size=size)
     card, true = (report["rows"][k] for k in ("flat card", "true shape in our decoder"))
     views = {"house": 16, "grm": 63, "spar3d": 16, "syncdreamer": 15, "splatter": 24}[protocol]
     assert report["data"]["novel_views"] == views and report["data"]["objects"] == 2
@@ -117,7 +118,7 @@ def test_shipped_protocols_run_end_to_end(tmp_path, protocol):
     if protocol in ("spar3d", "syncdreamer"):
         assert true["surface"]["chamfer"]["mean"] < 0.5 * card["surface"]["chamfer"]["mean"]
     if protocol == "spar3d":
-        assert true["alignment"]["residual"]["mean"] < 0.15
+        assert true["alignment"]["residual"]["mean"] < 0.1
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["protocol"]["hash"]
 
 

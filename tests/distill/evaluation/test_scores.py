@@ -203,12 +203,12 @@ def test_stlpips_with_its_own_weights():
 
 def test_rows_without_a_network_on_a_ball():
     """A ball is what a disc inflates to: there the silhouette alone is right from every side."""
-    target = target_of(ellipsoid(radii=(0.28, 0.28, 0.28)), size=64, elevation=0.0)
+    target = target_of(ellipsoid(radii=(0.28, 0.28, 0.28)), size=128, elevation=0.0)
     inflated, true = (score(target, row(target))["novel"] for row in (inflated_silhouette_row, true_shape))
-    assert inflated["iou"] > 0.92 and inflated["color_error"] < 0.02 and inflated["alpha_fuzz_64"] < 0.04
-    assert inflated["holes"] < 0.03  # it is 5 % thinner than the ball
-    # Our discs on the true shape make it neither too small nor too large.
-    assert true["iou"] > 0.96 and true["holes"] < 0.002 and true["leak"] < 0.007
+    assert inflated["iou"] > 0.92 and inflated["color_error"] < 0.02 and inflated["alpha_fuzz_128"] < 0.04
+    assert inflated["holes"] < 0.05  # it is 5 % thinner than the ball
+    # Our discs on the true shape make it neither too small nor too large, as large as people look at it.
+    assert true["iou"] > 0.975 and true["holes"] < 0.012 and true["leak"] < 0.004
     flat = target_of(ellipsoid(radii=(0.3, 0.3, 0.1)), size=64)  # which the silhouette does not tell
     told, guessed = (
         score(flat, row(flat))["rig"]["sides"]["iou"] for row in (true_shape, inflated_silhouette_row)
