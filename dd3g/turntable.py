@@ -89,7 +89,8 @@ def turntable(
         )
     files = save_frames(images, target) if single else [save_turntable(images, target, fps or 24)]
     written = [str(path) for path in files]
-    if stale := sorted({*target.parent.glob(f"{escape(target.stem)}-[0-9][0-9][0-9]*.png")} - {*files}):
+    earlier = target.parent.glob(f"{escape(target.stem)}-[0-9][0-9][0-9]*.png") if single else ()
+    if stale := sorted({*earlier} - {*files}):
         warnings.append(f"{stale[0]} and {len(stale) - 1} more are of an earlier turn: delete them")
     report = {"input": str(file), "files": written, "frames": frames, "size": size, "warnings": warnings}
     many = f"{written[0]} to {Path(written[-1]).name}" if len(written) > 1 else written[0]

@@ -133,16 +133,16 @@ def _check_inputs(size: str, options: RecipeOptions) -> None:
         UserError: no such folder, key or generator, quadruples of fewer pixels, or objects to test on among
             those to train on.
     """
-    from dd3g.command.configuration import parse
+    from dd3g.command.configuration import KEYS, parse
     from dd3g.meshes.layouts import find_objects
     from dd3g.nn.checkpoint import find_weights, read_config
     from distill.quadruples import Quadruples
     from distill.train_shape import ShapeConfig
 
     try:
-        training = parse(["--config", size, *options.train], ShapeConfig)
+        training = parse(["--config", size, *options.train], ShapeConfig, f"dd3g train-shape {KEYS}")
     except UserError as error:
-        raise UserError(f"--train: {error}".replace("; --help", "; dd3g train-shape --help")) from error
+        raise UserError(f"--train: {error}") from error
     if training.lr_scheduler != "timed_cosine":
         raise UserError(
             f"--train lr_scheduler={training.lr_scheduler}: a recipe ends with its minutes, over all its "

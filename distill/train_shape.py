@@ -143,9 +143,9 @@ class Keeper:
     members: Sequence[int]  # indices of the held-out ones; without any, every network replaces the one before
 
     def __post_init__(self) -> None:
-        self.folder = Path(self.config.output_dir) / "model"
         from dd3g.training.checkpoints import checkpoints
 
+        self.folder = Path(self.config.output_dir) / "model"
         path = self.folder / SCORES
         self.best: dict[str, float] = {}
         goes_on = self.config.resume_from_checkpoint and checkpoints(Path(self.config.output_dir))

@@ -32,8 +32,10 @@ ADVICE = {
     r"Merge error: (\w+) is not a subclass of .*": r"a section has keys of its own, got \1",
 }
 
+KEYS = "--help lists every key with its default"
 
-def parse(argv: Sequence[str], schema: type[T]) -> T:
+
+def parse(argv: Sequence[str], schema: type[T], advice: str = KEYS) -> T:
     """Build `schema` from its defaults, `--config NAME|FILE` and overrides, later ones winning.
 
     Args:
@@ -44,6 +46,7 @@ def parse(argv: Sequence[str], schema: type[T]) -> T:
         schema: a dataclass of `dd3g.command.setting` fields. It may have class variables: `aliases`, short
             names of keys; `configs`, the folder of its packaged configurations; `positional`, the key of a
             first word without dashes.
+        advice: ends messages: what tells which keys there are.
 
     Raises:
         UserError: for an unknown key, a value of the wrong type or range, or an unreadable file.
@@ -51,38 +54,35 @@ def parse(argv: Sequence[str], schema: type[T]) -> T:
     files, overrides, paths = _read_words(argv, schema)
     default, merged = OmegaConf.structured(schema), OmegaConf.structured(schema)
     for file in files:
-        with _reported(str(file)):
+        with _reported(advice, str(file)):
             part = OmegaConf.load(file)
             if not isinstance(part, DictConfig):
                 raise ValueError("it holds no keys with values")
             _fill_empty(part, default)
             merged.merge_with(part)
     for key, text in overrides:
-        with _reported(f"{key}={text}"):
+        with _reported(advice, f"{key}={text}"):
             part = _read_override(key, text, schema)
             _fill_empty(part, default)
             merged.merge_with(part)
-    with _reported():
+    with _reported(advice):
         _expand_home(merged)
         config: Any = OmegaConf.to_object(merged)
         return replace(config, **{key: os.path.expanduser(path) for key, path in paths.items()})
 
 
 @contextmanager
-def _reported(place: str = "") -> Iterator[None]:
+def _reported(advice: str, place: str = "") -> Iterator[None]:
     """Report what is wrong within by the key, or by the `place`: a file, or an override."""
     try:
         yield
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, ArithmeticError) as error:
-        raise UserError(
-            f"configuration: {_first_line(error, place)}; --help lists every key with its default"
-        ) from error
+        raise UserError(f"configuration: {_first_line(error, place)}; {advice}") from error
 
 
 def _read_override(key: str, text: str, schema: Any) -> DictConfig:
     """An override as a configuration; YAML would make 20251201 of the folder 2025_12_01."""
-    kind = schema
-    kind = _kind_of(key, kind)
+    kind = _kind_of(key, schema)
     if text in ("null", "~") or kind not in (str, list[str]):
         return OmegaConf.from_dotlist([f"{key}={text}"])
     plain = kind is str and not re.fullmatch(r"(['\"]).*\1", text, re.DOTALL)

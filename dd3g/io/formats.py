@@ -11,6 +11,7 @@ from dd3g.errors import UserError
 if TYPE_CHECKING:
     from dd3g.gaussians import Gaussians
 
+AGAIN = "copy or download it again"  # what to do about a file that was cut
 SPLATS = ("ply", "compressed.ply", "splat", "spz", "sog", "glb")
 MESHES = ("mesh.glb", "mesh.usdz", "mesh.obj")
 TELLING = ("ply", "compressed.ply", "sog")  # those that say whether they are drawn with antialiasing
@@ -106,4 +107,12 @@ def check_drawing(antialiased: bool | None, format: str) -> None:
         raise UserError(
             f"a .{format} cannot record whether it is drawn with antialiasing: leave --antialiased and "
             f"--classic out, or write a .{', .'.join(TELLING)}"
+        )
+
+
+def check_length(count: int, needed: int, there: int) -> None:
+    """Raise ValueError where a file holds fewer bytes than its Gaussians need."""
+    if there < needed:
+        raise ValueError(
+            f"it ends too early: {count} Gaussians need {needed} bytes, and it holds {there}; {AGAIN}"
         )

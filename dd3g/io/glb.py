@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dd3g.gaussians import Gaussians, quaternion_to_matrix
-from dd3g.io.formats import Splats
+from dd3g.io.formats import AGAIN, Splats
 from dd3g.io.ply import SH_C0
 from dd3g.srgb import to_linear, to_srgb
 
@@ -92,7 +92,8 @@ def unpacked(data: bytes) -> tuple[dict[str, Any], memoryview]:
     if magic != b"glTF" or version != 2 or kind != b"JSON":
         raise ValueError("it is not a glTF 2.0 binary")
     if len(data) < length:
-        raise ValueError(f"it ends too early: {length} bytes were promised, and it holds {len(data)}")
+        there = len(data)
+        raise ValueError(f"it ends too early: {length} bytes were promised, and it holds {there}; {AGAIN}")
     return json.loads(data[20 : 20 + text_length]), memoryview(data)[28 + text_length :]
 
 
@@ -231,6 +232,6 @@ def _read(document: dict[str, Any], content: memoryview, index: int) -> np.ndarr
     if stride < width * dtype.itemsize:  # many values in few bytes would fill the memory
         raise ValueError(f"its byteStride {stride} is less than one value")
     if start < 0 or count < 1 or len(content) < start + (count - 1) * stride + width * dtype.itemsize:
-        raise ValueError("it ends too early: an accessor reaches past the end of the file")
+        raise ValueError(f"it ends too early: an accessor reaches past the end of the file; {AGAIN}")
     values = np.ndarray((count, width), dtype, content, start, (stride, dtype.itemsize)).astype(np.float32)
     return values / np.float32(np.iinfo(dtype).max) if accessor.get("normalized") else values

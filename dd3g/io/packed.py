@@ -15,7 +15,7 @@ import torch
 
 from dd3g.gaussians import Gaussians
 from dd3g.io.atomic import scratch_folder
-from dd3g.io.formats import Splats
+from dd3g.io.formats import AGAIN, Splats, check_length
 from dd3g.io.ply import SH_C0, Header, comments, from_raw, to_raw
 
 SPZ_REACH = 2.0**22 - 1  # of coordinates in 24 bits, one behind the point
@@ -135,7 +135,7 @@ def _unzipped(data: bytes) -> bytes:
     stream = zlib.decompressobj(31)
     content = stream.decompress(data)
     if not stream.eof:
-        raise EOFError("it ends too early")
+        raise EOFError(f"it ends too early; {AGAIN}")
     return content
 
 
@@ -175,9 +175,7 @@ def decode_compressed(data: bytes, header: Header) -> Splats:
     if len(bounds) not in _BOUNDS or len(columns) != 4:
         raise ValueError(f"it has {len(bounds)} and {len(columns)} columns, but needs 18 and 4")
     start, width = header.start, 4 * len(bounds)
-    needed, there = width * chunks + 16 * count, len(data) - start
-    if there < needed:
-        raise ValueError(f"it ends too early: {count} Gaussians need {needed} bytes, and it holds {there}")
+    check_length(count, width * chunks + 16 * count, len(data) - start)
     table = np.frombuffer(data, "<f4", chunks * len(bounds), start).reshape(chunks, -1).astype(np.float64)
     table = table[np.arange(count) // _CHUNK]
     packed = np.frombuffer(data, "<u4", 4 * count, start + width * chunks).reshape(count, 4).T

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dd3g.gaussians import Gaussians
-from dd3g.io.formats import Splats
+from dd3g.io.formats import Splats, check_length
 
 SH_C0 = 0.28209479177387814  # the constant spherical harmonic of degree 0
 FIELDS = tuple("x y z f_dc_0 f_dc_1 f_dc_2 opacity scale_0 scale_1 scale_2 rot_0 rot_1 rot_2 rot_3".split())
@@ -112,9 +112,7 @@ def decode(data: bytes, header: Header) -> Splats:
         start += sum(number * kind.itemsize for number, kind in before)
     else:
         data, start = _as_binary(data[start:], sum(number for number, _ in before), count, columns), 0
-    needed, there = count * columns.itemsize, max(0, len(data) - start)
-    if there < needed:
-        raise ValueError(f"it ends too early: {count} Gaussians need {needed} bytes, and it holds {there}")
+    check_length(count, count * columns.itemsize, max(0, len(data) - start))
     rows = np.frombuffer(data, columns, count, start)
     names = columns.names or ()
     harmonics = any(rows[name].any() for name in names if name.startswith("f_rest_"))

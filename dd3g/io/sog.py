@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from dd3g.gaussians import Gaussians
-from dd3g.io.formats import Splats
+from dd3g.io.formats import AGAIN, Splats
 from dd3g.io.packed import smallest_three
 from dd3g.io.ply import from_raw, to_raw
 
@@ -81,7 +81,9 @@ def decode(data: bytes) -> Splats:
             raise ValueError(f"it claims {count!r} Gaussians")
         files = [*meta["means"]["files"], *(meta[k]["files"][0] for k in ("quats", "scales", "sh0"))]
         low, high, quats, labels, sh0 = (_pixels(archive, name, count) for name in files)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{str(error) or 'it is not a zip file'}; {AGAIN}") from error
+    except (OSError, NotImplementedError, RuntimeError) as error:  # encrypted, or packed in another way
         raise ValueError(str(error) or "it is not a zip file") from error
     mins, maxs = (np.array(meta["means"][k], np.float64) for k in ("mins", "maxs"))
     places = mins + (low[:, :3] + 256.0 * high[:, :3]) / 65535 * (maxs - mins)

@@ -14,6 +14,7 @@ from dd3g.gaussians import Gaussians, quaternion_multiply
 from dd3g.io import glb, packed, ply, sog
 from dd3g.io.atomic import replacing
 from dd3g.io.formats import (
+    AGAIN,
     AXES,
     SPLATS,
     UNBUNDLED,
@@ -102,12 +103,10 @@ def read(path: str | Path, axes: str | None = None) -> Splats:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     try:
         if not data:
-            raise ValueError("it is empty (0 bytes); copy or download it again")
+            raise ValueError(f"it is empty (0 bytes); {AGAIN}")
         return decode(data, format, axes)
     except ValueError as error:
-        cut = "ends too early" in str(error) or "not a zip file" in str(error)
-        again = "; copy or download it again" if cut else ""
-        raise UserError(f"{path} is not a .{format} file that can be read: {error}{again}") from error
+        raise UserError(f"{path} is not a .{format} file that can be read: {error}") from error
 
 
 def read_some(path: str | Path, axes: str | None = None, visible: bool = False) -> Splats:

@@ -170,9 +170,9 @@ def check_options(accelerator: Accelerator, config: LoopConfig) -> None:
             "or use configs/accelerate/fsdp.yaml"
         )
     shown = from_all(asdict(config) | {"precision": config.precision})
+    here = shown[0]
     for rank, other in enumerate(shown):
-        named, _ = changes(shown[0], other)
-        here = shown[0]
+        named, _ = changes(here, other)
         named += [f"{key} {here[key]} (now {other[key]})" for key in MEETINGS if here[key] != other[key]]
         if named:
             raise UserError(

@@ -238,11 +238,9 @@ def load_protocol(name: str, changes: Sequence[str] = (), size: int = 0) -> Prot
     Raises:
         UserError: no such file, an unknown key, or a value that cannot be.
     """
-    try:
-        protocol = parse(["--config", str(find_config(name, FOLDER)), *changes], Protocol)
-    except UserError as error:
-        keys = f"keys are {', '.join(f.name for f in fields(Protocol))}"
-        raise UserError(str(error).replace("--help lists every key with its default", keys)) from error
+    keys = ", ".join(f.name for f in fields(Protocol))
+    words = ["--config", str(find_config(name, FOLDER)), *changes]
+    protocol = parse(words, Protocol, f"keys are {keys}")
     from distill.evaluation.learned import METRICS
 
     for metric in protocol.metrics:
