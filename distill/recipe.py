@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +60,7 @@ class RecipeOptions:
     quadruples: list[Path] = setting([], "Folder of a teacher's quadruples; may be repeated.")
     test: Path | None = setting(None, "Folder of meshes to evaluate on, never trained on.")
     generator: str = setting("nano", "Generator that gets the shape network.")
+    networks: int = setting(1, "Shape networks, trained in turn, whose answers are averaged.", 1)
     output: Path = setting(Path("runs/recipe"), "Folder for all results.", option="-o --output")
     resume: bool = setting(False, "Continue an earlier run in this folder.")
     train: list[str] = setting([], "KEY=VALUE for train-shape.")
@@ -76,8 +77,8 @@ def recipe_command(
     if size not in SIZES:
         raise UserError(f"there is no recipe {size!r}: give {', '.join(SIZES)}")
     o, seconds, recipe = options, 60 * minutes, Recipe(size, minutes, options)
-    stored = {"size": size, "data": o.data or None, "quadruples": o.quadruples or None}
-    stored |= {"generator": o.generator}
+    stored: dict[str, Any] = {"size": size, "data": o.data or None, "quadruples": o.quadruples or None}
+    stored |= {"generator": o.generator, "networks": o.networks if o.networks > 1 else None}
     _check_begun(o.output / "recipe.json", json.loads(json.dumps(stored, default=str)), o.resume)
     _check_inputs(size, o)
     with recipe.smoke():
@@ -191,11 +192,17 @@ class Recipe:
             "--quadruples": o.quadruples,
             "--test": test,
             "--generator": own,
+            "--networks": [o.networks] if o.networks > 1 else [],
             "--train": o.train,
         }
         for option, values in options.items():
             words += [word for value in values for word in (option, str(value))]
         return shlex.join(words)
+
+    @property
+    def shapes(self) -> list[Path]:
+        """Folder of the training of each shape network."""
+        return [self.output / f"shape{f'-{k}' if k else ''}" for k in range(self.options.networks)]
 
     @property
     def seconds_left(self) -> float:
@@ -213,7 +220,7 @@ class Recipe:
         """
         import torch
 
-        if not torch.cuda.is_available() or trained(self.output / "shape")[0]:
+        if not torch.cuda.is_available() or trained(self.shapes[0])[0]:
             yield
             return
         with started("distill.smoke") as stage:
@@ -243,34 +250,35 @@ class Recipe:
         return found
 
     def train(self, renders: list[Path], spare: float) -> None:
-        """The shape network, until `spare` seconds before the end."""
+        """The shape networks, each in its part of the time until `spare` seconds before the end."""
         import torch
 
-        shape = self.output / "shape"
-        words = [f"output_dir={shape}", "report_to=none", "logging_steps=20"]
-        words += [f"renders={json.dumps([str(r) for r in renders])}"]
+        from dd3g.command.configuration import parse
+        from distill.train_shape import ShapeConfig
+
+        seed = parse(["--config", self.size, *self.options.train], ShapeConfig, "dd3g train-shape").seed
+        words = ["report_to=none", "logging_steps=20", f"renders={json.dumps([str(r) for r in renders])}"]
         words += [f"quadruples={json.dumps([str(q) for q in self.options.quadruples])}"]
-        _, minutes_before = trained(shape)
-        minutes = minutes_before + max(self.seconds_left - spare, 1) / 60
-        words.append(f"max_minutes={minutes:.3f}")
-        if minutes_before:
-            words.append("resume=latest")
         if torch.cuda.is_available():  # which would wait for samples of one process, or decoded from PNGs
             words += [f"unpacked_dir={self.output / 'unpacked'}", "dataloader_num_workers=12"]
-        run_stage("distill.train_shape", "--config", self.size, *words, *self.options.train)
+        for k, shape in enumerate(self.shapes):
+            _, minutes_before = trained(shape)
+            seconds = (self.seconds_left - spare) / (len(self.shapes) - k)
+            own = [f"output_dir={shape}", f"max_minutes={minutes_before + max(seconds, 1) / 60:.3f}"]
+            if minutes_before:
+                own.append("resume=latest")
+            own += [*words, *self.options.train, f"seed={seed + k}"]
+            run_stage("distill.train_shape", "--config", self.size, *own)
 
     def assemble(self) -> Path:
-        """Generator and shape network in one folder of float16 weights."""
+        """Generator and shape networks in one folder of float16 weights."""
         import torch
 
         from dd3g.pepd import Generator
         from dd3g.pepd.occupancy import OccupancyNet
 
-        shape = OccupancyNet.from_pretrained(self.output / "shape" / "model")
-        soft = Generator.from_pretrained(self.options.generator)
-        whole = Generator(replace(soft.config, shape=shape.config))
-        state = {n: t for n, t in soft.state_dict().items() if not n.startswith("shape.")}
-        whole.load_state_dict(state | {f"shape.{n}": t for n, t in shape.state_dict().items()})
+        shapes = [OccupancyNet.from_pretrained(shape / "model") for shape in self.shapes]
+        whole = Generator.from_pretrained(self.options.generator).with_shape(*shapes)
         return whole.save_pretrained(self.output / "weights", torch.float16, SHARD)
 
     def evaluate(self, weights: Path, test: Path) -> str:
@@ -298,18 +306,19 @@ class Recipe:
 
         source = [f"meshes in {d}" for d in data]
         source += [f"quadruples in {q}{made_by(str(q))}" for q in self.options.quadruples]
-        path = self.output / "shape" / "model" / "scores.json"
-        best = json.loads(path.read_text()) if path.exists() else {}
-        steps, minutes = trained(self.output / "shape")
+        scores = [shape / "model" / "scores.json" for shape in self.shapes]
+        best = [json.loads(path.read_text()) for path in scores if path.exists()]
+        steps, minutes = zip(*map(trained, self.shapes), strict=True)
         text = CARD.format(repo=weights) + ABOUT.format(
             name=weights,
             generator=self.options.generator,
             command=self.command,
             data=", ".join(source),
-            minutes=minutes,
-            steps=steps,
+            minutes=sum(minutes),
+            steps=" and ".join(map(str, steps)),
             device=describe_machine(),
-            scores=", ".join(f"{k} {v:.4g}" for k, v in best.items()) or "none were held out",
+            scores="; ".join(", ".join(f"{k} {v:.4g}" for k, v in one.items()) for one in best)
+            or "none were held out",
             table=table,
         )
         write_text(weights / "MODEL_CARD.md", text)

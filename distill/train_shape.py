@@ -198,7 +198,8 @@ def run(config: ShapeConfig) -> Path:
     start = time.monotonic()
     import torch
 
-    from dd3g.nn.checkpoint import find_weights, load_weights, read_config
+    from dd3g.nn.checkpoint import find_weights, read_config
+    from dd3g.pepd import Generator
     from dd3g.pepd.occupancy import OccupancyNet
     from dd3g.training import fit
     from distill.shape.objective import ShapeObjective
@@ -211,7 +212,10 @@ def run(config: ShapeConfig) -> Path:
         found = read_config(folder, "shape", "generator")
         whole = found["kind"] == "generator"
         check_same_network(config, found.get("shape") if whole else found)
-        load_weights(folder, network, within="shape." if whole else "")
+        own = Generator.from_pretrained(folder).shape if whole else [OccupancyNet.from_pretrained(folder)]
+        if not own:
+            raise UserError(f"{config.init_from} has no shape network to start from: give another init_from")
+        network.load_state_dict(own[0].state_dict())
     objects = training_objects(config)
     check_volumes(objects, shape.size)
     train, held = split(objects, config)

@@ -234,17 +234,14 @@ def check_options(folder: str | Path, config: Any, known: Iterable[str]) -> None
         )
 
 
-def load_weights(folder: str | Path, module: nn.Module, without: str = "", within: str = "") -> None:
+def load_weights(folder: str | Path, module: nn.Module, without: str = "") -> None:
     """Fill `module` from model.safetensors; every tensor must be there with its shape, in any float type.
 
-    Tensors of the file whose names begin with `without`, or don't with `within`, are passed over.
+    Tensors of the file whose names begin with `without` are passed over.
     """
     path = Path(folder) / WEIGHTS
-    state = {
-        name.removeprefix(within): tensor
-        for name, tensor in read_tensors(path).items()
-        if name.startswith(within) and not (without and name.startswith(without))
-    }
+    tensors = read_tensors(path)
+    state = {name: t for name, t in tensors.items() if not (without and name.startswith(without))}
     own = module.state_dict()
     wrong = sorted(n for n in own if n in state and own[n].shape != state[n].shape)
     if not wrong:

@@ -119,6 +119,7 @@ class GeneratorConfig:
     bounds: Bounds = field(default_factory=Bounds)
     teacher: TeacherPhase | None = setting(None, "phase 1 as a teacher's network; `start` makes it")
     shape: OccupancyConfig | None = setting(None, "network that finds matter, made by train-shape")
+    shape_networks: int = setting(1, "such networks, trained apart, whose answers are averaged", 1)
 
     def __post_init__(self) -> None:
         check_ranges(self, "generator: ")

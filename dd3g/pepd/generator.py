@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from dd3g.pepd.captured import CapturedPass
 from dd3g.pepd.config import GeneratorConfig
 from dd3g.pepd.elevation import degrees_of
 from dd3g.pepd.frustum import resize
-from dd3g.pepd.occupancy import OccupancyNet
+from dd3g.pepd.occupancy import OccupancyNet, Shape
 from dd3g.pepd.pattern_extraction import CopiedTokens, PatternExtraction
 from dd3g.pepd.perspective import seen_under
 from dd3g.pepd.progressive_decoding import Frame, ProgressiveDecoding
@@ -45,7 +45,8 @@ class Generator(nn.Module):
         self.copied = CopiedTokens(c.width) if c.copy_tokens else None
         self.type_embedding = nn.Parameter(torch.randn(2, c.width) * 0.02)  # of imagined and copied tokens
         self.decoding = ProgressiveDecoding(c)
-        self.shape = OccupancyNet(c.shape) if c.shape else None
+        shapes = [OccupancyNet(c.shape) for _ in range(c.shape_networks)] if c.shape else []
+        self.shape = nn.ModuleList(shapes)  # trained apart
         self.register_load_state_dict_pre_hook(_with_names_of_today)
 
         self.captured: CapturedPass | None = None
@@ -181,7 +182,9 @@ class Generator(nn.Module):
         passes = captured if captured is not None and captured.fits(*inputs) else self
         gaussians = passes(*inputs, front=front.to(device))[0]
         if not raw and self.config.surface != "off":
-            gaussians = solidify(gaussians, rgba, front, network=self.shape)
+            networks = cast(Iterable[OccupancyNet], self.shape)
+            found = [network.shape(rgba, front.elevations[0]) for network in networks]
+            gaussians = solidify(gaussians, rgba, front, shape=Shape.mean(found) if found else None)
             if refine > 0:
                 from dd3g.pepd.refinement import refined
 
@@ -206,6 +209,22 @@ class Generator(nn.Module):
                 "`generate_each` takes several pictures: give a list, or one picture to `generate`"
             )
         return [self.generate(picture, **how) for picture in pictures]
+
+    def with_shape(self, *networks: OccupancyNet) -> Generator:
+        """Itself, with these networks in place of its own; the answers of several are averaged.
+
+        Args:
+            *networks: of one config, trained apart, with other seeds.
+
+        Raises:
+            UserError: when there are none, or their configs differ.
+        """
+        configs = [network.config for network in networks]
+        if not configs or any(config != configs[0] for config in configs):
+            raise UserError(f"shape networks {configs}: give one, or several of the same config")
+        self.config = replace(self.config, shape=configs[0], shape_networks=len(networks))
+        self.shape = nn.ModuleList(networks).to(self.type_embedding.device)
+        return self
 
     def save_pretrained(
         self, folder: str | Path, dtype: torch.dtype | None = None, file_bytes: int | None = None
@@ -263,5 +282,10 @@ class Generator(nn.Module):
 
 
 def _with_names_of_today(module: nn.Module, state: dict[str, Tensor], prefix: str, *more: Any) -> None:
-    if f"{prefix}kind" in state:  # in older files
+    """Older files call the embedding "kind", and have one shape network that is not numbered."""
+    if f"{prefix}kind" in state:
         state[f"{prefix}type_embedding"] = state.pop(f"{prefix}kind")
+    for name in [n for n in state if n.startswith(f"{prefix}shape.")]:
+        own = name.removeprefix(f"{prefix}shape.")
+        if not own[0].isdecimal():
+            state[f"{prefix}shape.0.{own}"] = state.pop(name)

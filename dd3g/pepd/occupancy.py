@@ -7,6 +7,7 @@ body of revolution within that silhouette.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -157,6 +158,12 @@ class Shape:
     volume: Tensor  # (1, 4, Dc, S/2, S/2) of colour, see `color_at`
     image: Tensor  # (1, 4, S, S) straight RGBA
     elevation: Tensor  # (1,) radians
+
+    @staticmethod
+    def mean(found: Sequence[Shape]) -> Shape:
+        """Of what networks that were trained apart find in one picture: they err in different places."""
+        logits = torch.stack([s.logits for s in found]).mean(0)
+        return replace(found[0], logits=logits, volume=torch.stack([s.volume for s in found]).mean(0))
 
     def occupancy(self, points: Tensor) -> Tensor:
         """Logits (P,) at world points (P, 3), `OUTSIDE` beyond the frustum."""

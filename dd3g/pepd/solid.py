@@ -19,7 +19,7 @@ from torch import Tensor
 from dd3g.cameras import Cameras
 from dd3g.gaussians import Gaussians, matrix_to_quaternion
 from dd3g.pepd.frustum import inflate, resize, sampled, spread
-from dd3g.pepd.occupancy import OccupancyNet, Shape
+from dd3g.pepd.occupancy import Shape
 from dd3g.pepd.surface import (
     HALF,
     LEVEL,
@@ -108,7 +108,7 @@ def solidify(
     picture: Tensor,
     camera: Cameras,
     options: SolidOptions = SolidOptions(),
-    network: OccupancyNet | None = None,
+    shape: Shape | None = None,
 ) -> Gaussians:
     """Opaque discs on the closed surface that the Gaussians' outlines suggest, on the CPU.
 
@@ -117,7 +117,7 @@ def solidify(
         picture: (4, S, S) straight RGBA; the visible side gets one disc a pixel of it.
         camera: (1,) that took the picture, of any size, at azimuth 0 of the orbit.
         options: how the surface is found.
-        network: finds where matter is; without one it is where the hull and the inflated silhouette are.
+        shape: where matter is; without one it is where the hull and the inflated silhouette are.
 
     Returns:
         (M,) Gaussians; the given ones where the picture shows nothing.
@@ -125,10 +125,10 @@ def solidify(
     gaussians = gaussians.to("cpu")
     picture, camera = within(picture, camera, options)
     views = SoftViews.of(gaussians, options)
-    if network is None:
+    if shape is None:
         body, colors = from_hull(views, picture, camera, options)
     else:
-        body, colors = from_shape(network.shape(picture, camera.elevations[0]), views, options)
+        body, colors = from_shape(shape, views, options)
     if options.coarse:
         colors = detailed(colors, picture, camera, options.coarse)
 

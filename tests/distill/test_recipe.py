@@ -83,22 +83,29 @@ def test_the_command_of_the_card_names_all_that_made_the_weights():
 
 @pytest.mark.slow
 def test_without_meshes_it_makes_up_its_own(tmp_path, monkeypatch, forked_workers):
-    asked = []
+    asked, seeds = [], []
 
     def stage(module, *arguments, seconds=None, **_):
         few = ("--count", "3", "--resolution", "24") if module == "data_gen.make_objects" else ()
         asked.append((module, seconds))
+        seeds.extend(word for word in arguments if word.startswith("seed="))
         in_this_process(module, *arguments, *few)
 
     monkeypatch.setattr(recipe, "run_stage", stage)
-    without = words(tmp_path)
+    without = words(tmp_path, "--networks", "2")
     del without[3:5]  # --data and its folder
     assert main(without) == 0
     assert asked[0] == ("data_gen.make_objects", 60 * 600 * recipe.MAKING)
-    assert [module for module, _ in asked[1:]] == ["data_gen.render", "distill.train_shape"]
+    assert [module for module, _ in asked[1:]] == ["data_gen.render", *2 * ["distill.train_shape"]]
+    assert seeds == ["seed=0", "seed=1"]
+    made = Generator.from_pretrained(tmp_path / "out/weights")
+    assert made.config.shape_networks == len(made.shape) == 2
+    assert not torch.equal(made.shape[0].stem.weight, made.shape[1].stem.weight)
     card = (tmp_path / "out/weights/MODEL_CARD.md").read_text()
     assert (
-        "dd3g recipe nano --minutes 600 --train" in card and f"meshes in {tmp_path / 'out/objects'}" in card
+        "dd3g recipe nano --minutes 600 --networks 2 --train" in card
+        and "2 and 2 steps" in card
+        and f"meshes in {tmp_path / 'out/objects'}" in card
     )
 
 
@@ -183,6 +190,20 @@ def test_cuda_is_tried_beside_the_rendering(tmp_path, monkeypatch, capfd, passes
     assert main(words(tmp_path, "--resume")) == 0 and "distill.smoke" not in asked
 
 
+def test_networks_share_the_time_that_is_left(tmp_path, monkeypatch):
+    now, asked = [5000.0], []
+
+    def stage(_module, *arguments):
+        found = dict(word.split("=", 1) for word in arguments if "=" in word)
+        asked.append((Path(found["output_dir"]).name, float(found["max_minutes"]), found["seed"]))
+        now[0] += 60 * float(found["max_minutes"]) - 60  # one stops early, which the next may use
+
+    monkeypatch.setattr(recipe, "run_stage", stage)
+    monkeypatch.setattr(recipe, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    Recipe("nano", 32.0, RecipeOptions(output=tmp_path, networks=3, train=["seed=5"])).train([], 120.0)
+    assert asked == [("shape", 10.0, "5"), ("shape-1", 10.5, "6"), ("shape-2", 11.5, "7")]
+
+
 @pytest.mark.parametrize("there", [False, True])
 def test_a_gpu_does_not_wait_for_pngs(tmp_path, monkeypatch, there):
     asked = []
@@ -192,7 +213,8 @@ def test_a_gpu_does_not_wait_for_pngs(tmp_path, monkeypatch, there):
     Recipe("nano", 0.0, options).train([tmp_path], 1.0)
     assert (f"unpacked_dir={tmp_path / 'unpacked'}" in asked) == there
     assert ("dataloader_num_workers=12" in asked) == there
-    assert asked[-1] == "dataloader_num_workers=3"  # what was asked for holds
+    workers = [word for word in asked if word.startswith("dataloader_num_workers")]
+    assert workers[-1] == "dataloader_num_workers=3"  # what was asked for holds
 
 
 def test_an_evaluation_that_time_does_not_suffice_for(tmp_path, monkeypatch, capsys):

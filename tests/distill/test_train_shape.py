@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from stand_ins.forked import Forked
+from stand_ins.tiny_generator import generator
 from stand_ins.tiny_objects import write_renders
 from stand_ins.training_runs import files, fresh, metrics
 
 from dd3g.__main__ import main
 from dd3g.command.configuration import launch, parse
 from dd3g.errors import UserError
-from dd3g.nn.checkpoint import save_folder
 from dd3g.pepd.occupancy import OccupancyNet
 from distill.samples.renders import RenderedObjects
 from distill.shape.samples import rank
@@ -78,8 +78,7 @@ def test_training_learns_and_keeps_the_best(renders, tmp_path, capsys):
     assert logits.shape == (1, 16, 32, 32) and logits.isfinite().all()
     assert train(renders, tmp_path, **options) == 2 and "--resume latest" in capsys.readouterr().err
     # The same from a generator that holds this network.
-    whole = torch.nn.ModuleDict({"shape": network, "extraction": torch.nn.Linear(2, 2)})
-    save_folder(tmp_path / "generator", whole, {"kind": "generator"})
+    generator().with_shape(network).save_pretrained(tmp_path / "generator")
     losses = []
     for name in ("model", "generator"):
         assert train(renders, tmp_path / f"from-{name}", init_from=tmp_path / name, max_train_steps=1) == 0
@@ -98,6 +97,12 @@ def test_a_start_from_another_network_is_refused(renders, tmp_path, capsys):
     del old["revolved"]  # as in weights of earlier versions
     (tmp_path / "deeper/config.json").write_text(json.dumps(old))
     assert train(renders, tmp_path / "run", init_from=tmp_path / "deeper", **{"network.depth": 2}) == 0
+
+
+def test_a_start_from_a_generator_without_a_shape_network_is_refused(renders, tmp_path, capsys):
+    generator().save_pretrained(tmp_path / "soft")
+    assert train(renders, tmp_path / "run", init_from=tmp_path / "soft") == 2
+    assert "soft has no shape network to start from" in capsys.readouterr().err
 
 
 def test_arrays_on_a_disk_train_alike(renders, tmp_path):

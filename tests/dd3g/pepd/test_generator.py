@@ -13,8 +13,10 @@ from dd3g.gaussians import Gaussians
 from dd3g.pepd import Generator
 from dd3g.pepd.config import Bounds
 from dd3g.pepd.frustum import resize
-from dd3g.pepd.occupancy import OccupancyConfig
+from dd3g.pepd.occupancy import OccupancyConfig, OccupancyNet, Shape
 from dd3g.picture import Picture
+
+SHAPE = OccupancyConfig(32, 8, 8, (8, 16), 16, 1, 2, 8, 4)
 
 
 def test_the_default_names_stay():
@@ -30,12 +32,12 @@ def test_the_default_names_stay():
 
 
 def test_older_names_are_read():
-    model = generator()
-    state = {k: torch.ones_like(v) for k, v in model.state_dict().items()}
+    model = generator(shape=SHAPE)
+    state = {k.replace("shape.0.", "shape."): torch.ones_like(v) for k, v in model.state_dict().items()}
     state["kind"] = state.pop("type_embedding")
     nested = torch.nn.ModuleDict({"inner": model})
     nested.load_state_dict({f"inner.{k}": v for k, v in state.items()})
-    assert torch.equal(model.type_embedding, torch.ones(2, 32)) and "type_embedding" not in state
+    assert all(p.eq(1).all() for p in model.parameters()) and "type_embedding" not in state
 
 
 def test_generate_checks_what_it_is_given():
@@ -144,9 +146,6 @@ def test_straight_alpha_is_resized_premultiplied():
     assert resize(rgba, 2) is rgba
 
 
-SHAPE = OccupancyConfig(32, 8, 8, (8, 16), 16, 1, 2, 8, 4)
-
-
 def test_a_shape_network_is_part_of_the_generator(tmp_path):
     whole, plain = generator(shape=SHAPE), generator()
     assert sum(name.startswith("shape.") for name in whole.state_dict()) > 50
@@ -158,7 +157,7 @@ def test_a_shape_network_is_part_of_the_generator(tmp_path):
     disc = ((x**2 + y**2).sqrt() < 14).float()
     picture = torch.cat([torch.rand(3, 48, 48, generator=torch.Generator().manual_seed(0)), disc[None]])
     with torch.no_grad():
-        whole.shape.occupancy[-1].bias.fill_(1.0)  # matter, where the untrained splats leave none
+        whole.shape[0].occupancy[-1].bias.fill_(1.0)  # matter, where the untrained splats leave none
         soft, solid, hull = (
             whole.generate(picture, raw=True),
             whole.generate(picture),
@@ -168,6 +167,34 @@ def test_a_shape_network_is_part_of_the_generator(tmp_path):
     assert len(solid.means) != len(hull.means) and solid.means.isfinite().all()
     whole.config.surface = "off"
     assert torch.equal(whole.generate(picture).means, soft.means)
+
+
+def test_answers_of_networks_trained_apart_are_averaged(tmp_path):
+    torch.manual_seed(5)
+    whole, networks = generator(), [OccupancyNet(SHAPE).eval() for _ in range(2)]
+    with torch.no_grad():
+        for network, bias in zip(networks, (-3.0, 5.0), strict=True):
+            network.occupancy[-1].bias.fill_(bias)
+    picture = torch.zeros(4, 48, 48)
+    picture[:, 12:36, 12:36] = 1
+    found = [network.shape(picture, torch.tensor(0.1)) for network in networks]
+    mean = Shape.mean(found)
+    torch.testing.assert_close(mean.logits, (found[0].logits + found[1].logits) / 2)
+    torch.testing.assert_close(mean.volume, (found[0].volume + found[1].volume) / 2)
+    assert mean.elevation is found[0].elevation
+    volume = []
+    for some in ([networks[0]], networks, [networks[1]]):
+        made = whole.with_shape(*some)
+        again = Generator.from_pretrained(made.save_pretrained(tmp_path / "mean"))
+        assert made is whole and again.config.shape_networks == len(again.shape) == len(some)
+        bodies = [g.generate(picture, elevation=5.0).means for g in (made, again)]
+        assert torch.equal(*bodies)
+        volume.append(float(bodies[0][:, 2].amax() - bodies[0][:, 2].amin()))
+    assert volume[0] < volume[1] < volume[2]
+    with pytest.raises(UserError, match="of the same config"):
+        whole.with_shape(networks[0], OccupancyNet(replace(SHAPE, depth=2)))
+    with pytest.raises(UserError, match="give one"):
+        whole.with_shape()
 
 
 def test_a_large_model_is_kept_in_several_files(tmp_path):

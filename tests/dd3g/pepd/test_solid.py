@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-import pytest
 import torch
 import torch.nn.functional as F
 
@@ -279,14 +278,10 @@ def test_refining_fits_the_input_view_and_leaves_the_back(monkeypatch):
 
 
 class Known:
-    """Stands for an occupancy network that has found a ball, green on all sides."""
+    """Stands for a shape that a network has found: a ball, green on all sides."""
 
     def __init__(self, radius):
         self.radius = radius
-
-    def shape(self, picture, elevation):
-        self.elevation = elevation
-        return self
 
     def shown(self, certainty):
         return self
@@ -303,7 +298,6 @@ def test_a_network_has_the_say_where_matter_is():
     soft, known = haze(), Known(0.2)
     picture, alone = picture_of(soft, camera), SolidOptions(imagined=0.0, hull=0.0)
     solid = solidify(soft, picture, camera, alone, known)
-    assert math.degrees(float(known.elevation)) == pytest.approx(10, abs=1e-3)
     body = solid.select(solid.opacities == 0.97)
     inside = 0.2 - alone.matter / 40 - body.means.norm(dim=-1)
     towards = body.means @ F.normalize(camera.positions[0], dim=0)
