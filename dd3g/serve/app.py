@@ -272,7 +272,11 @@ def _answer_errors(app: FastAPI, answers: Counter) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        wrong = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
+        wrong = []
+        for e in error.errors():
+            given = e["input"] if e["type"] != "extra_forbidden" else None
+            told = f", not {given[:60]!r}" if isinstance(given, str) else ""
+            wrong.append(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}{told}")
         answers.labels(400).inc()  # `generate` never saw it
         names = ", ".join(Parameters.model_fields)
         return JSONResponse({"error": f"{'; '.join(wrong)} (parameters are {names})"}, 400)
