@@ -53,9 +53,9 @@ class SolidOptions:
     mask_size: int = 64  # pixels a side of the masks, those of the generator's training
     edge: float = 0.54  # alpha where their masks end: lower swells haze into matter, higher leaves holes
     swelling: float = 0.2  # share of the inflated silhouette in the body, which smooths what masks tear
-    certainty: float = 4.0  # logits above the surface's that each ray of the picture reaches, where likeliest
-    matter: float = -0.25  # logit of a shape network from which there is matter: lower leaves fewer holes
-    hull: float = 0.1  # share of the generator's hull in a body that a shape network finds
+    certainty: float = 2.0  # logits above the surface's that each ray of the picture reaches, where likeliest
+    matter: float = -0.75  # logit of a shape network from which there is matter: lower leaves fewer holes
+    hull: float = 0.05  # share of the generator's hull in a body that a shape network finds
     imagined: float = 0.3  # share of the generator's colours in those of a shape network
     coarse: int = 32  # pixels a side: what the picture shows in finer detail, the hidden side has too; 0: not
     blur: float = 0.65  # standard deviation of the filter on the body
