@@ -56,7 +56,7 @@ class ShapeConfig(LoopConfig):
     )
     held_objects: int = setting(64, "objects of these that are scored at each validation, at most", 1)
     pixels: int = setting(1536, "of other views that a sample is compared in", 1)
-    init_from: str = setting("", "start from these weights of a shape network, or of a generator with one")
+    init_from: str = setting("", "weights of a shape network, or of a generator, whose first one it takes")
     network: OccupancyConfig = field(default_factory=OccupancyConfig)
     objective: ShapeObjectiveConfig = field(default_factory=ShapeObjectiveConfig)
 
