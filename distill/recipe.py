@@ -1,8 +1,8 @@
 """One command a size: `dd3g recipe nano --minutes 60 --data MESHES -o runs/recipe`.
 
-Meshes, made-up ones without any, or a teacher's quadruples become training data, these a shape network, and
-with a generator a folder of weights with a card, a table and a sheet. Each stage is a command that can
-be typed alone, stops in time, and goes on where it was when the recipe is started again.
+Meshes, made-up ones without any, or a teacher's quadruples become training data, these a shape network or
+several, and with a generator a folder of weights with a card, a table and a sheet. Each stage is a command
+that can be typed alone, stops in time, and goes on where it was when the recipe is started again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SHARD = 15_000_000  # bytes of a file of weights at most
 ABOUT = """
 # {name}
 
-`dd3g infer picture.png --weights {name}`: the generator `{generator}`, with a shape network made by
+`dd3g infer picture.png --weights {name}`: the generator `{generator}`, with {networks} made by
 
     {command}
 
@@ -59,7 +59,7 @@ class RecipeOptions:
     data: list[Path] = setting([], "Folder of meshes; may be repeated. Without any: made-up ones.")
     quadruples: list[Path] = setting([], "Folder of a teacher's quadruples; may be repeated.")
     test: Path | None = setting(None, "Folder of meshes to evaluate on, never trained on.")
-    generator: str = setting("nano", "Generator that gets the shape network.")
+    generator: str = setting("nano", "Generator that gets the shape networks.")
     networks: int = setting(1, "Shape networks, trained in turn, whose answers are averaged.", 1)
     output: Path = setting(Path("runs/recipe"), "Folder for all results.", option="-o --output")
     resume: bool = setting(False, "Continue an earlier run in this folder.")
@@ -78,7 +78,7 @@ def recipe_command(
         raise UserError(f"there is no recipe {size!r}: give {', '.join(SIZES)}")
     o, seconds, recipe = options, 60 * minutes, Recipe(size, minutes, options)
     stored: dict[str, Any] = {"size": size, "data": o.data or None, "quadruples": o.quadruples or None}
-    stored |= {"generator": o.generator, "networks": o.networks if o.networks > 1 else None}
+    stored |= {"generator": o.generator, "networks": o.networks}
     _check_begun(o.output / "recipe.json", json.loads(json.dumps(stored, default=str)), o.resume)
     _check_inputs(size, o)
     with recipe.smoke():
@@ -115,8 +115,9 @@ def _check_begun(path: Path, stored: dict[str, Any], resume: bool) -> None:
         write_text(path, json.dumps(stored, indent=1) + "\n")  # also after a first try that could not begin
         return
     try:
-        changed, _ = changes(json.loads(path.read_text()), stored)
-    except (ValueError, AttributeError) as error:  # no JSON, or no keys with values
+        before = {"networks": 1} | json.loads(path.read_text())  # as in folders that were begun without it
+        changed, _ = changes(before, stored)
+    except (ValueError, TypeError) as error:  # no JSON, or no keys with values
         raise UserError(f"{path} is damaged: delete it, or give another --output") from error
     if changed:
         raise UserError(
@@ -261,11 +262,14 @@ class Recipe:
         words += [f"quadruples={json.dumps([str(q) for q in self.options.quadruples])}"]
         if torch.cuda.is_available():  # which would wait for samples of one process, or decoded from PNGs
             words += [f"unpacked_dir={self.output / 'unpacked'}", "dataloader_num_workers=12"]
+        before = [trained(shape)[1] for shape in self.shapes]  # minutes
         for k, shape in enumerate(self.shapes):
-            _, minutes_before = trained(shape)
-            seconds = (self.seconds_left - spare) / (len(self.shapes) - k)
-            own = [f"output_dir={shape}", f"max_minutes={minutes_before + max(seconds, 1) / 60:.3f}"]
-            if minutes_before:
+            left = max(self.seconds_left - spare, 1) / 60
+            minutes = (sum(before[k:]) + left) / len(before[k:])
+            if minutes <= before[k]:  # the others were killed earlier
+                continue
+            own = [f"output_dir={shape}", f"max_minutes={minutes:.3f}"]
+            if before[k]:
                 own.append("resume=latest")
             own += [*words, *self.options.train, f"seed={seed + k}"]
             run_stage("distill.train_shape", "--config", self.size, *own)
@@ -312,6 +316,9 @@ class Recipe:
         text = CARD.format(repo=weights) + ABOUT.format(
             name=weights,
             generator=self.options.generator,
+            networks="a shape network"
+            if len(steps) == 1
+            else f"{len(steps)} shape networks, whose answers are averaged,",
             command=self.command,
             data=", ".join(source),
             minutes=sum(minutes),

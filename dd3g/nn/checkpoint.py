@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
@@ -242,10 +243,10 @@ def load_weights(folder: str | Path, module: nn.Module, without: str = "") -> No
     path = Path(folder) / WEIGHTS
     tensors = read_tensors(path)
     state = {name: t for name, t in tensors.items() if not (without and name.startswith(without))}
-    own = module.state_dict()
-    wrong = sorted(n for n in own if n in state and own[n].shape != state[n].shape)
-    if not wrong:
+    try:
         wrong = sorted(name for names in module.load_state_dict(state, strict=False) for name in names)
+    except RuntimeError as error:
+        wrong = sorted(re.findall("size mismatch for (.+?):", str(error))) or [first_line(error)]
     if wrong:
         raise UserError(
             f"{path}: does not fit its config: {len(wrong)} tensors differ, first {wrong[0]!r}; "

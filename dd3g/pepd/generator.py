@@ -221,7 +221,9 @@ class Generator(nn.Module):
         """
         configs = [network.config for network in networks]
         if not configs or any(config != configs[0] for config in configs):
-            raise UserError(f"shape networks {configs}: give one, or several of the same config")
+            raise UserError(
+                f"{len(configs)} shape networks, not all of one config: give one or more that are"
+            )
         self.config = replace(self.config, shape=configs[0], shape_networks=len(networks))
         self.shape = nn.ModuleList(networks).to(self.type_embedding.device)
         return self
@@ -282,7 +284,7 @@ class Generator(nn.Module):
 
 
 def _with_names_of_today(module: nn.Module, state: dict[str, Tensor], prefix: str, *more: Any) -> None:
-    """Older files call the embedding "kind", and have one shape network that is not numbered."""
+    """Older files, two of nano's too, call the embedding "kind" and do not number the first shape network."""
     if f"{prefix}kind" in state:
         state[f"{prefix}type_embedding"] = state.pop(f"{prefix}kind")
     for name in [n for n in state if n.startswith(f"{prefix}shape.")]:

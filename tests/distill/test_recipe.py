@@ -66,6 +66,13 @@ def test_from_meshes_to_weights_and_on(meshes, monkeypatch, capfd, forked_worker
     assert "continue with --resume" in capfd.readouterr().err
     assert main(words(meshes, "--resume", "--generator", "other")) == 2
     assert "generator nano (now other)" in capfd.readouterr().err
+    assert main(words(meshes, "--resume", "--networks", "2")) == 2
+    assert "networks 1 (now 2)" in capfd.readouterr().err
+    begun = json.loads((meshes / "out/recipe.json").read_text())
+    assert begun.pop("networks") == 1  # as in a folder that was begun before there could be several
+    (meshes / "out/recipe.json").write_text(json.dumps(begun))
+    assert main(words(meshes, "--resume", "--networks", "2")) == 2
+    assert "networks 1 (now 2)" in capfd.readouterr().err
     assert main(words(meshes, "--resume", steps=4)) == 0
     assert trained(meshes / "out/shape") > first > (1, 0)
     lines = (meshes / "out/shape/metrics.jsonl").read_text().splitlines()
@@ -196,12 +203,21 @@ def test_networks_share_the_time_that_is_left(tmp_path, monkeypatch):
     def stage(_module, *arguments):
         found = dict(word.split("=", 1) for word in arguments if "=" in word)
         asked.append((Path(found["output_dir"]).name, float(found["max_minutes"]), found["seed"]))
-        now[0] += 60 * float(found["max_minutes"]) - 60  # one stops early, which the next may use
+        if not (tmp_path / "shape").exists():
+            now[0] += 60 * float(found["max_minutes"]) - 60  # it stops early, which the next may use
+        else:
+            now[0] += 60 * (float(found["max_minutes"]) - trained(tmp_path / asked[-1][0])[1])
 
     monkeypatch.setattr(recipe, "run_stage", stage)
     monkeypatch.setattr(recipe, "time", SimpleNamespace(monotonic=lambda: now[0]))
     Recipe("nano", 32.0, RecipeOptions(output=tmp_path, networks=3, train=["seed=5"])).train([], 120.0)
     assert asked == [("shape", 10.0, "5"), ("shape-1", 10.5, "6"), ("shape-2", 11.5, "7")]
+    for name, minutes in {"shape": 10.0, "shape-1": 1.0, "shape-2": 2.0}.items():  # killed in the second one
+        (checkpoint := tmp_path / name / "checkpoint-5").mkdir(parents=True)
+        (checkpoint / "state.json").write_text(json.dumps({"step": 5, "rate": {"minutes": minutes}}))
+    asked.clear()
+    Recipe("nano", 11.0, RecipeOptions(output=tmp_path, networks=3)).train([], 120.0)
+    assert asked == [("shape-1", 6.0, "1"), ("shape-2", 6.0, "2")]
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from stand_ins.tiny_generator import TINY, generator, inputs, same
 
 from dd3g.errors import UserError
@@ -32,7 +33,7 @@ def test_the_default_names_stay():
 
 
 def test_older_names_are_read():
-    model = generator(shape=SHAPE)
+    model = generator(shape=SHAPE, shape_networks=2)
     state = {k.replace("shape.0.", "shape."): torch.ones_like(v) for k, v in model.state_dict().items()}
     state["kind"] = state.pop("type_embedding")
     nested = torch.nn.ModuleDict({"inner": model})
@@ -169,6 +170,17 @@ def test_a_shape_network_is_part_of_the_generator(tmp_path):
     assert torch.equal(whole.generate(picture).means, soft.means)
 
 
+def test_an_older_name_of_another_size_is_told(tmp_path):
+    whole = generator(shape=SHAPE)
+    old = {name.replace("shape.0.", "shape."): t for name, t in whole.state_dict().items()}
+    old["shape.stem.weight"] = old["shape.stem.weight"][:, 1:].contiguous()
+    save_file(old, whole.save_pretrained(tmp_path) / "model.safetensors")
+    with pytest.raises(
+        UserError, match="does not fit its config: 1 tensors differ, first 'shape.0.stem.weight'"
+    ):
+        Generator.from_pretrained(tmp_path)
+
+
 def test_answers_of_networks_trained_apart_are_averaged(tmp_path):
     torch.manual_seed(5)
     whole, networks = generator(), [OccupancyNet(SHAPE).eval() for _ in range(2)]
@@ -191,9 +203,9 @@ def test_answers_of_networks_trained_apart_are_averaged(tmp_path):
         assert torch.equal(*bodies)
         volume.append(float(bodies[0][:, 2].amax() - bodies[0][:, 2].amin()))
     assert volume[0] < volume[1] < volume[2]
-    with pytest.raises(UserError, match="of the same config"):
+    with pytest.raises(UserError, match="2 shape networks, not all of one config"):
         whole.with_shape(networks[0], OccupancyNet(replace(SHAPE, depth=2)))
-    with pytest.raises(UserError, match="give one"):
+    with pytest.raises(UserError, match="0 shape networks"):
         whole.with_shape()
 
 
