@@ -199,7 +199,6 @@ def run(config: ShapeConfig) -> Path:
     import torch
 
     from dd3g.nn.checkpoint import find_weights, read_config
-    from dd3g.pepd import Generator
     from dd3g.pepd.occupancy import OccupancyNet
     from dd3g.training import fit
     from distill.shape.objective import ShapeObjective
@@ -208,6 +207,8 @@ def run(config: ShapeConfig) -> Path:
     torch.manual_seed(config.seed)
     network, shape = OccupancyNet(config.network), config.network
     if config.init_from:
+        from dd3g.pepd import Generator  # which only this start needs
+
         folder = find_weights(config.init_from)
         found = read_config(folder, "shape", "generator")
         whole = found["kind"] == "generator"
